@@ -1,0 +1,33 @@
+"""lbgen: category names in, a low-bias annotated image dataset out.
+
+The public names load their modules on first use, so that `import lbgen` and `lbgen --help` stay fast.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+PUBLIC = {
+    "AlignConfig": "lbgen.alignment.config",
+    "align": "lbgen.alignment.train",
+    "GenerateConfig": "lbgen.generation.config",
+    "generate": "lbgen.generation.run",
+    "QuickstartConfig": "lbgen.quickstart",
+    "quickstart": "lbgen.quickstart",
+    "Category": "lbgen.vocabulary",
+    "Vocabulary": "lbgen.vocabulary",
+    "load_vocabulary": "lbgen.vocabulary",
+    "UserError": "lbgen.errors",
+}
+__all__ = ["__version__", *PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,19 @@
+"""The two exceptions that end a run on purpose; anything else that escapes is our bug."""
+
+
+class UserError(ValueError):
+    """The user's mistake: one line that names the file or flag, what is wrong with it and what to do.
+
+    The command line prints it as `lbgen: message` and exits with code 2.
+    """
+
+
+class Interrupted(BaseException):
+    """A signal ended the run. Whoever raises it says in `message` what was saved; nothing is promised otherwise.
+
+    Like KeyboardInterrupt, it passes every `except Exception`. The command line exits with code 128 + signum.
+    """
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
