@@ -1,0 +1,123 @@
+"""Figures that say what a set of images is like. Pure functions, used by no loss.
+
+Shapes: B or N images, D feature channels, C categories, H and W pixels.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+COLOUR_LEVELS = 8
+EDGE_THRESHOLD = 0.1
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+def vendi_score(features: Tensor) -> float:
+    """Effective number of different images (Friedman and Dieng, arXiv 2210.02410), cosine kernel.
+
+    exp of the entropy of the eigenvalues of K/n: 1 for n equal rows, n for n orthogonal ones.
+    features: (N, D), any norm but zero.
+    """
+    unit = torch.nn.functional.normalize(features.detach().double(), dim=-1)
+    n, dimension = unit.shape
+    gram = unit @ unit.T if n <= dimension else unit.T @ unit  # both have the same non-zero eigenvalues
+    eigenvalues = torch.linalg.eigvalsh(gram / n).clamp_min(0)
+    return math.exp(torch.special.entr(eigenvalues).sum().item())
+
+
+def mean_category_vendi(features: Tensor, labels: Tensor) -> float:
+    """Mean over the categories present of the Vendi score inside each.  features: (N, D), labels: (N,)."""
+    scores = [vendi_score(features[labels == label]) for label in labels.unique()]
+    return sum(scores) / len(scores)
+
+
+def edge_density(images: Tensor) -> Tensor:
+    """Share of an image's inner pixels where brightness changes by more than EDGE_THRESHOLD a pixel (Sobel).
+
+    images: (B, 3, H, W) nominally in [0, 1].  Returns (B,) in [0, 1].
+    """
+    weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    brightness = (images.clamp(0, 1) * weights).sum(dim=1, keepdim=True)  # (B, 1, H, W)
+    sobel = images.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
+    slopes = torch.nn.functional.conv2d(brightness, torch.stack([sobel, sobel.T]).unsqueeze(1))  # (B, 2, H-2, W-2)
+    return (slopes.norm(dim=1) > EDGE_THRESHOLD).float().mean(dim=(1, 2))
+
+
+def colour_entropy(images: Tensor) -> Tensor:
+    """Entropy in bits of each image's colours, every channel cut into COLOUR_LEVELS equal levels.
+
+    images: (B, 3, H, W) nominally in [0, 1].  Returns (B,), 0 for one flat colour, at most 9 bits.
+    """
+    levels = (images.clamp(0, 1) * COLOUR_LEVELS).long().clamp_max(COLOUR_LEVELS - 1)
+    red, green, blue = levels.flatten(2).unbind(dim=1)  # (B, H*W) each
+    colours = (red * COLOUR_LEVELS + green) * COLOUR_LEVELS + blue
+    counts = torch.stack([torch.bincount(row, minlength=COLOUR_LEVELS**3) for row in colours])
+    return entropy_bits(counts)
+
+
+def entropy_bits(counts: Tensor) -> Tensor:
+    """Entropy of the distribution in each row of counts.  (..., K) -> (...)."""
+    shares = counts.double() / counts.sum(dim=-1, keepdim=True)
+    return torch.special.entr(shares).sum(dim=-1) / math.log(2)
+
+
+def contingency_table(labels: Tensor, attributes: Tensor) -> Tensor:
+    """How often each label meets each attribute.  Both (N,) integers from 0.  Returns (labels, attributes)."""
+    rows, columns = int(labels.max()) + 1, int(attributes.max()) + 1
+    return torch.bincount(labels * columns + attributes, minlength=rows * columns).view(rows, columns)
+
+
+def mutual_information_bits(labels: Tensor, attributes: Tensor) -> float:
+    """What an image's attribute says of its label, in bits: the plug-in estimate from the table of counts.
+
+    Too high for few images (see `corrected_mutual_information_bits`).  Both (N,) integers from 0.
+    """
+    table = contingency_table(labels, attributes)
+    entropies = entropy_bits(table.sum(1)) + entropy_bits(table.sum(0)) - entropy_bits(table.flatten())
+    return max(0.0, entropies.item())
+
+
+def corrected_mutual_information_bits(labels: Tensor, attributes: Tensor) -> float:
+    """The plug-in estimate less its first-order bias (Miller 1955): each entropy gains (cells seen - 1) / 2n nats.
+
+    May fall below 0 by chance when label and attribute are independent.
+    """
+    table = contingency_table(labels, attributes)
+    cells = [int((counts > 0).sum()) for counts in (table.sum(1), table.sum(0), table)]
+    bias_nats = (cells[2] - cells[0] - cells[1] + 1) / (2 * len(labels))
+    return mutual_information_bits(labels, attributes) - bias_nats / math.log(2)
+
+
+def label_agreement(image_features: Tensor, text_features: Tensor, labels: Tensor) -> float:
+    """Share of images whose nearest category text is their own label's.
+
+    image_features: (N, D), text_features: (C, D), both unit norm; labels: (N,) in [0, C).
+    """
+    nearest = (image_features @ text_features.T).argmax(dim=-1)
+    return (nearest == labels).double().mean().item()
+
+
+def bootstrap_interval(
+    statistic: Callable[[Tensor], float], strata: Tensor, *, seed: int = 0, draws: int = 1000, confidence: float = 0.95
+) -> Interval:
+    """Percentile interval of `statistic(rows)` over rows redrawn with replacement inside each stratum.
+
+    Moved by the bootstrap's own estimate of the bias: a redrawn set has repeated rows, which alone raises information
+    and lowers diversity (Efron and Tibshirani 1993, chapter 10).  strata: (N,), rows: (N,) indices.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    members = [torch.nonzero(strata == stratum).flatten() for stratum in strata.unique()]
+    values = torch.empty(draws, dtype=torch.float64)
+    for draw in range(draws):
+        rows = torch.cat([m[torch.randint(len(m), (len(m),), generator=rng)] for m in members])
+        values[draw] = statistic(rows)
+    values -= values.mean() - statistic(torch.arange(len(strata)))
+    tail = (1 - confidence) / 2
+    return Interval(values.quantile(tail).item(), values.quantile(1 - tail).item())

@@ -1,0 +1,110 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lbgen import measures
+
+
+def test_vendi_counts_orthogonal_and_equal_images():
+    """Closed forms: n equal images count as 1, n orthogonal ones as n, whatever their norm."""
+    assert measures.vendi_score(torch.ones(7, 5) * 3) == pytest.approx(1)
+    assert measures.vendi_score(torch.eye(6) * 4) == pytest.approx(6)
+    assert measures.vendi_score(torch.eye(3).repeat(5, 1)) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5)])
+def test_vendi_equals_the_definition(shape):
+    """Against numpy's general eigenvalues of the whole n x n kernel."""
+    features = np.random.default_rng(0).normal(size=shape)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    eigenvalues = np.linalg.eigvals(unit @ unit.T / len(unit)).real
+    eigenvalues = eigenvalues[eigenvalues > 1e-12]
+    truth = np.exp(-(eigenvalues * np.log(eigenvalues)).sum())
+    assert measures.vendi_score(torch.from_numpy(features)) == pytest.approx(truth)
+
+
+def test_category_vendi_averages_over_categories():
+    """One category of two orthogonal images (2) and one of three equal ones (1)."""
+    features = torch.tensor([[1.0, 0], [0, 1], [1, 1], [1, 1], [1, 1]])
+    assert measures.mean_category_vendi(features, torch.tensor([4, 4, 1, 1, 1])) == pytest.approx(1.5)
+
+
+def test_edge_density_of_one_step():
+    """A black-white step between two columns is seen by exactly the 2 inner columns beside it, of 6."""
+    images = torch.zeros(2, 3, 8, 8)
+    images[1, :, :, 4:] = 1
+    assert measures.edge_density(images).tolist() == pytest.approx([0, 2 / 6])
+
+
+def test_colour_entropy_of_known_mixtures():
+    """Flat: 0 bits. Four colours in equal shares: 2 bits. Out-of-range values count as the border."""
+    images = torch.zeros(2, 3, 4, 4)
+    images[1, 0, :2] = 1.7
+    images[1, 1, :, :2] = 1.0
+    assert measures.colour_entropy(images).tolist() == pytest.approx([0, 2])
+
+
+def test_information_of_deterministic_and_independent_tables():
+    """Closed forms: a function of the label on k equal classes gives log2(k); a product table gives 0."""
+    labels = torch.arange(6).repeat(10)
+    assert measures.mutual_information_bits(labels, labels // 2) == pytest.approx(math.log2(3))
+    grid = torch.cartesian_prod(torch.arange(4), torch.arange(5))
+    assert measures.mutual_information_bits(grid[:, 0], grid[:, 1]) == pytest.approx(0, abs=1e-12)
+
+
+def test_information_equals_the_double_sum():
+    """Against sum p(x, y) log2(p(x, y) / p(x) p(y)) written out."""
+    rng = np.random.default_rng(1)
+    x, y = rng.integers(0, 4, 50), rng.integers(0, 3, 50)
+    truth = 0.0
+    for a in range(4):
+        for b in range(3):
+            joint = np.mean((x == a) & (y == b))
+            if joint:
+                truth += joint * math.log2(joint / (np.mean(x == a) * np.mean(y == b)))
+    assert measures.mutual_information_bits(torch.from_numpy(x), torch.from_numpy(y)) == pytest.approx(truth)
+
+
+def test_correction_removes_most_of_the_bias_of_small_samples():
+    """Independent uniform draws have 0 bits: the plug-in mean is far above, the corrected one near."""
+    rng = torch.Generator().manual_seed(0)
+    draws = [(torch.arange(240) % 12, torch.randint(6, (240,), generator=rng)) for _ in range(200)]
+    plug_in = np.mean([measures.mutual_information_bits(*pair) for pair in draws])
+    corrected = np.mean([measures.corrected_mutual_information_bits(*pair) for pair in draws])
+    assert plug_in > 0.15
+    assert abs(corrected) < 0.03
+
+
+def test_label_agreement_counts_nearest_texts():
+    images = torch.tensor([[1.0, 0], [0, 1], [0.6, 0.8], [0.8, 0.6]])
+    assert measures.label_agreement(images, torch.eye(2), torch.tensor([0, 1, 0, 0])) == 0.75
+
+
+def test_bootstrap_interval_of_a_mean_is_the_normal_one():
+    """Against mean +- 1.96 standard errors."""
+    values = torch.randn(400, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    interval = measures.bootstrap_interval(lambda rows: values[rows].mean().item(), torch.zeros(400))
+    half = 1.96 * values.std().item() / 20
+    assert interval.low == pytest.approx(values.mean().item() - half, abs=0.015)
+    assert interval.high == pytest.approx(values.mean().item() + half, abs=0.015)
+
+
+def test_bootstrap_interval_covers_the_true_information():
+    """240 images from a known table: nearly all of 40 intervals hold its exact information (nominal 95%)."""
+    rng = torch.Generator().manual_seed(3)
+    labels = torch.arange(12).repeat_interleave(20)
+    shares = torch.full((12, 6), 0.1)
+    shares[torch.arange(12), torch.arange(12) % 6] = 0.5
+    truth = math.log2(6) + 5 * 0.1 * math.log2(0.1) + 0.5 * math.log2(0.5)
+    hits = 0
+    for _ in range(40):
+        scenes = torch.multinomial(shares[labels], 1, generator=rng).flatten()
+
+        def information(rows, scenes=scenes):
+            return measures.corrected_mutual_information_bits(labels[rows], scenes[rows])
+
+        low, high = measures.bootstrap_interval(information, labels, draws=100)
+        hits += low <= truth <= high
+    assert hits >= 34
