@@ -1,0 +1,115 @@
+"""Checkpoints of a run: all that its next update depends on, in folders that are whole or do not count.
+
+No random state is kept: every draw is a function of the seed and of the two counts (see batches.py).
+A checkpoint's `adapter` is a standard diffusers LoRA of its own.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lbgen import files
+
+MARKER = "checkpoint.json"
+KEPT = 2
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:06d}"
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; then flush it to the disk and rename it to `path`, in place of what was there."""
+    temporary = files.temporary_name(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    for entry in [*temporary.rglob("*"), temporary]:
+        _flush(entry)
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(temporary, path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_tensors(folder: Path, tensors: dict[str, Any]) -> None:
+    """State dictionaries by name, one file."""
+    torch.save(tensors, folder / "state.pt")
+
+
+def load_tensors(folder: Path, device: torch.device) -> dict[str, Any]:
+    """What `save_tensors` wrote; tensors and plain values only, no code is run."""
+    return torch.load(folder / "state.pt", map_location=device, weights_only=True)
+
+
+def mark_complete(folder: Path, record: dict[str, Any]) -> None:
+    """Write the marker, last: the record, and the size of every file that belongs to the checkpoint."""
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
+    (folder / MARKER).write_text(json.dumps(record | {"files": sizes}, indent=1), encoding="utf-8")
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The marker's record, or None where the checkpoint is not whole."""
+    try:
+        record = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        whole = all((folder / name).stat().st_size == size for name, size in record["files"].items())
+    except (OSError, ValueError):
+        return None
+    return record if whole else None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def newest(run: Path) -> Path | None:
+    """The newest whole checkpoint."""
+    whole = [path for path in sorted((run / "checkpoints").glob("step-*")) if read_record(path) is not None]
+    return whole[-1] if whole else None
+
+
+def clean(run: Path) -> None:
+    """Remove what a killed process left half-written, and all but the newest checkpoints."""
+    folder = run / "checkpoints"
+    whole = [path for path in sorted(folder.glob("step-*")) if read_record(path) is not None]
+    for path in folder.iterdir() if folder.is_dir() else []:
+        if path not in whole[-KEPT:]:
+            shutil.rmtree(path)
+
+
+# ---- the lines beside the checkpoints ----
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """One JSON object a line; in the file when this returns."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Drop the lines after `step`, which will be written again, and one that was cut off."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    files.write_text(path, "".join(line + "\n" for line in lines if _step(line) <= step))
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return float("inf")

@@ -1,0 +1,144 @@
+"""What an alignment run can be told. The defaults are those of the paper, at the size of one process."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lbgen.errors import UserError
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    output: Path = Path("runs/align")
+    """Run folder: made if missing, resumed if it holds a run of the same configuration."""
+
+    # What is aligned, and with what
+    vocabulary: str = "imagenet-1k"
+    """The categories: imagenet-1k, microworld, a .txt, .csv or .json file, or an ImageFolder."""
+    qualify_names: bool = True
+    """Tell categories of the same name apart with a short qualifier (the paper does not)."""
+    prompt_template: str = "{name}"
+    """The generator's prompt for a category."""
+    text_template: str = "photo of {name}"
+    """The text that an image of a category is aligned with."""
+    generator: str = "sd15"
+    """Stable Diffusion 1.x or 2.x checkpoint: microworld, sd15, a hub id or a diffusers folder."""
+    semantics: str = "openai/clip-vit-large-patch14"
+    """CLIP or SigLIP checkpoint whose language space is the target: microworld, a hub id or a transformers folder."""
+    quality: str = "antonyms"
+    """Quality scorer: antonyms (CLIP-IQA style prompts on the semantics) or none."""
+
+    # How long, and with what randomness
+    seed: int = 0
+    """Every random draw is a function of this seed, the step and the position in the global batch."""
+    max_steps: int = 100
+    """Updates of the adapter; a finished run goes on when started again with more."""
+    batch_size: int = 4
+    """Images per process per update; the global batch is this times the number of processes."""
+    checkpoint_every: int = 25
+    """Updates between checkpoints; the last two are kept."""
+    evaluate_every: int = 25
+    """Updates between evaluations; 0 evaluates at the start and at the end only."""
+    evaluation_images: int = 32
+    """Images of the fixed evaluation set, four a category."""
+
+    # The objective
+    entire_weight: float = 1.0
+    """Weight of the entire-dataset alignment, the adversarial term L_en."""
+    individual_weight: float = 1.0
+    """Weight of the individual-image alignment L_in."""
+    quality_weight: float = 0.1
+    """Weight of the quality assurance L_q (lambda_1 in the paper)."""
+    base_weight: float = 0.0
+    """Weight of a pull towards the base model's image of the same noise, against drift; costs one more sampling."""
+    normalize_features: bool = True
+    """Give the discriminator features of unit norm; the released script does not."""
+
+    # The adapter
+    rank: int = 128
+    """Rank of the LoRA adapter."""
+    alpha: float = 128.0
+    """Scale of the LoRA adapter: its update is multiplied by alpha / rank."""
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """The UNet's modules that get an adapter, by the end of their names."""
+    text_encoder_lora: bool = False
+    """Adapt the text encoder's attention too."""
+
+    # The trajectory
+    scheduler: str = "ddpm"
+    """Sampler: ddpm, ddim, pndm or dpm++."""
+    steps: int = 50
+    """Denoising steps."""
+    guidance_scale: float = 2.0
+    """Classifier-free guidance scale; 1 samples without guidance."""
+    guidance_rescale: float = 0.0
+    """Rescale the guided prediction towards the unguided one's deviation (arXiv 2305.08891); 0 is off."""
+    differentiated_steps: int = 5
+    """How many of the denoising steps keep their gradient (K in the paper)."""
+    detach_input: bool = False
+    """Detach the network's input at the differentiated steps (DRTune, arXiv 2405.00760): less memory, steadier."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass instead of keeping them: less memory, more time."""
+
+    # The optimisers
+    learning_rate: float = 2e-5
+    """Learning rate of the adapter (AdamW, constant)."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW betas of the adapter."""
+    weight_decay: float = 1e-2
+    """AdamW weight decay, of the adapter and of the discriminator."""
+    max_grad_norm: float = 0.1
+    """The adapter's gradient is clipped to this norm."""
+    discriminator_learning_rate: float = 1e-5
+    """Keep it weak: a strong discriminator collapses the generator (docs/microworld.md)."""
+    discriminator_betas: tuple[float, float] = (0.0, 0.999)
+    """AdamW betas of the discriminator."""
+    discriminator_max_grad_norm: float = 1.0
+    """The discriminator's gradient is clipped to this norm."""
+    discriminator_warmup_steps: int = 0
+    """Updates of the discriminator alone, before the first update of the adapter; not counted in max_steps."""
+    discriminator_hidden: int = 512
+    """Hidden units of the discriminator."""
+    discriminator_texts: Literal["others", "released-code"] = "others"
+    """The discriminator's "real" texts: any category but the image's own, or always the first batch_size categories."""
+    discriminator_template: str = "photo of {name}"
+    """Template of the discriminator's texts; the released script uses the bare name."""
+
+    # Running
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Precision of the frozen weights and of the computation; the adapter is always fp32. fp16 needs a GPU."""
+    guard: Literal["warn", "stop", "off"] = "warn"
+    """What to do when the diversity of the evaluation images collapses."""
+    guard_diversity: float = 0.7
+    """Collapse is a mean Vendi score within categories below this share of the base model's."""
+    logger: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
+    """Where losses and evaluations are logged, beside metrics.jsonl and evaluations.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size", "checkpoint_every", "rank", "steps", "discriminator_hidden"):
+            _require(self, name, getattr(self, name) >= 1, "give 1 or more")
+        for name in ("seed", "evaluate_every", "discriminator_warmup_steps", "guidance_rescale", "weight_decay"):
+            _require(self, name, getattr(self, name) >= 0, "give 0 or more")
+        for name in ("entire_weight", "individual_weight", "quality_weight", "base_weight"):
+            _require(self, name, getattr(self, name) >= 0, "give 0 (off) or more")
+        for name in ("alpha", "learning_rate", "max_grad_norm", "discriminator_learning_rate"):
+            _require(self, name, getattr(self, name) > 0, "give a number above 0")
+        for name in ("adam_betas", "discriminator_betas"):
+            _require(self, name, all(0 <= beta < 1 for beta in getattr(self, name)), "give two numbers in [0, 1)")
+        for name in ("prompt_template", "text_template", "discriminator_template"):
+            _require(self, name, "{name}" in getattr(self, name), 'write "{name}" where the category\'s name goes')
+        _require(self, "discriminator_max_grad_norm", self.discriminator_max_grad_norm > 0, "give a number above 0")
+        _require(self, "guidance_scale", self.guidance_scale >= 1, "give 1 (no guidance) or more")
+        _require(self, "guidance_rescale", self.guidance_rescale <= 1, "give a number in [0, 1]")
+        _require(self, "guard_diversity", 0 < self.guard_diversity <= 1, "give a share in (0, 1]")
+        _require(self, "evaluation_images", self.evaluation_images >= 2, "give 2 or more")
+        _require(self, "lora_targets", len(self.lora_targets) > 0, "name at least one module")
+        within = 1 <= self.differentiated_steps <= self.steps
+        _require(self, "differentiated_steps", within, f"give 1 to {self.steps} (--steps)")
+        weights = self.entire_weight + self.individual_weight + self.quality_weight
+        _require(self, "entire_weight", weights > 0, "all weights are 0, so nothing would be trained: raise one")
+
+
+def _require(config: AlignConfig, name: str, holds: bool, remedy: str) -> None:
+    if not holds:
+        raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: {remedy}")

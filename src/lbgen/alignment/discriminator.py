@@ -1,0 +1,25 @@
+"""The discriminator of the entire-dataset alignment: texts from images, in the semantic space."""
+
+import torch
+from torch import Tensor, nn
+
+from lbgen.alignment.batches import derived_seed
+
+
+class Discriminator(nn.Module):
+    """Linear-ReLU-Linear (lbGen section 3): a logit that is high for texts and low for images."""
+
+    def __init__(self, dimension: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(dimension, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: (B, D).  Returns logits (B,)."""
+        return self.layers(features).squeeze(-1)
+
+
+def seeded_discriminator(dimension: int, hidden: int, seed: int) -> Discriminator:
+    """The same weights in every process; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, "discriminator"))
+        return Discriminator(dimension, hidden)

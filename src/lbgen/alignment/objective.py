@@ -1,0 +1,108 @@
+"""The objective as a table of named, weighted terms; the training loop knows nothing of what they mean."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lbgen.alignment.config import AlignConfig
+from lbgen.alignment.discriminator import Discriminator
+from lbgen.alignment.losses import base_pull, entire_alignment, individual_alignment, quality_assurance
+from lbgen.errors import UserError
+from lbgen.models.quality import QualityScorer
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the terms see of one batch of B images.  D feature channels."""
+
+    images: Tensor
+    """(B, 3, H, W), nominally in [0, 1]."""
+    features: Tensor
+    """(B, D), unit norm."""
+    discriminator_features: Tensor
+    """(B, D): the same, or before normalisation."""
+    text_features: Tensor
+    """(B, D), unit norm: row i is the text of image i's own category."""
+    base_images: Tensor | None
+    """(B, 3, H, W): the base model's images of the same noise, where a term asks for them."""
+
+
+@dataclass(frozen=True)
+class Term:
+    weight: float
+    value: Callable[[Batch], Tensor]
+    zero_at_start: bool = False
+    """Whether the gradient of this term is zero, and rightly so, while the adapter is."""
+
+
+def objective(config: AlignConfig, discriminator: Discriminator, quality: QualityScorer | None) -> dict[str, Term]:
+    """L = L_en + L_in + lambda_1 L_q (lbGen section 3), with the weights of the config, and the pull if it has one."""
+    terms = {
+        "entire": Term(
+            config.entire_weight, lambda batch: entire_alignment(discriminator(batch.discriminator_features))
+        ),
+        "individual": Term(
+            config.individual_weight, lambda batch: individual_alignment(batch.features, batch.text_features)
+        ),
+    }
+    if quality is not None:
+        terms["quality"] = Term(config.quality_weight, lambda batch: quality_assurance(quality.score(batch.images)))
+    if config.base_weight > 0:
+        terms["base"] = Term(
+            config.base_weight, lambda batch: base_pull(batch.images, batch.base_images), zero_at_start=True
+        )
+    return terms
+
+
+def term_values(terms: dict[str, Term], batch: Batch) -> dict[str, Tensor]:
+    """Every term unweighted; one of weight 0 is computed for the log only, without a graph."""
+    values = {}
+    for name, term in terms.items():
+        with torch.set_grad_enabled(term.weight > 0):
+            values[name] = term.value(batch).float()
+    return values
+
+
+def total_loss(terms: dict[str, Term], values: dict[str, Tensor]) -> Tensor:
+    """The weighted sum of the terms that have a weight."""
+    return torch.stack([term.weight * values[name] for name, term in terms.items() if term.weight > 0]).sum()
+
+
+def gradient_norms(
+    terms: dict[str, Term],
+    values: dict[str, Tensor],
+    parameters: list[Tensor],
+    average: Callable[[list[Tensor]], list[Tensor]],
+    scale: float,
+) -> dict[str, float]:
+    """Norm of each weighted term's gradient on the adapter; 0 for a term without weight.
+
+    `average` takes gradients to their mean over the processes. In fp16 the loss is multiplied by `scale` against
+    underflow; where that overflows, by less.
+    """
+    norms = {}
+    for name, term in terms.items():
+        norms[name] = 0.0
+        factor = scale
+        while term.weight > 0 and factor >= 1:
+            loss = term.weight * factor * values[name]
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
+            norms[name] = torch.nn.utils.get_total_norm(average(list(gradients))).item() / factor
+            if math.isfinite(norms[name]):
+                break
+            factor /= 16
+    return norms
+
+
+def ensure_reached(terms: dict[str, Term], norms: dict[str, float]) -> None:
+    """Stop a run one of whose weighted terms trains nothing (METHOD: frozen means frozen, not deaf)."""
+    for name, term in terms.items():
+        silent = norms[name] == 0 and not term.zero_at_start
+        if term.weight > 0 and (silent or not math.isfinite(norms[name])):
+            raise UserError(
+                f"--{name}-weight {term.weight}: the {name} term's gradient on the adapter is {norms[name]}, so it would "
+                f"train nothing; set --{name}-weight 0, or choose models that pass its gradient on"
+            )
