@@ -3,7 +3,9 @@
 The public names load their modules on first use, so that `import lbgen` and `lbgen --help` stay fast.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -31,3 +33,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Keeps the function `lbgen.quickstart` in sight when the module of the same name is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in PUBLIC or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from lbgen.errors import UserError
+from lbgen.files import write_text
 
 Config = TypeVar("Config")
 
@@ -264,7 +265,7 @@ def save(config: Any, path: Path) -> None:
     """Write every resolved value, readable by `load` and by any YAML reader."""
     values = {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_text(path, yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def _plain(value: Any) -> Any:

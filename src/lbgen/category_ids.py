@@ -1,0 +1,62 @@
+"""Which category ids may become folder and file names, and the id of a category that is given by its name alone.
+
+A dataset folder may be copied to any file system, so the rules are those of the strictest common one (Windows).
+"""
+
+import hashlib
+import re
+import unicodedata
+
+RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
+    f"{d}{n}" for d in ("COM", "LPT") for n in "0123456789¹²³"
+}
+"""Device names: Windows opens the device whatever extension follows."""
+
+MAX_BYTES = 120
+"""Of the UTF-8 form; file systems allow 255 for a whole file name, and an image's index and extension follow."""
+
+REMEDY = 'use letters, digits, "_", "-" or "."'
+
+
+def fault(category_id: str) -> str | None:
+    """What makes an id unfit as a folder name, with the remedy; None for a fit one."""
+    if re.search(r"[/\\]", category_id) or category_id in (".", ".."):
+        return f"would leave the dataset folder; {REMEDY}"
+    if any(character in '<>:"|?*' or unprintable(character) for character in category_id):
+        return f"holds a character that file names may not have; {REMEDY}"
+    if reserved(category_id):
+        return "is a reserved file name on Windows; add a letter"
+    if category_id.startswith((".", " ")) or category_id.endswith((".", " ")):
+        return 'begins or ends with a dot or a space; remove it or use "_"'
+    if len(category_id.encode()) > MAX_BYTES:
+        return f"is longer than {MAX_BYTES} bytes; shorten it"
+    return None if category_id else f"is empty; {REMEDY}"
+
+
+def reserved(category_id: str) -> bool:
+    """Whether Windows would open a device instead of a folder of this name."""
+    return category_id.split(".")[0].rstrip().upper() in RESERVED
+
+
+def unprintable(character: str) -> bool:
+    """Control characters, invisible format characters (text direction, joiners), lone surrogates, line separators."""
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def id_from_name(name: str) -> str:
+    """`polar bear` -> `polar_bear`. What does not fit is dropped, and a hash of the name keeps the id unique.
+
+    Depends on the name alone: a list may be cut or reordered and every category keeps its id.
+    """
+    plain = name.replace(" ", "_")
+    if re.fullmatch(r"[A-Za-z0-9_-]+", plain) and fault(plain) is None:
+        return plain
+    ascii_letters = unicodedata.normalize("NFKD", plain).encode("ascii", "ignore").decode()
+    kept = re.sub(r"[^A-Za-z0-9_-]+", "_", ascii_letters)[:40].strip("_-")
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{kept}-{digest}" if kept else f"category-{digest}"
+
+
+def comparable(text: str) -> str:
+    """Equal for texts that some file system, or a lower-casing tokenizer, takes for the same."""
+    return unicodedata.normalize("NFKC", text).casefold()

@@ -1,0 +1,98 @@
+"""The command line: verb -> (config dataclass, function), and how a run ends.
+
+Exit codes: 0 done, 2 the user's mistake (one line on stderr), 130 and 143 stopped by Ctrl-C and SIGTERM, 1 our bug.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import lbgen
+from lbgen.config import add_arguments, built_in_recipes, resolve
+from lbgen.errors import Interrupted, UserError
+
+
+class Verb(NamedTuple):
+    """Names of `lbgen`'s public config class and function, imported only when the verb runs."""
+
+    config_class: str
+    function: str
+    summary: str
+
+
+VERBS = {
+    "align": Verb("AlignConfig", "align", "fine-tune a text-to-image generator from category names alone"),
+    "generate": Verb("GenerateConfig", "generate", "generate a labelled image dataset"),
+    "quickstart": Verb("QuickstartConfig", "quickstart", "the whole street, once, on the embedded micro world"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one verb; UserError and signals become a line on stderr and an exit code, anything else a traceback."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        run = _parse(sys.argv[1:] if argv is None else argv)
+        run()
+    except UserError as error:
+        _exit(2, str(error))
+    except Interrupted as interrupt:
+        _exit(128 + interrupt.signum, str(interrupt))
+    except KeyboardInterrupt:
+        _exit(128 + signal.SIGINT, "interrupted")
+
+
+def _terminate(signum: int, frame: Any) -> NoReturn:
+    raise Interrupted(signum, "terminated")
+
+
+def _exit(code: int, message: str) -> NoReturn:
+    print(f"lbgen: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Flags in full only; a wrong command line is a UserError like any other mistake."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def _parse(argv: Sequence[str]) -> Callable[[], object]:
+    """The command line as a call to make."""
+    parser = _Parser(prog="lbgen", description="Category names in, a low-bias annotated image dataset out.")
+    parser.add_argument("--version", action="version", version=f"lbgen {lbgen.__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, verb in VERBS.items():
+        subparser = verbs.add_parser(name, help=verb.summary, description=verb.summary)
+        if argv and argv[0] == name:  # only the verb asked for has its config class imported
+            _add_verb_arguments(subparser, verb)
+    export = verbs.add_parser("export", help="write a built-in model's folders, for diffusers and transformers")
+    export.add_argument("model", choices=["microworld"])
+    export.add_argument("directory", type=Path, metavar="DIR")
+    arguments = vars(parser.parse_args(argv))
+    name = arguments.pop("verb")
+    return _export_call(**arguments) if name == "export" else _verb_call(VERBS[name], arguments)
+
+
+def _add_verb_arguments(parser: argparse.ArgumentParser, verb: Verb) -> None:
+    built_in = ", ".join(built_in_recipes())
+    help_text = f"a YAML file of defaults for the flags below, or one of lbgen's own for align: {built_in}"
+    parser.add_argument("--recipe", metavar="NAME|PATH", help=help_text)
+    add_arguments(parser, getattr(lbgen, verb.config_class))
+
+
+def _verb_call(verb: Verb, arguments: dict[str, Any]) -> Callable[[], object]:
+    config = resolve(getattr(lbgen, verb.config_class), arguments.pop("recipe"), arguments)
+    return lambda: getattr(lbgen, verb.function)(config)
+
+
+def _export_call(model: str, directory: Path) -> Callable[[], object]:
+    from lbgen.microworld import export
+
+    return lambda: export(directory)
