@@ -85,7 +85,7 @@ def test_label_agreement_counts_nearest_texts():
 def test_bootstrap_interval_of_a_mean_is_the_normal_one():
     """Against mean +- 1.96 standard errors."""
     values = torch.randn(400, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    interval = measures.bootstrap_interval(lambda rows: values[rows].mean().item(), torch.zeros(400))
+    (interval,) = measures.bootstrap_intervals(lambda rows: values[rows].mean().view(1), torch.zeros(400))
     half = 1.96 * values.std().item() / 20
     assert interval.low == pytest.approx(values.mean().item() - half, abs=0.015)
     assert interval.high == pytest.approx(values.mean().item() + half, abs=0.015)
@@ -103,8 +103,8 @@ def test_bootstrap_interval_covers_the_true_information():
         scenes = torch.multinomial(shares[labels], 1, generator=rng).flatten()
 
         def information(rows, scenes=scenes):
-            return measures.corrected_mutual_information_bits(labels[rows], scenes[rows])
+            return torch.tensor([measures.corrected_mutual_information_bits(labels[rows], scenes[rows])])
 
-        low, high = measures.bootstrap_interval(information, labels, draws=100)
+        ((low, high),) = measures.bootstrap_intervals(information, labels, draws=100)
         hits += low <= truth <= high
     assert hits >= 34

@@ -104,20 +104,22 @@ def label_agreement(image_features: Tensor, text_features: Tensor, labels: Tenso
     return (nearest == labels).double().mean().item()
 
 
-def bootstrap_interval(
-    statistic: Callable[[Tensor], float], strata: Tensor, *, seed: int = 0, draws: int = 1000, confidence: float = 0.95
-) -> Interval:
-    """Percentile interval of `statistic(rows)` over rows redrawn with replacement inside each stratum.
+def bootstrap_intervals(
+    statistics: Callable[[Tensor], Tensor], strata: Tensor, *, seed: int = 0, draws: int = 1000
+) -> list[Interval]:
+    """95% intervals of K figures: percentiles over images redrawn with replacement inside each stratum.
 
-    Moved by the bootstrap's own estimate of the bias: a redrawn set has repeated rows, which alone raises information
-    and lowers diversity (Efron and Tibshirani 1993, chapter 10).  strata: (N,), rows: (N,) indices.
+    Moved by the bootstrap's own estimate of the bias: a redrawn set has repeated images, which alone raises information
+    and lowers diversity (Efron and Tibshirani 1993, chapter 10).
+
+    statistics: rows (N,), the indices drawn, to figures (K,). strata: (N,) integers.
     """
     rng = torch.Generator().manual_seed(seed)
     members = [torch.nonzero(strata == stratum).flatten() for stratum in strata.unique()]
-    values = torch.empty(draws, dtype=torch.float64)
-    for draw in range(draws):
-        rows = torch.cat([m[torch.randint(len(m), (len(m),), generator=rng)] for m in members])
-        values[draw] = statistic(rows)
-    values -= values.mean() - statistic(torch.arange(len(strata)))
-    tail = (1 - confidence) / 2
-    return Interval(values.quantile(tail).item(), values.quantile(1 - tail).item())
+    values = []
+    for _ in range(draws):
+        values.append(statistics(torch.cat([m[torch.randint(len(m), (len(m),), generator=rng)] for m in members])))
+    drawn = torch.stack(values).double()  # (draws, K)
+    centred = drawn - drawn.mean(dim=0) + statistics(torch.arange(len(strata)))
+    ends = centred.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)  # (2, K)
+    return [Interval(low, high) for low, high in ends.T.tolist()]
