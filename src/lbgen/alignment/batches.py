@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from lbgen.errors import UserError
+from lbgen.models.sampling import image_noise
 
 
 def derived_seed(*key: int | str) -> int:
@@ -56,12 +58,15 @@ def first_rows(positions: Sequence[int], batch_size: int, categories: int) -> li
     return [position % batch_size % categories for position in positions]
 
 
-def differentiated_steps(seed: int, draw: int, steps: int, count: int) -> frozenset[int]:
-    """`count` step indices at equal intervals from a random start: steps // count apart (lbGen section 4).
-
-    Drawn once an update, so equal for all its images.
-    """
-    interval = steps // count
+def differentiated_start(seed: int, draw: int, starts: int) -> int:
+    """Where the differentiated steps begin, in [0, starts): drawn once an update, so equal for all its images."""
     rng = torch.Generator().manual_seed(derived_seed(seed, "differentiated", draw))
-    start = int(torch.randint(steps - interval * (count - 1), (), generator=rng))
-    return frozenset(start + interval * index for index in range(count))
+    return int(torch.randint(starts, (), generator=rng))
+
+
+def stacked_noise(
+    seed: int, ids: Sequence[str], indices: Sequence[int], attempts: Sequence[int], shape: tuple[int, int, int]
+) -> tuple[Tensor, list[torch.Generator]]:
+    """Each image's own noise, (B, C, h, w) on the CPU, and the generators that serve its later draws."""
+    drawn = [image_noise(seed, *key, shape) for key in zip(ids, indices, attempts, strict=True)]
+    return torch.cat([noise for noise, _ in drawn]), [rng for _, rng in drawn]

@@ -22,9 +22,9 @@ class AlignConfig:
     text_template: str = "photo of {name}"
     """The text that an image of a category is aligned with."""
     generator: str = "sd15"
-    """Stable Diffusion 1.x or 2.x checkpoint: microworld, sd15, a hub id or a diffusers folder."""
-    semantics: str = "openai/clip-vit-large-patch14"
-    """CLIP or SigLIP checkpoint whose language space is the target: microworld, a hub id or a transformers folder."""
+    """Stable Diffusion 1.x or 2.x checkpoint: microworld, sd15, a hub id or a folder."""
+    semantics: str = "clip-vit-l-14"
+    """The language space (CLIP or SigLIP): microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
     quality: str = "antonyms"
     """Quality scorer: antonyms (CLIP-IQA style prompts on the semantics) or none."""
 
@@ -79,6 +79,10 @@ class AlignConfig:
     """Detach the network's input at the differentiated steps (DRTune, arXiv 2405.00760): less memory, steadier."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass instead of keeping them: less memory, more time."""
+    merged_sampler: bool = True
+    """Run the steps without gradient through a copy of the UNet with the adapter merged: faster, some more memory."""
+    compile: bool = False
+    """torch.compile the network of the steps without gradient: minutes at the start, faster steps on a GPU."""
 
     # The optimisers
     learning_rate: float = 2e-5

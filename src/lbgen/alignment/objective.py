@@ -1,7 +1,7 @@
 """The objective as a table of named, weighted terms; the training loop knows nothing of what they mean."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,6 @@ from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.discriminator import Discriminator
 from lbgen.alignment.losses import base_pull, entire_alignment, individual_alignment, quality_assurance
 from lbgen.errors import UserError
-from lbgen.models.quality import QualityScorer
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,10 @@ class Batch:
     """(B, D): the same, or before normalisation."""
     text_features: Tensor
     """(B, D), unit norm: row i is the text of image i's own category."""
-    base_images: Tensor | None
-    """(B, 3, H, W): the base model's images of the same noise, where a term asks for them."""
+    scores: Tensor
+    """(B,) in [1, 5]; empty where there is no quality scorer."""
+    base_images: Tensor
+    """(B, 3, H, W): the base model's images of the same noise; empty where no term asks for them."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Term:
     """Whether the gradient of this term is zero, and rightly so, while the adapter is."""
 
 
-def objective(config: AlignConfig, discriminator: Discriminator, quality: QualityScorer | None) -> dict[str, Term]:
+def objective(config: AlignConfig, discriminator: Discriminator) -> dict[str, Term]:
     """L = L_en + L_in + lambda_1 L_q (lbGen section 3), with the weights of the config, and the pull if it has one."""
     terms = {
         "entire": Term(
@@ -48,8 +49,8 @@ def objective(config: AlignConfig, discriminator: Discriminator, quality: Qualit
             config.individual_weight, lambda batch: individual_alignment(batch.features, batch.text_features)
         ),
     }
-    if quality is not None:
-        terms["quality"] = Term(config.quality_weight, lambda batch: quality_assurance(quality.score(batch.images)))
+    if config.quality != "none":
+        terms["quality"] = Term(config.quality_weight, lambda batch: quality_assurance(batch.scores))
     if config.base_weight > 0:
         terms["base"] = Term(
             config.base_weight, lambda batch: base_pull(batch.images, batch.base_images), zero_at_start=True
@@ -74,7 +75,7 @@ def total_loss(terms: dict[str, Term], values: dict[str, Tensor]) -> Tensor:
 def gradient_norms(
     terms: dict[str, Term],
     values: dict[str, Tensor],
-    parameters: list[Tensor],
+    parameters: Sequence[Tensor],
     average: Callable[[list[Tensor]], list[Tensor]],
     scale: float,
 ) -> dict[str, float]:
@@ -98,11 +99,11 @@ def gradient_norms(
 
 
 def ensure_reached(terms: dict[str, Term], norms: dict[str, float]) -> None:
-    """Stop a run one of whose weighted terms trains nothing (METHOD: frozen means frozen, not deaf)."""
+    """Stop a run one of whose weighted terms would train nothing."""
     for name, term in terms.items():
         silent = norms[name] == 0 and not term.zero_at_start
         if term.weight > 0 and (silent or not math.isfinite(norms[name])):
             raise UserError(
-                f"--{name}-weight {term.weight}: the {name} term's gradient on the adapter is {norms[name]}, so it would "
-                f"train nothing; set --{name}-weight 0, or choose models that pass its gradient on"
+                f"--{name}-weight {term.weight}: the {name} term's gradient on the adapter is {norms[name]}, so it "
+                f"would train nothing; set --{name}-weight 0, or choose models that pass its gradient on"
             )

@@ -1,0 +1,146 @@
+"""What a run shows of itself: a fixed set of images, statistics of them that no loss sees, and the guard."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lbgen import files, measures
+from lbgen.alignment.batches import derived_seed, stacked_noise
+from lbgen.alignment.config import AlignConfig
+from lbgen.errors import UserError
+from lbgen.models.generator import Generator
+from lbgen.models.quality import QualityScorer
+from lbgen.models.sampling import sample
+from lbgen.models.semantics import SemanticSpace
+from lbgen.vocabulary import Vocabulary
+
+IMAGES_PER_CATEGORY = 4
+
+
+class Monitor:
+    """Samples the evaluation set and measures it.  N = config.evaluation_images, in rows of one category each.
+
+    Images are taken as they would be saved, as bytes (N, 3, H, W), for the base model and later alike.
+    """
+
+    def __init__(
+        self,
+        config: AlignConfig,
+        vocabulary: Vocabulary,
+        generator: Generator,
+        semantics: SemanticSpace,
+        quality: QualityScorer | None,
+        autocast: Callable[[], AbstractContextManager],
+    ) -> None:
+        self.config, self.vocabulary = config, vocabulary
+        self.generator, self.semantics, self.quality, self.autocast = generator, semantics, quality, autocast
+        self.places = evaluation_places(config.evaluation_images, len(vocabulary))
+        self.labels = torch.tensor([row for row, _ in self.places])
+        with torch.no_grad():
+            self.text_features = semantics.embed_texts(vocabulary.texts(config.text_template)).cpu()
+        self.base = self._base_images()
+        self.base_features, _ = self._features_and_scores(self.base)
+        self.base_diversity = measures.mean_category_vendi(self.base_features, self.labels)
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Write the sample grid and return the statistics of the adapter as it is; at step 0 that is the base model."""
+        images = self.base if step == 0 else self.sample()
+        write_grid(self.config.output / "samples" / f"step-{step:06d}.png", images)
+        features, scores = self._features_and_scores(images)
+        difference = (images.float() - self.base.float()) / 255
+        statistics = {
+            "diversity": measures.mean_category_vendi(features, self.labels),
+            "overall_diversity": measures.vendi_score(features),
+            "label_agreement": measures.label_agreement(features, self.text_features, self.labels),
+            "edge_density": measures.edge_density(images / 255).mean().item(),
+            "colour_entropy": measures.colour_entropy(images / 255).mean().item(),
+            "base_pixel_rms": difference.square().mean().sqrt().item(),
+            "base_feature_cosine": (features * self.base_features).sum(dim=-1).mean().item(),
+        }
+        return statistics | ({"quality": scores.mean().item()} if scores is not None else {})
+
+    @torch.no_grad()
+    def sample(self) -> Tensor:
+        """The evaluation images of the generator as it is."""
+        prompts = self.vocabulary.texts(self.config.prompt_template)
+        shape = self.generator.latent_shape(*self.generator.default_size)
+        seed = derived_seed(self.config.seed, "evaluation")
+        images = []
+        for start in range(0, len(self.places), self.config.batch_size):
+            rows, indices = zip(*self.places[start : start + self.config.batch_size], strict=True)
+            noise, rngs = stacked_noise(
+                seed, [self.vocabulary[row].id for row in rows], indices, [0] * len(rows), shape
+            )
+            noise = noise.to(self.generator.device)
+            with self.autocast():
+                conditioning = self.generator.encode([prompts[row] for row in rows])
+                images.append(sample(self.generator, conditioning, noise, steps=self.config.steps, rngs=rngs).cpu())
+        return (torch.cat(images).float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+    def _base_images(self) -> Tensor:
+        """The base model's evaluation images, kept in the run folder."""
+        path = self.config.output / "samples" / "base.safetensors"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with self.generator.adapter_enabled(False):
+                images = self.sample()
+            with files.replacing(path) as temporary:
+                save_file({"images": images.contiguous()}, temporary)
+        return load_file(path)["images"]
+
+    @torch.no_grad()
+    def _features_and_scores(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Unit features (N, D) and, where there is a scorer, scores (N,); on the CPU."""
+        features, scores = [], []
+        for chunk in images.split(self.config.batch_size):
+            pixels = (chunk / 255).to(self.generator.device)
+            with self.autocast():
+                features.append(self.semantics.embed_images(pixels).float().cpu())
+                if self.quality is not None:
+                    scores.append(self.quality.score(pixels).float().cpu())
+        return torch.cat(features), torch.cat(scores) if scores else None
+
+
+def evaluation_places(images: int, categories: int) -> list[tuple[int, int]]:
+    """(category, index within it) of each image: IMAGES_PER_CATEGORY of as many categories as that fills.
+
+    The categories are spread evenly over the vocabulary; where it is small, further rounds have further indices.
+    """
+    rows = min(categories, -(-images // IMAGES_PER_CATEGORY))
+    places = []
+    for place in range(images):
+        group, column = divmod(place, IMAGES_PER_CATEGORY)
+        places.append((group % rows * categories // rows, group // rows * IMAGES_PER_CATEGORY + column))
+    return places
+
+
+def write_grid(path: Path, images: Tensor) -> None:
+    """One row a category, IMAGES_PER_CATEGORY columns.  images: (N, 3, H, W) bytes."""
+    n, channels, height, width = images.shape
+    missing = -n % IMAGES_PER_CATEGORY
+    padded = torch.cat([images, images.new_full((missing, channels, height, width), 255)])
+    rows = padded.view(-1, IMAGES_PER_CATEGORY, channels, height, width)
+    pixels = rows.permute(0, 3, 1, 4, 2).reshape(-1, IMAGES_PER_CATEGORY * width, channels)
+    with files.replacing(path) as temporary:
+        Image.fromarray(pixels.numpy()).save(temporary, format="PNG")
+
+
+def check_diversity(config: AlignConfig, step: int, share: float) -> str | None:
+    """The guard: a warning when the images of a category have become alike; with guard "stop", the end of the run.
+
+    share: diversity of the evaluation images over that of the base model's.
+    """
+    if config.guard == "off" or share >= config.guard_diversity:
+        return None
+    message = (
+        f"{config.output}, step {step}: diversity fell to {share:.0%} of the base model's, "
+        f"below --guard-diversity {config.guard_diversity}; lower the learning rates or raise --base-weight"
+    )
+    if config.guard == "stop":
+        raise UserError(f"{message}, or go on with --guard warn; earlier adapters are in {config.output}/checkpoints")
+    return message

@@ -1,0 +1,148 @@
+"""The course of a run: check, evaluate, warm up, update, save; and what it writes on the way."""
+
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from lbgen.alignment import checkpoint
+from lbgen.alignment.config import AlignConfig
+from lbgen.alignment.monitor import Monitor, check_diversity
+from lbgen.alignment.objective import ensure_reached
+from lbgen.alignment.trainer import Trainer
+from lbgen.errors import Interrupted
+
+
+class Run:
+    """A run's progress, `record`, and what it writes; only the main process writes.
+
+    The `draw`-th batch is the warm-up's until the discriminator has had its share, then the updates'.
+    """
+
+    def __init__(self, config: AlignConfig, trainer: Trainer, accelerator: Accelerator, record: dict[str, Any]) -> None:
+        self.config, self.trainer, self.accelerator, self.record = config, trainer, accelerator, record
+        self.monitor: Monitor | None = None
+        if config.logger != "none":
+            accelerator.init_trackers("align", {name: str(value) for name, value in asdict(config).items()})
+        if accelerator.is_main_process:
+            self.monitor = Monitor(
+                config, trainer.vocabulary, trainer.generator, trainer.semantics, trainer.quality, accelerator.autocast
+            )
+
+    @property
+    def draw(self) -> int:
+        return self.record["warmup"] + self.record["step"]
+
+    def start(self, signals: list[int]) -> None:
+        """Before the first update: check that every term reaches the adapter, evaluate the base, warm up D."""
+        if self.draw == 0:
+            norms = self.trainer.measure_gradients()
+            self.accelerator.print("gradient norms: " + ", ".join(f"{name} {norm:.3g}" for name, norm in norms.items()))
+            ensure_reached(self.trainer.terms, norms)
+            shown = {"entire": 0.0, "individual": 0.0, "quality": 0.0, **norms}
+            self.write("metrics.jsonl", {"step": 0, "gradient_norms": shown})
+            self.evaluate()
+        with self.progress("discriminator", self.config.discriminator_warmup_steps, self.record["warmup"]) as progress:
+            while self.record["warmup"] < self.config.discriminator_warmup_steps:
+                batch = self.trainer.batch(self.draw, differentiate=False)
+                loss = self.trainer.update_discriminator(batch, self.draw)
+                self.record["warmup"] += 1
+                progress.set_postfix(discriminator=f"{loss:.3f}")
+                progress.update()
+                self.leave_if_asked(signals)
+
+    def loop(self, signals: list[int]) -> None:
+        """The updates, each of both players on one batch, discriminator first."""
+        config = self.config
+        with self.progress("align", config.max_steps, self.record["step"]) as progress:
+            while self.record["step"] < config.max_steps:
+                metrics = self.update()
+                self.write("metrics.jsonl", metrics)
+                progress.set_postfix({name: f"{value:.3f}" for name, value in metrics.items() if name != "step"})
+                progress.update()
+                step, last = self.record["step"], self.record["step"] == config.max_steps
+                if last or (config.evaluate_every and step % config.evaluate_every == 0):
+                    self.evaluate()
+                if step % config.checkpoint_every == 0 and not last:
+                    self.save()
+                self.leave_if_asked(signals)
+
+    def update(self) -> dict[str, Any]:
+        """One update; returns its line of metrics."""
+        began = time.perf_counter()
+        batch = self.trainer.batch(self.draw, differentiate=True)
+        discriminator = self.trainer.update_discriminator(batch, self.draw)
+        losses = self.trainer.update_adapter(batch, self.record["step"] + 1)
+        self.record["step"] += 1
+        speed = self.trainer.global_batch / (time.perf_counter() - began)
+        line = {"step": self.record["step"], "quality": None, **losses, "discriminator": discriminator}
+        return line | {"images_per_second": speed}
+
+    def evaluate(self) -> None:
+        """Sample and measure the evaluation images on the main process; the guard's verdict reaches every process."""
+        step = self.record["step"]
+        share = 1.0
+        if self.monitor is not None:
+            statistics = self.monitor.evaluate(step)
+            self.write("evaluations.jsonl", {"step": step, **statistics})
+            share = statistics["diversity"] / self.monitor.base_diversity
+        if self.config.guard != "off":
+            share = self._from_main(share)
+            if warning := check_diversity(self.config, step, share):
+                self._say(f"lbgen: {warning}")
+
+    def leave_if_asked(self, signals: list[int]) -> None:
+        """Save and stop, all processes alike, once one of them has received a signal."""
+        received = torch.tensor([signals[0] if signals else 0], device=self.accelerator.device)
+        signum = int(self.accelerator.gather(received).max())
+        if signum:
+            self.save()
+            self.accelerator.end_training()
+            where = checkpoint.checkpoint_path(self.config.output, self.record["step"])
+            raise Interrupted(signum, f"saved {where}; the same command goes on from there")
+
+    def finish(self, adapter: Path) -> None:
+        """Write the adapter, then the last checkpoint, which says that the run is finished."""
+        if self.accelerator.is_main_process:
+            with checkpoint.new_folder(adapter) as folder:
+                self.trainer.generator.save_adapter(folder)
+        self.save()
+        self.accelerator.end_training()
+
+    def save(self) -> None:
+        """Write a checkpoint and drop the old ones."""
+        if self.accelerator.is_main_process:
+            with checkpoint.new_folder(checkpoint.checkpoint_path(self.config.output, self.record["step"])) as folder:
+                self.trainer.save(folder)
+                checkpoint.mark_complete(folder, self.record)
+            checkpoint.clean(self.config.output)
+        self.accelerator.wait_for_everyone()
+
+    # ---- what is shown and written ----
+
+    def write(self, name: str, line: dict[str, Any]) -> None:
+        """Append the line to a file of the run and hand its numbers to the logger; a number that is none is null."""
+        if not self.accelerator.is_main_process:
+            return
+        line = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
+        }
+        checkpoint.append_line(self.config.output / name, line)
+        numbers = {f"{Path(name).stem}/{key}": value for key, value in line.items() if isinstance(value, float)}
+        self.accelerator.log(numbers, step=line["step"])
+
+    def progress(self, name: str, total: int, done: int) -> tqdm:
+        return tqdm(total=total, initial=done, desc=name, disable=not self.accelerator.is_main_process or done >= total)
+
+    def _say(self, message: str) -> None:
+        if self.accelerator.is_main_process:
+            tqdm.write(message)
+
+    def _from_main(self, value: float) -> float:
+        """The main process's value, in every process."""
+        return float(self.accelerator.gather(torch.tensor([value], device=self.accelerator.device))[0])

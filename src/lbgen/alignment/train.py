@@ -1,0 +1,121 @@
+"""`lbgen align`: the training loop, from a config to an adapter on disk (lbGen, arXiv 2412.10831)."""
+
+import hashlib
+import importlib.util
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import AutocastKwargs
+
+from lbgen import config as configs
+from lbgen.alignment import batches, checkpoint
+from lbgen.alignment.config import AlignConfig
+from lbgen.alignment.run import Run
+from lbgen.alignment.trainer import Trainer
+from lbgen.errors import UserError
+from lbgen.interrupts import noted_signals
+from lbgen.vocabulary import Vocabulary, load_vocabulary
+
+MAY_CHANGE = (
+    "output",
+    "max_steps",
+    "batch_size",
+    "checkpoint_every",
+    "evaluate_every",
+    "guard",
+    "guard_diversity",
+    "logger",
+)
+"""Fields with which a run may be resumed differently; the images per update are compared instead of batch_size."""
+
+
+@dataclass(frozen=True)
+class AlignResult:
+    output: Path
+    """The run folder."""
+    adapter: Path
+    """Folder of the adapter, a standard diffusers LoRA."""
+    steps: int
+    """Updates of the adapter, earlier runs in the same folder included."""
+
+
+def align(config: AlignConfig) -> AlignResult:
+    """Fine-tune the generator's adapter on the weighted objective, from where the run folder stands."""
+    if (config.output / "config.yaml").exists():
+        configs.ensure_same(config, config.output / "config.yaml", ignore=MAY_CHANGE)
+    accelerator = start_accelerator(config)
+    vocabulary = load_vocabulary(config.vocabulary, config.qualify_names)
+    resumed = checkpoint.newest(config.output)
+    record = {"step": 0, "warmup": 0, **fingerprint(config, vocabulary, accelerator)}
+    if resumed is not None:
+        record = resumable(resumed, record)
+    adapter = config.output / "adapter"
+    if record["step"] >= config.max_steps and adapter.is_dir():
+        accelerator.print(f"{config.output} is finished: {record['step']} steps; the adapter is in {adapter}")
+        return AlignResult(config.output, adapter, record["step"])
+    if config.discriminator_texts == "others":
+        batches.ensure_others(vocabulary.texts(config.discriminator_template))
+    trainer = Trainer(config, vocabulary, accelerator, resumed)
+    prepare_folder(config, accelerator, record["step"] if resumed is not None else -1)
+    run = Run(config, trainer, accelerator, record)
+    with noted_signals() as signals:
+        run.start(signals)
+        run.loop(signals)
+    run.finish(adapter)
+    return AlignResult(config.output, adapter, run.record["step"])
+
+
+def start_accelerator(config: AlignConfig) -> Accelerator:
+    """Device, precision and processes, as `accelerate launch` or torchrun set them up."""
+    if config.precision == "fp16" and PartialState().device.type == "cpu":
+        raise UserError("--precision fp16 needs a GPU; choose fp32 or bf16")
+    if config.logger != "none" and importlib.util.find_spec(config.logger) is None:
+        raise UserError(f"--logger {config.logger} is not installed; pip install {config.logger}, or --logger none")
+    AcceleratorState._reset_state()  # an earlier run in this Python may have had another precision
+    return Accelerator(
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        log_with=None if config.logger == "none" else config.logger,
+        project_dir=config.output / "logs",
+        # A cast cached in a step without grad would be used again, without a graph, in a step with grad.
+        kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
+    )
+
+
+def fingerprint(config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator) -> dict[str, Any]:
+    """What the config alone does not say, and a resumed run must share."""
+    names = json.dumps([vocabulary.ids, vocabulary.names])
+    return {
+        "images_per_update": config.batch_size * accelerator.num_processes,
+        "vocabulary": hashlib.sha256(names.encode()).hexdigest(),
+    }
+
+
+def resumable(folder: Path, expected: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint's record, if this run may go on from it."""
+    record = checkpoint.read_record(folder)
+    assert record is not None
+    then, now = record["images_per_update"], expected["images_per_update"]
+    if then != now:
+        raise UserError(
+            f"{folder} has {then} images an update, this run {now}; choose --batch-size x processes = {then}"
+        )
+    if record["vocabulary"] != expected["vocabulary"]:
+        raise UserError(f"{folder} was made with other categories; restore the vocabulary or choose another --output")
+    return {name: record[name] for name in expected}
+
+
+def prepare_folder(config: AlignConfig, accelerator: Accelerator, step: int) -> None:
+    """Write the config, drop what is newer than `step` (-1: everything), and what a killed process left."""
+    if accelerator.is_main_process:
+        if step < 0:
+            shutil.rmtree(config.output / "samples", ignore_errors=True)
+        configs.save(config, config.output / "config.yaml")
+        checkpoint.clean(config.output)
+        for name in ("metrics.jsonl", "evaluations.jsonl"):
+            checkpoint.cut_back(config.output / name, step)
+    accelerator.wait_for_everyone()
