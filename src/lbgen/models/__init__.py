@@ -1,0 +1,1 @@
+"""Everything with weights, behind small interfaces: generators, semantic spaces and quality scorers."""

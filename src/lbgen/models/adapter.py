@@ -1,0 +1,134 @@
+"""LoRA adapters (arXiv 2106.09685) on the parts of a diffusers pipeline: attach, merge, write and read."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import recurse_remove_peft_layers
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from lbgen.errors import UserError
+from lbgen.files import replacing
+
+FILE = "pytorch_lora_weights.safetensors"
+"""The name diffusers looks for."""
+NAME = "default"
+"""peft's name of our one adapter."""
+
+
+def attach(module: nn.Module, config: LoraConfig) -> None:
+    """Put a trainable float32 LoRA on `module`."""
+    try:
+        module.add_adapter(config, NAME)
+    except ValueError as error:
+        raise UserError(f"lora_targets: {str(error).splitlines()[0]}") from error
+    for _, parameter in parameters(module):
+        parameter.data = parameter.data.float()
+
+
+def parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The adapter's weights by name, in the module's order."""
+    return [(name, parameter) for name, parameter in module.named_parameters() if f".{NAME}." in name]
+
+
+def layers(module: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    """The layers an adapter sits on, by name."""
+    return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, LoraLayer))
+
+
+def enable(module: nn.Module, enabled: bool) -> None:
+    for _, layer in layers(module):
+        layer.enable_adapters(enabled)
+
+
+def merged_weight(layer: LoraLayer) -> Tensor:
+    """W + alpha / rank * B A, summed in float32 and returned in W's dtype."""
+    weight = layer.get_base_layer().weight
+    return (weight.float() + layer.get_delta_weight(NAME)).to(weight.dtype)
+
+
+@torch.no_grad()
+def merge(module: nn.Module) -> None:
+    """Add the adapter to the base weights and remove it."""
+    for _, layer in layers(module):
+        layer.get_base_layer().weight.copy_(merged_weight(layer))
+    recurse_remove_peft_layers(module)
+
+
+class MergedCopy:
+    """A network with the adapter merged, sharing with its original every weight that has no adapter."""
+
+    def __init__(self, original: nn.Module) -> None:
+        """To be called before the adapter is attached."""
+        shared = {id(parameter): parameter for parameter in original.parameters()}
+        self.original, self.network = original, copy.deepcopy(original, shared)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Merge again from the base weights, in place: nothing drifts, whatever compiled the network stays valid."""
+        for name, layer in layers(self.original):
+            target = self.network.get_submodule(name)
+            if target.weight is layer.get_base_layer().weight:
+                target.weight = nn.Parameter(target.weight.clone(), requires_grad=False)
+            target.weight.copy_(merged_weight(layer))
+
+
+def save(directory: Path, unet: nn.Module, text_encoder: nn.Module | None) -> None:
+    """Write the LoRA file that `load_lora_weights` reads, with the configurations that carry rank and alpha."""
+    parts: dict[str, Any] = {}
+    for part, module in (("unet", unet), ("text_encoder", text_encoder)):
+        if module is not None:
+            parts[f"{part}_lora_layers"] = get_peft_model_state_dict(module, adapter_name=NAME)
+            parts[f"{part}_lora_adapter_metadata"] = _description(module.peft_config[NAME])
+    directory.mkdir(parents=True, exist_ok=True)
+    with replacing(directory / FILE) as temporary:
+        StableDiffusionPipeline.save_lora_weights(directory, weight_name=temporary.name, **parts)
+
+
+def _description(config: LoraConfig) -> dict[str, Any]:
+    """The configuration as JSON takes it, equal for equal adapters: sets in order, no path of the base model."""
+    entries = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    return entries | {"base_model_name_or_path": None}
+
+
+def read(directory: Path) -> dict[str, tuple[LoraConfig, dict[str, Tensor]]]:
+    """What `save` wrote: part ("unet", "text_encoder") -> its configuration and weights."""
+    path = directory / FILE
+    if not path.is_file():
+        raise UserError(f"{directory} holds no {FILE}; give the adapter folder of a run, such as runs/a/adapter")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}); write it again") from error
+    if not metadata:
+        raise UserError(f"{path} does not say its rank and alpha; give an adapter written by lbgen")
+    return {
+        part: (LoraConfig(**_part(metadata, part)), _part(weights, part))
+        for part in ("unet", "text_encoder")
+        if _part(weights, part)
+    }
+
+
+def _part(entries: dict[str, Any], part: str) -> dict[str, Any]:
+    return {key.removeprefix(f"{part}."): value for key, value in entries.items() if key.startswith(f"{part}.")}
+
+
+def restore(module: nn.Module, config: LoraConfig, weights: dict[str, Tensor]) -> None:
+    """Attach an adapter that was read, or bring its values into the one already there."""
+    if not any(layers(module)):
+        attach(module, config)
+    result = set_peft_model_state_dict(module, weights, adapter_name=NAME)
+    missing = [key for key in result.missing_keys if f".{NAME}." in key]
+    if missing or result.unexpected_keys:
+        raise UserError(f"the adapter does not fit the generator: {(missing + result.unexpected_keys)[0]} has no partner")

@@ -1,0 +1,34 @@
+"""Loading weights with other libraries: their errors as one line for the user, their progress bars off."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from lbgen.errors import UserError
+
+
+@contextmanager
+def loading(what: str, where: str, marker: str) -> Iterator[None]:
+    """Load `what` from `where` within this context. `marker`: the file every folder of its kind has."""
+    folder = Path(where)
+    if folder.is_dir() and not (folder / marker).is_file():
+        raise UserError(f"{what} {where}: the folder has no {marker}; give one that its library saved, or a hub id")
+    try:
+        with ExitStack() as stack:
+            for library in (diffusers_logging, transformers_logging):
+                if library.is_progress_bar_enabled():
+                    library.disable_progress_bar()
+                    stack.callback(library.enable_progress_bar)
+            yield
+    except (OSError, ValueError, SafetensorError) as error:
+        remedy = (
+            "repair the folder or save it again with safetensors"
+            if folder.is_dir()
+            else "there is no such folder; check the hub id and the connection, or give a downloaded folder"
+        )
+        cause = " ".join(str(error).split())
+        raise UserError(f"{what} {where} cannot be loaded: {remedy} ({cause})") from error

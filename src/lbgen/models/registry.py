@@ -1,0 +1,21 @@
+"""Short names of the weights lbgen knows; every other name is a folder or a hub id and stands for itself."""
+
+from lbgen import microworld
+
+GENERATORS = {
+    "microworld": str(microworld.GENERATOR),
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+}
+"""Text-to-image checkpoints: diffusers folders or hub ids."""
+
+SEMANTICS = {
+    "microworld": str(microworld.SEMANTICS),
+    "clip-vit-l-14": "openai/clip-vit-large-patch14",
+    "siglip-base": "google/siglip-base-patch16-224",
+}
+"""Language-image models: transformers folders or hub ids."""
+
+
+def resolve(name: str, table: dict[str, str]) -> str:
+    """Where the weights called `name` are: a folder or a hub id."""
+    return table.get(name, name)

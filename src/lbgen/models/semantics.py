@@ -1,0 +1,95 @@
+"""Language spaces that images can be compared in: CLIP (arXiv 2103.00020) and SigLIP (arXiv 2303.15343), frozen."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+from lbgen.errors import UserError
+from lbgen.models.loading import loading
+from lbgen.models.registry import SEMANTICS, resolve
+
+FAMILIES = ("clip", "siglip")
+"""The transformers model types that embed both texts and images."""
+
+INTERPOLATION = {2: "bilinear", 3: "bicubic"}
+"""PIL's number of a resampling filter -> torch's name of it."""
+
+
+class SemanticSpace:
+    """Texts and images to features of one space. No parameter requires grad; the images' gradient passes through."""
+
+    def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
+        self.model, self.tokenizer, processor = _load(resolve(name, SEMANTICS))
+        self.model.eval().requires_grad_(False).to(device, dtype)
+        self.device, self.dtype = device, dtype
+        self.preprocessing = Preprocessing(processor)
+        self.token_limit: int = self.model.config.text_config.max_position_embeddings
+        self.logit_scale: float = self.model.logit_scale.exp().item()
+        """What cosines are multiplied by before a softmax: the inverse of the temperature."""
+        self.dimension: int = self.embed_texts([""]).shape[1]
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of `text`, those that mark its ends included."""
+        return len(self.tokenizer(text).input_ids)
+
+    def embed_texts(self, texts: list[str], *, normalize: bool = True) -> Tensor:
+        """N texts to (N, D), float32, of unit norm unless told otherwise."""
+        for text in texts:
+            if self.count_tokens(text) > self.token_limit:
+                raise UserError(f"text {text!r} has more than {self.token_limit} tokens; shorten it")
+        # Always padded to the limit and never masked: SigLIP was trained so, and CLIP's causal text model sees no padding.
+        tokens = self.tokenizer(texts, padding="max_length", max_length=self.token_limit, return_tensors="pt")
+        features = self.model.get_text_features(tokens.input_ids.to(self.device)).pooler_output.float()
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def embed_images(self, images: Tensor, *, normalize: bool = True) -> Tensor:
+        """(B, 3, H, W) in about [0, 1], any size, to (B, D), float32, of unit norm unless told otherwise."""
+        pixels = self.preprocessing(images.to(self.device).float()).to(self.dtype)
+        features = self.model.get_image_features(pixels).pooler_output.float()
+        return F.normalize(features, dim=-1) if normalize else features
+
+
+class Preprocessing:
+    """A transformers image processor's resize, centre crop and normalisation, differentiable and without clamping."""
+
+    def __init__(self, processor: Any) -> None:
+        self.size = dict(processor.size)
+        self.crop: dict[str, int] | None = dict(processor.crop_size) if processor.do_center_crop else None
+        self.mode = INTERPOLATION[int(processor.resample)]
+        self.mean = torch.tensor(processor.image_mean).view(3, 1, 1)
+        self.std = torch.tensor(processor.image_std).view(3, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in about [0, 1] to the model's input, (B, 3, h, w)."""
+        height, width = self._resized(*images.shape[-2:])
+        pixels = F.interpolate(images, (height, width), mode=self.mode, antialias=True)
+        if self.crop is not None:
+            top, left = (height - self.crop["height"]) // 2, (width - self.crop["width"]) // 2
+            pixels = pixels[..., top : top + self.crop["height"], left : left + self.crop["width"]]
+        return (pixels - self.mean.to(pixels)) / self.std.to(pixels)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """The size before the crop: a fixed one, or the short side brought to a fixed length."""
+        if "shortest_edge" not in self.size:
+            return self.size["height"], self.size["width"]
+        edge, short = self.size["shortest_edge"], min(height, width)
+        return edge * height // short, edge * width // short
+
+
+def load_semantics(name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> SemanticSpace:
+    """Load a space by registry name, folder or hub id."""
+    return SemanticSpace(name, torch.device(device), dtype)
+
+
+def _load(where: str) -> tuple[Any, Any, Any]:
+    """(model, tokenizer, image processor) from a transformers folder or hub id."""
+    with loading("semantics", where, marker="config.json"):
+        model = AutoModel.from_pretrained(where, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        processor = AutoImageProcessor.from_pretrained(where)
+    if model.config.model_type not in FAMILIES:
+        raise UserError(f"semantics {where} is a {model.config.model_type}; give one of {', '.join(FAMILIES)}")
+    return model, tokenizer, processor

@@ -1,0 +1,205 @@
+"""Stable Diffusion 1.x and 2.x, and every checkpoint in their format, through diffusers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from lbgen.errors import UserError
+from lbgen.models import adapter
+from lbgen.models.generator import Conditioning, Generator
+from lbgen.models.loading import loading
+from lbgen.models.registry import GENERATORS, resolve
+
+SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
+    "ddpm": (DDPMScheduler, {"clip_sample": False}),
+    "ddim": (DDIMScheduler, {"clip_sample": False}),
+    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
+    "dpm++": (DPMSolverMultistepScheduler, {}),
+}
+"""Name -> scheduler and what latents need of it whatever the checkpoint's own scheduler says."""
+
+TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+class StableDiffusion(Generator):
+    def __init__(
+        self,
+        name: str,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        scheduler: str | None,
+        guidance_scale: float,
+        guidance_rescale: float,
+        merged_sampler: bool,
+        compile: bool,
+    ) -> None:
+        self.pipeline = _load(resolve(name, GENERATORS)).to(device, dtype)
+        self.unet, self.text_encoder, self.vae = self.pipeline.unet, self.pipeline.text_encoder, self.pipeline.vae
+        for module in (self.unet, self.text_encoder, self.vae):
+            module.eval().requires_grad_(False)
+        self.device, self.dtype = device, dtype
+        self.guidance_scale, self.guidance_rescale = guidance_scale, guidance_rescale
+        self.token_limit = self.pipeline.tokenizer.model_max_length
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        self.default_size = (height * self.pipeline.vae_scale_factor, width * self.pipeline.vae_scale_factor)
+        self.set_scheduler(scheduler)
+        self._merged = adapter.MergedCopy(self.unet) if merged_sampler else None
+        self._adapter_on = True
+        network = self._merged.network if self._merged else self.unet
+        self._sampler: nn.Module = torch.compile(network) if compile else network
+
+    # -- shapes and prompts
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        factor = self.pipeline.vae_scale_factor
+        if height % factor or width % factor:
+            raise UserError(f"image size {height}x{width}: height and width must be multiples of {factor}")
+        return self.unet.config.in_channels, height // factor, width // factor
+
+    def count_tokens(self, prompt: str) -> int:
+        return len(self.pipeline.tokenizer(prompt).input_ids)
+
+    def encode(self, prompts: list[str]) -> Conditioning:
+        for prompt in prompts:
+            if self.count_tokens(prompt) > self.token_limit:
+                raise UserError(f"prompt {prompt!r} has more than {self.token_limit} tokens; shorten it")
+        positive, negative = self.pipeline.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=True)
+        return Conditioning(positive, negative)
+
+    # -- the trajectory
+
+    def set_scheduler(self, name: str | None) -> None:
+        if name is None:
+            self.scheduler = self.pipeline.scheduler
+        elif name in SCHEDULERS:
+            kind, settings = SCHEDULERS[name]
+            self.scheduler = kind.from_config(self.pipeline.scheduler.config, **settings)
+        else:
+            raise UserError(f"scheduler {name!r} is not known; choose one of {', '.join(SCHEDULERS)}")
+        self._step_takes_rngs = "generator" in inspect.signature(self.scheduler.step).parameters
+
+    def timesteps(self, steps: int) -> Tensor:
+        """(calls,) on the CPU, where the schedulers index their tables. Forgets the previous trajectory."""
+        self.scheduler.set_timesteps(steps)
+        return self.scheduler.timesteps
+
+    @property
+    def noise_scale(self) -> float:
+        return float(self.scheduler.init_noise_sigma)
+
+    def predict(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        """Classifier-free guidance (arXiv 2207.12598) with rescale (arXiv 2305.08891, 3.4), both passes in one batch."""
+        seen = self.scheduler.scale_model_input(latents, timestep).to(self.dtype)  # (B, C, h, w)
+        if self.guidance_scale <= 1:
+            return self._network(seen, timestep, conditioning.positive)
+        both = torch.cat([conditioning.negative, conditioning.positive])  # (2B, T, D)
+        without, within = self._network(torch.cat([seen, seen]), timestep, both).chunk(2)
+        guided = without + self.guidance_scale * (within - without)
+        if self.guidance_rescale > 0:
+            deviations = (prediction.std(dim=(1, 2, 3), keepdim=True) for prediction in (within, guided))
+            ratio = next(deviations) / next(deviations)
+            guided = guided * (self.guidance_rescale * ratio + 1 - self.guidance_rescale)
+        return guided
+
+    def _network(self, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
+        sampling = self._adapter_on and not torch.is_grad_enabled()
+        network = self._sampler if sampling else self.unet
+        return network(latents, timestep.to(self.device), embeddings, return_dict=False)[0].float()
+
+    def step(
+        self, prediction: Tensor, timestep: Tensor, latents: Tensor, rngs: Sequence[torch.Generator] | None = None
+    ) -> Tensor:
+        noise = {"generator": list(rngs)} if rngs is not None and self._step_takes_rngs else {}
+        return self.scheduler.step(prediction, timestep, latents, return_dict=False, **noise)[0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        scaled = (latents / self.vae.config.scaling_factor).to(self.dtype)
+        return self.vae.decode(scaled, return_dict=False)[0].float() / 2 + 0.5
+
+    # -- the adapter
+
+    def add_adapter(self, rank: int, alpha: float, targets: Sequence[str], text_encoder: bool = False) -> None:
+        parts = [(self.unet, targets)] + [(self.text_encoder, TEXT_ENCODER_TARGETS)] * text_encoder
+        for module, names in parts:
+            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(names), init_lora_weights="gaussian")
+            adapter.attach(module, config)
+        self.refresh_sampler()
+
+    def adapter_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return [
+            (f"{part}.{name}", parameter)
+            for part, module in self._parts()
+            for name, parameter in adapter.parameters(module)
+        ]
+
+    def _parts(self) -> list[tuple[str, nn.Module]]:
+        """The parts that carry an adapter."""
+        parts = (("unet", self.unet), ("text_encoder", self.text_encoder))
+        return [(part, module) for part, module in parts if any(adapter.layers(module))]
+
+    @contextmanager
+    def adapter_enabled(self, enabled: bool) -> Iterator[None]:
+        before = self._adapter_on
+        self._switch_adapter(enabled)
+        try:
+            yield
+        finally:
+            self._switch_adapter(before)
+
+    def _switch_adapter(self, enabled: bool) -> None:
+        self._adapter_on = enabled
+        for _, module in self._parts():
+            adapter.enable(module, enabled)
+
+    def refresh_sampler(self) -> None:
+        if self._merged is not None:
+            self._merged.refresh()
+
+    def save_adapter(self, directory: Path) -> None:
+        parts = dict(self._parts())
+        adapter.save(directory, parts["unet"], parts.get("text_encoder"))
+
+    def load_adapter(self, directory: Path) -> None:
+        for part, (config, weights) in adapter.read(directory).items():
+            adapter.restore(getattr(self, part), config, weights)
+        self.refresh_sampler()
+
+    def merge_adapter(self, directory: Path) -> None:
+        self.load_adapter(directory)
+        for _, module in self._parts():
+            adapter.merge(module)
+
+    # -- speed and memory
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.unet.enable_gradient_checkpointing()
+        self.vae.enable_gradient_checkpointing()
+
+    def optimize(self) -> None:
+        self.unet.fuse_qkv_projections()
+        self.unet.to(memory_format=torch.channels_last)
+        self.vae.to(memory_format=torch.channels_last)
+
+
+def _load(where: str) -> StableDiffusionPipeline:
+    with loading("generator", where, marker="model_index.json"):
+        return StableDiffusionPipeline.from_pretrained(
+            where, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+        )

@@ -1,0 +1,39 @@
+"""Session fixtures: folders of random-weight miniatures, for every test that loads a model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from miniatures import write_clip, write_siglip, write_stable_diffusion
+
+from lbgen.models.generator import Generator, load_generator
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Diffusion predicting epsilon, PNDM scheduler, 32x32 images, prompts of up to 16 tokens."""
+    return write_stable_diffusion(tmp_path_factory.mktemp("tiny-sd"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd_v_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, predicting velocity as Stable Diffusion 2.1 does."""
+    return write_stable_diffusion(tmp_path_factory.mktemp("tiny-sd-v"), prediction_type="v_prediction")
+
+
+@pytest.fixture(scope="session")
+def tiny_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("tiny-clip"))
+
+
+@pytest.fixture(scope="session")
+def tiny_siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_siglip(tmp_path_factory.mktemp("tiny-siglip"))
+
+
+@pytest.fixture
+def tiny_generator(tiny_sd_folder: Path) -> Generator:
+    """Freshly loaded, so that a test may do to it what it likes."""
+    return load_generator(str(tiny_sd_folder))
