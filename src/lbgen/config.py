@@ -287,7 +287,7 @@ def ensure_same(config: Any, path: Path, ignore: Iterable[str] = ("output",)) ->
         if name in ignore:
             continue
         if name not in then or name not in now:
-            knows = "no" if name in now else "the"
+            knows = "no field" if name in now else "the field"
             raise UserError(
                 f"{path.parent} was made by a version of lbgen with {knows} {name}; choose another --output"
             )

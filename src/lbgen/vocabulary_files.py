@@ -2,9 +2,9 @@
 
 text          One category a line, as `name` or `id name`; UTF-8; blank lines and lines that begin with # are skipped.
               A TAB, where there is one, stands between id and name. Without TABs, the file has ids if at least half
-              of its lines begin with a word that looks like one (n01440764, cat_01: it holds a digit, "_" or a
-              slash) and go on with a name; then every line must. Otherwise each line is a name, and its id is made
-              from it: `polar bear` is never split.
+              of its lines begin with a word that looks like one (n01440764, cat_01: it holds a digit or "_") and go
+              on with a name; then every line must. Otherwise each line is a name, and its id is made from it:
+              `polar bear` is never split.
 .csv          A header line with the columns `name` and, if wanted, `id`.
 .json         ["name", ...], [{"id": ..., "name": ...}, ...] or {"id": "name", ...}.
 ImageFolder   One sub-folder a category, there or in `train/`. Its name is the id and, with spaces for "_", the name.
@@ -76,7 +76,7 @@ def _tab_entry(line: str, source: str) -> Entry:
 def _begins_with_id(line: str) -> bool:
     """Whether the first word looks like an id, and a name follows."""
     words = line.split(maxsplit=1)
-    return len(words) == 2 and re.search(r"[\d_/\\]", words[0]) is not None
+    return len(words) == 2 and re.search(r"[\d_]", words[0]) is not None
 
 
 def _id_entry(line: str, source: str) -> Entry:

@@ -1,0 +1,163 @@
+"""The command line as a program: what it prints, and its exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import lbgen
+from lbgen.cli import VERBS, main
+
+
+def run(*argv: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "lbgen", *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def refused(result: subprocess.CompletedProcess) -> str:
+    """The one line on stderr of a run that ended with exit code 2."""
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == "" and result.stderr.startswith("lbgen: ") and result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def refused_here(capsys, *argv: str) -> str:
+    """The same in this process, which is faster."""
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    output = capsys.readouterr()
+    return refused(subprocess.CompletedProcess(argv, ended.value.code, output.out, output.err))
+
+
+@pytest.fixture(autouse=True)
+def _sigterm_handler_restored():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_version_and_help():
+    assert run("--version").stdout == f"lbgen {lbgen.__version__}\n"
+    shown = run("--help")
+    assert shown.returncode == 0 and all(verb in shown.stdout for verb in [*VERBS, "export"])
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["align", "--help"], ["generate", "--help"], ["align", "--nope"]])
+def test_help_and_refusals_import_no_torch(argv):
+    """Python itself lists what it imported."""
+    command = [sys.executable, "-X", "importtime", "-m", "lbgen", *argv]
+    imported = subprocess.run(command, capture_output=True, text=True).stderr
+    assert "lbgen.config" in imported
+    assert not [line for line in imported.splitlines() if line.endswith((" torch", " diffusers", " transformers"))]
+
+
+def test_the_flags_that_other_programs_rely_on(capsys):
+    """The list of the issue that defines them."""
+    relied_on = {
+        "align": "recipe vocabulary generator semantics quality output max-steps batch-size checkpoint-every seed",
+        "generate": "generator adapter vocabulary images-per-category output seed",
+        "quickstart": "output",
+    }
+    for verb, flags in relied_on.items():
+        with pytest.raises(SystemExit) as ended:
+            main([verb, "--help"])
+        shown = capsys.readouterr().out
+        assert ended.value.code == 0 and all(f"--{flag} " in shown for flag in flags.split())
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ("", "required: VERB; see lbgen --help"),
+        ("alain", "invalid choice: 'alain'"),
+        ("align --max-step 3", "unrecognized arguments: --max-step 3"),
+        ("align --max-steps", "--max-steps: expected one argument; see lbgen align --help"),
+        ("align --max-steps ten", '--max-steps: "ten" is not a whole number'),
+        ("align --max-steps 0", "--max-steps 0: give 1 or more"),
+        ("align --guard maybe", '--guard: "maybe" is not one of warn, stop, off'),
+        ("align --recipe nope", "no such file, nor one of the built-in recipes (microworld, paper, released-code)"),
+        ("export sd15 here", "invalid choice: 'sd15'"),
+        ("export microworld", "required: DIR"),
+    ],
+)
+def test_wrong_command_lines_are_refused_in_one_line(capsys, argv, expected):
+    assert expected in refused_here(capsys, *argv.split())
+
+
+def test_a_wrong_recipe_is_refused_by_file_and_field(capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text("max_step: 3\n")
+    message = refused_here(capsys, "align", "--recipe", str(tmp_path / "mine.yaml"))
+    assert message == f"lbgen: {tmp_path}/mine.yaml, max_step: no such field; did you mean max_steps?\n"
+
+
+@pytest.mark.parametrize("verb", ["align", "generate"])
+def test_a_wrong_vocabulary_is_refused_before_anything_is_written(verb, tmp_path):
+    (tmp_path / "animals.txt").write_text("n1 cat\n../cat big cat\n")
+    result = run(verb, "--generator", "microworld", "--vocabulary", "animals.txt", "--output", "out", cwd=tmp_path)
+    assert 'animals.txt, line 2: id "../cat" would leave the dataset folder; use letters' in refused(result)
+    assert [path.name for path in tmp_path.iterdir()] == ["animals.txt"]
+
+
+def test_export_writes_both_folders(tmp_path):
+    result = run("export", "microworld", "models", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "models" / "generator" / "model_index.json").read_text())
+    assert json.loads((tmp_path / "models" / "semantics" / "config.json").read_text())["model_type"] == "clip"
+
+
+WAITING_VERB = """
+import sys, time, lbgen, lbgen.cli
+from lbgen.quickstart import QuickstartConfig
+def wait(config):
+    print("started", flush=True)
+    {body}
+lbgen.quickstart = wait
+lbgen.cli.main(["quickstart"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("signum", "body", "code", "message"),
+    [
+        (signal.SIGTERM, "time.sleep(60)", 143, "lbgen: terminated\n"),
+        (signal.SIGINT, "time.sleep(60)", 130, "lbgen: interrupted\n"),
+    ],
+)
+def test_a_signal_ends_a_verb_with_its_code_and_promises_nothing(signum, body, code, message):
+    """A verb that waits, in the place of one that works: no other is slow enough to be hit for certain."""
+    command = [sys.executable, "-c", WAITING_VERB.format(body=body)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "started\n"
+    time.sleep(0.2)
+    process.send_signal(signum)
+    assert process.communicate(timeout=60)[1] == message
+    assert process.returncode == code
+
+
+def test_what_a_verb_saved_is_said_and_a_bug_is_a_traceback_with_code_1():
+    saying = "from lbgen.errors import Interrupted; raise Interrupted(15, 'step 3 saved')"
+    ended = subprocess.run([sys.executable, "-c", WAITING_VERB.format(body=saying)], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (143, "lbgen: step 3 saved\n")
+    ended = subprocess.run([sys.executable, "-c", WAITING_VERB.format(body="1 / 0")], capture_output=True, text=True)
+    assert ended.returncode == 1 and "ZeroDivisionError" in ended.stderr
+
+
+def test_public_names_are_the_functions_whatever_was_imported_before():
+    """`lbgen.quickstart` is a function and a module; importing the module must not hide the function."""
+    program = (
+        "import lbgen.quickstart, lbgen; from lbgen import quickstart; print(callable(lbgen.quickstart), quickstart)"
+    )
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert printed.stdout.startswith("True <function quickstart"), printed.stderr
+
+
+def test_unknown_attributes_are_refused_as_usual():
+    with pytest.raises(AttributeError, match="no attribute 'alain'"):
+        lbgen.alain  # noqa: B018
+    assert set(dir(lbgen)) == set(lbgen.__all__)

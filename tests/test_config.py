@@ -1,0 +1,303 @@
+"""Config dataclasses as flags, recipes and files."""
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbgen import config as config_module
+from lbgen.alignment.config import AlignConfig
+from lbgen.config import (
+    add_arguments,
+    built_in_recipes,
+    convert,
+    ensure_same,
+    field_docstrings,
+    load,
+    recipe_path,
+    resolve,
+    save,
+)
+from lbgen.errors import UserError
+from lbgen.generation.config import GenerateConfig
+
+
+@dataclass(frozen=True)
+class Baking:
+    output: Path
+    """Where the bread goes."""
+    minutes: int = 40
+    """How long, 100% in the oven."""
+    yeast: float = 1e-5
+    """Kilograms
+    of yeast."""
+    lid: bool = True
+    """Cover it."""
+    flour: Literal["wheat", "rye", "off"] = "wheat"
+    """Which flour."""
+    toppings: tuple[str, ...] = ("salt", "no")
+    """What goes on top."""
+    rises: tuple[float, float] = (0.0, 2.5)
+    """First and second rise, hours."""
+    limit: int | None = None
+    """At most so many."""
+    note: str | None = None
+    """A remark."""
+
+    def __post_init__(self) -> None:
+        if self.minutes < 1:
+            raise UserError(f"--minutes {self.minutes}: give 1 or more")
+
+
+def parsed(*argv: str) -> dict:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, Baking)
+    return vars(parser.parse_args(argv))
+
+
+def refusal(call, *arguments) -> str:
+    with pytest.raises(UserError) as error:
+        call(*arguments)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def recipe(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+# ---- docstrings and flags ----
+
+
+def test_docstrings_are_the_literals_after_the_fields():
+    """Against the class above, read by eye."""
+    texts = field_docstrings(Baking)
+    assert texts["minutes"] == "How long, 100% in the oven."
+    assert texts["yeast"] == "Kilograms of yeast."
+
+
+def test_docstrings_of_base_classes_are_kept_and_may_be_replaced():
+    @dataclass(frozen=True)
+    class Cake(Baking):
+        minutes: int = 50
+        """Longer than bread."""
+        icing: bool = False
+        """Ice it."""
+
+    texts = field_docstrings(Cake)
+    assert texts["minutes"] == "Longer than bread." and texts["icing"] == "Ice it."
+    assert texts["lid"] == "Cover it."
+
+
+def test_help_shows_text_default_and_a_literal_percent_sign():
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, Baking)
+    shown = " ".join(parser.format_help().split())
+    assert "How long, 100% in the oven. (default: 40)" in shown
+    assert "Where the bread goes. (required)" in shown
+    assert "What goes on top. (default: salt no)" in shown
+    assert "--no-lid" in shown and "{wheat,rye,off}" in shown and "(default: none)" in shown
+
+
+def test_only_given_flags_are_parsed():
+    assert parsed("--minutes", "5") == {"minutes": "5"}
+    assert parsed("--no-lid", "--toppings", "a", "b") == {"lid": False, "toppings": ["a", "b"]}
+
+
+@pytest.mark.parametrize("config_class", [AlignConfig, GenerateConfig])
+def test_every_field_of_the_stages_has_a_docstring_a_flag_and_a_default_of_its_type(config_class):
+    """A default that its own type refuses would only be seen when someone passes it."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, config_class)
+    fields = {field.name: getattr(config_class(), field.name) for field in dataclasses.fields(config_class)}
+    assert resolve(config_class, None, fields) == config_class()
+
+
+# ---- resolving ----
+
+
+def test_defaults_then_recipe_then_flags(tmp_path):
+    path = recipe(tmp_path, "minutes: 10\nyeast: 1e-3\nlimit: 7\n")
+    made = resolve(Baking, path, parsed("--output", "b", "--minutes", "20"))
+    assert made == Baking(output=Path("b"), minutes=20, yeast=1e-3, limit=7)
+
+
+def test_flags_are_converted_to_their_types():
+    given_flags = parsed(
+        *(
+            "--output",
+            "b",
+            "--yeast",
+            "1e-4",
+            "--flour",
+            "off",
+            "--rises",
+            "1",
+            "2",
+            "--limit",
+            "none",
+            "--note",
+            "1e-5",
+        )
+    )
+    assert resolve(Baking, None, given_flags) == Baking(
+        output=Path("b"), yeast=1e-4, flour="off", rises=(1.0, 2.0), limit=None, note="1e-5"
+    )
+
+
+def test_numbers_without_a_dot_are_numbers_and_off_and_no_are_text(tmp_path):
+    """PyYAML's own reading (YAML 1.1) is the other way round, as the first line shows."""
+    text = "output: no\nyeast: 1e-5\nflour: off\ntoppings: [yes, on]\nlid: false\nnote: null\n"
+    assert yaml.safe_load(text)["flour"] is False and yaml.safe_load(text)["yeast"] == "1e-5"
+    assert resolve(Baking, recipe(tmp_path, text), {}) == Baking(
+        output=Path("no"), yeast=1e-5, flour="off", toppings=("yes", "on"), lid=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("minuets: 3", "minuets: no such field; did you mean minutes?"),
+        ("xyzzy: 3", "xyzzy: no such field"),
+        ("3: 3", "3: no such field"),
+        ("minutes: ten", 'minutes: "ten" is not a whole number'),
+        ("minutes: 1.5", "minutes: 1.5 is not a whole number"),
+        ("minutes: true", "minutes: true is not a whole number"),
+        ("minutes:", "minutes: none is not a whole number"),
+        ("minutes: [1, 2]", "minutes: 1 2 is not a whole number"),
+        ("minutes: 0", "--minutes 0: give 1 or more"),
+        ("yeast: .nan", 'yeast: ".nan" is not a finite number'),
+        ("yeast: inf", 'yeast: "inf" is not a finite number'),
+        ("lid: 1", "lid: 1 is not true or false"),
+        ("lid: yes", 'lid: "yes" is not true or false'),
+        ("flour: oats", 'flour: "oats" is not one of wheat, rye, off'),
+        ("toppings: salt", 'toppings: "salt" is not a list of values'),
+        ("toppings: [1]", "toppings: 1 is not text"),
+        ("rises: [1, 2, 3]", "rises: 1 2 3 is not a list of 2 values"),
+        ("note: 3", "note: 3 is not text (quote it)"),
+        ("output: ''", 'output: "" is not a path'),
+        ("minutes: !!python/object:os.system x", "line 1: not valid YAML"),
+        ("a: 1\nb: [", "not valid YAML"),
+        ("- 1\n- 2", "expected lines of the form `field: value`"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_file_field_and_remedy(tmp_path, text, expected):
+    path = recipe(tmp_path, text)
+    message = refusal(resolve, Baking, path, {"output": "b"})
+    assert expected in message
+    assert path in message or message.startswith("--")
+
+
+def test_a_recipe_that_is_not_text_or_not_there_is_refused(tmp_path):
+    (tmp_path / "bad.yaml").write_bytes(b"minutes: \xff")
+    assert "UTF-8" in refusal(resolve, Baking, str(tmp_path / "bad.yaml"), {})
+    message = refusal(resolve, Baking, str(tmp_path / "missing.yaml"), {})
+    assert "no such file" in message and "paper" in message
+    assert "no such file" in refusal(resolve, Baking, str(tmp_path), {})
+
+
+def test_an_empty_recipe_changes_nothing(tmp_path):
+    assert resolve(Baking, recipe(tmp_path, "# nothing\n"), {"output": "b"}) == Baking(output=Path("b"))
+
+
+def test_a_field_without_a_default_must_be_given():
+    assert refusal(resolve, Baking, None, {}) == "--output is missing; it has no default"
+
+
+def test_wrong_flags_are_refused_by_flag():
+    assert refusal(resolve, Baking, None, {"minutes": "x"}) == '--minutes: "x" is not a whole number'
+    assert "did you mean minutes" in refusal(resolve, Baking, None, {"minuets": 3})
+
+
+@pytest.mark.parametrize("name", built_in_recipes())
+def test_built_in_recipes_are_alignments(name):
+    assert resolve(AlignConfig, name, {}) != AlignConfig()
+    assert recipe_path(name).name == f"{name}.yaml"
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_any_finite_float_survives_its_text(number):
+    assert convert(str(number), float) == number
+
+
+# ---- files ----
+
+bakings = st.builds(
+    Baking,
+    output=st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1).map(Path),
+    minutes=st.integers(min_value=1),
+    yeast=st.floats(allow_nan=False, allow_infinity=False),
+    lid=st.booleans(),
+    flour=st.sampled_from(["wheat", "rye", "off"]),
+    toppings=st.lists(st.text(alphabet=st.characters(codec="utf-8"))).map(tuple),
+    rises=st.tuples(st.floats(0, 9), st.floats(0, 9)),
+    limit=st.none() | st.integers(),
+    note=st.none()
+    | st.sampled_from(["1e-5", "no", "null", "0x1f", "1_000", "12:30:00", "2001-01-01", "~", "", "a: b"]),
+)
+
+
+@given(made=bakings)
+def test_a_saved_config_is_read_back_equal(made, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "config.yaml"
+    save(made, path)
+    assert load(Baking, path) == made
+
+
+def test_a_saved_config_is_plain_yaml_for_any_reader(tmp_path):
+    """Read by PyYAML, which knows nothing of ours."""
+    save(Baking(output=Path("runs/a"), note="1e-5"), tmp_path / "new" / "config.yaml")
+    content = yaml.safe_load((tmp_path / "new" / "config.yaml").read_text())
+    assert content == {
+        "output": "runs/a",
+        "minutes": 40,
+        "yeast": 1e-5,
+        "lid": True,
+        "flour": "wheat",
+        "toppings": ["salt", "no"],
+        "rises": [0.0, 2.5],
+        "limit": None,
+        "note": "1e-5",
+    }
+
+
+def test_ensure_same_names_the_field_that_differs(tmp_path):
+    path = tmp_path / "config.yaml"
+    then = Baking(output=Path("a"), yeast=2.0)
+    save(then, path)
+    ensure_same(then, path)
+    ensure_same(dataclasses.replace(then, output=Path("b")), path)
+    message = refusal(ensure_same, dataclasses.replace(then, yeast=3.0), path)
+    assert message == (
+        f"{tmp_path} was made with yeast 2.0, this run asks for 3.0; choose another --output or drop the flag"
+    )
+    ensure_same(dataclasses.replace(then, yeast=3.0), path, ignore=("output", "yeast"))
+
+
+def test_ensure_same_refuses_the_config_of_another_version(tmp_path):
+    path = tmp_path / "config.yaml"
+    made = Baking(output=Path("a"))
+    save(made, path)
+    path.write_text(path.read_text() + "sugar: 3\n")
+    assert "the field sugar" in refusal(ensure_same, made, path)
+    path.write_text("output: a\n")
+    assert "no field minutes" in refusal(ensure_same, made, path)
+
+
+def test_load_names_what_is_missing(tmp_path):
+    (tmp_path / "config.yaml").write_text("minutes: 3\n")
+    assert refusal(load, Baking, tmp_path / "config.yaml").endswith("config.yaml: output is missing")
+
+
+def test_recipes_are_package_data():
+    assert set(built_in_recipes()) >= {"paper", "released-code"}
+    assert recipe_path("paper").is_relative_to(Path(config_module.__file__).parent)
