@@ -69,4 +69,4 @@ def stacked_noise(
 ) -> tuple[Tensor, list[torch.Generator]]:
     """Each image's own noise, (B, C, h, w) on the CPU, and the generators that serve its later draws."""
     drawn = [image_noise(seed, *key, shape) for key in zip(ids, indices, attempts, strict=True)]
-    return torch.cat([noise for noise, _ in drawn]), [rng for _, rng in drawn]
+    return torch.stack([noise for noise, _ in drawn]), [rng for _, rng in drawn]

@@ -63,7 +63,7 @@ class Run:
             while self.record["step"] < config.max_steps:
                 metrics = self.update()
                 self.write("metrics.jsonl", metrics)
-                progress.set_postfix({name: f"{value:.3f}" for name, value in metrics.items() if name != "step"})
+                progress.set_postfix({name: f"{value:.3f}" for name, value in metrics.items() if type(value) is float})
                 progress.update()
                 step, last = self.record["step"], self.record["step"] == config.max_steps
                 if last or (config.evaluate_every and step % config.evaluate_every == 0):
@@ -80,8 +80,8 @@ class Run:
         losses = self.trainer.update_adapter(batch, self.record["step"] + 1)
         self.record["step"] += 1
         speed = self.trainer.global_batch / (time.perf_counter() - began)
-        line = {"step": self.record["step"], "quality": None, **losses, "discriminator": discriminator}
-        return line | {"images_per_second": speed}
+        terms = {"loss": None, "entire": None, "individual": None, "quality": None, **losses}  # in this order
+        return {"step": self.record["step"], **terms, "discriminator": discriminator, "images_per_second": speed}
 
     def evaluate(self) -> None:
         """Sample and measure the evaluation images on the main process; the guard's verdict reaches every process."""

@@ -58,8 +58,9 @@ class Trainer:
         self.discriminator_texts = vocabulary.texts(config.discriminator_template)
         with torch.no_grad():  # features of every category's texts, (categories, D)
             self.text_features = self.semantics.embed_texts(vocabulary.texts(config.text_template))
-            unnormalized = {} if config.normalize_features else {"normalize": False}
-            self.real_features = self.semantics.embed_texts(self.discriminator_texts, **unnormalized)
+            self.real_features = self.semantics.embed_texts(
+                self.discriminator_texts, normalize=config.normalize_features
+            )
 
         self._add_adapter(resumed)
         self.parameters = [parameter for _, parameter in self.generator.adapter_parameters()]
@@ -85,13 +86,9 @@ class Trainer:
         if resumed is not None:
             self.generator.load_adapter(resumed / "adapter")
             return
-        self.generator.add_adapter(
-            rank=config.rank,
-            alpha=config.alpha,
-            targets=config.lora_targets,
-            text_encoder=config.text_encoder_lora,
-            seed=config.seed,
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(batches.derived_seed(config.seed, "adapter"))
+            self.generator.add_adapter(config.rank, config.alpha, config.lora_targets, config.text_encoder_lora)
 
     # ---- one batch ----
 
