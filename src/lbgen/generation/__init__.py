@@ -1,0 +1,1 @@
+"""Stage 2: draw a labelled dataset with an aligned generator."""

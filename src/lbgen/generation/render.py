@@ -1,0 +1,78 @@
+"""From planned images to files: draw a batch, encode each image, write it."""
+
+import hashlib
+from functools import lru_cache
+from io import BytesIO
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lbgen import dataset, files
+from lbgen.errors import UserError
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.plan import PlannedImage
+from lbgen.models.generator import Conditioning, Generator
+from lbgen.models.sampling import image_noise, sample
+
+ENCODER_OPTIONS = {
+    "png": lambda quality: {},
+    "jpeg": lambda quality: {"quality": quality, "subsampling": 0},  # colours at full resolution
+    "webp": lambda quality: {"quality": quality},
+}
+
+
+class Painter:
+    """Draws batches with one generator; each prompt is encoded once."""
+
+    def __init__(self, generator: Generator, config: GenerateConfig) -> None:
+        self.generator, self.config = generator, config
+        self.latent_shape = generator.latent_shape(*(config.size or generator.default_size))
+        self._encode = lru_cache(maxsize=1024)(lambda prompt: generator.encode([prompt]))
+
+    @torch.no_grad()
+    def paint(self, batch: list[PlannedImage]) -> Tensor:
+        """(B, H, W, 3) bytes, on the CPU."""
+        seed, generator = self.config.seed, self.generator
+        draws = [image_noise(seed, image.category.id, image.index, 0, self.latent_shape) for image in batch]
+        noise = torch.stack([noise for noise, _ in draws]).to(generator.device)  # (B, C, h, w)
+        rngs = [rng for _, rng in draws]
+        images = sample(generator, self._conditioning(batch), noise, steps=self.config.steps, rngs=rngs)
+        return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+    def _conditioning(self, batch: list[PlannedImage]) -> Conditioning:
+        rows = [self._encode(prompt_of(image, self.config)) for image in batch]
+        return Conditioning(torch.cat([row.positive for row in rows]), torch.cat([row.negative for row in rows]))
+
+
+def prompt_of(image: PlannedImage, config: GenerateConfig) -> str:
+    return config.prompt_template.replace("{name}", image.category.name)
+
+
+def store(image: PlannedImage, pixels: Tensor, shard: int, config: GenerateConfig) -> dataset.Row:
+    """Write one image, (H, W, 3) bytes, under its final name; returns its line of the index."""
+    content = encode(pixels, config.format, config.compression_quality)
+    file = dataset.image_file(image.category.id, image.key, config.format)
+    path = config.output / file
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_bytes(path, content)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; nothing is lost: make room and start again") from None
+    return dataset.Row(
+        id=image.category.id,
+        name=image.category.name,
+        prompt=prompt_of(image, config),
+        seed=config.seed,
+        attempt=0,
+        shard=shard,
+        key=image.key,
+        file=file,
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def encode(pixels: Tensor, format: str, quality: int) -> bytes:
+    stream = BytesIO()
+    Image.fromarray(pixels.numpy()).save(stream, format, **ENCODER_OPTIONS[format](quality))
+    return stream.getvalue()

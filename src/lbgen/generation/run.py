@@ -1,0 +1,112 @@
+"""The generation stage: draw what the plan holds and the folder does not."""
+
+import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import lbgen.config
+from lbgen import dataset
+from lbgen.errors import Interrupted, UserError
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.plan import Plan
+from lbgen.generation.provenance import Provenance, provenance
+from lbgen.generation.render import Painter, store
+from lbgen.interrupts import noted_signals
+from lbgen.models.generator import Generator, load_generator
+from lbgen.vocabulary import Vocabulary, load_vocabulary
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class GenerateResult:
+    output: Path
+    images: int
+    """Images in the folder."""
+    seconds: float
+    """Wall time of this call."""
+
+
+def generate(config: GenerateConfig) -> GenerateResult:
+    """Make the dataset folder `config.output`, or go on with it; see lbgen.dataset for its layout."""
+    started = time.monotonic()
+    vocabulary = load_vocabulary(config.vocabulary, qualify=config.qualify_names)
+    plan = Plan(vocabulary, config.images_per_category, config.images_per_shard, config.batch_size)
+    origin = provenance(config, vocabulary)
+    check_folder(config, origin)
+    missing = [shard for shard in range(plan.shards) if not dataset.part_path(config.output, shard).exists()]
+    if missing:
+        painter = Painter(load(config, vocabulary), config)
+        if not (config.output / "dataset.yaml").exists():
+            record(config, origin)
+        draw(plan, missing, painter, config)
+    return GenerateResult(config.output, plan.images, time.monotonic() - started)
+
+
+def load(config: GenerateConfig, vocabulary: Vocabulary) -> Generator:
+    """The generator on the GPU if there is one, the adapter merged into its weights."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if config.precision == "fp16" and device == "cpu":
+        raise UserError("--precision fp16 needs a GPU; choose fp32 or bf16")
+    generator = load_generator(
+        config.generator,
+        dtype=PRECISIONS[config.precision],
+        device=device,
+        scheduler=config.scheduler,
+        guidance_scale=config.guidance_scale,
+        guidance_rescale=config.guidance_rescale,
+    )
+    vocabulary.check_tokens(generator.count_tokens, generator.token_limit, config.prompt_template)
+    if config.adapter is not None:
+        generator.merge_adapter(config.adapter)
+    generator.optimize()
+    return generator
+
+
+def check_folder(config: GenerateConfig, origin: Provenance) -> None:
+    """Refuse a folder that cannot be written, or that holds anything but a dataset of the same origin."""
+    output = config.output
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output}: {error.strerror}; choose a folder that can be made") from None
+    if not os.access(output, os.W_OK | os.X_OK):
+        raise UserError(f"--output {output}: no permission to write there; choose another folder")
+    if (output / "dataset.yaml").exists():  # written after config.yaml
+        lbgen.config.ensure_same(config, output / "config.yaml")
+        lbgen.config.ensure_same(origin, output / "dataset.yaml", ignore=())
+    elif (output / dataset.SPLIT).exists():
+        raise UserError(f"--output {output}: holds a {dataset.SPLIT} folder lbgen did not make; choose another")
+
+
+def record(config: GenerateConfig, origin: Provenance) -> None:
+    """Write what makes the dataset, before its first image; the folder may be moved, so its own place is "."."""
+    lbgen.config.save(replace(config, output=Path(".")), config.output / "config.yaml")
+    lbgen.config.save(origin, config.output / "dataset.yaml")
+
+
+def draw(plan: Plan, shards: list[int], painter: Painter, config: GenerateConfig) -> None:
+    """Draw these shards; a signal ends the run before the next batch."""
+    done = plan.images - sum(len(plan.shard(shard)) for shard in shards)
+    with (
+        noted_signals() as signals,
+        ThreadPoolExecutor() as pool,
+        tqdm(desc="generate", total=plan.images, initial=done, unit="image", dynamic_ncols=True) as bar,
+    ):
+        for shard in shards:
+            rows: list[dataset.Row] = []
+            writing: list[Future[dataset.Row]] = []
+            for batch in plan.batches(shard):
+                if signals:
+                    raise Interrupted(signals[0], f"{config.output} keeps its finished images; start again to go on")
+                pixels = painter.paint(batch)  # (B, H, W, 3); the batch before is written meanwhile
+                rows += [future.result() for future in writing]
+                writing = [pool.submit(store, *pair, shard, config) for pair in zip(batch, pixels, strict=True)]
+                bar.update(len(batch))
+            rows += [future.result() for future in writing]
+            dataset.write_part(config.output, shard, rows)

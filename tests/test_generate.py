@@ -1,0 +1,311 @@
+"""Generation, on the random-weight miniature: 3 categories, 32x32 images, 2 steps."""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from lbgen import dataset, files
+from lbgen.errors import Interrupted, UserError
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.render import Painter
+from lbgen.generation.run import generate
+from lbgen.models.sampling import image_noise
+
+
+@pytest.fixture(scope="module")
+def config(tiny_sd_folder, tmp_path_factory) -> GenerateConfig:
+    """12 images in 3 shards of 5, 5 and 2; batches of 2, so that some mix two categories."""
+    folder = tmp_path_factory.mktemp("generate")
+    (folder / "names.txt").write_text("z1 cat\na2 dog\nm3 red fox\n")
+    return GenerateConfig(
+        output=folder / "whole",
+        vocabulary=str(folder / "names.txt"),
+        generator=str(tiny_sd_folder),
+        images_per_category=4,
+        seed=7,
+        scheduler="ddim",
+        steps=2,
+        batch_size=2,
+        images_per_shard=5,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(config) -> Path:
+    """The folder of a run that was never interrupted."""
+    return generate(config).output
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file, hidden ones too, with its sha256."""
+    return {str(path.relative_to(folder)): files.sha256(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def pipeline_image(config: GenerateConfig, category_id: str, prompt: str, index: int, adapter: Path | None = None):
+    """The image as plain diffusers makes it, from the same noise."""
+    pipeline = StableDiffusionPipeline.from_pretrained(config.generator, safety_checker=None)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    if adapter is not None:
+        pipeline.load_lora_weights(adapter)
+    pipeline.set_progress_bar_config(disable=True)
+    noise, _ = image_noise(config.seed, category_id, index, 0, (4, 8, 8))
+    image = pipeline(prompt, num_inference_steps=2, guidance_scale=2.0, latents=noise.unsqueeze(0)).images[0]
+    return np.asarray(image).astype(int)
+
+
+def test_image_is_the_one_plain_diffusers_makes(config, whole):
+    """Another batch size changes the last bits: at most one level of 255."""
+    truth = pipeline_image(config, "m3", "red fox", 3)
+    assert truth.std() > 5
+    assert np.abs(pixels(whole / "train/m3/m3_00003.png") - truth).max() <= 1
+
+
+def test_adapter_is_merged(config, whole, tiny_generator, tmp_path):
+    """Against the pipeline with the same LoRA loaded the diffusers way."""
+    tiny_generator.add_adapter(4, 8.0, ["to_q", "to_v"])
+    for number, (_, parameter) in enumerate(tiny_generator.adapter_parameters()):
+        parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+    tiny_generator.save_adapter(tmp_path / "adapter")
+    adapted = replace(config, output=tmp_path / "adapted", adapter=tmp_path / "adapter", images_per_category=1)
+    generate(adapted)
+    image = pixels(tmp_path / "adapted/train/a2/a2_00000.png")
+    assert np.abs(image - pipeline_image(config, "a2", "dog", 0, tmp_path / "adapter")).max() <= 1
+    assert np.abs(image - pixels(whole / "train/a2/a2_00000.png")).max() > 5
+    content = (tmp_path / "adapted/dataset.yaml").read_text()
+    assert files.sha256(tmp_path / "adapter/pytorch_lora_weights.safetensors") in content
+
+    (tmp_path / "adapter/pytorch_lora_weights.safetensors").write_bytes(b"other")
+    with pytest.raises(UserError, match="adapter_sha256"):
+        generate(adapted)
+
+
+def test_torchvision_reads_the_folder_and_agrees_with_the_index(whole):
+    folder = ImageFolder(str(whole / "train"))
+    index = dataset.read_index(whole).to_pylist()
+    labelled = {Path(path).relative_to(whole).as_posix(): folder.classes[label] for path, label in folder.samples}
+    assert labelled == {row["file"]: row["id"] for row in index}
+    assert folder[0][0].size == (32, 32)
+
+
+def test_index_tells_everything_of_each_image(config, whole):
+    index = dataset.read_index(whole).to_pylist()
+    assert [row["key"] for row in index] == [f"{id}_{n:05d}" for id in ("z1", "a2", "m3") for n in range(4)]
+    assert [row["shard"] for row in index] == [0] * 5 + [1] * 5 + [2] * 2
+    for row in index:
+        assert row["sha256"] == hashlib.sha256((whole / row["file"]).read_bytes()).hexdigest()
+        assert row["name"] == row["prompt"] == {"z1": "cat", "a2": "dog", "m3": "red fox"}[row["id"]]
+        assert (row["seed"], row["attempt"]) == (7, 0)
+
+
+def test_loaded_images_are_the_files(whole):
+    rows = dataset.read_index(whole)["file"].to_pylist()[:3]
+    images = dataset.load_images(whole, rows)
+    assert images.shape == (3, 3, 32, 32)
+    assert np.array_equal((images[2] * 255).permute(1, 2, 0).numpy().round(), pixels(whole / rows[2]))
+
+
+def test_image_depends_on_seed_category_and_index_alone(config, whole, tmp_path):
+    """Other categories, counts, shards and batches around it; only the last bits may differ."""
+    (tmp_path / "names.txt").write_text("n9 owl\nm3 red fox\n")
+    other = replace(config, vocabulary=str(tmp_path / "names.txt"), images_per_category=3, batch_size=3)
+    generate(replace(other, output=tmp_path / "other"))
+    again = pixels(tmp_path / "other/train/m3/m3_00001.png")
+    assert np.abs(again - pixels(whole / "train/m3/m3_00001.png")).max() <= 1
+    generate(replace(other, output=tmp_path / "reseeded", seed=8, images_per_category=2))
+    assert np.abs(again - pixels(tmp_path / "reseeded/train/m3/m3_00001.png")).max() > 5
+
+
+@pytest.mark.parametrize("format, suffix", [("jpeg", "jpg"), ("webp", "webp")])
+def test_lossy_formats_hold_the_same_image(config, whole, tmp_path, format, suffix):
+    sizes = []
+    for quality in (95, 20):
+        made = replace(config, output=tmp_path / str(quality), format=format, images_per_category=1)
+        generate(replace(made, compression_quality=quality))
+        path = tmp_path / str(quality) / f"train/z1/z1_00000.{suffix}"
+        assert Image.open(path).format == format.upper()
+        sizes.append(path.stat().st_size)
+        lossy, lossless = (Image.open(file).convert("L") for file in (path, whole / "train/z1/z1_00000.png"))
+        difference = np.asarray(lossy, dtype=int) - np.asarray(lossless)
+        assert np.abs(difference).mean() < (6 if quality == 95 else 40)
+    assert sizes[0] > sizes[1]
+
+
+# ---- interruption ----
+
+
+def killed_at_rename(config: GenerateConfig, number: int) -> None:
+    """Runs in a process of its own, which dies in the middle of putting its file `number` in place."""
+    replace_file, done = os.replace, []
+
+    def dying(source, target):
+        if len(done) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done.append(target)
+        replace_file(source, target)
+
+    os.replace = dying
+    torch.set_num_threads(1)
+    generate(config)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lbgen.generation.run", "lbgen.models.stable_diffusion"])
+    return context
+
+
+def run_and_kill(processes, config: GenerateConfig, number: int) -> int:
+    process = processes.Process(target=killed_at_rename, args=(config, number))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 4, 7, 16])
+def test_killed_run_ends_equal_to_the_whole_one(processes, config, whole, tmp_path, number):
+    """Killed at the config, the provenance, an image, a shard's mark (7) and the last mark (16); then continued."""
+    broken = replace(config, output=tmp_path / "broken")
+    assert run_and_kill(processes, broken, number) == -signal.SIGKILL
+    assert any(name.endswith(".tmp") for name in contents(broken.output))
+    generate(broken)
+    assert contents(broken.output) == contents(whole)
+
+
+def test_run_killed_again_and_again_gets_through(processes, config, whole, tmp_path):
+    """Of 17 files (2 records, 12 images, 3 marks) every attempt leaves a whole shard and dies in the next."""
+    broken = replace(config, output=tmp_path / "broken")
+    exits = [run_and_kill(processes, broken, number) for number in (8, 6, 3)]
+    assert exits == [-signal.SIGKILL, -signal.SIGKILL, 0]
+    assert contents(broken.output) == contents(whole)
+
+
+def test_finished_run_writes_nothing(config, whole):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    assert generate(config).images == 12
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_interrupted_run_goes_on(config, whole, tmp_path, monkeypatch):
+    """Ctrl-C during the fourth batch."""
+    paint, painted = Painter.paint, []
+
+    def interrupting(self, batch):
+        painted.append(batch)
+        if len(painted) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return paint(self, batch)
+
+    monkeypatch.setattr(Painter, "paint", interrupting)
+    broken = replace(config, output=tmp_path / "broken")
+    with pytest.raises(Interrupted) as caught:
+        generate(broken)
+    assert caught.value.signum == signal.SIGINT
+    assert len(painted) == 4
+    assert not [path for path in broken.output.rglob("*.tmp")]
+    generate(broken)
+    assert len(painted) == 4 + 4  # the second shard's 3 batches again, and the third's
+    assert contents(broken.output) == contents(whole)
+
+
+def test_terminated_command_exits_with_143(config, tmp_path):
+    flags = ["--generator", config.generator, "--vocabulary", config.vocabulary, "--images-per-category", "400"]
+    flags += ["--scheduler", "ddim", "--steps", "2", "--batch-size", "2", "--images-per-shard", "5"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lbgen", "generate", *flags, "--output", str(tmp_path / "out")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "out/index/part-00000.parquet").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, shown = process.communicate()
+    assert process.returncode == 143
+    assert shown.splitlines()[-1].startswith(f"lbgen: {tmp_path / 'out'} keeps its finished images")
+
+
+# ---- the user's mistakes ----
+
+
+@pytest.mark.parametrize(
+    "field, value", [("seed", 8), ("guidance_scale", 3.0), ("images_per_category", 5), ("batch_size", 4)]
+)
+def test_folder_of_another_configuration_is_refused_by_field(config, whole, field, value):
+    with pytest.raises(UserError, match=field):
+        generate(replace(config, **{field: value}))
+
+
+def test_changed_vocabulary_file_is_refused(config, whole, tmp_path):
+    names = Path(config.vocabulary)
+    before = names.read_text()
+    names.write_text("z1 cat\na2 dog\nm3 blue fox\n")
+    try:
+        with pytest.raises(UserError, match="vocabulary_sha256"):
+            generate(config)
+    finally:
+        names.write_text(before)
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("size", (33, 32), "multiples of 4"),
+        ("adapter", Path("nowhere"), "--adapter nowhere: no pytorch_lora_weights.safetensors"),
+        ("generator", "/dev/null/x", "generator"),
+        ("scheduler", "euler", "scheduler"),
+        ("precision", "fp16", "needs a GPU"),
+        ("prompt_template", "a very long photo of {name}", "tokens long"),
+        ("output", Path("/dev/null/x"), "--output /dev/null/x"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_the_folder_usable(config, tmp_path, field, value, message):
+    wrong = replace(config, output=tmp_path / "out", images_per_category=1)
+    with pytest.raises(UserError, match=message):
+        generate(replace(wrong, **{field: value}))
+    assert not (tmp_path / "out/config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("images_per_category", 0),
+        ("seed", -1),
+        ("steps", 0),
+        ("size", (0, 32)),
+        ("compression_quality", 101),
+        ("prompt_template", "cat"),
+        ("guidance_scale", 0.5),
+    ],
+)
+def test_values_out_of_range_are_refused(field, value):
+    with pytest.raises(UserError, match="--" + field.replace("_", "-")):
+        GenerateConfig(**{field: value})
+
+
+def test_foreign_folder_is_not_written_into(config, tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match="did not make"):
+        generate(replace(config, output=tmp_path))
+    assert os.listdir(tmp_path) == ["train"]
+
+
+def test_folder_without_an_index_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no index"):
+        dataset.read_index(tmp_path)
