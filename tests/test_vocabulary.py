@@ -157,7 +157,7 @@ UNSAFE = [
 ]
 
 
-@pytest.mark.parametrize("unsafe", [*UNSAFE, "a\0b", "x" * (MAX_BYTES + 1)])
+@pytest.mark.parametrize("unsafe", [*UNSAFE, "a\0b", "a\u202eb", "x" * (MAX_BYTES + 1)])
 @pytest.mark.parametrize("form", ["spaced", "tab", "csv", "json", "json object"])
 def test_ids_that_could_leave_a_folder_are_refused(tmp_path, unsafe, form):
     content, file = {
