@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,17 @@ NAME = "default"
 """peft's name of our one adapter."""
 
 
-def attach(module: nn.Module, config: LoraConfig) -> None:
+def configuration(rank: int, alpha: float, targets: Sequence[str]) -> LoraConfig:
+    """B starts at zero and A gaussian, so that a fresh adapter changes nothing. peft takes any number for alpha."""
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian")  # type: ignore[arg-type]
+
+
+def attach(module: Any, config: LoraConfig) -> None:
     """Put a trainable float32 LoRA on `module`."""
+    names = [f".{name}" for name, _ in module.named_modules()]
+    for target in config.target_modules or ():
+        if not any(name.endswith(f".{target}") for name in names):
+            raise UserError(f"lora_targets: {target} names no layer of {type(module).__name__}; to_q names its queries")
     try:
         module.add_adapter(config, NAME)
     except ValueError as error:
@@ -40,7 +49,7 @@ def parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in module.named_parameters() if f".{NAME}." in name]
 
 
-def layers(module: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+def layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """The layers an adapter sits on, by name."""
     return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, LoraLayer))
 
@@ -50,7 +59,7 @@ def enable(module: nn.Module, enabled: bool) -> None:
         layer.enable_adapters(enabled)
 
 
-def merged_weight(layer: LoraLayer) -> Tensor:
+def merged_weight(layer: Any) -> Tensor:
     """W + alpha / rank * B A, summed in float32 and returned in W's dtype."""
     weight = layer.get_base_layer().weight
     return (weight.float() + layer.get_delta_weight(NAME)).to(weight.dtype)
@@ -67,7 +76,7 @@ def merge(module: nn.Module) -> None:
 class MergedCopy:
     """A network with the adapter merged, sharing with its original every weight that has no adapter."""
 
-    def __init__(self, original: nn.Module) -> None:
+    def __init__(self, original: Any) -> None:
         """To be called before the adapter is attached."""
         shared = {id(parameter): parameter for parameter in original.parameters()}
         self.original, self.network = original, copy.deepcopy(original, shared)
@@ -82,12 +91,14 @@ class MergedCopy:
             target.weight.copy_(merged_weight(layer))
 
 
-def save(directory: Path, unet: nn.Module, text_encoder: nn.Module | None) -> None:
+def save(directory: Path, unet: Any, text_encoder: Any | None) -> None:
     """Write the LoRA file that `load_lora_weights` reads, with the configurations that carry rank and alpha."""
     parts: dict[str, Any] = {}
     for part, module in (("unet", unet), ("text_encoder", text_encoder)):
         if module is not None:
-            parts[f"{part}_lora_layers"] = get_peft_model_state_dict(module, adapter_name=NAME)
+            parts[f"{part}_lora_layers"] = get_peft_model_state_dict(
+                module, adapter_name=NAME, save_embedding_layers=False
+            )
             parts[f"{part}_lora_adapter_metadata"] = _description(module.peft_config[NAME])
     directory.mkdir(parents=True, exist_ok=True)
     with replacing(directory / FILE) as temporary:
@@ -128,7 +139,7 @@ def restore(module: nn.Module, config: LoraConfig, weights: dict[str, Tensor]) -
     """Attach an adapter that was read, or bring its values into the one already there."""
     if not any(layers(module)):
         attach(module, config)
-    result = set_peft_model_state_dict(module, weights, adapter_name=NAME)
-    missing = [key for key in result.missing_keys if f".{NAME}." in key]
-    if missing or result.unexpected_keys:
-        raise UserError(f"the adapter does not fit the generator: {(missing + result.unexpected_keys)[0]} has no partner")
+    result: Any = set_peft_model_state_dict(module, weights, adapter_name=NAME)
+    strangers = [key for key in result.missing_keys if f".{NAME}." in key] + list(result.unexpected_keys)
+    if strangers:
+        raise UserError(f"the adapter was made for another generator: {strangers[0]} has no counterpart")

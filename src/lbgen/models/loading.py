@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
@@ -32,3 +34,11 @@ def loading(what: str, where: str, marker: str) -> Iterator[None]:
         )
         cause = " ".join(str(error).split())
         raise UserError(f"{what} {where} cannot be loaded: {remedy} ({cause})") from error
+
+
+def complete(kind: Any, where: str, dtype: torch.dtype, **options: Any) -> Any:
+    """A model of class `kind` with every weight read from safetensors: none may be missing and left at random."""
+    model, report = kind.from_pretrained(where, use_safetensors=True, dtype=dtype, output_loading_info=True, **options)
+    if report["missing_keys"]:
+        raise ValueError(f"{options.get('subfolder', 'model')} lacks the weight {min(report['missing_keys'])}")
+    return model

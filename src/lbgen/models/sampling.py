@@ -29,7 +29,8 @@ def sample(
     With `detach_input` the network sees detached latents at those calls too, so that only the scheduler's map connects
     one call with the next (DRTune, arXiv 2405.00760).
 
-    noise: (B, C, h, w), standard normal; latents stay float32 whatever the network computes in. rngs: one a row, for schedulers that add noise of their own.
+    noise: (B, C, h, w), standard normal; latents are float32 whatever the network computes in.
+    rngs: one a row, for schedulers that add noise of their own.
     Returns images (B, 3, H, W), nominally in [0, 1], not clamped.
     """
     timesteps = generator.timesteps(steps)
@@ -63,7 +64,7 @@ def differentiated_indices(calls: int, differentiated: int, start: int) -> froze
 def image_noise(
     seed: int, category_id: str, index: int, attempt: int, shape: tuple[int, ...]
 ) -> tuple[Tensor, torch.Generator]:
-    """The starting noise of one image, of `shape` (C, h, w), on the CPU, and the generator that serves its later random draws.
+    """The starting noise of one image, of `shape` (C, h, w), on the CPU, and the generator of its later random draws.
 
     Both follow from the four numbers alone. torch seeds its CPU generator with 32 bits, few enough for two of a million
     images to coincide, so the noise is the normalised sum of two independent draws.

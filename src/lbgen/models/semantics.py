@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from lbgen.errors import UserError
-from lbgen.models.loading import loading
+from lbgen.models.loading import complete, loading
 from lbgen.models.registry import SEMANTICS, resolve
 
 FAMILIES = ("clip", "siglip")
@@ -22,12 +22,12 @@ class SemanticSpace:
     """Texts and images to features of one space. No parameter requires grad; the images' gradient passes through."""
 
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
-        self.model, self.tokenizer, processor = _load(resolve(name, SEMANTICS))
-        self.model.eval().requires_grad_(False).to(device, dtype)
+        self.model, self.tokenizer, processor = _load(resolve(name, SEMANTICS), dtype)
+        self.model.eval().requires_grad_(False).to(device)
         self.device, self.dtype = device, dtype
         self.preprocessing = Preprocessing(processor)
         self.token_limit: int = self.model.config.text_config.max_position_embeddings
-        self.logit_scale: float = self.model.logit_scale.exp().item()
+        self.logit_scale: float = self.model.logit_scale.float().exp().item()
         """What cosines are multiplied by before a softmax: the inverse of the temperature."""
         self.dimension: int = self.embed_texts([""]).shape[1]
 
@@ -40,7 +40,7 @@ class SemanticSpace:
         for text in texts:
             if self.count_tokens(text) > self.token_limit:
                 raise UserError(f"text {text!r} has more than {self.token_limit} tokens; shorten it")
-        # Always padded to the limit and never masked: SigLIP was trained so, and CLIP's causal text model sees no padding.
+        # Padded to the limit and never masked: SigLIP was trained so, and CLIP's causal text model sees no padding.
         tokens = self.tokenizer(texts, padding="max_length", max_length=self.token_limit, return_tensors="pt")
         features = self.model.get_text_features(tokens.input_ids.to(self.device)).pooler_output.float()
         return F.normalize(features, dim=-1) if normalize else features
@@ -84,10 +84,10 @@ def load_semantics(name: str, device: torch.device | str = "cpu", dtype: torch.d
     return SemanticSpace(name, torch.device(device), dtype)
 
 
-def _load(where: str) -> tuple[Any, Any, Any]:
+def _load(where: str, dtype: torch.dtype) -> tuple[Any, Any, Any]:
     """(model, tokenizer, image processor) from a transformers folder or hub id."""
     with loading("semantics", where, marker="config.json"):
-        model = AutoModel.from_pretrained(where, use_safetensors=True)
+        model = complete(AutoModel, where, dtype)
         tokenizer = AutoTokenizer.from_pretrained(where)
         processor = AutoImageProcessor.from_pretrained(where)
     if model.config.model_type not in FAMILIES:

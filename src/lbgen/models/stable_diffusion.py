@@ -10,28 +10,33 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    UNet2DConditionModel,
 )
-from peft import LoraConfig
 from torch import Tensor, nn
+from transformers import CLIPTextModel
 
 from lbgen.errors import UserError
 from lbgen.models import adapter
 from lbgen.models.generator import Conditioning, Generator
-from lbgen.models.loading import loading
+from lbgen.models.loading import complete, loading
 from lbgen.models.registry import GENERATORS, resolve
 
-SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
+SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddpm": (DDPMScheduler, {"clip_sample": False}),
     "ddim": (DDIMScheduler, {"clip_sample": False}),
     "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
     "dpm++": (DPMSolverMultistepScheduler, {}),
 }
 """Name -> scheduler and what latents need of it whatever the checkpoint's own scheduler says."""
+
+MODELS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+"""The parts of a checkpoint that hold weights."""
 
 TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -49,7 +54,7 @@ class StableDiffusion(Generator):
         merged_sampler: bool,
         compile: bool,
     ) -> None:
-        self.pipeline = _load(resolve(name, GENERATORS)).to(device, dtype)
+        self.pipeline = _load(resolve(name, GENERATORS), dtype).to(device)
         self.unet, self.text_encoder, self.vae = self.pipeline.unet, self.pipeline.text_encoder, self.pipeline.vae
         for module in (self.unet, self.text_encoder, self.vae):
             module.eval().requires_grad_(False)
@@ -63,7 +68,7 @@ class StableDiffusion(Generator):
         self._merged = adapter.MergedCopy(self.unet) if merged_sampler else None
         self._adapter_on = True
         network = self._merged.network if self._merged else self.unet
-        self._sampler: nn.Module = torch.compile(network) if compile else network
+        self._sampler: Any = torch.compile(network) if compile else network
 
     # -- shapes and prompts
 
@@ -105,7 +110,7 @@ class StableDiffusion(Generator):
         return float(self.scheduler.init_noise_sigma)
 
     def predict(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        """Classifier-free guidance (arXiv 2207.12598) with rescale (arXiv 2305.08891, 3.4), both passes in one batch."""
+        """Classifier-free guidance (arXiv 2207.12598) and its rescale (arXiv 2305.08891, section 3.4)."""
         seen = self.scheduler.scale_model_input(latents, timestep).to(self.dtype)  # (B, C, h, w)
         if self.guidance_scale <= 1:
             return self._network(seen, timestep, conditioning.positive)
@@ -119,9 +124,11 @@ class StableDiffusion(Generator):
         return guided
 
     def _network(self, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
-        sampling = self._adapter_on and not torch.is_grad_enabled()
-        network = self._sampler if sampling else self.unet
-        return network(latents, timestep.to(self.device), embeddings, return_dict=False)[0].float()
+        """One call. Under grad the float32 adapter computes in `dtype` too, without it everything already does."""
+        training = torch.is_grad_enabled()
+        network = self.unet if training or not self._adapter_on else self._sampler
+        with torch.autocast(self.device.type, self.dtype, enabled=training and self.dtype != torch.float32):
+            return network(latents, timestep.to(self.device), embeddings, return_dict=False)[0].float()
 
     def step(
         self, prediction: Tensor, timestep: Tensor, latents: Tensor, rngs: Sequence[torch.Generator] | None = None
@@ -138,8 +145,7 @@ class StableDiffusion(Generator):
     def add_adapter(self, rank: int, alpha: float, targets: Sequence[str], text_encoder: bool = False) -> None:
         parts = [(self.unet, targets)] + [(self.text_encoder, TEXT_ENCODER_TARGETS)] * text_encoder
         for module, names in parts:
-            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(names), init_lora_weights="gaussian")
-            adapter.attach(module, config)
+            adapter.attach(module, adapter.configuration(rank, alpha, names))
         self.refresh_sampler()
 
     def adapter_parameters(self) -> list[tuple[str, nn.Parameter]]:
@@ -191,6 +197,7 @@ class StableDiffusion(Generator):
     def enable_gradient_checkpointing(self) -> None:
         self.unet.enable_gradient_checkpointing()
         self.vae.enable_gradient_checkpointing()
+        self.vae.enable_slicing()  # one image after the other, so that only one's activations exist at a time
 
     def optimize(self) -> None:
         self.unet.fuse_qkv_projections()
@@ -198,8 +205,12 @@ class StableDiffusion(Generator):
         self.vae.to(memory_format=torch.channels_last)
 
 
-def _load(where: str) -> StableDiffusionPipeline:
+def _load(where: str, dtype: torch.dtype) -> Any:
     with loading("generator", where, marker="model_index.json"):
+        kind = StableDiffusionPipeline.load_config(where)["_class_name"]
+        if kind != "StableDiffusionPipeline":
+            raise UserError(f"generator {where} is a {kind}; give a checkpoint in Stable Diffusion 1.x or 2.x format")
+        parts = {part: complete(MODELS[part], where, dtype, subfolder=part) for part in MODELS}
         return StableDiffusionPipeline.from_pretrained(
-            where, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+            where, use_safetensors=True, safety_checker=None, requires_safety_checker=False, **parts
         )
