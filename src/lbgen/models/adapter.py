@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from diffusers.utils import recurse_remove_peft_layers
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lbgen.errors import UserError
@@ -23,6 +23,8 @@ FILE = "pytorch_lora_weights.safetensors"
 """The name diffusers looks for."""
 NAME = "default"
 """peft's name of our one adapter."""
+METADATA = "lora_adapter_metadata"
+"""The metadata entry in which diffusers keeps the configurations of a file's adapters."""
 
 
 def configuration(rank: int, alpha: float, targets: Sequence[str]) -> LoraConfig:
@@ -91,24 +93,22 @@ class MergedCopy:
             target.weight.copy_(merged_weight(layer))
 
 
-def save(directory: Path, unet: Any, text_encoder: Any | None) -> None:
-    """Write the LoRA file that `load_lora_weights` reads, with the configurations that carry rank and alpha."""
-    parts: dict[str, Any] = {}
-    for part, module in (("unet", unet), ("text_encoder", text_encoder)):
-        if module is not None:
-            parts[f"{part}_lora_layers"] = get_peft_model_state_dict(
-                module, adapter_name=NAME, save_embedding_layers=False
-            )
-            parts[f"{part}_lora_adapter_metadata"] = _description(module.peft_config[NAME])
+def save(directory: Path, parts: dict[str, Any]) -> None:
+    """Write the LoRA file that diffusers' `load_lora_weights` reads, with the configurations that carry rank and alpha.
+
+    parts: "unet" and, where it has an adapter, "text_encoder". Equal adapters give equal bytes: one metadata entry,
+    because safetensors writes several in any order, and no set or path in it.
+    """
+    weights: dict[str, Tensor] = {}
+    description: dict[str, Any] = {}
+    for part, module in parts.items():
+        state = get_peft_model_state_dict(module, adapter_name=NAME, save_embedding_layers=False)
+        config = module.peft_config[NAME].to_dict() | {"base_model_name_or_path": None}
+        weights |= {f"{part}.{key}": tensor.contiguous() for key, tensor in state.items()}
+        description |= {f"{part}.{key}": value for key, value in config.items()}
     directory.mkdir(parents=True, exist_ok=True)
     with replacing(directory / FILE) as temporary:
-        StableDiffusionPipeline.save_lora_weights(directory, weight_name=temporary.name, **parts)
-
-
-def _description(config: LoraConfig) -> dict[str, Any]:
-    """The configuration as JSON takes it, equal for equal adapters: sets in order, no path of the base model."""
-    entries = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    return entries | {"base_model_name_or_path": None}
+        save_file(weights, temporary, {METADATA: json.dumps(description, sort_keys=True, default=sorted)})
 
 
 def read(directory: Path) -> dict[str, tuple[LoraConfig, dict[str, Tensor]]]:
@@ -118,7 +118,7 @@ def read(directory: Path) -> dict[str, tuple[LoraConfig, dict[str, Tensor]]]:
         raise UserError(f"{directory} holds no {FILE}; give the adapter folder of a run, such as runs/a/adapter")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+            metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}); write it again") from error

@@ -26,6 +26,8 @@ def loading(what: str, where: str, marker: str) -> Iterator[None]:
                     library.disable_progress_bar()
                     stack.callback(library.enable_progress_bar)
             yield
+    except UserError:
+        raise
     except (OSError, ValueError, SafetensorError) as error:
         remedy = (
             "repair the folder or save it again with safetensors"

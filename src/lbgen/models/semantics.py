@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from lbgen.errors import UserError
 from lbgen.models.loading import complete, loading
@@ -87,9 +87,10 @@ def load_semantics(name: str, device: torch.device | str = "cpu", dtype: torch.d
 def _load(where: str, dtype: torch.dtype) -> tuple[Any, Any, Any]:
     """(model, tokenizer, image processor) from a transformers folder or hub id."""
     with loading("semantics", where, marker="config.json"):
+        family = AutoConfig.from_pretrained(where).model_type
+        if family not in FAMILIES:
+            raise UserError(f"semantics {where} is a {family}; give one of {', '.join(FAMILIES)}")
         model = complete(AutoModel, where, dtype)
         tokenizer = AutoTokenizer.from_pretrained(where)
         processor = AutoImageProcessor.from_pretrained(where)
-    if model.config.model_type not in FAMILIES:
-        raise UserError(f"semantics {where} is a {model.config.model_type}; give one of {', '.join(FAMILIES)}")
     return model, tokenizer, processor

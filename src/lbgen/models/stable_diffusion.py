@@ -179,8 +179,7 @@ class StableDiffusion(Generator):
             self._merged.refresh()
 
     def save_adapter(self, directory: Path) -> None:
-        parts = dict(self._parts())
-        adapter.save(directory, parts["unet"], parts.get("text_encoder"))
+        adapter.save(directory, dict(self._parts()))
 
     def load_adapter(self, directory: Path) -> None:
         for part, (config, weights) in adapter.read(directory).items():
