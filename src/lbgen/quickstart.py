@@ -1,0 +1,178 @@
+"""The whole street once, on the embedded micro world: align, generate before and after, measure, show."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lbgen
+import lbgen.config
+from lbgen import files
+from lbgen.alignment.config import AlignConfig
+from lbgen.errors import UserError
+from lbgen.generation.config import GenerateConfig
+
+if TYPE_CHECKING:
+    from lbgen.comparison import Line
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    output: Path = Path("runs/quickstart")
+    """Folder for everything that is made; an interrupted quickstart goes on when started again."""
+    images_per_category: int = 20
+    """Images of each category, before and after."""
+    max_steps: int | None = None
+    """Updates of the alignment; none is the microworld recipe's."""
+    seed: int = 0
+    """Seed of the alignment and of the images."""
+
+    def __post_init__(self) -> None:
+        if self.images_per_category < 2:
+            raise UserError(f"--images-per-category {self.images_per_category}: give 2 or more, to measure diversity")
+
+
+@dataclass(frozen=True)
+class QuickstartResult:
+    page: Path
+    summary: Path
+
+
+def quickstart(config: QuickstartConfig) -> QuickstartResult:
+    """Run what is not yet done of the street, and write `summary.json` and `report.html`."""
+    output = config.output
+    record = output / "config.yaml"
+    if record.exists():
+        lbgen.config.ensure_same(config, record)
+    align = align_config(config)
+    base, aligned = generate_configs(config, align)
+    try:
+        lbgen.config.save(config, record)
+    except OSError as error:
+        raise UserError(f"--output {output}: {error.strerror}; choose a folder that can be written") from None
+    with timed("align", output):
+        lbgen.align(align)
+        copy_adapter(align.output / "adapter", output / "adapter")
+    with timed("generate_base", output):
+        lbgen.generate(base)
+    with timed("generate_aligned", output):
+        lbgen.generate(aligned)
+    return measure(config, align)
+
+
+def align_config(config: QuickstartConfig) -> AlignConfig:
+    asked = {"output": config.output / "align", "seed": config.seed}
+    if config.max_steps is not None:
+        asked["max_steps"] = config.max_steps
+    return lbgen.config.resolve(AlignConfig, "microworld", asked)
+
+
+def generate_configs(config: QuickstartConfig, align: AlignConfig) -> tuple[GenerateConfig, GenerateConfig]:
+    """The same images before and after: the trajectory is the alignment's, the noise the same."""
+    base = GenerateConfig(
+        output=config.output / "base",
+        vocabulary=align.vocabulary,
+        qualify_names=align.qualify_names,
+        prompt_template=align.prompt_template,
+        generator=align.generator,
+        images_per_category=config.images_per_category,
+        seed=config.seed,
+        scheduler=align.scheduler,
+        steps=align.steps,
+        guidance_scale=align.guidance_scale,
+        guidance_rescale=align.guidance_rescale,
+        images_per_shard=128,
+    )
+    return base, replace(base, output=config.output / "aligned", adapter=config.output / "adapter")
+
+
+def copy_adapter(source: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    for path in source.iterdir():
+        files.write_bytes(target / path.name, path.read_bytes())
+
+
+def measure(config: QuickstartConfig, align: AlignConfig) -> QuickstartResult:
+    """Judge, compare, write, print."""
+    from lbgen.comparison import summary
+    from lbgen.report import before_after
+
+    output, began = config.output, time.monotonic()
+    page = output / "report.html"
+    seconds = stage_seconds(output)
+    sets = before_after.judge_sets(output / "base", output / "aligned", align)
+    lines = before_after.write_report(sets, align.output, align, facts(config, align, seconds), page)
+    seconds["measure"] = round(time.monotonic() - began, 1)
+    content = {**summary(lines), "images": len(sets.base), "seconds": seconds}
+    files.write_text(output / "summary.json", json.dumps(content, indent=2) + "\n")
+    print(table(lines))
+    print(f"\nThe page, with images and curves: {page}")
+    return QuickstartResult(page, output / "summary.json")
+
+
+def facts(config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float]) -> list[tuple[str, str]]:
+    """How the page's figures were made, for its last section."""
+    weights = {"entire": align.entire_weight, "individual": align.individual_weight, "quality": align.quality_weight}
+    weights["pull towards the base"] = align.base_weight
+    command = f"lbgen quickstart --output {config.output} --images-per-category {config.images_per_category}"
+    command += f" --seed {config.seed}" + (f" --max-steps {config.max_steps}" if config.max_steps is not None else "")
+    return [
+        ("Command", command),
+        ("Alignment", f"{align.max_steps} updates of {align.batch_size} images, LoRA of rank {align.rank}"),
+        ("Objective", ", ".join(f"{name} x {weight:g}" for name, weight in weights.items() if weight)),
+        (
+            "Images",
+            f"{config.images_per_category} of each category in each set, the same noise in both; {align.scheduler}, "
+            f"{align.steps} steps, guidance {align.guidance_scale:g}",
+        ),
+        ("Wall time", ", ".join(f"{stage.replace('_', ' ')} {value:.0f} s" for stage, value in seconds.items())),
+        ("Machine", f"{os.cpu_count()} processors"),
+        ("Everything else", "align/config.yaml, base/config.yaml and aligned/config.yaml, beside this page"),
+    ]
+
+
+# ---- wall time: of all attempts at a stage together, since the quickstart may be interrupted ----
+
+
+@contextmanager
+def timed(stage: str, output: Path) -> Iterator[None]:
+    """Add the block's time to the stage's, unless the stage was finished by an earlier quickstart."""
+    record = _stages(output).get(stage, {"seconds": 0.0, "done": False})
+    began, finished = time.monotonic(), False
+    try:
+        yield
+        finished = True
+    finally:
+        if not record["done"]:
+            spent = {"seconds": round(record["seconds"] + time.monotonic() - began, 1), "done": finished}
+            files.write_text(output / "stages.json", json.dumps({**_stages(output), stage: spent}, indent=2) + "\n")
+
+
+def stage_seconds(output: Path) -> dict[str, float]:
+    return {stage: record["seconds"] for stage, record in _stages(output).items()}
+
+
+def _stages(output: Path) -> dict[str, dict]:
+    path = output / "stages.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+# ---- what is printed ----
+
+
+def table(lines: "list[Line]") -> str:
+    """The figures with their 95% intervals, for a terminal."""
+    from lbgen.report.page import change, interval, number
+
+    rows = [("", "base", "aligned", "change", "")]
+    for line in lines:
+        base = f"{number(line.base, line)} ({interval(line.base_interval, line)})"
+        aligned = f"{number(line.aligned, line)} ({interval(line.aligned_interval, line)})"
+        rows.append((line.figure.title, base, aligned, change(line), line.verdict))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    texts = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(texts)
