@@ -109,6 +109,13 @@ def test_export_writes_both_folders(tmp_path):
     assert json.loads((tmp_path / "models" / "semantics" / "config.json").read_text())["model_type"] == "clip"
 
 
+def test_export_to_what_is_no_folder_is_refused(capsys, tmp_path):
+    (tmp_path / "taken").touch()
+    assert "taken: File exists; choose a folder" in refused_here(
+        capsys, "export", "microworld", str(tmp_path / "taken")
+    )
+
+
 OTHER_VERB = """
 import time, lbgen.cli
 def stand_in(config):
