@@ -1,5 +1,6 @@
 """Generation, on the random-weight miniature: 3 categories, 32x32 images, 2 steps."""
 
+import errno
 import hashlib
 import multiprocessing
 import os
@@ -297,6 +298,30 @@ def test_mistakes_are_one_line_and_leave_the_folder_usable(config, tmp_path, fie
 def test_values_out_of_range_are_refused(field, value):
     with pytest.raises(UserError, match="--" + field.replace("_", "-")):
         GenerateConfig(**{field: value})
+
+
+def test_full_disk_is_said_and_loses_nothing(config, whole, tmp_path, monkeypatch):
+    write, written = files.write_bytes, []
+
+    def filling(path, content):
+        written.append(path)
+        if len(written) == 9:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, content)
+
+    monkeypatch.setattr(files, "write_bytes", filling)
+    broken = replace(config, output=tmp_path / "broken")
+    with pytest.raises(UserError, match="No space left"):
+        generate(broken)
+    generate(broken)
+    assert contents(broken.output) == contents(whole)
+
+
+def test_folder_of_an_alignment_run_is_not_written_into(config, tmp_path):
+    (tmp_path / "config.yaml").write_text("max_steps: 3\n")
+    with pytest.raises(UserError, match="choose another --output"):
+        generate(replace(config, output=tmp_path))
+    assert os.listdir(tmp_path) == ["config.yaml"]
 
 
 def test_foreign_folder_is_not_written_into(config, tmp_path):

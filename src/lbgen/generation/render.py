@@ -9,7 +9,6 @@ from PIL import Image
 from torch import Tensor
 
 from lbgen import dataset, files
-from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import PlannedImage
 from lbgen.models.generator import Conditioning, Generator
@@ -54,11 +53,8 @@ def store(image: PlannedImage, pixels: Tensor, shard: int, config: GenerateConfi
     content = encode(pixels, config.format, config.compression_quality)
     file = dataset.image_file(image.category.id, image.key, config.format)
     path = config.output / file
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(path, content)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; nothing is lost: make room and start again") from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(path, content)
     return dataset.Row(
         id=image.category.id,
         name=image.category.name,

@@ -42,9 +42,13 @@ def generate(config: GenerateConfig) -> GenerateResult:
     missing = [shard for shard in range(plan.shards) if not dataset.part_path(config.output, shard).exists()]
     if missing:
         painter = Painter(load(config, vocabulary), config)
-        if not (config.output / "dataset.yaml").exists():
+        try:
             record(config, origin)
-        draw(plan, missing, painter, config)
+            draw(plan, missing, painter, config)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{config.output}: {reason}; nothing is lost, make room and start again") from error
+    print(f"{plan.images} images of {len(vocabulary)} categories in {config.output}")
     return GenerateResult(config.output, plan.images, time.monotonic() - started)
 
 
@@ -77,17 +81,18 @@ def check_folder(config: GenerateConfig, origin: Provenance) -> None:
         raise UserError(f"--output {output}: {error.strerror}; choose a folder that can be made") from None
     if not os.access(output, os.W_OK | os.X_OK):
         raise UserError(f"--output {output}: no permission to write there; choose another folder")
-    if (output / "dataset.yaml").exists():  # written after config.yaml
-        lbgen.config.ensure_same(config, output / "config.yaml")
-        lbgen.config.ensure_same(origin, output / "dataset.yaml", ignore=())
-    elif (output / dataset.SPLIT).exists():
+    for name, made in (("config.yaml", config), ("dataset.yaml", origin)):
+        if (output / name).exists():
+            lbgen.config.ensure_same(made, output / name)
+    if (output / dataset.SPLIT).exists() and not (output / "dataset.yaml").exists():
         raise UserError(f"--output {output}: holds a {dataset.SPLIT} folder lbgen did not make; choose another")
 
 
 def record(config: GenerateConfig, origin: Provenance) -> None:
     """Write what makes the dataset, before its first image; the folder may be moved, so its own place is "."."""
-    lbgen.config.save(replace(config, output=Path(".")), config.output / "config.yaml")
-    lbgen.config.save(origin, config.output / "dataset.yaml")
+    if not (config.output / "dataset.yaml").exists():
+        lbgen.config.save(replace(config, output=Path(".")), config.output / "config.yaml")
+        lbgen.config.save(origin, config.output / "dataset.yaml")
 
 
 def draw(plan: Plan, shards: list[int], painter: Painter, config: GenerateConfig) -> None:

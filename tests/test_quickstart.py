@@ -1,0 +1,104 @@
+"""The street as a whole on random-weight miniatures, judged by a rule that the test can repeat by hand."""
+
+import json
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import lbgen
+from lbgen.alignment.config import AlignConfig
+from lbgen.errors import UserError
+from lbgen.microworld.world import CATEGORIES, HOME, SCENES
+from lbgen.quickstart import QuickstartConfig
+
+FIGURES = ("home_scene_rate", "category_scene_mutual_information_bits", "label_accuracy", "diversity", "quality")
+
+
+@dataclass
+class Verdicts:
+    category: torch.Tensor
+    scene: torch.Tensor
+    features: torch.Tensor
+
+
+class RuleJudge:
+    """The scene is told by the red, the category by the green of the upper left pixel."""
+
+    def verdicts(self, images: torch.Tensor) -> Verdicts:
+        levels = (images[:, :, 0, 0] * 255).round().long()
+        return Verdicts(levels[:, 1] % len(CATEGORIES), levels[:, 0] % len(SCENES), images.flatten(1)[:, :64])
+
+
+@pytest.fixture
+def street(tiny_sd_folder, tiny_clip_folder, monkeypatch):
+    """The recipe made tiny, the judge replaced."""
+
+    def align_config(config: QuickstartConfig) -> AlignConfig:
+        return AlignConfig(
+            output=config.output / "align",
+            vocabulary="microworld",
+            generator=str(tiny_sd_folder),
+            semantics=str(tiny_clip_folder),
+            seed=config.seed,
+            max_steps=2,
+            batch_size=2,
+            evaluation_images=2,
+            rank=2,
+            alpha=2.0,
+            learning_rate=0.05,
+            scheduler="ddim",
+            steps=2,
+            differentiated_steps=1,
+            logger="none",
+        )
+
+    module = sys.modules[QuickstartConfig.__module__]
+    monkeypatch.setattr(module, "align_config", align_config)
+    monkeypatch.setattr("lbgen.report.before_after.load_judge", RuleJudge)
+
+
+def test_whole_street(street, tmp_path, capsys):
+    config = QuickstartConfig(output=tmp_path / "run", images_per_category=2)
+    lbgen.quickstart(config)
+    shown = capsys.readouterr().out
+    assert "Scene information" in shown and str(tmp_path / "run/report.html") in shown
+
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    for part in ("base", "aligned"):
+        assert all(isinstance(summary[part][name], float) for name in FIGURES)
+        assert summary[part]["home_scene_rate"] == pytest.approx(home_rate(tmp_path / "run" / part))
+    assert set(summary["seconds"]) == {"align", "generate_base", "generate_aligned", "measure"}
+    assert (tmp_path / "run/adapter/pytorch_lora_weights.safetensors").is_file()
+    assert summary["base"]["quality"] != summary["aligned"]["quality"]
+    assert (tmp_path / "run/report.html").read_text().count("<img") == 2 * len(CATEGORIES)
+
+    images = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*/train/*/*.png")}
+    lbgen.quickstart(config)
+    again = json.loads((tmp_path / "run/summary.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in images} == images
+    assert {**again, "seconds": {**again["seconds"], "measure": 0}} == {
+        **summary,
+        "seconds": {**summary["seconds"], "measure": 0},
+    }
+
+    with pytest.raises(UserError, match="seed"):
+        lbgen.quickstart(QuickstartConfig(output=tmp_path / "run", images_per_category=2, seed=1))
+
+
+def home_rate(folder) -> float:
+    """The judge's rule by hand, from the files alone."""
+    at_home = []
+    for path in folder.glob("train/*/*.png"):
+        red = int(np.asarray(Image.open(path))[0, 0, 0])
+        at_home.append(SCENES[red % len(SCENES)] == HOME[path.parent.name])
+    assert len(at_home) == 2 * len(CATEGORIES)
+    return float(np.mean(at_home))
+
+
+def test_one_image_a_category_is_refused():
+    with pytest.raises(UserError, match="--images-per-category 1"):
+        QuickstartConfig(images_per_category=1)
