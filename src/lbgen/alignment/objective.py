@@ -84,11 +84,10 @@ def gradient_norms(
     `average` takes gradients to their mean over the processes. In fp16 the loss is multiplied by `scale` against
     underflow; where that overflows, by less.
     """
-    norms = {}
+    norms = dict.fromkeys(terms, 0.0)
     for name, term in terms.items():
-        norms[name] = 0.0
         factor = scale
-        while term.weight > 0 and factor >= 1:
+        while term.weight > 0 and values[name].requires_grad and factor >= 1:
             loss = term.weight * factor * values[name]
             gradients = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
             norms[name] = torch.nn.utils.get_total_norm(average(list(gradients))).item() / factor

@@ -1,0 +1,266 @@
+"""What an alignment run does and writes, on random-weight miniatures."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import load_file
+
+from lbgen import config as configs
+from lbgen.alignment import train
+from lbgen.alignment.config import AlignConfig
+from lbgen.alignment.monitor import check_diversity, evaluation_places
+from lbgen.alignment.objective import term_values
+from lbgen.alignment.trainer import Trainer
+from lbgen.errors import UserError
+from lbgen.models.quality import AntonymQuality
+from lbgen.vocabulary import load_vocabulary
+
+ADAPTER = "adapter/pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory, tiny_sd_folder, tiny_clip_folder):
+    """A config of the miniatures; `dataclasses.replace` gives variants."""
+    names = tmp_path_factory.mktemp("names") / "names.txt"
+    names.write_text("cat\ndog\nant\nbee\ncup\n")
+    return AlignConfig(
+        output=tmp_path_factory.mktemp("run"),
+        vocabulary=str(names),
+        generator=str(tiny_sd_folder),
+        semantics=str(tiny_clip_folder),
+        steps=3,
+        differentiated_steps=2,
+        rank=2,
+        alpha=2,
+        max_steps=2,
+        batch_size=2,
+        checkpoint_every=1,
+        evaluate_every=1,
+        evaluation_images=5,
+        learning_rate=1e-3,
+        logger="none",
+    )
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_config):
+    """A whole run, with its folder."""
+    train.align(tiny_config)
+    return tiny_config
+
+
+@pytest.fixture
+def fresh(tiny_config, tmp_path):
+    """Variants of the config with a folder of their own."""
+    return lambda **changes: dataclasses.replace(tiny_config, **{"output": tmp_path / "run", **changes})
+
+
+def trainer_of(config):
+    return Trainer(config, load_vocabulary(config.vocabulary), train.start_accelerator(config), None)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ---- what a run leaves ----
+
+
+def test_metrics_have_the_promised_names(finished):
+    first, *rest = lines(finished.output / "metrics.jsonl")
+    assert first["step"] == 0 and list(first["gradient_norms"]) == ["entire", "individual", "quality"]
+    assert all(norm > 0 for norm in first["gradient_norms"].values())
+    names = ["step", "loss", "entire", "individual", "quality", "discriminator", "images_per_second"]
+    assert [list(line) for line in rest] == [names] * 2
+    assert [line["step"] for line in rest] == [1, 2]
+
+
+def test_loss_is_the_papers_sum(finished):
+    """L = L_en + L_in + 0.1 L_q, from the logged terms."""
+    for line in lines(finished.output / "metrics.jsonl")[1:]:
+        assert line["loss"] == pytest.approx(line["entire"] + line["individual"] + 0.1 * line["quality"], rel=1e-5)
+
+
+def test_evaluations_start_at_the_base_and_move_away(finished):
+    evaluations = lines(finished.output / "evaluations.jsonl")
+    assert [line["step"] for line in evaluations] == [0, 1, 2]
+    assert evaluations[0]["base_pixel_rms"] == 0 and evaluations[0]["base_feature_cosine"] == pytest.approx(1)
+    assert evaluations[1]["base_pixel_rms"] > 0 and evaluations[2]["base_feature_cosine"] < 1
+    named = {"diversity", "label_agreement", "edge_density", "colour_entropy", "quality"}
+    assert named <= set(evaluations[0])
+
+
+def test_grids_show_a_category_a_row(finished):
+    """Five images of 32 pixels, four a row, against the kept base images."""
+    with Image.open(finished.output / "samples" / "step-000000.png") as image:
+        assert image.size == (4 * 32, 2 * 32)
+        base = load_file(finished.output / "samples" / "base.safetensors")["images"]
+        assert image.getpixel((3 * 32 + 7, 9)) == tuple(base[3, :, 9, 7].tolist())
+        assert image.getpixel((1, 32 + 2)) == tuple(base[4, :, 2, 1].tolist())
+
+
+def test_evaluation_places_are_spread_and_never_repeat():
+    assert evaluation_places(8, 1000) == [(0, 0), (0, 1), (0, 2), (0, 3), (500, 0), (500, 1), (500, 2), (500, 3)]
+    assert len(set(evaluation_places(50, 3))) == 50
+
+
+def test_the_folder_holds_the_resolved_config_and_the_last_two_checkpoints(finished):
+    assert configs.load(AlignConfig, finished.output / "config.yaml") == finished
+    assert {path.name for path in (finished.output / "checkpoints").iterdir()} == {"step-000001", "step-000002"}
+
+
+def test_a_finished_run_does_nothing_and_says_so(finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.output.rglob("*")}
+    assert train.align(finished).steps == 2
+    assert "is finished: 2 steps" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in finished.output.rglob("*")}
+
+
+def test_a_run_with_other_settings_is_refused(finished):
+    with pytest.raises(UserError, match="made with guidance_scale 2.0, this run asks for 3.0"):
+        train.align(dataclasses.replace(finished, guidance_scale=3.0))
+
+
+def test_another_number_of_images_an_update_is_refused(finished):
+    with pytest.raises(UserError, match="has 2 images an update, this run 3"):
+        train.align(dataclasses.replace(finished, batch_size=3, max_steps=9))
+
+
+def test_an_extended_run_equals_one_that_was_longer_from_the_start(finished, fresh):
+    short, long = fresh(max_steps=1), fresh(max_steps=2)
+    train.align(short)
+    train.align(long)
+    ours, theirs = load_file(long.output / ADAPTER), load_file(finished.output / ADAPTER)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+# ---- every term reaches the adapter ----
+
+
+def test_gradient_norms_equal_finite_differences(fresh):
+    """The slope of each weighted term along its own gradient, all steps differentiated, is the gradient's norm."""
+    trainer = trainer_of(fresh(differentiated_steps=3, batch_size=1))
+    for parameter in trainer.parameters:
+        parameter.data += 0.02 * torch.randn(
+            parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())
+        )
+    trainer.generator.refresh_sampler()
+    norms = trainer.measure_gradients()
+    values = term_values(trainer.terms, trainer.batch(0, differentiate=True))
+    step = 1e-2
+    for name, term in trainer.terms.items():
+        gradient = torch.autograd.grad(term.weight * values[name], trainer.parameters, retain_graph=True)
+        slopes = []
+        for sign in (1, -2, 1):  # ahead, behind, and back
+            for parameter, direction in zip(trainer.parameters, gradient, strict=True):
+                parameter.data += sign * step * direction / norms[name]
+            slopes.append(term.weight * term_values(trainer.terms, trainer.batch(0, differentiate=True))[name].item())
+        assert (slopes[0] - slopes[1]) / (2 * step) == pytest.approx(norms[name], rel=0.05), name
+
+
+def test_a_term_without_gradient_stops_the_run_by_name(fresh, monkeypatch):
+    """As Q-Align's public score(), which runs in inference mode."""
+    score = AntonymQuality.score
+    monkeypatch.setattr(AntonymQuality, "score", lambda self, images: score(self, images.detach()))
+    with pytest.raises(UserError, match="--quality-weight 0.1: the quality term's gradient on the adapter is 0"):
+        train.align(fresh())
+
+
+def test_a_term_of_no_weight_is_logged_and_has_no_gradient(fresh):
+    config = fresh(quality="none", individual_weight=0.0, max_steps=1)
+    train.align(config)
+    first, line = lines(config.output / "metrics.jsonl")
+    assert first["gradient_norms"]["individual"] == first["gradient_norms"]["quality"] == 0
+    assert line["loss"] == line["entire"] and line["individual"] > 0 and line["quality"] is None
+
+
+def test_the_pull_towards_the_base_starts_at_zero_and_acts_later(fresh):
+    config = fresh(base_weight=100.0, text_encoder_lora=True)
+    train.align(config)
+    first, one, two = lines(config.output / "metrics.jsonl")
+    assert first["gradient_norms"]["base"] == one["base"] == 0
+    assert two["base"] > 0
+
+
+def test_a_text_encoder_adapter_is_trained_too(fresh):
+    trainer = trainer_of(fresh(text_encoder_lora=True, batch_size=1))
+    trainer.update_adapter(trainer.batch(0, differentiate=True), 1)
+    moved = {name.split(".")[0] for name, p in trainer.generator.adapter_parameters() if p.grad.abs().sum() > 0}
+    assert moved == {"unet", "text_encoder"}
+
+
+def test_bf16_reaches_the_adapter_and_keeps_it_in_fp32(fresh):
+    config = fresh(precision="bf16", max_steps=1)
+    train.align(config)
+    assert all(norm > 0 for norm in lines(config.output / "metrics.jsonl")[0]["gradient_norms"].values())
+    assert {tensor.dtype for tensor in load_file(config.output / ADAPTER).values()} == {torch.float32}
+
+
+def test_the_released_scripts_objective(fresh, finished):
+    """Its one term, its texts (bare names of the first categories) and its features (not normalised)."""
+    base = dataclasses.asdict(fresh())
+    recipe = configs.resolve(AlignConfig, "released-code", {})
+    objective = ("individual_weight", "quality_weight", "discriminator_texts", "discriminator_template")
+    changes = {name: getattr(recipe, name) for name in (*objective, "normalize_features", "entire_weight")}
+    trainer = trainer_of(AlignConfig(**base | changes))
+    batch = trainer.batch(3, differentiate=False)
+    assert [term.weight for term in trainer.terms.values()] == [1.0, 0.0, 0.0]
+    assert trainer.discriminator_texts[:2] == ["cat", "dog"] and trainer._real_rows(3) == [0, 1]
+    assert not torch.allclose(batch.discriminator_features.norm(dim=-1), torch.ones(2), atol=1e-2)
+    assert torch.allclose(batch.features.norm(dim=-1), torch.ones(2))
+
+
+# ---- the guard, and what is refused ----
+
+
+def test_the_guard_warns_or_stops_below_its_share(fresh):
+    assert check_diversity(fresh(), 5, 0.7) is None
+    assert "step 5: diversity fell to 69% of the base" in check_diversity(fresh(), 5, 0.69)
+    assert check_diversity(fresh(guard="off"), 5, 0.1) is None
+    with pytest.raises(UserError, match="go on with --guard warn"):
+        check_diversity(fresh(guard="stop"), 5, 0.1)
+
+
+def test_fp16_without_a_gpu_is_refused(fresh, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if Accelerator().device.type != "cpu":
+        pytest.skip("accelerate has a GPU already")
+    with pytest.raises(UserError, match="--precision fp16 needs a GPU"):
+        train.align(fresh(precision="fp16"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_steps": 0},
+        {"batch_size": 0},
+        {"differentiated_steps": 51},
+        {"entire_weight": -1.0},
+        {"learning_rate": 0.0},
+        {"adam_betas": (0.9, 1.0)},
+        {"prompt_template": "a photo"},
+        {"guidance_scale": 0.5},
+        {"guard_diversity": 1.5},
+        {"lora_targets": ()},
+        {"entire_weight": 0.0, "individual_weight": 0.0, "quality_weight": 0.0},
+    ],
+)
+def test_a_field_out_of_range_is_refused_by_its_flag(wrong):
+    flag = "--" + next(iter(wrong)).replace("_", "-")
+    with pytest.raises(UserError, match=f"^{flag} "):
+        AlignConfig(**wrong)
+
+
+@pytest.mark.parametrize("recipe", ["paper", "released-code"])
+def test_recipes_resolve_and_have_the_references_settings(recipe):
+    """METHOD: DDPM 50, guidance 2, K 5, rank and alpha 128, the rates and clips of both optimisers, fp16."""
+    c = configs.resolve(AlignConfig, recipe, {})
+    assert (c.scheduler, c.steps, c.guidance_scale, c.differentiated_steps) == ("ddpm", 50, 2.0, 5)
+    assert (c.rank, c.alpha, c.lora_targets) == (128, 128, ("to_q", "to_k", "to_v", "to_out.0"))
+    assert (c.learning_rate, c.weight_decay, c.max_grad_norm) == (2e-5, 1e-2, 0.1)
+    assert (c.discriminator_learning_rate, c.discriminator_betas[0], c.discriminator_max_grad_norm) == (1e-5, 0.0, 1.0)
+    assert (c.batch_size, c.precision, c.gradient_checkpointing) == (4, "fp16", True)

@@ -1,0 +1,147 @@
+"""Runs that are killed, interrupted or spread over processes end as one that was left alone."""
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_align import ADAPTER, lines, tiny_config  # noqa: F401 (a fixture)
+
+from lbgen import cli
+from lbgen import config as configs
+from lbgen.alignment import checkpoint, train
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["lbgen.alignment.train"])
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config, tmp_path_factory):  # noqa: F811
+    output = tmp_path_factory.mktemp("whole")
+    changes = {"max_steps": 5, "checkpoint_every": 2, "evaluate_every": 2, "discriminator_warmup_steps": 1}
+    return dataclasses.replace(tiny_config, output=output, **changes)
+
+
+@pytest.fixture(scope="module")
+def whole(config):
+    """The run that nothing happened to."""
+    train.align(config)
+    return config
+
+
+def align_until(config, name, calls):
+    """Align, and be killed by the system at the given call of a function of checkpoint.py; in a process of its own."""
+    torch.set_num_threads(1)
+    function, left = getattr(checkpoint, name), [calls]
+
+    def fatal(*arguments):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments)
+
+    setattr(checkpoint, name, fatal)
+    train.align(config)
+
+
+def command_line_until(argv, signum, step):
+    """`lbgen align`, signalled once it writes that step's metrics."""
+    torch.set_num_threads(1)
+    append = checkpoint.append_line
+
+    def signalled(path, record):
+        append(path, record)
+        if record["step"] == step and "loss" in record:
+            os.kill(os.getpid(), signum)
+
+    checkpoint.append_line = signalled
+    cli.main(argv)
+
+
+def ended(target, *arguments):
+    """Exit code of the call in a process of its own."""
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def without_speed(path):
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines(path)]
+
+
+def assert_equal_runs(ours, theirs):
+    """Adapters to the bit, and every line of metrics and evaluations but the speed."""
+    a, b = load_file(ours.output / ADAPTER), load_file(theirs.output / ADAPTER)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in b)
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        assert without_speed(ours.output / name) == without_speed(theirs.output / name)
+    assert {p.name for p in (ours.output / "checkpoints").iterdir()} == {"step-000004", "step-000005"}
+
+
+def test_killed_at_any_moment_and_resumed_the_run_ends_bit_identical(whole, tmp_path):
+    """SIGKILL before the first checkpoint, within one, after one, and when only the last marker is missing."""
+    killed = dataclasses.replace(whole, output=tmp_path / "run")
+    moments = [
+        ("append_line", 3),  # after the first update
+        ("mark_complete", 1),  # the first checkpoint has no marker
+        ("_flush", 2),  # the first checkpoint is marked, not yet renamed
+        ("clean", 2),  # the first checkpoint is in place (the first call is the start's)
+        ("append_line", 2),  # resumed, and again an update later
+        ("mark_complete", 1),  # the second checkpoint
+        ("mark_complete", 2),  # the adapter is written, the run not yet finished
+    ]
+    for name, calls in moments:
+        assert ended(align_until, killed, name, calls) == -signal.SIGKILL, (name, calls)
+    assert ended(train.align, killed) == 0
+    assert_equal_runs(killed, whole)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_next_start_goes_on_bit_identically(whole, tmp_path, signum):
+    stopped = dataclasses.replace(whole, output=tmp_path / "run")
+    configs.save(stopped, tmp_path / "recipe.yaml")
+    argv = ["align", "--recipe", str(tmp_path / "recipe.yaml")]
+    assert ended(command_line_until, argv, signum, 3) == 128 + signum
+    assert checkpoint.newest(stopped.output).name == "step-000003"
+    assert ended(cli.main, argv) == 0
+    assert_equal_runs(stopped, whole)
+
+
+def test_a_half_written_checkpoint_is_passed_over(whole, tmp_path):
+    """One with a later step than the whole one, as an interrupted copy would leave it."""
+    config = dataclasses.replace(whole, output=tmp_path / "run", max_steps=4)
+    train.align(config)
+    half = checkpoint.checkpoint_path(config.output, 9)
+    half.mkdir()
+    (half / "state.pt").write_bytes(b"half")
+    train.align(dataclasses.replace(config, max_steps=5))
+    assert_equal_runs(config, whole)
+
+
+def test_two_processes_with_half_the_batch_each_give_the_same_adapter(whole, tmp_path):
+    """Under torchrun, within float tolerance; the differences between the adapters of one step and five are larger."""
+    halves = dataclasses.replace(whole, output=tmp_path / "run", batch_size=1)
+    configs.save(halves, tmp_path / "recipe.yaml")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [*launch, "-m", "lbgen", "align", "--recipe", str(tmp_path / "recipe.yaml")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    ours, theirs = load_file(halves.output / ADAPTER), load_file(whole.output / ADAPTER)
+    assert all(torch.allclose(ours[name], theirs[name], atol=2e-5) for name in theirs)
+    assert any(theirs[name].abs().max() > 1e-3 for name in theirs if "lora_B" in name or "lora.up" in name)
+    for ours_line, line in zip(
+        lines(halves.output / "metrics.jsonl"), lines(whole.output / "metrics.jsonl"), strict=True
+    ):
+        assert ours_line.get("loss") == pytest.approx(line.get("loss"), abs=1e-4)
+    assert result.stdout.count("gradient norms") == 1
