@@ -26,7 +26,11 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def write_stable_diffusion(folder: Path, prediction_type: str = "epsilon") -> Path:
-    """A Stable Diffusion 1.x/2.x folder for 32x32 images: latents 4x8x8, about 0.1 M parameters."""
+    """A Stable Diffusion folder for 32x32 images, latents 4x8x8, 50 k parameters in the UNet.
+
+    Predicting epsilon it has the shape of 1.x; predicting v that of 2.x: linear projections, heads of equal width.
+    """
+    version_2 = prediction_type == "v_prediction"
     tokenizer = clip_tokenizer()
     text_encoder = CLIPTextModel(CLIPTextConfig(**_text_settings(tokenizer)))
     unet = UNet2DConditionModel(
@@ -38,7 +42,8 @@ def write_stable_diffusion(folder: Path, prediction_type: str = "epsilon") -> Pa
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=16,
-        attention_head_dim=2,
+        attention_head_dim=(2, 4) if version_2 else 2,
+        use_linear_projection=version_2,
         norm_num_groups=4,
     )
     vae = AutoencoderKL(

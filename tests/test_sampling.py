@@ -8,9 +8,9 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from trajectories import PROMPTS, TARGETS, adapted, draws
 
 from lbgen.errors import UserError
-from lbgen.models.generator import load_generator
 from lbgen.models.sampling import differentiated_indices, image_noise, sample, start_count
 from lbgen.models.stable_diffusion import StableDiffusion
 
@@ -21,27 +21,14 @@ SCHEDULERS = {
     "ddpm": lambda: DDPMScheduler(**BETAS, clip_sample=False),
     "dpm++": lambda: DPMSolverMultistepScheduler(**BETAS, timestep_spacing="leading"),
 }
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-PROMPTS = ["fish", "photo of cup"]
 STEPS, GUIDANCE = 6, 2.0
 
 
 @pytest.fixture(params=SCHEDULERS)
 def generator(request: pytest.FixtureRequest, tiny_sd_folder: Path) -> StableDiffusion:
-    """With an adapter that is not at its start, where half of its gradients vanish."""
-    generator = load_generator(str(tiny_sd_folder), scheduler=request.param, guidance_scale=GUIDANCE)
-    generator.add_adapter(rank=2, alpha=4, targets=TARGETS)
-    rng = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for _, parameter in generator.adapter_parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=rng))
+    generator = adapted(tiny_sd_folder, scheduler=request.param, guidance_scale=GUIDANCE)
     generator.scheduler_name = request.param
     return generator
-
-
-def draws(count: int = len(PROMPTS)) -> tuple[Tensor, list[torch.Generator]]:
-    pairs = [image_noise(1, "fish", index, 0, (4, 8, 8)) for index in range(count)]
-    return torch.stack([noise for noise, _ in pairs]), [rng for _, rng in pairs]
 
 
 def by_hand(generator: StableDiffusion, kept: set[int], detach_input: bool) -> Tensor:

@@ -1,71 +1,16 @@
-"""Stable Diffusion checkpoints against diffusers' own pipeline, and what an adapter must and must not change."""
+"""Stable Diffusion checkpoints against diffusers' own pipeline, and the ones that are refused."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from trajectories import adapted, gradients_of, images_of, images_of_diffusers, plain
 
 from lbgen.errors import UserError
 from lbgen.models.generator import load_generator
-from lbgen.models.sampling import image_noise, sample
 from lbgen.models.stable_diffusion import SCHEDULERS, StableDiffusion
-
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-PROMPTS = ["fish", "photo of cup"]
-STEPS = 5
-
-
-def draws() -> tuple[Tensor, list[torch.Generator]]:
-    pairs = [image_noise(1, "fish", index, 0, (4, 8, 8)) for index in range(len(PROMPTS))]
-    return torch.stack([noise for noise, _ in pairs]), [rng for _, rng in pairs]
-
-
-@torch.no_grad()
-def images_of(generator: StableDiffusion) -> Tensor:
-    noise, rngs = draws()
-    return sample(generator, generator.encode(PROMPTS), noise, steps=STEPS, rngs=rngs)
-
-
-def images_of_diffusers(pipeline: StableDiffusionPipeline, **options: float) -> Tensor:
-    """What diffusers makes of the same noise; it clamps to [0, 1]."""
-    noise, rngs = draws()
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline(
-        PROMPTS, latents=noise, generator=rngs, num_inference_steps=STEPS, output_type="pt", **options
-    ).images
-
-
-def plain(folder: Path) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
-
-
-def adapted(folder: Path, *, text_encoder: bool = False, **options: object) -> StableDiffusion:
-    """A generator with a random adapter whose rank is not its alpha."""
-    generator = load_generator(str(folder), **options)
-    generator.add_adapter(rank=2, alpha=3, targets=TARGETS, text_encoder=text_encoder)
-    shake(generator, 6)
-    return generator
-
-
-@torch.no_grad()
-def shake(generator: StableDiffusion, seed: int) -> None:
-    rng = torch.Generator().manual_seed(seed)
-    for _, parameter in generator.adapter_parameters():
-        parameter.copy_(0.4 * torch.randn(parameter.shape, generator=rng))
-    generator.refresh_sampler()
-
-
-def gradients_of(generator: StableDiffusion) -> list[Tensor]:
-    noise, rngs = draws()
-    images = sample(generator, generator.encode(PROMPTS), noise, steps=STEPS, differentiate_at={1, 3}, rngs=rngs)
-    return list(torch.autograd.grad(images.square().mean(), [p for _, p in generator.adapter_parameters()]))
-
-
-# -- against diffusers
 
 
 @pytest.mark.parametrize("scheduler", [None, *SCHEDULERS])
@@ -89,169 +34,6 @@ def test_sampling_equals_the_diffusers_pipeline(
     ours = images_of(load_generator(str(folder), scheduler=scheduler, **guidance))
     torch.testing.assert_close(ours.clamp(0, 1), images_of_diffusers(pipeline, **guidance), rtol=1e-4, atol=2e-5)
     assert ours.std() > 0.05
-
-
-@pytest.mark.parametrize("text_encoder", [False, True])
-def test_diffusers_loads_the_saved_adapter_and_draws_the_same_image(
-    text_encoder: bool, tiny_sd_folder: Path, tmp_path: Path
-) -> None:
-    generator = adapted(tiny_sd_folder, text_encoder=text_encoder)
-    generator.save_adapter(tmp_path / "adapter")
-    assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["pytorch_lora_weights.safetensors"]
-    pipeline = plain(tiny_sd_folder)
-    before = images_of_diffusers(pipeline, guidance_scale=2.0)
-    pipeline.load_lora_weights(tmp_path / "adapter")
-    after = images_of_diffusers(pipeline, guidance_scale=2.0)
-    assert (before - after).abs().max() > 0.05
-    torch.testing.assert_close(images_of(generator).clamp(0, 1), after, rtol=1e-4, atol=2e-5)
-
-
-def test_equal_adapters_make_equal_files(tiny_sd_folder: Path, tmp_path: Path) -> None:
-    """Bytes, the order of the targets included; nothing says where the base model lay."""
-    first, second = adapted(tiny_sd_folder, text_encoder=True), adapted(tiny_sd_folder, text_encoder=True)
-    second.unet.peft_config["default"].target_modules = set(reversed(TARGETS))
-    contents = []
-    for number, generator in enumerate((first, second)):
-        generator.save_adapter(tmp_path / str(number))
-        contents.append((tmp_path / str(number) / "pytorch_lora_weights.safetensors").read_bytes())
-    assert contents[0] == contents[1]
-    assert str(tiny_sd_folder).encode() not in contents[0]
-
-
-# -- the adapter
-
-
-def test_a_fresh_adapter_changes_nothing(tiny_sd_folder: Path) -> None:
-    generator = load_generator(str(tiny_sd_folder))
-    before = images_of(generator)
-    generator.add_adapter(rank=2, alpha=2, targets=TARGETS)
-    torch.testing.assert_close(images_of(generator), before)
-
-
-@pytest.mark.parametrize("text_encoder", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_loaded_adapter_has_the_saved_bits_and_trains_on(
-    text_encoder: bool, dtype: torch.dtype, tiny_sd_folder: Path, tmp_path: Path
-) -> None:
-    saved = adapted(tiny_sd_folder, text_encoder=text_encoder, dtype=dtype)
-    saved.save_adapter(tmp_path)
-    loaded = load_generator(str(tiny_sd_folder), dtype=dtype)
-    loaded.load_adapter(tmp_path)
-    pairs = list(zip(saved.adapter_parameters(), loaded.adapter_parameters(), strict=True))
-    assert (
-        len(pairs) == 64 + 16 * text_encoder
-    )  # A and B of four projections in eight attentions, and in two text layers
-    for (name, ours), (again, theirs) in pairs:
-        assert name == again and torch.equal(ours, theirs) and theirs.requires_grad and theirs.dtype == torch.float32
-    shake(loaded, 7)
-    loaded.load_adapter(tmp_path)  # into the adapter that is there
-    assert all(torch.equal(ours, theirs) for (_, ours), (_, theirs) in pairs)
-
-
-@pytest.mark.parametrize("text_encoder", [False, True])
-def test_merged_equals_unmerged(text_encoder: bool, tiny_sd_folder: Path, tmp_path: Path) -> None:
-    generator = adapted(tiny_sd_folder, text_encoder=text_encoder)
-    generator.save_adapter(tmp_path)
-    merged = load_generator(str(tiny_sd_folder))
-    merged.merge_adapter(tmp_path)
-    assert merged.adapter_parameters() == []
-    torch.testing.assert_close(images_of(merged), images_of(generator), rtol=1e-4, atol=2e-5)
-
-
-def test_merging_weighs_the_product_with_alpha_over_rank(tiny_sd_folder: Path, tmp_path: Path) -> None:
-    """W + 3 / 2 * B A, from the file's own tensors."""
-    adapted(tiny_sd_folder).save_adapter(tmp_path)
-    weights = load_file(tmp_path / "pytorch_lora_weights.safetensors")
-    merged, base = load_generator(str(tiny_sd_folder)), plain(tiny_sd_folder)
-    merged.merge_adapter(tmp_path)
-    layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
-    product = weights[f"unet.{layer}.lora_B.weight"] @ weights[f"unet.{layer}.lora_A.weight"]
-    expected = base.unet.get_submodule(layer).weight + 3 / 2 * product
-    torch.testing.assert_close(merged.unet.get_submodule(layer).weight, expected)
-
-
-@pytest.mark.parametrize("text_encoder", [False, True])
-def test_the_base_images_come_back_while_the_adapter_is_off(text_encoder: bool, tiny_sd_folder: Path) -> None:
-    for merged_sampler in (False, True):
-        generator = adapted(tiny_sd_folder, text_encoder=text_encoder, merged_sampler=merged_sampler)
-        with_adapter = images_of(generator)
-        with generator.adapter_enabled(False):
-            base = images_of(generator)
-        torch.testing.assert_close(base, images_of(load_generator(str(tiny_sd_folder))), rtol=1e-4, atol=1e-5)
-        assert torch.equal(images_of(generator), with_adapter) and (with_adapter - base).abs().max() > 0.05
-        assert all(parameter.requires_grad for _, parameter in generator.adapter_parameters())
-
-
-def test_the_merged_sampler_follows_the_adapter_and_leaves_its_gradients_alone(tiny_sd_folder: Path) -> None:
-    """Against the same adapter unmerged, after each of several changes."""
-    unmerged, merged = adapted(tiny_sd_folder), adapted(tiny_sd_folder, merged_sampler=True)
-    for seed in (1, 2, 3):
-        shake(unmerged, seed)
-        shake(merged, seed)
-        torch.testing.assert_close(images_of(merged), images_of(unmerged), rtol=1e-4, atol=2e-5)
-        for ours, theirs in zip(gradients_of(merged), gradients_of(unmerged), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
-    untouched, of_base = merged._merged.network.conv_in.weight, merged.unet.conv_in.weight
-    assert untouched is of_base  # weights without an adapter are not stored twice
-
-
-def test_the_merged_sampler_does_not_drift(tiny_sd_folder: Path) -> None:
-    """In bfloat16, where adding and subtracting would lose bits: the same adapter gives the same bits again."""
-    generator = adapted(tiny_sd_folder, merged_sampler=True, dtype=torch.bfloat16)
-    before = images_of(generator)
-    for seed in (1, 2, 6):
-        shake(generator, seed)
-    assert torch.equal(images_of(generator), before)
-
-
-def test_training_leaves_the_base_weights_alone(tiny_sd_folder: Path) -> None:
-    generator = adapted(tiny_sd_folder, text_encoder=True, merged_sampler=True)
-    names = {name for name, _ in generator.adapter_parameters()}
-    parts = {"unet": generator.unet, "text_encoder": generator.text_encoder, "vae": generator.vae}
-    everything = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
-    assert {name for name, parameter in everything.items() if parameter.requires_grad} == names
-    before = {name: parameter.detach().clone() for name, parameter in everything.items()}
-    optimizer = torch.optim.SGD([parameter for _, parameter in generator.adapter_parameters()], lr=10.0)
-    for parameter, gradient in zip(optimizer.param_groups[0]["params"], gradients_of(generator), strict=True):
-        parameter.grad = gradient
-    optimizer.step()
-    generator.refresh_sampler()
-    changed = {name for name, parameter in everything.items() if not torch.equal(parameter, before[name])}
-    assert changed == names
-
-
-def test_the_text_encoders_adapter_receives_its_true_gradient(tiny_sd_folder: Path) -> None:
-    """Against a central difference of the loss along the gradient; at the differentiated calls only the text moves."""
-    generator = adapted(tiny_sd_folder, text_encoder=True)
-    parameters = [p for name, p in generator.adapter_parameters() if name.startswith("text_encoder.")]
-    latents, timestep = draws()[0], generator.timesteps(STEPS)[2]
-    weights = torch.randn(latents.shape, generator=torch.Generator().manual_seed(2))
-
-    def loss() -> Tensor:
-        return (generator.predict(latents, timestep, generator.encode(PROMPTS)) * weights).sum()
-
-    gradients = torch.autograd.grad(loss(), parameters)
-    norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
-    assert norm > 0.1
-
-    @torch.no_grad()
-    def loss_at(distance: float) -> Tensor:
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter += distance * gradient / norm
-        value = loss()
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter -= distance * gradient / norm
-        return value
-
-    slope = (loss_at(1e-3) - loss_at(-1e-3)) / 2e-3
-    torch.testing.assert_close(slope, norm, rtol=0.02, atol=0)
-
-
-def test_gradient_checkpointing_gives_the_same_gradients(tiny_sd_folder: Path) -> None:
-    kept, recomputed = adapted(tiny_sd_folder), adapted(tiny_sd_folder)
-    recomputed.enable_gradient_checkpointing()
-    for ours, theirs in zip(gradients_of(recomputed), gradients_of(kept), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -341,11 +123,6 @@ def test_an_unknown_scheduler_is_refused(tiny_sd_folder: Path) -> None:
         load_generator(str(tiny_sd_folder), scheduler="euler")
 
 
-def test_a_target_that_names_no_layer_is_refused(tiny_generator: StableDiffusion) -> None:
-    with pytest.raises(UserError, match="lora_targets: to_qq names no layer"):
-        tiny_generator.add_adapter(rank=2, alpha=2, targets=("to_q", "to_qq"))
-
-
 def test_a_size_between_latents_is_refused(tiny_generator: StableDiffusion) -> None:
     assert tiny_generator.default_size == (32, 32)
     assert tiny_generator.latent_shape(32, 48) == (4, 8, 12)
@@ -358,18 +135,3 @@ def test_a_prompt_that_would_be_cut_is_refused(tiny_generator: StableDiffusion) 
     assert tiny_generator.count_tokens("photo of x") == 5  # both marks included
     with pytest.raises(UserError, match="has more than 16 tokens; shorten it"):
         tiny_generator.encode(["fish", "abcdefghijklmnop"])
-
-
-def test_a_folder_without_a_usable_adapter_is_refused(
-    tiny_generator: StableDiffusion, tiny_sd_folder: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=r"holds no pytorch_lora_weights\.safetensors"):
-        tiny_generator.merge_adapter(tmp_path)
-    adapted(tiny_sd_folder).save_adapter(tmp_path)
-    path = tmp_path / "pytorch_lora_weights.safetensors"
-    save_file(load_file(path), path)
-    with pytest.raises(UserError, match="does not say its rank and alpha"):
-        tiny_generator.merge_adapter(tmp_path)
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="is damaged"):
-        tiny_generator.merge_adapter(tmp_path)

@@ -1,0 +1,66 @@
+"""The same small trajectory through lbgen and through diffusers, on the miniatures."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from lbgen.models.generator import load_generator
+from lbgen.models.sampling import image_noise, sample
+from lbgen.models.stable_diffusion import StableDiffusion
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+"""The attention projections an adapter sits on by default."""
+PROMPTS = ["fish", "photo of cup"]
+STEPS = 5
+
+
+def draws() -> tuple[Tensor, list[torch.Generator]]:
+    """The noise of one image a prompt, (2, 4, 8, 8), and each one's generator of later draws: always the same."""
+    pairs = [image_noise(1, "fish", index, 0, (4, 8, 8)) for index in range(len(PROMPTS))]
+    return torch.stack([noise for noise, _ in pairs]), [rng for _, rng in pairs]
+
+
+@torch.no_grad()
+def images_of(generator: StableDiffusion) -> Tensor:
+    noise, rngs = draws()
+    return sample(generator, generator.encode(PROMPTS), noise, steps=STEPS, rngs=rngs)
+
+
+def images_of_diffusers(pipeline: StableDiffusionPipeline, **options: float) -> Tensor:
+    """What diffusers makes of the same noise; it clamps to [0, 1]."""
+    noise, rngs = draws()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        PROMPTS, latents=noise, generator=rngs, num_inference_steps=STEPS, output_type="pt", **options
+    ).images
+
+
+def plain(folder: Path) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
+
+
+def adapted(folder: Path, *, text_encoder: bool = False, **options: Any) -> StableDiffusion:
+    """A generator with a random adapter whose rank is not its alpha."""
+    generator = load_generator(str(folder), **options)
+    generator.add_adapter(rank=2, alpha=3, targets=TARGETS, text_encoder=text_encoder)
+    shake(generator, 6)
+    return generator
+
+
+@torch.no_grad()
+def shake(generator: StableDiffusion, seed: int) -> None:
+    """Move the adapter away from its start, where it changes nothing and half of its gradients vanish."""
+    rng = torch.Generator().manual_seed(seed)
+    for _, parameter in generator.adapter_parameters():
+        parameter.copy_(0.4 * torch.randn(parameter.shape, generator=rng))
+    generator.refresh_sampler()
+
+
+def gradients_of(generator: StableDiffusion) -> list[Tensor]:
+    """The adapter's gradients of a simple loss, two calls differentiated."""
+    noise, rngs = draws()
+    images = sample(generator, generator.encode(PROMPTS), noise, steps=STEPS, differentiate_at={1, 3}, rngs=rngs)
+    return list(torch.autograd.grad(images.square().mean(), [p for _, p in generator.adapter_parameters()]))
