@@ -38,6 +38,13 @@ def test_edge_density_of_one_step():
     assert measures.edge_density(images).tolist() == pytest.approx([0, 2 / 6])
 
 
+@pytest.mark.parametrize("slope, share", [(0.09, 0), (0.11, 1)])
+def test_edge_density_of_a_ramp(slope, share):
+    """Brightness rising by so much a pixel is below or above the threshold of 0.1 everywhere."""
+    ramp = (torch.arange(8) * slope).expand(1, 3, 8, 8)
+    assert measures.edge_density(ramp).item() == share
+
+
 def test_colour_entropy_of_known_mixtures():
     """Flat: 0 bits. Four colours in equal shares: 2 bits. Out-of-range values count as the border."""
     images = torch.zeros(2, 3, 4, 4)
