@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lbgen import config as config_module
@@ -175,6 +175,7 @@ def test_numbers_without_a_dot_are_numbers_and_off_and_no_are_text(tmp_path):
         ("minutes:", "minutes: none is not a whole number"),
         ("minutes: [1, 2]", "minutes: 1 2 is not a whole number"),
         ("minutes: 0", "--minutes 0: give 1 or more"),
+        ("yeast: true", "yeast: true is not a finite number"),
         ("yeast: .nan", 'yeast: ".nan" is not a finite number'),
         ("yeast: inf", 'yeast: "inf" is not a finite number'),
         ("lid: 1", "lid: 1 is not true or false"),
@@ -246,7 +247,9 @@ bakings = st.builds(
 )
 
 
+@settings(deadline=None)  # it waits for the disk
 @given(made=bakings)
+@example(made=Baking(output=Path("\x85\u2028")))
 def test_a_saved_config_is_read_back_equal(made, tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "config.yaml"
     save(made, path)

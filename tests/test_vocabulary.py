@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path, PureWindowsPath
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbgen.category_ids import MAX_BYTES, fault, id_from_name
@@ -212,6 +212,7 @@ def test_ids_made_from_names_are_fit_and_distinct(name, other):
         assert (id_from_name(name) == id_from_name(other)) == (name == other)
 
 
+@settings(deadline=None)  # it waits for the disk
 @given(content=st.binary(max_size=80))
 def test_any_bytes_are_read_or_refused_in_one_line(content, tmp_path_factory):
     for file in ("a.txt", "a.csv", "a.json"):

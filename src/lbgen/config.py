@@ -265,7 +265,7 @@ def save(config: Any, path: Path) -> None:
     """Write every resolved value, readable by `load` and by any YAML reader."""
     values = {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+    write_text(path, yaml.dump(values, Dumper=_Dumper, sort_keys=False))
 
 
 def _plain(value: Any) -> Any:
