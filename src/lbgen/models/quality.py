@@ -30,10 +30,7 @@ class AntonymQuality(QualityScorer):
 
     def score(self, images: Tensor) -> Tensor:
         """1 + 4 p, p the softmax weight of the good prompt, averaged over the pairs."""
-        return self.score_features(self.semantics.embed_images(images))
-
-    def score_features(self, features: Tensor) -> Tensor:
-        """The same from image features (B, D) of unit norm."""
+        features = self.semantics.embed_images(images)  # (B, D)
         margin = self.semantics.logit_scale * features @ (self.good - self.bad).T  # (B, P)
         return 1 + 4 * margin.sigmoid().mean(dim=1)  # a softmax over two is the sigmoid of their difference
 

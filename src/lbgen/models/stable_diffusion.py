@@ -118,8 +118,7 @@ class StableDiffusion(Generator):
         without, within = self._network(torch.cat([seen, seen]), timestep, both).chunk(2)
         guided = without + self.guidance_scale * (within - without)
         if self.guidance_rescale > 0:
-            deviations = (prediction.std(dim=(1, 2, 3), keepdim=True) for prediction in (within, guided))
-            ratio = next(deviations) / next(deviations)
+            ratio = within.std(dim=(1, 2, 3), keepdim=True) / guided.std(dim=(1, 2, 3), keepdim=True)
             guided = guided * (self.guidance_rescale * ratio + 1 - self.guidance_rescale)
         return guided
 
@@ -211,5 +210,10 @@ def _load(where: str, dtype: torch.dtype) -> Any:
             raise UserError(f"generator {where} is a {kind}; give a checkpoint in Stable Diffusion 1.x or 2.x format")
         parts = {part: complete(MODELS[part], where, dtype, subfolder=part) for part in MODELS}
         return StableDiffusionPipeline.from_pretrained(
-            where, use_safetensors=True, safety_checker=None, requires_safety_checker=False, **parts
+            where,
+            use_safetensors=True,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+            **parts,
         )
