@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -225,10 +224,8 @@ def test_the_guard_warns_or_stops_below_its_share(fresh):
         check_diversity(fresh(guard="stop"), 5, 0.1)
 
 
-def test_fp16_without_a_gpu_is_refused(fresh, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    if Accelerator().device.type != "cpu":
-        pytest.skip("accelerate has a GPU already")
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without a GPU")
+def test_fp16_without_a_gpu_is_refused(fresh):
     with pytest.raises(UserError, match="--precision fp16 needs a GPU"):
         train.align(fresh(precision="fp16"))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import AutocastKwargs
@@ -72,12 +73,14 @@ def align(config: AlignConfig) -> AlignResult:
 
 def start_accelerator(config: AlignConfig) -> Accelerator:
     """Device, precision and processes, as `accelerate launch` or torchrun set them up."""
-    if config.precision == "fp16" and PartialState().device.type == "cpu":
+    cpu = not torch.accelerator.is_available()  # accelerate joins the processes of torchrun on CPUs only when told so
+    if config.precision == "fp16" and PartialState(cpu).device.type == "cpu":
         raise UserError("--precision fp16 needs a GPU; choose fp32 or bf16")
     if config.logger != "none" and importlib.util.find_spec(config.logger) is None:
         raise UserError(f"--logger {config.logger} is not installed; pip install {config.logger}, or --logger none")
     AcceleratorState._reset_state()  # an earlier run in this Python may have had another precision
     return Accelerator(
+        cpu=cpu,
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         log_with=None if config.logger == "none" else config.logger,
         project_dir=config.output / "logs",
