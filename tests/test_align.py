@@ -167,6 +167,13 @@ def test_a_term_without_gradient_stops_the_run_by_name(fresh, monkeypatch):
     monkeypatch.setattr(AntonymQuality, "score", lambda self, images: score(self, images.detach()))
     with pytest.raises(UserError, match="--quality-weight 0.1: the quality term's gradient on the adapter is 0"):
         train.align(fresh())
+    assert not fresh().output.exists()  # so the remedy can be tried in the same folder
+
+
+def test_a_diverging_run_stops_before_it_spoils_the_adapter(fresh):
+    """A learning rate that overflows float32 within two updates."""
+    with pytest.raises(UserError, match="step [23]: the adapter's gradient is nan"):
+        train.align(fresh(learning_rate=1e30, max_steps=3))
 
 
 def test_a_term_of_no_weight_is_logged_and_has_no_gradient(fresh):

@@ -1,4 +1,4 @@
-"""The course of a run: check, evaluate, warm up, update, save; and what it writes on the way."""
+"""The course of a run: evaluate, warm up, update, save; and what it writes on the way."""
 
 import math
 import time
@@ -13,7 +13,6 @@ from tqdm import tqdm
 from lbgen.alignment import checkpoint
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.monitor import Monitor, check_diversity
-from lbgen.alignment.objective import ensure_reached
 from lbgen.alignment.trainer import Trainer
 from lbgen.errors import Interrupted
 
@@ -38,15 +37,14 @@ class Run:
     def draw(self) -> int:
         return self.record["warmup"] + self.record["step"]
 
-    def start(self, signals: list[int]) -> None:
-        """Before the first update: check that every term reaches the adapter, evaluate the base, warm up D."""
-        if self.draw == 0:
-            norms = self.trainer.measure_gradients()
-            self.accelerator.print("gradient norms: " + ", ".join(f"{name} {norm:.3g}" for name, norm in norms.items()))
-            ensure_reached(self.trainer.terms, norms)
-            shown = {"entire": 0.0, "individual": 0.0, "quality": 0.0, **norms}
-            self.write("metrics.jsonl", {"step": 0, "gradient_norms": shown})
-            self.evaluate()
+    def begin(self, gradient_norms: dict[str, float]) -> None:
+        """The first line of metrics, and the base model's evaluation."""
+        shown = {"entire": 0.0, "individual": 0.0, "quality": 0.0, **gradient_norms}
+        self.write("metrics.jsonl", {"step": 0, "gradient_norms": shown})
+        self.evaluate()
+
+    def warm_up(self, signals: list[int]) -> None:
+        """Updates of the discriminator alone."""
         with self.progress("discriminator", self.config.discriminator_warmup_steps, self.record["warmup"]) as progress:
             while self.record["warmup"] < self.config.discriminator_warmup_steps:
                 batch = self.trainer.batch(self.draw, differentiate=False)
@@ -68,7 +66,9 @@ class Run:
                 step, last = self.record["step"], self.record["step"] == config.max_steps
                 if last or (config.evaluate_every and step % config.evaluate_every == 0):
                     self.evaluate()
-                if step % config.checkpoint_every == 0 and not last:
+                if last:
+                    break
+                if step % config.checkpoint_every == 0:
                     self.save()
                 self.leave_if_asked(signals)
 
@@ -80,7 +80,7 @@ class Run:
         losses = self.trainer.update_adapter(batch, self.record["step"] + 1)
         self.record["step"] += 1
         speed = self.trainer.global_batch / (time.perf_counter() - began)
-        terms = {"loss": None, "entire": None, "individual": None, "quality": None, **losses}  # in this order
+        terms = {name: losses.get(name) for name in ("loss", "entire", "individual", "quality")} | losses
         return {"step": self.record["step"], **terms, "discriminator": discriminator, "images_per_second": speed}
 
     def evaluate(self) -> None:

@@ -16,6 +16,7 @@ from accelerate.utils import AutocastKwargs
 from lbgen import config as configs
 from lbgen.alignment import batches, checkpoint
 from lbgen.alignment.config import AlignConfig
+from lbgen.alignment.objective import ensure_reached
 from lbgen.alignment.run import Run
 from lbgen.alignment.trainer import Trainer
 from lbgen.errors import UserError
@@ -62,10 +63,13 @@ def align(config: AlignConfig) -> AlignResult:
     if config.discriminator_texts == "others":
         batches.ensure_others(vocabulary.texts(config.discriminator_template))
     trainer = Trainer(config, vocabulary, accelerator, resumed)
+    gradient_norms = {} if resumed is not None else checked_gradients(trainer, accelerator)
     prepare_folder(config, accelerator, record["step"] if resumed is not None else -1)
     run = Run(config, trainer, accelerator, record)
     with noted_signals() as signals:
-        run.start(signals)
+        if resumed is None:
+            run.begin(gradient_norms)
+        run.warm_up(signals)
         run.loop(signals)
     run.finish(adapter)
     return AlignResult(config.output, adapter, run.record["step"])
@@ -110,6 +114,14 @@ def resumable(folder: Path, expected: dict[str, Any]) -> dict[str, Any]:
     if record["vocabulary"] != expected["vocabulary"]:
         raise UserError(f"{folder} was made with other categories; restore the vocabulary or choose another --output")
     return {name: record[name] for name in expected}
+
+
+def checked_gradients(trainer: Trainer, accelerator: Accelerator) -> dict[str, float]:
+    """Measure and print each weighted term's gradient on the adapter; one that does not reach it ends the run."""
+    norms = trainer.measure_gradients()
+    accelerator.print("gradient norms: " + ", ".join(f"{name} {norm:.3g}" for name, norm in norms.items()))
+    ensure_reached(trainer.terms, norms)
+    return norms
 
 
 def prepare_folder(config: AlignConfig, accelerator: Accelerator, step: int) -> None:

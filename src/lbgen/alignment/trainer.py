@@ -158,8 +158,9 @@ class Trainer:
         loss = discriminator_loss(real, self.discriminator(batch.discriminator_features.detach()))
         parameters = list(self.discriminator.parameters())
         self._assign(parameters, torch.autograd.grad(loss, parameters))
-        torch.nn.utils.clip_grad_norm_(parameters, self.config.discriminator_max_grad_norm)
-        self.discriminator_optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.discriminator_max_grad_norm)
+        if torch.isfinite(norm):  # a batch that overflowed in fp16 would undo D for good
+            self.discriminator_optimizer.step()
         return self._averaged([loss.detach()])[0].item()
 
     def _real_rows(self, draw: int) -> list[int]:
@@ -184,8 +185,8 @@ class Trainer:
             self.optimizer.step()
         else:
             raise UserError(
-                f"{self.config.output}, step {step}: the gradient is {norm.item()}; start again from the last "
-                "checkpoint's folder with a lower --learning-rate in a new --output"
+                f"{self.config.output}, step {step}: the adapter's gradient is {norm.item()}; choose another --output "
+                "and a lower --learning-rate, or --detach-input"
             )
         self.generator.refresh_sampler()
         reported = {"loss": loss, **values}
