@@ -94,6 +94,10 @@ def test_a_wrong_recipe_is_refused_by_file_and_field(capsys, tmp_path):
     assert message == f"lbgen: {tmp_path}/mine.yaml, max_step: no such field; did you mean max_steps?\n"
 
 
+def test_a_refusal_is_one_line_whatever_was_typed(capsys):
+    assert "--recipe a b: no such file" in refused_here(capsys, "align", "--recipe", "a\nb")
+
+
 @pytest.mark.parametrize("verb", ["align", "generate"])
 def test_a_wrong_vocabulary_is_refused_before_anything_is_written(verb, tmp_path):
     (tmp_path / "animals.txt").write_text("n1 cat\n../cat big cat\n")

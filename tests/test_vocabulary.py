@@ -212,6 +212,11 @@ def test_ids_made_from_names_are_fit_and_distinct(name, other):
         assert (id_from_name(name) == id_from_name(other)) == (name == other)
 
 
+@pytest.mark.parametrize("name", ["CON", "aux", "a" * 300, "what? " * 60, "é" * 300])
+def test_ids_of_device_names_and_long_names_are_fit(name):
+    assert fault(id_from_name(name)) is None
+
+
 @settings(deadline=None)  # it waits for the disk
 @given(content=st.binary(max_size=80))
 def test_any_bytes_are_read_or_refused_in_one_line(content, tmp_path_factory):

@@ -16,7 +16,7 @@ from lbgen.errors import Interrupted, UserError
 
 
 class Verb(NamedTuple):
-    """Names of `lbgen`'s public config class and function, imported only when the verb runs."""
+    """Names of `lbgen`'s public config class and function; the function's module is imported when the verb runs."""
 
     config_class: str
     function: str
@@ -49,7 +49,7 @@ def _terminate(signum: int, frame: Any) -> NoReturn:
 
 
 def _exit(code: int, message: str) -> NoReturn:
-    print(f"lbgen: {' '.join(message.split())}", file=sys.stderr)
+    print(f"lbgen: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -69,9 +69,7 @@ def _parse(argv: Sequence[str]) -> Callable[[], object]:
     parser.add_argument("--version", action="version", version=f"lbgen {lbgen.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, verb in VERBS.items():
-        subparser = verbs.add_parser(name, help=verb.summary, description=verb.summary)
-        if argv and argv[0] == name:  # only the verb asked for has its config class imported
-            _add_verb_arguments(subparser, verb)
+        _add_verb_arguments(verbs.add_parser(name, help=verb.summary, description=verb.summary), verb)
     export = verbs.add_parser("export", help="write a built-in model's folders, for diffusers and transformers")
     export.add_argument("model", choices=["microworld"])
     export.add_argument("directory", type=Path, metavar="DIR")
