@@ -1,0 +1,135 @@
+"""Sweep the alignment's settings on the micro world: `python benchmarks/microworld_sweep.py`.
+
+Every setting below, with every seed, is aligned, generated from (the same noise for all) and judged; one JSON line each in
+`runs/sweep/results.jsonl`. What is there already is not done again, so the sweep can be interrupted and grown.
+`--table` prints the lines as the Markdown table of docs/microworld.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lbgen
+from lbgen.alignment.config import AlignConfig
+from lbgen.comparison import FIGURES
+from lbgen.config import resolve
+from lbgen.generation.config import GenerateConfig
+from lbgen.report.before_after import HOMES, judge_sets
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "recipe": {},
+    "individual and quality only": {"entire_weight": 0.0},
+    "discriminator lr 5e-5": {"discriminator_learning_rate": 5e-5},
+    "discriminator lr 1e-3": {"discriminator_learning_rate": 1e-3},
+    "discriminator lr 5e-3": {"discriminator_learning_rate": 5e-3},
+    "lr 2e-4": {"learning_rate": 2e-4},
+    "lr 1e-3": {"learning_rate": 1e-3},
+    "K 1": {"differentiated_steps": 1},
+    "K 6": {"differentiated_steps": 6},
+    "60 updates": {"max_steps": 60},
+    "pull to base 1": {"base_weight": 1.0},
+    "detached input": {"detach_input": True},
+    "features not normalised": {"normalize_features": False},
+    "released code's objective": {
+        "individual_weight": 0.0,
+        "quality_weight": 0.0,
+        "discriminator_texts": "released-code",
+        "discriminator_template": "{name}",
+        "normalize_features": False,
+    },
+}
+"""Name -> what differs from the microworld recipe."""
+
+
+def images(config: AlignConfig, adapter: Path | None, output: Path, count: int) -> Path:
+    lbgen.generate(
+        GenerateConfig(
+            output=output, adapter=adapter, vocabulary=config.vocabulary, generator=config.generator, seed=1000,
+            images_per_category=count, scheduler=config.scheduler, steps=config.steps,
+            guidance_scale=config.guidance_scale, images_per_shard=128,
+        )  # fmt: skip
+    )
+    return output
+
+
+def measured(name: str, seed: int, folder: Path, count: int) -> dict[str, Any]:
+    """Align with one setting and seed, generate, judge."""
+    config = resolve(AlignConfig, "microworld", {**SETTINGS[name], "seed": seed})
+    run = folder / f"{name} {seed}".replace(" ", "-").replace("'", "")
+    config = replace(config, output=run, logger="none", checkpoint_every=1000, evaluate_every=0)
+    began = time.monotonic()
+    lbgen.align(config)
+    seconds = time.monotonic() - began
+    base = images(config, None, folder / f"base-{config.steps}", count)
+    sets = judge_sets(base, images(config, run / "adapter", run / "images", count), config)
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    return {
+        "setting": name,
+        "seed": seed,
+        "align_seconds": round(seconds, 1),
+        "base": {figure.key: figure.measure(sets.judged_base, HOMES) for figure in FIGURES},
+        "aligned": {figure.key: figure.measure(sets.judged_aligned, HOMES) for figure in FIGURES},
+    }
+
+
+SHOWN = (
+    ("category_scene_mutual_information_bits", "information, bits", "{:.2f}"),
+    ("home_scene_rate", "home rate", "{:.2f}"),
+    ("label_accuracy", "label accuracy", "{:.3f}"),
+    ("diversity", "diversity", "{:.2f}"),
+    ("scene_entropy_bits", "scenes, bits", "{:.2f}"),
+    ("quality", "quality", "{:.2f}"),
+    ("edge_density", "edges", "{:.3f}"),
+    ("colour_entropy", "colours, bits", "{:.2f}"),
+)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """One line a setting: the mean over its seeds, and their standard deviation in brackets where there are several."""
+    lines = ["| setting | seeds | " + " | ".join(title for _, title, _ in SHOWN) + " |"]
+    lines.append("|---" * (len(SHOWN) + 2) + "|")
+    groups = {"base": [rows[0]["base"]]}
+    for row in rows:
+        groups.setdefault(row["setting"], []).append(row["aligned"])
+    for name, results in groups.items():
+        cells = []
+        for key, _, form in SHOWN:
+            values = [result[key] for result in results]
+            spread = f" ({form.format(statistics.stdev(values))})" if len(values) > 1 else ""
+            cells.append(form.format(statistics.mean(values)) + spread)
+        lines.append(f"| {name} | {'' if name == 'base' else len(results)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("runs/sweep"))
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--images-per-category", type=int, default=20)
+    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    arguments = parser.parse_args()
+    results = arguments.output / "results.jsonl"
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    done = {(row["setting"], row["seed"]) for row in rows}
+    for seed in arguments.seeds if not arguments.table else []:
+        for name in arguments.settings:
+            if (name, seed) not in done:
+                rows.append(measured(name, seed, arguments.output, arguments.images_per_category))
+                with results.open("a") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+                print(json.dumps(rows[-1]), flush=True)
+    if rows:
+        print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

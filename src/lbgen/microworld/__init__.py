@@ -1,0 +1,22 @@
+"""A small drawn world with known biases, and the tiny models that stand in for Stable Diffusion and CLIP in it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from lbgen.microworld.world import CATEGORIES, HOME, SCENES, STYLES
+
+WEIGHTS = Path(__file__).parent / "weights"
+GENERATOR = WEIGHTS / "generator"
+"""A diffusers StableDiffusionPipeline folder, trained on the biased corpus."""
+SEMANTICS = WEIGHTS / "semantics"
+"""A transformers CLIPModel folder, trained on the balanced corpus."""
+
+__all__ = ["CATEGORIES", "GENERATOR", "HOME", "SCENES", "SEMANTICS", "STYLES", "WEIGHTS", "export"]
+
+
+def export(directory: Path) -> None:
+    """Write `directory/generator` (diffusers) and `directory/semantics` (transformers), ready for their plain loaders."""
+    for source in (GENERATOR, SEMANTICS):
+        shutil.copytree(source, directory / source.name, dirs_exist_ok=True)

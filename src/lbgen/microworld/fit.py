@@ -1,0 +1,74 @@
+"""A training loop that can be killed at any moment and goes on from its last checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+EVERY = 100
+"""Steps between checkpoints and lines of the curve."""
+
+
+def fit(
+    name: str, module: nn.Module, loss_of_step: Callable[[int], Tensor], steps: int, learning_rate: float, folder: Path,
+    average: float = 0.0,
+) -> nn.Module:  # fmt: skip
+    """Minimise `loss_of_step(step)` over the module's parameters with AdamW, a short warm-up and a cosine to zero.
+
+    The data of a step must depend on its number alone. average: decay of the weights' moving average, which is what is
+    returned; 0 returns the weights themselves. Writes `folder/name.pt` and the curve `folder/name.jsonl`.
+    """
+    optimiser = torch.optim.AdamW(module.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps)))
+    )
+    averaged = {key: value.detach().clone() for key, value in module.state_dict().items()}
+    checkpoint, curve, first = folder / f"{name}.pt", folder / f"{name}.jsonl", 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        module.load_state_dict(state["module"])
+        optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        averaged, first = state["averaged"], state["step"]
+    module.train()
+    total, started = 0.0, time.perf_counter()
+    for step in range(first, steps):
+        loss = loss_of_step(step)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        decay = min(average, (step + 1) / (step + 10))
+        for key, value in module.state_dict().items():
+            averaged[key] = torch.lerp(value, averaged[key], decay) if value.is_floating_point() else value.clone()
+        total += float(loss.detach())
+        if (step + 1) % EVERY == 0 or step + 1 == steps:
+            done = (step % EVERY) + 1
+            seconds = round((time.perf_counter() - started) / done, 3)
+            line = {"step": step + 1, "loss": round(total / done, 5), "seconds_a_step": seconds}
+            with curve.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(name, line, flush=True)
+            total, started = 0.0, time.perf_counter()
+            _save(checkpoint, module, optimiser, schedule, averaged, step + 1)
+    if average:
+        module.load_state_dict(averaged)
+    return module.eval()
+
+
+def _save(checkpoint: Path, module, optimiser, schedule, averaged, step: int) -> None:
+    state = {
+        "module": module.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(),
+        "averaged": averaged, "step": step,
+    }  # fmt: skip
+    partial = checkpoint.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, checkpoint)

@@ -1,0 +1,187 @@
+"""The renderer: draws factors with a chosen link to the category, and the picture they describe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lbgen.microworld.backgrounds import BACKGROUNDS
+from lbgen.microworld.shapes import SHAPES
+from lbgen.microworld.world import CATEGORIES, COLOURS, FACTORS, SCENES, STYLES, home
+
+SIZE = 64
+_CACHE_FRIENDLY = 48
+_AXIS = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE
+_U, _V = _AXIS[None, None, :], _AXIS[None, :, None]
+
+_RGB = np.array(
+    [(0.85, 0.12, 0.12), (0.95, 0.5, 0.08), (0.95, 0.85, 0.1), (0.12, 0.65, 0.2),
+     (0.1, 0.75, 0.8), (0.12, 0.25, 0.85), (0.5, 0.18, 0.7), (0.95, 0.5, 0.75)], np.float32
+)  # fmt: skip
+assert len(_RGB) == len(COLOURS)
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """A batch of pictures and everything that is true of them.
+
+    images: (B, 64, 64, 3) uint8.  masks: (B, 64, 64) bool, the object's pixels.  categories: (B,) int.
+    factors: factor name -> (B,) int, index into `world.FACTORS[name]`.
+    """
+
+    images: NDArray[np.uint8]
+    masks: NDArray[np.bool_]
+    categories: NDArray[np.int64]
+    factors: dict[str, NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class World:
+    """How strongly each factor tells the category, and which styles occur."""
+
+    links: dict[str, float] = field(default_factory=dict)
+    """Factor -> strength in [0, 1]: with this probability the category's home value, else uniform over all values."""
+    styles: tuple[str, ...] = STYLES
+    """Styles that occur, in equal shares (where style is not linked)."""
+    home_excluded: bool = False
+    """Draw the scene uniformly from all but the home scene: the test of a backbone on scenes it never saw."""
+
+
+BALANCED = World()
+"""No factor tells the category; all styles."""
+BIASED = World(links={"scene": 0.88}, styles=("photo",))
+"""Photographs of objects on their home scene nine times in ten: what the base generator learns from."""
+
+
+def render(categories: NDArray[np.int64], seed: int, world: World = BALANCED) -> Scenes:
+    """Draw one picture for each entry of `categories` ((B,) indices into CATEGORIES), reproducibly by seed."""
+    rng = np.random.default_rng(seed)
+    parts = [_render_some(categories[i : i + _CACHE_FRIENDLY], rng, world) for i in range(0, len(categories), _CACHE_FRIENDLY)]
+    factors = {name: np.concatenate([part.factors[name] for part in parts]) for name in FACTORS}
+    images, masks = np.concatenate([part.images for part in parts]), np.concatenate([part.masks for part in parts])
+    return Scenes(images, masks, np.concatenate([part.categories for part in parts]), factors)
+
+
+def _render_some(categories: NDArray[np.int64], rng: np.random.Generator, world: World) -> Scenes:
+    factors = {name: _draw_factor(rng, categories, name, world) for name in FACTORS}
+    n = len(categories)
+    background = np.empty((n, SIZE, SIZE, 3), np.float32)
+    for index, name in enumerate(SCENES):
+        rows = np.flatnonzero(factors["scene"] == index)
+        if len(rows):
+            background[rows] = BACKGROUNDS[name](_U, _V, rng, len(rows))
+    pictures, coverage = _paint(categories, factors, background, rng)
+    pictures = _stylise(pictures, coverage, factors["style"])
+    images = (np.clip(pictures, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return Scenes(images, coverage > 0.5, categories, factors)
+
+
+def _draw_factor(rng: np.random.Generator, categories: NDArray[np.int64], name: str, world: World) -> NDArray[np.int64]:
+    n, values = len(categories), len(FACTORS[name])
+    if name == "style":
+        uniform = np.array([STYLES.index(style) for style in world.styles])[rng.integers(0, len(world.styles), n)]
+    elif name == "scene" and world.home_excluded:
+        return (home_values(categories, name) + rng.integers(1, values, n)) % values
+    else:
+        uniform = rng.integers(0, values, n)
+    linked = rng.random(n) < world.links.get(name, 0.0)
+    return np.where(linked, home_values(categories, name), uniform)
+
+
+def home_values(categories: NDArray[np.int64], factor: str) -> NDArray[np.int64]:
+    """The home value of `factor` for each category index."""
+    return np.array([home(category, factor) for category in range(len(CATEGORIES))])[categories]
+
+
+def _paint(categories, factors, background, rng):
+    """Lay the objects over the background. Returns pictures (B, H, W, 3) and object coverage (B, H, W), in [0, 1]."""
+    n = len(categories)
+    right, low = factors["position"] % 2, factors["position"] // 2
+    cx = 0.5 + (2 * right - 1) * rng.uniform(0.0, 0.13, n)
+    cy = 0.5 + (2 * low - 1) * rng.uniform(0.0, 0.11, n)
+    radius = (0.25 + 0.05 * factors["scale"] + rng.uniform(0, 0.05, n)).astype(np.float32)
+    angle = np.deg2rad(16.0) * (factors["pose"] - 1) + np.deg2rad(rng.uniform(-8, 8, n))
+    mirror = rng.choice([-1.0, 1.0], n)
+    local = _local_coordinates(cx, cy, radius, angle, mirror)
+    colour = np.clip(_RGB[factors["colour"]] + rng.normal(0, 0.04, (n, 3)), 0, 1).astype(np.float32)
+    fill = _texture(local, factors["texture"], colour, rng)  # (B, H, W, 3)
+    coverage = np.zeros((n, SIZE, SIZE), np.float32)
+    pictures = background
+    for index, name in enumerate(CATEGORIES):
+        rows = np.flatnonzero(categories == index)
+        if not len(rows):
+            continue
+        x, y = local[0][rows], local[1][rows]
+        scale = radius[rows, None, None] * SIZE
+        for distance, tone in SHAPES[name](x, y):
+            share = np.clip(0.5 - distance * scale, 0, 1)
+            base = fill[rows] if tone == 1.0 else np.broadcast_to(colour[rows, None, None], fill[rows].shape)
+            paint = base * tone if tone <= 1 else base + (1 - base) * (tone - 1)
+            pictures[rows] += (paint - pictures[rows]) * share[..., None]
+            coverage[rows] = np.maximum(coverage[rows], share)
+    return pictures, coverage
+
+
+def _local_coordinates(cx, cy, radius, angle, mirror):
+    """Object coordinates (x, y), each (B, H, W), of every pixel."""
+    cx, cy, radius, cos, sin, mirror = (
+        value.astype(np.float32)[:, None, None] for value in (cx, cy, radius, np.cos(angle), np.sin(angle), mirror)
+    )
+    dx, dy = _U - cx, _V - cy
+    return (cos * dx + sin * dy) * (mirror / radius), (cos * dy - sin * dx) / radius
+
+
+def _texture(local, kinds, colour, rng):
+    """The object's colour with its texture and a soft light from above: (B, H, W, 3)."""
+    x, y = local
+    phase = rng.uniform(0, 6, (len(kinds), 1, 1)).astype(np.float32)
+    pattern = np.zeros_like(x)
+    for kind, draw in ((1, _stripes), (2, _dots), (3, _checks)):
+        rows = np.flatnonzero(kinds == kind)
+        if len(rows):
+            pattern[rows] = draw(x[rows], y[rows], phase[rows])
+    light = 1.0 - 0.15 * np.clip(y, -1, 1)
+    return np.clip(colour[:, None, None] * light[..., None] * (1 - 0.45 * pattern[..., None]), 0, 1)
+
+
+def _stripes(x, y, phase):
+    return np.clip(np.sin((x + y) * 10 + phase) * 2 + 0.5, 0, 1)
+
+
+def _dots(x, y, phase):
+    return np.clip((np.sin(x * 11 + phase) * np.sin(y * 11) - 0.3) * 4, 0, 1)
+
+
+def _checks(x, y, phase):
+    return np.clip(np.sin(x * 8 + phase) * np.sin(y * 8) * 4 + 0.5, 0, 1)
+
+
+def _stylise(pictures, coverage, styles):
+    for style, restyle in ((1, _sketch), (2, _invert), (3, _poster)):
+        rows = np.flatnonzero(styles == style)
+        if len(rows):
+            pictures[rows] = restyle(pictures[rows], coverage[rows])
+    return pictures
+
+
+def _sketch(pictures, coverage):
+    """Pencil lines on paper: strong along the object's outline, lighter along every other edge."""
+    grey = pictures.mean(-1)
+    lines = np.clip(_gradient(grey) * 4, 0, 0.6) + np.clip(_gradient(coverage) * 1.6, 0, 1)
+    return np.repeat((0.96 - 0.85 * np.clip(lines, 0, 1))[..., None], 3, -1)
+
+
+def _gradient(grey):
+    padded = np.pad(grey, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    return np.hypot(padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2
+
+
+def _invert(pictures, coverage):
+    return 1 - pictures
+
+
+def _poster(pictures, coverage):
+    """Three flat levels a channel."""
+    return np.round(np.clip(pictures, 0, 1) * 2) / 2

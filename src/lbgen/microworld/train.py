@@ -1,0 +1,172 @@
+"""Make the micro world's models: `python -m lbgen.microworld.train`.
+
+Four stages, each resumable and each needing only those before it: the judge, the autoencoder, the semantic space (CLIP),
+the generator. `python -m lbgen.microworld.card` then writes the shipped fp16 weights and measures the gates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lbgen.microworld import corpus
+from lbgen.microworld.architectures import Denoiser, autoencoder, noise_scheduler, semantic_model, tokenizer
+from lbgen.microworld.fit import fit
+from lbgen.microworld.judge import Judge
+from lbgen.microworld.scenes import BALANCED, BIASED, World
+from lbgen.microworld.world import CATEGORIES, SCENES, STYLES
+
+STEPS = {"judge": 1200, "autoencoder": 1600, "semantics": 2500, "generator": 3000}
+SEED = 20260
+
+
+def seed_of(stage: str, step: int) -> int:
+    """A seed of its own for every step of every stage."""
+    return SEED + list(STEPS).index(stage) * 10_000_000 + step
+
+
+def train_judge(folder: Path, steps: int) -> Judge:
+    torch.manual_seed(SEED)
+    judge = Judge()
+
+    def loss(step: int) -> Tensor:
+        seed = seed_of("judge", step)
+        images, scenes = corpus.batch(64, seed, BALANCED)
+        rng = torch.Generator().manual_seed(seed)
+        severity = 0.35 * torch.rand(len(images), generator=rng) * (torch.rand(len(images), generator=rng) < 0.5)
+        _, logits = judge(corpus.degrade(images, severity, rng))
+        truth = {"category": scenes.categories, "scene": scenes.factors["scene"], "style": scenes.factors["style"]}
+        return sum((F.cross_entropy(logits[name], torch.from_numpy(truth[name])) for name in logits), torch.zeros(()))
+
+    fit("judge", judge, loss, steps, 3e-3, folder)
+    return judge
+
+
+def train_autoencoder(folder: Path, steps: int):
+    torch.manual_seed(SEED)
+    model = autoencoder()
+
+    def loss(step: int) -> Tensor:
+        seed = seed_of("autoencoder", step)
+        images, _ = corpus.batch(16, seed, World(styles=("photo",)))
+        images = images * 2 - 1
+        posterior = model.encode(images).latent_dist
+        restored = model.decode(posterior.sample(torch.Generator().manual_seed(seed))).sample
+        return (restored - images).abs().mean() + _edges(restored - images) + 1e-6 * posterior.kl().mean()
+
+    fit("autoencoder", model, loss, steps, 2e-3, folder, average=0.995)
+    return model
+
+
+def _edges(difference: Tensor) -> Tensor:
+    """Mean absolute error of the horizontal and vertical gradients: keeps outlines sharp."""
+    return difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
+
+
+def train_semantics(folder: Path, steps: int):
+    torch.manual_seed(SEED)
+    words = tokenizer()
+    model = semantic_model(words)
+
+    def loss(step: int) -> Tensor:
+        seed = seed_of("semantics", step)
+        images, scenes = corpus.batch(96, seed, BALANCED)
+        rng = torch.Generator().manual_seed(seed)
+        severity = torch.rand(len(images), generator=rng) * (torch.rand(len(images), generator=rng) < 0.6)
+        features = F.normalize(model.get_image_features(corpus.degrade(images, severity, rng)).pooler_output, dim=-1)
+        template = ("{}", "photo of {}", "photo of {}", "a photo of a {}")[step % 4]
+        total = torch.zeros(())
+        for captions, truth, weight in _contrasts(scenes, severity, template):
+            tokens = words(captions, padding=True, return_tensors="pt")
+            texts = F.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
+            logits = model.logit_scale.exp() * features @ texts.T  # (B, captions)
+            total = total + (weight * F.cross_entropy(logits, truth, reduction="none")).mean()
+        return total
+
+    fit("semantics", model, loss, steps, 1e-3, folder, average=0.995)
+    return model
+
+
+def _contrasts(scenes, severity: Tensor, template: str):
+    """(captions, which of them each picture is, weight): every picture against every caption of a kind (InfoNCE whose
+    negatives are the whole kind). A caption of the object counts less the worse the picture is."""
+    category = torch.from_numpy(scenes.categories)
+    scene, style = (torch.from_numpy(scenes.factors[name]) for name in ("scene", "style"))
+    clean = 1 - severity
+    yield [template.format(name) for name in CATEGORIES], category, clean
+    yield [template.format(name) for name in SCENES], scene, 0.5 * clean
+    both = [f"{name} on {place}" for name in CATEGORIES for place in SCENES]
+    yield both, category * len(SCENES) + scene, clean
+    yield list(STYLES), style, 0.25 * clean
+    subject = template.format(CATEGORIES[int(category[0])])
+    for good, bad in (("good photo", "bad photo"), (f"good {subject}", f"bad {subject}")):
+        yield [good, bad], torch.stack([clean, severity], 1), torch.ones_like(severity)
+
+
+def train_generator(folder: Path, steps: int, vae, corpus_size: int = 24_576, size: int = 48) -> Denoiser:
+    torch.manual_seed(SEED)
+    latents, scenes = _latents(folder, vae, corpus_size)
+    words, scheduler = tokenizer(), noise_scheduler()
+    model = Denoiser(words)
+
+    def loss(step: int) -> Tensor:
+        seed = seed_of("generator", step)
+        rng, draw = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+        rows = draw.integers(0, corpus_size, size)
+        tokens = words([str(text) for text in scenes[rows, draw.integers(0, scenes.shape[1], size)]],
+                       padding="max_length", truncation=True, return_tensors="pt")  # fmt: skip
+        clean = latents[torch.from_numpy(rows)]
+        noise = torch.randn(clean.shape, generator=rng)
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (size,), generator=rng)
+        noisy, target = scheduler.add_noise(clean, noise, timesteps), scheduler.get_velocity(clean, noise, timesteps)
+        error = (model(noisy, timesteps, tokens.input_ids) - target).square().mean((1, 2, 3))
+        return error.mean()
+
+    fit("generator", model, loss, steps, 1e-3, folder, average=0.998)
+    return model
+
+
+@torch.no_grad()
+def _latents(folder: Path, vae, count: int) -> tuple[Tensor, np.ndarray]:
+    """The biased corpus, encoded once and scaled to unit variance, with four captions a picture."""
+    parts, texts = [], []
+    for start in range(0, count, 512):
+        images, scenes = corpus.batch(512, SEED + 90_000_000 + start, BIASED)
+        rng = np.random.default_rng(SEED + start)
+        parts.append(torch.cat([vae.encode(part * 2 - 1).latent_dist.mean for part in images.split(32)]))
+        texts.append(np.array([corpus.prompts(scenes, rng) for _ in range(4)]).T)
+    latents = torch.cat(parts)  # (N, 4, 16, 16)
+    scaling = 1 / float(latents.std())
+    (folder / "latents.json").write_text(json.dumps({"scaling_factor": scaling}))
+    return latents * scaling, np.concatenate(texts)
+
+
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("runs/microworld"), help="where checkpoints and curves go")
+    parser.add_argument("--stages", nargs="+", choices=list(STEPS), default=list(STEPS))
+    for stage, steps in STEPS.items():
+        parser.add_argument(f"--{stage}-steps", type=int, default=steps)
+    arguments = parser.parse_args()
+    folder = arguments.output
+    folder.mkdir(parents=True, exist_ok=True)
+    if "judge" in arguments.stages:
+        train_judge(folder, arguments.judge_steps)
+    if "semantics" in arguments.stages:
+        train_semantics(folder, arguments.semantics_steps)
+    if "autoencoder" in arguments.stages or "generator" in arguments.stages:
+        vae = train_autoencoder(folder, arguments.autoencoder_steps)
+    if "generator" in arguments.stages:
+        train_generator(folder, arguments.generator_steps, vae)
+
+
+if __name__ == "__main__":
+    main()
