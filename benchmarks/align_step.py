@@ -1,0 +1,186 @@
+"""Time and peak memory of one alignment update, lbgen's beside one written the reference's way: `make bench`.
+
+The micro world's recipe unless flags say otherwise; every flag of `lbgen align` is there. With `--compile` lbgen is
+measured eager too. The reference's way computes in fp16 on a GPU whatever `--precision` says, in fp32 on a CPU.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
+from measuring import DEVICE, heading, measured, network_calls, network_tflop, table
+from peft import LoraConfig
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from lbgen import config as configs
+from lbgen.alignment.config import AlignConfig
+from lbgen.alignment.train import start_accelerator
+from lbgen.alignment.trainer import Trainer
+from lbgen.models.quality import ANTONYMS
+from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
+from lbgen.vocabulary import load_vocabulary
+
+PLAIN_DTYPE = torch.float16 if DEVICE == "cuda" else torch.float32
+
+
+class PlainUpdate:
+    """The same update as a training script on plain diffusers makes it: LoRA unmerged, eager, autocast, the UNet
+    checkpointed, images decoded all at once. Their own code scores quality with a network of 8 billion parameters;
+    here both versions use the antonym prompts.
+    """
+
+    def __init__(self, config: AlignConfig) -> None:
+        torch.manual_seed(0)
+        self.config = config
+        self.names = load_vocabulary(config.vocabulary, config.qualify_names).names
+        where = resolve(config.generator, GENERATORS)
+        self.pipeline = StableDiffusionPipeline.from_pretrained(where, safety_checker=None).to(DEVICE, PLAIN_DTYPE)
+        self.unet, self.vae = self.pipeline.unet, self.pipeline.vae
+        for module in (self.unet, self.vae, self.pipeline.text_encoder):
+            module.requires_grad_(False)
+        scheduler = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler}[config.scheduler]
+        self.scheduler = scheduler.from_config(self.pipeline.scheduler.config, clip_sample=False)
+        self._add_adapter()
+        self._load_clip()
+        self.discriminator = nn.Sequential(
+            nn.Linear(self.texts.shape[1], config.discriminator_hidden),
+            nn.ReLU(),
+            nn.Linear(config.discriminator_hidden, 1),
+        ).to(DEVICE)
+        self.optimizer = torch.optim.AdamW(self.parameters, config.learning_rate)
+        self.discriminator_optimizer = torch.optim.AdamW(
+            self.discriminator.parameters(), config.discriminator_learning_rate
+        )
+        self.scaler = torch.amp.GradScaler(DEVICE, enabled=DEVICE == "cuda")
+
+    def _add_adapter(self) -> None:
+        config = self.config
+        lora = LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            target_modules=list(config.lora_targets),
+            init_lora_weights="gaussian",
+        )
+        self.unet.add_adapter(lora)
+        self.unet.enable_gradient_checkpointing()
+        self.unet.train()
+        self.parameters = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
+        for parameter in self.parameters:
+            parameter.data = parameter.data.float()
+
+    def _load_clip(self) -> None:
+        """CLIP, the features of every category's text (categories, D), and of a good photo and a bad one (2, D)."""
+        where = resolve(self.config.semantics, SEMANTICS)
+        self.clip = CLIPModel.from_pretrained(where, dtype=PLAIN_DTYPE).to(DEVICE).requires_grad_(False)
+        tokenizer = AutoTokenizer.from_pretrained(where)
+
+        def features(texts: list[str]) -> Tensor:
+            tokens = tokenizer(texts, padding=True, return_tensors="pt").to(DEVICE)
+            found = self.clip.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+            return F.normalize(found.pooler_output.float(), dim=-1)
+
+        self.texts = features([f"photo of {name}" for name in self.names])
+        self.antonyms = features(list(ANTONYMS[0]))
+
+    def __call__(self) -> None:
+        """One update of the discriminator, then one of the adapter, on one batch."""
+        rows = torch.randint(len(self.names), (self.config.batch_size,))
+        features = self.embedded(self.sampled([self.names[row] for row in rows]))
+        others = (rows + torch.randint(1, len(self.names), rows.shape)) % len(self.names)
+        real, fake = self.discriminator(self.texts[others]), self.discriminator(features.detach())
+        self.discriminator_optimizer.zero_grad()
+        (F.softplus(-real).mean() + F.softplus(fake).mean()).backward()
+        nn.utils.clip_grad_norm_(self.discriminator.parameters(), self.config.discriminator_max_grad_norm)
+        self.discriminator_optimizer.step()
+
+        entire = F.softplus(-self.discriminator(features)).mean()
+        individual = 1 - (features * self.texts[rows]).sum(dim=-1).mean()
+        preference = self.clip.logit_scale.float().exp() * features @ self.antonyms.T  # (B, 2)
+        quality = 1 - (1 + 4 * preference.softmax(dim=-1)[:, 0]).mean() / 5
+        self.optimizer.zero_grad()
+        self.scaler.scale(entire + individual + self.config.quality_weight * quality).backward()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def sampled(self, prompts: list[str]) -> Tensor:
+        """Images (B, 3, H, W), with the gradient of K evenly spaced calls of the UNet."""
+        config, size = self.config, self.unet.config.sample_size
+        with torch.no_grad():
+            positive, negative = self.pipeline.encode_prompt(prompts, DEVICE, 1, do_classifier_free_guidance=True)
+        embeddings = torch.cat([negative, positive])  # (2B, T, D)
+        self.scheduler.set_timesteps(config.steps)
+        interval = config.steps // config.differentiated_steps
+        start = int(torch.randint(config.steps - interval * (config.differentiated_steps - 1), ()))
+        differentiated = {start + interval * number for number in range(config.differentiated_steps)}
+        latents = torch.randn(len(prompts), 4, size, size, device=DEVICE, dtype=PLAIN_DTYPE)
+        for index, timestep in enumerate(self.scheduler.timesteps):
+            with torch.set_grad_enabled(index in differentiated), self._autocast():
+                prediction = self.unet(torch.cat([latents, latents]), timestep, embeddings).sample
+            with torch.set_grad_enabled(index >= start):
+                without, within = prediction.chunk(2)
+                guided = without + config.guidance_scale * (within - without)
+                latents = self.scheduler.step(guided, timestep, latents).prev_sample
+        with self._autocast():
+            return self.vae.decode(latents / self.vae.config.scaling_factor).sample / 2 + 0.5
+
+    def embedded(self, images: Tensor) -> Tensor:
+        """CLIP features (B, D), unit norm."""
+        size = self.clip.config.vision_config.image_size
+        pixels = F.interpolate(images.float(), (size, size), mode="bicubic", antialias=True)
+        mean, std = (torch.tensor(each, device=DEVICE).view(3, 1, 1) for each in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+        features = self.clip.get_image_features(((pixels - mean) / std).to(PLAIN_DTYPE)).pooler_output
+        return F.normalize(features.float(), dim=-1)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(DEVICE, PLAIN_DTYPE, enabled=DEVICE == "cuda")
+
+
+def lbgen_update(config: AlignConfig) -> Callable[[], None]:
+    """What `lbgen align` does between two lines of metrics."""
+    vocabulary = load_vocabulary(config.vocabulary, config.qualify_names)
+    trainer = Trainer(config, vocabulary, start_accelerator(config), None)
+    draws = count()
+
+    def update() -> None:
+        draw = next(draws)
+        batch = trainer.batch(draw, differentiate=True)
+        trainer.update_discriminator(batch, draw)
+        trainer.update_adapter(batch, draw + 1)
+
+    return update
+
+
+def update_tflop(config: AlignConfig) -> float:
+    """The least work behind one training image: guidance doubles every call of the UNet; a differentiated call and the
+    decoding also run backwards, to their inputs. What is recomputed, the adapter and CLIP are left out.
+    """
+    unet, decoding = network_tflop(config.generator)
+    return 2 * unet * (network_calls(config) + config.differentiated_steps) + 2 * decoding
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="microworld", help="settings of `lbgen align` (default: microworld)")
+    parser.add_argument("--repeats", type=int, default=5, help="updates measured, after one that is not (default: 5)")
+    configs.add_arguments(parser, AlignConfig)
+    arguments = vars(parser.parse_args())
+    repeats, recipe = arguments.pop("repeats"), arguments.pop("recipe")
+    config = configs.resolve(AlignConfig, recipe, {**arguments, "logger": "none"})
+    print(heading(), flush=True)
+    results = {"plain diffusers": measured(repeats, PlainUpdate, config)}
+    if config.compile:
+        results["lbgen, eager"] = measured(repeats, lbgen_update, replace(config, compile=False))
+    results["lbgen"] = measured(repeats, lbgen_update, config)
+    print(table(results, config.batch_size, update_tflop(config)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in under ten minutes: benchmarks/gpu.sh [OUTPUT]  (default: runs/gpu)
+# Runs in the Python of the environment, or the one named by PYTHON. Each part writes a file to OUTPUT; a part that
+# fails does not keep the others from running, and is named at the end.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+output=${1:-runs/gpu}
+python=${PYTHON:-python}
+export PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+mkdir -p "$output"
+models=$(mktemp -d)
+trap 'rm -rf "$models"' EXIT
+failed=()
+
+part() { # NAME SECONDS COMMAND...
+  local name=$1 seconds=$2
+  shift 2
+  echo "== $name"
+  timeout "$seconds" "$@" 2>&1 | tee "$output/$name.txt" || failed+=("$name")
+}
+
+sizes=(--generator "$models/generator" --precision bf16 --compile)
+
+part machine 20 nvidia-smi
+part full_size 60 "$python" benchmarks/full_size.py "$models"
+part align_step 200 "$python" benchmarks/align_step.py --recipe paper --semantics "$models/semantics" "${sizes[@]}"
+part generate 180 "$python" benchmarks/generate.py --vocabulary imagenet-1k --rank 128 "${sizes[@]}"
+part tests 100 "$python" -m pytest -m gpu
+
+echo "results in $output"
+if ((${#failed[@]})); then
+  echo "failed: ${failed[*]}" >&2
+  exit 1
+fi

@@ -1,0 +1,129 @@
+"""How the benchmarks measure: each version in a process of its own, the median of its calls, its peak memory."""
+
+import os
+import platform
+import resource
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from lbgen.alignment.config import AlignConfig
+from lbgen.generation.config import GenerateConfig
+from lbgen.models.registry import GENERATORS, resolve
+from lbgen.models.stable_diffusion import SCHEDULERS
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class Measured:
+    seconds: float
+    """Median time of a call."""
+    peak: int
+    """Most bytes held at once, weights included: by torch on a GPU, by the process beyond its imports on a CPU."""
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function` returns, in a Python of its own, which inherits this one's peak memory: keep that small."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def measured(repeats: int, prepare: Callable[..., Callable[[], object]], *arguments: Any) -> Measured:
+    """Time `repeats` calls of what `prepare` returns, after one that does not count, in a fresh process."""
+    return in_fresh_process(_measure, repeats, prepare, arguments)
+
+
+def _measure(repeats: int, prepare: Callable[..., Callable[[], object]], arguments: tuple[Any, ...]) -> Measured:
+    before = _peak_memory()
+    call = prepare(*arguments)
+    seconds = [_seconds(call) for _ in range(1 + repeats)]
+    return Measured(statistics.median(seconds[1:]), _peak_memory() - before)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def _peak_memory() -> int:
+    """Bytes; ru_maxrss counts KiB on Linux."""
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def matrix_ceiling() -> float:
+    """TFLOP/s of this GPU on products of two 8192 x 8192 bf16 matrices: what no network can exceed."""
+    matrix = torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16)
+
+    def products() -> None:
+        for _ in range(20):
+            matrix @ matrix
+
+    _seconds(products)
+    return 20 * 2 * 8192**3 / statistics.median(_seconds(products) for _ in range(5)) / 1e12
+
+
+def network_tflop(generator: str) -> tuple[float, float]:
+    """TFLOP (two a multiply-add) of one call of the UNet and of one decoding, for one image: counted, not computed."""
+    where = resolve(generator, GENERATORS)
+    with torch.device("meta"), torch.no_grad():
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(where, subfolder="unet"))
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(where, subfolder="vae"))
+        latents = torch.empty(1, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+        text = torch.empty(1, 77, unet.config.cross_attention_dim)
+        with FlopCounterMode(display=False) as call:
+            unet(latents, torch.zeros(()), text)
+        with FlopCounterMode(display=False) as decoding:
+            vae.decode(latents)
+    return call.get_total_flops() / 1e12, decoding.get_total_flops() / 1e12
+
+
+def network_calls(config: AlignConfig | GenerateConfig) -> int:
+    """Calls of the UNet in a trajectory: some schedulers make more than there are steps."""
+    kind, settings = SCHEDULERS[config.scheduler]
+    where = resolve(config.generator, GENERATORS)
+    scheduler = kind.from_config(kind.load_config(where, subfolder="scheduler"), **settings)
+    scheduler.set_timesteps(config.steps)
+    return len(scheduler.timesteps)
+
+
+def heading() -> str:
+    """The command, the day, the machine and the versions behind the figures."""
+    machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads"
+    if DEVICE == "cuda":
+        machine = f"{torch.cuda.get_device_name()}, {machine}"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers", "peft"))
+    return f"`python {shlex.join(sys.argv)}`, {date.today()}\n{machine}; {versions}\n"
+
+
+def table(results: dict[str, Measured], images: int, tflop_per_image: float) -> str:
+    """Markdown, one line a version; ratios are to the first one. `images` is how many one call makes."""
+    titles = ["version", "seconds, median", "images/s", "times as fast", "peak memory, GB", "share of it"]
+    ceiling = matrix_ceiling() if DEVICE == "cuda" else None
+    lines = [titles + ["share of the matrix ceiling"] * (ceiling is not None)]
+    reference = next(iter(results.values()))
+    for name, result in results.items():
+        speed = images / result.seconds
+        cells = [name, f"{result.seconds:.3f}", f"{speed:.2f}", f"{reference.seconds / result.seconds:.2f}"]
+        cells += [f"{result.peak / 1e9:.2f}", f"{result.peak / reference.peak:.2f}"]
+        lines.append(cells + ([f"{speed * tflop_per_image / ceiling:.0%}"] if ceiling else []))
+    lines.insert(1, ["---"] * len(lines[0]))
+    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return text + (f"\n\n{tflop_per_image:.1f} TFLOP an image; matrix ceiling {ceiling:.0f} TFLOP/s" if ceiling else "")
