@@ -1,7 +1,7 @@
 """Sweep the alignment's settings on the micro world: `python benchmarks/microworld_sweep.py`.
 
-Every setting below, with every seed, is aligned, generated from (the same noise for all) and judged; one JSON line each in
-`runs/sweep/results.jsonl`. What is there already is not done again, so the sweep can be interrupted and grown.
+Every setting below, with every seed, is aligned, generated from (the same noise for all) and judged; one JSON line
+each in `runs/sweep/results.jsonl`. What is there already is not done again, so the sweep can be interrupted and grown.
 `--table` prints the lines as the Markdown table of docs/microworld.md.
 """
 
@@ -51,9 +51,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def images(config: AlignConfig, adapter: Path | None, output: Path, count: int) -> Path:
     lbgen.generate(
         GenerateConfig(
-            output=output, adapter=adapter, vocabulary=config.vocabulary, generator=config.generator, seed=1000,
-            images_per_category=count, scheduler=config.scheduler, steps=config.steps,
-            guidance_scale=config.guidance_scale, images_per_shard=128,
+            output=output,
+            adapter=adapter,
+            vocabulary=config.vocabulary,
+            generator=config.generator,
+            seed=1000,
+            images_per_category=count,
+            scheduler=config.scheduler,
+            steps=config.steps,
+            guidance_scale=config.guidance_scale,
+            images_per_shard=128,
         )  # fmt: skip
     )
     return output

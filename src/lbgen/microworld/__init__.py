@@ -17,6 +17,6 @@ __all__ = ["CATEGORIES", "GENERATOR", "HOME", "SCENES", "SEMANTICS", "STYLES", "
 
 
 def export(directory: Path) -> None:
-    """Write `directory/generator` (diffusers) and `directory/semantics` (transformers), ready for their plain loaders."""
+    """Write `directory/generator` (diffusers) and `directory/semantics` (transformers), ready for plain loaders."""
     for source in (GENERATOR, SEMANTICS):
         shutil.copytree(source, directory / source.name, dirs_exist_ok=True)

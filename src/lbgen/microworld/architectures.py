@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from lbgen.microworld.scenes import SIZE
 
 TEXT_LENGTH = 12
 TEXT_WIDTH = 64
+LATENTS = 4
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -31,7 +33,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def _text_config(words: PreTrainedTokenizerFast, layers: int, width: int) -> dict:
+def _text_config(words: PreTrainedTokenizerFast, layers: int, width: int) -> dict[str, Any]:
     return dict(
         vocab_size=len(words), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
         num_attention_heads=4, max_position_embeddings=TEXT_LENGTH, projection_dim=width, hidden_act="gelu",
@@ -42,24 +44,32 @@ def _text_config(words: PreTrainedTokenizerFast, layers: int, width: int) -> dic
 def semantic_model(words: PreTrainedTokenizerFast) -> CLIPModel:
     width = 96
     vision = dict(
-        hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, image_size=SIZE, patch_size=8,
-        projection_dim=width, hidden_act="gelu",
+        hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
+        image_size=SIZE, patch_size=8, projection_dim=width, hidden_act="gelu",
     )  # fmt: skip
     config = CLIPConfig(text_config=_text_config(words, 2, width), vision_config=vision, projection_dim=width)
     return CLIPModel(config)
 
 
 def autoencoder() -> AutoencoderKL:
-    """64x64 pictures to 4x16x16 latents."""
-    return AutoencoderKL(
-        latent_channels=4, block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8, sample_size=SIZE,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, mid_block_add_attention=False,
+    """64x64 pictures to 4x16x16 latents. The posterior starts narrow: at unit width little colour gets through."""
+    model = AutoencoderKL(
+        latent_channels=LATENTS, block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=4,
+        sample_size=SIZE,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        mid_block_add_attention=False,
     )  # fmt: skip
+    log_variance = slice(LATENTS, 2 * LATENTS)
+    nn.init.zeros_(model.quant_conv.weight[log_variance])
+    nn.init.constant_(model.quant_conv.bias[log_variance], -5.0)
+    return model
 
 
 def noise_scheduler() -> DDPMScheduler:
-    return DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction",
-                         clip_sample=False, steps_offset=1, timestep_spacing="leading")  # fmt: skip
+    return DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction",
+        clip_sample=False, steps_offset=1, timestep_spacing="leading",
+    )  # fmt: skip
 
 
 class Denoiser(nn.Module):
@@ -69,7 +79,8 @@ class Denoiser(nn.Module):
         super().__init__()
         self.text_encoder = CLIPTextModel(CLIPTextConfig(**_text_config(words, 1, TEXT_WIDTH)))
         self.unet = UNet2DConditionModel(
-            sample_size=SIZE // 4, block_out_channels=(48, 96, 160), layers_per_block=1, norm_num_groups=16,
+            sample_size=SIZE // 4, in_channels=LATENTS, out_channels=LATENTS, block_out_channels=(32, 64, 128),
+            layers_per_block=1, norm_num_groups=16,
             cross_attention_dim=TEXT_WIDTH, attention_head_dim=4,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -77,7 +88,3 @@ class Denoiser(nn.Module):
 
     def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
         return self.unet(noisy, timesteps, self.text_encoder(tokens)[0]).sample
-
-
-def parameters(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

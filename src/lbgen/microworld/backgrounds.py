@@ -1,6 +1,6 @@
 """The six scenes, each a function of pixel coordinates and random numbers that returns an RGB picture.
 
-u, v: (1, H, W), from 0 at the left or top to 1. rng: numpy Generator. n: how many pictures. Returns (n, H, W, 3) in [0, 1].
+u, v: (1, H, W), from 0 at the left or top to 1. n: how many pictures. Returns (n, H, W, 3) in [0, 1].
 """
 
 from __future__ import annotations

@@ -16,7 +16,28 @@ WORDS = tuple(
     sorted(
         {*CATEGORIES, *SCENES, *STYLES, *COLOURS, *TEXTURES}
         | {word for position in POSITIONS for word in position.split()}
-        | set("a an the of on in at with good bad photo picture small medium large tilted upright scene".split())
+        | set(
+            [
+                "a",
+                "an",
+                "the",
+                "of",
+                "on",
+                "in",
+                "at",
+                "with",
+                "good",
+                "bad",
+                "photo",
+                "picture",
+                "small",
+                "medium",
+                "large",
+                "tilted",
+                "upright",
+                "scene",
+            ]
+        )
     )
 )
 """Every word the tokenizer of the micro world knows."""
@@ -35,7 +56,13 @@ def prompts(scenes: Scenes, rng: np.random.Generator, dropped: float = 0.1) -> l
     places = [SCENES[index] for index in scenes.factors["scene"]]
     drawn = rng.random(len(names))
     return [
-        "" if u < dropped else f"{name} on {place}" if u < dropped + 0.2 else f"photo of {name}" if u < dropped + 0.35 else name
+        ""
+        if u < dropped
+        else f"{name} on {place}"
+        if u < dropped + 0.2
+        else f"photo of {name}"
+        if u < dropped + 0.35
+        else name
         for name, place, u in zip(names, places, drawn, strict=True)
     ]
 
@@ -58,7 +85,9 @@ def noise(images: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def pixelate(images: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
-    levels = [F.interpolate(F.interpolate(images, scale_factor=1 / k, mode="area"), images.shape[-2:]) for k in (2, 4, 8)]
+    levels = [
+        F.interpolate(F.interpolate(images, scale_factor=1 / k, mode="area"), images.shape[-2:]) for k in (2, 4, 8)
+    ]
     stack = torch.stack([images, *levels])  # (4, B, 3, H, W)
     place = (severity * 3).clamp(0, 3 - 1e-4)
     low, rows = place.floor().long(), torch.arange(len(images))
@@ -66,12 +95,16 @@ def pixelate(images: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def fade(images: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
-    return torch.lerp(images, images.mean((1, 2, 3), keepdim=True).expand_as(images), 0.97 * _strength(images, severity))
+    return torch.lerp(
+        images, images.mean((1, 2, 3), keepdim=True).expand_as(images), 0.97 * _strength(images, severity)
+    )
 
 
 def saturate(images: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
     grey = images.mean(1, keepdim=True)
-    return (0.5 + (grey + (images - grey) * (1 + 9 * _strength(images, severity)) - 0.5) * (1 + _strength(images, severity))).clamp(0, 1)
+    return (
+        0.5 + (grey + (images - grey) * (1 + 9 * _strength(images, severity)) - 0.5) * (1 + _strength(images, severity))
+    ).clamp(0, 1)
 
 
 def tint(images: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:

@@ -32,7 +32,7 @@ def fit(
     averaged = {key: value.detach().clone() for key, value in module.state_dict().items()}
     checkpoint, curve, first = folder / f"{name}.pt", folder / f"{name}.jsonl", 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=next(module.parameters()).device)
         module.load_state_dict(state["module"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
@@ -64,7 +64,10 @@ def fit(
     return module.eval()
 
 
-def _save(checkpoint: Path, module, optimiser, schedule, averaged, step: int) -> None:
+def _save(
+    checkpoint: Path, module: nn.Module, optimiser: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler, averaged: dict[str, Tensor], step: int,
+) -> None:  # fmt: skip
     state = {
         "module": module.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(),
         "averaged": averaged, "step": step,

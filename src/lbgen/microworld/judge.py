@@ -34,8 +34,9 @@ class Judge(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            _stage(3, 24, 2), _stage(24, 48, 1), _stage(48, 64, 2), _stage(64, 96, 1), _stage(96, 128, 2), _stage(128, 128, 1),
-            _stage(128, 192, 2), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(192 * 4, 128), nn.ReLU(),
+            _stage(3, 24, 2), _stage(24, 48, 1), _stage(48, 64, 2), _stage(64, 96, 1),
+            _stage(96, 128, 2), _stage(128, 128, 1), _stage(128, 192, 2),
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(192 * 4, 128), nn.ReLU(),
         )  # fmt: skip
         self.heads = nn.ModuleDict(
             {name: nn.Linear(128, len(values)) for name, values in
@@ -56,5 +57,7 @@ class Judge(nn.Module):
 def load_judge() -> Judge:
     """The shipped judge, frozen, in fp32."""
     judge = Judge()
-    judge.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS / "judge.safetensors").items()}, strict=False)
+    judge.load_state_dict(
+        {name: value.float() for name, value in load_file(WEIGHTS / "judge.safetensors").items()}, strict=False
+    )
     return judge.eval().requires_grad_(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,12 @@ from lbgen.microworld.shapes import SHAPES
 from lbgen.microworld.world import CATEGORIES, COLOURS, FACTORS, SCENES, STYLES, home
 
 SIZE = 64
+
+Floats = NDArray[Any]
+Integers = NDArray[np.int64]
+
 _CACHE_FRIENDLY = 48
-_AXIS = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE
+_AXIS: Floats = ((np.arange(SIZE) + 0.5) / SIZE).astype(np.float32)
 _U, _V = _AXIS[None, None, :], _AXIS[None, :, None]
 
 _RGB = np.array(
@@ -34,7 +39,7 @@ class Scenes:
     images: NDArray[np.uint8]
     masks: NDArray[np.bool_]
     categories: NDArray[np.int64]
-    factors: dict[str, NDArray[np.int64]]
+    factors: dict[str, Integers]
 
 
 @dataclass(frozen=True)
@@ -55,16 +60,19 @@ BIASED = World(links={"scene": 0.88}, styles=("photo",))
 """Photographs of objects on their home scene nine times in ten: what the base generator learns from."""
 
 
-def render(categories: NDArray[np.int64], seed: int, world: World = BALANCED) -> Scenes:
+def render(categories: Integers, seed: int, world: World = BALANCED) -> Scenes:
     """Draw one picture for each entry of `categories` ((B,) indices into CATEGORIES), reproducibly by seed."""
     rng = np.random.default_rng(seed)
-    parts = [_render_some(categories[i : i + _CACHE_FRIENDLY], rng, world) for i in range(0, len(categories), _CACHE_FRIENDLY)]
+    parts = [
+        _render_some(categories[i : i + _CACHE_FRIENDLY], rng, world)
+        for i in range(0, len(categories), _CACHE_FRIENDLY)
+    ]
     factors = {name: np.concatenate([part.factors[name] for part in parts]) for name in FACTORS}
     images, masks = np.concatenate([part.images for part in parts]), np.concatenate([part.masks for part in parts])
     return Scenes(images, masks, np.concatenate([part.categories for part in parts]), factors)
 
 
-def _render_some(categories: NDArray[np.int64], rng: np.random.Generator, world: World) -> Scenes:
+def _render_some(categories: Integers, rng: np.random.Generator, world: World) -> Scenes:
     factors = {name: _draw_factor(rng, categories, name, world) for name in FACTORS}
     n = len(categories)
     background = np.empty((n, SIZE, SIZE, 3), np.float32)
@@ -78,7 +86,7 @@ def _render_some(categories: NDArray[np.int64], rng: np.random.Generator, world:
     return Scenes(images, coverage > 0.5, categories, factors)
 
 
-def _draw_factor(rng: np.random.Generator, categories: NDArray[np.int64], name: str, world: World) -> NDArray[np.int64]:
+def _draw_factor(rng: np.random.Generator, categories: Integers, name: str, world: World) -> Integers:
     n, values = len(categories), len(FACTORS[name])
     if name == "style":
         uniform = np.array([STYLES.index(style) for style in world.styles])[rng.integers(0, len(world.styles), n)]
@@ -90,12 +98,14 @@ def _draw_factor(rng: np.random.Generator, categories: NDArray[np.int64], name: 
     return np.where(linked, home_values(categories, name), uniform)
 
 
-def home_values(categories: NDArray[np.int64], factor: str) -> NDArray[np.int64]:
+def home_values(categories: Integers, factor: str) -> Integers:
     """The home value of `factor` for each category index."""
     return np.array([home(category, factor) for category in range(len(CATEGORIES))])[categories]
 
 
-def _paint(categories, factors, background, rng):
+def _paint(
+    categories: Integers, factors: dict[str, Integers], background: Floats, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
     """Lay the objects over the background. Returns pictures (B, H, W, 3) and object coverage (B, H, W), in [0, 1]."""
     n = len(categories)
     right, low = factors["position"] % 2, factors["position"] // 2
@@ -124,7 +134,7 @@ def _paint(categories, factors, background, rng):
     return pictures, coverage
 
 
-def _local_coordinates(cx, cy, radius, angle, mirror):
+def _local_coordinates(cx: Floats, cy: Floats, radius: Floats, angle: Floats, mirror: Floats) -> tuple[Floats, Floats]:
     """Object coordinates (x, y), each (B, H, W), of every pixel."""
     cx, cy, radius, cos, sin, mirror = (
         value.astype(np.float32)[:, None, None] for value in (cx, cy, radius, np.cos(angle), np.sin(angle), mirror)
@@ -133,7 +143,7 @@ def _local_coordinates(cx, cy, radius, angle, mirror):
     return (cos * dx + sin * dy) * (mirror / radius), (cos * dy - sin * dx) / radius
 
 
-def _texture(local, kinds, colour, rng):
+def _texture(local: tuple[Floats, Floats], kinds: Integers, colour: Floats, rng: np.random.Generator) -> Floats:
     """The object's colour with its texture and a soft light from above: (B, H, W, 3)."""
     x, y = local
     phase = rng.uniform(0, 6, (len(kinds), 1, 1)).astype(np.float32)
@@ -146,19 +156,19 @@ def _texture(local, kinds, colour, rng):
     return np.clip(colour[:, None, None] * light[..., None] * (1 - 0.45 * pattern[..., None]), 0, 1)
 
 
-def _stripes(x, y, phase):
+def _stripes(x: Floats, y: Floats, phase: Floats) -> Floats:
     return np.clip(np.sin((x + y) * 10 + phase) * 2 + 0.5, 0, 1)
 
 
-def _dots(x, y, phase):
+def _dots(x: Floats, y: Floats, phase: Floats) -> Floats:
     return np.clip((np.sin(x * 11 + phase) * np.sin(y * 11) - 0.3) * 4, 0, 1)
 
 
-def _checks(x, y, phase):
+def _checks(x: Floats, y: Floats, phase: Floats) -> Floats:
     return np.clip(np.sin(x * 8 + phase) * np.sin(y * 8) * 4 + 0.5, 0, 1)
 
 
-def _stylise(pictures, coverage, styles):
+def _stylise(pictures: Floats, coverage: Floats, styles: Integers) -> Floats:
     for style, restyle in ((1, _sketch), (2, _invert), (3, _poster)):
         rows = np.flatnonzero(styles == style)
         if len(rows):
@@ -166,22 +176,22 @@ def _stylise(pictures, coverage, styles):
     return pictures
 
 
-def _sketch(pictures, coverage):
+def _sketch(pictures: Floats, coverage: Floats) -> Floats:
     """Pencil lines on paper: strong along the object's outline, lighter along every other edge."""
     grey = pictures.mean(-1)
     lines = np.clip(_gradient(grey) * 4, 0, 0.6) + np.clip(_gradient(coverage) * 1.6, 0, 1)
     return np.repeat((0.96 - 0.85 * np.clip(lines, 0, 1))[..., None], 3, -1)
 
 
-def _gradient(grey):
+def _gradient(grey: Floats) -> Floats:
     padded = np.pad(grey, ((0, 0), (1, 1), (1, 1)), mode="edge")
     return np.hypot(padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2
 
 
-def _invert(pictures, coverage):
+def _invert(pictures: Floats, coverage: Floats) -> Floats:
     return 1 - pictures
 
 
-def _poster(pictures, coverage):
+def _poster(pictures: Floats, coverage: Floats) -> Floats:
     """Three flat levels a channel."""
     return np.round(np.clip(pictures, 0, 1) * 2) / 2

@@ -85,7 +85,10 @@ def house(x: Array, y: Array) -> Parts:
 
 
 def key(x: Array, y: Array) -> Parts:
-    shaft, teeth = box(x, y, 0, 0.35, 0.11, 0.65), union(box(x, y, 0.27, 0.6, 0.25, 0.09), box(x, y, 0.22, 0.9, 0.2, 0.1))
+    shaft, teeth = (
+        box(x, y, 0, 0.35, 0.11, 0.65),
+        union(box(x, y, 0.27, 0.6, 0.25, 0.09), box(x, y, 0.22, 0.9, 0.2, 0.1)),
+    )
     return [(union(ring(x, y, 0, -0.55, 0.35, 0.13), shaft, teeth), 1.0)]
 
 

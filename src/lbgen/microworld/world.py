@@ -26,7 +26,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
 
 
 def home(category: int, factor: str) -> int:
-    """The value of `factor` that a category is linked to, when it is linked: the category's number modulo the values."""
+    """The value of `factor` that a linked category has: its number modulo the number of values."""
     return category % len(FACTORS[factor])
 
 
