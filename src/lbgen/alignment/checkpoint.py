@@ -32,18 +32,10 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     yield temporary
     for entry in [*temporary.rglob("*"), temporary]:
-        _flush(entry)
+        files.flush(entry)
     shutil.rmtree(path, ignore_errors=True)
     os.replace(temporary, path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    files.flush(path.parent)
 
 
 def save_tensors(folder: Path, tensors: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import AutocastKwargs
 
 from lbgen import config as configs
+from lbgen import files, provenance
 from lbgen.alignment import batches, checkpoint
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.objective import ensure_reached
@@ -21,6 +22,7 @@ from lbgen.alignment.run import Run
 from lbgen.alignment.trainer import Trainer
 from lbgen.errors import UserError
 from lbgen.interrupts import noted_signals
+from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
 from lbgen.vocabulary import Vocabulary, load_vocabulary
 
 MAY_CHANGE = (
@@ -125,11 +127,18 @@ def checked_gradients(trainer: Trainer, accelerator: Accelerator) -> dict[str, f
 
 
 def prepare_folder(config: AlignConfig, accelerator: Accelerator, step: int) -> None:
-    """Write the config, drop what is newer than `step` (-1: everything), and what a killed process left."""
+    """Write the config and what it only names; drop what is newer than `step` (-1: all) and what a kill left."""
     if accelerator.is_main_process:
         if step < 0:
             shutil.rmtree(config.output / "samples", ignore_errors=True)
         configs.save(config, config.output / "config.yaml")
+        origin = {
+            "vocabulary_sha256": provenance.vocabulary_sha256(load_vocabulary(config.vocabulary, config.qualify_names)),
+            "generator_sha256": provenance.weights_sha256(resolve(config.generator, GENERATORS)),
+            "semantics_sha256": provenance.weights_sha256(resolve(config.semantics, SEMANTICS)),
+            "versions": provenance.versions(),
+        }
+        files.write_text(config.output / "provenance.json", json.dumps(origin, indent=2) + "\n")
         checkpoint.clean(config.output)
         for name in ("metrics.jsonl", "evaluations.jsonl"):
             checkpoint.cut_back(config.output / name, step)

@@ -10,17 +10,28 @@ import torch
 from tqdm import tqdm
 
 import lbgen.config
-from lbgen import dataset
+from lbgen import dataset, files, provenance
 from lbgen.errors import Interrupted, UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan
-from lbgen.generation.provenance import Provenance, provenance
 from lbgen.generation.render import Painter, store
 from lbgen.interrupts import noted_signals
+from lbgen.models import adapter
 from lbgen.models.generator import Generator, load_generator
+from lbgen.models.registry import GENERATORS, resolve
 from lbgen.vocabulary import Vocabulary, load_vocabulary
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What `dataset.yaml` holds (see lbgen.provenance)."""
+
+    vocabulary_sha256: str
+    generator_sha256: str | None
+    adapter_sha256: str | None
+    versions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,7 @@ def generate(config: GenerateConfig) -> GenerateResult:
     started = time.monotonic()
     vocabulary = load_vocabulary(config.vocabulary, qualify=config.qualify_names)
     plan = Plan(vocabulary, config.images_per_category, config.images_per_shard, config.batch_size)
-    origin = provenance(config, vocabulary)
+    origin = origin_of(config, vocabulary)
     check_folder(config, origin)
     missing = [shard for shard in range(plan.shards) if not dataset.part_path(config.output, shard).exists()]
     if missing:
@@ -50,6 +61,19 @@ def generate(config: GenerateConfig) -> GenerateResult:
             raise UserError(f"{config.output}: {reason}; nothing is lost, make room and start again") from error
     print(f"{plan.images} images of {len(vocabulary)} categories in {config.output}")
     return GenerateResult(config.output, plan.images, time.monotonic() - started)
+
+
+def origin_of(config: GenerateConfig, vocabulary: Vocabulary) -> Provenance:
+    """Hashes and versions of all that goes into this dataset."""
+    weights = None if config.adapter is None else config.adapter / adapter.FILE
+    if weights is not None and not weights.is_file():
+        raise UserError(f"--adapter {config.adapter}: no {adapter.FILE} in it; give an alignment run's adapter folder")
+    return Provenance(
+        vocabulary_sha256=provenance.vocabulary_sha256(vocabulary),
+        generator_sha256=provenance.weights_sha256(resolve(config.generator, GENERATORS)),
+        adapter_sha256=None if weights is None else files.sha256(weights),
+        versions=provenance.versions(),
+    )
 
 
 def load(config: GenerateConfig, vocabulary: Vocabulary) -> Generator:
