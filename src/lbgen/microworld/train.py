@@ -26,7 +26,7 @@ from lbgen.microworld.judge import Judge
 from lbgen.microworld.scenes import BALANCED, BIASED, Scenes, World
 from lbgen.microworld.world import CATEGORIES, SCENES, STYLES
 
-STEPS = {"judge": 1200, "autoencoder": 900, "semantics": 2500, "generator": 3000}
+STEPS = {"judge": 3000, "autoencoder": 4000, "semantics": 8000, "generator": 12_000}
 SEED = 20260
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
