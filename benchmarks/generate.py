@@ -21,8 +21,7 @@ from lbgen.alignment.config import AlignConfig
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan
 from lbgen.generation.render import Painter
-from lbgen.generation.run import PRECISIONS
-from lbgen.models.generator import load_generator
+from lbgen.models.generator import PRECISIONS, load_generator
 from lbgen.models.registry import GENERATORS, resolve
 from lbgen.models.stable_diffusion import SCHEDULERS
 from lbgen.vocabulary import load_vocabulary

@@ -30,6 +30,12 @@ Config = TypeVar("Config")
 # ---- flags ----
 
 
+def require(config: Any, name: str, holds: bool, remedy: str) -> None:
+    """Refuse a field's value, naming its flag: for the checks in a config's `__post_init__`."""
+    if not holds:
+        raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: {remedy}")
+
+
 def add_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
     """Add one flag per field; only the flags that were given end up in the parsed namespace.
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lbgen.errors import UserError
+from lbgen.config import require
 
 
 @dataclass(frozen=True)
@@ -120,29 +120,24 @@ class AlignConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "checkpoint_every", "rank", "steps", "discriminator_hidden"):
-            _require(self, name, getattr(self, name) >= 1, "give 1 or more")
+            require(self, name, getattr(self, name) >= 1, "give 1 or more")
         for name in ("seed", "evaluate_every", "discriminator_warmup_steps", "guidance_rescale", "weight_decay"):
-            _require(self, name, getattr(self, name) >= 0, "give 0 or more")
+            require(self, name, getattr(self, name) >= 0, "give 0 or more")
         for name in ("entire_weight", "individual_weight", "quality_weight", "base_weight"):
-            _require(self, name, getattr(self, name) >= 0, "give 0 (off) or more")
+            require(self, name, getattr(self, name) >= 0, "give 0 (off) or more")
         for name in ("alpha", "learning_rate", "max_grad_norm", "discriminator_learning_rate"):
-            _require(self, name, getattr(self, name) > 0, "give a number above 0")
+            require(self, name, getattr(self, name) > 0, "give a number above 0")
         for name in ("adam_betas", "discriminator_betas"):
-            _require(self, name, all(0 <= beta < 1 for beta in getattr(self, name)), "give two numbers in [0, 1)")
+            require(self, name, all(0 <= beta < 1 for beta in getattr(self, name)), "give two numbers in [0, 1)")
         for name in ("prompt_template", "text_template", "discriminator_template"):
-            _require(self, name, "{name}" in getattr(self, name), 'write "{name}" where the category\'s name goes')
-        _require(self, "discriminator_max_grad_norm", self.discriminator_max_grad_norm > 0, "give a number above 0")
-        _require(self, "guidance_scale", self.guidance_scale >= 1, "give 1 (no guidance) or more")
-        _require(self, "guidance_rescale", self.guidance_rescale <= 1, "give a number in [0, 1]")
-        _require(self, "guard_diversity", 0 < self.guard_diversity <= 1, "give a share in (0, 1]")
-        _require(self, "evaluation_images", self.evaluation_images >= 2, "give 2 or more")
-        _require(self, "lora_targets", len(self.lora_targets) > 0, "name at least one module")
+            require(self, name, "{name}" in getattr(self, name), 'write "{name}" where the category\'s name goes')
+        require(self, "discriminator_max_grad_norm", self.discriminator_max_grad_norm > 0, "give a number above 0")
+        require(self, "guidance_scale", self.guidance_scale >= 1, "give 1 (no guidance) or more")
+        require(self, "guidance_rescale", self.guidance_rescale <= 1, "give a number in [0, 1]")
+        require(self, "guard_diversity", 0 < self.guard_diversity <= 1, "give a share in (0, 1]")
+        require(self, "evaluation_images", self.evaluation_images >= 2, "give 2 or more")
+        require(self, "lora_targets", len(self.lora_targets) > 0, "name at least one module")
         within = 1 <= self.differentiated_steps <= self.steps
-        _require(self, "differentiated_steps", within, f"give 1 to {self.steps} (--steps)")
+        require(self, "differentiated_steps", within, f"give 1 to {self.steps} (--steps)")
         weights = self.entire_weight + self.individual_weight + self.quality_weight
-        _require(self, "entire_weight", weights > 0, "all weights are 0, so nothing would be trained: raise one")
-
-
-def _require(config: AlignConfig, name: str, holds: bool, remedy: str) -> None:
-    if not holds:
-        raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: {remedy}")
+        require(self, "entire_weight", weights > 0, "all weights are 0, so nothing would be trained: raise one")

@@ -1,6 +1,5 @@
 """`lbgen align`: the training loop, from a config to an adapter on disk (lbGen, arXiv 2412.10831)."""
 
-import hashlib
 import importlib.util
 import json
 import shutil
@@ -66,7 +65,7 @@ def align(config: AlignConfig) -> AlignResult:
         batches.ensure_others(vocabulary.texts(config.discriminator_template))
     trainer = Trainer(config, vocabulary, accelerator, resumed)
     gradient_norms = {} if resumed is not None else checked_gradients(trainer, accelerator)
-    prepare_folder(config, accelerator, record["step"] if resumed is not None else -1)
+    prepare_folder(config, vocabulary, accelerator, record["step"] if resumed is not None else -1)
     run = Run(config, trainer, accelerator, record)
     with noted_signals() as signals:
         if resumed is None:
@@ -97,10 +96,9 @@ def start_accelerator(config: AlignConfig) -> Accelerator:
 
 def fingerprint(config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator) -> dict[str, Any]:
     """What the config alone does not say, and a resumed run must share."""
-    names = json.dumps([vocabulary.ids, vocabulary.names])
     return {
         "images_per_update": config.batch_size * accelerator.num_processes,
-        "vocabulary": hashlib.sha256(names.encode()).hexdigest(),
+        "vocabulary": provenance.vocabulary_sha256(vocabulary),
     }
 
 
@@ -126,14 +124,14 @@ def checked_gradients(trainer: Trainer, accelerator: Accelerator) -> dict[str, f
     return norms
 
 
-def prepare_folder(config: AlignConfig, accelerator: Accelerator, step: int) -> None:
+def prepare_folder(config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator, step: int) -> None:
     """Write the config and what it only names; drop what is newer than `step` (-1: all) and what a kill left."""
     if accelerator.is_main_process:
         if step < 0:
             shutil.rmtree(config.output / "samples", ignore_errors=True)
         configs.save(config, config.output / "config.yaml")
         origin = {
-            "vocabulary_sha256": provenance.vocabulary_sha256(load_vocabulary(config.vocabulary, config.qualify_names)),
+            "vocabulary_sha256": provenance.vocabulary_sha256(vocabulary),
             "generator_sha256": provenance.weights_sha256(resolve(config.generator, GENERATORS)),
             "semantics_sha256": provenance.weights_sha256(resolve(config.semantics, SEMANTICS)),
             "versions": provenance.versions(),

@@ -14,13 +14,11 @@ from lbgen.alignment.discriminator import seeded_discriminator
 from lbgen.alignment.losses import discriminator_loss
 from lbgen.alignment.objective import Batch, gradient_norms, objective, term_values, total_loss
 from lbgen.errors import UserError
-from lbgen.models.generator import load_generator
+from lbgen.models.generator import PRECISIONS, load_generator
 from lbgen.models.quality import load_quality
 from lbgen.models.sampling import differentiated_indices, sample, start_count
 from lbgen.models.semantics import load_semantics
 from lbgen.vocabulary import Vocabulary
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Trainer:
@@ -39,7 +37,7 @@ class Trainer:
         first = config.batch_size * accelerator.process_index
         self.positions = range(first, first + config.batch_size)
 
-        device, dtype = accelerator.device, DTYPES[config.precision]
+        device, dtype = accelerator.device, PRECISIONS[config.precision]
         self.generator = load_generator(
             config.generator,
             dtype=dtype,

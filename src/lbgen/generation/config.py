@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lbgen.errors import UserError
+from lbgen.config import require
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,10 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         for name in ("images_per_category", "steps", "batch_size", "images_per_shard"):
-            _require(self, name, getattr(self, name) >= 1, "give 1 or more")
-        _require(self, "seed", 0 <= self.seed < 2**63, "give 0 or more, below 2**63")
-        _require(self, "prompt_template", "{name}" in self.prompt_template, 'write "{name}" where the name goes')
-        _require(self, "guidance_scale", self.guidance_scale >= 1, "give 1 (no guidance) or more")
-        _require(self, "guidance_rescale", 0 <= self.guidance_rescale <= 1, "give a number in [0, 1]")
-        _require(self, "size", self.size is None or min(self.size) >= 1, "give a height and a width in pixels")
-        _require(self, "compression_quality", 1 <= self.compression_quality <= 100, "give 1 to 100")
-
-
-def _require(config: GenerateConfig, name: str, holds: bool, remedy: str) -> None:
-    if not holds:
-        raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: {remedy}")
+            require(self, name, getattr(self, name) >= 1, "give 1 or more")
+        require(self, "seed", 0 <= self.seed < 2**63, "give 0 or more, below 2**63")
+        require(self, "prompt_template", "{name}" in self.prompt_template, 'write "{name}" where the name goes')
+        require(self, "guidance_scale", self.guidance_scale >= 1, "give 1 (no guidance) or more")
+        require(self, "guidance_rescale", 0 <= self.guidance_rescale <= 1, "give a number in [0, 1]")
+        require(self, "size", self.size is None or min(self.size) >= 1, "give a height and a width in pixels")
+        require(self, "compression_quality", 1 <= self.compression_quality <= 100, "give 1 to 100")

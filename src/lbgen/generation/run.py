@@ -17,11 +17,9 @@ from lbgen.generation.plan import Plan
 from lbgen.generation.render import Painter, store
 from lbgen.interrupts import noted_signals
 from lbgen.models import adapter
-from lbgen.models.generator import Generator, load_generator
+from lbgen.models.generator import PRECISIONS, Generator, load_generator
 from lbgen.models.registry import GENERATORS, resolve
 from lbgen.vocabulary import Vocabulary, load_vocabulary
-
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,5 @@ class Judge(nn.Module):
 def load_judge() -> Judge:
     """The shipped judge, frozen, in fp32."""
     judge = Judge()
-    judge.load_state_dict(
-        {name: value.float() for name, value in load_file(WEIGHTS / "judge.safetensors").items()}, strict=False
-    )
+    judge.load_state_dict(load_file(WEIGHTS / "judge.safetensors"))  # copied into fp32; a missing tensor is refused
     return judge.eval().requires_grad_(False)

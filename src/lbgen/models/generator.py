@@ -11,6 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""By the name that configs give them."""
+
 
 @dataclass(frozen=True)
 class Conditioning:
