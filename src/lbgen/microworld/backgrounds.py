@@ -21,9 +21,12 @@ def _draw(rng: np.random.Generator, n: int, low: float, high: float) -> Array:
     return rng.uniform(low, high, (n, 1, 1)).astype(np.float32)
 
 
-def _mix(below: Array, above: Array, share: Array) -> Array:
+def mix(below: Array, above: Array, share: Array) -> Array:
     """share (n, H, W) of `above`, the rest `below`."""
-    return below + (above - below) * share[..., None]
+    mixed = above - below
+    mixed = mixed * share[..., None]
+    mixed += below
+    return mixed
 
 
 def _edge(signed: Array) -> Array:
@@ -33,54 +36,54 @@ def _edge(signed: Array) -> Array:
 
 def grass(u: Array, v: Array, rng: np.random.Generator, n: int) -> Array:
     horizon = _draw(rng, n, 0.3, 0.5) + 0.02 * np.sin(u * 9 + _draw(rng, n, 0, 6))
-    blades = 0.5 + 0.5 * np.sin(u * _draw(rng, n, 40, 52) + np.sin(v * 40 + _draw(rng, n, 0, 6)) * 2)
-    field = _mix(_colour(rng, n, (0.22, 0.5, 0.13)), _colour(rng, n, (0.42, 0.72, 0.25)), blades)
-    return _mix(_colour(rng, n, (0.6, 0.82, 0.97)), field, _edge(v - horizon))
+    blades = 0.5 + 0.5 * np.sin(u * _draw(rng, n, 30, 38) + np.sin(v * 24 + _draw(rng, n, 0, 6)) * 2)
+    field = mix(_colour(rng, n, (0.22, 0.5, 0.13)), _colour(rng, n, (0.42, 0.72, 0.25)), blades)
+    return mix(_colour(rng, n, (0.6, 0.82, 0.97)), field, _edge(v - horizon))
 
 
 def sea(u: Array, v: Array, rng: np.random.Generator, n: int) -> Array:
     horizon = _draw(rng, n, 0.15, 0.35)
-    swell = np.sin(v * _draw(rng, n, 32, 44) + 1.5 * np.sin(u * _draw(rng, n, 8, 14) + _draw(rng, n, 0, 6)))
-    water = _mix(_colour(rng, n, (0.05, 0.25, 0.55)), _colour(rng, n, (0.2, 0.5, 0.8)), 0.5 + 0.5 * swell)
-    return _mix(_colour(rng, n, (0.85, 0.92, 0.98)), water, _edge(v - horizon))
+    swell = np.sin(v * _draw(rng, n, 24, 32) + 1.5 * np.sin(u * _draw(rng, n, 8, 14) + _draw(rng, n, 0, 6)))
+    water = mix(_colour(rng, n, (0.05, 0.25, 0.55)), _colour(rng, n, (0.2, 0.5, 0.8)), 0.5 + 0.5 * swell)
+    return mix(_colour(rng, n, (0.85, 0.92, 0.98)), water, _edge(v - horizon))
 
 
 def desert(u: Array, v: Array, rng: np.random.Generator, n: int) -> Array:
     far = _draw(rng, n, 0.35, 0.5) + 0.07 * np.sin(u * _draw(rng, n, 5, 8) + _draw(rng, n, 0, 6))
     near = _draw(rng, n, 0.65, 0.8) + 0.07 * np.sin(u * _draw(rng, n, 4, 7) + _draw(rng, n, 0, 6))
     sun = 0.09 - np.hypot(u - _draw(rng, n, 0.1, 0.9), v - _draw(rng, n, 0.08, 0.25))
-    sky = _mix(_colour(rng, n, (0.98, 0.8, 0.55)), _colour(rng, n, (1.0, 0.97, 0.8), 0.02), _edge(sun))
-    dunes = _mix(sky, _colour(rng, n, (0.9, 0.7, 0.38)), _edge(v - far))
-    return _mix(dunes, _colour(rng, n, (0.78, 0.55, 0.25)), _edge(v - near))
+    sky = mix(_colour(rng, n, (0.98, 0.8, 0.55)), _colour(rng, n, (1.0, 0.97, 0.8), 0.02), _edge(sun))
+    dunes = mix(sky, _colour(rng, n, (0.9, 0.7, 0.38)), _edge(v - far))
+    return mix(dunes, _colour(rng, n, (0.78, 0.55, 0.25)), _edge(v - near))
 
 
 def snow(u: Array, v: Array, rng: np.random.Generator, n: int) -> Array:
     ground = _draw(rng, n, 0.5, 0.7) + 0.04 * np.sin(u * _draw(rng, n, 5, 9) + _draw(rng, n, 0, 6))
-    picture = _mix(_colour(rng, n, (0.62, 0.68, 0.76)), _colour(rng, n, (0.95, 0.96, 0.99), 0.02), _edge(v - ground))
+    picture = mix(_colour(rng, n, (0.62, 0.68, 0.76)), _colour(rng, n, (0.95, 0.96, 0.99), 0.02), _edge(v - ground))
     flakes = np.zeros((n, v.shape[1], u.shape[2]), np.float32)
-    for _ in range(14):
+    for _ in range(9):
         distance = np.hypot(u - _draw(rng, n, 0, 1), v - _draw(rng, n, 0, 0.8))
-        np.maximum(flakes, _edge(0.022 - distance), out=flakes)
-    return _mix(picture, np.ones((1, 1, 1, 3), np.float32), flakes)
+        np.maximum(flakes, _edge(0.032 - distance), out=flakes)
+    return mix(picture, np.ones((1, 1, 1, 3), np.float32), flakes)
 
 
 def brick(u: Array, v: Array, rng: np.random.Generator, n: int) -> Array:
-    rows = v * _draw(rng, n, 6, 8) + _draw(rng, n, 0, 1)
-    columns = u * _draw(rng, n, 3, 4) + _draw(rng, n, 0, 1) + 0.5 * (np.floor(rows) % 2)
+    rows = v * _draw(rng, n, 5, 6) + _draw(rng, n, 0, 1)
+    columns = u * _draw(rng, n, 2.5, 3) + _draw(rng, n, 0, 1) + 0.5 * (np.floor(rows) % 2)
     shade = np.sin(np.floor(rows) * 12.9898 + np.floor(columns) * 78.233) * 0.5 + 0.5
-    wall = _mix(_colour(rng, n, (0.55, 0.22, 0.16)), _colour(rng, n, (0.72, 0.36, 0.26)), shade)
+    wall = mix(_colour(rng, n, (0.55, 0.22, 0.16)), _colour(rng, n, (0.72, 0.36, 0.26)), shade)
     joint = np.maximum(_edge((np.abs(rows % 1 - 0.5) - 0.42) * 0.15), _edge((np.abs(columns % 1 - 0.5) - 0.455) * 0.3))
-    return _mix(wall, _colour(rng, n, (0.78, 0.74, 0.68)), joint)
+    return mix(wall, _colour(rng, n, (0.78, 0.74, 0.68)), joint)
 
 
 def forest(u: Array, v: Array, rng: np.random.Generator, n: int) -> Array:
-    leaves = 0.5 + 0.5 * np.sin(u * 37 + _draw(rng, n, 0, 6)) * np.sin(v * 31 + _draw(rng, n, 0, 6))
-    picture = _mix(_colour(rng, n, (0.04, 0.2, 0.1)), _colour(rng, n, (0.1, 0.34, 0.16)), leaves)
+    leaves = 0.5 + 0.5 * np.sin(u * 28 + _draw(rng, n, 0, 6)) * np.sin(v * 24 + _draw(rng, n, 0, 6))
+    picture = mix(_colour(rng, n, (0.04, 0.2, 0.1)), _colour(rng, n, (0.1, 0.34, 0.16)), leaves)
     trunks = np.zeros((n, v.shape[1], u.shape[2]), np.float32)
     for slot in range(4):
         centre = (slot + _draw(rng, n, 0.2, 0.8)) / 4 + 0.02 * np.sin(v * 6 + _draw(rng, n, 0, 6))
         np.maximum(trunks, _edge(_draw(rng, n, 0.02, 0.045) - np.abs(u - centre)), out=trunks)
-    return _mix(picture, _colour(rng, n, (0.35, 0.22, 0.12)), trunks)
+    return mix(picture, _colour(rng, n, (0.35, 0.22, 0.12)), trunks)
 
 
 BACKGROUNDS: dict[str, Callable[[Array, Array, np.random.Generator, int], Array]] = {

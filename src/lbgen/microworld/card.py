@@ -56,7 +56,8 @@ def write_weights(folder: Path) -> None:
 
     vae, denoiser, generator = autoencoder(), Denoiser(words), _trained(folder, "generator")
     vae.load_state_dict(_trained(folder, "autoencoder")["averaged"])
-    vae.register_to_config(scaling_factor=json.loads((folder / "latents.json").read_text())["scaling_factor"])
+    with np.load(folder / "latents.npz") as arrays:
+        vae.register_to_config(scaling_factor=float(arrays["scaling_factor"]))
     denoiser.load_state_dict(generator["averaged"])
     StableDiffusionPipeline(
         vae=vae.half(), text_encoder=denoiser.text_encoder.half(), tokenizer=words, unet=denoiser.unet.half(),

@@ -140,11 +140,11 @@ DEGRADATIONS: dict[str, Callable[[Tensor, Tensor, torch.Generator], Tensor]] = {
 
 
 def degrade(images: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
-    """Each picture by one degradation drawn at random."""
+    """Each picture of severity above 0 by one degradation drawn at random."""
     kinds = torch.randint(len(DEGRADATIONS), (len(images),), generator=rng)
     result = images.clone()
     for index, worsen in enumerate(DEGRADATIONS.values()):
-        rows = (kinds == index).nonzero().flatten()
+        rows = ((kinds == index) & (severity > 0)).nonzero().flatten()
         if len(rows):
             result[rows] = worsen(images[rows], severity[rows], rng)
     return result

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from lbgen import files
 
 EVERY = 100
 """Steps between checkpoints and lines of the curve."""
@@ -72,6 +73,5 @@ def _save(
         "module": module.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(),
         "averaged": averaged, "step": step,
     }  # fmt: skip
-    partial = checkpoint.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, checkpoint)
+    with files.replacing(checkpoint) as temporary:
+        torch.save(state, temporary)

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lbgen.microworld.backgrounds import BACKGROUNDS
+from lbgen.microworld.backgrounds import BACKGROUNDS, mix
 from lbgen.microworld.shapes import SHAPES
 from lbgen.microworld.world import CATEGORIES, COLOURS, FACTORS, SCENES, STYLES, home
 
 SIZE = 64
+OUTLINE = 1.2
+"""Width of the dark line around every object, in pixels."""
 
 Floats = NDArray[Any]
 Integers = NDArray[np.int64]
@@ -109,38 +111,40 @@ def _paint(
     """Lay the objects over the background. Returns pictures (B, H, W, 3) and object coverage (B, H, W), in [0, 1]."""
     n = len(categories)
     right, low = factors["position"] % 2, factors["position"] // 2
-    cx = 0.5 + (2 * right - 1) * rng.uniform(0.0, 0.13, n)
-    cy = 0.5 + (2 * low - 1) * rng.uniform(0.0, 0.11, n)
-    radius = (0.25 + 0.05 * factors["scale"] + rng.uniform(0, 0.05, n)).astype(np.float32)
-    angle = np.deg2rad(16.0) * (factors["pose"] - 1) + np.deg2rad(rng.uniform(-8, 8, n))
-    mirror = rng.choice([-1.0, 1.0], n)
-    local = _local_coordinates(cx, cy, radius, angle, mirror)
+    cx = 0.5 + (2 * right - 1) * rng.uniform(0.02, 0.12, n)
+    cy = 0.5 + (2 * low - 1) * rng.uniform(0.02, 0.12, n)
+    radius = (0.3 + 0.05 * factors["scale"] + rng.uniform(0, 0.05, n)).astype(np.float32)
+    angle = np.deg2rad(14.0) * (factors["pose"] - 1) + np.deg2rad(rng.uniform(-7, 7, n))
+    local = _local_coordinates(cx, cy, radius, angle)
     colour = np.clip(_RGB[factors["colour"]] + rng.normal(0, 0.04, (n, 3)), 0, 1).astype(np.float32)
     fill = _texture(local, factors["texture"], colour, rng)  # (B, H, W, 3)
     coverage = np.zeros((n, SIZE, SIZE), np.float32)
-    pictures = background
+    pictures = np.empty_like(background)
     for index, name in enumerate(CATEGORIES):
         rows = np.flatnonzero(categories == index)
         if not len(rows):
             continue
-        x, y = local[0][rows], local[1][rows]
-        scale = radius[rows, None, None] * SIZE
-        for distance, tone in SHAPES[name](x, y):
-            share = np.clip(0.5 - distance * scale, 0, 1)
-            base = fill[rows] if tone == 1.0 else np.broadcast_to(colour[rows, None, None], fill[rows].shape)
+        parts = SHAPES[name](local[0][rows], local[1][rows])
+        pixels = radius[rows, None, None] * SIZE
+        silhouette = np.minimum.reduce([distance for distance, _ in parts]) * pixels
+        tint = colour[rows, None, None]
+        coverage[rows] = np.clip(0.5 + OUTLINE - silhouette, 0, 1)
+        picture = mix(background[rows], 0.3 * tint, coverage[rows])
+        for distance, tone in parts:
+            base = fill[rows] if tone == 1.0 else tint
             paint = base * tone if tone <= 1 else base + (1 - base) * (tone - 1)
-            pictures[rows] += (paint - pictures[rows]) * share[..., None]
-            coverage[rows] = np.maximum(coverage[rows], share)
+            picture = mix(picture, paint, np.clip(0.5 - distance * pixels, 0, 1))
+        pictures[rows] = picture
     return pictures, coverage
 
 
-def _local_coordinates(cx: Floats, cy: Floats, radius: Floats, angle: Floats, mirror: Floats) -> tuple[Floats, Floats]:
+def _local_coordinates(cx: Floats, cy: Floats, radius: Floats, angle: Floats) -> tuple[Floats, Floats]:
     """Object coordinates (x, y), each (B, H, W), of every pixel."""
-    cx, cy, radius, cos, sin, mirror = (
-        value.astype(np.float32)[:, None, None] for value in (cx, cy, radius, np.cos(angle), np.sin(angle), mirror)
+    cx, cy, cos, sin = (
+        value.astype(np.float32)[:, None, None] for value in (cx, cy, np.cos(angle) / radius, np.sin(angle) / radius)
     )
     dx, dy = _U - cx, _V - cy
-    return (cos * dx + sin * dy) * (mirror / radius), (cos * dy - sin * dx) / radius
+    return cos * dx + sin * dy, cos * dy - sin * dx
 
 
 def _texture(local: tuple[Floats, Floats], kinds: Integers, colour: Floats, rng: np.random.Generator) -> Floats:
@@ -153,7 +157,7 @@ def _texture(local: tuple[Floats, Floats], kinds: Integers, colour: Floats, rng:
         if len(rows):
             pattern[rows] = draw(x[rows], y[rows], phase[rows])
     light = 1.0 - 0.15 * np.clip(y, -1, 1)
-    return np.clip(colour[:, None, None] * light[..., None] * (1 - 0.45 * pattern[..., None]), 0, 1)
+    return np.clip(colour[:, None, None] * light[..., None] * (1 - 0.35 * pattern[..., None]), 0, 1)
 
 
 def _stripes(x: Floats, y: Floats, phase: Floats) -> Floats:

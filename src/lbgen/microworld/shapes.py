@@ -86,14 +86,14 @@ def house(x: Array, y: Array) -> Parts:
 
 def key(x: Array, y: Array) -> Parts:
     shaft, teeth = (
-        box(x, y, 0, 0.35, 0.11, 0.65),
-        union(box(x, y, 0.27, 0.6, 0.25, 0.09), box(x, y, 0.22, 0.9, 0.2, 0.1)),
+        box(x, y, 0, 0.35, 0.15, 0.65),
+        union(box(x, y, 0.33, 0.5, 0.28, 0.11), box(x, y, 0.3, 0.88, 0.26, 0.12)),
     )
-    return [(union(ring(x, y, 0, -0.55, 0.35, 0.13), shaft, teeth), 1.0)]
+    return [(union(ring(x, y, 0, -0.5, 0.36, 0.16), shaft, teeth), 1.0)]
 
 
 def umbrella(x: Array, y: Array) -> Parts:
-    shaft = union(box(x, y, 0, 0.3, 0.06, 0.6), np.maximum(ring(x, y, -0.18, 0.85, 0.18, 0.06), np.float32(0.85) - y))
+    shaft = union(box(x, y, 0, 0.35, 0.09, 0.55), np.maximum(ring(x, y, -0.2, 0.82, 0.2, 0.09), np.float32(0.82) - y))
     canopy = np.maximum(circle(x, y, 0, 0, 0.98), y)
     scallops = union(*(ellipse(x, y, cx, 0.0, 0.33, 0.2) for cx in (-0.65, 0.0, 0.65)))
     return [(shaft, 0.3), (np.maximum(canopy, -scallops), 1.0)]
@@ -112,16 +112,16 @@ def boat(x: Array, y: Array) -> Parts:
 
 
 def flower(x: Array, y: Array) -> Parts:
-    stem = union(box(x, y, 0, 0.5, 0.06, 0.48), ellipse(x, y, 0.24, 0.62, 0.24, 0.1))
+    stem = union(box(x, y, 0, 0.5, 0.08, 0.48), ellipse(x, y, 0.28, 0.62, 0.28, 0.13))
     angles = np.arange(6) * np.pi / 3
     petals = union(*(circle(x, y, 0.38 * np.sin(a), -0.38 + 0.38 * np.cos(a), 0.24) for a in angles))
     return [(stem, 0.35), (petals, 1.0), (circle(x, y, 0, -0.38, 0.2), 1.9)]
 
 
 def chair(x: Array, y: Array) -> Parts:
-    back = union(box(x, y, -0.5, -0.3, 0.1, 0.65), box(x, y, -0.38, -0.75, 0.2, 0.12))
-    seat = box(x, y, 0.02, 0.12, 0.6, 0.13)
-    legs = union(box(x, y, -0.48, 0.6, 0.09, 0.4), box(x, y, 0.5, 0.6, 0.09, 0.4))
+    back = union(box(x, y, -0.5, -0.3, 0.14, 0.65), box(x, y, -0.36, -0.8, 0.26, 0.15))
+    seat = box(x, y, 0.0, 0.14, 0.66, 0.15)
+    legs = union(box(x, y, -0.5, 0.62, 0.12, 0.38), box(x, y, 0.52, 0.62, 0.12, 0.38))
     return [(legs, 0.5), (back, 0.75), (seat, 1.0)]
 
 

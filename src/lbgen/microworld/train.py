@@ -7,7 +7,6 @@ Four stages, each resumable and each needing only those before it: the judge, th
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import CLIPModel
 
+from lbgen import files
 from lbgen.microworld import corpus
 from lbgen.microworld.architectures import Denoiser, autoencoder, noise_scheduler, semantic_model, tokenizer
 from lbgen.microworld.fit import fit
@@ -26,9 +26,14 @@ from lbgen.microworld.judge import Judge
 from lbgen.microworld.scenes import BALANCED, BIASED, Scenes, World
 from lbgen.microworld.world import CATEGORIES, SCENES, STYLES
 
-STEPS = {"judge": 3000, "autoencoder": 4000, "semantics": 8000, "generator": 12_000}
+STEPS = {"judge": 2500, "autoencoder": 5000, "semantics": 6000, "generator": 6000}
 SEED = 20260
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fast() -> torch.autocast:
+    """bfloat16 convolutions: twice as fast for the judge and the autoencoder, even on a CPU with AVX-512."""
+    return torch.autocast(DEVICE.type, torch.bfloat16)
 
 
 def seed_of(stage: str, step: int) -> int:
@@ -45,9 +50,10 @@ def train_judge(folder: Path, steps: int) -> Judge:
         images, scenes = corpus.batch(64, seed, BALANCED)
         rng = torch.Generator().manual_seed(seed)
         severity = 0.35 * torch.rand(len(images), generator=rng) * (torch.rand(len(images), generator=rng) < 0.5)
-        _, logits = judge(corpus.degrade(images, severity, rng).to(DEVICE))
+        with fast():
+            _, logits = judge(corpus.degrade(images, severity, rng).to(DEVICE))
         truth = {"category": scenes.categories, "scene": scenes.factors["scene"], "style": scenes.factors["style"]}
-        losses = [F.cross_entropy(logits[name], torch.from_numpy(truth[name]).to(DEVICE)) for name in logits]
+        losses = [F.cross_entropy(logits[name].float(), torch.from_numpy(truth[name]).to(DEVICE)) for name in logits]
         return torch.stack(losses).sum()
 
     fit("judge", judge, loss, steps, 3e-3, folder)
@@ -62,9 +68,11 @@ def train_autoencoder(folder: Path, steps: int) -> AutoencoderKL:
         seed = seed_of("autoencoder", step)
         images, scenes = corpus.batch(8, seed, World(styles=("photo",)))
         images, masks = images.to(DEVICE) * 2 - 1, torch.from_numpy(scenes.masks).to(DEVICE)
-        posterior = model.encode(images).latent_dist
-        error = model.decode(posterior.sample(torch.Generator().manual_seed(seed))).sample - images
-        weighted = error * (1 + 5 * masks[:, None])  # objects fill a tenth of a picture
+        with fast():
+            posterior = model.encode(images).latent_dist
+            decoded = model.decode(posterior.sample(torch.Generator().manual_seed(seed))).sample
+        error = decoded.float() - images
+        weighted = error * (1 + 3 * masks[:, None])  # objects fill a quarter of a picture
         return weighted.abs().mean() + weighted.square().mean() + 0.5 * _edges(error) + 1e-6 * posterior.kl().mean()
 
     fit("autoencoder", model, loss, steps, 3e-3, folder, average=0.99)
@@ -83,7 +91,7 @@ def train_semantics(folder: Path, steps: int) -> CLIPModel:
 
     def loss(step: int) -> Tensor:
         seed = seed_of("semantics", step)
-        images, scenes = corpus.batch(96, seed, BALANCED)
+        images, scenes = corpus.batch(64, seed, BALANCED)
         rng = torch.Generator().manual_seed(seed)
         severity = torch.rand(len(images), generator=rng) * (torch.rand(len(images), generator=rng) < 0.6)
         seen = corpus.degrade(images, severity, rng).to(DEVICE)
@@ -145,19 +153,24 @@ def train_generator(
 
 @torch.no_grad()
 def _latents(folder: Path, vae: AutoencoderKL, count: int) -> tuple[Tensor, NDArray[np.str_]]:
-    """The biased corpus, encoded once and scaled to unit variance, with four captions a picture."""
-    parts, texts = [], []
-    for start in range(0, count, 512):
-        images, scenes = corpus.batch(512, SEED + 90_000_000 + start, BIASED)
-        rng = np.random.default_rng(SEED + start)
-        parts.append(
-            torch.cat([vae.encode(part.to(DEVICE) * 2 - 1).latent_dist.mean.cpu() for part in images.split(32)])
-        )
-        texts.append(np.array([corpus.prompts(scenes, rng) for _ in range(4)]).T)
-    latents = torch.cat(parts)  # (N, 4, 16, 16)
-    scaling = 1 / float(latents.std())
-    (folder / "latents.json").write_text(json.dumps({"scaling_factor": scaling}))
-    return latents * scaling, np.concatenate(texts)
+    """The biased corpus, encoded once and scaled to unit variance (N, 4, 16, 16), with four captions a picture (N, 4).
+
+    Kept in `folder/latents.npz` with the scaling factor, which the autoencoder's config takes over.
+    """
+    kept = folder / "latents.npz"
+    if not kept.exists():
+        parts, texts = [], []
+        for start in range(0, count, 512):
+            images, scenes = corpus.batch(512, SEED + 90_000_000 + start, BIASED)
+            rng = np.random.default_rng(SEED + start)
+            parts += [vae.encode(part.to(DEVICE) * 2 - 1).latent_dist.mean.cpu() for part in images.split(32)]
+            texts.append(np.array([corpus.prompts(scenes, rng) for _ in range(4)]).T)
+        latents = torch.cat(parts)
+        scaling = 1 / float(latents.std())
+        with files.replacing(kept) as temporary, temporary.open("wb") as file:
+            np.savez(file, latents=latents * scaling, captions=np.concatenate(texts), scaling_factor=scaling)
+    with np.load(kept) as arrays:
+        return torch.from_numpy(arrays["latents"]), arrays["captions"]
 
 
 def main() -> None:
