@@ -1,14 +1,14 @@
 """Session fixtures: folders of random-weight miniatures, for every test that loads a model."""
 
+import os
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # here and in every process a test starts: the bits of a sum depend on it
+
 import pytest
-import torch
 from miniatures import write_clip, write_siglip, write_stable_diffusion
 
 from lbgen.models.generator import Generator, load_generator
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,6 @@ def whole(config):
 
 def align_until(config, name, calls):
     """Align, and be killed by the system at the given call of a function of checkpoint.py; in a process of its own."""
-    torch.set_num_threads(1)
     function, left = getattr(checkpoint, name), [calls]
 
     def fatal(*arguments):
@@ -51,7 +50,6 @@ def align_until(config, name, calls):
 
 def command_line_until(argv, signum, step):
     """`lbgen align`, signalled once it writes that step's metrics."""
-    torch.set_num_threads(1)
     append = checkpoint.append_line
 
     def signalled(path, record):
