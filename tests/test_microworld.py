@@ -1,15 +1,19 @@
 """The drawn world: its factors against what was asked for, its pictures against their masks, its shipped folders."""
 
+import contextlib
+import hashlib
 import json
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from transformers import AutoTokenizer, CLIPModel
 
 from lbgen import microworld
 from lbgen.microworld import corpus
+from lbgen.microworld.card import GATES
+from lbgen.microworld.fit import fit
 from lbgen.microworld.judge import load_judge
 from lbgen.microworld.scenes import BALANCED, BIASED, World, home_values, render
 from lbgen.microworld.world import CATEGORIES, FACTORS, SCENES
@@ -37,6 +41,21 @@ def test_home_excluded_never_draws_the_home_scene():
     drawn = render(EVERY[:600], 2, World(home_excluded=True))
     assert not (drawn.factors["scene"] == home_values(EVERY[:600], "scene")).any()
     assert len(np.unique(drawn.factors["scene"])) == len(SCENES)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"links": {"color": 1.0}},
+        {"links": {"scene": 1.5}},
+        {"styles": ("oil",)},
+        {"styles": ()},
+        {"links": {"scene": 0.5}, "home_excluded": True},
+    ],
+)
+def test_a_world_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError):
+        World(**wrong)
 
 
 def test_biased_corpus_is_photographs_on_their_home_scene_nine_times_in_ten():
@@ -77,10 +96,54 @@ def test_exported_folders_load_with_plain_diffusers_and_transformers(tmp_path):
     assert model.get_text_features(**tokens).pooler_output.shape == (1, model.config.projection_dim)
 
 
-def test_shipped_weights_are_small_and_as_the_card_says():
+def test_degrading_leaves_pictures_of_severity_zero_alone():
+    images, _ = corpus.batch(32, 9, BALANCED)
+    severity = torch.arange(32) % 2 * 0.8
+    seen = corpus.degrade(images, severity, torch.Generator().manual_seed(0))
+    assert torch.equal(seen[::2], images[::2])
+    changed = (seen[1::2] - images[1::2]).abs().amax((1, 2, 3)) > 0
+    assert changed.float().mean() > 0.8  # a poster may be saturated already
+
+
+def test_a_fit_that_was_stopped_goes_on_as_if_it_never_was(tmp_path):
+    """On a linear regression: weights, their average and the losses, to the bit."""
+
+    def fitted(folder, *stops):
+        for steps in stops:
+            torch.manual_seed(0)
+            model = torch.nn.Linear(3, 1)
+
+            def loss(step, model=model, left=steps):
+                if step == left:
+                    raise KeyboardInterrupt
+                x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+                return (model(x).squeeze(-1) - x.sum(-1)).square().mean()
+
+            with contextlib.suppress(KeyboardInterrupt):
+                fit("line", model, loss, 250, 5e-2, folder, average=0.9)
+        return model.state_dict()
+
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    whole, stopped = fitted(tmp_path / "whole", 250), fitted(tmp_path / "stopped", 130, 201, 250)
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    torch.testing.assert_close(whole["weight"], torch.ones(1, 3), atol=0.1, rtol=0)
+
+
+def test_shipped_weights_are_small_and_those_of_the_card():
+    """Sizes as promised, every file's hash in the card, and every gate's figure within its gate."""
+    weights = sorted(microworld.WEIGHTS.rglob("*.safetensors"))
+    assert sum(path.stat().st_size for path in weights) <= 24e6
+    unet = UNet2DConditionModel.from_pretrained(microworld.GENERATOR / "unet")
+    assert unet.num_parameters() <= 8e6
+    text = (microworld.WEIGHTS / "README.md").read_text()
+    assert all(hashlib.sha256(path.read_bytes()).hexdigest() in text for path in weights)
+    figures = json.loads((microworld.WEIGHTS / "figures.json").read_text())
+    assert all(low <= figures[name] <= high + 1e-6 for name, (low, high) in GATES.items())
+
+
+def test_the_judge_judges_as_the_card_says():
     """The judge on fresh renders, against the figure recorded when it was shipped."""
-    size = sum(path.stat().st_size for path in microworld.WEIGHTS.rglob("*.safetensors"))
-    assert size <= 24e6
     figures = json.loads((microworld.WEIGHTS / "figures.json").read_text())
     images, scenes = corpus.batch(600, 123, BALANCED)
     seen = load_judge().verdicts(images).category

@@ -1,4 +1,4 @@
-"""Write the shipped weights and measure them: `python -m lbgen.microworld.card`, after `lbgen.microworld.train`.
+"""Write the shipped weights and measure them: the last part of train.py, or `python -m lbgen.microworld.card`.
 
 The gates are what the micro world must be good at for a bias figure measured in it to mean anything.
 """
@@ -22,9 +22,9 @@ from transformers import CLIPImageProcessor
 from lbgen import measures
 from lbgen.microworld import GENERATOR, SEMANTICS, WEIGHTS, corpus
 from lbgen.microworld.architectures import Denoiser, autoencoder, noise_scheduler, semantic_model, tokenizer
+from lbgen.microworld.corpus import SEED
 from lbgen.microworld.judge import Judge, load_judge
 from lbgen.microworld.scenes import BALANCED, BIASED, World
-from lbgen.microworld.train import SEED
 from lbgen.microworld.world import CATEGORIES, HOME, SCENES
 from lbgen.models.quality import QualityScorer, load_quality
 from lbgen.models.sampling import image_noise, sample
@@ -220,7 +220,6 @@ The autoencoder saw balanced photographs. Seed {seed}.
 
 ```
 {command}
-python -m lbgen.microworld.card
 ```
 
 ## Gates
@@ -243,16 +242,19 @@ Renders are held out; the generator's images are judged, {steps} DDIM steps, gui
 """
 
 
+def ship(folder: Path) -> None:
+    """From the checkpoints in `folder` to the package's weights, their figures and their card."""
+    write_weights(folder)
+    write_card(folder, measure())
+    print((WEIGHTS / "README.md").read_text())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--input", type=Path, default=Path("runs/microworld"), help="where train.py put its checkpoints"
     )
-    folder = parser.parse_args().input
-    write_weights(folder)
-    figures = measure()
-    write_card(folder, figures)
-    print((WEIGHTS / "README.md").read_text())
+    ship(parser.parse_args().input)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ from torch import Tensor
 from lbgen.microworld.scenes import Scenes, World, render
 from lbgen.microworld.world import CATEGORIES, COLOURS, POSITIONS, SCENES, STYLES, TEXTURES
 
+SEED = 20260
+"""Seed of the shipped models: of their first weights and of every picture they are trained and measured on."""
+
 WORDS = tuple(
     sorted(
         {*CATEGORIES, *SCENES, *STYLES, *COLOURS, *TEXTURES}

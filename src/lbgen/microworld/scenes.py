@@ -55,6 +55,15 @@ class World:
     home_excluded: bool = False
     """Draw the scene uniformly from all but the home scene: the test of a backbone on scenes it never saw."""
 
+    def __post_init__(self) -> None:
+        """ValueError for an unknown factor or style, a strength outside [0, 1], a scene both linked and excluded."""
+        if unknown := {*self.links, *self.styles} - {*FACTORS, *STYLES}:
+            raise ValueError(f"{unknown}: factors are {', '.join(FACTORS)}; styles are {', '.join(STYLES)}")
+        if not self.styles or not all(0 <= strength <= 1 for strength in self.links.values()):
+            raise ValueError(f"links {self.links}, styles {self.styles}: strengths lie in [0, 1]; name a style")
+        if self.home_excluded and self.links.get("scene"):
+            raise ValueError("home_excluded draws scenes without a link: leave scene out of links")
+
 
 BALANCED = World()
 """No factor tells the category; all styles."""

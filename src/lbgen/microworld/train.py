@@ -1,7 +1,8 @@
 """Make the micro world's models: `python -m lbgen.microworld.train`.
 
-Four stages, each resumable and each needing only those before it: the judge, the autoencoder, the semantic space
-(CLIP), the generator. `python -m lbgen.microworld.card` then writes the shipped fp16 weights and measures the gates.
+Four stages, each resumable: the judge, the autoencoder, the semantic space (CLIP), and the generator, which needs the
+autoencoder. Then the shipped fp16 weights are written and the gates measured (card.py); with `--stages`, to train some
+of them side by side, that is left to `python -m lbgen.microworld.card`.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from lbgen import files
-from lbgen.microworld import corpus
+from lbgen.microworld import card, corpus
 from lbgen.microworld.architectures import Denoiser, autoencoder, noise_scheduler, semantic_model, tokenizer
+from lbgen.microworld.corpus import SEED
 from lbgen.microworld.fit import fit
 from lbgen.microworld.judge import Judge
 from lbgen.microworld.scenes import BALANCED, BIASED, Scenes, World
 from lbgen.microworld.world import CATEGORIES, SCENES, STYLES
 
 STEPS = {"judge": 2500, "autoencoder": 5000, "semantics": 6000, "generator": 6000}
-SEED = 20260
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -155,10 +156,11 @@ def train_generator(
 def _latents(folder: Path, vae: AutoencoderKL, count: int) -> tuple[Tensor, NDArray[np.str_]]:
     """The biased corpus, encoded once and scaled to unit variance (N, 4, 16, 16), with four captions a picture (N, 4).
 
-    Kept in `folder/latents.npz` with the scaling factor, which the autoencoder's config takes over.
+    Kept in `folder/latents.npz` with the scaling factor, which the autoencoder's config takes over; made again where
+    the autoencoder has been trained since.
     """
     kept = folder / "latents.npz"
-    if not kept.exists():
+    if not kept.exists() or kept.stat().st_mtime < (folder / "autoencoder.pt").stat().st_mtime:
         parts, texts = [], []
         for start in range(0, count, 512):
             images, scenes = corpus.batch(512, SEED + 90_000_000 + start, BIASED)
@@ -190,6 +192,8 @@ def main() -> None:
         vae = train_autoencoder(folder, arguments.autoencoder_steps)
     if "generator" in arguments.stages:
         train_generator(folder, arguments.generator_steps, vae)
+    if set(arguments.stages) == set(STEPS):
+        card.ship(folder)
 
 
 if __name__ == "__main__":
