@@ -66,9 +66,10 @@ def autoencoder() -> AutoencoderKL:
 
 
 def noise_scheduler() -> DDPMScheduler:
+    """Sampling starts at the noisiest step: from an earlier one the first noise's brightness picks the scene."""
     return DDPMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction",
-        clip_sample=False, steps_offset=1, timestep_spacing="leading",
+        clip_sample=False, timestep_spacing="trailing",
     )  # fmt: skip
 
 
