@@ -1,10 +1,12 @@
 """LoRA adapters against diffusers' own loader, and what they must and must not change."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -213,3 +215,28 @@ def test_a_folder_without_a_usable_adapter_is_refused(
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="is damaged"):
         tiny_generator.merge_adapter(tmp_path)
+
+
+def test_an_adapter_of_another_generator_is_refused_by_name(
+    tiny_generator: StableDiffusion, tiny_sd_folder: Path, tmp_path: Path
+) -> None:
+    """A real UNet of twice the width."""
+    folder = tmp_path / "wide"
+    shutil.copytree(tiny_sd_folder, folder)
+    settings = json.loads((folder / "unet/config.json").read_text())
+    UNet2DConditionModel.from_config({**settings, "block_out_channels": (16, 32)}).save_pretrained(folder / "unet")
+    adapted(folder).save_adapter(tmp_path / "adapter")
+    with pytest.raises(UserError) as caught:
+        tiny_generator.merge_adapter(tmp_path / "adapter")
+    message = str(caught.value)
+    assert str(tmp_path / "adapter") in message and str(tiny_sd_folder) in message and "\n" not in message
+    assert "[2, 16] in the adapter and [2, 8] in the generator" in message
+
+
+def test_a_file_whose_weights_fit_no_part_is_refused(tiny_generator: StableDiffusion, tmp_path: Path) -> None:
+    """The weights of a transformer, as Stable Diffusion 3's adapters hold, beside metadata of the right kind."""
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    for weights in ({"transformer.to_q.lora_A.weight": torch.ones(2, 8)}, {}):
+        save_file(weights, path, {"lora_adapter_metadata": json.dumps({"transformer.r": 2})})
+        with pytest.raises(UserError, match="of neither unet nor text_encoder"):
+            tiny_generator.merge_adapter(tmp_path)

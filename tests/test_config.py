@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -61,9 +62,9 @@ def parsed(*argv: str) -> dict:
     return vars(parser.parse_args(argv))
 
 
-def refusal(call, *arguments) -> str:
+def refusal(call, *arguments, **options) -> str:
     with pytest.raises(UserError) as error:
-        call(*arguments)
+        call(*arguments, **options)
     message = str(error.value)
     assert "\n" not in message
     return message
@@ -204,6 +205,7 @@ def test_a_recipe_that_is_not_text_or_not_there_is_refused(tmp_path):
     message = refusal(resolve, Baking, str(tmp_path / "missing.yaml"), {})
     assert "no such file" in message and "paper" in message
     assert "no such file" in refusal(resolve, Baking, str(tmp_path), {})
+    assert "no such file" in refusal(resolve, Baking, "x" * 300, {})  # more than a file system's name may have
 
 
 def test_an_empty_recipe_changes_nothing(tmp_path):
@@ -281,9 +283,29 @@ def test_ensure_same_names_the_field_that_differs(tmp_path):
     ensure_same(dataclasses.replace(then, output=Path("b")), path)
     message = refusal(ensure_same, dataclasses.replace(then, yeast=3.0), path)
     assert message == (
-        f"{tmp_path} was made with yeast 2.0, this run asks for 3.0; choose another --output or drop the flag"
+        f"{tmp_path} was made with yeast 2.0, this run asks for 3.0; choose another --output or give --yeast 2.0"
     )
+    message = refusal(ensure_same, dataclasses.replace(then, yeast=3.0), path, remedy="restore it")
+    assert message.endswith("; choose another --output or restore it")
     ensure_same(dataclasses.replace(then, yeast=3.0), path, ignore=("output", "yeast"))
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("lid", True), ("lid", False), ("limit", None), ("toppings", ("sea salt", "no")), ("rises", (1.0, 2.5))],
+)
+def test_the_remedy_of_ensure_same_is_a_flag_that_works(tmp_path, field, value):
+    """Given to argparse as a shell would give it, the flag brings back the earlier value."""
+    path = tmp_path / "config.yaml"
+    now = Baking(output=Path("a"), lid=value is False, limit=7, rises=(0.0, 0.0), toppings=())
+    then = dataclasses.replace(now, **{field: value})
+    save(then, path)
+    _, words = refusal(ensure_same, now, path).split("choose another --output or give ")
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, Baking)
+    given = vars(parser.parse_args(shlex.split(words)))
+    assert getattr(resolve(Baking, None, {"output": "a", **given}), field) == value
+    assert list(given) == [field]
 
 
 def test_ensure_same_refuses_the_config_of_another_version(tmp_path):

@@ -4,11 +4,14 @@ import errno
 import hashlib
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from lbgen import dataset, files
+from lbgen import dataset, files, provenance
 from lbgen.errors import Interrupted, UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.render import Painter
@@ -92,9 +95,11 @@ def test_adapter_is_merged(config, whole, tiny_generator, tmp_path):
     content = (tmp_path / "adapted/dataset.yaml").read_text()
     assert files.sha256(tmp_path / "adapter/pytorch_lora_weights.safetensors") in content
 
-    (tmp_path / "adapter/pytorch_lora_weights.safetensors").write_bytes(b"other")
+    moved = replace(adapted, adapter=(tmp_path / "adapter").rename(tmp_path / "moved"))
+    assert generate(moved).images == 3  # another place is not another adapter
+    (tmp_path / "moved/pytorch_lora_weights.safetensors").write_bytes(b"other")
     with pytest.raises(UserError, match="adapter_sha256"):
-        generate(adapted)
+        generate(moved)
 
 
 def test_torchvision_reads_the_folder_and_agrees_with_the_index(whole):
@@ -190,6 +195,18 @@ def test_killed_run_ends_equal_to_the_whole_one(processes, config, whole, tmp_pa
     assert contents(broken.output) == contents(whole)
 
 
+def test_continued_shard_draws_only_the_batches_that_are_not_whole(processes, config, tmp_path, monkeypatch):
+    """Killed with two batches of the one shard in place and half of the third; the end is that of an untouched run."""
+    broken = replace(config, output=tmp_path / "broken", images_per_shard=1000)
+    assert run_and_kill(processes, broken, 7) == -signal.SIGKILL  # 2 records and 5 images are in place
+    paint, painted = Painter.paint, []
+    monkeypatch.setattr(Painter, "paint", lambda self, batch: painted.extend(batch) or paint(self, batch))
+    generate(broken)
+    assert len(painted) == 12 - 4
+    generate(replace(broken, output=tmp_path / "untouched"))
+    assert contents(broken.output) == contents(tmp_path / "untouched")
+
+
 def test_run_killed_again_and_again_gets_through(processes, config, whole, tmp_path):
     """Of 17 files (2 records, 12 images, 3 marks) every attempt leaves a whole shard and dies in the next."""
     broken = replace(config, output=tmp_path / "broken")
@@ -222,7 +239,7 @@ def test_interrupted_run_goes_on(config, whole, tmp_path, monkeypatch):
     assert len(painted) == 4
     assert not [path for path in broken.output.rglob("*.tmp")]
     generate(broken)
-    assert len(painted) == 4 + 4  # the second shard's 3 batches again, and the third's
+    assert len(painted) == 7  # the other three
     assert contents(broken.output) == contents(whole)
 
 
@@ -264,13 +281,42 @@ def test_changed_vocabulary_file_is_refused(config, whole, tmp_path):
         names.write_text(before)
 
 
+def test_other_versions_leave_a_finished_dataset_alone_and_do_not_go_on_with_another(config, tmp_path, monkeypatch):
+    """Half its images by one version of torch and half by another would not be what `dataset.yaml` says."""
+    config = replace(config, output=tmp_path / "made", images_per_category=1)
+    generate(config)
+    monkeypatch.setattr(provenance, "version", lambda package: "0.1" if package == "torch" else version(package))
+    assert generate(config).images == 3
+    dataset.part_path(config.output, 0).unlink()
+    message = f"is unfinished and was begun with torch=={version('torch')}; install that to finish it, or choose"
+    with pytest.raises(UserError, match=re.escape(message)):
+        generate(config)
+
+
+def test_weights_from_the_hub_are_recorded_by_their_commit(config, tmp_path):
+    """In the hub's own cache layout, offline: a branch's file holds the commit, a folder of that name the files."""
+    commit = hashlib.sha1(b"weights").hexdigest()
+    repository = tmp_path / "hub/models--somebody--tiny"
+    shutil.copytree(config.generator, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(commit)
+    flags = ["--generator", "somebody/tiny", "--vocabulary", config.vocabulary, "--images-per-category", "1"]
+    flags += ["--scheduler", "ddim", "--steps", "1", "--output", str(tmp_path / "made")]
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-m", "lbgen", "generate", *flags], env=environment, check=True)
+    assert f"generator_sha256: commit {commit}\n" in (tmp_path / "made/dataset.yaml").read_text()
+
+
 @pytest.mark.parametrize(
     "field, value, message",
     [
         ("size", (33, 32), "multiples of 4"),
         ("adapter", Path("nowhere"), "--adapter nowhere: no pytorch_lora_weights.safetensors"),
         ("generator", "/dev/null/x", "generator"),
+        ("generator", "x" * 300, "cannot be loaded: there is no such folder"),
+        ("vocabulary", "x" * 300, "no such file or folder"),
         ("scheduler", "euler", "scheduler"),
+        ("steps", 1001, "steps 1001: .* was trained on 1000 timesteps; give 1000 or fewer"),
         ("precision", "fp16", "needs a GPU"),
         ("prompt_template", "a very long photo of {name}", "tokens long"),
         ("output", Path("/dev/null/x"), "--output /dev/null/x"),

@@ -102,3 +102,8 @@ def home_rate(folder) -> float:
 def test_one_image_a_category_is_refused():
     with pytest.raises(UserError, match="--images-per-category 1"):
         QuickstartConfig(images_per_category=1)
+
+
+def test_a_name_longer_than_the_file_system_takes_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--output .*: File name too long; choose a folder"):
+        lbgen.quickstart(QuickstartConfig(output=tmp_path / ("x" * 300)))

@@ -11,6 +11,7 @@ from torch import Tensor
 from trajectories import PROMPTS, TARGETS, adapted, draws
 
 from lbgen.errors import UserError
+from lbgen.models.generator import Conditioning
 from lbgen.models.sampling import differentiated_indices, image_noise, sample, start_count
 from lbgen.models.stable_diffusion import StableDiffusion
 
@@ -103,7 +104,8 @@ def test_an_image_does_not_depend_on_its_companions(generator: StableDiffusion) 
         together = sample(generator, conditioning, noise, steps=4, rngs=rngs)
         noise, rngs = draws()
         for row in (1, 0):
-            alone = sample(generator, conditioning[[row]], noise[[row]], steps=4, rngs=[rngs[row]])
+            own = Conditioning(conditioning.positive[[row]], conditioning.negative[[row]])
+            alone = sample(generator, own, noise[[row]], steps=4, rngs=[rngs[row]])
             torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-5)
 
 

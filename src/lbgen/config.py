@@ -10,7 +10,9 @@ import dataclasses
 import difflib
 import inspect
 import math
+import os
 import re
+import shlex
 import textwrap
 import types
 import typing
@@ -117,7 +119,7 @@ def recipe_path(recipe: str) -> Path:
     """A built-in recipe's file, or else the path itself."""
     names = built_in_recipes()
     path = Path(str(resources.files("lbgen"))) / "recipes" / f"{recipe}.yaml" if recipe in names else Path(recipe)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises where a name is longer than the file system takes
         raise UserError(f"--recipe {recipe}: no such file, nor one of the built-in recipes ({', '.join(names)})")
     return path
 
@@ -286,8 +288,11 @@ def load(config_class: type[Config], path: Path) -> Config:
     return _build(config_class, values, lambda name: f"{path}: {name} is missing")
 
 
-def ensure_same(config: Any, path: Path, ignore: Iterable[str] = ("output",)) -> None:
-    """Refuse to go on in a folder whose config file, at `path`, holds another value than `config` in any field."""
+def ensure_same(config: Any, path: Path, ignore: Iterable[str] = ("output",), remedy: str | None = None) -> None:
+    """Refuse to go on in a folder whose config file, at `path`, holds another value than `config` in any field.
+
+    remedy: what else than another --output helps, for fields without flags; by default the flag with the earlier value.
+    """
     then, now = read_yaml(path), {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for name in [*now, *(set(then) - set(now))]:
         if name in ignore:
@@ -300,5 +305,13 @@ def ensure_same(config: Any, path: Path, ignore: Iterable[str] = ("output",)) ->
         if then[name] != _plain(now[name]):
             raise UserError(
                 f"{path.parent} was made with {name} {_shown(then[name])}, this run asks for {_shown(now[name])}; "
-                "choose another --output or drop the flag"
+                f"choose another --output or {remedy or 'give ' + _as_flag(name, then[name])}"
             )
+
+
+def _as_flag(name: str, value: Any) -> str:
+    """`size`, [64, 64] -> `--size 64 64`."""
+    if isinstance(value, bool):
+        return flag(name) if value else flag(f"no-{name}")
+    values = value if isinstance(value, list) else [value]
+    return shlex.join([flag(name), *map(_shown, values)])

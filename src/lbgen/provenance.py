@@ -1,12 +1,18 @@
 """What made a run or a dataset, beside its configuration: hashes of what the configuration only names, and versions."""
 
 import hashlib
+import os
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
 import lbgen
 from lbgen import files
+from lbgen.config import read_yaml
+from lbgen.errors import UserError
 from lbgen.vocabulary import Vocabulary
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pyarrow")
@@ -22,13 +28,33 @@ def vocabulary_sha256(vocabulary: Vocabulary) -> str:
     return _sha256_of_lines(f"{category.id}\t{category.name}" for category in vocabulary)
 
 
+def ensure_versions(path: Path) -> None:
+    """Refuse to go on with what other versions began, as the file at `path` says: its images would be of two kinds."""
+    then, now = read_yaml(path).get("versions", []), versions()
+    if others := [line.replace(" ", "==") for line in then if line not in now]:
+        raise UserError(
+            f"{path.parent} is unfinished and was begun with {' '.join(others)}; "
+            "install that to finish it, or choose another --output"
+        )
+
+
 def weights_sha256(location: str) -> str | None:
-    """Of the lines "file <tab> sha256" of a folder's safetensors; none for a hub id."""
+    """Of the lines "file <tab> sha256" of a folder's safetensors.
+
+    For a hub id, whose snapshot is in the hub's cache once it was loaded, "commit <its hash>": that names every file.
+    """
     folder = Path(location)
-    if not folder.is_dir():
-        return None
+    if not os.path.isdir(folder):
+        return _hub_commit(location)
     weights = sorted(folder.rglob("*.safetensors"))
     return _sha256_of_lines(f"{path.relative_to(folder).as_posix()}\t{files.sha256(path)}" for path in weights)
+
+
+def _hub_commit(hub_id: str) -> str | None:
+    try:
+        return f"commit {Path(snapshot_download(hub_id, local_files_only=True)).name}"
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
 
 
 def _sha256_of_lines(lines: Iterable[str]) -> str:

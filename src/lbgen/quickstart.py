@@ -46,7 +46,7 @@ def quickstart(config: QuickstartConfig) -> QuickstartResult:
     """Run what is not yet done of the street, and write `summary.json` and `report.html`."""
     output = config.output
     record = output / "config.yaml"
-    if record.exists():
+    if os.path.exists(record):  # Path.exists raises where a name is longer than the file system takes
         lbgen.config.ensure_same(config, record)
     align = align_config(config)
     base, aligned = generate_configs(config, align)

@@ -1,5 +1,6 @@
 """The categories a dataset is made of: their ids (folder names), their names (prompts), and where each was written."""
 
+import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def _packaged_entries(file: str) -> list[Entry]:
 
 def _read(spec: str) -> list[Entry]:
     path = Path(spec)
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises where a name is longer than the file system takes
         built_in = ", ".join(BUILT_IN)
         raise UserError(f"vocabulary {spec}: no such file or folder, nor a built-in list ({built_in})")
     entries = read_entries(path)

@@ -48,9 +48,10 @@ class GenerateConfig:
 
     # Running
     batch_size: int = 32
-    """Images drawn at once. Part of the configuration: another size can change the last bits of an image."""
+    """Images drawn at once; a run that goes on draws the batches that are not in the folder as a whole. Part of the
+    configuration: another size can change the last bits of an image."""
     images_per_shard: int = 1000
-    """Images in a unit of work; an interrupted run loses at most one unit."""
+    """Images listed in one file of the index, which is written when all of them are there."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Precision of the weights and of the computation; fp16 needs a GPU."""
 

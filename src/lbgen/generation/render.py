@@ -1,8 +1,8 @@
 """From planned images to files: draw a batch, encode each image, write it."""
 
-import hashlib
 from functools import lru_cache
 from io import BytesIO
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -48,13 +48,20 @@ def prompt_of(image: PlannedImage, config: GenerateConfig) -> str:
     return config.prompt_template.replace("{name}", image.category.name)
 
 
-def store(image: PlannedImage, pixels: Tensor, shard: int, config: GenerateConfig) -> dataset.Row:
-    """Write one image, (H, W, 3) bytes, under its final name; returns its line of the index."""
-    content = encode(pixels, config.format, config.compression_quality)
-    file = dataset.image_file(image.category.id, image.key, config.format)
-    path = config.output / file
+def path_of(image: PlannedImage, config: GenerateConfig) -> Path:
+    """Its final place: a file there is whole, and of this configuration."""
+    return config.output / dataset.image_file(image.category.id, image.key, config.format)
+
+
+def store(image: PlannedImage, pixels: Tensor, config: GenerateConfig) -> None:
+    """Write one image, (H, W, 3) bytes, under its final name."""
+    path = path_of(image, config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(path, content)
+    files.write_bytes(path, encode(pixels, config.format, config.compression_quality))
+
+
+def row_of(image: PlannedImage, shard: int, config: GenerateConfig) -> dataset.Row:
+    """The line of the index for an image that is stored."""
     return dataset.Row(
         id=image.category.id,
         name=image.category.name,
@@ -63,8 +70,8 @@ def store(image: PlannedImage, pixels: Tensor, shard: int, config: GenerateConfi
         attempt=0,
         shard=shard,
         key=image.key,
-        file=file,
-        sha256=hashlib.sha256(content).hexdigest(),
+        file=dataset.image_file(image.category.id, image.key, config.format),
+        sha256=files.sha256(path_of(image, config)),
     )
 
 

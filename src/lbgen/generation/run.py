@@ -14,7 +14,7 @@ from lbgen import dataset, files, provenance
 from lbgen.errors import Interrupted, UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan
-from lbgen.generation.render import Painter, store
+from lbgen.generation.render import Painter, path_of, row_of, store
 from lbgen.interrupts import noted_signals
 from lbgen.models import adapter
 from lbgen.models.generator import PRECISIONS, Generator, load_generator
@@ -46,11 +46,12 @@ def generate(config: GenerateConfig) -> GenerateResult:
     started = time.monotonic()
     vocabulary = load_vocabulary(config.vocabulary, qualify=config.qualify_names)
     plan = Plan(vocabulary, config.images_per_category, config.images_per_shard, config.batch_size)
-    origin = origin_of(config, vocabulary)
-    check_folder(config, origin)
+    check_folder(config)
     missing = [shard for shard in range(plan.shards) if not dataset.part_path(config.output, shard).exists()]
-    if missing:
-        painter = Painter(load(config, vocabulary), config)
+    painter = Painter(load(config, vocabulary), config) if missing else None
+    origin = origin_of(config, vocabulary)  # after loading, which may have brought weights from the hub
+    check_origin(config, origin, finished=not missing)
+    if painter:
         try:
             record(config, origin)
             draw(plan, missing, painter, config)
@@ -63,9 +64,7 @@ def generate(config: GenerateConfig) -> GenerateResult:
 
 def origin_of(config: GenerateConfig, vocabulary: Vocabulary) -> Provenance:
     """Hashes and versions of all that goes into this dataset."""
-    weights = None if config.adapter is None else config.adapter / adapter.FILE
-    if weights is not None and not weights.is_file():
-        raise UserError(f"--adapter {config.adapter}: no {adapter.FILE} in it; give an alignment run's adapter folder")
+    weights = adapter_file(config)
     return Provenance(
         vocabulary_sha256=provenance.vocabulary_sha256(vocabulary),
         generator_sha256=provenance.weights_sha256(resolve(config.generator, GENERATORS)),
@@ -74,8 +73,16 @@ def origin_of(config: GenerateConfig, vocabulary: Vocabulary) -> Provenance:
     )
 
 
+def adapter_file(config: GenerateConfig) -> Path | None:
+    file = None if config.adapter is None else config.adapter / adapter.FILE
+    if file is not None and not os.path.isfile(file):
+        raise UserError(f"--adapter {config.adapter}: no {adapter.FILE} in it; give an alignment run's adapter folder")
+    return file
+
+
 def load(config: GenerateConfig, vocabulary: Vocabulary) -> Generator:
     """The generator on the GPU if there is one, the adapter merged into its weights."""
+    adapter_file(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if config.precision == "fp16" and device == "cpu":
         raise UserError("--precision fp16 needs a GPU; choose fp32 or bf16")
@@ -87,6 +94,7 @@ def load(config: GenerateConfig, vocabulary: Vocabulary) -> Generator:
         guidance_scale=config.guidance_scale,
         guidance_rescale=config.guidance_rescale,
     )
+    generator.timesteps(config.steps)  # refuses more than there are
     vocabulary.check_tokens(generator.count_tokens, generator.token_limit, config.prompt_template)
     if config.adapter is not None:
         generator.merge_adapter(config.adapter)
@@ -94,8 +102,8 @@ def load(config: GenerateConfig, vocabulary: Vocabulary) -> Generator:
     return generator
 
 
-def check_folder(config: GenerateConfig, origin: Provenance) -> None:
-    """Refuse a folder that cannot be written, or that holds anything but a dataset of the same origin."""
+def check_folder(config: GenerateConfig) -> None:
+    """Refuse a folder that cannot be written, or that holds anything but a dataset of the same configuration."""
     output = config.output
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -103,11 +111,19 @@ def check_folder(config: GenerateConfig, origin: Provenance) -> None:
         raise UserError(f"--output {output}: {error.strerror}; choose a folder that can be made") from None
     if not os.access(output, os.W_OK | os.X_OK):
         raise UserError(f"--output {output}: no permission to write there; choose another folder")
-    for name, made in (("config.yaml", config), ("dataset.yaml", origin)):
-        if (output / name).exists():
-            lbgen.config.ensure_same(made, output / name)
+    if (output / "config.yaml").exists():
+        lbgen.config.ensure_same(config, output / "config.yaml", ignore=("output", "adapter"))  # it may have moved
     if (output / dataset.SPLIT).exists() and not (output / "dataset.yaml").exists():
         raise UserError(f"--output {output}: holds a {dataset.SPLIT} folder lbgen did not make; choose another")
+
+
+def check_origin(config: GenerateConfig, origin: Provenance, finished: bool) -> None:
+    """Refuse a dataset of another origin. What is finished stays so under other versions: nothing more is drawn."""
+    path = config.output / "dataset.yaml"
+    if path.exists():
+        lbgen.config.ensure_same(origin, path, ignore=("versions",), remedy="restore what it was made with")
+        if not finished:
+            provenance.ensure_versions(path)
 
 
 def record(config: GenerateConfig, origin: Provenance) -> None:
@@ -118,7 +134,7 @@ def record(config: GenerateConfig, origin: Provenance) -> None:
 
 
 def draw(plan: Plan, shards: list[int], painter: Painter, config: GenerateConfig) -> None:
-    """Draw these shards; a signal ends the run before the next batch."""
+    """Draw these shards' batches, but for those whose images are all there; a signal ends the run before the next."""
     done = plan.images - sum(len(plan.shard(shard)) for shard in shards)
     with (
         noted_signals() as signals,
@@ -126,14 +142,21 @@ def draw(plan: Plan, shards: list[int], painter: Painter, config: GenerateConfig
         tqdm(desc="generate", total=plan.images, initial=done, unit="image", dynamic_ncols=True) as bar,
     ):
         for shard in shards:
-            rows: list[dataset.Row] = []
-            writing: list[Future[dataset.Row]] = []
+            writing: list[Future[None]] = []
             for batch in plan.batches(shard):
                 if signals:
                     raise Interrupted(signals[0], f"{config.output} keeps its finished images; start again to go on")
-                pixels = painter.paint(batch)  # (B, H, W, 3); the batch before is written meanwhile
-                rows += [future.result() for future in writing]
-                writing = [pool.submit(store, *pair, shard, config) for pair in zip(batch, pixels, strict=True)]
+                if not all(path_of(image, config).exists() for image in batch):
+                    pixels = painter.paint(batch)  # (B, H, W, 3); the batch before is written meanwhile
+                    finish(writing)
+                    writing = [pool.submit(store, *pair, config) for pair in zip(batch, pixels, strict=True)]
                 bar.update(len(batch))
-            rows += [future.result() for future in writing]
-            dataset.write_part(config.output, shard, rows)
+            finish(writing)
+            rows = [pool.submit(row_of, image, shard, config) for batch in plan.batches(shard) for image in batch]
+            dataset.write_part(config.output, shard, [row.result() for row in rows])
+
+
+def finish(writing: list[Future[None]]) -> None:
+    """Wait for these files, and raise what kept one from being written."""
+    for future in writing:
+        future.result()

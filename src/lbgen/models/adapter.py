@@ -23,6 +23,8 @@ FILE = "pytorch_lora_weights.safetensors"
 """The name diffusers looks for."""
 NAME = "default"
 """peft's name of our one adapter."""
+PARTS = ("unet", "text_encoder")
+"""The parts of a pipeline that an adapter may sit on."""
 METADATA = "lora_adapter_metadata"
 """The metadata entry in which diffusers keeps the configurations of a file's adapters."""
 
@@ -124,11 +126,11 @@ def read(directory: Path) -> dict[str, tuple[LoraConfig, dict[str, Tensor]]]:
         raise UserError(f"{path} is damaged ({error}); write it again") from error
     if not metadata:
         raise UserError(f"{path} does not say its rank and alpha; give an adapter written by lbgen")
-    return {
-        part: (LoraConfig(**_part(metadata, part)), _part(weights, part))
-        for part in ("unet", "text_encoder")
-        if _part(weights, part)
-    }
+    strangers = [key for key in weights if key.split(".")[0] not in PARTS]
+    if strangers or not weights:
+        found = strangers[0] if strangers else "no weight"
+        raise UserError(f"{path} holds {found}, of neither {' nor '.join(PARTS)}; give an adapter written by lbgen")
+    return {part: (LoraConfig(**_part(metadata, part)), _part(weights, part)) for part in PARTS if _part(weights, part)}
 
 
 def _part(entries: dict[str, Any], part: str) -> dict[str, Any]:
@@ -136,10 +138,15 @@ def _part(entries: dict[str, Any], part: str) -> dict[str, Any]:
 
 
 def restore(module: nn.Module, config: LoraConfig, weights: dict[str, Tensor]) -> None:
-    """Attach an adapter that was read, or bring its values into the one already there."""
+    """Attach an adapter that was read, or bring its values into the one already there.
+
+    ValueError names the first weight in which the module and the adapter differ.
+    """
     if not any(layers(module)):
         attach(module, config)
-    result: Any = set_peft_model_state_dict(module, weights, adapter_name=NAME)
-    strangers = [key for key in result.missing_keys if f".{NAME}." in key] + list(result.unexpected_keys)
-    if strangers:
-        raise UserError(f"the adapter was made for another generator: {strangers[0]} has no counterpart")
+    own = get_peft_model_state_dict(module, adapter_name=NAME, save_embedding_layers=False)
+    for key in sorted(own.keys() | weights.keys()):
+        ours, theirs = (list(state[key].shape) if key in state else None for state in (own, weights))
+        if ours != theirs:
+            raise ValueError(f"{key} is {theirs or 'missing'} in the adapter and {ours or 'missing'} in the generator")
+    set_peft_model_state_dict(module, weights, adapter_name=NAME)

@@ -22,12 +22,6 @@ class Conditioning:
     positive: Tensor
     negative: Tensor
 
-    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Conditioning:
-        return Conditioning(self.positive[rows], self.negative[rows])
-
-    def __len__(self) -> int:
-        return len(self.positive)
-
 
 class Generator(ABC):
     """Text to image, differentiable where asked. Latents are float32; the network computes in `dtype`."""

@@ -1,5 +1,6 @@
 """Loading weights with other libraries: their errors as one line for the user, their progress bars off."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,8 +17,8 @@ from lbgen.errors import UserError
 @contextmanager
 def loading(what: str, where: str, marker: str) -> Iterator[None]:
     """Load `what` from `where` within this context. `marker`: the file every folder of its kind has."""
-    folder = Path(where)
-    if folder.is_dir() and not (folder / marker).is_file():
+    is_folder = os.path.isdir(where)  # Path.is_dir raises where a name is longer than the file system takes
+    if is_folder and not (Path(where) / marker).is_file():
         raise UserError(f"{what} {where}: the folder has no {marker}; give one that its library saved, or a hub id")
     try:
         with ExitStack() as stack:
@@ -31,7 +32,7 @@ def loading(what: str, where: str, marker: str) -> Iterator[None]:
     except (OSError, ValueError, SafetensorError) as error:
         remedy = (
             "repair the folder or save it again with safetensors"
-            if folder.is_dir()
+            if is_folder
             else "there is no such folder; check the hub id and the connection, or give a downloaded folder"
         )
         cause = " ".join(str(error).split())

@@ -35,12 +35,10 @@ class AntonymQuality(QualityScorer):
         return 1 + 4 * margin.sigmoid().mean(dim=1)  # a softmax over two is the sigmoid of their difference
 
 
-def load_quality(
-    name: str, semantics: SemanticSpace, antonyms: Sequence[tuple[str, str]] = ANTONYMS
-) -> QualityScorer | None:
+def load_quality(name: str, semantics: SemanticSpace) -> QualityScorer | None:
     """The scorer called `name`: "antonyms", or "none" for no scorer."""
     if name == "none":
         return None
     if name == "antonyms":
-        return AntonymQuality(semantics, antonyms)
+        return AntonymQuality(semantics)
     raise UserError(f"quality {name!r} is not known; choose antonyms or none")

@@ -54,6 +54,7 @@ class StableDiffusion(Generator):
         merged_sampler: bool,
         compile: bool,
     ) -> None:
+        self.name = name
         self.pipeline = _load(resolve(name, GENERATORS), dtype).to(device)
         self.unet, self.text_encoder, self.vae = self.pipeline.unet, self.pipeline.text_encoder, self.pipeline.vae
         for module in (self.unet, self.text_encoder, self.vae):
@@ -102,6 +103,9 @@ class StableDiffusion(Generator):
 
     def timesteps(self, steps: int) -> Tensor:
         """(calls,) on the CPU, where the schedulers index their tables. Forgets the previous trajectory."""
+        trained = self.scheduler.config.num_train_timesteps
+        if steps > trained:
+            raise UserError(f"steps {steps}: {self.name} was trained on {trained} timesteps; give {trained} or fewer")
         self.scheduler.set_timesteps(steps)
         return self.scheduler.timesteps
 
@@ -182,7 +186,13 @@ class StableDiffusion(Generator):
 
     def load_adapter(self, directory: Path) -> None:
         for part, (config, weights) in adapter.read(directory).items():
-            adapter.restore(getattr(self, part), config, weights)
+            try:
+                adapter.restore(getattr(self, part), config, weights)
+            except ValueError as error:
+                raise UserError(
+                    f"adapter {directory} was made for another generator than {self.name} ({error}); "
+                    "give the one it was aligned from"
+                ) from error
         self.refresh_sampler()
 
     def merge_adapter(self, directory: Path) -> None:
