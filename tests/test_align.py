@@ -9,9 +9,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lbgen import config as configs
-from lbgen.alignment import train
+from lbgen.alignment import checkpoint, run, train
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.monitor import check_diversity, evaluation_places
+from lbgen.alignment.monitor import check_diversity, diversity_share, evaluation_places
 from lbgen.alignment.objective import term_values
 from lbgen.alignment.trainer import Trainer
 from lbgen.errors import UserError
@@ -225,10 +225,42 @@ def test_the_released_scripts_objective(fresh, finished):
 
 def test_the_guard_warns_or_stops_below_its_share(fresh):
     assert check_diversity(fresh(), 5, 0.7) is None
-    assert "step 5: diversity fell to 69% of the base" in check_diversity(fresh(), 5, 0.69)
+    assert "step 5: diversity (Vendi score less 1) fell to 69% of the base" in check_diversity(fresh(), 5, 0.69)
     assert check_diversity(fresh(guard="off"), 5, 0.1) is None
-    with pytest.raises(UserError, match="go on with --guard warn"):
-        check_diversity(fresh(guard="stop"), 5, 0.1)
+    assert "go on from here with --guard warn" in check_diversity(fresh(guard="stop"), 5, 0.1)
+
+
+def test_diversity_is_compared_above_its_floor():
+    """Four equal images have a Vendi score of 1; a base model of equal images has nothing to lose."""
+    assert diversity_share(1.0, 1.6) == 0
+    assert diversity_share(1.3, 1.6) == pytest.approx(0.5)
+    assert diversity_share(1.0, 1.0) == diversity_share(1.0, 1.0001) == 1
+
+
+def test_a_guard_that_stops_has_saved_and_the_run_goes_on_from_there(fresh, finished, monkeypatch):
+    monkeypatch.setattr(run, "diversity_share", lambda diversity, base: 0.1 if diversity != base else 1.0)
+    config = fresh(guard="stop", checkpoint_every=100)
+    with pytest.raises(UserError, match="step 1: diversity"):
+        train.align(config)
+    assert checkpoint.newest(config.output).name == "step-000001"
+    train.align(dataclasses.replace(config, guard="warn"))
+    ours, theirs = load_file(config.output / ADAPTER), load_file(finished.output / ADAPTER)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_tensorboard_has_the_numbers_of_metrics_and_evaluations(fresh):
+    """Read back with TensorBoard's own reader."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = fresh(logger="tensorboard")
+    train.align(config)
+    (folder,) = {path.parent for path in config.output.rglob("events.out.tfevents.*") if path.parent.name == "align"}
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    for file, name in (("metrics", "loss"), ("metrics", "discriminator"), ("evaluations", "diversity")):
+        expected = {line["step"]: line[name] for line in lines(config.output / f"{file}.jsonl") if name in line}
+        shown = {event.step: event.value for event in events.Scalars(f"{file}/{name}")}
+        assert shown == pytest.approx(expected)
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without a GPU")
@@ -251,6 +283,8 @@ def test_fp16_without_a_gpu_is_refused(fresh):
         {"guard_diversity": 1.5},
         {"lora_targets": ()},
         {"entire_weight": 0.0, "individual_weight": 0.0, "quality_weight": 0.0},
+        {"entire_weight": 0.0, "individual_weight": 0.0, "quality": "none"},
+        {"entire_weight": 0.0, "individual_weight": 0.0, "quality_weight": 0.0, "base_weight": 1.0},
     ],
 )
 def test_a_field_out_of_range_is_refused_by_its_flag(wrong):

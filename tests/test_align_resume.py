@@ -15,6 +15,8 @@ from test_align import ADAPTER, lines, tiny_config  # noqa: F401 (a fixture)
 from lbgen import cli
 from lbgen import config as configs
 from lbgen.alignment import checkpoint, train
+from lbgen.alignment.config import AlignConfig
+from lbgen.errors import Interrupted
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["lbgen.alignment.train"])
@@ -90,7 +92,8 @@ def test_killed_at_any_moment_and_resumed_the_run_ends_bit_identical(whole, tmp_
         ("mark_complete", 1),  # the first checkpoint has no marker
         ("clean", 2),  # the first checkpoint is in place (the first call is the start's)
         ("append_line", 2),  # resumed, and again an update later
-        ("mark_complete", 2),  # the adapter is written, the run not yet finished
+        ("mark_complete", 2),  # the last checkpoint has no marker
+        ("publish_adapter", 1),  # it is in place, its adapter not yet published
     ]
     for name, calls in moments:
         assert ended(align_until, killed, name, calls) == -signal.SIGKILL, (name, calls)
@@ -107,6 +110,46 @@ def test_a_signal_saves_and_the_next_start_goes_on_bit_identically(whole, tmp_pa
     assert checkpoint.newest(stopped.output).name == "step-000003"
     assert ended(cli.main, argv) == 0
     assert_equal_runs(stopped, whole)
+
+
+@pytest.mark.parametrize("moment", ["append_line", "publish_adapter"])
+def test_a_signal_in_the_last_update_or_after_it_ends_the_program_with_the_run_whole(whole, tmp_path, moment):
+    config = dataclasses.replace(whole, output=tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        function = getattr(checkpoint, moment)
+
+        def signalled(path, second):
+            function(path, second)
+            if moment == "publish_adapter" or (second["step"] == 5 and "loss" in second):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        patch.setattr(checkpoint, moment, signalled)
+        with pytest.raises(Interrupted, match="run is finished; the adapter is in") as ended:
+            train.align(config)
+    assert ended.value.signum == signal.SIGINT
+    assert_equal_runs(config, whole)
+
+
+def test_an_older_adapter_is_not_taken_for_the_finished_one(whole, tmp_path):
+    """Finished with 2 updates, extended, killed after the checkpoint of 4, and asked for 4."""
+    config = dataclasses.replace(whole, output=tmp_path / "run", max_steps=2)
+    train.align(config)
+    old = (config.output / ADAPTER).read_bytes()
+    longer = dataclasses.replace(config, max_steps=5)
+    assert ended(align_until, longer, "mark_complete", 2) == -signal.SIGKILL
+    four = dataclasses.replace(config, max_steps=4)
+    assert train.align(four).steps == 4
+    published = (config.output / ADAPTER).read_bytes()
+    newest = checkpoint.newest(config.output)
+    assert newest.name == "step-000004" and published != old
+    assert published == (newest / ADAPTER).read_bytes()
+    assert lines(config.output / "metrics.jsonl")[-1]["step"] == 4
+    assert configs.load(AlignConfig, config.output / "config.yaml").max_steps == 4
+
+
+def test_the_released_texts_keep_the_size_of_a_process_batch(whole):
+    assert "batch_size" in train.may_change(whole)
+    assert "batch_size" not in train.may_change(dataclasses.replace(whole, discriminator_texts="released-code"))
 
 
 def test_a_half_written_checkpoint_is_passed_over(whole, tmp_path):

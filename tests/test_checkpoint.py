@@ -56,6 +56,26 @@ def test_the_last_two_are_kept(tmp_path):
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-000002", "step-000003"]
 
 
+def test_what_is_not_a_checkpoint_is_left_alone(tmp_path):
+    """A user's notes and copies; only a killed process's temporary folder goes."""
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    folder = tmp_path / "checkpoints"
+    (folder / "step-000003").rename(folder / "step-best")
+    (folder / "notes.txt").write_text("keep")
+    (folder / "mine").mkdir()
+    (folder / ".step-000004.tmp").mkdir()
+    assert checkpoint.newest(tmp_path).name == "step-000002"
+    checkpoint.clean(tmp_path)
+    left = ["mine", "notes.txt", "step-000001", "step-000002", "step-best"]
+    assert sorted(path.name for path in folder.iterdir()) == left
+
+
+def test_steps_are_ordered_as_numbers(tmp_path):
+    write(tmp_path, 999_999), write(tmp_path, 1_000_000)
+    assert checkpoint.newest(tmp_path).name == "step-1000000"
+
+
 def test_state_comes_back_bit_for_bit(tmp_path):
     """An AdamW that goes on from the file takes the same step as the one that never stopped."""
 

@@ -120,6 +120,21 @@ def test_export_to_what_is_no_folder_is_refused(capsys, tmp_path):
     )
 
 
+def test_export_over_what_is_no_file_is_refused(capsys, tmp_path):
+    """A folder in the place of a file, and a file in the place of a folder."""
+    (tmp_path / "a" / "generator" / "model_index.json" / "full").mkdir(parents=True)
+    assert "Is a directory" in refused_here(capsys, "export", "microworld", str(tmp_path / "a"))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "semantics").touch()
+    assert "b: File exists; choose a folder" in refused_here(capsys, "export", "microworld", str(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/run"])
+def test_align_into_a_file_is_refused_in_one_line(capsys, tmp_path, place):
+    (tmp_path / "taken").touch()
+    assert "taken is a file; choose a folder" in refused_here(capsys, "align", "--output", str(tmp_path / place))
+
+
 OTHER_VERB = """
 import time, lbgen.cli
 def stand_in(config):

@@ -93,8 +93,4 @@ def _verb_call(verb: Verb, arguments: dict[str, Any]) -> Callable[[], object]:
 def _export_call(model: str, directory: Path) -> Callable[[], object]:
     from lbgen.microworld import export
 
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{directory}: {error.strerror}; choose a folder that can be written") from None
     return lambda: export(directory)

@@ -1,7 +1,8 @@
 """What each update draws: a function of (seed, draw, position in the global batch) and of nothing else.
 
 `draw` counts the batches from 0, the discriminator's warm-up first. So a run resumes from the count alone, and the
-number of processes that share a global batch does not matter.
+number of processes that share a global batch does not matter. One exception, `first_rows`: the released script's texts
+depend on the batch of one process.
 """
 
 import hashlib
@@ -53,7 +54,7 @@ def ensure_others(texts: Sequence[str]) -> None:
 def first_rows(positions: Sequence[int], batch_size: int, categories: int) -> list[int]:
     """The released script's "real" texts: a shuffle of the first batch_size categories, whatever the images are.
 
-    Its order has no effect on the mean loss, so it is left out.
+    batch_size is that of one process.  Its order has no effect on the mean loss, so it is left out.
     """
     return [position % batch_size % categories for position in positions]
 

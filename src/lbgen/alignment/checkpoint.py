@@ -4,8 +4,10 @@ No random state is kept: every draw is a function of the seed and of the two cou
 A checkpoint's `adapter` is a standard diffusers LoRA of its own.
 """
 
+import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,8 @@ from lbgen import files
 
 MARKER = "checkpoint.json"
 KEPT = 2
+OURS = re.compile(r"step-\d{6,}|\.step-\d{6,}\.tmp")
+"""Names of checkpoints, and of what a killed process left of one; anything else in the folder is the user's."""
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -39,8 +43,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def save_tensors(folder: Path, tensors: dict[str, Any]) -> None:
-    """State dictionaries by name, one file."""
-    torch.save(tensors, folder / "state.pt")
+    """State dictionaries by name, one file; by way of memory, so that a full disk is an OSError."""
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    (folder / "state.pt").write_bytes(buffer.getbuffer())
 
 
 def load_tensors(folder: Path, device: torch.device) -> dict[str, Any]:
@@ -70,17 +76,41 @@ def _files(folder: Path) -> list[Path]:
 
 def newest(run: Path) -> Path | None:
     """The newest whole checkpoint."""
-    whole = [path for path in sorted((run / "checkpoints").glob("step-*")) if read_record(path) is not None]
+    whole = _whole(run)
     return whole[-1] if whole else None
 
 
-def clean(run: Path) -> None:
-    """Remove what a killed process left half-written, and all but the newest checkpoints."""
+def _whole(run: Path) -> list[Path]:
+    paths = [path for path in _ours(run) if path.name.startswith("step-") and read_record(path) is not None]
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _ours(run: Path) -> list[Path]:
     folder = run / "checkpoints"
-    whole = [path for path in sorted(folder.glob("step-*")) if read_record(path) is not None]
-    for path in folder.iterdir() if folder.is_dir() else []:
-        if path not in whole[-KEPT:]:
+    entries = folder.iterdir() if folder.is_dir() else []
+    return [path for path in entries if OURS.fullmatch(path.name) and path.is_dir()]
+
+
+def clean(run: Path) -> None:
+    """Remove what a killed process left half-written, and all but the newest checkpoints; nothing of the user's."""
+    kept = _whole(run)[-KEPT:]
+    for path in _ours(run):
+        if path not in kept:
             shutil.rmtree(path)
+
+
+def publish_adapter(step: Path, adapter: Path) -> None:
+    """Make `adapter` a copy of the checkpoint's."""
+    with new_folder(adapter) as folder:
+        shutil.copytree(step / "adapter", folder, dirs_exist_ok=True)
+
+
+def is_published(step: Path, adapter: Path) -> bool:
+    """Whether `adapter` holds what the checkpoint's does, byte for byte."""
+    ours, theirs = (
+        {path.relative_to(root): path.read_bytes() for path in _files(root)} for root in (adapter, step / "adapter")
+    )
+    return ours == theirs
 
 
 # ---- the lines beside the checkpoints ----

@@ -114,7 +114,7 @@ class AlignConfig:
     guard: Literal["warn", "stop", "off"] = "warn"
     """What to do when the diversity of the evaluation images collapses."""
     guard_diversity: float = 0.7
-    """Collapse is a mean Vendi score within categories below this share of the base model's."""
+    """Collapse: V - 1 falls below this share of the base model's; V: mean Vendi score in a category, 1 at the least."""
     logger: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
     """Where losses and evaluations are logged, beside metrics.jsonl and evaluations.jsonl."""
 
@@ -139,5 +139,7 @@ class AlignConfig:
         require(self, "lora_targets", len(self.lora_targets) > 0, "name at least one module")
         within = 1 <= self.differentiated_steps <= self.steps
         require(self, "differentiated_steps", within, f"give 1 to {self.steps} (--steps)")
-        weights = self.entire_weight + self.individual_weight + self.quality_weight
-        require(self, "entire_weight", weights > 0, "all weights are 0, so nothing would be trained: raise one")
+        weights = self.entire_weight + self.individual_weight
+        weights += self.quality_weight if self.quality != "none" else 0
+        remedy = "nothing would be trained: raise it, --individual-weight, or --quality-weight with a --quality scorer"
+        require(self, "entire_weight", weights > 0, remedy)

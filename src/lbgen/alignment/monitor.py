@@ -1,4 +1,8 @@
-"""What a run shows of itself: a fixed set of images, statistics of them that no loss sees, and the guard."""
+"""What a run shows of itself: a fixed set of images, statistics of them, and the guard.
+
+Diversity, label agreement, the features' cosine and quality are judged by the semantics and the scorer that the losses
+use, so they may be flattered by the training; edges, colours and the pixels' distance to the base model are not.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -6,13 +10,12 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lbgen import files, measures
 from lbgen.alignment.batches import derived_seed, stacked_noise
 from lbgen.alignment.config import AlignConfig
-from lbgen.errors import UserError
 from lbgen.models.generator import Generator
 from lbgen.models.quality import QualityScorer
 from lbgen.models.sampling import sample
@@ -20,6 +23,8 @@ from lbgen.models.semantics import SemanticSpace
 from lbgen.vocabulary import Vocabulary
 
 IMAGES_PER_CATEGORY = 4
+LEAST_EXCESS = 0.01
+"""Of a Vendi score over 1. A base model with less has no diversity to lose."""
 
 
 class Monitor:
@@ -89,8 +94,7 @@ class Monitor:
             path.parent.mkdir(parents=True, exist_ok=True)
             with self.generator.adapter_enabled(False):
                 images = self.sample()
-            with files.replacing(path) as temporary:
-                save_file({"images": images.contiguous()}, temporary)
+            files.write_bytes(path, save({"images": images.contiguous()}))
         return load_file(path)["images"]
 
     @torch.no_grad()
@@ -130,17 +134,19 @@ def write_grid(path: Path, images: Tensor) -> None:
         Image.fromarray(pixels.numpy()).save(temporary, format="PNG")
 
 
-def check_diversity(config: AlignConfig, step: int, share: float) -> str | None:
-    """The guard: a warning when the images of a category have become alike; with guard "stop", the end of the run.
+def diversity_share(diversity: float, base: float) -> float:
+    """What is left of the base model's diversity, from two Vendi scores, which are 1 at the least: their excess."""
+    return (diversity - 1) / (base - 1) if base - 1 >= LEAST_EXCESS else 1.0
 
-    share: diversity of the evaluation images over that of the base model's.
-    """
+
+def check_diversity(config: AlignConfig, step: int, share: float) -> str | None:
+    """The guard: what to say when the images of a category have become alike.  share: of `diversity_share`."""
     if config.guard == "off" or share >= config.guard_diversity:
         return None
     message = (
-        f"{config.output}, step {step}: diversity fell to {share:.0%} of the base model's, "
+        f"{config.output}, step {step}: diversity (Vendi score less 1) fell to {share:.0%} of the base model's, "
         f"below --guard-diversity {config.guard_diversity}; lower the learning rates or raise --base-weight"
     )
     if config.guard == "stop":
-        raise UserError(f"{message}, or go on with --guard warn; earlier adapters are in {config.output}/checkpoints")
+        message += f", or go on from here with --guard warn; the last adapters are in {config.output}/checkpoints"
     return message

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from lbgen.alignment import checkpoint
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.monitor import Monitor, check_diversity
+from lbgen.alignment.monitor import Monitor, check_diversity, diversity_share
 from lbgen.alignment.trainer import Trainer
-from lbgen.errors import Interrupted
+from lbgen.errors import Interrupted, UserError
 
 
 class Run:
@@ -84,35 +84,43 @@ class Run:
         return {"step": self.record["step"], **terms, "discriminator": discriminator, "images_per_second": speed}
 
     def evaluate(self) -> None:
-        """Sample and measure the evaluation images on the main process; the guard's verdict reaches every process."""
+        """Sample and measure the evaluation images on the main process; the guard's verdict reaches every process.
+
+        Where it stops the run, the state is saved first.
+        """
         step = self.record["step"]
         share = 1.0
         if self.monitor is not None:
             statistics = self.monitor.evaluate(step)
             self.write("evaluations.jsonl", {"step": step, **statistics})
-            share = statistics["diversity"] / self.monitor.base_diversity
+            share = diversity_share(statistics["diversity"], self.monitor.base_diversity)
         if self.config.guard != "off":
             share = self._from_main(share)
-            if warning := check_diversity(self.config, step, share):
+            warning = check_diversity(self.config, step, share)
+            if warning and self.config.guard == "stop":
+                self.save()
+                self.accelerator.end_training()
+                raise UserError(warning)
+            if warning:
                 self._say(f"lbgen: {warning}")
 
     def leave_if_asked(self, signals: list[int]) -> None:
         """Save and stop, all processes alike, once one of them has received a signal."""
-        received = torch.tensor([signals[0] if signals else 0], device=self.accelerator.device)
-        signum = int(self.accelerator.gather(received).max())
-        if signum:
+        if signum := self._received(signals):
             self.save()
             self.accelerator.end_training()
             where = checkpoint.checkpoint_path(self.config.output, self.record["step"])
             raise Interrupted(signum, f"saved {where}; the same command goes on from there")
 
-    def finish(self, adapter: Path) -> None:
-        """Write the adapter, then the last checkpoint, which says that the run is finished."""
-        if self.accelerator.is_main_process:
-            with checkpoint.new_folder(adapter) as folder:
-                self.trainer.generator.save_adapter(folder)
+    def finish(self, adapter: Path, signals: list[int]) -> None:
+        """Write the last checkpoint and its adapter; a signal that came too late to stop the run ends the program."""
         self.save()
+        if self.accelerator.is_main_process:
+            checkpoint.publish_adapter(checkpoint.checkpoint_path(self.config.output, self.record["step"]), adapter)
+        signum = self._received(signals)
         self.accelerator.end_training()
+        if signum:
+            raise Interrupted(signum, f"{self.config.output} is finished; the adapter is in {adapter}")
 
     def save(self) -> None:
         """Write a checkpoint and drop the old ones."""
@@ -122,6 +130,11 @@ class Run:
                 checkpoint.mark_complete(folder, self.record)
             checkpoint.clean(self.config.output)
         self.accelerator.wait_for_everyone()
+
+    def _received(self, signals: list[int]) -> int:
+        """The signal that one of the processes has received, the same in all; 0 for none."""
+        received = torch.tensor([signals[0] if signals else 0], device=self.accelerator.device)
+        return int(self.accelerator.gather(received).max())
 
     # ---- what is shown and written ----
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import AutocastKwargs
+from safetensors import SafetensorError
 
 from lbgen import config as configs
 from lbgen import files, provenance
@@ -49,8 +51,17 @@ class AlignResult:
 
 def align(config: AlignConfig) -> AlignResult:
     """Fine-tune the generator's adapter on the weighted objective, from where the run folder stands."""
+    ensure_writable(config.output)
+    try:
+        return _align(config)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{config.output}: {reason}; nothing saved is lost, make room and start again") from error
+
+
+def _align(config: AlignConfig) -> AlignResult:
     if (config.output / "config.yaml").exists():
-        configs.ensure_same(config, config.output / "config.yaml", ignore=MAY_CHANGE)
+        configs.ensure_same(config, config.output / "config.yaml", ignore=may_change(config))
     accelerator = start_accelerator(config)
     vocabulary = load_vocabulary(config.vocabulary, config.qualify_names)
     resumed = checkpoint.newest(config.output)
@@ -58,11 +69,17 @@ def align(config: AlignConfig) -> AlignResult:
     if resumed is not None:
         record = resumable(resumed, record)
     adapter = config.output / "adapter"
-    if record["step"] >= config.max_steps and adapter.is_dir():
+    if resumed is not None and record["step"] >= config.max_steps:
+        if not checkpoint.is_published(resumed, adapter):
+            prepare_folder(config, vocabulary, accelerator, record["step"])
+            if accelerator.is_main_process:
+                checkpoint.publish_adapter(resumed, adapter)
         accelerator.print(f"{config.output} is finished: {record['step']} steps; the adapter is in {adapter}")
         return AlignResult(config.output, adapter, record["step"])
     if config.discriminator_texts == "others":
         batches.ensure_others(vocabulary.texts(config.discriminator_template))
+    if resumed is not None:
+        ensure_same_weights(config)
     trainer = Trainer(config, vocabulary, accelerator, resumed)
     gradient_norms = {} if resumed is not None else checked_gradients(trainer, accelerator)
     prepare_folder(config, vocabulary, accelerator, record["step"] if resumed is not None else -1)
@@ -72,8 +89,23 @@ def align(config: AlignConfig) -> AlignResult:
             run.begin(gradient_norms)
         run.warm_up(signals)
         run.loop(signals)
-    run.finish(adapter)
+        run.finish(adapter, signals)
     return AlignResult(config.output, adapter, run.record["step"])
+
+
+def ensure_writable(output: Path) -> None:
+    """Refuse a folder that could not be made or written, without making it."""
+    nearest = next(path for path in (output.absolute(), *output.absolute().parents) if os.path.exists(path))
+    if not nearest.is_dir():
+        raise UserError(f"--output {output}: {nearest} is a file; choose a folder that can be made")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"--output {output}: no permission to write in {nearest}; choose another folder")
+
+
+def may_change(config: AlignConfig) -> tuple[str, ...]:
+    """The released script's texts are those of one process's batch, so its size must stay."""
+    kept = "batch_size" if config.discriminator_texts == "released-code" else None
+    return tuple(name for name in MAY_CHANGE if name != kept)
 
 
 def start_accelerator(config: AlignConfig) -> Accelerator:
@@ -116,6 +148,26 @@ def resumable(folder: Path, expected: dict[str, Any]) -> dict[str, Any]:
     return {name: record[name] for name in expected}
 
 
+def weights(config: AlignConfig) -> dict[str, str | None]:
+    """Hashes of the frozen weights, by the name of their flag."""
+    return {
+        "generator": provenance.weights_sha256(resolve(config.generator, GENERATORS)),
+        "semantics": provenance.weights_sha256(resolve(config.semantics, SEMANTICS)),
+    }
+
+
+def ensure_same_weights(config: AlignConfig) -> None:
+    """Refuse to go on with weights that are not those the run was begun with; libraries may have changed."""
+    path = config.output / "provenance.json"
+    recorded = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for name, now in weights(config).items():
+        if recorded.get(f"{name}_sha256", now) != now:
+            raise UserError(
+                f"{config.output} was begun with other weights of --{name} {getattr(config, name)} than are there now; "
+                "restore them or choose another --output"
+            )
+
+
 def checked_gradients(trainer: Trainer, accelerator: Accelerator) -> dict[str, float]:
     """Measure and print each weighted term's gradient on the adapter; one that does not reach it ends the run."""
     norms = trainer.measure_gradients()
@@ -129,15 +181,20 @@ def prepare_folder(config: AlignConfig, vocabulary: Vocabulary, accelerator: Acc
     if accelerator.is_main_process:
         if step < 0:
             shutil.rmtree(config.output / "samples", ignore_errors=True)
+            write_provenance(config, vocabulary)
         configs.save(config, config.output / "config.yaml")
-        origin = {
-            "vocabulary_sha256": provenance.vocabulary_sha256(vocabulary),
-            "generator_sha256": provenance.weights_sha256(resolve(config.generator, GENERATORS)),
-            "semantics_sha256": provenance.weights_sha256(resolve(config.semantics, SEMANTICS)),
-            "versions": provenance.versions(),
-        }
-        files.write_text(config.output / "provenance.json", json.dumps(origin, indent=2) + "\n")
         checkpoint.clean(config.output)
         for name in ("metrics.jsonl", "evaluations.jsonl"):
             checkpoint.cut_back(config.output / name, step)
     accelerator.wait_for_everyone()
+
+
+def write_provenance(config: AlignConfig, vocabulary: Vocabulary) -> None:
+    """What the run was begun with; a resumed one leaves it as it is."""
+    origin = {
+        "vocabulary_sha256": provenance.vocabulary_sha256(vocabulary),
+        **{f"{name}_sha256": sha256 for name, sha256 in weights(config).items()},
+        "versions": provenance.versions(),
+    }
+    config.output.mkdir(parents=True, exist_ok=True)
+    files.write_text(config.output / "provenance.json", json.dumps(origin, indent=2) + "\n")

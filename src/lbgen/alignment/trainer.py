@@ -52,6 +52,8 @@ class Trainer:
             self.generator.enable_gradient_checkpointing()
         vocabulary.check_tokens(self.generator.count_tokens, self.generator.token_limit, config.prompt_template)
         self.semantics = load_semantics(config.semantics, device, dtype)
+        for template in (config.text_template, config.discriminator_template):
+            vocabulary.check_tokens(self.semantics.count_tokens, self.semantics.token_limit, template)
         self.quality = load_quality(config.quality, self.semantics)
         self.discriminator_texts = vocabulary.texts(config.discriminator_template)
         with torch.no_grad():  # features of every category's texts, (categories, D)
@@ -181,7 +183,7 @@ class Trainer:
             self.scaler.update()
         elif torch.isfinite(norm):
             self.optimizer.step()
-        else:
+        if not torch.isfinite(norm) and (self.scaler is None or self.scaler.get_scale() < 1):
             raise UserError(
                 f"{self.config.output}, step {step}: the adapter's gradient is {norm.item()}; choose another --output "
                 "and a lower --learning-rate, or --detach-input"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from lbgen.errors import UserError
 from lbgen.microworld.world import CATEGORIES, HOME, SCENES, STYLES
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -18,5 +19,11 @@ __all__ = ["CATEGORIES", "GENERATOR", "HOME", "SCENES", "SEMANTICS", "STYLES", "
 
 def export(directory: Path) -> None:
     """Write `directory/generator` (diffusers) and `directory/semantics` (transformers), ready for plain loaders."""
-    for source in (GENERATOR, SEMANTICS):
-        shutil.copytree(source, directory / source.name, dirs_exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for source in (GENERATOR, SEMANTICS):
+            shutil.copytree(source, directory / source.name, dirs_exist_ok=True)
+    except shutil.Error as error:  # of single files: (from, to, reason) of each
+        raise UserError(f"{directory}: {error.args[0][0][2]}; choose a folder that can be written") from None
+    except OSError as error:
+        raise UserError(f"{directory}: {error.strerror}; choose a folder that can be written") from None

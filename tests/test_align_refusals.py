@@ -1,0 +1,94 @@
+"""Alignment runs that cannot begin or go on end in one line that says why."""
+
+import dataclasses
+import importlib.util
+import os
+import resource
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_align import fresh, tiny_config, trainer_of  # noqa: F401 (fixtures)
+
+from lbgen.alignment import train
+from lbgen.errors import UserError
+
+
+@pytest.mark.parametrize("place", ["file", "file/run"])
+def test_an_output_that_is_or_lies_under_a_file_is_refused_before_models_are_loaded(fresh, tmp_path, place):  # noqa: F811
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"--output .*/{place}: .*/file is a file; choose"):
+        train.align(fresh(output=tmp_path / place, generator=str(tmp_path / "none")))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_output_is_refused_before_models_are_loaded(fresh, tmp_path):  # noqa: F811
+    (tmp_path / "sealed").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="no permission to write in .*/sealed; choose another"):
+        train.align(fresh(output=tmp_path / "sealed" / "run", generator=str(tmp_path / "none")))
+
+
+@pytest.mark.parametrize("limit", [10_000, 20_000, 100_000])
+def test_a_disk_that_takes_no_more_is_one_line(fresh, limit):  # noqa: F811
+    """The system refuses to write beyond the limit: in the base images, the adapter, the optimiser's state."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(UserError, match="File too large.*nothing saved is lost, make room and start again"):
+            train.align(fresh(max_steps=1, rank=8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(("flag", "file"), [("generator", "unet/diffusion_pytorch_model"), ("semantics", "model")])
+def test_a_run_does_not_go_on_with_other_weights(fresh, tmp_path, flag, file):  # noqa: F811
+    """One number of a safetensors file is changed between two runs; libraries may change."""
+    config = fresh(max_steps=1)
+    folder = shutil.copytree(getattr(config, flag), tmp_path / flag)
+    config = dataclasses.replace(config, **{flag: str(folder)})
+    train.align(config)
+    record = config.output / "provenance.json"
+    record.write_text(record.read_text().replace('"torch ', '"torch 0.'))
+    recorded = record.read_text()
+    weights = folder / f"{file}.safetensors"
+    original, tensors = weights.read_bytes(), load_file(weights)
+    next(iter(tensors.values())).view(-1)[0] += 1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    longer = dataclasses.replace(config, max_steps=2)
+    with pytest.raises(UserError, match=f"other weights of --{flag} .*; restore them or choose another --output"):
+        train.align(longer)
+    weights.write_bytes(original)
+    assert train.align(longer).steps == 2 and record.read_text() == recorded
+
+
+@pytest.mark.parametrize("field", ["text_template", "discriminator_template"])
+def test_a_text_too_long_for_the_semantics_is_named_by_file_and_line(fresh, field):  # noqa: F811
+    """The miniature reads 16 tokens, most letters being one."""
+    with pytest.raises(UserError, match="names.txt, line 1: .* tokens long, the text encoder reads 16; shorten"):
+        trainer_of(fresh(**{field: "qwertyuiopqwertyuiop {name}"}))
+
+
+def test_in_fp16_a_run_that_no_loss_scale_saves_is_stopped(fresh):  # noqa: F811
+    """With torch's own GradScaler: 2 and 1 are tried before the scale falls below 1."""
+    trainer = trainer_of(fresh(batch_size=1))
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for step, scale in ((1, 2.0), (2, 1.0)):
+        trainer.update_adapter(overflowed(trainer), step)
+        assert trainer.scaler.get_scale() == scale
+    with pytest.raises(UserError, match="step 3: the adapter's gradient is nan"):
+        trainer.update_adapter(overflowed(trainer), 3)
+
+
+def overflowed(trainer):
+    """A batch whose features are infinite."""
+    batch = trainer.batch(0, differentiate=True)
+    return dataclasses.replace(batch, features=batch.features * float("inf"))
+
+
+def test_a_logger_that_is_not_installed_is_refused(fresh):  # noqa: F811
+    missing = [name for name in ("wandb", "trackio") if importlib.util.find_spec(name) is None]
+    if not missing:
+        pytest.skip("wandb and trackio are both installed")
+    with pytest.raises(UserError, match=f"--logger {missing[0]} is not installed; pip install {missing[0]}"):
+        train.align(fresh(logger=missing[0]))
