@@ -120,10 +120,11 @@ def test_export_to_what_is_no_folder_is_refused(capsys, tmp_path):
     )
 
 
-def test_export_over_what_is_no_file_is_refused(capsys, tmp_path):
-    """A folder in the place of a file, and a file in the place of a folder."""
-    (tmp_path / "a" / "generator" / "model_index.json" / "full").mkdir(parents=True)
-    assert "Is a directory" in refused_here(capsys, "export", "microworld", str(tmp_path / "a"))
+def test_export_to_a_full_disk_or_over_a_file_is_refused(capsys, tmp_path):
+    """Linux's device that is always full, and a file in the place of a folder."""
+    (tmp_path / "a" / "generator").mkdir(parents=True)
+    (tmp_path / "a" / "generator" / "model_index.json").symlink_to("/dev/full")
+    assert "No space left on device" in refused_here(capsys, "export", "microworld", str(tmp_path / "a"))
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "semantics").touch()
     assert "b: File exists; choose a folder" in refused_here(capsys, "export", "microworld", str(tmp_path / "b"))
