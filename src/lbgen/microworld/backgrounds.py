@@ -6,6 +6,7 @@ u, v: (1, H, W), from 0 at the left or top to 1. n: how many pictures. Returns (
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ def _draw(rng: np.random.Generator, n: int, low: float, high: float) -> Array:
     return rng.uniform(low, high, (n, 1, 1)).astype(np.float32)
 
 
-def mix(below: Array, above: Array, share: Array) -> Array:
+def mix(below: NDArray[Any], above: NDArray[Any], share: NDArray[Any]) -> Array:
     """share (n, H, W) of `above`, the rest `below`."""
     mixed = above - below
     mixed = mixed * share[..., None]

@@ -104,9 +104,10 @@ class StableDiffusion(Generator):
     def timesteps(self, steps: int) -> Tensor:
         """(calls,) on the CPU, where the schedulers index their tables. Forgets the previous trajectory."""
         trained = self.scheduler.config.num_train_timesteps
-        if steps > trained:
-            raise UserError(f"steps {steps}: {self.name} was trained on {trained} timesteps; give {trained} or fewer")
-        self.scheduler.set_timesteps(steps)
+        if steps <= trained:
+            self.scheduler.set_timesteps(steps)
+        if steps > trained or self.scheduler.timesteps.max() >= trained:  # an offset may lead beyond the last
+            raise UserError(f"steps {steps}: {self.name} was trained on {trained} timesteps; give fewer")
         return self.scheduler.timesteps
 
     @property
