@@ -23,7 +23,7 @@ context.set_forkserver_preload(["lbgen.alignment.train"])
 
 
 @pytest.fixture(scope="module")
-def config(tiny_config, tmp_path_factory):  # noqa: F811
+def config(tiny_config, tmp_path_factory):
     output = tmp_path_factory.mktemp("whole")
     changes = {"max_steps": 5, "checkpoint_every": 2, "evaluate_every": 2, "discriminator_warmup_steps": 1}
     return dataclasses.replace(tiny_config, output=output, **changes)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lbgen.errors import UserError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -30,6 +32,15 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode("utf-8"))
+
+
+def ensure_writable(output: Path) -> None:
+    """Refuse an --output folder that could not be made or written, without making it."""
+    nearest = next(path for path in (output.absolute(), *output.absolute().parents) if os.path.exists(path))
+    if not nearest.is_dir():
+        raise UserError(f"--output {output}: {nearest} is a file; choose a folder that can be made")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"--output {output}: no permission to write in {nearest}; choose another folder")
 
 
 def temporary_name(path: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +50,7 @@ class AlignResult:
 
 def align(config: AlignConfig) -> AlignResult:
     """Fine-tune the generator's adapter on the weighted objective, from where the run folder stands."""
-    ensure_writable(config.output)
+    files.ensure_writable(config.output)
     try:
         return _align(config)
     except (OSError, SafetensorError) as error:
@@ -91,15 +90,6 @@ def _align(config: AlignConfig) -> AlignResult:
         run.loop(signals)
         run.finish(adapter, signals)
     return AlignResult(config.output, adapter, run.record["step"])
-
-
-def ensure_writable(output: Path) -> None:
-    """Refuse a folder that could not be made or written, without making it."""
-    nearest = next(path for path in (output.absolute(), *output.absolute().parents) if os.path.exists(path))
-    if not nearest.is_dir():
-        raise UserError(f"--output {output}: {nearest} is a file; choose a folder that can be made")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"--output {output}: no permission to write in {nearest}; choose another folder")
 
 
 def may_change(config: AlignConfig) -> tuple[str, ...]:

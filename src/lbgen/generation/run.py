@@ -105,12 +105,7 @@ def load(config: GenerateConfig, vocabulary: Vocabulary) -> Generator:
 def check_folder(config: GenerateConfig) -> None:
     """Refuse a folder that cannot be written, or that holds anything but a dataset of the same configuration."""
     output = config.output
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output}: {error.strerror}; choose a folder that can be made") from None
-    if not os.access(output, os.W_OK | os.X_OK):
-        raise UserError(f"--output {output}: no permission to write there; choose another folder")
+    files.ensure_writable(output)
     if (output / "config.yaml").exists():
         lbgen.config.ensure_same(config, output / "config.yaml", ignore=("output", "adapter"))  # it may have moved
     if (output / dataset.SPLIT).exists() and not (output / "dataset.yaml").exists():
