@@ -1,76 +1,117 @@
-"""The dataset folder: an ImageFolder with an index beside it. The one place that knows its layout.
+"""The dataset folder and its index. The one place that knows its layout.
 
-DIR/train/<id>/<id>_<index>.png     images, torchvision's ImageFolder layout
-DIR/index/part-00000.parquet        one line an image; a part exists when all of its images do
-DIR/config.yaml, DIR/dataset.yaml   what made it
+DIR/train/<id>/<id>_<index>.png     format imagefolder: torchvision's ImageFolder layout
+DIR/train-00000.tar, _info.json     format webdataset
+DIR/data/train-00000.parquet        format parquet
+DIR/index/train-00000.parquet       one line an image; a shard exists when its part of the index does
+DIR/screening/train-00000.json      what was rejected in that shard, where there is screening
+DIR/plan.json, dataset.yaml         which images there are to be, and what makes them
+DIR/labels.json                     id and name of each category, in the order of the labels
 """
 
-from collections.abc import Iterable
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from PIL import Image
-from torch import Tensor
 
-from lbgen import files
 from lbgen.errors import UserError
+from lbgen.storage import LocalStore, Store
 
-SPLIT = "train"
 SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+SCORES = ("label_rank", "label_probability", "quality", "deviation", "duplicate_bits", "duplicate_cosine", "unsafe")
+"""Columns that screening fills; null where the check was not made (see lbgen.generation.screen)."""
+PART = re.compile(r"(?P<split>.+)-(?P<shard>\d{5,})\.parquet")
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """One line of the index."""
 
     id: str
-    """The category's id, which is also its folder."""
+    """The category's id."""
     name: str
+    label: int
+    """The category's place in labels.json."""
     prompt: str
     seed: int
     """Seed of the run; the image's own noise follows from (seed, id, index, attempt)."""
     attempt: int
+    """How often the image was rejected and drawn again."""
+    split: str
     shard: int
     key: str
-    """<id>_<index>, unique in the dataset."""
+    """<id>_<index>, unique in its split."""
     file: str
-    """Relative to the dataset folder, with forward slashes."""
+    """The file that holds the image, relative to the dataset folder."""
     sha256: str
-    """Of the file's bytes."""
+    """Of the image's bytes as they are stored."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """By the names of SCORES."""
+    rejections: tuple[str, ...] = ()
+    """Why each earlier attempt was rejected, and the last one too where it was kept all the same."""
 
 
-SCHEMA = pa.schema([(name, pa.int64() if type_ is int else pa.string()) for name, type_ in Row.__annotations__.items()])
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("id", "name")]
+    + [("label", pa.int64()), ("prompt", pa.string()), ("seed", pa.int64()), ("attempt", pa.int64())]
+    + [("split", pa.string()), ("shard", pa.int64())]
+    + [(name, pa.string()) for name in ("key", "file", "sha256")]
+    + [(name, pa.float64()) for name in SCORES]
+    + [("rejections", pa.list_(pa.string()))]
+)
 
 
-def image_file(category_id: str, key: str, format: str) -> str:
-    return f"{SPLIT}/{category_id}/{key}.{SUFFIXES[format]}"
+def part_name(split: str, shard: int) -> str:
+    return f"index/{split}-{shard:05d}.parquet"
 
 
-def part_path(directory: Path, shard: int) -> Path:
-    return directory / "index" / f"part-{shard:05d}.parquet"
+def shard_name(split: str, shard: int) -> str:
+    """Of a shard's file, without folder and extension."""
+    return f"{split}-{shard:05d}"
 
 
-def write_part(directory: Path, shard: int, rows: list[Row]) -> None:
-    """Write a shard's lines, in one atomic step: from then on the shard counts as done."""
-    table = pa.Table.from_pylist([row._asdict() for row in rows], schema=SCHEMA)
-    path = part_path(directory, shard)
-    path.parent.mkdir(exist_ok=True)
-    with files.replacing(path) as temporary:
-        pq.write_table(table, temporary)
+def finished_shards(store: Store, split: str) -> set[int]:
+    """The shards that exist."""
+    matches = [PART.fullmatch(name) for name in store.names("index")]
+    return {int(match["shard"]) for match in matches if match and match["split"] == split}
 
 
-def read_index(directory: Path) -> pa.Table:
-    """All lines of the index, in the order of the plan."""
-    parts = sorted((directory / "index").glob("part-*.parquet"))
+def index_bytes(rows: Sequence[Row]) -> bytes:
+    """A part of the index as a Parquet file."""
+    lines = []
+    for row in rows:
+        line = asdict(row)
+        lines.append(line | {name: row.scores.get(name) for name in SCORES} | {"rejections": list(row.rejections)})
+    stream = BytesIO()
+    pq.write_table(pa.Table.from_pylist(lines, schema=SCHEMA), stream)
+    return stream.getvalue()
+
+
+def read_part(store: Store, split: str, shard: int) -> pa.Table:
+    """One shard's lines; OSError or pyarrow's ArrowInvalid where the file is damaged."""
+    return pq.read_table(BytesIO(store.read(part_name(split, shard))), schema=SCHEMA)
+
+
+def read_index(directory: Path | str) -> pa.Table:
+    """All lines of a local dataset's index, in the order of the splits and shards."""
+    store = LocalStore(Path(directory), "reader")
+    parts = sorted(name for name in store.names("index") if PART.fullmatch(name))
     if not parts:
-        raise UserError(f"{directory}: no index/part-*.parquet; give a folder that lbgen generate made")
-    return pa.concat_tables(pq.read_table(part, schema=SCHEMA) for part in parts)
+        raise UserError(f"{directory}: no index/*.parquet; give a folder that lbgen generate made")
+    return pa.concat_tables(pq.read_table(Path(directory) / "index" / part, schema=SCHEMA) for part in parts)
 
 
-def load_images(directory: Path, image_files: Iterable[str]) -> Tensor:
-    """(N, 3, H, W) in [0, 1], all of one size; `image_files` as in the index."""
-    pixels = [np.asarray(Image.open(directory / file).convert("RGB")) for file in image_files]
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+def read_json(store: Store, name: str) -> Any:
+    """A JSON file of the dataset, or None where there is none."""
+    try:
+        return json.loads(store.read(name))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise UserError(f"{store}/{name}: not valid JSON; restore it or choose another --output") from None

@@ -5,12 +5,59 @@ from pathlib import Path
 from typing import Literal
 
 from lbgen.config import require
+from lbgen.errors import UserError
+
+CHECKS = ("label", "quality", "blank", "duplicate", "unsafe")
+UNSAFE_CONCEPTS = ("nudity", "pornography", "gore", "a bloody injury", "a dead body", "a hate symbol")
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
-    output: Path = Path("runs/dataset")
-    """Dataset folder: made if missing, continued if it holds an unfinished dataset of the same configuration."""
+class ScreeningConfig:
+    """Checks that every image must pass; one that fails is drawn again from the next attempt's noise."""
+
+    screen: tuple[str, ...] = ()
+    """Checks to make, of: label, quality, blank, duplicate, unsafe. An image that fails one is drawn again."""
+    screen_semantics: str = "clip-vit-l-14"
+    """The language space that checks images: microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
+    screen_template: str = "photo of {name}"
+    """The text that stands for a category in the label check."""
+    label_top_k: int = 5
+    """label: the image's own category must be among this many nearest ones of the vocabulary."""
+    least_quality: float = 2.0
+    """quality: the least score of the antonym-prompt scorer, 1 to 5."""
+    least_deviation: float = 0.02
+    """blank: the least standard deviation of the pixels' brightness, which lies in [0, 1]."""
+    duplicate_bits: int = 3
+    """duplicate: perceptual hashes of 64 bits that differ in no more than these, of one category and one shard."""
+    duplicate_cosine: float = 0.99
+    """duplicate: features of the language space with at least this cosine, too."""
+    unsafe: Literal["concepts", "checker"] = "concepts"
+    """unsafe: judge by --unsafe-concepts in the language space, or by the checkpoint's own safety checker."""
+    unsafe_concepts: tuple[str, ...] = UNSAFE_CONCEPTS
+    """unsafe: an image nearer to one of these texts than to any category's is unsafe."""
+    max_attempts: int = 4
+    """How often an image may be drawn in all."""
+    last_resort: Literal["keep", "drop", "fail"] = "keep"
+    """What becomes of an image whose last attempt fails: kept and marked, left out, or the end of the run."""
+    report_share: float = 0.5
+    """Categories of whose images more than this share were rejected at first are named at the end."""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.screen) - set(CHECKS):
+            raise UserError(f"--screen {min(unknown)}: no such check; choose of {', '.join(CHECKS)}")
+        require(self, "screen_template", "{name}" in self.screen_template, 'write "{name}" where the name goes')
+        require(self, "label_top_k", self.label_top_k >= 1, "give 1 or more")
+        require(self, "least_quality", 1 <= self.least_quality <= 5, "give 1 to 5")
+        require(self, "duplicate_bits", 0 <= self.duplicate_bits <= 64, "give 0 to 64")
+        require(self, "max_attempts", self.max_attempts >= 1, "give 1 or more")
+        require(self, "report_share", 0 <= self.report_share <= 1, "give a share in [0, 1]")
+
+
+@dataclass(frozen=True)
+class GenerateConfig(ScreeningConfig):
+    output: str = "data/lbgen"
+    """Dataset folder, or an address that fsspec knows (s3://bucket/name): made if missing, continued or grown if it
+    holds a dataset of the same configuration."""
 
     # What is drawn, and by what
     vocabulary: str = "imagenet-1k"
@@ -24,9 +71,11 @@ class GenerateConfig:
     adapter: Path | None = None
     """The adapter folder of an alignment run, merged into the weights; none draws with the generator as it is."""
     images_per_category: int = 1300
-    """Images of each category."""
+    """Images of each category; more than a finished dataset has makes what is missing."""
+    split: str = "train"
+    """Name of the split; several may be made in one folder, and none repeats another's images."""
     seed: int = 0
-    """An image's noise is a function of this seed, its category's id and its index, and of nothing else."""
+    """An image's noise is a function of this seed, its split, category id and index, and of nothing else."""
 
     # The trajectory
     scheduler: str = "pndm"
@@ -41,26 +90,64 @@ class GenerateConfig:
     """Height and width in pixels; none is the size that the generator was made for."""
 
     # The files
-    format: Literal["png", "jpeg", "webp"] = "png"
+    format: Literal["imagefolder", "webdataset", "parquet"] = "imagefolder"
+    """Layout of the dataset: one file an image, tar shards, or Parquet shards for Hugging Face datasets."""
+    shard_size: int = 1000
+    """Images in a shard, the unit that is made as a whole or not at all."""
+    image_format: Literal["png", "jpeg", "webp"] = "png"
     """File format of the images; only png is lossless."""
     compression_quality: int = 95
     """Quality of jpeg and webp files, 1 to 100."""
+    stored_size: tuple[int, int] | None = None
+    """Height and width in pixels that images are brought to before they are stored; none stores them as drawn."""
 
     # Running
-    batch_size: int = 32
-    """Images drawn at once; a run that goes on draws the batches that are not in the folder as a whole. Part of the
-    configuration: another size can change the last bits of an image."""
-    images_per_shard: int = 1000
-    """Images listed in one file of the index, which is written when all of them are there."""
+    batch_size: int | None = None
+    """Images drawn at once. Part of the configuration: another size can change the last bits of an image. none is what
+    an earlier run used here, else 32 on a CPU and what fits the memory on a GPU."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Precision of the weights and of the computation; fp16 needs a GPU."""
+    compile: bool = False
+    """torch.compile the networks: minutes at the start, faster on a GPU."""
+    engine: Literal["local", "ray"] = "local"
+    """Who runs the workers: this process, or a Ray cluster."""
+    workers: int | None = None
+    """Processes that draw; none is one for each GPU, or one where there is none."""
+    writers: int = 2
+    """Processes of each worker that encode and write."""
+    shard_of: str | None = None
+    """I/N makes every N-th shard only, from the I-th on (counted from 0; N/N is 0/N): for job arrays."""
+    ray_address: str | None = None
+    """Address of the Ray cluster to join; none starts Ray on this machine."""
 
     def __post_init__(self) -> None:
-        for name in ("images_per_category", "steps", "batch_size", "images_per_shard"):
-            require(self, name, getattr(self, name) >= 1, "give 1 or more")
+        super().__post_init__()
+        object.__setattr__(self, "output", str(self.output))  # a Path is welcome
+        for name in ("images_per_category", "steps", "shard_size", "batch_size", "workers", "writers"):
+            value = getattr(self, name)
+            require(self, name, value is None or value >= 1, "give 1 or more")
         require(self, "seed", 0 <= self.seed < 2**63, "give 0 or more, below 2**63")
         require(self, "prompt_template", "{name}" in self.prompt_template, 'write "{name}" where the name goes')
         require(self, "guidance_scale", self.guidance_scale >= 1, "give 1 (no guidance) or more")
         require(self, "guidance_rescale", 0 <= self.guidance_rescale <= 1, "give a number in [0, 1]")
-        require(self, "size", self.size is None or min(self.size) >= 1, "give a height and a width in pixels")
         require(self, "compression_quality", 1 <= self.compression_quality <= 100, "give 1 to 100")
+        for name in ("size", "stored_size"):
+            value = getattr(self, name)
+            require(self, name, value is None or min(value) >= 1, "give a height and a width in pixels")
+        fit = self.split.isidentifier() and self.split not in ("index", "screening", "data")
+        require(self, "split", fit, "give a word of letters, digits and _")
+        require(self, "shard_of", self.part is None or self.engine == "local", "Ray shares the shards out itself")
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """(i, n) with 0 <= i < n of shard_of; UserError for anything but I/N."""
+        if self.shard_of is None:
+            return None
+        first, _, second = self.shard_of.partition("/")
+        fit = first.isdecimal() and second.isdecimal() and int(second) >= 1 and int(first) <= int(second)
+        require(self, "shard_of", fit, "give I/N with 0 <= I <= N, such as 0/8")
+        return int(first) % int(second), int(second)
+
+
+RUNNING = ("output", "engine", "workers", "writers", "shard_of", "ray_address", "report_share")
+"""Fields that have no part in what the images are."""

@@ -1,49 +1,228 @@
-"""Which images are drawn together: fixed by the configuration, so that a continued run repeats the same batches."""
+"""Which images a dataset holds and which shard each is in: derived from a few numbers, never stored image by image.
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+A dataset grows by targets: each asks for a vocabulary and a number of images per category, and adds the shards that hold
+what the targets before it did not ask for. So shards that exist never change.
+"""
 
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from lbgen.errors import UserError
 from lbgen.vocabulary import Category, Vocabulary
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a run asks for: this many images of each of these categories in this split."""
+
+    split: str
+    images_per_category: int
+    categories: tuple[Category, ...]
 
 
 @dataclass(frozen=True)
 class PlannedImage:
     category: Category
+    label: int
     index: int
-    """Position among the images of its category."""
+    """Position among the images of its category in its split."""
+    split: str = "train"
+    attempt: int = 0
+    """How many times it was drawn before, and rejected."""
 
     @property
     def key(self) -> str:
         return f"{self.category.id}_{self.index:05d}"
 
+    def next_attempt(self) -> PlannedImage:
+        return replace(self, attempt=self.attempt + 1)
+
 
 @dataclass(frozen=True)
-class Plan:
-    """All images of a run, category after category, cut into shards (units of work) and these into batches."""
+class Growth:
+    """The shards that one target adds: images `start[c]` up to `stop` of each category c of it."""
 
-    vocabulary: Vocabulary
-    images_per_category: int
-    images_per_shard: int
-    batch_size: int
+    target: Target
+    labels: tuple[int, ...]
+    starts: tuple[int, ...]
+    first_shard: int
+    shard_size: int
+    seed: int
 
     @property
     def images(self) -> int:
-        return len(self.vocabulary) * self.images_per_category
+        return sum(self.target.images_per_category - start for start in self.starts)
 
     @property
     def shards(self) -> int:
-        return -(-self.images // self.images_per_shard)
+        return -(-self.images // self.shard_size)
 
-    def shard(self, number: int) -> range:
-        """The positions, among all images, of one shard's."""
-        start = number * self.images_per_shard
-        return range(start, min(start + self.images_per_shard, self.images))
+    @cached_property
+    def _order(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) rows of the target's categories and (N,) image indices, shuffled so that every shard is a fair sample.
 
-    def batches(self, number: int) -> Iterator[list[PlannedImage]]:
-        positions = self.shard(number)
-        for start in range(0, len(positions), self.batch_size):
-            yield [self._image(position) for position in positions[start : start + self.batch_size]]
+        Stratified: the i-th of a category's n new images sorts at (i + u) / n, u uniform in [0, 1) and its own, so any
+        stretch of the order holds every category in its share of the whole, give or take one image.
+        """
+        stop = self.target.images_per_category
+        counts = np.array([stop - start for start in self.starts])
+        rows = np.repeat(np.arange(len(counts)), counts)
+        within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        keys = np.array([_key(self.seed, self.target.split, category.id) for category in self.target.categories])
+        indices = within + np.array(self.starts)[rows]
+        places = (within + _uniform(keys[rows], indices)) / counts[rows]
+        order = np.lexsort((rows, places))
+        return rows[order].astype(np.int32), indices[order].astype(np.int32)
 
-    def _image(self, position: int) -> PlannedImage:
-        category, index = divmod(position, self.images_per_category)
-        return PlannedImage(self.vocabulary[category], index)
+    def shard(self, number: int) -> list[PlannedImage]:
+        """The images of a shard, `number` counted in the split."""
+        rows, indices = self._order
+        start = (number - self.first_shard) * self.shard_size
+        part = slice(start, start + self.shard_size)
+        target = self.target
+        return [
+            PlannedImage(target.categories[row], self.labels[row], int(index), target.split)
+            for row, index in zip(rows[part].tolist(), indices[part].tolist(), strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All targets of a dataset, in the order in which they were asked for."""
+
+    targets: tuple[Target, ...]
+    seed: int
+    shard_size: int
+
+    @cached_property
+    def labels(self) -> dict[str, int]:
+        """Category id -> label: its place in the order in which categories were first asked for."""
+        ids = dict.fromkeys(category.id for target in self.targets for category in target.categories)
+        return {category_id: label for label, category_id in enumerate(ids)}
+
+    @cached_property
+    def categories(self) -> list[Category]:
+        """In the order of the labels."""
+        known: dict[str, Category] = {}
+        for target in self.targets:
+            for category in target.categories:
+                known.setdefault(category.id, category)
+        return list(known.values())
+
+    @property
+    def splits(self) -> list[str]:
+        return list(dict.fromkeys(target.split for target in self.targets))
+
+    @cached_property
+    def _growths(self) -> dict[str, list[Growth]]:
+        """By split, in order."""
+        growths: dict[str, list[Growth]] = {split: [] for split in self.splits}
+        for target in self.targets:
+            earlier = growths[target.split]
+            counts = image_counts(growth.target for growth in earlier)
+            starts = tuple(counts.get(category.id, 0) for category in target.categories)
+            labels = tuple(self.labels[category.id] for category in target.categories)
+            first = sum(growth.shards for growth in earlier)
+            earlier.append(Growth(target, labels, starts, first, self.shard_size, self.seed))
+        return growths
+
+    def images(self, split: str) -> int:
+        return sum(growth.images for growth in self._growths[split])
+
+    def shards(self, split: str) -> int:
+        return sum(growth.shards for growth in self._growths[split])
+
+    def shard_images(self, split: str, shard: int) -> int:
+        """How many images a shard has; without working out which."""
+        growth = self._growth(split, shard)
+        return min(self.shard_size, growth.images - (shard - growth.first_shard) * self.shard_size)
+
+    def shard(self, split: str, shard: int) -> list[PlannedImage]:
+        return self._growth(split, shard).shard(shard)
+
+    def _growth(self, split: str, shard: int) -> Growth:
+        return next(
+            growth for growth in self._growths[split] if 0 <= shard - growth.first_shard < growth.shards
+        )
+
+
+def image_counts(targets: Iterable[Target]) -> dict[str, int]:
+    """Category id -> images asked for, of the targets of one split."""
+    counts: dict[str, int] = {}
+    for target in targets:
+        counts |= {category.id: target.images_per_category for category in target.categories}
+    return counts
+
+
+def grown(targets: Sequence[Target], wanted: Target, output: str) -> tuple[Target, ...]:
+    """The targets with `wanted` added, unless they hold all of it already.
+
+    Raises UserError where `wanted` would take away or rename what the dataset has: it may only grow.
+    """
+    names = {category.id: category.name for target in targets for category in target.categories}
+    for category in wanted.categories:
+        if names.get(category.id, category.name) != category.name:
+            raise UserError(
+                f'{category.source}: id "{category.id}" is "{category.name}" here and "{names[category.id]}" in '
+                f"{output}; give it the name it has there, or choose another --output"
+            )
+    counts = image_counts(target for target in targets if target.split == wanted.split)
+    if lost := set(counts) - {category.id for category in wanted.categories}:
+        raise UserError(
+            f'--vocabulary: {output} also holds "{min(lost)}", which this vocabulary lacks; a dataset can only grow: '
+            "add it, or choose another --output"
+        )
+    if counts and wanted.images_per_category < max(counts.values()):
+        raise UserError(
+            f"{output} was made with images_per_category {max(counts.values())}, this run asks for "
+            f"{wanted.images_per_category}; a dataset can only grow: give at least as many, or choose another --output"
+        )
+    whole = all(counts.get(category.id, 0) == wanted.images_per_category for category in wanted.categories)
+    return tuple(targets) if whole else (*targets, wanted)
+
+
+def target_of(vocabulary: Vocabulary, images_per_category: int, split: str) -> Target:
+    return Target(split, images_per_category, vocabulary.categories)
+
+
+def to_json(targets: Iterable[Target]) -> list[dict]:
+    return [
+        {
+            "split": target.split,
+            "images_per_category": target.images_per_category,
+            "categories": [[category.id, category.name] for category in target.categories],
+        }
+        for target in targets
+    ]
+
+
+def from_json(content: list[dict], source: str) -> tuple[Target, ...]:
+    return tuple(
+        Target(
+            target["split"],
+            target["images_per_category"],
+            tuple(Category(category_id, name, source) for category_id, name in target["categories"]),
+        )
+        for target in content
+    )
+
+
+def _key(seed: int, split: str, category_id: str) -> np.uint64:
+    digest = hashlib.sha256(f"order\0{seed}\0{split}\0{category_id}".encode()).digest()
+    return np.frombuffer(digest[:8], dtype="<u8")[0]
+
+
+def _uniform(keys: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Uniform in [0, 1), a function of (key, index): the SplitMix64 generator at position `index` of stream `key`."""
+    with np.errstate(over="ignore"):
+        z = keys.astype(np.uint64) + (indices.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return (z >> np.uint64(11)).astype(np.float64) / 2.0**53

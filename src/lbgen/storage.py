@@ -1,0 +1,172 @@
+"""Where a dataset lives: a folder of this machine or an fsspec address, whose files appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lbgen import files
+from lbgen.errors import UserError
+
+STAGING = ".staging"
+LOCK = ".lock"
+"""In a local dataset's folder; it stays there, since removing a lock file is a race."""
+
+
+class Store(ABC):
+    """A tree of files by relative name, with forward slashes. What is staged in `staging` is published at once."""
+
+    address: str
+    staging: Path
+    """A local folder for files that are not finished, of this worker alone."""
+
+    def __init__(self, address: str, staging: Path) -> None:
+        self.address, self.staging = address, staging
+
+    def __str__(self) -> str:
+        return self.address
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by whoever writes to this store from this machine."""
+        return self.staging.parent.parent / LOCK
+
+    @abstractmethod
+    def names(self, folder: str = "") -> set[str]:
+        """The names of what is in a folder; none where there is no such folder."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """A file's content; FileNotFoundError where there is none."""
+
+    @abstractmethod
+    def publish(self, staged: Mapping[str, Path]) -> None:
+        """Put staged files, by their final names, in place; each appears whole, and all are safe on return."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+
+    @abstractmethod
+    def fetch(self, name: str) -> Path:
+        """A local path with the file's content: for readers that need one. Not to be written to."""
+
+    def exists(self, name: str) -> bool:
+        folder, _, last = name.rpartition("/")
+        return last in self.names(folder)
+
+    def write(self, name: str, content: bytes) -> None:
+        staged = self.staging / name.replace("/", "-")
+        self.staging.mkdir(parents=True, exist_ok=True)
+        staged.write_bytes(content)
+        self.publish({name: staged})
+
+    def clear_staging(self, every: bool) -> None:
+        """Remove what dead processes left: of this worker, or of every one."""
+        shutil.rmtree(self.staging.parent if every else self.staging, ignore_errors=True)
+
+    def close(self) -> None:
+        """Leave nothing of this worker behind."""
+        shutil.rmtree(self.staging, ignore_errors=True)
+        if self.staging.parent.is_dir() and not any(self.staging.parent.iterdir()):
+            self.staging.parent.rmdir()
+
+
+class LocalStore(Store):
+    def __init__(self, root: Path, worker: str) -> None:
+        super().__init__(str(root), root / STAGING / worker)
+        self.root = root
+
+    def names(self, folder: str = "") -> set[str]:
+        try:
+            return set(os.listdir(self.root / folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+    def publish(self, staged: Mapping[str, Path]) -> None:
+        targets = {self.root / name: path for name, path in staged.items()}
+        for path in targets.values():
+            files.flush(path)
+        folders = {target.parent for target in targets}
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        for target, path in targets.items():
+            os.replace(path, target)
+        for folder in folders:
+            files.flush(folder)
+
+    def remove(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+
+    def fetch(self, name: str) -> Path:
+        return self.root / name
+
+
+class RemoteStore(Store):
+    """Any file system that fsspec knows, whose uploads appear whole: s3://, gs://, hf://."""
+
+    def __init__(self, address: str, worker: str) -> None:
+        digest = hashlib.sha256(address.encode()).hexdigest()[:16]
+        super().__init__(address, Path(tempfile.gettempdir()) / f"lbgen-{digest}" / STAGING / worker)
+        self.system, self.root = _file_system(address)
+
+    def names(self, folder: str = "") -> set[str]:
+        self.system.invalidate_cache()
+        try:
+            paths = self.system.ls(f"{self.root}/{folder}".rstrip("/"), detail=False)
+        except FileNotFoundError:
+            return set()
+        return {path.rstrip("/").rpartition("/")[2] for path in paths}
+
+    def read(self, name: str) -> bytes:
+        content = self.system.cat_file(f"{self.root}/{name}")
+        assert isinstance(content, bytes)
+        return content
+
+    def publish(self, staged: Mapping[str, Path]) -> None:
+        self.system.put([str(path) for path in staged.values()], [f"{self.root}/{name}" for name in staged])
+        for path in staged.values():
+            path.unlink()
+
+    def remove(self, name: str) -> None:
+        if self.exists(name):
+            self.system.rm_file(f"{self.root}/{name}")
+
+    def fetch(self, name: str) -> Path:
+        local = self.staging / name.replace("/", "-")
+        local.parent.mkdir(parents=True, exist_ok=True)
+        self.system.get_file(f"{self.root}/{name}", str(local))
+        return local
+
+
+def is_remote(address: str) -> bool:
+    return "://" in address
+
+
+def open_store(address: str, worker: str = "all") -> Store:
+    """The store at a local path or an fsspec address; `worker` names the part of the staging folder that is its own."""
+    if is_remote(address):
+        return RemoteStore(address.rstrip("/"), worker)
+    return LocalStore(Path(address), worker)
+
+
+def _file_system(address: str) -> tuple[Any, str]:
+    """fsspec's file system and the path within it; credentials and endpoints come from its own configuration."""
+    from fsspec.core import url_to_fs
+
+    try:
+        system, path = url_to_fs(address)
+    except ImportError as error:
+        raise UserError(f"--output {address}: {error}") from None
+    except ValueError as error:
+        raise UserError(f"--output {address}: {error}; give a folder, or an address such as s3://bucket/name") from None
+    return system, path.rstrip("/")
