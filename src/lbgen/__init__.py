@@ -15,6 +15,8 @@ PUBLIC = {
     "align": "lbgen.alignment.train",
     "GenerateConfig": "lbgen.generation.config",
     "generate": "lbgen.generation.run",
+    "plan": "lbgen.generation.estimate",
+    "verify": "lbgen.generation.verify",
     "QuickstartConfig": "lbgen.quickstart",
     "quickstart": "lbgen.quickstart",
     "Category": "lbgen.vocabulary",

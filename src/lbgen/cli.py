@@ -1,6 +1,7 @@
 """The command line: verb -> (config dataclass, function), and how a run ends.
 
-Exit codes: 0 done, 2 the user's mistake (one line on stderr), 130 and 143 stopped by Ctrl-C and SIGTERM, 1 our bug.
+Exit codes: 0 done, 2 the user's mistake (one line on stderr), 3 a damaged dataset (verify), 130 and 143 stopped by
+Ctrl-C and SIGTERM, 1 our bug.
 """
 
 import argparse
@@ -26,6 +27,7 @@ class Verb(NamedTuple):
 VERBS = {
     "align": Verb("AlignConfig", "align", "fine-tune a text-to-image generator from category names alone"),
     "generate": Verb("GenerateConfig", "generate", "generate a labelled image dataset"),
+    "plan": Verb("GenerateConfig", "plan", "what generate would make with these flags, and what it would cost"),
     "quickstart": Verb("QuickstartConfig", "quickstart", "the whole street, once, on the embedded micro world"),
 }
 
@@ -73,9 +75,14 @@ def _parse(argv: Sequence[str]) -> Callable[[], object]:
     export = verbs.add_parser("export", help="write a built-in model's folders, for diffusers and transformers")
     export.add_argument("model", choices=["microworld"])
     export.add_argument("directory", type=Path, metavar="DIR")
+    verify = verbs.add_parser("verify", help="compare a generated dataset with its index; exit code 3 if it is damaged")
+    verify.add_argument("directory", metavar="DIR")
+    verify.add_argument("--repair", action="store_true", help="make the damaged shards again, and those alone")
     arguments = vars(parser.parse_args(argv))
     name = arguments.pop("verb")
-    return _export_call(**arguments) if name == "export" else _verb_call(VERBS[name], arguments)
+    if name == "export":
+        return _export_call(**arguments)
+    return _verify_call(**arguments) if name == "verify" else _verb_call(VERBS[name], arguments)
 
 
 def _add_verb_arguments(parser: argparse.ArgumentParser, verb: Verb) -> None:
@@ -94,3 +101,11 @@ def _export_call(model: str, directory: Path) -> Callable[[], object]:
     from lbgen.microworld import export
 
     return lambda: export(directory)
+
+
+def _verify_call(directory: str, repair: bool) -> Callable[[], object]:
+    def call() -> None:
+        if lbgen.verify(directory, repair).damaged:
+            sys.exit(3)
+
+    return call

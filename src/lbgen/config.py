@@ -253,27 +253,42 @@ for _tag, _pattern, _first in [
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file of `field: value` lines."""
     try:
-        content = yaml.load(path.read_bytes().decode(), Loader=_Loader)
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    return parse_yaml(content, str(path))
+
+
+def parse_yaml(content: bytes, source: str) -> dict[str, Any]:
+    """`field: value` lines; `source` is what messages call them."""
+    try:
+        values = yaml.load(content.decode(), Loader=_Loader)
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+        raise UserError(f"{source}: not UTF-8 text; save it as UTF-8") from None
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         place = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{place}: not valid YAML ({problem or type(error).__name__})") from None
-    if content is None:
+        raise UserError(f"{source}{place}: not valid YAML ({problem or type(error).__name__})") from None
+    if values is None:
         return {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected lines of the form `field: value`")
-    return content
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: expected lines of the form `field: value`")
+    return values
 
 
 def save(config: Any, path: Path) -> None:
     """Write every resolved value, readable by `load` and by any YAML reader."""
-    values = {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, yaml.dump(values, Dumper=_Dumper, sort_keys=False))
+    write_text(path, yaml_text(plain(config)))
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Every field's value, by name, as YAML holds it."""
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def yaml_text(values: Mapping[str, Any]) -> str:
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _plain(value: Any) -> Any:
@@ -284,8 +299,13 @@ def _plain(value: Any) -> Any:
 
 def load(config_class: type[Config], path: Path) -> Config:
     """The config that `save` wrote to `path`."""
-    values = _checked(config_class, read_yaml(path), lambda name: f"{path}, {name}")
-    return _build(config_class, values, lambda name: f"{path}: {name} is missing")
+    return from_values(config_class, read_yaml(path), str(path))
+
+
+def from_values(config_class: type[Config], values: Mapping[str, Any], source: str) -> Config:
+    """A config from values as YAML holds them; `source` is what messages call them."""
+    checked = _checked(config_class, values, lambda name: f"{source}, {name}")
+    return _build(config_class, checked, lambda name: f"{source}: {name} is missing")
 
 
 def ensure_same(config: Any, path: Path, ignore: Iterable[str] = ("output",), remedy: str | None = None) -> None:
@@ -293,18 +313,23 @@ def ensure_same(config: Any, path: Path, ignore: Iterable[str] = ("output",), re
 
     remedy: what else than another --output helps, for fields without flags; by default the flag with the earlier value.
     """
-    then, now = read_yaml(path), {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    ensure_same_values(config, read_yaml(path), str(path.parent), ignore, remedy)
+
+
+def ensure_same_values(
+    config: Any, then: Mapping[str, Any], place: str, ignore: Iterable[str], remedy: str | None = None
+) -> None:
+    """The same for values that were read already; `place` is the output that was made with them."""
+    now = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for name in [*now, *(set(then) - set(now))]:
         if name in ignore:
             continue
         if name not in then or name not in now:
             knows = "no field" if name in now else "the field"
-            raise UserError(
-                f"{path.parent} was made by a version of lbgen with {knows} {name}; choose another --output"
-            )
+            raise UserError(f"{place} was made by a version of lbgen with {knows} {name}; choose another --output")
         if then[name] != _plain(now[name]):
             raise UserError(
-                f"{path.parent} was made with {name} {_shown(then[name])}, this run asks for {_shown(now[name])}; "
+                f"{place} was made with {name} {_shown(then[name])}, this run asks for {_shown(now[name])}; "
                 f"choose another --output or {remedy or 'give ' + _as_flag(name, then[name])}"
             )
 

@@ -26,6 +26,7 @@ from lbgen.storage import LocalStore, Store
 SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 SCORES = ("label_rank", "label_probability", "quality", "deviation", "duplicate_bits", "duplicate_cosine", "unsafe")
 """Columns that screening fills; null where the check was not made (see lbgen.generation.screen)."""
+CONTAINERS = b"lbgen_containers"
 PART = re.compile(r"(?P<split>.+)-(?P<shard>\d{5,})\.parquet")
 
 
@@ -56,6 +57,12 @@ class Row:
     rejections: tuple[str, ...] = ()
     """Why each earlier attempt was rejected, and the last one too where it was kept all the same."""
 
+    def facts(self) -> dict[str, Any]:
+        """The line as it is in the index."""
+        line = asdict(self)
+        scores = line.pop("scores")
+        return line | {name: scores.get(name) for name in SCORES} | {"rejections": list(self.rejections)}
+
 
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("id", "name")]
@@ -71,6 +78,11 @@ def part_name(split: str, shard: int) -> str:
     return f"index/{split}-{shard:05d}.parquet"
 
 
+def tally_name(split: str, shard: int) -> str:
+    """What screening rejected in a shard."""
+    return f"screening/{shard_name(split, shard)}.json"
+
+
 def shard_name(split: str, shard: int) -> str:
     """Of a shard's file, without folder and extension."""
     return f"{split}-{shard:05d}"
@@ -82,20 +94,30 @@ def finished_shards(store: Store, split: str) -> set[int]:
     return {int(match["shard"]) for match in matches if match and match["split"] == split}
 
 
-def index_bytes(rows: Sequence[Row]) -> bytes:
-    """A part of the index as a Parquet file."""
-    lines = []
-    for row in rows:
-        line = asdict(row)
-        lines.append(line | {name: row.scores.get(name) for name in SCORES} | {"rejections": list(row.rejections)})
+def index_bytes(rows: Sequence[Row], containers: dict[str, str]) -> bytes:
+    """A part of the index as a Parquet file.  containers: name -> sha256 of each file that holds several images."""
+    table = pa.Table.from_pylist([row.facts() for row in rows], schema=SCHEMA)
     stream = BytesIO()
-    pq.write_table(pa.Table.from_pylist(lines, schema=SCHEMA), stream)
+    pq.write_table(table.replace_schema_metadata({CONTAINERS: json.dumps(containers)}), stream)
     return stream.getvalue()
 
 
-def read_part(store: Store, split: str, shard: int) -> pa.Table:
-    """One shard's lines; OSError or pyarrow's ArrowInvalid where the file is damaged."""
-    return pq.read_table(BytesIO(store.read(part_name(split, shard))), schema=SCHEMA)
+def read_part(store: Store, split: str, shard: int) -> tuple[list[Row], dict[str, str]]:
+    """One shard's lines and container hashes; OSError or ValueError where the file is damaged."""
+    table = read_parquet(BytesIO(store.read(part_name(split, shard))))
+    return [_row(line) for line in table.select(SCHEMA.names).to_pylist()], json.loads(
+        (table.schema.metadata or {}).get(CONTAINERS, b"{}")
+    )
+
+
+def _row(line: dict[str, Any]) -> Row:
+    scores = {name: score for name in SCORES if (score := line.pop(name)) is not None}
+    return Row(**{**line, "rejections": tuple(line["rejections"])}, scores=scores)
+
+
+def read_parquet(source: Any) -> pa.Table:
+    """A Parquet file, read by this thread: Arrow's own threads can abort the process while it ends (seen with 26.0)."""
+    return pq.read_table(source, use_threads=False, pre_buffer=False)
 
 
 def read_index(directory: Path | str) -> pa.Table:
@@ -104,7 +126,7 @@ def read_index(directory: Path | str) -> pa.Table:
     parts = sorted(name for name in store.names("index") if PART.fullmatch(name))
     if not parts:
         raise UserError(f"{directory}: no index/*.parquet; give a folder that lbgen generate made")
-    return pa.concat_tables(pq.read_table(Path(directory) / "index" / part, schema=SCHEMA) for part in parts)
+    return pa.concat_tables(read_parquet(Path(directory) / "index" / part).select(SCHEMA.names) for part in parts)
 
 
 def read_json(store: Store, name: str) -> Any:

@@ -11,7 +11,6 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 import lbgen
 from lbgen import files
-from lbgen.config import read_yaml
 from lbgen.errors import UserError
 from lbgen.vocabulary import Vocabulary
 
@@ -28,12 +27,12 @@ def vocabulary_sha256(vocabulary: Vocabulary) -> str:
     return _sha256_of_lines(f"{category.id}\t{category.name}" for category in vocabulary)
 
 
-def ensure_versions(path: Path) -> None:
-    """Refuse to go on with what other versions began, as the file at `path` says: its images would be of two kinds."""
-    then, now = read_yaml(path).get("versions", []), versions()
+def ensure_versions(then: Iterable[str], output: str) -> None:
+    """Refuse to go on with what these other versions began: its images would be of two kinds."""
+    now = versions()
     if others := [line.replace(" ", "==") for line in then if line not in now]:
         raise UserError(
-            f"{path.parent} is unfinished and was begun with {' '.join(others)}; "
+            f"{output} is unfinished and was begun with {' '.join(others)}; "
             "install that to finish it, or choose another --output"
         )
 

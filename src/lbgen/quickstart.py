@@ -74,7 +74,7 @@ def align_config(config: QuickstartConfig) -> AlignConfig:
 def generate_configs(config: QuickstartConfig, align: AlignConfig) -> tuple[GenerateConfig, GenerateConfig]:
     """The same images before and after: the trajectory is the alignment's, the noise the same."""
     base = GenerateConfig(
-        output=config.output / "base",
+        output=str(config.output / "base"),
         vocabulary=align.vocabulary,
         qualify_names=align.qualify_names,
         prompt_template=align.prompt_template,
@@ -85,9 +85,9 @@ def generate_configs(config: QuickstartConfig, align: AlignConfig) -> tuple[Gene
         steps=align.steps,
         guidance_scale=align.guidance_scale,
         guidance_rescale=align.guidance_rescale,
-        images_per_shard=128,
+        shard_size=128,
     )
-    return base, replace(base, output=config.output / "aligned", adapter=config.output / "adapter")
+    return base, replace(base, output=str(config.output / "aligned"), adapter=config.output / "adapter")
 
 
 def copy_adapter(source: Path, target: Path) -> None:
@@ -131,7 +131,7 @@ def facts(config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float
         ),
         ("Wall time", ", ".join(f"{stage.replace('_', ' ')} {value:.0f} s" for stage, value in seconds.items())),
         ("Machine", f"{os.cpu_count()} processors"),
-        ("Everything else", "align/config.yaml, base/config.yaml and aligned/config.yaml, beside this page"),
+        ("Everything else", "align/config.yaml, base/dataset.yaml and aligned/dataset.yaml, beside this page"),
     ]
 
 

@@ -67,13 +67,9 @@ class Store(ABC):
         staged.write_bytes(content)
         self.publish({name: staged})
 
-    def clear_staging(self, every: bool) -> None:
-        """Remove what dead processes left: of this worker, or of every one."""
+    def clear_staging(self, every: bool = False) -> None:
+        """Leave nothing unfinished behind: of this worker, or of every one of this machine."""
         shutil.rmtree(self.staging.parent if every else self.staging, ignore_errors=True)
-
-    def close(self) -> None:
-        """Leave nothing of this worker behind."""
-        shutil.rmtree(self.staging, ignore_errors=True)
         if self.staging.parent.is_dir() and not any(self.staging.parent.iterdir()):
             self.staging.parent.rmdir()
 

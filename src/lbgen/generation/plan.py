@@ -1,7 +1,7 @@
 """Which images a dataset holds and which shard each is in: derived from a few numbers, never stored image by image.
 
-A dataset grows by targets: each asks for a vocabulary and a number of images per category, and adds the shards that hold
-what the targets before it did not ask for. So shards that exist never change.
+A dataset grows by targets: each asks for a vocabulary and a number of images per category, and adds the shards that
+hold what the targets before it did not ask for. So shards that exist never change.
 """
 
 from __future__ import annotations
@@ -147,9 +147,7 @@ class Plan:
         return self._growth(split, shard).shard(shard)
 
     def _growth(self, split: str, shard: int) -> Growth:
-        return next(
-            growth for growth in self._growths[split] if 0 <= shard - growth.first_shard < growth.shards
-        )
+        return next(growth for growth in self._growths[split] if 0 <= shard - growth.first_shard < growth.shards)
 
 
 def image_counts(targets: Iterable[Target]) -> dict[str, int]:

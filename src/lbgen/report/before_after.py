@@ -1,11 +1,14 @@
 """The quickstart's report: judge both sets of micro-world images, compare them, write the page."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 import lbgen
@@ -74,10 +77,15 @@ def judge_sets(base: Path, aligned: Path, config: AlignConfig) -> Sets:
     assert [row["key"] for row in rows[0]] == [row["key"] for row in rows[1]]
     labels = torch.tensor([CATEGORIES.index(row["name"]) for row in rows[0]])
     before, after = (
-        dataset.load_images(folder, [row["file"] for row in part])
-        for folder, part in zip((base, aligned), rows, strict=True)
+        load_images(folder, [row["file"] for row in part]) for folder, part in zip((base, aligned), rows, strict=True)
     )
     return Sets(before, after, *(judge_images(images, labels, judge, quality) for images in (before, after)))
+
+
+def load_images(directory: Path, image_files: Iterable[str]) -> Tensor:
+    """(N, 3, H, W) in [0, 1], all of one size; `image_files` as in the index of an imagefolder dataset."""
+    pixels = [np.asarray(Image.open(directory / file).convert("RGB")) for file in image_files]
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
 
 
 @torch.no_grad()

@@ -1,0 +1,35 @@
+"""One progress bar over all workers: images, images a second, time left, rejected attempts."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+
+class Progress(NamedTuple):
+    """Of one batch."""
+
+    finished: int
+    """Images that need not be drawn again."""
+    rejected: int
+    """Images that will be."""
+
+
+class Bar:
+    def __init__(self, images: int, done: int) -> None:
+        self._bar = tqdm(desc="generate", total=images, initial=done, unit="image", dynamic_ncols=True)
+        self._rejected = 0
+
+    def add(self, progress: Progress) -> None:
+        self._rejected += progress.rejected
+        if self._rejected:
+            self._bar.set_postfix(rejected=self._rejected, refresh=False)
+        self._bar.update(progress.finished)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bar.close()

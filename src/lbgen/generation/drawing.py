@@ -1,0 +1,66 @@
+"""Drawing the shards that are missing: everything is checked and recorded first, then an engine takes over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from lbgen.generation import record as records
+from lbgen.generation.bar import Bar
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.local_workers import draw_here, draw_in_processes
+from lbgen.generation.plan import Plan
+from lbgen.generation.ray_workers import draw_with_ray
+from lbgen.generation.record import Record
+from lbgen.generation.worker import Job, device_of, load
+from lbgen.interrupts import noted_signals
+from lbgen.models.generator import Generator
+from lbgen.storage import Store
+from lbgen.vocabulary import Vocabulary
+
+BATCH_SIZE = 32
+"""On a CPU, where none is asked for."""
+
+
+def draw(store: Store, config: GenerateConfig, plan: Plan, record: Record | None, shards: Sequence[int]) -> None:
+    """Make these shards of the split. Nothing is written before the generator is loaded and agrees with the record."""
+    records.adapter_sha256(config)  # refuses a folder without one
+    generator = load(config, device_of(0))
+    refuse_long_prompts(generator, config, plan)
+    config = replace(config, batch_size=batch_size(config, record))
+    made_with = records.made_with(config)
+    if record:
+        records.check_made_with(record, made_with, config.output)
+    if record is None or record.targets != plan.targets:
+        records.write(store, config, made_with, plan)
+    job = Job(config, plan, made_with.adapter_sha256, torch.get_num_threads())
+    total = plan.images(config.split)
+    missing = sum(plan.shard_images(config.split, shard) for shard in shards)
+    with noted_signals() as signals, Bar(total, total - missing) as bar:
+        if config.engine == "local" and workers(config) == 1:
+            draw_here(job, store.staging.name, generator, shards, bar, signals)
+            return
+        del generator
+        torch.cuda.empty_cache()
+        if config.engine == "ray":
+            draw_with_ray(job, shards, bar, signals)
+        else:
+            draw_in_processes(job, workers(config), shards, bar, signals)
+
+
+def workers(config: GenerateConfig) -> int:
+    return config.workers or max(1, torch.cuda.device_count())
+
+
+def batch_size(config: GenerateConfig, record: Record | None) -> int:
+    if record:
+        return record.config["batch_size"]
+    return config.batch_size or BATCH_SIZE
+
+
+def refuse_long_prompts(generator: Generator, config: GenerateConfig, plan: Plan) -> None:
+    for target in plan.targets:
+        vocabulary = Vocabulary(target.categories)
+        vocabulary.check_tokens(generator.count_tokens, generator.token_limit, config.prompt_template)

@@ -1,0 +1,120 @@
+"""What a run will make and cost, from its plan and a short calibration."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from lbgen import dataset
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.drawing import BATCH_SIZE, refuse_long_prompts
+from lbgen.generation.encode import encode
+from lbgen.generation.painter import Painter
+from lbgen.generation.plan import Plan, PlannedImage
+from lbgen.generation.run import is_ours, planned
+from lbgen.generation.screen import Verdict
+from lbgen.generation.worker import device_of, load, row_of
+from lbgen.storage import open_store
+
+LONGEST = 60.0
+"""Seconds that a batch of the calibration may take, by the time of a single image; else that image is the measure."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    images: int
+    """Images of the split when all is made."""
+    images_missing: int
+    """Images that this run would make."""
+    shards: int
+    shards_missing: int
+    bytes_per_image: float | None
+    """Of an image as it is stored, from the calibration; None where nothing is missing."""
+    images_per_second: float | None
+    """Of one worker on this machine's device, drawing only."""
+    device: str
+
+    @property
+    def hours(self) -> float | None:
+        """Device hours of what is missing, on devices like this one."""
+        return self.images_missing / self.images_per_second / 3600 if self.images_per_second else None
+
+
+def plan(config: GenerateConfig) -> Estimate:
+    """Print and return what `generate(config)` would make, without making any of it.
+
+    Draws one to two batches to measure speed and size. Raises what `generate` would raise.
+    """
+    store = open_store(config.output)
+    whole, record = planned(config, store)
+    done = dataset.finished_shards(store, config.split)
+    shards = range(whole.shards(config.split))
+    missing = [shard for shard in shards if shard not in done and is_ours(shard, config)]
+    size = speed = None
+    device = "this machine"
+    if missing:
+        batch_size = config.batch_size or (record.config["batch_size"] if record else None)
+        size, speed, device = calibrate(replace(config, batch_size=batch_size), whole, missing[0])
+    estimate = Estimate(
+        images=whole.images(config.split),
+        images_missing=sum(whole.shard_images(config.split, shard) for shard in missing),
+        shards=len(shards),
+        shards_missing=len(missing),
+        bytes_per_image=size,
+        images_per_second=speed,
+        device=device,
+    )
+    print(text(estimate, config, whole))
+    return estimate
+
+
+def calibrate(config: GenerateConfig, plan: Plan, shard: int) -> tuple[float, float, str]:
+    """Mean bytes of a stored image, images a second, and the device's name."""
+    generator = load(config, device_of(0))
+    refuse_long_prompts(generator, config, plan)
+    painter, images = Painter(generator, config), plan.shard(config.split, shard)
+    painter.paint(images[:1])  # the first call does more than the others
+    seconds, sizes = timed(painter, images[:1], config)
+    batch = images[: config.batch_size or BATCH_SIZE]
+    if seconds * len(batch) < LONGEST:
+        seconds, sizes = timed(painter, batch, config)
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return sum(sizes) / len(sizes), len(sizes) / seconds, name
+
+
+def timed(painter: Painter, batch: Sequence[PlannedImage], config: GenerateConfig) -> tuple[float, list[int]]:
+    """Seconds to draw a batch, and the bytes of its images as they would be stored."""
+    began = time.perf_counter()
+    pixels = painter.paint(batch)
+    seconds = time.perf_counter() - began
+    rows = [row_of(image, 0, config, Verdict({}, ())) for image in batch]
+    return seconds, [len(encode(image, row, config, None)) for image, row in zip(pixels, rows, strict=True)]
+
+
+def text(estimate: Estimate, config: GenerateConfig, plan: Plan) -> str:
+    """For people."""
+    there = estimate.images - estimate.images_missing
+    categories = len(plan.categories)
+    lines = [
+        (
+            "images",
+            f"{estimate.images:,} of {categories:,} categories, split {config.split}; {there:,} not to be made here",
+        ),
+        ("shards", f"{estimate.shards:,} of up to {config.shard_size:,} images, {config.format}"),
+    ]
+    if estimate.hours is None or estimate.bytes_per_image is None:
+        return "\n".join(f"{name:8}{value}" for name, value in [*lines, ("to make", "nothing")])
+    lines += [
+        ("to make", f"{estimate.images_missing:,} images in {estimate.shards_missing:,} shards"),
+        ("speed", f"{estimate.images_per_second:.3g} images/s a worker, measured here ({estimate.device})"),
+        ("time", f"{estimate.hours:,.3g} device hours"),
+        (
+            "disk",
+            f"{estimate.bytes_per_image * estimate.images_missing / 1e9:,.3g} GB, {config.image_format}, "
+            f"{estimate.bytes_per_image / 1e3:,.3g} kB an image",
+        ),
+    ]
+    return "\n".join(f"{name:8}{value}" for name, value in lines)

@@ -1,0 +1,130 @@
+"""The Ray engine: actors, one a GPU or CPU slot, take shards until none is left; a dead one is replaced."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lbgen.errors import UserError
+from lbgen.generation.bar import Bar, Progress
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.local_workers import interrupted
+from lbgen.generation.worker import Job, open_worker
+from lbgen.storage import is_remote
+
+POLL = 0.5
+"""Seconds between looks at the signals."""
+LARGEST_LOSS = 3
+"""Workers in a row that may die without a finished batch before the run gives up."""
+
+
+class RayWorker:
+    """Runs as an actor, in a process of its own on the machine that Ray chose."""
+
+    def __init__(self, job: Job, name: str, device: str) -> None:
+        self.worker = open_worker(job, name, device)
+
+    def make(self, shard: int) -> Iterator[Progress]:
+        """Draw and publish a shard; one item a batch."""
+        yield from self.worker.make(shard)
+        self.worker.finish()
+
+    def close(self) -> None:
+        self.worker.close()
+
+
+@dataclass(frozen=True)
+class Busy:
+    """An actor and the shard that it makes."""
+
+    actor: Any
+    shard: int
+    reports: Any
+    """Ray's generator of references to what the actor yields."""
+
+
+def draw_with_ray(job: Job, shards: Sequence[int], bar: Bar, signals: list[int]) -> None:
+    """Draw the shards on the cluster at config.ray_address, or on one that is started here for this run."""
+    ray = import_ray()
+    config = job.config
+    try:
+        ray.init(address=config.ray_address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    except ConnectionError as error:
+        raise UserError(f"--ray-address {config.ray_address}: no cluster answers there ({error})") from None
+    try:
+        Crew(ray, replace(job, config=at_absolute_paths(config)), bar).draw(deque(shards), signals)
+    finally:
+        ray.shutdown()
+
+
+class Crew:
+    """The actors of a run, and which shard each makes."""
+
+    def __init__(self, ray: Any, job: Job, bar: Bar) -> None:
+        self.ray, self.job, self.bar = ray, job, bar
+        resources = ray.cluster_resources()
+        self.gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+        self.size = job.config.workers or self.gpus or cpus
+        self.hired = self.losses = 0
+
+    def draw(self, shards: deque[int], signals: list[int]) -> None:
+        busy = [self.assign(self.hire(), shards.popleft()) for _ in range(min(self.size, len(shards)))]
+        while busy:
+            if signals:
+                raise interrupted(signals[0], self.job.config.output)
+            ready, _ = self.ray.wait([one.reports for one in busy], num_returns=1, timeout=POLL)
+            for one in [one for one in busy if one.reports in ready]:
+                if (after := self.follow(one, shards)) is not one:
+                    busy.remove(one)
+                    busy += [after] if after else []
+
+    def follow(self, one: Busy, shards: deque[int]) -> Busy | None:
+        """Take one report of an actor; what is it busy with from then on?"""
+        try:
+            self.bar.add(self.ray.get(next(one.reports)))
+            self.losses = 0
+            return one
+        except StopIteration:
+            if shards:
+                return self.assign(one.actor, shards.popleft())
+            one.actor.close.remote()
+            return None
+        except self.ray.exceptions.RayActorError as error:
+            self.losses += 1
+            if self.losses >= LARGEST_LOSS:
+                raise UserError(
+                    f"{self.losses} Ray workers in a row died at once: {' '.join(str(error).split())}"
+                ) from None
+            return self.assign(self.hire(), one.shard)  # a half-made shard does not count
+
+    def hire(self) -> Any:
+        """A new actor, on a GPU where the cluster has any."""
+        self.hired += 1
+        device, resources = ("cuda", {"num_gpus": 1}) if self.gpus else ("cpu", {"num_cpus": 1})
+        return self.ray.remote(RayWorker).options(**resources).remote(self.job, f"ray-{self.hired}", device)
+
+    def assign(self, actor: Any, shard: int) -> Busy:
+        return Busy(actor, shard, actor.make.remote(shard))
+
+
+def at_absolute_paths(config: GenerateConfig) -> GenerateConfig:
+    """Actors run in other folders."""
+    folders: dict[str, Any] = {
+        name: str(Path(value).absolute())
+        for name in ("generator", "screen_semantics")
+        if os.path.isdir(value := getattr(config, name))
+    }
+    output = config.output if is_remote(config.output) else str(Path(config.output).absolute())
+    return replace(config, **folders, output=output, adapter=config.adapter and config.adapter.absolute())
+
+
+def import_ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--engine ray needs Ray; install it with `pip install 'lbgen[ray]'`") from None
+    return ray

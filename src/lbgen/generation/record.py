@@ -1,0 +1,128 @@
+"""What a dataset says of its making: dataset.yaml and plan.json, and whether a run may go on with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lbgen.config
+from lbgen import dataset, files, provenance
+from lbgen.errors import UserError
+from lbgen.generation import plan as plans
+from lbgen.generation.config import RUNNING, GenerateConfig
+from lbgen.generation.plan import Plan, Target
+from lbgen.models import registry
+from lbgen.storage import Store, is_remote
+
+RECORD, PLAN, COMPLETE = "dataset.yaml", "plan.json", "croissant.json"
+"""COMPLETE is written last of all: a dataset that has it is finished and described."""
+ADAPTER = "pytorch_lora_weights.safetensors"
+GROWS = ("vocabulary", "qualify_names", "images_per_category", "split")
+"""Fields that the plan speaks for: a dataset may grow."""
+
+
+@dataclass(frozen=True)
+class MadeWith:
+    """Hashes of what the configuration only names, and versions (see lbgen.provenance)."""
+
+    generator_sha256: str | None
+    adapter_sha256: str | None
+    semantics_sha256: str | None
+    """Of the space that screens, where there is screening."""
+    versions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """The two files of a dataset, read."""
+
+    config: Mapping[str, Any]
+    made_with: Mapping[str, Any]
+    targets: tuple[Target, ...]
+
+
+def read(store: Store) -> Record | None:
+    """The record of the dataset in a store; None where there is no dataset."""
+    targets = dataset.read_json(store, PLAN)
+    try:
+        content = lbgen.config.parse_yaml(store.read(RECORD), f"{store}/{RECORD}")
+    except FileNotFoundError:
+        return None
+    if targets is None or "config" not in content or "made_with" not in content:
+        raise UserError(f"{store}: its {RECORD} and {PLAN} are not both whole; restore them or choose another --output")
+    return Record(content["config"], content["made_with"], plans.from_json(targets, f"{store}/{PLAN}"))
+
+
+def check_place(store: Store, config: GenerateConfig) -> None:
+    """Refuse an output that cannot be written, or that holds something else than a dataset of ours."""
+    if not is_remote(config.output):
+        files.ensure_writable(Path(config.output))
+    names = store.names()
+    if RECORD in names:
+        return
+    if foreign := names & {"config.yaml", config.split, "data", "index", "README.md"}:
+        raise UserError(
+            f"--output {config.output}: holds {min(foreign)}, which lbgen generate did not make; choose another"
+        )
+
+
+def check_config(record: Record, config: GenerateConfig) -> None:
+    """Refuse a dataset of another configuration, by the field that differs."""
+    free = {*RUNNING, *GROWS, "adapter"} | ({"batch_size"} if config.batch_size is None else set())
+    lbgen.config.ensure_same_values(config, record.config, config.output, free)
+
+
+def check_made_with(record: Record, made_with: MadeWith, output: str) -> None:
+    """Refuse to go on with other weights or versions: a dataset's images would be of two kinds."""
+    lbgen.config.ensure_same_values(
+        made_with, record.made_with, output, ("versions",), remedy="restore what it was made with"
+    )
+    provenance.ensure_versions(record.made_with["versions"], output)
+
+
+def check_adapter(record: Record, config: GenerateConfig) -> None:
+    """Refuse another adapter; the same one may have moved."""
+    if adapter_sha256(config) != record.made_with["adapter_sha256"]:
+        raise UserError(
+            f"{config.output} was made with another adapter (adapter_sha256 {record.made_with['adapter_sha256']}); "
+            "give --adapter the folder it was made with, or choose another --output"
+        )
+
+
+def config_of(record: Record, output: str) -> GenerateConfig:
+    """The configuration that a dataset was made with."""
+    return lbgen.config.from_values(GenerateConfig, {**record.config, "output": output}, f"{output}/{RECORD}")
+
+
+def made_with(config: GenerateConfig) -> MadeWith:
+    """Hashes and versions of all that goes into a dataset; after loading, which may have brought weights."""
+    semantics = registry.resolve(config.screen_semantics, registry.SEMANTICS)
+    return MadeWith(
+        generator_sha256=provenance.weights_sha256(registry.resolve(config.generator, registry.GENERATORS)),
+        adapter_sha256=adapter_sha256(config),
+        semantics_sha256=provenance.weights_sha256(semantics) if config.screen else None,
+        versions=provenance.versions(),
+    )
+
+
+def adapter_sha256(config: GenerateConfig) -> str | None:
+    if config.adapter is None:
+        return None
+    file = config.adapter / ADAPTER
+    if not file.is_file():
+        raise UserError(f"--adapter {config.adapter}: no {ADAPTER} in it; give an alignment run's adapter folder")
+    return files.sha256(file)
+
+
+def write(store: Store, config: GenerateConfig, made_with: MadeWith, plan: Plan) -> None:
+    """Record a dataset, or its growth, before its first image."""
+    store.remove(COMPLETE)
+    store.write(PLAN, (json.dumps(plans.to_json(plan.targets), ensure_ascii=False) + "\n").encode())
+    labels = [{"id": category.id, "name": category.name} for category in plan.categories]
+    store.write("labels.json", (json.dumps(labels, ensure_ascii=False, indent=1) + "\n").encode())
+    values = {name: value for name, value in lbgen.config.plain(config).items() if name not in RUNNING}
+    text = lbgen.config.yaml_text({"config": values, "made_with": lbgen.config.plain(made_with)})
+    store.write(RECORD, text.encode())

@@ -1,0 +1,181 @@
+"""A worker: one generator on one device, its screen and its writers. It makes shards, one after the other."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import torch
+
+from lbgen.dataset import SUFFIXES, Row
+from lbgen.errors import UserError
+from lbgen.generation.bar import Progress
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.layouts import LAYOUTS
+from lbgen.generation.painter import Painter, prompt_of
+from lbgen.generation.plan import Plan, PlannedImage
+from lbgen.generation.screen import Screen, Verdict
+from lbgen.generation.tally import Tally
+from lbgen.generation.writing import Shard, Work, Writers
+from lbgen.models.generator import PRECISIONS, Generator, load_generator
+from lbgen.storage import open_store
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all workers of a run have in common; config.batch_size is set."""
+
+    config: GenerateConfig
+    plan: Plan
+    adapter_sha256: str | None
+    threads: int
+    """Of torch, on a CPU."""
+
+
+@dataclass
+class Drawing:
+    """A shard in the making."""
+
+    shard: Shard
+    rejections: dict[str, list[str]] = field(default_factory=dict)
+    """By key, of the attempts so far."""
+    rows: list[Future[list[Row]]] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+
+
+class Worker:
+    def __init__(self, job: Job, name: str, generator: Generator) -> None:
+        config = job.config
+        self.job, self.config = job, config
+        self.painter = Painter(generator, config)
+        self.screen = Screen(config, job.plan.categories, generator.device) if config.screen else None
+        self.store = open_store(config.output, name)
+        ids = tuple(category.id for category in job.plan.categories)
+        self.writers = Writers(Work(config, name, ids, job.adapter_sha256))
+        self.publishing: Future[None] | None = None
+
+    def make(self, number: int) -> Iterator[Progress]:
+        """Draw a shard and hand it to the writers, which publish it while the next is drawn; one item a batch."""
+        drawing = self._begin(number)
+        images = self.job.plan.shard(self.config.split, number)
+        waiting = deque(images)
+        while waiting:
+            batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
+            again = self._draw(batch, drawing)
+            waiting.extend(again)
+            yield Progress(len(batch) - len(again), len(again))
+        self._publish(drawing, {image.key: place for place, image in enumerate(images)})
+
+    def finish(self) -> None:
+        """Wait until everything is published."""
+        if self.publishing is not None:
+            self.publishing.result()
+
+    def close(self) -> None:
+        self.writers.close()
+        self.store.clear_staging()
+
+    @property
+    def batch_size(self) -> int:
+        assert self.config.batch_size is not None
+        return self.config.batch_size
+
+    def _begin(self, number: int) -> Drawing:
+        staged = self.store.staging / f"{self.config.split}-{number:05d}"
+        staged.mkdir(parents=True)
+        if self.screen:
+            self.screen.begin_shard()
+        return Drawing(Shard(self.config.split, number, staged))
+
+    def _draw(self, batch: list[PlannedImage], drawing: Drawing) -> list[PlannedImage]:
+        """Draw and judge a batch; what may stay goes to the writers, the next attempt of the others comes back."""
+        pixels = self.painter.paint(batch)  # (B, H, W, 3)
+        verdicts = self.screen.judge(batch, pixels) if self.screen else [Verdict({}, ())] * len(batch)
+        kept, rows, again = [], [], []
+        for place, (image, verdict) in enumerate(zip(batch, verdicts, strict=True)):
+            if self._stays(image, verdict, drawing):
+                kept.append(place)
+                rows.append(
+                    row_of(image, drawing.shard.number, self.config, verdict, drawing.rejections.get(image.key, ()))
+                )
+            elif image.attempt + 1 < self.config.max_attempts:
+                again.append(image.next_attempt())
+        if rows:
+            drawing.rows.append(self.writers.encode(rows, pixels[kept], drawing.shard.staged))
+        return again
+
+    def _stays(self, image: PlannedImage, verdict: Verdict, drawing: Drawing) -> bool:
+        """Whether an image is stored; counts it either way."""
+        last = image.attempt + 1 == self.config.max_attempts
+        if verdict.reasons:
+            drawing.rejections.setdefault(image.key, []).append(",".join(verdict.reasons))
+            if last and self.config.last_resort == "fail":
+                raise UserError(
+                    f"{image.key} failed {', '.join(verdict.reasons)} in the last of its {self.config.max_attempts} "
+                    "attempts; raise --max-attempts, loosen the check, or choose --last-resort keep or drop"
+                )
+        stays = not verdict.reasons or (last and self.config.last_resort == "keep")
+        drawing.tally.count(image.category.id, image.attempt, verdict.reasons, kept=stays, last=last)
+        return stays
+
+    def _publish(self, drawing: Drawing, places: dict[str, int]) -> None:
+        """Hand a drawn shard, in the order of the plan, to the writers; the one before is published first."""
+        self.finish()
+        rows = sorted((row for part in drawing.rows for row in part.result()), key=lambda row: places[row.key])
+        rejected = drawing.tally.to_json().encode() if self.screen else None
+        self.publishing = self.writers.publish(drawing.shard, rows, rejected)
+
+
+def row_of(
+    image: PlannedImage, shard: int, config: GenerateConfig, verdict: Verdict, rejections: Sequence[str] = ()
+) -> Row:
+    """The index's line of an image that is not encoded yet, so without its hash."""
+    suffix = SUFFIXES[config.image_format]
+    return Row(
+        id=image.category.id,
+        name=image.category.name,
+        label=image.label,
+        prompt=prompt_of(image, config),
+        seed=config.seed,
+        attempt=image.attempt,
+        split=image.split,
+        shard=shard,
+        key=image.key,
+        file=LAYOUTS[config.format].file(image.split, shard, image.category.id, image.key, suffix),
+        sha256="",
+        scores=verdict.scores,
+        rejections=tuple(rejections),
+    )
+
+
+def open_worker(job: Job, name: str, device: str) -> Worker:
+    """A worker in a process of its own, which computes as the first one does: the bits of a sum depend on threads."""
+    torch.set_num_threads(job.threads)
+    return Worker(job, name, load(job.config, device))
+
+
+def load(config: GenerateConfig, device: str) -> Generator:
+    """The generator of a run on a device, the adapter merged into its weights, ready to draw."""
+    if config.precision == "fp16" and device == "cpu":
+        raise UserError("--precision fp16 needs a GPU; choose fp32 or bf16")
+    generator = load_generator(
+        config.generator,
+        dtype=PRECISIONS[config.precision],
+        device=device,
+        scheduler=config.scheduler,
+        guidance_scale=config.guidance_scale,
+        guidance_rescale=config.guidance_rescale,
+        compile=config.compile,
+    )
+    generator.timesteps(config.steps)  # refuses more than there are
+    if config.adapter is not None:
+        generator.merge_adapter(config.adapter)
+    generator.optimize()
+    return generator
+
+
+def device_of(worker: int) -> str:
+    """The device of the worker with this number: GPUs are shared out in turn."""
+    return f"cuda:{worker % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
