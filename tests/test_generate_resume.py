@@ -2,77 +2,127 @@
 
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
+import failing_writers
 import pytest
 from test_generate import config, contents, whole  # noqa: F401 (fixtures)
 
-from lbgen.errors import Interrupted
+from lbgen import dataset
+from lbgen.errors import Interrupted, UserError
+from lbgen.generation import writing
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.render import Painter
+from lbgen.generation.painter import Painter
 from lbgen.generation.run import generate
+from lbgen.storage import LocalStore
 
-
-def killed_at_rename(config: GenerateConfig, number: int) -> None:
-    """Runs in a process of its own, which dies in the middle of putting its file `number` in place."""
-    replace_file, done = os.replace, []
-
-    def dying(source, target):
-        if len(done) == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        done.append(target)
-        replace_file(source, target)
-
-    os.replace = dying
-    generate(config)
+KILLS = 100
+SEED = 20261125
+LAYOUTS = ("imagefolder", "webdataset", "parquet")
 
 
 @pytest.fixture(scope="module")
 def processes():
+    """Processes that have everything imported already, so that a kill seldom falls into imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lbgen.generation.run", "lbgen.models.stable_diffusion"])
+    context.set_forkserver_preload(["lbgen.generation.drawing", "lbgen.models.stable_diffusion"])
     return context
 
 
-def run_and_kill(processes, config: GenerateConfig, number: int) -> int:
-    process = processes.Process(target=killed_at_rename, args=(config, number))
+def quiet_generate(config: GenerateConfig) -> None:
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
+    generate(config)
+
+
+def run_and_kill(processes, config: GenerateConfig, seconds: float) -> bool:
+    """Start a run and kill it that much later with SIGKILL; whether it was still running."""
+    process = processes.Process(target=quiet_generate, args=(config,))
     process.start()
+    process.join(seconds)
+    running = process.is_alive()
+    process.kill()
     process.join()
-    return process.exitcode
+    assert running or process.exitcode == 0
+    return running
 
 
-@pytest.mark.parametrize("number", [0, 1, 2, 4, 7, 16])
-def test_killed_run_ends_equal_to_the_whole_one(processes, config, whole, tmp_path, number):
-    """Killed at the config, the provenance, an image, a shard's mark (7) and the last mark (16); then continued."""
-    broken = replace(config, output=tmp_path / "broken")
-    assert run_and_kill(processes, broken, number) == -signal.SIGKILL
-    assert any(name.endswith(".tmp") for name in contents(broken.output))
-    generate(broken)
-    assert contents(broken.output) == contents(whole)
+def identity(folder: Path) -> list[tuple[str, str, str]]:
+    return sorted((row["id"], row["key"], row["sha256"]) for row in dataset.read_index(folder).to_pylist())
 
 
-def test_continued_shard_draws_only_the_batches_that_are_not_whole(processes, config, tmp_path, monkeypatch):
-    """Killed with two batches of the one shard in place and half of the third; the end is that of an untouched run."""
-    broken = replace(config, output=tmp_path / "broken", images_per_shard=1000)
-    assert run_and_kill(processes, broken, 7) == -signal.SIGKILL  # 2 records and 5 images are in place
+def test_run_killed_at_random_moments_ends_equal_to_the_whole_one(processes, config, tmp_path, record_property):
+    """SIGKILL, 100 times over the three layouts, at moments drawn over the whole of a run; every folder ends equal."""
+    rng, kills, datasets, moments = random.Random(SEED), 0, Counter(), Counter()
+    wholes = {}
+    for layout in LAYOUTS:
+        began = time.monotonic()
+        made = replace(config, output=tmp_path / layout, format=layout, writers=1, images_per_category=8)
+        process = processes.Process(target=quiet_generate, args=(made,))
+        process.start()
+        process.join()
+        wholes[layout] = contents(tmp_path / layout), identity(tmp_path / layout), time.monotonic() - began
+    while kills < KILLS:
+        layout = LAYOUTS[sum(datasets.values()) % 3]
+        broken = replace(config, output=tmp_path / "broken", format=layout, writers=1, images_per_category=8)
+        _, _, seconds = wholes[layout]
+        while run_and_kill(processes, broken, rng.uniform(0, seconds)):
+            kills += 1
+            shards = len(LocalStore(tmp_path / "broken", "reader").names("index"))
+            moments[shards] += 1
+        files, images, _ = wholes[layout]
+        assert identity(tmp_path / "broken") == images
+        assert contents(tmp_path / "broken") == files
+        datasets[layout] += 1
+        (tmp_path / "broken").rename(tmp_path / f"done-{sum(datasets.values())}")
+    print(f"{kills} kills, seed {SEED}; datasets ended whole: {dict(datasets)}; shards at the kills: {dict(moments)}")
+    assert len(moments) > 2 and len(datasets) == 3
+
+
+def test_writers_end_with_a_killed_run(processes, config, tmp_path):
+    """No process of a killed run is left to write into the folder of the next."""
+    broken = replace(config, output=tmp_path / "broken", images_per_category=400)
+    process = processes.Process(target=quiet_generate, args=(broken,))
+    process.start()
+    while not (tmp_path / "broken/index").exists():
+        time.sleep(0.01)
+    children = [int(pid) for pid in _children(process.pid)]
+    assert len(children) >= broken.writers
+    process.kill()
+    process.join()
+    deadline = time.monotonic() + 10
+    while any(_alive(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in children if _alive(pid)]
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def test_continued_run_makes_only_the_shards_that_are_not_there(config, whole, tmp_path, monkeypatch):
     paint, painted = Painter.paint, []
     monkeypatch.setattr(Painter, "paint", lambda self, batch: painted.extend(batch) or paint(self, batch))
-    generate(broken)
-    assert len(painted) == 12 - 4
-    generate(replace(broken, output=tmp_path / "untouched"))
-    assert contents(broken.output) == contents(tmp_path / "untouched")
-
-
-def test_run_killed_again_and_again_gets_through(processes, config, whole, tmp_path):
-    """Of 17 files (2 records, 12 images, 3 marks) every attempt leaves a whole shard and dies in the next."""
     broken = replace(config, output=tmp_path / "broken")
-    exits = [run_and_kill(processes, broken, number) for number in (8, 6, 3)]
-    assert exits == [-signal.SIGKILL, -signal.SIGKILL, 0]
-    assert contents(broken.output) == contents(whole)
+    generate(broken)
+    (tmp_path / "broken/index/train-00001.parquet").unlink()
+    painted.clear()
+    generate(broken)
+    assert len(painted) == 5
+    assert contents(tmp_path / "broken") == contents(whole)
 
 
 def test_finished_run_writes_nothing(config, whole):
@@ -82,7 +132,7 @@ def test_finished_run_writes_nothing(config, whole):
 
 
 def test_interrupted_run_goes_on(config, whole, tmp_path, monkeypatch):
-    """Ctrl-C during the fourth batch."""
+    """Ctrl-C during the fourth batch, the first of the second shard."""
     paint, painted = Painter.paint, []
 
     def interrupting(self, batch):
@@ -97,23 +147,56 @@ def test_interrupted_run_goes_on(config, whole, tmp_path, monkeypatch):
         generate(broken)
     assert caught.value.signum == signal.SIGINT
     assert len(painted) == 4
-    assert not [path for path in broken.output.rglob("*.tmp")]
+    assert (tmp_path / "broken/index/train-00000.parquet").exists()
+    assert not (tmp_path / "broken/.staging").exists()
     generate(broken)
-    assert len(painted) == 7  # the other three
-    assert contents(broken.output) == contents(whole)
+    assert len(painted) == 4 + 4  # the second shard and the third
+    assert contents(tmp_path / "broken") == contents(whole)
 
 
 def test_terminated_command_exits_with_143(config, tmp_path):
     flags = ["--generator", config.generator, "--vocabulary", config.vocabulary, "--images-per-category", "400"]
-    flags += ["--scheduler", "ddim", "--steps", "2", "--batch-size", "2", "--images-per-shard", "5"]
+    flags += ["--scheduler", "ddim", "--steps", "2", "--batch-size", "2", "--shard-size", "5"]
     process = subprocess.Popen(
         [sys.executable, "-m", "lbgen", "generate", *flags, "--output", str(tmp_path / "out")],
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not (tmp_path / "out/index/part-00000.parquet").exists() and process.poll() is None:
+    while not (tmp_path / "out/index/train-00000.parquet").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, shown = process.communicate()
     assert process.returncode == 143
-    assert shown.splitlines()[-1].startswith(f"lbgen: {tmp_path / 'out'} keeps its finished images")
+    assert shown.splitlines()[-1].startswith(f"lbgen: {tmp_path / 'out'} keeps its finished shards")
+    assert not (tmp_path / "out/.staging").exists()
+
+
+def test_failing_writer_stops_the_run_with_its_cause(config, whole, tmp_path, monkeypatch):
+    """A full disk, met by a writer process."""
+    monkeypatch.setattr(writing, "encode_images", failing_writers.full_disk)
+    broken = replace(config, output=tmp_path / "broken")
+    with pytest.raises(UserError, match="broken: No space left on device; nothing is lost"):
+        generate(broken)
+    monkeypatch.undo()
+    generate(broken)
+    assert contents(tmp_path / "broken") == contents(whole)
+
+
+def test_writer_that_is_killed_stops_the_run(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "encode_images", failing_writers.die)
+    with pytest.raises(UserError, match="a writer process was killed"):
+        generate(replace(config, output=tmp_path / "broken"))
+
+
+def test_wrong_clocks_change_nothing(config, whole, tmp_path, monkeypatch):
+    """Files dated in the future and a clock that runs backwards."""
+    broken = replace(config, output=tmp_path / "broken")
+    generate(broken)
+    for path in (tmp_path / "broken").rglob("*"):
+        os.utime(path, (4e9, 4e9))
+    (tmp_path / "broken/index/train-00002.parquet").unlink()
+    (tmp_path / "broken/croissant.json").unlink()
+    now = iter(range(10**6, 0, -1))
+    monkeypatch.setattr(time, "time", lambda: next(now))
+    generate(broken)
+    assert contents(tmp_path / "broken") == contents(whole)

@@ -14,7 +14,7 @@ from lbgen.generation.local_workers import draw_here, draw_in_processes
 from lbgen.generation.plan import Plan
 from lbgen.generation.ray_workers import draw_with_ray
 from lbgen.generation.record import Record
-from lbgen.generation.worker import Job, device_of, load
+from lbgen.generation.worker import Job, Worker, device_of, load
 from lbgen.interrupts import noted_signals
 from lbgen.models.generator import Generator
 from lbgen.storage import Store
@@ -40,14 +40,14 @@ def draw(store: Store, config: GenerateConfig, plan: Plan, record: Record | None
     missing = sum(plan.shard_images(config.split, shard) for shard in shards)
     with noted_signals() as signals, Bar(total, total - missing) as bar:
         if config.engine == "local" and workers(config) == 1:
-            draw_here(job, store.staging.name, generator, shards, bar, signals)
+            draw_here(Worker(job, store.staging.name, generator), shards, bar.add, signals)
             return
         del generator
         torch.cuda.empty_cache()
         if config.engine == "ray":
-            draw_with_ray(job, shards, bar, signals)
+            draw_with_ray(job, shards, bar.add, signals)
         else:
-            draw_in_processes(job, workers(config), shards, bar, signals)
+            draw_in_processes(job, workers(config), shards, bar.add, signals)
 
 
 def workers(config: GenerateConfig) -> int:

@@ -3,91 +3,93 @@
 from __future__ import annotations
 
 import multiprocessing
-import queue
-from collections.abc import Sequence
-from multiprocessing.process import BaseProcess
-from multiprocessing.queues import Queue
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 
 from lbgen.errors import Interrupted, UserError
-from lbgen.generation.bar import Bar, Progress
+from lbgen.generation.bar import Progress
 from lbgen.generation.worker import Job, Worker, device_of, open_worker
 from lbgen.generation.writing import end_with_parent
-from lbgen.models.generator import Generator
+from lbgen.interrupts import noted_signals
 
 POLL = 0.2
-"""Seconds between looks at the other processes."""
+"""Seconds between looks at the signals."""
+GRACE = 60.0
+"""Seconds that a process has to finish its batch when a run is to end."""
 
 
 def interrupted(signum: int, output: str) -> Interrupted:
     return Interrupted(signum, f"{output} keeps its finished shards; start again to go on")
 
 
-def draw_here(job: Job, name: str, generator: Generator, shards: Sequence[int], bar: Bar, signals: list[int]) -> None:
+def draw_here(worker: Worker, shards: Sequence[int], report: Callable[[Progress], None], signals: list[int]) -> None:
     """Draw the shards in this process; a signal ends the run before the next batch."""
-    worker = Worker(job, name, generator)
     try:
         for shard in shards:
             for progress in worker.make(shard):
-                bar.add(progress)
+                report(progress)
                 if signals:
                     worker.finish()
-                    raise interrupted(signals[0], job.config.output)
+                    raise interrupted(signals[0], worker.config.output)
         worker.finish()
     finally:
         worker.close()
 
 
-def draw_in_processes(job: Job, count: int, shards: Sequence[int], bar: Bar, signals: list[int]) -> None:
+def draw_in_processes(
+    job: Job, count: int, shards: Sequence[int], report: Callable[[Progress], None], signals: list[int]
+) -> None:
     """Draw the shards in `count` processes, shared out in turn; a signal or a process that fails ends them all."""
     spawn = multiprocessing.get_context("spawn")
-    reports: Queue[Progress | str] = spawn.Queue()
-    parts = [shards[number::count] for number in range(min(count, len(shards)))]
-    processes = [spawn.Process(target=serve, args=(job, number, part, reports)) for number, part in enumerate(parts)]
-    for process in processes:
-        process.start()
+    processes: dict[Connection, SpawnProcess] = {}
+    for number in range(min(count, len(shards))):
+        ours, theirs = spawn.Pipe(duplex=False)
+        processes[ours] = spawn.Process(target=serve, args=(job, number, shards[number::count], theirs))
+        processes[ours].start()
+        theirs.close()
     try:
-        watch(processes, reports, bar, signals, job.config.output)
+        follow(dict(processes), report, signals, job.config.output)
     finally:
-        for process in processes:
+        for process in processes.values():
+            process.terminate()  # which it notes, see serve
+        for process in processes.values():
+            process.join(GRACE)
             process.kill()
-        for process in processes:
-            process.join()
 
 
-def watch(
-    processes: Sequence[BaseProcess], reports: Queue[Progress | str], bar: Bar, signals: list[int], output: str
+def follow(
+    running: dict[Connection, SpawnProcess], report: Callable[[Progress], None], signals: list[int], output: str
 ) -> None:
     """Pass on what the processes report until all have ended."""
-    running = True
     while running:
-        running = any(process.is_alive() for process in processes)
-        try:
-            while True:
-                report = reports.get(timeout=POLL if running else 0)
-                if isinstance(report, str):
-                    raise UserError(report)
-                bar.add(report)
-                if signals:
-                    break
-        except queue.Empty:
-            pass
         if signals:
             raise interrupted(signals[0], output)
-        if any(process.exitcode not in (None, 0) for process in processes):
-            raise UserError(f"{output}: a worker process was killed (out of memory?); nothing is lost, start again")
+        for connection in wait(list(running), timeout=POLL):
+            assert isinstance(connection, Connection)
+            try:
+                message = connection.recv()
+            except EOFError:
+                process = running.pop(connection)
+                process.join()
+                if process.exitcode:
+                    lost = f"{output}: a worker process was killed (out of memory?); nothing is lost, start again"
+                    raise UserError(lost) from None
+                continue
+            if isinstance(message, str):
+                raise UserError(message)
+            report(message)
 
 
-def serve(job: Job, number: int, shards: Sequence[int], reports: Queue[Progress | str]) -> None:
-    """What each of several processes does."""
+def serve(job: Job, number: int, shards: Sequence[int], reports: Connection) -> None:
+    """What each of several processes does: progress goes through the connection, and a user's mistake as a text."""
     end_with_parent()
     try:
-        worker = open_worker(job, f"worker-{number}", device_of(number))
-        for shard in shards:
-            for progress in worker.make(shard):
-                reports.put(progress)
-        worker.finish()
-        worker.close()
+        with noted_signals() as signals:
+            draw_here(open_worker(job, f"worker-{number}", device_of(number)), shards, reports.send, signals)
+    except Interrupted:
+        pass
     except UserError as error:
-        reports.put(str(error))
+        reports.send(str(error))
     except OSError as error:
-        reports.put(f"{job.config.output}: {error.strerror or error}; nothing is lost, mend it and start again")
+        reports.send(f"{job.config.output}: {error.strerror or error}; nothing is lost, mend it and start again")

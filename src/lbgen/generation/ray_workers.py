@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
+import socket
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lbgen.errors import UserError
-from lbgen.generation.bar import Bar, Progress
+from lbgen.generation.bar import Progress
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.local_workers import interrupted
 from lbgen.generation.worker import Job, open_worker
@@ -47,25 +50,37 @@ class Busy:
     """Ray's generator of references to what the actor yields."""
 
 
-def draw_with_ray(job: Job, shards: Sequence[int], bar: Bar, signals: list[int]) -> None:
+def draw_with_ray(job: Job, shards: Sequence[int], report: Callable[[Progress], None], signals: list[int]) -> None:
     """Draw the shards on the cluster at config.ray_address, or on one that is started here for this run."""
     ray = import_ray()
-    config = job.config
+    join(ray, job.config.ray_address)
     try:
-        ray.init(address=config.ray_address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    except ConnectionError as error:
-        raise UserError(f"--ray-address {config.ray_address}: no cluster answers there ({error})") from None
-    try:
-        Crew(ray, replace(job, config=at_absolute_paths(config)), bar).draw(deque(shards), signals)
+        Crew(ray, replace(job, config=at_absolute_paths(job.config)), report).draw(deque(shards), signals)
     finally:
         ray.shutdown()
+
+
+def join(ray: Any, address: str | None) -> None:
+    """Join the cluster at `address`, or start one here; the signals stay ours."""
+    try:
+        if address is not None and re.fullmatch(r"[^/]+:\d+", address):  # Ray itself asks for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
+        handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+        ray.init(
+            address=address, include_dashboard=None if address else False, log_to_driver=False, logging_level="ERROR"
+        )
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    except OSError as error:  # a ConnectionError, a time-out, an unknown host
+        raise UserError(f"--ray-address {address}: no cluster answers there ({error})") from None
 
 
 class Crew:
     """The actors of a run, and which shard each makes."""
 
-    def __init__(self, ray: Any, job: Job, bar: Bar) -> None:
-        self.ray, self.job, self.bar = ray, job, bar
+    def __init__(self, ray: Any, job: Job, report: Callable[[Progress], None]) -> None:
+        self.ray, self.job, self.report = ray, job, report
         resources = ray.cluster_resources()
         self.gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         self.size = job.config.workers or self.gpus or cpus
@@ -85,7 +100,7 @@ class Crew:
     def follow(self, one: Busy, shards: deque[int]) -> Busy | None:
         """Take one report of an actor; what is it busy with from then on?"""
         try:
-            self.bar.add(self.ray.get(next(one.reports)))
+            self.report(self.ray.get(next(one.reports)))
             self.losses = 0
             return one
         except StopIteration:

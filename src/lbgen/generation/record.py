@@ -64,9 +64,8 @@ def check_place(store: Store, config: GenerateConfig) -> None:
     if RECORD in names:
         return
     if foreign := names & {"config.yaml", config.split, "data", "index", "README.md"}:
-        raise UserError(
-            f"--output {config.output}: holds {min(foreign)}, which lbgen generate did not make; choose another"
-        )
+        found = min(foreign)
+        raise UserError(f"--output {config.output}: {found} in it is not of lbgen generate; choose another --output")
 
 
 def check_config(record: Record, config: GenerateConfig) -> None:

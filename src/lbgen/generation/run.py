@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -94,5 +95,9 @@ def storage_errors(output: str) -> Iterator[None]:
     """What keeps a file from being written, as one line."""
     try:
         yield
+    except BrokenProcessPool:
+        raise UserError(
+            f"{output}: a writer process was killed (out of memory?); nothing is lost, start again"
+        ) from None
     except OSError as error:
         raise UserError(f"{output}: {error.strerror or error}; nothing is lost, mend it and start again") from error

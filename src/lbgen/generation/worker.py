@@ -170,6 +170,7 @@ def load(config: GenerateConfig, device: str) -> Generator:
         compile=config.compile,
     )
     generator.timesteps(config.steps)  # refuses more than there are
+    generator.latent_shape(*(config.size or generator.default_size))  # refuses a size that does not fit
     if config.adapter is not None:
         generator.merge_adapter(config.adapter)
     generator.optimize()

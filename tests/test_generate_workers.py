@@ -1,0 +1,177 @@
+"""Many workers make the dataset that one makes; two runs never write into one folder."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_generate import config, contents, whole  # noqa: F401 (fixtures)
+
+from lbgen.errors import UserError
+from lbgen.generation.run import generate
+from lbgen.locking import locked
+
+
+def test_processes_make_what_one_makes(config, whole, tmp_path):
+    generate(replace(config, output=tmp_path / "made", workers=2))
+    assert contents(tmp_path / "made") == contents(whole)
+
+
+def test_process_that_is_killed_ends_the_run_in_one_line(config, whole, tmp_path):
+    """And the run goes on when started again."""
+    command = [sys.executable, "-m", "lbgen", "generate", "--generator", config.generator, "--vocabulary"]
+    command += [config.vocabulary, "--images-per-category", "400", "--scheduler", "ddim", "--steps", "2"]
+    command += ["--batch-size", "2", "--shard-size", "5", "--workers", "2", "--output", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "out/index").glob("*")) and process.poll() is None:
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    drawing = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(int(drawing[0]), signal.SIGKILL)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert [line for line in shown.splitlines() if "lbgen: " in line and "a worker process was killed" in line]
+    assert not (tmp_path / "out/.staging").exists()
+
+
+def test_parts_of_a_run_make_the_whole(config, whole, tmp_path):
+    """As in a job array: no part knows of another, in any order; the last one to end describes the dataset."""
+    parts = [replace(config, output=tmp_path / "made", shard_of=f"{i}/3") for i in (2, 0, 1)]
+    assert [generate(part).finished for part in parts] == [False, False, True]
+    assert contents(tmp_path / "made") == contents(whole)
+    assert generate(replace(parts[0], shard_of="3/3")).finished  # counted from one, the last
+
+
+@pytest.mark.parametrize("part", ["4/3", "1", "a/b", "-1/2", "0/0"])
+def test_part_that_is_none_is_refused(config, part):
+    with pytest.raises(UserError, match="--shard-of"):
+        replace(config, shard_of=part)
+
+
+# ---- locks, between processes ----
+
+
+def hold(path: Path, part: tuple[int, int] | None, held, release) -> None:
+    with locked(path, "out", part):
+        held.set()
+        release.wait(30)
+
+
+@pytest.fixture
+def holder():
+    """Start a process that holds a lock; ends it afterwards."""
+    context = multiprocessing.get_context("forkserver")
+    started = []
+
+    def start(path: Path, part: tuple[int, int] | None):
+        held, release = context.Event(), context.Event()
+        process = context.Process(target=hold, args=(path, part, held, release))
+        process.start()
+        started.append((process, release))
+        assert held.wait(30)
+        return process
+
+    yield start
+    for process, release in started:
+        if process.is_alive():
+            release.set()
+        process.join()
+
+
+@pytest.mark.parametrize(
+    "first, second, compatible",
+    [
+        (None, None, False),
+        (None, (0, 2), False),
+        ((0, 2), None, False),
+        ((0, 2), (0, 2), False),
+        ((0, 2), (1, 2), True),
+        ((1, 2), (1, 3), True),
+    ],
+)
+def test_second_run_is_refused_unless_both_are_different_parts(holder, tmp_path, first, second, compatible):
+    holder(tmp_path / ".lock", first)
+    if compatible:
+        with locked(tmp_path / ".lock", "out", second):
+            pass
+    else:
+        with (
+            pytest.raises(UserError, match="--output out: another run is writing there"),
+            locked(tmp_path / ".lock", "out", second),
+        ):
+            pass
+
+
+def test_lock_of_a_dead_process_is_none(holder, tmp_path):
+    process = holder(tmp_path / ".lock", None)
+    process.kill()
+    process.join()
+    with locked(tmp_path / ".lock", "out"):
+        pass
+
+
+def test_second_generate_is_refused_and_the_first_goes_on(config, holder, whole, tmp_path):
+    generate(replace(config, output=tmp_path / "made"))
+    (tmp_path / "made/index/train-00000.parquet").unlink()
+    holder(tmp_path / "made/.lock", None)
+    before = contents(tmp_path / "made")
+    with pytest.raises(UserError, match="another run is writing there"):
+        generate(replace(config, output=tmp_path / "made"))
+    assert contents(tmp_path / "made") == before
+
+
+# ---- Ray ----
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A real cluster of two nodes on this machine, a CPU each, whose workers die with the test run."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    yield cluster
+    cluster.shutdown()
+
+
+def test_ray_cluster_of_two_nodes_makes_what_one_process_makes_though_a_worker_is_killed(
+    cluster, config, tmp_path, capsys
+):
+    """Against the same configuration by one process; the worker dies as soon as the first shard is there."""
+    many = replace(config, images_per_category=20)
+    generate(replace(many, output=tmp_path / "alone"))
+    killed = []
+
+    def kill_one() -> None:
+        while not list((tmp_path / "ray/index").glob("*")):
+            time.sleep(0.02)
+        pids = [pid for pid in os.listdir("/proc") if pid.isdigit() and is_ray_worker(int(pid))]
+        os.kill(int(pids[0]), signal.SIGKILL)
+        killed.append(pids[0])
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    generate(replace(many, output=tmp_path / "ray", engine="ray", workers=2, ray_address=cluster.address))
+    killer.join(1)
+    assert killed
+    assert contents(tmp_path / "ray") == contents(tmp_path / "alone")
+
+
+def is_ray_worker(pid: int) -> bool:
+    """Whether a process is one of our actors; Ray writes what it runs into its command line."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::RayWorker")
+    except OSError:
+        return False
+
+
+def test_cluster_that_does_not_answer_is_one_line(config, tmp_path):
+    with pytest.raises(UserError, match="--ray-address 127.0.0.1:1: no cluster answers there"):
+        generate(replace(config, output=tmp_path / "ray", engine="ray", ray_address="127.0.0.1:1"))

@@ -1,0 +1,136 @@
+"""The plan: every image once, every shard a fair sample, nothing moved when it grows."""
+
+import hashlib
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lbgen.errors import UserError
+from lbgen.generation.plan import Plan, Target, from_json, grown, to_json
+from lbgen.vocabulary import Category
+
+
+def target(ids: str, images: int, split: str = "train") -> Target:
+    return Target(split, images, tuple(Category(id, f"name of {id}", "a test") for id in ids))
+
+
+def all_images(plan: Plan, split: str = "train") -> list[list[tuple[str, int]]]:
+    """(id, index) of every image, by shard."""
+    return [
+        [(image.category.id, image.index) for image in plan.shard(split, shard)] for shard in range(plan.shards(split))
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_grown_plan_holds_every_image_once_and_keeps_the_shards_before(data):
+    """Against sets, for random histories of growth."""
+    size, seed = data.draw(st.integers(1, 20)), data.draw(st.integers(0, 3))
+    ids, images, targets, before = 2, 1, (), []
+    wanted = set()
+    for _ in range(data.draw(st.integers(1, 4))):
+        ids += data.draw(st.integers(0, 4))
+        images += data.draw(st.integers(0, 5))
+        targets = grown(targets, target("abcdefghijklmnopqrst"[:ids], images), "there")
+        shards = all_images(Plan(targets, seed, size))
+        wanted |= {(id, index) for id in "abcdefghijklmnopqrst"[:ids] for index in range(images)}
+        assert shards[: len(before)] == before
+        flat = [image for shard in shards for image in shard]
+        assert len(flat) == len(set(flat)) and set(flat) == wanted
+        assert [len(shard) for shard in shards] == [
+            Plan(targets, seed, size).shard_images("train", shard) for shard in range(len(shards))
+        ]
+        before = shards
+
+
+def test_every_shard_is_a_fair_sample():
+    """Each category's count in a shard stays within one and a half of its share (an unmixed plan would hold one)."""
+    plan = Plan((target("abcdefghij", 100),), seed=0, shard_size=50)
+    for shard in all_images(plan):
+        counts = Counter(id for id, _ in shard)
+        assert max(abs(counts[id] - 5) for id in "abcdefghij") <= 1.5
+    one = [id for id, _ in all_images(plan)[3]]
+    assert sum(first == second for first, second in zip(one, one[1:], strict=False)) < 15  # mixed within it as well
+
+
+def split_mix(key: int, index: int) -> float:
+    """SplitMix64 in Python's own integers."""
+    mask = 2**64 - 1
+    z = key + (index + 1) * 0x9E3779B97F4A7C15 & mask
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & mask
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & mask
+    return (z ^ z >> 31) / 2**64
+
+
+def test_order_is_the_same_on_every_machine():
+    """Against the definition, in Python's own arithmetic: shards of one dataset may be made years apart."""
+    plan = Plan((target("abc", 4), target("abcd", 6)), seed=7, shard_size=5)
+
+    def ordered(images: list[tuple[str, int]], start: dict[str, int], stop: int) -> list[tuple[str, int]]:
+        def place(image):
+            id, index = image
+            key = int.from_bytes(hashlib.sha256(f"order\0{7}\0train\0{id}".encode()).digest()[:8], "little")
+            return (index - start[id] + split_mix(key, index)) / (stop - start[id])
+
+        return sorted(images, key=place)
+
+    first = ordered([(id, n) for id in "abc" for n in range(4)], dict.fromkeys("abc", 0), 4)
+    start = {"a": 4, "b": 4, "c": 4, "d": 0}
+    second = ordered([(id, n) for id in "abcd" for n in range(start[id], 6)], start, 6)
+    shards = [part[at : at + 5] for part in (first, second) for at in range(0, 12, 5)]
+    assert all_images(plan) == shards
+
+
+def test_seeds_and_splits_order_differently():
+    plans = [
+        Plan((target("abcdefgh", 8, split),), seed, 64) for seed, split in ((0, "train"), (1, "train"), (0, "val"))
+    ]
+    orders = [str(all_images(plan, plan.targets[0].split)) for plan in plans]
+    assert len(set(orders)) == 3
+
+
+def test_places_are_uniform_within_their_stratum():
+    """Over many seeds the first image of a category lands anywhere in the first n-th of the order."""
+    places = []
+    for seed in range(200):
+        order = all_images(Plan((target("abcde", 4),), seed, 20))[0]
+        places.append(order.index(("c", 0)))
+    counts = np.bincount(places, minlength=7)
+    assert set(places) <= set(range(7)) and counts[:5].min() > 20
+
+
+def test_labels_are_kept_when_categories_are_added():
+    targets = grown((target("zm", 2),), target("azm", 2), "there")
+    assert Plan(targets, 0, 10).labels == {"z": 0, "m": 1, "a": 2}
+    assert [category.id for category in Plan(targets, 0, 10).categories] == ["z", "m", "a"]
+
+
+def test_targets_survive_their_file():
+    targets = (target("ab", 2), target("abc", 5), target("ab", 1, "val"))
+    assert from_json(to_json(targets), "a test") == targets
+
+
+@pytest.mark.parametrize(
+    "wanted, message",
+    [
+        (target("ab", 3), 'holds "c", which this vocabulary lacks'),
+        (target("abc", 2), "images_per_category 3, this run asks for 2"),
+        (
+            Target("train", 3, (Category("a", "other", "names.txt, line 1"),)),
+            'names.txt, line 1: id "a" is "other" here',
+        ),
+    ],
+)
+def test_what_would_shrink_or_rename_is_refused(wanted, message):
+    with pytest.raises(UserError, match=message):
+        grown((target("abc", 3),), wanted, "there")
+
+
+def test_plan_of_a_million_images_is_made_in_moderate_memory():
+    plan = Plan((Target("train", 1300, tuple(Category(str(n), str(n), "") for n in range(1000))),), 0, 1000)
+    counts = Counter(image.category.id for image in plan.shard("train", 700))
+    assert len(counts) > 600 and max(counts.values()) <= 3
+    assert (plan.images("train"), plan.shards("train")) == (1_300_000, 1300)
