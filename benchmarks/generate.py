@@ -14,13 +14,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
+from lbgen.generation.render import Painter
 from measuring import DEVICE, heading, in_fresh_process, measured, network_calls, network_tflop, table
 
 from lbgen import config as configs
 from lbgen.alignment.config import AlignConfig
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan
-from lbgen.generation.render import Painter
 from lbgen.models.generator import PRECISIONS, load_generator
 from lbgen.models.registry import GENERATORS, resolve
 from lbgen.models.stable_diffusion import SCHEDULERS

@@ -49,6 +49,7 @@ def verify(directory: str, repair: bool = False) -> VerifyResult:
     plan = Plan(record.targets, config.seed, config.shard_size)
     damaged, strangers = check(store, config, plan)
     if damaged and repair:
+        records.check_made_with(record, records.made_with(config), directory)  # before a shard is given up
         with storage_errors(directory):
             for split in plan.splits:
                 repair_split(replace(config, split=split), plan, [shard for name, shard in damaged if name == split])

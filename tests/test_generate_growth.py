@@ -1,0 +1,134 @@
+"""Datasets that grow, names that are hard to keep, folders that are large or closed."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_generate import config, contents, whole  # noqa: F401 (fixtures)
+
+from lbgen import dataset
+from lbgen.errors import UserError
+from lbgen.generation.painter import Painter
+from lbgen.generation.run import generate
+from lbgen.generation.verify import verify
+
+HARD_NAMES = [
+    'a "quoted" name',
+    "it's",
+    "either/or \\ and",
+    "🦊 fox",
+    "\u05e9\u05dc\u05d5\u05dd",
+    "<b>bold</b> & <script>alert(1)</script>",
+    "*.png; rm -rf",
+    "comma, tab: colon",
+    "{name}",
+    "%s %(x)d",
+]
+
+
+@pytest.mark.parametrize("layout", ["imagefolder", "webdataset", "parquet"])
+def test_grown_dataset_makes_what_is_missing_and_changes_no_image(config, tmp_path, monkeypatch, layout):
+    paint, painted = Painter.paint, []
+    monkeypatch.setattr(Painter, "paint", lambda self, batch: painted.extend(batch) or paint(self, batch))
+    made = replace(config, output=tmp_path / "made", format=layout)
+    generate(made)
+    shards = {
+        path: sha for path, sha in contents(tmp_path / "made").items() if path.startswith(("index/", "train", "data/"))
+    }
+    painted.clear()
+
+    assert generate(replace(made, images_per_category=6)).images == 18
+    assert sorted((image.category.id, image.index) for image in painted) == [
+        (id, index) for id in ("a2", "m3", "z1") for index in (4, 5)
+    ]
+    painted.clear()
+    (tmp_path / "more.txt").write_text("b7 owl\nz1 cat\na2 dog\nm3 red fox\n")
+    more = replace(made, images_per_category=6, vocabulary=str(tmp_path / "more.txt"))
+    assert generate(more).images == 24
+    assert [image.category.id for image in painted] == ["b7"] * 6
+    after = contents(tmp_path / "made")
+    assert {path: after[path] for path in shards} == shards
+    assert verify(tmp_path / "made").damaged == ()
+    labels = json.loads((tmp_path / "made/labels.json").read_text())
+    assert [label["id"] for label in labels] == ["z1", "a2", "m3", "b7"]  # labels given once stay
+    assert generate(more).images == 24
+
+
+def test_growth_that_is_killed_before_its_card_is_described_all_the_same(config, tmp_path, monkeypatch):
+    made = replace(config, output=tmp_path / "made", images_per_category=1)
+    generate(made)
+    monkeypatch.setattr("lbgen.generation.describe.describe", lambda *arguments: sys.exit(9))
+    with pytest.raises(SystemExit):
+        generate(replace(made, images_per_category=2))
+    monkeypatch.undo()
+    assert not (tmp_path / "made/croissant.json").exists()
+    generate(replace(made, images_per_category=2))
+    assert (tmp_path / "made/croissant.json").exists()
+
+
+def test_split_repeats_no_image_of_another(config, tmp_path):
+    made = replace(config, output=tmp_path / "made")
+    generate(made)
+    generate(replace(made, split="val", images_per_category=2))
+    images = [
+        np.asarray(Image.open(path)).tobytes()
+        for path in (tmp_path / "made").rglob("*.png")
+        if path.parts[-3] in ("train", "val")
+    ]
+    assert len(images) == len(set(images)) == 12 + 6
+    assert generate(made).images == 12
+    assert verify(tmp_path / "made").damaged == ()
+
+
+@pytest.mark.parametrize("layout", ["imagefolder", "webdataset", "parquet"])
+def test_hard_names_are_kept_to_the_letter(config, tmp_path, layout):
+    vocabulary = tmp_path / "names.json"
+    vocabulary.write_text(json.dumps([{"id": f"n.{n}", "name": name} for n, name in enumerate(HARD_NAMES)]))
+    made = replace(
+        config, output=tmp_path / "made", vocabulary=str(vocabulary), images_per_category=1, format=layout, steps=1
+    )
+    generator = "lbgen.models.stable_diffusion.StableDiffusion.count_tokens"
+    with pytest.MonkeyPatch.context() as patch:  # the miniature's letters are few; its encoder cuts what is too long
+        patch.setattr(generator, lambda self, prompt: 1)
+        patch.setattr("lbgen.models.stable_diffusion.StableDiffusion.encode", encode_anything)
+        generate(made)
+    rows = dataset.read_index(tmp_path / "made").to_pylist()
+    assert {row["id"]: row["name"] for row in rows} == {f"n.{n}": name for n, name in enumerate(HARD_NAMES)}
+    assert {row["prompt"] for row in rows} == set(HARD_NAMES)
+    assert verify(tmp_path / "made").damaged == ()
+
+
+def encode_anything(self, prompts):
+    from lbgen.models.generator import Conditioning
+
+    return Conditioning(*self.pipeline.encode_prompt(["x"] * len(prompts), self.device, 1, True))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_folder_without_permission_is_refused(config, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o555)
+    with pytest.raises(UserError, match="no permission to write"):
+        generate(replace(config, output=tmp_path / "closed/made"))
+
+
+def test_folder_that_takes_no_files_is_said_in_one_line(config):
+    """A folder of the kernel's, where even root makes none."""
+    with pytest.raises(UserError, match="--output /proc/made|/proc/made"):
+        generate(replace(config, output="/proc/made"))
+
+
+def test_start_on_a_finished_dataset_of_a_million_images_is_light():
+    """1,300 marks: a run ends in little memory, without torch (the time is the benchmark's to say)."""
+    script = Path(__file__).parents[1] / "benchmarks/start_up.py"
+    shown = subprocess.run(
+        [sys.executable, script, "--repeats", "1"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "1300000 of 1300000 images of 1000 categories" in shown
+    assert int(re.search(r"(\d+) MB", shown)[1]) < 500
