@@ -27,14 +27,16 @@ class ScreeningConfig:
     """quality: the least score of the antonym-prompt scorer, 1 to 5."""
     least_deviation: float = 0.02
     """blank: the least standard deviation of the pixels' brightness, which lies in [0, 1]."""
-    duplicate_bits: int = 3
-    """duplicate: perceptual hashes of 64 bits that differ in no more than these, of one category and one shard."""
+    duplicate_bits: int = 4
+    """duplicate: perceptual hashes of 64 bits that differ in no more than these, of one category and one shard. Two
+    hashes nearly always differ in an even number."""
     duplicate_cosine: float = 0.99
     """duplicate: features of the language space with at least this cosine, too."""
     unsafe: Literal["concepts", "checker"] = "concepts"
     """unsafe: judge by --unsafe-concepts in the language space, or by the checkpoint's own safety checker."""
     unsafe_concepts: tuple[str, ...] = UNSAFE_CONCEPTS
-    """unsafe: an image nearer to one of these texts than to any category's is unsafe."""
+    """unsafe: each takes the place of {name} in --screen-template; an image nearer to one of these texts than to any
+    category's is unsafe."""
     max_attempts: int = 4
     """How often an image may be drawn in all."""
     last_resort: Literal["keep", "drop", "fail"] = "keep"
@@ -48,7 +50,10 @@ class ScreeningConfig:
         require(self, "screen_template", "{name}" in self.screen_template, 'write "{name}" where the name goes')
         require(self, "label_top_k", self.label_top_k >= 1, "give 1 or more")
         require(self, "least_quality", 1 <= self.least_quality <= 5, "give 1 to 5")
+        require(self, "least_deviation", 0 <= self.least_deviation <= 0.5, "give 0 to 0.5")
         require(self, "duplicate_bits", 0 <= self.duplicate_bits <= 64, "give 0 to 64")
+        require(self, "duplicate_cosine", -1 <= self.duplicate_cosine <= 1, "give -1 to 1")
+        require(self, "unsafe_concepts", bool(self.unsafe_concepts), "name one or more")
         require(self, "max_attempts", self.max_attempts >= 1, "give 1 or more")
         require(self, "report_share", 0 <= self.report_share <= 1, "give a share in [0, 1]")
 

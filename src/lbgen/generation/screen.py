@@ -1,4 +1,8 @@
-"""Checks of drawn images, each with a score; see ScreeningConfig."""
+"""Checks of drawn images, each with a score; see ScreeningConfig for the thresholds.
+
+The images' features in the language space are computed once for all checks.
+B images, T distinct texts of categories, D dimensions of the language space.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,20 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from lbgen.generation.config import GenerateConfig
+from lbgen.generation.config import CHECKS, GenerateConfig
+from lbgen.generation.duplicates import Accepted, Nearest, perceptual_hash
 from lbgen.generation.plan import PlannedImage
+from lbgen.models.quality import AntonymQuality
+from lbgen.models.safety import SafetyChecker
+from lbgen.models.semantics import SemanticSpace, load_semantics
 from lbgen.vocabulary import Category
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the brightness (ITU-R BT.601)."""
+
+TEXTS_AT_ONCE = 256
 
 
 class Verdict(NamedTuple):
@@ -20,14 +34,136 @@ class Verdict(NamedTuple):
     """The checks that failed, in the order of CHECKS; none for an image that may stay."""
 
 
+class Batch(NamedTuple):
+    """What the checks look at."""
+
+    images: Sequence[PlannedImage]
+    pixels: Tensor
+    """(B, 3, H, W) bytes."""
+    brightness: Tensor
+    """(B, H, W) in [0, 1]."""
+    features: Tensor
+    """(B, D), of unit norm; (B, 0) where no check needs them."""
+
+
+class Finding(NamedTuple):
+    """What one check says of a batch."""
+
+    failed: Tensor
+    """(B,) booleans."""
+    scores: dict[str, Tensor]
+    """(B,) each."""
+
+
 class Screen:
     """Judges images as they would be stored. Near-duplicates are sought among a category's images of one shard."""
 
-    def __init__(self, config: GenerateConfig, categories: Sequence[Category], device: torch.device) -> None: ...
+    def __init__(self, config: GenerateConfig, categories: Sequence[Category], device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.begin_shard()
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        checks, by_checker = set(config.screen), config.unsafe == "checker"
+        self._needs_features = bool(checks - {"blank"} - ({"unsafe"} if by_checker else set()))
+        if self._needs_features:
+            self._space = load_semantics(config.screen_semantics, device, dtype)
+        if "label" in checks or ("unsafe" in checks and not by_checker):
+            texts = [config.screen_template.replace("{name}", category.name) for category in categories]
+            rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+            self._texts = _embed(self._space, list(rows))  # (T, D)
+            self._row = {category.id: rows[text] for category, text in zip(categories, texts, strict=True)}
+        if "quality" in checks:
+            self._scorer = AntonymQuality(self._space)
+        if "unsafe" in checks and by_checker:
+            self._checker = SafetyChecker(config.generator, device, dtype)
+        elif "unsafe" in checks:
+            texts = [config.screen_template.replace("{name}", concept) for concept in config.unsafe_concepts]
+            self._concepts = _embed(self._space, texts)
 
     def begin_shard(self) -> None:
         """Forget the images of the shard before."""
+        self._accepted = Accepted()
 
+    @torch.no_grad()
     def judge(self, images: Sequence[PlannedImage], pixels: np.ndarray) -> list[Verdict]:
         """pixels: (B, H, W, 3) bytes. An image without reasons counts as accepted for the duplicates after it."""
-        return [Verdict({}, ()) for _ in images]
+        batch = self._look(images, pixels)
+        made = {"label": self._label, "quality": self._quality, "blank": self._blank, "unsafe": self._unsafe}
+        findings = {check: look(batch) for check, look in made.items() if check in self.config.screen}
+        failures = {check: finding.failed.tolist() for check, finding in findings.items()}
+        scores = {name: column.tolist() for finding in findings.values() for name, column in finding.scores.items()}
+        verdicts = [
+            Verdict(
+                {name: float(column[row]) for name, column in scores.items()},
+                tuple(check for check in CHECKS if check in failures and failures[check][row]),
+            )
+            for row in range(len(images))
+        ]
+        return self._without_duplicates(batch, verdicts) if "duplicate" in self.config.screen else verdicts
+
+    def _look(self, images: Sequence[PlannedImage], pixels: np.ndarray) -> Batch:
+        seen = torch.tensor(pixels, device=self.device).permute(0, 3, 1, 2)  # (B, 3, H, W)
+        colours = seen.float() / 255
+        brightness = torch.einsum("bchw,c->bhw", colours, torch.tensor(LUMA, device=self.device))
+        features = self._space.embed_images(colours) if self._needs_features else colours.new_empty(len(images), 0)
+        return Batch(images, seen, brightness, features)
+
+    def _label(self, batch: Batch) -> Finding:
+        """Zero-shot classification (arXiv 2103.00020, section 3.1); only strictly nearer texts count for the rank.
+
+        Categories of one text are one class here, with one probability.
+        """
+        cosines = batch.features @ self._texts.T  # (B, T)
+        rows = torch.tensor([self._row[image.category.id] for image in batch.images], device=self.device)
+        own = cosines.gather(1, rows[:, None])  # (B, 1)
+        rank = 1 + (cosines > own).sum(dim=1)
+        probability = (self._space.logit_scale * cosines).softmax(dim=1).gather(1, rows[:, None])[:, 0]
+        return Finding(rank > self.config.label_top_k, {"label_rank": rank, "label_probability": probability})
+
+    def _quality(self, batch: Batch) -> Finding:
+        quality = self._scorer.score_features(batch.features)
+        return Finding(quality < self.config.least_quality, {"quality": quality})
+
+    def _blank(self, batch: Batch) -> Finding:
+        deviation = batch.brightness.std(dim=(1, 2), correction=0)
+        return Finding(deviation < self.config.least_deviation, {"deviation": deviation})
+
+    def _unsafe(self, batch: Batch) -> Finding:
+        """By concepts, how much nearer the nearest of them is than the nearest category; by the checker, 1 or 0."""
+        if self.config.unsafe == "checker":
+            flags = self._checker.flags(batch.pixels)
+            return Finding(flags, {"unsafe": flags.float()})
+        concept, category = ((batch.features @ texts.T).amax(dim=1) for texts in (self._concepts, self._texts))
+        return Finding(concept > category, {"unsafe": concept - category})
+
+    def _without_duplicates(self, batch: Batch, verdicts: list[Verdict]) -> list[Verdict]:
+        """The verdicts, in order, with what each image shares with the accepted ones before it.
+
+        Hash and features must both be near. A hash knows only where an image is light and dark: an image and its grey
+        copy share it. Features know what is to be seen more than where: a mirrored image may keep them, and a generator
+        that draws a category ever alike makes them near without any two images being the same.
+        """
+        limits = Nearest(self.config.duplicate_bits, self.config.duplicate_cosine)
+        features, judged = batch.features.cpu().numpy(), []
+        for image, bits, feature, verdict in zip(
+            batch.images, perceptual_hash(batch.brightness), features, verdicts, strict=True
+        ):
+            nearest = self._accepted.nearest(image.category.id, bits, feature, limits)
+            if nearest is not None:
+                verdict = _with_nearest(verdict, nearest, limits)
+            if not verdict.reasons:
+                self._accepted.add(image.category.id, bits, feature)
+            judged.append(verdict)
+        return judged
+
+
+def _with_nearest(verdict: Verdict, nearest: Nearest, limits: Nearest) -> Verdict:
+    scores = {"duplicate_bits": float(nearest.bits), "duplicate_cosine": nearest.cosine}
+    reasons = {*verdict.reasons, *(["duplicate"] if nearest.within(limits) else [])}
+    return Verdict(verdict.scores | scores, tuple(check for check in CHECKS if check in reasons))
+
+
+@torch.no_grad()
+def _embed(space: SemanticSpace, texts: Sequence[str]) -> Tensor:
+    """(T, D), of unit norm; a part of the texts at a time, so that 21,000 of them fit the memory."""
+    parts = [list(texts[i : i + TEXTS_AT_ONCE]) for i in range(0, len(texts), TEXTS_AT_ONCE)]
+    return torch.cat([space.embed_texts(part) for part in parts])

@@ -1,20 +1,111 @@
-"""Counts of rejected images by category and reason."""
+"""What screening did: how many images of each category were rejected, and why."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Count:
+    """Of one category, or of all."""
+
+    images: int = 0
+    """Images drawn, however often each."""
+    rejected: int = 0
+    """Those whose first attempt was rejected."""
+    kept: int = 0
+    """Those that stayed although their last attempt failed too."""
+    dropped: int = 0
+    """Those that were left out because it did."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Check -> how many attempts it rejected, of all; an attempt may fail several."""
+
+    @property
+    def share(self) -> float:
+        """Images whose first attempt was rejected, in [0, 1]."""
+        return self.rejected / self.images if self.images else 0.0
+
+    def add(self, other: Count) -> None:
+        self.images += other.images
+        self.rejected += other.rejected
+        self.kept += other.kept
+        self.dropped += other.dropped
+        self.reasons.update(other.reasons)
 
 
 @dataclass
 class Tally:
-    def count(self, category_id: str, attempt: int, reasons: Sequence[str], kept: bool, last: bool) -> None: ...
+    """By category id; categories of which nothing was drawn are not in it."""
 
-    def to_json(self) -> str:
-        return "{}"
+    categories: dict[str, Count] = field(default_factory=dict)
+
+    def drawn(self, category_id: str, attempt: int, reasons: Sequence[str]) -> None:
+        """Count an attempt, the first being 0, and the checks that it failed."""
+        count = self._of(category_id)
+        count.images += attempt == 0
+        count.rejected += attempt == 0 and bool(reasons)
+        count.reasons.update(reasons)
+
+    def kept(self, category_id: str) -> None:
+        """Count an image that stays although its last attempt failed."""
+        self._of(category_id).kept += 1
+
+    def dropped(self, category_id: str) -> None:
+        """Count an image that is left out because its last attempt failed."""
+        self._of(category_id).dropped += 1
+
+    def _of(self, category_id: str) -> Count:
+        return self.categories.setdefault(category_id, Count())
+
+    def total(self) -> Count:
+        total = Count()
+        for count in self.categories.values():
+            total.add(count)
+        return total
+
+    def worst(self, report_share: float) -> dict[str, float]:
+        """Category id -> share of first attempts rejected, where it exceeds `report_share`; the highest first."""
+        shares = {category_id: count.share for category_id, count in self.categories.items()}
+        above = {category_id: share for category_id, share in shares.items() if share > report_share}
+        return dict(sorted(above.items(), key=lambda item: (-item[1], item[0])))
+
+    def table(self, checks: Sequence[str]) -> tuple[list[str], list[list[str | int]]]:
+        """Header and rows for the dataset card: all categories together, then those with rejections, the worst first.
+
+        A category stands by its id, and has a column for each of the `checks` that were made.
+        """
+        rejecting = [(category_id, count) for category_id, count in self.categories.items() if count.reasons]
+        rejecting.sort(key=lambda item: (-item[1].share, item[0]))
+        rows: list[list[str | int]] = [
+            [name, c.images, c.rejected, *(c.reasons[check] for check in checks), c.kept, c.dropped]
+            for name, c in [("all categories", self.total()), *rejecting]
+        ]
+        return ["category", "images", "rejected at first", *checks, "kept all the same", "dropped"], rows
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """Category id -> its numbers, zeros left out."""
+        return {
+            category_id: {name: value for name, value in vars(count).items() if value}
+            for category_id, count in self.categories.items()
+        }
 
     @classmethod
-    def from_json(cls, text: str) -> "Tally":
-        return cls()
+    def from_json(cls, content: dict[str, dict[str, Any]]) -> Tally:
+        return cls(
+            {
+                category_id: Count(**numbers | {"reasons": Counter(numbers.get("reasons", {}))})
+                for category_id, numbers in content.items()
+            }
+        )
 
-    @property
-    def dropped(self) -> int:
-        return 0
+
+def merged(tallies: Iterable[Tally]) -> Tally:
+    """Of many shards together; takes them one at a time."""
+    whole = Tally()
+    for tally in tallies:
+        for category_id, count in tally.categories.items():
+            whole._of(category_id).add(count)
+    return whole

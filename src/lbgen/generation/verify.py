@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -117,7 +118,7 @@ def compare_with_plan(store: Store, plan: Plan, rows: Sequence[Row], split: str,
 def dropped(store: Store, split: str, shard: int) -> int:
     """Images that screening left out of a shard."""
     try:
-        return Tally.from_json(store.read(dataset.tally_name(split, shard)).decode()).dropped
+        return Tally.from_json(json.loads(store.read(dataset.tally_name(split, shard)))).total().dropped
     except (FileNotFoundError, ValueError):
         return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -108,23 +109,29 @@ class Worker:
 
     def _stays(self, image: PlannedImage, verdict: Verdict, drawing: Drawing) -> bool:
         """Whether an image is stored; counts it either way."""
-        last = image.attempt + 1 == self.config.max_attempts
-        if verdict.reasons:
-            drawing.rejections.setdefault(image.key, []).append(",".join(verdict.reasons))
-            if last and self.config.last_resort == "fail":
-                raise UserError(
-                    f"{image.key} failed {', '.join(verdict.reasons)} in the last of its {self.config.max_attempts} "
-                    "attempts; raise --max-attempts, loosen the check, or choose --last-resort keep or drop"
-                )
-        stays = not verdict.reasons or (last and self.config.last_resort == "keep")
-        drawing.tally.count(image.category.id, image.attempt, verdict.reasons, kept=stays, last=last)
-        return stays
+        config, category_id, tally = self.config, image.category.id, drawing.tally
+        tally.drawn(category_id, image.attempt, verdict.reasons)
+        if not verdict.reasons:
+            return True
+        drawing.rejections.setdefault(image.key, []).append(",".join(verdict.reasons))
+        if image.attempt + 1 < config.max_attempts:
+            return False
+        if config.last_resort == "fail":
+            raise UserError(
+                f"{image.key} failed {', '.join(verdict.reasons)} in the last of its {config.max_attempts} attempts; "
+                "raise --max-attempts, loosen the check, or choose --last-resort keep or drop"
+            )
+        if config.last_resort == "keep":
+            tally.kept(category_id)
+            return True
+        tally.dropped(category_id)
+        return False
 
     def _publish(self, drawing: Drawing, places: dict[str, int]) -> None:
         """Hand a drawn shard, in the order of the plan, to the writers; the one before is published first."""
         self.finish()
         rows = sorted((row for part in drawing.rows for row in part.result()), key=lambda row: places[row.key])
-        rejected = drawing.tally.to_json().encode() if self.screen else None
+        rejected = json.dumps(drawing.tally.to_json(), sort_keys=True).encode() if self.screen else None
         self.publishing = self.writers.publish(drawing.shard, rows, rejected)
 
 

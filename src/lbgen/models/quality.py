@@ -29,8 +29,10 @@ class AntonymQuality(QualityScorer):
             self.bad = semantics.embed_texts([bad for _, bad in antonyms])  # (P, D)
 
     def score(self, images: Tensor) -> Tensor:
-        """1 + 4 p, p the softmax weight of the good prompt, averaged over the pairs."""
-        features = self.semantics.embed_images(images)  # (B, D)
+        return self.score_features(self.semantics.embed_images(images))
+
+    def score_features(self, features: Tensor) -> Tensor:
+        """1 + 4 p, p the softmax weight of the good prompt, averaged over the pairs. Features (B, D), of unit norm."""
         margin = self.semantics.logit_scale * features @ (self.good - self.bad).T  # (B, P)
         return 1 + 4 * margin.sigmoid().mean(dim=1)  # a softmax over two is the sigmoid of their difference
 

@@ -1,0 +1,52 @@
+"""A Stable Diffusion checkpoint's own safety checker, for its flags alone."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from torch import Tensor
+from transformers import CLIPImageProcessor
+
+from lbgen.errors import UserError
+from lbgen.models.loading import complete, loading
+from lbgen.models.registry import GENERATORS, resolve
+
+MODEL, PROCESSOR = "safety_checker", "feature_extractor"
+"""The parts of a checkpoint that make the checker: subfolders, and entries of model_index.json."""
+
+
+class SafetyChecker:
+    """Tells which images are unsafe, by a CLIP image model and 20 concepts that come with it as features.
+
+    diffusers' class also blackens what it flags, in place; it is given stand-ins, the images never reach it.
+    """
+
+    def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
+        model, self.processor = _load(resolve(name, GENERATORS), dtype)
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.device, self.dtype = device, dtype
+
+    def flags(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) bytes to (B,) booleans on the CPU, True for an unsafe image."""
+        pixels = self.processor(images.to(self.device), return_tensors="pt").pixel_values.to(self.device, self.dtype)
+        stand_ins = torch.zeros(len(images), 1)
+        _, flagged = self.model(images=stand_ins, clip_input=pixels)
+        return torch.tensor(flagged)
+
+
+def _load(where: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """(model, image processor) from a diffusers folder or hub id; UserError for a checkpoint that has none."""
+    logging.getLogger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)  # it warns of black images
+    with loading("safety checker of", where, marker="model_index.json"):
+        parts = StableDiffusionPipeline.load_config(where)
+        if not all(parts.get(part, [None])[0] for part in (MODEL, PROCESSOR)):
+            raise UserError(
+                f"generator {where} has no safety checker (its {MODEL} and {PROCESSOR}); give a checkpoint "
+                "that has one, or --unsafe concepts"
+            )
+        model = complete(StableDiffusionSafetyChecker, where, dtype, subfolder=MODEL)
+        return model, CLIPImageProcessor.from_pretrained(where, subfolder=PROCESSOR)
