@@ -30,6 +30,7 @@ class Generator(ABC):
     dtype: torch.dtype
     guidance_scale: float
     guidance_rescale: float
+    guidance_interval: tuple[float, float] | None
     default_size: tuple[int, int]
     """(H, W) in pixels the checkpoint was trained for."""
     token_limit: int
@@ -107,8 +108,11 @@ class Generator(ABC):
         """Recompute activations in the backward pass instead of keeping them."""
 
     @abstractmethod
-    def optimize(self) -> None:
-        """Faster layouts for sampling without gradients; same images. After `merge_adapter`."""
+    def optimize(self, batch: int = 0) -> None:
+        """Faster layouts for sampling without gradients; same images. After `merge_adapter`.
+
+        batch: what the compiled networks are to be compiled for; smaller batches are filled up to it on the way in.
+        """
 
 
 def load_generator(
@@ -119,13 +123,17 @@ def load_generator(
     scheduler: str | None = None,
     guidance_scale: float = 2.0,
     guidance_rescale: float = 0.0,
+    guidance_interval: tuple[float, float] | None = None,
+    deep_cache_interval: int = 1,
     merged_sampler: bool = False,
     compile: bool = False,
 ) -> Generator:
     """Load a checkpoint by registry name, folder or hub id.
 
+    guidance_interval: guidance only at noise levels above the first and up to the second (arXiv 2404.07724).
+    deep_cache_interval: compute the deep blocks at every so-many-th call without grad (arXiv 2312.00858); 1 is off.
     merged_sampler: predict without grad through a copy with the adapter merged (see `refresh_sampler`).
-    compile: torch.compile the network that predicts without grad.
+    compile: torch.compile the networks that predict and decode without grad.
     """
     from lbgen.models.stable_diffusion import StableDiffusion
 
@@ -136,6 +144,8 @@ def load_generator(
         scheduler=scheduler,
         guidance_scale=guidance_scale,
         guidance_rescale=guidance_rescale,
+        guidance_interval=guidance_interval,
+        deep_cache_interval=deep_cache_interval,
         merged_sampler=merged_sampler,
         compile=compile,
     )
