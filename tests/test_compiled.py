@@ -46,8 +46,9 @@ def test_every_batch_runs_the_graphs_of_the_first(
 ) -> None:
     """A smaller batch is filled up; its images are those of the eager networks, which draw it alone."""
     compiled, eager = (load_generator(str(tiny_sd_folder), compile=compile, **options) for compile in (True, False))
-    compiled.optimize(batch=len(PROMPTS))
+    compiled.optimize()
     eager.optimize()
+    compiled.fixed_batch = len(PROMPTS)
     for draw in (images_of, first_image, images_of):
         torch.testing.assert_close(draw(compiled), draw(eager), rtol=1e-4, atol=1e-5)
         assert captured.frame_count == graphs

@@ -33,6 +33,8 @@ class Generator(ABC):
     guidance_interval: tuple[float, float] | None
     default_size: tuple[int, int]
     """(H, W) in pixels the checkpoint was trained for."""
+    fixed_batch: int = 0
+    """Compiled networks are given smaller batches filled up to this one, so that they are compiled for no other."""
     token_limit: int
     """Tokens a prompt may have, the two that mark its ends included."""
 
@@ -108,11 +110,8 @@ class Generator(ABC):
         """Recompute activations in the backward pass instead of keeping them."""
 
     @abstractmethod
-    def optimize(self, batch: int = 0) -> None:
-        """Faster layouts for sampling without gradients; same images. After `merge_adapter`.
-
-        batch: what the compiled networks are to be compiled for; smaller batches are filled up to it on the way in.
-        """
+    def optimize(self) -> None:
+        """Faster layouts for sampling without gradients; same images. After `merge_adapter`."""
 
 
 def load_generator(

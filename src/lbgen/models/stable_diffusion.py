@@ -80,7 +80,7 @@ class StableDiffusion(Generator):
         self._deep_cache = DeepCache(network, deep_cache_interval) if deep_cache_interval > 1 else None
         self._sampler: Any = _compiled(network, cuda_graphs=self._deep_cache is None) if compile else network
         self._decoder: Any = _compiled(self.vae.decoder, cuda_graphs=False) if compile else self.vae.decoder
-        self._compiles, self._compiled_batch = compile, 0
+        self._compiles = compile
 
     # -- shapes and prompts
 
@@ -162,9 +162,11 @@ class StableDiffusion(Generator):
         return predicted.to(torch.float32, copy=True)  # a CUDA graph's next run overwrites the output of this one
 
     def _filled(self, rows: Tensor) -> Tensor:
-        """The last row repeated up to the batch that the networks are compiled for."""
-        missing = self._compiled_batch - len(rows)
-        return rows if missing <= 0 else torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
+        """The rows, for compiled networks with the last one repeated up to `fixed_batch`."""
+        missing = self.fixed_batch - len(rows)
+        if not self._compiles or missing <= 0:
+            return rows
+        return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
 
     def step(
         self, prediction: Tensor, timestep: Tensor, latents: Tensor, rngs: Sequence[torch.Generator] | None = None
@@ -249,12 +251,10 @@ class StableDiffusion(Generator):
         self.vae.enable_gradient_checkpointing()
         self.vae.enable_slicing()  # one image after the other, so that only one's activations exist at a time
 
-    def optimize(self, batch: int = 0) -> None:
+    def optimize(self) -> None:
         self.unet.fuse_qkv_projections()
         self.unet.to(memory_format=torch.channels_last)
         self.vae.to(memory_format=torch.channels_last)
-        if self._compiles:
-            self._compiled_batch = batch
 
 
 def _compiled(network: Any, *, cuda_graphs: bool) -> Callable[..., Any]:
