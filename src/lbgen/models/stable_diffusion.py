@@ -142,14 +142,11 @@ class StableDiffusion(Generator):
         return guided[: len(latents)]
 
     def _guides(self, timestep: Tensor) -> bool:
-        """Whether there is guidance at this timestep: its noise level, the deviation of the noise beside a signal of 1,
-        is to lie in the interval, without its lower end (arXiv 2404.07724).
-        """
+        """Whether there is guidance at this timestep: its noise level is to lie in the interval (arXiv 2404.07724)."""
         if self.guidance_scale <= 1 or self.guidance_interval is None:
             return self.guidance_scale > 1
         lowest, highest = self.guidance_interval
-        signal = float(self.scheduler.alphas_cumprod[int(timestep)])  # the share of the variance
-        return lowest < ((1 - signal) / signal) ** 0.5 <= highest
+        return lowest < noise_level(self.scheduler, timestep) <= highest
 
     def _network(self, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
         """One call. Under grad the float32 adapter computes in `dtype` too, without it everything already does."""
@@ -255,6 +252,12 @@ class StableDiffusion(Generator):
         self.unet.fuse_qkv_projections()
         self.unet.to(memory_format=torch.channels_last)
         self.vae.to(memory_format=torch.channels_last)
+
+
+def noise_level(scheduler: Any, timestep: Tensor) -> float:
+    """Sigma: the standard deviation of the noise in a noisy latent, divided by the signal's scale."""
+    signal = float(scheduler.alphas_cumprod[int(timestep)])  # the share of the variance
+    return ((1 - signal) / signal) ** 0.5
 
 
 def _compiled(network: Any, *, cuda_graphs: bool) -> Callable[..., Any]:
