@@ -12,7 +12,8 @@ from itertools import count
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
-from measuring import DEVICE, heading, measured, network_calls, network_tflop, table
+from flops import network_calls, work_of
+from measuring import DEVICE, heading, measured, table
 from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPModel
@@ -162,8 +163,8 @@ def update_tflop(config: AlignConfig) -> float:
     """The least work behind one training image: guidance doubles every call of the UNet; a differentiated call and the
     decoding also run backwards, to their inputs. What is recomputed, the adapter and CLIP are left out.
     """
-    unet, decoding = network_tflop(config.generator)
-    return 2 * unet * (network_calls(config) + config.differentiated_steps) + 2 * decoding
+    work = work_of(config.generator)
+    return 2 * work.call * (network_calls(config) + config.differentiated_steps) + 2 * work.decoding
 
 
 def main() -> None:
@@ -179,7 +180,7 @@ def main() -> None:
     if config.compile:
         results["lbgen, eager"] = measured(repeats, lbgen_update, replace(config, compile=False))
     results["lbgen"] = measured(repeats, lbgen_update, config)
-    print(table(results, config.batch_size, update_tflop(config)))
+    print(table(results, config.batch_size, dict.fromkeys(results, update_tflop(config))))
 
 
 if __name__ == "__main__":

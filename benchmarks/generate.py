@@ -1,27 +1,36 @@
 """Images a second of generation, lbgen's beside a plain diffusers loop: `make bench`.
 
-The micro world unless flags say otherwise; every flag of `lbgen generate` is there. Both draw the same number of images
-into bytes on the CPU, with a random adapter unless `--adapter` names one; neither writes files. The plain loop computes
-in fp16 on a GPU whatever `--precision` says, in fp32 on a CPU.
+The micro world unless flags say otherwise; every flag of `lbgen generate` is there. Both draw batches of the same size
+(32 unless `--batch-size` says otherwise) into bytes on the CPU, with a random adapter unless `--adapter` names one. The
+plain loop computes in fp16 on a GPU whatever `--precision` says, in fp32 on a CPU.
+
+More tables on demand: `--presets`, `--batch-sizes`, and `--formats N`, which writes datasets of N images a category and
+gives the share of the time that is spent outside the networks.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
-from itertools import count
+from dataclasses import replace
+from itertools import count, cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from lbgen.generation.render import Painter
-from measuring import DEVICE, heading, in_fresh_process, measured, network_calls, network_tflop, table
+from flops import image_tflop, scheduler_of, work_of
+from generation_loop import loop_time, stored_as
+from generation_loop import table as loop_table
+from measuring import DEVICE, PRESETS, Measured, heading, in_fresh_process, measured, table, with_recipe
 
 from lbgen import config as configs
 from lbgen.alignment.config import AlignConfig
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.plan import Plan
-from lbgen.models.generator import PRECISIONS, load_generator
+from lbgen.generation.painter import Painter
+from lbgen.generation.plan import Plan, target_of
+from lbgen.generation.worker import load
+from lbgen.models.generator import load_generator
 from lbgen.models.registry import GENERATORS, resolve
 from lbgen.models.stable_diffusion import SCHEDULERS
 from lbgen.vocabulary import load_vocabulary
@@ -59,52 +68,83 @@ def plain_batch(config: GenerateConfig) -> Callable[[], np.ndarray]:
     return draw
 
 
-def lbgen_batch(config: GenerateConfig, compile: bool) -> Callable[[], torch.Tensor]:
-    """What `lbgen generate` does for a batch, before its files are written."""
-    generator = load_generator(
-        config.generator,
-        dtype=PRECISIONS[config.precision],
-        device=DEVICE,
-        scheduler=config.scheduler,
-        guidance_scale=config.guidance_scale,
-        guidance_rescale=config.guidance_rescale,
-        compile=compile,
+def lbgen_batch(config: GenerateConfig) -> Callable[[], np.ndarray]:
+    """What `lbgen generate` does for a batch, before it is written."""
+    painter = Painter(load(config, DEVICE), config)
+    target = target_of(
+        load_vocabulary(config.vocabulary, config.qualify_names), config.images_per_category, config.split
     )
-    assert config.adapter is not None
-    generator.merge_adapter(config.adapter)
-    generator.optimize()
-    painter = Painter(generator, config)
-    vocabulary = load_vocabulary(config.vocabulary, config.qualify_names)
-    plan = Plan(vocabulary, config.images_per_category, config.images_per_shard, config.batch_size)
-    batches = (batch for shard in range(plan.shards) for batch in plan.batches(shard) if len(batch) == plan.batch_size)
-    return lambda: painter.paint(next(batches))
+    size = config.batch_size
+    assert size is not None
+    images = Plan((target,), config.seed, shard_size=max(size, config.shard_size)).shard(config.split, 0)
+    starts = cycle(range(0, len(images) - size + 1, size))
+
+    def draw() -> np.ndarray:
+        start = next(starts)
+        return painter.paint(images[start : start + size])
+
+    return draw
 
 
-def image_tflop(config: GenerateConfig) -> float:
-    """The work behind one image: guidance doubles every call of the UNet. The text encoder is left out."""
-    unet, decoding = network_tflop(config.generator)
-    return 2 * unet * network_calls(config) + decoding
+def versions(config: GenerateConfig, presets: bool) -> dict[str, GenerateConfig]:
+    """lbgen's lines of the table."""
+    found = {"lbgen": replace(config, compile=False)}
+    if config.compile:
+        found["lbgen, compiled"] = config
+    if presets:
+        last = next(reversed(found))
+        found |= {f"{last}, {preset}": with_recipe(config, preset) for preset in PRESETS}
+    return found
 
 
-def main() -> None:
+def batch_table(results: dict[int, Measured]) -> str:
+    """Markdown, one line a batch size."""
+    lines = ["| batch | images/s | peak memory, GB |", "| --- | --- | --- |"]
+    for batch, result in results.items():
+        lines.append(f"| {batch} | {batch / result.seconds:.2f} | {result.peak / 1e9:.2f} |")
+    return "\n".join(lines)
+
+
+def parsed() -> tuple[argparse.Namespace, dict]:
+    """The benchmark's own flags, and those of `lbgen generate` that were given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="batches measured, after one that is not (default: 3)")
     parser.add_argument("--rank", type=int, default=16, help="rank of the random adapter (default: 16)")
-    parser.add_argument("--compile", action="store_true", help="measure lbgen's UNet compiled, too")
+    parser.add_argument("--presets", action="store_true", help="measure the fast-* recipes, too")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[], metavar="N", help="batch sizes to compare")
+    parser.add_argument("--formats", type=int, default=0, metavar="N", help="images a category written in each format")
+    own = {action.dest for action in parser._actions}
     configs.add_arguments(parser, GenerateConfig)
-    arguments = vars(parser.parse_args())
-    repeats, rank, compile = (arguments.pop(name) for name in ("repeats", "rank", "compile"))
+    arguments = parser.parse_args()
+    return arguments, {name: value for name, value in vars(arguments).items() if name not in own}
+
+
+def main() -> None:
+    arguments, given = parsed()
     print(heading(), flush=True)
     with TemporaryDirectory() as folder:
-        defaults = {"generator": "microworld", "vocabulary": "microworld", "adapter": Path(folder)}
-        config = configs.resolve(GenerateConfig, None, {**defaults, **arguments})
-        if "adapter" not in arguments:
-            in_fresh_process(write_adapter, config.generator, config.adapter, rank)
-        results = {"plain diffusers": measured(repeats, plain_batch, config)}
-        results["lbgen"] = measured(repeats, lbgen_batch, config, False)
-        if compile:
-            results["lbgen, compiled"] = measured(repeats, lbgen_batch, config, True)
-    print(table(results, config.batch_size, image_tflop(config)))
+        defaults = {"generator": "microworld", "vocabulary": "microworld", "batch_size": 32, "adapter": Path(folder)}
+        config = configs.resolve(GenerateConfig, None, {**defaults, **given})
+        if "adapter" not in given:
+            in_fresh_process(write_adapter, config.generator, config.adapter, arguments.rank)
+        work, lines = work_of(config.generator), versions(config, arguments.presets)
+        results = {}
+        for name, version in {"plain diffusers": config, **lines}.items():
+            results[name] = measured(arguments.repeats, lbgen_batch if name in lines else plain_batch, version)
+            print(f"{name}: {results[name].seconds:.3f} seconds a batch", file=sys.stderr)
+        tflop = {
+            name: image_tflop(version, work, scheduler_of(version))
+            for name, version in {"plain diffusers": replace(config, guidance_interval=None), **lines}.items()
+        }
+        print(table(results, config.batch_size, tflop), flush=True)
+        if arguments.batch_sizes:
+            sizes = {size: replace(config, batch_size=size) for size in arguments.batch_sizes}
+            drawn = {size: measured(arguments.repeats, lbgen_batch, version) for size, version in sizes.items()}
+            print(f"\n{batch_table(drawn)}", flush=True)
+        if arguments.formats:
+            stored = stored_as(replace(config, images_per_category=arguments.formats))
+            times = {(each.format, each.image_format): in_fresh_process(loop_time, each) for each in stored}
+            print(f"\n{loop_table(times)}")
 
 
 if __name__ == "__main__":

@@ -21,10 +21,13 @@ part() { # NAME SECONDS COMMAND...
 
 sizes=(--generator "$models/generator" --precision bf16 --compile)
 
-part machine 20 nvidia-smi
-part full_size 60 "$python" benchmarks/full_size.py "$models"
-part align_step 200 "$python" benchmarks/align_step.py --recipe paper --semantics "$models/semantics" "${sizes[@]}"
-part generate 180 "$python" benchmarks/generate.py --vocabulary imagenet-1k --rank 128 "${sizes[@]}"
+part machine 10 nvidia-smi
+part full_size 50 "$python" benchmarks/full_size.py "$models"
+part align_step 180 "$python" benchmarks/align_step.py --recipe paper --semantics "$models/semantics" "${sizes[@]}"
+part generate 180 "$python" benchmarks/generate.py --vocabulary imagenet-1k --rank 128 --repeats 2 "${sizes[@]}"
+# Eager, as each preset would be compiled anew: they are compared with one another.
+part presets 70 "$python" benchmarks/generate.py --vocabulary imagenet-1k --rank 128 --repeats 1 --batch-size 16 \
+  --generator "$models/generator" --precision bf16 --presets
 part tests 100 "$python" -m pytest -m gpu
 
 echo "results in $output"

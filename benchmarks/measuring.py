@@ -9,21 +9,19 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from multiprocessing import get_context
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch.utils.flop_counter import FlopCounterMode
 
-from lbgen.alignment.config import AlignConfig
+from lbgen import config as configs
 from lbgen.generation.config import GenerateConfig
-from lbgen.models.registry import GENERATORS, resolve
-from lbgen.models.stable_diffusion import SCHEDULERS
 
+PRESETS = tuple(name for name in configs.built_in_recipes() if name.startswith("fast-"))
+"""The approximations of `lbgen generate`."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -80,28 +78,10 @@ def matrix_ceiling() -> float:
     return 20 * 2 * 8192**3 / statistics.median(_seconds(products) for _ in range(5)) / 1e12
 
 
-def network_tflop(generator: str) -> tuple[float, float]:
-    """TFLOP (two a multiply-add) of one call of the UNet and of one decoding, for one image: counted, not computed."""
-    where = resolve(generator, GENERATORS)
-    with torch.device("meta"), torch.no_grad():
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(where, subfolder="unet"))
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(where, subfolder="vae"))
-        latents = torch.empty(1, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
-        text = torch.empty(1, 77, unet.config.cross_attention_dim)
-        with FlopCounterMode(display=False) as call:
-            unet(latents, torch.zeros(()), text)
-        with FlopCounterMode(display=False) as decoding:
-            vae.decode(latents)
-    return call.get_total_flops() / 1e12, decoding.get_total_flops() / 1e12
-
-
-def network_calls(config: AlignConfig | GenerateConfig) -> int:
-    """Calls of the UNet in a trajectory: some schedulers make more than there are steps."""
-    kind, settings = SCHEDULERS[config.scheduler]
-    where = resolve(config.generator, GENERATORS)
-    scheduler = kind.from_config(kind.load_config(where, subfolder="scheduler"), **settings)
-    scheduler.set_timesteps(config.steps)
-    return len(scheduler.timesteps)
+def with_recipe(config: GenerateConfig, recipe: str) -> GenerateConfig:
+    """A configuration with the fields that a built-in recipe sets."""
+    preset = configs.resolve(GenerateConfig, recipe, {})
+    return replace(config, **{name: getattr(preset, name) for name in configs.read_yaml(configs.recipe_path(recipe))})
 
 
 def heading() -> str:
@@ -113,8 +93,11 @@ def heading() -> str:
     return f"`python {shlex.join(sys.argv)}`, {date.today()}\n{machine}; {versions}\n"
 
 
-def table(results: dict[str, Measured], images: int, tflop_per_image: float) -> str:
-    """Markdown, one line a version; ratios are to the first one. `images` is how many one call makes."""
+def table(results: dict[str, Measured], images: int, tflop: dict[str, float]) -> str:
+    """Markdown, one line a version; ratios are to the first one.
+
+    images: how many one call makes. tflop: what each version needs for one of them.
+    """
     titles = ["version", "seconds, median", "images/s", "times as fast", "peak memory, GB", "share of it"]
     ceiling = matrix_ceiling() if DEVICE == "cuda" else None
     lines = [titles + ["share of the matrix ceiling"] * (ceiling is not None)]
@@ -123,7 +106,8 @@ def table(results: dict[str, Measured], images: int, tflop_per_image: float) -> 
         speed = images / result.seconds
         cells = [name, f"{result.seconds:.3f}", f"{speed:.2f}", f"{reference.seconds / result.seconds:.2f}"]
         cells += [f"{result.peak / 1e9:.2f}", f"{result.peak / reference.peak:.2f}"]
-        lines.append(cells + ([f"{speed * tflop_per_image / ceiling:.0%}"] if ceiling else []))
+        lines.append(cells + ([f"{speed * tflop[name] / ceiling:.0%}"] if ceiling else []))
     lines.insert(1, ["---"] * len(lines[0]))
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return text + (f"\n\n{tflop_per_image:.1f} TFLOP an image; matrix ceiling {ceiling:.0f} TFLOP/s" if ceiling else "")
+    work = f"{next(iter(tflop.values())):.3g} TFLOP an image in the first line"
+    return text + (f"\n\n{work}; matrix ceiling {ceiling:.0f} TFLOP/s" if ceiling else "")

@@ -1,4 +1,4 @@
-"""What only a GPU can show: half precision, and the compiled network."""
+"""What only a GPU can show: half precision, the compiled networks, and how much fits the memory."""
 
 import json
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from trajectories import PROMPTS, STEPS, adapted, draws, images_of
 
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.train import align
+from lbgen.generation.batch_size import batch_that_fits
 from lbgen.models.generator import load_generator
 from lbgen.models.sampling import sample
 from lbgen.models.stable_diffusion import StableDiffusion
@@ -121,3 +122,28 @@ def test_the_compiled_sampler_draws_the_images_of_the_eager_one(tiny_sd_folder: 
             parameter.copy_(value)
     generator.refresh_sampler()
     torch.testing.assert_close(drawn(generator), reference, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"guidance_scale": 1.0}, {"guidance_interval": (0.0, 2.0), "deep_cache_interval": 2}],
+    ids=["one CUDA graph", "approximated"],
+)
+def test_compiled_networks_draw_the_images_of_the_eager_ones(options: dict, tiny_sd_folder: Path) -> None:
+    """Against eager float32 on the CPU; PNDM keeps earlier predictions, which the next run of a CUDA graph overwrites.
+
+    Three times: the first runs what was compiled, the next records it, later ones replay.
+    """
+    expected = images_of(load_generator(str(tiny_sd_folder), **options))
+    generator = load_generator(str(tiny_sd_folder), device="cuda", compile=True, **options)
+    generator.optimize()
+    generator.fixed_batch = len(expected) + 1
+    for _ in range(3):
+        torch.testing.assert_close(drawn(generator), expected, rtol=1e-3, atol=2e-3)
+
+
+def test_a_batch_is_found_and_the_generator_stays_as_it_was(tiny_sd_folder: Path) -> None:
+    """Everything fits but what is beyond the ceiling; a generator that was never tried draws the same bits."""
+    tried, fresh = (load_generator(str(tiny_sd_folder), device="cuda") for _ in range(2))
+    assert batch_that_fits(tried, (4, 8, 8), ceiling=5) == 4
+    assert torch.equal(drawn(tried), drawn(fresh))

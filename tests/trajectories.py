@@ -1,5 +1,6 @@
 """The same small trajectory through lbgen and through diffusers, on the miniatures."""
 
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,10 @@ def shake(generator: StableDiffusion, seed: int) -> None:
     generator.refresh_sampler()
 
 
-def gradients_of(generator: StableDiffusion) -> list[Tensor]:
-    """The adapter's gradients of a simple loss, two calls differentiated."""
+def gradients_of(generator: StableDiffusion, differentiate_at: AbstractSet[int] = frozenset({1, 3})) -> list[Tensor]:
+    """The adapter's gradients of a simple loss."""
     noise, rngs = draws()
-    images = sample(generator, generator.encode(PROMPTS), noise, steps=STEPS, differentiate_at={1, 3}, rngs=rngs)
+    images = sample(
+        generator, generator.encode(PROMPTS), noise, steps=STEPS, differentiate_at=differentiate_at, rngs=rngs
+    )
     return list(torch.autograd.grad(images.square().mean(), [p for _, p in generator.adapter_parameters()]))

@@ -91,6 +91,12 @@ class GenerateConfig(ScreeningConfig):
     """Classifier-free guidance scale; 1 samples without guidance."""
     guidance_rescale: float = 0.0
     """Rescale the guided prediction towards the unguided one's deviation (arXiv 2305.08891); 0 is off."""
+    guidance_interval: tuple[float, float] | None = None
+    """Approximation: guidance only at noise levels (sigma) above the first number and up to the second, where it
+    matters most (arXiv 2404.07724); elsewhere one network call does instead of two."""
+    deep_cache_interval: int = 1
+    """Approximation: compute the deep blocks of the UNet at every so-many-th call only and reuse what they gave
+    (arXiv 2312.00858); 1 computes them always."""
     size: tuple[int, int] | None = None
     """Height and width in pixels; none is the size that the generator was made for."""
 
@@ -128,13 +134,25 @@ class GenerateConfig(ScreeningConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "output", str(self.output))  # a Path is welcome
-        for name in ("images_per_category", "steps", "shard_size", "batch_size", "workers", "writers"):
+        for name in (
+            "images_per_category",
+            "steps",
+            "deep_cache_interval",
+            "shard_size",
+            "batch_size",
+            "workers",
+            "writers",
+        ):
             value = getattr(self, name)
             require(self, name, value is None or value >= 1, "give 1 or more")
         require(self, "seed", 0 <= self.seed < 2**63, "give 0 or more, below 2**63")
         require(self, "prompt_template", "{name}" in self.prompt_template, 'write "{name}" where the name goes')
         require(self, "guidance_scale", self.guidance_scale >= 1, "give 1 (no guidance) or more")
         require(self, "guidance_rescale", 0 <= self.guidance_rescale <= 1, "give a number in [0, 1]")
+        interval = self.guidance_interval
+        require(
+            self, "guidance_interval", interval is None or 0 <= interval[0] < interval[1], "give the lower number first"
+        )
         require(self, "compression_quality", 1 <= self.compression_quality <= 100, "give 1 to 100")
         for name in ("size", "stored_size"):
             value = getattr(self, name)
@@ -156,3 +174,16 @@ class GenerateConfig(ScreeningConfig):
 
 RUNNING = ("output", "engine", "workers", "writers", "shard_of", "ray_address", "report_share")
 """Fields that have no part in what the images are."""
+
+
+def approximations(config: GenerateConfig) -> list[str]:
+    """What of the configuration trades likeness to the paper's trajectory for speed, each in a few words."""
+    found = []
+    if config.steps < GenerateConfig.steps:
+        found.append(f"{config.steps} {config.scheduler} steps instead of {GenerateConfig.steps}")
+    if config.guidance_interval is not None:
+        lowest, highest = config.guidance_interval
+        found.append(f"guidance only at noise levels {lowest:g} to {highest:g}")
+    if config.deep_cache_interval > 1:
+        found.append(f"deep blocks of the UNet computed once in {config.deep_cache_interval} calls")
+    return found

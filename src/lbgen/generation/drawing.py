@@ -9,7 +9,8 @@ import torch
 
 from lbgen.generation import record as records
 from lbgen.generation.bar import Bar
-from lbgen.generation.config import GenerateConfig
+from lbgen.generation.batch_size import batch_that_fits
+from lbgen.generation.config import GenerateConfig, approximations
 from lbgen.generation.local_workers import draw_here, draw_in_processes
 from lbgen.generation.plan import Plan
 from lbgen.generation.ray_workers import draw_with_ray
@@ -29,12 +30,14 @@ def draw(store: Store, config: GenerateConfig, plan: Plan, record: Record | None
     records.adapter_sha256(config)  # refuses a folder without one
     generator = load(config, device_of(0))
     refuse_long_prompts(generator, config, plan)
-    config = replace(config, batch_size=batch_size(config, record))
+    config = replace(config, batch_size=batch_size(config, record, generator))
     made_with = records.made_with(config)
     if record:
         records.check_made_with(record, made_with, config.output)
     if record is None or record.targets != plan.targets:
         records.write(store, config, made_with, plan)
+    if found := approximations(config):
+        print(f"approximated: {'; '.join(found)}")
     job = Job(config, plan, made_with.adapter_sha256, torch.get_num_threads())
     total = plan.images(config.split)
     missing = sum(plan.shard_images(config.split, shard) for shard in shards)
@@ -54,10 +57,12 @@ def workers(config: GenerateConfig) -> int:
     return config.workers or max(1, torch.cuda.device_count())
 
 
-def batch_size(config: GenerateConfig, record: Record | None) -> int:
+def batch_size(config: GenerateConfig, record: Record | None, generator: Generator) -> int:
     if record:
         return record.config["batch_size"]
-    return config.batch_size or BATCH_SIZE
+    if config.batch_size or generator.device.type == "cpu":
+        return config.batch_size or BATCH_SIZE
+    return batch_that_fits(generator, generator.latent_shape(*(config.size or generator.default_size)))
 
 
 def refuse_long_prompts(generator: Generator, config: GenerateConfig, plan: Plan) -> None:

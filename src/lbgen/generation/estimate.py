@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from lbgen import dataset
-from lbgen.generation.config import GenerateConfig
+from lbgen.generation.config import GenerateConfig, approximations
 from lbgen.generation.drawing import BATCH_SIZE, refuse_long_prompts
 from lbgen.generation.encode import encode
 from lbgen.generation.painter import Painter
@@ -105,6 +105,8 @@ def text(estimate: Estimate, config: GenerateConfig, plan: Plan) -> str:
         ),
         ("shards", f"{estimate.shards:,} of up to {config.shard_size:,} images, {config.format}"),
     ]
+    if found := approximations(config):
+        lines.append(("approx.", "; ".join(found)))
     if estimate.hours is None or estimate.bytes_per_image is None:
         return "\n".join(f"{name:8}{value}" for name, value in [*lines, ("to make", "nothing")])
     lines += [

@@ -17,6 +17,7 @@ class Painter:
 
     def __init__(self, generator: Generator, config: GenerateConfig) -> None:
         self.generator, self.config = generator, config
+        generator.fixed_batch = config.batch_size or 0
         self.latent_shape = generator.latent_shape(*(config.size or generator.default_size))
         self._encode = lru_cache(maxsize=1024)(lambda prompt: generator.encode([prompt]))
 

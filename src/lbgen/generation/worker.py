@@ -174,6 +174,8 @@ def load(config: GenerateConfig, device: str) -> Generator:
         scheduler=config.scheduler,
         guidance_scale=config.guidance_scale,
         guidance_rescale=config.guidance_rescale,
+        guidance_interval=config.guidance_interval,
+        deep_cache_interval=config.deep_cache_interval,
         compile=config.compile,
     )
     generator.timesteps(config.steps)  # refuses more than there are

@@ -128,7 +128,7 @@ def _quality_figures(quality: QualityScorer, photos: Tensor) -> dict[str, float]
 def _generator_figures(judge: Judge, quality: QualityScorer, photos: Tensor, count: int = 50) -> dict[str, float]:
     generator = StableDiffusion(
         str(GENERATOR), dtype=torch.float32, device=CPU, scheduler="ddim", guidance_scale=GUIDANCE,
-        guidance_rescale=0.0, merged_sampler=False, compile=False,
+        guidance_rescale=0.0, guidance_interval=None, deep_cache_interval=1, merged_sampler=False, compile=False,
     )  # fmt: skip
     labels = torch.arange(len(CATEGORIES)).repeat_interleave(count)
     shape = generator.latent_shape(*generator.default_size)

@@ -30,8 +30,11 @@ class Generator(ABC):
     dtype: torch.dtype
     guidance_scale: float
     guidance_rescale: float
+    guidance_interval: tuple[float, float] | None
     default_size: tuple[int, int]
     """(H, W) in pixels the checkpoint was trained for."""
+    fixed_batch: int = 0
+    """Compiled networks are given smaller batches filled up to this one, so that they are compiled for no other."""
     token_limit: int
     """Tokens a prompt may have, the two that mark its ends included."""
 
@@ -119,13 +122,17 @@ def load_generator(
     scheduler: str | None = None,
     guidance_scale: float = 2.0,
     guidance_rescale: float = 0.0,
+    guidance_interval: tuple[float, float] | None = None,
+    deep_cache_interval: int = 1,
     merged_sampler: bool = False,
     compile: bool = False,
 ) -> Generator:
     """Load a checkpoint by registry name, folder or hub id.
 
+    guidance_interval: guidance only at noise levels above the first and up to the second (arXiv 2404.07724).
+    deep_cache_interval: compute the deep blocks at every so-many-th call without grad (arXiv 2312.00858); 1 is off.
     merged_sampler: predict without grad through a copy with the adapter merged (see `refresh_sampler`).
-    compile: torch.compile the network that predicts without grad.
+    compile: torch.compile the networks that predict and decode without grad.
     """
     from lbgen.models.stable_diffusion import StableDiffusion
 
@@ -136,6 +143,8 @@ def load_generator(
         scheduler=scheduler,
         guidance_scale=guidance_scale,
         guidance_rescale=guidance_rescale,
+        guidance_interval=guidance_interval,
+        deep_cache_interval=deep_cache_interval,
         merged_sampler=merged_sampler,
         compile=compile,
     )

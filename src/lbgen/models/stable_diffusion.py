@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from transformers import CLIPTextModel
 
 from lbgen.errors import UserError
 from lbgen.models import adapter
+from lbgen.models.deep_cache import DeepCache
 from lbgen.models.generator import Conditioning, Generator
 from lbgen.models.loading import complete, loading
 from lbgen.models.registry import GENERATORS, resolve
@@ -40,6 +41,10 @@ MODELS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CL
 
 TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
+DECODED_AT_ONCE = 8
+"""Images. The decoder's largest activation, (B, 256, 512, 512), has 2**31 elements at B = 32: more than some of its
+kernels can index. A few images keep a GPU busy."""
+
 
 class StableDiffusion(Generator):
     def __init__(
@@ -51,6 +56,8 @@ class StableDiffusion(Generator):
         scheduler: str | None,
         guidance_scale: float,
         guidance_rescale: float,
+        guidance_interval: tuple[float, float] | None,
+        deep_cache_interval: int,
         merged_sampler: bool,
         compile: bool,
     ) -> None:
@@ -61,6 +68,7 @@ class StableDiffusion(Generator):
             module.eval().requires_grad_(False)
         self.device, self.dtype = device, dtype
         self.guidance_scale, self.guidance_rescale = guidance_scale, guidance_rescale
+        self.guidance_interval = guidance_interval
         self.token_limit = self.pipeline.tokenizer.model_max_length
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
@@ -69,7 +77,10 @@ class StableDiffusion(Generator):
         self._merged = adapter.MergedCopy(self.unet) if merged_sampler else None
         self._adapter_on = True
         network = self._merged.network if self._merged else self.unet
-        self._sampler: Any = torch.compile(network) if compile else network
+        self._deep_cache = DeepCache(network, deep_cache_interval) if deep_cache_interval > 1 else None
+        self._sampler: Any = _compiled(network, cuda_graphs=self._deep_cache is None) if compile else network
+        self._decoder: Any = _compiled(self.vae.decoder, cuda_graphs=False) if compile else self.vae.decoder
+        self._compiles = compile
 
     # -- shapes and prompts
 
@@ -108,6 +119,8 @@ class StableDiffusion(Generator):
             self.scheduler.set_timesteps(steps)
         if steps > trained or self.scheduler.timesteps.max() >= trained:  # an offset may lead beyond the last
             raise UserError(f"steps {steps}: {self.name} was trained on {trained} timesteps; give fewer")
+        if self._deep_cache:
+            self._deep_cache.reset()
         return self.scheduler.timesteps
 
     @property
@@ -116,23 +129,41 @@ class StableDiffusion(Generator):
 
     def predict(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         """Classifier-free guidance (arXiv 2207.12598) and its rescale (arXiv 2305.08891, section 3.4)."""
-        seen = self.scheduler.scale_model_input(latents, timestep).to(self.dtype)  # (B, C, h, w)
-        if self.guidance_scale <= 1:
-            return self._network(seen, timestep, conditioning.positive)
-        both = torch.cat([conditioning.negative, conditioning.positive])  # (2B, T, D)
+        seen = self._filled(self.scheduler.scale_model_input(latents, timestep).to(self.dtype))  # (B, C, h, w)
+        positive, negative = self._filled(conditioning.positive), self._filled(conditioning.negative)
+        if not self._guides(timestep):
+            return self._network(seen, timestep, positive)[: len(latents)]
+        both = torch.cat([negative, positive])  # (2B, T, D)
         without, within = self._network(torch.cat([seen, seen]), timestep, both).chunk(2)
         guided = without + self.guidance_scale * (within - without)
         if self.guidance_rescale > 0:
             ratio = within.std(dim=(1, 2, 3), keepdim=True) / guided.std(dim=(1, 2, 3), keepdim=True)
             guided = guided * (self.guidance_rescale * ratio + 1 - self.guidance_rescale)
-        return guided
+        return guided[: len(latents)]
+
+    def _guides(self, timestep: Tensor) -> bool:
+        """Whether there is guidance at this timestep: its noise level is to lie in the interval (arXiv 2404.07724)."""
+        if self.guidance_scale <= 1 or self.guidance_interval is None:
+            return self.guidance_scale > 1
+        lowest, highest = self.guidance_interval
+        return lowest < noise_level(self.scheduler, timestep) <= highest
 
     def _network(self, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
         """One call. Under grad the float32 adapter computes in `dtype` too, without it everything already does."""
         training = torch.is_grad_enabled()
         network = self.unet if training or not self._adapter_on else self._sampler
+        if self._deep_cache and not training:
+            self._deep_cache.begin_call(len(latents))
         with torch.autocast(self.device.type, self.dtype, enabled=training and self.dtype != torch.float32):
-            return network(latents, timestep.to(self.device), embeddings, return_dict=False)[0].float()
+            predicted = network(latents, timestep.to(self.device), embeddings, return_dict=False)[0]
+        return predicted.to(torch.float32, copy=True)  # a CUDA graph's next run overwrites the output of this one
+
+    def _filled(self, rows: Tensor) -> Tensor:
+        """The rows, for compiled networks with the last one repeated up to `fixed_batch`."""
+        missing = self.fixed_batch - len(rows)
+        if not self._compiles or missing <= 0:
+            return rows
+        return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
 
     def step(
         self, prediction: Tensor, timestep: Tensor, latents: Tensor, rngs: Sequence[torch.Generator] | None = None
@@ -142,7 +173,16 @@ class StableDiffusion(Generator):
 
     def decode(self, latents: Tensor) -> Tensor:
         scaled = (latents / self.vae.config.scaling_factor).to(self.dtype)
-        return self.vae.decode(scaled, return_dict=False)[0].float() / 2 + 0.5
+        if torch.is_grad_enabled():
+            return self.vae.decode(scaled, return_dict=False)[0].float() / 2 + 0.5
+        parts = self._filled(scaled).split(DECODED_AT_ONCE)
+        return torch.cat([self._decoded(part) for part in parts])[: len(latents)]
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """What the autoencoder's own `decode` does, with its decoder compiled."""
+        if self.vae.post_quant_conv is not None:
+            latents = self.vae.post_quant_conv(latents)
+        return self._decoder(latents).float() / 2 + 0.5
 
     # -- the adapter
 
@@ -212,6 +252,26 @@ class StableDiffusion(Generator):
         self.unet.fuse_qkv_projections()
         self.unet.to(memory_format=torch.channels_last)
         self.vae.to(memory_format=torch.channels_last)
+
+
+def noise_level(scheduler: Any, timestep: Tensor) -> float:
+    """Sigma: the standard deviation of the noise in a noisy latent, divided by the signal's scale."""
+    signal = float(scheduler.alphas_cumprod[int(timestep)])  # the share of the variance
+    return ((1 - signal) / signal) ** 0.5
+
+
+def _compiled(network: Any, *, cuda_graphs: bool) -> Callable[..., Any]:
+    """The whole network compiled once for each shape it meets: a CUDA graph replays one shape only.
+
+    On a GPU, `cuda_graphs` launches it as one graph. That does not hold where outputs outlive the next call.
+    """
+    compiled = torch.compile(network, dynamic=False, mode="reduce-overhead" if cuda_graphs else "default")
+
+    def call(*inputs: Any, **options: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        return compiled(*inputs, **options)
+
+    return call
 
 
 def _load(where: str, dtype: torch.dtype) -> Any:

@@ -1,0 +1,117 @@
+"""TFLOP (two a multiply-add) behind an image, counted on networks without weights: `python benchmarks/flops.py`.
+
+Prints what 1.3 M images at 512x512 take of Stable Diffusion 1.5, as it is and with each preset of `lbgen generate`. The
+text encoder is left out: each prompt is encoded once.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from lbgen.alignment.config import AlignConfig
+from lbgen.generation.config import GenerateConfig
+from lbgen.models.deep_cache import DeepCache
+from lbgen.models.registry import GENERATORS, resolve
+from lbgen.models.stable_diffusion import SCHEDULERS, noise_level
+
+IMAGES = 1_300_000
+CEILING, GOAL = 780, 6
+"""TFLOP/s of an H200 on 8192 x 8192 bf16 products (the middle of 769 to 798), and the goal in images/s."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """TFLOP for one image."""
+
+    call: float
+    """Of one call of the UNet."""
+    reused: float
+    """Of one that reuses what the deep blocks gave."""
+    decoding: float
+
+
+def work_of(generator: str) -> Work:
+    """Of a checkpoint: only its configuration is read."""
+    where = resolve(generator, GENERATORS)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(where, subfolder="unet"))
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(where, subfolder="vae"))
+    return counted(unet, vae)
+
+
+@torch.no_grad()
+def counted(unet: UNet2DConditionModel, vae: AutoencoderKL) -> Work:
+    """Of two networks on the meta device."""
+    with torch.device("meta"):
+        latents = torch.empty(1, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+        text = torch.empty(1, 77, unet.config.cross_attention_dim)
+        cache, calls = DeepCache(unet, 2), []
+        for _ in range(2):
+            cache.begin_call(1)
+            with FlopCounterMode(display=False) as call:
+                unet(latents, torch.zeros(()), text)
+            calls.append(call.get_total_flops() / 1e12)
+        with FlopCounterMode(display=False) as decoding:
+            vae.decode(latents)
+    return Work(*calls, decoding.get_total_flops() / 1e12)
+
+
+def scheduler_of(config: AlignConfig | GenerateConfig, base: Any = None) -> Any:
+    """At the start of a trajectory. base: the configuration of the checkpoint's own scheduler, if at hand."""
+    kind, settings = SCHEDULERS[config.scheduler]
+    base = base or kind.load_config(resolve(config.generator, GENERATORS), subfolder="scheduler")
+    scheduler = kind.from_config(base, **settings)
+    scheduler.set_timesteps(config.steps)
+    return scheduler
+
+
+def network_calls(config: AlignConfig | GenerateConfig) -> int:
+    """Calls of the UNet in a trajectory: some schedulers make more than there are steps."""
+    return len(scheduler_of(config).timesteps)
+
+
+def image_tflop(config: GenerateConfig, work: Work, scheduler: Any) -> float:
+    """The work behind one generated image: guidance doubles a call of the UNet."""
+    total, rows_before, age = work.decoding, 0, 0
+    lowest, highest = config.guidance_interval or (-1.0, float("inf"))
+    for timestep in scheduler.timesteps:
+        guided = config.guidance_scale > 1 and lowest < noise_level(scheduler, timestep) <= highest
+        rows, age = 1 + guided, age + 1
+        whole = rows != rows_before or age == config.deep_cache_interval
+        total += rows * (work.call if whole else work.reused)
+        if whole:
+            rows_before, age = rows, 0
+    return total
+
+
+def main() -> None:
+    from full_size import autoencoder, scheduler, unet
+    from measuring import PRESETS, with_recipe
+
+    with torch.device("meta"):
+        work = counted(unet(), autoencoder())
+    print(f"a call {work.call:.3f}, reusing the deep blocks {work.reused:.3f}, a decoding {work.decoding:.2f} TFLOP\n")
+    base, plain = scheduler().config, GenerateConfig()
+    settings = {"the paper's: 50 PNDM steps, guidance 2": plain}
+    settings |= {preset: with_recipe(plain, preset) for preset in PRESETS}
+    settings["fast-dpm and fast-deepcache"] = with_recipe(settings["fast-dpm"], "fast-deepcache")
+    sustained = GOAL * image_tflop(plain, work, scheduler_of(plain, base))
+    rows = [
+        "setting",
+        "TFLOP an image",
+        "of the paper's",
+        f"GPU-hours at {CEILING} TFLOP/s",
+        f"at {sustained:.0f} TFLOP/s",
+    ]
+    print(f"| {' | '.join(rows)} |\n|{' --- |' * len(rows)}")
+    for name, config in settings.items():
+        tflop = image_tflop(config, work, scheduler_of(config, base))
+        hours = [f"{IMAGES * tflop / rate / 3600:.1f}" for rate in (CEILING, sustained)]
+        print(f"| {name} | {tflop:.1f} | {tflop * GOAL / sustained:.0%} | {' | '.join(hours)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""What photographs take on disk by file format and size: `python benchmarks/stored_size.py`.
+
+The middle squares of the two photographs that come with scikit-learn (640x427, JPEG), as they are and brought to 256,
+encoded as `lbgen generate` does by default: an order of magnitude. `lbgen plan` measures a generator's own images.
+"""
+
+from io import BytesIO
+
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.encode import OPTIONS
+
+SIDE = 427
+IMAGES = 1_300_000
+
+
+def squares() -> list[Image.Image]:
+    photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    lefts = [(photograph.width - SIDE) // 2 for photograph in photographs]
+    return [image.crop((left, 0, left + SIDE, SIDE)) for image, left in zip(photographs, lefts, strict=True)]
+
+
+def bytes_per_pixel(images: list[Image.Image], image_format: str) -> float:
+    size = 0
+    for image in images:
+        stream = BytesIO()
+        image.save(stream, image_format, **OPTIONS[image_format](GenerateConfig.compression_quality))
+        size += len(stream.getvalue())
+    return size / sum(image.width * image.height for image in images)
+
+
+def main() -> None:
+    print("| format | stored size | bytes a pixel, measured | kB an image | 1.3 M images, GB |")
+    print("| --- | --- | --- | --- | --- |")
+    originals = squares()
+    small = [image.resize((256, 256), Image.Resampling.LANCZOS) for image in originals]
+    for image_format in OPTIONS:
+        for side, images in ((512, originals), (256, small)):
+            measured = bytes_per_pixel(images, image_format)
+            size = measured * side**2
+            print(f"| {image_format} | {side} | {measured:.2f} | {size / 1e3:.0f} | {size * IMAGES / 1e9:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
