@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from lbgen.errors import UserError
 from lbgen.storage import LocalStore, Store
 
-SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+SUFFIXES: dict[str, Literal["png", "jpg", "webp"]] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+"""Image format -> suffix of its files."""
 SCORES = ("label_rank", "label_probability", "quality", "deviation", "duplicate_bits", "duplicate_cosine", "unsafe")
 """Columns that screening fills; null where the check was not made (see lbgen.generation.screen)."""
 CONTAINERS = b"lbgen_containers"
@@ -56,6 +57,11 @@ class Row:
     """By the names of SCORES."""
     rejections: tuple[str, ...] = ()
     """Why each earlier attempt was rejected, and the last one too where it was kept all the same."""
+
+    @property
+    def index(self) -> int:
+        """The image's place among those of its category and split."""
+        return int(self.key.rpartition("_")[2])
 
     def facts(self) -> dict[str, Any]:
         """The line as it is in the index."""
@@ -108,6 +114,12 @@ def read_part(store: Store, split: str, shard: int) -> tuple[list[Row], dict[str
     return [_row(line) for line in table.select(SCHEMA.names).to_pylist()], json.loads(
         (table.schema.metadata or {}).get(CONTAINERS, b"{}")
     )
+
+
+def part_summary(store: Store, split: str, shard: int) -> tuple[int, dict[str, str]]:
+    """How many images a shard has, and its container hashes."""
+    with pq.ParquetFile(BytesIO(store.read(part_name(split, shard))), pre_buffer=False) as file:
+        return file.metadata.num_rows, json.loads((file.schema_arrow.metadata or {}).get(CONTAINERS, b"{}"))
 
 
 def _row(line: dict[str, Any]) -> Row:

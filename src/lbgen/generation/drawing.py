@@ -15,7 +15,7 @@ from lbgen.generation.local_workers import draw_here, draw_in_processes
 from lbgen.generation.plan import Plan
 from lbgen.generation.ray_workers import draw_with_ray
 from lbgen.generation.record import Record
-from lbgen.generation.worker import Job, Worker, device_of, load
+from lbgen.generation.worker import Job, Worker, device_of, load, load_screen
 from lbgen.interrupts import noted_signals
 from lbgen.models.generator import Generator
 from lbgen.storage import Store
@@ -30,6 +30,7 @@ def draw(store: Store, config: GenerateConfig, plan: Plan, record: Record | None
     records.adapter_sha256(config)  # refuses a folder without one
     generator = load(config, device_of(0))
     refuse_long_prompts(generator, config, plan)
+    screen = load_screen(config, plan, generator)
     config = replace(config, batch_size=batch_size(config, record, generator))
     made_with = records.made_with(config)
     if record:
@@ -43,9 +44,9 @@ def draw(store: Store, config: GenerateConfig, plan: Plan, record: Record | None
     missing = sum(plan.shard_images(config.split, shard) for shard in shards)
     with noted_signals() as signals, Bar(total, total - missing) as bar:
         if config.engine == "local" and workers(config) == 1:
-            draw_here(Worker(job, store.staging.name, generator), shards, bar.add, signals)
+            draw_here(Worker(job, store.staging.name, generator, screen), shards, bar.add, signals)
             return
-        del generator
+        del generator, screen
         torch.cuda.empty_cache()
         if config.engine == "ray":
             draw_with_ray(job, shards, bar.add, signals)

@@ -11,12 +11,12 @@ import torch
 from lbgen import dataset
 from lbgen.generation.config import GenerateConfig, approximations
 from lbgen.generation.drawing import BATCH_SIZE, refuse_long_prompts
-from lbgen.generation.encode import encode
 from lbgen.generation.painter import Painter
 from lbgen.generation.plan import Plan, PlannedImage
 from lbgen.generation.run import is_ours, planned
 from lbgen.generation.screen import Verdict
 from lbgen.generation.worker import device_of, load, row_of
+from lbgen.generation.writing import encoded
 from lbgen.storage import open_store
 
 LONGEST = 60.0
@@ -91,7 +91,7 @@ def timed(painter: Painter, batch: Sequence[PlannedImage], config: GenerateConfi
     pixels = painter.paint(batch)
     seconds = time.perf_counter() - began
     rows = [row_of(image, 0, config, Verdict({}, ())) for image in batch]
-    return seconds, [len(encode(image, row, config, None)) for image, row in zip(pixels, rows, strict=True)]
+    return seconds, [len(encoded(image, row, config, None)) for image, row in zip(pixels, rows, strict=True)]
 
 
 def text(estimate: Estimate, config: GenerateConfig, plan: Plan) -> str:

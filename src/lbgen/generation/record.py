@@ -14,6 +14,7 @@ from lbgen.errors import UserError
 from lbgen.generation import plan as plans
 from lbgen.generation.config import RUNNING, GenerateConfig
 from lbgen.generation.plan import Plan, Target
+from lbgen.generation.sidecars import labels_json
 from lbgen.models import registry
 from lbgen.storage import Store, is_remote
 
@@ -120,8 +121,7 @@ def write(store: Store, config: GenerateConfig, made_with: MadeWith, plan: Plan)
     """Record a dataset, or its growth, before its first image."""
     store.remove(COMPLETE)
     store.write(PLAN, (json.dumps(plans.to_json(plan.targets), ensure_ascii=False) + "\n").encode())
-    labels = [{"id": category.id, "name": category.name} for category in plan.categories]
-    store.write("labels.json", (json.dumps(labels, ensure_ascii=False, indent=1) + "\n").encode())
+    store.write("labels.json", labels_json(plan.categories).encode())
     values = {name: value for name, value in lbgen.config.plain(config).items() if name not in RUNNING}
     text = lbgen.config.yaml_text({"config": values, "made_with": lbgen.config.plain(made_with)})
     store.write(RECORD, text.encode())

@@ -47,11 +47,11 @@ class Drawing:
 
 
 class Worker:
-    def __init__(self, job: Job, name: str, generator: Generator) -> None:
+    def __init__(self, job: Job, name: str, generator: Generator, screen: Screen | None) -> None:
         config = job.config
         self.job, self.config = job, config
         self.painter = Painter(generator, config)
-        self.screen = Screen(config, job.plan.categories, generator.device) if config.screen else None
+        self.screen = screen
         self.store = open_store(config.output, name)
         ids = tuple(category.id for category in job.plan.categories)
         self.writers = Writers(Work(config, name, ids, job.adapter_sha256))
@@ -160,7 +160,13 @@ def row_of(
 def open_worker(job: Job, name: str, device: str) -> Worker:
     """A worker in a process of its own, which computes as the first one does: the bits of a sum depend on threads."""
     torch.set_num_threads(job.threads)
-    return Worker(job, name, load(job.config, device))
+    generator = load(job.config, device)
+    return Worker(job, name, generator, load_screen(job.config, job.plan, generator))
+
+
+def load_screen(config: GenerateConfig, plan: Plan, generator: Generator) -> Screen | None:
+    """The checks that the configuration asks for, on the generator's device."""
+    return Screen(config, plan.categories, generator.device) if config.screen else None
 
 
 def load(config: GenerateConfig, device: str) -> Generator:

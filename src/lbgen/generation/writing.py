@@ -22,7 +22,7 @@ import numpy as np
 from lbgen import dataset, files
 from lbgen.dataset import Row
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.encode import encode
+from lbgen.generation.encode import Facts, encode
 from lbgen.generation.layouts import LAYOUTS
 from lbgen.storage import open_store
 
@@ -91,10 +91,26 @@ def end_with_parent() -> None:
 def encode_images(work: Work, rows: list[Row], pixels: np.ndarray, staged: Path) -> list[Row]:
     done = []
     for row, image in zip(rows, pixels, strict=True):
-        content = encode(image, row, work.config, work.adapter_sha256)
+        content = encoded(image, row, work.config, work.adapter_sha256)
         (staged / row.key).write_bytes(content)
         done.append(replace(row, sha256=hashlib.sha256(content).hexdigest()))
     return done
+
+
+def encoded(pixels: np.ndarray, row: Row, config: GenerateConfig, adapter_sha256: str | None) -> bytes:
+    """An image, (H, W, 3) bytes, as it is stored."""
+    facts = Facts(
+        generator=config.generator,
+        adapter_sha256=adapter_sha256,
+        prompt=row.prompt,
+        seed=row.seed,
+        id=row.id,
+        name=row.name,
+        index=row.index,
+        split=row.split,
+        attempt=row.attempt,
+    )
+    return encode(pixels, facts, config.image_format, config.compression_quality, config.stored_size)
 
 
 def publish_shard(work: Work, shard: Shard, rows: list[Row], rejected: bytes | None) -> None:

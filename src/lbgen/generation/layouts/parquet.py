@@ -1,6 +1,5 @@
 """Hugging Face datasets: data/SPLIT-00000.parquet with an Image and a ClassLabel column."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lbgen.dataset import Row, shard_name
+from lbgen.generation.card import huggingface_metadata
 from lbgen.generation.layouts.layout import Layout, Stored
 
 ROW_GROUP = 100
@@ -35,12 +35,3 @@ class Parquet(Layout):
             for batch in file.iter_batches(ROW_GROUP, use_threads=False):
                 for line in batch.to_pylist():
                     yield Stored(line["image"]["path"].rpartition(".")[0], line["image"]["bytes"], line["label"])
-
-
-def huggingface_metadata(category_ids: Sequence[str]) -> dict[bytes, bytes]:
-    """What tells `datasets` that the columns are an Image and a ClassLabel with these names."""
-    features = {
-        "image": {"_type": "Image"},
-        "label": {"names": list(category_ids), "_type": "ClassLabel"},
-    }
-    return {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
