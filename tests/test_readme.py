@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 SMALL = {
     "align": "--precision fp32 --max-steps 1 --steps 3 --differentiated-steps 2 --batch-size 2 --rank 2 "
     "--evaluation-images 2 --logger none",
+    "plan": "--steps 3 --images-per-category 2",
     "generate": "--steps 3 --images-per-category 2",
 }
 
@@ -25,12 +26,12 @@ def test_lbgen_commands_run_in_their_order(tmp_path, monkeypatch, tiny_sd_folder
     monkeypatch.chdir(tmp_path)
     Path("animals.txt").write_text("cat\ndog\nant\n")
     run = [argv[1:] for argv in commands() if argv[0] == "lbgen"]
-    assert [argv[0] for argv in run] == ["align", "generate"]
+    assert [argv[0] for argv in run] == ["align", "plan", "generate", "verify"]
     for argv in run:
-        models = ["--generator", str(tiny_sd_folder)]
+        models = [] if argv[0] == "verify" else ["--generator", str(tiny_sd_folder)]
         if argv[0] == "align":
             models += ["--semantics", str(tiny_clip_folder)]
-        cli.main([*argv, *models, *SMALL[argv[0]].split()])
+        cli.main([*argv, *models, *SMALL.get(argv[0], "").split()])
     assert len(list(Path("data/animals/train").glob("*/*.png"))) == 6
 
 

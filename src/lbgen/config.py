@@ -288,7 +288,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def yaml_text(values: Mapping[str, Any]) -> str:
-    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False)
 
 
 def _plain(value: Any) -> Any:
