@@ -1,0 +1,62 @@
+"""samples.png: what a dataset looks like, in one picture for its card."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TypeVar
+
+import matplotlib
+from matplotlib.ft2font import FT2Font
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+CATEGORIES, IMAGES = 8, 4
+"""Columns and rows of the picture, at most."""
+CELL, GAP, HEADING, MARGIN = 128, 4, 22, 8
+"""Pixels."""
+FONT = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+Item = TypeVar("Item")
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, at even distances from the first to the last."""
+    if len(items) <= count:
+        return list(items)
+    return [items[place * (len(items) - 1) // (count - 1)] for place in range(count)]
+
+
+def sample_grid(images: Sequence[Image.Image], labels: Sequence[str]) -> bytes:
+    """A PNG with a column for each of up to 8 labels, spread over them in their order, of the label's first 4 images.
+
+    images, of any size, and what to write above them, image by image. Labels may be in any script; signs that the font
+    (DejaVu Sans) lacks, such as emoji, are left out.
+    """
+    columns: dict[str, list[Image.Image]] = {}
+    for image, label in zip(images, labels, strict=True):
+        columns.setdefault(label, []).append(image)
+    chosen = spread(list(columns), CATEGORIES)
+    rows = min(IMAGES, max(len(columns[label]) for label in chosen))
+    size = (2 * MARGIN + len(chosen) * (CELL + GAP) - GAP, 2 * MARGIN + HEADING + rows * (CELL + GAP) - GAP)
+    picture = Image.new("RGB", size, "white")
+    for place, label in enumerate(chosen):
+        x = MARGIN + place * (CELL + GAP)
+        picture.paste(_heading(label), (x, MARGIN))
+        for row, image in enumerate(columns[label][:rows]):
+            cell = ImageOps.pad(image.convert("RGB"), (CELL, CELL), Image.Resampling.LANCZOS, color="white")
+            picture.paste(cell, (x, MARGIN + HEADING + row * (CELL + GAP)))
+    stream = BytesIO()
+    picture.save(stream, "png")
+    return stream.getvalue()
+
+
+def _heading(label: str) -> Image.Image:
+    """A label over the width of a cell, shortened where it is longer."""
+    known = FT2Font(str(FONT)).get_charmap()
+    font = ImageFont.truetype(str(FONT), 13)
+    text = "".join(character for character in label if ord(character) in known).strip()
+    if font.getlength(text) > CELL:
+        text = next(
+            shown for end in range(len(text), -1, -1) if font.getlength(shown := text[:end].rstrip() + "…") <= CELL
+        )
+    heading = Image.new("RGB", (CELL, HEADING), "white")
+    ImageDraw.Draw(heading).text((CELL // 2, HEADING // 2), text, fill="black", font=font, anchor="mm")
+    return heading
