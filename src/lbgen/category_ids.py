@@ -28,6 +28,8 @@ def fault(category_id: str) -> str | None:
         return "is a reserved file name on Windows; add a letter"
     if category_id.startswith((".", " ")) or category_id.endswith((".", " ")):
         return 'begins or ends with a dot or a space; remove it or use "_"'
+    if category_id.startswith("__"):
+        return 'begins with "__", which Hugging Face datasets takes for hidden and leaves out; remove a "_"'
     if len(category_id.encode()) > MAX_BYTES:
         return f"is longer than {MAX_BYTES} bytes; shorten it"
     return None if category_id else f"is empty; {REMEDY}"

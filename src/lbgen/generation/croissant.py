@@ -3,7 +3,7 @@
 Record sets: one for each split (image, label, split), "image-index" with all that is known of each image, and
 "label-names". Splits are words without hyphens, so no other name is a split's.
 
-What the installed readers make of it (mlcroissant 1.1.1): WebP files of an ImageFolder are not read; tar shards are
+What mlcroissant 1.1.1 makes of it: WebP files of an ImageFolder are not read; tar shards are
 unpacked into a cache by their relative name alone, so a second dataset of this kind needs a CROISSANT_CACHE of its own;
 in tar shards an image whose category id has a dot gets no label, since it stands in the shard as %2E.
 """
