@@ -157,7 +157,7 @@ class GenerateConfig(ScreeningConfig):
         for name in ("size", "stored_size"):
             value = getattr(self, name)
             require(self, name, value is None or min(value) >= 1, "give a height and a width in pixels")
-        fit = self.split.isidentifier() and self.split not in ("index", "screening", "data")
+        fit = self.split.isidentifier() and self.split not in ("index", "screening", "data", "all")
         require(self, "split", fit, "give a word of letters, digits and _")
         require(self, "shard_of", self.part is None or self.engine == "local", "Ray shares the shards out itself")
 
