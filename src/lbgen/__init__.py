@@ -17,6 +17,7 @@ PUBLIC = {
     "generate": "lbgen.generation.run",
     "QuickstartConfig": "lbgen.quickstart",
     "quickstart": "lbgen.quickstart",
+    "export_microworld": "lbgen.microworld",
     "Category": "lbgen.vocabulary",
     "Vocabulary": "lbgen.vocabulary",
     "load_vocabulary": "lbgen.vocabulary",

@@ -75,7 +75,9 @@ def _parse(argv: Sequence[str]) -> Callable[[], object]:
     export.add_argument("directory", type=Path, metavar="DIR")
     arguments = vars(parser.parse_args(argv))
     name = arguments.pop("verb")
-    return _export_call(**arguments) if name == "export" else _verb_call(VERBS[name], arguments)
+    if name == "export":
+        return lambda: lbgen.export_microworld(arguments["directory"])
+    return _verb_call(VERBS[name], arguments)
 
 
 def _add_verb_arguments(parser: argparse.ArgumentParser, verb: Verb) -> None:
@@ -88,9 +90,3 @@ def _add_verb_arguments(parser: argparse.ArgumentParser, verb: Verb) -> None:
 def _verb_call(verb: Verb, arguments: dict[str, Any]) -> Callable[[], object]:
     config = resolve(getattr(lbgen, verb.config_class), arguments.pop("recipe"), arguments)
     return lambda: getattr(lbgen, verb.function)(config)
-
-
-def _export_call(model: str, directory: Path) -> Callable[[], object]:
-    from lbgen.microworld import export
-
-    return lambda: export(directory)
