@@ -80,6 +80,7 @@ def _align(config: AlignConfig) -> AlignResult:
     if resumed is not None:
         ensure_same_weights(config)
     trainer = Trainer(config, vocabulary, accelerator, resumed)
+    accelerator.print(f"images an update: {trainer.global_batch}, processes: {accelerator.num_processes}")
     gradient_norms = {} if resumed is not None else checked_gradients(trainer, accelerator)
     prepare_folder(config, vocabulary, accelerator, record["step"] if resumed is not None else -1)
     run = Run(config, trainer, accelerator, record)
