@@ -263,6 +263,25 @@ def test_tensorboard_has_the_numbers_of_metrics_and_evaluations(fresh):
         assert shown == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("logger", ["wandb", "trackio"])
+def test_other_loggers_have_them_too(fresh, tmp_path, monkeypatch, logger):
+    """Logging to local files, which hold names and numbers as text."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for variable in ("WANDB_DIR", "TRACKIO_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "logged"))
+    (tmp_path / "logged").mkdir()
+    library = pytest.importorskip(logger)
+    config = fresh(logger=logger)
+    train.align(config)
+    if logger == "wandb":  # its service may still be writing
+        library.teardown()
+    logged = b"".join(path.read_bytes() for path in (tmp_path / "logged").rglob("*") if path.is_file())
+    for file, name in (("metrics", "loss"), ("metrics", "discriminator"), ("evaluations", "diversity")):
+        values = [line[name] for line in lines(config.output / f"{file}.jsonl") if name in line]
+        assert values and all(str(value).encode() in logged for value in values)
+        assert f"{file}/{name}".encode() in logged
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without a GPU")
 def test_fp16_without_a_gpu_is_refused(fresh):
     with pytest.raises(UserError, match="--precision fp16 needs a GPU"):

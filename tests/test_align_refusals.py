@@ -86,9 +86,20 @@ def overflowed(trainer):
     return dataclasses.replace(batch, features=batch.features * float("inf"))
 
 
-def test_a_logger_that_is_not_installed_is_refused(fresh):  # noqa: F811
+def test_a_logger_that_is_not_installed_is_refused(fresh, tmp_path, monkeypatch):  # noqa: F811
     missing = [name for name in ("wandb", "trackio") if importlib.util.find_spec(name) is None]
     if not missing:
         pytest.skip("wandb and trackio are both installed")
+    (tmp_path / missing[0]).mkdir()  # as wandb leaves one where it has run: Python would import it, as a namespace
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=f"--logger {missing[0]} is not installed; pip install {missing[0]}"):
         train.align(fresh(logger=missing[0]))
+
+
+def test_a_logger_that_does_not_start_is_refused_in_its_words(fresh):  # noqa: F811
+    """TensorBoard, with a file where its folder should be."""
+    config = fresh(logger="tensorboard")
+    config.output.mkdir()
+    (config.output / "logs").touch()
+    with pytest.raises(UserError, match=r"^--logger tensorboard did not start: .*logs.*; mend that, or choose another"):
+        train.align(config)

@@ -106,9 +106,10 @@ def test_a_wrong_vocabulary_is_refused_before_anything_is_written(verb, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["animals.txt"]
 
 
-def test_export_writes_both_folders(tmp_path):
+def test_export_writes_both_folders_and_says_where(tmp_path):
     result = run("export", "microworld", "models", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+    assert result.stdout == "the micro world is in models: generator (diffusers) and semantics (transformers)\n"
     assert json.loads((tmp_path / "models" / "generator" / "model_index.json").read_text())
     assert json.loads((tmp_path / "models" / "semantics" / "config.json").read_text())["model_type"] == "clip"
 

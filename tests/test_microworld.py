@@ -87,7 +87,7 @@ def test_no_degradation_at_severity_zero_and_a_change_at_one():
 
 
 def test_exported_folders_load_with_plain_diffusers_and_transformers(tmp_path):
-    microworld.export(tmp_path)
+    microworld.export_microworld(tmp_path)
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "generator", torch_dtype=torch.float32)
     image = pipeline("cup", num_inference_steps=2, guidance_scale=2.0, output_type="np").images[0]
     assert image.shape == (64, 64, 3)

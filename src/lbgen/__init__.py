@@ -19,6 +19,7 @@ PUBLIC = {
     "verify": "lbgen.generation.verify",
     "QuickstartConfig": "lbgen.quickstart",
     "quickstart": "lbgen.quickstart",
+    "export_microworld": "lbgen.microworld",
     "Category": "lbgen.vocabulary",
     "Vocabulary": "lbgen.vocabulary",
     "load_vocabulary": "lbgen.vocabulary",

@@ -81,7 +81,7 @@ def _parse(argv: Sequence[str]) -> Callable[[], object]:
     arguments = vars(parser.parse_args(argv))
     name = arguments.pop("verb")
     if name == "export":
-        return _export_call(**arguments)
+        return lambda: lbgen.export_microworld(arguments["directory"])
     return _verify_call(**arguments) if name == "verify" else _verb_call(VERBS[name], arguments)
 
 
@@ -97,12 +97,6 @@ def _add_verb_arguments(parser: argparse.ArgumentParser, verb: Verb) -> None:
 def _verb_call(verb: Verb, arguments: dict[str, Any]) -> Callable[[], object]:
     config = resolve(getattr(lbgen, verb.config_class), arguments.pop("recipe"), arguments)
     return lambda: getattr(lbgen, verb.function)(config)
-
-
-def _export_call(model: str, directory: Path) -> Callable[[], object]:
-    from lbgen.microworld import export
-
-    return lambda: export(directory)
 
 
 def _verify_call(directory: str, repair: bool) -> Callable[[], object]:

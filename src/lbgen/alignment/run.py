@@ -27,7 +27,12 @@ class Run:
         self.config, self.trainer, self.accelerator, self.record = config, trainer, accelerator, record
         self.monitor: Monitor | None = None
         if config.logger != "none":
-            accelerator.init_trackers("align", {name: str(value) for name, value in asdict(config).items()})
+            settings = {name: str(value) for name, value in asdict(config).items()}
+            try:
+                accelerator.init_trackers("align", settings)
+            except Exception as error:  # each logger has its own: no account, no connection, no room
+                reason = f"{error}; mend that, or choose another --logger"
+                raise UserError(f"--logger {config.logger} did not start: {reason}") from error
         if accelerator.is_main_process:
             self.monitor = Monitor(
                 config, trainer.vocabulary, trainer.generator, trainer.semantics, trainer.quality, accelerator.autocast

@@ -1,6 +1,5 @@
 """`lbgen align`: the training loop, from a config to an adapter on disk (lbGen, arXiv 2412.10831)."""
 
-import importlib.util
 import json
 import shutil
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import AutocastKwargs
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import AutocastKwargs, LoggerType
 from safetensors import SafetensorError
 
 from lbgen import config as configs
@@ -80,6 +80,7 @@ def _align(config: AlignConfig) -> AlignResult:
     if resumed is not None:
         ensure_same_weights(config)
     trainer = Trainer(config, vocabulary, accelerator, resumed)
+    accelerator.print(f"images an update: {trainer.global_batch}, processes: {accelerator.num_processes}")
     gradient_norms = {} if resumed is not None else checked_gradients(trainer, accelerator)
     prepare_folder(config, vocabulary, accelerator, record["step"] if resumed is not None else -1)
     run = Run(config, trainer, accelerator, record)
@@ -103,7 +104,7 @@ def start_accelerator(config: AlignConfig) -> Accelerator:
     cpu = not torch.accelerator.is_available()  # accelerate joins the processes of torchrun on CPUs only when told so
     if config.precision == "fp16" and PartialState(cpu).device.type == "cpu":
         raise UserError("--precision fp16 needs a GPU; choose fp32 or bf16")
-    if config.logger != "none" and importlib.util.find_spec(config.logger) is None:
+    if config.logger != "none" and LoggerType(config.logger) not in get_available_trackers():
         raise UserError(f"--logger {config.logger} is not installed; pip install {config.logger}, or --logger none")
     AcceleratorState._reset_state()  # an earlier run in this Python may have had another precision
     return Accelerator(

@@ -14,10 +14,10 @@ GENERATOR = WEIGHTS / "generator"
 SEMANTICS = WEIGHTS / "semantics"
 """A transformers CLIPModel folder, trained on the balanced corpus."""
 
-__all__ = ["CATEGORIES", "GENERATOR", "HOME", "SCENES", "SEMANTICS", "STYLES", "WEIGHTS", "export"]
+__all__ = ["CATEGORIES", "GENERATOR", "HOME", "SCENES", "SEMANTICS", "STYLES", "WEIGHTS", "export_microworld"]
 
 
-def export(directory: Path) -> None:
+def export_microworld(directory: Path) -> None:
     """Write `directory/generator` (diffusers) and `directory/semantics` (transformers), ready for plain loaders."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -27,3 +27,4 @@ def export(directory: Path) -> None:
         raise UserError(f"{directory}: {error.args[0][0][2]}; choose a folder that can be written") from None
     except OSError as error:
         raise UserError(f"{directory}: {error.strerror}; choose a folder that can be written") from None
+    print(f"the micro world is in {directory}: generator (diffusers) and semantics (transformers)")
