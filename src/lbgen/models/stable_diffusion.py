@@ -175,7 +175,7 @@ class StableDiffusion(Generator):
         scaled = (latents / self.vae.config.scaling_factor).to(self.dtype)
         if torch.is_grad_enabled():
             return self.vae.decode(scaled, return_dict=False)[0].float() / 2 + 0.5
-        parts = self._filled(scaled).split(DECODED_AT_ONCE)
+        parts = self._filled(scaled).split(1 if self.vae.use_slicing else DECODED_AT_ONCE)  # as under grad, to the bit
         return torch.cat([self._decoded(part) for part in parts])[: len(latents)]
 
     def _decoded(self, latents: Tensor) -> Tensor:
