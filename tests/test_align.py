@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from lbgen import config as configs
 from lbgen.alignment import checkpoint, run, train
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.monitor import check_diversity, diversity_share, evaluation_places
+from lbgen.alignment.monitor import Monitor, check_diversity, diversity_share, evaluation_places
 from lbgen.alignment.objective import term_values
 from lbgen.alignment.trainer import Trainer
 from lbgen.errors import UserError
@@ -164,10 +165,24 @@ def test_gradient_norms_equal_finite_differences(fresh):
 def test_a_term_without_gradient_stops_the_run_by_name(fresh, monkeypatch):
     """As Q-Align's public score(), which runs in inference mode."""
     score = AntonymQuality.score
-    monkeypatch.setattr(AntonymQuality, "score", lambda self, images: score(self, images.detach()))
+    monkeypatch.setattr(AntonymQuality, "score", lambda self, images, features: score(self, images, features.detach()))
     with pytest.raises(UserError, match="--quality-weight 0.1: the quality term's gradient on the adapter is 0"):
         train.align(fresh())
     assert not fresh().output.exists()  # so the remedy can be tried in the same folder
+
+
+@pytest.mark.parametrize("normalize_features", [True, False])
+def test_the_semantics_see_every_image_once(fresh, monkeypatch, normalize_features):
+    """Features and scores come from one call of transformers' model, in a batch of 2 and for 5 evaluation images."""
+    config = fresh(normalize_features=normalize_features)
+    trainer = trainer_of(config)
+    model, seen = trainer.semantics.model, []
+    embed = model.get_image_features
+    monkeypatch.setattr(model, "get_image_features", lambda pixels: seen.append(len(pixels)) or embed(pixels))
+    trainer.batch(0, differentiate=True)
+    assert seen == [2]
+    Monitor(config, trainer.vocabulary, trainer.generator, trainer.semantics, trainer.quality, nullcontext)
+    assert seen == [2, 2, 2, 1]
 
 
 def test_a_diverging_run_stops_before_it_spoils_the_adapter(fresh):

@@ -26,9 +26,10 @@ def images() -> torch.Tensor:
 def test_the_score_is_one_plus_four_times_the_mean_softmax_weight_of_the_good_prompt(
     pairs: tuple[tuple[str, str], ...], space: SemanticSpace, images: torch.Tensor
 ) -> None:
-    """Prompt by prompt, image by image."""
-    scores = AntonymQuality(space, pairs).score(images)
-    features = space.embed_images(images)
+    """Prompt by prompt, image by image; from the images, and from their features, which then are all it looks at."""
+    quality, features = AntonymQuality(space, pairs), space.embed_images(images)
+    scores = quality.score(images)
+    assert torch.equal(quality.score(torch.zeros_like(images), features), scores)
     for row in range(len(images)):
         weights = []
         for pair in pairs:

@@ -104,9 +104,10 @@ class Monitor:
         for chunk in images.split(self.config.batch_size):
             pixels = (chunk / 255).to(self.generator.device)
             with self.autocast():
-                features.append(self.semantics.embed_images(pixels).float().cpu())
+                embedded = self.semantics.embed_images(pixels)
+                features.append(embedded.cpu())
                 if self.quality is not None:
-                    scores.append(self.quality.score(pixels).float().cpu())
+                    scores.append(self.quality.score(pixels, embedded).float().cpu())
         return torch.cat(features), torch.cat(scores) if scores else None
 
 

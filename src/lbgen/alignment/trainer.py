@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -98,15 +99,14 @@ class Trainer:
         rows = self._rows(draw)
         with self.accelerator.autocast(), torch.set_grad_enabled(differentiate):
             images = self._sample(rows, draw, self._differentiated(draw) if differentiate else frozenset())
-            features = discriminator_features = self.semantics.embed_images(images)
-            if not config.normalize_features:
-                discriminator_features = self.semantics.embed_images(images, normalize=False)
+            raw_features = self.semantics.embed_images(images, normalize=False)
+            features = F.normalize(raw_features, dim=-1)
             return Batch(
                 images=images.float(),
                 features=features,
-                discriminator_features=discriminator_features,
+                discriminator_features=features if config.normalize_features else raw_features,
                 text_features=self.text_features[rows],
-                scores=self.quality.score(images).float() if self.quality is not None else torch.empty(0),
+                scores=self.quality.score(images, features).float() if self.quality is not None else torch.empty(0),
                 base_images=self._base_images(rows, draw)
                 if differentiate and config.base_weight > 0
                 else torch.empty(0),

@@ -120,7 +120,7 @@ class Screen:
         return Finding(rank > self.config.label_top_k, {"label_rank": rank, "label_probability": probability})
 
     def _quality(self, batch: Batch) -> Finding:
-        quality = self._scorer.score_features(batch.features)
+        quality = self._scorer.score(batch.pixels / 255, batch.features)
         return Finding(quality < self.config.least_quality, {"quality": quality})
 
     def _blank(self, batch: Batch) -> Finding:

@@ -15,8 +15,12 @@ ANTONYMS = (("good photo", "bad photo"),)
 
 class QualityScorer(ABC):
     @abstractmethod
-    def score(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in about [0, 1] to scores (B,) in [1, 5], differentiable."""
+    def score(self, images: Tensor, features: Tensor | None = None) -> Tensor:
+        """Images (B, 3, H, W) in about [0, 1] to scores (B,) in [1, 5], differentiable.
+
+        features: (B, D), unit norm, of the same images in the semantic space the scorer was loaded with, if they are
+        there already; they change nothing but the time it takes.
+        """
 
 
 class AntonymQuality(QualityScorer):
@@ -28,11 +32,10 @@ class AntonymQuality(QualityScorer):
             self.good = semantics.embed_texts([good for good, _ in antonyms])  # (P, D)
             self.bad = semantics.embed_texts([bad for _, bad in antonyms])  # (P, D)
 
-    def score(self, images: Tensor) -> Tensor:
-        return self.score_features(self.semantics.embed_images(images))
-
-    def score_features(self, features: Tensor) -> Tensor:
-        """1 + 4 p, p the softmax weight of the good prompt, averaged over the pairs. Features (B, D), of unit norm."""
+    def score(self, images: Tensor, features: Tensor | None = None) -> Tensor:
+        """1 + 4 p, p the softmax weight of the good prompt, averaged over the pairs."""
+        if features is None:
+            features = self.semantics.embed_images(images)  # (B, D)
         margin = self.semantics.logit_scale * features @ (self.good - self.bad).T  # (B, P)
         return 1 + 4 * margin.sigmoid().mean(dim=1)  # a softmax over two is the sigmoid of their difference
 
