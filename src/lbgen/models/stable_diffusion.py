@@ -80,7 +80,7 @@ class StableDiffusion(Generator):
         self._deep_cache = DeepCache(network, deep_cache_interval) if deep_cache_interval > 1 else None
         self._sampler: Any = _compiled(network, cuda_graphs=self._deep_cache is None) if compile else network
         self._decoder: Any = _compiled(self.vae.decoder, cuda_graphs=False) if compile else self.vae.decoder
-        self._compiles = compile
+        self._compiles, self._decoded_at_once = compile, DECODED_AT_ONCE
 
     # -- shapes and prompts
 
@@ -172,17 +172,17 @@ class StableDiffusion(Generator):
         return self.scheduler.step(prediction, timestep, latents, return_dict=False, **noise)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
-        scaled = (latents / self.vae.config.scaling_factor).to(self.dtype)
-        if torch.is_grad_enabled():
-            return self.vae.decode(scaled, return_dict=False)[0].float() / 2 + 0.5
-        parts = self._filled(scaled).split(1 if self.vae.use_slicing else DECODED_AT_ONCE)  # as under grad, to the bit
-        return torch.cat([self._decoded(part) for part in parts])[: len(latents)]
+        """A few images at a time, and as many under grad as without: another number gives other last bits."""
+        parts = self._filled(latents / self.vae.config.scaling_factor).to(self.dtype).split(self._decoded_at_once)
+        return torch.cat([self._decoded(part) for part in parts])[: len(latents)].float() / 2 + 0.5
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        """What the autoencoder's own `decode` does, with its decoder compiled."""
+        """What the autoencoder's own `decode` does, without grad with its decoder compiled."""
+        if torch.is_grad_enabled():
+            return self.vae.decode(latents, return_dict=False)[0]
         if self.vae.post_quant_conv is not None:
             latents = self.vae.post_quant_conv(latents)
-        return self._decoder(latents).float() / 2 + 0.5
+        return self._decoder(latents)
 
     # -- the adapter
 
@@ -246,7 +246,7 @@ class StableDiffusion(Generator):
     def enable_gradient_checkpointing(self) -> None:
         self.unet.enable_gradient_checkpointing()
         self.vae.enable_gradient_checkpointing()
-        self.vae.enable_slicing()  # one image after the other, so that only one's activations exist at a time
+        self._decoded_at_once = 1  # so that only one image's activations exist at a time
 
     def optimize(self) -> None:
         self.unet.fuse_qkv_projections()
