@@ -15,6 +15,8 @@ PUBLIC = {
     "align": "lbgen.alignment.train",
     "GenerateConfig": "lbgen.generation.config",
     "generate": "lbgen.generation.run",
+    "AuditConfig": "lbgen.audit.config",
+    "audit": "lbgen.audit.run",
     "QuickstartConfig": "lbgen.quickstart",
     "quickstart": "lbgen.quickstart",
     "Category": "lbgen.vocabulary",
