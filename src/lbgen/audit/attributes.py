@@ -61,9 +61,7 @@ def _attribute(path: Path, name: str, given: Any) -> Attribute:
         raise UserError(f"{place}: give it a `template` and `values`, and nothing else")
     template, values = given["template"], given["values"]
     if not isinstance(template, str) or "{value}" not in template:
-        raise UserError(
-            f'{place}: template {template!r} has no {{value}}; write where a value goes, as in "on {{value}}"'
-        )
+        raise UserError(f"{place}: template {template!r} has no {{value}}; write it where a value goes")
     if not isinstance(values, list) or len(values) < 2 or not all(isinstance(value, str) for value in values):
         raise UserError(f"{place}: values are not a list of two or more texts; quote numbers and true or false")
     if len(set(values)) < len(values):
@@ -73,10 +71,11 @@ def _attribute(path: Path, name: str, given: Any) -> Attribute:
 
 @torch.no_grad()
 def read_attributes(observed: Observed, attributes: list[Attribute], space: SemanticSpace) -> Iterator[Reading]:
-    """Each image's value of every attribute: the nearest text's; then the position of what is nearest to the name."""
+    """Each image's value of every attribute: the nearest text's; then, where every image has a mask, its position."""
     for attribute in attributes:
         yield Reading(attribute.name, attribute.values, _nearest(observed, _texts(attribute, observed, space)))
-    yield Reading(MEASURED_POSITION, POSITIONS, measured_position(observed.column("middle")))
+    if observed.column("mask_given").all():
+        yield Reading(MEASURED_POSITION, POSITIONS, measured_position(observed.column("middle")))
 
 
 def _texts(attribute: Attribute, observed: Observed, space: SemanticSpace) -> NDArray[np.float32]:

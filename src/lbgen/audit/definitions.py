@@ -75,8 +75,8 @@ DEFINITIONS = (
         "diversity",
         "Diversity in a category",
         "content",
-        "Effective number of different images in a category (Vendi score, cosine kernel, semantic features), mean over the "
-        "categories, of the same number of images in all datasets of an audit. Poor images raise it too.",
+        "Effective number of different images in a category (Vendi score, cosine kernel, semantic features), mean over "
+        "the categories, of the same number of images in all datasets of an audit. Poor images raise it too.",
         "1 to the number of images used",
         "higher",
         "Friedman and Dieng, arXiv 2210.02410",
@@ -132,8 +132,8 @@ DEFINITIONS = (
         "edge_density",
         "Edge density",
         "content",
-        "Share of pixels with a clear brightness step, mean over images. Neither way is better; a difference between sets "
-        "says that one is flatter or noisier.",
+        "Share of pixels with a clear brightness step, mean over images. Neither way is better; a difference between "
+        "sets says that one is flatter or noisier.",
         "0 to 1",
         "neither",
         "Sobel filter",
@@ -161,8 +161,7 @@ DEFINITIONS = (
         "kernel_distance",
         "Kernel distance",
         "comparison",
-        "Squared maximum mean discrepancy with a cubic kernel; unbiased, so it may fall below 0 by chance. Its interval is "
-        "of the mean over 50 subsets.",
+        "Squared maximum mean discrepancy with a cubic kernel; unbiased, so it may fall a little below 0 by chance.",
         "about 0 upwards",
         "neither",
         "Binkowski et al., arXiv 1801.01401",
@@ -209,11 +208,11 @@ DEFINITIONS = (
 )
 
 ASSOCIATION = {
-    "normalized_mutual_information": "What an image's attribute says of its category: mutual information over the mean of "
-    "both entropies, each less what shuffled labels give. 0 by chance, 1 if one is a renaming of the other; with more "
+    "normalized_mutual_information": "What an image's attribute says of its category: mutual information over the mean "
+    "of both entropies, each less what shuffled labels give. 0 by chance, 1 if one is a renaming of the other; with more "
     "categories than values, less than 1 even for a fixed value a category (Vinh et al. 2010).",
-    "cramers_v": "Strength of association in [0, 1], corrected for the number of images (Bergsma 2013); 1 where the category "
-    "fixes the value.",
+    "cramers_v": "Strength of association in [0, 1], corrected for the number of images (Bergsma 2013); 1 where the "
+    "category fixes the value.",
     "p_value": "Share of shuffles of the labels that give at least as much information (Phipson and Smyth 2010).",
     "q_value": "The same adjusted for the number of attributes (Benjamini and Hochberg 1995); significant below 0.05.",
 }

@@ -133,24 +133,22 @@ def _attribute_figures(
 
 def compare(reference: tuple[NDArray, NDArray], other: tuple[NDArray, NDArray], seed: int) -> dict[str, Estimate]:
     """Distances of a set from the reference; each is features (N, D) and labels (N,)."""
-    (x, label_x), (y, label_y) = reference, other
-    x_all, y_all = (torch.from_numpy(features.astype(np.float32)) for features in (x, y))
+    (x, label_x), (y, label_y) = (_tensor_sample(*given, seed) for given in (reference, other))
+    near = distances.neighbourhoods(x, y)
+    found = {name: mean(near[name].numpy(), label_y, seed, (0, np.inf)) for name in ("precision", "density")}
+    found |= {name: mean(near[name].numpy(), label_x, seed, (0, 1)) for name in ("recall", "coverage")}
     rng = np.random.default_rng(seed)
-    frechet = distances.frechet_distance(x_all, y_all)
-    drawn = [
-        distances.frechet_distance(x_all[resample(label_x, rng)], y_all[resample(label_y, rng)])
-        for _ in range(FEW_DRAWS // 3)
-    ]
-    kernel = distances.kernel_distances(x_all, y_all, seed).numpy()
-    rows_x, rows_y = (spread_sample(label, COMPARED_IMAGES, seed) for label in (label_x, label_y))
-    near = distances.neighbourhoods(x_all[rows_x], y_all[rows_y])
-    per_image = {
-        name: mean(values.numpy(), label_y[rows_y] if len(values) == len(rows_y) and name in ("precision", "density")
-                   else label_x[rows_x], seed, (0, np.inf if name == "density" else 1))
-        for name, values in near.items()
-    }  # fmt: skip
-    return {
-        "frechet_distance": normal(frechet, np.array(drawn), (0, np.inf)),
-        "kernel_distance": normal(float(kernel.mean()), rng.choice(kernel, (FEW_DRAWS * 10, len(kernel))).mean(axis=1)),
-        **per_image,
-    }
+    draws = [(x[resample(label_x, rng)], y[resample(label_y, rng)]) for _ in range(FEW_DRAWS // 3)]
+    for name, distance in {
+        "frechet_distance": distances.frechet_distance,
+        "kernel_distance": distances.kernel_distance,
+    }.items():
+        lowest = 0 if name == "frechet_distance" else -np.inf
+        drawn = np.array([distance(a, b) for a, b in draws])
+        found[name] = normal(distance(x, y), drawn, (lowest, np.inf))
+    return found
+
+
+def _tensor_sample(features: NDArray, label: NDArray[np.int64], seed: int) -> tuple[torch.Tensor, NDArray[np.int64]]:
+    rows = spread_sample(label, COMPARED_IMAGES, seed)
+    return torch.from_numpy(features[rows].astype(np.float32)), label[rows]

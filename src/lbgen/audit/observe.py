@@ -82,6 +82,7 @@ class Observer:
             ("histogram", half, (views.HISTOGRAM_LEVELS**3,)),
             ("facts", single, (len(views.FACTS),)),
             ("middle", single, (2,)),
+            ("mask_given", byte, ()),
             ("edge_density", single, ()),
             ("colour_entropy", single, ()),
         ]
@@ -102,6 +103,7 @@ class Observer:
             "histogram": views.colour_histogram(canvas),
             "facts": torch.stack([image.facts for image in images]),
             "middle": relevance.middle(hidden),
+            "mask_given": torch.tensor([image.mask is not None for image in images]),
             "edge_density": measures.edge_density(canvas),
             "colour_entropy": measures.colour_entropy(canvas),
         }
@@ -149,10 +151,11 @@ def observe(source: Source, name: str, observer: Observer, cache: RowCache, batc
             _see(observer, cache, {row: d for row, d in decoded.items() if isinstance(d, Decoded)}, titles, digests)
             for row, record in enumerate(batch):
                 fault = decoded.get(row)
-                if digests[row] is None or isinstance(fault, str):
+                pair = digests[row]
+                if pair is None or isinstance(fault, str):
                     broken[record.key] = fault if isinstance(fault, str) else record.fault
                 else:
-                    kept.add(record, digests[row], cache)
+                    kept.add(record, pair, cache)
     return kept.observed(name, source, cache, known, broken)
 
 

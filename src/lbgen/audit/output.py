@@ -147,7 +147,7 @@ def differences(measured: list[Measured]) -> dict[str, dict[str, dict[str, Any]]
         for key, estimate in m.figures.items():
             places.append((m.observed.name, key))
             p_values.append(difference_p_value(measured[0].figures[key], estimate))
-    q_values = false_discovery(np.array(p_values)) if p_values else []
+    q_values = false_discovery(np.array(p_values))
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for (name, key), p, q in zip(places, p_values, q_values, strict=True):
         found = {"p_value": float(p), "q_value": float(q), "significant": bool(q < FALSE_DISCOVERIES)}

@@ -50,7 +50,7 @@ class WebDataset(Packed):
     @property
     def count(self) -> int | None:
         lengths = [split.get("shard_lengths") for split in self._info.values()]
-        return sum(map(sum, lengths)) if lengths and all(lengths) else None  # type: ignore[arg-type]
+        return sum(map(sum, lengths)) if lengths and all(lengths) else None
 
     def records(self, wanted: Container[str] | None = None) -> Iterator[Record]:
         for shard in self.shards:
@@ -62,7 +62,8 @@ class WebDataset(Packed):
 
     def _shard_records(self, shard: Path, split: str, wanted: Container[str] | None) -> Iterator[Record]:
         with tarfile.open(shard, "r:") as archive:
-            sample, stem = {}, None
+            sample: dict[str, tarfile.TarInfo] = {}
+            stem: str | None = None
             for member in archive:
                 if not member.isfile():
                     continue

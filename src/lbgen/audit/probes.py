@@ -13,7 +13,7 @@ PENALTIES = tuple(10.0**power for power in range(-3, 5))
 
 
 def probe(features: NDArray, label: NDArray[np.int64], seed: int) -> Estimate:
-    """Mean over the categories of the share of images whose label a linear probe tells, on images it has not learned from.
+    """Mean over the categories of the share of images whose label a linear probe tells without having seen them.
 
     Chance is 1 / categories. Categories with fewer images than folds are left out.  features: (N, D), label: (N,).
     """

@@ -4,6 +4,8 @@ towards the category's text.
 The hidden area is always a square: an outline, or the proportions of a box, would tell the category by themselves.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,8 +24,8 @@ def patch_relevance(space: SemanticSpace, canvas: Tensor, texts: Tensor) -> Tens
     """(B, h, w): each patch's share in the cosine of image and text, up to a constant; None where the space has no
     class token to take apart.
 
-    The class token is a sum over layers, heads and patches of attention-weighted values (arXiv 2310.05916); here that sum
-    is projected on the text, for the last layers, without gradients.  canvas: (B, 3, S, S), texts: (B, D).
+    The class token is a sum over layers, heads and patches of attention-weighted values (arXiv 2310.05916); here that
+    sum is projected on the text, for the last layers, without gradients.  canvas: (B, 3, S, S), texts: (B, D).
     """
     vision = getattr(space.model, "vision_model", None)
     if vision is None or not hasattr(space.model, "visual_projection"):
@@ -42,7 +44,7 @@ def patch_relevance(space: SemanticSpace, canvas: Tensor, texts: Tensor) -> Tens
     return relevance.view(-1, side, side).float()
 
 
-def _brought(layer: torch.nn.Module, states: Tensor, direction: Tensor) -> Tensor:
+def _brought(layer: Any, states: Tensor, direction: Tensor) -> Tensor:
     """What every patch adds to the class token along `direction` in one layer: (B, patches)."""
     attention, normed = layer.self_attn, layer.layer_norm1(states)  # (B, 1 + patches, width)
     heads = attention.num_heads

@@ -1,7 +1,7 @@
 """Estimates with intervals, and what chance alone would give.
 
-95% intervals are percentiles of a bootstrap over images, redrawn inside each category (Efron and Tibshirani 1993), moved
-by the bootstrap's own estimate of its bias.
+95% intervals are percentiles of a bootstrap over images, redrawn inside each category (Efron and Tibshirani 1993),
+moved by the bootstrap's own estimate of its bias.
 """
 
 import math
