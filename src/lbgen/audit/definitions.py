@@ -209,8 +209,8 @@ DEFINITIONS = (
 
 ASSOCIATION = {
     "normalized_mutual_information": "What an image's attribute says of its category: mutual information over the mean "
-    "of both entropies, each less what shuffled labels give. 0 by chance, 1 if one is a renaming of the other; with more "
-    "categories than values, less than 1 even for a fixed value a category (Vinh et al. 2010).",
+    "of both entropies, each less what shuffled labels give. 0 by chance, 1 if one is a renaming of the other; with "
+    "more categories than values, below 1 even for a fixed value a category (Vinh et al. 2010).",
     "cramers_v": "Strength of association in [0, 1], corrected for the number of images (Bergsma 2013); 1 where the "
     "category fixes the value.",
     "p_value": "Share of shuffles of the labels that give at least as much information (Phipson and Smyth 2010).",
