@@ -1,7 +1,6 @@
 """The audit's page: one HTML file that needs no network, light and dark, wide and narrow."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,9 @@ from lbgen.audit.figures import FALSE_DISCOVERIES, strongest_pairs, worst_catego
 from lbgen.audit.measures import Measured
 from lbgen.audit.records import Source
 from lbgen.audit.statistics import Estimate
-from lbgen.report.thumbnails import thumbnail_uris
+from lbgen.report.audit_pictures import charts, read_pictures
 
-PAIRS_SHOWN, PAIR_IMAGES, WORST_SHOWN, BROKEN_SHOWN = 12, 4, 10, 20
-SAMPLES, MOST_SAMPLES = 4, 5000
-"""Images of a category, where all datasets together have no more categories than MOST_SAMPLES allows."""
-LARGE, SMALL, MANY = 96, 56, 1500
-"""Pixels of a thumbnail, the smaller for pages of more than MANY."""
-BARS = 20
+PAIRS_SHOWN, WORST_SHOWN, BROKEN_SHOWN = 12, 10, 20
 
 GROUPS = {
     "shortcuts": "Shortcuts: the label from something else than the object",
@@ -30,15 +24,16 @@ GROUPS = {
     "comparison": "Against the first dataset",
 }
 LIMITS = (
-    "A measured link is not by itself a fault: fish live in water. It says what a model could learn in place of the object.",
-    "Attributes are what a language model sees. It errs, more so on drawings and rare things, and its errors may follow the "
-    "category: check a surprising pair by its images.",
-    "Without given masks the object is found by the language model and hidden by a square of three quarters of the side; "
-    "parts of a large object stay visible. Compare datasets rather than reading the background probe alone.",
+    "A measured link is not by itself a fault: fish live in water. It says what a model could learn in place of "
+    "the object.",
+    "Attributes are what a language model sees. It errs, more so on drawings and rare things, and its errors may "
+    "follow the category: check a surprising pair by its images.",
+    "Without given masks the object is found by the language model and hidden by a square of three quarters of the "
+    "side; parts of a large object stay visible. Compare datasets rather than reading the background probe alone.",
     "A linear probe gives a lower bound: a deeper network may find more.",
     "The intervals cover the draw of the images, not another training of a probe or another language model.",
-    "Significance between datasets takes them as drawn independently; sets that share images or noise differ more surely "
-    "than is said here.",
+    "Significance between datasets takes them as drawn independently; sets that share images or noise differ more "
+    "surely than is said here.",
     "Less bias does not by itself make a better training set (arXiv 2404.01509), so there is no overall score.",
 )
 
@@ -72,14 +67,14 @@ def write_page(measured: list[Measured], sources: list[Source], content: dict[st
         lstrip_blocks=True,
     )
     pairs = [strongest_pairs(m, PAIRS_SHOWN) for m in measured]
-    pictures = _pictures(measured, sources, pairs)
+    pictures = read_pictures(measured, sources, pairs)
     page = AuditPage(
         names=[m.observed.name for m in measured],
         headline=headline(measured),
         tiles=[_tile(m) for m in measured],
         groups=[*_figure_groups(measured, content), _attribute_group(measured)],
         shortcuts=_shortcuts(measured, pairs),
-        charts=_charts(measured),
+        charts=charts(measured),
         worst=[_worst(m) for m in measured],
         broken=[_broken(m) for m in measured if m.observed.broken],
         definitions=_definitions(),
@@ -97,14 +92,20 @@ def write_page(measured: list[Measured], sources: list[Source], content: dict[st
 
 
 def headline(measured: list[Measured]) -> str:
-    """The clearest thing, of the first dataset."""
-    m = measured[0]
-    border, chance = m.figures["probes.border"], 1 / len(m.observed.labels)
-    if not math.isfinite(border.value):
-        return f"{m.observed.name}: too few images to probe"
-    if border.low <= chance:
-        return f"{m.observed.name}: the border of an image does not tell its label"
-    return f"{m.observed.name}: the border of an image alone tells {border.value:.0%} of the labels, chance is {chance:.0%}"
+    """How much the border tells, of the dataset where it tells most and, of several, the one where it tells least."""
+    known = [m for m in measured if math.isfinite(m.figures["probes.border"].value)]
+    if not known:
+        return "Too few images a category to tell what gives the label away"
+    most, least = (pick(known, key=lambda m: m.figures["probes.border"].value) for pick in (max, min))
+    told = f"In {most.observed.name}, the border of an image alone tells {_border(most)}"
+    if least is not most:
+        return f"{told}; in {least.observed.name}, {_border(least)}"
+    return told
+
+
+def _border(m: Measured) -> str:
+    share, chance = m.figures["probes.border"].value, 1 / len(m.observed.labels)
+    return f"{share:.0%} of the labels (chance {number(chance, True)})"
 
 
 def _tile(m: Measured) -> dict[str, Any]:
@@ -187,7 +188,8 @@ def _verdict(higher: bool, better: str) -> str:
 
 
 def _estimate(plain: dict[str, float | None]) -> Estimate:
-    return Estimate(*(math.nan if plain[key] is None else plain[key] for key in ("value", "low", "high")))
+    value, low, high = (math.nan if (x := plain[key]) is None else x for key in ("value", "low", "high"))
+    return Estimate(value, low, high)
 
 
 def _attribute_group(measured: list[Measured]) -> dict[str, Any]:
@@ -230,18 +232,16 @@ def _broken(m: Measured) -> dict[str, Any]:
 def _definitions() -> list[dict[str, str]]:
     lines = [{"title": d.title, "text": d.definition, "note": f"Range: {d.range}. {d.source}."} for d in DEFINITIONS]
     titles = {"normalized_mutual_information": "Normalised mutual information", "cramers_v": "Cramér's V"}
-    return lines + [
-        {"title": titles.get(k, k.replace("_", " ")), "text": v, "note": ""} for k, v in ASSOCIATION.items()
-    ]
-
-
-# ---- pictures ----
+    for key, text in ASSOCIATION.items():
+        lines.append({"title": titles.get(key, key.replace("_", " ")), "text": text, "note": ""})
+    return lines
 
 
 def _shortcuts(measured: list[Measured], pairs: list[list[tuple[int, int, int]]]) -> list[dict[str, Any]]:
-    result, count = [], 0
+    result: list[dict[str, Any]] = []
+    count = 0
     for m, places in zip(measured, pairs, strict=True):
-        lines = []
+        lines: list[dict[str, Any]] = []
         for number_of_attribute, category, value in places:
             a = m.attributes[number_of_attribute]
             images = int(a.table[category].sum())
@@ -259,53 +259,6 @@ def _shortcuts(measured: list[Measured], pairs: list[list[tuple[int, int, int]]]
         count += len(lines)
         result.append({"name": m.observed.name, "pairs": lines})
     return result
-
-
-def _pictures(
-    measured: list[Measured], sources: list[Source], pairs: list[list[tuple[int, int, int]]]
-) -> list[tuple[list[list[str]], list[list[str]]]]:
-    """For each dataset the data URIs of every category's samples, and of every pair's examples."""
-    total = sum(len(m.observed.labels) for m in measured)
-    each = max(1, min(SAMPLES, MOST_SAMPLES // total))
-    side = LARGE if each * total <= MANY else SMALL
-    result = []
-    for m, source, places in zip(measured, sources, pairs, strict=True):
-        observed, values = m.observed, [a.reading.value for a in m.attributes]
-        samples = _first_of_each(observed.label, len(observed.labels), each)
-        examples = [np.flatnonzero((observed.label == c) & (values[a] == v))[:PAIR_IMAGES] for a, c, v in places]
-        keys = [[observed.keys[row] for row in rows] for rows in [*samples, *examples]]
-        found = thumbnail_uris(source, {key for group in keys for key in group}, side)
-        uris = [[found[key] for key in group if key in found] for group in keys]
-        result.append((uris[: len(samples)], uris[len(samples) :]))
-    return result
-
-
-def _first_of_each(label: np.ndarray, categories: int, each: int) -> list[np.ndarray]:
-    order = np.argsort(label, kind="stable")
-    starts = np.searchsorted(label[order], np.arange(categories + 1))
-    return [order[start : min(start + each, end)] for start, end in zip(starts, starts[1:], strict=False)]
-
-
-def _charts(measured: list[Measured]) -> list[dict[str, Any]]:
-    charts = []
-    for title, note, columns in (
-        ("Diversity", "Vendi score of the categories", [m.vendi[np.isfinite(m.vendi)] for m in measured]),
-        ("Quality", "score of the images, 1 to 5", [m.quality for m in measured]),
-    ):
-        low, high = _ends(columns)
-        for m, values in zip(measured, columns, strict=True):
-            counts, _ = np.histogram(values, BARS, (low, high))
-            heights = [round(75 * count / max(1, counts.max()), 1) for count in counts]
-            chart = {"title": f"{title}: {m.observed.name}", "note": note, "heights": heights}
-            charts.append({**chart, "low": f"{low:.1f}", "high": f"{high:.1f}"})
-    return charts
-
-
-def _ends(columns: Iterable[np.ndarray]) -> tuple[float, float]:
-    values = np.concatenate([*columns])
-    if not len(values):
-        return 0.0, 1.0
-    return float(np.floor(10 * values.min()) / 10), float(np.ceil(10 * values.max()) / 10 + 0.1)
 
 
 def _dataset_data(m: Measured, samples: list[list[str]]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ let shown = ROWS;
 
 function thumbnails(uris) {
   const box = element("div", null, { class: "thumbs" });
-  box.append(...uris.map((uri) => element("img", null, { src: uri, alt: "", loading: "lazy" })));
+  box.append(...uris.map((uri) => element("img", null, { src: uri, alt: "" })));
   return box;
 }
 
