@@ -150,7 +150,7 @@ DEFINITIONS = (
     ),
     Definition(
         "frechet_distance",
-        "Frechet distance",
+        "Fréchet distance",
         "comparison",
         "Squared distance between Gaussians fitted to both sets' features. Biased upwards for few images.",
         "0 upwards",
@@ -210,7 +210,7 @@ DEFINITIONS = (
 ASSOCIATION = {
     "normalized_mutual_information": "What an image's attribute says of its category: mutual information over the mean "
     "of both entropies, each less what shuffled labels give. 0 by chance, 1 if one is a renaming of the other; with "
-    "more categories than values, below 1 even for a fixed value a category (Vinh et al. 2010).",
+    "more categories than values, below 1 even for a fixed value a category (Vinh et al. 2010; Grassberger 2003).",
     "cramers_v": "Strength of association in [0, 1], corrected for the number of images (Bergsma 2013); 1 where the "
     "category fixes the value.",
     "p_value": "Share of shuffles of the labels that give at least as much information (Phipson and Smyth 2010).",

@@ -75,6 +75,7 @@ class WebDataset(Packed):
                 sample[suffix] = member
             if sample:
                 yield from self._record(archive, shard, sample, split, wanted)
+            _ensure_ended(archive, shard)
 
     def _record(
         self,
@@ -98,6 +99,14 @@ class WebDataset(Packed):
             return
         mask = sample.get(".mask.png")
         yield Record(key, category, split, _read(archive, sample[suffix]), _read(archive, mask) if mask else None)
+
+
+def _ensure_ended(archive: tarfile.TarFile, shard: Path) -> None:
+    """tarfile takes a damaged header for the archive's end, which is a block of zeros."""
+    with shard.open("rb") as stream:
+        stream.seek(archive.offset)
+        if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError("a damaged header")
 
 
 def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

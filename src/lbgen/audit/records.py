@@ -94,7 +94,7 @@ def listed_labels(folder: Path) -> list[Label]:
     if not path.is_file():
         return []
     try:
-        return [Label(str(line["id"]), str(line["name"])) for line in json.loads(path.read_text(encoding="utf-8"))]
+        return [Label(str(line["id"]), str(line["name"])) for line in json.loads(path.read_text("utf-8"))]
     except (ValueError, TypeError, KeyError):
         raise UserError(f'{path}: not a list of {{"id": ..., "name": ...}}; repair or remove it') from None
 

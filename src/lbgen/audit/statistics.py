@@ -75,15 +75,15 @@ def _mean(values: NDArray, label: NDArray, seed: int, limits: tuple[float, float
     for draw in range(DRAWS):
         rows = first + (rng.random(len(first)) * width).astype(np.int64)
         drawn[draw] = sorted_weights @ sorted_values[rows]
-    if 0 <= value <= 1 and set(np.unique(sorted_values)) <= {0.0, 1.0} and drawn.std() == 0:
-        return _all_alike(value, len(values))
+    if set(np.unique(sorted_values)) in ({0.0}, {1.0}) and limits[1] == 1:
+        return _all_alike(sorted_values[0], len(values))
     return around(value, drawn, limits)
 
 
 def _all_alike(value: float, count: int) -> Estimate:
     """A share of 0 or 1: no redrawn set differs, yet the truth may, by up to 3 in so many (the rule of three)."""
     room = min(1.0, -math.log(0.05) / count)
-    return Estimate(value, max(0.0, value - room) if value else 0.0, min(1.0, value + room) if value < 1 else 1.0)
+    return Estimate(1.0, 1 - room, 1.0) if value else Estimate(0.0, 0.0, room)
 
 
 def resample(label: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
