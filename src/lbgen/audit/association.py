@@ -137,19 +137,20 @@ def pairs(table: NDArray[np.int64]) -> Pairs:
 
 def at_least(table: NDArray[np.int64], sizes: NDArray, totals: NDArray) -> NDArray:
     """P(X >= count) for X hypergeometric with the table's margins (Fisher's exact test, one-sided): (C, V)."""
-    count = int(table.sum())
-    result = np.ones(table.shape)
-    for category, value in zip(*np.nonzero(table * count > sizes * totals), strict=True):
-        size, total, seen = int(sizes[category, 0]), int(totals[0, value]), int(table[category, value])
-        x = torch.arange(seen, min(size, total) + 1, dtype=torch.float64)
-        logs = _log_choose(total, x) + _log_choose(count - total, size - x)
-        result[category, value] = min(1.0, float((logs - _log_choose(count, torch.tensor(float(size)))).exp().sum()))
+    count, result = int(table.sum()), np.ones(table.shape)
+    total = torch.from_numpy(totals).double().unsqueeze(-1)  # (1, V, 1)
+    for size in np.unique(sizes):
+        rows = np.flatnonzero(sizes[:, 0] == size)
+        x = torch.arange(size + 1, dtype=torch.float64)  # what a category of this size can hold
+        logs = _log_choose(total, x) + _log_choose(count - total, size - x)  # (1, V, size + 1)
+        chances = (logs - _log_choose(torch.tensor(count), torch.tensor(size))).exp()[0]  # (V, size + 1)
+        tails = chances.flip(-1).cumsum(-1).flip(-1).clamp_max(1).numpy()
+        result[rows] = tails[np.arange(table.shape[1]), table[rows]]
     return result
 
 
-def _log_choose(n: int, k: torch.Tensor) -> torch.Tensor:
-    """-inf where k is out of [0, n]."""
-    size = torch.tensor(float(n), dtype=torch.float64)
-    k = k.double()
-    logs = torch.lgamma(size + 1) - torch.lgamma(k + 1) - torch.lgamma(size - k + 1)
-    return torch.where((k >= 0) & (k <= size), logs, -torch.inf)
+def _log_choose(n: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Of n things, k chosen; -inf where k is out of [0, n]."""
+    n, k = n.double(), k.double()
+    logs = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+    return torch.where((k >= 0) & (k <= n), logs, -torch.inf)

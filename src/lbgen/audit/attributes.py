@@ -32,6 +32,12 @@ class Attribute:
     template: str
     """Text with {value} and perhaps {name} in it."""
     values: tuple[str, ...]
+    source: str
+    """The file and the name, for messages."""
+
+    def texts(self, name: str) -> list[str]:
+        """One a value, for a category of this name."""
+        return [self.template.replace("{name}", name).replace("{value}", value) for value in self.values]
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def _attribute(path: Path, name: str, given: Any) -> Attribute:
         raise UserError(f"{place}: values are not a list of two or more texts; quote numbers and true or false")
     if len(set(values)) < len(values):
         raise UserError(f"{place}: a value stands there twice; remove one")
-    return Attribute(name, template, tuple(values))
+    return Attribute(name, template, tuple(values), place)
 
 
 @torch.no_grad()
@@ -78,13 +84,23 @@ def read_attributes(observed: Observed, attributes: list[Attribute], space: Sema
         yield Reading(MEASURED_POSITION, POSITIONS, measured_position(observed.column("middle")))
 
 
+def ensure_short(attribute: Attribute, name: str, space: SemanticSpace) -> None:
+    """Refuse a text that is longer than the language model reads."""
+    for text in attribute.texts(name):
+        if (tokens := space.count_tokens(text)) > space.token_limit:
+            raise UserError(
+                f'{attribute.source}: "{text[:60]}" is {tokens} tokens long, the language model reads '
+                f"{space.token_limit}; shorten the template or the value"
+            )
+
+
 def _texts(attribute: Attribute, observed: Observed, space: SemanticSpace) -> NDArray[np.float32]:
     """(C, V, D), or (1, V, D) for a template without {name}."""
     names = [label.name for label in observed.labels] if "{name}" in attribute.template else [""]
     rows = []
     for name in names:
-        texts = [attribute.template.replace("{name}", name).replace("{value}", value) for value in attribute.values]
-        rows.append(space.embed_texts(texts).cpu())
+        ensure_short(attribute, name, space)
+        rows.append(space.embed_texts(attribute.texts(name)).cpu())
     return torch.stack(rows).numpy()
 
 

@@ -11,6 +11,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,5 +107,6 @@ def name_of(category: str, known: dict[str, Label]) -> str:
     return imagenet_names().get(category) or category.replace("_", " ")
 
 
+@lru_cache(maxsize=1)
 def imagenet_names() -> dict[str, str]:
     return {entry.id: entry.name for entry in imagenet_entries(qualify=True) if entry.id}

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from lbgen import files
 from lbgen.audit import output
-from lbgen.audit.attributes import load_attributes
+from lbgen.audit.attributes import ensure_short, load_attributes
 from lbgen.audit.cache import RowCache
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.content import DIVERSITY_IMAGES
@@ -41,6 +41,8 @@ def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
     files.ensure_writable(config.output)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     space = load_semantics(config.semantics, device)
+    for attribute in attributes:
+        ensure_short(attribute, "", space)
     observer = Observer(space, canvas_side(space))
     cache = RowCache(config.output / "cache", identity(config.semantics), observer.fields())
     seen = [

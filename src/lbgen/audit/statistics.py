@@ -47,7 +47,8 @@ def normal(value: float, drawn: NDArray, limits: tuple[float, float] = (-math.in
 
 
 def _within(value: float, low: float, high: float, limits: tuple[float, float]) -> Estimate:
-    return Estimate(*(float(np.clip(x, *limits)) for x in (value, low, high)))
+    value, low, high = (float(np.clip(x, *limits)) for x in (value, low, high))
+    return Estimate(value, min(low, value), max(high, value))
 
 
 def mean(

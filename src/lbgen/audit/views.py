@@ -41,7 +41,9 @@ def decode(content: bytes, mask: bytes | None, side: int) -> Decoded | str:
         facts = file_facts(image, len(content))
         rgb = image.convert("RGB")
         drawn = Image.open(io.BytesIO(mask)).convert("L") if mask else None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+    except UnidentifiedImageError:
+        return "cannot be decoded (of no format that is known)"
+    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         return f"cannot be decoded ({' '.join(str(error).split())[:100]})"
     if all(high - low <= BLANK_SPREAD for low, high in rgb.getextrema()):  # type: ignore[misc]
         return "blank: one flat colour"
