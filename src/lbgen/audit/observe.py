@@ -113,8 +113,10 @@ class Observer:
         """(B, S, S) bool: the square that the background probe does not see."""
         texts = torch.stack([self._text(name) for name in names])
         found = relevance.patch_relevance(self.space, canvas, texts)
-        found = torch.zeros(len(images), 4, 4) if found is None else found.cpu()
-        hidden = relevance.square_of_relevance(found, self.side)
+        if found is None:
+            hidden = relevance.square_in_the_middle(len(images), self.side)
+        else:
+            hidden = relevance.square_of_relevance(found.cpu(), self.side)
         for row, image in enumerate(images):
             if image.mask is not None:
                 hidden[row] = relevance.square_of_mask(image.mask[None])[0]

@@ -69,6 +69,13 @@ def square_of_relevance(relevance: Tensor, side: int) -> Tensor:
     return squares(tops, lefts, torch.full_like(tops, length), side)
 
 
+def square_in_the_middle(batch: int, side: int) -> Tensor:
+    """(B, S, S) bool: where objects mostly are, for a space that does not say."""
+    length = round(HIDDEN_SHARE * side)
+    corner = torch.full((batch,), (side - length) // 2)
+    return squares(corner, corner, torch.full((batch,), length), side)
+
+
 def square_of_mask(masks: Tensor) -> Tensor:
     """(B, S, S) bool: the bounding square of each mask, with a margin.  masks: (B, S, S) bool, none empty."""
     side = masks.shape[-1]
