@@ -61,4 +61,5 @@ def _ends(columns: Iterable[np.ndarray]) -> tuple[float, float]:
     values = np.concatenate([*columns])
     if not len(values):
         return 0.0, 1.0
-    return float(np.floor(10 * values.min()) / 10), float(np.ceil(10 * values.max()) / 10 + 0.1)
+    low, high = float(np.floor(10 * values.min()) / 10), float(np.ceil(10 * values.max()) / 10)
+    return low, max(high, low + 0.1)
