@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from audited import ATTRIBUTES, photographs, write_image_folder, write_parquet, write_webdataset
 from test_cli import refused_here
+from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 import lbgen
 from lbgen.audit.observe import Observer
@@ -108,6 +109,20 @@ def test_two_audits_give_the_same_figures(folder):
     audit(folder, "biased", output="again")
     again = json.loads((folder / "again" / "measures.json").read_text())["datasets"]["biased"]
     assert first == again
+
+
+def test_datasets_are_compared_in_a_vision_model_of_ones_choice(folder, tmp_path):
+    """A miniature DINOv2: a set is at no distance from itself in another layout, and at some from another."""
+    model = Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28))
+    model.save_pretrained(tmp_path / "dino")
+    size = {"height": 28, "width": 28}
+    BitImageProcessor(size={"shortest_edge": 28}, crop_size=size).save_pretrained(tmp_path / "dino")
+    main(["audit", *(str(folder / name) for name in ("biased", "packed", "balanced")), "--semantics", "microworld",
+          "--output", str(tmp_path / "out"), "--features", str(tmp_path / "dino"), "--permutations", "99"])  # fmt: skip
+    found = json.loads((tmp_path / "out" / "measures.json").read_text())["comparisons"]
+    assert found["features"] == str(tmp_path / "dino")
+    distance = {name: of["frechet_distance"]["value"] for name, of in found["datasets"].items()}
+    assert distance["packed"] == pytest.approx(0, abs=1e-6) and distance["balanced"] > 1e-4
 
 
 @pytest.mark.parametrize(
