@@ -17,6 +17,8 @@ PUBLIC = {
     "generate": "lbgen.generation.run",
     "plan": "lbgen.generation.estimate",
     "verify": "lbgen.generation.verify",
+    "AuditConfig": "lbgen.audit.config",
+    "audit": "lbgen.audit.run",
     "QuickstartConfig": "lbgen.quickstart",
     "quickstart": "lbgen.quickstart",
     "export_microworld": "lbgen.microworld",

@@ -31,6 +31,8 @@ VERBS = {
     "quickstart": Verb("QuickstartConfig", "quickstart", "the whole street, once, on the embedded micro world"),
 }
 
+AUDIT = "say what besides the object tells the label in labelled image datasets, and compare them"
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb; UserError and signals become a line on stderr and an exit code, anything else a traceback."""
@@ -72,6 +74,9 @@ def _parse(argv: Sequence[str]) -> Callable[[], object]:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, verb in VERBS.items():
         _add_verb_arguments(verbs.add_parser(name, help=verb.summary, description=verb.summary), verb)
+    audit = verbs.add_parser("audit", help=AUDIT, description=AUDIT)
+    audit.add_argument("directories", type=Path, nargs="+", metavar="DIR", help="image folders, WebDatasets, parquet")
+    add_arguments(audit, lbgen.AuditConfig)
     export = verbs.add_parser("export", help="write a built-in model's folders, for diffusers and transformers")
     export.add_argument("model", choices=["microworld"])
     export.add_argument("directory", type=Path, metavar="DIR")
@@ -80,9 +85,14 @@ def _parse(argv: Sequence[str]) -> Callable[[], object]:
     verify.add_argument("--repair", action="store_true", help="make the damaged shards again, and those alone")
     arguments = vars(parser.parse_args(argv))
     name = arguments.pop("verb")
-    if name == "export":
-        return lambda: lbgen.export_microworld(arguments["directory"])
-    return _verify_call(**arguments) if name == "verify" else _verb_call(VERBS[name], arguments)
+    match name:
+        case "export":
+            return lambda: lbgen.export_microworld(arguments["directory"])
+        case "verify":
+            return _verify_call(**arguments)
+        case "audit":
+            return _audit_call(arguments)
+    return _verb_call(VERBS[name], arguments)
 
 
 def _add_verb_arguments(parser: argparse.ArgumentParser, verb: Verb) -> None:
@@ -97,6 +107,11 @@ def _add_verb_arguments(parser: argparse.ArgumentParser, verb: Verb) -> None:
 def _verb_call(verb: Verb, arguments: dict[str, Any]) -> Callable[[], object]:
     config = resolve(getattr(lbgen, verb.config_class), arguments.pop("recipe"), arguments)
     return lambda: getattr(lbgen, verb.function)(config)
+
+
+def _audit_call(arguments: dict[str, Any]) -> Callable[[], object]:
+    directories, config = arguments.pop("directories"), resolve(lbgen.AuditConfig, None, arguments)
+    return lambda: lbgen.audit(directories, config)
 
 
 def _verify_call(directory: str, repair: bool) -> Callable[[], object]:

@@ -1,0 +1,42 @@
+"""What was seen of each image, kept by content: a file of rows of one size, appended to and never rewritten."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DIGEST = 32
+"""Bytes of a key, a sha256."""
+
+
+class RowCache:
+    """Rows of a fixed dtype, each found by its key. A row that was written in part, by a run that was killed, is
+    dropped when the file is opened again."""
+
+    def __init__(self, folder: Path, identity: str, fields: list[tuple[str, Any, tuple[int, ...]]]) -> None:
+        """identity: everything besides the key that the rows depend on; another identity is another file."""
+        self.dtype = np.dtype([("key", np.uint8, (DIGEST,)), *fields])
+        name = hashlib.sha256(f"{identity}\n{self.dtype.descr}".encode()).hexdigest()[:16]
+        self.path = folder / f"seen-{name}.rows"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+        whole = self.path.stat().st_size // self.dtype.itemsize
+        with self.path.open("r+b") as stream:
+            stream.truncate(whole * self.dtype.itemsize)
+        self.places = {key.tobytes(): row for row, key in enumerate(self.rows()["key"])} if whole else {}
+
+    def append(self, keys: list[bytes], columns: dict[str, NDArray]) -> None:
+        rows = np.zeros(len(keys), self.dtype)
+        rows["key"] = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, DIGEST)
+        for name, values in columns.items():
+            rows[name] = values
+        with self.path.open("ab") as stream:
+            stream.write(rows.tobytes())
+        for key in keys:
+            self.places[key] = len(self.places)
+
+    def rows(self) -> NDArray:
+        """All rows, as a memory map."""
+        return np.memmap(self.path, dtype=self.dtype, mode="r")

@@ -1,0 +1,154 @@
+"""All figures of a dataset, and of a dataset against another."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lbgen.audit import content, distances
+from lbgen.audit.association import Association, Pairs, associate, pairs, table_of
+from lbgen.audit.attributes import Attribute, Reading, read_attributes
+from lbgen.audit.config import AuditConfig
+from lbgen.audit.content import Duplicates, LabelRanks
+from lbgen.audit.observe import Observed
+from lbgen.audit.probes import probe
+from lbgen.audit.statistics import FEW_DRAWS, Estimate, false_discovery, mean, normal, resample
+from lbgen.models.semantics import SemanticSpace
+
+PROBES = {
+    "background": "background",
+    "border": "border",
+    "thumbnail": "thumbnail",
+    "color_histogram": "histogram",
+    "patch_shuffle": "shuffled",
+    "file_facts": "facts",
+}
+"""Probe -> the column of the cache it learns from."""
+COMPARED_IMAGES = 5000
+"""Of each set, for distances whose cost grows with the square of their number."""
+
+
+@dataclass(frozen=True)
+class AttributeFigures:
+    reading: Reading
+    association: Association
+    q_value: float
+    table: NDArray[np.int64]
+    """(C, V) images."""
+    pairs: Pairs
+    pair_q_values: NDArray
+    """(C, V), adjusted over all pairs of all attributes."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One dataset's figures, and what they were taken from."""
+
+    observed: Observed
+    figures: dict[str, Estimate]
+    """By the keys of definitions.py."""
+    attributes: list[AttributeFigures]
+    ranks: LabelRanks
+    quality: NDArray
+    """(N,)"""
+    vendi: NDArray
+    """(C,)"""
+    duplicates: Duplicates
+    probed: NDArray[np.int64]
+    """The images that the probes saw."""
+
+
+def measure(
+    observed: Observed,
+    space: SemanticSpace,
+    attributes: list[Attribute],
+    config: AuditConfig,
+    diversity_images: int,
+    step: Callable[[str], None],
+) -> Measured:
+    """step: told what is being measured."""
+    label, seed = observed.label, config.seed
+    step("labels and quality")
+    ranks, quality = content.label_ranks(observed, space), content.quality(observed, space)
+    figures = {
+        "label_agreement": mean(ranks.first, label, seed, (0, 1)),
+        "label_agreement_top5": mean(ranks.among_five, label, seed, (0, 1)),
+        "quality": mean(quality, label, seed, (1, 5)),
+        "edge_density": mean(observed.column("edge_density"), label, seed, (0, 1)),
+        "colour_entropy": mean(observed.column("colour_entropy"), label, seed, (0, 9)),
+        "balance": _balance(label, seed),
+    }
+    step("duplicates")
+    twins = content.duplicates(observed)
+    figures["duplicates"] = mean(twins.anywhere, label, seed, (0, 1))
+    figures["duplicates_across_splits"] = mean(twins.in_another_split, label, seed, (0, 1))
+    step("diversity")
+    spread = content.diversity(observed, diversity_images, seed)
+    figures |= {"diversity": spread.vendi, "feature_distance": spread.distance}
+    probed = spread_sample(label, config.probe_images, seed)
+    for name, column in PROBES.items():
+        step(f"probe: {name.replace('_', ' ')}")
+        figures[f"probes.{name}"] = probe(observed.column(column, probed), label[probed], seed)
+    step("attributes")
+    found = list(_attribute_figures(observed, attributes, space, config))
+    return Measured(observed, figures, found, ranks, quality, spread.by_category, twins, probed)
+
+
+def spread_sample(label: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
+    """At most so many images, in turn from every category until it has no more."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(label))
+    sorted_label = label[order]
+    turn = np.empty(len(label), np.int64)
+    for category in np.unique(label):
+        rows = np.flatnonzero(sorted_label == category)
+        turn[rows] = np.arange(len(rows))
+    return np.sort(order[np.argsort(turn, kind="stable")[:most]])
+
+
+def _balance(label: NDArray[np.int64], seed: int) -> Estimate:
+    """Its images are redrawn from the whole set, not inside the categories, whose sizes would not change."""
+    rng, counts = np.random.default_rng(seed), np.bincount(label)
+    redrawn = rng.multinomial(len(label), counts / len(label), FEW_DRAWS)
+    drawn = [content.balance(np.repeat(np.arange(len(counts)), row)) for row in redrawn]
+    return normal(content.balance(label), np.array(drawn), (0, 1))
+
+
+def _attribute_figures(
+    observed: Observed, attributes: list[Attribute], space: SemanticSpace, config: AuditConfig
+) -> Iterator[AttributeFigures]:
+    readings = list(read_attributes(observed, attributes, space))
+    associations = [associate(observed.label, reading.value, config.permutations, config.seed) for reading in readings]
+    q_values = false_discovery(np.array([association.p_value for association in associations]))
+    tables = [table_of(observed.label, r.value, len(observed.labels), len(r.values)) for r in readings]
+    found = [pairs(table) for table in tables]
+    adjusted = false_discovery(np.concatenate([pair.p_value.ravel() for pair in found]))
+    ends = np.cumsum([table.size for table in tables])[:-1]
+    parts = [part.reshape(table.shape) for part, table in zip(np.split(adjusted, ends), tables, strict=True)]
+    for values in zip(readings, associations, q_values.tolist(), tables, found, parts, strict=True):
+        yield AttributeFigures(*values)
+
+
+def compare(reference: tuple[NDArray, NDArray], other: tuple[NDArray, NDArray], seed: int) -> dict[str, Estimate]:
+    """Distances of a set from the reference; each is features (N, D) and labels (N,)."""
+    (x, label_x), (y, label_y) = (_tensor_sample(*given, seed) for given in (reference, other))
+    near = distances.neighbourhoods(x, y)
+    found = {name: mean(near[name].numpy(), label_y, seed, (0, np.inf)) for name in ("precision", "density")}
+    found |= {name: mean(near[name].numpy(), label_x, seed, (0, 1)) for name in ("recall", "coverage")}
+    rng = np.random.default_rng(seed)
+    draws = [(x[resample(label_x, rng)], y[resample(label_y, rng)]) for _ in range(FEW_DRAWS // 3)]
+    for name, distance in {
+        "frechet_distance": distances.frechet_distance,
+        "kernel_distance": distances.kernel_distance,
+    }.items():
+        lowest = 0 if name == "frechet_distance" else -np.inf
+        drawn = np.array([distance(a, b) for a, b in draws])
+        found[name] = normal(distance(x, y), drawn, (lowest, np.inf))
+    return found
+
+
+def _tensor_sample(features: NDArray, label: NDArray[np.int64], seed: int) -> tuple[torch.Tensor, NDArray[np.int64]]:
+    rows = spread_sample(label, COMPARED_IMAGES, seed)
+    return torch.from_numpy(features[rows].astype(np.float32)), label[rows]

@@ -1,0 +1,227 @@
+"""Reads a dataset once, image by image, and keeps what the measures need of each; memory does not grow with pixels."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from lbgen import measures, provenance
+from lbgen.audit import relevance, views
+from lbgen.audit.cache import RowCache
+from lbgen.audit.records import Label, Record, Source, name_of
+from lbgen.audit.views import Decoded
+from lbgen.errors import UserError
+from lbgen.models.registry import SEMANTICS, resolve
+from lbgen.models.semantics import SemanticSpace
+
+VERSION = 1
+"""Of what is kept of an image; another number is another cache."""
+CHUNK = 4096
+"""Rows of the cache in memory at once."""
+LABEL_TEMPLATE = "photo of {name}"
+
+
+@dataclass
+class Observed:
+    """A dataset as it was seen: N usable images of C categories."""
+
+    name: str
+    folder: str
+    labels: list[Label]
+    """(C,) categories that have an image, in order of their ids."""
+    label: NDArray[np.int64]
+    """(N,) in [0, C)."""
+    splits: list[str]
+    split: NDArray[np.int64]
+    """(N,) in [0, number of splits)."""
+    keys: list[str]
+    """(N,) where each image is."""
+    digests: list[bytes]
+    """(N,) sha256 of each image file."""
+    rows: NDArray[np.int64]
+    """(N,) of the cache."""
+    cache: RowCache
+    broken: dict[str, str] = field(default_factory=dict)
+    """Where each unusable image is, and why it is."""
+
+    def column(self, name: str, chosen: NDArray[np.int64] | None = None) -> NDArray:
+        """(N, ...) of one column of the cache, or of the chosen images only."""
+        return self.cache.rows()[name][self.rows if chosen is None else self.rows[chosen]]
+
+    def chunks(self, name: str) -> Iterator[NDArray]:
+        """The same in parts of CHUNK images."""
+        column = self.cache.rows()[name]
+        for start in range(0, len(self.rows), CHUNK):
+            yield column[self.rows[start : start + CHUNK]]
+
+
+class Observer:
+    """Sees images through a language space."""
+
+    def __init__(self, space: SemanticSpace, side: int) -> None:
+        self.space, self.side = space, side
+        self.inner = views.inside_border(side)
+        self.texts: dict[str, Tensor] = {}
+
+    def fields(self) -> list[tuple[str, type, tuple[int, ...]]]:
+        pixels = 3 * max(2, round(self.side * views.THUMBNAIL_SHARE)) ** 2
+        half, byte, single = np.float16, np.uint8, np.float32
+        views_seen = [(name, half, (self.space.dimension,)) for name in ("image", "background", "border", "shuffled")]
+        return [
+            *views_seen,
+            ("thumbnail", byte, (pixels,)),
+            ("fingerprint", byte, (192,)),
+            ("histogram", half, (views.HISTOGRAM_LEVELS**3,)),
+            ("facts", single, (len(views.FACTS),)),
+            ("middle", single, (2,)),
+            ("mask_given", byte, ()),
+            ("edge_density", single, ()),
+            ("colour_entropy", single, ()),
+        ]
+
+    @torch.no_grad()
+    def see(self, images: list[Decoded], names: list[str], seeds: list[int]) -> dict[str, NDArray]:
+        """One value a field for each image of a batch."""
+        canvas = torch.stack([image.canvas for image in images]).float() / 255  # (B, 3, S, S)
+        hidden = self.hidden(images, canvas, names)  # (B, S, S)
+        embed = self.space.embed_images
+        columns = {
+            "image": embed(canvas),
+            "background": embed(views.outside(canvas, hidden)),
+            "border": embed(views.outside(canvas, self.inner.expand_as(hidden))),
+            "shuffled": embed(views.patch_shuffle(canvas, seeds)),
+            "thumbnail": (views.thumbnail(canvas) * 255).round(),
+            "fingerprint": (views.fingerprint(canvas) * 255).round(),
+            "histogram": views.colour_histogram(canvas),
+            "facts": torch.stack([image.facts for image in images]),
+            "middle": relevance.middle(hidden),
+            "mask_given": torch.tensor([image.mask is not None for image in images]),
+            "edge_density": measures.edge_density(canvas),
+            "colour_entropy": measures.colour_entropy(canvas),
+        }
+        return {name: values.cpu().numpy() for name, values in columns.items()}
+
+    def hidden(self, images: list[Decoded], canvas: Tensor, names: list[str]) -> Tensor:
+        """(B, S, S) bool: the square that the background probe does not see."""
+        texts = torch.stack([self._text(name) for name in names])
+        found = relevance.patch_relevance(self.space, canvas, texts)
+        if found is None:
+            hidden = relevance.square_in_the_middle(len(images), self.side)
+        else:
+            hidden = relevance.square_of_relevance(found.cpu(), self.side)
+        for row, image in enumerate(images):
+            if image.mask is not None:
+                hidden[row] = relevance.square_of_mask(image.mask[None])[0]
+        return hidden
+
+    def _text(self, name: str) -> Tensor:
+        if name not in self.texts:
+            self.texts[name] = self.space.embed_texts([LABEL_TEMPLATE.replace("{name}", name)])[0]
+        return self.texts[name]
+
+
+def canvas_side(space: SemanticSpace) -> int:
+    """Pixels of the square that the model takes."""
+    return (space.preprocessing.crop or space.preprocessing.size)["height"]
+
+
+def identity(semantics: str) -> str:
+    """What the rows of the cache depend on besides the image."""
+    where = resolve(semantics, SEMANTICS)
+    return f"version {VERSION}, {provenance.weights_sha256(where) or where}"
+
+
+def observe(source: Source, name: str, observer: Observer, cache: RowCache, batch_size: int) -> Observed:
+    """Every image of the dataset, those seen before from the cache."""
+    known, kept, broken = source.labels(), _Kept(), {}
+    progress = tqdm(source.records(), desc=name, total=source.count, unit=" images", disable=None)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        records = iter(progress)
+        while batch := list(islice(records, batch_size)):
+            titles = [name_of(record.category, known) for record in batch]
+            digests = [_digests(record, title) for record, title in zip(batch, titles, strict=True)]
+            new = [row for row, pair in enumerate(digests) if pair and pair[1] not in cache.places]
+            decoded = dict(zip(new, pool.map(_decoder(observer.side), [batch[row] for row in new]), strict=True))
+            _see(observer, cache, {row: d for row, d in decoded.items() if isinstance(d, Decoded)}, titles, digests)
+            for row, record in enumerate(batch):
+                fault = decoded.get(row)
+                pair = digests[row]
+                if pair is None or isinstance(fault, str):
+                    broken[record.key] = fault if isinstance(fault, str) else record.fault
+                else:
+                    kept.add(record, pair, cache)
+    return kept.observed(name, source, cache, known, broken)
+
+
+def _decoder(side: int) -> Callable[[Record], Decoded | str]:
+    return lambda record: views.decode(record.content or b"", record.mask, side)
+
+
+def _digests(record: Record, title: str) -> tuple[bytes, bytes] | None:
+    """sha256 of the file, and of all that what is seen depends on: the object is looked for by its name."""
+    if record.content is None:
+        return None
+    content = hashlib.sha256(record.content).digest()
+    return content, hashlib.sha256(content + (record.mask or b"") + title.encode()).digest()
+
+
+def _see(observer: Observer, cache: RowCache, images: dict, titles: list[str], digests: list) -> None:
+    """Add a batch's new images to the cache, each once."""
+    first = {digests[row][1]: row for row in reversed(list(images))}
+    rows = sorted(first.values())
+    if not rows:
+        return
+    seeds = [int.from_bytes(digests[row][0][:8], "big") for row in rows]
+    columns = observer.see([images[row] for row in rows], [titles[row] for row in rows], seeds)
+    cache.append([digests[row][1] for row in rows], columns)
+
+
+class _Kept:
+    """Grows by a line an image."""
+
+    def __init__(self) -> None:
+        self.categories: list[str] = []
+        self.splits: list[str] = []
+        self.keys: list[str] = []
+        self.digests: list[bytes] = []
+        self.rows: list[int] = []
+
+    def add(self, record: Record, digests: tuple[bytes, bytes], cache: RowCache) -> None:
+        self.categories.append(record.category)
+        self.splits.append(record.split)
+        self.keys.append(record.key)
+        self.digests.append(digests[0])
+        self.rows.append(cache.places[digests[1]])
+
+    def observed(self, name: str, source: Source, cache: RowCache, known: dict, broken: dict[str, str]) -> Observed:
+        if not self.keys:
+            cause = f"; {next(iter(broken))}: {next(iter(broken.values()))}" if broken else ""
+            raise UserError(
+                f"{source.folder}: no labelled image in it{cause}; give a folder of category folders, of .tar shards "
+                "with .cls members, or of parquet files with image and label"
+            )
+        ids, splits = sorted(set(self.categories)), sorted(set(self.splits))
+        if len(ids) < 2:
+            raise UserError(f"{source.folder}: only one category, {ids[0]}; an audit compares two or more")
+        places = {id: place for place, id in enumerate(ids)}
+        return Observed(
+            name,
+            str(source.folder),
+            [Label(id, name_of(id, known)) for id in ids],
+            np.array([places[id] for id in self.categories]),
+            splits,
+            np.array([splits.index(split) for split in self.splits]),
+            self.keys,
+            self.digests,
+            np.array(self.rows),
+            cache,
+            broken,
+        )

@@ -1,0 +1,114 @@
+"""What each probe is shown of an image: its surroundings, its border, its colours, its patches out of order.
+
+Canvas: the image as the model takes it, (B, 3, S, S) in [0, 1], short side brought to S and cut to the middle square.
+"""
+
+import io
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+HISTOGRAM_LEVELS = 4
+SHUFFLED_GRID = 4
+RING_SHARE = 1 / 16
+THUMBNAIL_SHARE = 1 / 16
+BLANK_SPREAD = 2
+"""An image whose brightest and darkest values differ by no more than this, of 255, in every channel is blank."""
+FORMATS = ("JPEG", "PNG", "WEBP")
+FACTS = ("log width", "log height", "log aspect", "log bytes", "log bytes per pixel", "quantisation", *FORMATS)
+
+
+class Decoded(NamedTuple):
+    """An image file's picture and facts."""
+
+    canvas: Tensor
+    """(3, S, S) uint8."""
+    mask: Tensor | None
+    """(S, S) bool, cut like the canvas."""
+    facts: Tensor
+    """(F,), see FACTS."""
+
+
+def decode(content: bytes, mask: bytes | None, side: int) -> Decoded | str:
+    """The picture, or why there is none."""
+    try:
+        image = Image.open(io.BytesIO(content))
+        facts = file_facts(image, len(content))
+        rgb = image.convert("RGB")
+        drawn = Image.open(io.BytesIO(mask)).convert("L") if mask else None
+    except UnidentifiedImageError:
+        return "cannot be decoded (of no format that is known)"
+    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        return f"cannot be decoded ({' '.join(str(error).split())[:100]})"
+    if all(high - low <= BLANK_SPREAD for low, high in rgb.getextrema()):  # type: ignore[misc]
+        return "blank: one flat colour"
+    canvas = torch.from_numpy(np.array(_square(rgb, side, Image.Resampling.BICUBIC))).permute(2, 0, 1)
+    hole = torch.from_numpy(np.array(_square(drawn, side, Image.Resampling.NEAREST)) > 0) if drawn else None
+    return Decoded(canvas, hole if hole is not None and hole.any() else None, facts)
+
+
+def _square(image: Image.Image, side: int, resampling: Image.Resampling) -> Image.Image:
+    scale = side / min(image.size)
+    width, height = (max(side, round(length * scale)) for length in image.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    return image.resize((width, height), resampling).crop((left, top, left + side, top + side))
+
+
+def file_facts(image: Image.Image, size: int) -> Tensor:
+    """(F,) what the file tells without its picture; quantisation: mean of a JPEG's tables, 0 for others."""
+    width, height = image.size
+    tables = getattr(image, "quantization", None) or {}
+    coarseness = float(np.mean([np.mean(table) for table in tables.values()])) if tables else 0.0
+    logs = [math.log(value) for value in (width, height, width / height, size, size / (width * height))]
+    return torch.tensor([*logs, coarseness, *(float(image.format == name) for name in FORMATS)])
+
+
+def outside(canvas: Tensor, hidden: Tensor) -> Tensor:
+    """The canvas with the hidden pixels in the mean colour of the others.  hidden: (B, S, S) bool."""
+    shown = (~hidden).unsqueeze(1).to(canvas)  # (B, 1, S, S)
+    mean = (canvas * shown).sum((2, 3), keepdim=True) / shown.sum((2, 3), keepdim=True).clamp_min(1)
+    return canvas * shown + mean * (1 - shown)
+
+
+def inside_border(side: int) -> Tensor:
+    """(S, S) bool: all but the outermost sixteenth on every edge."""
+    width = max(1, round(side * RING_SHARE))
+    inner = torch.zeros(side, side, dtype=torch.bool)
+    inner[width:-width, width:-width] = True
+    return inner
+
+
+def thumbnail(canvas: Tensor) -> Tensor:
+    """(B, 3 * (S / 16)^2), a sixteenth of the side, in [0, 1]."""
+    side = max(2, round(canvas.shape[-1] * THUMBNAIL_SHARE))
+    return F.interpolate(canvas, (side, side), mode="area").flatten(1)
+
+
+def fingerprint(canvas: Tensor) -> Tensor:
+    """(B, 192) the 8x8 picture in [0, 1], by which near duplicates are found."""
+    return F.interpolate(canvas, (8, 8), mode="area").flatten(1)
+
+
+def colour_histogram(canvas: Tensor) -> Tensor:
+    """(B, 64) square roots of the shares of 4 x 4 x 4 colours, so that their distance is Hellinger's."""
+    levels = (canvas * HISTOGRAM_LEVELS).long().clamp(0, HISTOGRAM_LEVELS - 1).flatten(2)  # (B, 3, S*S)
+    colours = (levels[:, 0] * HISTOGRAM_LEVELS + levels[:, 1]) * HISTOGRAM_LEVELS + levels[:, 2]
+    counts = torch.stack([torch.bincount(row, minlength=HISTOGRAM_LEVELS**3) for row in colours])
+    return (counts / colours.shape[1]).sqrt()
+
+
+def patch_shuffle(canvas: Tensor, seeds: list[int]) -> Tensor:
+    """The canvas cut into 4 x 4 squares in random order, a seed an image: texture stays, shape goes."""
+    batch, channels, side, _ = canvas.shape
+    grid, patch = SHUFFLED_GRID, side // SHUFFLED_GRID
+    cut = canvas[..., : grid * patch, : grid * patch].unfold(2, patch, patch).unfold(3, patch, patch)
+    patches = cut.reshape(batch, channels, grid * grid, patch, patch)
+    orders = [np.random.default_rng(seed).permutation(grid * grid) for seed in seeds]
+    moved = torch.stack([row[:, torch.from_numpy(order)] for row, order in zip(patches, orders, strict=True)])
+    rows = moved.reshape(batch, channels, grid, grid, patch, patch).permute(0, 1, 2, 4, 3, 5)
+    return rows.reshape(batch, channels, grid * patch, grid * patch)

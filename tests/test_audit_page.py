@@ -1,0 +1,179 @@
+"""The audit's page in a headless browser."""
+
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from audited import png
+from PIL import Image
+
+from lbgen.audit.association import Association, pairs, table_of
+from lbgen.audit.attributes import Reading
+from lbgen.audit.content import Duplicates, LabelRanks
+from lbgen.audit.definitions import DEFINITIONS
+from lbgen.audit.figures import dataset_figures, differences
+from lbgen.audit.measures import AttributeFigures, Measured
+from lbgen.audit.records import Label, Record
+from lbgen.audit.statistics import Estimate
+from lbgen.report import thumbnails
+from lbgen.report.audit_page import write_page
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+             "--disable-sync", "--no-first-run", "--disable-quic"]  # fmt: skip
+HOSTILE = '<script>document.title = "hacked"</script><b id="hostile">'
+RNG = np.random.default_rng(0)
+FIGURE = Estimate(0.5, 0.4, 0.6)
+
+
+def made_up(name: str, categories: int, attributes: int, names: list[str] | None = None) -> Measured:
+    """A dataset's figures without a dataset: four images a category, values drawn or, in the first category, fixed."""
+    label = np.repeat(np.arange(categories), 4)
+    keys = [f"train/{number}.png" for number in range(len(label))]
+    titles = names or [f"category {number:04d}" for number in range(categories)]
+    observed = SimpleNamespace(
+        name=name, folder="/x", labels=[Label(str(i), title) for i, title in enumerate(titles)], label=label, keys=keys,
+        broken={"train/bad.png": "cannot be decoded"}, split=label * 0,
+    )  # fmt: skip
+    found = []
+    for number in range(attributes):
+        value = np.where(label == 0, 0, RNG.integers(0, 8, len(label)))
+        table = table_of(label, value, categories, 8)
+        reading = Reading(f"attribute {number}", tuple(f"value {v}" for v in range(8)), value)
+        q_values = np.ones(table.shape)
+        q_values[0, 0] = 0.001
+        found.append(
+            AttributeFigures(reading, Association(FIGURE, FIGURE, 0.001), 0.002, table, pairs(table), q_values)
+        )
+    figures = {d.key: FIGURE for d in DEFINITIONS if d.group != "comparison"}
+    ranks = LabelRanks(label % 2 == 0, label >= 0, (label + 1) % categories)
+    alone = Duplicates(label < 0, label < 0, label)
+    quality, vendi = RNG.uniform(1, 5, len(label)), RNG.uniform(1, 4, categories)
+    return Measured(observed, figures, found, ranks, quality, vendi, alone, np.arange(len(label)))
+
+
+class Pictures:
+    """A source that gives every image the same photograph-like content."""
+
+    def __init__(self, measured: Measured) -> None:
+        self.keys = measured.observed.keys
+        smooth = Image.fromarray(RNG.integers(0, 255, (12, 12, 3)).astype(np.uint8)).resize(
+            (96, 96), Image.Resampling.BICUBIC
+        )
+        self.content = png(np.array(smooth))
+
+    def records(self, wanted: set[str]) -> Iterator[Record]:
+        return (Record(key, "", "train", self.content if key in wanted else None) for key in self.keys)
+
+
+def page_of(measured: list[Measured], path: Path) -> Path:
+    content = {
+        "datasets": {m.observed.name: dataset_figures(m) for m in measured},
+        "comparisons": {"datasets": {}},
+        "differences": differences(measured),
+        "made_with": {"seed": 0},
+    }
+    write_page(measured, [Pictures(m) for m in measured], content, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM.is_file():
+        pytest.skip(f"no {CHROMIUM}: the page is not looked at (apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    names = ["plain", HOSTILE, "zebra", "ant"]
+    measured = [made_up("first", 4, 2, names), made_up(HOSTILE, 4, 2, names)]
+    return page_of(measured, tmp_path_factory.mktemp("page") / "report.html")
+
+
+@pytest.fixture
+def opened(browser, small):
+    """The small page; anything on the console, any error and any request but for the file itself fails the test."""
+    page, problems = browser.new_page(), []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
+    page.goto(small.as_uri())
+    yield page
+    assert problems == []
+    page.close()
+
+
+def rows(page) -> list[str]:
+    return page.locator("#heat tbody th").all_inner_texts()
+
+
+def test_names_with_html_show_as_text(opened):
+    assert opened.title() == f"lbgen audit: first, {HOSTILE}"
+    assert opened.locator("#hostile").count() == 0
+    assert HOSTILE in rows(opened) and HOSTILE in opened.locator("h3").all_inner_texts()
+
+
+def test_the_heat_map_is_sorted_and_filtered(opened):
+    opened.select_option("#heat-sort", "name")
+    assert rows(opened) == sorted([HOSTILE, "ant", "plain", "zebra"])
+    opened.locator("#heat thead button").nth(3).click()
+    shares = [int(cell.rstrip("%")) for cell in opened.locator("#heat tbody tr td:nth-child(5)").all_inner_texts()]
+    assert shares == sorted(shares, reverse=True)
+    opened.fill("#heat-filter", "ZEB")
+    assert rows(opened) == ["zebra"]
+    opened.fill("#heat-filter", "nothing has this name")
+    assert rows(opened) == []
+
+
+def test_the_samples_are_filtered_and_their_pictures_load(opened):
+    opened.fill("#grid-filter", "ant")
+    assert opened.locator("#grid p").all_inner_texts() == ["plain (4)", "ant (4)"][1:]
+    assert opened.evaluate("[...document.images].every((image) => image.decode().then(() => image.naturalWidth > 0))")
+    assert opened.evaluate("document.images[0].decode().then(() => document.images[0].naturalWidth)") > 0
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (360, "light")])
+def test_it_fits_the_screen_and_can_be_photographed(browser, small, tmp_path, width, scheme):
+    """No part is wider than the screen; dark paper is darker than its ink."""
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page.goto(small.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.screenshot(path=tmp_path / "page.png")
+    corner = Image.open(tmp_path / "page.png").convert("L").getpixel((3, 3))
+    assert (corner < 60) == (scheme == "dark")
+    page.close()
+
+
+def test_a_thousand_categories_in_five_datasets(browser, tmp_path, monkeypatch):
+    """Below 15 MB, and open in less than 3 seconds. The one picture that all share is encoded once."""
+    monkeypatch.setattr(thumbnails, "webp_uri", lru_cache(thumbnails.webp_uri))
+    path = page_of([made_up(f"dataset {number}", 1000, 12) for number in range(5)], tmp_path / "report.html")
+    assert path.stat().st_size < 15e6
+    page = browser.new_page()
+    began = time.monotonic()
+    page.goto(path.as_uri())
+    assert page.locator("#heat tbody tr").count() == 40 and time.monotonic() - began < 3
+    page.fill("#heat-filter", "0999")
+    assert rows(page) == ["category 0999"]
+    page.close()
+
+
+def test_the_page_loads_nothing(small):
+    """Every src and href is a data URI."""
+    sources: list[str] = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, given: sources.extend(v for k, v in given if k in ("src", "href"))  # type: ignore
+    parser.feed(small.read_text())
+    assert sources and all(source.startswith("data:") for source in sources)
+    assert "http" not in small.read_text()

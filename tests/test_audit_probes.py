@@ -1,0 +1,133 @@
+"""Probes, distances, diversity and duplicates, against scikit-learn, closed forms and brute force."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import RidgeClassifier
+
+from lbgen import measures
+from lbgen.audit import content, distances, probes
+
+RNG = np.random.default_rng(0)
+
+
+def blobs(count: int, spread: float, seed: int = 0, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Classes around the first unit vectors in 8 dimensions."""
+    rng, label = np.random.default_rng(seed), np.arange(count) % classes
+    return np.eye(8)[label] + spread * rng.normal(size=(count, 8)), label
+
+
+def test_the_fitted_probe_is_scikit_learns_ridge_classifier(monkeypatch):
+    """With one penalty to choose from, on standardised features, classes equally large."""
+    monkeypatch.setattr(probes, "PENALTIES", (10.0,))
+    features, label = blobs(400, 0.4)
+    fresh, _ = blobs(200, 0.4, seed=1)
+    mean, scale = features.mean(0), features.std(0)
+    theirs = RidgeClassifier(alpha=10.0).fit((features - mean) / scale, label)
+    ours = probes.fit(torch.from_numpy(features).float(), torch.from_numpy(label))
+    assert (
+        probes.apply(torch.from_numpy(fresh).float(), *ours).numpy() == theirs.predict((fresh - mean) / scale)
+    ).all()
+    assert ours[2].T.numpy() * 2 == pytest.approx(theirs.coef_, abs=1e-3)  # their targets are -1 and 1, ours 0 and 1
+
+
+def test_a_probe_of_noise_is_at_chance_and_one_of_the_label_at_one():
+    """Over 40 draws of features without the label, at least 34 intervals hold chance."""
+    label = np.arange(240) % 4
+    found = [probes.probe(np.random.default_rng(seed).normal(size=(240, 10)), label, seed) for seed in range(40)]
+    assert sum(e.low <= 0.25 <= e.high for e in found) >= 34
+    assert np.mean([e.value for e in found]) == pytest.approx(0.25, abs=0.02)
+    assert probes.probe(np.eye(4)[label], label, 0).value == 1
+
+
+def test_a_large_category_does_not_lift_the_floor():
+    """Nine in ten images are of one category; the share of held-out images told is still a half of each."""
+    label = (np.arange(600) % 10 == 0).astype(np.int64)
+    found = probes.probe(np.random.default_rng(3).normal(size=(600, 5)), label, 0)
+    assert found.low <= 0.5 <= found.high
+
+
+def test_folds_never_share_an_image_and_split_every_class():
+    label = np.repeat([0, 1, 2], [10, 50, 7])
+    folds = probes.stratified_folds(label, 0)
+    for category, size in ((0, 10), (1, 50), (2, 7)):
+        counts = np.bincount(folds[label == category], minlength=5)
+        assert counts.sum() == size and counts.max() - counts.min() <= 1
+
+
+def test_too_few_images_are_unknown():
+    assert math.isnan(probes.probe(RNG.normal(size=(6, 3)), np.arange(6) % 3, 0).value)
+
+
+def test_frechet_distance_of_gaussians_in_closed_form():
+    """Diagonal covariances: sum of (mean difference)^2 and (deviation difference)^2."""
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(40_000, 3)), rng.normal(size=(40_000, 3)) * [1, 2, 0.5] + [1, 0, 0]
+    assert distances.frechet_distance(torch.from_numpy(x), torch.from_numpy(y)) == pytest.approx(2.25, abs=0.06)
+    assert distances.frechet_distance(torch.from_numpy(x), torch.from_numpy(x)) == pytest.approx(0, abs=1e-9)
+
+
+def test_kernel_distance_is_the_double_sum():
+    """Written out over pairs."""
+    x, y = torch.randn(7, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+
+    def kernel(a, b):
+        return (float(a @ b) + 1) ** 3
+
+    among = [
+        sum(kernel(a, b) for i, a in enumerate(f) for j, b in enumerate(f) if i != j) / len(f) / (len(f) - 1)
+        for f in (x, y)
+    ]
+    between = sum(kernel(a, b) for a in x for b in y) / 35
+    assert distances.kernel_distance(x, y) == pytest.approx(sum(among) - 2 * between)
+
+
+def test_precision_recall_density_coverage_by_brute_force():
+    """Each written out from its definition."""
+    x, y = (np.random.default_rng(seed).normal(size=(n, 2)) for seed, n in ((0, 40), (1, 30)))
+    y = y * 0.5 + 0.4
+
+    def radius(f):
+        return [sorted(np.linalg.norm(row - other) for other in f)[5] for row in f]
+
+    near_x = np.array([[np.linalg.norm(a - b) < r for b in y] for a, r in zip(x, radius(x), strict=True)])
+    near_y = np.array([[np.linalg.norm(a - b) < r for b, r in zip(y, radius(y), strict=True)] for a in x])
+    found = {k: v.mean().item() for k, v in distances.neighbourhoods(*map(torch.from_numpy, (x, y))).items()}
+    assert found == pytest.approx(
+        {
+            "precision": near_x.any(0).mean(),
+            "recall": near_y.any(1).mean(),
+            "density": near_x.sum(0).mean() / 5,
+            "coverage": near_x.any(1).mean(),
+        }
+    )
+
+
+def test_vendi_scores_of_a_batch():
+    """Against measures.vendi_score, which is tested against the definition."""
+    features = torch.nn.functional.normalize(torch.randn(3, 6, 4), dim=-1)
+    scores = content.vendi_scores(features @ features.transpose(1, 2))
+    assert scores.tolist() == pytest.approx([measures.vendi_score(f) for f in features], rel=1e-4)
+
+
+def test_balance_of_known_sizes():
+    """Equal sizes: 1. Sizes 3:1: entropy 0.8113 bits of 1."""
+    assert content.balance(np.arange(12) % 3) == pytest.approx(1)
+    assert content.balance(np.array([0, 0, 0, 1])) == pytest.approx(0.811278, abs=1e-5)
+
+
+def test_near_duplicates_by_hand(monkeypatch):
+    """Two almost equal pictures in different splits, two equal ones in one split, one alone; across blocks too."""
+    pictures = RNG.integers(0, 255, (5, 192)).astype(np.uint8)
+    pictures[4] = np.clip(pictures[0].astype(int) + 1, 0, 255)
+    pictures[3] = pictures[1]
+    observed = SimpleNamespace(column=lambda name: pictures, split=np.array([0, 0, 0, 0, 1]))
+    for block in (2, 100):
+        monkeypatch.setattr(content, "NEIGHBOURS_AT_ONCE", block)
+        found = content.duplicates(observed)
+        assert found.anywhere.tolist() == [True, True, False, True, True]
+        assert found.in_another_split.tolist() == [True, False, False, False, True]
+        assert found.twin.tolist() == [4, 3, -1, 1, 0]

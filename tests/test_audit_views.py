@@ -1,0 +1,141 @@
+"""What each probe is shown of an image, and how the object is hidden."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lbgen.audit import relevance, views
+from lbgen.audit.cache import RowCache
+from lbgen.models.semantics import load_semantics
+
+
+def encoded(size: tuple[int, int], format: str = "PNG", **options) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3)).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (97, 50), (30, 200)])
+def test_the_canvas_is_the_middle_square(size):
+    """Against PIL's own resize and crop."""
+    found = views.decode(encoded(size), None, 32)
+    image = Image.open(io.BytesIO(encoded(size)))
+    scale = 32 / min(size)
+    wide = image.resize(tuple(max(32, round(length * scale)) for length in size), Image.Resampling.BICUBIC)
+    left, top = (wide.width - 32) // 2, (wide.height - 32) // 2
+    assert (found.canvas.permute(1, 2, 0).numpy() == np.array(wide.crop((left, top, left + 32, top + 32)))).all()
+
+
+def test_file_facts_are_the_files():
+    """Width, height, aspect, bytes, bytes a pixel; a coarser JPEG has larger tables; formats one by one."""
+    content = encoded((40, 20))
+    facts = dict(zip(views.FACTS, views.decode(content, None, 16).facts.tolist(), strict=True))
+    logs = [facts[name] for name in ("log width", "log height", "log aspect", "log bytes", "log bytes per pixel")]
+    assert np.exp(logs) == pytest.approx([40, 20, 2, len(content), len(content) / 800], rel=1e-5)
+    assert (facts["PNG"], facts["JPEG"], facts["quantisation"]) == (1, 0, 0)
+    coarse, fine = (views.decode(encoded((40, 20), "JPEG", quality=q), None, 16).facts[5] for q in (30, 95))
+    assert coarse > fine > 0
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", encoded((30, 30))[:200]])
+def test_what_cannot_be_decoded_says_so(content):
+    assert views.decode(content, None, 16).startswith("cannot be decoded")
+
+
+def test_blank_images_say_so():
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 10, 10)).save(stream, "PNG")
+    assert views.decode(stream.getvalue(), None, 16).startswith("blank")
+
+
+def test_hidden_pixels_leave_no_trace():
+    """Two canvases that differ under the square only give the same picture."""
+    first, second = torch.rand(2, 1, 3, 16, 16)
+    hidden = torch.zeros(1, 16, 16, dtype=torch.bool)
+    hidden[:, 2:9, 4:11] = True
+    second = torch.where(hidden[:, None], second, first)
+    assert torch.equal(views.outside(first, hidden), views.outside(second, hidden))
+    assert views.inside_border(64).sum() == 56 * 56
+
+
+def test_shuffled_patches_are_the_same_patches():
+    canvas = torch.rand(2, 3, 8, 8)
+    shuffled = views.patch_shuffle(canvas, [1, 2])
+
+    def patches(image):
+        return sorted(image[:, y : y + 2, x : x + 2].flatten().tolist() for y in range(0, 8, 2) for x in range(0, 8, 2))
+
+    assert [patches(image) for image in shuffled] == [patches(image) for image in canvas]
+    assert not torch.equal(shuffled, canvas)
+
+
+def test_colours_and_thumbnail_of_a_known_picture():
+    """Half black, half red: two colours of one half each; the thumbnail's columns are black, then red."""
+    canvas = torch.zeros(1, 3, 32, 32)
+    canvas[:, 0, :, 16:] = 1
+    histogram = views.colour_histogram(canvas)[0] ** 2
+    assert histogram[0].item() == pytest.approx(0.5) and histogram[3 * 16].item() == pytest.approx(0.5)
+    assert views.thumbnail(canvas).view(3, 2, 2)[0].tolist() == [[0, 1], [0, 1]]
+
+
+def test_the_square_of_a_mask_holds_it_and_says_nothing_of_its_proportions():
+    masks = torch.zeros(2, 32, 32, dtype=torch.bool)
+    masks[0, 10:14, 5:25] = True
+    masks[1, 5:25, 10:14] = True
+    wide, tall = relevance.square_of_mask(masks)
+    assert (wide & masks[0]).sum() == 80 and torch.equal(wide, tall.T)
+    assert relevance.middle(wide[None])[0].tolist() == pytest.approx([12 / 32, 15 / 32], abs=0.02)
+
+
+def test_the_square_of_relevance_is_where_the_relevance_is():
+    found = torch.zeros(2, 8, 8)
+    found[0, 0, 0] = found[1, 7, 7] = 1
+    first, last = relevance.square_of_relevance(found, 64)
+    assert first.sum() == last.sum() == 48 * 48 and first[0, 0] and last[-1, -1] and not last[0, 0]
+
+
+@torch.no_grad()
+def test_patch_relevance_is_what_attention_brings_to_the_class_token(tiny_clip_folder, monkeypatch):
+    """Patches and class token together: the last attention's own output, as torch computes it, along the text."""
+    monkeypatch.setattr(relevance, "LAYERS_SHARE", 0.01)  # the last layer only
+    space = load_semantics(str(tiny_clip_folder))
+    canvas, text = torch.rand(1, 3, 16, 16), space.embed_texts(["fish"])
+    found = relevance.patch_relevance(space, canvas, text)
+    vision = space.model.vision_model
+    attention, attended = vision.encoder.layers[-1].self_attn, {}
+    attention.register_forward_hook(lambda module, given, result: attended.update(out=result[0]))
+    attention.v_proj.register_forward_hook(lambda module, given, result: attended.update(values=result))
+    vision(space.preprocessing(canvas))
+    direction = (text @ space.model.visual_projection.weight * vision.post_layernorm.weight)[0]
+    direction = direction - direction.mean()
+    attended_all = attended["out"][0, 0] - attention.out_proj.bias
+    # Without the class token's value the same attention gives the patches' part alone.
+    attention.v_proj.register_forward_hook(
+        lambda module, given, result: result * torch.tensor([0.0, 1, 1, 1, 1])[:, None]
+    )
+    vision(space.preprocessing(canvas))
+    patches = attended["out"][0, 0] - attention.out_proj.bias
+    assert found.shape == (1, 2, 2) and found.sum().item() == pytest.approx((patches @ direction).item(), rel=1e-4)
+    assert not torch.allclose(patches, attended_all)
+
+
+def test_a_space_without_a_class_token_has_no_relevance(tiny_siglip_folder):
+    space = load_semantics(str(tiny_siglip_folder))
+    assert relevance.patch_relevance(space, torch.rand(1, 3, 16, 16), space.embed_texts(["fish"])) is None
+    assert relevance.middle(relevance.square_in_the_middle(1, 16))[0].tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_a_row_that_was_written_in_part_is_dropped(tmp_path):
+    cache = RowCache(tmp_path, "a model", [("features", np.float16, (3,))])
+    cache.append([b"a" * 32, b"b" * 32], {"features": np.ones((2, 3))})
+    with cache.path.open("ab") as stream:
+        stream.write(b"torn")
+    again = RowCache(tmp_path, "a model", [("features", np.float16, (3,))])
+    assert again.places == {b"a" * 32: 0, b"b" * 32: 1} and len(again.rows()) == 2
+    again.append([b"c" * 32], {"features": np.zeros((1, 3))})
+    assert again.rows()["features"].sum() == 6
+    assert RowCache(tmp_path, "another model", [("features", np.float16, (3,))]).places == {}
