@@ -85,15 +85,15 @@ def generate_configs(config: QuickstartConfig, align: AlignConfig) -> dict[str, 
         "guidance_rescale": align.guidance_rescale,
         "shard_size": 128,
     }
+
+    def named(name: str, recipe: str | None = None, **own: object) -> GenerateConfig:
+        return lbgen.config.resolve(GenerateConfig, recipe, {"output": str(config.output / name), **shared, **own})
+
     words = {"attributes": "microworld", "balance_template": "{name} {value}", "screen_semantics": align.semantics}
-    special: dict[str, tuple[str | None, dict[str, object]]] = {
-        "base": (None, {}),
-        "aligned": (None, {"adapter": config.output / "adapter"}),
-        "diverse_prompts": ("diverse-prompts", words),
-    }
     return {
-        name: lbgen.config.resolve(GenerateConfig, recipe, {"output": str(config.output / name), **shared, **own})
-        for name, (recipe, own) in special.items()
+        "base": named("base"),
+        "aligned": named("aligned", adapter=config.output / "adapter"),
+        "diverse_prompts": named("diverse_prompts", "diverse-prompts", **words),
     }
 
 
