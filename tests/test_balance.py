@@ -19,11 +19,13 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 from lbgen import dataset, measures
 from lbgen.attributes import Attribute, load_attributes
 from lbgen.errors import UserError
-from lbgen.generation.balance import target_values
+from lbgen.generation.balance import ZeroShot, target_values
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan, Target
 from lbgen.generation.run import generate
+from lbgen.generation.verify import verify
 from lbgen.microworld import SEMANTICS
+from lbgen.models.semantics import load_semantics
 from lbgen.models.stable_diffusion import StableDiffusion
 from lbgen.vocabulary import Category
 
@@ -171,10 +173,10 @@ def test_card_has_what_the_label_still_tells(drawn, rows):
         assert f"| scene | {scene} | {asked} | {found.count(scene)} |" in card
 
 
-def test_dataset_is_the_same_with_other_workers_and_after_a_part_is_lost(config, drawn, tmp_path):
+def test_dataset_is_the_same_with_other_workers_and_after_a_part_is_repaired(config, drawn, tmp_path):
     generate(replace(config, output=tmp_path / "two", workers=2))
     (tmp_path / "two/index/train-00001.parquet").unlink()
-    generate(replace(config, output=tmp_path / "two"))
+    assert verify(tmp_path / "two", repair=True).damaged == ()
     assert contents(tmp_path / "two") == contents(drawn[0])
 
 
@@ -220,6 +222,36 @@ def test_mistakes_are_refused_before_anything_is_written(config, tmp_path, chang
     with pytest.raises(UserError, match=message):
         generate(replace(config, output=tmp_path / "made", **changes))
     assert not (tmp_path / "made/dataset.yaml").exists()
+
+
+def test_templates_with_a_name_are_read_as_transformers_reads_them(tiny_clip_folder):
+    """On a random-weight miniature, which every letter of a text matters to."""
+    size = Attribute("size", "{value} {name}", ("big", "odd", "new"))
+    light = Attribute("light", "in {value}", ("sun", "fog"))
+    names, pixels = ["cat", "dog", "ant"] * 8, np.random.default_rng(2).integers(0, 256, (24, 16, 16, 3), np.uint8)
+    model, tokenizer = CLIPModel.from_pretrained(tiny_clip_folder), AutoTokenizer.from_pretrained(tiny_clip_folder)
+    seen = CLIPImageProcessor.from_pretrained(tiny_clip_folder)(list(pixels), return_tensors="pt")
+
+    def best(row: int, texts: list[str]) -> int:
+        tokens = tokenizer(texts, padding="max_length", max_length=16, return_tensors="pt").input_ids
+        with torch.no_grad():
+            return model(input_ids=tokens, pixel_values=seen.pixel_values[row : row + 1]).logits_per_image.argmax()
+
+    expected = [
+        (size.values[best(n, [f"{v} {name}" for v in size.values])], light.values[best(n, ["in sun", "in fog"])])
+        for n, name in enumerate(names)
+    ]
+    space = load_semantics(str(tiny_clip_folder))
+    reader = ZeroShot((size, light), [Category(name, name, "") for name in names], space)
+    features = space.embed_images(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
+    assert reader.found(names, features) == expected
+    assert len(set(expected)) > 3
+
+
+def test_a_text_too_long_for_the_space_is_refused_at_the_start(tiny_clip_folder):
+    size, space = Attribute("size", "{value} {name}", ("big", "odd")), load_semantics(str(tiny_clip_folder))
+    with pytest.raises(UserError, match="attribute size: text 'big abcdefghijklm' has more than 16 tokens"):
+        ZeroShot((size,), [Category("a", "abcdefghijklm", "")], space)
 
 
 # ---- what is left of the association ----
