@@ -92,14 +92,14 @@ def measured(name: str, seed: int, folder: Path, count: int) -> dict[str, Any]:
     lbgen.align(config)
     seconds = time.monotonic() - began
     base = images(config, None, folder / f"base-{config.steps}", count)
-    sets = judge_sets(base, images(config, run / "adapter", run / "images", count), config)
+    before, after = judge_sets([base, images(config, run / "adapter", run / "images", count)], config)
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     return {
         "setting": name,
         "seed": seed,
         "align_seconds": round(seconds, 1),
-        "base": {figure.key: figure.measure(sets.judged_base, HOMES) for figure in FIGURES},
-        "aligned": {figure.key: figure.measure(sets.judged_aligned, HOMES) for figure in FIGURES},
+        "base": {figure.key: figure.measure(before.judged, HOMES) for figure in FIGURES},
+        "aligned": {figure.key: figure.measure(after.judged, HOMES) for figure in FIGURES},
     }
 
 

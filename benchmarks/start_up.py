@@ -24,7 +24,8 @@ def pretend(folder: Path) -> None:
     config = GenerateConfig(output=str(folder), batch_size=32)
     target = plans.target_of(load_vocabulary(config.vocabulary), config.images_per_category, config.split)
     values = {name: value for name, value in lbgen.config.plain(config).items() if name not in RUNNING}
-    made_with = {"generator_sha256": None, "adapter_sha256": None, "semantics_sha256": None, "versions": []}
+    hashes = ("generator_sha256", "adapter_sha256", "semantics_sha256", "attributes_sha256")
+    made_with = dict.fromkeys(hashes) | {"versions": []}
     (folder / "index").mkdir(parents=True)
     (folder / "dataset.yaml").write_text(lbgen.config.yaml_text({"config": values, "made_with": made_with}))
     (folder / "plan.json").write_text(json.dumps(plans.to_json([target])))

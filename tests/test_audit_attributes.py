@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from lbgen.audit.attributes import load_attributes, measured_position
+from lbgen.attributes import load_attributes
+from lbgen.audit.attributes import measured_position
 from lbgen.errors import UserError
 from lbgen.models.semantics import load_semantics
 

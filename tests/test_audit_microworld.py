@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from audited import ATTRIBUTES, photographs, write_image_folder
 
-from lbgen.audit.attributes import load_attributes
+from lbgen.attributes import load_attributes
 from lbgen.audit.cache import RowCache
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.measures import Measured, measure

@@ -79,7 +79,7 @@ def test_the_flags_that_other_programs_rely_on(capsys):
         ("align --max-steps ten", '--max-steps: "ten" is not a whole number'),
         ("align --max-steps 0", "--max-steps 0: give 1 or more"),
         ("align --guard maybe", '--guard: "maybe" is not one of warn, stop, off'),
-        ("align --recipe nope", "no such file, nor one of the built-in recipes (fast-d"),
+        ("align --recipe nope", "no such file, nor one of the built-in recipes (diverse-prompts, fast-d"),
         ("export sd15 here", "invalid choice: 'sd15'"),
         ("export microworld", "required: DIR"),
     ],

@@ -28,13 +28,13 @@ def test_figures_of_a_set_at_home_and_one_spread_evenly():
     lines = compare(judged(HOME[LABELS]), judged(EVERYWHERE, right=0.75, directions=6), HOME, draws=50)
     figures = named(lines)
     information = figures["category_scene_mutual_information_bits"]
-    assert (information.base, information.aligned) == (pytest.approx(2), pytest.approx(0))
-    assert (figures["home_scene_rate"].base, figures["home_scene_rate"].aligned) == (1, pytest.approx(0.25))
-    assert (figures["label_accuracy"].base, figures["label_accuracy"].aligned) == (1, pytest.approx(0.75))
-    assert (figures["diversity"].base, figures["diversity"].aligned) == (pytest.approx(12), pytest.approx(6))
+    assert (information.base, information.after) == (pytest.approx(2), pytest.approx(0))
+    assert (figures["home_scene_rate"].base, figures["home_scene_rate"].after) == (1, pytest.approx(0.25))
+    assert (figures["label_accuracy"].base, figures["label_accuracy"].after) == (1, pytest.approx(0.75))
+    assert (figures["diversity"].base, figures["diversity"].after) == (pytest.approx(12), pytest.approx(6))
     assert figures["scene_entropy_bits"].base == pytest.approx(2)
     assert figures["quality"].base == pytest.approx(3)
-    assert figures["edge_density"].aligned == pytest.approx(0.1)
+    assert figures["edge_density"].after == pytest.approx(0.1)
     assert figures["label_accuracy"].verdict == figures["diversity"].verdict == "worse"
     assert information.verdict == figures["home_scene_rate"].verdict == "better"
     assert figures["quality"].verdict == "no clear change"
@@ -59,7 +59,7 @@ def test_more_bias_is_said_to_be_more():
 def test_moving_everything_to_one_scene_is_not_a_success():
     """The information falls to 0 bits, and so does the entropy of the scenes."""
     lines = compare(judged(HOME[LABELS]), judged(torch.zeros_like(LABELS)), HOME, draws=20)
-    assert named(lines)["category_scene_mutual_information_bits"].aligned == 0
+    assert named(lines)["category_scene_mutual_information_bits"].after == 0
     assert "variety of scenes fell by 100%" in price(lines)
 
 
@@ -70,8 +70,9 @@ def test_drift_is_neither_better_nor_worse():
 
 
 def test_summary_holds_numbers_and_intervals():
-    content = summary(compare(judged(HOME[LABELS]), judged(EVERYWHERE), HOME, draws=20))
-    for part in ("base", "aligned", "change"):
+    home, everywhere = judged(HOME[LABELS]), judged(EVERYWHERE)
+    content = summary(*(compare(home, other, HOME, draws=20) for other in (everywhere, home)))
+    for part in ("base", "aligned", "change", "diverse_prompts", "diverse_prompts_change"):
         figures = content[part]
         for name in (
             "home_scene_rate",
@@ -83,3 +84,5 @@ def test_summary_holds_numbers_and_intervals():
             low, high = figures["intervals"][name]
             assert low - 1e-6 <= figures[name] <= high + 1e-6
     assert content["change"]["home_scene_rate"] == pytest.approx(-0.75)
+    assert content["diverse_prompts"]["home_scene_rate"] == 1
+    assert content["diverse_prompts_change"]["home_scene_rate"] == 0

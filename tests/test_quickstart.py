@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 import lbgen
+from lbgen import dataset
 from lbgen.alignment.config import AlignConfig
 from lbgen.errors import UserError
 from lbgen.microworld.world import CATEGORIES, HOME, SCENES
@@ -34,8 +36,8 @@ class RuleJudge:
 
 
 @pytest.fixture
-def street(tiny_sd_folder, tiny_clip_folder, monkeypatch):
-    """The recipe made tiny, the judge replaced."""
+def street(tiny_sd_folder, tiny_clip_folder, tmp_path, monkeypatch):
+    """The recipe made tiny, the judge replaced, the scenes' names short enough for the miniatures."""
 
     def align_config(config: QuickstartConfig) -> AlignConfig:
         return AlignConfig(
@@ -59,22 +61,26 @@ def street(tiny_sd_folder, tiny_clip_folder, monkeypatch):
     module = sys.modules[QuickstartConfig.__module__]
     monkeypatch.setattr(module, "align_config", align_config)
     monkeypatch.setattr("lbgen.report.before_after.load_judge", RuleJudge)
+    (tmp_path / "scenes.yaml").write_text("scene: {template: '{value}', values: [on a, on b]}\n")
+    monkeypatch.setattr("lbgen.attributes.MICROWORLD", tmp_path / "scenes.yaml")
 
 
 def test_whole_street(street, tmp_path, capsys):
     config = QuickstartConfig(output=tmp_path / "run", images_per_category=2)
     lbgen.quickstart(config)
     shown = capsys.readouterr().out
-    assert "Scene information" in shown and str(tmp_path / "run/report.html") in shown
+    assert "Scene information" in shown and "diverse prompts" in shown and str(tmp_path / "run/report.html") in shown
 
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    for part in ("base", "aligned"):
+    for part in ("base", "aligned", "diverse_prompts"):
         assert all(isinstance(summary[part][name], float) for name in FIGURES)
         assert summary[part]["home_scene_rate"] == pytest.approx(home_rate(tmp_path / "run" / part))
-    assert set(summary["seconds"]) == {"align", "generate_base", "generate_aligned", "measure"}
+    assert set(summary["diverse_prompts"]) == set(summary["aligned"]) == set(summary["base"])
+    stages = {"align", "generate_base", "generate_aligned", "generate_diverse_prompts", "measure"}
+    assert set(summary["seconds"]) == stages
     assert (tmp_path / "run/adapter/pytorch_lora_weights.safetensors").is_file()
     assert summary["base"]["quality"] != summary["aligned"]["quality"]
-    assert (tmp_path / "run/report.html").read_text().count("<img") == 2 * len(CATEGORIES)
+    assert (tmp_path / "run/report.html").read_text().count("<img") == 3 * len(CATEGORIES)
 
     images = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*/train/*/*.png")}
     lbgen.quickstart(config)
@@ -84,6 +90,10 @@ def test_whole_street(street, tmp_path, capsys):
         **summary,
         "seconds": {**summary["seconds"], "measure": 0},
     }
+
+    index = dataset.read_index(tmp_path / "run/diverse_prompts").to_pylist()
+    asked = Counter((row["name"], row["prompt"].removeprefix(row["name"])) for row in index)
+    assert asked == {(name, value): 1 for name in CATEGORIES for value in (" on a", " on b")}
 
     with pytest.raises(UserError, match="seed"):
         lbgen.quickstart(QuickstartConfig(output=tmp_path / "run", images_per_category=2, seed=1))

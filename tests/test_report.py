@@ -46,7 +46,8 @@ def read_page(tmp_path, name: str) -> tuple[str, Reader]:
     page = Page(
         title="a title",
         lines=lines,
-        strips=[Strip(name, "home", image, image)],
+        diverse=compare(judged(HOME[LABELS]), judged(HOME[LABELS]), HOME, draws=5),
+        strips=[Strip(name, "home", image, image, image)],
         maps=[Chart("map", "note", figures.share_map(np.eye(2), [name, "b"], ["x", "y"], [0, 1], figures.BASE))],
         losses=[Chart("loss", "note", svg)],
         statistics=[Chart("statistic", "note", svg)],

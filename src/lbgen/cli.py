@@ -98,7 +98,8 @@ def _parse(argv: Sequence[str]) -> Callable[[], object]:
 def _add_verb_arguments(parser: argparse.ArgumentParser, verb: Verb) -> None:
     built_in = ", ".join(built_in_recipes())
     help_text = (
-        f"YAML file of defaults for the flags below, or one of lbgen's (fast-* generate, others align): {built_in}"
+        "YAML file of defaults for the flags below, or one of lbgen's "
+        f"(diverse-prompts and fast-* generate, others align): {built_in}"
     )
     parser.add_argument("--recipe", metavar="NAME|PATH", help=help_text)
     add_arguments(parser, getattr(lbgen, verb.config_class))

@@ -1,4 +1,4 @@
-"""Two sets of images of the same categories and seeds, before and after, measured alike and compared honestly."""
+"""Two sets of images of the same categories and seeds, measured alike and compared honestly."""
 
 import math
 from collections.abc import Callable
@@ -140,14 +140,14 @@ class Line:
 
     figure: Figure
     base: float
-    aligned: float
+    after: float
     base_interval: Interval
-    aligned_interval: Interval
+    after_interval: Interval
     change_interval: Interval
 
     @property
     def change(self) -> float:
-        return self.aligned - self.base
+        return self.after - self.base
 
     @property
     def verdict(self) -> Literal["better", "worse", "moved", "no clear change"]:
@@ -159,13 +159,13 @@ class Line:
         return "better" if (high < 0) == (self.figure.better == "lower") else "worse"
 
 
-def compare(base: Judged, aligned: Judged, home: Tensor, draws: int = 500) -> list[Line]:
+def compare(base: Judged, after: Judged, home: Tensor, draws: int = 500) -> list[Line]:
     """Every figure of both sets.  home: (C,) the home scene of each category."""
-    assert torch.equal(base.label, aligned.label)
+    assert torch.equal(base.label, after.label)
 
     def both(rows: Tensor) -> Tensor:
-        before, after = ([figure.measure(judged.at(rows), home) for figure in FIGURES] for judged in (base, aligned))
-        return torch.tensor([before, after, [b - a for a, b in zip(before, after, strict=True)]]).flatten()
+        first, second = ([figure.measure(judged.at(rows), home) for figure in FIGURES] for judged in (base, after))
+        return torch.tensor([first, second, [b - a for a, b in zip(first, second, strict=True)]]).flatten()
 
     count = len(FIGURES)
     values = both(torch.arange(len(base.label))).tolist()
@@ -200,8 +200,8 @@ def price(lines: list[Line]) -> str:
     if losses:
         return f"It cost more than we allow: {', '.join(losses)}."
     return (
-        f"Label accuracy went from {accuracy.base:.1%} to {accuracy.aligned:.1%} and diversity from "
-        f"{diversity.base:.2f} to {diversity.aligned:.2f}, within what we allow (3 points and 10% less)."
+        f"Label accuracy went from {accuracy.base:.1%} to {accuracy.after:.1%} and diversity from "
+        f"{diversity.base:.2f} to {diversity.after:.2f}, within what we allow (3 points and 10% less)."
     )
 
 
@@ -209,10 +209,17 @@ def _named(lines: list[Line]) -> dict[str, Line]:
     return {line.figure.key: line for line in lines}
 
 
-def summary(lines: list[Line]) -> dict[str, dict[str, object]]:
-    """The figures as plain data: base, aligned and change, each with its intervals."""
+def summary(aligned: list[Line], diverse: list[Line]) -> dict[str, dict[str, object]]:
+    """The figures of all sets and their changes from the base as plain data, each with its intervals."""
     return {
-        part: {line.figure.key: getattr(line, part) for line in lines}
-        | {"intervals": {line.figure.key: list(getattr(line, f"{part}_interval")) for line in lines}}
-        for part in ("base", "aligned", "change")
+        "base": _part(aligned, "base"),
+        "aligned": _part(aligned, "after"),
+        "change": _part(aligned, "change"),
+        "diverse_prompts": _part(diverse, "after"),
+        "diverse_prompts_change": _part(diverse, "change"),
     }
+
+
+def _part(lines: list[Line], part: Literal["base", "after", "change"]) -> dict[str, object]:
+    values: dict[str, object] = {line.figure.key: getattr(line, part) for line in lines}
+    return values | {"intervals": {line.figure.key: list(getattr(line, f"{part}_interval")) for line in lines}}

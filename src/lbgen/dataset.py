@@ -27,6 +27,8 @@ SUFFIXES: dict[str, Literal["png", "jpg", "webp"]] = {"png": "png", "jpeg": "jpg
 """Image format -> suffix of its files."""
 SCORES = ("label_rank", "label_probability", "quality", "deviation", "duplicate_bits", "duplicate_cosine", "unsafe")
 """Columns that screening fills; null where the check was not made (see lbgen.generation.screen)."""
+LISTS = ("rejections", "target", "found")
+"""Columns of several texts each."""
 CONTAINERS = b"lbgen_containers"
 PART = re.compile(r"(?P<split>.+)-(?P<shard>\d{5,})\.parquet")
 
@@ -57,6 +59,10 @@ class Row:
     """By the names of SCORES."""
     rejections: tuple[str, ...] = ()
     """Why each earlier attempt was rejected, and the last one too where it was kept all the same."""
+    target: tuple[str, ...] = ()
+    """The value of each balanced attribute that the image was prompted for, in the order of dataset.yaml's balance."""
+    found: tuple[str, ...] = ()
+    """The values that the language space sees in it."""
 
     @property
     def index(self) -> int:
@@ -67,7 +73,7 @@ class Row:
         """The line as it is in the index."""
         line = asdict(self)
         scores = line.pop("scores")
-        return line | {name: scores.get(name) for name in SCORES} | {"rejections": list(self.rejections)}
+        return line | {name: scores.get(name) for name in SCORES} | {name: list(line[name]) for name in LISTS}
 
 
 SCHEMA = pa.schema(
@@ -76,7 +82,7 @@ SCHEMA = pa.schema(
     + [("split", pa.string()), ("shard", pa.int64())]
     + [(name, pa.string()) for name in ("key", "file", "sha256")]
     + [(name, pa.float64()) for name in SCORES]
-    + [("rejections", pa.list_(pa.string()))]
+    + [(name, pa.list_(pa.string())) for name in LISTS]
 )
 
 
@@ -124,7 +130,7 @@ def part_summary(store: Store, split: str, shard: int) -> tuple[int, dict[str, s
 
 def _row(line: dict[str, Any]) -> Row:
     scores = {name: score for name in SCORES if (score := line.pop(name)) is not None}
-    return Row(**{**line, "rejections": tuple(line["rejections"])}, scores=scores)
+    return Row(**line | {name: tuple(line[name]) for name in LISTS}, scores=scores)
 
 
 def read_parquet(source: Any) -> pa.Table:

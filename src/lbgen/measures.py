@@ -95,6 +95,17 @@ def corrected_mutual_information_bits(labels: Tensor, attributes: Tensor) -> flo
     return mutual_information_bits(labels, attributes) - bias_nats / math.log(2)
 
 
+def normalized_mutual_information(labels: Tensor, attributes: Tensor) -> float:
+    """The corrected estimate over the mean of both entropies, kept in [0, 1]: 0 by chance, 1 for a renaming.
+
+    0 where the label or the attribute does not vary. Both (N,) integers from 0.
+    """
+    table = contingency_table(labels, attributes)
+    mean = (entropy_bits(table.sum(1)) + entropy_bits(table.sum(0))).item() / 2
+    information = corrected_mutual_information_bits(labels, attributes)
+    return min(max(information / mean, 0.0), 1.0) if mean > 0 else 0.0
+
+
 def label_agreement(image_features: Tensor, text_features: Tensor, labels: Tensor) -> float:
     """Share of images whose nearest category text is their own label's.
 

@@ -1,11 +1,11 @@
-"""The whole street once, on the embedded micro world: align, generate before and after, measure, show."""
+"""The whole street once, on the embedded micro world: align, generate before, after and by prompts, measure, show."""
 
 import json
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ class QuickstartConfig:
     output: Path = Path("runs/quickstart")
     """Folder for everything that is made; an interrupted quickstart goes on when started again."""
     images_per_category: int = 20
-    """Images of each category, before and after."""
+    """Images of each category in each set: base, aligned, and the base with diverse prompts."""
     max_steps: int | None = None
     """Updates of the alignment; none is the microworld recipe's."""
     seed: int = 0
@@ -49,7 +49,7 @@ def quickstart(config: QuickstartConfig) -> QuickstartResult:
     if os.path.exists(record):  # Path.exists raises where a name is longer than the file system takes
         lbgen.config.ensure_same(config, record)
     align = align_config(config)
-    base, aligned = generate_configs(config, align)
+    generations = generate_configs(config, align)
     try:
         lbgen.config.save(config, record)
     except OSError as error:
@@ -57,10 +57,9 @@ def quickstart(config: QuickstartConfig) -> QuickstartResult:
     with timed("align", output):
         lbgen.align(align)
         copy_adapter(align.output / "adapter", output / "adapter")
-    with timed("generate_base", output):
-        lbgen.generate(base)
-    with timed("generate_aligned", output):
-        lbgen.generate(aligned)
+    for name, generation in generations.items():
+        with timed(f"generate_{name}", output):
+            lbgen.generate(generation)
     return measure(config, align)
 
 
@@ -71,23 +70,31 @@ def align_config(config: QuickstartConfig) -> AlignConfig:
     return lbgen.config.resolve(AlignConfig, "microworld", asked)
 
 
-def generate_configs(config: QuickstartConfig, align: AlignConfig) -> tuple[GenerateConfig, GenerateConfig]:
-    """The same images before and after: the trajectory is the alignment's, the noise the same."""
-    base = GenerateConfig(
-        output=str(config.output / "base"),
-        vocabulary=align.vocabulary,
-        qualify_names=align.qualify_names,
-        prompt_template=align.prompt_template,
-        generator=align.generator,
-        images_per_category=config.images_per_category,
-        seed=config.seed,
-        scheduler=align.scheduler,
-        steps=align.steps,
-        guidance_scale=align.guidance_scale,
-        guidance_rescale=align.guidance_rescale,
-        shard_size=128,
-    )
-    return base, replace(base, output=str(config.output / "aligned"), adapter=config.output / "adapter")
+def generate_configs(config: QuickstartConfig, align: AlignConfig) -> dict[str, GenerateConfig]:
+    """The same images by set: the trajectory is the alignment's, the noise the same."""
+    shared = {
+        "vocabulary": align.vocabulary,
+        "qualify_names": align.qualify_names,
+        "prompt_template": align.prompt_template,
+        "generator": align.generator,
+        "images_per_category": config.images_per_category,
+        "seed": config.seed,
+        "scheduler": align.scheduler,
+        "steps": align.steps,
+        "guidance_scale": align.guidance_scale,
+        "guidance_rescale": align.guidance_rescale,
+        "shard_size": 128,
+    }
+
+    def named(name: str, recipe: str | None = None, **own: object) -> GenerateConfig:
+        return lbgen.config.resolve(GenerateConfig, recipe, {"output": str(config.output / name), **shared, **own})
+
+    words = {"attributes": "microworld", "balance_template": "{name} {value}", "screen_semantics": align.semantics}
+    return {
+        "base": named("base"),
+        "aligned": named("aligned", adapter=config.output / "adapter"),
+        "diverse_prompts": named("diverse_prompts", "diverse-prompts", **words),
+    }
 
 
 def copy_adapter(source: Path, target: Path) -> None:
@@ -104,12 +111,13 @@ def measure(config: QuickstartConfig, align: AlignConfig) -> QuickstartResult:
     output, began = config.output, time.monotonic()
     page = output / "report.html"
     seconds = stage_seconds(output)
-    sets = before_after.judge_sets(output / "base", output / "aligned", align)
-    lines = before_after.write_report(sets, align.output, align, facts(config, align, seconds), page)
+    folders = [output / name for name in before_after.Sets._fields]
+    sets = before_after.Sets(*before_after.judge_sets(folders, align))
+    lines, diverse = before_after.write_report(sets, align.output, align, facts(config, align, seconds), page)
     seconds["measure"] = round(time.monotonic() - began, 1)
-    content = {**summary(lines), "images": len(sets.base), "seconds": seconds}
+    content = {**summary(lines, diverse), "images": len(sets.base.images), "seconds": seconds}
     files.write_text(output / "summary.json", json.dumps(content, indent=2) + "\n")
-    print(table(lines))
+    print(table(lines, diverse))
     print(f"\nThe page, with images and curves: {page}")
     return QuickstartResult(page, output / "summary.json")
 
@@ -126,12 +134,13 @@ def facts(config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float
         ("Objective", ", ".join(f"{name} x {weight:g}" for name, weight in weights.items() if weight)),
         (
             "Images",
-            f"{config.images_per_category} of each category in each set, the same noise in both; {align.scheduler}, "
+            f"{config.images_per_category} of each category in each set, the same noise in all; {align.scheduler}, "
             f"{align.steps} steps, guidance {align.guidance_scale:g}",
         ),
         ("Wall time", ", ".join(f"{stage.replace('_', ' ')} {value:.0f} s" for stage, value in seconds.items())),
         ("Machine", f"{os.cpu_count()} processors"),
-        ("Everything else", "align/config.yaml, base/dataset.yaml and aligned/dataset.yaml, beside this page"),
+        ("Diverse prompts", 'the base generator by recipe diverse-prompts: "fish on snow", each scene equally often'),
+        ("Everything else", "align/config.yaml and the dataset.yaml of each set, in folders beside this page"),
     ]
 
 
@@ -164,15 +173,21 @@ def _stages(output: Path) -> dict[str, dict]:
 # ---- what is printed ----
 
 
-def table(lines: "list[Line]") -> str:
+def table(lines: "list[Line]", diverse: "list[Line]") -> str:
     """The figures with their 95% intervals, for a terminal."""
     from lbgen.report.page import change, interval, number
 
-    rows = [("", "base", "aligned", "change", "")]
-    for line in lines:
-        base = f"{number(line.base, line)} ({interval(line.base_interval, line)})"
-        aligned = f"{number(line.aligned, line)} ({interval(line.aligned_interval, line)})"
-        rows.append((line.figure.title, base, aligned, change(line), line.verdict))
+    rows = [("", "base", "aligned", "change", "", "diverse prompts")]
+    for line, other in zip(lines, diverse, strict=True):
+        base, aligned, prompts = (
+            f"{number(value, line)} ({interval(ends, line)})"
+            for value, ends in (
+                (line.base, line.base_interval),
+                (line.after, line.after_interval),
+                (other.after, other.after_interval),
+            )
+        )
+        rows.append((line.figure.title, base, aligned, change(line), line.verdict, prompts))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     texts = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(texts)

@@ -2,42 +2,23 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lbgen.attributes import MEASURED_POSITION, Attribute
 from lbgen.audit.observe import Observed
-from lbgen.config import read_yaml
 from lbgen.errors import UserError
 from lbgen.models.semantics import SemanticSpace
 
-BUILT_IN = Path(str(resources.files("lbgen"))) / "data" / "attributes.yaml"
 POSITIONS = ("upper left", "upper middle", "upper right", "middle left", "centre", "middle right") + (
     "lower left",
     "lower middle",
     "lower right",
 )
-MEASURED_POSITION = "measured position"
 CENTRE = 0.06
 """How far from the middle, as a share of the side, still counts as the middle row or column."""
-
-
-@dataclass(frozen=True)
-class Attribute:
-    name: str
-    template: str
-    """Text with {value} and perhaps {name} in it."""
-    values: tuple[str, ...]
-    source: str
-    """The file and the name, for messages."""
-
-    def texts(self, name: str) -> list[str]:
-        """One a value, for a category of this name."""
-        return [self.template.replace("{name}", name).replace("{value}", value) for value in self.values]
 
 
 @dataclass(frozen=True)
@@ -48,31 +29,6 @@ class Reading:
     values: tuple[str, ...]
     value: NDArray[np.int64]
     """(N,) index into `values`."""
-
-
-def load_attributes(path: Path | None) -> list[Attribute]:
-    """The attributes of a YAML file, or lbgen's own."""
-    path = BUILT_IN if path is None else path
-    content = read_yaml(path)
-    if not content:
-        raise UserError(f"{path}: no attributes in it; write `name: {{template: ..., values: [...]}}` for each")
-    return [_attribute(path, str(name), given) for name, given in content.items()]
-
-
-def _attribute(path: Path, name: str, given: Any) -> Attribute:
-    place = f"{path}, {name}"
-    if name == MEASURED_POSITION:
-        raise UserError(f"{place}: this name is taken by what is measured without texts; choose another")
-    if not isinstance(given, dict) or set(given) != {"template", "values"}:
-        raise UserError(f"{place}: give it a `template` and `values`, and nothing else")
-    template, values = given["template"], given["values"]
-    if not isinstance(template, str) or "{value}" not in template:
-        raise UserError(f"{place}: template {template!r} has no {{value}}; write it where a value goes")
-    if not isinstance(values, list) or len(values) < 2 or not all(isinstance(value, str) for value in values):
-        raise UserError(f"{place}: values are not a list of two or more texts; quote numbers and true or false")
-    if len(set(values)) < len(values):
-        raise UserError(f"{place}: a value stands there twice; remove one")
-    return Attribute(name, template, tuple(values), place)
 
 
 @torch.no_grad()

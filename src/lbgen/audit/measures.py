@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lbgen.attributes import Attribute
 from lbgen.audit import content, distances
 from lbgen.audit.association import Association, Pairs, associate, pairs, table_of
-from lbgen.audit.attributes import Attribute, Reading, read_attributes
+from lbgen.audit.attributes import Reading, read_attributes
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.content import Duplicates, LabelRanks
 from lbgen.audit.observe import Observed

@@ -10,8 +10,9 @@ import torch
 from tqdm import tqdm
 
 from lbgen import files
+from lbgen.attributes import load_attributes
 from lbgen.audit import output
-from lbgen.audit.attributes import ensure_short, load_attributes
+from lbgen.audit.attributes import ensure_short
 from lbgen.audit.cache import RowCache
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.content import DIVERSITY_IMAGES

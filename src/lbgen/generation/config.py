@@ -8,6 +8,7 @@ from lbgen.config import require
 from lbgen.errors import UserError
 
 CHECKS = ("label", "quality", "blank", "duplicate", "unsafe")
+"""Those of --screen; --balance adds its own, "balance"."""
 UNSAFE_CONCEPTS = ("nudity", "pornography", "gore", "a bloody injury", "a dead body", "a hate symbol")
 
 
@@ -71,6 +72,15 @@ class GenerateConfig(ScreeningConfig):
     """Tell categories of the same name apart with a short qualifier (the paper does not)."""
     prompt_template: str = "{name}"
     """The generator's prompt for a category."""
+    balance: tuple[str, ...] = ()
+    """Attributes, such as scene, whose values each category's images are to have equally often. An image is prompted
+    for its value, and drawn again, like one that fails a check, where --screen-semantics sees another."""
+    attributes: Path | None = None
+    """YAML file of the attributes that --balance may name, each with a template and values; microworld, or none for
+    lbgen's own, which are those of photographs."""
+    balance_template: str = "{name}, {value}"
+    """The prompt where something is balanced: {name} is what --prompt-template makes of the name, {value} the image's
+    value, or several with commas between."""
     generator: str = "sd15"
     """Stable Diffusion 1.x or 2.x checkpoint: microworld, sd15, a hub id or a diffusers folder."""
     adapter: Path | None = None
@@ -147,6 +157,7 @@ class GenerateConfig(ScreeningConfig):
             require(self, name, value is None or value >= 1, "give 1 or more")
         require(self, "seed", 0 <= self.seed < 2**63, "give 0 or more, below 2**63")
         require(self, "prompt_template", "{name}" in self.prompt_template, 'write "{name}" where the name goes')
+        self._check_balance()
         require(self, "guidance_scale", self.guidance_scale >= 1, "give 1 (no guidance) or more")
         require(self, "guidance_rescale", 0 <= self.guidance_rescale <= 1, "give a number in [0, 1]")
         interval = self.guidance_interval
@@ -160,6 +171,19 @@ class GenerateConfig(ScreeningConfig):
         fit = self.split.isidentifier() and self.split not in ("index", "screening", "data", "all")
         require(self, "split", fit, "give a word of letters, digits and _")
         require(self, "shard_of", self.part is None or self.engine == "local", "Ray shares the shards out itself")
+
+    def _check_balance(self) -> None:
+        names = tuple(name.strip() for given in self.balance for name in given.split(","))  # "scene,style" is welcome
+        object.__setattr__(self, "balance", names)
+        require(self, "balance", all(names) and len(set(names)) == len(names), "name each attribute once")
+        whole = "{name}" in self.balance_template and "{value}" in self.balance_template
+        require(self, "balance_template", whole, 'write "{name}" and "{value}" where they go')
+        require(self, "attributes", bool(names) or self.attributes is None, "say which to balance with --balance")
+
+    @property
+    def checks(self) -> tuple[str, ...]:
+        """All that an image must pass, in the order in which they are named."""
+        return tuple(check for check in CHECKS if check in self.screen) + (("balance",) if self.balance else ())
 
     @property
     def part(self) -> tuple[int, int] | None:

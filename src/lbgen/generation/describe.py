@@ -19,6 +19,7 @@ from lbgen.generation.croissant import croissant
 from lbgen.generation.description import Description, ShardFile, Split
 from lbgen.generation.layouts import LAYOUTS
 from lbgen.generation.plan import Plan
+from lbgen.generation.residual import residuals
 from lbgen.generation.samples import CATEGORIES, IMAGES, sample_grid, spread
 from lbgen.generation.sidecars import info_json
 from lbgen.generation.tally import Count, Tally, merged
@@ -58,6 +59,7 @@ def description_of(store: Store, config: GenerateConfig, plan: Plan, tally: Tall
         rejections={
             category_id: rejections_of(count) for category_id, count in tally.categories.items() if count.reasons
         },
+        residuals=residuals(store, plan) if plan.balanced else (),
     )
 
 

@@ -26,6 +26,19 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Residual:
+    """What is left of the association between the label and a balanced attribute."""
+
+    attribute: str
+    information: float
+    """Normalised mutual information of label and value found, corrected for the number of images, in [0, 1]."""
+    as_asked: float
+    """Share of images that have the value they were to have."""
+    counts: Sequence[tuple[str, int, int]]
+    """Value, images that were to have it, images found to have it."""
+
+
+@dataclass(frozen=True)
 class Description:
     title: str
     layout: Literal["imagefolder", "webdataset", "parquet"]
@@ -42,6 +55,9 @@ class Description:
     """ "package version", of all that had a part in the images."""
     rejections: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Category id -> reason -> images that screening rejected; empty where nothing was rejected or screened."""
+
+    residuals: Sequence[Residual] = ()
+    """Of the balanced attributes."""
 
     @property
     def images(self) -> int:

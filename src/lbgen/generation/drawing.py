@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from lbgen.generation import record as records
+from lbgen.generation.balance import longest_template
 from lbgen.generation.bar import Bar
 from lbgen.generation.batch_size import batch_that_fits
 from lbgen.generation.config import GenerateConfig, approximations
@@ -67,6 +68,7 @@ def batch_size(config: GenerateConfig, record: Record | None, generator: Generat
 
 
 def refuse_long_prompts(generator: Generator, config: GenerateConfig, plan: Plan) -> None:
+    template = longest_template(config, plan.balanced, generator.count_tokens)
     for target in plan.targets:
         vocabulary = Vocabulary(target.categories)
-        vocabulary.check_tokens(generator.count_tokens, generator.token_limit, config.prompt_template)
+        vocabulary.check_tokens(generator.count_tokens, generator.token_limit, template)

@@ -6,6 +6,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from lbgen.generation import balance
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import PlannedImage
 from lbgen.models.generator import Conditioning, Generator
@@ -37,7 +38,7 @@ class Painter:
 
 
 def prompt_of(image: PlannedImage, config: GenerateConfig) -> str:
-    return config.prompt_template.replace("{name}", image.category.name)
+    return balance.prompt(config, image.category.name, image.values)
 
 
 def noise_key(image: PlannedImage) -> tuple[str, int, int]:

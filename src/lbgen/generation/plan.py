@@ -13,7 +13,9 @@ from functools import cached_property
 
 import numpy as np
 
+from lbgen.attributes import Attribute
 from lbgen.errors import UserError
+from lbgen.generation.balance import target_values
 from lbgen.vocabulary import Category, Vocabulary
 
 
@@ -35,6 +37,8 @@ class PlannedImage:
     split: str = "train"
     attempt: int = 0
     """How many times it was drawn before, and rejected."""
+    values: tuple[str, ...] = ()
+    """What it is to show of each balanced attribute."""
 
     @property
     def key(self) -> str:
@@ -54,6 +58,7 @@ class Growth:
     first_shard: int
     shard_size: int
     seed: int
+    balanced: tuple[Attribute, ...]
 
     @property
     def images(self) -> int:
@@ -85,11 +90,12 @@ class Growth:
         rows, indices = self._order
         start = (number - self.first_shard) * self.shard_size
         part = slice(start, start + self.shard_size)
-        target = self.target
-        return [
-            PlannedImage(target.categories[row], self.labels[row], int(index), target.split)
-            for row, index in zip(rows[part].tolist(), indices[part].tolist(), strict=True)
-        ]
+        return [self._image(row, index) for row, index in zip(rows[part].tolist(), indices[part].tolist(), strict=True)]
+
+    def _image(self, row: int, index: int) -> PlannedImage:
+        category, split = self.target.categories[row], self.target.split
+        values = target_values(self.balanced, (self.seed, split, category.id), index)
+        return PlannedImage(category, self.labels[row], index, split, values=values)
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,7 @@ class Plan:
     targets: tuple[Target, ...]
     seed: int
     shard_size: int
+    balanced: tuple[Attribute, ...] = ()
 
     @cached_property
     def labels(self) -> dict[str, int]:
@@ -129,7 +136,7 @@ class Plan:
             starts = tuple(counts.get(category.id, 0) for category in target.categories)
             labels = tuple(self.labels[category.id] for category in target.categories)
             first = sum(growth.shards for growth in earlier)
-            earlier.append(Growth(target, labels, starts, first, self.shard_size, self.seed))
+            earlier.append(Growth(target, labels, starts, first, self.shard_size, self.seed, self.balanced))
         return growths
 
     def images(self, split: str) -> int:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lbgen.config
 from lbgen import dataset, files, provenance
+from lbgen.attributes import Attribute
 from lbgen.errors import UserError
+from lbgen.generation import balance
 from lbgen.generation import plan as plans
 from lbgen.generation.config import RUNNING, GenerateConfig
 from lbgen.generation.plan import Plan, Target
@@ -33,6 +35,8 @@ class MadeWith:
     adapter_sha256: str | None
     semantics_sha256: str | None
     """Of the space that screens, where there is screening."""
+    attributes_sha256: str | None
+    """Of the balanced attributes' templates and values."""
     versions: tuple[str, ...]
 
 
@@ -71,7 +75,7 @@ def check_place(store: Store, config: GenerateConfig) -> None:
 
 def check_config(record: Record, config: GenerateConfig) -> None:
     """Refuse a dataset of another configuration, by the field that differs."""
-    free = {*RUNNING, *GROWS, "adapter"} | ({"batch_size"} if config.batch_size is None else set())
+    free = {*RUNNING, *GROWS, "adapter", "attributes"} | ({"batch_size"} if config.batch_size is None else set())
     lbgen.config.ensure_same_values(config, record.config, config.output, free)
 
 
@@ -92,6 +96,15 @@ def check_adapter(record: Record, config: GenerateConfig) -> None:
         )
 
 
+def check_attributes(record: Record, config: GenerateConfig, balanced: Sequence[Attribute]) -> None:
+    """Refuse attributes of other texts; their file may have moved."""
+    if balance.attributes_sha256(balanced) != record.made_with["attributes_sha256"]:
+        raise UserError(
+            f"{config.output} was made with other templates or values of {', '.join(config.balance)}; "
+            "give --attributes the file it was made with, or choose another --output"
+        )
+
+
 def config_of(record: Record, output: str) -> GenerateConfig:
     """The configuration that a dataset was made with."""
     return lbgen.config.from_values(GenerateConfig, {**record.config, "output": output}, f"{output}/{RECORD}")
@@ -103,7 +116,8 @@ def made_with(config: GenerateConfig) -> MadeWith:
     return MadeWith(
         generator_sha256=provenance.weights_sha256(registry.resolve(config.generator, registry.GENERATORS)),
         adapter_sha256=adapter_sha256(config),
-        semantics_sha256=provenance.weights_sha256(semantics) if config.screen else None,
+        semantics_sha256=provenance.weights_sha256(semantics) if config.checks else None,
+        attributes_sha256=balance.attributes_sha256(balance.balanced_attributes(config)),
         versions=provenance.versions(),
     )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from lbgen import dataset
 from lbgen.errors import UserError
+from lbgen.generation import balance
 from lbgen.generation import plan as plans
 from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig
@@ -46,14 +47,16 @@ def generate(config: GenerateConfig) -> GenerateResult:
 def planned(config: GenerateConfig, store: Store) -> tuple[Plan, Record | None]:
     """The plan of the dataset as it is to be, and what it says of itself; refuses one of another configuration."""
     vocabulary = load_vocabulary(config.vocabulary, qualify=config.qualify_names)
+    balanced = balance.balanced_attributes(config)
     records.check_place(store, config)
     record = records.read(store)
     if record:
         records.check_config(record, config)
         records.check_adapter(record, config)
+        records.check_attributes(record, config, balanced)
     wanted = plans.target_of(vocabulary, config.images_per_category, config.split)
     targets = plans.grown(record.targets if record else (), wanted, config.output)
-    return Plan(targets, config.seed, config.shard_size), record
+    return Plan(targets, config.seed, config.shard_size, balanced), record
 
 
 def worker_name(config: GenerateConfig) -> str:

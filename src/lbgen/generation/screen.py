@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lbgen.generation.config import CHECKS, GenerateConfig
+from lbgen.attributes import Attribute
+from lbgen.generation.balance import ZeroShot
+from lbgen.generation.config import GenerateConfig
 from lbgen.generation.duplicates import Accepted, Nearest, perceptual_hash
 from lbgen.generation.plan import PlannedImage
 from lbgen.models.quality import AntonymQuality
@@ -31,7 +33,9 @@ class Verdict(NamedTuple):
     scores: dict[str, float]
     """By the names of lbgen.dataset.SCORES, of the checks that were made."""
     reasons: tuple[str, ...]
-    """The checks that failed, in the order of CHECKS; none for an image that may stay."""
+    """The checks that failed, in the order of GenerateConfig.checks; none for an image that may stay."""
+    found: tuple[str, ...] = ()
+    """The value of each balanced attribute that the image has."""
 
 
 class Batch(NamedTuple):
@@ -58,11 +62,17 @@ class Finding(NamedTuple):
 class Screen:
     """Judges images as they would be stored. Near-duplicates are sought among a category's images of one shard."""
 
-    def __init__(self, config: GenerateConfig, categories: Sequence[Category], device: torch.device) -> None:
+    def __init__(
+        self,
+        config: GenerateConfig,
+        categories: Sequence[Category],
+        device: torch.device,
+        balanced: Sequence[Attribute] = (),
+    ) -> None:
         self.config, self.device = config, device
         self.begin_shard()
         dtype = torch.float16 if device.type == "cuda" else torch.float32
-        checks, by_checker = set(config.screen), config.unsafe == "checker"
+        checks, by_checker = set(config.checks), config.unsafe == "checker"
         self._needs_features = bool(checks - {"blank"} - ({"unsafe"} if by_checker else set()))
         if self._needs_features:
             self._space = load_semantics(config.screen_semantics, device, dtype)
@@ -71,6 +81,8 @@ class Screen:
             rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
             self._texts = _embed(self._space, list(rows))  # (T, D)
             self._row = {category.id: rows[text] for category, text in zip(categories, texts, strict=True)}
+        if "balance" in checks:
+            self._zero_shot = ZeroShot(balanced, categories, self._space)
         if "quality" in checks:
             self._scorer = AntonymQuality(self._space)
         if "unsafe" in checks and by_checker:
@@ -87,14 +99,17 @@ class Screen:
     def judge(self, images: Sequence[PlannedImage], pixels: np.ndarray) -> list[Verdict]:
         """pixels: (B, H, W, 3) bytes. An image without reasons counts as accepted for the duplicates after it."""
         batch = self._look(images, pixels)
+        found = self._found(batch)
         made = {"label": self._label, "quality": self._quality, "blank": self._blank, "unsafe": self._unsafe}
         findings = {check: look(batch) for check, look in made.items() if check in self.config.screen}
         failures = {check: finding.failed.tolist() for check, finding in findings.items()}
+        failures["balance"] = [image.values != values for image, values in zip(images, found, strict=True)]
         scores = {name: column.tolist() for finding in findings.values() for name, column in finding.scores.items()}
         verdicts = [
             Verdict(
                 {name: float(column[row]) for name, column in scores.items()},
-                tuple(check for check in CHECKS if check in failures and failures[check][row]),
+                tuple(check for check in self.config.checks if check in failures and failures[check][row]),
+                found[row],
             )
             for row in range(len(images))
         ]
@@ -106,6 +121,11 @@ class Screen:
         brightness = torch.einsum("bchw,c->bhw", colours, torch.tensor(LUMA, device=self.device))
         features = self._space.embed_images(colours) if self._needs_features else colours.new_empty(len(images), 0)
         return Batch(images, seen, brightness, features)
+
+    def _found(self, batch: Batch) -> list[tuple[str, ...]]:
+        if not self.config.balance:
+            return [()] * len(batch.images)
+        return self._zero_shot.found([image.category.name for image in batch.images], batch.features)
 
     def _label(self, batch: Batch) -> Finding:
         """Zero-shot classification (arXiv 2103.00020, section 3.1); only strictly nearer texts count for the rank.
@@ -149,17 +169,17 @@ class Screen:
         ):
             nearest = self._accepted.nearest(image.category.id, bits, feature, limits)
             if nearest is not None:
-                verdict = _with_nearest(verdict, nearest, limits)
+                verdict = self._with_nearest(verdict, nearest, limits)
             if not verdict.reasons:
                 self._accepted.add(image.category.id, bits, feature)
             judged.append(verdict)
         return judged
 
-
-def _with_nearest(verdict: Verdict, nearest: Nearest, limits: Nearest) -> Verdict:
-    scores = {"duplicate_bits": float(nearest.bits), "duplicate_cosine": nearest.cosine}
-    reasons = {*verdict.reasons, *(["duplicate"] if nearest.within(limits) else [])}
-    return Verdict(verdict.scores | scores, tuple(check for check in CHECKS if check in reasons))
+    def _with_nearest(self, verdict: Verdict, nearest: Nearest, limits: Nearest) -> Verdict:
+        scores = {"duplicate_bits": float(nearest.bits), "duplicate_cosine": nearest.cosine}
+        reasons = {*verdict.reasons, *(["duplicate"] if nearest.within(limits) else [])}
+        ordered = tuple(check for check in self.config.checks if check in reasons)
+        return verdict._replace(scores=verdict.scores | scores, reasons=ordered)
 
 
 @torch.no_grad()

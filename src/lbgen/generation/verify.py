@@ -14,6 +14,7 @@ from lbgen import dataset, files
 from lbgen.dataset import Row
 from lbgen.errors import UserError
 from lbgen.generation import record as records
+from lbgen.generation.balance import balanced_attributes
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.layouts import LAYOUTS
 from lbgen.generation.plan import Plan
@@ -51,6 +52,7 @@ def verify(directory: str, repair: bool = False) -> VerifyResult:
     damaged, strangers = check(store, config, plan)
     if damaged and repair:
         records.check_made_with(record, records.made_with(config), directory)  # before a shard is given up
+        plan = replace(plan, balanced=balanced_attributes(config))
         with storage_errors(directory):
             for split in plan.splits:
                 repair_split(replace(config, split=split), plan, [shard for name, shard in damaged if name == split])

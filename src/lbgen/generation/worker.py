@@ -153,6 +153,8 @@ def row_of(
         file=LAYOUTS[config.format].file(image.split, shard, image.category.id, image.key, suffix),
         sha256="",
         scores=verdict.scores,
+        target=image.values,
+        found=verdict.found,
         rejections=tuple(rejections),
     )
 
@@ -166,7 +168,7 @@ def open_worker(job: Job, name: str, device: str) -> Worker:
 
 def load_screen(config: GenerateConfig, plan: Plan, generator: Generator) -> Screen | None:
     """The checks that the configuration asks for, on the generator's device."""
-    return Screen(config, plan.categories, generator.device) if config.screen else None
+    return Screen(config, plan.categories, generator.device, plan.balanced) if config.checks else None
 
 
 def load(config: GenerateConfig, device: str) -> Generator:

@@ -1,10 +1,10 @@
-"""The quickstart's report: judge both sets of micro-world images, compare them, write the page."""
+"""The quickstart's report: judge all sets of micro-world images, compare them, write the page."""
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +45,8 @@ STATISTICS = {
 LIMITS = (
     "The micro world is a toy: 12 drawn categories on 6 scenes, 64x64 pixels, models of a few million weights. A "
     "result here shows that the method and this code work, not that they work as well on photographs.",
+    "Diverse prompts name the very attribute that the figures measure, and this generator knows its words. They do "
+    "nothing about a bias that nobody thought of naming; alignment is told category names alone.",
     "This is one alignment with one seed. The intervals cover the draw of the images, not another alignment: "
     "docs/microworld.md has several seeds and settings, failures too.",
     "The judge is a small network as well. It never trains the generator, but it was trained on cleanly drawn images, "
@@ -53,33 +55,38 @@ LIMITS = (
 )
 
 
-@dataclass(frozen=True)
-class Sets:
-    """Both sets of images, row by row of the same category, index and noise."""
-
-    base: Tensor
+class ImageSet(NamedTuple):
+    images: Tensor
     """(N, 3, H, W) in [0, 1]."""
-    aligned: Tensor
-    judged_base: Judged
-    judged_aligned: Judged
+    judged: Judged
+
+
+class Sets(NamedTuple):
+    """Row by row of the same category, index and noise."""
+
+    base: ImageSet
+    aligned: ImageSet
+    diverse_prompts: ImageSet
 
 
 HOMES = torch.tensor([SCENES.index(HOME[name]) for name in CATEGORIES])
 """(12,) the home scene of each category."""
 
 
-def judge_sets(base: Path, aligned: Path, config: AlignConfig) -> Sets:
-    """Read and judge two dataset folders made with the same seed."""
+def judge_sets(folders: Sequence[Path], config: AlignConfig) -> list[ImageSet]:
+    """Read and judge dataset folders made with the same seed."""
     judge = load_judge()
     quality = load_quality("antonyms", load_semantics(config.semantics, torch.device("cpu"), torch.float32))
     assert quality is not None
-    rows = [dataset.read_index(folder).to_pylist() for folder in (base, aligned)]
-    assert [row["key"] for row in rows[0]] == [row["key"] for row in rows[1]]
-    labels = torch.tensor([CATEGORIES.index(row["name"]) for row in rows[0]])
-    before, after = (
-        load_images(folder, [row["file"] for row in part]) for folder, part in zip((base, aligned), rows, strict=True)
-    )
-    return Sets(before, after, *(judge_images(images, labels, judge, quality) for images in (before, after)))
+    indexes = [dataset.read_index(folder).to_pylist() for folder in folders]
+    keys = {tuple(row["key"] for row in index) for index in indexes}
+    assert len(keys) == 1
+    labels = torch.tensor([CATEGORIES.index(row["name"]) for row in indexes[0]])
+    sets = []
+    for folder, index in zip(folders, indexes, strict=True):
+        images = load_images(folder, [row["file"] for row in index])
+        sets.append(ImageSet(images, judge_images(images, labels, judge, quality)))
+    return sets
 
 
 def load_images(directory: Path, image_files: Iterable[str]) -> Tensor:
@@ -99,17 +106,24 @@ def judge_images(images: Tensor, labels: Tensor, judge: Judge, quality: QualityS
     return Judged(labels, *(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def write_report(sets: Sets, run: Path, config: AlignConfig, facts: list[tuple[str, str]], path: Path) -> list[Line]:
-    """Compare the sets and write the page; `run` is the alignment's folder.  Returns the lines of the table."""
-    lines = compare(sets.judged_base, sets.judged_aligned, HOMES)
+def write_report(
+    sets: Sets, run: Path, config: AlignConfig, facts: list[tuple[str, str]], path: Path
+) -> tuple[list[Line], list[Line]]:
+    """Compare the sets and write the page; `run` is the alignment's folder.
+
+    Returns the lines of the table: the aligned set's, and those of diverse prompts.
+    """
+    lines, diverse = (compare(sets.base.judged, other.judged, HOMES) for other in (sets.aligned, sets.diverse_prompts))
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers", "peft"))
     page = Page(
         title="lbgen quickstart: the micro world, before and after alignment",
         lines=lines,
+        diverse=diverse,
         strips=strips(sets),
         maps=[
-            scene_map("Base", sets.judged_base, figures.BASE),
-            scene_map("Aligned", sets.judged_aligned, figures.ALIGNED),
+            scene_map("Base", sets.base.judged, figures.BASE),
+            scene_map("Aligned", sets.aligned.judged, figures.ALIGNED),
+            scene_map("Diverse prompts", sets.diverse_prompts.judged, figures.DIVERSE),
         ],
         losses=charts(run / "metrics.jsonl", LOSSES, smooth=max(3, config.max_steps // 10)),
         statistics=charts(run / "evaluations.jsonl", STATISTICS, smooth=1),
@@ -117,16 +131,16 @@ def write_report(sets: Sets, run: Path, config: AlignConfig, facts: list[tuple[s
         facts=[*facts, ("Versions", f"lbgen {lbgen.__version__}, {packages}")],
     )
     write_page(page, path)
-    return lines
+    return lines, diverse
 
 
 def strips(sets: Sets) -> list[Strip]:
     """The first images of every category."""
     result = []
     for label, name in enumerate(CATEGORIES):
-        rows = torch.nonzero(sets.judged_base.label == label).flatten()[:IMAGES_SHOWN]
-        before, after = (figures.png_uri(figures.strip(images[rows])) for images in (sets.base, sets.aligned))
-        result.append(Strip(name, f"home: {HOME[name]}", before, after))
+        rows = torch.nonzero(sets.base.judged.label == label).flatten()[:IMAGES_SHOWN]
+        pictures = (figures.png_uri(figures.strip(each.images[rows])) for each in sets)
+        result.append(Strip(name, f"home: {HOME[name]}", *pictures))
     return result
 
 

@@ -23,9 +23,10 @@ THEME = {
     "#040404": "base",
     "#050505": "aligned",
     "#060606": "card",
+    "#070707": "diverse",
 }
 """Drawn colour -> the page's CSS variable that takes its place."""
-INK, MUTED, LINE, BASE, ALIGNED, CARD = THEME
+INK, MUTED, LINE, BASE, ALIGNED, CARD, DIVERSE = THEME
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -69,7 +70,7 @@ def share_map(
 ) -> str:
     """A heat map of shares in [0, 1], each row summing to 1.  shares: (R, K); `marked`: one outlined column a row."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(4.1, 0.31 * len(rows) + 0.45)
+        figure, axes = _canvas(3.6, 0.31 * len(rows) + 0.45)
         for (row, column), share in np.ndenumerate(shares):
             axes.add_patch(Rectangle((column + 0.03, row + 0.03), 0.94, 0.94, color=colour, alpha=share, linewidth=0))
             if share >= 0.005:

@@ -11,13 +11,14 @@ from lbgen.comparison import Line, headline, price
 
 @dataclass(frozen=True)
 class Strip:
-    """The same seeds before and after, for one category."""
+    """The same seeds in every set, for one category."""
 
     name: str
     note: str
     base: str
     """PNG data URI."""
     aligned: str
+    diverse: str
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Chart:
 class Page:
     title: str
     lines: list[Line]
+    """Base and aligned."""
+    diverse: list[Line]
+    """Base and diverse prompts, figure by figure the same."""
     strips: list[Strip]
     maps: list[Chart]
     losses: list[Chart]

@@ -1,0 +1,45 @@
+"""What the label of the stored images still tells of each balanced attribute, as the language space sees them.
+
+N images, A balanced attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lbgen import dataset, measures
+from lbgen.attributes import Attribute
+from lbgen.generation.description import Residual
+from lbgen.generation.plan import Plan
+from lbgen.storage import Store
+
+
+def residuals(store: Store, plan: Plan) -> list[Residual]:
+    """Of all splits together, one for each balanced attribute."""
+    label, *values = torch.cat(list(_shards(store, plan))).T  # (N,) and 2A times (N,)
+    targets, found = values[: len(plan.balanced)], values[len(plan.balanced) :]
+    return [residual(*of_one, label) for of_one in zip(plan.balanced, targets, found, strict=True)]
+
+
+def residual(attribute: Attribute, target: Tensor, found: Tensor, label: Tensor) -> Residual:
+    """target, found: (N,) indices into the attribute's values; label: (N,)."""
+    asked, seen = (torch.bincount(column, minlength=len(attribute.values)).tolist() for column in (target, found))
+    return Residual(
+        attribute.name,
+        measures.normalized_mutual_information(label, found),
+        (target == found).double().mean().item(),
+        list(zip(attribute.values, asked, seen, strict=True)),
+    )
+
+
+def _shards(store: Store, plan: Plan) -> Iterator[Tensor]:
+    """Label, index of each target value and of each value found: (images, 1 + 2A)."""
+    numbers = [{value: number for number, value in enumerate(attribute.values)} for attribute in plan.balanced]
+    for split in plan.splits:
+        for shard in range(plan.shards(split)):
+            rows, _ = dataset.read_part(store, split, shard)
+            lines = [[row.label, *map(dict.__getitem__, numbers * 2, row.target + row.found)] for row in rows]
+            yield torch.tensor(lines, dtype=torch.int64).view(len(rows), 1 + 2 * len(numbers))
