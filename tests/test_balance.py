@@ -33,7 +33,7 @@ SCENES = ("on grass", "on sea", "on desert", "on snow", "on brick", "on forest")
 
 
 def attributes(*counts: int) -> tuple[Attribute, ...]:
-    return tuple(Attribute(f"a{n}", "{value}", tuple(f"{n}.{v}" for v in range(c))) for n, c in enumerate(counts))
+    return tuple(Attribute(f"a{n}", "{value}", tuple(f"{n}.{v}" for v in range(c)), "") for n, c in enumerate(counts))
 
 
 def targets(balanced: tuple[Attribute, ...], count: int, category: str = "cat", seed: int = 0) -> list[tuple[str, ...]]:
@@ -226,8 +226,8 @@ def test_mistakes_are_refused_before_anything_is_written(config, tmp_path, chang
 
 def test_templates_with_a_name_are_read_as_transformers_reads_them(tiny_clip_folder):
     """On a random-weight miniature, which every letter of a text matters to."""
-    size = Attribute("size", "{value} {name}", ("big", "odd", "new"))
-    light = Attribute("light", "in {value}", ("sun", "fog"))
+    size = Attribute("size", "{value} {name}", ("big", "odd", "new"), "")
+    light = Attribute("light", "in {value}", ("sun", "fog"), "")
     names, pixels = ["cat", "dog", "ant"] * 8, np.random.default_rng(2).integers(0, 256, (24, 16, 16, 3), np.uint8)
     model, tokenizer = CLIPModel.from_pretrained(tiny_clip_folder), AutoTokenizer.from_pretrained(tiny_clip_folder)
     seen = CLIPImageProcessor.from_pretrained(tiny_clip_folder)(list(pixels), return_tensors="pt")
@@ -249,8 +249,9 @@ def test_templates_with_a_name_are_read_as_transformers_reads_them(tiny_clip_fol
 
 
 def test_a_text_too_long_for_the_space_is_refused_at_the_start(tiny_clip_folder):
-    size, space = Attribute("size", "{value} {name}", ("big", "odd")), load_semantics(str(tiny_clip_folder))
-    with pytest.raises(UserError, match="attribute size: text 'big abcdefghijklm' has more than 16 tokens"):
+    size = Attribute("size", "{value} {name}", ("big", "odd"), "a.yaml, size")
+    space = load_semantics(str(tiny_clip_folder))
+    with pytest.raises(UserError, match="a.yaml, size: text 'big abcdefghijklm' has more than 16 tokens"):
         ZeroShot((size,), [Category("a", "abcdefghijklm", "")], space)
 
 

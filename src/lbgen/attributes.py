@@ -25,11 +25,12 @@ class Attribute:
     template: str
     """Text with {value} and perhaps {name} in it."""
     values: tuple[str, ...]
+    source: str
+    """The file and the name, for messages."""
 
-    def texts(self, category_name: str) -> list[str]:
-        """The text of each value; an image of this category has the value whose text is nearest to it."""
-        named = self.template.replace("{name}", category_name)
-        return [named.replace("{value}", value) for value in self.values]
+    def texts(self, name: str) -> list[str]:
+        """One a value, for a category of this name; an image has the value whose text is nearest to it."""
+        return [self.template.replace("{name}", name).replace("{value}", value) for value in self.values]
 
 
 def load_attributes(path: Path | None) -> list[Attribute]:
@@ -55,4 +56,4 @@ def _attribute(path: Path, name: str, given: Any) -> Attribute:
         raise UserError(f"{place}: values are not a list of two or more texts; quote numbers and true or false")
     if len(set(values)) < len(values):
         raise UserError(f"{place}: a value stands there twice; remove one")
-    return Attribute(name, template, tuple(values))
+    return Attribute(name, template, tuple(values), place)
