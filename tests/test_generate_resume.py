@@ -61,6 +61,7 @@ def test_run_killed_at_random_moments_ends_equal_to_the_whole_one(processes, con
     """SIGKILL, 100 times over the three layouts, at moments drawn over the whole of a run; every folder ends equal."""
     rng, kills, datasets, moments = random.Random(SEED), 0, Counter(), Counter()
     wholes = {}
+    run_and_kill(processes, replace(config, output=tmp_path / "first"), 600)  # brings up the server of processes
     for layout in LAYOUTS:
         began = time.monotonic()
         made = replace(config, output=tmp_path / layout, format=layout, writers=1, images_per_category=8)

@@ -95,15 +95,37 @@ def corrected_mutual_information_bits(labels: Tensor, attributes: Tensor) -> flo
     return mutual_information_bits(labels, attributes) - bias_nats / math.log(2)
 
 
-def normalized_mutual_information(labels: Tensor, attributes: Tensor) -> float:
-    """The corrected estimate over the mean of both entropies, kept in [0, 1]: 0 by chance, 1 for a renaming.
+def expected_mutual_information_bits(table: Tensor) -> float:
+    """Mean of the plug-in estimate over all shuffles of the labels (Vinh, Epps and Bailey, JMLR 2010, eq. 24a).
 
-    0 where the label or the attribute does not vary. Both (N,) integers from 0.
+    table: (labels, attributes) counts.
+    """
+    total = int(table.sum())
+    expected = 0.0
+    for a, rows in zip(*(x.tolist() for x in table.sum(1).unique(return_counts=True)), strict=True):
+        for b, columns in zip(*(x.tolist() for x in table.sum(0).unique(return_counts=True)), strict=True):
+            n = torch.arange(max(1, a + b - total), min(a, b) + 1, dtype=torch.float64)  # images in a cell
+            log_chance = _log_choose(b, n) + _log_choose(total - b, a - n) - _log_choose(total, torch.tensor(float(a)))
+            information = n / total * torch.log2(total * n / (a * b))
+            expected += rows * columns * (log_chance.exp() * information).sum().item()
+    return expected
+
+
+def _log_choose(n: int, k: Tensor) -> Tensor:
+    """Natural logarithm of the binomial coefficient."""
+    return math.lgamma(n + 1) - torch.lgamma(k.double() + 1) - torch.lgamma(n - k.double() + 1)
+
+
+def adjusted_mutual_information(labels: Tensor, attributes: Tensor) -> float:
+    """Information over the mean of both entropies, each less what chance gives, kept in [0, 1] (Vinh et al. 2010).
+
+    0 by chance, however few the images; 1 for a renaming. 0 where nothing varies. Both (N,) integers from 0.
     """
     table = contingency_table(labels, attributes)
-    mean = (entropy_bits(table.sum(1)) + entropy_bits(table.sum(0))).item() / 2
-    information = corrected_mutual_information_bits(labels, attributes)
-    return min(max(information / mean, 0.0), 1.0) if mean > 0 else 0.0
+    by_chance = expected_mutual_information_bits(table)
+    largest = (entropy_bits(table.sum(1)) + entropy_bits(table.sum(0))).item() / 2 - by_chance
+    information = mutual_information_bits(labels, attributes) - by_chance
+    return min(max(information / largest, 0.0), 1.0) if largest > 1e-9 else 0.0
 
 
 def label_agreement(image_features: Tensor, text_features: Tensor, labels: Tensor) -> float:

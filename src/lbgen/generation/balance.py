@@ -116,6 +116,6 @@ class ZeroShot:
                 text = max(attribute.texts(name), key=len)
                 if self.space.count_tokens(text) > self.space.token_limit:
                     raise UserError(
-                        f"attribute {attribute.name}: text {text!r} has more than {self.space.token_limit} tokens; "
+                        f"{attribute.source}: text {text!r} has more than {self.space.token_limit} tokens; "
                         "shorten the value, the template or the name"
                     )

@@ -31,7 +31,7 @@ class Residual:
 
     attribute: str
     information: float
-    """Normalised mutual information of label and value found, corrected for the number of images, in [0, 1]."""
+    """Adjusted mutual information of label and value found, in [0, 1]: 0 is chance."""
     as_asked: float
     """Share of images that have the value they were to have."""
     counts: Sequence[tuple[str, int, int]]

@@ -29,7 +29,7 @@ def residual(attribute: Attribute, target: Tensor, found: Tensor, label: Tensor)
     asked, seen = (torch.bincount(column, minlength=len(attribute.values)).tolist() for column in (target, found))
     return Residual(
         attribute.name,
-        measures.normalized_mutual_information(label, found),
+        measures.adjusted_mutual_information(label, found),
         (target == found).double().mean().item(),
         list(zip(attribute.values, asked, seen, strict=True)),
     )
