@@ -32,6 +32,11 @@ class Parquet(Layout):
 
     def read(self, path: Path, row: Row) -> Iterator[Stored]:
         with pq.ParquetFile(path, pre_buffer=False) as file:
+            if not file.schema_arrow.equals(pa.schema(COLUMNS)):
+                raise ValueError(f"{path}: its columns are not those of a shard")
             for batch in file.iter_batches(ROW_GROUP, use_threads=False):
                 for line in batch.to_pylist():
-                    yield Stored(line["image"]["path"].rpartition(".")[0], line["image"]["bytes"], line["label"])
+                    image, label = line["image"], line["label"]
+                    if image is None or None in (label, *image.values()):
+                        raise ValueError(f"{path}: a line in it is empty")
+                    yield Stored(image["path"].rpartition(".")[0], image["bytes"], label)
