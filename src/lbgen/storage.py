@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class Store(ABC):
     def clear_staging(self, every: bool = False) -> None:
         """Leave nothing unfinished behind: of this worker, or of every one of this machine."""
         shutil.rmtree(self.staging.parent if every else self.staging, ignore_errors=True)
-        if self.staging.parent.is_dir() and not any(self.staging.parent.iterdir()):
+        with suppress(OSError):  # another worker's part is in it, or it is gone
             self.staging.parent.rmdir()
 
 

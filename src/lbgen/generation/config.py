@@ -171,6 +171,7 @@ class GenerateConfig(ScreeningConfig):
         fit = self.split.isidentifier() and self.split not in ("index", "screening", "data", "all")
         require(self, "split", fit, "give a word of letters, digits and _")
         require(self, "shard_of", self.part is None or self.engine == "local", "Ray shares the shards out itself")
+        require(self, "ray_address", self.ray_address is None or self.engine == "ray", "add --engine ray")
 
     def _check_balance(self) -> None:
         names = tuple(name.strip() for given in self.balance for name in given.split(","))  # "scene,style" is welcome
@@ -211,3 +212,8 @@ def approximations(config: GenerateConfig) -> list[str]:
     if config.deep_cache_interval > 1:
         found.append(f"deep blocks of the UNet computed once in {config.deep_cache_interval} calls")
     return found
+
+
+def worker_name(config: GenerateConfig) -> str:
+    """Of this process's part of the staging folder."""
+    return "all" if config.part is None else f"{config.part[0]}-of-{config.part[1]}"

@@ -85,6 +85,8 @@ def samples(store: Store, config: GenerateConfig, plan: Plan) -> bytes:
     """A picture of some categories' first images."""
     chosen = [category.id for category in spread(plan.categories, CATEGORIES)]
     found = list(sample_rows(store, plan, chosen))
+    if not found:  # screening dropped them all, or they come later in a very large dataset
+        return sample_grid([Image.new("RGB", (1, 1), "white")], ["no image of these categories in the first shards"])
     layout = LAYOUTS[config.format]
     contents: dict[str, bytes] = {}
     for row in {row.file: row for row in found}.values():

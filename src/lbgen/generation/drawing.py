@@ -22,6 +22,8 @@ from lbgen.models.generator import Generator
 from lbgen.storage import Store
 from lbgen.vocabulary import Vocabulary
 
+FEW = 8
+"""Images of a category in a shard, below which looking for duplicates among them finds little."""
 BATCH_SIZE = 32
 """On a CPU, where none is asked for."""
 
@@ -34,13 +36,20 @@ def draw(store: Store, config: GenerateConfig, plan: Plan, record: Record | None
     screen = load_screen(config, plan, generator)
     config = replace(config, batch_size=batch_size(config, record, generator))
     made_with = records.made_with(config)
+    record = records.read(store)  # again: another part of the run may have written it while this one was loading
     if record:
+        records.check_config(record, config)
         records.check_made_with(record, made_with, config.output)
     if record is None or record.targets != plan.targets:
         records.write(store, config, made_with, plan)
+    if "duplicate" in config.screen and config.shard_size < FEW * len(plan.categories):
+        print(
+            f"--screen duplicate compares the images of one shard, few of a category here; {FEW} times as many images"
+        )
+        print(f"in a shard as there are categories (--shard-size {FEW * len(plan.categories)}) find more")
     if found := approximations(config):
         print(f"approximated: {'; '.join(found)}")
-    job = Job(config, plan, made_with.adapter_sha256, torch.get_num_threads())
+    job = Job(config, plan, made_with.adapter_sha256, config.generator, torch.get_num_threads())
     total = plan.images(config.split)
     missing = sum(plan.shard_images(config.split, shard) for shard in shards)
     with noted_signals() as signals, Bar(total, total - missing) as bar:

@@ -13,7 +13,7 @@ from lbgen.generation.config import GenerateConfig, approximations
 from lbgen.generation.drawing import BATCH_SIZE, refuse_long_prompts
 from lbgen.generation.painter import Painter
 from lbgen.generation.plan import Plan, PlannedImage
-from lbgen.generation.run import is_ours, planned
+from lbgen.generation.run import is_ours, planned, storage_errors
 from lbgen.generation.screen import Verdict
 from lbgen.generation.worker import device_of, load, row_of
 from lbgen.generation.writing import encoded
@@ -48,9 +48,10 @@ def plan(config: GenerateConfig) -> Estimate:
 
     Draws one to two batches to measure speed and size. Raises what `generate` would raise.
     """
-    store = open_store(config.output)
-    whole, record = planned(config, store)
-    done = dataset.finished_shards(store, config.split)
+    with storage_errors(config.output):
+        store = open_store(config.output)
+        whole, record = planned(config, store)
+        done = dataset.finished_shards(store, config.split)
     shards = range(whole.shards(config.split))
     missing = [shard for shard in shards if shard not in done and is_ours(shard, config)]
     size = speed = None
@@ -76,10 +77,11 @@ def calibrate(config: GenerateConfig, plan: Plan, shard: int) -> tuple[float, fl
     generator = load(config, device_of(0))
     refuse_long_prompts(generator, config, plan)
     painter, images = Painter(generator, config), plan.shard(config.split, shard)
-    painter.paint(images[:1])  # the first call does more than the others
-    seconds, sizes = timed(painter, images[:1], config)
     batch = images[: config.batch_size or BATCH_SIZE]
-    if seconds * len(batch) < LONGEST:
+    first = batch if config.compile else batch[:1]  # compiled networks have one batch size
+    painter.paint(first)  # the first call does more than the others
+    seconds, sizes = timed(painter, first, config)
+    if len(first) < len(batch) and seconds * len(batch) < LONGEST:
         seconds, sizes = timed(painter, batch, config)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return sum(sizes) / len(sizes), len(sizes) / seconds, name
@@ -91,7 +93,9 @@ def timed(painter: Painter, batch: Sequence[PlannedImage], config: GenerateConfi
     pixels = painter.paint(batch)
     seconds = time.perf_counter() - began
     rows = [row_of(image, 0, config, Verdict({}, ())) for image in batch]
-    return seconds, [len(encoded(image, row, config, None)) for image, row in zip(pixels, rows, strict=True)]
+    return seconds, [
+        len(encoded(image, row, config, config.generator, None)) for image, row in zip(pixels, rows, strict=True)
+    ]
 
 
 def text(estimate: Estimate, config: GenerateConfig, plan: Plan) -> str:

@@ -9,6 +9,8 @@ from multiprocessing.context import SpawnProcess
 
 from lbgen.errors import Interrupted, UserError
 from lbgen.generation.bar import Progress
+from lbgen.generation.config import worker_name
+from lbgen.generation.run import disk_message
 from lbgen.generation.worker import Job, Worker, device_of, open_worker
 from lbgen.generation.writing import end_with_parent
 from lbgen.interrupts import noted_signals
@@ -86,10 +88,15 @@ def serve(job: Job, number: int, shards: Sequence[int], reports: Connection) -> 
     end_with_parent()
     try:
         with noted_signals() as signals:
-            draw_here(open_worker(job, f"worker-{number}", device_of(number)), shards, reports.send, signals)
+            draw_here(
+                open_worker(job, f"{worker_name(job.config)}.{number}", device_of(number)),
+                shards,
+                reports.send,
+                signals,
+            )
     except Interrupted:
         pass
     except UserError as error:
         reports.send(str(error))
     except OSError as error:
-        reports.send(f"{job.config.output}: {error.strerror or error}; nothing is lost, mend it and start again")
+        reports.send(disk_message(job.config.output, error))

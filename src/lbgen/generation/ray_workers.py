@@ -108,6 +108,8 @@ class Crew:
                 return self.assign(one.actor, shards.popleft())
             one.actor.close.remote()
             return None
+        except self.ray.exceptions.RayTaskError as error:  # what the worker itself raised
+            raise error.cause from None
         except self.ray.exceptions.RayActorError as error:
             self.losses += 1
             if self.losses >= LARGEST_LOSS:

@@ -52,12 +52,11 @@ class Record:
 def read(store: Store) -> Record | None:
     """The record of the dataset in a store; None where there is no dataset."""
     targets = dataset.read_json(store, PLAN)
-    try:
-        content = lbgen.config.parse_yaml(store.read(RECORD), f"{store}/{RECORD}")
-    except FileNotFoundError:
+    if targets is None:
         return None
-    if targets is None or "config" not in content or "made_with" not in content:
-        raise UserError(f"{store}: its {RECORD} and {PLAN} are not both whole; restore them or choose another --output")
+    content = lbgen.config.parse_yaml(store.read(RECORD), f"{store}/{RECORD}") if store.exists(RECORD) else {}
+    if "config" not in content or "made_with" not in content:
+        raise UserError(f"{store}: has a {PLAN} and no whole {RECORD}; restore it or choose another --output")
     return Record(content["config"], content["made_with"], plans.from_json(targets, f"{store}/{PLAN}"))
 
 
@@ -134,8 +133,8 @@ def adapter_sha256(config: GenerateConfig) -> str | None:
 def write(store: Store, config: GenerateConfig, made_with: MadeWith, plan: Plan) -> None:
     """Record a dataset, or its growth, before its first image."""
     store.remove(COMPLETE)
-    store.write(PLAN, (json.dumps(plans.to_json(plan.targets), ensure_ascii=False) + "\n").encode())
     store.write("labels.json", labels_json(plan.categories).encode())
     values = {name: value for name, value in lbgen.config.plain(config).items() if name not in RUNNING}
     text = lbgen.config.yaml_text({"config": values, "made_with": lbgen.config.plain(made_with)})
     store.write(RECORD, text.encode())
+    store.write(PLAN, (json.dumps(plans.to_json(plan.targets), ensure_ascii=False) + "\n").encode())  # now it counts

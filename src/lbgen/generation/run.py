@@ -13,12 +13,15 @@ from lbgen.errors import UserError
 from lbgen.generation import balance
 from lbgen.generation import plan as plans
 from lbgen.generation import record as records
-from lbgen.generation.config import GenerateConfig
+from lbgen.generation.config import GenerateConfig, worker_name
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.locking import locked
 from lbgen.storage import Store, open_store
 from lbgen.vocabulary import load_vocabulary
+
+CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "huggingface_hub")
+"""Packages behind fsspec whose errors (no credentials, no connection) are no OSErrors."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,12 @@ def generate(config: GenerateConfig) -> GenerateResult:
 
     Raises UserError for what the user can mend, Interrupted at a signal; finished shards are kept either way.
     """
-    plan, _ = planned(config, open_store(config.output))  # what can be refused is refused before anything is written
     store = open_store(config.output, worker_name(config))
-    with storage_errors(config.output), locked(store.lock_file, config.output, config.part):
-        plan, record = planned(config, store)
-        return make(store, config, plan, record)
+    with storage_errors(config.output):
+        planned(config, store)  # what can be refused is refused before anything is written
+        with locked(store.lock_file, config.output, config.part):
+            plan, record = planned(config, store)
+            return make(store, config, plan, record)
 
 
 def planned(config: GenerateConfig, store: Store) -> tuple[Plan, Record | None]:
@@ -59,27 +63,23 @@ def planned(config: GenerateConfig, store: Store) -> tuple[Plan, Record | None]:
     return Plan(targets, config.seed, config.shard_size, balanced), record
 
 
-def worker_name(config: GenerateConfig) -> str:
-    """Of this process's part of the staging folder."""
-    return "all" if config.part is None else f"{config.part[0]}-of-{config.part[1]}"
-
-
 def make(store: Store, config: GenerateConfig, plan: Plan, record: Record | None) -> GenerateResult:
     """Draw the shards that are missing, of this run's part, and describe the dataset once all are there."""
     started, split = time.monotonic(), config.split
+    store.clear_staging(every=config.part is None)
     done = dataset.finished_shards(store, split)
     missing = [shard for shard in range(plan.shards(split)) if shard not in done and is_ours(shard, config)]
     if missing:
         from lbgen.generation.drawing import draw  # brings torch, which a finished dataset does without
 
-        store.clear_staging(every=config.part is None)
         try:
             draw(store, config, plan, record, missing)
         finally:
             store.clear_staging(every=config.part is None)
         done = dataset.finished_shards(store, split)
     finished = done >= set(range(plan.shards(split)))
-    if finished and not store.exists(records.COMPLETE):
+    whole = all(dataset.finished_shards(store, name) >= set(range(plan.shards(name))) for name in plan.splits)
+    if whole and not store.exists(records.COMPLETE):
         from lbgen.generation.describe import describe
 
         describe(store, config, plan)
@@ -103,4 +103,14 @@ def storage_errors(output: str) -> Iterator[None]:
             f"{output}: a writer process was killed (out of memory?); nothing is lost, start again"
         ) from None
     except OSError as error:
-        raise UserError(f"{output}: {error.strerror or error}; nothing is lost, mend it and start again") from error
+        raise UserError(disk_message(output, error)) from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in CLIENTS:
+            raise
+        raise UserError(f"{output}: {' '.join(str(error).split())}; mend it and start again") from error
+
+
+def disk_message(output: str, error: OSError) -> str:
+    """One line for a file that could not be read or written."""
+    where = f" ({error.filename})" if error.filename and str(error.filename) != output else ""
+    return f"{output}: {error.strerror or error}{where}; nothing is lost, mend it and start again"

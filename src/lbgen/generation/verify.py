@@ -25,7 +25,7 @@ from lbgen.storage import LocalStore, Store, open_store
 
 SHOWN = 3
 """Damaged images named on a shard's line."""
-DAMAGE = (OSError, ValueError, tarfile.TarError)
+DAMAGE = (OSError, ValueError, KeyError, TypeError, tarfile.TarError)
 """What reading a damaged file raises; pyarrow's errors are among them."""
 
 
@@ -43,23 +43,23 @@ def verify(directory: str, repair: bool = False) -> VerifyResult:
     repair: make the damaged shards again, and those alone. Prints a line for each, and returns what is damaged still.
     """
     directory = str(directory)
-    store = open_store(directory, "verify")
-    record = records.read(store)
-    if record is None:
-        raise UserError(f"{directory}: no {records.RECORD} in it; give a folder that lbgen generate made")
-    config = records.config_of(record, directory)
-    plan = Plan(record.targets, config.seed, config.shard_size)
-    damaged, strangers = check(store, config, plan)
-    if damaged and repair:
-        records.check_made_with(record, records.made_with(config), directory)  # before a shard is given up
-        plan = replace(plan, balanced=balanced_attributes(config))
-        with storage_errors(directory):
+    with storage_errors(directory):
+        store = open_store(directory, "verify")
+        record = records.read(store)
+        if record is None:
+            raise UserError(f"{directory}: no {records.RECORD} in it; give a folder that lbgen generate made")
+        config = records.config_of(record, directory)
+        plan = Plan(record.targets, config.seed, config.shard_size)
+        damaged, strangers = check(store, config, plan)
+        if damaged and repair:
+            records.check_made_with(record, records.made_with(config), directory)  # before a shard is given up
+            plan = replace(plan, balanced=balanced_attributes(config))
             for split in plan.splits:
                 repair_split(replace(config, split=split), plan, [shard for name, shard in damaged if name == split])
-        damaged, strangers = check(store, config, plan)
-    shards = sum(plan.shards(split) for split in plan.splits)
-    print(f"{shards - len(damaged)} of {shards} shards of {directory} are whole")
-    return VerifyResult(shards, (*damaged.values(), *strangers))
+            damaged, strangers = check(store, config, plan)
+        shards = sum(plan.shards(split) for split in plan.splits)
+        print(f"{shards - len(damaged)} of {shards} shards of {directory} are whole")
+        return VerifyResult(shards, (*damaged.values(), *strangers))
 
 
 def check(store: Store, config: GenerateConfig, plan: Plan) -> tuple[dict[tuple[str, int], str], list[str]]:
@@ -158,6 +158,9 @@ def repair_split(config: GenerateConfig, plan: Plan, shards: Sequence[int]) -> N
     store = open_store(config.output)
     with locked(store.lock_file, config.output):
         record = records.read(store)
+        if record is None or record.targets != plan.targets:
+            raise UserError(f"{config.output}: another run changed its plan meanwhile; start again")
+        store.remove(records.COMPLETE)
         for shard in shards:
             store.remove(dataset.part_name(config.split, shard))
         make(store, config, plan, record)

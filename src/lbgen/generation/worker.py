@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -31,6 +32,8 @@ class Job:
     config: GenerateConfig
     plan: Plan
     adapter_sha256: str | None
+    generator: str
+    """As the user named it, whatever path a worker loads it from."""
     threads: int
     """Of torch, on a CPU."""
 
@@ -54,7 +57,7 @@ class Worker:
         self.screen = screen
         self.store = open_store(config.output, name)
         ids = tuple(category.id for category in job.plan.categories)
-        self.writers = Writers(Work(config, name, ids, job.adapter_sha256))
+        self.writers = Writers(Work(config, name, ids, job.generator, job.adapter_sha256))
         self.publishing: Future[None] | None = None
 
     def make(self, number: int) -> Iterator[Progress]:
@@ -85,6 +88,7 @@ class Worker:
 
     def _begin(self, number: int) -> Drawing:
         staged = self.store.staging / f"{self.config.split}-{number:05d}"
+        shutil.rmtree(staged, ignore_errors=True)  # of a worker of this name that was killed
         staged.mkdir(parents=True)
         if self.screen:
             self.screen.begin_shard()

@@ -38,6 +38,8 @@ class Work:
     worker: str
     """Name of the worker's part of the staging folder."""
     category_ids: tuple[str, ...]
+    generator: str
+    """As the user named it."""
     adapter_sha256: str | None
 
 
@@ -91,16 +93,16 @@ def end_with_parent() -> None:
 def encode_images(work: Work, rows: list[Row], pixels: np.ndarray, staged: Path) -> list[Row]:
     done = []
     for row, image in zip(rows, pixels, strict=True):
-        content = encoded(image, row, work.config, work.adapter_sha256)
+        content = encoded(image, row, work.config, work.generator, work.adapter_sha256)
         (staged / row.key).write_bytes(content)
         done.append(replace(row, sha256=hashlib.sha256(content).hexdigest()))
     return done
 
 
-def encoded(pixels: np.ndarray, row: Row, config: GenerateConfig, adapter_sha256: str | None) -> bytes:
+def encoded(pixels: np.ndarray, row: Row, config: GenerateConfig, generator: str, adapter_sha256: str | None) -> bytes:
     """An image, (H, W, 3) bytes, as it is stored."""
     facts = Facts(
-        generator=config.generator,
+        generator=generator,
         adapter_sha256=adapter_sha256,
         prompt=row.prompt,
         seed=row.seed,
