@@ -87,6 +87,30 @@ def test_split_repeats_no_image_of_another(config, tmp_path):
     assert verify(tmp_path / "made").damaged == ()
 
 
+def test_split_that_ends_before_another_leaves_the_card_to_it(config, tmp_path):
+    made = replace(config, output=tmp_path / "made")
+    generate(made)
+    (tmp_path / "made/index/train-00001.parquet").unlink()
+    assert generate(replace(made, split="val", images_per_category=2)).finished
+    assert not (tmp_path / "made/croissant.json").exists()
+    generate(made)
+    assert "| val | 6 |" in (tmp_path / "made/README.md").read_text()
+
+
+def test_growth_that_is_killed_while_it_is_recorded_is_recorded_again(config, tmp_path, monkeypatch):
+    """Between the labels and the plan, which is what makes them count."""
+    made = replace(config, output=tmp_path / "made", images_per_category=1)
+    generate(made)
+    monkeypatch.setattr("lbgen.generation.plan.to_json", lambda targets: sys.exit(9))
+    (tmp_path / "more.txt").write_text("z1 cat\na2 dog\nm3 red fox\nb7 owl\n")
+    with pytest.raises(SystemExit):
+        generate(replace(made, vocabulary=str(tmp_path / "more.txt")))
+    monkeypatch.undo()
+    assert generate(replace(made, vocabulary=str(tmp_path / "more.txt"))).images == 4
+    assert len(json.loads((tmp_path / "made/labels.json").read_text())) == 4
+    assert verify(tmp_path / "made").damaged == ()
+
+
 @pytest.mark.parametrize("layout", ["imagefolder", "webdataset", "parquet"])
 def test_hard_names_are_kept_to_the_letter(config, tmp_path, layout):
     vocabulary = tmp_path / "names.json"

@@ -48,6 +48,19 @@ def test_parts_of_a_run_make_the_whole(config, whole, tmp_path):
     assert generate(replace(parts[0], shard_of="3/3")).finished  # counted from one, the last
 
 
+def test_part_with_workers_of_its_own_is_not_stopped_by_what_a_killed_one_left(config, whole, tmp_path):
+    """Half-made shards lie in the staging folder; another part's stay there."""
+    part = replace(config, output=tmp_path / "made", shard_of="0/2", workers=2)
+    left = [tmp_path / f"made/.staging/{name}/train-00000/x" for name in ("0-of-2.0", "1-of-2.0")]
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    generate(part)
+    assert left[1].exists()
+    generate(replace(part, shard_of="1/2"))
+    assert contents(tmp_path / "made") == contents(whole)
+
+
 @pytest.mark.parametrize("part", ["4/3", "1", "a/b", "-1/2", "0/0"])
 def test_part_that_is_none_is_refused(config, part):
     with pytest.raises(UserError, match="--shard-of"):
