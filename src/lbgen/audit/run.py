@@ -60,7 +60,9 @@ def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
         for observed in seen:
             measured.append(measure(observed, space, attributes, config, images, step))
     space_name, comparisons = _compare(measured, sources, config)
-    return output.write(measured, comparisons, sources, config, images, space_name)
+    result = output.write(measured, comparisons, sources, config, images, space_name)
+    print(f"The page: {result.page}; every figure: {result.measures}")
+    return result
 
 
 def dataset_names(directories: Sequence[Path]) -> list[str]:

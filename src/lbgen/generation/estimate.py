@@ -105,7 +105,7 @@ def text(estimate: Estimate, config: GenerateConfig, plan: Plan) -> str:
     lines = [
         (
             "images",
-            f"{estimate.images:,} of {categories:,} categories, split {config.split}; {there:,} not to be made here",
+            f"{estimate.images:,} of {categories:,} categories, split {config.split}; {there:,} not of this run",
         ),
         ("shards", f"{estimate.shards:,} of up to {config.shard_size:,} images, {config.format}"),
     ]
