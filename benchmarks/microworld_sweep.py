@@ -62,6 +62,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lr 1e-3": {"learning_rate": 1e-3},
     "lr 4e-3": {"learning_rate": 4e-3},
     "pull to base 1": {"base_weight": 1.0},
+    "entire 10, pull to base 10, 60 updates": {"entire_weight": 10.0, "base_weight": 10.0, "max_steps": 60},
     "detached input": {"detach_input": True},
     "features not normalised": {"normalize_features": False},
     "released code's objective": {

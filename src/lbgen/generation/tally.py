@@ -72,19 +72,6 @@ class Tally:
         above = {category_id: share for category_id, share in shares.items() if share > report_share}
         return dict(sorted(above.items(), key=lambda item: (-item[1], item[0])))
 
-    def table(self, checks: Sequence[str]) -> tuple[list[str], list[list[str | int]]]:
-        """Header and rows for the dataset card: all categories together, then those with rejections, the worst first.
-
-        A category stands by its id, and has a column for each of the `checks` that were made.
-        """
-        rejecting = [(category_id, count) for category_id, count in self.categories.items() if count.reasons]
-        rejecting.sort(key=lambda item: (-item[1].share, item[0]))
-        rows: list[list[str | int]] = [
-            [name, c.images, c.rejected, *(c.reasons[check] for check in checks), c.kept, c.dropped]
-            for name, c in [("all categories", self.total()), *rejecting]
-        ]
-        return ["category", "images", "rejected at first", *checks, "kept all the same", "dropped"], rows
-
     def to_json(self) -> dict[str, dict[str, Any]]:
         """Category id -> its numbers, zeros left out."""
         return {
