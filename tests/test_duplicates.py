@@ -1,4 +1,4 @@
-"""Near-duplicates: hashes against the DCT's formula and PIL; what is one against copies made for the purpose."""
+"""Near-duplicates: hashes against the DCT's formula and PIL; pairs against loops and copies made for the purpose."""
 
 import math
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from screening import CUP, WORLD, judge, microworld, noisy, planned, renders
+from screening import CUP, judge, microworld, noisy
 
-from lbgen.generation.duplicates import Accepted, Nearest, perceptual_hash
+from lbgen.generation import duplicates
+from lbgen.generation.duplicates import accepted_images, near_pairs, nearest_bits, perceptual_hash
 from lbgen.microworld.scenes import BIASED, render
-from lbgen.vocabulary import Category
 
 
 def hash_by_formula(grey: np.ndarray) -> list[bool]:
@@ -33,67 +33,72 @@ def test_the_hash_is_the_dcts_formula(shape: tuple[int, int]) -> None:
     """Brute force on the 32x32 image, which PIL's box filter makes of a larger one."""
     grey = np.random.default_rng(5).random((3, *shape)).astype(np.float32)
     found = perceptual_hash(torch.from_numpy(grey))
-    assert found.shape == (3, 64) and found.dtype == bool
-    for picture, bits in zip(grey, found, strict=True):
+    assert found.shape == (3,) and found.dtype == np.uint64
+    for picture, value in zip(grey, found.tolist(), strict=True):
         small = np.asarray(Image.fromarray(picture).resize((32, 32), Image.Resampling.BOX), np.float64)
-        assert bits.tolist() == hash_by_formula(small)
+        assert [digit == "1" for digit in f"{value:064b}"] == hash_by_formula(small)
 
 
 def test_hashes_of_images_without_contrast_are_equal() -> None:
     """They have one frequency above 0, the mean; rounding errors are no bits."""
     flat = torch.tensor([0.1, 0.5, 0.7])[:, None, None].expand(3, 48, 80)
-    assert perceptual_hash(flat).tolist() == [[True] + [False] * 63] * 3
+    assert perceptual_hash(flat).tolist() == [2**63] * 3
 
 
-def test_copies_are_duplicates_and_other_renders_of_the_category_are_not() -> None:
-    """None of 40 renders of a biased world is a duplicate; all of their copies, noised by 2 levels, are."""
-    by, drawn = microworld("duplicate"), render(np.full(40, CUP), 5, BIASED).images
-    assert not any(verdict.reasons for verdict in judge(by, CUP, drawn))
-    copies = judge(by, CUP, noisy(drawn, 2))
-    assert all(verdict.reasons == ("duplicate",) for verdict in copies)
-    assert all(verdict.scores["duplicate_bits"] <= 4 for verdict in copies)
-    assert all(verdict.scores["duplicate_cosine"] > 0.999 for verdict in copies)
+def test_copies_are_near_and_other_renders_of_the_category_are_not() -> None:
+    """40 renders of a biased world: the only near pairs are those made on purpose, with noise of 2 levels."""
+    drawn = render(np.full(40, CUP), 5, BIASED).images
+    pairs = near_pairs(hashes_of(np.concatenate([drawn, noisy(drawn, 2)])), 4)
+    assert sorted(zip(pairs.earlier.tolist(), pairs.later.tolist(), strict=True)) == [(i, 40 + i) for i in range(40)]
 
 
-def test_hash_and_features_must_both_be_near() -> None:
-    """A grey copy has the hash but other features; a mirrored one, of a near-symmetric object, features but no hash."""
-    by, drawn = microworld("duplicate", duplicate_cosine=0.97), renders(CUP, 12)
-    grey = np.stack([np.asarray(Image.fromarray(picture).convert("L").convert("RGB")) for picture in drawn])
-    alike = {"grey": [], "mirrored": []}
-    for row in range(len(drawn)):
-        for name, copies in (("grey", grey), ("mirrored", drawn[:, :, ::-1])):
-            by.begin_shard()
-            _, verdict = judge(by, CUP, np.stack([drawn[row], copies[row]]))
-            bits, cosine = (verdict.scores[score] for score in ("duplicate_bits", "duplicate_cosine"))
-            assert (verdict.reasons == ("duplicate",)) == (bits <= 4 and cosine >= 0.97)
-            alike[name].append((bits <= 4, cosine >= 0.97))
-    assert (True, False) in alike["grey"] and (False, True) in alike["mirrored"]
+def hashes_of(pixels: np.ndarray) -> np.ndarray:
+    verdicts = judge(microworld("duplicate"), CUP, pixels)
+    return np.array([int(verdict.perceptual_hash, 16) for verdict in verdicts], np.uint64)
 
 
-def test_the_nearest_is_within_both_limits_or_else_of_the_least_bits() -> None:
-    """Three images set by hand: bits differ from none by 2, 4, 2; cosines with the first axis are 0.5, 1, 0.8."""
-    accepted, features = Accepted(), [(0.5, 0.75**0.5), (1, 0), (0.8, 0.6)]
-    for differing, feature in zip((2, 4, 2), features, strict=True):
-        accepted.add("cup", np.arange(64) < differing, np.array(feature))
-    own = ("cup", np.zeros(64, bool), np.array([1.0, 0.0]))
-    assert accepted.nearest(*own, Nearest(4, 0.99)) == (4, 1.0)
-    assert accepted.nearest(*own, Nearest(3, 0.99)) == (2, 0.8)
-    assert accepted.nearest("fish", *own[1:], Nearest(4, 0.99)) is None
+def random_hashes(count: int) -> np.ndarray:
+    """All within a few bits of each other."""
+    flipped = np.random.default_rng(0).random((count, 64)) < 0.04
+    return np.packbits(flipped, axis=1).view(">u8")[:, 0].astype(np.uint64)
 
 
-def test_duplicates_are_sought_among_accepted_images_of_the_category_and_the_shard() -> None:
-    """One image over and over: its verdict depends on what went before alone."""
-    by, (first, second) = microworld("blank", "duplicate"), renders(CUP, 2)
-    blank = np.full_like(first, 90)
-    fish, star = WORLD[0], WORLD[3]
+def differing_bits(one: np.uint64, other: np.uint64) -> int:
+    return (int(one) ^ int(other)).bit_count()
 
-    def reasons(pictures: list[np.ndarray], chosen: list[Category]) -> list[tuple[str, ...]]:
-        return [verdict.reasons for verdict in by.judge(planned(chosen), np.stack(pictures))]
 
-    assert reasons([first, first, first], [fish, star, fish]) == [(), (), ("duplicate",)]
-    assert reasons([second, first], [fish, star]) == [(), ("duplicate",)]
-    assert reasons([blank, blank], [fish, fish]) == [("blank",)] * 2  # what was rejected is nothing to compare with
-    by.begin_shard()
-    assert reasons([first], [fish]) == [()]
-    (verdict,) = by.judge(planned([star]), second[None])
-    assert set(verdict.scores) == {"deviation"}  # with nothing to compare with, no score
+def test_near_pairs_are_those_of_a_double_loop() -> None:
+    hashes = random_hashes(duplicates.BLOCK + 40)
+    pairs = near_pairs(hashes, 3)
+    expected = [
+        (later, earlier, bits)
+        for later in range(len(hashes))
+        for earlier in range(later)
+        if (bits := differing_bits(hashes[later], hashes[earlier])) <= 3
+    ]
+    assert list(zip(pairs.later, pairs.earlier, pairs.bits, strict=True)) == expected and len(expected) > 100
+    assert len(near_pairs(hashes[:0], 3).later) == len(near_pairs(hashes[:1], 64).later) == 0
+
+
+def test_an_image_is_accepted_unless_it_is_near_an_accepted_one_before_it() -> None:
+    """Against the definition, image by image."""
+    rng, hashes = np.random.default_rng(1), random_hashes(120)
+    pairs, kept = near_pairs(hashes, 4), rng.random(120) < 0.1
+    cosines = rng.random(len(pairs.later))
+    near = zip(pairs.later.tolist(), pairs.earlier.tolist(), cosines >= 0.8, strict=True)
+    alike = {(later, earlier) for later, earlier, same in near if same}
+    accepted: list[int] = []
+    for row in range(120):
+        if not kept[row] and not any((row, earlier) in alike for earlier in accepted):
+            accepted.append(row)
+    found = accepted_images(pairs, cosines, 0.8, kept)
+    assert np.flatnonzero(found).tolist() == accepted and 20 < len(accepted) < (~kept).sum()
+    nothing = accepted_images(near_pairs(hashes[:1], 4), np.empty(0), 0.8, np.zeros(1, bool))
+    assert nothing.tolist() == [True]
+
+
+def test_the_nearest_is_sought_among_accepted_images_before() -> None:
+    hashes, accepted = random_hashes(duplicates.BLOCK + 9), np.random.default_rng(2).random(duplicates.BLOCK + 9) < 0.5
+    for row, bits in enumerate(nearest_bits(hashes, accepted)):
+        before = [differing_bits(hashes[row], hashes[other]) for other in range(row) if accepted[other]]
+        assert bits == min(before, default=65)

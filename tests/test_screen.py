@@ -164,26 +164,28 @@ def test_a_concept_of_the_micro_world_is_found() -> None:
 
 
 def test_verdicts_do_not_depend_on_how_images_are_batched() -> None:
-    """One by one, by seven and all at once; copies among them. Reasons come in the order of CHECKS."""
+    """One by one, by seven and all at once. Reasons come in the order of CHECKS."""
     chosen = np.arange(24) % 3
     drawn = render(chosen, 9, BALANCED).images
-    drawn[12:15] = noisy(drawn[0:3], 2)
     drawn[20] = 128
     images = planned([WORLD[category] for category in chosen])
     by = microworld(*CHECKS[::-1], unsafe_concepts=("brick",), label_top_k=1)
     found: dict[int, list[Verdict]] = {}
     for size in (1, 7, 24):
-        by.begin_shard()
         parts = [by.judge(images[i : i + size], drawn[i : i + size]) for i in range(0, 24, size)]
         found[size] = [verdict for part in parts for verdict in part]
     for size in (1, 7):
         for verdict, expected in zip(found[size], found[24], strict=True):
             assert verdict.reasons == expected.reasons
+            assert verdict.perceptual_hash == expected.perceptual_hash
             assert verdict.scores == pytest.approx(expected.scores, abs=1e-5)
     reasons = [verdict.reasons for verdict in found[24]]
-    assert reasons[12:15] == [("duplicate",)] * 3 and {"quality", "blank"} <= set(reasons[20])
+    assert {"quality", "blank"} <= set(reasons[20])
     assert all(list(some) == sorted(some, key=CHECKS.index) for some in reasons)
-    assert set().union(*(verdict.scores for verdict in found[24])) == set(SCORES)
+    assert set().union(*(verdict.scores for verdict in found[24])) == set(SCORES) - {
+        "duplicate_bits",
+        "duplicate_cosine",
+    }
 
 
 def test_image_features_are_computed_once_for_all_checks(monkeypatch: pytest.MonkeyPatch) -> None:

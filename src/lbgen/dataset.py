@@ -5,6 +5,7 @@ DIR/train-00000.tar, _info.json     format webdataset
 DIR/data/train-00000.parquet        format parquet
 DIR/index/train-00000.parquet       one line an image; a shard exists when its part of the index does
 DIR/screening/train-00000.json      what was rejected in that shard, where there is screening
+DIR/duplicates.json                 images that were drawn again because an earlier one is nearly the same
 DIR/plan.json, dataset.yaml         which images there are to be, and what makes them
 DIR/labels.json                     id and name of each category, in the order of the labels
 """
@@ -55,6 +56,8 @@ class Row:
     """The file that holds the image, relative to the dataset folder."""
     sha256: str
     """Of the image's bytes as they are stored."""
+    perceptual_hash: str | None = None
+    """16 hexadecimal digits, where near-duplicates are sought (lbgen.generation.duplicates)."""
     scores: dict[str, float] = field(default_factory=dict)
     """By the names of SCORES."""
     rejections: tuple[str, ...] = ()
@@ -80,7 +83,7 @@ SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("id", "name")]
     + [("label", pa.int64()), ("prompt", pa.string()), ("seed", pa.int64()), ("attempt", pa.int64())]
     + [("split", pa.string()), ("shard", pa.int64())]
-    + [(name, pa.string()) for name in ("key", "file", "sha256")]
+    + [(name, pa.string()) for name in ("key", "file", "sha256", "perceptual_hash")]
     + [(name, pa.float64()) for name in SCORES]
     + [(name, pa.list_(pa.string())) for name in LISTS]
 )

@@ -102,7 +102,10 @@ class LocalStore(Store):
             files.flush(folder)
 
     def remove(self, name: str) -> None:
-        (self.root / name).unlink(missing_ok=True)
+        path = self.root / name
+        if path.exists():
+            path.unlink(missing_ok=True)
+            files.flush(path.parent)
 
     def fetch(self, name: str) -> Path:
         return self.root / name

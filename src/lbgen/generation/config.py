@@ -29,8 +29,8 @@ class ScreeningConfig:
     least_deviation: float = 0.02
     """blank: the least standard deviation of the pixels' brightness, which lies in [0, 1]."""
     duplicate_bits: int = 4
-    """duplicate: perceptual hashes of 64 bits that differ in no more than these, of one category and one shard. Two
-    hashes nearly always differ in an even number."""
+    """duplicate: perceptual hashes of 64 bits that differ in no more than these, of one category. Two hashes nearly
+    always differ in an even number. Images are compared when all shards are there; the later one is drawn again."""
     duplicate_cosine: float = 0.99
     """duplicate: features of the language space with at least this cosine, too."""
     unsafe: Literal["concepts", "checker"] = "concepts"

@@ -7,29 +7,39 @@ from dataclasses import replace
 
 import torch
 
+from lbgen import dataset
 from lbgen.generation import record as records
 from lbgen.generation.balance import longest_template
 from lbgen.generation.bar import Bar
 from lbgen.generation.batch_size import batch_that_fits
-from lbgen.generation.config import GenerateConfig, approximations
+from lbgen.generation.config import GenerateConfig
 from lbgen.generation.local_workers import draw_here, draw_in_processes
 from lbgen.generation.plan import Plan
 from lbgen.generation.ray_workers import draw_with_ray
 from lbgen.generation.record import Record
+from lbgen.generation.rounds import Round
 from lbgen.generation.worker import Job, Worker, device_of, load, load_screen
 from lbgen.interrupts import noted_signals
 from lbgen.models.generator import Generator
 from lbgen.storage import Store
 from lbgen.vocabulary import Vocabulary
 
-FEW = 8
-"""Images of a category in a shard, below which looking for duplicates among them finds little."""
 BATCH_SIZE = 32
 """On a CPU, where none is asked for."""
 
 
-def draw(store: Store, config: GenerateConfig, plan: Plan, record: Record | None, shards: Sequence[int]) -> None:
-    """Make these shards of the split. Nothing is written before the generator is loaded and agrees with the record."""
+def draw(
+    store: Store,
+    config: GenerateConfig,
+    plan: Plan,
+    record: Record | None,
+    shards: Sequence[int],
+    rounds: Sequence[Round] = (),
+) -> None:
+    """Make these shards of the split, or change those that are there as the last of `rounds` says.
+
+    Nothing is written before the generator is loaded and agrees with the record.
+    """
     records.adapter_sha256(config)  # refuses a folder without one
     generator = load(config, device_of(0))
     refuse_long_prompts(generator, config, plan)
@@ -42,18 +52,12 @@ def draw(store: Store, config: GenerateConfig, plan: Plan, record: Record | None
         records.check_made_with(record, made_with, config.output)
     if record is None or record.targets != plan.targets:
         records.write(store, config, made_with, plan)
-    if "duplicate" in config.screen and config.shard_size < FEW * len(plan.categories):
-        print(
-            f"--screen duplicate compares the images of one shard, few of a category here; {FEW} times as many images"
-        )
-        print(f"in a shard as there are categories (--shard-size {FEW * len(plan.categories)}) find more")
-    if found := approximations(config):
-        print(f"approximated: {'; '.join(found)}")
-    job = Job(config, plan, made_with.adapter_sha256, config.generator, torch.get_num_threads())
+    job = Job(config, plan, made_with.adapter_sha256, config.generator, torch.get_num_threads(), rounds)
     total = plan.images(config.split)
-    missing = sum(plan.shard_images(config.split, shard) for shard in shards)
-    with noted_signals() as signals, Bar(total, total - missing) as bar:
-        if config.engine == "local" and workers(config) == 1:
+    missing = set(shards) - dataset.finished_shards(store, config.split)
+    images = sum(plan.shard_images(config.split, shard) for shard in missing)
+    with noted_signals() as signals, Bar(total, total - images) as bar:
+        if config.engine == "local" and min(workers(config), len(shards)) == 1:
             draw_here(Worker(job, store.staging.name, generator, screen), shards, bar.add, signals)
             return
         del generator, screen

@@ -6,16 +6,17 @@ import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lbgen import dataset
 from lbgen.errors import UserError
 from lbgen.generation import balance
 from lbgen.generation import plan as plans
 from lbgen.generation import record as records
-from lbgen.generation.config import GenerateConfig, worker_name
+from lbgen.generation.config import GenerateConfig, approximations, worker_name
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
+from lbgen.generation.rounds import read_rounds
 from lbgen.locking import locked
 from lbgen.storage import Store, open_store
 from lbgen.vocabulary import load_vocabulary
@@ -72,21 +73,39 @@ def make(store: Store, config: GenerateConfig, plan: Plan, record: Record | None
     if missing:
         from lbgen.generation.drawing import draw  # brings torch, which a finished dataset does without
 
+        if found := approximations(config):
+            print(f"approximated: {'; '.join(found)}")
         try:
-            draw(store, config, plan, record, missing)
+            draw(store, config, plan, record, missing, read_rounds(store, split))
         finally:
             store.clear_staging(every=config.part is None)
         done = dataset.finished_shards(store, split)
     finished = done >= set(range(plan.shards(split)))
     whole = all(dataset.finished_shards(store, name) >= set(range(plan.shards(name))) for name in plan.splits)
     if whole and not store.exists(records.COMPLETE):
-        from lbgen.generation.describe import describe
-
-        describe(store, config, plan)
-        store.clear_staging()
+        complete(store, config, plan)
     images = sum(plan.shard_images(split, shard) for shard in done)
     print(f"{images} of {plan.images(split)} images of {len(plan.categories)} categories in {config.output}")
     return GenerateResult(config.output, images, finished, time.monotonic() - started)
+
+
+def complete(store: Store, config: GenerateConfig, plan: Plan) -> None:
+    """What is left to do when every shard is there."""
+    from lbgen.generation.describe import describe
+
+    if "duplicate" in config.screen:
+        if config.part is not None:  # other parts may be at work on the shards that this one would change
+            print("all shards are there; run once more without --shard-of, to compare images across them")
+            return
+        from lbgen.generation.settle import settle
+
+        try:
+            for split in plan.splits:
+                settle(store, replace(config, split=split), plan, records.read(store))
+        finally:
+            store.clear_staging(every=True)
+    describe(store, config, plan)
+    store.clear_staging()
 
 
 def is_ours(shard: int, config: GenerateConfig) -> bool:

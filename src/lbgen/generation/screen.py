@@ -16,7 +16,7 @@ from torch import Tensor
 from lbgen.attributes import Attribute
 from lbgen.generation.balance import ZeroShot
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.duplicates import Accepted, Nearest, perceptual_hash
+from lbgen.generation.duplicates import perceptual_hash
 from lbgen.generation.plan import PlannedImage
 from lbgen.models.quality import AntonymQuality
 from lbgen.models.safety import SafetyChecker
@@ -36,6 +36,8 @@ class Verdict(NamedTuple):
     """The checks that failed, in the order of GenerateConfig.checks; none for an image that may stay."""
     found: tuple[str, ...] = ()
     """The value of each balanced attribute that the image has."""
+    perceptual_hash: str | None = None
+    """16 hexadecimal digits, where near-duplicates are sought."""
 
 
 class Batch(NamedTuple):
@@ -60,7 +62,7 @@ class Finding(NamedTuple):
 
 
 class Screen:
-    """Judges images as they would be stored. Near-duplicates are sought among a category's images of one shard."""
+    """Judges images one by one, as they would be stored. Near-duplicates are for lbgen.generation.settle to find."""
 
     def __init__(
         self,
@@ -70,10 +72,9 @@ class Screen:
         balanced: Sequence[Attribute] = (),
     ) -> None:
         self.config, self.device = config, device
-        self.begin_shard()
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         checks, by_checker = set(config.checks), config.unsafe == "checker"
-        self._needs_features = bool(checks - {"blank"} - ({"unsafe"} if by_checker else set()))
+        self._needs_features = bool(checks - {"blank", "duplicate"} - ({"unsafe"} if by_checker else set()))
         if self._needs_features:
             self._space = load_semantics(config.screen_semantics, device, dtype)
         if "label" in checks or ("unsafe" in checks and not by_checker):
@@ -91,29 +92,25 @@ class Screen:
             texts = [config.screen_template.replace("{name}", concept) for concept in config.unsafe_concepts]
             self._concepts = _embed(self._space, texts)
 
-    def begin_shard(self) -> None:
-        """Forget the images of the shard before."""
-        self._accepted = Accepted()
-
     @torch.no_grad()
     def judge(self, images: Sequence[PlannedImage], pixels: np.ndarray) -> list[Verdict]:
-        """pixels: (B, H, W, 3) bytes. An image without reasons counts as accepted for the duplicates after it."""
+        """pixels: (B, H, W, 3) bytes."""
         batch = self._look(images, pixels)
-        found = self._found(batch)
+        found, hashes = self._found(batch), self._hashes(batch)
         made = {"label": self._label, "quality": self._quality, "blank": self._blank, "unsafe": self._unsafe}
         findings = {check: look(batch) for check, look in made.items() if check in self.config.screen}
         failures = {check: finding.failed.tolist() for check, finding in findings.items()}
         failures["balance"] = [image.values != values for image, values in zip(images, found, strict=True)]
         scores = {name: column.tolist() for finding in findings.values() for name, column in finding.scores.items()}
-        verdicts = [
+        return [
             Verdict(
                 {name: float(column[row]) for name, column in scores.items()},
                 tuple(check for check in self.config.checks if check in failures and failures[check][row]),
                 found[row],
+                hashes[row],
             )
             for row in range(len(images))
         ]
-        return self._without_duplicates(batch, verdicts) if "duplicate" in self.config.screen else verdicts
 
     def _look(self, images: Sequence[PlannedImage], pixels: np.ndarray) -> Batch:
         seen = torch.tensor(pixels, device=self.device).permute(0, 3, 1, 2)  # (B, 3, H, W)
@@ -126,6 +123,11 @@ class Screen:
         if not self.config.balance:
             return [()] * len(batch.images)
         return self._zero_shot.found([image.category.name for image in batch.images], batch.features)
+
+    def _hashes(self, batch: Batch) -> list[str | None]:
+        if "duplicate" not in self.config.screen:
+            return [None] * len(batch.images)
+        return [f"{value:016x}" for value in perceptual_hash(batch.brightness).tolist()]
 
     def _label(self, batch: Batch) -> Finding:
         """Zero-shot classification (arXiv 2103.00020, section 3.1); only strictly nearer texts count for the rank.
@@ -154,32 +156,6 @@ class Screen:
             return Finding(flags, {"unsafe": flags.float()})
         concept, category = ((batch.features @ texts.T).amax(dim=1) for texts in (self._concepts, self._texts))
         return Finding(concept > category, {"unsafe": concept - category})
-
-    def _without_duplicates(self, batch: Batch, verdicts: list[Verdict]) -> list[Verdict]:
-        """The verdicts, in order, with what each image shares with the accepted ones before it.
-
-        Hash and features must both be near. A hash knows only where an image is light and dark: an image and its grey
-        copy share it. Features know what is to be seen more than where: a mirrored image may keep them, and a generator
-        that draws a category ever alike makes them near without any two images being the same.
-        """
-        limits = Nearest(self.config.duplicate_bits, self.config.duplicate_cosine)
-        features, judged = batch.features.cpu().numpy(), []
-        for image, bits, feature, verdict in zip(
-            batch.images, perceptual_hash(batch.brightness), features, verdicts, strict=True
-        ):
-            nearest = self._accepted.nearest(image.category.id, bits, feature, limits)
-            if nearest is not None:
-                verdict = self._with_nearest(verdict, nearest, limits)
-            if not verdict.reasons:
-                self._accepted.add(image.category.id, bits, feature)
-            judged.append(verdict)
-        return judged
-
-    def _with_nearest(self, verdict: Verdict, nearest: Nearest, limits: Nearest) -> Verdict:
-        scores = {"duplicate_bits": float(nearest.bits), "duplicate_cosine": nearest.cosine}
-        reasons = {*verdict.reasons, *(["duplicate"] if nearest.within(limits) else [])}
-        ordered = tuple(check for check in self.config.checks if check in reasons)
-        return verdict._replace(scores=verdict.scores | scores, reasons=ordered)
 
 
 @torch.no_grad()

@@ -49,6 +49,12 @@ class Tally:
         count.rejected += attempt == 0 and bool(reasons)
         count.reasons.update(reasons)
 
+    def duplicate(self, category_id: str, attempt: int) -> None:
+        """Count an attempt that had been accepted, and turned out to be a near-duplicate of another shard's image."""
+        count = self._of(category_id)
+        count.rejected += attempt == 0
+        count.reasons["duplicate"] += 1
+
     def kept(self, category_id: str) -> None:
         """Count an image that stays although its last attempt failed."""
         self._of(category_id).kept += 1

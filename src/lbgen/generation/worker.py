@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
+from lbgen import dataset
 from lbgen.dataset import SUFFIXES, Row
 from lbgen.errors import UserError
 from lbgen.generation.bar import Progress
@@ -18,7 +19,9 @@ from lbgen.generation.config import GenerateConfig
 from lbgen.generation.layouts import LAYOUTS
 from lbgen.generation.painter import Painter, prompt_of
 from lbgen.generation.plan import Plan, PlannedImage
+from lbgen.generation.rounds import Round
 from lbgen.generation.screen import Screen, Verdict
+from lbgen.generation.stored import stored_images
 from lbgen.generation.tally import Tally
 from lbgen.generation.writing import Shard, Work, Writers
 from lbgen.models.generator import PRECISIONS, Generator, load_generator
@@ -36,6 +39,8 @@ class Job:
     """As the user named it, whatever path a worker loads it from."""
     threads: int
     """Of torch, on a CPU."""
+    rounds: Sequence[Round] = ()
+    """What was found to be a near-duplicate, see lbgen.generation.settle."""
 
 
 @dataclass
@@ -43,10 +48,23 @@ class Drawing:
     """A shard in the making."""
 
     shard: Shard
+    planned: Mapping[str, PlannedImage]
+    """By key, in the order of the plan."""
+    tally: Tally = field(default_factory=Tally)
     rejections: dict[str, list[str]] = field(default_factory=dict)
     """By key, of the attempts so far."""
-    rows: list[Future[list[Row]]] = field(default_factory=list)
-    tally: Tally = field(default_factory=Tally)
+    encoding: list[Future[list[Row]]] = field(default_factory=list)
+    encoded: dict[str, Row] = field(default_factory=dict)
+    """By key."""
+    removed: list[str] = field(default_factory=list)
+    """Files that it had before, and is to have no more."""
+
+    def collect(self) -> dict[str, Row]:
+        """The lines of all images, once they are encoded; by key."""
+        for part in self.encoding:
+            self.encoded |= {row.key: row for row in part.result()}
+        self.encoding.clear()
+        return self.encoded
 
 
 class Worker:
@@ -61,16 +79,23 @@ class Worker:
         self.publishing: Future[None] | None = None
 
     def make(self, number: int) -> Iterator[Progress]:
-        """Draw a shard and hand it to the writers, which publish it while the next is drawn; one item a batch."""
+        """Draw a shard and hand it to the writers, which publish it while the next is drawn; one item a batch.
+
+        What the rounds name is drawn again after the rest, round by round: in a shard that is there, for the last of
+        them. So a shard ends the same whether it is changed or made anew.
+        """
+        split, rounds = self.config.split, [found[number] for found in self.job.rounds if number in found]
         drawing = self._begin(number)
-        images = self.job.plan.shard(self.config.split, number)
-        waiting = deque(images)
-        while waiting:
-            batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
-            again = self._draw(batch, drawing)
-            waiting.extend(again)
-            yield Progress(len(batch) - len(again), len(again))
-        self._publish(drawing, {image.key: place for place, image in enumerate(images)})
+        if rounds and self.store.exists(dataset.part_name(split, number)):
+            self._take_over(drawing)
+            rounds = rounds[-1:]
+        else:
+            yield from self._draw_all(drawing.planned.values(), drawing)
+        for duplicates in rounds:
+            again = self._recall(duplicates, drawing)
+            yield Progress(-len(again), len(again))
+            yield from self._draw_all(again, drawing)
+        self._publish(drawing)
 
     def finish(self) -> None:
         """Wait until everything is published."""
@@ -87,12 +112,47 @@ class Worker:
         return self.config.batch_size
 
     def _begin(self, number: int) -> Drawing:
-        staged = self.store.staging / f"{self.config.split}-{number:05d}"
+        split = self.config.split
+        staged = self.store.staging / dataset.shard_name(split, number)
         shutil.rmtree(staged, ignore_errors=True)  # of a worker of this name that was killed
         staged.mkdir(parents=True)
-        if self.screen:
-            self.screen.begin_shard()
-        return Drawing(Shard(self.config.split, number, staged))
+        planned = {image.key: image for image in self.job.plan.shard(split, number)}
+        return Drawing(Shard(split, number, staged), planned)
+
+    def _take_over(self, drawing: Drawing) -> None:
+        """Go on from a shard as it is stored."""
+        shard, store = drawing.shard, self.store
+        rows, _ = dataset.read_part(store, shard.split, shard.number)
+        drawing.encoded = {row.key: row for row in rows}
+        drawing.tally = Tally.from_json(json.loads(store.read(dataset.tally_name(shard.split, shard.number))))
+        for stored in stored_images(store, self.config, rows):
+            (shard.staged / stored.key).write_bytes(stored.content)
+
+    def _recall(self, duplicates: Mapping[str, int], drawing: Drawing) -> list[PlannedImage]:
+        """Reject images that were accepted, key -> attempt; the next attempt of those that have one comes back."""
+        rows, again = drawing.collect(), []
+        for key in [key for key in drawing.planned if key in duplicates]:
+            row, attempt = rows.pop(key), duplicates[key]
+            assert row.attempt == attempt, f"{key}: attempt {row.attempt} in the shard, {attempt} recorded"
+            image = replace(drawing.planned[key], attempt=attempt)
+            drawing.tally.duplicate(row.id, attempt)
+            drawing.rejections[key] = [*row.rejections, "duplicate"]
+            if attempt + 1 < self.config.max_attempts:
+                again.append(image.next_attempt())
+            elif self._last_resort(image, ("duplicate",), drawing):
+                rows[key] = replace(row, rejections=tuple(drawing.rejections[key]))
+            else:
+                drawing.removed.append(row.file)
+        return again
+
+    def _draw_all(self, images: Iterable[PlannedImage], drawing: Drawing) -> Iterator[Progress]:
+        """Draw images until each may stay or has had its last attempt."""
+        waiting = deque(images)
+        while waiting:
+            batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
+            again = self._draw(batch, drawing)
+            waiting.extend(again)
+            yield Progress(len(batch) - len(again), len(again))
 
     def _draw(self, batch: list[PlannedImage], drawing: Drawing) -> list[PlannedImage]:
         """Draw and judge a batch; what may stay goes to the writers, the next attempt of the others comes back."""
@@ -108,35 +168,40 @@ class Worker:
             elif image.attempt + 1 < self.config.max_attempts:
                 again.append(image.next_attempt())
         if rows:
-            drawing.rows.append(self.writers.encode(rows, pixels[kept], drawing.shard.staged))
+            drawing.encoding.append(self.writers.encode(rows, pixels[kept], drawing.shard.staged))
         return again
 
     def _stays(self, image: PlannedImage, verdict: Verdict, drawing: Drawing) -> bool:
         """Whether an image is stored; counts it either way."""
-        config, category_id, tally = self.config, image.category.id, drawing.tally
-        tally.drawn(category_id, image.attempt, verdict.reasons)
+        drawing.tally.drawn(image.category.id, image.attempt, verdict.reasons)
         if not verdict.reasons:
             return True
         drawing.rejections.setdefault(image.key, []).append(",".join(verdict.reasons))
-        if image.attempt + 1 < config.max_attempts:
+        if image.attempt + 1 < self.config.max_attempts:
             return False
+        return self._last_resort(image, verdict.reasons, drawing)
+
+    def _last_resort(self, image: PlannedImage, reasons: Sequence[str], drawing: Drawing) -> bool:
+        """Whether an image is stored whose last attempt failed; counts it either way."""
+        config = self.config
         if config.last_resort == "fail":
             raise UserError(
-                f"{image.key} failed {', '.join(verdict.reasons)} in the last of its {config.max_attempts} attempts; "
+                f"{image.key} failed {', '.join(reasons)} in the last of its {config.max_attempts} attempts; "
                 "raise --max-attempts, loosen the check, or choose --last-resort keep or drop"
             )
         if config.last_resort == "keep":
-            tally.kept(category_id)
+            drawing.tally.kept(image.category.id)
             return True
-        tally.dropped(category_id)
+        drawing.tally.dropped(image.category.id)
         return False
 
-    def _publish(self, drawing: Drawing, places: dict[str, int]) -> None:
+    def _publish(self, drawing: Drawing) -> None:
         """Hand a drawn shard, in the order of the plan, to the writers; the one before is published first."""
         self.finish()
-        rows = sorted((row for part in drawing.rows for row in part.result()), key=lambda row: places[row.key])
+        rows = drawing.collect()
+        ordered = [rows[key] for key in drawing.planned if key in rows]
         rejected = json.dumps(drawing.tally.to_json(), sort_keys=True).encode() if self.screen else None
-        self.publishing = self.writers.publish(drawing.shard, rows, rejected)
+        self.publishing = self.writers.publish(drawing.shard, ordered, rejected, drawing.removed)
 
 
 def row_of(
@@ -156,6 +221,7 @@ def row_of(
         key=image.key,
         file=LAYOUTS[config.format].file(image.split, shard, image.category.id, image.key, suffix),
         sha256="",
+        perceptual_hash=verdict.perceptual_hash,
         scores=verdict.scores,
         target=image.values,
         found=verdict.found,

@@ -61,9 +61,9 @@ class Writers:
         self.waiting.append(future)
         return future
 
-    def publish(self, shard: Shard, rows: list[Row], rejected: bytes | None) -> Future[None]:
-        """Pack and publish a shard whose images are all encoded."""
-        return self.pool.submit(publish_shard, self.work, shard, rows, rejected)
+    def publish(self, shard: Shard, rows: list[Row], rejected: bytes | None, removed: list[str]) -> Future[None]:
+        """Pack and publish a shard whose images are all encoded; it loses the files `removed`, if it has them."""
+        return self.pool.submit(publish_shard, self.work, shard, rows, rejected, removed)
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
@@ -115,11 +115,14 @@ def encoded(pixels: np.ndarray, row: Row, config: GenerateConfig, generator: str
     return encode(pixels, facts, config.image_format, config.compression_quality, config.stored_size)
 
 
-def publish_shard(work: Work, shard: Shard, rows: list[Row], rejected: bytes | None) -> None:
+def publish_shard(work: Work, shard: Shard, rows: list[Row], rejected: bytes | None, removed: list[str]) -> None:
     config = work.config
     store, layout = open_store(config.output, work.worker), LAYOUTS[config.format]
     packed = layout.pack(rows, shard.staged, dataset.SUFFIXES[config.image_format], work.category_ids)
     hashes = {name: files.sha256(path) for name, path in packed.items()} if layout.container else {}
+    store.remove(dataset.part_name(shard.split, shard.number))  # from here on until it is back, there is no such shard
+    for name in set(removed) - set(packed):
+        store.remove(name)
     store.publish(packed)
     if rejected is not None:
         store.write(dataset.tally_name(shard.split, shard.number), rejected)
