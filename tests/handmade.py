@@ -132,7 +132,8 @@ def facts_of(image, shard=0):
     return {
         "id": id, "name": name, "label": image.label, "prompt": image.facts.prompt, "seed": 5, "attempt": 0,
         "split": image.split, "shard": shard, "key": image.key, "file": file,
-        "sha256": hashlib.sha256(image.content).hexdigest(), **dict.fromkeys(SCORES), "rejections": ["blank"],
+        "sha256": hashlib.sha256(image.content).hexdigest(), "perceptual_hash": None,
+        **dict.fromkeys(SCORES), "rejections": ["blank"],
         "target": None, "found": None,
     }  # fmt: skip
 

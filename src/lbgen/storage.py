@@ -69,8 +69,11 @@ class Store(ABC):
         self.publish({name: staged})
 
     def clear_staging(self, every: bool = False) -> None:
-        """Leave nothing unfinished behind: of this worker, or of every one of this machine."""
-        shutil.rmtree(self.staging.parent if every else self.staging, ignore_errors=True)
+        """Leave nothing unfinished behind: of this worker and its processes, or of every one of this machine."""
+        for path in (
+            [self.staging.parent] if every else [self.staging, *self.staging.parent.glob(f"{self.staging.name}.*")]
+        ):
+            shutil.rmtree(path, ignore_errors=True)
         with suppress(OSError):  # another worker's part is in it, or it is gone
             self.staging.parent.rmdir()
 

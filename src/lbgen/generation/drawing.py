@@ -50,6 +50,7 @@ def draw(
     if record:
         records.check_config(record, config)
         records.check_made_with(record, made_with, config.output)
+    store.remove(records.COMPLETE)
     if record is None or record.targets != plan.targets:
         records.write(store, config, made_with, plan)
     job = Job(config, plan, made_with.adapter_sha256, config.generator, torch.get_num_threads(), rounds)

@@ -132,7 +132,6 @@ def adapter_sha256(config: GenerateConfig) -> str | None:
 
 def write(store: Store, config: GenerateConfig, made_with: MadeWith, plan: Plan) -> None:
     """Record a dataset, or its growth, before its first image."""
-    store.remove(COMPLETE)
     store.write("labels.json", labels_json(plan.categories).encode())
     values = {name: value for name, value in lbgen.config.plain(config).items() if name not in RUNNING}
     text = lbgen.config.yaml_text({"config": values, "made_with": lbgen.config.plain(made_with)})
