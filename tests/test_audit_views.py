@@ -1,5 +1,6 @@
 """What each probe is shown of an image, and how the object is hidden."""
 
+import colorsys
 import io
 
 import numpy as np
@@ -31,13 +32,11 @@ def test_the_canvas_is_the_middle_square(size):
 
 
 def test_file_facts_are_the_files():
-    """Width, height, aspect, bytes, bytes a pixel; a coarser JPEG has larger tables; formats one by one."""
-    content = encoded((40, 20))
-    facts = dict(zip(views.FACTS, views.decode(content, None, 16).facts.tolist(), strict=True))
-    logs = [facts[name] for name in ("log width", "log height", "log aspect", "log bytes", "log bytes per pixel")]
-    assert np.exp(logs) == pytest.approx([40, 20, 2, len(content), len(content) / 800], rel=1e-5)
+    """Width, height, aspect; a coarser JPEG has larger tables; formats one by one."""
+    facts = dict(zip(views.FACTS, views.decode(encoded((40, 20)), None, 16).facts.tolist(), strict=True))
+    assert np.exp([facts[f"log {name}"] for name in ("width", "height", "aspect")]) == pytest.approx([40, 20, 2])
     assert (facts["PNG"], facts["JPEG"], facts["quantisation"]) == (1, 0, 0)
-    coarse, fine = (views.decode(encoded((40, 20), "JPEG", quality=q), None, 16).facts[5] for q in (30, 95))
+    coarse, fine = (views.decode(encoded((40, 20), "JPEG", quality=q), None, 16).facts[3] for q in (30, 95))
     assert coarse > fine > 0
 
 
@@ -82,20 +81,34 @@ def test_colours_and_thumbnail_of_a_known_picture():
     assert views.thumbnail(canvas).view(3, 2, 2)[0].tolist() == [[0, 1], [0, 1]]
 
 
+def test_hues_are_those_of_the_colour_circle():
+    """Named colours by colorsys, half in the dark; a grey has none; what is not chosen does not count."""
+    wanted = {"red": 0, "orange": 30, "yellow": 55, "green": 120, "cyan": 180, "blue": 230, "purple": 280, "pink": 330}
+    colours = [colorsys.hsv_to_rgb(degrees / 360, 0.9, 0.8) for degrees in wanted.values()] + [(0.5, 0.5, 0.52)]
+    canvas = torch.tensor(colours)[:, :, None, None].repeat(1, 1, 8, 8)
+    canvas[:, :, 4:] = torch.tensor([0.0, 1, 0])[:, None, None]
+    chosen = torch.zeros(9, 8, 8, dtype=torch.bool)
+    chosen[:, :4] = True
+    assert tuple(wanted) == tuple(views.HUES)
+    assert views.dominant_hue(canvas, chosen).tolist() == list(range(9))
+
+
 def test_the_square_of_a_mask_holds_it_and_says_nothing_of_its_proportions():
     masks = torch.zeros(2, 32, 32, dtype=torch.bool)
     masks[0, 10:14, 5:25] = True
     masks[1, 5:25, 10:14] = True
     wide, tall = relevance.square_of_mask(masks)
     assert (wide & masks[0]).sum() == 80 and torch.equal(wide, tall.T)
-    assert relevance.middle(wide[None])[0].tolist() == pytest.approx([12 / 32, 15 / 32], abs=0.02)
+    assert relevance.place(wide[None])[0].tolist() == pytest.approx([1 / 32, 23 / 32, 4 / 32, 26 / 32])
 
 
 def test_the_square_of_relevance_is_where_the_relevance_is():
     found = torch.zeros(2, 8, 8)
     found[0, 0, 0] = found[1, 7, 7] = 1
     first, last = relevance.square_of_relevance(found, 64)
-    assert first.sum() == last.sum() == 48 * 48 and first[0, 0] and last[-1, -1] and not last[0, 0]
+    assert first.sum() == last.sum() == 56 * 56 and first[0, 0] and last[-1, -1] and not last[0, 0]
+    rows = torch.arange(8.0).expand(1, 8, 8)
+    assert relevance.most_relevant(rows, 64)[0].sum(dim=0).tolist() == [13] * 64  # a fifth of 64 columns
 
 
 @torch.no_grad()
@@ -126,7 +139,8 @@ def test_patch_relevance_is_what_attention_brings_to_the_class_token(tiny_clip_f
 def test_a_space_without_a_class_token_has_no_relevance(tiny_siglip_folder):
     space = load_semantics(str(tiny_siglip_folder))
     assert relevance.patch_relevance(space, torch.rand(1, 3, 16, 16), space.embed_texts(["fish"])) is None
-    assert relevance.middle(relevance.square_in_the_middle(1, 16))[0].tolist() == pytest.approx([0.5, 0.5])
+    hidden = relevance.square_of_relevance(relevance.towards_the_middle(1), 64)
+    assert relevance.place(hidden)[0].tolist() == [4 / 64, 60 / 64] * 2
 
 
 def test_a_row_that_was_written_in_part_is_dropped(tmp_path):

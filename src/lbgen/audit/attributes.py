@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lbgen.attributes import MEASURED_POSITION, Attribute
+from lbgen.attributes import MEASURED, Attribute
 from lbgen.audit.observe import Observed
+from lbgen.audit.views import HUES
 from lbgen.errors import UserError
 from lbgen.models.semantics import SemanticSpace
 
@@ -19,6 +20,10 @@ POSITIONS = ("upper left", "upper middle", "upper right", "middle left", "centre
 )
 CENTRE = 0.06
 """How far from the middle, as a share of the side, still counts as the middle row or column."""
+
+SIZES = ("under a tenth", "a tenth to a quarter", "a quarter to a half", "over a half")
+SIZE_ENDS = (0.1, 0.25, 0.5)
+"""Shares of the canvas."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,17 @@ class Reading:
 
 @torch.no_grad()
 def read_attributes(observed: Observed, attributes: list[Attribute], space: SemanticSpace) -> Iterator[Reading]:
-    """Each image's value of every attribute: the nearest text's; then, where every image has a mask, its position."""
+    """Each image's value of every attribute: the nearest text's; then what is measured on the object's pixels.
+
+    Its position and size need masks: those of the patches' relevance follow the category's shape.
+    """
+    position, size, colour = MEASURED
     for attribute in attributes:
         yield Reading(attribute.name, attribute.values, _nearest(observed, _texts(attribute, observed, space)))
     if observed.column("mask_given").all():
-        yield Reading(MEASURED_POSITION, POSITIONS, measured_position(observed.column("middle")))
+        yield Reading(position, POSITIONS, measured_position(observed.column("place")))
+        yield Reading(size, SIZES, np.digitize(observed.column("area"), SIZE_ENDS))
+    yield Reading(colour, (*HUES, "colourless"), observed.column("hue").astype(np.int64))
 
 
 def ensure_short(attribute: Attribute, name: str, space: SemanticSpace) -> None:
@@ -74,7 +85,8 @@ def _nearest(observed: Observed, texts: NDArray[np.float32]) -> NDArray[np.int64
     return np.concatenate(found)
 
 
-def measured_position(middle: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(N,) index into POSITIONS.  middle: (N, 2) vertical and horizontal, in [0, 1]."""
+def measured_position(place: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(N,) index into POSITIONS of a square's middle.  place: (N, 4) top, bottom, left, right, in [0, 1]."""
+    middle = place.reshape(-1, 2, 2).mean(axis=2)
     thirds = (middle > 0.5 - CENTRE).astype(np.int64) + (middle > 0.5 + CENTRE)
     return thirds[:, 0] * 3 + thirds[:, 1]

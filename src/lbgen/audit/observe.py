@@ -22,7 +22,7 @@ from lbgen.errors import UserError
 from lbgen.models.registry import SEMANTICS, resolve
 from lbgen.models.semantics import SemanticSpace
 
-VERSION = 1
+VERSION = 2
 """Of what is kept of an image; another number is another cache."""
 CHUNK = 4096
 """Rows of the cache in memory at once."""
@@ -74,14 +74,16 @@ class Observer:
     def fields(self) -> list[tuple[str, type, tuple[int, ...]]]:
         pixels = 3 * max(2, round(self.side * views.THUMBNAIL_SHARE)) ** 2
         half, byte, single = np.float16, np.uint8, np.float32
-        views_seen = [(name, half, (self.space.dimension,)) for name in ("image", "background", "border", "shuffled")]
+        seen = ("image", "background", "border", "shuffled", "shuffled_outside")
         return [
-            *views_seen,
-            ("thumbnail", byte, (pixels,)),
+            *((name, half, (self.space.dimension,)) for name in seen),
+            *((name, byte, (pixels,)) for name in ("thumbnail", "thumbnail_outside")),
+            *((name, half, (views.HISTOGRAM_LEVELS**3,)) for name in ("histogram", "histogram_outside")),
             ("fingerprint", byte, (192,)),
-            ("histogram", half, (views.HISTOGRAM_LEVELS**3,)),
             ("facts", single, (len(views.FACTS),)),
-            ("middle", single, (2,)),
+            ("place", single, (4,)),
+            ("area", single, ()),
+            ("hue", byte, ()),
             ("mask_given", byte, ()),
             ("edge_density", single, ()),
             ("colour_entropy", single, ()),
@@ -91,36 +93,41 @@ class Observer:
     def see(self, images: list[Decoded], names: list[str], seeds: list[int]) -> dict[str, NDArray]:
         """One value a field for each image of a batch."""
         canvas = torch.stack([image.canvas for image in images]).float() / 255  # (B, 3, S, S)
-        hidden = self.hidden(images, canvas, names)  # (B, S, S)
-        embed = self.space.embed_images
+        objects, hidden = self.objects(images, canvas, names)  # (B, S, S) each
+        surroundings, embed = views.outside(canvas, hidden), self.space.embed_images
         columns = {
             "image": embed(canvas),
-            "background": embed(views.outside(canvas, hidden)),
-            "border": embed(views.outside(canvas, self.inner.expand_as(hidden))),
+            "background": embed(surroundings),
+            "border": embed(views.outside(canvas, self.inner | hidden)),
             "shuffled": embed(views.patch_shuffle(canvas, seeds)),
+            "shuffled_outside": embed(views.patch_shuffle(surroundings, seeds)),
             "thumbnail": (views.thumbnail(canvas) * 255).round(),
-            "fingerprint": (views.fingerprint(canvas) * 255).round(),
+            "thumbnail_outside": (views.thumbnail(surroundings) * 255).round(),
             "histogram": views.colour_histogram(canvas),
+            "histogram_outside": views.colour_histogram(surroundings),
+            "fingerprint": (views.fingerprint(canvas) * 255).round(),
             "facts": torch.stack([image.facts for image in images]),
-            "middle": relevance.middle(hidden),
+            "place": relevance.place(hidden),
+            "area": objects.float().mean((1, 2)),
+            "hue": views.dominant_hue(canvas, objects),
             "mask_given": torch.tensor([image.mask is not None for image in images]),
             "edge_density": measures.edge_density(canvas),
             "colour_entropy": measures.colour_entropy(canvas),
         }
         return {name: values.cpu().numpy() for name, values in columns.items()}
 
-    def hidden(self, images: list[Decoded], canvas: Tensor, names: list[str]) -> Tensor:
-        """(B, S, S) bool: the square that the background probe does not see."""
+    def objects(self, images: list[Decoded], canvas: Tensor, names: list[str]) -> tuple[Tensor, Tensor]:
+        """Pixels of the object, and the square that is hidden where it must not be seen: (B, S, S) bool each."""
         texts = torch.stack([self._text(name) for name in names])
         found = relevance.patch_relevance(self.space, canvas, texts)
         if found is None:
-            hidden = relevance.square_in_the_middle(len(images), self.side)
-        else:
-            hidden = relevance.square_of_relevance(found.cpu(), self.side)
+            found = relevance.towards_the_middle(len(images))
+        objects = relevance.most_relevant(found.cpu(), self.side)
+        hidden = relevance.square_of_relevance(found.cpu(), self.side)
         for row, image in enumerate(images):
             if image.mask is not None:
-                hidden[row] = relevance.square_of_mask(image.mask[None])[0]
-        return hidden
+                objects[row], hidden[row] = image.mask, relevance.square_of_mask(image.mask[None])[0]
+        return objects, hidden
 
     def _text(self, name: str) -> Tensor:
         if name not in self.texts:
