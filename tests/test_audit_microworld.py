@@ -100,8 +100,9 @@ def test_each_measure_rises_with_its_own_bias(audited):
     for planted, name in (
         ("scene 0.5", "background"),
         ("scene 0.5", "border"),
-        ("scene 0.5", "thumbnail"),
-        ("scene 0.5", "color_histogram"),
+        ("scene 0.5", "thumbnail_outside"),
+        ("scene 0.5", "color_histogram_outside"),
+        ("scene 0.5", "patch_shuffle_outside"),
         ("colour", "color_histogram"),
         ("colour", "thumbnail"),
     ):

@@ -32,7 +32,7 @@ class Reading:
 
     name: str
     values: tuple[str, ...]
-    value: NDArray[np.int64]
+    value: NDArray[np.integer]
     """(N,) index into `values`."""
 
 
@@ -48,7 +48,7 @@ def read_attributes(observed: Observed, attributes: list[Attribute], space: Sema
     if observed.column("mask_given").all():
         yield Reading(position, POSITIONS, measured_position(observed.column("place")))
         yield Reading(size, SIZES, np.digitize(observed.column("area"), SIZE_ENDS))
-    yield Reading(colour, (*HUES, "colourless"), observed.column("hue").astype(np.int64))
+    yield Reading(colour, (*HUES, "colourless"), observed.column("hue"))
 
 
 def ensure_short(attribute: Attribute, name: str, space: SemanticSpace) -> None:
@@ -71,12 +71,12 @@ def _texts(attribute: Attribute, observed: Observed, space: SemanticSpace) -> ND
     return torch.stack(rows).numpy()
 
 
-def _nearest(observed: Observed, texts: NDArray[np.float32]) -> NDArray[np.int64]:
+def _nearest(observed: Observed, texts: NDArray[np.float32]) -> NDArray[np.int16]:
     """(N,) index of the nearest text among those of the image's own category."""
     found, start = [], 0
     for features in observed.chunks("image"):
         own = observed.label[start : start + len(features)] if len(texts) > 1 else np.zeros(len(features), np.int64)
-        value = np.zeros(len(features), np.int64)
+        value = np.zeros(len(features), np.int16)
         for category in np.unique(own):
             rows = np.flatnonzero(own == category)
             value[rows] = (features[rows].astype(np.float32) @ texts[category].T).argmax(axis=1)
