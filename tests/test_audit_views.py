@@ -72,6 +72,19 @@ def test_shuffled_patches_are_the_same_patches():
     assert not torch.equal(shuffled, canvas)
 
 
+def test_edges_of_stripes():
+    """Upright stripes, four pixels black and four white: half the pixels lie beside a step, up or down, which is one
+
+    direction; laid on their side, it is the one across."""
+    canvas = ((torch.arange(66) - 1) // 4 % 2).float().expand(1, 3, 66, 66)
+    shares = views.edge_histogram(canvas)[0] ** 2
+    by_kind = shares.view(3, 4, 8)
+    assert by_kind[0, 0].sum().item() == pytest.approx(0.5) and by_kind[0, 3, 0].item() == pytest.approx(0.5)
+    assert by_kind.sum(dim=(1, 2)).tolist() == pytest.approx([1, 1, 1])
+    turned = views.edge_histogram(canvas.transpose(2, 3))[0].view(3, 4, 8) ** 2
+    assert turned[0, 3, 4].item() == pytest.approx(0.5)
+
+
 def test_colours_and_thumbnail_of_a_known_picture():
     """Half black, half red: two colours of one half each; the thumbnail's columns are black, then red."""
     canvas = torch.zeros(1, 3, 32, 32)

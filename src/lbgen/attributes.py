@@ -15,7 +15,7 @@ DATA = Path(str(resources.files("lbgen"))) / "data"
 BUILT_IN = DATA / "attributes.yaml"
 """Of photographs of any kind."""
 MICROWORLD = DATA / "microworld-attributes.yaml"
-MEASURED = ("measured position", "measured size", "measured colour")
+MEASURED = ("measured position", "measured colour")
 """Taken by what the audit measures without texts."""
 
 

@@ -21,10 +21,6 @@ POSITIONS = ("upper left", "upper middle", "upper right", "middle left", "centre
 CENTRE = 0.06
 """How far from the middle, as a share of the side, still counts as the middle row or column."""
 
-SIZES = ("under a tenth", "a tenth to a quarter", "a quarter to a half", "over a half")
-SIZE_ENDS = (0.1, 0.25, 0.5)
-"""Shares of the canvas."""
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -40,14 +36,13 @@ class Reading:
 def read_attributes(observed: Observed, attributes: list[Attribute], space: SemanticSpace) -> Iterator[Reading]:
     """Each image's value of every attribute: the nearest text's; then what is measured on the object's pixels.
 
-    Its position and size need masks: those of the patches' relevance follow the category's shape.
+    Its position needs masks: that of the patches' relevance follows the category's shape.
     """
-    position, size, colour = MEASURED
+    position, colour = MEASURED
     for attribute in attributes:
         yield Reading(attribute.name, attribute.values, _nearest(observed, _texts(attribute, observed, space)))
     if observed.column("mask_given").all():
         yield Reading(position, POSITIONS, measured_position(observed.column("place")))
-        yield Reading(size, SIZES, np.digitize(observed.column("area"), SIZE_ENDS))
     yield Reading(colour, (*HUES, "colourless"), observed.column("hue"))
 
 

@@ -44,15 +44,16 @@ DEFINITIONS = (
         "Label from a tiny picture",
         f"the pixels of the picture at a sixteenth of the model's side. {SEEN}.",
     ),
-    _probe("thumbnail_outside", "… without the object", f"the same {HIDDEN}."),
+    _probe("thumbnail_outside", "Tiny picture, object hidden", f"the same {HIDDEN}."),
     _probe("color_histogram", "Label from the colours", f"how much of each of 64 colours there is, not where. {SEEN}."),
-    _probe("color_histogram_outside", "… without the object", f"the same {HIDDEN}."),
+    _probe("color_histogram_outside", "Colours, object hidden", f"the same {HIDDEN}."),
     _probe(
         "patch_shuffle",
         "Label from texture",
-        f"the semantic features of the picture cut into 4 x 4 squares in random order. {SEEN}.",
+        "the semantic features of the picture cut into 4 x 4 squares in random order, and how many edges there are of "
+        f"each direction and strength, not where. {SEEN}.",
     ),
-    _probe("patch_shuffle_outside", "… without the object", f"the same {HIDDEN}."),
+    _probe("patch_shuffle_outside", "Texture, object hidden", f"the same {HIDDEN}."),
     _probe(
         "file_facts",
         "Label from file facts",

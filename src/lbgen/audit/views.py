@@ -15,6 +15,9 @@ from torch import Tensor
 
 HISTOGRAM_LEVELS = 4
 SHUFFLED_GRID = 4
+EDGE_SCALES, EDGE_DIRECTIONS, EDGE_STRENGTHS = (1, 2, 4), 8, (0.05, 0.15, 0.3)
+"""Of the edges that are counted: pixels that are averaged, directions in half a turn, bounds between strengths."""
+EDGES = len(EDGE_SCALES) * EDGE_DIRECTIONS * (len(EDGE_STRENGTHS) + 1)
 RING_SHARE = 1 / 16
 THUMBNAIL_SHARE = 1 / 16
 BLANK_SPREAD = 2
@@ -124,6 +127,24 @@ def colour_histogram(canvas: Tensor) -> Tensor:
     colours = (levels[:, 0] * HISTOGRAM_LEVELS + levels[:, 1]) * HISTOGRAM_LEVELS + levels[:, 2]
     counts = torch.stack([torch.bincount(row, minlength=HISTOGRAM_LEVELS**3) for row in colours])
     return (counts / colours.shape[1]).sqrt()
+
+
+def edge_histogram(canvas: Tensor) -> Tensor:
+    """(B, 96) square roots of the shares of edges of 8 directions and 4 strengths at 3 scales: texture without place.
+
+    Gradients counted as in histograms of oriented gradients (Dalal and Triggs 2005), over the whole picture at once.
+    """
+    grey, found = canvas.mean(dim=1, keepdim=True), []
+    for scale in EDGE_SCALES:
+        small = F.avg_pool2d(grey, scale)[:, 0]
+        across = small[:, 1:-1, 2:] - small[:, 1:-1, :-2]
+        down = small[:, 2:, 1:-1] - small[:, :-2, 1:-1]
+        direction = (torch.atan2(down, across) / math.pi % 1 * EDGE_DIRECTIONS).long() % EDGE_DIRECTIONS
+        strength = torch.bucketize(torch.hypot(across, down), torch.tensor(EDGE_STRENGTHS, device=canvas.device))
+        kinds = (strength * EDGE_DIRECTIONS + direction).flatten(1)
+        counts = torch.stack([torch.bincount(row, minlength=EDGES // len(EDGE_SCALES)) for row in kinds])
+        found.append(counts / kinds.shape[1])
+    return torch.cat(found, dim=1).sqrt()
 
 
 def patch_shuffle(canvas: Tensor, seeds: list[int]) -> Tensor:
