@@ -110,6 +110,33 @@ def test_a_folder_of_save_to_disk(tmp_path, scenes):
     assert len([record for record in records if record.content]) == 27 and records[-1].fault
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_images_that_a_metadata_file_lists(tmp_path, scenes, kind):
+    """As the Hub's image folders have it, a list a split; a line without a label, or without its image, is a fault."""
+    (tmp_path / "test").mkdir()
+    lines = [{"file_name": f"{n}.png", "label": CATEGORIES[c]} for n, c in enumerate(scenes.categories)]
+    for line, image in zip(lines, scenes.images, strict=True):
+        (tmp_path / "test" / line["file_name"]).write_bytes(png(image))
+    lines += [{"file_name": "gone.png", "label": "fish"}, {"file_name": "0.png", "label": ""}]
+    texts = {
+        "csv": ["file_name,label", *(",".join(line.values()) for line in lines)],
+        "jsonl": [json.dumps(line) for line in lines],
+    }
+    (tmp_path / "test" / f"metadata.{kind}").write_text("\n".join(texts[kind]) + "\n")
+    records = list(open_source(tmp_path).records())
+    assert [(r.category, r.split, pixels(r.content)) for r in records[:-2]] == [
+        (CATEGORIES[c], "test", image.tobytes()) for c, image in zip(scenes.categories, scenes.images, strict=True)
+    ]
+    assert [record.fault for record in records[-2:]] == [
+        "No such file or directory",
+        f"metadata.{kind} gives it no label",
+    ]
+    (tmp_path / "test" / f"metadata.{kind}").unlink()
+    (tmp_path / "test" / "metadata.csv").write_text("file_name,colour,kind\n0.png,red,fish\n")
+    with pytest.raises(UserError, match="none of its columns colour, kind is called `label`"):
+        list(open_source(tmp_path).records())
+
+
 def test_categories_without_splits_and_other_entries(tmp_path, scenes):
     """Folders that lbgen puts beside the images are no categories, nor are hidden files images."""
     image = png(scenes.images[0])

@@ -1,6 +1,7 @@
 """A labelled image dataset of any common layout, read as a stream of records.
 
 image folder   DIR/<category>/*.jpg or DIR/<split>/<category>/*.jpg
+listed images  DIR/metadata.csv or .jsonl, or one in each split's folder, with `file_name` and `label`
 WebDataset     DIR/*.tar or DIR/<any>/*.tar: members of one key, an image beside `.cls`; `_info.json` names the splits
 tables         DIR/*.parquet or DIR/<any>/*.parquet, or so the .arrow files of `save_to_disk` (tables.py)
 
@@ -70,6 +71,7 @@ class Source(ABC):
 def open_source(folder: Path) -> Source:
     """The reader of whatever layout the folder has."""
     from lbgen.audit.image_folder import ImageFolder
+    from lbgen.audit.listed_folder import ListedFolder, metadata_files
     from lbgen.audit.packed import WebDataset
     from lbgen.audit.tables import Tables
 
@@ -80,7 +82,8 @@ def open_source(folder: Path) -> Source:
             return WebDataset(folder, shards)
         if shards := visible(folder, ".parquet") or visible(folder, ".arrow"):
             return Tables(folder, shards)
-        return ImageFolder(folder)
+        lists = metadata_files(folder)
+        return ListedFolder(folder, lists) if lists else ImageFolder(folder)
     except OSError as error:
         raise UserError(f"{error.filename or folder}: {error.strerror}; make it readable") from None
 
