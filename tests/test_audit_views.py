@@ -10,6 +10,7 @@ from PIL import Image
 
 from lbgen.audit import relevance, views
 from lbgen.audit.cache import RowCache
+from lbgen.audit.observe import Observer
 from lbgen.models.semantics import load_semantics
 
 
@@ -152,8 +153,10 @@ def test_patch_relevance_is_what_attention_brings_to_the_class_token(tiny_clip_f
 def test_a_space_without_a_class_token_has_no_relevance(tiny_siglip_folder):
     space = load_semantics(str(tiny_siglip_folder))
     assert relevance.patch_relevance(space, torch.rand(1, 3, 16, 16), space.embed_texts(["fish"])) is None
-    hidden = relevance.square_of_relevance(relevance.towards_the_middle(1), 64)
-    assert relevance.place(hidden)[0].tolist() == [4 / 64, 60 / 64] * 2
+    seen = views.decode(encoded((16, 16)), None, 16)
+    objects, hidden = Observer(space, 16).objects([seen], seen.canvas[None] / 255, ["fish"])
+    assert relevance.place(hidden)[0].tolist() == [1 / 16, 15 / 16] * 2
+    assert objects[0, 8, 8] and not objects[0, :4].any()
 
 
 def test_a_row_that_was_written_in_part_is_dropped(tmp_path):
