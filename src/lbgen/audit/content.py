@@ -47,10 +47,11 @@ def label_ranks(observed: Observed, space: SemanticSpace) -> LabelRanks:
 def quality(observed: Observed, space: SemanticSpace) -> NDArray[np.float32]:
     """(N,) in [1, 5]: CLIP-IQA's antonyms (models/quality.py) on features that are there already."""
     good, bad = (space.embed_texts(list(texts)).cpu().numpy() for texts in zip(*ANTONYMS, strict=True))  # (P, D)
-    margins = [
-        space.logit_scale * features.astype(np.float32) @ (good - bad).T for features in observed.chunks("image")
-    ]
-    return 1 + 4 * (1 / (1 + np.exp(-np.concatenate(margins)))).mean(axis=1)
+    scores = []
+    for features in observed.chunks("image"):
+        margins = space.logit_scale * features.astype(np.float32) @ (good - bad).T  # (B, P)
+        scores.append(1 + 4 * (1 / (1 + np.exp(-margins))).mean(axis=1))
+    return np.concatenate(scores)
 
 
 class Diversity(NamedTuple):

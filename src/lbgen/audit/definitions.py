@@ -50,8 +50,8 @@ DEFINITIONS = (
     _probe(
         "patch_shuffle",
         "Label from texture",
-        "the semantic features of the picture cut into 4 x 4 squares in random order, and how many edges there are of "
-        f"each direction and strength, not where. {SEEN}.",
+        "the semantic features of the picture cut into 4 x 4 squares in random order, and how many edges there are in "
+        f"it of each direction and strength. {SEEN}.",
     ),
     _probe("patch_shuffle_outside", "Texture, object hidden", f"the same {HIDDEN}."),
     _probe(

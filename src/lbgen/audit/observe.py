@@ -92,18 +92,19 @@ class Observer:
         canvas = torch.stack([image.canvas for image in images]).float() / 255  # (B, 3, S, S)
         objects, hidden = self.objects(images, canvas, names)  # (B, S, S) each
         surroundings, embed = views.outside(canvas, hidden), self.space.embed_images
+        shuffled, shuffled_outside = (views.patch_shuffle(shown, seeds) for shown in (canvas, surroundings))
         columns = {
             "image": embed(canvas),
             "background": embed(surroundings),
             "border": embed(views.outside(canvas, self.inner | hidden)),
-            "shuffled": embed(views.patch_shuffle(canvas, seeds)),
-            "shuffled_outside": embed(views.patch_shuffle(surroundings, seeds)),
+            "shuffled": embed(shuffled),
+            "shuffled_outside": embed(shuffled_outside),
             "thumbnail": (views.thumbnail(canvas) * 255).round(),
             "thumbnail_outside": (views.thumbnail(surroundings) * 255).round(),
             "histogram": views.colour_histogram(canvas),
             "histogram_outside": views.colour_histogram(surroundings),
-            "edges": views.edge_histogram(canvas),
-            "edges_outside": views.edge_histogram(surroundings),
+            "edges": views.edge_histogram(shuffled),
+            "edges_outside": views.edge_histogram(shuffled_outside),
             "fingerprint": (views.fingerprint(canvas) * 255).round(),
             "facts": torch.stack([image.facts for image in images]),
             "place": relevance.place(hidden),
