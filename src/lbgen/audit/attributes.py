@@ -34,16 +34,15 @@ class Reading:
 
 @torch.no_grad()
 def read_attributes(observed: Observed, attributes: list[Attribute], space: SemanticSpace) -> Iterator[Reading]:
-    """Each image's value of every attribute: the nearest text's; then what is measured on the object's pixels.
-
-    Its position needs masks: that of the patches' relevance follows the category's shape.
+    """Each image's value of every attribute: the nearest text's; then, where every image has a mask, the object's own
+    position and colour: where and what the patches' relevance points to follows the category's shape.
     """
     position, colour = MEASURED
     for attribute in attributes:
         yield Reading(attribute.name, attribute.values, _nearest(observed, _texts(attribute, observed, space)))
     if observed.column("mask_given").all():
         yield Reading(position, POSITIONS, measured_position(observed.column("place")))
-    yield Reading(colour, (*HUES, "colourless"), observed.column("hue"))
+        yield Reading(colour, (*HUES, "colourless"), observed.column("hue"))
 
 
 def ensure_short(attribute: Attribute, name: str, space: SemanticSpace) -> None:

@@ -90,7 +90,8 @@ class Observer:
     def see(self, images: list[Decoded], names: list[str], seeds: list[int]) -> dict[str, NDArray]:
         """One value a field for each image of a batch."""
         canvas = torch.stack([image.canvas for image in images]).float() / 255  # (B, 3, S, S)
-        objects, hidden = self.objects(images, canvas, names)  # (B, S, S) each
+        hidden = self.hidden(images, canvas, names)  # (B, S, S)
+        objects = torch.stack([square if i.mask is None else i.mask for i, square in zip(images, hidden, strict=True)])
         surroundings, embed = views.outside(canvas, hidden), self.space.embed_images
         shuffled, shuffled_outside = (views.patch_shuffle(shown, seeds) for shown in (canvas, surroundings))
         columns = {
@@ -115,18 +116,17 @@ class Observer:
         }
         return {name: values.cpu().numpy() for name, values in columns.items()}
 
-    def objects(self, images: list[Decoded], canvas: Tensor, names: list[str]) -> tuple[Tensor, Tensor]:
-        """Pixels of the object, and the square that is hidden where it must not be seen: (B, S, S) bool each."""
+    def hidden(self, images: list[Decoded], canvas: Tensor, names: list[str]) -> Tensor:
+        """(B, S, S) bool: the square that is hidden where the object must not be seen."""
         texts = torch.stack([self._text(name) for name in names])
         found = relevance.patch_relevance(self.space, canvas, texts)
         if found is None:
             found = relevance.towards_the_middle(len(images))
-        objects = relevance.most_relevant(found.cpu(), self.side)
         hidden = relevance.square_of_relevance(found.cpu(), self.side)
         for row, image in enumerate(images):
             if image.mask is not None:
-                objects[row], hidden[row] = image.mask, relevance.square_of_mask(image.mask[None])[0]
-        return objects, hidden
+                hidden[row] = relevance.square_of_mask(image.mask[None])[0]
+        return hidden
 
     def _text(self, name: str) -> Tensor:
         if name not in self.texts:

@@ -15,8 +15,6 @@ from lbgen.models.semantics import SemanticSpace
 HIDDEN_SHARE = 0.875
 """Side of the hidden square, of the canvas's, where no mask says how large the object is: the same for all images,
 as a size that follows the relevance tells the category more than the parts that a larger square hides."""
-OBJECT_SHARE = 0.2
-"""Of the canvas, that is surely the object where no mask says more."""
 MARGIN_SHARE = 1 / 32
 """Added around a given mask's bounding square on every side."""
 LAYERS_SHARE = 0.75
@@ -70,12 +68,6 @@ def square_of_relevance(relevance: Tensor, side: int) -> Tensor:
     tops, lefts = best // columns * side // height, best % columns * side // width
     length = round(HIDDEN_SHARE * side)
     return squares(tops, lefts, torch.full_like(tops, length), side)
-
-
-def most_relevant(relevance: Tensor, side: int) -> Tensor:
-    """(B, S, S) bool: the patches of the highest relevance, a fifth of the canvas.  relevance: (B, h, w)."""
-    fine = F.interpolate(relevance.unsqueeze(1), (side, side), mode="bilinear")[:, 0]
-    return fine >= fine.flatten(1).quantile(1 - OBJECT_SHARE, dim=1)[:, None, None]
 
 
 def towards_the_middle(batch: int) -> Tensor:

@@ -30,8 +30,7 @@ LIMITS = (
     "Attributes are what a language model sees. It errs, more so on drawings and rare things, and its errors may "
     "follow the category: check a surprising pair by its images.",
     "Without given masks the object is hidden by a square of seven eighths of the side, where the language model sees "
-    "it; parts of a larger object stay visible. Its position is then not measured, its colour is that of the patches "
-    "that look most like it.",
+    "it; parts of a larger object stay visible. Its own position and colour are then not measured.",
     "A linear probe gives a lower bound: a deeper network may find more.",
     "An interval says how far the figure would move with other images drawn the same way, as many, and probes trained "
     "on them; not with another language model. Where it ends above chance, chance alone would end there about once in "
