@@ -10,6 +10,7 @@ from test_cli import refused_here
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 import lbgen
+from lbgen.audit.association import cramers_v, table_of
 from lbgen.audit.observe import Observer
 from lbgen.cli import main
 
@@ -51,7 +52,7 @@ def test_measures_have_the_names_that_other_programs_rely_on(folder):
     for found in content["datasets"].values():
         assert found["images"] == 120 and found["categories"] == 12
         assert all(is_figure(found[name]) for name in ("label_agreement", "diversity", "quality", "duplicates"))
-        assert set(found["probes"]) == PROBES and all(map(is_figure, found["probes"].values()))
+        assert set(found["probes"]) >= PROBES and all(map(is_figure, found["probes"].values()))
         scene = found["attributes"]["scene"]
         assert is_figure(scene["normalized_mutual_information"]) and is_figure(scene["cramers_v"])
         assert 0 < scene["p_value"] <= 1
@@ -109,6 +110,17 @@ def test_two_audits_give_the_same_figures(folder):
     audit(folder, "biased", output="again")
     again = json.loads((folder / "again" / "measures.json").read_text())["datasets"]["biased"]
     assert first == again
+
+
+def test_the_micro_worlds_space_looks_for_what_it_has_learned(folder, tmp_path):
+    """Its scenes: their link is that of the scenes which were drawn."""
+    main(["audit", str(folder / "balanced"), "--semantics", "microworld", "--output", str(tmp_path)])
+    content = json.loads((tmp_path / "measures.json").read_text())
+    found = content["datasets"]["balanced"]["attributes"]
+    drawn = photographs(120, 2)
+    truth = cramers_v(table_of(drawn.categories, drawn.factors["scene"], 12, 6))
+    assert list(found) == ["scene"] and found["scene"]["cramers_v"]["value"] == pytest.approx(truth)
+    assert content["made_with"]["attributes"] == "microworld"
 
 
 def test_datasets_are_compared_in_a_vision_model_of_ones_choice(folder, tmp_path):

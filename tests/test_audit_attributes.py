@@ -38,5 +38,5 @@ def test_refusals_name_the_file_and_the_attribute(tmp_path, content, message):
 
 
 def test_positions_by_hand():
-    middle = np.array([[0.2, 0.2], [0.5, 0.5], [0.9, 0.5], [0.3, 0.8]])
-    assert measured_position(middle).tolist() == [0, 4, 7, 2]
+    place = np.array([[0, 0.4, 0.1, 0.3], [0.4, 0.6, 0, 1], [0.8, 1, 0.4, 0.6], [0.2, 0.4, 0.7, 0.9]])
+    assert measured_position(place).tolist() == [0, 4, 7, 2]

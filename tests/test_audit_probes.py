@@ -124,10 +124,31 @@ def test_near_duplicates_by_hand(monkeypatch):
     pictures = RNG.integers(0, 255, (5, 192)).astype(np.uint8)
     pictures[4] = np.clip(pictures[0].astype(int) + 1, 0, 255)
     pictures[3] = pictures[1]
-    observed = SimpleNamespace(column=lambda name: pictures, split=np.array([0, 0, 0, 0, 1]))
-    for block in (2, 100):
+    observed = SimpleNamespace(
+        chunks=lambda name: iter([pictures[:2], pictures[2:]]),
+        column=lambda name, rows: pictures[rows],
+        split=np.array([0, 0, 0, 0, 1]),
+    )
+    for block in (1, 2, 100):
         monkeypatch.setattr(content, "NEIGHBOURS_AT_ONCE", block)
         found = content.duplicates(observed)
         assert found.anywhere.tolist() == [True, True, False, True, True]
         assert found.in_another_split.tolist() == [True, False, False, False, True]
-        assert found.twin.tolist() == [4, 3, -1, 1, 0]
+
+
+def test_near_duplicates_of_many_are_those_of_all_pairs(monkeypatch):
+    """Against every pair, among pictures that come in clusters closer and wider than the distance."""
+    monkeypatch.setattr(content, "NEIGHBOURS_AT_ONCE", 16)
+    rng = np.random.default_rng(2)
+    centres = rng.integers(60, 200, (40, 192))
+    pictures = np.concatenate([centres + rng.normal(0, spread, centres.shape) for spread in (1, 2.5, 2.8, 6)])
+    pictures = pictures.round().astype(np.uint8)
+    split = rng.integers(0, 2, len(pictures))
+    observed = SimpleNamespace(
+        chunks=lambda name: iter([pictures]), column=lambda name, rows: pictures[rows], split=split
+    )
+    apart = np.sqrt(((pictures[:, None] / 255 - pictures / 255) ** 2).mean(axis=2))
+    near = (apart < content.DUPLICATE_DISTANCE) & ~np.eye(len(pictures), dtype=bool)
+    found = content.duplicates(observed)
+    assert 0 < near.any(axis=1).sum() < len(pictures) and (found.anywhere == near.any(axis=1)).all()
+    assert (found.in_another_split == (near & (split[:, None] != split)).any(axis=1)).all()

@@ -54,6 +54,89 @@ def test_a_folder_that_datasets_wrote(tmp_path, scenes):
     assert {record.split for record in open_source(tmp_path).records()} == {"test"}
 
 
+def hub_rows(scenes, **more) -> dict:
+    return {
+        "img": [Image.fromarray(image) for image in scenes.images],
+        "fine_label": scenes.categories.tolist(),
+        **more,
+    }
+
+
+def test_columns_of_other_names(tmp_path, scenes):
+    """As CIFAR's are called: the only images and the only ClassLabel; with two of them, one line that says so."""
+    names = datasets.ClassLabel(names=list(CATEGORIES))
+    features = datasets.Features(img=datasets.Image(), fine_label=names)
+    (tmp_path / "one" / "cifar100").mkdir(parents=True)
+    shard = "train-00000-of-00001.parquet"
+    datasets.Dataset.from_dict(hub_rows(scenes), features).to_parquet(tmp_path / "one" / "cifar100" / shard)
+    assert [name for name, _ in as_pairs(tmp_path / "one")] == sorted(CATEGORIES * 2)
+    (tmp_path / "two").mkdir()
+    features["coarse_label"] = datasets.ClassLabel(names=["a", "b"])
+    rows = hub_rows(scenes, coarse_label=[0, 1] * 12)
+    datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "two" / shard)
+    with pytest.raises(UserError, match="no column is called `label`, and fine_label and coarse_label could be it"):
+        as_pairs(tmp_path / "two")
+
+
+def test_labels_that_are_texts(tmp_path, scenes):
+    rows = {"image": [png(image) for image in scenes.images], "label": [CATEGORIES[c] for c in scenes.categories]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
+    assert [name for name, _ in as_pairs(tmp_path)] == sorted(CATEGORIES * 2)
+
+
+def test_masks_in_a_table(tmp_path, scenes):
+    """Row for row those that were written; an empty cell is an image without a mask."""
+    masks = [Image.fromarray(mask * np.uint8(255)) for mask in scenes.masks]
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"), mask=datasets.Image())
+    rows = {"image": masks, "label": scenes.categories.tolist(), "mask": [*masks[:-1], None]}
+    datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "train.parquet")
+    found = [record.mask for record in open_source(tmp_path).records()]
+    assert found[-1] is None
+    wanted = [(mask * np.uint8(255)).tobytes() for mask in scenes.masks[:-1]]
+    assert [pixels(mask) for mask in found[:-1]] == wanted
+
+
+def test_a_folder_of_save_to_disk(tmp_path, scenes):
+    """Two splits, a folder each, in Arrow files; one that is damaged is a fault."""
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(CATEGORIES)))
+    rows = {"image": [Image.fromarray(image) for image in scenes.images], "label": scenes.categories.tolist()}
+    whole = datasets.Dataset.from_dict(rows, features)
+    datasets.DatasetDict(train=whole, test=whole.select(range(3))).save_to_disk(tmp_path / "set")
+    source = open_source(tmp_path / "set")
+    assert source.count == 27 and [name for name, _ in as_pairs(tmp_path / "set")][:2] == ["boat", "boat"]
+    assert [record.split for record in source.records()] == ["test"] * 3 + ["train"] * 24
+    (tmp_path / "set" / "train" / "data-00001.arrow").write_bytes(b"not arrow")
+    records = list(open_source(tmp_path / "set").records())
+    assert len([record for record in records if record.content]) == 27 and records[-1].fault
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_images_that_a_metadata_file_lists(tmp_path, scenes, kind):
+    """As the Hub's image folders have it, a list a split; a line without a label, or without its image, is a fault."""
+    (tmp_path / "test").mkdir()
+    lines = [{"file_name": f"{n}.png", "label": CATEGORIES[c]} for n, c in enumerate(scenes.categories)]
+    for line, image in zip(lines, scenes.images, strict=True):
+        (tmp_path / "test" / line["file_name"]).write_bytes(png(image))
+    lines += [{"file_name": "gone.png", "label": "fish"}, {"file_name": "0.png", "label": ""}]
+    texts = {
+        "csv": ["file_name,label", *(",".join(line.values()) for line in lines)],
+        "jsonl": [json.dumps(line) for line in lines],
+    }
+    (tmp_path / "test" / f"metadata.{kind}").write_text("\n".join(texts[kind]) + "\n")
+    records = list(open_source(tmp_path).records())
+    assert [(r.category, r.split, pixels(r.content)) for r in records[:-2]] == [
+        (CATEGORIES[c], "test", image.tobytes()) for c, image in zip(scenes.categories, scenes.images, strict=True)
+    ]
+    assert [record.fault for record in records[-2:]] == [
+        "No such file or directory",
+        f"metadata.{kind} gives it no label",
+    ]
+    (tmp_path / "test" / f"metadata.{kind}").unlink()
+    (tmp_path / "test" / "metadata.csv").write_text("file_name,colour,kind\n0.png,red,fish\n")
+    with pytest.raises(UserError, match="none of its columns colour, kind is called `label`"):
+        list(open_source(tmp_path).records())
+
+
 def test_categories_without_splits_and_other_entries(tmp_path, scenes):
     """Folders that lbgen puts beside the images are no categories, nor are hidden files images."""
     image = png(scenes.images[0])

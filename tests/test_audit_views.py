@@ -1,5 +1,6 @@
 """What each probe is shown of an image, and how the object is hidden."""
 
+import colorsys
 import io
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from lbgen.audit import relevance, views
 from lbgen.audit.cache import RowCache
+from lbgen.audit.observe import Observer
 from lbgen.models.semantics import load_semantics
 
 
@@ -31,13 +33,11 @@ def test_the_canvas_is_the_middle_square(size):
 
 
 def test_file_facts_are_the_files():
-    """Width, height, aspect, bytes, bytes a pixel; a coarser JPEG has larger tables; formats one by one."""
-    content = encoded((40, 20))
-    facts = dict(zip(views.FACTS, views.decode(content, None, 16).facts.tolist(), strict=True))
-    logs = [facts[name] for name in ("log width", "log height", "log aspect", "log bytes", "log bytes per pixel")]
-    assert np.exp(logs) == pytest.approx([40, 20, 2, len(content), len(content) / 800], rel=1e-5)
+    """Width, height, aspect; a coarser JPEG has larger tables; formats one by one."""
+    facts = dict(zip(views.FACTS, views.decode(encoded((40, 20)), None, 16).facts.tolist(), strict=True))
+    assert np.exp([facts[f"log {name}"] for name in ("width", "height", "aspect")]) == pytest.approx([40, 20, 2])
     assert (facts["PNG"], facts["JPEG"], facts["quantisation"]) == (1, 0, 0)
-    coarse, fine = (views.decode(encoded((40, 20), "JPEG", quality=q), None, 16).facts[5] for q in (30, 95))
+    coarse, fine = (views.decode(encoded((40, 20), "JPEG", quality=q), None, 16).facts[3] for q in (30, 95))
     assert coarse > fine > 0
 
 
@@ -73,6 +73,19 @@ def test_shuffled_patches_are_the_same_patches():
     assert not torch.equal(shuffled, canvas)
 
 
+def test_edges_of_stripes():
+    """Upright stripes, four pixels black and four white: half the pixels lie beside a step, up or down, which is one
+
+    direction; laid on their side, it is the one across."""
+    canvas = ((torch.arange(66) - 1) // 4 % 2).float().expand(1, 3, 66, 66)
+    shares = views.edge_histogram(canvas)[0] ** 2
+    by_kind = shares.view(3, 4, 8)
+    assert by_kind[0, 0].sum().item() == pytest.approx(0.5) and by_kind[0, 3, 0].item() == pytest.approx(0.5)
+    assert by_kind.sum(dim=(1, 2)).tolist() == pytest.approx([1, 1, 1])
+    turned = views.edge_histogram(canvas.transpose(2, 3))[0].view(3, 4, 8) ** 2
+    assert turned[0, 3, 4].item() == pytest.approx(0.5)
+
+
 def test_colours_and_thumbnail_of_a_known_picture():
     """Half black, half red: two colours of one half each; the thumbnail's columns are black, then red."""
     canvas = torch.zeros(1, 3, 32, 32)
@@ -82,20 +95,32 @@ def test_colours_and_thumbnail_of_a_known_picture():
     assert views.thumbnail(canvas).view(3, 2, 2)[0].tolist() == [[0, 1], [0, 1]]
 
 
+def test_hues_are_those_of_the_colour_circle():
+    """Named colours by colorsys, half in the dark; a grey has none; what is not chosen does not count."""
+    wanted = {"red": 0, "orange": 30, "yellow": 55, "green": 120, "cyan": 180, "blue": 230, "purple": 280, "pink": 330}
+    colours = [colorsys.hsv_to_rgb(degrees / 360, 0.9, 0.8) for degrees in wanted.values()] + [(0.5, 0.5, 0.52)]
+    canvas = torch.tensor(colours)[:, :, None, None].repeat(1, 1, 8, 8)
+    canvas[:, :, 4:] = torch.tensor([0.0, 1, 0])[:, None, None]
+    chosen = torch.zeros(9, 8, 8, dtype=torch.bool)
+    chosen[:, :4] = True
+    assert tuple(wanted) == tuple(views.HUES)
+    assert views.dominant_hue(canvas, chosen).tolist() == list(range(9))
+
+
 def test_the_square_of_a_mask_holds_it_and_says_nothing_of_its_proportions():
     masks = torch.zeros(2, 32, 32, dtype=torch.bool)
     masks[0, 10:14, 5:25] = True
     masks[1, 5:25, 10:14] = True
     wide, tall = relevance.square_of_mask(masks)
     assert (wide & masks[0]).sum() == 80 and torch.equal(wide, tall.T)
-    assert relevance.middle(wide[None])[0].tolist() == pytest.approx([12 / 32, 15 / 32], abs=0.02)
+    assert relevance.place(wide[None])[0].tolist() == pytest.approx([1 / 32, 23 / 32, 4 / 32, 26 / 32])
 
 
 def test_the_square_of_relevance_is_where_the_relevance_is():
     found = torch.zeros(2, 8, 8)
     found[0, 0, 0] = found[1, 7, 7] = 1
     first, last = relevance.square_of_relevance(found, 64)
-    assert first.sum() == last.sum() == 48 * 48 and first[0, 0] and last[-1, -1] and not last[0, 0]
+    assert first.sum() == last.sum() == 56 * 56 and first[0, 0] and last[-1, -1] and not last[0, 0]
 
 
 @torch.no_grad()
@@ -126,7 +151,9 @@ def test_patch_relevance_is_what_attention_brings_to_the_class_token(tiny_clip_f
 def test_a_space_without_a_class_token_has_no_relevance(tiny_siglip_folder):
     space = load_semantics(str(tiny_siglip_folder))
     assert relevance.patch_relevance(space, torch.rand(1, 3, 16, 16), space.embed_texts(["fish"])) is None
-    assert relevance.middle(relevance.square_in_the_middle(1, 16))[0].tolist() == pytest.approx([0.5, 0.5])
+    seen = views.decode(encoded((16, 16)), None, 16)
+    hidden = Observer(space, 16).hidden([seen], seen.canvas[None] / 255, ["fish"])
+    assert relevance.place(hidden)[0].tolist() == [1 / 16, 15 / 16] * 2
 
 
 def test_a_row_that_was_written_in_part_is_dropped(tmp_path):
@@ -135,7 +162,7 @@ def test_a_row_that_was_written_in_part_is_dropped(tmp_path):
     with cache.path.open("ab") as stream:
         stream.write(b"torn")
     again = RowCache(tmp_path, "a model", [("features", np.float16, (3,))])
-    assert again.places == {b"a" * 32: 0, b"b" * 32: 1} and len(again.rows()) == 2
+    assert again.places == {b"a" * 32: 0, b"b" * 32: 1} and again.read("features", np.array([1])).shape == (1, 3)
     again.append([b"c" * 32], {"features": np.zeros((1, 3))})
-    assert again.rows()["features"].sum() == 6
+    assert again.read("features", np.arange(3)).sum() == 6
     assert RowCache(tmp_path, "another model", [("features", np.float16, (3,))]).places == {}

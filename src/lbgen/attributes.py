@@ -15,7 +15,7 @@ DATA = Path(str(resources.files("lbgen"))) / "data"
 BUILT_IN = DATA / "attributes.yaml"
 """Of photographs of any kind."""
 MICROWORLD = DATA / "microworld-attributes.yaml"
-MEASURED_POSITION = "measured position"
+MEASURED = ("measured position", "measured colour")
 """Taken by what the audit measures without texts."""
 
 
@@ -45,7 +45,7 @@ def load_attributes(path: Path | None) -> list[Attribute]:
 
 def _attribute(path: Path, name: str, given: Any) -> Attribute:
     place = f"{path}, {name}"
-    if name == MEASURED_POSITION:
+    if name in MEASURED:
         raise UserError(f"{place}: this name is taken by what is measured without texts; choose another")
     if not isinstance(given, dict) or set(given) != {"template", "values"}:
         raise UserError(f"{place}: give it a `template` and `values`, and nothing else")

@@ -23,7 +23,7 @@ class Association(NamedTuple):
     p_value: float
 
 
-def table_of(label: NDArray[np.int64], value: NDArray[np.int64], categories: int, values: int) -> NDArray[np.int64]:
+def table_of(label: NDArray[np.int64], value: NDArray[np.integer], categories: int, values: int) -> NDArray[np.int64]:
     """(C, V).  Both (N,)."""
     return np.bincount(label * values + value, minlength=categories * values).reshape(categories, values)
 
@@ -84,7 +84,7 @@ def squared_cramers_v(tables: NDArray) -> NDArray:
     return np.where(kept > 1e-12, strength / np.maximum(kept, 1e-12), 0.0)
 
 
-def associate(label: NDArray[np.int64], value: NDArray[np.int64], permutations: int, seed: int) -> Association:
+def associate(label: NDArray[np.int64], value: NDArray[np.integer], permutations: int, seed: int) -> Association:
     """The measures of one attribute, with intervals, and the p-value of no association (N images).
 
     p: share of shuffles of the labels, this one included, with at least as much information (Phipson and Smyth 2010).

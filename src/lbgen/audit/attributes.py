@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lbgen.attributes import MEASURED_POSITION, Attribute
+from lbgen.attributes import MEASURED, Attribute
 from lbgen.audit.observe import Observed
+from lbgen.audit.views import HUES
 from lbgen.errors import UserError
 from lbgen.models.semantics import SemanticSpace
 
@@ -27,17 +28,21 @@ class Reading:
 
     name: str
     values: tuple[str, ...]
-    value: NDArray[np.int64]
+    value: NDArray[np.integer]
     """(N,) index into `values`."""
 
 
 @torch.no_grad()
 def read_attributes(observed: Observed, attributes: list[Attribute], space: SemanticSpace) -> Iterator[Reading]:
-    """Each image's value of every attribute: the nearest text's; then, where every image has a mask, its position."""
+    """Each image's value of every attribute: the nearest text's; then, where every image has a mask, the object's own
+    position and colour: where and what the patches' relevance points to follows the category's shape.
+    """
+    position, colour = MEASURED
     for attribute in attributes:
         yield Reading(attribute.name, attribute.values, _nearest(observed, _texts(attribute, observed, space)))
     if observed.column("mask_given").all():
-        yield Reading(MEASURED_POSITION, POSITIONS, measured_position(observed.column("middle")))
+        yield Reading(position, POSITIONS, measured_position(observed.column("place")))
+        yield Reading(colour, (*HUES, "colourless"), observed.column("hue"))
 
 
 def ensure_short(attribute: Attribute, name: str, space: SemanticSpace) -> None:
@@ -60,12 +65,12 @@ def _texts(attribute: Attribute, observed: Observed, space: SemanticSpace) -> ND
     return torch.stack(rows).numpy()
 
 
-def _nearest(observed: Observed, texts: NDArray[np.float32]) -> NDArray[np.int64]:
+def _nearest(observed: Observed, texts: NDArray[np.float32]) -> NDArray[np.int16]:
     """(N,) index of the nearest text among those of the image's own category."""
     found, start = [], 0
     for features in observed.chunks("image"):
         own = observed.label[start : start + len(features)] if len(texts) > 1 else np.zeros(len(features), np.int64)
-        value = np.zeros(len(features), np.int64)
+        value = np.zeros(len(features), np.int16)
         for category in np.unique(own):
             rows = np.flatnonzero(own == category)
             value[rows] = (features[rows].astype(np.float32) @ texts[category].T).argmax(axis=1)
@@ -74,7 +79,8 @@ def _nearest(observed: Observed, texts: NDArray[np.float32]) -> NDArray[np.int64
     return np.concatenate(found)
 
 
-def measured_position(middle: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(N,) index into POSITIONS.  middle: (N, 2) vertical and horizontal, in [0, 1]."""
+def measured_position(place: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(N,) index into POSITIONS of a square's middle.  place: (N, 4) top, bottom, left, right, in [0, 1]."""
+    middle = place.reshape(-1, 2, 2).mean(axis=2)
     thirds = (middle > 0.5 - CENTRE).astype(np.int64) + (middle > 0.5 + CENTRE)
     return thirds[:, 0] * 3 + thirds[:, 1]

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+READ_AT_ONCE = 4096
+"""Rows."""
 DIGEST = 32
 """Bytes of a key, a sha256."""
 
@@ -25,7 +27,10 @@ class RowCache:
         whole = self.path.stat().st_size // self.dtype.itemsize
         with self.path.open("r+b") as stream:
             stream.truncate(whole * self.dtype.itemsize)
-        self.places = {key.tobytes(): row for row, key in enumerate(self.rows()["key"])} if whole else {}
+        self.places: dict[bytes, int] = {}
+        for start in range(0, whole, READ_AT_ONCE):
+            keys = self.read("key", np.arange(start, min(start + READ_AT_ONCE, whole)))
+            self.places |= {key.tobytes(): row for row, key in enumerate(keys, start)}
 
     def append(self, keys: list[bytes], columns: dict[str, NDArray]) -> None:
         rows = np.zeros(len(keys), self.dtype)
@@ -37,6 +42,13 @@ class RowCache:
         for key in keys:
             self.places[key] = len(self.places)
 
-    def rows(self) -> NDArray:
-        """All rows, as a memory map."""
-        return np.memmap(self.path, dtype=self.dtype, mode="r")
+    def read(self, name: str, rows: NDArray[np.int64]) -> NDArray:
+        """One column of these rows, (len(rows), ...).
+
+        Through a memory map a part: the pages of one that is kept would count as this process's memory.
+        """
+        found = np.empty((len(rows), *self.dtype[name].shape), self.dtype[name].base)
+        for start in range(0, len(rows), READ_AT_ONCE):
+            part = rows[start : start + READ_AT_ONCE]
+            found[start : start + len(part)] = np.memmap(self.path, dtype=self.dtype, mode="r")[name][part]
+        return found

@@ -13,7 +13,8 @@ class AuditConfig:
     semantics: str = "clip-vit-l-14"
     """Language space that images are read in: microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
     attributes: Path | None = None
-    """YAML file of attributes to look for in place of the built-in list (docs/audit.md says how to write one)."""
+    """YAML file of attributes to look for in place of the built-in list, which for the micro world's space is that of
+    its scenes (docs/audit.md says how to write one)."""
     features: str | None = None
     """Vision model in which datasets are compared, a hub id or a folder; none is DINOv2 (facebook/dinov2-base) where it
     was downloaded before, else the language space."""

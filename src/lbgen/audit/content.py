@@ -17,6 +17,7 @@ DIVERSITY_IMAGES = 50
 DUPLICATE_DISTANCE = 0.015
 """Root mean square of two near duplicates' 8x8 pictures, 0 to 1."""
 NEIGHBOURS_AT_ONCE = 2048
+"""Pictures that are compared with as many others."""
 
 
 class LabelRanks(NamedTuple):
@@ -46,10 +47,11 @@ def label_ranks(observed: Observed, space: SemanticSpace) -> LabelRanks:
 def quality(observed: Observed, space: SemanticSpace) -> NDArray[np.float32]:
     """(N,) in [1, 5]: CLIP-IQA's antonyms (models/quality.py) on features that are there already."""
     good, bad = (space.embed_texts(list(texts)).cpu().numpy() for texts in zip(*ANTONYMS, strict=True))  # (P, D)
-    margins = [
-        space.logit_scale * features.astype(np.float32) @ (good - bad).T for features in observed.chunks("image")
-    ]
-    return 1 + 4 * (1 / (1 + np.exp(-np.concatenate(margins)))).mean(axis=1)
+    scores = []
+    for features in observed.chunks("image"):
+        margins = space.logit_scale * features.astype(np.float32) @ (good - bad).T  # (B, P)
+        scores.append(1 + 4 * (1 / (1 + np.exp(-margins))).mean(axis=1))
+    return np.concatenate(scores)
 
 
 class Diversity(NamedTuple):
@@ -123,35 +125,46 @@ def _redrawn(grams: list[tuple[int, Tensor, NDArray]], rng: np.random.Generator)
 
 
 class Duplicates(NamedTuple):
-    """(N,) each: has a near duplicate; has one in another split; the nearest one's number, -1 without."""
+    """(N,) each: has a near duplicate; has one in another split."""
 
     anywhere: NDArray[np.bool_]
     in_another_split: NDArray[np.bool_]
-    twin: NDArray[np.int64]
 
 
 def duplicates(observed: Observed) -> Duplicates:
-    """Images whose 8x8 pictures are closer than DUPLICATE_DISTANCE to another's: copies, also resized or compressed."""
-    pictures = torch.from_numpy(observed.column("fingerprint")).float() / 255  # (N, 192)
-    pictures = pictures - 0.5
-    squares, split = (pictures**2).sum(dim=1), torch.from_numpy(observed.split)
-    limit = DUPLICATE_DISTANCE**2 * pictures.shape[1]
-    count = len(pictures)
-    twin, across = torch.full((count,), -1), torch.zeros(count, dtype=torch.bool)
-    for start in range(0, count, NEIGHBOURS_AT_ONCE):
-        end = min(start + NEIGHBOURS_AT_ONCE, count)
-        for first in range(0, count, NEIGHBOURS_AT_ONCE):
-            last = min(first + NEIGHBOURS_AT_ONCE, count)
-            products = pictures[start:end] @ pictures[first:last].T
-            near = squares[start:end, None] + squares[None, first:last] - 2 * products < limit
-            if start == first:
-                near.fill_diagonal_(False)
-            found = near.any(dim=1)
-            twin[start:end] = torch.where(
-                (twin[start:end] < 0) & found, first + near.int().argmax(dim=1), twin[start:end]
-            )
-            across[start:end] |= (near & (split[start:end, None] != split[None, first:last])).any(dim=1)
-    return Duplicates((twin >= 0).numpy(), across.numpy(), twin.numpy())
+    """Images whose 8x8 pictures are closer than DUPLICATE_DISTANCE to another's: copies, also resized or compressed.
+
+    Exact: two pictures' mean brightness differs by no more than their distance, so that in the order of brightness
+    every picture has its near duplicates in a short stretch beside it.
+    """
+    brightness = np.concatenate([pictures.mean(axis=1) / 255 for pictures in observed.chunks("fingerprint")])
+    order = np.argsort(brightness, kind="stable")
+    ends = np.searchsorted(brightness[order], brightness[order] + DUPLICATE_DISTANCE + 1e-9, "right")
+    found = Duplicates(*np.zeros((2, len(order)), bool))
+    for start in range(0, len(order), NEIGHBOURS_AT_ONCE):
+        rows = order[start : start + NEIGHBOURS_AT_ONCE]
+        pictures, end = _pictures(observed, rows), ends[start + len(rows) - 1]
+        for first in range(start, end, NEIGHBOURS_AT_ONCE):
+            others = order[first : min(first + NEIGHBOURS_AT_ONCE, end)] if first > start else rows
+            near = _near(pictures, _pictures(observed, others) if first > start else pictures)
+            if first == start:
+                np.fill_diagonal(near, False)
+            split_apart = near & (observed.split[rows][:, None] != observed.split[others])
+            for has, pairs in zip(found, (near, split_apart), strict=True):
+                has[rows] |= pairs.any(axis=1)
+                has[others] |= pairs.any(axis=0)
+    return found
+
+
+def _pictures(observed: Observed, rows: NDArray[np.int64]) -> Tensor:
+    """(B, 192) whole numbers from -128 to 127, few and small enough for float32 to add their products exactly."""
+    return torch.from_numpy(observed.column("fingerprint", rows)).float() - 128
+
+
+def _near(pictures: Tensor, others: Tensor) -> NDArray[np.bool_]:
+    """(B, M) whether each of one is a near duplicate of each of the other."""
+    squares = (pictures**2).sum(dim=1)[:, None] + (others**2).sum(dim=1)
+    return (squares - 2 * pictures @ others.T < (255 * DUPLICATE_DISTANCE) ** 2 * pictures.shape[1]).numpy()
 
 
 def balance(label: NDArray[np.int64]) -> float:

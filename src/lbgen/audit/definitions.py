@@ -22,6 +22,8 @@ class Definition:
 
 PROBE = "Share of held-out images whose category a linear probe tells from this alone, mean over the categories: "
 PROBE_RANGE = "chance (1 / categories) to 1"
+HIDDEN = "with a square over the object. Chance where nothing around the object is linked to the category"
+SEEN = "The object is seen, so it is above chance in any set: compare sets, and read the line after it"
 PROBE_SOURCE = "Ridge classifier, 5 folds, penalty by generalised cross-validation (Golub et al. 1979)"
 
 
@@ -33,23 +35,29 @@ DEFINITIONS = (
     _probe(
         "background",
         "Label from the background",
-        "the semantic features of the image with a square over the object, from a given mask or from where the model's "
-        "patches bring it towards the category's text.",
+        f"the semantic features of the image {HIDDEN}. The square is a given mask's; else of fixed size, where the "
+        "model's patches bring the image towards the category's text. What follows from its place alone is taken out.",
     ),
-    _probe("border", "Label from the border", "the semantic features of the outermost sixteenth on every edge."),
-    _probe("thumbnail", "Label from a tiny picture", "the pixels of the picture at a sixteenth of the model's side."),
-    _probe("color_histogram", "Label from the colours", "how much of each of 64 colours there is, not where."),
+    _probe("border", "Label from the border", f"the same of the outermost sixteenth on every edge, also {HIDDEN}."),
+    _probe(
+        "thumbnail",
+        "Label from a tiny picture",
+        f"the pixels of the picture at a sixteenth of the model's side. {SEEN}.",
+    ),
+    _probe("thumbnail_outside", "Tiny picture, object hidden", f"the same {HIDDEN}."),
+    _probe("color_histogram", "Label from the colours", f"how much of each of 64 colours there is, not where. {SEEN}."),
+    _probe("color_histogram_outside", "Colours, object hidden", f"the same {HIDDEN}."),
     _probe(
         "patch_shuffle",
         "Label from texture",
-        "the semantic features of the picture cut into 4 x 4 squares in random order. Parts of the object are still "
-        "there, so it is above chance in any set: compare sets.",
+        "the semantic features of the picture cut into 4 x 4 squares in random order, and how many edges there are in "
+        f"it of each direction and strength. {SEEN}.",
     ),
+    _probe("patch_shuffle_outside", "Texture, object hidden", f"the same {HIDDEN}."),
     _probe(
         "file_facts",
         "Label from file facts",
-        "width, height, aspect, bytes, bytes a pixel, JPEG quantisation, format. Bytes a pixel follow the picture's "
-        "detail in any set.",
+        "width, height, aspect, JPEG quantisation, format. Chance where files do not differ between categories.",
     ),
     Definition(
         "label_agreement",

@@ -56,7 +56,7 @@ def compared_features(
 
 def _features(model: VisionModel, cache: RowCache, measured: Measured, source: Source, config: AuditConfig) -> NDArray:
     observed = measured.observed
-    digests = [observed.digests[row] for row in measured.probed]
+    digests = [digest.tobytes() for digest in observed.column("content", measured.probed)]
     new = {
         observed.keys[row] for row, digest in zip(measured.probed, digests, strict=True) if digest not in cache.places
     }
@@ -65,7 +65,7 @@ def _features(model: VisionModel, cache: RowCache, measured: Measured, source: S
         canvases = [seen.canvas for seen in decoded.values() if not isinstance(seen, str)]
         features = model.embed(torch.stack(canvases).float() / 255).cpu().numpy()
         cache.append(list(decoded), {"features": features})
-    return cache.rows()["features"][[cache.places[digest] for digest in digests]]
+    return cache.read("features", np.array([cache.places[digest] for digest in digests]))
 
 
 def _batches(source: Source, wanted: set[str], size: int, name: str) -> Iterator[list[bytes]]:

@@ -6,11 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from lbgen.audit.records import IMAGE_SUFFIXES, Label, Record, Source, listed_labels
+from lbgen.audit.records import IMAGE_SUFFIXES, NOT_CATEGORIES, Label, Record, Source, listed_labels
 
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
-NOT_CATEGORIES = ("masks", "index", "screening")
-"""Folders beside the categories that hold something else."""
 
 
 class Place(NamedTuple):

@@ -14,19 +14,26 @@ from lbgen.audit.attributes import Reading, read_attributes
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.content import Duplicates, LabelRanks
 from lbgen.audit.observe import Observed
-from lbgen.audit.probes import probe
+from lbgen.audit.probes import beyond_place, probe
 from lbgen.audit.statistics import FEW_DRAWS, Estimate, false_discovery, mean, normal, resample
 from lbgen.models.semantics import SemanticSpace
 
 PROBES = {
-    "background": "background",
-    "border": "border",
-    "thumbnail": "thumbnail",
-    "color_histogram": "histogram",
-    "patch_shuffle": "shuffled",
-    "file_facts": "facts",
+    "background": ("background",),
+    "border": ("border",),
+    "thumbnail": ("thumbnail",),
+    "thumbnail_outside": ("thumbnail_outside",),
+    "color_histogram": ("histogram",),
+    "color_histogram_outside": ("histogram_outside",),
+    "patch_shuffle": ("shuffled", "edges"),
+    "patch_shuffle_outside": ("shuffled_outside", "edges_outside"),
+    "file_facts": ("facts",),
 }
-"""Probe -> the column of the cache it learns from."""
+"""Probe -> the columns of the cache it learns from."""
+OBJECT_HIDDEN = ("background", "border", "thumbnail_outside", "color_histogram_outside", "patch_shuffle_outside")
+"""The probes that see the object's surroundings alone."""
+CHANCE_FLOOR = (*OBJECT_HIDDEN, "file_facts")
+"""The probes that tell no more than chance where nothing but the object is linked to the category."""
 COMPARED_IMAGES = 5000
 """Of each set, for distances whose cost grows with the square of their number."""
 
@@ -89,9 +96,12 @@ def measure(
     spread = content.diversity(observed, diversity_images, seed)
     figures |= {"diversity": spread.vendi, "feature_distance": spread.distance}
     probed = spread_sample(label, config.probe_images, seed)
-    for name, column in PROBES.items():
+    for name, columns in PROBES.items():
         step(f"probe: {name.replace('_', ' ')}")
-        figures[f"probes.{name}"] = probe(observed.column(column, probed), label[probed], seed)
+        features = np.concatenate([observed.column(column, probed) for column in columns], axis=1)
+        if name in OBJECT_HIDDEN:
+            features = beyond_place(features, observed.column("place", probed))
+        figures[f"probes.{name}"] = probe(features, label[probed], seed)
     step("attributes")
     found = list(_attribute_figures(observed, attributes, space, config))
     return Measured(observed, figures, found, ranks, quality, spread.by_category, twins, probed)

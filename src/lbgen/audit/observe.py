@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,17 +16,15 @@ from tqdm import tqdm
 
 from lbgen import measures, provenance
 from lbgen.audit import relevance, views
-from lbgen.audit.cache import RowCache
+from lbgen.audit.cache import DIGEST, READ_AT_ONCE, RowCache
 from lbgen.audit.records import Label, Record, Source, name_of
 from lbgen.audit.views import Decoded
 from lbgen.errors import UserError
 from lbgen.models.registry import SEMANTICS, resolve
 from lbgen.models.semantics import SemanticSpace
 
-VERSION = 1
+VERSION = 2
 """Of what is kept of an image; another number is another cache."""
-CHUNK = 4096
-"""Rows of the cache in memory at once."""
 LABEL_TEMPLATE = "photo of {name}"
 
 
@@ -44,8 +43,6 @@ class Observed:
     """(N,) in [0, number of splits)."""
     keys: list[str]
     """(N,) where each image is."""
-    digests: list[bytes]
-    """(N,) sha256 of each image file."""
     rows: NDArray[np.int64]
     """(N,) of the cache."""
     cache: RowCache
@@ -54,13 +51,12 @@ class Observed:
 
     def column(self, name: str, chosen: NDArray[np.int64] | None = None) -> NDArray:
         """(N, ...) of one column of the cache, or of the chosen images only."""
-        return self.cache.rows()[name][self.rows if chosen is None else self.rows[chosen]]
+        return self.cache.read(name, self.rows if chosen is None else self.rows[chosen])
 
     def chunks(self, name: str) -> Iterator[NDArray]:
-        """The same in parts of CHUNK images."""
-        column = self.cache.rows()[name]
-        for start in range(0, len(self.rows), CHUNK):
-            yield column[self.rows[start : start + CHUNK]]
+        """The same in parts of READ_AT_ONCE images."""
+        for start in range(0, len(self.rows), READ_AT_ONCE):
+            yield self.cache.read(name, self.rows[start : start + READ_AT_ONCE])
 
 
 class Observer:
@@ -74,14 +70,17 @@ class Observer:
     def fields(self) -> list[tuple[str, type, tuple[int, ...]]]:
         pixels = 3 * max(2, round(self.side * views.THUMBNAIL_SHARE)) ** 2
         half, byte, single = np.float16, np.uint8, np.float32
-        views_seen = [(name, half, (self.space.dimension,)) for name in ("image", "background", "border", "shuffled")]
+        seen = ("image", "background", "border", "shuffled", "shuffled_outside")
         return [
-            *views_seen,
-            ("thumbnail", byte, (pixels,)),
+            *((name, half, (self.space.dimension,)) for name in seen),
+            *((name, byte, (pixels,)) for name in ("thumbnail", "thumbnail_outside")),
+            *((name, half, (views.HISTOGRAM_LEVELS**3,)) for name in ("histogram", "histogram_outside")),
+            *((name, half, (views.EDGES,)) for name in ("edges", "edges_outside")),
             ("fingerprint", byte, (192,)),
-            ("histogram", half, (views.HISTOGRAM_LEVELS**3,)),
+            ("content", byte, (DIGEST,)),
             ("facts", single, (len(views.FACTS),)),
-            ("middle", single, (2,)),
+            ("place", single, (4,)),
+            ("hue", byte, ()),
             ("mask_given", byte, ()),
             ("edge_density", single, ()),
             ("colour_entropy", single, ()),
@@ -92,17 +91,25 @@ class Observer:
         """One value a field for each image of a batch."""
         canvas = torch.stack([image.canvas for image in images]).float() / 255  # (B, 3, S, S)
         hidden = self.hidden(images, canvas, names)  # (B, S, S)
-        embed = self.space.embed_images
+        objects = torch.stack([square if i.mask is None else i.mask for i, square in zip(images, hidden, strict=True)])
+        surroundings, embed = views.outside(canvas, hidden), self.space.embed_images
+        shuffled, shuffled_outside = (views.patch_shuffle(shown, seeds) for shown in (canvas, surroundings))
         columns = {
             "image": embed(canvas),
-            "background": embed(views.outside(canvas, hidden)),
-            "border": embed(views.outside(canvas, self.inner.expand_as(hidden))),
-            "shuffled": embed(views.patch_shuffle(canvas, seeds)),
+            "background": embed(surroundings),
+            "border": embed(views.outside(canvas, self.inner | hidden)),
+            "shuffled": embed(shuffled),
+            "shuffled_outside": embed(shuffled_outside),
             "thumbnail": (views.thumbnail(canvas) * 255).round(),
-            "fingerprint": (views.fingerprint(canvas) * 255).round(),
+            "thumbnail_outside": (views.thumbnail(surroundings) * 255).round(),
             "histogram": views.colour_histogram(canvas),
+            "histogram_outside": views.colour_histogram(surroundings),
+            "edges": views.edge_histogram(shuffled),
+            "edges_outside": views.edge_histogram(shuffled_outside),
+            "fingerprint": (views.fingerprint(canvas) * 255).round(),
             "facts": torch.stack([image.facts for image in images]),
-            "middle": relevance.middle(hidden),
+            "place": relevance.place(hidden),
+            "hue": views.dominant_hue(canvas, objects),
             "mask_given": torch.tensor([image.mask is not None for image in images]),
             "edge_density": measures.edge_density(canvas),
             "colour_entropy": measures.colour_entropy(canvas),
@@ -110,13 +117,12 @@ class Observer:
         return {name: values.cpu().numpy() for name, values in columns.items()}
 
     def hidden(self, images: list[Decoded], canvas: Tensor, names: list[str]) -> Tensor:
-        """(B, S, S) bool: the square that the background probe does not see."""
+        """(B, S, S) bool: the square that is hidden where the object must not be seen."""
         texts = torch.stack([self._text(name) for name in names])
         found = relevance.patch_relevance(self.space, canvas, texts)
         if found is None:
-            hidden = relevance.square_in_the_middle(len(images), self.side)
-        else:
-            hidden = relevance.square_of_relevance(found.cpu(), self.side)
+            found = relevance.towards_the_middle(len(images))
+        hidden = relevance.square_of_relevance(found.cpu(), self.side)
         for row, image in enumerate(images):
             if image.mask is not None:
                 hidden[row] = relevance.square_of_mask(image.mask[None])[0]
@@ -157,7 +163,7 @@ def observe(source: Source, name: str, observer: Observer, cache: RowCache, batc
                 if pair is None or isinstance(fault, str):
                     broken[record.key] = fault if isinstance(fault, str) else record.fault
                 else:
-                    kept.add(record, pair, cache)
+                    kept.add(record, cache.places[pair[1]])
     return kept.observed(name, source, cache, known, broken)
 
 
@@ -181,25 +187,31 @@ def _see(observer: Observer, cache: RowCache, images: dict, titles: list[str], d
         return
     seeds = [int.from_bytes(digests[row][0][:8], "big") for row in rows]
     columns = observer.see([images[row] for row in rows], [titles[row] for row in rows], seeds)
+    columns["content"] = np.frombuffer(b"".join(digests[row][0] for row in rows), np.uint8).reshape(-1, DIGEST)
     cache.append([digests[row][1] for row in rows], columns)
 
 
 class _Kept:
-    """Grows by a line an image."""
+    """Grows by a line an image: its key, and three numbers."""
 
     def __init__(self) -> None:
-        self.categories: list[str] = []
-        self.splits: list[str] = []
+        self.numbers: dict[str, dict[str, int]] = {"category": {}, "split": {}}
+        """Of what was met, in the order of meeting it."""
+        self.category, self.split, self.rows = array("q"), array("q"), array("q")
         self.keys: list[str] = []
-        self.digests: list[bytes] = []
-        self.rows: list[int] = []
 
-    def add(self, record: Record, digests: tuple[bytes, bytes], cache: RowCache) -> None:
-        self.categories.append(record.category)
-        self.splits.append(record.split)
+    def add(self, record: Record, row: int) -> None:
+        categories, splits = self.numbers["category"], self.numbers["split"]
+        self.category.append(categories.setdefault(record.category, len(categories)))
+        self.split.append(splits.setdefault(record.split, len(splits)))
         self.keys.append(record.key)
-        self.digests.append(digests[0])
-        self.rows.append(cache.places[digests[1]])
+        self.rows.append(row)
+
+    def sorted(self, name: str) -> tuple[list[str], NDArray[np.int64]]:
+        """The categories or splits in order, and each image's number in it."""
+        met = list(self.numbers[name])
+        order = sorted(range(len(met)), key=met.__getitem__)
+        return [met[number] for number in order], np.argsort(order)[np.array(getattr(self, name))]
 
     def observed(self, name: str, source: Source, cache: RowCache, known: dict, broken: dict[str, str]) -> Observed:
         if not self.keys:
@@ -208,19 +220,17 @@ class _Kept:
                 f"{source.folder}: no labelled image in it{cause}; give a folder of category folders, of .tar shards "
                 "with .cls members, or of parquet files with image and label"
             )
-        ids, splits = sorted(set(self.categories)), sorted(set(self.splits))
+        (ids, label), (splits, split) = self.sorted("category"), self.sorted("split")
         if len(ids) < 2:
             raise UserError(f"{source.folder}: only one category, {ids[0]}; an audit compares two or more")
-        places = {id: place for place, id in enumerate(ids)}
         return Observed(
             name,
             str(source.folder),
             [Label(id, name_of(id, known)) for id in ids],
-            np.array([places[id] for id in self.categories]),
+            label,
             splits,
-            np.array([splits.index(split) for split in self.splits]),
+            split,
             self.keys,
-            self.digests,
             np.array(self.rows),
             cache,
             broken,

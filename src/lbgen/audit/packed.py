@@ -1,4 +1,4 @@
-"""Datasets packed into larger files: WebDataset's tar shards and Hugging Face's parquet files."""
+"""Datasets packed into larger files: what these have in common, and WebDataset's tar shards (tables.py: others)."""
 
 import json
 import re
@@ -8,14 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from lbgen.audit.records import IMAGE_SUFFIXES, Label, Record, Source, listed_labels
 from lbgen.errors import UserError
-
-ROWS_AT_ONCE = 256
-"""Of a parquet file."""
 
 
 class Packed(Source):
@@ -126,54 +120,3 @@ def split_of(shard: Path) -> str:
     """`train-00003.tar`, `train-00003-of-00007.parquet` -> train."""
     match = re.match(r"(.+?)[-_.]\d+", shard.name)
     return match[1] if match else shard.stem
-
-
-class Parquet(Packed):
-    @property
-    def count(self) -> int:
-        return sum(pq.ParquetFile(shard).metadata.num_rows for shard in self.shards if _is_whole(shard))
-
-    @cached_property
-    def _listed(self) -> list[Label]:
-        return listed_labels(self.folder) or self._class_names()
-
-    def _class_names(self) -> list[Label]:
-        """The ClassLabel's names, which `datasets` keeps in the schema."""
-        shard = next(filter(_is_whole, self.shards), None)
-        if shard is None:
-            raise UserError(f"{self.shards[0]}: not a parquet file; download or write it again")
-        schema = pq.read_schema(shard)
-        if not {"image", "label"} <= set(schema.names):
-            raise UserError(f"{shard}: has the columns {', '.join(schema.names)}; an audit needs `image` and `label`")
-        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        names = metadata.get("info", {}).get("features", {}).get("label", {}).get("names", [])
-        return [Label(str(name), str(name).replace("_", " ")) for name in names]
-
-    def records(self, wanted: Container[str] | None = None) -> Iterator[Record]:
-        for shard in self.shards:
-            place = shard.relative_to(self.folder).as_posix()
-            try:
-                yield from self._shard_records(shard, place, wanted)
-            except (pa.ArrowException, OSError) as error:
-                yield Record(place, "", split_of(shard), None, fault=f"the file cannot be read to its end ({error})")
-
-    def _shard_records(self, shard: Path, place: str, wanted: Container[str] | None) -> Iterator[Record]:
-        split, row = split_of(shard), 0
-        for batch in pq.ParquetFile(shard).iter_batches(ROWS_AT_ONCE, columns=["image", "label"]):
-            for image, label in zip(batch["image"], batch["label"].to_pylist(), strict=True):
-                fields = image.as_py() or {}
-                key = f"{place}/{fields.get('path') or row}"
-                row += 1
-                if label is None or label < 0 or fields.get("bytes") is None:
-                    yield Record(key, "", split, None, fault="the row has no image or no label")
-                    continue
-                known = wanted is None or key in wanted
-                yield Record(key, self._category(str(label)), split, fields["bytes"] if known else None)
-
-
-def _is_whole(shard: Path) -> bool:
-    try:
-        pq.read_metadata(shard)
-    except (pa.ArrowException, OSError):
-        return False
-    return True

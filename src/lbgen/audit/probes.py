@@ -8,6 +8,9 @@ from torch import Tensor
 from lbgen.audit.statistics import UNKNOWN, Estimate, balanced_mean
 
 FOLDS = 5
+WIDENING = 1.25
+"""Of the bootstrap's intervals, which redraw the tested images alone: another draw of the whole set also trains other
+probes, and all folds share most of theirs (Bengio and Grandvalet 2004). Found by simulation (docs/audit.md)."""
 PENALTIES = tuple(10.0**power for power in range(-3, 5))
 """Ridge penalties that are tried, for standardised features, on the training part alone."""
 
@@ -15,6 +18,7 @@ PENALTIES = tuple(10.0**power for power in range(-3, 5))
 def probe(features: NDArray, label: NDArray[np.int64], seed: int) -> Estimate:
     """Mean over the categories of the share of images whose label a linear probe tells without having seen them.
 
+    The interval is for what probes tell on average that are trained on other draws of as many images.
     Chance is 1 / categories. Categories with fewer images than folds are left out.  features: (N, D), label: (N,).
     """
     sizes = np.bincount(label)
@@ -23,7 +27,25 @@ def probe(features: NDArray, label: NDArray[np.int64], seed: int) -> Estimate:
         return UNKNOWN
     _, classes = np.unique(label[used], return_inverse=True)
     right = predict_held_out(features[used], classes, seed) == classes
-    return balanced_mean(right, classes, seed, (0, 1))
+    found = balanced_mean(right, classes, seed, (0, 1))
+    low, high = (found.value + WIDENING * (end - found.value) for end in (found.low, found.high))
+    return Estimate(found.value, max(0.0, low), min(1.0, high))
+
+
+def beyond_place(features: NDArray, place: NDArray) -> NDArray[np.float32]:
+    """What of the features does not follow from where the hidden square is, which by itself tells of the object.
+
+    Residuals of least squares on the square's edges, their products and cubes; no label is seen.
+    features: (N, D), place: (N, 4).  Returns (N, D).
+    """
+    edges = torch.from_numpy(place).double()
+    edges = edges - edges.mean(dim=0)
+    products = [edges[:, i] * edges[:, j] for i in range(4) for j in range(i, 4)]
+    columns = torch.cat([torch.ones(len(edges), 1), edges, torch.stack(products, dim=1), edges**3], dim=1)
+    directions, sizes, _ = torch.linalg.svd(columns, full_matrices=False)
+    directions = directions[:, sizes > 1e-6 * sizes[0]].float()
+    rows = torch.from_numpy(features.astype(np.float32))
+    return (rows - directions @ (directions.T @ rows)).numpy()
 
 
 def predict_held_out(features: NDArray, label: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

@@ -1,8 +1,9 @@
 """A labelled image dataset of any common layout, read as a stream of records.
 
 image folder   DIR/<category>/*.jpg or DIR/<split>/<category>/*.jpg
-WebDataset     DIR/*.tar: members of one key, `.jpg`, `.png` or `.webp` beside `.cls`; `_info.json` names the splits
-parquet        DIR/data/*.parquet (or DIR/*.parquet): an `image` struct<bytes, path> and an integer `label`
+listed images  DIR/metadata.csv or .jsonl, or one in each split's folder, with `file_name` and `label`
+WebDataset     DIR/*.tar or DIR/<any>/*.tar: members of one key, an image beside `.cls`; `_info.json` names the splits
+tables         DIR/*.parquet or DIR/<any>/*.parquet, or so the .arrow files of `save_to_disk` (tables.py)
 
 Names of categories: `labels.json` ([{"id", "name"}, ...] in label order), else what the layout itself says.
 """
@@ -18,6 +19,8 @@ from typing import NamedTuple
 from lbgen.errors import UserError
 from lbgen.vocabulary import imagenet_entries
 
+NOT_CATEGORIES = ("masks", "index", "screening")
+"""Folders beside the images that hold something else."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -68,25 +71,31 @@ class Source(ABC):
 def open_source(folder: Path) -> Source:
     """The reader of whatever layout the folder has."""
     from lbgen.audit.image_folder import ImageFolder
-    from lbgen.audit.packed import Parquet, WebDataset
+    from lbgen.audit.listed_folder import ListedFolder, metadata_files
+    from lbgen.audit.packed import WebDataset
+    from lbgen.audit.tables import Tables
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give an image folder, a WebDataset or a folder of parquet files")
     try:
         if shards := visible(folder, ".tar"):
             return WebDataset(folder, shards)
-        if shards := visible(folder / "data", ".parquet") or visible(folder, ".parquet"):
-            return Parquet(folder, shards)
-        return ImageFolder(folder)
+        if shards := visible(folder, ".parquet") or visible(folder, ".arrow"):
+            return Tables(folder, shards)
+        lists = metadata_files(folder)
+        return ListedFolder(folder, lists) if lists else ImageFolder(folder)
     except OSError as error:
         raise UserError(f"{error.filename or folder}: {error.strerror}; make it readable") from None
 
 
 def visible(folder: Path, suffix: str) -> list[Path]:
-    """The files of this suffix in the folder, sorted; none where there is no such folder."""
-    return sorted(
-        path for path in folder.glob(f"*{suffix}") if path.is_file() and not path.name.startswith((".", "._"))
-    )
+    """The files of this suffix in the folder, or else in the folders inside it, sorted."""
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in NOT_CATEGORIES)
+    for places in ([folder], inner):
+        paths = sorted(path for place in places for path in place.glob(f"*{suffix}"))
+        if found := [path for path in paths if path.is_file() and not path.name.startswith(".")]:
+            return found
+    return []
 
 
 def listed_labels(folder: Path) -> list[Label]:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lbgen.models.semantics import SemanticSpace
 
-HIDDEN_SHARE = 0.75
-"""Side of the hidden square, of the canvas's, where no mask says how large the object is."""
+HIDDEN_SHARE = 0.875
+"""Side of the hidden square, of the canvas's, where no mask says how large the object is: the same for all images,
+as a size that follows the relevance tells the category more than the parts that a larger square hides."""
 MARGIN_SHARE = 1 / 32
 """Added around a given mask's bounding square on every side."""
 LAYERS_SHARE = 0.75
@@ -69,11 +70,10 @@ def square_of_relevance(relevance: Tensor, side: int) -> Tensor:
     return squares(tops, lefts, torch.full_like(tops, length), side)
 
 
-def square_in_the_middle(batch: int, side: int) -> Tensor:
-    """(B, S, S) bool: where objects mostly are, for a space that does not say."""
-    length = round(HIDDEN_SHARE * side)
-    corner = torch.full((batch,), (side - length) // 2)
-    return squares(corner, corner, torch.full((batch,), length), side)
+def towards_the_middle(batch: int) -> Tensor:
+    """(B, 32, 32) relevance that grows towards the middle, where objects mostly are, for a space that does not say."""
+    axis = torch.linspace(-1, 1, 32)
+    return -(axis[:, None] ** 2 + axis**2).expand(batch, -1, -1)
 
 
 def square_of_mask(masks: Tensor) -> Tensor:
@@ -98,9 +98,8 @@ def squares(tops: Tensor, lefts: Tensor, lengths: Tensor, side: int) -> Tensor:
     return rows[:, :, None] & columns[:, None, :]
 
 
-def middle(hidden: Tensor) -> Tensor:
-    """(B, 2) the vertical and horizontal middle of each hidden area, in [0, 1]."""
+def place(hidden: Tensor) -> Tensor:
+    """(B, 4) top, bottom, left and right of each hidden square, in [0, 1]."""
     side = hidden.shape[-1]
-    axis = (torch.arange(side, device=hidden.device) + 0.5) / side
-    shares = hidden.float() / hidden.sum((1, 2), keepdim=True)
-    return torch.stack([shares.sum(2) @ axis, shares.sum(1) @ axis], dim=1)
+    (top, bottom), (left, right) = _ends(hidden.any(dim=2)), _ends(hidden.any(dim=1))
+    return torch.stack([top, bottom + 1, left, right + 1], dim=1) / side

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,10 @@ from lbgen.audit.observe import Observed, Observer, canvas_side, identity, obser
 from lbgen.audit.records import Source, open_source
 from lbgen.audit.statistics import Estimate
 from lbgen.errors import UserError
+from lbgen.models.registry import ATTRIBUTES
 from lbgen.models.semantics import load_semantics
 
-STEPS = 10
+STEPS = 13
 """That `measure` tells of."""
 
 
@@ -36,6 +37,7 @@ class AuditResult:
 
 def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
     """Measure labelled image datasets, side by side; the first is the one that the others are compared with."""
+    config = replace(config, attributes=config.attributes or ATTRIBUTES.get(config.semantics))
     names = dataset_names(directories)
     sources = [open_source(Path(directory)) for directory in directories]
     attributes = load_attributes(config.attributes)

@@ -1,5 +1,7 @@
 """Short names of the weights lbgen knows; every other name is a folder or a hub id and stands for itself."""
 
+from pathlib import Path
+
 from lbgen import microworld
 
 GENERATORS = {
@@ -14,6 +16,10 @@ SEMANTICS = {
     "siglip-base": "google/siglip-base-patch16-224",
 }
 """Language-image models: transformers folders or hub ids."""
+
+ATTRIBUTES = {"microworld": Path("microworld")}
+"""Language-image model -> the list of attributes in words that it has learned (lbgen/attributes.py), where that is not
+the list of photographs."""
 
 
 def resolve(name: str, table: dict[str, str]) -> str:

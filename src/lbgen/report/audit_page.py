@@ -11,13 +11,14 @@ import numpy as np
 from lbgen import files
 from lbgen.audit.definitions import ASSOCIATION, DEFINITIONS, Definition
 from lbgen.audit.figures import FALSE_DISCOVERIES, strongest_pairs, worst_categories
-from lbgen.audit.measures import Measured
+from lbgen.audit.measures import CHANCE_FLOOR, Measured
 from lbgen.audit.records import Source
 from lbgen.audit.statistics import Estimate
 from lbgen.report.audit_pictures import charts, read_pictures
 
 PAIRS_SHOWN, WORST_SHOWN, BROKEN_SHOWN = 12, 10, 20
 
+NEEDS_MASKS = {"value": "–", "interval": "needs masks", "verdict": ""}
 GROUPS = {
     "shortcuts": "Shortcuts: the label from something else than the object",
     "content": "What is in the datasets",
@@ -28,10 +29,12 @@ LIMITS = (
     "the object.",
     "Attributes are what a language model sees. It errs, more so on drawings and rare things, and its errors may "
     "follow the category: check a surprising pair by its images.",
-    "Without given masks the object is found by the language model and hidden by a square of three quarters of the "
-    "side; parts of a large object stay visible. Compare datasets rather than reading the background probe alone.",
+    "Without given masks the object is hidden by a square of seven eighths of the side, where the language model sees "
+    "it; parts of a larger object stay visible. Its own position and colour are then not measured.",
     "A linear probe gives a lower bound: a deeper network may find more.",
-    "The intervals cover the draw of the images, not another training of a probe or another language model.",
+    "An interval says how far the figure would move with other images drawn the same way, as many, and probes trained "
+    "on them; not with another language model. Where it ends above chance, chance alone would end there about once in "
+    "forty times.",
     "Significance between datasets takes them as drawn independently; sets that share images or noise differ more "
     "surely than is said here.",
     "Less bias does not by itself make a better training set (arXiv 2404.01509), so there is no overall score.",
@@ -165,8 +168,11 @@ def _figure_groups(measured: list[Measured], content: dict[str, Any]) -> list[di
 
 def _note(definition: Definition, measured: list[Measured]) -> str:
     better = "" if definition.better == "neither" else f"{definition.better} is better"
-    if not definition.key.startswith("probes."):
+    name = definition.key.removeprefix("probes.")
+    if name == definition.key:
         return better
+    if name not in CHANCE_FLOOR:
+        return f"{better}; sees the object"
     chances = {number(1 / len(m.observed.labels), True) for m in measured}
     return f"{better}; chance {' or '.join(sorted(chances))}"
 
@@ -199,7 +205,7 @@ def _attribute_group(measured: list[Measured]) -> dict[str, Any]:
         cells = []
         for m in measured:
             found = next((a for a in m.attributes if a.reading.name == name), None)
-            cell = _cell(found.association.cramers_v if found else None, False)
+            cell = _cell(found.association.cramers_v, False) if found else NEEDS_MASKS
             if found and found.q_value >= FALSE_DISCOVERIES:
                 cell["verdict"] = "no clear link"
             cells.append(cell)

@@ -1,0 +1,88 @@
+"""Peak memory and speed of `lbgen audit` as a dataset grows: `python benchmarks/audit_memory.py --images 10000 100000`.
+
+Photographs of the micro world in WebDataset shards, one process an audit; the cache is empty each time. What memory
+depends on is real: the features are as long as ViT-L/14's, 768; the network is a miniature, so the speed is that of all
+the rest. `--semantics microworld` takes a real one.
+"""
+
+import argparse
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from measuring import heading
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel
+
+from lbgen import microworld
+from lbgen.microworld.scenes import World, render
+from lbgen.microworld.world import CATEGORIES
+
+SHARD = 2000
+
+
+def write_shards(folder: Path, first: int, last: int) -> None:
+    """The dataset's shards from image `first` up to `last`."""
+    folder.mkdir(exist_ok=True)
+    for start in range(first, last, SHARD):
+        scenes = render(np.arange(start, min(start + SHARD, last)) % len(CATEGORIES), start, World(styles=("photo",)))
+        with tarfile.open(folder / f"train-{start:07d}.tar", "w") as archive:
+            for number, (image, category) in enumerate(zip(scenes.images, scenes.categories, strict=True), start):
+                stream = io.BytesIO()
+                Image.fromarray(image).save(stream, "JPEG", quality=90)
+                for suffix, content in (("jpg", stream.getvalue()), ("cls", CATEGORIES[category].encode())):
+                    member = tarfile.TarInfo(f"{number:07d}.{suffix}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+
+
+def write_miniature(folder: Path) -> str:
+    """A CLIP of one narrow layer, with random weights, the micro world's words and features of 768."""
+    tokenizer = AutoTokenizer.from_pretrained(microworld.SEMANTICS)
+    narrow = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
+    text = {
+        **narrow,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 12,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    vision = {**narrow, "image_size": 64, "patch_size": 16}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=768)).save_pretrained(folder)
+    for part in (tokenizer, AutoImageProcessor.from_pretrained(microworld.SEMANTICS)):
+        part.save_pretrained(folder)
+    return str(folder)
+
+
+def audit(folder: Path, output: Path, semantics: str) -> tuple[float, int]:
+    """Seconds and peak bytes of one audit."""
+    command = [sys.executable, "-m", "lbgen", "audit", str(folder), "--semantics", semantics, "--output", str(output)]
+    began = time.perf_counter()
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    return time.perf_counter() - began, usage.ru_maxrss * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="+", default=[10_000, 30_000, 100_000])
+    parser.add_argument("--semantics", help="a language space in place of the miniature")
+    arguments = parser.parse_args()
+    print(heading())
+    with TemporaryDirectory() as folder:
+        semantics, written = arguments.semantics or write_miniature(Path(folder) / "miniature"), 0
+        for images in sorted(arguments.images):
+            write_shards(Path(folder) / "data", written, images)
+            written = images
+            seconds, peak = audit(Path(folder) / "data", Path(folder) / f"out-{images}", semantics)
+            print(f"{images} images: {peak / 1e6:.0f} MB, {images / seconds:.0f} images/s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
