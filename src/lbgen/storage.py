@@ -18,6 +18,8 @@ from lbgen.errors import UserError
 STAGING = ".staging"
 LOCK = ".lock"
 """In a local dataset's folder; it stays there, since removing a lock file is a race."""
+WHOLE_UPLOADS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "hf")
+"""Protocols whose uploads appear as a whole or not at all, which a marker must."""
 
 
 class Store(ABC):
@@ -109,15 +111,20 @@ class LocalStore(Store):
 
 
 class RemoteStore(Store):
-    """Any file system that fsspec knows, whose uploads appear whole: s3://, gs://, hf://."""
+    """A file system of fsspec's, one of WHOLE_UPLOADS."""
 
     def __init__(self, address: str, worker: str) -> None:
         digest = hashlib.sha256(address.encode()).hexdigest()[:16]
         super().__init__(address, Path(tempfile.gettempdir()) / f"lbgen-{digest}" / STAGING / worker)
-        self.system, self.root = _file_system(address)
+        self._system, self.root = _file_system(address)
+
+    @property
+    def system(self) -> Any:
+        """fsspec's file system, which is to remember no listing: others write there, too."""
+        self._system.invalidate_cache()
+        return self._system
 
     def names(self, folder: str = "") -> set[str]:
-        self.system.invalidate_cache()
         try:
             paths = self.system.ls(f"{self.root}/{folder}".rstrip("/"), detail=False)
         except FileNotFoundError:
@@ -149,6 +156,11 @@ def is_remote(address: str) -> bool:
     return "://" in address
 
 
+def without_scheme(address: str) -> str:
+    """file:///data/set is the folder /data/set; other addresses stay as they are."""
+    return address.removeprefix("file://")
+
+
 def open_store(address: str, worker: str = "all") -> Store:
     """The store at a local path or an fsspec address; `worker` names the part of the staging folder that is its own."""
     if is_remote(address):
@@ -160,10 +172,14 @@ def _file_system(address: str) -> tuple[Any, str]:
     """fsspec's file system and the path within it; credentials and endpoints come from its own configuration."""
     from fsspec.core import url_to_fs
 
+    protocol = address.partition("://")[0]
+    if protocol not in WHOLE_UPLOADS:
+        raise UserError(
+            f"--output {address}: a file there could be seen half-written; give a folder, or an address of "
+            f"{', '.join(f'{name}://' for name in WHOLE_UPLOADS)}"
+        )
     try:
         system, path = url_to_fs(address)
     except ImportError as error:
         raise UserError(f"--output {address}: {error}") from None
-    except ValueError as error:
-        raise UserError(f"--output {address}: {error}; give a folder, or an address such as s3://bucket/name") from None
     return system, path.rstrip("/")

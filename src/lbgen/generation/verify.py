@@ -21,7 +21,7 @@ from lbgen.generation.plan import Plan
 from lbgen.generation.run import make, storage_errors
 from lbgen.generation.tally import Tally
 from lbgen.locking import locked
-from lbgen.storage import LocalStore, Store, open_store
+from lbgen.storage import LocalStore, Store, open_store, without_scheme
 
 SHOWN = 3
 """Damaged images named on a shard's line."""
@@ -42,7 +42,7 @@ def verify(directory: str, repair: bool = False) -> VerifyResult:
 
     repair: make the damaged shards again, and those alone. Prints a line for each, and returns what is damaged still.
     """
-    directory = str(directory)
+    directory = without_scheme(str(directory))
     with storage_errors(directory):
         store = open_store(directory, "verify")
         record = records.read(store)
