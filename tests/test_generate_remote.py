@@ -100,6 +100,27 @@ def test_tampered_object_is_found_and_repaired(bucket, config, capsys):
     assert objects(system, f"{name}/tampered") == before
 
 
+@pytest.mark.parametrize("call", ["get_file", "cat_file"])
+@pytest.mark.parametrize("cause", [ConnectionResetError("reset by peer"), OSError(5, "Input/output error")], ids=str)
+def test_link_that_fails_is_no_damage(bucket, config, monkeypatch, call, cause):
+    """Good shards stay when the second file that is read does not come."""
+    system, name = bucket
+    output = f"s3://{name}/far"
+    generate(replace(config, output=output, format="webdataset"))
+    before, real = objects(system, f"{name}/far"), getattr(system, call)
+
+    def flaky(path, *arguments, **options):
+        if "train-00001" in path:
+            raise cause
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(system, call, flaky)
+    with pytest.raises(UserError, match=f"{output}: .*{cause.args[-1]}.*start again"):
+        verify(output, repair=True)
+    monkeypatch.undo()
+    assert objects(system, f"{name}/far") == before
+
+
 def test_missing_bucket_is_one_line(bucket, config):
     with pytest.raises(UserError, match="s3://no-such-bucket/x: "):
         generate(replace(config, output="s3://no-such-bucket/x"))

@@ -7,8 +7,8 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ LOCK = ".lock"
 """In a local dataset's folder; it stays there, since removing a lock file is a race."""
 WHOLE_UPLOADS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "hf")
 """Protocols whose uploads appear as a whole or not at all, which a marker must."""
+
+
+class Unreachable(Exception):
+    """A storage did not answer as it should. No OSError, which may also come of a file's content: that is damage."""
 
 
 class Store(ABC):
@@ -132,7 +136,8 @@ class RemoteStore(Store):
         return {path.rstrip("/").rpartition("/")[2] for path in paths}
 
     def read(self, name: str) -> bytes:
-        content = self.system.cat_file(f"{self.root}/{name}")
+        with _reaching():
+            content = self.system.cat_file(f"{self.root}/{name}")
         assert isinstance(content, bytes)
         return content
 
@@ -148,8 +153,20 @@ class RemoteStore(Store):
     def fetch(self, name: str) -> Path:
         local = self.staging / name.replace("/", "-")
         local.parent.mkdir(parents=True, exist_ok=True)
-        self.system.get_file(f"{self.root}/{name}", str(local))
+        with _reaching():
+            self.system.get_file(f"{self.root}/{name}", str(local))
         return local
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """A file that is not there is FileNotFoundError, what else keeps it from being read is Unreachable."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Unreachable(error) from error
 
 
 def is_remote(address: str) -> bool:

@@ -17,10 +17,10 @@ from lbgen.generation.config import GenerateConfig, worker_name
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.locking import locked
-from lbgen.storage import Store, open_store
+from lbgen.storage import Store, Unreachable, open_store
 from lbgen.vocabulary import load_vocabulary
 
-CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "huggingface_hub")
+CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "huggingface_hub", "httpx", "httpx2", "azure")
 """Packages behind fsspec whose errors (no credentials, no connection) are no OSErrors."""
 
 
@@ -105,7 +105,7 @@ def storage_errors(output: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(disk_message(output, error)) from error
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in CLIENTS:
+        if not isinstance(error, Unreachable) and type(error).__module__.partition(".")[0] not in CLIENTS:
             raise
         raise UserError(f"{output}: {' '.join(str(error).split())}; mend it and start again") from error
 
