@@ -13,6 +13,7 @@ from lbgen.generation.bar import Bar
 from lbgen.generation.batch_size import batch_that_fits
 from lbgen.generation.config import GenerateConfig, approximations
 from lbgen.generation.local_workers import draw_here, draw_in_processes
+from lbgen.generation.paths import generator_name
 from lbgen.generation.plan import Plan
 from lbgen.generation.ray_workers import draw_with_ray
 from lbgen.generation.record import Record
@@ -49,7 +50,7 @@ def draw(store: Store, config: GenerateConfig, plan: Plan, record: Record | None
         print(f"in a shard as there are categories (--shard-size {FEW * len(plan.categories)}) find more")
     if found := approximations(config):
         print(f"approximated: {'; '.join(found)}")
-    job = Job(config, plan, made_with.adapter_sha256, config.generator, torch.get_num_threads())
+    job = Job(config, plan, made_with.adapter_sha256, generator_name(config.generator), torch.get_num_threads())
     total = plan.images(config.split)
     missing = sum(plan.shard_images(config.split, shard) for shard in shards)
     with noted_signals() as signals, Bar(total, total - missing) as bar:

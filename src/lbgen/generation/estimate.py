@@ -12,6 +12,7 @@ from lbgen import dataset
 from lbgen.generation.config import GenerateConfig, approximations
 from lbgen.generation.drawing import BATCH_SIZE, refuse_long_prompts
 from lbgen.generation.painter import Painter
+from lbgen.generation.paths import at_absolute_paths, generator_name
 from lbgen.generation.plan import Plan, PlannedImage
 from lbgen.generation.run import is_ours, planned, storage_errors
 from lbgen.generation.screen import Verdict
@@ -48,6 +49,7 @@ def plan(config: GenerateConfig) -> Estimate:
 
     Draws one to two batches to measure speed and size. Raises what `generate` would raise.
     """
+    config = at_absolute_paths(config)
     with storage_errors(config.output):
         store = open_store(config.output)
         whole, record = planned(config, store)
@@ -94,7 +96,8 @@ def timed(painter: Painter, batch: Sequence[PlannedImage], config: GenerateConfi
     seconds = time.perf_counter() - began
     rows = [row_of(image, 0, config, Verdict({}, ())) for image in batch]
     return seconds, [
-        len(encoded(image, row, config, config.generator, None)) for image, row in zip(pixels, rows, strict=True)
+        len(encoded(image, row, config, generator_name(config.generator), None))
+        for image, row in zip(pixels, rows, strict=True)
     ]
 
 

@@ -9,12 +9,10 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from lbgen.errors import UserError
 from lbgen.generation.bar import Progress
-from lbgen.generation.config import GenerateConfig
 from lbgen.generation.local_workers import interrupted
 from lbgen.generation.worker import Job, open_worker
 from lbgen.storage import is_remote
@@ -55,7 +53,10 @@ def draw_with_ray(job: Job, shards: Sequence[int], report: Callable[[Progress], 
     ray = import_ray()
     join(ray, job.config.ray_address)
     try:
-        Crew(ray, replace(job, config=at_absolute_paths(job.config)), report).draw(deque(shards), signals)
+        config = job.config
+        if not is_remote(config.output):  # actors run in other folders
+            config = replace(config, output=os.path.abspath(config.output))
+        Crew(ray, replace(job, config=config), report).draw(deque(shards), signals)
     finally:
         ray.shutdown()
 
@@ -126,17 +127,6 @@ class Crew:
 
     def assign(self, actor: Any, shard: int) -> Busy:
         return Busy(actor, shard, actor.make.remote(shard))
-
-
-def at_absolute_paths(config: GenerateConfig) -> GenerateConfig:
-    """Actors run in other folders."""
-    folders: dict[str, Any] = {
-        name: str(Path(value).absolute())
-        for name in ("generator", "screen_semantics")
-        if os.path.isdir(value := getattr(config, name))
-    }
-    output = config.output if is_remote(config.output) else str(Path(config.output).absolute())
-    return replace(config, **folders, output=output, adapter=config.adapter and config.adapter.absolute())
 
 
 def import_ray() -> Any:

@@ -25,6 +25,8 @@ RECORD, PLAN, COMPLETE = "dataset.yaml", "plan.json", "croissant.json"
 ADAPTER = "pytorch_lora_weights.safetensors"
 GROWS = ("vocabulary", "qualify_names", "images_per_category", "split")
 """Fields that the plan speaks for: a dataset may grow."""
+PLACES = ("generator", "adapter", "attributes", "screen_semantics")
+"""Fields that may name a folder or a file, whose content counts."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def check_place(store: Store, config: GenerateConfig) -> None:
 
 def check_config(record: Record, config: GenerateConfig) -> None:
     """Refuse a dataset of another configuration, by the field that differs."""
-    free = {*RUNNING, *GROWS, "adapter", "attributes"} | ({"batch_size"} if config.batch_size is None else set())
+    free = {*RUNNING, *GROWS, *PLACES} | ({"batch_size"} if config.batch_size is None else set())
     lbgen.config.ensure_same_values(config, record.config, config.output, free)
 
 

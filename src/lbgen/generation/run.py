@@ -14,6 +14,7 @@ from lbgen.generation import balance
 from lbgen.generation import plan as plans
 from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig, worker_name
+from lbgen.generation.paths import at_absolute_paths, check_models
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.locking import locked
@@ -40,6 +41,7 @@ def generate(config: GenerateConfig) -> GenerateResult:
 
     Raises UserError for what the user can mend, Interrupted at a signal; finished shards are kept either way.
     """
+    config = at_absolute_paths(config)
     store = open_store(config.output, worker_name(config))
     with storage_errors(config.output):
         planned(config, store)  # what can be refused is refused before anything is written
@@ -56,6 +58,7 @@ def planned(config: GenerateConfig, store: Store) -> tuple[Plan, Record | None]:
     record = records.read(store)
     if record:
         records.check_config(record, config)
+        check_models(record, config)
         records.check_adapter(record, config)
         records.check_attributes(record, config, balanced)
     wanted = plans.target_of(vocabulary, config.images_per_category, config.split)

@@ -17,6 +17,7 @@ from lbgen.generation import record as records
 from lbgen.generation.balance import balanced_attributes
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.layouts import LAYOUTS
+from lbgen.generation.paths import check_places
 from lbgen.generation.plan import Plan
 from lbgen.generation.run import make, storage_errors
 from lbgen.generation.tally import Tally
@@ -53,6 +54,7 @@ def verify(directory: str, repair: bool = False) -> VerifyResult:
         plan = Plan(record.targets, config.seed, config.shard_size)
         damaged, strangers = check(store, config, plan)
         if damaged and repair:
+            check_places(record, directory)
             records.check_made_with(record, records.made_with(config), directory)  # before a shard is given up
             plan = replace(plan, balanced=balanced_attributes(config))
             promised = {place: hashes(store, *place) for place in damaged}

@@ -33,7 +33,7 @@ class Job:
     plan: Plan
     adapter_sha256: str | None
     generator: str
-    """As the user named it, whatever path a worker loads it from."""
+    """What images call it, wherever a worker loads it from."""
     threads: int
     """Of torch, on a CPU."""
 

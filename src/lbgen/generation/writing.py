@@ -39,7 +39,7 @@ class Work:
     """Name of the worker's part of the staging folder."""
     category_ids: tuple[str, ...]
     generator: str
-    """As the user named it."""
+    """What images call it."""
     adapter_sha256: str | None
 
 
