@@ -6,6 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def held_signals() -> Iterator[None]:
+    """A process that is started inside the block gets no signal before it unblocks SIGNALS: it is still importing."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
@@ -22,7 +34,7 @@ def noted_signals() -> Iterator[list[int]]:
         received.append(signum)
         signal.signal(signum, previous[signal.Signals(signum)])
 
-    previous = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    previous = {signum: signal.signal(signum, note) for signum in SIGNALS}
     try:
         yield received
     finally:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from lbgen import dataset
+from lbgen.generation.check import BATCH_SIZE, refuse_long_prompts
 from lbgen.generation.config import GenerateConfig, approximations
-from lbgen.generation.drawing import BATCH_SIZE, refuse_long_prompts
 from lbgen.generation.painter import Painter
 from lbgen.generation.paths import at_absolute_paths, generator_name
 from lbgen.generation.plan import Plan, PlannedImage

@@ -103,7 +103,8 @@ def storage_errors(output: str) -> Iterator[None]:
         yield
     except BrokenProcessPool:
         raise UserError(
-            f"{output}: a writer process was killed (out of memory?); nothing is lost, start again"
+            f"{output}: a writer process was killed; if memory ran out, give fewer --writers or a smaller "
+            "--batch-size; nothing is lost, start again"
         ) from None
     except OSError as error:
         raise UserError(disk_message(output, error)) from error
