@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -104,26 +104,39 @@ def timed(painter: Painter, batch: Sequence[PlannedImage], config: GenerateConfi
 def text(estimate: Estimate, config: GenerateConfig, plan: Plan) -> str:
     """For people."""
     there = estimate.images - estimate.images_missing
-    categories = len(plan.categories)
+    others = f"; {there:,} of them are made, or are other parts'" if there else ""
     lines = [
-        (
-            "images",
-            f"{estimate.images:,} of {categories:,} categories, split {config.split}; {there:,} not of this run",
-        ),
+        ("images", f"{estimate.images:,} of {len(plan.categories):,} categories, split {config.split}{others}"),
         ("shards", f"{estimate.shards:,} of up to {config.shard_size:,} images, {config.format}"),
     ]
     if found := approximations(config):
         lines.append(("approx.", "; ".join(found)))
-    if estimate.hours is None or estimate.bytes_per_image is None:
+    if estimate.images_per_second is None or estimate.bytes_per_image is None:
         return "\n".join(f"{name:8}{value}" for name, value in [*lines, ("to make", "nothing")])
     lines += [
-        ("to make", f"{estimate.images_missing:,} images in {estimate.shards_missing:,} shards"),
+        ("to make", f"{counted(estimate.images_missing, 'image')} in {counted(estimate.shards_missing, 'shard')}"),
         ("speed", f"{estimate.images_per_second:.3g} images/s a worker, measured here ({estimate.device})"),
-        ("time", f"{estimate.hours:,.3g} device hours"),
+        ("time", f"{in_units(estimate.images_missing / estimate.images_per_second, TIMES)} of one such device"),
         (
             "disk",
-            f"{estimate.bytes_per_image * estimate.images_missing / 1e9:,.3g} GB, {config.image_format}, "
-            f"{estimate.bytes_per_image / 1e3:,.3g} kB an image",
+            f"{in_units(estimate.bytes_per_image * estimate.images_missing, SIZES)}, {config.image_format}, "
+            f"{in_units(estimate.bytes_per_image, SIZES)} an image",
         ),
     ]
     return "\n".join(f"{name:8}{value}" for name, value in lines)
+
+
+TIMES = {"hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
+SIZES = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
+
+
+def in_units(value: float, units: Mapping[str, float]) -> str:
+    """With three digits, in the largest unit of which there is one or more, else in the smallest."""
+    name, size = next((pair for pair in units.items() if value >= pair[1]), list(units.items())[-1])
+    number = value / size
+    shown = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+    return f"{shown} {name.removesuffix('s') if shown == '1' else name}"
+
+
+def counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
