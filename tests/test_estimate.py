@@ -34,6 +34,7 @@ def test_plan_counts_and_makes_nothing(config, tmp_path, capsys):
     estimate = plan(made)
     assert not (tmp_path / "made").exists()
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.replace("to make", "make").splitlines())
+    assert lines["first"] == 'category "cat", id z1'
     assert lines["images"] == "12 of 3 categories, split train"
     assert lines["make"] == "12 images in 3 shards"
     seconds = 12 / estimate.images_per_second

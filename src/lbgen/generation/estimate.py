@@ -105,7 +105,9 @@ def text(estimate: Estimate, config: GenerateConfig, plan: Plan) -> str:
     """For people."""
     there = estimate.images - estimate.images_missing
     others = f"; {there:,} of them are made, or are other parts'" if there else ""
+    first = plan.categories[0]
     lines = [
+        ("first", f'category "{first.name}", id {first.id}'),
         ("images", f"{estimate.images:,} of {len(plan.categories):,} categories, split {config.split}{others}"),
         ("shards", f"{estimate.shards:,} of up to {config.shard_size:,} images, {config.format}"),
     ]
