@@ -68,8 +68,8 @@ class GenerateConfig(ScreeningConfig):
 
     # What is drawn, and by what
     vocabulary: str = "imagenet-1k"
-    """The categories: imagenet-1k, microworld, a .txt, .csv or .json file, or an ImageFolder. A line of a .txt is a name
-    ("night owl") or an id and a name: with a TAB between, or if the first word holds a digit or "_" ("n01 owl")."""
+    """The categories: imagenet-1k, microworld, a .txt, .csv or .json file, or an ImageFolder. A line of a .txt is a
+    name ("night owl") or an id and a name: split by a TAB, or if the first word holds a digit or "_" ("n01 owl")."""
     qualify_names: bool = True
     """Tell categories of the same name apart with a short qualifier (the paper does not)."""
     prompt_template: str = "{name}"
