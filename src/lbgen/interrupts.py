@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -10,13 +10,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def held_signals() -> Iterator[None]:
-    """A process that is started inside the block gets no signal before it unblocks SIGNALS: it is still importing."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+def held_signals(signums: Sequence[signal.Signals]) -> Iterator[None]:
+    """A process that is started inside the block gets these no sooner than it unblocks them: it is still importing."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signums)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signums)
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def draw_in_processes(
     for number in range(min(count, len(shards))):
         ours, theirs = spawn.Pipe(duplex=False)
         running[ours] = spawn.Process(target=serve, args=(job, number, shards[number::count], theirs))
-        with held_signals():
+        with held_signals([signal.SIGINT]):  # SIGTERM, which is what `terminate` sends, may end it while it imports
             running[ours].start()
         theirs.close()
     started = list(running.values())

@@ -72,7 +72,7 @@ def start_writers(count: int) -> ProcessPoolExecutor:
     """Processes for `Writers` that start at once, so that they import what they need while the generator loads."""
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=end_with_parent)
-    with held_signals():
+    with held_signals(SIGNALS):
         for _ in range(count):
             pool.submit(os.getpid)  # the pool starts a process for each call that finds none idle
     return pool
