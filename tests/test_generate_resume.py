@@ -89,7 +89,7 @@ def test_run_killed_at_random_moments_ends_equal_to_the_whole_one(processes, con
 
 
 SCREENING = {
-    "screen": {"screen": ("label", "quality", "blank", "duplicate", "unsafe"), "least_quality": 3.0},
+    "screen": {"screen": ("label", "blank", "duplicate"), "label_top_k": 1},
     "balance": {"balance": ("scene",), "attributes": Path("microworld"), "balance_template": "{name} {value}"},
 }
 
