@@ -116,7 +116,7 @@ def test_part_that_is_none_is_refused(config, part):
 def hold(path: Path, part: tuple[int, int] | None, held, release) -> None:
     with locked(path, "out", part):
         held.set()
-        release.wait(30)
+        release.wait(120)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def holder():
         process = context.Process(target=hold, args=(path, part, held, release))
         process.start()
         started.append((process, release))
-        assert held.wait(30)
+        assert held.wait(120)  # its process imports torch first
         return process
 
     yield start
