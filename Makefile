@@ -22,7 +22,7 @@ check: $(INSTALLED)  ## lint, formatting and types
 
 bench: $(INSTALLED)  ## time and memory of one alignment step and of generation, on the CPU
 	$(BIN)/python benchmarks/align_step.py
-	$(BIN)/python benchmarks/generate.py --scheduler ddim --steps 12 --batch-size 24 --batch-sizes 8 24 48 --formats 50
+	$(BIN)/python benchmarks/generate.py --scheduler ddim --steps 12 --batch-size 24 --batch-sizes 8 24 48 --formats
 
 clean:  ## remove the environment and what tools left behind (runs/ stays)
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

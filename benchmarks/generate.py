@@ -4,8 +4,8 @@ The micro world unless flags say otherwise; every flag of `lbgen generate` is th
 (32 unless `--batch-size` says otherwise) into bytes on the CPU, with a random adapter unless `--adapter` names one. The
 plain loop computes in fp16 on a GPU whatever `--precision` says, in fp32 on a CPU.
 
-More tables on demand: `--presets`, `--batch-sizes`, and `--formats N`, which writes datasets of N images a category and
-gives the share of the time that is spent outside the networks.
+More tables on demand: `--presets`, `--batch-sizes`, and `--formats`, which writes datasets of 100 images a category (or
+another number) and gives the share of the time that is spent outside the networks.
 """
 
 import argparse
@@ -112,7 +112,8 @@ def parsed() -> tuple[argparse.Namespace, dict]:
     parser.add_argument("--rank", type=int, default=16, help="rank of the random adapter (default: 16)")
     parser.add_argument("--presets", action="store_true", help="measure the fast-* recipes, too")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[], metavar="N", help="batch sizes to compare")
-    parser.add_argument("--formats", type=int, default=0, metavar="N", help="images a category written in each format")
+    help_text = "images a category written in each format, 100 if no number is given (default: none are written)"
+    parser.add_argument("--formats", type=int, nargs="?", const=100, default=0, metavar="N", help=help_text)
     own = {action.dest for action in parser._actions}
     configs.add_arguments(parser, GenerateConfig)
     arguments = parser.parse_args()

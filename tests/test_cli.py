@@ -74,7 +74,16 @@ def test_the_flags_that_other_programs_rely_on(capsys):
     [
         ("", "required: VERB; see lbgen --help"),
         ("alain", "invalid choice: 'alain'"),
-        ("align --max-step 3", "unrecognized arguments: --max-step 3"),
+        ("align --max-step 3", "unrecognized arguments: --max-step 3; did you mean --max-steps?"),
+        ("generate --image-per-category=3", "--image-per-category=3; did you mean --images-per-category?"),
+        ("verify here --repare", "unrecognized arguments: --repare; did you mean --repair?"),
+        ("align --xyzzy 1", "unrecognized arguments: --xyzzy 1; see lbgen align --help"),
+        (
+            "generate --recipe microworld",
+            "--recipe microworld: it belongs to lbgen align; lbgen generate has div",
+        ),
+        ("align --recipe fast-dpm", "lbgen generate; lbgen align has microworld, paper, released-code"),
+        ("quickstart --recipe paper", "it belongs to lbgen align; lbgen quickstart has none"),
         ("align --max-steps", "--max-steps: expected one argument; see lbgen align --help"),
         ("align --max-steps ten", '--max-steps: "ten" is not a whole number'),
         ("align --max-steps 0", "--max-steps 0: give 1 or more"),
@@ -104,6 +113,16 @@ def test_a_wrong_vocabulary_is_refused_before_anything_is_written(verb, tmp_path
     result = run(verb, "--generator", "microworld", "--vocabulary", "animals.txt", "--output", "out", cwd=tmp_path)
     assert 'animals.txt, line 2: id "../cat" would leave the dataset folder; use letters' in refused(result)
     assert [path.name for path in tmp_path.iterdir()] == ["animals.txt"]
+
+
+def test_weights_that_cannot_be_had_are_one_line_at_once(monkeypatch, tmp_path):
+    """A hub where nobody answers: no retries, no noise of other libraries."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    message = refused(run("generate", "--vocabulary", "microworld", "--output", "out", cwd=tmp_path))
+    assert "generator stable-diffusion-v1-5/stable-diffusion-v1-5 cannot be loaded: " in message
+    assert "or --generator microworld, which comes with lbgen" in message and "refused" in message
 
 
 def test_export_writes_both_folders_and_says_where(tmp_path):

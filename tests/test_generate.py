@@ -22,6 +22,7 @@ from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.run import generate
 from lbgen.models.sampling import image_noise
+from lbgen.models.stable_diffusion import StableDiffusion
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,16 @@ def test_image_depends_on_seed_category_and_index_alone(config, whole, tmp_path)
     assert np.abs(again - pixels(tmp_path / "reseeded/train/m3/m3_00001.png")).max() > 5
 
 
+def test_prompts_are_encoded_a_batch_at_a_time_and_not_kept(config, tmp_path, monkeypatch):
+    """One call a batch, with the prompts of its images: memory and cost do not hang on the number of categories."""
+    encode, calls = StableDiffusion.encode, []
+    monkeypatch.setattr(StableDiffusion, "encode", lambda self, prompts: calls.append(prompts) or encode(self, prompts))
+    generate(replace(config, output=tmp_path / "made"))
+    index = [row["prompt"] for row in dataset.read_index(tmp_path / "made").to_pylist()]
+    assert [prompt for call in calls for prompt in call] == index
+    assert [len(call) for call in calls] == [2, 2, 1] * 2 + [2]
+
+
 @pytest.mark.parametrize("format, suffix", [("jpeg", "jpg"), ("webp", "webp")])
 def test_lossy_formats_hold_the_same_image(config, whole, tmp_path, format, suffix):
     sizes = []
@@ -172,7 +183,7 @@ def test_other_versions_leave_a_finished_dataset_alone_and_do_not_go_on_with_ano
     monkeypatch.setattr(provenance, "version", lambda package: "0.1" if package == "torch" else version(package))
     assert generate(config).images == 3
     (tmp_path / "made/index/train-00000.parquet").unlink()
-    message = f"is unfinished and was begun with torch=={version('torch')}; install that to finish it, or choose"
+    message = f"was begun with torch=={version('torch')}, and what is added is to be of the same kind; install that to"
     with pytest.raises(UserError, match=re.escape(message)):
         generate(config)
 

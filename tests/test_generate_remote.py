@@ -1,5 +1,6 @@
-"""Datasets on object storage, over real HTTP against an S3 server that the test starts."""
+"""Datasets on object storage, over real HTTP against servers that the tests start: S3, Google's, and a Hub of ours."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import s3fs
+from hub_server import REPOSITORY, Hub
 from test_generate import config, contents, whole  # noqa: F401 (fixtures)
 
 from lbgen.errors import UserError
@@ -98,8 +100,115 @@ def test_tampered_object_is_found_and_repaired(bucket, config, capsys):
     assert objects(system, f"{name}/tampered") == before
 
 
-def test_missing_bucket_and_unknown_protocol_are_one_line(bucket, config):
+@pytest.mark.parametrize("call", ["get_file", "cat_file"])
+@pytest.mark.parametrize("cause", [ConnectionResetError("reset by peer"), OSError(5, "Input/output error")], ids=str)
+def test_link_that_fails_is_no_damage(bucket, config, monkeypatch, call, cause):
+    """Good shards stay when the second file that is read does not come."""
+    system, name = bucket
+    output = f"s3://{name}/far"
+    generate(replace(config, output=output, format="webdataset"))
+    before, real = objects(system, f"{name}/far"), getattr(system, call)
+
+    def flaky(path, *arguments, **options):
+        if "train-00001" in path:
+            raise cause
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(system, call, flaky)
+    with pytest.raises(UserError, match=f"{output}: .*{cause.args[-1]}.*start again"):
+        verify(output, repair=True)
+    monkeypatch.undo()
+    assert objects(system, f"{name}/far") == before
+
+
+def test_missing_bucket_is_one_line(bucket, config):
     with pytest.raises(UserError, match="s3://no-such-bucket/x: "):
         generate(replace(config, output="s3://no-such-bucket/x"))
-    with pytest.raises(UserError, match="--output nothing://x: "):
-        generate(replace(config, output="nothing://x"))
+
+
+@pytest.mark.parametrize("protocol", ["nothing", "sftp", "memory", "simplecache::s3"])
+def test_protocols_whose_files_may_be_seen_half_written_are_refused(config, protocol):
+    with pytest.raises(UserError, match=f"--output {protocol}://x/y: .* half-written; give a folder, or .* s3://"):
+        generate(replace(config, output=f"{protocol}://x/y"))
+
+
+def test_file_address_is_the_folder(config, whole, tmp_path):
+    """Whose files appear whole, and which is locked."""
+    generate(replace(config, output=f"file://{tmp_path}/made"))
+    assert contents(tmp_path / "made") == contents(whole)
+    (tmp_path / "made/index/train-00001.parquet").unlink()
+    assert verify(f"file://{tmp_path}/made").damaged == ("train-00001: not made",)
+
+
+# ---- Google Cloud Storage ----
+
+
+@pytest.fixture
+def google(monkeypatch, tmp_path):
+    """An empty bucket's file system, at an emulator."""
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks over gRPC, which the emulator lacks
+    gcsfs = pytest.importorskip("gcsfs", reason="needs gcsfs, of `pip install 'lbgen[gs]'`")
+    emulator = pytest.importorskip("gcp_storage_emulator.server", reason="needs gcp-storage-emulator")
+    server = emulator.create_server("127.0.0.1", 0, in_memory=True)
+    server.start()
+    port = server._api._httpd.socket.getsockname()[1]
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("FSSPEC_GCS_TOKEN", "anon")  # for the writers, which are processes of their own
+    monkeypatch.setattr("fsspec.config.conf", {"gcs": {"token": "anon"}})
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    system = gcsfs.GCSFileSystem()
+    system.mkdir("bucket")
+    yield system
+    server.stop()
+
+
+@pytest.mark.parametrize("layout", ["imagefolder", "webdataset", "parquet"])
+def test_google_objects_are_the_files_of_a_local_run(google, config, tmp_path, layout):
+    made = replace(config, format=layout)
+    generate(replace(made, output="gs://bucket/set"))
+    generate(replace(made, output=tmp_path / "local"))
+    files = {path: (tmp_path / "local" / path).read_bytes() for path in contents(tmp_path / "local") if path != ".lock"}
+    assert objects(google, "bucket/set") == files
+    google.rm_file("bucket/set/index/train-00001.parquet")
+    assert verify("gs://bucket/set").damaged == ("train-00001: not made",)
+    assert verify("gs://bucket/set", repair=True).damaged == ()
+    assert objects(google, "bucket/set") == files
+
+
+# ---- the Hugging Face Hub ----
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "parquet"])
+def test_hub_files_are_those_of_a_local_run_markers_after_shards(config, tmp_path, layout):
+    """In processes of their own: the Hub's address is read when its library is imported."""
+    hub = Hub()
+    settings = {"HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_x", "HF_HUB_OFFLINE": "0", "TMPDIR": str(tmp_path)}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "lbgen", *arguments]
+        return subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+
+    flags = ["--generator", config.generator, "--vocabulary", config.vocabulary, "--images-per-category", "4"]
+    flags += ["--seed", "7", "--scheduler", "ddim", "--steps", "2", "--batch-size", "2", "--shard-size", "5"]
+    flags += ["--format", layout, "--output", f"hf://datasets/{REPOSITORY}/set"]
+    made = run("generate", *flags)
+    assert made.returncode == 0, made.stderr
+    generate(replace(config, output=tmp_path / "local", format=layout))
+    files = {path: (tmp_path / "local" / path).read_bytes() for path in contents(tmp_path / "local") if path != ".lock"}
+    assert {path.removeprefix("set/"): content for path, content in hub.files.items()} == files
+    order = [path for commit in hub.commits for path in commit]
+    for shard in range(3):
+        file = {"webdataset": f"set/train-{shard:05d}.tar", "parquet": f"set/data/train-{shard:05d}.parquet"}[layout]
+        assert order.index(file) < order.index(f"set/index/train-{shard:05d}.parquet")
+    hub.files.pop("set/index/train-00001.parquet")
+    found = run("verify", f"hf://datasets/{REPOSITORY}/set", "--repair")
+    assert (found.returncode, found.stdout.splitlines()[0]) == (0, "train-00001: not made"), found.stderr
+    assert {path.removeprefix("set/"): content for path, content in hub.files.items()} == files
+    hub.shutdown()
+
+
+def test_image_folder_on_the_hub_is_refused(config):
+    with pytest.raises(UserError, match="--format imagefolder: hf:// .*; choose webdataset or parquet"):
+        replace(config, output="hf://datasets/me/set")

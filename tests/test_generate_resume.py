@@ -24,6 +24,8 @@ from lbgen.generation.run import generate
 from lbgen.storage import LocalStore
 
 KILLS = 100
+SCREENED_KILLS = 5
+"""Of each kind of screening."""
 SEED = 20261125
 LAYOUTS = ("imagefolder", "webdataset", "parquet")
 
@@ -84,6 +86,33 @@ def test_run_killed_at_random_moments_ends_equal_to_the_whole_one(processes, con
         (tmp_path / "broken").rename(tmp_path / f"done-{sum(datasets.values())}")
     print(f"{kills} kills, seed {SEED}; datasets ended whole: {dict(datasets)}; shards at the kills: {dict(moments)}")
     assert len(moments) > 2 and len(datasets) == 3
+
+
+SCREENING = {
+    "screen": {"screen": ("label", "blank", "duplicate"), "label_top_k": 1},
+    "balance": {"balance": ("scene",), "attributes": Path("microworld"), "balance_template": "{name} {value}"},
+}
+
+
+@pytest.mark.parametrize("checks", SCREENING)
+def test_screened_run_killed_at_random_moments_ends_equal_to_the_whole_one(processes, config, tmp_path, checks):
+    """SIGKILL, 5 times or more, while images are rejected and drawn again."""
+    made = replace(config, screen_semantics="microworld", max_attempts=3, writers=1, images_per_category=8)
+    made = replace(made, output=tmp_path / "whole", **SCREENING[checks])
+    assert not run_and_kill(processes, made, 600)
+    began = time.monotonic()
+    assert not run_and_kill(processes, replace(made, output=tmp_path / "timed"), 600)
+    seconds, rng, kills, datasets = time.monotonic() - began, random.Random(SEED), 0, 0
+    while kills < SCREENED_KILLS:
+        broken = replace(made, output=tmp_path / f"broken-{datasets}")
+        datasets += 1
+        while run_and_kill(processes, broken, rng.uniform(0, seconds)):
+            kills += 1
+        assert identity(Path(broken.output)) == identity(tmp_path / "whole")
+        assert contents(Path(broken.output)) == contents(tmp_path / "whole")
+    attempts = Counter(row["attempt"] for row in dataset.read_index(tmp_path / "whole").to_pylist())
+    print(f"{checks}: {kills} kills, seed {SEED}; {datasets} datasets ended whole; images by attempt: {dict(attempts)}")
+    assert len(attempts) > 1
 
 
 def test_writers_end_with_a_killed_run(processes, config, tmp_path):

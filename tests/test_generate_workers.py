@@ -10,12 +10,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import failing_writers
 import pytest
+import torch
 from test_generate import config, contents, whole  # noqa: F401 (fixtures)
 
 from lbgen.errors import UserError
-from lbgen.generation.run import generate
+from lbgen.generation import local_workers, ray_workers, worker, writing
+from lbgen.generation.drawing import agreed
+from lbgen.generation.run import generate, planned
 from lbgen.locking import locked
+from lbgen.storage import open_store
 
 
 def test_processes_make_what_one_makes(config, whole, tmp_path):
@@ -36,8 +41,46 @@ def test_process_that_is_killed_ends_the_run_in_one_line(config, whole, tmp_path
     os.kill(int(drawing[0]), signal.SIGKILL)
     _, shown = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert [line for line in shown.splitlines() if "lbgen: " in line and "a worker process was killed" in line]
+    expected = f"pid {drawing[0]}) was killed by SIGKILL; if memory ran out, give fewer --workers"
+    assert [line for line in shown.splitlines() if "lbgen: " in line and expected in line], shown
     assert not (tmp_path / "out/.staging").exists()
+
+
+def test_bug_in_a_process_is_a_traceback_and_no_mistake_of_the_users(config, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(local_workers, "serve", failing_writers.bug)
+    with pytest.raises(RuntimeError, match="worker process .* failed, see its traceback above"):
+        generate(replace(config, output=tmp_path / "made", workers=2))
+    assert "ZeroDivisionError: a bug of ours" in capfd.readouterr().err
+
+
+def test_killed_writer_of_a_process_is_one_line(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(local_workers, "serve", failing_writers.serve_with_dying_writers)
+    with pytest.raises(UserError, match="a writer process was killed; if memory ran out, give fewer --writers"):
+        generate(replace(config, output=tmp_path / "made", workers=2))
+
+
+def test_worker_makes_its_gpu_the_current_one_before_it_loads(config, monkeypatch):
+    """On a machine without GPUs: the calls, in their order."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.setattr(worker, "load_generator", lambda *names, device, **options: calls.append(f"load on {device}"))
+    with pytest.raises(AttributeError):  # of a generator that is None
+        worker.load(config, "cuda:1")
+    assert calls == ["cuda:1", "load on cuda:1"]
+
+
+def test_writers_start_while_the_generator_loads(config, tmp_path, monkeypatch):
+    """By the system's list of this process's children, when loading begins."""
+    load, names = worker.load_generator, []
+
+    def loading(*arguments, **options):
+        pids = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+        names.extend(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(worker, "load_generator", loading)
+    generate(replace(config, output=tmp_path / "made", writers=3))
+    assert sum(b"spawn_main" in name for name in names) >= 3
 
 
 def test_parts_of_a_run_make_the_whole(config, whole, tmp_path):
@@ -73,7 +116,7 @@ def test_part_that_is_none_is_refused(config, part):
 def hold(path: Path, part: tuple[int, int] | None, held, release) -> None:
     with locked(path, "out", part):
         held.set()
-        release.wait(30)
+        release.wait(120)
 
 
 @pytest.fixture
@@ -87,7 +130,7 @@ def holder():
         process = context.Process(target=hold, args=(path, part, held, release))
         process.start()
         started.append((process, release))
-        assert held.wait(30)
+        assert held.wait(120)  # its process imports torch first
         return process
 
     yield start
@@ -175,6 +218,35 @@ def test_ray_cluster_of_two_nodes_makes_what_one_process_makes_though_a_worker_i
     killer.join(1)
     assert killed
     assert contents(tmp_path / "ray") == contents(tmp_path / "alone")
+
+
+def test_ray_asks_an_actor_what_only_the_generator_knows(cluster, config, whole, tmp_path, monkeypatch):
+    """This process, like a head node without a GPU, cannot load it."""
+    monkeypatch.setattr(worker, "load_generator", None)
+    made = replace(config, output=tmp_path / "ray", engine="ray", ray_address=cluster.address)
+    with pytest.raises(UserError, match="tokens long"):
+        generate(replace(made, prompt_template="a very long photo of {name}"))
+    with pytest.raises(UserError, match="--precision fp16 needs a GPU"):
+        generate(replace(made, precision="fp16"))
+    generate(made)
+    assert contents(tmp_path / "ray") == contents(whole)
+
+
+def test_ray_worker_publishes_a_shard_while_it_draws_the_next(config, whole, tmp_path, monkeypatch):
+    """The actor's class, in this process; its writer publishes when told to."""
+    config = replace(config, output=tmp_path / "made", writers=1)
+    store = open_store(config.output)
+    plan, _ = planned(config, store)
+    actor = ray_workers.RayWorker("a", "cpu", 1)
+    job = agreed(store, config, plan, actor.check(config, plan))
+    monkeypatch.setattr(writing, "publish_shard", failing_writers.publish_on_word)
+    assert sum(progress.finished for progress in actor.make(job, 0)) == 5
+    assert not store.names("index")
+    (tmp_path / "go").touch()
+    assert sum(progress.finished for progress in actor.make(job, 1)) == 5
+    assert "train-00000.parquet" in store.names("index")
+    assert list(actor.finish()) == []
+    assert store.names("index") == {"train-00000.parquet", "train-00001.parquet"}
 
 
 def is_ray_worker(pid: int) -> bool:

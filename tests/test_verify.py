@@ -11,6 +11,7 @@ import pytest
 from test_generate import config, contents, whole  # noqa: F401 (fixtures)
 
 from lbgen.errors import UserError
+from lbgen.generation.painter import Painter
 from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
 
@@ -63,6 +64,32 @@ def test_damage_is_named_by_shard_and_repaired_to_the_same_bytes(copies, wholes,
     assert damaged(folder) == ["train-00000", "train-00001", "train-00002"]
     assert verify(folder, repair=True).damaged == ()
     assert contents(folder) == contents(wholes[layout])
+
+
+def test_repair_to_other_bytes_is_said_and_recorded(copies, wholes, capsys, monkeypatch):
+    """A device that draws one level brighter: the shard is whole again, and no longer what the index promised."""
+    folder = copies["webdataset"]
+    for shard in (0, 1):
+        flip(shard_file(folder, "webdataset", shard), -30)
+    (folder / "index/train-00000.parquet").unlink()
+    paint = Painter.paint
+    monkeypatch.setattr(Painter, "paint", lambda self, batch: paint(self, batch) ^ 1)
+    capsys.readouterr()
+    assert verify(folder, repair=True).damaged == ()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("train-00000: made again; its part of the index was lost")]
+    assert [line for line in lines if line.startswith("train-00001: made again; 5 of 5 images differ in bytes from")]
+    assert lines[-1].startswith("3 of 3 shards")
+    monkeypatch.undo()
+    for shard in (0, 1):
+        flip(shard_file(folder, "webdataset", shard), -30)
+    (folder / "index/train-00000.parquet").unlink()
+    verify(folder, repair=True)
+    assert "train-00001: made again; 5 of 5 images differ" in capsys.readouterr().out  # from the brighter ones
+    flip(shard_file(folder, "webdataset", 1), -30)
+    verify(folder, repair=True)
+    assert "train-00001: made again, to the bytes that were recorded" in capsys.readouterr().out
+    assert contents(folder) == contents(wholes["webdataset"])
 
 
 @pytest.mark.parametrize("layout", ["webdataset", "parquet"])

@@ -5,6 +5,7 @@ Ctrl-C and SIGTERM, 1 our bug.
 """
 
 import argparse
+import difflib
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -83,7 +84,10 @@ def _parse(argv: Sequence[str]) -> Callable[[], object]:
     verify = verbs.add_parser("verify", help="compare a generated dataset with its index; exit code 3 if it is damaged")
     verify.add_argument("directory", metavar="DIR")
     verify.add_argument("--repair", action="store_true", help="make the damaged shards again, and those alone")
-    arguments = vars(parser.parse_args(argv))
+    parsed, unknown = parser.parse_known_args(argv)
+    arguments = vars(parsed)
+    if unknown:
+        _refuse_unknown(unknown, verbs.choices[arguments["verb"]])
     name = arguments.pop("verb")
     match name:
         case "export":
@@ -92,21 +96,36 @@ def _parse(argv: Sequence[str]) -> Callable[[], object]:
             return _verify_call(**arguments)
         case "audit":
             return _audit_call(arguments)
-    return _verb_call(VERBS[name], arguments)
+    return _verb_call(name, arguments)
+
+
+def _refuse_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser) -> NoReturn:
+    """A flag that the verb has not, and perhaps the one that was meant."""
+    close = difflib.get_close_matches(unknown[0].partition("=")[0], parser._option_string_actions, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"see {parser.prog} --help"
+    raise UserError(f"unrecognized arguments: {' '.join(unknown)}; {hint}")
 
 
 def _add_verb_arguments(parser: argparse.ArgumentParser, verb: Verb) -> None:
-    built_in = ", ".join(built_in_recipes())
-    help_text = (
-        "YAML file of defaults for the flags below, or one of lbgen's "
-        f"(diverse-prompts and fast-* generate, others align): {built_in}"
-    )
-    parser.add_argument("--recipe", metavar="NAME|PATH", help=help_text)
+    recipes = _recipes(verb)
+    help_text = "YAML file of defaults for the flags below" + (f", or one of lbgen's: {recipes}" if recipes else "")
+    parser.add_argument("--recipe", metavar="NAME|PATH" if recipes else "PATH", help=help_text)
     add_arguments(parser, getattr(lbgen, verb.config_class))
 
 
-def _verb_call(verb: Verb, arguments: dict[str, Any]) -> Callable[[], object]:
-    config = resolve(getattr(lbgen, verb.config_class), arguments.pop("recipe"), arguments)
+def _recipes(verb: Verb) -> str:
+    """The built-in ones that are for its configuration."""
+    owners = built_in_recipes().items()
+    return ", ".join(recipe for recipe, owner in owners if VERBS[owner].config_class == verb.config_class)
+
+
+def _verb_call(name: str, arguments: dict[str, Any]) -> Callable[[], object]:
+    verb, recipe = VERBS[name], arguments.pop("recipe")
+    owner = built_in_recipes().get(recipe)
+    if owner and VERBS[owner].config_class != verb.config_class:
+        has = f"lbgen {name} has {_recipes(verb) or 'none'}"
+        raise UserError(f"--recipe {recipe}: it belongs to lbgen {owner}; {has}")
+    config = resolve(getattr(lbgen, verb.config_class), recipe, arguments)
     return lambda: getattr(lbgen, verb.function)(config)
 
 

@@ -27,6 +27,8 @@ from lbgen.errors import UserError
 from lbgen.files import write_text
 
 Config = TypeVar("Config")
+RECIPES = Path(str(resources.files("lbgen"))) / "recipes"
+"""VERB/NAME.yaml."""
 
 
 # ---- flags ----
@@ -117,16 +119,16 @@ def resolve(config_class: type[Config], recipe: str | None, overrides: Mapping[s
 
 def recipe_path(recipe: str) -> Path:
     """A built-in recipe's file, or else the path itself."""
-    names = built_in_recipes()
-    path = Path(str(resources.files("lbgen"))) / "recipes" / f"{recipe}.yaml" if recipe in names else Path(recipe)
+    verbs = built_in_recipes()
+    path = RECIPES / verbs[recipe] / f"{recipe}.yaml" if recipe in verbs else Path(recipe)
     if not os.path.isfile(path):  # Path.is_file raises where a name is longer than the file system takes
-        raise UserError(f"--recipe {recipe}: no such file, nor one of the built-in recipes ({', '.join(names)})")
+        raise UserError(f"--recipe {recipe}: no such file, nor one of the built-in recipes ({', '.join(verbs)})")
     return path
 
 
-def built_in_recipes() -> list[str]:
-    folder = resources.files("lbgen") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+def built_in_recipes() -> dict[str, str]:
+    """Name -> the verb that it is for; in order."""
+    return {path.stem: path.parent.name for path in sorted(RECIPES.glob("*/*.yaml"), key=lambda path: path.stem)}
 
 
 def _checked(config_class: type, given: Mapping[str, Any], place: Callable[[str], str]) -> dict[str, Any]:

@@ -2,9 +2,21 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def held_signals(signums: Sequence[signal.Signals]) -> Iterator[None]:
+    """A process that is started inside the block gets these no sooner than it unblocks them: it is still importing."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signums)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signums)
 
 
 @contextmanager
@@ -22,7 +34,7 @@ def noted_signals() -> Iterator[list[int]]:
         received.append(signum)
         signal.signal(signum, previous[signal.Signals(signum)])
 
-    previous = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    previous = {signum: signal.signal(signum, note) for signum in SIGNALS}
     try:
         yield received
     finally:

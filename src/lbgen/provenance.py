@@ -32,8 +32,8 @@ def ensure_versions(then: Iterable[str], output: str) -> None:
     now = versions()
     if others := [line.replace(" ", "==") for line in then if line not in now]:
         raise UserError(
-            f"{output} is unfinished and was begun with {' '.join(others)}; "
-            "install that to finish it, or choose another --output"
+            f"{output} was begun with {' '.join(others)}, and what is added is to be of the same kind; "
+            "install that to go on with it, or choose another --output"
         )
 
 

@@ -7,8 +7,8 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,12 @@ from lbgen.errors import UserError
 STAGING = ".staging"
 LOCK = ".lock"
 """In a local dataset's folder; it stays there, since removing a lock file is a race."""
+WHOLE_UPLOADS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "hf")
+"""Protocols whose uploads appear as a whole or not at all, which a marker must."""
+
+
+class Unreachable(Exception):
+    """A storage did not answer as it should. No OSError, which may also come of a file's content: that is damage."""
 
 
 class Store(ABC):
@@ -115,15 +121,20 @@ class LocalStore(Store):
 
 
 class RemoteStore(Store):
-    """Any file system that fsspec knows, whose uploads appear whole: s3://, gs://, hf://."""
+    """A file system of fsspec's, one of WHOLE_UPLOADS."""
 
     def __init__(self, address: str, worker: str) -> None:
         digest = hashlib.sha256(address.encode()).hexdigest()[:16]
         super().__init__(address, Path(tempfile.gettempdir()) / f"lbgen-{digest}" / STAGING / worker)
-        self.system, self.root = _file_system(address)
+        self._system, self.root = _file_system(address)
+
+    @property
+    def system(self) -> Any:
+        """fsspec's file system, which is to remember no listing: others write there, too."""
+        self._system.invalidate_cache()
+        return self._system
 
     def names(self, folder: str = "") -> set[str]:
-        self.system.invalidate_cache()
         try:
             paths = self.system.ls(f"{self.root}/{folder}".rstrip("/"), detail=False)
         except FileNotFoundError:
@@ -131,7 +142,8 @@ class RemoteStore(Store):
         return {path.rstrip("/").rpartition("/")[2] for path in paths}
 
     def read(self, name: str) -> bytes:
-        content = self.system.cat_file(f"{self.root}/{name}")
+        with _reaching():
+            content = self.system.cat_file(f"{self.root}/{name}")
         assert isinstance(content, bytes)
         return content
 
@@ -147,12 +159,29 @@ class RemoteStore(Store):
     def fetch(self, name: str) -> Path:
         local = self.staging / name.replace("/", "-")
         local.parent.mkdir(parents=True, exist_ok=True)
-        self.system.get_file(f"{self.root}/{name}", str(local))
+        with _reaching():
+            self.system.get_file(f"{self.root}/{name}", str(local))
         return local
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """A file that is not there is FileNotFoundError, what else keeps it from being read is Unreachable."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Unreachable(error) from error
 
 
 def is_remote(address: str) -> bool:
     return "://" in address
+
+
+def without_scheme(address: str) -> str:
+    """file:///data/set is the folder /data/set; other addresses stay as they are."""
+    return address.removeprefix("file://")
 
 
 def open_store(address: str, worker: str = "all") -> Store:
@@ -166,10 +195,14 @@ def _file_system(address: str) -> tuple[Any, str]:
     """fsspec's file system and the path within it; credentials and endpoints come from its own configuration."""
     from fsspec.core import url_to_fs
 
+    protocol = address.partition("://")[0]
+    if protocol not in WHOLE_UPLOADS:
+        raise UserError(
+            f"--output {address}: a file there could be seen half-written; give a folder, or an address of "
+            f"{', '.join(f'{name}://' for name in WHOLE_UPLOADS)}"
+        )
     try:
         system, path = url_to_fs(address)
     except ImportError as error:
         raise UserError(f"--output {address}: {error}") from None
-    except ValueError as error:
-        raise UserError(f"--output {address}: {error}; give a folder, or an address such as s3://bucket/name") from None
     return system, path.rstrip("/")

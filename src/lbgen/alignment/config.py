@@ -14,7 +14,8 @@ class AlignConfig:
 
     # What is aligned, and with what
     vocabulary: str = "imagenet-1k"
-    """The categories: imagenet-1k, microworld, a .txt, .csv or .json file, or an ImageFolder."""
+    """The categories: imagenet-1k, microworld, a .txt, .csv or .json file, or an ImageFolder. A line of a .txt is a
+    name ("night owl") or an id and a name: split by a TAB, or if the first word holds a digit or "_" ("n01 owl")."""
     qualify_names: bool = True
     """Tell categories of the same name apart with a short qualifier (the paper does not)."""
     prompt_template: str = "{name}"

@@ -6,6 +6,7 @@ from typing import Literal
 
 from lbgen.config import require
 from lbgen.errors import UserError
+from lbgen.storage import without_scheme
 
 CHECKS = ("label", "quality", "blank", "duplicate", "unsafe")
 """Those of --screen; --balance adds its own, "balance"."""
@@ -62,12 +63,13 @@ class ScreeningConfig:
 @dataclass(frozen=True)
 class GenerateConfig(ScreeningConfig):
     output: str = "data/lbgen"
-    """Dataset folder, or an address that fsspec knows (s3://bucket/name): made if missing, continued or grown if it
-    holds a dataset of the same configuration."""
+    """Dataset folder, or an address such as s3://bucket/name (also gs, az, hf): made if missing, continued or grown if
+    it holds a dataset of the same configuration."""
 
     # What is drawn, and by what
     vocabulary: str = "imagenet-1k"
-    """The categories: imagenet-1k, microworld, a .txt, .csv or .json file, or an ImageFolder."""
+    """The categories: imagenet-1k, microworld, a .txt, .csv or .json file, or an ImageFolder. A line of a .txt is a
+    name ("night owl") or an id and a name: split by a TAB, or if the first word holds a digit or "_" ("n01 owl")."""
     qualify_names: bool = True
     """Tell categories of the same name apart with a short qualifier (the paper does not)."""
     prompt_template: str = "{name}"
@@ -143,7 +145,7 @@ class GenerateConfig(ScreeningConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "output", str(self.output))  # a Path is welcome
+        object.__setattr__(self, "output", without_scheme(str(self.output)))  # a Path is welcome
         for name in (
             "images_per_category",
             "steps",
@@ -170,6 +172,8 @@ class GenerateConfig(ScreeningConfig):
             require(self, name, value is None or min(value) >= 1, "give a height and a width in pixels")
         fit = self.split.isidentifier() and self.split not in ("index", "screening", "data", "all")
         require(self, "split", fit, "give a word of letters, digits and _")
+        on_hub = self.output.startswith("hf://") and self.format == "imagefolder"
+        require(self, "format", not on_hub, "hf:// makes a commit of each file; choose webdataset or parquet there")
         require(self, "shard_of", self.part is None or self.engine == "local", "Ray shares the shards out itself")
         require(self, "ray_address", self.ray_address is None or self.engine == "ray", "add --engine ray")
 

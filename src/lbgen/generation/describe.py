@@ -18,6 +18,7 @@ from lbgen.generation.config import GenerateConfig
 from lbgen.generation.croissant import croissant
 from lbgen.generation.description import Description, ShardFile, Split
 from lbgen.generation.layouts import LAYOUTS
+from lbgen.generation.paths import generator_name
 from lbgen.generation.plan import Plan
 from lbgen.generation.residual import residuals
 from lbgen.generation.samples import CATEGORIES, IMAGES, sample_grid, spread
@@ -48,7 +49,7 @@ def description_of(store: Store, config: GenerateConfig, plan: Plan, tally: Tall
     assert record is not None
     hashes = {name.removesuffix("_sha256"): value for name, value in record.made_with.items() if name != "versions"}
     return Description(
-        title=f"{len(plan.categories):,} categories drawn by {config.generator.rstrip('/').rpartition('/')[2]}",
+        title=f"{len(plan.categories):,} categories drawn by {generator_name(config.generator).rpartition('/')[2]}",
         layout=config.format,
         suffix=dataset.SUFFIXES[config.image_format],
         categories=plan.categories,

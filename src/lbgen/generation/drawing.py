@@ -9,23 +9,18 @@ import torch
 
 from lbgen import dataset
 from lbgen.generation import record as records
-from lbgen.generation.balance import longest_template
 from lbgen.generation.bar import Bar
-from lbgen.generation.batch_size import batch_that_fits
+from lbgen.generation.check import Checked
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.local_workers import draw_here, draw_in_processes
+from lbgen.generation.local_workers import processes, this_process
+from lbgen.generation.paths import generator_name
 from lbgen.generation.plan import Plan
-from lbgen.generation.ray_workers import draw_with_ray
+from lbgen.generation.ray_workers import ray_actors
 from lbgen.generation.record import Record
 from lbgen.generation.rounds import Round
-from lbgen.generation.worker import Job, Worker, device_of, load, load_screen
+from lbgen.generation.worker import Job
 from lbgen.interrupts import noted_signals
-from lbgen.models.generator import Generator
 from lbgen.storage import Store
-from lbgen.vocabulary import Vocabulary
-
-BATCH_SIZE = 32
-"""On a CPU, where none is asked for."""
 
 
 def draw(
@@ -34,55 +29,35 @@ def draw(
     plan: Plan,
     record: Record | None,
     shards: Sequence[int],
-    rounds: Sequence[Round] = (),
+    rounds: Sequence[Round],
 ) -> None:
     """Make these shards of the split, or change those that are there as the last of `rounds` says.
 
     Nothing is written before the generator is loaded and agrees with the record.
     """
     records.adapter_sha256(config)  # refuses a folder without one
-    generator = load(config, device_of(0))
-    refuse_long_prompts(generator, config, plan)
-    screen = load_screen(config, plan, generator)
-    config = replace(config, batch_size=batch_size(config, record, generator))
-    made_with = records.made_with(config)
+    if record:
+        config = replace(config, batch_size=record.config["batch_size"])
+    count = min(config.workers or max(1, torch.cuda.device_count()), len(shards))
+    engine = ray_actors if config.engine == "ray" else this_process if count == 1 else processes
+    with engine(config, plan, count) as (checked, draw_shards):
+        job = agreed(store, config, plan, checked, rounds)
+        total = plan.images(config.split)
+        missing = set(shards) - dataset.finished_shards(store, config.split)
+        images = sum(plan.shard_images(config.split, shard) for shard in missing)
+        with noted_signals() as signals, Bar(total, total - images) as bar:
+            draw_shards(job, shards, bar.add, signals)
+
+
+def agreed(store: Store, config: GenerateConfig, plan: Plan, checked: Checked, rounds: Sequence[Round]) -> Job:
+    """What all workers are to know, once the dataset's record agrees with it or is written."""
+    config = replace(config, batch_size=checked.batch_size)
     record = records.read(store)  # again: another part of the run may have written it while this one was loading
     if record:
         records.check_config(record, config)
-        records.check_made_with(record, made_with, config.output)
+        records.check_made_with(record, checked.made_with, config.output)
     store.remove(records.COMPLETE)
     if record is None or record.targets != plan.targets:
-        records.write(store, config, made_with, plan)
-    job = Job(config, plan, made_with.adapter_sha256, config.generator, torch.get_num_threads(), rounds)
-    total = plan.images(config.split)
-    missing = set(shards) - dataset.finished_shards(store, config.split)
-    images = sum(plan.shard_images(config.split, shard) for shard in missing)
-    with noted_signals() as signals, Bar(total, total - images) as bar:
-        if config.engine == "local" and min(workers(config), len(shards)) == 1:
-            draw_here(Worker(job, store.staging.name, generator, screen), shards, bar.add, signals)
-            return
-        del generator, screen
-        torch.cuda.empty_cache()
-        if config.engine == "ray":
-            draw_with_ray(job, shards, bar.add, signals)
-        else:
-            draw_in_processes(job, workers(config), shards, bar.add, signals)
-
-
-def workers(config: GenerateConfig) -> int:
-    return config.workers or max(1, torch.cuda.device_count())
-
-
-def batch_size(config: GenerateConfig, record: Record | None, generator: Generator) -> int:
-    if record:
-        return record.config["batch_size"]
-    if config.batch_size or generator.device.type == "cpu":
-        return config.batch_size or BATCH_SIZE
-    return batch_that_fits(generator, generator.latent_shape(*(config.size or generator.default_size)))
-
-
-def refuse_long_prompts(generator: Generator, config: GenerateConfig, plan: Plan) -> None:
-    template = longest_template(config, plan.balanced, generator.count_tokens)
-    for target in plan.targets:
-        vocabulary = Vocabulary(target.categories)
-        vocabulary.check_tokens(generator.count_tokens, generator.token_limit, template)
+        records.write(store, config, checked.made_with, plan)
+    adapter_sha256 = checked.made_with.adapter_sha256
+    return Job(config, plan, adapter_sha256, generator_name(config.generator), torch.get_num_threads(), rounds)

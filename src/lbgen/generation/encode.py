@@ -44,7 +44,7 @@ class Facts:
     """What made an image."""
 
     generator: str
-    """As --generator names it."""
+    """As --generator names it; of a folder its own name."""
     adapter_sha256: str | None
     """Of the adapter merged into the generator; None for the generator as it is."""
     prompt: str

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from lbgen import dataset
+from lbgen.generation.check import BATCH_SIZE, refuse_long_prompts
 from lbgen.generation.config import GenerateConfig, approximations
-from lbgen.generation.drawing import BATCH_SIZE, refuse_long_prompts
 from lbgen.generation.painter import Painter
+from lbgen.generation.paths import at_absolute_paths, generator_name
 from lbgen.generation.plan import Plan, PlannedImage
 from lbgen.generation.run import is_ours, planned, storage_errors
 from lbgen.generation.screen import Verdict
@@ -48,6 +49,7 @@ def plan(config: GenerateConfig) -> Estimate:
 
     Draws one to two batches to measure speed and size. Raises what `generate` would raise.
     """
+    config = at_absolute_paths(config)
     with storage_errors(config.output):
         store = open_store(config.output)
         whole, record = planned(config, store)
@@ -94,33 +96,49 @@ def timed(painter: Painter, batch: Sequence[PlannedImage], config: GenerateConfi
     seconds = time.perf_counter() - began
     rows = [row_of(image, 0, config, Verdict({}, ())) for image in batch]
     return seconds, [
-        len(encoded(image, row, config, config.generator, None)) for image, row in zip(pixels, rows, strict=True)
+        len(encoded(image, row, config, generator_name(config.generator), None))
+        for image, row in zip(pixels, rows, strict=True)
     ]
 
 
 def text(estimate: Estimate, config: GenerateConfig, plan: Plan) -> str:
     """For people."""
     there = estimate.images - estimate.images_missing
-    categories = len(plan.categories)
+    others = f"; {there:,} of them are made, or are other parts'" if there else ""
+    first = plan.categories[0]
     lines = [
-        (
-            "images",
-            f"{estimate.images:,} of {categories:,} categories, split {config.split}; {there:,} not of this run",
-        ),
+        ("first", f'category "{first.name}", id {first.id}'),
+        ("images", f"{estimate.images:,} of {len(plan.categories):,} categories, split {config.split}{others}"),
         ("shards", f"{estimate.shards:,} of up to {config.shard_size:,} images, {config.format}"),
     ]
     if found := approximations(config):
         lines.append(("approx.", "; ".join(found)))
-    if estimate.hours is None or estimate.bytes_per_image is None:
+    if estimate.images_per_second is None or estimate.bytes_per_image is None:
         return "\n".join(f"{name:8}{value}" for name, value in [*lines, ("to make", "nothing")])
     lines += [
-        ("to make", f"{estimate.images_missing:,} images in {estimate.shards_missing:,} shards"),
+        ("to make", f"{counted(estimate.images_missing, 'image')} in {counted(estimate.shards_missing, 'shard')}"),
         ("speed", f"{estimate.images_per_second:.3g} images/s a worker, measured here ({estimate.device})"),
-        ("time", f"{estimate.hours:,.3g} device hours"),
+        ("time", f"{in_units(estimate.images_missing / estimate.images_per_second, TIMES)} of one such device"),
         (
             "disk",
-            f"{estimate.bytes_per_image * estimate.images_missing / 1e9:,.3g} GB, {config.image_format}, "
-            f"{estimate.bytes_per_image / 1e3:,.3g} kB an image",
+            f"{in_units(estimate.bytes_per_image * estimate.images_missing, SIZES)}, {config.image_format}, "
+            f"{in_units(estimate.bytes_per_image, SIZES)} an image",
         ),
     ]
     return "\n".join(f"{name:8}{value}" for name, value in lines)
+
+
+TIMES = {"hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
+SIZES = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
+
+
+def in_units(value: float, units: Mapping[str, float]) -> str:
+    """With three digits, in the largest unit of which there is one or more, else in the smallest."""
+    name, size = next((pair for pair in units.items() if value >= pair[1]), list(units.items())[-1])
+    number = value / size
+    shown = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+    return f"{shown} {name.removesuffix('s') if shown == '1' else name}"
+
+
+def counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

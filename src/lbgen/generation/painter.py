@@ -1,7 +1,6 @@
 """From planned images to pixels."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -9,18 +8,21 @@ import torch
 from lbgen.generation import balance
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import PlannedImage
-from lbgen.models.generator import Conditioning, Generator
+from lbgen.models.generator import Generator
 from lbgen.models.sampling import image_noise, sample
 
 
 class Painter:
-    """Draws batches with one generator; each prompt is encoded once."""
+    """Draws batches with one generator.
+
+    A batch's prompts are encoded together, again for each batch: next to drawing that is nothing, and what is drawn
+    follows from the batch alone, whatever was drawn before and however many categories there are.
+    """
 
     def __init__(self, generator: Generator, config: GenerateConfig) -> None:
         self.generator, self.config = generator, config
         generator.fixed_batch = config.batch_size or 0
         self.latent_shape = generator.latent_shape(*(config.size or generator.default_size))
-        self._encode = lru_cache(maxsize=1024)(lambda prompt: generator.encode([prompt]))
 
     @torch.no_grad()
     def paint(self, batch: Sequence[PlannedImage]) -> np.ndarray:
@@ -29,12 +31,9 @@ class Painter:
         draws = [image_noise(self.config.seed, *noise_key(image), self.latent_shape) for image in batch]
         noise = torch.stack([noise for noise, _ in draws]).to(generator.device)  # (B, C, h, w)
         rngs = [rng for _, rng in draws]
-        images = sample(generator, self._conditioning(batch), noise, steps=self.config.steps, rngs=rngs)
+        conditioning = generator.encode([prompt_of(image, self.config) for image in batch])
+        images = sample(generator, conditioning, noise, steps=self.config.steps, rngs=rngs)
         return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-    def _conditioning(self, batch: Sequence[PlannedImage]) -> Conditioning:
-        rows = [self._encode(prompt_of(image, self.config)) for image in batch]
-        return Conditioning(torch.cat([row.positive for row in rows]), torch.cat([row.negative for row in rows]))
 
 
 def prompt_of(image: PlannedImage, config: GenerateConfig) -> str:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -207,14 +208,21 @@ def to_json(targets: Iterable[Target]) -> list[dict]:
     ]
 
 
-def from_json(content: list[dict], source: str) -> tuple[Target, ...]:
-    return tuple(
-        Target(
-            target["split"],
-            target["images_per_category"],
-            tuple(Category(category_id, name, source) for category_id, name in target["categories"]),
-        )
-        for target in content
+def from_json(content: Any, source: str) -> tuple[Target, ...]:
+    """The targets that `to_json` wrote to the file `source`; UserError for anything else."""
+    if not isinstance(content, list) or not content:
+        raise UserError(f"{source}: not a list of targets; restore it or choose another --output")
+    return tuple(_target(item, source, number) for number, item in enumerate(content, 1))
+
+
+def _target(item: Any, source: str, number: int) -> Target:
+    match item:
+        case {"split": str(split), "images_per_category": int(images), "categories": list(pairs)}:
+            if all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs):
+                return Target(split, images, tuple(Category(category_id, name, source) for category_id, name in pairs))
+    raise UserError(
+        f"{source}, item {number}: its split, images_per_category or categories ([id, name] each) are not what lbgen "
+        "writes there; restore the file or choose another --output"
     )
 
 

@@ -8,15 +8,20 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
+
+import torch
 
 from lbgen.errors import UserError
 from lbgen.generation.bar import Progress
+from lbgen.generation.check import Checked, check
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.local_workers import interrupted
-from lbgen.generation.worker import Job, open_worker
+from lbgen.generation.local_workers import Engine, interrupted
+from lbgen.generation.plan import Plan
+from lbgen.generation.worker import Job, Models, Worker, load_models
+from lbgen.generation.writing import start_writers
 from lbgen.storage import is_remote
 
 POLL = 0.5
@@ -26,36 +31,47 @@ LARGEST_LOSS = 3
 
 
 class RayWorker:
-    """Runs as an actor, in a process of its own on the machine that Ray chose."""
+    """Runs as an actor, in a process of its own on the machine that Ray chose; loads when it is first called."""
 
-    def __init__(self, job: Job, name: str, device: str) -> None:
-        self.worker = open_worker(job, name, device)
+    def __init__(self, name: str, device: str, threads: int) -> None:
+        self.name, self.device, self.threads = name, device, threads
+        self.models: Models | None = None
+        self.worker: Worker | None = None
 
-    def make(self, shard: int) -> Iterator[Progress]:
-        """Draw and publish a shard; one item a batch."""
+    def check(self, config: GenerateConfig, plan: Plan) -> Checked:
+        return check(self._load(config, plan).generator, config, plan)
+
+    def make(self, job: Job, shard: int) -> Iterator[Progress]:
+        """Draw a shard, one item a batch; when they end, the shard before is published and this one is on its way."""
+        if self.worker is None:
+            models = self.models or self._load(job.config, job.plan)
+            self.worker = Worker(job, self.name, models, self.pool)
         yield from self.worker.make(shard)
+
+    def finish(self) -> Iterator[Progress]:
+        """Wait until the last shard is published, too."""
+        assert self.worker is not None
         self.worker.finish()
-
-    def close(self) -> None:
         self.worker.close()
+        yield from ()
+
+    def _load(self, config: GenerateConfig, plan: Plan) -> Models:
+        torch.set_num_threads(self.threads)  # as the first process: the bits of a sum depend on it
+        self.pool = start_writers(config.writers)
+        self.models = load_models(config, plan, self.device)
+        return self.models
 
 
-@dataclass(frozen=True)
-class Busy:
-    """An actor and the shard that it makes."""
-
-    actor: Any
-    shard: int
-    reports: Any
-    """Ray's generator of references to what the actor yields."""
-
-
-def draw_with_ray(job: Job, shards: Sequence[int], report: Callable[[Progress], None], signals: list[int]) -> None:
-    """Draw the shards on the cluster at config.ray_address, or on one that is started here for this run."""
+@contextmanager
+def ray_actors(config: GenerateConfig, plan: Plan, count: int) -> Iterator[Engine]:
+    """Actors of the cluster at config.ray_address, or of one that is started here for this run, draw the shards."""
     ray = import_ray()
-    join(ray, job.config.ray_address)
+    join(ray, config.ray_address)
     try:
-        Crew(ray, replace(job, config=at_absolute_paths(job.config)), report).draw(deque(shards), signals)
+        if not is_remote(config.output):  # actors run in other folders
+            config = replace(config, output=os.path.abspath(config.output))
+        crew = Crew(ray, config)
+        yield Engine(crew.check(plan), crew.draw)
     finally:
         ray.shutdown()
 
@@ -76,67 +92,92 @@ def join(ray: Any, address: str | None) -> None:
         raise UserError(f"--ray-address {address}: no cluster answers there ({error})") from None
 
 
-class Crew:
-    """The actors of a run, and which shard each makes."""
+@dataclass(frozen=True)
+class Busy:
+    """An actor and the shards that would be lost with it."""
 
-    def __init__(self, ray: Any, job: Job, report: Callable[[Progress], None]) -> None:
-        self.ray, self.job, self.report = ray, job, report
+    actor: Any
+    drawing: int | None
+    """None once it only publishes."""
+    publishing: int | None
+    reports: Any
+    """Ray's generator of references to what the actor yields."""
+
+
+class Crew:
+    """The actors of a run, and which shards each makes."""
+
+    def __init__(self, ray: Any, config: GenerateConfig) -> None:
+        self.ray, self.config = ray, config
         resources = ray.cluster_resources()
         self.gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-        self.size = job.config.workers or self.gpus or cpus
+        self.size = config.workers or self.gpus or cpus
         self.hired = self.losses = 0
+        self.first: Any = None
 
-    def draw(self, shards: deque[int], signals: list[int]) -> None:
-        busy = [self.assign(self.hire(), shards.popleft()) for _ in range(min(self.size, len(shards)))]
+    def check(self, plan: Plan) -> Checked:
+        """Asked of the first actor: this process may have neither a GPU nor the weights."""
+        self.first = self.hire()
+        try:
+            with self.own_errors():
+                return self.ray.get(self.first.check.remote(self.config, plan))
+        except self.ray.exceptions.RayActorError as error:
+            raise UserError(f"a Ray worker died while it loaded the generator: {one_line(error)}") from None
+
+    def draw(self, job: Job, shards: Sequence[int], report: Callable[[Progress], None], signals: list[int]) -> None:
+        waiting, hired = deque(shards), [self.first, *(self.hire() for _ in range(min(self.size, len(shards)) - 1))]
+        self.job = replace(job, config=replace(job.config, output=self.config.output))
+        busy = [self.assign(actor, waiting.popleft()) for actor in hired]
         while busy:
             if signals:
-                raise interrupted(signals[0], self.job.config.output)
+                raise interrupted(signals[0], job.config.output)
             ready, _ = self.ray.wait([one.reports for one in busy], num_returns=1, timeout=POLL)
             for one in [one for one in busy if one.reports in ready]:
-                if (after := self.follow(one, shards)) is not one:
+                if (after := self.follow(one, waiting, report)) is not one:
                     busy.remove(one)
                     busy += [after] if after else []
 
-    def follow(self, one: Busy, shards: deque[int]) -> Busy | None:
+    def follow(self, one: Busy, waiting: deque[int], report: Callable[[Progress], None]) -> Busy | None:
         """Take one report of an actor; what is it busy with from then on?"""
         try:
-            self.report(self.ray.get(next(one.reports)))
+            with self.own_errors():
+                report(self.ray.get(next(one.reports)))
             self.losses = 0
             return one
-        except StopIteration:
-            if shards:
-                return self.assign(one.actor, shards.popleft())
-            one.actor.close.remote()
-            return None
-        except self.ray.exceptions.RayTaskError as error:  # what the worker itself raised
-            raise error.cause from None
+        except StopIteration:  # drawn, so that the shard before is published
+            if one.drawing is None:
+                return None
+            if waiting:
+                return self.assign(one.actor, waiting.popleft(), publishing=one.drawing)
+            return Busy(one.actor, None, one.drawing, one.actor.finish.remote())
         except self.ray.exceptions.RayActorError as error:
             self.losses += 1
             if self.losses >= LARGEST_LOSS:
-                raise UserError(
-                    f"{self.losses} Ray workers in a row died at once: {' '.join(str(error).split())}"
-                ) from None
-            return self.assign(self.hire(), one.shard)  # a half-made shard does not count
+                raise UserError(f"{self.losses} Ray workers in a row died at once: {one_line(error)}") from None
+            waiting.extend(shard for shard in (one.publishing, one.drawing) if shard is not None)
+            return self.assign(self.hire(), waiting.popleft())  # half-made shards do not count
+
+    @contextmanager
+    def own_errors(self) -> Iterator[None]:
+        """Raise what an actor raised; a bug's traceback there is in its cause."""
+        try:
+            yield
+        except self.ray.exceptions.RayTaskError as error:
+            raise error.cause from error
 
     def hire(self) -> Any:
         """A new actor, on a GPU where the cluster has any."""
         self.hired += 1
         device, resources = ("cuda", {"num_gpus": 1}) if self.gpus else ("cpu", {"num_cpus": 1})
-        return self.ray.remote(RayWorker).options(**resources).remote(self.job, f"ray-{self.hired}", device)
+        actor = self.ray.remote(RayWorker).options(**resources)
+        return actor.remote(f"ray-{self.hired}", device, torch.get_num_threads())
 
-    def assign(self, actor: Any, shard: int) -> Busy:
-        return Busy(actor, shard, actor.make.remote(shard))
+    def assign(self, actor: Any, shard: int, publishing: int | None = None) -> Busy:
+        return Busy(actor, shard, publishing, actor.make.remote(self.job, shard))
 
 
-def at_absolute_paths(config: GenerateConfig) -> GenerateConfig:
-    """Actors run in other folders."""
-    folders: dict[str, Any] = {
-        name: str(Path(value).absolute())
-        for name in ("generator", "screen_semantics")
-        if os.path.isdir(value := getattr(config, name))
-    }
-    output = config.output if is_remote(config.output) else str(Path(config.output).absolute())
-    return replace(config, **folders, output=output, adapter=config.adapter and config.adapter.absolute())
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def import_ray() -> Any:

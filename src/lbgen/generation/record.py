@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ RECORD, PLAN, COMPLETE = "dataset.yaml", "plan.json", "croissant.json"
 ADAPTER = "pytorch_lora_weights.safetensors"
 GROWS = ("vocabulary", "qualify_names", "images_per_category", "split")
 """Fields that the plan speaks for: a dataset may grow."""
+PLACES = ("generator", "adapter", "attributes", "screen_semantics")
+"""Fields that may name a folder or a file, whose content counts."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,23 @@ def read(store: Store) -> Record | None:
     content = lbgen.config.parse_yaml(store.read(RECORD), f"{store}/{RECORD}") if store.exists(RECORD) else {}
     if "config" not in content or "made_with" not in content:
         raise UserError(f"{store}: has a {PLAN} and no whole {RECORD}; restore it or choose another --output")
+    for part, kind in (("config", GenerateConfig), ("made_with", MadeWith)):
+        check_shape(content[part], kind, f"{store}/{RECORD}, {part}")
     return Record(content["config"], content["made_with"], plans.from_json(targets, f"{store}/{PLAN}"))
+
+
+def check_shape(values: Any, kind: type, place: str) -> None:
+    """Refuse a part of dataset.yaml that does not hold the fields of a dataclass, each of its type."""
+    if not isinstance(values, dict):
+        raise UserError(f"{place}: not lines of `field: value`; restore the file or choose another --output")
+    for name, hint in typing.get_type_hints(kind).items():
+        try:
+            if name in values:
+                lbgen.config.convert(values[name], hint)
+            elif name in ("batch_size", *PLACES) or kind is MadeWith:
+                raise ValueError("it is missing")
+        except ValueError as error:
+            raise UserError(f"{place}, {name}: {error}; restore the file or choose another --output") from None
 
 
 def check_place(store: Store, config: GenerateConfig) -> None:
@@ -74,7 +93,7 @@ def check_place(store: Store, config: GenerateConfig) -> None:
 
 def check_config(record: Record, config: GenerateConfig) -> None:
     """Refuse a dataset of another configuration, by the field that differs."""
-    free = {*RUNNING, *GROWS, "adapter", "attributes"} | ({"batch_size"} if config.batch_size is None else set())
+    free = {*RUNNING, *GROWS, *PLACES} | ({"batch_size"} if config.batch_size is None else set())
     lbgen.config.ensure_same_values(config, record.config, config.output, free)
 
 

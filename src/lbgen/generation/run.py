@@ -14,14 +14,15 @@ from lbgen.generation import balance
 from lbgen.generation import plan as plans
 from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig, approximations, worker_name
+from lbgen.generation.paths import at_absolute_paths, check_models
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.generation.rounds import read_rounds
 from lbgen.locking import locked
-from lbgen.storage import Store, open_store
+from lbgen.storage import Store, Unreachable, open_store
 from lbgen.vocabulary import load_vocabulary
 
-CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "huggingface_hub")
+CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "huggingface_hub", "httpx", "httpx2", "azure")
 """Packages behind fsspec whose errors (no credentials, no connection) are no OSErrors."""
 
 
@@ -41,6 +42,7 @@ def generate(config: GenerateConfig) -> GenerateResult:
 
     Raises UserError for what the user can mend, Interrupted at a signal; finished shards are kept either way.
     """
+    config = at_absolute_paths(config)
     store = open_store(config.output, worker_name(config))
     with storage_errors(config.output):
         planned(config, store)  # what can be refused is refused before anything is written
@@ -57,6 +59,7 @@ def planned(config: GenerateConfig, store: Store) -> tuple[Plan, Record | None]:
     record = records.read(store)
     if record:
         records.check_config(record, config)
+        check_models(record, config)
         records.check_adapter(record, config)
         records.check_attributes(record, config, balanced)
     wanted = plans.target_of(vocabulary, config.images_per_category, config.split)
@@ -119,12 +122,13 @@ def storage_errors(output: str) -> Iterator[None]:
         yield
     except BrokenProcessPool:
         raise UserError(
-            f"{output}: a writer process was killed (out of memory?); nothing is lost, start again"
+            f"{output}: a writer process was killed; if memory ran out, give fewer --writers or a smaller "
+            "--batch-size; nothing is lost, start again"
         ) from None
     except OSError as error:
         raise UserError(disk_message(output, error)) from error
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in CLIENTS:
+        if not isinstance(error, Unreachable) and type(error).__module__.partition(".")[0] not in CLIENTS:
             raise
         raise UserError(f"{output}: {' '.join(str(error).split())}; mend it and start again") from error
 

@@ -17,16 +17,17 @@ from lbgen.generation import record as records
 from lbgen.generation.balance import balanced_attributes
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.layouts import LAYOUTS
+from lbgen.generation.paths import check_places
 from lbgen.generation.plan import Plan
 from lbgen.generation.run import make, storage_errors
 from lbgen.generation.tally import Tally
 from lbgen.locking import locked
-from lbgen.storage import LocalStore, Store, open_store
+from lbgen.storage import LocalStore, Store, open_store, without_scheme
 
 SHOWN = 3
 """Damaged images named on a shard's line."""
 DAMAGE = (OSError, ValueError, KeyError, TypeError, tarfile.TarError)
-"""What reading a damaged file raises; pyarrow's errors are among them."""
+"""What reading a damaged file raises; pyarrow's errors are among them. Storage that cannot be reached is no damage."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ class VerifyResult:
 def verify(directory: str, repair: bool = False) -> VerifyResult:
     """Compare every image of a dataset, a folder or an fsspec address, with its index and its plan.
 
-    repair: make the damaged shards again, and those alone. Prints a line for each, and returns what is damaged still.
+    repair: make the damaged shards again, and those alone, and say whether their images have the bytes that the index
+    promised. Prints a line for each, and returns what is damaged still.
     """
-    directory = str(directory)
+    directory = without_scheme(str(directory))
     with storage_errors(directory):
         store = open_store(directory, "verify")
         record = records.read(store)
@@ -52,10 +54,14 @@ def verify(directory: str, repair: bool = False) -> VerifyResult:
         plan = Plan(record.targets, config.seed, config.shard_size)
         damaged, strangers = check(store, config, plan)
         if damaged and repair:
+            check_places(record, directory)
             records.check_made_with(record, records.made_with(config), directory)  # before a shard is given up
             plan = replace(plan, balanced=balanced_attributes(config))
+            promised = {place: hashes(store, *place) for place in damaged}
             for split in plan.splits:
                 repair_split(replace(config, split=split), plan, [shard for name, shard in damaged if name == split])
+            for place, before in promised.items():
+                print(f"{dataset.shard_name(*place)}: {comparison(before, hashes(store, *place))}")
             damaged, strangers = check(store, config, plan)
         shards = sum(plan.shards(split) for split in plan.splits)
         print(f"{shards - len(damaged)} of {shards} shards of {directory} are whole")
@@ -151,6 +157,26 @@ def files_of_no_shard(store: Store, config: GenerateConfig, plan: Plan, known: s
             for name in sorted(store.names(f"{split}/{folder}")):
                 if (file := f"{split}/{folder}/{name}") not in known:
                     yield f"{file}: belongs to no shard; remove it"
+
+
+def hashes(store: Store, split: str, shard: int) -> dict[str, str]:
+    """Key -> sha256 of a shard's images, as far as its part of the index can be read."""
+    try:
+        return {row.key: row.sha256 for row in dataset.read_part(store, split, shard)[0]}
+    except DAMAGE:
+        return {}
+
+
+def comparison(before: dict[str, str], after: dict[str, str]) -> str:
+    """What became of the images that the index had, for people."""
+    if not before:
+        return "made again; its part of the index was lost, so there was nothing to compare its images with"
+    if others := sum(after.get(key) != sha256 for key, sha256 in before.items()):
+        return (
+            f"made again; {others} of {len(before)} images differ in bytes from those recorded before (another device "
+            "or number of threads), and are recorded as they are now"
+        )
+    return "made again, to the bytes that were recorded"
 
 
 def repair_split(config: GenerateConfig, plan: Plan, shards: Sequence[int]) -> None:

@@ -6,8 +6,9 @@ import json
 import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 
@@ -36,7 +37,7 @@ class Job:
     plan: Plan
     adapter_sha256: str | None
     generator: str
-    """As the user named it, whatever path a worker loads it from."""
+    """What images call it, wherever a worker loads it from."""
     threads: int
     """Of torch, on a CPU."""
     rounds: Sequence[Round] = ()
@@ -68,14 +69,14 @@ class Drawing:
 
 
 class Worker:
-    def __init__(self, job: Job, name: str, generator: Generator, screen: Screen | None) -> None:
+    def __init__(self, job: Job, name: str, models: Models, pool: ProcessPoolExecutor) -> None:
         config = job.config
         self.job, self.config = job, config
-        self.painter = Painter(generator, config)
-        self.screen = screen
+        self.painter = Painter(models.generator, config)
+        self.screen = models.screen
         self.store = open_store(config.output, name)
         ids = tuple(category.id for category in job.plan.categories)
-        self.writers = Writers(Work(config, name, ids, job.generator, job.adapter_sha256))
+        self.writers = Writers(Work(config, name, ids, job.generator, job.adapter_sha256), pool)
         self.publishing: Future[None] | None = None
 
     def make(self, number: int) -> Iterator[Progress]:
@@ -229,22 +230,26 @@ def row_of(
     )
 
 
-def open_worker(job: Job, name: str, device: str) -> Worker:
-    """A worker in a process of its own, which computes as the first one does: the bits of a sum depend on threads."""
-    torch.set_num_threads(job.threads)
-    generator = load(job.config, device)
-    return Worker(job, name, generator, load_screen(job.config, job.plan, generator))
+class Models(NamedTuple):
+    """What a worker has on its device."""
+
+    generator: Generator
+    screen: Screen | None
 
 
-def load_screen(config: GenerateConfig, plan: Plan, generator: Generator) -> Screen | None:
-    """The checks that the configuration asks for, on the generator's device."""
-    return Screen(config, plan.categories, generator.device, plan.balanced) if config.checks else None
+def load_models(config: GenerateConfig, plan: Plan, device: str) -> Models:
+    """The generator, and the checks that the configuration asks for."""
+    generator = load(config, device)
+    screen = Screen(config, plan.categories, generator.device, plan.balanced) if config.checks else None
+    return Models(generator, screen)
 
 
 def load(config: GenerateConfig, device: str) -> Generator:
     """The generator of a run on a device, the adapter merged into its weights, ready to draw."""
     if config.precision == "fp16" and device == "cpu":
         raise UserError("--precision fp16 needs a GPU; choose fp32 or bf16")
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)  # for what asks for no device by number, such as compiled kernels
     generator = load_generator(
         config.generator,
         dtype=PRECISIONS[config.precision],

@@ -24,6 +24,7 @@ from lbgen.dataset import Row
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.encode import Facts, encode
 from lbgen.generation.layouts import LAYOUTS
+from lbgen.interrupts import SIGNALS, held_signals
 from lbgen.storage import open_store
 
 QUEUED = 2
@@ -39,17 +40,15 @@ class Work:
     """Name of the worker's part of the staging folder."""
     category_ids: tuple[str, ...]
     generator: str
-    """As the user named it."""
+    """What images call it."""
     adapter_sha256: str | None
 
 
 class Writers:
     """A pool of processes that encode and publish; an error in one is raised at the next call."""
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
-        spawn = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(work.config.writers, mp_context=spawn, initializer=end_with_parent)
+    def __init__(self, work: Work, pool: ProcessPoolExecutor) -> None:
+        self.work, self.pool = work, pool
         self.waiting: deque[Future[list[Row]]] = deque()
         self.limit = QUEUED * work.config.writers
 
@@ -69,6 +68,16 @@ class Writers:
         self.pool.shutdown(cancel_futures=True)
 
 
+def start_writers(count: int) -> ProcessPoolExecutor:
+    """Processes for `Writers` that start at once, so that they import what they need while the generator loads."""
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=end_with_parent)
+    with held_signals(SIGNALS):
+        for _ in range(count):
+            pool.submit(os.getpid)  # the pool starts a process for each call that finds none idle
+    return pool
+
+
 @dataclass(frozen=True)
 class Shard:
     split: str
@@ -78,8 +87,9 @@ class Shard:
 
 def end_with_parent() -> None:
     """Make this process deaf to the terminal's and the scheduler's signals, and end when its parent does, however."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
@@ -26,17 +27,29 @@ def loading(what: str, where: str, marker: str) -> Iterator[None]:
                 if library.is_progress_bar_enabled():
                     library.disable_progress_bar()
                     stack.callback(library.enable_progress_bar)
+            if not is_folder:
+                _ensure_there(where, marker)
             yield
     except UserError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
-        remedy = (
-            "repair the folder or save it again with safetensors"
-            if is_folder
-            else "there is no such folder; check the hub id and the connection, or give a downloaded folder"
-        )
+        remedy = "repair the folder or save it again with safetensors"
+        if not is_folder:
+            remedy = "there is no such folder; check the hub id and the connection, or give a downloaded folder"
+            remedy += ", or --generator microworld, which comes with lbgen" if what == "generator" else ""
         cause = " ".join(str(error).split())
         raise UserError(f"{what} {where} cannot be loaded: {remedy} ({cause})") from error
+
+
+def _ensure_there(where: str, marker: str) -> None:
+    """Ask for weights of the hub once, unless they are in its cache: the libraries would retry, aloud, for a minute."""
+    try:
+        if not isinstance(try_to_load_from_cache(where, marker), str):
+            get_hf_file_metadata(hf_hub_url(where, marker))
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of the hub's HTTP library, which has changed its name before
+        raise OSError(str(error)) from error
 
 
 def complete(kind: Any, where: str, dtype: torch.dtype, **options: Any) -> Any:

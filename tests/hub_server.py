@@ -1,0 +1,89 @@
+"""A Hugging Face Hub of one dataset repository: the few endpoints that its fsspec file system uses, over real HTTP."""
+
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+REPOSITORY = "somebody/tiny"
+
+
+class Hub(ThreadingHTTPServer):
+    """files: path -> content. commits: the paths of each, in order."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.commits: list[list[str]] = []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return "http://{}:{}".format(*self.server_address)
+
+    def tree(self, folder: str) -> list[dict]:
+        """What is directly in a folder."""
+        start = f"{folder}/" if folder else ""
+        rests = [path.removeprefix(start) for path in self.files if path.startswith(start)]
+        folders = sorted({rest.partition("/")[0] for rest in rests if "/" in rest})
+        return [{"type": "directory", "path": start + name, "oid": name} for name in folders] + [
+            {"type": "file", "path": start + name, "oid": name, "size": len(self.files[start + name])}
+            for name in rests
+            if "/" not in name
+        ]
+
+    def commit(self, lines: list[dict]) -> None:
+        changed = [line["value"]["path"] for line in lines if line["key"] in ("file", "deletedFile")]
+        for line in lines:
+            if line["key"] == "file":
+                self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "deletedFile":
+                self.files.pop(line["value"]["path"])
+        self.commits.append(changed)
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        path, api = unquote(urlsplit(self.path).path), f"/api/datasets/{REPOSITORY}"
+        _, found, folder = path.partition(f"{api}/tree/main")
+        _, _, file = path.partition(f"/datasets/{REPOSITORY}/resolve/main/")
+        if found and (tree := self.server.tree(folder.strip("/"))):
+            self.answer(tree)
+        elif file in self.server.files:
+            self.answer(self.server.files[file])
+        elif found or file:
+            self.answer({"error": "no such entry"}, 404, "EntryNotFound")
+        elif path in (api, f"{api}/revision/main"):
+            self.answer({"id": REPOSITORY, "sha": "0" * 40, "siblings": [], "tags": []})
+        else:
+            self.answer({"error": "no such repository"}, 404, "RepoNotFound")
+
+    def do_POST(self) -> None:
+        sent = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path.endswith("/preupload/main"):
+            paths = [file["path"] for file in json.loads(sent)["files"]]
+            modes = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]
+            self.answer({"files": modes})
+        elif self.path.endswith("/commit/main"):
+            self.server.commit([json.loads(line) for line in sent.splitlines()])
+            self.answer(
+                {"commitUrl": f"{self.server.address}/datasets/{REPOSITORY}/commit/{'0' * 40}", "commitOid": "0" * 40}
+            )
+        else:  # /api/validate-yaml, which looks at a card
+            self.answer({"errors": [], "warnings": []})
+
+    def answer(self, content: object, status: int = 200, error: str | None = None) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if error:
+            self.send_header("X-Error-Code", error)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *values: object) -> None:
+        pass
