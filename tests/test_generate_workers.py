@@ -238,7 +238,7 @@ def test_ray_worker_publishes_a_shard_while_it_draws_the_next(config, whole, tmp
     store = open_store(config.output)
     plan, _ = planned(config, store)
     actor = ray_workers.RayWorker("a", "cpu", 1)
-    job = agreed(store, config, plan, actor.check(config, plan))
+    job = agreed(store, config, plan, actor.check(config, plan), ())
     monkeypatch.setattr(writing, "publish_shard", failing_writers.publish_on_word)
     assert sum(progress.finished for progress in actor.make(job, 0)) == 5
     assert not store.names("index")
