@@ -15,13 +15,13 @@ def die(work, rows, pixels, staged):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def publish_on_word(work, shard, rows, rejected):
+def publish_on_word(work, shard, rows, rejected, removed):
     """As soon as a file `go` stands beside the dataset."""
     from lbgen.generation.writing import publish_shard
 
     while not Path(work.config.output).with_name("go").exists():
         time.sleep(0.01)
-    publish_shard(work, shard, rows, rejected)
+    publish_shard(work, shard, rows, rejected, removed)
 
 
 def bug(job, number, shards, reports):
