@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lbgen.errors import UserError
+
 
 class Residual(NamedTuple):
     """A linear map from features to the rest of the image, in units in which the base generator's varies by 1."""
@@ -42,6 +44,8 @@ def fit_residual(
     """
     texts = text_directions(text_features.double(), span)  # (T, D)
     off_texts = features.double() - features.double() @ texts.T @ texts
+    if off_texts.square().sum() < 1e-9 * features.double().square().sum():
+        raise UserError(f"--independence-span {span:g}: the texts span all that a feature can hold; give less")
     centred = off_texts.clone()
     for row in rows.unique():
         centred[rows == row] -= off_texts[rows == row].mean(dim=0)
@@ -62,9 +66,9 @@ def text_directions(text_features: Tensor, share: float) -> Tensor:
 
 
 def principal_directions(centred: Tensor, share: float) -> Tensor:
-    """The fewest right singular vectors that hold `share` of the sum of squares.  (N, D) -> (K, D), orthonormal."""
-    _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
-    held = singular.square().cumsum(dim=0) / singular.square().sum()
-    rank = int((singular > singular[0] * 1e-5).sum())
-    count = min(rank, int((held < share - 1e-12).sum()) + 1)
-    return directions[:count]
+    """The fewest eigenvectors of the covariance that hold `share` of its trace.  (N, D) -> (K, D), orthonormal."""
+    values, vectors = torch.linalg.eigh(centred.T @ centred)  # ascending
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    rank = int((values > values[0] * 1e-10).sum())
+    held = values.cumsum(dim=0) / values.sum()
+    return vectors.T[: min(rank, int((held < share - 1e-12).sum()) + 1)]
