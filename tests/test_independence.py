@@ -53,7 +53,7 @@ def test_principal_directions_hold_the_share_and_one_fewer_does_not(draw):
 
 
 def test_the_rest_is_what_varies_inside_categories(draw):
-    """Against numpy's eigenvectors of the mean covariance inside categories, off the texts; the category is elsewhere."""
+    """Against numpy's eigenvectors of the covariance inside categories, off the texts; the category is elsewhere."""
     objects, scenes, count = torch.eye(8)[:3].double(), torch.eye(8)[4:6].double(), 300
     rows = torch.arange(count) % 3
     features = 3 * objects[rows] + draw(count, 2) @ (torch.tensor([[2.0], [1.5]]) * scenes) + 0.05 * draw(count, 8)

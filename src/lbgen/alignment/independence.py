@@ -32,6 +32,7 @@ class Independence(nn.Module):
     memory_rows: Tensor
     seen: Tensor
     texts: Tensor
+    mean_text: Tensor
 
     def __init__(self, config: AlignConfig, text_features: Tensor, features: Tensor, rows: Tensor) -> None:
         """text_features: (C, D).  features, rows: (N, D), (N,) of the bank."""
@@ -49,7 +50,8 @@ class Independence(nn.Module):
         self.register_buffer("seen", torch.tensor(0))
         texts = text_features.float().cpu()
         self.register_buffer("texts", texts, persistent=False)  # (C, D)
-        self.text_width = SMOOTHING * (1 - texts.mean(dim=0).square().sum())
+        self.register_buffer("mean_text", texts.mean(dim=0), persistent=False)  # (D,)
+        self.text_width = SMOOTHING * (1 - float(self.mean_text.square().sum()))
         self.opponent: PairDiscriminator | None = None
         if config.independence_form == "adversarial":
             with torch.random.fork_rng(devices=[]):
@@ -77,7 +79,7 @@ class Independence(nn.Module):
 
     def embeddings(self, rows: Tensor) -> Tensor:
         """What sets the categories' texts apart, unit norm.  (B,) -> (B, D)."""
-        return F.normalize(self.texts[rows] - self.texts.mean(dim=0), dim=-1)
+        return F.normalize(self.texts[rows] - self.mean_text, dim=-1)
 
     def update(self, features: Tensor, rows: Tensor, draw: int) -> dict[str, float]:
         """Take in an update's images of all processes, (B, D) and (B,): one step of the opponent, then remember them.

@@ -79,5 +79,5 @@ def conditional_mismatch(rest: Tensor, memory: Tensor, shares: Tensor, bank: Ten
 
 def mixed_gaussian_kernel(a: Tensor, b: Tensor, width: Tensor) -> Tensor:
     """Mean of exp(-|a - b|^2 / 2 s) for s = 1/4, 1 and 4 widths: near and far both pull.  (B, K), (N, K) -> (B, N)."""
-    squares = (a.unsqueeze(1) - b.unsqueeze(0)).square().sum(dim=-1)
+    squares = a.square().sum(dim=-1).unsqueeze(1) + b.square().sum(dim=-1) - 2 * a @ b.T  # (B, N)
     return torch.stack([torch.exp(-squares / (2 * factor * width)) for factor in (0.25, 1.0, 4.0)]).mean(dim=0)
