@@ -179,7 +179,7 @@ def test_the_memory_holds_the_newest_images_and_their_categories():
 
 def test_the_kernel_form_compares_with_images_of_like_texts():
     """Equal texts share their statistics, far ones do not: the value is that of the double sums over one's own kind."""
-    term, features = tiny_term("kernel", independence_memory=32)
+    term, features = tiny_term("kernel", independence_memory=32, independence_marginal=0.0)
     term.texts[1] = term.texts[0]
     rows = torch.arange(32) % 4
     term.update(features, rows, 0)
@@ -188,6 +188,21 @@ def test_the_kernel_form_compares_with_images_of_like_texts():
     crowd = sum(kernel(rest[0], rest[j], width) for j in alike) / len(alike)
     base = sum(kernel(rest[0], b, width) for b in term.bank) / 32
     assert term.value(features[:1], rows[:1]).item() == pytest.approx(crowd - base, abs=2e-3)
+
+
+def test_shares_are_of_like_texts_and_of_the_newest_update():
+    """Two updates of 4 in a memory of 6: written out by hand, far texts counting nothing."""
+    term, features = tiny_term("kernel", independence_marginal=3.0)
+    term.texts.copy_(torch.eye(4, 12))
+    term.text_width = 0.01
+    for draw in range(2):
+        term.update(features[:4], torch.tensor([0, 1, 2, 3]), draw)
+    assert term.memory_rows.tolist() == [2, 3, 2, 3, 0, 1]  # the newest are 4, 5, 0, 1
+    own = [[0, 0, 0, 0, 1, 0], [0.5, 0, 0.5, 0, 0, 0]]
+    newest = [1 / 4, 1 / 4, 0, 0, 1 / 4, 1 / 4]
+    expected = [[(o + 3 * n) / 4 for o, n in zip(row, newest, strict=True)] for row in own]
+    assert torch.allclose(term.shares(torch.tensor([0, 2])), torch.tensor(expected))
+    assert torch.allclose(tiny_term("kernel")[0].shares(torch.tensor([0])).sum(), torch.tensor(0.0))
 
 
 def test_the_opponent_learns_to_tell_what_depends_on_the_category():

@@ -57,8 +57,10 @@ class AlignConfig:
     """How the rest and the category are kept apart: by an opponent that sees both, or by a kernel, without one."""
     independence_bank: int = 512
     """Images of the base generator that show how the rest varies; made once, 8 a category at the least."""
-    independence_memory: int = 256
+    independence_memory: int = 48
     """Recent images that an update is compared with."""
+    independence_marginal: float = 1.0
+    """Kernel form: how much all of the newest update counts beside the remembered images of one category."""
     independence_span: float = 0.9
     """Share of the texts' variance that is not of the rest; 1: the span of all texts, for fewer texts than channels."""
     independence_variance: float = 0.9
@@ -141,7 +143,7 @@ class AlignConfig:
         for name in ("seed", "evaluate_every", "discriminator_warmup_steps", "guidance_rescale", "weight_decay"):
             require(self, name, getattr(self, name) >= 0, "give 0 or more")
         weights = ("entire_weight", "individual_weight", "quality_weight", "base_weight", "independence_weight")
-        for name in weights:
+        for name in (*weights, "independence_marginal"):
             require(self, name, getattr(self, name) >= 0, "give 0 (off) or more")
         rates = ("learning_rate", "discriminator_learning_rate", "independence_learning_rate")
         for name in ("alpha", "max_grad_norm", *rates):

@@ -31,6 +31,7 @@ class Independence(nn.Module):
     memory: Tensor
     memory_rows: Tensor
     seen: Tensor
+    newest: Tensor
     texts: Tensor
     mean_text: Tensor
 
@@ -48,6 +49,7 @@ class Independence(nn.Module):
         self.register_buffer("memory", torch.zeros(config.independence_memory, len(residual.directions)))  # (M, K)
         self.register_buffer("memory_rows", torch.zeros(config.independence_memory, dtype=torch.long))
         self.register_buffer("seen", torch.tensor(0))
+        self.register_buffer("newest", torch.tensor(0))
         texts = text_features.float().cpu()
         self.register_buffer("texts", texts, persistent=False)  # (C, D)
         self.register_buffer("mean_text", texts.mean(dim=0), persistent=False)  # (D,)
@@ -71,11 +73,23 @@ class Independence(nn.Module):
         rest = self.rest(features)
         if self.opponent is not None:
             return losses.independence(self.opponent(rest, self.embeddings(rows)))
+        width = self.bank.var(dim=0).sum()
+        shares = self.shares(rows)
+        return losses.conditional_mismatch(rest, self.memory[: shares.shape[1]], shares, self.bank, width)
+
+    def shares(self, rows: Tensor) -> Tensor:
+        """How much each remembered image counts for one of categories `rows`: (B,) -> (B, M), rows of sum 1.
+
+        Part goes to images of like texts, however old, and part to all of the newest update: what the generator draws
+        as a whole is known at once, what it draws of one category only over several updates, and before it is known
+        all categories would run to the same place (docs/independence.md).
+        """
         filled = min(int(self.seen), len(self.memory))
         likeness = self.texts[rows] @ self.texts[self.memory_rows[:filled]].T  # (B, M)
-        shares = torch.softmax(likeness / self.text_width, dim=-1)
-        width = self.bank.var(dim=0).sum()
-        return losses.conditional_mismatch(rest, self.memory[:filled], shares, self.bank, width)
+        own = torch.softmax(likeness / self.text_width, dim=-1)
+        age = (self.seen - 1 - torch.arange(filled, device=rows.device)) % len(self.memory)
+        newest = (age < self.newest).to(own) / min(int(self.newest), max(filled, 1))
+        return (own + self.config.independence_marginal * newest) / (1 + self.config.independence_marginal)
 
     def embeddings(self, rows: Tensor) -> Tensor:
         """What sets the categories' texts apart, unit norm.  (B,) -> (B, D)."""
@@ -109,6 +123,7 @@ class Independence(nn.Module):
         places = (self.seen + torch.arange(len(rows), device=rows.device)) % len(self.memory)
         self.memory[places], self.memory_rows[places] = rest, rows
         self.seen += len(rows)
+        self.newest.fill_(len(rows))
 
     def opponent_loss(self, rest: Tensor, rows: Tensor, draw: int) -> Tensor:
         """On an update's pairs, REPLAYED times as many remembered ones, and as many real ones.  (B, K), (B,)."""
