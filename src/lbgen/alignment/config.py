@@ -104,9 +104,7 @@ class AlignConfig:
 
     # The optimisers
     learning_rate: float = 2e-5
-    """Learning rate of the adapter (AdamW)."""
-    learning_rate_decay: bool = False
-    """Let the adapter's learning rate fall in a straight line, to 0 after max_steps; the paper's is constant."""
+    """Learning rate of the adapter (AdamW, constant)."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     """AdamW betas of the adapter."""
     weight_decay: float = 1e-2

@@ -94,10 +94,9 @@ def _align(config: AlignConfig) -> AlignResult:
 
 
 def may_change(config: AlignConfig) -> tuple[str, ...]:
-    """The released script's texts are those of one process's batch, and a rate that falls ends where it was to end."""
-    kept = {"batch_size"} if config.discriminator_texts == "released-code" else set()
-    kept |= {"max_steps"} if config.learning_rate_decay else set()
-    return tuple(name for name in MAY_CHANGE if name not in kept)
+    """The released script's texts are those of one process's batch, so its size must stay."""
+    kept = "batch_size" if config.discriminator_texts == "released-code" else None
+    return tuple(name for name in MAY_CHANGE if name != kept)
 
 
 def start_accelerator(config: AlignConfig) -> Accelerator:

@@ -221,9 +221,6 @@ class Trainer:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        if self.config.learning_rate_decay:
-            left = 1 - (step - 1) / self.config.max_steps
-            self.optimizer.param_groups[0]["lr"] = self.config.learning_rate * left
         if self.scaler is not None:  # skips the step and lowers the scale where fp16 overflowed
             self.scaler.step(self.optimizer)
             self.scaler.update()
