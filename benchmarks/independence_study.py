@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 import lbgen
-from lbgen import measures
+from lbgen import dataset, measures
 from lbgen.alignment.config import AlignConfig
 from lbgen.comparison import FIGURES, Judged
 from lbgen.config import resolve
@@ -76,8 +76,8 @@ def image_set(study: Study, name: str, seed: int) -> tuple[Tensor, Tensor]:
     generation = generate_configs(quickstart, config)["diverse_prompts" if name == "diverse prompts" else "base"]
     adapter = config.output / "adapter" if name in study.alignments else None
     output = config.output / "images"
-    lbgen.generate(replace(generation, output=str(output), **({"adapter": adapter} if adapter else {})))
-    index = sorted(lbgen.dataset.read_index(output).to_pylist(), key=lambda row: CATEGORIES.index(row["name"]))
+    lbgen.generate(replace(generation, output=str(output), adapter=adapter))
+    index = sorted(dataset.read_index(output).to_pylist(), key=lambda row: CATEGORIES.index(row["name"]))
     labels = torch.tensor([CATEGORIES.index(row["name"]) for row in index])
     return load_images(output, [row["file"] for row in index]), labels
 
