@@ -121,10 +121,10 @@ def write_pictures(study: Study, names: list[str], path: Path, seed: int = 0, sh
 
 def main() -> None:
     plan = yaml.safe_load(STUDY.read_text())
-    ablations = {
-        name: plan["alignments"]["independence + L_in"] | changes for name, changes in plan["ablations"].items()
-    }
-    names = [*GENERATED, *plan["alignments"], *RENDERS]
+    alignments = {name: plan["shared"] | changes for name, changes in plan["alignments"].items()}
+    ours = alignments["independence + L_in"]
+    ablations = {name: ours | changes for name, changes in plan["ablations"].items()}
+    names = [*GENERATED, *alignments, *RENDERS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/independence"))
     parser.add_argument("--sets", nargs="+", choices=[*names, *ablations], default=names)
@@ -134,10 +134,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
     parser.add_argument("--pictures", type=Path, help="only write the first images of the named sets to this file")
     arguments = parser.parse_args()
-    study = Study(
-        arguments.output, arguments.images_per_category, plan["epochs"], arguments.generator,
-        plan["alignments"] | ablations,
-    )  # fmt: skip
+    made = alignments | ablations
+    count, generator = arguments.images_per_category, arguments.generator
+    study = Study(arguments.output, count, plan["epochs"], generator, made)
     if arguments.pictures:
         return write_pictures(study, arguments.sets, arguments.pictures)
     results = study.folder / "results.jsonl"

@@ -86,36 +86,39 @@ def test_independence_is_the_mean_of_minus_log_d():
     assert losses.independence(torch.tensor(logits)).item() == pytest.approx(expected)
 
 
-def distance(a, b):
-    return math.sqrt(sum((x - y) ** 2 for x, y in zip(a.tolist(), b.tolist(), strict=True)) + 1e-3)
+def kernel(a, b, width):
+    square = sum((x - y) ** 2 for x, y in zip(a.tolist(), b.tolist(), strict=True))
+    return sum(math.exp(-square / (2 * factor * width)) for factor in (0.25, 1, 4)) / 3
 
 
-def test_conditional_energy_equals_its_double_sums(draw):
-    rest, memory, bank, shares = draw(3, 2), draw(5, 2), draw(4, 2), torch.softmax(draw(3, 5), dim=-1)
-    crowd = sum(shares[i, j].item() * distance(rest[i], memory[j]) for i in range(3) for j in range(5)) / 3
-    base = sum(distance(rest[i], bank[j]) for i in range(3) for j in range(4)) / 12
-    assert losses.conditional_energy(rest, memory, shares, bank).item() == pytest.approx(base - crowd)
-    assert losses.conditional_energy(rest, memory[:0], shares[:, :0], bank).item() == pytest.approx(base)
+def test_conditional_mismatch_equals_its_double_sums(draw):
+    rest, memory, bank = draw(3, 2), draw(5, 2), draw(4, 2)
+    shares, width = torch.softmax(draw(3, 5), dim=-1), torch.tensor(1.7)
+    crowd = sum(shares[i, j].item() * kernel(rest[i], memory[j], 1.7) for i in range(3) for j in range(5)) / 3
+    base = sum(kernel(rest[i], bank[j], 1.7) for i in range(3) for j in range(4)) / 12
+    assert losses.conditional_mismatch(rest, memory, shares, bank, width).item() == pytest.approx(crowd - base)
+    empty = losses.conditional_mismatch(rest, memory[:0], shares[:, :0], bank, width)
+    assert empty.item() == pytest.approx(-base)
 
 
-def test_its_slope_is_that_of_the_energy_distance(draw):
-    """Between a category's six images and the bank, by double sums; central differences in one image."""
+def test_its_slope_is_that_of_the_squared_discrepancy(draw):
+    """MMD^2 between a category's six images and the bank, by double sums; central differences in one image."""
     images, bank, step = draw(6, 2), draw(5, 2), 1e-5
 
-    def energy(moved):
-        pairs = ((moved, bank), (moved, moved))
-        a, b = (sum(distance(x, y) for x in xs for y in ys) / len(xs) / len(ys) for xs, ys in pairs)
-        return 2 * a - b
+    def discrepancy(moved):
+        pairs = ((moved, moved), (moved, bank), (bank, bank))
+        (a, b, c) = (sum(kernel(x, y, 1.0) for x in xs for y in ys) / len(xs) / len(ys) for xs, ys in pairs)
+        return a - 2 * b + c
 
     current = images[:1].clone().requires_grad_()
-    value = losses.conditional_energy(current, images, torch.full((1, 6), 1 / 6), bank)
+    value = losses.conditional_mismatch(current, images, torch.full((1, 6), 1 / 6), bank, torch.tensor(1.0))
     (slope,) = torch.autograd.grad(value, current)
     for cell in range(2):
         ends = []
         for sign in (1, -1):
             moved = images.clone()
             moved[0, cell] += sign * step
-            ends.append(energy(moved))
+            ends.append(discrepancy(moved))
         assert 2 / 6 * slope[0, cell].item() == pytest.approx((ends[0] - ends[1]) / (2 * step), abs=1e-8)
 
 
@@ -180,12 +183,11 @@ def test_the_kernel_form_compares_with_images_of_like_texts():
     term.texts[1], term.text_width = term.texts[0], 0.01
     rows = torch.arange(32) % 4
     term.update(features, rows, 0)
-    rest = term.rest(features)
+    rest, width = term.rest(features), term.bank.var(dim=0).sum().item()
     alike = [j for j in range(32) if rows[j] < 2]
-    crowd = sum(distance(rest[0], rest[j]) for j in alike) / len(alike)
-    base = sum(distance(rest[0], b) for b in term.bank) / 32
-    spread = sum(distance(a, b) for a in term.bank for b in term.bank) / 32**2
-    assert term.value(features[:1], rows[:1]).item() == pytest.approx((base - crowd) / spread, abs=2e-3)
+    crowd = sum(kernel(rest[0], rest[j], width) for j in alike) / len(alike)
+    base = sum(kernel(rest[0], b, width) for b in term.bank) / 32
+    assert term.value(features[:1], rows[:1]).item() == pytest.approx(crowd - base, abs=2e-3)
 
 
 def test_shares_are_of_like_texts_and_of_the_newest_update():

@@ -28,7 +28,6 @@ class Independence(nn.Module):
     centre: Tensor
     scale: Tensor
     bank: Tensor
-    spread: Tensor
     memory: Tensor
     memory_rows: Tensor
     seen: Tensor
@@ -47,7 +46,6 @@ class Independence(nn.Module):
         for name, value in residual._asdict().items():
             self.register_buffer(name, value)
         self.register_buffer("bank", residual.of(features))  # (N, K)
-        self.register_buffer("spread", losses.distances(self.bank, self.bank).mean())
         self.register_buffer("memory", torch.zeros(config.independence_memory, len(residual.directions)))  # (M, K)
         self.register_buffer("memory_rows", torch.zeros(config.independence_memory, dtype=torch.long))
         self.register_buffer("seen", torch.tensor(0))
@@ -75,8 +73,9 @@ class Independence(nn.Module):
         rest = self.rest(features)
         if self.opponent is not None:
             return losses.independence(self.opponent(rest, self.embeddings(rows)))
+        width = self.bank.var(dim=0).sum()
         shares = self.shares(rows)
-        return losses.conditional_energy(rest, self.memory[: shares.shape[1]], shares, self.bank) / self.spread
+        return losses.conditional_mismatch(rest, self.memory[: shares.shape[1]], shares, self.bank, width)
 
     def shares(self, rows: Tensor) -> Tensor:
         """How much each remembered image counts for one of categories `rows`: (B,) -> (B, M), rows of sum 1.

@@ -3,6 +3,7 @@
 B images, D feature channels. Every function returns a scalar: the mean over the batch.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -58,30 +59,25 @@ def independence(fake_logits: Tensor) -> Tensor:
     return F.softplus(-fake_logits).mean()
 
 
-def conditional_energy(rest: Tensor, memory: Tensor, shares: Tensor, bank: Tensor) -> Tensor:
+def conditional_mismatch(rest: Tensor, memory: Tensor, shares: Tensor, bank: Tensor, width: Tensor) -> Tensor:
     """The same aim with no opponent: how much closer images are to others of their category than to the base's.
 
-    The energy distance (Szekely and Rizzo 2013) between p(r | c) and p_base(r),
-        2 E|r - b| - E|r - r'| - E|b - b'|,
-    is 0 where the two are equal and positive elsewhere: a squared maximum mean discrepancy whose kernel -|r - r'| has
-    no width to choose and pulls on images far and near alike (Sejdinovic et al. 2013). With n images r_j of the
-    category, its slope in one of them, r_i, is 2/n times that of the witness function at r_i,
-        w(r_i) = mean_b |r_i - b| - sum_j s_ij |r_i - r_j|,
+    The squared maximum mean discrepancy (Gretton et al., JMLR 2012) between p(r | c) and p_base(r) is
+    E k(r, r') - 2 E k(r, b) + E k(b, b'). With n images r_j of the category, its slope in one of them, r_i, is 2/n
+    times that of the witness function at r_i,
+        w(r_i) = sum_j s_ij k(r_i, r_j) - mean_b k(r_i, b),
     which is all this returns: every image is pushed away from its own category's crowd, towards what is rare there and
     common in the base generator's images. s_ij is the conditional mean embedding's weight of image j in the category
     of image i (Song et al., ICML 2009): smoothed over like categories, it serves 21,000 of them as well as 12.
 
     rest: (B, K) with gradient; memory: (M, K) recent ones; shares: (B, M), rows of sum 1 (M may be 0); bank: (N, K).
-    Returns a scalar in units of the rest, 0 in the mean where the two are alike.
+    width: () squared kernel width.  Returns a scalar in [-1, 1], 0 in the mean where the two are alike.
     """
-    crowd = (shares * distances(rest, memory)).sum(dim=-1)
-    return (distances(rest, bank).mean(dim=-1) - crowd).mean()
+    crowd = (shares * mixed_gaussian_kernel(rest, memory, width)).sum(dim=-1)
+    return (crowd - mixed_gaussian_kernel(rest, bank, width).mean(dim=-1)).mean()
 
 
-def distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean, by one product; rounded off below 0.03, so that an image has no slope at itself.
-
-    (B, K), (N, K) -> (B, N).
-    """
-    squares = a.square().sum(dim=-1).unsqueeze(1) + b.square().sum(dim=-1) - 2 * a @ b.T
-    return (squares.clamp_min(0) + 1e-3).sqrt()
+def mixed_gaussian_kernel(a: Tensor, b: Tensor, width: Tensor) -> Tensor:
+    """Mean of exp(-|a - b|^2 / 2 s) for s = 1/4, 1 and 4 widths: near and far both pull.  (B, K), (N, K) -> (B, N)."""
+    squares = a.square().sum(dim=-1).unsqueeze(1) + b.square().sum(dim=-1) - 2 * a @ b.T  # (B, N)
+    return torch.stack([torch.exp(-squares / (2 * factor * width)) for factor in (0.25, 1.0, 4.0)]).mean(dim=0)
