@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from lbgen import dataset, measures
 from lbgen.alignment.config import AlignConfig
 from lbgen.comparison import FIGURES, Judged
 from lbgen.config import resolve
-from lbgen.microworld import GENERATOR, SEMANTICS
+from lbgen.microworld import SEMANTICS
 from lbgen.microworld.judge import load_judge
 from lbgen.microworld.scenes import BIASED, World, render
 from lbgen.microworld.world import CATEGORIES
@@ -71,7 +70,6 @@ def image_set(study: Study, name: str, seed: int) -> tuple[Tensor, Tensor]:
     config = study.config(name, seed)
     if name in study.alignments:
         lbgen.align(config)
-        shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
     quickstart = QuickstartConfig(images_per_category=study.images_per_category, seed=NOISE + seed)
     generation = generate_configs(quickstart, config)["diverse_prompts" if name == "diverse prompts" else "base"]
     adapter = config.output / "adapter" if name in study.alignments else None
@@ -130,7 +128,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=[*names, *ablations], default=names)
     parser.add_argument("--seeds", nargs="+", type=int, default=plan["seeds"])
     parser.add_argument("--images-per-category", type=int, default=plan["images_per_category"])
-    parser.add_argument("--generator", default=str(GENERATOR), help="a generator with another planted bias")
+    parser.add_argument("--generator", default="microworld", help="a generator with another planted bias")
     parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
     parser.add_argument("--pictures", type=Path, help="only write the first images of the named sets to this file")
     arguments = parser.parse_args()
