@@ -122,19 +122,10 @@ def main() -> None:
     alignments = {name: plan["shared"] | changes for name, changes in plan["alignments"].items()}
     ours = alignments["independence + L_in"]
     ablations = {name: ours | changes for name, changes in plan["ablations"].items()}
-    names = [*GENERATED, *alignments, *RENDERS]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/independence"))
-    parser.add_argument("--sets", nargs="+", choices=[*names, *ablations], default=names)
-    parser.add_argument("--seeds", nargs="+", type=int, default=plan["seeds"])
-    parser.add_argument("--images-per-category", type=int, default=plan["images_per_category"])
-    parser.add_argument("--generator", default="microworld", help="a generator with another planted bias")
-    parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
-    parser.add_argument("--pictures", type=Path, help="only write the first images of the named sets to this file")
-    arguments = parser.parse_args()
-    made = alignments | ablations
-    count, generator = arguments.images_per_category, arguments.generator
-    study = Study(arguments.output, count, plan["epochs"], generator, made)
+    arguments = parsed([*GENERATED, *alignments, *RENDERS], list(ablations), plan)
+    study = Study(
+        arguments.output, arguments.images_per_category, plan["epochs"], arguments.generator, alignments | ablations
+    )
     if arguments.pictures:
         return write_pictures(study, arguments.sets, arguments.pictures)
     results = study.folder / "results.jsonl"
@@ -150,6 +141,19 @@ def main() -> None:
                 print(json.dumps(rows[-1]), flush=True)
     if rows:
         print(tables(rows))
+
+
+def parsed(names: list[str], ablations: list[str], plan: dict[str, Any]) -> argparse.Namespace:
+    """The command line; the sets of `names` are the whole study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/independence"))
+    parser.add_argument("--sets", nargs="+", choices=names + ablations, default=names, metavar="SET")
+    parser.add_argument("--seeds", nargs="+", type=int, default=plan["seeds"])
+    parser.add_argument("--images-per-category", type=int, default=plan["images_per_category"])
+    parser.add_argument("--generator", default="microworld", help="a generator with another planted bias")
+    parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
+    parser.add_argument("--pictures", type=Path, help="only write the first images of the named sets to this file")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
