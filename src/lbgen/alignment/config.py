@@ -52,6 +52,24 @@ class AlignConfig:
     """Weight of the quality assurance L_q (lambda_1 in the paper)."""
     base_weight: float = 0.0
     """Weight of a pull towards the base model's image of the same noise, against drift; costs one more sampling."""
+    independence_weight: float = 0.0
+    """Weight of the independence of the rest of an image from its category (docs/independence.md); 0: none, no cost."""
+    independence_form: Literal["adversarial", "kernel"] = "kernel"
+    """How the rest and the category are kept apart: by an opponent that sees both, or by a kernel, without one."""
+    independence_bank: int = 512
+    """Images of the base generator that show how the rest varies; made once, 8 a category at the least."""
+    independence_memory: int = 48
+    """Recent images that an update is compared with."""
+    independence_marginal: float = 1.0
+    """Kernel form: how much all of the newest update counts beside the remembered images of one category."""
+    independence_span: float = 0.9
+    """Share of the texts' variance that is not of the rest; 1: the span of all texts, for fewer texts than channels."""
+    independence_variance: float = 0.9
+    """The rest: as many directions as hold this share of the base generator's variance inside categories."""
+    independence_learning_rate: float = 5e-4
+    """Learning rate of the opponent."""
+    independence_hidden: int = 64
+    """Hidden units of the opponent."""
     normalize_features: bool = True
     """Give the discriminator features of unit norm; the released script does not."""
 
@@ -120,13 +138,16 @@ class AlignConfig:
     """Where losses and evaluations are logged, beside metrics.jsonl and evaluations.jsonl."""
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "checkpoint_every", "rank", "steps", "discriminator_hidden"):
+        counts = ("max_steps", "batch_size", "checkpoint_every", "rank", "steps", "discriminator_hidden")
+        for name in (*counts, "independence_memory", "independence_hidden"):
             require(self, name, getattr(self, name) >= 1, "give 1 or more")
         for name in ("seed", "evaluate_every", "discriminator_warmup_steps", "guidance_rescale", "weight_decay"):
             require(self, name, getattr(self, name) >= 0, "give 0 or more")
-        for name in ("entire_weight", "individual_weight", "quality_weight", "base_weight"):
+        weights = ("entire_weight", "individual_weight", "quality_weight", "base_weight", "independence_weight")
+        for name in (*weights, "independence_marginal"):
             require(self, name, getattr(self, name) >= 0, "give 0 (off) or more")
-        for name in ("alpha", "learning_rate", "max_grad_norm", "discriminator_learning_rate"):
+        rates = ("learning_rate", "discriminator_learning_rate", "independence_learning_rate")
+        for name in ("alpha", "max_grad_norm", *rates):
             require(self, name, getattr(self, name) > 0, "give a number above 0")
         for name in ("adam_betas", "discriminator_betas"):
             require(self, name, all(0 <= beta < 1 for beta in getattr(self, name)), "give two numbers in [0, 1)")
@@ -135,12 +156,15 @@ class AlignConfig:
         require(self, "discriminator_max_grad_norm", self.discriminator_max_grad_norm > 0, "give a number above 0")
         require(self, "guidance_scale", self.guidance_scale >= 1, "give 1 (no guidance) or more")
         require(self, "guidance_rescale", self.guidance_rescale <= 1, "give a number in [0, 1]")
+        require(self, "independence_bank", self.independence_bank >= 16, "give 16 or more")
+        for name in ("independence_span", "independence_variance"):
+            require(self, name, 0 < getattr(self, name) <= 1, "give a share in (0, 1]")
         require(self, "guard_diversity", 0 < self.guard_diversity <= 1, "give a share in (0, 1]")
         require(self, "evaluation_images", self.evaluation_images >= 2, "give 2 or more")
         require(self, "lora_targets", len(self.lora_targets) > 0, "name at least one module")
         within = 1 <= self.differentiated_steps <= self.steps
         require(self, "differentiated_steps", within, f"give 1 to {self.steps} (--steps)")
-        weights = self.entire_weight + self.individual_weight
-        weights += self.quality_weight if self.quality != "none" else 0
+        total = self.entire_weight + self.individual_weight + self.independence_weight
+        total += self.quality_weight if self.quality != "none" else 0
         remedy = "nothing would be trained: raise it, --individual-weight, or --quality-weight with a --quality scorer"
-        require(self, "entire_weight", weights > 0, remedy)
+        require(self, "entire_weight", total > 0, remedy)

@@ -3,6 +3,7 @@
 B images, D feature channels. Every function returns a scalar: the mean over the batch.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -44,3 +45,39 @@ def base_pull(images: Tensor, base_images: Tensor) -> Tensor:
     weaken them. Zero, and so is its gradient, as long as the adapter is.  Both (B, 3, H, W) nominally in [0, 1].
     """
     return F.mse_loss(images, base_images)
+
+
+def independence(fake_logits: Tensor) -> Tensor:
+    """-log D(r, c): the generator's side of a game that makes the rest r of an image independent of its category c.
+
+    D's "real" pairs are the rest of one of the base generator's images and any category, p_base(r) p(c); its "fake"
+    ones an image's rest and its own category, p(r | c) p(c). At its optimum D has the logit log p_base(r) / p(r | c)
+    (Goodfellow et al., arXiv 1406.2661), and the game is at rest where p(r | c) = p_base(r): the rest says nothing of
+    the category, and varies as the base generator's does over all of them. Ours; D's own loss is `discriminator_loss`.
+    fake_logits: (B,) of the images.
+    """
+    return F.softplus(-fake_logits).mean()
+
+
+def conditional_mismatch(rest: Tensor, memory: Tensor, shares: Tensor, bank: Tensor, width: Tensor) -> Tensor:
+    """The same aim with no opponent: how much closer images are to others of their category than to the base's.
+
+    The squared maximum mean discrepancy (Gretton et al., JMLR 2012) between p(r | c) and p_base(r) is
+    E k(r, r') - 2 E k(r, b) + E k(b, b'). With n images r_j of the category, its slope in one of them, r_i, is 2/n
+    times that of the witness function at r_i,
+        w(r_i) = sum_j s_ij k(r_i, r_j) - mean_b k(r_i, b),
+    which is all this returns: every image is pushed away from its own category's crowd, towards what is rare there and
+    common in the base generator's images. s_ij is the conditional mean embedding's weight of image j in the category
+    of image i (Song et al., ICML 2009): smoothed over like categories, it serves 21,000 of them as well as 12.
+
+    rest: (B, K) with gradient; memory: (M, K) recent ones; shares: (B, M), rows of sum 1 (M may be 0); bank: (N, K).
+    width: () squared kernel width.  Returns a scalar in [-1, 1], 0 in the mean where the two are alike.
+    """
+    crowd = (shares * mixed_gaussian_kernel(rest, memory, width)).sum(dim=-1)
+    return (crowd - mixed_gaussian_kernel(rest, bank, width).mean(dim=-1)).mean()
+
+
+def mixed_gaussian_kernel(a: Tensor, b: Tensor, width: Tensor) -> Tensor:
+    """Mean of exp(-|a - b|^2 / 2 s) for s = 1/4, 1 and 4 widths: near and far both pull.  (B, K), (N, K) -> (B, N)."""
+    squares = a.square().sum(dim=-1).unsqueeze(1) + b.square().sum(dim=-1) - 2 * a @ b.T  # (B, N)
+    return torch.stack([torch.exp(-squares / (2 * factor * width)) for factor in (0.25, 1.0, 4.0)]).mean(dim=0)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.discriminator import Discriminator
+from lbgen.alignment.independence import Independence
 from lbgen.alignment.losses import base_pull, entire_alignment, individual_alignment, quality_assurance
 from lbgen.errors import UserError
 
@@ -29,6 +30,8 @@ class Batch:
     """(B,) in [1, 5]; empty where there is no quality scorer."""
     base_images: Tensor
     """(B, 3, H, W): the base model's images of the same noise; empty where no term asks for them."""
+    rows: Tensor
+    """(B,) each image's category, by its place in the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,10 @@ class Term:
     """Whether the gradient of this term is zero, and rightly so, while the adapter is."""
 
 
-def objective(config: AlignConfig, discriminator: Discriminator) -> dict[str, Term]:
-    """L = L_en + L_in + lambda_1 L_q (lbGen section 3), with the weights of the config, and the pull if it has one."""
+def objective(
+    config: AlignConfig, discriminator: Discriminator, independence: Independence | None = None
+) -> dict[str, Term]:
+    """L = L_en + L_in + lambda_1 L_q (lbGen section 3), with the weights of the config, and ours where it has them."""
     terms = {
         "entire": Term(
             config.entire_weight, lambda batch: entire_alignment(discriminator(batch.discriminator_features))
@@ -54,6 +59,10 @@ def objective(config: AlignConfig, discriminator: Discriminator) -> dict[str, Te
     if config.base_weight > 0:
         terms["base"] = Term(
             config.base_weight, lambda batch: base_pull(batch.images, batch.base_images), zero_at_start=True
+        )
+    if independence is not None:
+        terms["independence"] = Term(
+            config.independence_weight, lambda batch: independence.value(batch.features, batch.rows)
         )
     return terms
 

@@ -53,9 +53,9 @@ class Run:
         with self.progress("discriminator", self.config.discriminator_warmup_steps, self.record["warmup"]) as progress:
             while self.record["warmup"] < self.config.discriminator_warmup_steps:
                 batch = self.trainer.batch(self.draw, differentiate=False)
-                loss = self.trainer.update_discriminator(batch, self.draw)
+                losses = self.trainer.update_opponents(batch, self.draw)
                 self.record["warmup"] += 1
-                progress.set_postfix(discriminator=f"{loss:.3f}")
+                progress.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()})
                 progress.update()
                 self.leave_if_asked(signals)
 
@@ -81,12 +81,12 @@ class Run:
         """One update; returns its line of metrics."""
         began = time.perf_counter()
         batch = self.trainer.batch(self.draw, differentiate=True)
-        discriminator = self.trainer.update_discriminator(batch, self.draw)
+        opponents = self.trainer.update_opponents(batch, self.draw)
         losses = self.trainer.update_adapter(batch, self.record["step"] + 1)
         self.record["step"] += 1
         speed = self.trainer.global_batch / (time.perf_counter() - began)
         terms = {name: losses.get(name) for name in ("loss", "entire", "individual", "quality")} | losses
-        return {"step": self.record["step"], **terms, "discriminator": discriminator, "images_per_second": speed}
+        return {"step": self.record["step"], **terms, **opponents, "images_per_second": speed}
 
     def evaluate(self) -> None:
         """Sample and measure the evaluation images on the main process; the guard's verdict reaches every process.

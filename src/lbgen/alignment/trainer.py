@@ -10,8 +10,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from lbgen.alignment import batches, checkpoint
+from lbgen.alignment.bank import Place, bank_path, bank_places, load_bank
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.discriminator import seeded_discriminator
+from lbgen.alignment.independence import Independence
 from lbgen.alignment.losses import discriminator_loss
 from lbgen.alignment.objective import Batch, gradient_norms, objective, term_values, total_loss
 from lbgen.errors import UserError
@@ -67,7 +69,8 @@ class Trainer:
         self.parameters = [parameter for _, parameter in self.generator.adapter_parameters()]
         discriminator = seeded_discriminator(self.semantics.dimension, config.discriminator_hidden, config.seed)
         self.discriminator = discriminator.to(device)
-        self.terms = objective(config, self.discriminator)
+        self.independence = self._independence() if config.independence_weight > 0 else None
+        self.terms = objective(config, self.discriminator, self.independence)
         self.optimizer = torch.optim.AdamW(
             self.parameters, config.learning_rate, config.adam_betas, weight_decay=config.weight_decay
         )
@@ -91,6 +94,27 @@ class Trainer:
             torch.manual_seed(batches.derived_seed(config.seed, "adapter"))
             self.generator.add_adapter(config.rank, config.alpha, config.lora_targets, config.text_encoder_lora)
 
+    def _independence(self) -> Independence:
+        """The independence term, with its bank of the base generator's images."""
+        config, accelerator = self.config, self.accelerator
+        places = bank_places(config.independence_bank, len(self.vocabulary))
+        features, rows = load_bank(
+            bank_path(config, self.vocabulary),
+            places,
+            (accelerator.process_index, accelerator.num_processes),
+            self._base_features,
+            accelerator.wait_for_everyone,
+        )
+        return Independence(config, self.text_features, features, rows).to(accelerator.device)
+
+    @torch.no_grad()
+    def _base_features(self, places: Sequence[Place]) -> Tensor:
+        """Unit features of the base generator's images, (B, D) float32 on the CPU."""
+        rows, indices = zip(*places, strict=True)
+        with self.generator.adapter_enabled(False), self.accelerator.autocast():
+            images = self._sample(rows, "bank", indices, [0] * len(rows), frozenset())
+            return self.semantics.embed_images(images).float().cpu()
+
     # ---- one batch ----
 
     def batch(self, draw: int, *, differentiate: bool) -> Batch:
@@ -98,7 +122,7 @@ class Trainer:
         config = self.config
         rows = self._rows(draw)
         with self.accelerator.autocast(), torch.set_grad_enabled(differentiate):
-            images = self._sample(rows, draw, self._differentiated(draw) if differentiate else frozenset())
+            images = self._training_images(rows, draw, self._differentiated(draw) if differentiate else frozenset())
             raw_features = self.semantics.embed_images(images, normalize=False)
             features = F.normalize(raw_features, dim=-1)
             return Batch(
@@ -110,6 +134,7 @@ class Trainer:
                 base_images=self._base_images(rows, draw)
                 if differentiate and config.base_weight > 0
                 else torch.empty(0),
+                rows=torch.tensor(rows, device=images.device),
             )
 
     def _rows(self, draw: int) -> list[int]:
@@ -120,13 +145,23 @@ class Trainer:
         start = batches.differentiated_start(self.config.seed, draw, start_count(calls, count))
         return differentiated_indices(calls, count, start)
 
-    def _sample(self, rows: Sequence[int], draw: int, differentiate_at: frozenset[int]) -> Tensor:
+    def _training_images(self, rows: Sequence[int], draw: int, differentiate_at: frozenset[int]) -> Tensor:
+        return self._sample(rows, "training", [draw] * len(rows), self.positions, differentiate_at)
+
+    def _sample(
+        self,
+        rows: Sequence[int],
+        purpose: str,
+        indices: Sequence[int],
+        attempts: Sequence[int],
+        differentiate_at: frozenset[int],
+    ) -> Tensor:
         generator, config = self.generator, self.config
         noise, rngs = batches.stacked_noise(
-            batches.derived_seed(config.seed, "training"),
+            batches.derived_seed(config.seed, purpose),
             [self.vocabulary[row].id for row in rows],
-            [draw] * len(rows),
-            self.positions,
+            indices,
+            attempts,
             generator.latent_shape(*generator.default_size),
         )
         return sample(
@@ -142,7 +177,7 @@ class Trainer:
     @torch.no_grad()
     def _base_images(self, rows: Sequence[int], draw: int) -> Tensor:
         with self.generator.adapter_enabled(False):
-            return self._sample(rows, draw, frozenset()).float()
+            return self._training_images(rows, draw, frozenset()).float()
 
     # ---- updates ----
 
@@ -151,6 +186,14 @@ class Trainer:
         values = term_values(self.terms, self.batch(0, differentiate=True))
         scale = self.scaler.get_scale() if self.scaler is not None else 1.0
         return gradient_norms(self.terms, values, self.parameters, self._averaged, scale)
+
+    def update_opponents(self, batch: Batch, draw: int) -> dict[str, float]:
+        """One step of all that learns against the adapter; returns their losses."""
+        losses = {"discriminator": self.update_discriminator(batch, draw)}
+        if self.independence is not None:
+            features, rows = self.accelerator.gather((batch.features.detach(), batch.rows))
+            losses |= self.independence.update(features, rows, draw)
+        return losses
 
     def update_discriminator(self, batch: Batch, draw: int) -> float:
         """One step of D on this batch's features and as many texts; returns its loss."""
@@ -225,4 +268,6 @@ class Trainer:
             "discriminator": self.discriminator,
             "discriminator_optimizer": self.discriminator_optimizer,
         }
+        if self.independence is not None:
+            parts |= self.independence.parts()
         return parts | ({"scaler": self.scaler} if self.scaler is not None else {})

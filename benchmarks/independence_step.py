@@ -1,0 +1,93 @@
+"""What the independence term costs a step, by categories and bank: `python benchmarks/independence_step.py`.
+
+At the sizes of Stable Diffusion 1.5 and CLIP ViT-L/14: 32 images an update (8 GPUs of 4), features of 768 channels. Its
+work is counted and set beside the 110 TFLOP of one training image (benchmarks/flops.py); its time is this machine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import time
+
+import torch
+from measuring import DEVICE, heading
+from torch.utils.flop_counter import FlopCounterMode
+
+from lbgen.alignment.config import AlignConfig
+from lbgen.alignment.independence import Independence
+
+IMAGES, CHANNELS = 32, 768
+IMAGE_TFLOP = 110
+"""Of one training image with Stable Diffusion 1.5; see benchmarks/flops.py."""
+CATEGORIES = (2, 12, 1000, 21_000)
+BANKS = (512, 2048)
+REPEATS = 20
+
+
+def term(categories: int, bank: int, form: str) -> Independence:
+    """Random unit texts and features, ten directions of shared variation strong enough to be the rest."""
+    rng = torch.Generator().manual_seed(0)
+    texts = torch.nn.functional.normalize(torch.randn(categories, CHANNELS, generator=rng), dim=-1)
+    features = texts[torch.arange(bank) % categories] + 0.1 * torch.randn(bank, CHANNELS, generator=rng)
+    features += torch.randn(bank, 10, generator=rng) @ torch.randn(10, CHANNELS, generator=rng) / 30
+    features = torch.nn.functional.normalize(features, dim=-1)
+    config = AlignConfig(independence_weight=1.0, independence_form=form, independence_bank=bank)
+    return Independence(config, texts, features, torch.arange(bank) % min(categories, bank // 8)).to(DEVICE)
+
+
+def step(independence: Independence, features: torch.Tensor, rows: torch.Tensor, draw: int) -> None:
+    """All that the term does in an update: take the images in, be computed, send its gradient to the features."""
+    independence.update(features.detach(), rows, draw)
+    torch.autograd.grad(independence.value(features, rows), features)
+
+
+def row(categories: int, bank: int, form: str) -> list[str]:
+    began = time.perf_counter()
+    independence = term(categories, bank, form)
+    start = time.perf_counter() - began
+    features = torch.nn.functional.normalize(torch.randn(IMAGES, CHANNELS), dim=-1).to(DEVICE).requires_grad_()
+    rows = torch.arange(IMAGES, device=DEVICE) % categories
+    for draw in range(20):  # the memory is full from here on
+        step(independence, features, rows, draw)
+    with FlopCounterMode(display=False) as counter:
+        step(independence, features, rows, 0)
+    times = []
+    for draw in range(REPEATS):
+        began = time.perf_counter()
+        step(independence, features, rows, draw)
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    state = sum(t.numel() * t.element_size() for t in (*independence.parameters(), *independence.buffers()))
+    tflop = counter.get_total_flops() / 1e12
+    return [
+        form, f"{categories:,}", f"{bank:,}", f"{len(independence.directions)}", f"{start:.2f}",
+        f"{1e3 * statistics.median(times):.1f}", f"{state / 1e6:.1f}", f"{1e3 * tflop:.3f}",
+        f"{tflop / (IMAGE_TFLOP * IMAGES):.1e}",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    print(heading())
+    columns = [
+        "form",
+        "categories",
+        "bank",
+        "directions",
+        "start, s",
+        "step, ms",
+        "state, MB",
+        "GFLOP",
+        "share of work",
+    ]
+    rows = [row(c, b, form) for form in ("adversarial", "kernel") for c in CATEGORIES for b in BANKS]
+    for cells in (columns, ["---"] * len(columns), *rows):
+        print(f"| {' | '.join(cells)} |")
+    print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""The independence term on the micro world, beside what it must beat: `python benchmarks/independence_study.py`.
+
+Every set of independence-study.yaml with every seed is aligned and generated (or rendered), judged, and a small ResNet
+is trained on it and tested on renders it never saw; one JSON line each in `runs/independence/results.jsonl`. What is
+there is not done again, so the study can be interrupted, grown, and spread over machines by --sets and --seeds.
+`--table` prints the tables of docs/independence.md, `--pictures FILE` the first images of every set side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from independence_backbone import test_accuracies
+from independence_tables import tables
+from PIL import Image
+from torch import Tensor
+
+import lbgen
+from lbgen import dataset, measures
+from lbgen.alignment.config import AlignConfig
+from lbgen.comparison import FIGURES, Judged
+from lbgen.config import resolve
+from lbgen.microworld import SEMANTICS
+from lbgen.microworld.judge import load_judge
+from lbgen.microworld.scenes import BIASED, World, render
+from lbgen.microworld.world import CATEGORIES
+from lbgen.models.quality import load_quality
+from lbgen.models.semantics import load_semantics
+from lbgen.quickstart import QuickstartConfig, generate_configs
+from lbgen.report.before_after import HOMES, judge_images, load_images
+
+STUDY = Path(__file__).with_name("independence-study.yaml")
+NOISE = 1000
+"""Added to a set's seed for the seed of its measured images: the same in every set, and no alignment's."""
+RENDERS = {"biased renders": BIASED, "balanced renders": World(styles=("photo",))}
+"""Floor and ceiling of what a backbone can learn: as many drawn pictures."""
+GENERATED = ("base", "diverse prompts")
+"""Sets of the generator as it is."""
+
+
+@dataclass(frozen=True)
+class Study:
+    folder: Path
+    images_per_category: int
+    epochs: int
+    generator: str
+    alignments: dict[str, dict[str, Any]]
+
+    def config(self, name: str, seed: int) -> AlignConfig:
+        """Of the alignment behind a set; for those of GENERATED the trajectory is all that counts."""
+        changes = self.alignments.get(name, {})
+        output = self.folder / f"{name} {seed}".replace(" ", "-").replace("+", "and")
+        config = resolve(AlignConfig, "microworld", {**changes, "seed": seed, "generator": self.generator})
+        return replace(config, output=output, logger="none", evaluate_every=0)
+
+
+def image_set(study: Study, name: str, seed: int) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, 64, 64) in [0, 1] and labels (N,), the same labels in every set."""
+    if name in RENDERS:
+        categories = np.repeat(np.arange(len(CATEGORIES)), study.images_per_category)
+        pictures = render(categories, 700_000_000 + seed, RENDERS[name]).images
+        return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(categories)
+    config = study.config(name, seed)
+    if name in study.alignments:
+        lbgen.align(config)
+    quickstart = QuickstartConfig(images_per_category=study.images_per_category, seed=NOISE + seed)
+    generation = generate_configs(quickstart, config)["diverse_prompts" if name == "diverse prompts" else "base"]
+    adapter = config.output / "adapter" if name in study.alignments else None
+    output = config.output / "images"
+    lbgen.generate(replace(generation, output=str(output), adapter=adapter))
+    index = sorted(dataset.read_index(output).to_pylist(), key=lambda row: CATEGORIES.index(row["name"]))
+    labels = torch.tensor([CATEGORIES.index(row["name"]) for row in index])
+    return load_images(output, [row["file"] for row in index]), labels
+
+
+def judged(images: Tensor, labels: Tensor) -> Judged:
+    quality = load_quality("antonyms", load_semantics(str(SEMANTICS), torch.device("cpu"), torch.float32))
+    assert quality is not None
+    return judge_images(images, labels, load_judge(), quality)
+
+
+def measured(study: Study, name: str, seed: int) -> dict[str, Any]:
+    """A row of the results: every figure with its 95% interval, and the backbone's test accuracies."""
+    images, labels = image_set(study, name, seed)
+    seen = judged(images, labels)
+
+    def figures(rows: Tensor) -> Tensor:
+        return torch.tensor([figure.measure(seen.at(rows), HOMES) for figure in FIGURES])
+
+    keys = [figure.key for figure in FIGURES]
+    intervals = measures.bootstrap_intervals(figures, labels, draws=300)
+    return {
+        "set": name,
+        "seed": seed,
+        "images": len(images),
+        "figures": dict(zip(keys, figures(torch.arange(len(labels))).tolist(), strict=True)),
+        "intervals": {key: list(interval) for key, interval in zip(keys, intervals, strict=True)},
+        "backbone": test_accuracies(images, labels, seed, study.epochs),
+    }
+
+
+def write_pictures(study: Study, names: list[str], path: Path, seed: int = 0, shown: int = 3) -> None:
+    """One row a category; the first images of every set side by side, a white line between sets."""
+    columns = []
+    for name in names:
+        images, _ = image_set(study, name, seed)
+        chosen = images.view(len(CATEGORIES), -1, *images.shape[1:])[:, :shown]  # (C, shown, 3, H, W)
+        columns.append(chosen.permute(0, 3, 1, 4, 2).reshape(len(CATEGORIES) * images.shape[2], -1, 3))
+        columns.append(torch.ones(columns[0].shape[0], 6, 3))
+    Image.fromarray((torch.cat(columns[:-1], dim=1) * 255).round().to(torch.uint8).numpy()).save(path)
+
+
+def main() -> None:
+    plan = yaml.safe_load(STUDY.read_text())
+    alignments = {name: plan["shared"] | changes for name, changes in plan["alignments"].items()}
+    ours = alignments["independence + L_in"]
+    ablations = {name: ours | changes for name, changes in plan["ablations"].items()}
+    arguments = parsed([*GENERATED, *alignments, *RENDERS], list(ablations), plan)
+    study = Study(
+        arguments.output, arguments.images_per_category, plan["epochs"], arguments.generator, alignments | ablations
+    )
+    if arguments.pictures:
+        return write_pictures(study, arguments.sets, arguments.pictures)
+    results = study.folder / "results.jsonl"
+    study.folder.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    done = {(row["set"], row["seed"]) for row in rows}
+    for seed in arguments.seeds if not arguments.table else []:
+        for name in arguments.sets:
+            if (name, seed) not in done:
+                rows.append(measured(study, name, seed))
+                with results.open("a") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+                print(json.dumps(rows[-1]), flush=True)
+    if rows:
+        print(tables(rows))
+
+
+def parsed(names: list[str], ablations: list[str], plan: dict[str, Any]) -> argparse.Namespace:
+    """The command line; the sets of `names` are the whole study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/independence"))
+    parser.add_argument("--sets", nargs="+", choices=names + ablations, default=names, metavar="SET")
+    parser.add_argument("--seeds", nargs="+", type=int, default=plan["seeds"])
+    parser.add_argument("--images-per-category", type=int, default=plan["images_per_category"])
+    parser.add_argument("--generator", default="microworld", help="a generator with another planted bias")
+    parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
+    parser.add_argument("--pictures", type=Path, help="only write the first images of the named sets to this file")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The independence term's state: the rest of an image, the base generator's bank of it, recent images, an opponent.
+
+B images, K directions of the rest, C categories, D feature channels, M remembered images, N images of the bank.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lbgen.alignment import losses
+from lbgen.alignment.batches import derived_seed
+from lbgen.alignment.config import AlignConfig
+from lbgen.alignment.discriminator import PairDiscriminator
+from lbgen.alignment.residual import Residual, fit_residual
+
+REPLAYED = 3
+"""Remembered pairs that the opponent sees for each new one."""
+SMOOTHING = 0.1
+"""Of the mean distance between two texts: how far apart like categories may be to share their images' statistics."""
+
+
+class Independence(nn.Module):
+    """What the term needs between updates; the same in every process."""
+
+    directions: Tensor
+    centre: Tensor
+    scale: Tensor
+    bank: Tensor
+    memory: Tensor
+    memory_rows: Tensor
+    seen: Tensor
+    newest: Tensor
+    texts: Tensor
+    mean_text: Tensor
+
+    def __init__(self, config: AlignConfig, text_features: Tensor, features: Tensor, rows: Tensor) -> None:
+        """text_features: (C, D).  features, rows: (N, D), (N,) of the bank."""
+        super().__init__()
+        self.config = config
+        residual = fit_residual(
+            text_features.float().cpu(), features, rows,
+            span=config.independence_span, variance=config.independence_variance,
+        )  # fmt: skip
+        for name, value in residual._asdict().items():
+            self.register_buffer(name, value)
+        self.register_buffer("bank", residual.of(features))  # (N, K)
+        self.register_buffer("memory", torch.zeros(config.independence_memory, len(residual.directions)))  # (M, K)
+        self.register_buffer("memory_rows", torch.zeros(config.independence_memory, dtype=torch.long))
+        self.register_buffer("seen", torch.tensor(0))
+        self.register_buffer("newest", torch.tensor(0))
+        texts = text_features.float().cpu()
+        self.register_buffer("texts", texts, persistent=False)  # (C, D)
+        self.register_buffer("mean_text", texts.mean(dim=0), persistent=False)  # (D,)
+        self.text_width = SMOOTHING * (1 - float(self.mean_text.square().sum()))
+        self.opponent: PairDiscriminator | None = None
+        if config.independence_form == "adversarial":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derived_seed(config.seed, "independence"))
+                self.opponent = PairDiscriminator(self.bank.shape[1], texts.shape[1], config.independence_hidden)
+            self.optimizer = torch.optim.AdamW(
+                self.opponent.parameters(), config.independence_learning_rate, config.discriminator_betas,
+                weight_decay=config.weight_decay,
+            )  # fmt: skip
+
+    def rest(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, K)."""
+        return Residual(self.directions, self.centre, self.scale).of(features.float())
+
+    def value(self, features: Tensor, rows: Tensor) -> Tensor:
+        """The term for images of categories `rows` (B,), from their features (B, D)."""
+        rest = self.rest(features)
+        if self.opponent is not None:
+            return losses.independence(self.opponent(rest, self.embeddings(rows)))
+        width = self.bank.var(dim=0).sum()
+        shares = self.shares(rows)
+        return losses.conditional_mismatch(rest, self.memory[: shares.shape[1]], shares, self.bank, width)
+
+    def shares(self, rows: Tensor) -> Tensor:
+        """How much each remembered image counts for one of categories `rows`: (B,) -> (B, M), rows of sum 1.
+
+        Part goes to images of like texts, however old, and part to all of the newest update: what the generator draws
+        as a whole is known at once, what it draws of one category only over several updates, and before it is known
+        all categories would run to the same place (docs/independence.md).
+        """
+        filled = min(int(self.seen), len(self.memory))
+        likeness = self.texts[rows] @ self.texts[self.memory_rows[:filled]].T  # (B, M)
+        own = torch.softmax(likeness / self.text_width, dim=-1)
+        age = (self.seen - 1 - torch.arange(filled, device=rows.device)) % len(self.memory)
+        newest = (age < self.newest).to(own) / min(int(self.newest), max(filled, 1))
+        return (own + self.config.independence_marginal * newest) / (1 + self.config.independence_marginal)
+
+    def embeddings(self, rows: Tensor) -> Tensor:
+        """What sets the categories' texts apart, unit norm.  (B,) -> (B, D)."""
+        return F.normalize(self.texts[rows] - self.mean_text, dim=-1)
+
+    def update(self, features: Tensor, rows: Tensor, draw: int) -> dict[str, float]:
+        """Take in an update's images of all processes, (B, D) and (B,): one step of the opponent, then remember them.
+
+        A function of (seed, draw) and of the state, so that every process does the same.
+        """
+        rest = self.rest(features)
+        shown = {}
+        if self.opponent is not None:
+            parameters = list(self.opponent.parameters())
+            loss = self.opponent_loss(rest, rows, draw)
+            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                parameter.grad = gradient
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.discriminator_max_grad_norm)
+            if torch.isfinite(norm):
+                self.optimizer.step()
+            shown["independence_opponent"] = loss.item()
+        self._remember(rest, rows)
+        return shown
+
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint keeps, by name."""
+        optimizer = {"independence_optimizer": self.optimizer} if self.opponent is not None else {}
+        return {"independence": self, **optimizer}
+
+    def _remember(self, rest: Tensor, rows: Tensor) -> None:
+        places = (self.seen + torch.arange(len(rows), device=rows.device)) % len(self.memory)
+        self.memory[places], self.memory_rows[places] = rest, rows
+        self.seen += len(rows)
+        self.newest.fill_(len(rows))
+
+    def opponent_loss(self, rest: Tensor, rows: Tensor, draw: int) -> Tensor:
+        """On an update's pairs, REPLAYED times as many remembered ones, and as many real ones.  (B, K), (B,)."""
+        assert self.opponent is not None
+        rng = torch.Generator().manual_seed(derived_seed(self.config.seed, "independence", draw))
+        filled = min(int(self.seen), len(self.memory))
+        old = _draws(filled, REPLAYED * len(rows) if filled else 0, rng, rows.device)
+        fake = torch.cat([rest, self.memory[old]]), torch.cat([rows, self.memory_rows[old]])
+        real = self.bank[_draws(len(self.bank), len(fake[0]), rng, rows.device)]
+        any_rows = _draws(len(self.texts), len(real), rng, rows.device)
+        return losses.discriminator_loss(
+            self.opponent(real, self.embeddings(any_rows)), self.opponent(fake[0], self.embeddings(fake[1]))
+        )
+
+
+def _draws(below: int, count: int, rng: torch.Generator, device: torch.device) -> Tensor:
+    return torch.randint(max(below, 1), (count,), generator=rng).to(device)
