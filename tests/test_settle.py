@@ -1,6 +1,7 @@
 """Near-duplicates across a whole split: none is left, wherever a run was killed, and whoever drew the shards."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from io import BytesIO
@@ -14,12 +15,17 @@ from PIL import Image
 from test_generate import contents
 
 from lbgen import dataset
+from lbgen.errors import UserError
 from lbgen.generation import settle as settling
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.run import generate
+from lbgen.generation.drawing import draw
+from lbgen.generation.rounds import read_rounds
+from lbgen.generation.run import generate, planned
+from lbgen.generation.screen import Screen
 from lbgen.generation.verify import verify
 from lbgen.generation.worker import Worker
 from lbgen.models.semantics import load_semantics
+from lbgen.storage import open_store
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +142,66 @@ def cut_short(config: GenerateConfig, monkeypatch) -> None:
     assert len(taken) == 2
 
 
+@pytest.mark.parametrize("layout", ["imagefolder", "webdataset"])
+def test_an_image_that_fails_another_check_when_it_is_drawn_again_leaves_nothing_behind(
+    config, tmp_path, layout, monkeypatch
+):
+    """Second attempts are all blank here, and dropped: what is stored is what the index names, and no shard is empty."""
+    judge = Screen.judge
+
+    def blank_at_second(screen, images, pixels):
+        verdicts = judge(screen, images, pixels)
+        return [
+            verdict._replace(reasons=("blank",)) if image.attempt else verdict
+            for image, verdict in zip(images, verdicts, strict=True)
+        ]
+
+    monkeypatch.setattr(Screen, "judge", blank_at_second)
+    made = replace(config, output=tmp_path / "made", format=layout, last_resort="drop", max_attempts=2, shard_size=1)
+    generate(replace(made, images_per_category=2))
+    rows = rows_of(tmp_path / "made")
+    assert 12 <= len(rows) < 24
+    stored = [path for path in (tmp_path / "made").rglob("*") if path.suffix in (".tar", ".png")]
+    assert {str(path.relative_to(tmp_path / "made")) for path in stored} - {"samples.png"} == {
+        row["file"] for row in rows
+    }
+    result = verify(tmp_path / "made")
+    assert result.damaged == ()
+
+
+def test_a_worker_that_finds_a_shard_already_changed_leaves_it_so(config, whole, tmp_path):
+    """As after a Ray worker that died between publishing a changed shard and saying so."""
+    shutil.copytree(whole, tmp_path / "copy")
+    copy, before = replace(config, output=tmp_path / "copy"), contents(tmp_path / "copy")
+    store = open_store(copy.output)
+    plan, record = planned(copy, store)
+    rounds = read_rounds(store, "train")
+    draw(store, copy, plan, record, sorted(rounds[-1]), rounds)
+    generate(copy)
+    assert contents(tmp_path / "copy") == before
+
+
+def test_growth_on_a_device_that_sees_other_cosines_changes_no_image_that_is_there(config, tmp_path, monkeypatch):
+    small = replace(config, output=tmp_path / "grown", images_per_category=2)
+    generate(small)
+    before = {row["key"]: row["sha256"] for row in rows_of(tmp_path / "grown")}
+    cosines_of = settling.cosines_of
+    monkeypatch.setattr(settling, "cosines_of", lambda *given: cosines_of(*given) + 0.1)
+    generate(replace(small, images_per_category=3))
+    after = {row["key"]: row["sha256"] for row in rows_of(tmp_path / "grown")}
+    assert {key: after[key] for key in before} == before
+
+
+def test_damage_that_the_comparison_meets_names_the_repair(config, tmp_path):
+    parts = replace(config, output=tmp_path / "made", format="webdataset")
+    for part in ("0/2", "1/2"):
+        generate(replace(parts, shard_of=part))
+    with (tmp_path / "made/train-00000.tar").open("r+b") as file:
+        file.truncate(3000)
+    with pytest.raises(UserError, match="train-00000.tar was changed; run lbgen verify .* --repair"):
+        generate(parts)
+
+
 def test_growth_changes_no_image_that_is_there(config, whole, tmp_path):
     small = replace(config, output=tmp_path / "grown", images_per_category=2)
     generate(small)
@@ -160,3 +226,19 @@ def test_nothing_is_embedded_where_no_hashes_are_near(config, tmp_path, monkeypa
     monkeypatch.setattr(settling, "load_semantics", lambda *_: pytest.fail("loaded"))
     generate(replace(config, output=tmp_path / "far", duplicate_bits=0, images_per_category=1))
     assert all(row["duplicate_bits"] is None for row in rows_of(tmp_path / "far"))
+
+
+def test_damage_in_two_splits_is_repaired_together(config, tmp_path):
+    """No split is compared, or described, while another lacks a shard."""
+    made = replace(config, output=tmp_path / "made", images_per_category=2, format="webdataset")
+    for split in ("train", "val"):
+        generate(replace(made, split=split))
+    before = contents(tmp_path / "made")
+    with (tmp_path / "made/index/val-00000.parquet").open("r+b") as file:
+        file.truncate(100)
+    with (tmp_path / "made/train-00001.tar").open("r+b") as file:
+        file.seek(700)
+        file.write(b"tampered")
+    assert len(verify(tmp_path / "made").damaged) == 2
+    assert verify(tmp_path / "made", repair=True).damaged == ()
+    assert contents(tmp_path / "made") == before

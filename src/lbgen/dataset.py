@@ -72,6 +72,11 @@ class Row:
         """The image's place among those of its category and split."""
         return int(self.key.rpartition("_")[2])
 
+    @property
+    def failed(self) -> bool:
+        """Whether the image was kept although its last attempt failed."""
+        return len(self.rejections) > self.attempt
+
     def facts(self) -> dict[str, Any]:
         """The line as it is in the index."""
         line = asdict(self)

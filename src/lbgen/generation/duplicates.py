@@ -72,17 +72,19 @@ def near_pairs(hashes: Hashes, most_bits: int) -> Pairs:
     return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def accepted_images(pairs: Pairs, cosines: NDArray, least_cosine: float, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(N,) which images lie near no accepted image before them; `kept` ones, which failed for good, are none of them.
+def accepted_images(
+    pairs: Pairs, cosines: NDArray, least_cosine: float, failed: NDArray[np.bool_], settled: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """(N,) which images lie near no accepted image before them; `failed` ones never do, `settled` ones always.
 
     Hash and features must both be near. A hash knows only where an image is light and dark: an image and its grey copy
     share it. Features know what is to be seen more than where: a mirrored image may keep them, and a generator that
     draws a category ever alike makes them near without any two images being the same.  cosines: of each pair.
     """
-    accepted, alike = ~kept, cosines >= least_cosine
+    accepted, alike = ~failed, cosines >= least_cosine
     later, starts = np.unique(pairs.later[alike], return_index=True)
     for row, earlier in zip(later, np.split(pairs.earlier[alike], starts[1:]), strict=False):  # of no pairs, one part
-        accepted[row] &= not accepted[earlier].any()
+        accepted[row] &= settled[row] or not accepted[earlier].any()
     return accepted
 
 

@@ -30,7 +30,7 @@ CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "huggingface
 class GenerateResult:
     output: str
     images: int
-    """Images of the split that the dataset has now."""
+    """Images of the split that were made, those that screening dropped among them."""
     finished: bool
     """Whether the split is whole; one part of a run (--shard-of) may end before the others."""
     seconds: float

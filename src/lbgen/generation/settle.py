@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from lbgen import dataset
 from lbgen.dataset import Row
+from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.drawing import draw
 from lbgen.generation.duplicates import Hashes, Pairs, Rows, accepted_images, near_pairs, nearest_bits
@@ -34,10 +35,14 @@ from lbgen.storage import Store
 
 BATCH = 32
 """Images whose features are computed at once."""
+PAIRS = 4096
+"""Pairs whose cosines are computed at once."""
 
 
 def settle(store: Store, config: GenerateConfig, plan: Plan, record: Record | None) -> None:
     """Leave no near-duplicates, but for last resorts, in a split whose shards are all there."""
+    if record:  # before anything is named or scored by another space
+        records.check_made_with(record, records.made_with(config), config.output)
     rounds = read_rounds(store, config.split)
     while True:
         if rounds and (pending := unchanged(store, config.split, rounds[-1])):
@@ -45,7 +50,7 @@ def settle(store: Store, config: GenerateConfig, plan: Plan, record: Record | No
         images = read_images(store, config.split, plan.shards(config.split))
         pairs = pairs_of(images, config.duplicate_bits)
         cosines = cosines_of(store, config, images, pairs)
-        accepted = accepted_images(pairs, cosines, config.duplicate_cosine, images.failed)
+        accepted = accepted_images(pairs, cosines, config.duplicate_cosine, images.failed, images.settled)
         if (accepted | images.failed).all():
             record_nearest(store, config, images, accepted, pairs, cosines)
             return
@@ -60,14 +65,9 @@ def unchanged(store: Store, split: str, found: Round) -> list[int]:
     shards = []
     for shard, duplicates in found.items():
         rows, _ = dataset.read_part(store, split, shard)
-        if any(row.attempt == duplicates.get(row.key) and not has_failed(row) for row in rows):
+        if any(row.attempt == duplicates.get(row.key) and not row.failed for row in rows):
             shards.append(shard)
     return shards
-
-
-def has_failed(row: Row) -> bool:
-    """Whether an image was kept although its last attempt failed."""
-    return len(row.rejections) > row.attempt
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ class Images:
     hashes: Hashes
     """(N,)"""
     failed: NDArray[np.bool_]
-    """(N,) see `has_failed`."""
+    """(N,) images that were kept although their last attempt failed."""
+    settled: NDArray[np.bool_]
+    """(N,) images that an earlier comparison let pass: a dataset that grows does not change what is there."""
 
     def by_category(self) -> Iterator[Rows]:
         """The images of each category, in the order of the plan."""
@@ -102,11 +104,14 @@ def read_images(store: Store, split: str, shards: int) -> Images:
     for shard in tqdm(range(shards), desc="compare", unit="shard", dynamic_ncols=True, disable=None):
         rows, _ = dataset.read_part(store, split, shard)
         hashes = np.array([hash_of(row) for row in rows], np.uint64)
-        numbers = [(shard, place, row.label, has_failed(row)) for place, row in enumerate(rows)]
-        columns.append((hashes, np.array(numbers, np.int64).reshape(-1, 4)))
+        numbers = [
+            (shard, place, row.label, row.failed, "duplicate_bits" in row.scores and not row.failed)
+            for place, row in enumerate(rows)
+        ]
+        columns.append((hashes, np.array(numbers, np.int64).reshape(-1, 5)))
     hashes = np.concatenate([hashes for hashes, _ in columns])
-    in_shards, places, labels, failed = np.concatenate([numbers for _, numbers in columns]).T
-    return Images(in_shards, places, labels, hashes, failed.astype(bool))
+    in_shards, places, labels, failed, settled = np.concatenate([numbers for _, numbers in columns]).T
+    return Images(in_shards, places, labels, hashes, failed.astype(bool), settled.astype(bool))
 
 
 def hash_of(row: Row) -> int:
@@ -135,9 +140,10 @@ def cosines_of(store: Store, config: GenerateConfig, images: Images, pairs: Pair
     while batch := list(islice(waiting, BATCH)):
         pixels = torch.tensor(np.stack(batch), device=device).permute(0, 3, 1, 2) / 255  # (B, 3, H, W)
         features.append(space.embed_images(pixels).cpu())
-    table = torch.cat(features).numpy()  # (M, D)
-    later, earlier = (table[np.searchsorted(rows, side)] for side in (pairs.later, pairs.earlier))
-    return (later.astype(np.float64) * earlier).sum(axis=1)
+    table = torch.cat(features).double().numpy()  # (M, D)
+    later, earlier = np.searchsorted(rows, pairs.later), np.searchsorted(rows, pairs.earlier)
+    blocks = [slice(start, start + PAIRS) for start in range(0, len(later), PAIRS)]
+    return np.concatenate([(table[later[block]] * table[earlier[block]]).sum(axis=1) for block in blocks])
 
 
 def pictures(store: Store, config: GenerateConfig, images: Images, rows: Rows) -> Iterator[NDArray[np.uint8]]:

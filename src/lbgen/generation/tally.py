@@ -50,7 +50,7 @@ class Tally:
         count.reasons.update(reasons)
 
     def duplicate(self, category_id: str, attempt: int) -> None:
-        """Count an attempt that had been accepted, and turned out to be a near-duplicate of another shard's image."""
+        """Count an attempt that had been accepted, and turned out to be a near-duplicate of an earlier image."""
         count = self._of(category_id)
         count.rejected += attempt == 0
         count.reasons["duplicate"] += 1

@@ -58,8 +58,7 @@ def verify(directory: str, repair: bool = False) -> VerifyResult:
             records.check_made_with(record, records.made_with(config), directory)  # before a shard is given up
             plan = replace(plan, balanced=balanced_attributes(config))
             promised = {place: hashes(store, *place) for place in damaged}
-            for split in plan.splits:
-                repair_split(replace(config, split=split), plan, [shard for name, shard in damaged if name == split])
+            make_again(config, plan, list(damaged))
             for place, before in promised.items():
                 print(f"{dataset.shard_name(*place)}: {comparison(before, hashes(store, *place))}")
             damaged, strangers = check(store, config, plan)
@@ -179,14 +178,15 @@ def comparison(before: dict[str, str], after: dict[str, str]) -> str:
     return "made again, to the bytes that were recorded"
 
 
-def repair_split(config: GenerateConfig, plan: Plan, shards: Sequence[int]) -> None:
-    """Make these shards again."""
+def make_again(config: GenerateConfig, plan: Plan, damaged: Sequence[tuple[str, int]]) -> None:
+    """Make these shards again. All are given up before the first is made: none is taken for a whole one meanwhile."""
     store = open_store(config.output)
     with locked(store.lock_file, config.output):
         record = records.read(store)
         if record is None or record.targets != plan.targets:
             raise UserError(f"{config.output}: another run changed its plan meanwhile; start again")
         store.remove(records.COMPLETE)
-        for shard in shards:
-            store.remove(dataset.part_name(config.split, shard))
-        make(store, config, plan, record)
+        for place in damaged:
+            store.remove(dataset.part_name(*place))
+        for split in dict.fromkeys(split for split, _ in damaged):
+            make(store, replace(config, split=split), plan, record)

@@ -58,7 +58,7 @@ class Drawing:
     encoded: dict[str, Row] = field(default_factory=dict)
     """By key."""
     removed: list[str] = field(default_factory=list)
-    """Files that it had before, and is to have no more."""
+    """Files of images that were recalled; the shard may have had them, and need not have them in the end."""
 
     def collect(self) -> dict[str, Row]:
         """The lines of all images, once they are encoded; by key."""
@@ -130,20 +130,23 @@ class Worker:
             (shard.staged / stored.key).write_bytes(stored.content)
 
     def _recall(self, duplicates: Mapping[str, int], drawing: Drawing) -> list[PlannedImage]:
-        """Reject images that were accepted, key -> attempt; the next attempt of those that have one comes back."""
+        """Reject images that were accepted, key -> attempt; the next attempt of those that have one comes back.
+
+        One that is not as the round found it stays: a worker that died may have changed it already, and another device
+        may have drawn another attempt.
+        """
         rows, again = drawing.collect(), []
         for key in [key for key in drawing.planned if key in duplicates]:
-            row, attempt = rows.pop(key), duplicates[key]
-            assert row.attempt == attempt, f"{key}: attempt {row.attempt} in the shard, {attempt} recorded"
-            image = replace(drawing.planned[key], attempt=attempt)
-            drawing.tally.duplicate(row.id, attempt)
+            if key not in rows or rows[key].attempt != duplicates[key] or rows[key].failed:
+                continue
+            row, image = rows.pop(key), replace(drawing.planned[key], attempt=duplicates[key])
+            drawing.removed.append(row.file)
+            drawing.tally.duplicate(row.id, row.attempt)
             drawing.rejections[key] = [*row.rejections, "duplicate"]
-            if attempt + 1 < self.config.max_attempts:
+            if row.attempt + 1 < self.config.max_attempts:
                 again.append(image.next_attempt())
             elif self._last_resort(image, ("duplicate",), drawing):
                 rows[key] = replace(row, rejections=tuple(drawing.rejections[key]))
-            else:
-                drawing.removed.append(row.file)
         return again
 
     def _draw_all(self, images: Iterable[PlannedImage], drawing: Drawing) -> Iterator[Progress]:
@@ -187,8 +190,8 @@ class Worker:
         config = self.config
         if config.last_resort == "fail":
             raise UserError(
-                f"{image.key} failed {', '.join(reasons)} in the last of its {config.max_attempts} attempts; "
-                "raise --max-attempts, loosen the check, or choose --last-resort keep or drop"
+                f"{image.key} failed {', '.join(reasons)} in the last of its {config.max_attempts} attempts; start "
+                "anew in another --output with more --max-attempts, a looser check, or --last-resort keep or drop"
             )
         if config.last_resort == "keep":
             drawing.tally.kept(image.category.id)
