@@ -109,7 +109,7 @@ def test_last_resorts(config, tmp_path, monkeypatch, capsys):
     assert verify(tmp_path / "drop").damaged == ()
     assert "21 labelled images" in (tmp_path / "drop/README.md").read_text()
 
-    with pytest.raises(UserError, match="failed blank in the last of its 2 attempts; raise --max-attempts"):
+    with pytest.raises(UserError, match="failed blank in the last of its 2 attempts; start anew in another --output"):
         generate(replace(plain, output=tmp_path / "fail", last_resort="fail"))
 
 

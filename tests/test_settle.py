@@ -146,7 +146,7 @@ def cut_short(config: GenerateConfig, monkeypatch) -> None:
 def test_an_image_that_fails_another_check_when_it_is_drawn_again_leaves_nothing_behind(
     config, tmp_path, layout, monkeypatch
 ):
-    """Second attempts are all blank here, and dropped: what is stored is what the index names, and no shard is empty."""
+    """Second attempts are all blank here, and dropped: what is stored is what the index names, and nothing else."""
     judge = Screen.judge
 
     def blank_at_second(screen, images, pixels):
