@@ -34,6 +34,40 @@ def test_the_fitted_probe_is_scikit_learns_ridge_classifier(monkeypatch):
     assert ours[2].T.numpy() * 2 == pytest.approx(theirs.coef_, abs=1e-3)  # their targets are -1 and 1, ours 0 and 1
 
 
+@pytest.mark.parametrize("dimensions", [20, 150, 400])
+def test_the_penalty_is_that_of_generalised_cross_validation(dimensions):
+    """By its definition, with the projection written out, intercept and all; fewer, as many and more features than
+
+    images. The classes are unequal in size and equal in weight."""
+    rng = np.random.default_rng(dimensions)
+    label = np.repeat(np.arange(4), [60, 40, 30, 20])
+    features = 0.3 * rng.normal(size=(4, dimensions))[label] + rng.normal(size=(150, dimensions))
+    weight = (150 / 4 / np.array([60, 40, 30, 20]))[label]
+    mean = weight @ features / 150
+    scaled = (features - mean) / np.sqrt(weight @ (features - mean) ** 2 / 150)
+    columns = np.sqrt(weight)[:, None] * np.concatenate([np.ones((150, 1)), scaled], axis=1)
+    targets = np.sqrt(weight)[:, None] * np.eye(4)[label]
+    errors, solutions = [], []
+    for penalty in probes.PENALTIES:
+        kept = np.diag([0.0] + [penalty] * dimensions)  # the intercept is not shrunk
+        solutions.append(np.linalg.solve(columns.T @ columns + kept, columns.T @ targets))
+        trace = np.trace(columns @ np.linalg.solve(columns.T @ columns + kept, columns.T))
+        errors.append(((targets - columns @ solutions[-1]) ** 2).sum() / (1 - trace / 150) ** 2)
+    _, _, found, _ = probes.fit(torch.from_numpy(features).float(), torch.from_numpy(label))
+    assert found.numpy() == pytest.approx(solutions[int(np.argmin(errors))][1:], abs=1e-4)
+
+
+def test_a_probe_of_more_features_than_images_still_tells():
+    """What scikit-learn's ridge tells with the best of the penalties, on images that neither has seen, less 3%."""
+    rng, label, fresh_label = np.random.default_rng(1), np.arange(300) % 10, np.arange(2000) % 10
+    means = 0.1 * rng.normal(size=(10, 400))
+    features, fresh = (means[each] + rng.normal(size=(len(each), 400)) for each in (label, fresh_label))
+    best = max((RidgeClassifier(alpha=a).fit(features, label).score(fresh, fresh_label)) for a in probes.PENALTIES)
+    ours = probes.fit(torch.from_numpy(features).float(), torch.from_numpy(label))
+    told = (probes.apply(torch.from_numpy(fresh).float(), *ours).numpy() == fresh_label).mean()
+    assert told > best - 0.03 > 0.15
+
+
 def test_a_probe_of_noise_is_at_chance_and_one_of_the_label_at_one():
     """Over 40 draws of features without the label, at least 34 intervals hold chance."""
     label = np.arange(240) % 4
