@@ -166,3 +166,14 @@ def test_a_row_that_was_written_in_part_is_dropped(tmp_path):
     again.append([b"c" * 32], {"features": np.zeros((1, 3))})
     assert again.read("features", np.arange(3)).sum() == 6
     assert RowCache(tmp_path, "another model", [("features", np.float16, (3,))]).places == {}
+
+
+def test_copies_in_one_batch_and_in_the_next_are_one_row(tmp_path):
+    """Every key reads back what was appended with it first, here and when the file is opened again."""
+    fields = [("features", np.float16, (1,))]
+    cache = RowCache(tmp_path, "a model", fields)
+    for keys, values in (("aab", [1, 9, 2]), ("ac", [9, 3]), ("a", [9]), ("d", [4])):
+        cache.append([key.encode() * 32 for key in keys], {"features": np.array(values)[:, None]})
+    for opened in (cache, RowCache(tmp_path, "a model", fields)):
+        rows = np.array([opened.places[key * 32] for key in (b"a", b"b", b"c", b"d")])
+        assert opened.read("features", rows)[:, 0].tolist() == [1, 2, 3, 4]
