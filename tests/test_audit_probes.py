@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.sparse.csgraph import connected_components
 from sklearn.linear_model import RidgeClassifier
 
 from lbgen import measures
@@ -168,6 +169,8 @@ def test_near_duplicates_by_hand(monkeypatch):
         found = content.duplicates(observed)
         assert found.anywhere.tolist() == [True, True, False, True, True]
         assert found.in_another_split.tolist() == [True, False, False, False, True]
+        brighter = int(pictures[4].mean() > pictures[0].mean()) * 4
+        assert [row for row in range(5) if found.repeated[row]] == sorted([3, brighter])
 
 
 def test_near_duplicates_of_many_are_those_of_all_pairs(monkeypatch):
@@ -186,3 +189,5 @@ def test_near_duplicates_of_many_are_those_of_all_pairs(monkeypatch):
     found = content.duplicates(observed)
     assert 0 < near.any(axis=1).sum() < len(pictures) and (found.anywhere == near.any(axis=1)).all()
     assert (found.in_another_split == (near & (split[:, None] != split)).any(axis=1)).all()
+    kept, (groups, group) = np.flatnonzero(~found.repeated), connected_components(near)
+    assert not near[np.ix_(kept, kept)].any() and set(group[kept]) == set(range(groups))

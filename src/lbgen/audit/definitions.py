@@ -20,7 +20,10 @@ class Definition:
         return asdict(self)
 
 
-PROBE = "Share of held-out images whose category a linear probe tells from this alone, mean over the categories: "
+PROBE = (
+    "Share of held-out images, near duplicates once, whose category a linear probe tells from this alone, mean over "
+    "the categories: "
+)
 PROBE_RANGE = "chance (1 / categories) to 1"
 HIDDEN = "with a square over the object. Chance where nothing around the object is linked to the category"
 SEEN = "The object is seen, so it is above chance in any set: compare sets, and read the line after it"
@@ -216,9 +219,10 @@ DEFINITIONS = (
 )
 
 ASSOCIATION = {
-    "normalized_mutual_information": "What an image's attribute says of its category: mutual information over the mean "
-    "of both entropies, each less what shuffled labels give. 0 by chance, 1 if one is a renaming of the other; with "
-    "more categories than values, below 1 even for a fixed value a category (Vinh et al. 2010; Grassberger 2003).",
+    "normalized_mutual_information": "What an image's attribute says of its category, near duplicates once: mutual "
+    "information over the mean of both entropies, each less what shuffled labels give. 0 by chance, 1 if one is a "
+    "renaming of the other; with more categories than values, below 1 even for a fixed value a category (Vinh et al. "
+    "2010; Grassberger 2003).",
     "cramers_v": "Strength of association in [0, 1], corrected for the number of images (Bergsma 2013); 1 where the "
     "category fixes the value.",
     "p_value": "Share of shuffles of the labels that give at least as much information (Phipson and Smyth 2010).",

@@ -44,7 +44,7 @@ class AttributeFigures:
     association: Association
     q_value: float
     table: NDArray[np.int64]
-    """(C, V) images."""
+    """(C, V) images, near duplicates once: copies would make chance look like a link."""
     pairs: Pairs
     pair_q_values: NDArray
     """(C, V), adjusted over all pairs of all attributes."""
@@ -65,7 +65,7 @@ class Measured:
     """(C,)"""
     duplicates: Duplicates
     probed: NDArray[np.int64]
-    """The images that the probes saw."""
+    """The images that the probes saw, near duplicates once: a copy in another fold would give the label away."""
 
 
 def measure(
@@ -95,7 +95,8 @@ def measure(
     step("diversity")
     spread = content.diversity(observed, diversity_images, seed)
     figures |= {"diversity": spread.vendi, "feature_distance": spread.distance}
-    probed = spread_sample(label, config.probe_images, seed)
+    distinct = np.flatnonzero(~twins.repeated)
+    probed = distinct[spread_sample(label[distinct], config.probe_images, seed)]
     for name, columns in PROBES.items():
         step(f"probe: {name.replace('_', ' ')}")
         features = np.concatenate([observed.column(column, probed) for column in columns], axis=1)
@@ -103,7 +104,7 @@ def measure(
             features = beyond_place(features, observed.column("place", probed))
         figures[f"probes.{name}"] = probe(features, label[probed], seed)
     step("attributes")
-    found = list(_attribute_figures(observed, attributes, space, config))
+    found = list(_attribute_figures(observed, distinct, list(read_attributes(observed, attributes, space)), config))
     return Measured(observed, figures, found, ranks, quality, spread.by_category, twins, probed)
 
 
@@ -128,18 +129,19 @@ def _balance(label: NDArray[np.int64], seed: int) -> Estimate:
 
 
 def _attribute_figures(
-    observed: Observed, attributes: list[Attribute], space: SemanticSpace, config: AuditConfig
+    observed: Observed, distinct: NDArray[np.int64], readings: list[Reading], config: AuditConfig
 ) -> Iterator[AttributeFigures]:
-    readings = list(read_attributes(observed, attributes, space))
-    associations = [associate(observed.label, reading.value, config.permutations, config.seed) for reading in readings]
+    label, values = observed.label[distinct], [reading.value[distinct] for reading in readings]
+    associations = [associate(label, value, config.permutations, config.seed) for value in values]
     q_values = false_discovery(np.array([association.p_value for association in associations]))
-    tables = [table_of(observed.label, r.value, len(observed.labels), len(r.values)) for r in readings]
+    sizes = [len(reading.values) for reading in readings]
+    tables = [table_of(label, value, len(observed.labels), size) for value, size in zip(values, sizes, strict=True)]
     found = [pairs(table) for table in tables]
     adjusted = false_discovery(np.concatenate([pair.p_value.ravel() for pair in found]))
     ends = np.cumsum([table.size for table in tables])[:-1]
     parts = [part.reshape(table.shape) for part, table in zip(np.split(adjusted, ends), tables, strict=True)]
-    for values in zip(readings, associations, q_values.tolist(), tables, found, parts, strict=True):
-        yield AttributeFigures(*values)
+    for figures in zip(readings, associations, q_values.tolist(), tables, found, parts, strict=True):
+        yield AttributeFigures(*figures)
 
 
 def compare(reference: tuple[NDArray, NDArray], other: tuple[NDArray, NDArray], seed: int) -> dict[str, Estimate]:
