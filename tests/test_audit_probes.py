@@ -11,6 +11,7 @@ from sklearn.linear_model import RidgeClassifier
 
 from lbgen import measures
 from lbgen.audit import content, distances, probes
+from lbgen.audit import measures as measures_of
 
 RNG = np.random.default_rng(0)
 
@@ -117,7 +118,54 @@ def test_kernel_distance_is_the_double_sum():
         for f in (x, y)
     ]
     between = sum(kernel(a, b) for a in x for b in y) / 35
-    assert distances.kernel_distance(x, y) == pytest.approx(sum(among) - 2 * between)
+    one = torch.zeros(7, dtype=torch.long), torch.zeros(5, dtype=torch.long)
+    assert distances.kernel_distance(x, y, *one) == pytest.approx(sum(among) - 2 * between)
+
+
+def unit_blobs(count: int, seed: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """12 categories around directions of their own, all turned by `shift`, of unit norm."""
+    label = np.arange(count) % 12
+    means = np.random.default_rng(0).normal(size=(12, 16)) + shift
+    features = means[label] + 0.5 * np.random.default_rng(seed).normal(size=(count, 16))
+    return features / np.linalg.norm(features, axis=1, keepdims=True), label
+
+
+def test_kernel_distances_of_one_distribution_are_zero_on_average():
+    """5 images a category, as many in every draw: 40 pairs of sets, their mean and the intervals that hold 0."""
+    found = [
+        measures_of.compare(unit_blobs(60, 2 * seed + 1), unit_blobs(60, 2 * seed + 2), seed)["kernel_distance"]
+        for seed in range(40)
+    ]
+    values = np.array([e.value for e in found])
+    assert abs(values.mean()) < 3 * values.std() / math.sqrt(40)
+    assert sum(e.low <= 0 <= e.high for e in found) >= 34
+
+
+def test_intervals_of_a_kernel_distance_hold_that_of_many_images():
+    """Two distributions apart, 240 images of each, against 4,800 of each."""
+    large = [torch.from_numpy(each) for each in (*unit_blobs(4800, 1001), *unit_blobs(4800, 1002, shift=0.3))]
+    truth = distances.kernel_distance(large[0], large[2], large[1], large[3])
+    found = [
+        measures_of.compare(unit_blobs(240, 2 * seed + 1), unit_blobs(240, 2 * seed + 2, shift=0.3), seed)
+        for seed in range(20)
+    ]
+    assert sum(e["kernel_distance"].low <= truth <= e["kernel_distance"].high for e in found) >= 16 and truth > 0.01
+
+
+def test_compared_with_itself_a_set_is_all_there():
+    """Nothing is missing or strange, and shares of one have the interval of the rule of three: 3 in 120."""
+    found = measures_of.compare(unit_blobs(120, 1), unit_blobs(120, 1), 0)
+    for name in ("precision", "recall", "coverage"):
+        assert found[name] == (1, pytest.approx(1 - 3 / 120, abs=1e-4), 1)
+    assert found["frechet_distance"].value == pytest.approx(0, abs=1e-6)
+
+
+def test_a_narrower_set_is_precise_and_covers_little():
+    """Half the categories of the reference: coverage and recall of about a half, all of it among the reference's."""
+    features, label = unit_blobs(480, 2)
+    found = measures_of.compare(unit_blobs(480, 1), (features[label < 6], label[label < 6]), 0)
+    assert found["precision"].low > 0.8 and found["density"].value == pytest.approx(1, abs=0.2)
+    assert found["recall"].high < 0.6 and found["coverage"].high < 0.6
 
 
 def test_precision_recall_density_coverage_by_brute_force():

@@ -172,7 +172,8 @@ DEFINITIONS = (
         "kernel_distance",
         "Kernel distance",
         "comparison",
-        "Squared maximum mean discrepancy with a cubic kernel; unbiased, so it may fall a little below 0 by chance.",
+        "Squared maximum mean discrepancy with a cubic kernel; unbiased for sets drawn category by category, so it may "
+        "fall a little below 0 by chance.",
         "about 0 upwards",
         "neither",
         "Binkowski et al., arXiv 1801.01401",

@@ -148,17 +148,23 @@ def compare(reference: tuple[NDArray, NDArray], other: tuple[NDArray, NDArray], 
     """Distances of a set from the reference; each is features (N, D) and labels (N,)."""
     (x, label_x), (y, label_y) = (_tensor_sample(*given, seed) for given in (reference, other))
     near = distances.neighbourhoods(x, y)
-    found = {name: mean(near[name].numpy(), label_y, seed, (0, np.inf)) for name in ("precision", "density")}
-    found |= {name: mean(near[name].numpy(), label_x, seed, (0, 1)) for name in ("recall", "coverage")}
+    found = {
+        name: mean(near[name].numpy(), label, seed, (0, most))
+        for name, label, most in (
+            ("precision", label_y, 1),
+            ("density", label_y, np.inf),
+            ("recall", label_x, 1),
+            ("coverage", label_x, 1),
+        )
+    }
     rng = np.random.default_rng(seed)
-    draws = [(x[resample(label_x, rng)], y[resample(label_y, rng)]) for _ in range(FEW_DRAWS // 3)]
-    for name, distance in {
-        "frechet_distance": distances.frechet_distance,
-        "kernel_distance": distances.kernel_distance,
-    }.items():
-        lowest = 0 if name == "frechet_distance" else -np.inf
-        drawn = np.array([distance(a, b) for a, b in draws])
-        found[name] = normal(distance(x, y), drawn, (lowest, np.inf))
+    everything = np.arange(len(x)), np.arange(len(y))
+    draws = [everything] + [(resample(label_x, rng), resample(label_y, rng)) for _ in range(FEW_DRAWS // 3)]
+    categories_x, categories_y = torch.from_numpy(label_x), torch.from_numpy(label_y)
+    frechet, *drawn = (distances.frechet_distance(x[a], y[b]) for a, b in draws)
+    found["frechet_distance"] = normal(frechet, np.array(drawn), (0, np.inf))
+    kernel, *drawn = (distances.kernel_distance(x[a], y[b], categories_x[a], categories_y[b]) for a, b in draws)
+    found["kernel_distance"] = normal(kernel, np.array(drawn))
     return found
 
 
