@@ -5,11 +5,15 @@ import re
 import tarfile
 from collections.abc import Container, Iterator
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lbgen.audit.records import IMAGE_SUFFIXES, Label, Record, Source, listed_labels
 from lbgen.errors import UserError
+
+FIRST_MEMBERS = 100
+"""Of a shard, among which a label must be if there are any."""
 
 
 class Packed(Source):
@@ -95,6 +99,15 @@ class WebDataset(Packed):
             return
         mask = sample.get(".mask.png")
         yield Record(key, category, split, _read(archive, sample[suffix]), _read(archive, mask) if mask else None)
+
+
+def holds_labels(shard: Path) -> bool:
+    """Whether a .cls is among its first files: an archive that lies beside an image folder has none."""
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            return any(split_key(member.name)[1] == ".cls" for member in islice(archive, FIRST_MEMBERS))
+    except (tarfile.TarError, OSError, EOFError):
+        return False
 
 
 def _ensure_ended(archive: tarfile.TarFile, shard: Path) -> None:
