@@ -87,7 +87,8 @@ DEFINITIONS = (
         "Diversity in a category",
         "content",
         "Effective number of different images in a category (Vendi score, cosine kernel, semantic features), mean over "
-        "the categories, of the same number of images in all datasets of an audit. Poor images raise it too.",
+        "the categories, of the same number of images in all datasets of an audit, or all that a smaller category has. "
+        "Poor images raise it too.",
         "1 to the number of images used",
         "higher",
         "Friedman and Dieng, arXiv 2210.02410",

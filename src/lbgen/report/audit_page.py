@@ -33,8 +33,7 @@ LIMITS = (
     "it; parts of a larger object stay visible. Its own position and colour are then not measured.",
     "A linear probe gives a lower bound: a deeper network may find more.",
     "An interval says how far the figure would move with other images drawn the same way, as many, and probes trained "
-    "on them; not with another language model. Where it ends above chance, chance alone would end there about once in "
-    "forty times.",
+    "on them; not with another language model. It begins above chance by chance alone about once in forty times.",
     "Significance between datasets takes them as drawn independently; sets that share images or noise differ more "
     "surely than is said here.",
     "Less bias does not by itself make a better training set (arXiv 2404.01509), so there is no overall score.",
