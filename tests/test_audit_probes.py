@@ -98,6 +98,24 @@ def test_too_few_images_are_unknown():
     assert math.isnan(probes.probe(RNG.normal(size=(6, 3)), np.arange(6) % 3, 0).value)
 
 
+def test_more_categories_than_can_be_probed():
+    """60 of 8 images, 40 of 4, room for 100: 20 of the large ones, 5 images each, others for another seed."""
+    label = np.concatenate([np.repeat(np.arange(60), 8), np.repeat(np.arange(60, 100), 4)])
+    drawn = [label[measures_of.probe_sample(label, 100, seed)] for seed in range(2)]
+    for found in drawn:
+        categories, sizes = np.unique(found, return_counts=True)
+        assert len(categories) == 20 and (sizes == 5).all() and categories.max() < 60
+    assert set(drawn[0]) != set(drawn[1])
+    assert set(label[measures_of.probe_sample(label, 1000, 0)]) == set(range(60))
+
+
+def test_chance_is_that_of_the_categories_that_are_probed():
+    """Two of three have an image that a probe saw."""
+    figures, label = dict.fromkeys(measures_of.Measured.__dataclass_fields__), np.array([0, 0, 1, 1, 2])
+    figures |= {"observed": SimpleNamespace(label=label), "probed": np.arange(4)}
+    assert measures_of.Measured(**figures).chance == 0.5
+
+
 def test_frechet_distance_of_gaussians_in_closed_form():
     """Diagonal covariances: sum of (mean difference)^2 and (deviation difference)^2."""
     rng = np.random.default_rng(1)

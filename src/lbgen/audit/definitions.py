@@ -24,7 +24,7 @@ PROBE = (
     "Share of held-out images, near duplicates once, whose category a linear probe tells from this alone, mean over "
     "the categories: "
 )
-PROBE_RANGE = "chance (1 / categories) to 1"
+PROBE_RANGE = "chance (1 / probed categories) to 1"
 HIDDEN = "with a square over the object. Chance where nothing around the object is linked to the category"
 SEEN = "The object is seen, so it is above chance in any set: compare sets, and read the line after it"
 PROBE_SOURCE = "Ridge classifier, 5 folds, penalty by generalised cross-validation (Golub et al. 1979)"

@@ -43,10 +43,10 @@ class VisionModel:
 def compared_features(
     measured: list[Measured], sources: list[Source], config: AuditConfig
 ) -> tuple[str, list[NDArray]]:
-    """The space's name, and the features of the images that the probes saw, (N, D) for each dataset."""
+    """The space's name, and the features of the images that sets are compared on, (N, D) for each dataset."""
     where = config.features or (DEFAULT if provenance.weights_sha256(DEFAULT) else None)
     if where is None:
-        return config.semantics, [m.observed.column("image", m.probed) for m in measured]
+        return config.semantics, [m.observed.column("image", m.compared) for m in measured]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = VisionModel(where, device)
     identity = f"features {provenance.weights_sha256(where) or where}, side {model.side}"
@@ -56,9 +56,9 @@ def compared_features(
 
 def _features(model: VisionModel, cache: RowCache, measured: Measured, source: Source, config: AuditConfig) -> NDArray:
     observed = measured.observed
-    digests = [digest.tobytes() for digest in observed.column("content", measured.probed)]
+    digests = [digest.tobytes() for digest in observed.column("content", measured.compared)]
     new = {
-        observed.keys[row] for row, digest in zip(measured.probed, digests, strict=True) if digest not in cache.places
+        observed.keys[row] for row, digest in zip(measured.compared, digests, strict=True) if digest not in cache.places
     }
     for contents in _batches(source, new, config.batch_size, observed.name):
         decoded = {hashlib.sha256(c).digest(): views.decode(c, None, model.side) for c in contents}

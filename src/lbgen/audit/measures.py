@@ -14,7 +14,7 @@ from lbgen.audit.attributes import Reading, read_attributes
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.content import Duplicates, LabelRanks
 from lbgen.audit.observe import Observed
-from lbgen.audit.probes import beyond_place, probe
+from lbgen.audit.probes import FOLDS, beyond_place, probe
 from lbgen.audit.statistics import FEW_DRAWS, Estimate, false_discovery, mean, normal, resample
 from lbgen.models.semantics import SemanticSpace
 
@@ -66,6 +66,17 @@ class Measured:
     duplicates: Duplicates
     probed: NDArray[np.int64]
     """The images that the probes saw, near duplicates once: a copy in another fold would give the label away."""
+    compared: NDArray[np.int64]
+    """The images that the set is compared with others on."""
+
+    @property
+    def probed_categories(self) -> int:
+        return len(np.unique(self.observed.label[self.probed]))
+
+    @property
+    def chance(self) -> float:
+        """What a probe tells that learns nothing."""
+        return 1 / max(1, self.probed_categories)
 
 
 def measure(
@@ -96,7 +107,7 @@ def measure(
     spread = content.diversity(observed, diversity_images, seed)
     figures |= {"diversity": spread.vendi, "feature_distance": spread.distance}
     distinct = np.flatnonzero(~twins.repeated)
-    probed = distinct[spread_sample(label[distinct], config.probe_images, seed)]
+    probed = distinct[probe_sample(label[distinct], config.probe_images, seed)]
     for name, columns in PROBES.items():
         step(f"probe: {name.replace('_', ' ')}")
         features = np.concatenate([observed.column(column, probed) for column in columns], axis=1)
@@ -105,7 +116,19 @@ def measure(
         figures[f"probes.{name}"] = probe(features, label[probed], seed)
     step("attributes")
     found = list(_attribute_figures(observed, distinct, list(read_attributes(observed, attributes, space)), config))
-    return Measured(observed, figures, found, ranks, quality, spread.by_category, twins, probed)
+    compared = spread_sample(label, min(COMPARED_IMAGES, config.probe_images), seed)
+    return Measured(observed, figures, found, ranks, quality, spread.by_category, twins, probed, compared)
+
+
+def probe_sample(label: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
+    """At most so many images, in turn from the categories of FOLDS or more.
+
+    Where there is no room for FOLDS images of each, from as many of these categories at random as there is room for.
+    """
+    large = np.flatnonzero(np.bincount(label) >= FOLDS)
+    chosen = np.random.default_rng(seed).permutation(large)[: most // FOLDS]
+    rows = np.flatnonzero(np.isin(label, chosen))
+    return rows[spread_sample(label[rows], most, seed)]
 
 
 def spread_sample(label: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
@@ -146,7 +169,8 @@ def _attribute_figures(
 
 def compare(reference: tuple[NDArray, NDArray], other: tuple[NDArray, NDArray], seed: int) -> dict[str, Estimate]:
     """Distances of a set from the reference; each is features (N, D) and labels (N,)."""
-    (x, label_x), (y, label_y) = (_tensor_sample(*given, seed) for given in (reference, other))
+    x, y = (torch.from_numpy(features.astype(np.float32)) for features, _ in (reference, other))
+    label_x, label_y = reference[1], other[1]
     near = distances.neighbourhoods(x, y)
     found = {
         name: mean(near[name].numpy(), label, seed, (0, most))
@@ -166,8 +190,3 @@ def compare(reference: tuple[NDArray, NDArray], other: tuple[NDArray, NDArray], 
     kernel, *drawn = (distances.kernel_distance(x[a], y[b], categories_x[a], categories_y[b]) for a, b in draws)
     found["kernel_distance"] = normal(kernel, np.array(drawn))
     return found
-
-
-def _tensor_sample(features: NDArray, label: NDArray[np.int64], seed: int) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    rows = spread_sample(label, COMPARED_IMAGES, seed)
-    return torch.from_numpy(features[rows].astype(np.float32)), label[rows]

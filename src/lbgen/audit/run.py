@@ -100,7 +100,7 @@ def _compare(
     if len(measured) < 2:
         return "", {}
     space_name, features = compared_features(measured, sources, config)
-    sets = [(f, m.observed.label[m.probed]) for f, m in zip(features, measured, strict=True)]
+    sets = [(f, m.observed.label[m.compared]) for f, m in zip(features, measured, strict=True)]
     found = {
         m.observed.name: compare(sets[0], other, config.seed) for m, other in zip(measured[1:], sets[1:], strict=True)
     }
