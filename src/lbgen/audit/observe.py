@@ -23,7 +23,7 @@ from lbgen.errors import UserError
 from lbgen.models.registry import SEMANTICS, resolve
 from lbgen.models.semantics import SemanticSpace
 
-VERSION = 2
+VERSION = 3
 """Of what is kept of an image; another number is another cache."""
 LABEL_TEMPLATE = "photo of {name}"
 
