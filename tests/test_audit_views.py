@@ -2,6 +2,7 @@
 
 import colorsys
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from lbgen.audit import relevance, views
 from lbgen.audit.cache import RowCache
-from lbgen.audit.observe import Observer
+from lbgen.audit.observe import Observer, identity
 from lbgen.models.semantics import load_semantics
 
 
@@ -226,3 +227,12 @@ def test_copies_in_one_batch_and_in_the_next_are_one_row(tmp_path):
     for opened in (cache, RowCache(tmp_path, "a model", fields)):
         rows = np.array([opened.places[key * 32] for key in (b"a", b"b", b"c", b"d")])
         assert opened.read("features", rows)[:, 0].tolist() == [1, 2, 3, 4]
+
+
+def test_a_model_that_reads_pictures_otherwise_is_another(tiny_clip_folder, tmp_path):
+    """The same weights with another mean of the pixels; a copy elsewhere is the same model."""
+    folders = [shutil.copytree(tiny_clip_folder, tmp_path / name) for name in ("copy", "changed")]
+    (settings,) = [path for path in folders[1].glob("*processor*.json") if "image_mean" in path.read_text()]
+    settings.write_text(settings.read_text().replace('"image_mean": [', '"image_mean": [\n 0.1,', 1))
+    same, changed = map(identity, map(str, folders))
+    assert same == identity(str(tiny_clip_folder)) != changed

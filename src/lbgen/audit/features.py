@@ -15,7 +15,7 @@ from lbgen.audit import views
 from lbgen.audit.cache import RowCache
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.measures import Measured
-from lbgen.audit.observe import VERSION
+from lbgen.audit.observe import VERSION, model_identity
 from lbgen.audit.records import Source
 from lbgen.models.loading import complete, loading
 from lbgen.models.semantics import Preprocessing
@@ -50,7 +50,7 @@ def compared_features(
         return config.semantics, [m.observed.column("image", m.compared) for m in measured]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = VisionModel(where, device)
-    identity = f"features, version {VERSION}, {provenance.weights_sha256(where) or where}, side {model.side}"
+    identity = f"features, version {VERSION}, {model_identity(where)}, side {model.side}"
     cache = RowCache(config.output / "cache", identity, [("features", np.float16, (model.dimension,))])
     return where, [_features(model, cache, m, source, config) for m, source in zip(measured, sources, strict=True)]
 
