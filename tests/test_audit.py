@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,8 +13,10 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 import lbgen
 from lbgen.audit.association import cramers_v, table_of
+from lbgen.audit.config import AuditConfig
 from lbgen.audit.observe import Observer
 from lbgen.cli import main
+from lbgen.errors import UserError
 
 PROBES = {"background", "border", "color_histogram", "thumbnail", "patch_shuffle", "file_facts"}
 
@@ -110,6 +114,17 @@ def test_two_audits_give_the_same_figures(folder):
     audit(folder, "biased", output="again")
     again = json.loads((folder / "again" / "measures.json").read_text())["datasets"]["biased"]
     assert first == again
+
+
+def test_one_audit_at_a_time_writes_to_an_output(folder):
+    """Another process holds the lock of the cache, whose rows two writers would mix."""
+    holder = "import sys, fcntl; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX, 1); print(); input()"
+    command = [sys.executable, "-c", holder, str(folder / "out" / "cache" / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        with pytest.raises(UserError, match="out: another run is writing there; wait for it"):
+            lbgen.audit([folder / "biased"], AuditConfig(folder / "out", semantics="microworld"))
+        process.communicate(b"\n")
 
 
 def test_the_micro_worlds_space_looks_for_what_it_has_learned(folder, tmp_path):

@@ -4,6 +4,9 @@ The floors: chance for probes that do not see the object, no link for attributes
 without a link.
 """
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -39,12 +42,6 @@ PLANTED = {
 def audited(tmp_path_factory) -> dict[str, Measured]:
     """Every planted set, with given masks; two of them without, too; one whose files differ; measured."""
     folder = tmp_path_factory.mktemp("planted")
-    (folder / "attributes.yaml").write_text(ATTRIBUTES)
-    attributes = load_attributes(folder / "attributes.yaml")
-    space = load_semantics("microworld")
-    observer = Observer(space, canvas_side(space))
-    cache = RowCache(folder, "microworld", observer.fields())
-    config = AuditConfig(permutations=199)
     for seed, (name, links) in enumerate(PLANTED.items()):
         write_image_folder(folder / name, photographs(MORE.get(name, COUNT), seed, **links), masks=True)
         if name in ("none", "scene 0.5"):
@@ -52,6 +49,17 @@ def audited(tmp_path_factory) -> dict[str, Measured]:
     write_image_folder(folder / "files", photographs(COUNT, 9), masks=True)
     for path in (folder / "files" / "train").glob("[f-z]*/*.png"):  # 6 of the 12 categories
         Image.open(path).resize((80, 64)).save(path)
+    return measured(folder)
+
+
+def measured(folder: Path) -> dict[str, Measured]:
+    """Every dataset in the folder."""
+    (folder / "attributes.yaml").write_text(ATTRIBUTES)
+    attributes = load_attributes(folder / "attributes.yaml")
+    space = load_semantics("microworld")
+    observer = Observer(space, canvas_side(space))
+    cache = RowCache(folder, "microworld", observer.fields())
+    config = AuditConfig(permutations=199)
     result = {}
     for path in sorted(folder.iterdir()):
         if (path / "train").is_dir():
@@ -171,3 +179,18 @@ def test_strongest_pairs_are_the_planted_ones(audited):
     scene, numbers = attribute(m, "scene"), [CATEGORIES.index(label.id) for label in m.observed.labels]
     assert (scene.pair_q_values < 0.05).sum() == 12
     assert all(scene.pair_q_values[row, number % 6] < 0.05 for row, number in enumerate(numbers))
+
+
+def test_copies_make_no_link(tmp_path):
+    """Every image twice: probes and attributes are those of the set that has it once, and no surer."""
+    once = write_image_folder(tmp_path / "once", photographs(COUNT, 3), masks=True)
+    for path in once.rglob("*.png"):
+        for name in (path.name, f"{path.stem} again.png"):
+            copy = tmp_path / "twice" / path.relative_to(once).with_name(name)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+    found = measured(tmp_path)
+    assert found["twice"].figures["duplicates"].value == 1
+    for name in CHANCE_FLOOR:
+        assert told(found, "twice", name) == told(found, "once", name)
+    assert [a.association for a in found["twice"].attributes] == [a.association for a in found["once"].attributes]

@@ -1,5 +1,6 @@
 """The audit's page in a headless browser."""
 
+import re
 import time
 from collections.abc import Iterator
 from functools import lru_cache
@@ -52,9 +53,9 @@ def made_up(name: str, categories: int, attributes: int, names: list[str] | None
         )
     figures = {d.key: FIGURE for d in DEFINITIONS if d.group != "comparison"}
     ranks = LabelRanks(label % 2 == 0, label >= 0, (label + 1) % categories)
-    alone = Duplicates(label < 0, label < 0)
+    alone = Duplicates(label < 0, label < 0, label < 0)
     quality, vendi = RNG.uniform(1, 5, len(label)), RNG.uniform(1, 4, categories)
-    return Measured(observed, figures, found, ranks, quality, vendi, alone, np.arange(len(label)))
+    return Measured(observed, figures, found, ranks, quality, vendi, alone, *[np.arange(len(label))] * 2)
 
 
 class Pictures:
@@ -143,6 +144,13 @@ def test_the_samples_are_filtered_and_their_pictures_load(opened):
     assert opened.evaluate("document.images[0].decode().then(() => document.images[0].naturalWidth)") > 0
 
 
+def test_what_is_said_to_be_tested_is_tested(small):
+    """The rows whose differences have a p-value, and no others, are of the two groups that the caption names."""
+    tested = differences([made_up("first", 4, 2), made_up("second", 4, 2)])["second"]
+    assert set(tested) == {d.key for d in DEFINITIONS if d.group in ("shortcuts", "content")}
+    assert "over the rows of shortcuts and content; differences of the other rows are not tested" in small.read_text()
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (360, "light")])
 def test_it_fits_the_screen_and_can_be_photographed(browser, small, tmp_path, width, scheme):
     """No part is wider than the screen; dark paper is darker than its ink."""
@@ -173,10 +181,12 @@ def test_a_thousand_categories_in_five_datasets(browser, tmp_path, monkeypatch):
 
 
 def test_the_page_loads_nothing(small):
-    """Every src and href is a data URI."""
+    """Every src, href and the like and every url() is a data URI; no other host stands there."""
     sources: list[str] = []
     parser = HTMLParser()
-    parser.handle_starttag = lambda tag, given: sources.extend(v for k, v in given if k in ("src", "href"))  # type: ignore
+    loads = ("src", "srcset", "href", "data", "poster", "action")
+    parser.handle_starttag = lambda tag, given: sources.extend(v for k, v in given if k in loads)  # type: ignore
     parser.feed(small.read_text())
-    assert sources and all(source.startswith("data:") for source in sources)
-    assert "http" not in small.read_text()
+    sources += [source.strip("\"' ") for source in re.findall(r"url\(([^)]*)\)", small.read_text())]
+    assert sources and all(source.startswith(("data:", "#")) for source in sources)
+    assert not re.search(r"http|@import|fetch\(|XMLHttpRequest|WebSocket|[\"'(]//\w", small.read_text())

@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.sparse.csgraph import connected_components
 from sklearn.linear_model import RidgeClassifier
 
 from lbgen import measures
 from lbgen.audit import content, distances, probes
+from lbgen.audit import measures as measures_of
 
 RNG = np.random.default_rng(0)
 
@@ -32,6 +34,40 @@ def test_the_fitted_probe_is_scikit_learns_ridge_classifier(monkeypatch):
         probes.apply(torch.from_numpy(fresh).float(), *ours).numpy() == theirs.predict((fresh - mean) / scale)
     ).all()
     assert ours[2].T.numpy() * 2 == pytest.approx(theirs.coef_, abs=1e-3)  # their targets are -1 and 1, ours 0 and 1
+
+
+@pytest.mark.parametrize("dimensions", [20, 150, 400])
+def test_the_penalty_is_that_of_generalised_cross_validation(dimensions):
+    """By its definition, with the projection written out, intercept and all; fewer, as many and more features than
+
+    images. The classes are unequal in size and equal in weight."""
+    rng = np.random.default_rng(dimensions)
+    label = np.repeat(np.arange(4), [60, 40, 30, 20])
+    features = 0.3 * rng.normal(size=(4, dimensions))[label] + rng.normal(size=(150, dimensions))
+    weight = (150 / 4 / np.array([60, 40, 30, 20]))[label]
+    mean = weight @ features / 150
+    scaled = (features - mean) / np.sqrt(weight @ (features - mean) ** 2 / 150)
+    columns = np.sqrt(weight)[:, None] * np.concatenate([np.ones((150, 1)), scaled], axis=1)
+    targets = np.sqrt(weight)[:, None] * np.eye(4)[label]
+    errors, solutions = [], []
+    for penalty in probes.PENALTIES:
+        kept = np.diag([0.0] + [penalty] * dimensions)  # the intercept is not shrunk
+        solutions.append(np.linalg.solve(columns.T @ columns + kept, columns.T @ targets))
+        trace = np.trace(columns @ np.linalg.solve(columns.T @ columns + kept, columns.T))
+        errors.append(((targets - columns @ solutions[-1]) ** 2).sum() / (1 - trace / 150) ** 2)
+    _, _, found, _ = probes.fit(torch.from_numpy(features).float(), torch.from_numpy(label))
+    assert found.numpy() == pytest.approx(solutions[int(np.argmin(errors))][1:], abs=1e-4)
+
+
+def test_a_probe_of_more_features_than_images_still_tells():
+    """What scikit-learn's ridge tells with the best of the penalties, on images that neither has seen, less 3%."""
+    rng, label, fresh_label = np.random.default_rng(1), np.arange(300) % 10, np.arange(2000) % 10
+    means = 0.1 * rng.normal(size=(10, 400))
+    features, fresh = (means[each] + rng.normal(size=(len(each), 400)) for each in (label, fresh_label))
+    best = max((RidgeClassifier(alpha=a).fit(features, label).score(fresh, fresh_label)) for a in probes.PENALTIES)
+    ours = probes.fit(torch.from_numpy(features).float(), torch.from_numpy(label))
+    told = (probes.apply(torch.from_numpy(fresh).float(), *ours).numpy() == fresh_label).mean()
+    assert told > best - 0.03 > 0.15
 
 
 def test_a_probe_of_noise_is_at_chance_and_one_of_the_label_at_one():
@@ -62,6 +98,24 @@ def test_too_few_images_are_unknown():
     assert math.isnan(probes.probe(RNG.normal(size=(6, 3)), np.arange(6) % 3, 0).value)
 
 
+def test_more_categories_than_can_be_probed():
+    """60 of 8 images, 40 of 4, room for 100: 20 of the large ones, 5 images each, others for another seed."""
+    label = np.concatenate([np.repeat(np.arange(60), 8), np.repeat(np.arange(60, 100), 4)])
+    drawn = [label[measures_of.probe_sample(label, 100, seed)] for seed in range(2)]
+    for found in drawn:
+        categories, sizes = np.unique(found, return_counts=True)
+        assert len(categories) == 20 and (sizes == 5).all() and categories.max() < 60
+    assert set(drawn[0]) != set(drawn[1])
+    assert set(label[measures_of.probe_sample(label, 1000, 0)]) == set(range(60))
+
+
+def test_chance_is_that_of_the_categories_that_are_probed():
+    """Two of three have an image that a probe saw."""
+    figures, label = dict.fromkeys(measures_of.Measured.__dataclass_fields__), np.array([0, 0, 1, 1, 2])
+    figures |= {"observed": SimpleNamespace(label=label), "probed": np.arange(4)}
+    assert measures_of.Measured(**figures).chance == 0.5
+
+
 def test_frechet_distance_of_gaussians_in_closed_form():
     """Diagonal covariances: sum of (mean difference)^2 and (deviation difference)^2."""
     rng = np.random.default_rng(1)
@@ -82,7 +136,54 @@ def test_kernel_distance_is_the_double_sum():
         for f in (x, y)
     ]
     between = sum(kernel(a, b) for a in x for b in y) / 35
-    assert distances.kernel_distance(x, y) == pytest.approx(sum(among) - 2 * between)
+    one = torch.zeros(7, dtype=torch.long), torch.zeros(5, dtype=torch.long)
+    assert distances.kernel_distance(x, y, *one) == pytest.approx(sum(among) - 2 * between)
+
+
+def unit_blobs(count: int, seed: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """12 categories around directions of their own, all turned by `shift`, of unit norm."""
+    label = np.arange(count) % 12
+    means = np.random.default_rng(0).normal(size=(12, 16)) + shift
+    features = means[label] + 0.5 * np.random.default_rng(seed).normal(size=(count, 16))
+    return features / np.linalg.norm(features, axis=1, keepdims=True), label
+
+
+def test_kernel_distances_of_one_distribution_are_zero_on_average():
+    """5 images a category, as many in every draw: 40 pairs of sets, their mean and the intervals that hold 0."""
+    found = [
+        measures_of.compare(unit_blobs(60, 2 * seed + 1), unit_blobs(60, 2 * seed + 2), seed)["kernel_distance"]
+        for seed in range(40)
+    ]
+    values = np.array([e.value for e in found])
+    assert abs(values.mean()) < 3 * values.std() / math.sqrt(40)
+    assert sum(e.low <= 0 <= e.high for e in found) >= 34
+
+
+def test_intervals_of_a_kernel_distance_hold_that_of_many_images():
+    """Two distributions apart, 240 images of each, against 4,800 of each."""
+    large = [torch.from_numpy(each) for each in (*unit_blobs(4800, 1001), *unit_blobs(4800, 1002, shift=0.3))]
+    truth = distances.kernel_distance(large[0], large[2], large[1], large[3])
+    found = [
+        measures_of.compare(unit_blobs(240, 2 * seed + 1), unit_blobs(240, 2 * seed + 2, shift=0.3), seed)
+        for seed in range(20)
+    ]
+    assert sum(e["kernel_distance"].low <= truth <= e["kernel_distance"].high for e in found) >= 16 and truth > 0.01
+
+
+def test_compared_with_itself_a_set_is_all_there():
+    """Nothing is missing or strange, and shares of one have the interval of the rule of three: 3 in 120."""
+    found = measures_of.compare(unit_blobs(120, 1), unit_blobs(120, 1), 0)
+    for name in ("precision", "recall", "coverage"):
+        assert found[name] == (1, pytest.approx(1 - 3 / 120, abs=1e-4), 1)
+    assert found["frechet_distance"].value == pytest.approx(0, abs=1e-6)
+
+
+def test_a_narrower_set_is_precise_and_covers_little():
+    """Half the categories of the reference: coverage and recall of about a half, all of it among the reference's."""
+    features, label = unit_blobs(480, 2)
+    found = measures_of.compare(unit_blobs(480, 1), (features[label < 6], label[label < 6]), 0)
+    assert found["precision"].low > 0.8 and found["density"].value == pytest.approx(1, abs=0.2)
+    assert found["recall"].high < 0.6 and found["coverage"].high < 0.6
 
 
 def test_precision_recall_density_coverage_by_brute_force():
@@ -134,6 +235,8 @@ def test_near_duplicates_by_hand(monkeypatch):
         found = content.duplicates(observed)
         assert found.anywhere.tolist() == [True, True, False, True, True]
         assert found.in_another_split.tolist() == [True, False, False, False, True]
+        brighter = int(pictures[4].mean() > pictures[0].mean()) * 4
+        assert [row for row in range(5) if found.repeated[row]] == sorted([3, brighter])
 
 
 def test_near_duplicates_of_many_are_those_of_all_pairs(monkeypatch):
@@ -152,3 +255,5 @@ def test_near_duplicates_of_many_are_those_of_all_pairs(monkeypatch):
     found = content.duplicates(observed)
     assert 0 < near.any(axis=1).sum() < len(pictures) and (found.anywhere == near.any(axis=1)).all()
     assert (found.in_another_split == (near & (split[:, None] != split)).any(axis=1)).all()
+    kept, (groups, group) = np.flatnonzero(~found.repeated), connected_components(near)
+    assert not near[np.ix_(kept, kept)].any() and set(group[kept]) == set(range(groups))

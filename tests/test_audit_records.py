@@ -140,7 +140,7 @@ def test_images_that_a_metadata_file_lists(tmp_path, scenes, kind):
 def test_categories_without_splits_and_other_entries(tmp_path, scenes):
     """Folders that lbgen puts beside the images are no categories, nor are hidden files images."""
     image = png(scenes.images[0])
-    for place in ("n01440764/a.JPG", "polar_bear/b.png", "masks/polar_bear/b.png", "index/x.png", ".hidden/c.png"):
+    for place in ("n01440764/a.JPG", "polar_bear/b.png", "masks/polar_bear/b.png", "index/deep/x.png", ".hidden/c.png"):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).write_bytes(image)
     (tmp_path / "polar_bear" / "._b.png").write_bytes(b"")

@@ -2,6 +2,7 @@
 
 import colorsys
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from lbgen.audit import relevance, views
 from lbgen.audit.cache import RowCache
-from lbgen.audit.observe import Observer
+from lbgen.audit.observe import Observer, identity
 from lbgen.models.semantics import load_semantics
 
 
@@ -21,15 +22,15 @@ def encoded(size: tuple[int, int], format: str = "PNG", **options) -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("size", [(64, 64), (97, 50), (30, 200)])
+@pytest.mark.parametrize("size", [(64, 64), (96, 48), (64, 192)])
 def test_the_canvas_is_the_middle_square(size):
-    """Against PIL's own resize and crop."""
+    """Against PIL's own resize of the whole and crop, where both fall on whole pixels."""
     found = views.decode(encoded(size), None, 32)
     image = Image.open(io.BytesIO(encoded(size)))
-    scale = 32 / min(size)
-    wide = image.resize(tuple(max(32, round(length * scale)) for length in size), Image.Resampling.BICUBIC)
+    wide = image.resize(tuple(32 * length // min(size) for length in size), Image.Resampling.BICUBIC)
     left, top = (wide.width - 32) // 2, (wide.height - 32) // 2
-    assert (found.canvas.permute(1, 2, 0).numpy() == np.array(wide.crop((left, top, left + 32, top + 32)))).all()
+    wanted = np.array(wide.crop((left, top, left + 32, top + 32)))
+    assert found.canvas.permute(1, 2, 0).numpy() == pytest.approx(wanted, abs=1)
 
 
 def test_file_facts_are_the_files():
@@ -46,10 +47,59 @@ def test_what_cannot_be_decoded_says_so(content):
     assert views.decode(content, None, 16).startswith("cannot be decoded")
 
 
-def test_blank_images_say_so():
+def saved(image: Image.Image, format: str = "PNG", **options) -> bytes:
     stream = io.BytesIO()
-    Image.new("RGB", (8, 8), (200, 10, 10)).save(stream, "PNG")
-    assert views.decode(stream.getvalue(), None, 16).startswith("blank")
+    image.save(stream, format, **options)
+    return stream.getvalue()
+
+
+def test_a_long_strip_is_cut_before_it_is_resized():
+    """1 x 20,001 pixels: the middle one everywhere, and not 20,001 times the side in memory."""
+    strip = np.zeros((20_001, 1, 3), np.uint8)
+    strip[10_000] = (10, 200, 30)
+    found = views.decode(saved(Image.fromarray(strip)), None, 224).canvas
+    assert (found[:, 112, 112] == torch.tensor([10, 200, 30])).all()
+
+
+def test_a_picture_is_upright():
+    """EXIF orientation 6: the file's left column is the picture's top row; its mask, upright already, stays."""
+    pixels, mask = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8)
+    pixels[:, :16] = 255
+    mask[:16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = views.decode(saved(Image.fromarray(pixels), exif=exif), saved(Image.fromarray(mask)), 32)
+    assert (found.canvas[0, :16] == 255).all() and (found.canvas[0, 16:] == 0).all()
+    assert found.mask[:16].all() and not found.mask[16:].any()
+
+
+def test_sixteen_bits_keep_their_greys():
+    """A ramp from black to white, not clipped at 255 of 65,535."""
+    ramp = np.linspace(0, 65535, 32).round().astype(np.uint16)[None].repeat(32, axis=0)
+    found = views.decode(saved(Image.fromarray(ramp)), None, 32).canvas[0, 0]
+    assert found.tolist() == pytest.approx(np.linspace(0, 255, 32), abs=1)
+
+
+def test_a_black_drawing_on_transparency_is_black_on_white():
+    drawing = np.zeros((16, 16, 4), np.uint8)
+    drawing[4:12, 4:12, 3] = 255
+    found = views.decode(saved(Image.fromarray(drawing)), None, 16).canvas[0]
+    assert (found[4:12, 4:12] == 0).all() and found.sum() == 255 * (256 - 64)
+
+
+def test_a_mask_that_cannot_be_decoded_is_named():
+    assert views.decode(encoded((30, 30)), b"no image", 16).startswith("its mask cannot be decoded")
+
+
+def test_a_variant_that_pillow_does_not_know_says_so():
+    """A DDS file of another compression, of which Pillow raises NotImplementedError."""
+    content = bytearray(encoded((30, 30), "DDS"))
+    content[80:88] = b"\x04\0\0\0ABCD"
+    assert views.decode(bytes(content), None, 16).startswith("cannot be decoded (Unimplemented pixel format")
+
+
+def test_blank_images_say_so():
+    assert views.decode(saved(Image.new("RGB", (8, 8), (200, 10, 10))), None, 16).startswith("blank")
 
 
 def test_hidden_pixels_leave_no_trace():
@@ -166,3 +216,23 @@ def test_a_row_that_was_written_in_part_is_dropped(tmp_path):
     again.append([b"c" * 32], {"features": np.zeros((1, 3))})
     assert again.read("features", np.arange(3)).sum() == 6
     assert RowCache(tmp_path, "another model", [("features", np.float16, (3,))]).places == {}
+
+
+def test_copies_in_one_batch_and_in_the_next_are_one_row(tmp_path):
+    """Every key reads back what was appended with it first, here and when the file is opened again."""
+    fields = [("features", np.float16, (1,))]
+    cache = RowCache(tmp_path, "a model", fields)
+    for keys, values in (("aab", [1, 9, 2]), ("ac", [9, 3]), ("a", [9]), ("d", [4])):
+        cache.append([key.encode() * 32 for key in keys], {"features": np.array(values)[:, None]})
+    for opened in (cache, RowCache(tmp_path, "a model", fields)):
+        rows = np.array([opened.places[key * 32] for key in (b"a", b"b", b"c", b"d")])
+        assert opened.read("features", rows)[:, 0].tolist() == [1, 2, 3, 4]
+
+
+def test_a_model_that_reads_pictures_otherwise_is_another(tiny_clip_folder, tmp_path):
+    """The same weights with another mean of the pixels; a copy elsewhere is the same model."""
+    folders = [shutil.copytree(tiny_clip_folder, tmp_path / name) for name in ("copy", "changed")]
+    (settings,) = [path for path in folders[1].glob("*processor*.json") if "image_mean" in path.read_text()]
+    settings.write_text(settings.read_text().replace('"image_mean": [', '"image_mean": [\n 0.1,', 1))
+    same, changed = map(identity, map(str, folders))
+    assert same == identity(str(tiny_clip_folder)) != changed

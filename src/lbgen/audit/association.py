@@ -15,6 +15,8 @@ from lbgen.audit.statistics import DRAWS, UNKNOWN, Estimate, around
 
 CHANCE_DRAWS = 100
 """Shuffles whose mean information is what chance gives."""
+CELLS_AT_ONCE = 500_000
+"""Of redrawn tables, in memory."""
 
 
 class Association(NamedTuple):
@@ -94,18 +96,31 @@ def associate(label: NDArray[np.int64], value: NDArray[np.integer], permutations
     table = table_of(label, value, categories, values)
     if (table.sum(0) > 0).sum() < 2:
         return Association(UNKNOWN._replace(value=0.0, low=0.0, high=0.0), Estimate(0.0, 0.0, 0.0), 1.0)
-    shuffled = [table_of(rng.permutation(label), value, categories, values) for _ in range(permutations)]
-    information = mutual_information(table)
-    p_value = (1 + sum(mutual_information(t) >= information - 1e-12 for t in shuffled)) / (permutations + 1)
-    drawn = redraw(table, DRAWS if table.size < 5000 else DRAWS // 5, rng)
-    by_chance = float(np.mean([mutual_information(t, corrected_entropy) for t in shuffled[:CHANCE_DRAWS]]))
+    information, as_much, by_chances = mutual_information(table), 1, []
+    for draw in range(permutations):
+        shuffled = table_of(rng.permutation(label), value, categories, values)
+        as_much += int(mutual_information(shuffled) >= information - 1e-12)
+        if draw < CHANCE_DRAWS:
+            by_chances.append(mutual_information(shuffled, corrected_entropy))
+    drawn = _redrawn_figures(table, DRAWS if table.size < 5000 else DRAWS // 5, rng)
+    by_chance = float(np.mean(by_chances))
     nmi = float(normalized(mutual_information(table, corrected_entropy), table, by_chance))
-    squared = around(float(squared_cramers_v(table)), squared_cramers_v(drawn))
+    squared = around(float(squared_cramers_v(table)), drawn[1])
     return Association(
-        around(nmi, normalized(mutual_information(drawn, corrected_entropy), drawn), (0, 1)),
+        around(nmi, drawn[0], (0, 1)),
         Estimate(*np.sqrt(np.clip(squared, 0, 1)).tolist()),
-        float(p_value),
+        as_much / (permutations + 1),
     )
+
+
+def _redrawn_figures(table: NDArray[np.int64], draws: int, rng: np.random.Generator) -> NDArray:
+    """(2, draws): normalised mutual information and squared Cramér's V, of tables that are not kept."""
+    at_once, found = max(1, CELLS_AT_ONCE // table.size), []
+    for start in range(0, draws, at_once):
+        tables = redraw(table, min(at_once, draws - start), rng)
+        information = normalized(mutual_information(tables, corrected_entropy), tables)
+        found.append(np.stack([information, squared_cramers_v(tables)]))
+    return np.concatenate(found, axis=1)
 
 
 def redraw(table: NDArray[np.int64], draws: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -14,8 +14,8 @@ DIGEST = 32
 
 
 class RowCache:
-    """Rows of a fixed dtype, each found by its key. A row that was written in part, by a run that was killed, is
-    dropped when the file is opened again."""
+    """Rows of a fixed dtype, each found by its key, for one writer at a time (run.py holds the lock). A row that was
+    written in part, by a run that was killed, is dropped when the file is opened again."""
 
     def __init__(self, folder: Path, identity: str, fields: list[tuple[str, Any, tuple[int, ...]]]) -> None:
         """identity: everything besides the key that the rows depend on; another identity is another file."""
@@ -33,14 +33,17 @@ class RowCache:
             self.places |= {key.tobytes(): row for row, key in enumerate(keys, start)}
 
     def append(self, keys: list[bytes], columns: dict[str, NDArray]) -> None:
-        rows = np.zeros(len(keys), self.dtype)
-        rows["key"] = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, DIGEST)
+        """Keep the rows of keys that are not there yet, each once."""
+        first = {key: row for row, key in reversed(list(enumerate(keys))) if key not in self.places}
+        chosen = sorted(first.values())
+        rows = np.zeros(len(chosen), self.dtype)
         for name, values in columns.items():
-            rows[name] = values
+            rows[name] = values[chosen]
+        rows["key"] = np.frombuffer(b"".join(keys[row] for row in chosen), np.uint8).reshape(-1, DIGEST)
         with self.path.open("ab") as stream:
+            begin = stream.tell() // self.dtype.itemsize
             stream.write(rows.tobytes())
-        for key in keys:
-            self.places[key] = len(self.places)
+        self.places |= {keys[row]: place for place, row in enumerate(chosen, begin)}
 
     def read(self, name: str, rows: NDArray[np.int64]) -> NDArray:
         """One column of these rows, (len(rows), ...).

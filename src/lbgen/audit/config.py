@@ -19,7 +19,8 @@ class AuditConfig:
     """Vision model in which datasets are compared, a hub id or a folder; none is DINOv2 (facebook/dinov2-base) where it
     was downloaded before, else the language space."""
     probe_images: int = 20000
-    """Most images that the probes learn from and that datasets are compared on, drawn evenly over the categories."""
+    """Most images that the probes learn from and that datasets are compared on, drawn evenly over the categories;
+    the probes take 5 or more of each, and where there is no room for that, fewer categories."""
     permutations: int = 999
     """Shuffles of the labels in the test of each attribute; the smallest possible p-value is 1 / (this + 1)."""
     batch_size: int = 64

@@ -125,10 +125,12 @@ def _redrawn(grams: list[tuple[int, Tensor, NDArray]], rng: np.random.Generator)
 
 
 class Duplicates(NamedTuple):
-    """(N,) each: has a near duplicate; has one in another split."""
+    """(N,) each: has a near duplicate; has one in another split; has one before it, in the order of brightness."""
 
     anywhere: NDArray[np.bool_]
     in_another_split: NDArray[np.bool_]
+    repeated: NDArray[np.bool_]
+    """The others are no near duplicates of each other; of a group there is one or more."""
 
 
 def duplicates(observed: Observed) -> Duplicates:
@@ -140,7 +142,7 @@ def duplicates(observed: Observed) -> Duplicates:
     brightness = np.concatenate([pictures.mean(axis=1) / 255 for pictures in observed.chunks("fingerprint")])
     order = np.argsort(brightness, kind="stable")
     ends = np.searchsorted(brightness[order], brightness[order] + DUPLICATE_DISTANCE + 1e-9, "right")
-    found = Duplicates(*np.zeros((2, len(order)), bool))
+    found = Duplicates(*np.zeros((3, len(order)), bool))
     for start in range(0, len(order), NEIGHBOURS_AT_ONCE):
         rows = order[start : start + NEIGHBOURS_AT_ONCE]
         pictures, end = _pictures(observed, rows), ends[start + len(rows) - 1]
@@ -150,9 +152,10 @@ def duplicates(observed: Observed) -> Duplicates:
             if first == start:
                 np.fill_diagonal(near, False)
             split_apart = near & (observed.split[rows][:, None] != observed.split[others])
-            for has, pairs in zip(found, (near, split_apart), strict=True):
+            for has, pairs in ((found.anywhere, near), (found.in_another_split, split_apart)):
                 has[rows] |= pairs.any(axis=1)
                 has[others] |= pairs.any(axis=0)
+            found.repeated[others] |= (np.triu(near) if first == start else near).any(axis=0)
     return found
 
 

@@ -20,8 +20,11 @@ class Definition:
         return asdict(self)
 
 
-PROBE = "Share of held-out images whose category a linear probe tells from this alone, mean over the categories: "
-PROBE_RANGE = "chance (1 / categories) to 1"
+PROBE = (
+    "Share of held-out images, near duplicates once, whose category a linear probe tells from this alone, mean over "
+    "the categories: "
+)
+PROBE_RANGE = "chance (1 / probed categories) to 1"
 HIDDEN = "with a square over the object. Chance where nothing around the object is linked to the category"
 SEEN = "The object is seen, so it is above chance in any set: compare sets, and read the line after it"
 PROBE_SOURCE = "Ridge classifier, 5 folds, penalty by generalised cross-validation (Golub et al. 1979)"
@@ -84,7 +87,8 @@ DEFINITIONS = (
         "Diversity in a category",
         "content",
         "Effective number of different images in a category (Vendi score, cosine kernel, semantic features), mean over "
-        "the categories, of the same number of images in all datasets of an audit. Poor images raise it too.",
+        "the categories, of the same number of images in all datasets of an audit, or all that a smaller category has. "
+        "Poor images raise it too.",
         "1 to the number of images used",
         "higher",
         "Friedman and Dieng, arXiv 2210.02410",
@@ -169,7 +173,8 @@ DEFINITIONS = (
         "kernel_distance",
         "Kernel distance",
         "comparison",
-        "Squared maximum mean discrepancy with a cubic kernel; unbiased, so it may fall a little below 0 by chance.",
+        "Squared maximum mean discrepancy with a cubic kernel; unbiased for sets drawn category by category, so it may "
+        "fall a little below 0 by chance.",
         "about 0 upwards",
         "neither",
         "Binkowski et al., arXiv 1801.01401",
@@ -216,9 +221,10 @@ DEFINITIONS = (
 )
 
 ASSOCIATION = {
-    "normalized_mutual_information": "What an image's attribute says of its category: mutual information over the mean "
-    "of both entropies, each less what shuffled labels give. 0 by chance, 1 if one is a renaming of the other; with "
-    "more categories than values, below 1 even for a fixed value a category (Vinh et al. 2010; Grassberger 2003).",
+    "normalized_mutual_information": "What an image's attribute says of its category, near duplicates once: mutual "
+    "information over the mean of both entropies, each less what shuffled labels give. 0 by chance, 1 if one is a "
+    "renaming of the other; with more categories than values, below 1 even for a fixed value a category (Vinh et al. "
+    "2010; Grassberger 2003).",
     "cramers_v": "Strength of association in [0, 1], corrected for the number of images (Bergsma 2013); 1 where the "
     "category fixes the value.",
     "p_value": "Share of shuffles of the labels that give at least as much information (Phipson and Smyth 2010).",

@@ -16,21 +16,28 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     return max(0.0, float((mean_x - mean_y).square().sum() + cov_x.trace() + cov_y.trace() - 2 * cross))
 
 
-def kernel_distance(x: Tensor, y: Tensor) -> float:
-    """Squared maximum mean discrepancy, unbiased for independent images, kernel (x.y + 1)^3 of unit features.
+def kernel_distance(x: Tensor, y: Tensor, label_x: Tensor, label_y: Tensor) -> float:
+    """Squared maximum mean discrepancy, kernel (x.y + 1)^3 of unit features, unbiased for independent images of each
+    category, as many in every draw.  Labels: (N,), (M,).
 
-    Binkowski et al., arXiv 1801.01401, whose features are about sqrt(D) long, and whose kernel divides by D.
+    Binkowski et al., arXiv 1801.01401, whose features are about sqrt(D) long, and whose kernel divides by D. They leave
+    out the pairs of an image with itself; here, where a pair of one category is the likelier to be alike, another pair
+    of the image's category takes the place of each.
     """
     x, y = x.double(), y.double()
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (a @ b.T + 1) ** 3
 
-    def among(a: Tensor) -> Tensor:
-        gram = kernel(a, a)
-        return (gram.sum() - gram.trace()) / (len(a) * (len(a) - 1))
+    def among(a: Tensor, label: Tensor) -> Tensor:
+        others = kernel(a, a).fill_diagonal_(0)
+        same = label[:, None] == label
+        fellows = same.sum(dim=1) - 1
+        of_category = (others * same).sum(dim=1) / fellows.clamp_min(1)
+        of_all = others.sum() / (len(a) * (len(a) - 1))
+        return (others.sum() + torch.where(fellows > 0, of_category, of_all).sum()) / len(a) ** 2
 
-    return float(among(x) + among(y) - 2 * kernel(x, y).mean())
+    return float(among(x, label_x) + among(y, label_y) - 2 * kernel(x, y).mean())
 
 
 def neighbourhoods(x: Tensor, y: Tensor) -> dict[str, Tensor]:

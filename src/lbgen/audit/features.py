@@ -15,6 +15,7 @@ from lbgen.audit import views
 from lbgen.audit.cache import RowCache
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.measures import Measured
+from lbgen.audit.observe import VERSION, model_identity
 from lbgen.audit.records import Source
 from lbgen.models.loading import complete, loading
 from lbgen.models.semantics import Preprocessing
@@ -43,22 +44,22 @@ class VisionModel:
 def compared_features(
     measured: list[Measured], sources: list[Source], config: AuditConfig
 ) -> tuple[str, list[NDArray]]:
-    """The space's name, and the features of the images that the probes saw, (N, D) for each dataset."""
+    """The space's name, and the features of the images that sets are compared on, (N, D) for each dataset."""
     where = config.features or (DEFAULT if provenance.weights_sha256(DEFAULT) else None)
     if where is None:
-        return config.semantics, [m.observed.column("image", m.probed) for m in measured]
+        return config.semantics, [m.observed.column("image", m.compared) for m in measured]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = VisionModel(where, device)
-    identity = f"features {provenance.weights_sha256(where) or where}, side {model.side}"
+    identity = f"features, version {VERSION}, {model_identity(where)}, side {model.side}"
     cache = RowCache(config.output / "cache", identity, [("features", np.float16, (model.dimension,))])
     return where, [_features(model, cache, m, source, config) for m, source in zip(measured, sources, strict=True)]
 
 
 def _features(model: VisionModel, cache: RowCache, measured: Measured, source: Source, config: AuditConfig) -> NDArray:
     observed = measured.observed
-    digests = [digest.tobytes() for digest in observed.column("content", measured.probed)]
+    digests = [digest.tobytes() for digest in observed.column("content", measured.compared)]
     new = {
-        observed.keys[row] for row, digest in zip(measured.probed, digests, strict=True) if digest not in cache.places
+        observed.keys[row] for row, digest in zip(measured.compared, digests, strict=True) if digest not in cache.places
     }
     for contents in _batches(source, new, config.batch_size, observed.name):
         decoded = {hashlib.sha256(c).digest(): views.decode(c, None, model.side) for c in contents}

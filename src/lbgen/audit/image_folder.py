@@ -20,55 +20,63 @@ class Place(NamedTuple):
 
 
 class ImageFolder(Source):
-    """Masks, where there are any, lie in `masks/` under the image's own path, as .png or under the same name."""
-
     @cached_property
     def places(self) -> list[Place]:
+        splits = {path: inner for path in _folders(self.folder) if (inner := _categories_of_split(path))}
         found = []
         for path in _folders(self.folder):
-            inner = _folders(path)
-            if path.name.lower() in SPLITS and inner and not any(map(_is_image, os.scandir(path))):
-                found += [Place(category, category.name, path.name) for category in inner]
-            else:
-                found.append(Place(path, path.name, "all"))
+            if path in splits:
+                found += [Place(category, category.name, path.name) for category in splits[path]]
+            else:  # beside splits, images in a split's own folder are of no category: test/*.jpg
+                found.append(Place(path, "" if splits and _is_split(path) else path.name, "all"))
         return found
 
     @property
     def count(self) -> int:
-        return sum(_is_image(entry) for place in self.places for entry in os.scandir(place.path))
+        return sum(1 for _ in self.files())
+
+    def files(self) -> Iterator[tuple[Place, Path]]:
+        """Every image, also those in folders inside a category's."""
+        for place in self.places:
+            for folder, inner, names in os.walk(place.path, followlinks=True):
+                inner[:] = sorted(name for name in inner if not name.startswith("."))
+                yield from ((place, Path(folder, name)) for name in sorted(filter(_is_image, names)))
 
     def records(self, wanted: Container[str] | None = None) -> Iterator[Record]:
-        for place in self.places:
-            for name in sorted(entry.name for entry in os.scandir(place.path) if _is_image(entry)):
-                path = place.path / name
-                key = path.relative_to(self.folder).as_posix()
-                if wanted is not None and key not in wanted:
-                    yield Record(key, place.category, place.split, None)
-                    continue
-                try:
-                    yield Record(key, place.category, place.split, path.read_bytes(), self._mask(key))
-                except OSError as error:
-                    yield Record(key, place.category, place.split, None, fault=error.strerror or "unreadable")
+        for place, path in self.files():
+            key = path.relative_to(self.folder).as_posix()
+            if not place.category:
+                yield Record(key, "", place.split, None, fault="it lies in no category's folder")
+                continue
+            if wanted is not None and key not in wanted:
+                yield Record(key, place.category, place.split, None)
+                continue
+            try:
+                yield Record(key, place.category, place.split, path.read_bytes(), self.mask_of(key))
+            except OSError as error:
+                yield Record(key, place.category, place.split, None, fault=error.strerror or "unreadable")
 
     def labels(self) -> dict[str, Label]:
         return {label.id: label for label in listed_labels(self.folder)}
 
-    @cached_property
-    def _has_masks(self) -> bool:
-        return (self.folder / "masks").is_dir()
 
-    def _mask(self, key: str) -> bytes | None:
-        if not self._has_masks:
-            return None
-        path = self.folder / "masks" / key
-        found = next((candidate for candidate in (path.with_suffix(".png"), path) if candidate.is_file()), None)
-        return found.read_bytes() if found else None
+def _is_split(folder: Path) -> bool:
+    return folder.name.lower() in SPLITS
+
+
+def _categories_of_split(folder: Path) -> list[Path]:
+    """The category folders in a split's; none where it is a category itself, with images in it."""
+    return _folders(folder) if _is_split(folder) and not _holds_images(folder) else []
 
 
 def _folders(folder: Path) -> list[Path]:
     inner = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return sorted(path for path in inner if path.name not in NOT_CATEGORIES)
+    return sorted(path for path in inner if path.name not in NOT_CATEGORIES or _holds_images(path))
 
 
-def _is_image(entry: os.DirEntry) -> bool:
-    return not entry.name.startswith(".") and entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
+def _holds_images(folder: Path) -> bool:
+    return any(_is_image(entry.name) and entry.is_file() for entry in os.scandir(folder))
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)

@@ -35,22 +35,26 @@ class ListedFolder(Source):
         for path in self.lists:
             split = path.parent.name if path.parent != self.folder else "all"
             column = _label_column(path)
-            for line in _lines(path):
-                image = path.parent / str(line["file_name"])
-                key, category = image.relative_to(self.folder).as_posix(), str(line.get(column) or "")
+            for number, line in enumerate(_lines(path), 1):
+                image = path.parent / str(line.get("file_name") or "")
+                category = "" if line.get(column) is None else str(line[column])
+                if image == path.parent or self.folder not in image.parents or ".." in image.parts:
+                    place = f"{path.relative_to(self.folder).as_posix()}, image {number}"
+                    yield Record(place, "", split, None, fault="its file_name is no path inside the dataset folder")
+                    continue
+                key = image.relative_to(self.folder).as_posix()
                 if not category:
                     yield Record(key, "", split, None, fault=f"{path.name} gives it no {column}")
                 elif wanted is not None and key not in wanted:
                     yield Record(key, category, split, None)
                 else:
-                    yield _read(image, key, category, split)
+                    yield self._read(image, key, category, split)
 
-
-def _read(image: Path, key: str, category: str, split: str) -> Record:
-    try:
-        return Record(key, category, split, image.read_bytes())
-    except OSError as error:
-        return Record(key, category, split, None, fault=error.strerror or "unreadable")
+    def _read(self, image: Path, key: str, category: str, split: str) -> Record:
+        try:
+            return Record(key, category, split, image.read_bytes(), self.mask_of(key))
+        except OSError as error:
+            return Record(key, category, split, None, fault=error.strerror or "unreadable")
 
 
 def _label_column(path: Path) -> str:

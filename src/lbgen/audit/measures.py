@@ -14,7 +14,7 @@ from lbgen.audit.attributes import Reading, read_attributes
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.content import Duplicates, LabelRanks
 from lbgen.audit.observe import Observed
-from lbgen.audit.probes import beyond_place, probe
+from lbgen.audit.probes import FOLDS, beyond_place, probe
 from lbgen.audit.statistics import FEW_DRAWS, Estimate, false_discovery, mean, normal, resample
 from lbgen.models.semantics import SemanticSpace
 
@@ -44,7 +44,7 @@ class AttributeFigures:
     association: Association
     q_value: float
     table: NDArray[np.int64]
-    """(C, V) images."""
+    """(C, V) images, near duplicates once: copies would make chance look like a link."""
     pairs: Pairs
     pair_q_values: NDArray
     """(C, V), adjusted over all pairs of all attributes."""
@@ -65,7 +65,18 @@ class Measured:
     """(C,)"""
     duplicates: Duplicates
     probed: NDArray[np.int64]
-    """The images that the probes saw."""
+    """The images that the probes saw, near duplicates once: a copy in another fold would give the label away."""
+    compared: NDArray[np.int64]
+    """The images that the set is compared with others on."""
+
+    @property
+    def probed_categories(self) -> int:
+        return len(np.unique(self.observed.label[self.probed]))
+
+    @property
+    def chance(self) -> float:
+        """What a probe tells that learns nothing."""
+        return 1 / max(1, self.probed_categories)
 
 
 def measure(
@@ -95,7 +106,8 @@ def measure(
     step("diversity")
     spread = content.diversity(observed, diversity_images, seed)
     figures |= {"diversity": spread.vendi, "feature_distance": spread.distance}
-    probed = spread_sample(label, config.probe_images, seed)
+    distinct = np.flatnonzero(~twins.repeated)
+    probed = distinct[probe_sample(label[distinct], config.probe_images, seed)]
     for name, columns in PROBES.items():
         step(f"probe: {name.replace('_', ' ')}")
         features = np.concatenate([observed.column(column, probed) for column in columns], axis=1)
@@ -103,8 +115,20 @@ def measure(
             features = beyond_place(features, observed.column("place", probed))
         figures[f"probes.{name}"] = probe(features, label[probed], seed)
     step("attributes")
-    found = list(_attribute_figures(observed, attributes, space, config))
-    return Measured(observed, figures, found, ranks, quality, spread.by_category, twins, probed)
+    found = list(_attribute_figures(observed, distinct, list(read_attributes(observed, attributes, space)), config))
+    compared = spread_sample(label, min(COMPARED_IMAGES, config.probe_images), seed)
+    return Measured(observed, figures, found, ranks, quality, spread.by_category, twins, probed, compared)
+
+
+def probe_sample(label: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
+    """At most so many images, in turn from the categories of FOLDS or more.
+
+    Where there is no room for FOLDS images of each, from as many of these categories at random as there is room for.
+    """
+    large = np.flatnonzero(np.bincount(label) >= FOLDS)
+    chosen = np.random.default_rng(seed).permutation(large)[: most // FOLDS]
+    rows = np.flatnonzero(np.isin(label, chosen))
+    return rows[spread_sample(label[rows], most, seed)]
 
 
 def spread_sample(label: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
@@ -128,38 +152,41 @@ def _balance(label: NDArray[np.int64], seed: int) -> Estimate:
 
 
 def _attribute_figures(
-    observed: Observed, attributes: list[Attribute], space: SemanticSpace, config: AuditConfig
+    observed: Observed, distinct: NDArray[np.int64], readings: list[Reading], config: AuditConfig
 ) -> Iterator[AttributeFigures]:
-    readings = list(read_attributes(observed, attributes, space))
-    associations = [associate(observed.label, reading.value, config.permutations, config.seed) for reading in readings]
+    label, values = observed.label[distinct], [reading.value[distinct] for reading in readings]
+    associations = [associate(label, value, config.permutations, config.seed) for value in values]
     q_values = false_discovery(np.array([association.p_value for association in associations]))
-    tables = [table_of(observed.label, r.value, len(observed.labels), len(r.values)) for r in readings]
+    sizes = [len(reading.values) for reading in readings]
+    tables = [table_of(label, value, len(observed.labels), size) for value, size in zip(values, sizes, strict=True)]
     found = [pairs(table) for table in tables]
     adjusted = false_discovery(np.concatenate([pair.p_value.ravel() for pair in found]))
     ends = np.cumsum([table.size for table in tables])[:-1]
     parts = [part.reshape(table.shape) for part, table in zip(np.split(adjusted, ends), tables, strict=True)]
-    for values in zip(readings, associations, q_values.tolist(), tables, found, parts, strict=True):
-        yield AttributeFigures(*values)
+    for figures in zip(readings, associations, q_values.tolist(), tables, found, parts, strict=True):
+        yield AttributeFigures(*figures)
 
 
 def compare(reference: tuple[NDArray, NDArray], other: tuple[NDArray, NDArray], seed: int) -> dict[str, Estimate]:
     """Distances of a set from the reference; each is features (N, D) and labels (N,)."""
-    (x, label_x), (y, label_y) = (_tensor_sample(*given, seed) for given in (reference, other))
+    x, y = (torch.from_numpy(features.astype(np.float32)) for features, _ in (reference, other))
+    label_x, label_y = reference[1], other[1]
     near = distances.neighbourhoods(x, y)
-    found = {name: mean(near[name].numpy(), label_y, seed, (0, np.inf)) for name in ("precision", "density")}
-    found |= {name: mean(near[name].numpy(), label_x, seed, (0, 1)) for name in ("recall", "coverage")}
+    found = {
+        name: mean(near[name].numpy(), label, seed, (0, most))
+        for name, label, most in (
+            ("precision", label_y, 1),
+            ("density", label_y, np.inf),
+            ("recall", label_x, 1),
+            ("coverage", label_x, 1),
+        )
+    }
     rng = np.random.default_rng(seed)
-    draws = [(x[resample(label_x, rng)], y[resample(label_y, rng)]) for _ in range(FEW_DRAWS // 3)]
-    for name, distance in {
-        "frechet_distance": distances.frechet_distance,
-        "kernel_distance": distances.kernel_distance,
-    }.items():
-        lowest = 0 if name == "frechet_distance" else -np.inf
-        drawn = np.array([distance(a, b) for a, b in draws])
-        found[name] = normal(distance(x, y), drawn, (lowest, np.inf))
+    everything = np.arange(len(x)), np.arange(len(y))
+    draws = [everything] + [(resample(label_x, rng), resample(label_y, rng)) for _ in range(FEW_DRAWS // 3)]
+    categories_x, categories_y = torch.from_numpy(label_x), torch.from_numpy(label_y)
+    frechet, *drawn = (distances.frechet_distance(x[a], y[b]) for a, b in draws)
+    found["frechet_distance"] = normal(frechet, np.array(drawn), (0, np.inf))
+    kernel, *drawn = (distances.kernel_distance(x[a], y[b], categories_x[a], categories_y[b]) for a, b in draws)
+    found["kernel_distance"] = normal(kernel, np.array(drawn))
     return found
-
-
-def _tensor_sample(features: NDArray, label: NDArray[np.int64], seed: int) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    rows = spread_sample(label, COMPARED_IMAGES, seed)
-    return torch.from_numpy(features[rows].astype(np.float32)), label[rows]

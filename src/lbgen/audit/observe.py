@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from lbgen import measures, provenance
+from lbgen import files, measures, provenance
 from lbgen.audit import relevance, views
 from lbgen.audit.cache import DIGEST, READ_AT_ONCE, RowCache
 from lbgen.audit.records import Label, Record, Source, name_of
@@ -23,7 +24,7 @@ from lbgen.errors import UserError
 from lbgen.models.registry import SEMANTICS, resolve
 from lbgen.models.semantics import SemanticSpace
 
-VERSION = 2
+VERSION = 3
 """Of what is kept of an image; another number is another cache."""
 LABEL_TEMPLATE = "photo of {name}"
 
@@ -141,8 +142,14 @@ def canvas_side(space: SemanticSpace) -> int:
 
 def identity(semantics: str) -> str:
     """What the rows of the cache depend on besides the image."""
-    where = resolve(semantics, SEMANTICS)
-    return f"version {VERSION}, {provenance.weights_sha256(where) or where}"
+    return f"version {VERSION}, {model_identity(resolve(semantics, SEMANTICS))}"
+
+
+def model_identity(where: str) -> str:
+    """Of a model's weights and, in a folder, of the files that say how it reads pictures and texts."""
+    paths = sorted(path for path in Path(where).rglob("*") if path.suffix in (".json", ".txt", ".model"))
+    settings = [f"{path.relative_to(where).as_posix()}\t{files.sha256(path)}" for path in paths if path.is_file()]
+    return "\n".join([provenance.weights_sha256(where) or where, *settings])
 
 
 def observe(source: Source, name: str, observer: Observer, cache: RowCache, batch_size: int) -> Observed:

@@ -5,11 +5,15 @@ import re
 import tarfile
 from collections.abc import Container, Iterator
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lbgen.audit.records import IMAGE_SUFFIXES, Label, Record, Source, listed_labels
 from lbgen.errors import UserError
+
+FIRST_MEMBERS = 100
+"""Of a shard, among which a label must be if there are any."""
 
 
 class Packed(Source):
@@ -48,11 +52,13 @@ class WebDataset(Packed):
 
     def records(self, wanted: Container[str] | None = None) -> Iterator[Record]:
         for shard in self.shards:
-            split = next((name for name, info in self._info.items() if shard.name in info["filenames"]), None)
+            place = shard.relative_to(self.folder).as_posix()
+            listed = (name for name, info in self._info.items() if {place, shard.name} & info["filenames"])
+            split = next(listed, None) or split_of(shard, self.folder)
             try:
-                yield from self._shard_records(shard, split or split_of(shard), wanted)
+                yield from self._shard_records(shard, split, wanted)
             except (tarfile.TarError, OSError, EOFError) as error:
-                yield Record(shard.name, "", split or "", None, fault=f"the shard cannot be read to its end ({error})")
+                yield Record(place, "", split, None, fault=f"the shard cannot be read to its end ({error})")
 
     def _shard_records(self, shard: Path, split: str, wanted: Container[str] | None) -> Iterator[Record]:
         with tarfile.open(shard, "r:") as archive:
@@ -83,7 +89,7 @@ class WebDataset(Packed):
         suffix = next((suffix for suffix in sample if suffix in IMAGE_SUFFIXES), None)
         if suffix is None:
             return
-        key = f"{shard.name}/{sample[suffix].name}"
+        key = f"{shard.relative_to(self.folder).as_posix()}/{sample[suffix].name}"
         if ".cls" not in sample:
             yield Record(key, "", split, None, fault="there is no .cls beside it")
             return
@@ -93,6 +99,15 @@ class WebDataset(Packed):
             return
         mask = sample.get(".mask.png")
         yield Record(key, category, split, _read(archive, sample[suffix]), _read(archive, mask) if mask else None)
+
+
+def holds_labels(shard: Path) -> bool:
+    """Whether a .cls is among its first files: an archive that lies beside an image folder has none."""
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            return any(split_key(member.name)[1] == ".cls" for member in islice(archive, FIRST_MEMBERS))
+    except (tarfile.TarError, OSError, EOFError):
+        return False
 
 
 def _ensure_ended(archive: tarfile.TarFile, shard: Path) -> None:
@@ -116,7 +131,10 @@ def split_key(member: str) -> tuple[str, str]:
     return f"{folder}/{stem}", f"{dot}{extension}".lower()
 
 
-def split_of(shard: Path) -> str:
-    """`train-00003.tar`, `train-00003-of-00007.parquet` -> train."""
+def split_of(shard: Path, folder: Path) -> str:
+    """`train-00003.tar`, `train-00003-of-00007.parquet` -> train; `train/00003.tar`, `train/data-0.arrow` -> train."""
     match = re.match(r"(.+?)[-_.]\d+", shard.name)
-    return match[1] if match else shard.stem
+    split = match[1] if match else shard.stem
+    if split.isdigit() or shard.suffix == ".arrow":  # of one split a folder
+        return shard.parent.name if shard.parent != folder else "all"
+    return split

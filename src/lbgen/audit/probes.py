@@ -90,17 +90,21 @@ def fit(features: Tensor, label: Tensor) -> Probe:
 
 
 def _ridge(rows: Tensor, targets: Tensor) -> Tensor:
-    """(D, C), with the penalty of PENALTIES whose generalised cross-validation error is the least."""
-    eigenvalues, vectors = torch.linalg.eigh((rows.T @ rows).double())
+    """(D, C), with the penalty of PENALTIES whose generalised cross-validation error is the least.
+
+    In double precision: with more features than rows a small penalty leaves the error as nothing over nothing.
+    """
+    rows, targets = rows.double(), targets.double()
+    eigenvalues, vectors = torch.linalg.eigh(rows.T @ rows)
     eigenvalues = eigenvalues.clamp_min(0)
-    projected = vectors.T @ (rows.T @ targets).double()  # (D, C)
-    energy, count = (targets.double() ** 2).sum(), len(rows)
+    projected = vectors.T @ (rows.T @ targets)  # (D, C)
+    energy, count = (targets**2).sum(), len(rows)
     errors = []
     for penalty in PENALTIES:
         shrunk = eigenvalues + penalty
         squared = energy - (projected**2 * ((2 * shrunk - eigenvalues) / shrunk**2).unsqueeze(1)).sum()
-        freedom = (eigenvalues / shrunk).sum()
-        errors.append(float(squared / (1 - freedom / count).clamp_min(1e-3) ** 2))
+        freedom = 1 + (eigenvalues / shrunk).sum()  # the intercept's, too
+        errors.append(float(squared / (1 - freedom / count).clamp_min(1e-12) ** 2))
     best = PENALTIES[int(np.argmin(errors))]
     return (vectors @ (projected / (eigenvalues + best).unsqueeze(1))).float()
 

@@ -12,7 +12,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from lbgen.errors import UserError
 from lbgen.vocabulary import imagenet_entries
 
 NOT_CATEGORIES = ("masks", "index", "screening")
-"""Folders beside the images that hold something else."""
+"""Folders beside the images that hold something else, unless images lie in them."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -63,6 +63,18 @@ class Source(ABC):
     def records(self, wanted: Container[str] | None = None) -> Iterator[Record]:
         """Every record, always in the same order; given `wanted`, only those with such keys have content."""
 
+    @cached_property
+    def _has_masks(self) -> bool:
+        return (self.folder / "masks").is_dir()
+
+    def mask_of(self, key: str) -> bytes | None:
+        """An image's mask, in `masks/` under the image's own path, as .png or under the same name."""
+        if not self._has_masks:
+            return None
+        path = self.folder / "masks" / key
+        found = next((candidate for candidate in (path.with_suffix(".png"), path) if candidate.is_file()), None)
+        return found.read_bytes() if found else None
+
     @abstractmethod
     def labels(self) -> dict[str, Label]:
         """The names that the layout itself gives its categories, by id; others are named after their ids."""
@@ -72,13 +84,14 @@ def open_source(folder: Path) -> Source:
     """The reader of whatever layout the folder has."""
     from lbgen.audit.image_folder import ImageFolder
     from lbgen.audit.listed_folder import ListedFolder, metadata_files
-    from lbgen.audit.packed import WebDataset
+    from lbgen.audit.packed import WebDataset, holds_labels
     from lbgen.audit.tables import Tables
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give an image folder, a WebDataset or a folder of parquet files")
     try:
-        if shards := visible(folder, ".tar"):
+        shards = visible(folder, ".tar")
+        if shards and (holds_labels(shards[0]) or not any(ImageFolder(folder).files())):
             return WebDataset(folder, shards)
         if shards := visible(folder, ".parquet") or visible(folder, ".arrow"):
             return Tables(folder, shards)

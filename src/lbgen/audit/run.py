@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from lbgen import files
-from lbgen.attributes import load_attributes
+from lbgen.attributes import Attribute, load_attributes
 from lbgen.audit import output
 from lbgen.audit.attributes import ensure_short
 from lbgen.audit.cache import RowCache
@@ -22,6 +22,7 @@ from lbgen.audit.observe import Observed, Observer, canvas_side, identity, obser
 from lbgen.audit.records import Source, open_source
 from lbgen.audit.statistics import Estimate
 from lbgen.errors import UserError
+from lbgen.locking import locked
 from lbgen.models.registry import ATTRIBUTES
 from lbgen.models.semantics import load_semantics
 
@@ -42,6 +43,11 @@ def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
     sources = [open_source(Path(directory)) for directory in directories]
     attributes = load_attributes(config.attributes)
     files.ensure_writable(config.output)
+    with locked(config.output / "cache" / "lock", str(config.output)):
+        return _audited(sources, names, attributes, config)
+
+
+def _audited(sources: list[Source], names: list[str], attributes: list[Attribute], config: AuditConfig) -> AuditResult:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     space = load_semantics(config.semantics, device)
     for attribute in attributes:
@@ -94,7 +100,7 @@ def _compare(
     if len(measured) < 2:
         return "", {}
     space_name, features = compared_features(measured, sources, config)
-    sets = [(f, m.observed.label[m.probed]) for f, m in zip(features, measured, strict=True)]
+    sets = [(f, m.observed.label[m.compared]) for f, m in zip(features, measured, strict=True)]
     found = {
         m.observed.name: compare(sets[0], other, config.seed) for m, other in zip(measured[1:], sets[1:], strict=True)
     }

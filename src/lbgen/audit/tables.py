@@ -50,9 +50,7 @@ class Tables(Packed):
     def records(self, wanted: Container[str] | None = None) -> Iterator[Record]:
         for shard in self.shards:
             place = shard.relative_to(self.folder).as_posix()
-            split = split_of(shard)
-            if shard.suffix == ".arrow" or split.isdigit():  # of one split a folder
-                split = shard.parent.name if shard.parent != self.folder else "all"
+            split = split_of(shard, self.folder)
             try:
                 yield from self._shard_records(shard, place, split, wanted)
             except (pa.ArrowException, OSError, KeyError) as error:
@@ -64,7 +62,7 @@ class Tables(Packed):
             masks = batch[columns.mask] if columns.mask else pa.nulls(batch.num_rows)
             for image, label, mask in zip(batch[columns.image], batch[columns.label].to_pylist(), masks, strict=True):
                 content, path = _file(image)
-                key = f"{place}/{path or row}"
+                key = f"{place}/{row}/{path}" if path else f"{place}/{row}"  # a path may be there twice
                 row += 1
                 if label is None or label == -1 or content is None:
                     yield Record(key, "", split, None, fault="the row has no image or no label")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 HISTOGRAM_LEVELS = 4
@@ -40,27 +40,55 @@ class Decoded(NamedTuple):
 
 def decode(content: bytes, mask: bytes | None, side: int) -> Decoded | str:
     """The picture, or why there is none."""
-    try:
-        image = Image.open(io.BytesIO(content))
-        facts = file_facts(image)
-        rgb = image.convert("RGB")
-        drawn = Image.open(io.BytesIO(mask)).convert("L") if mask else None
-    except UnidentifiedImageError:
-        return "cannot be decoded (of no format that is known)"
-    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        return f"cannot be decoded ({' '.join(str(error).split())[:100]})"
+    image = _opened(content)
+    if isinstance(image, str):
+        return f"cannot be decoded ({image})"
+    drawn = _opened(mask) if mask else None
+    if isinstance(drawn, str):
+        return f"its mask cannot be decoded ({drawn})"
+    facts, rgb = file_facts(image), _as_seen(image)
     if all(high - low <= BLANK_SPREAD for low, high in rgb.getextrema()):  # type: ignore[misc]
         return "blank: one flat colour"
     canvas = torch.from_numpy(np.array(_square(rgb, side, Image.Resampling.BICUBIC))).permute(2, 0, 1)
-    hole = torch.from_numpy(np.array(_square(drawn, side, Image.Resampling.NEAREST)) > 0) if drawn else None
+    hole = None
+    if drawn:
+        hole = torch.from_numpy(np.array(_square(_upright(drawn).convert("L"), side, Image.Resampling.NEAREST)) > 0)
     return Decoded(canvas, hole if hole is not None and hole.any() else None, facts)
 
 
+def _opened(content: bytes) -> Image.Image | str:
+    """The whole image, or why there is none."""
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+        return image
+    except UnidentifiedImageError:
+        return "of no format that is known"
+    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError, NotImplementedError) as error:
+        return " ".join(str(error).split())[:100]
+
+
+def _as_seen(image: Image.Image) -> Image.Image:
+    """In RGB as a viewer shows it: upright, the transparent on white, 16 bits brought to 8."""
+    image = _upright(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.array(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    picture = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF data say."""
+    return ImageOps.exif_transpose(image)
+
+
 def _square(image: Image.Image, side: int, resampling: Image.Resampling) -> Image.Image:
-    scale = side / min(image.size)
-    width, height = (max(side, round(length * scale)) for length in image.size)
-    left, top = (width - side) // 2, (height - side) // 2
-    return image.resize((width, height), resampling).crop((left, top, left + side, top + side))
+    """The middle square, cut before it is resized: of a long strip, the whole would be large."""
+    short = min(image.size)
+    left, top = ((length - short) / 2 for length in image.size)
+    return image.resize((side, side), resampling, box=(left, top, left + short, top + short))
 
 
 def file_facts(image: Image.Image) -> Tensor:

@@ -12,6 +12,7 @@ from lbgen import files
 from lbgen.audit.definitions import ASSOCIATION, DEFINITIONS, Definition
 from lbgen.audit.figures import FALSE_DISCOVERIES, strongest_pairs, worst_categories
 from lbgen.audit.measures import CHANCE_FLOOR, Measured
+from lbgen.audit.probes import FOLDS
 from lbgen.audit.records import Source
 from lbgen.audit.statistics import Estimate
 from lbgen.report.audit_pictures import charts, read_pictures
@@ -33,8 +34,7 @@ LIMITS = (
     "it; parts of a larger object stay visible. Its own position and colour are then not measured.",
     "A linear probe gives a lower bound: a deeper network may find more.",
     "An interval says how far the figure would move with other images drawn the same way, as many, and probes trained "
-    "on them; not with another language model. Where it ends above chance, chance alone would end there about once in "
-    "forty times.",
+    "on them; not with another language model. It begins above chance by chance alone about once in forty times.",
     "Significance between datasets takes them as drawn independently; sets that share images or noise differ more "
     "surely than is said here.",
     "Less bias does not by itself make a better training set (arXiv 2404.01509), so there is no overall score.",
@@ -107,7 +107,7 @@ def headline(measured: list[Measured]) -> str:
 
 
 def _border(m: Measured) -> str:
-    share, chance = m.figures["probes.border"].value, 1 / len(m.observed.labels)
+    share, chance = m.figures["probes.border"].value, m.chance
     return f"{share:.0%} of the labels (chance {number(chance, True)})"
 
 
@@ -123,6 +123,8 @@ def _tile(m: Measured) -> dict[str, Any]:
         lines.append("No attribute is linked to the label beyond chance")
     agreement, vendi = m.figures["label_agreement"], m.figures["diversity"]
     lines.append(f"Label agreement {number(agreement.value, True)}, diversity {number(vendi.value, False)}")
+    if m.probed_categories < len(observed.labels):
+        lines.append(f"Probes tell {m.probed_categories:,} of the categories apart, of {FOLDS} images or more")
     return {"name": observed.name, "lines": lines}
 
 
@@ -173,7 +175,7 @@ def _note(definition: Definition, measured: list[Measured]) -> str:
         return better
     if name not in CHANCE_FLOOR:
         return f"{better}; sees the object"
-    chances = {number(1 / len(m.observed.labels), True) for m in measured}
+    chances = {number(m.chance, True) for m in measured}
     return f"{better}; chance {' or '.join(sorted(chances))}"
 
 

@@ -34,7 +34,7 @@ function heatTable() {
   const totals = attribute.values.map((_, value) => dataset.categories.reduce((sum, _, c) => sum + attribute.counts[c * width + value], 0));
   const all = totals.reduce((a, b) => a + b, 0);
   const sizes = dataset.categories.map((_, category) => row(category).reduce((a, b) => a + b, 0));
-  const share = (category, value) => attribute.counts[category * width + value] / sizes[category];
+  const share = (category, value) => attribute.counts[category * width + value] / (sizes[category] || 1);
   return { dataset, attribute, totals, all, sizes, share, strong: new Set(attribute.significant) };
 }
 
@@ -66,7 +66,7 @@ function drawHeat() {
     line.append(element("th", dataset.categories[category], { scope: "row" }));
     for (let value = 0; value < width; value++) {
       const part = share(category, value), lift = part / (totals[value] / all || 1);
-      const cell = element("td", `${(100 * part).toFixed(0)}%`, { title: `${attribute.counts[category * width + value]} of ${sizes[category]} images, lift ${lift.toFixed(1)}` });
+      const cell = element("td", `${(100 * part).toFixed(0)}%`, { title: `${attribute.counts[category * width + value]} of ${sizes[category]} different images, lift ${lift.toFixed(1)}` });
       cell.style.setProperty("--share", (0.85 * part).toFixed(3));
       if (strong.has(category * width + value)) cell.className = "strong";
       line.append(cell);
