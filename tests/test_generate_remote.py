@@ -1,6 +1,8 @@
 """Datasets on object storage, over real HTTP against servers that the tests start: S3, Google's, and a Hub of ours."""
 
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import s3fs
 from hub_server import REPOSITORY, Hub
 from test_generate import config, contents, whole  # noqa: F401 (fixtures)
 
+from lbgen.dataset import read_part
 from lbgen.errors import UserError
 from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
@@ -78,15 +81,18 @@ def test_killed_upload_goes_on(bucket, config, tmp_path):
     assert objects(system, f"{name}/broken") == objects(system, f"{name}/whole")
 
 
-def test_marker_comes_after_the_shard(bucket, config):
-    """By the server's own clock."""
-    system, name = bucket
-    output = f"s3://{name}/cut"
-    generate(replace(config, output=output))
-    store = open_store(output)
-    written = sorted(store.system.info(path)["LastModified"] for path in store.system.find(f"{name}/cut/train"))
-    marks = sorted(store.system.info(path)["LastModified"] for path in store.system.find(f"{name}/cut/index"))
-    assert marks[-1] >= written[-1] and marks[0] >= written[0]
+def test_marker_comes_after_the_shard(bucket, config, caplog):
+    """By the server's own log of requests."""
+    _, name = bucket
+    caplog.set_level(logging.INFO, "werkzeug")
+    generate(replace(config, output=f"s3://{name}/cut"))
+    lines = [re.search(rf'"PUT /{name}/cut/(\S+) HTTP', record.getMessage()) for record in caplog.records]
+    put = [line[1] for line in lines if line]
+    index = {path: place for place, path in enumerate(put)}
+    rows = [row for part in (0, 1) for row in read_part(open_store(f"s3://{name}/cut"), "train", part)[0]]
+    assert len(rows) == 10
+    assert all(index[row.file] < index[f"index/train-{row.shard:05d}.parquet"] for row in rows)
+    assert put[-1] == "croissant.json"
 
 
 def test_tampered_object_is_found_and_repaired(bucket, config, capsys):
@@ -98,6 +104,18 @@ def test_tampered_object_is_found_and_repaired(bucket, config, capsys):
     assert [line.split(":")[0] for line in verify(output).damaged] == ["train-00001"]
     assert verify(output, repair=True).damaged == ()
     assert objects(system, f"{name}/tampered") == before
+
+
+def test_near_duplicates_are_drawn_again_on_object_storage_as_on_disk(bucket, config, tmp_path):
+    """And what is downloaded to change a shard does not pile up."""
+    _, name = bucket
+    near = {"duplicate_bits": 22, "duplicate_cosine": 0.8, "images_per_category": 8}
+    made = replace(config, format="webdataset", screen=("duplicate",), screen_semantics="microworld", **near)
+    generate(replace(made, output=tmp_path / "local"))
+    generate(replace(made, output=f"s3://{name}/near"))
+    files = {path: (tmp_path / "local" / path).read_bytes() for path in contents(tmp_path / "local") if path != ".lock"}
+    assert "duplicates.json" in files and objects(bucket[0], f"{name}/near") == files
+    assert not list(tmp_path.glob("lbgen-*/.staging"))
 
 
 @pytest.mark.parametrize("call", ["get_file", "cat_file"])

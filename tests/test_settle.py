@@ -218,6 +218,8 @@ def test_parts_leave_the_comparison_to_a_run_of_the_whole(config, whole, tmp_pat
         generate(replace(config, output=tmp_path / "parts", shard_of=part))
     assert "run once more without --shard-of" in capsys.readouterr().out
     assert not (tmp_path / "parts/croissant.json").exists()
+    assert verify(tmp_path / "parts").damaged == ()
+    assert "is not described yet; run its lbgen generate once more" in capsys.readouterr().out
     generate(replace(config, output=tmp_path / "parts"))
     assert contents(tmp_path / "parts") == contents(whole)
 

@@ -70,7 +70,7 @@ class Store(ABC):
 
     def write(self, name: str, content: bytes) -> None:
         staged = self.staging / name.replace("/", "-")
-        self.staging.mkdir(parents=True, exist_ok=True)
+        make_folder(self.staging)
         staged.write_bytes(content)
         self.publish({name: staged})
 
@@ -158,7 +158,7 @@ class RemoteStore(Store):
 
     def fetch(self, name: str) -> Path:
         local = self.staging / name.replace("/", "-")
-        local.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(local.parent)
         with _reaching():
             self.system.get_file(f"{self.root}/{name}", str(local))
         return local
@@ -173,6 +173,13 @@ def _reaching() -> Iterator[None]:
         raise
     except OSError as error:
         raise Unreachable(error) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a staging folder, though another part of the run may remove the empty one around it at the same moment."""
+    while not path.is_dir():
+        with suppress(FileNotFoundError):
+            path.mkdir(parents=True, exist_ok=True)
 
 
 def is_remote(address: str) -> bool:

@@ -63,6 +63,8 @@ def verify(directory: str, repair: bool = False) -> VerifyResult:
                 print(f"{dataset.shard_name(*place)}: {comparison(before, hashes(store, *place))}")
             damaged, strangers = check(store, config, plan)
         shards = sum(plan.shards(split) for split in plan.splits)
+        if not damaged and not store.exists(records.COMPLETE):
+            print(f"{directory} is not described yet; run its lbgen generate once more, without --shard-of")
         print(f"{shards - len(damaged)} of {shards} shards of {directory} are whole")
         return VerifyResult(shards, (*damaged.values(), *strangers))
 

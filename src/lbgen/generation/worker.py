@@ -26,7 +26,7 @@ from lbgen.generation.stored import stored_images
 from lbgen.generation.tally import Tally
 from lbgen.generation.writing import Shard, Work, Writers
 from lbgen.models.generator import PRECISIONS, Generator, load_generator
-from lbgen.storage import open_store
+from lbgen.storage import make_folder, open_store
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Worker:
         split = self.config.split
         staged = self.store.staging / dataset.shard_name(split, number)
         shutil.rmtree(staged, ignore_errors=True)  # of a worker of this name that was killed
-        staged.mkdir(parents=True)
+        make_folder(staged)
         planned = {image.key: image for image in self.job.plan.shard(split, number)}
         return Drawing(Shard(split, number, staged), planned)
 
