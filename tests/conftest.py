@@ -1,14 +1,18 @@
 """Session fixtures: folders of random-weight miniatures, for every test that loads a model."""
 
 import os
+import signal
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # here and in every process a test starts: the bits of a sum depend on it
+os.environ["OMP_NUM_THREADS"] = "1"  # here and in every process a test starts: the bits of a sum depend on the threads
 
 import pytest
 from miniatures import write_clip, write_siglip, write_stable_diffusion
 
 from lbgen.models.generator import Generator, load_generator
+
+# Ctrl-C is heeded even where a shell that started the tests in the background has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
