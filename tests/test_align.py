@@ -141,6 +141,26 @@ def test_an_extended_run_equals_one_that_was_longer_from_the_start(finished, fre
 # ---- every term reaches the adapter ----
 
 
+def test_the_averaged_adapter_is_the_average_of_what_training_went_through(fresh, tmp_path):
+    """Against the adapters of a run without: from the same updates, by hand, with diffusers' first decays."""
+    whole = [fresh(output=tmp_path / str(steps), max_steps=steps) for steps in (1, 2, 3)]
+    for config in whole:
+        train.align(config)
+    first, second, third = (load_file(config.output / ADAPTER) for config in whole)
+    config = fresh(ema_decay=0.2, max_steps=2)
+    train.align(config)
+    train.align(dataclasses.replace(config, max_steps=3))  # resumed: training goes on from the last, not the average
+    averaged = load_file(config.output / ADAPTER)
+    for name, value in averaged.items():
+        after_two = first[name] * 2 / 11 + second[name] * 9 / 11
+        assert torch.allclose(value, 0.2 * after_two + 0.8 * third[name], rtol=0, atol=1e-6), name
+        assert not torch.equal(value, third[name])
+    losses = [[line["loss"] for line in lines(run.output / "metrics.jsonl")[1:]] for run in (config, whole[-1])]
+    assert losses[0] == losses[1]
+    shown, latest = (lines(run.output / "evaluations.jsonl")[-1] for run in (config, whole[-1]))
+    assert shown["base_feature_cosine"] != latest["base_feature_cosine"]
+
+
 def test_gradient_norms_equal_finite_differences(fresh):
     """The slope of each weighted term along its own gradient, all steps differentiated, is the gradient's norm."""
     trainer = trainer_of(fresh(differentiated_steps=3, batch_size=1))

@@ -112,6 +112,8 @@ class AlignConfig:
     """AdamW weight decay, of the adapter and of the discriminator."""
     max_grad_norm: float = 0.1
     """The adapter's gradient is clipped to this norm."""
+    ema_decay: float = 0.0
+    """Decay of the average of the adapter's past that is evaluated and saved; 0: the adapter as it is."""
     discriminator_learning_rate: float = 1e-5
     """Keep it weak: a strong discriminator collapses the generator (docs/microworld.md)."""
     discriminator_betas: tuple[float, float] = (0.0, 0.999)
@@ -156,6 +158,7 @@ class AlignConfig:
         require(self, "discriminator_max_grad_norm", self.discriminator_max_grad_norm > 0, "give a number above 0")
         require(self, "guidance_scale", self.guidance_scale >= 1, "give 1 (no guidance) or more")
         require(self, "guidance_rescale", self.guidance_rescale <= 1, "give a number in [0, 1]")
+        require(self, "ema_decay", 0 <= self.ema_decay < 1, "give 0 (off) or a number below 1")
         require(self, "independence_bank", self.independence_bank >= 16, "give 16 or more")
         for name in ("independence_span", "independence_variance"):
             require(self, name, 0 < getattr(self, name) <= 1, "give a share in (0, 1]")

@@ -96,7 +96,8 @@ class Run:
         step = self.record["step"]
         share = 1.0
         if self.monitor is not None:
-            statistics = self.monitor.evaluate(step)
+            with self.trainer.averaged():
+                statistics = self.monitor.evaluate(step)
             self.write("evaluations.jsonl", {"step": step, **statistics})
             share = diversity_share(statistics["diversity"], self.monitor.base_diversity)
         if self.config.guard != "off":

@@ -1,12 +1,14 @@
 """The models and optimisers of a run, and its two kinds of update."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from lbgen.alignment import batches, checkpoint
@@ -25,7 +27,7 @@ from lbgen.vocabulary import Vocabulary
 
 
 class Trainer:
-    """All that changes during a run: adapter, discriminator, their optimisers, and the loss scale of fp16.
+    """All that changes during a run: adapter, discriminator, their optimisers, averages, and the loss scale of fp16.
 
     Every process holds the same state and sees its own part of the global batch; losses and gradients are means over
     the global batch.
@@ -80,6 +82,7 @@ class Trainer:
             config.discriminator_betas,
             weight_decay=config.weight_decay,
         )
+        self.average = EMAModel(self.parameters, decay=config.ema_decay) if config.ema_decay > 0 else None
         self.scaler = accelerator.scaler
         if resumed is not None:
             self._load_state(checkpoint.load_tensors(resumed, device))
@@ -231,6 +234,8 @@ class Trainer:
                 f"{self.config.output}, step {step}: the adapter's gradient is {norm.item()}; choose another --output "
                 "and a lower --learning-rate, or --detach-input"
             )
+        if self.average is not None:
+            self.average.step(self.parameters)
         self.generator.refresh_sampler()
         reported = {"loss": loss, **values}
         means = self._averaged([value.detach() for value in reported.values()])
@@ -250,17 +255,38 @@ class Trainer:
 
     # ---- state ----
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the context the adapter is the average of its past, where the run keeps one."""
+        if self.average is None:
+            yield
+            return
+        self.average.store(self.parameters)
+        self.average.copy_to(self.parameters)
+        self.generator.refresh_sampler()
+        try:
+            yield
+        finally:
+            self.average.restore(self.parameters)
+            self.generator.refresh_sampler()
+
     def save(self, folder: Path) -> None:
         """Adapter (a diffusers LoRA) and all other state, into an existing folder."""
-        self.generator.save_adapter(folder / "adapter")
         checkpoint.save_tensors(folder, self._state())
+        with self.averaged():
+            self.generator.save_adapter(folder / "adapter")
 
     def _state(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self._parts().items()}
+        parameters = {"parameters": [parameter.detach() for parameter in self.parameters]} if self.average else {}
+        return {name: part.state_dict() for name, part in self._parts().items()} | parameters
 
+    @torch.no_grad()
     def _load_state(self, state: dict[str, Any]) -> None:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        for parameter, saved in zip(self.parameters, state.get("parameters", self.parameters), strict=True):
+            parameter.copy_(saved)
+        self.generator.refresh_sampler()
 
     def _parts(self) -> dict[str, Any]:
         parts = {
@@ -270,4 +296,6 @@ class Trainer:
         }
         if self.independence is not None:
             parts |= self.independence.parts()
+        if self.average is not None:
+            parts["average"] = self.average
         return parts | ({"scaler": self.scaler} if self.scaler is not None else {})
