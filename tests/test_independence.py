@@ -205,6 +205,32 @@ def test_shares_are_of_like_texts_and_of_the_newest_update():
     assert torch.allclose(tiny_term("kernel")[0].shares(torch.tensor([0])).sum(), torch.tensor(0.0))
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_the_weight_falls_while_labels_do_and_comes_back(form):
+    """The recursion written out: the base names half its images; updates name none, then all. The term follows."""
+    texts = torch.eye(4, 12)
+    features = torch.nn.functional.normalize(texts.repeat(4, 1) + 0.1, dim=-1)
+    rows = torch.arange(16) % 4
+    wrong = (rows + 1) % 4
+    config = train.AlignConfig(**{**TERM, "independence_form": form, "independence_agreement": 0.9})
+    noise = 0.1 * torch.randn(16, 12, generator=torch.Generator().manual_seed(0))
+    bank = torch.nn.functional.normalize(features + noise, dim=-1)
+    term = Independence(config, texts, bank, torch.where(torch.arange(16) < 8, rows, wrong))
+    assert term.base_agreement == 0.5
+    agreement, share = 0.5, 1.0
+    for draw in range(30):
+        batch, labels = features[:4], (wrong if draw < 8 else rows)[:4]
+        shown = term.update(batch, labels, draw)
+        agreement = 0.9 * agreement + 0.1 * (draw >= 8)
+        share = min(share * (1.05 if agreement >= 0.9 * 0.5 else 0.8), 1.0)
+        assert shown["label_agreement"] == pytest.approx(agreement, abs=1e-6)
+        assert shown["independence_share"] == pytest.approx(share, abs=1e-6)
+    assert 0.2 < share < 1
+    value = term.value(batch, labels)
+    term.share.fill_(1.0)
+    assert value.item() == pytest.approx(share * term.value(batch, labels).item(), abs=1e-6)
+
+
 def test_the_opponent_learns_to_tell_what_depends_on_the_category():
     term, features = tiny_term("adversarial", independence_learning_rate=0.02)
     rows = (term.rest(features)[:, 0] > 0).long()  # the category is the side of the first direction

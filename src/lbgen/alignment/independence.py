@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lbgen import measures
 from lbgen.alignment import losses
 from lbgen.alignment.batches import derived_seed
 from lbgen.alignment.config import AlignConfig
@@ -19,6 +20,10 @@ REPLAYED = 3
 """Remembered pairs that the opponent sees for each new one."""
 SMOOTHING = 0.1
 """Of the mean distance between two texts: how far apart like categories may be to share their images' statistics."""
+LOWERED, RAISED = 0.8, 1.05
+"""Factors on the weight's share after an update below and above the floor of label agreement."""
+AGREEMENT_DECAY = 0.9
+"""Of the running mean of the updates' label agreement."""
 
 
 class Independence(nn.Module):
@@ -34,6 +39,9 @@ class Independence(nn.Module):
     newest: Tensor
     texts: Tensor
     mean_text: Tensor
+    base_agreement: Tensor
+    agreement: Tensor
+    share: Tensor
 
     def __init__(self, config: AlignConfig, text_features: Tensor, features: Tensor, rows: Tensor) -> None:
         """text_features: (C, D).  features, rows: (N, D), (N,) of the bank."""
@@ -53,6 +61,9 @@ class Independence(nn.Module):
         texts = text_features.float().cpu()
         self.register_buffer("texts", texts, persistent=False)  # (C, D)
         self.register_buffer("mean_text", texts.mean(dim=0), persistent=False)  # (D,)
+        self.register_buffer("base_agreement", torch.tensor(measures.label_agreement(features, texts, rows)))
+        self.register_buffer("agreement", self.base_agreement.clone())
+        self.register_buffer("share", torch.tensor(1.0))
         self.text_width = SMOOTHING * (1 - float(self.mean_text.square().sum()))
         self.opponent: PairDiscriminator | None = None
         if config.independence_form == "adversarial":
@@ -69,13 +80,13 @@ class Independence(nn.Module):
         return Residual(self.directions, self.centre, self.scale).of(features.float())
 
     def value(self, features: Tensor, rows: Tensor) -> Tensor:
-        """The term for images of categories `rows` (B,), from their features (B, D)."""
+        """The term for images of categories `rows` (B,), from their features (B, D); times `share` of its weight."""
         rest = self.rest(features)
         if self.opponent is not None:
-            return losses.independence(self.opponent(rest, self.embeddings(rows)))
+            return self.share * losses.independence(self.opponent(rest, self.embeddings(rows)))
         width = self.bank.var(dim=0).sum()
         shares = self.shares(rows)
-        return losses.conditional_mismatch(rest, self.memory[: shares.shape[1]], shares, self.bank, width)
+        return self.share * losses.conditional_mismatch(rest, self.memory[: shares.shape[1]], shares, self.bank, width)
 
     def shares(self, rows: Tensor) -> Tensor:
         """How much each remembered image counts for one of categories `rows`: (B,) -> (B, M), rows of sum 1.
@@ -112,12 +123,22 @@ class Independence(nn.Module):
                 self.optimizer.step()
             shown["independence_opponent"] = loss.item()
         self._remember(rest, rows)
+        if self.config.independence_agreement > 0:
+            self._steer(features, rows)
+            shown |= {"label_agreement": self.agreement.item(), "independence_share": self.share.item()}
         return shown
 
     def parts(self) -> dict[str, Any]:
         """What a checkpoint keeps, by name."""
         optimizer = {"independence_optimizer": self.optimizer} if self.opponent is not None else {}
         return {"independence": self, **optimizer}
+
+    def _steer(self, features: Tensor, rows: Tensor) -> None:
+        """Lower the weight while the images' label agreement is below its floor, raise it again while it is above."""
+        agreement = measures.label_agreement(features.float(), self.texts, rows)
+        self.agreement.lerp_(torch.as_tensor(agreement).to(self.agreement), 1 - AGREEMENT_DECAY)
+        holds = self.agreement >= self.config.independence_agreement * self.base_agreement
+        self.share.mul_(RAISED if holds else LOWERED).clamp_(max=1)
 
     def _remember(self, rest: Tensor, rows: Tensor) -> None:
         places = (self.seen + torch.arange(len(rows), device=rows.device)) % len(self.memory)
