@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import lbgen
 import lbgen.config
@@ -26,8 +26,10 @@ class QuickstartConfig:
     """Folder for everything that is made; an interrupted quickstart goes on when started again."""
     images_per_category: int = 20
     """Images of each category in each set: base, aligned, and the base with diverse prompts."""
+    align_recipe: Literal["independent", "microworld"] = "independent"
+    """What is optimised: our independence term with the paper's individual one, or the paper's objective."""
     max_steps: int | None = None
-    """Updates of the alignment; none is the microworld recipe's."""
+    """Updates of the alignment; none is the recipe's."""
     seed: int = 0
     """Seed of the alignment and of the images."""
 
@@ -67,7 +69,7 @@ def align_config(config: QuickstartConfig) -> AlignConfig:
     asked = {"output": config.output / "align", "seed": config.seed}
     if config.max_steps is not None:
         asked["max_steps"] = config.max_steps
-    return lbgen.config.resolve(AlignConfig, "microworld", asked)
+    return lbgen.config.resolve(AlignConfig, config.align_recipe, asked)
 
 
 def generate_configs(config: QuickstartConfig, align: AlignConfig) -> dict[str, GenerateConfig]:
@@ -125,12 +127,16 @@ def measure(config: QuickstartConfig, align: AlignConfig) -> QuickstartResult:
 def facts(config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float]) -> list[tuple[str, str]]:
     """How the page's figures were made, for its last section."""
     weights = {"entire": align.entire_weight, "individual": align.individual_weight, "quality": align.quality_weight}
-    weights["pull towards the base"] = align.base_weight
+    weights |= {"independence": align.independence_weight, "pull towards the base": align.base_weight}
     command = f"lbgen quickstart --output {config.output} --images-per-category {config.images_per_category}"
-    command += f" --seed {config.seed}" + (f" --max-steps {config.max_steps}" if config.max_steps is not None else "")
+    command += f" --align-recipe {config.align_recipe} --seed {config.seed}"
+    command += f" --max-steps {config.max_steps}" if config.max_steps is not None else ""
     return [
         ("Command", command),
-        ("Alignment", f"{align.max_steps} updates of {align.batch_size} images, LoRA of rank {align.rank}"),
+        (
+            "Alignment",
+            f"{config.align_recipe}: {align.max_steps} updates of {align.batch_size} images, LoRA of rank {align.rank}",
+        ),
         ("Objective", ", ".join(f"{name} x {weight:g}" for name, weight in weights.items() if weight)),
         (
             "Images",

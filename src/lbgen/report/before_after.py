@@ -53,10 +53,11 @@ LIMITS = (
     "Diverse prompts name the very attribute that the figures measure, and this generator knows its words. They do "
     "nothing about a bias that nobody thought of naming; alignment is told category names alone.",
     "This is one alignment with one seed. The intervals cover the draw of the images, not another alignment: "
-    "docs/microworld.md has several seeds and settings, failures too.",
+    "docs/independence.md and docs/microworld.md have several seeds and settings, failures too.",
     "The judge is a small network as well. It never trains the generator, but it was trained on cleanly drawn images, "
     "and a blurred or half-drawn object can fool it.",
-    "Less scene information does not by itself make a better training set. No backbone is trained here.",
+    "Less scene information does not by itself make a better training set. No backbone is trained here; "
+    "docs/independence.md has some.",
 )
 
 
