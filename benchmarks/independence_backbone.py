@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lbgen.microworld.scenes import World, render
+from lbgen.microworld.scenes import World, home_values, render
 from lbgen.microworld.world import CATEGORIES
 
+PHOTOS = World(styles=("photo",))
 TESTS = {
-    "balanced": World(styles=("photo",)),
+    "balanced": PHOTOS,
     "never home": World(styles=("photo",), home_excluded=True),
     "other styles": World(styles=("sketch", "inverted", "poster")),
 }
@@ -24,20 +25,31 @@ SHIFT = 6
 
 
 @cache
-def test_set(name: str) -> tuple[Tensor, Tensor]:
-    """Renders of the test, the same for every backbone: (N, 3, 64, 64) in [0, 1] and labels (N,)."""
-    categories = np.arange(TEST_IMAGES) % len(CATEGORIES)
-    pictures = render(categories, 800_000_000 + list(TESTS).index(name), TESTS[name]).images
+def test_set(name: str, factors: tuple[str, ...] = ("scene",)) -> tuple[Tensor, Tensor]:
+    """Renders of the test, the same for every backbone: (N, 3, 64, 64) in [0, 1] and labels (N,).
+
+    "Never home" has no home value of any of `factors`.
+    """
+    categories, seed = np.arange(TEST_IMAGES) % len(CATEGORIES), 800_000_000 + list(TESTS).index(name)
+    if name == "never home" and factors != ("scene",):
+        scenes = render(np.tile(categories, 2), seed, PHOTOS)
+        home = [scenes.factors[factor] == home_values(scenes.categories, factor) for factor in factors]
+        away = np.flatnonzero(~np.any(home, axis=0))[:TEST_IMAGES]
+        pictures, categories = scenes.images[away], scenes.categories[away]
+    else:
+        pictures = render(categories, seed, TESTS[name]).images
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(categories)
 
 
-def test_accuracies(images: Tensor, labels: Tensor, seed: int, epochs: int) -> dict[str, float]:
+def test_accuracies(
+    images: Tensor, labels: Tensor, seed: int, epochs: int, factors: tuple[str, ...] = ("scene",)
+) -> dict[str, float]:
     """Share of each test that a ResNet-10 trained on the images names rightly.  (N, 3, 64, 64) in [0, 1], (N,)."""
     network = trained(images, labels, seed, epochs).eval()
     shares = {}
     with torch.no_grad():
         for name in TESTS:
-            pictures, truth = test_set(name)
+            pictures, truth = test_set(name, factors)
             seen = torch.cat([network(part * 2 - 1).argmax(dim=-1) for part in pictures.split(100)])
             shares[name] = (seen == truth).double().mean().item()
     return shares

@@ -4,6 +4,8 @@ Every set of independence-study.yaml with every seed is aligned and generated (o
 is trained on it and tested on renders it never saw; one JSON line each in `runs/independence/results.jsonl`. What is
 there is not done again, so the study can be interrupted, grown, and spread over machines by --sets and --seeds.
 `--table` prints the tables of docs/independence.md, `--pictures FILE` the first images of every set side by side.
+With `--world DIR` the bias is another one (independence_world.py): what is measured of scenes is then measured of the
+first factor that is linked there.
 """
 
 from __future__ import annotations
@@ -19,27 +21,28 @@ import torch
 import yaml
 from independence_backbone import test_accuracies
 from independence_tables import tables
+from independence_world import JUDGED, load_factor_judge, load_world
 from PIL import Image
 from torch import Tensor
 
 import lbgen
 from lbgen import dataset, measures
 from lbgen.alignment.config import AlignConfig
-from lbgen.comparison import FIGURES, Judged
+from lbgen.comparison import FIGURES, Judged, scene_information
 from lbgen.config import resolve
 from lbgen.microworld import SEMANTICS
 from lbgen.microworld.judge import load_judge
-from lbgen.microworld.scenes import BIASED, World, render
+from lbgen.microworld.scenes import World, home_values, render
 from lbgen.microworld.world import CATEGORIES
 from lbgen.models.quality import load_quality
 from lbgen.models.semantics import load_semantics
 from lbgen.quickstart import QuickstartConfig, generate_configs
-from lbgen.report.before_after import HOMES, judge_images, load_images
+from lbgen.report.before_after import judge_images, load_images
 
 STUDY = Path(__file__).with_name("independence-study.yaml")
 NOISE = 1000
 """Added to a set's seed for the seed of its measured images: the same in every set, and no alignment's."""
-RENDERS = {"biased renders": BIASED, "balanced renders": World(styles=("photo",))}
+RENDERS = ("biased renders", "balanced renders")
 """Floor and ceiling of what a backbone can learn: as many drawn pictures."""
 GENERATED = ("base", "diverse prompts")
 """Sets of the generator as it is."""
@@ -50,14 +53,19 @@ class Study:
     folder: Path
     images_per_category: int
     epochs: int
-    generator: str
     alignments: dict[str, dict[str, Any]]
+    world_folder: Path | None
+
+    @property
+    def world(self) -> World:
+        return load_world(self.world_folder)
 
     def config(self, name: str, seed: int) -> AlignConfig:
         """Of the alignment behind a set; for those of GENERATED the trajectory is all that counts."""
         changes = self.alignments.get(name, {})
         output = self.folder / f"{name} {seed}".replace(" ", "-").replace("+", "and")
-        config = resolve(AlignConfig, "microworld", {**changes, "seed": seed, "generator": self.generator})
+        generator = "microworld" if self.world_folder is None else str(self.world_folder / "generator")
+        config = resolve(AlignConfig, "microworld", {**changes, "seed": seed, "generator": generator})
         return replace(config, output=output, logger="none", evaluate_every=0)
 
 
@@ -65,7 +73,8 @@ def image_set(study: Study, name: str, seed: int) -> tuple[Tensor, Tensor]:
     """Images (N, 3, 64, 64) in [0, 1] and labels (N,), the same labels in every set."""
     if name in RENDERS:
         categories = np.repeat(np.arange(len(CATEGORIES)), study.images_per_category)
-        pictures = render(categories, 700_000_000 + seed, RENDERS[name]).images
+        drawn_from = study.world if name == "biased renders" else World(styles=("photo",))
+        pictures = render(categories, 700_000_000 + seed, drawn_from).images
         return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(categories)
     config = study.config(name, seed)
     if name in study.alignments:
@@ -80,19 +89,31 @@ def image_set(study: Study, name: str, seed: int) -> tuple[Tensor, Tensor]:
     return load_images(output, [row["file"] for row in index]), labels
 
 
-def judged(images: Tensor, labels: Tensor) -> Judged:
+@torch.no_grad()
+def judged(images: Tensor, labels: Tensor, study: Study) -> dict[str, Judged]:
+    """By factor: the scene's own verdicts, and those with another factor in the scene's place."""
     quality = load_quality("antonyms", load_semantics(str(SEMANTICS), torch.device("cpu"), torch.float32))
     assert quality is not None
-    return judge_images(images, labels, load_judge(), quality)
+    seen = judge_images(images, labels, load_judge(), quality)
+    if study.world_folder is None:
+        return {"scene": seen}
+    judge = load_factor_judge(study.world_folder)
+    verdicts = [judge(part.clamp(0, 1))[1] for part in images.split(100)]
+    return {name: seen._replace(scene=torch.cat([each[name] for each in verdicts]).argmax(dim=-1)) for name in JUDGED}
+
+
+def homes(factor: str) -> Tensor:
+    return torch.from_numpy(home_values(np.arange(len(CATEGORIES)), factor))
 
 
 def measured(study: Study, name: str, seed: int) -> dict[str, Any]:
     """A row of the results: every figure with its 95% interval, and the backbone's test accuracies."""
     images, labels = image_set(study, name, seed)
-    seen = judged(images, labels)
+    seen = judged(images, labels, study)
+    factors = tuple(study.world.links)
 
     def figures(rows: Tensor) -> Tensor:
-        return torch.tensor([figure.measure(seen.at(rows), HOMES) for figure in FIGURES])
+        return torch.tensor([figure.measure(seen[factors[0]].at(rows), homes(factors[0])) for figure in FIGURES])
 
     keys = [figure.key for figure in FIGURES]
     intervals = measures.bootstrap_intervals(figures, labels, draws=300)
@@ -102,7 +123,8 @@ def measured(study: Study, name: str, seed: int) -> dict[str, Any]:
         "images": len(images),
         "figures": dict(zip(keys, figures(torch.arange(len(labels))).tolist(), strict=True)),
         "intervals": {key: list(interval) for key, interval in zip(keys, intervals, strict=True)},
-        "backbone": test_accuracies(images, labels, seed, study.epochs),
+        "information": {factor: scene_information(each, homes(factor)) for factor, each in seen.items()},
+        "backbone": test_accuracies(images, labels, seed, study.epochs, factors),
     }
 
 
@@ -124,7 +146,7 @@ def main() -> None:
     ablations = {name: ours | changes for name, changes in plan["ablations"].items()}
     arguments = parsed([*GENERATED, *alignments, *RENDERS], list(ablations), plan)
     study = Study(
-        arguments.output, arguments.images_per_category, plan["epochs"], arguments.generator, alignments | ablations
+        arguments.output, arguments.images_per_category, plan["epochs"], alignments | ablations, arguments.world
     )
     if arguments.pictures:
         return write_pictures(study, arguments.sets, arguments.pictures)
@@ -150,7 +172,7 @@ def parsed(names: list[str], ablations: list[str], plan: dict[str, Any]) -> argp
     parser.add_argument("--sets", nargs="+", choices=names + ablations, default=names, metavar="SET")
     parser.add_argument("--seeds", nargs="+", type=int, default=plan["seeds"])
     parser.add_argument("--images-per-category", type=int, default=plan["images_per_category"])
-    parser.add_argument("--generator", default="microworld", help="a generator with another planted bias")
+    parser.add_argument("--world", type=Path, help="folder of a generator with another planted bias, and its judge")
     parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
     parser.add_argument("--pictures", type=Path, help="only write the first images of the named sets to this file")
     return parser.parse_args()

@@ -28,7 +28,23 @@ AGAINST = ("base", "diverse prompts", "paper")
 
 
 def tables(rows: Rows) -> str:
-    return f"{means(rows)}\n\n{paired_tests(rows)}"
+    """The information on factors besides the scene has its own table, where a judge saw them."""
+    of_factors = [information(rows)] if any(len(row.get("information", {})) > 1 for row in rows) else []
+    return "\n\n".join([means(rows), *of_factors, paired_tests(rows)])
+
+
+def information(rows: Rows) -> str:
+    """Bits that the category tells of each factor: mean and standard deviation over the seeds."""
+    factors = list(rows[0]["information"])
+    lines = [["information, bits", *factors], ["---"] * (len(factors) + 1)]
+    for name, members in by_set(rows).items():
+        lines.append([name, *(_mean([row["information"][factor] for row in members], "{:.2f}") for factor in factors)])
+    return markdown(lines)
+
+
+def _mean(values: list[float], form: str) -> str:
+    spread = f" ({form.format(statistics.stdev(values))})" if len(values) > 1 else ""
+    return form.format(statistics.mean(values)) + spread
 
 
 def by_set(rows: Rows) -> dict[str, Rows]:
@@ -44,9 +60,7 @@ def means(rows: Rows) -> str:
     for name, members in by_set(rows).items():
         cells = [name, str(len(members))]
         for part, key, _, form in SHOWN:
-            values = [row[part][key] for row in members]
-            spread = f" ({form.format(statistics.stdev(values))})" if len(values) > 1 else ""
-            cells.append(form.format(statistics.mean(values)) + spread)
+            cells.append(_mean([row[part][key] for row in members], form))
         lines.append(cells)
     return markdown(lines)
 

@@ -3,7 +3,14 @@
 import sys
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from lbgen.microworld.scenes import World, render
+from lbgen.microworld.world import CATEGORIES, home
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import independence_backbone
 import independence_tables
 
 
@@ -21,3 +28,26 @@ def test_tables_have_means_deviations_and_paired_tests():
     assert means.splitlines()[3].startswith("| ours | 3 | 22.00 (11.00) | 22.00 (11.00) | 22.000 (11.000)")
     assert tests.splitlines()[2].startswith("| ours | base | 3 | +2.000 (p 0.074) |")
     assert len(tests.splitlines()) == 3
+
+
+def test_information_on_every_factor_has_a_table_where_a_judge_saw_several():
+    rows = [row("base", seed, 1.0) | {"information": {"scene": 0.0, "colour": 2.0 + seed}} for seed in (0, 2)]
+    _, information, _ = independence_tables.tables(rows).split("\n\n")
+    assert information.splitlines()[0] == "| information, bits | scene | colour |"
+    assert information.splitlines()[2] == "| base | 0.00 (0.00) | 3.00 (1.41) |"
+
+
+def test_never_home_holds_no_home_value_of_any_linked_factor():
+    """Picked one by one from the same renders."""
+    images, labels = independence_backbone.test_set("never home", ("colour", "texture"))
+    assert len(images) == len(labels) == independence_backbone.TEST_IMAGES
+    categories = np.arange(2 * len(labels)) % len(CATEGORIES)
+    drawn = render(categories, 800_000_001, World(styles=("photo",)))
+    picked = [
+        image
+        for index, image in enumerate(drawn.images)
+        if all(drawn.factors[name][index] != home(categories[index], name) for name in ("colour", "texture"))
+    ]
+    ours = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+    assert all(np.array_equal(one, other) for one, other in zip(ours, picked, strict=False))
+    assert np.bincount(labels).min() > 0.8 * len(labels) / len(CATEGORIES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lbgen.microworld import WEIGHTS
-from lbgen.microworld.world import CATEGORIES, SCENES, STYLES
+from lbgen.microworld.world import CATEGORIES, FACTORS
 
 
 @dataclass(frozen=True)
@@ -29,22 +30,20 @@ def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 class Judge(nn.Module):
-    """A small convolutional network trained on balanced renders. images (B, 3, 64, 64) in [0, 1]."""
+    """A small convolutional network trained on balanced renders: the category, and the value of each of `factors`."""
 
-    def __init__(self) -> None:
+    def __init__(self, factors: Sequence[str] = ("scene", "style")) -> None:
         super().__init__()
         self.body = nn.Sequential(
             _stage(3, 24, 2), _stage(24, 48, 1), _stage(48, 64, 2), _stage(64, 96, 1),
             _stage(96, 128, 2), _stage(128, 128, 1), _stage(128, 192, 2),
             nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(192 * 4, 128), nn.ReLU(),
         )  # fmt: skip
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(128, len(values)) for name, values in
-             (("category", CATEGORIES), ("scene", SCENES), ("style", STYLES))}
-        )  # fmt: skip
+        values = {"category": CATEGORIES, **{name: FACTORS[name] for name in factors}}
+        self.heads = nn.ModuleDict({name: nn.Linear(128, len(each)) for name, each in values.items()})
 
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Features (B, 128) and logits by head name."""
+        """Images (B, 3, 64, 64) in [0, 1] to features (B, 128) and logits by head name."""
         features = self.body(images * 2 - 1)
         return features, {name: head(features) for name, head in self.heads.items()}
 

@@ -8,7 +8,7 @@ of them side by side, that is left to `python -m lbgen.microworld.card`.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +42,9 @@ def seed_of(stage: str, step: int) -> int:
     return SEED + list(STEPS).index(stage) * 10_000_000 + step
 
 
-def train_judge(folder: Path, steps: int) -> Judge:
+def train_judge(folder: Path, steps: int, factors: Sequence[str] = ("scene", "style")) -> Judge:
     torch.manual_seed(SEED)
-    judge = Judge().to(DEVICE)
+    judge = Judge(factors).to(DEVICE)
 
     def loss(step: int) -> Tensor:
         seed = seed_of("judge", step)
@@ -53,7 +53,7 @@ def train_judge(folder: Path, steps: int) -> Judge:
         severity = 0.35 * torch.rand(len(images), generator=rng) * (torch.rand(len(images), generator=rng) < 0.5)
         with fast():
             _, logits = judge(corpus.degrade(images, severity, rng).to(DEVICE))
-        truth = {"category": scenes.categories, "scene": scenes.factors["scene"], "style": scenes.factors["style"]}
+        truth = {"category": scenes.categories, **scenes.factors}
         losses = [F.cross_entropy(logits[name].float(), torch.from_numpy(truth[name]).to(DEVICE)) for name in logits]
         return torch.stack(losses).sum()
 
@@ -128,12 +128,14 @@ def _contrasts(scenes: Scenes, severity: Tensor, template: str) -> Iterator[tupl
 
 
 def train_generator(
-    folder: Path, steps: int, vae: AutoencoderKL, corpus_size: int = 24_576, size: int = 48
-) -> Denoiser:
+    folder: Path, steps: int, vae: AutoencoderKL, corpus_size: int = 24_576, size: int = 48,
+    world: World = BIASED, start: Denoiser | None = None, scaling: float | None = None,
+) -> Denoiser:  # fmt: skip
+    """On a corpus of `world`, from new weights or on from `start`, whose latents were multiplied by `scaling`."""
     torch.manual_seed(SEED)
-    latents, scenes = _latents(folder, vae, corpus_size)
+    latents, scenes = _latents(folder, vae, corpus_size, world, scaling)
     words, scheduler = tokenizer(), noise_scheduler()
-    model = Denoiser(words).to(DEVICE)
+    model = (start or Denoiser(words)).to(DEVICE)
 
     def loss(step: int) -> Tensor:
         seed = seed_of("generator", step)
@@ -153,22 +155,24 @@ def train_generator(
 
 
 @torch.no_grad()
-def _latents(folder: Path, vae: AutoencoderKL, count: int) -> tuple[Tensor, NDArray[np.str_]]:
-    """The biased corpus, encoded once and scaled to unit variance (N, 4, 16, 16), with four captions a picture (N, 4).
+def _latents(
+    folder: Path, vae: AutoencoderKL, count: int, world: World, scaling: float | None
+) -> tuple[Tensor, NDArray[np.str_]]:
+    """The corpus, encoded once and scaled (N, 4, 16, 16), to unit variance if not told; four captions a picture (N, 4).
 
     Kept in `folder/latents.npz` with the scaling factor, which the autoencoder's config takes over; made again where
     the autoencoder has been trained since.
     """
-    kept = folder / "latents.npz"
-    if not kept.exists() or kept.stat().st_mtime < (folder / "autoencoder.pt").stat().st_mtime:
+    kept, trained = folder / "latents.npz", folder / "autoencoder.pt"
+    if not kept.exists() or (trained.exists() and kept.stat().st_mtime < trained.stat().st_mtime):
         parts, texts = [], []
         for start in range(0, count, 512):
-            images, scenes = corpus.batch(512, SEED + 90_000_000 + start, BIASED)
+            images, scenes = corpus.batch(512, SEED + 90_000_000 + start, world)
             rng = np.random.default_rng(SEED + start)
             parts += [vae.encode(part.to(DEVICE) * 2 - 1).latent_dist.mean.cpu() for part in images.split(32)]
             texts.append(np.array([corpus.prompts(scenes, rng) for _ in range(4)]).T)
         latents = torch.cat(parts)
-        scaling = 1 / float(latents.std())
+        scaling = scaling or 1 / float(latents.std())
         with files.replacing(kept) as temporary, temporary.open("wb") as file:
             np.savez(file, latents=latents * scaling, captions=np.concatenate(texts), scaling_factor=scaling)
     with np.load(kept) as arrays:
