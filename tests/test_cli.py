@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPModel
 
 import lbgen
 from lbgen.cli import VERBS, main
@@ -131,6 +134,15 @@ def test_export_writes_both_folders_and_says_where(tmp_path):
     assert result.stdout == "the micro world is in models: generator (diffusers) and semantics (transformers)\n"
     assert json.loads((tmp_path / "models" / "generator" / "model_index.json").read_text())
     assert json.loads((tmp_path / "models" / "semantics" / "config.json").read_text())["model_type"] == "clip"
+
+
+def test_exported_folders_run_in_plain_loaders_with_nothing_asked(tmp_path):
+    """Stored in fp16, computed in fp32: of two precisions in one pipeline neither loader would complain."""
+    lbgen.export_microworld(tmp_path)
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "generator")
+    assert pipeline("fish", num_inference_steps=2, output_type="np").images.shape == (1, 64, 64, 3)
+    model, pixels = CLIPModel.from_pretrained(tmp_path / "semantics"), torch.rand(1, 3, 64, 64)
+    assert model.get_image_features(pixels).pooler_output.dtype == torch.float32
 
 
 def test_export_to_what_is_no_folder_is_refused(capsys, tmp_path):

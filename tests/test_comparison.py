@@ -51,6 +51,15 @@ def test_equal_sets_show_no_change():
     assert "within what we allow" in price(lines)
 
 
+def test_no_interval_of_a_share_leaves_what_a_share_can_be():
+    """One image in 192 is wrong: moved by the estimated bias, the interval would end above 100%."""
+    almost = judged(EVERYWHERE)._replace(category=torch.where(torch.arange(192) == 0, 1, LABELS))
+    for line in compare(judged(EVERYWHERE), almost, HOME, draws=200):
+        if line.figure.percent:
+            for low, high in (line.base_interval, line.after_interval):
+                assert 0 <= low <= high <= 1, line.figure.key
+
+
 def test_more_bias_is_said_to_be_more():
     lines = compare(judged(EVERYWHERE), judged(HOME[LABELS]), HOME, draws=20)
     assert headline(lines) == "After alignment, a category says 2.00 bits more about its background."

@@ -170,10 +170,13 @@ def compare(base: Judged, after: Judged, home: Tensor, draws: int = 500) -> list
     count = len(FIGURES)
     values = both(torch.arange(len(base.label))).tolist()
     intervals = measures.bootstrap_intervals(both, base.label, draws=draws)
-    return [
-        Line(figure, values[i], values[count + i], *(intervals[i + count * part] for part in range(3)))
-        for i, figure in enumerate(FIGURES)
-    ]
+    lines = []
+    for i, figure in enumerate(FIGURES):
+        first, second, change = (intervals[i + count * part] for part in range(3))
+        if figure.percent:  # moved by the estimated bias, an interval may leave what a share can be
+            first, second = (Interval(max(low, 0.0), min(high, 1.0)) for low, high in (first, second))
+        lines.append(Line(figure, values[i], values[count + i], first, second, change))
+    return lines
 
 
 def headline(lines: list[Line]) -> str:

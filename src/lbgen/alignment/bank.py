@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
+from tqdm import tqdm
 
 from lbgen import files, provenance
 from lbgen.alignment.config import AlignConfig
@@ -62,7 +63,8 @@ def load_bank(
         folder.mkdir(parents=True, exist_ok=True)
         chunks = [places[start : start + CHUNK] for start in range(0, len(places), CHUNK)]
         parts = [folder / f"{number:05d}.safetensors" for number in range(len(chunks))]
-        for part, chunk in list(zip(parts, chunks, strict=True))[share[0] :: share[1]]:
+        mine = list(zip(parts, chunks, strict=True))[share[0] :: share[1]]
+        for part, chunk in tqdm(mine, desc="bank of the base's images", disable=share[0] != 0):
             if not part.exists():
                 files.write_bytes(part, save({"features": draw(chunk).contiguous()}))
         wait()

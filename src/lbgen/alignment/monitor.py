@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Tensor
+from tqdm import trange
 
 from lbgen import files, measures
 from lbgen.alignment.batches import derived_seed, stacked_noise
@@ -76,7 +77,7 @@ class Monitor:
         shape = self.generator.latent_shape(*self.generator.default_size)
         seed = derived_seed(self.config.seed, "evaluation")
         images = []
-        for start in range(0, len(self.places), self.config.batch_size):
+        for start in trange(0, len(self.places), self.config.batch_size, desc="evaluation", leave=False):
             rows, indices = zip(*self.places[start : start + self.config.batch_size], strict=True)
             noise, rngs = stacked_noise(
                 seed, [self.vocabulary[row].id for row in rows], indices, [0] * len(rows), shape

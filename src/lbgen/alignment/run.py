@@ -50,7 +50,7 @@ class Run:
 
     def warm_up(self, signals: list[int]) -> None:
         """Updates of the discriminator alone."""
-        with self.progress("discriminator", self.config.discriminator_warmup_steps, self.record["warmup"]) as progress:
+        with self.progress("warm-up", self.config.discriminator_warmup_steps, self.record["warmup"]) as progress:
             while self.record["warmup"] < self.config.discriminator_warmup_steps:
                 batch = self.trainer.batch(self.draw, differentiate=False)
                 losses = self.trainer.update_opponents(batch, self.draw)

@@ -64,6 +64,13 @@ def write_weights(folder: Path) -> None:
         scheduler=DDIMScheduler.from_config(noise_scheduler().config, clip_sample=False, set_alpha_to_one=False),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(GENERATOR)  # fmt: skip
+    for part in (SEMANTICS, GENERATOR / "text_encoder"):
+        _load_in_float32(part / "config.json")
+
+
+def _load_in_float32(path: Path) -> None:
+    """What transformers does without being asked, as diffusers does: a pipeline of two precisions would not run."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
 
 
 def _trained(folder: Path, stage: str) -> dict[str, Any]:
