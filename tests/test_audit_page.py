@@ -1,5 +1,7 @@
 """The audit's page in a headless browser."""
 
+import base64
+import io
 import re
 import time
 from collections.abc import Iterator
@@ -70,6 +72,30 @@ class Pictures:
 
     def records(self, wanted: set[str]) -> Iterator[Record]:
         return (Record(key, "", "train", self.content if key in wanted else None) for key in self.keys)
+
+
+def shown(image: Image.Image, **options) -> np.ndarray:
+    """(8, 8, 3) what the page shows of an image file."""
+    stream = io.BytesIO()
+    image.save(stream, "PNG", **options)
+    uri = thumbnails.webp_uri(stream.getvalue(), 8)
+    return np.array(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB"))
+
+
+def test_thumbnails_are_upright():
+    """EXIF orientation 6: the file's left half, which is white, is the picture's upper half."""
+    pixels, exif = np.zeros((32, 48, 3), np.uint8), Image.Exif()
+    pixels[:, :24] = 255
+    exif[0x0112] = 6
+    found = shown(Image.fromarray(pixels), exif=exif)
+    assert (found[:3] > 200).all() and (found[5:] < 55).all()
+
+
+def test_thumbnails_are_seen_as_the_audit_sees():
+    """What is transparent is white; of 16 bits, the middle of a ramp from black to white is grey."""
+    assert (shown(Image.new("RGBA", (16, 16), (0, 0, 0, 0))) > 250).all()
+    ramp = np.linspace(0, 65535, 32).round().astype(np.uint16)[None].repeat(32, axis=0)
+    assert shown(Image.fromarray(ramp))[4, 3:5].mean() == pytest.approx(128, abs=10)
 
 
 def page_of(measured: list[Measured], path: Path) -> Path:
