@@ -10,7 +10,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.linear_model import RidgeClassifier
 
 from lbgen import measures
-from lbgen.audit import content, distances, probes
+from lbgen.audit import content, distances, probes, statistics
 from lbgen.audit import measures as measures_of
 
 RNG = np.random.default_rng(0)
@@ -168,6 +168,38 @@ def test_intervals_of_a_kernel_distance_hold_that_of_many_images():
         for seed in range(20)
     ]
     assert sum(e["kernel_distance"].low <= truth <= e["kernel_distance"].high for e in found) >= 16 and truth > 0.01
+
+
+def gaussian(count: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Of 16 features, whatever the category."""
+    rng = np.random.default_rng(seed)
+    return shift + scale * rng.normal(size=(count, 16)), np.arange(count) % 12
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.3, 1.0), (0.3, 1.2)])
+def test_intervals_of_a_frechet_distance_hold_the_closed_form(shift, scale):
+    """16 (shift^2 + (scale - 1)^2), and 0 of one distribution, in at least 16 of 20 intervals of 240 images."""
+    truth = 16 * (shift**2 + (scale - 1) ** 2)
+    found = [
+        measures_of.compare(gaussian(240, 2 * seed + 1), gaussian(240, 2 * seed + 2, shift, scale), seed)
+        for seed in range(20)
+    ]
+    estimates = [each["frechet_distance"] for each in found]
+    assert sum(e.low <= truth <= e.high for e in estimates) >= 16
+    assert np.mean([e.value for e in estimates]) == pytest.approx(truth, abs=0.15)
+
+
+def test_a_frechet_distance_of_three_images_is_unknown():
+    """There are no halves with a spread; nothing fails."""
+    assert math.isnan(measures_of.compare(gaussian(3, 1), gaussian(240, 2), 0)["frechet_distance"].value)
+
+
+def test_halves_are_halves_of_every_category():
+    label = np.repeat([0, 1, 2], [10, 7, 5])
+    first, second = statistics.halves(label, np.random.default_rng(0))
+    assert sorted([*first, *second]) == list(range(22)) and len(first) == 11
+    apart = np.bincount(label[first], minlength=3) - np.bincount(label[second], minlength=3)
+    assert apart[0] == 0 and abs(apart).max() == 1
 
 
 def test_compared_with_itself_a_set_is_all_there():

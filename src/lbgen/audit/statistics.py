@@ -96,6 +96,12 @@ def resample(label: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.i
     return drawn
 
 
+def halves(label: NDArray[np.int64], rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of two random halves, of all and of each category, to within one."""
+    order = np.lexsort((rng.random(len(label)), label))
+    return order[::2], order[1::2]
+
+
 def false_discovery(p_values: NDArray) -> NDArray:
     """Adjusted p-values: rejecting those up to q keeps the expected share of false ones below q.
 
