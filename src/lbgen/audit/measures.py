@@ -16,7 +16,7 @@ from lbgen.audit.config import AuditConfig
 from lbgen.audit.content import Duplicates, LabelRanks
 from lbgen.audit.observe import Observed
 from lbgen.audit.probes import FOLDS, beyond_place, probe
-from lbgen.audit.statistics import FEW_DRAWS, Estimate, false_discovery, halves, mean, normal, resample
+from lbgen.audit.statistics import FEW_DRAWS, Estimate, false_discovery, halves, mean, normal, resample, widened
 from lbgen.models.semantics import SemanticSpace
 
 PROBES = {
@@ -171,12 +171,15 @@ def _attribute_figures(
 
 
 def compare(reference: tuple[NDArray, NDArray], other: tuple[NDArray, NDArray], seed: int) -> dict[str, Estimate]:
-    """Distances of a set from the reference; each is features (N, D) and labels (N,)."""
+    """Distances of a set from the reference; each is features (N, D) and labels (N,).
+
+    Intervals of neighbourhoods are from a bootstrap of the set that is counted, made wider for the other.
+    """
     x, y = (torch.from_numpy(features.astype(np.float32)) for features, _ in (reference, other))
     label_x, label_y = reference[1], other[1]
     near = distances.neighbourhoods(x, y)
     found = {
-        name: mean(near[name].numpy(), label, seed, (0, most))
+        name: widened(mean(near[name].numpy(), label, seed, (0, most)), (0, most))
         for name, label, most in (
             ("precision", label_y, 1),
             ("density", label_y, np.inf),
