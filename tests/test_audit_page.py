@@ -190,17 +190,21 @@ def test_it_fits_the_screen_and_can_be_photographed(browser, small, tmp_path, wi
 
 
 def test_a_thousand_categories_in_five_datasets(browser, tmp_path, monkeypatch):
-    """Below 15 MB, and no more rows than are looked at; `-s` shows how long it took to open (benchmarks/RESULTS.md).
+    """Below 15 MB, no more rows than are looked at, and open in under 3 seconds, the fastest of three times (`-s` shows
+    them; benchmarks/RESULTS.md).
 
     The one picture that all share is encoded once."""
     monkeypatch.setattr(thumbnails, "webp_uri", lru_cache(thumbnails.webp_uri))
     path = page_of([made_up(f"dataset {number}", 1000, 12) for number in range(5)], tmp_path / "report.html")
     assert path.stat().st_size < 15e6
-    page = browser.new_page()
-    began = time.monotonic()
-    page.goto(path.as_uri())
-    assert page.locator("#heat tbody tr").count() == 40
-    print(f"{path.stat().st_size / 1e6:.1f} MB, open after {time.monotonic() - began:.2f} s")
+    page, seconds = browser.new_page(), []
+    for _ in range(3):
+        began = time.monotonic()
+        page.goto(path.as_uri())
+        assert page.locator("#heat tbody tr").count() == 40
+        seconds.append(time.monotonic() - began)
+    print(f"{path.stat().st_size / 1e6:.1f} MB, open after {', '.join(f'{each:.2f}' for each in seconds)} s")
+    assert min(seconds) < 3
     page.fill("#heat-filter", "0999")
     assert rows(page) == ["category 0999"]
     page.close()
