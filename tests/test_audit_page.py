@@ -170,6 +170,38 @@ def test_the_samples_are_filtered_and_their_pictures_load(opened):
     assert opened.evaluate("document.images[0].decode().then(() => document.images[0].naturalWidth)") > 0
 
 
+def test_every_part_is_there(opened):
+    """Of two datasets of four categories with two linked attributes each: columns, pairs with four pictures, charts."""
+    assert opened.locator("#figures thead th").all_text_contents() == ["figure", "first", HOSTILE]
+    assert opened.locator("#figures td").all_text_contents()[:2] == ["50.0%40.0% to 60.0%"] * 2
+    assert opened.locator(".pair").count() == 4 and opened.locator(".pair img").count() == 16
+    assert opened.locator("figure svg").count() == 4
+    assert opened.locator("#grid img").count() == 16
+    titles = opened.locator("h2").all_text_contents()
+    for title in (
+        "Categories that are seen least",
+        "Broken and blank files",
+        "How it was measured, and what it cannot say",
+    ):
+        assert title in titles
+
+
+def test_a_verdict_says_which_way_a_difference_goes(browser, tmp_path):
+    """Lower is better for what the border tells, worse for label agreement, and neither for edges."""
+    first, second = made_up("first", 4, 2), made_up("second", 4, 2)
+    changed = ("probes.border", "label_agreement", "edge_density")
+    second.figures.update(dict.fromkeys(changed, Estimate(0.1, 0.09, 0.11)))
+    page = browser.new_page()
+    page.goto(page_of([first, second], tmp_path / "report.html").as_uri())
+    words = {}
+    for row in page.locator("#figures tr").all():
+        if row.locator(".word").count():
+            words[row.locator("th").text_content()] = row.locator(".word").all_text_contents()
+    found = {title.partition("lower")[0].partition("higher")[0]: said for title, said in words.items()}
+    assert found == {"Label from the border": ["better"], "Label agreement": ["worse"], "Edge density": ["differs"]}
+    page.close()
+
+
 def test_what_is_said_to_be_tested_is_tested(small):
     """The rows whose differences have a p-value, and no others, are of the two groups that the caption names."""
     tested = differences([made_up("first", 4, 2), made_up("second", 4, 2)])["second"]
