@@ -176,17 +176,20 @@ def gaussian(count: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> t
     return shift + scale * rng.normal(size=(count, 16)), np.arange(count) % 12
 
 
+@pytest.mark.parametrize("count", [36, 240])
 @pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.3, 1.0), (0.3, 1.2)])
-def test_intervals_of_a_frechet_distance_hold_the_closed_form(shift, scale):
-    """16 (shift^2 + (scale - 1)^2), and 0 of one distribution, in at least 16 of 20 intervals of 240 images."""
+def test_intervals_of_a_frechet_distance_hold_the_closed_form(count, shift, scale):
+    """16 (shift^2 + (scale - 1)^2), and 0 of one distribution, in at least 16 of 20 intervals; 2 and 15 images a
+
+    feature. Plain, the distance of one distribution's 36 would be 5."""
     truth = 16 * (shift**2 + (scale - 1) ** 2)
     found = [
-        measures_of.compare(gaussian(240, 2 * seed + 1), gaussian(240, 2 * seed + 2, shift, scale), seed)
+        measures_of.compare(gaussian(count, 2 * seed + 1), gaussian(count, 2 * seed + 2, shift, scale), seed)
         for seed in range(20)
     ]
     estimates = [each["frechet_distance"] for each in found]
     assert sum(e.low <= truth <= e.high for e in estimates) >= 16
-    assert np.mean([e.value for e in estimates]) == pytest.approx(truth, abs=0.15)
+    assert np.mean([e.value for e in estimates]) == pytest.approx(truth, abs=0.15 if count == 240 else 0.4)
 
 
 def test_a_frechet_distance_of_three_images_is_unknown():
