@@ -133,7 +133,7 @@ def test_each_attribute_rises_with_its_own_bias(audited):
 
 
 def test_without_masks_the_floor_is_a_little_higher_and_the_scene_still_rises(audited):
-    """Objects of the micro world take 70% of the side, and the square leaves 2% of them: docs/audit.md."""
+    """The square leaves parts of the micro world's large objects visible: docs/audit.md."""
     for name in OBJECT_HIDDEN:
         floor, found = told(audited, "none, no masks", name), told(audited, "scene 0.5, no masks", name)
         assert floor.value < 0.2 and found.value > floor.value and difference_p_value(floor, found) < 0.01, name

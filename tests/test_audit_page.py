@@ -1,5 +1,7 @@
 """The audit's page in a headless browser."""
 
+import base64
+import io
 import re
 import time
 from collections.abc import Iterator
@@ -70,6 +72,30 @@ class Pictures:
 
     def records(self, wanted: set[str]) -> Iterator[Record]:
         return (Record(key, "", "train", self.content if key in wanted else None) for key in self.keys)
+
+
+def shown(image: Image.Image, **options) -> np.ndarray:
+    """(8, 8, 3) what the page shows of an image file."""
+    stream = io.BytesIO()
+    image.save(stream, "PNG", **options)
+    uri = thumbnails.webp_uri(stream.getvalue(), 8)
+    return np.array(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB"))
+
+
+def test_thumbnails_are_upright():
+    """EXIF orientation 6: the file's left half, which is white, is the picture's upper half."""
+    pixels, exif = np.zeros((32, 48, 3), np.uint8), Image.Exif()
+    pixels[:, :24] = 255
+    exif[0x0112] = 6
+    found = shown(Image.fromarray(pixels), exif=exif)
+    assert (found[:3] > 200).all() and (found[5:] < 55).all()
+
+
+def test_thumbnails_are_seen_as_the_audit_sees():
+    """What is transparent is white; of 16 bits, the middle of a ramp from black to white is grey."""
+    assert (shown(Image.new("RGBA", (16, 16), (0, 0, 0, 0))) > 250).all()
+    ramp = np.linspace(0, 65535, 32).round().astype(np.uint16)[None].repeat(32, axis=0)
+    assert shown(Image.fromarray(ramp))[4, 3:5].mean() == pytest.approx(128, abs=10)
 
 
 def page_of(measured: list[Measured], path: Path) -> Path:
@@ -144,6 +170,38 @@ def test_the_samples_are_filtered_and_their_pictures_load(opened):
     assert opened.evaluate("document.images[0].decode().then(() => document.images[0].naturalWidth)") > 0
 
 
+def test_every_part_is_there(opened):
+    """Of two datasets of four categories with two linked attributes each: columns, pairs with four pictures, charts."""
+    assert opened.locator("#figures thead th").all_text_contents() == ["figure", "first", HOSTILE]
+    assert opened.locator("#figures td").all_text_contents()[:2] == ["50.0%40.0% to 60.0%"] * 2
+    assert opened.locator(".pair").count() == 4 and opened.locator(".pair img").count() == 16
+    assert opened.locator("figure svg").count() == 4
+    assert opened.locator("#grid img").count() == 16
+    titles = opened.locator("h2").all_text_contents()
+    for title in (
+        "Categories that are seen least",
+        "Broken and blank files",
+        "How it was measured, and what it cannot say",
+    ):
+        assert title in titles
+
+
+def test_a_verdict_says_which_way_a_difference_goes(browser, tmp_path):
+    """Lower is better for what the border tells, worse for label agreement, and neither for edges."""
+    first, second = made_up("first", 4, 2), made_up("second", 4, 2)
+    changed = ("probes.border", "label_agreement", "edge_density")
+    second.figures.update(dict.fromkeys(changed, Estimate(0.1, 0.09, 0.11)))
+    page = browser.new_page()
+    page.goto(page_of([first, second], tmp_path / "report.html").as_uri())
+    words = {}
+    for row in page.locator("#figures tr").all():
+        if row.locator(".word").count():
+            words[row.locator("th").text_content()] = row.locator(".word").all_text_contents()
+    found = {title.partition("lower")[0].partition("higher")[0]: said for title, said in words.items()}
+    assert found == {"Label from the border": ["better"], "Label agreement": ["worse"], "Edge density": ["differs"]}
+    page.close()
+
+
 def test_what_is_said_to_be_tested_is_tested(small):
     """The rows whose differences have a p-value, and no others, are of the two groups that the caption names."""
     tested = differences([made_up("first", 4, 2), made_up("second", 4, 2)])["second"]
@@ -164,17 +222,21 @@ def test_it_fits_the_screen_and_can_be_photographed(browser, small, tmp_path, wi
 
 
 def test_a_thousand_categories_in_five_datasets(browser, tmp_path, monkeypatch):
-    """Below 15 MB, and no more rows than are looked at; `-s` shows how long it took to open (benchmarks/RESULTS.md).
+    """Below 15 MB, no more rows than are looked at, and open in under 3 seconds, the fastest of three times (`-s` shows
+    them; benchmarks/RESULTS.md).
 
     The one picture that all share is encoded once."""
     monkeypatch.setattr(thumbnails, "webp_uri", lru_cache(thumbnails.webp_uri))
     path = page_of([made_up(f"dataset {number}", 1000, 12) for number in range(5)], tmp_path / "report.html")
     assert path.stat().st_size < 15e6
-    page = browser.new_page()
-    began = time.monotonic()
-    page.goto(path.as_uri())
-    assert page.locator("#heat tbody tr").count() == 40
-    print(f"{path.stat().st_size / 1e6:.1f} MB, open after {time.monotonic() - began:.2f} s")
+    page, seconds = browser.new_page(), []
+    for _ in range(3):
+        began = time.monotonic()
+        page.goto(path.as_uri())
+        assert page.locator("#heat tbody tr").count() == 40
+        seconds.append(time.monotonic() - began)
+    print(f"{path.stat().st_size / 1e6:.1f} MB, open after {', '.join(f'{each:.2f}' for each in seconds)} s")
+    assert min(seconds) < 3
     page.fill("#heat-filter", "0999")
     assert rows(page) == ["category 0999"]
     page.close()

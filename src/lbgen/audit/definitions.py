@@ -164,10 +164,11 @@ DEFINITIONS = (
         "frechet_distance",
         "Fréchet distance",
         "comparison",
-        "Squared distance between Gaussians fitted to both sets' features. Biased upwards for few images.",
+        "Squared distance between Gaussians fitted to both sets' features, less what more images would take from it, "
+        "as seen on halves of the sets. Still too high where there are fewer than two images a feature.",
         "0 upwards",
         "neither",
-        "Heusel et al., arXiv 1706.08500",
+        "Heusel et al., arXiv 1706.08500; Chong and Forsyth, arXiv 1911.07023",
     ),
     Definition(
         "kernel_distance",

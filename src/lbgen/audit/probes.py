@@ -5,12 +5,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lbgen.audit.statistics import UNKNOWN, Estimate, balanced_mean
+from lbgen.audit.statistics import UNKNOWN, Estimate, balanced_mean, widened
 
 FOLDS = 5
-WIDENING = 1.25
-"""Of the bootstrap's intervals, which redraw the tested images alone: another draw of the whole set also trains other
-probes, and all folds share most of theirs (Bengio and Grandvalet 2004). Found by simulation (docs/audit.md)."""
 PENALTIES = tuple(10.0**power for power in range(-3, 5))
 """Ridge penalties that are tried, for standardised features, on the training part alone."""
 
@@ -18,7 +15,9 @@ PENALTIES = tuple(10.0**power for power in range(-3, 5))
 def probe(features: NDArray, label: NDArray[np.int64], seed: int) -> Estimate:
     """Mean over the categories of the share of images whose label a linear probe tells without having seen them.
 
-    The interval is for what probes tell on average that are trained on other draws of as many images.
+    The interval is for what probes tell on average that are trained on other draws of as many images: wider than the
+    bootstrap's, as another draw also trains other probes, and all folds share most of theirs (Bengio and Grandvalet
+    2004).
     Chance is 1 / categories. Categories with fewer images than folds are left out.  features: (N, D), label: (N,).
     """
     sizes = np.bincount(label)
@@ -27,9 +26,7 @@ def probe(features: NDArray, label: NDArray[np.int64], seed: int) -> Estimate:
         return UNKNOWN
     _, classes = np.unique(label[used], return_inverse=True)
     right = predict_held_out(features[used], classes, seed) == classes
-    found = balanced_mean(right, classes, seed, (0, 1))
-    low, high = (found.value + WIDENING * (end - found.value) for end in (found.low, found.high))
-    return Estimate(found.value, max(0.0, low), min(1.0, high))
+    return widened(balanced_mean(right, classes, seed, (0, 1)), (0, 1))
 
 
 def beyond_place(features: NDArray, place: NDArray) -> NDArray[np.float32]:

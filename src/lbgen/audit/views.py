@@ -46,13 +46,13 @@ def decode(content: bytes, mask: bytes | None, side: int) -> Decoded | str:
     drawn = _opened(mask) if mask else None
     if isinstance(drawn, str):
         return f"its mask cannot be decoded ({drawn})"
-    facts, rgb = file_facts(image), _as_seen(image)
+    facts, rgb = file_facts(image), as_seen(image)
     if all(high - low <= BLANK_SPREAD for low, high in rgb.getextrema()):  # type: ignore[misc]
         return "blank: one flat colour"
-    canvas = torch.from_numpy(np.array(_square(rgb, side, Image.Resampling.BICUBIC))).permute(2, 0, 1)
+    canvas = torch.from_numpy(np.array(square(rgb, side, Image.Resampling.BICUBIC))).permute(2, 0, 1)
     hole = None
     if drawn:
-        hole = torch.from_numpy(np.array(_square(_upright(drawn).convert("L"), side, Image.Resampling.NEAREST)) > 0)
+        hole = torch.from_numpy(np.array(square(_upright(drawn).convert("L"), side, Image.Resampling.NEAREST)) > 0)
     return Decoded(canvas, hole if hole is not None and hole.any() else None, facts)
 
 
@@ -68,7 +68,7 @@ def _opened(content: bytes) -> Image.Image | str:
         return " ".join(str(error).split())[:100]
 
 
-def _as_seen(image: Image.Image) -> Image.Image:
+def as_seen(image: Image.Image) -> Image.Image:
     """In RGB as a viewer shows it: upright, the transparent on white, 16 bits brought to 8."""
     image = _upright(image)
     if image.mode.startswith("I"):
@@ -84,7 +84,7 @@ def _upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def _square(image: Image.Image, side: int, resampling: Image.Resampling) -> Image.Image:
+def square(image: Image.Image, side: int, resampling: Image.Resampling) -> Image.Image:
     """The middle square, cut before it is resized: of a long strip, the whole would be large."""
     short = min(image.size)
     left, top = ((length - short) / 2 for length in image.size)

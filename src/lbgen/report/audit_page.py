@@ -31,10 +31,12 @@ LIMITS = (
     "Attributes are what a language model sees. It errs, more so on drawings and rare things, and its errors may "
     "follow the category: check a surprising pair by its images.",
     "Without given masks the object is hidden by a square of seven eighths of the side, where the language model sees "
-    "it; parts of a larger object stay visible. Its own position and colour are then not measured.",
+    "it; parts of a larger object stay visible, and probes of its surroundings may read a few points above chance "
+    "where nothing is linked. Its own position and colour are then not measured.",
     "A linear probe gives a lower bound: a deeper network may find more.",
     "An interval says how far the figure would move with other images drawn the same way, as many, and probes trained "
-    "on them; not with another language model. It begins above chance by chance alone about once in forty times.",
+    "on them; not with another language model. With given masks it begins above chance by chance alone about once in "
+    "forty times.",
     "Significance between datasets takes them as drawn independently; sets that share images or noise differ more "
     "surely than is said here.",
     "Less bias does not by itself make a better training set (arXiv 2404.01509), so there is no overall score.",

@@ -5,6 +5,7 @@ import io
 
 from PIL import Image
 
+from lbgen.audit import views
 from lbgen.audit.records import Source
 
 QUALITY = 70
@@ -22,12 +23,9 @@ def thumbnail_uris(source: Source, wanted: set[str], side: int) -> dict[str, str
 
 
 def webp_uri(content: bytes, side: int) -> str:
-    image = Image.open(io.BytesIO(content)).convert("RGB")
-    edge = min(image.size)
-    left, top = (image.width - edge) // 2, (image.height - edge) // 2
-    square = image.crop((left, top, left + edge, top + edge))
-    if edge > side:
-        square = square.resize((side, side), Image.Resampling.LANCZOS)
+    """Upright and on white, as the audit saw it."""
+    picture = views.as_seen(Image.open(io.BytesIO(content)))
+    thumbnail = views.square(picture, min(side, *picture.size), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    square.save(stream, "WEBP", quality=QUALITY, method=4)
+    thumbnail.save(stream, "WEBP", quality=QUALITY, method=4)
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -1,0 +1,170 @@
+"""What the audit reads where nothing besides the object tells the label, and how often its intervals hold the truth:
+`python benchmarks/audit_floors.py`.
+
+Sets of 480 photographs of the micro world, audited with masks of their objects and without: what the probes tell on
+average, how often their interval begins above chance (promised: 2.5%), how strong the attributes' links are, how often
+p is below 0.05. `--link colour` fixes that factor in every category.
+
+Then the intervals, on sets drawn from known distributions: how often a probe's holds what such probes tell on average,
+how often an attribute's holds the strength that was drawn. `--sets 0` prints these alone.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+from measuring import heading
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from lbgen.attributes import load_attributes
+from lbgen.audit.association import Association, associate, mutual_information, normalized
+from lbgen.audit.cache import RowCache
+from lbgen.audit.config import AuditConfig
+from lbgen.audit.measures import PROBES, Measured, measure
+from lbgen.audit.observe import Observer, canvas_side, observe
+from lbgen.audit.probes import probe
+from lbgen.audit.records import open_source
+from lbgen.audit.statistics import WIDENING, Estimate
+from lbgen.microworld.scenes import World, render
+from lbgen.microworld.world import CATEGORIES, FACTORS
+from lbgen.models.registry import ATTRIBUTES
+from lbgen.models.semantics import load_semantics
+
+IMAGES, CHANCE = 480, 1 / len(CATEGORIES)
+PLACE, HUE, COLOUR = "the hidden square's place alone", "measured colour", "colour"
+FEATURES, DRAWS = 96, 150
+"""Of the drawn features: their number, and how many sets are drawn."""
+
+
+def write(pictures: NDArray, categories: NDArray[np.int64], folder: Path) -> None:
+    """FOLDER/<category>/<number>.png"""
+    for number, (picture, category) in enumerate(zip(pictures, categories, strict=True)):
+        path = folder / CATEGORIES[category] / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path, compress_level=1)
+
+
+class Found(NamedTuple):
+    """Of one audit, by the names of the probes and of the attributes."""
+
+    probes: dict[str, Estimate]
+    associations: dict[str, Association]
+
+
+def audited(sets: int, world: World) -> Iterator[tuple[Found, Found]]:
+    """Every set with masks, and without; attributes are those the space has learned, and colour, which it has not."""
+    space = load_semantics("microworld")
+    attributes = load_attributes(ATTRIBUTES["microworld"])
+    attributes += [attribute for attribute in load_attributes(None) if attribute.name == COLOUR]
+    observer, config = Observer(space, canvas_side(space)), AuditConfig(permutations=199)
+    for seed in tqdm(range(sets), unit=" sets", disable=None):
+        scenes = render(np.arange(IMAGES) % len(CATEGORIES), 1000 + seed, world)
+        with TemporaryDirectory() as name:
+            folder, found = Path(name), []
+            cache = RowCache(folder / "cache", "microworld", observer.fields())
+            for pictures, place in ((scenes.images, "set"), (scenes.masks, "set/masks")):
+                write(pictures, scenes.categories, folder / place)
+                observed = observe(open_source(folder / "set"), "set", observer, cache, config.batch_size)
+                found.append(found_in(measure(observed, space, attributes, config, 40, lambda step: None)))
+        yield found[1], found[0]
+
+
+def found_in(m: Measured) -> Found:
+    """The audit's figures, what the hidden square's place tells, and the hue, also where there are no masks."""
+    place = probe(m.observed.column("place", m.probed), m.observed.label[m.probed], 0)
+    hue = associate(m.observed.label, m.observed.column("hue"), 199, 0)
+    associations = {a.reading.name: a.association for a in m.attributes}
+    return Found({name: m.figures[f"probes.{name}"] for name in PROBES} | {PLACE: place}, {HUE: hue} | associations)
+
+
+def print_table(titles: list[str], rows: list[list[str]]) -> None:
+    lines = [titles, ["---"] * len(titles), *rows]
+    print("\n".join(f"| {' | '.join(line)} |" for line in lines), end="\n\n", flush=True)
+
+
+def told(estimates: list[Estimate]) -> list[str]:
+    average = np.mean([estimate.value for estimate in estimates])
+    return [f"{average:.1%}", f"{np.mean([estimate.low > CHANCE for estimate in estimates]):.1%}"]
+
+
+def linked(associations: list[Association]) -> list[str]:
+    strength = np.mean([association.cramers_v.value for association in associations])
+    return [f"{strength:.2f}", f"{np.mean([association.p_value < 0.05 for association in associations]):.0%}"]
+
+
+def print_found(title: str, found: Sequence[Found]) -> None:
+    print(f"{title}:\n")
+    probes = {name: [one.probes[name] for one in found] for name in found[0].probes}
+    print_table(
+        ["probe", "labels told", "intervals above chance"],
+        [[name, *told(estimates)] for name, estimates in probes.items()],
+    )
+    associations = {name: [one.associations[name] for one in found] for name in found[0].associations}
+    print_table(
+        ["attribute", "Cramér's V", "p < 0.05"],
+        [[name, *linked(each)] for name, each in associations.items()],
+    )
+
+
+def share_held(estimates: list[Estimate], truth: float) -> str:
+    return f"{np.mean([low <= truth <= high for _, low, high in estimates]):.0%}"
+
+
+def drawn(images: int, spread: float, seed: int) -> tuple[NDArray, NDArray[np.int64]]:
+    """Normal features around a mean for each category, so far apart."""
+    rng, label = np.random.default_rng(seed), np.arange(images) % len(CATEGORIES)
+    means = spread * np.random.default_rng(0).normal(size=(len(CATEGORIES), FEATURES))
+    return means[label] + rng.normal(size=(images, FEATURES)), label
+
+
+def probes_covered(images: int, spread: float) -> list[str]:
+    """How often the interval, and the bootstrap's before it is widened, holds the average over all draws."""
+    found = [probe(*drawn(images, spread, seed), seed) for seed in range(1, DRAWS + 1)]
+    truth = np.mean([estimate.value for estimate in found])
+
+    alone = [Estimate(*(e.value + (end - e.value) / WIDENING for end in e)) for e in found]
+    return [f"{images}", f"{truth:.0%}", share_held(alone, truth), share_held(found, truth)]
+
+
+def links_covered(strength: float) -> list[str]:
+    """How often the interval holds the truth of the table that is drawn from; Cramér's V is the strength itself.
+
+    With this probability an image has its category's own value of six, else any.
+    """
+    own = np.eye(6)[np.arange(len(CATEGORIES)) % 6]
+    table = strength * own + (1 - strength) / 6
+    information = float(normalized(mutual_information(table), table))
+    label, found = np.arange(IMAGES) % len(CATEGORIES), []
+    for seed in range(DRAWS):
+        rng = np.random.default_rng(seed)
+        value = np.where(rng.random(IMAGES) < strength, label % 6, rng.integers(0, 6, IMAGES))
+        found.append(associate(label, value, permutations=99, seed=0))
+    of_information, of_v = [one.normalized_mutual_information for one in found], [one.cramers_v for one in found]
+    return [f"{strength:g}", share_held(of_information, information), share_held(of_v, strength)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", type=int, default=30, help="how many are audited; 0: none")
+    parser.add_argument("--link", choices=FACTORS, help="a factor that the category fixes")
+    arguments = parser.parse_args()
+    print(heading())
+    world = World(links={arguments.link: 1.0} if arguments.link else {}, styles=("photo",))
+    if arguments.sets:
+        masked, without = zip(*audited(arguments.sets, world), strict=True)
+        print_found(f"{arguments.sets} sets with masks", masked)
+        print_found(f"{arguments.sets} sets without masks", without)
+    if not arguments.link:
+        rows = [probes_covered(images, spread) for images in (240, 480) for spread in (0, 0.1, 0.2, 0.4)]
+        print_table(["images", "labels told", "bootstrap alone holds it", "interval holds it"], rows)
+        titles = ["strength of the link", "information's interval holds it", "Cramér's V's does"]
+        print_table(titles, [links_covered(strength) for strength in (0, 0.25, 0.5, 0.75, 0.9)])
+
+
+if __name__ == "__main__":
+    main()
