@@ -57,7 +57,7 @@ def made_up(name: str, categories: int, attributes: int, names: list[str] | None
     ranks = LabelRanks(label % 2 == 0, label >= 0, (label + 1) % categories)
     alone = Duplicates(label < 0, label < 0, label < 0)
     quality, vendi = RNG.uniform(1, 5, len(label)), RNG.uniform(1, 4, categories)
-    return Measured(observed, figures, found, ranks, quality, vendi, alone, *[np.arange(len(label))] * 2)
+    return Measured(observed, figures, found, ranks, quality, vendi, vendi / 4, alone, *[np.arange(len(label))] * 2)
 
 
 class Pictures:

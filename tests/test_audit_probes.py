@@ -263,6 +263,21 @@ def test_vendi_scores_of_a_batch():
     assert scores.tolist() == pytest.approx([measures.vendi_score(f) for f in features], rel=1e-4)
 
 
+def test_diversity_by_category_is_that_of_its_pairs():
+    """Categories of 4, 3 and 1 images: every pair by hand, and the mean over the two that have pairs."""
+    features, label = RNG.normal(size=(8, 5)), np.array([0, 1, 0, 0, 1, 2, 1, 0])
+    observed = SimpleNamespace(labels=range(3), label=label, column=lambda name, rows: features[rows])
+    found = content.diversity(observed, 50, 0)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    for category in (0, 1):
+        rows = np.flatnonzero(label == category)
+        pairs = [1 - unit[i] @ unit[j] for i in rows for j in rows if i < j]
+        assert found.distance_by_category[category] == pytest.approx(np.mean(pairs), abs=1e-5)
+        assert found.vendi_by_category[category] == pytest.approx(measures.vendi_score(torch.from_numpy(unit[rows])))
+    assert np.isnan([found.distance_by_category[2], found.vendi_by_category[2]]).all()
+    assert found.distance.value == pytest.approx(np.mean(found.distance_by_category[:2]))
+
+
 def test_balance_of_known_sizes():
     """Equal sizes: 1. Sizes 3:1: entropy 0.8113 bits of 1."""
     assert content.balance(np.arange(12) % 3) == pytest.approx(1)

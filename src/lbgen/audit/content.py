@@ -57,8 +57,9 @@ def quality(observed: Observed, space: SemanticSpace) -> NDArray[np.float32]:
 class Diversity(NamedTuple):
     vendi: Estimate
     distance: Estimate
-    by_category: NDArray[np.float64]
-    """(C,) Vendi score; NaN for a category of one image."""
+    vendi_by_category: NDArray[np.float64]
+    distance_by_category: NDArray[np.float64]
+    """(C,) each; NaN for a category of one image."""
 
 
 def diversity(observed: Observed, images: int, seed: int) -> Diversity:
@@ -73,14 +74,16 @@ def diversity(observed: Observed, images: int, seed: int) -> Diversity:
         chosen = rng.permutation(rows)[:images]
         groups.setdefault(len(chosen), []).append(np.sort(chosen))
     grams = [(size, *_grams(observed, rows)) for size, rows in groups.items() if size > 1]
+    scores, distances = np.full((2, len(observed.labels)), np.nan)
     if not grams:
-        return Diversity(UNKNOWN, UNKNOWN, np.full(len(observed.labels), np.nan))
-    scores = np.full(len(observed.labels), np.nan)
-    for _, gram, categories in grams:
+        return Diversity(UNKNOWN, UNKNOWN, scores, distances)
+    for size, gram, categories in grams:
         scores[categories] = vendi_scores(gram).numpy()
-    value = np.array([np.nanmean(scores), _mean_distance(grams)])
+        distances[categories] = 1 - (gram.sum((1, 2)) - size).numpy() / (size * (size - 1))  # of two different images
+    value = np.array([np.nanmean(scores), np.nanmean(distances)])
     drawn = np.array([_redrawn(grams, rng) for _ in range(FEW_DRAWS)])
-    return Diversity(normal(value[0], drawn[:, 0], (1, images)), normal(value[1], drawn[:, 1], (0, 2)), scores)
+    vendi, distance = normal(value[0], drawn[:, 0], (1, images)), normal(value[1], drawn[:, 1], (0, 2))
+    return Diversity(vendi, distance, scores, distances)
 
 
 def _grams(observed: Observed, rows: list[NDArray]) -> tuple[Tensor, NDArray]:
@@ -99,12 +102,6 @@ def vendi_scores(grams: Tensor) -> Tensor:
     """
     eigenvalues = torch.linalg.eigvalsh(grams / grams.shape[-1]).clamp_min(0)
     return torch.special.entr(eigenvalues).sum(dim=-1).exp()
-
-
-def _mean_distance(grams: list[tuple[int, Tensor, NDArray]]) -> float:
-    """1 - cosine of two different images, mean over pairs, then over categories."""
-    distances = [1 - (gram.sum((1, 2)) - size) / (size * (size - 1)) for size, gram, _ in grams]
-    return float(torch.cat(distances).mean())
 
 
 def _redrawn(grams: list[tuple[int, Tensor, NDArray]], rng: np.random.Generator) -> tuple[float, float]:

@@ -85,7 +85,10 @@ def _plain_category(m: Measured, category: int) -> dict[str, Any]:
         "label_agreement": float(m.ranks.first[rows].mean()),
         "taken_for": m.observed.labels[taken[counts.argmax()]].name if len(taken) else None,
         "quality": float(m.quality[rows].mean()),
-        "diversity": float(m.vendi[category]) if np.isfinite(m.vendi[category]) else None,
+        **{
+            key: float(values[category]) if np.isfinite(values[category]) else None
+            for key, values in (("diversity", m.vendi), ("feature_distance", m.distance))
+        },
     }
 
 

@@ -66,6 +66,8 @@ class Measured:
     """(N,)"""
     vendi: NDArray
     """(C,)"""
+    distance: NDArray
+    """(C,)"""
     duplicates: Duplicates
     probed: NDArray[np.int64]
     """The images that the probes saw, near duplicates once: a copy in another fold would give the label away."""
@@ -120,7 +122,8 @@ def measure(
     step("attributes")
     found = list(_attribute_figures(observed, distinct, list(read_attributes(observed, attributes, space)), config))
     compared = spread_sample(label, min(COMPARED_IMAGES, config.probe_images), seed)
-    return Measured(observed, figures, found, ranks, quality, spread.by_category, twins, probed, compared)
+    by_category = spread.vendi_by_category, spread.distance_by_category
+    return Measured(observed, figures, found, ranks, quality, *by_category, twins, probed, compared)
 
 
 def probe_sample(label: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:

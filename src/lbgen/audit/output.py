@@ -74,7 +74,7 @@ def _lines(measured: list[Measured], comparisons: Comparisons) -> Iterator[dict[
         for key, estimate in comparisons.get(name, {}).items():
             yield {"dataset": name, "measure": key, **estimate._asdict()}
         columns = {"label_agreement": category_means(m, m.ranks.first), "quality": category_means(m, m.quality)}
-        for key, values in {**columns, "diversity": m.vendi}.items():
+        for key, values in {**columns, "diversity": m.vendi, "feature_distance": m.distance}.items():
             yield from (
                 {"dataset": name, "measure": key, "category": category, "value": float(value)}
                 for category, value in zip(names, values, strict=True)
