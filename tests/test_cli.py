@@ -150,6 +150,16 @@ def test_export_to_a_full_disk_or_over_a_file_is_refused(capsys, tmp_path):
     assert "b: File exists; choose a folder" in refused_here(capsys, "export", "microworld", str(tmp_path / "b"))
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that the system lets nobody write")
+@pytest.mark.parametrize("verb", ["generate", "quickstart", "audit photographs"])
+def test_an_output_that_cannot_be_made_is_refused_in_one_line(capsys, tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photographs/cat").mkdir(parents=True)
+    (tmp_path / "photographs/cat/1.png").touch()
+    message = refused_here(capsys, *verb.split(), "--output", "/proc/x")
+    assert message.startswith("lbgen: --output /proc/x: ") and "choose a" in message
+
+
 @pytest.mark.parametrize("place", ["taken", "taken/run"])
 def test_align_into_a_file_is_refused_in_one_line(capsys, tmp_path, place):
     (tmp_path / "taken").touch()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lbgen import files
 from lbgen.errors import UserError
 
 WHOLE = 0
@@ -19,10 +20,11 @@ def locked(path: Path, output: str, part: tuple[int, int] | None = None) -> Iter
     A whole run excludes every other; part (i, n) excludes whole runs and itself. POSIX record locks: the system
     drops them when the process ends, however it ends, and network file systems honour them.
 
-    Raises UserError where another process holds the lock.
+    Raises UserError where another process holds the lock, and where the file cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    with files.making(output):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.lockf(descriptor, (fcntl.LOCK_EX if part is None else fcntl.LOCK_SH) | fcntl.LOCK_NB, 1, WHOLE)
         if part is not None:
