@@ -87,6 +87,8 @@ def test_the_flags_that_other_programs_rely_on(capsys):
         ("align --max-steps", "--max-steps: expected one argument; see lbgen align --help"),
         ("align --max-steps ten", '--max-steps: "ten" is not a whole number'),
         ("align --max-steps 0", "--max-steps 0: give 1 or more"),
+        ("align --scheduler euler", '--scheduler: "euler" is not one of ddpm, ddim, pndm, dpm++'),
+        ("generate --scheduler euler", '--scheduler: "euler" is not one of ddpm, ddim, pndm, dpm++'),
         ("align --guard maybe", '--guard: "maybe" is not one of warn, stop, off'),
         ("align --recipe nope", "no such file, nor one of the built-in recipes (diverse-prompts, fast-d"),
         ("export sd15 here", "invalid choice: 'sd15'"),
