@@ -117,6 +117,27 @@ def test_a_wrong_vocabulary_is_refused_before_anything_is_written(verb, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["animals.txt"]
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "generate --generator {nothing}",
+        "generate --generator microworld --balance scene --screen-semantics {nothing}",
+        "generate --generator microworld --size 7 7 --shard-of 0/2",
+        "align --generator {nothing}",
+        "audit {photographs} --semantics {nothing}",
+    ],
+)
+def test_models_that_do_not_do_are_refused_and_no_folder_is_left(capsys, tmp_path, argv):
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "photographs/cat").mkdir(parents=True)
+    (tmp_path / "photographs/cat/1.png").touch()
+    places = {name: tmp_path / name for name in ("nothing", "photographs")}
+    words = [word.format(**places) for word in argv.split()]
+    vocabulary = [] if words[0] == "audit" else ["--vocabulary", "microworld"]
+    refused_here(capsys, *words, *vocabulary, "--output", str(tmp_path / "outer/out"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nothing", "photographs"]
+
+
 def test_weights_that_cannot_be_had_are_one_line_at_once(monkeypatch, tmp_path):
     """A hub where nobody answers: no retries, no noise of other libraries."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
