@@ -5,6 +5,7 @@ import importlib.util
 import os
 import resource
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,12 @@ def test_a_read_only_output_is_refused_before_models_are_loaded(fresh, tmp_path)
     (tmp_path / "sealed").mkdir(mode=0o500)
     with pytest.raises(UserError, match="no permission to write in .*/sealed; choose another"):
         train.align(fresh(output=tmp_path / "sealed" / "run", generator=str(tmp_path / "none")))
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that the system lets nobody write")
+def test_an_output_that_cannot_be_made_is_one_line(fresh):  # noqa: F811
+    with pytest.raises(UserError, match="^--output /proc/x: .*; choose a folder that can be written"):
+        train.align(fresh(output=Path("/proc/x")))
 
 
 @pytest.mark.parametrize("limit", [10_000, 20_000, 100_000])

@@ -97,6 +97,16 @@ def test_parquet_holds_every_figure(folder):
         assert len([line for line in mine if line["measure"] == "lift" and line["attribute"] == "scene"]) == 72
 
 
+def test_categories_too_small_for_probes_are_measured_without_them(folder):
+    """Three images each, where the probes take five: no image is probed, and all else is there."""
+    write_image_folder(folder / "small", photographs(36, 4))
+    audit(folder, "small", output="few")
+    found = json.loads((folder / "few" / "measures.json").read_text())["datasets"]["small"]
+    assert found["images"] == 36 and is_figure(found["diversity"]) and is_figure(found["label_agreement"])
+    assert found["probed"]["images"] == 0 and all(each["value"] is None for each in found["probes"].values())
+    assert (folder / "few" / "report.html").is_file()
+
+
 def test_a_second_audit_sees_only_what_is_new(folder, monkeypatch):
     """Twelve new images, one a category."""
     seen, see = [], Observer.see

@@ -193,6 +193,14 @@ def test_card_says_what_made_the_images():
         assert line in text.splitlines()
 
 
+@pytest.mark.parametrize("used", [(), ("adapter",), ("attributes",)])
+def test_card_promises_less_bias_only_where_something_was_done_about_it(used):
+    hashes = {"generator": "a", "adapter": None, "attributes": None} | dict.fromkeys(used, "b")
+    shown = " ".join(text_of(hashes=hashes).split())
+    assert ("do not predict background" in shown) == ("is the aim, not a certificate" in shown) == bool(used)
+    assert ("these are the base generator's images, and they have its biases" in shown) != bool(used)
+
+
 def test_description_files_of_a_dataset_are_not_data(tmp_path):
     """No file beside the images matches a pattern of the head."""
     for layout in LAYOUTS:

@@ -90,6 +90,8 @@ def test_the_flags_that_other_programs_rely_on(capsys):
         ("align --max-steps", "--max-steps: expected one argument; see lbgen align --help"),
         ("align --max-steps ten", '--max-steps: "ten" is not a whole number'),
         ("align --max-steps 0", "--max-steps 0: give 1 or more"),
+        ("align --scheduler euler", '--scheduler: "euler" is not one of ddpm, ddim, pndm, dpm++'),
+        ("generate --scheduler euler", '--scheduler: "euler" is not one of ddpm, ddim, pndm, dpm++'),
         ("align --guard maybe", '--guard: "maybe" is not one of warn, stop, off'),
         ("align --recipe nope", "no such file, nor one of the built-in recipes (diverse-prompts, fast-d"),
         ("export sd15 here", "invalid choice: 'sd15'"),
@@ -116,6 +118,27 @@ def test_a_wrong_vocabulary_is_refused_before_anything_is_written(verb, tmp_path
     result = run(verb, "--generator", "microworld", "--vocabulary", "animals.txt", "--output", "out", cwd=tmp_path)
     assert 'animals.txt, line 2: id "../cat" would leave the dataset folder; use letters' in refused(result)
     assert [path.name for path in tmp_path.iterdir()] == ["animals.txt"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "generate --generator {nothing}",
+        "generate --generator microworld --balance scene --screen-semantics {nothing}",
+        "generate --generator microworld --size 7 7 --shard-of 0/2",
+        "align --generator {nothing}",
+        "audit {photographs} --semantics {nothing}",
+    ],
+)
+def test_models_that_do_not_do_are_refused_and_no_folder_is_left(capsys, tmp_path, argv):
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "photographs/cat").mkdir(parents=True)
+    (tmp_path / "photographs/cat/1.png").touch()
+    places = {name: tmp_path / name for name in ("nothing", "photographs")}
+    words = [word.format(**places) for word in argv.split()]
+    vocabulary = [] if words[0] == "audit" else ["--vocabulary", "microworld"]
+    refused_here(capsys, *words, *vocabulary, "--output", str(tmp_path / "outer/out"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nothing", "photographs"]
 
 
 def test_weights_that_cannot_be_had_are_one_line_at_once(monkeypatch, tmp_path):
@@ -160,6 +183,16 @@ def test_export_to_a_full_disk_or_over_a_file_is_refused(capsys, tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "semantics").touch()
     assert "b: File exists; choose a folder" in refused_here(capsys, "export", "microworld", str(tmp_path / "b"))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that the system lets nobody write")
+@pytest.mark.parametrize("verb", ["generate", "quickstart", "audit photographs"])
+def test_an_output_that_cannot_be_made_is_refused_in_one_line(capsys, tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photographs/cat").mkdir(parents=True)
+    (tmp_path / "photographs/cat/1.png").touch()
+    message = refused_here(capsys, *verb.split(), "--output", "/proc/x")
+    assert message.startswith("lbgen: --output /proc/x: ") and "choose a" in message
 
 
 @pytest.mark.parametrize("place", ["taken", "taken/run"])

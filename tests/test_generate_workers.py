@@ -1,5 +1,6 @@
 """Many workers make the dataset that one makes; two runs never write into one folder."""
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -170,6 +171,15 @@ def test_lock_of_a_dead_process_is_none(holder, tmp_path):
     process.join()
     with locked(tmp_path / ".lock", "out"):
         pass
+
+
+def test_lock_file_that_is_removed_while_it_is_taken_is_not_held_for_the_one_there(tmp_path, monkeypatch):
+    """As by a refused run, which made it, between another's opening and locking it."""
+    path, lockf = tmp_path / ".lock", fcntl.lockf
+    removals = iter([path.unlink])
+    monkeypatch.setattr(fcntl, "lockf", lambda *how: (next(removals, bool)(), lockf(*how)))
+    with locked(path, "out"):
+        assert path.exists()
 
 
 def test_second_generate_is_refused_and_the_first_goes_on(config, holder, whole, tmp_path):

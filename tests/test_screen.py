@@ -163,6 +163,12 @@ def test_a_concept_of_the_micro_world_is_found() -> None:
 # ---- all together ----
 
 
+def test_a_space_that_cannot_be_had_is_named_by_its_flag(tmp_path) -> None:
+    config = GenerateConfig(screen=("label",), screen_semantics=str(tmp_path))
+    with pytest.raises(UserError, match=f"^--screen-semantics {tmp_path}: the folder has no config.json"):
+        Screen(config, WORLD, CPU)
+
+
 def test_verdicts_do_not_depend_on_how_images_are_batched() -> None:
     """One by one, by seven and all at once. Reasons come in the order of CHECKS."""
     chosen = np.arange(24) % 3

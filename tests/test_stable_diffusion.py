@@ -119,7 +119,7 @@ def test_weights_in_pickle_are_refused(broken: Path) -> None:
 
 
 def test_an_unknown_scheduler_is_refused(tiny_sd_folder: Path) -> None:
-    with pytest.raises(UserError, match="scheduler 'euler' is not known; choose one of ddpm, ddim, pndm, dpm"):
+    with pytest.raises(UserError, match="--scheduler euler: not known; choose one of ddpm, ddim, pndm, dpm"):
         load_generator(str(tiny_sd_folder), scheduler="euler")
 
 

@@ -52,6 +52,32 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(content)
 
 
+THREADS = """
+import os, sys, threading
+from pathlib import Path
+from lbgen.audit.records import open_source
+from lbgen.generation.verify import verify
+
+def native():
+    names = [Path(f"/proc/self/task/{{thread}}/comm").read_text() for thread in os.listdir("/proc/self/task")]
+    return sum(name != "jemalloc_bg_thd\\n" for name in names) - threading.active_count()
+
+before = native()
+{reading}
+sys.exit(f"{{native() - before}} more threads" if native() > before else 0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads by Linux's /proc")
+@pytest.mark.parametrize("reading", ["verify({folder!r})", "list(open_source(Path({folder!r})).records())"])
+@pytest.mark.parametrize("layout", CONTAINERS)
+def test_reading_leaves_no_native_thread_behind(wholes, layout, reading):
+    """By the system's count: one of Arrow's pool, alive while the process ends, aborts it now and then (code 134)."""
+    program = THREADS.format(reading=reading.format(folder=str(wholes[layout])))
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
 @pytest.mark.parametrize("layout", ["imagefolder", "webdataset", "parquet"])
 def test_damage_is_named_by_shard_and_repaired_to_the_same_bytes(copies, wholes, layout):
     folder = copies[layout]

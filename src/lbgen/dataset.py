@@ -142,8 +142,12 @@ def _row(line: dict[str, Any]) -> Row:
 
 
 def read_parquet(source: Any) -> pa.Table:
-    """A Parquet file, read by this thread: Arrow's own threads can abort the process while it ends (seen with 26.0)."""
-    return pq.read_table(source, use_threads=False, pre_buffer=False)
+    """A Parquet file, read by this thread: Arrow's own threads can abort the process while it ends (seen with 26.0).
+
+    Not by pq.read_table: its scanner starts a thread of Arrow's pool for input whatever it is told.
+    """
+    with pq.ParquetFile(source, pre_buffer=False) as file:
+        return file.read(use_threads=False)
 
 
 def read_index(directory: Path | str) -> pa.Table:

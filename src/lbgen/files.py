@@ -43,6 +43,15 @@ def ensure_writable(output: Path) -> None:
         raise UserError(f"--output {output}: no permission to write in {nearest}; choose another folder")
 
 
+@contextmanager
+def making(output: Path | str) -> Iterator[None]:
+    """Make an --output folder and its first file within this context; what keeps them from being made is one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--output {output}: {error.strerror or error}; choose a folder that can be written") from None
+
+
 def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 

@@ -47,15 +47,14 @@ class QuickstartResult:
 def quickstart(config: QuickstartConfig) -> QuickstartResult:
     """Run what is not yet done of the street, and write `summary.json` and `report.html`."""
     output = config.output
+    files.ensure_writable(output)
     record = output / "config.yaml"
     if os.path.exists(record):  # Path.exists raises where a name is longer than the file system takes
         lbgen.config.ensure_same(config, record)
     align = align_config(config)
     generations = generate_configs(config, align)
-    try:
+    with files.making(output):
         lbgen.config.save(config, record)
-    except OSError as error:
-        raise UserError(f"--output {output}: {error.strerror}; choose a folder that can be written") from None
     with timed("align", output):
         lbgen.align(align)
         copy_adapter(align.output / "adapter", output / "adapter")

@@ -17,7 +17,7 @@ from lbgen.errors import UserError
 
 STAGING = ".staging"
 LOCK = ".lock"
-"""In a local dataset's folder; it stays there, since removing a lock file is a race."""
+"""In a local dataset's folder; it stays there, unless nothing else does (lbgen.locking)."""
 WHOLE_UPLOADS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "hf")
 """Protocols whose uploads appear as a whole or not at all, which a marker must."""
 

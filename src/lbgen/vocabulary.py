@@ -131,7 +131,10 @@ def _read(spec: str) -> list[Entry]:
         raise UserError(f"vocabulary {spec}: no such file or folder, nor a built-in list ({built_in})")
     entries = read_entries(path)
     if not entries:
-        raise UserError(f"{spec}: no categories in it; write one a line, as a name or as an id and a name")
+        remedy = "write one a line, as a name or as an id and a name"
+        if path.is_dir():
+            remedy = "a folder needs one folder a category, there or in train/"
+        raise UserError(f"{spec}: no categories in it; {remedy}")
     return entries
 
 

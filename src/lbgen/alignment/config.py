@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from lbgen.config import require
+from lbgen.models.registry import Scheduler
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ class AlignConfig:
     """Adapt the text encoder's attention too."""
 
     # The trajectory
-    scheduler: str = "ddpm"
-    """Sampler: ddpm, ddim, pndm or dpm++."""
+    scheduler: Scheduler = "ddpm"
+    """Sampler."""
     steps: int = 50
     """Denoising steps."""
     guidance_scale: float = 2.0

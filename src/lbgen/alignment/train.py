@@ -55,7 +55,9 @@ def align(config: AlignConfig) -> AlignResult:
         return _align(config)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{config.output}: {reason}; nothing saved is lost, make room and start again") from error
+        raise UserError(
+            f"--output {config.output}: {reason}; nothing saved is lost, make room and start again"
+        ) from error
 
 
 def _align(config: AlignConfig) -> AlignResult:
@@ -187,5 +189,6 @@ def write_provenance(config: AlignConfig, vocabulary: Vocabulary) -> None:
         **{f"{name}_sha256": sha256 for name, sha256 in weights(config).items()},
         "versions": provenance.versions(),
     }
-    config.output.mkdir(parents=True, exist_ok=True)
+    with files.making(config.output):
+        config.output.mkdir(parents=True, exist_ok=True)
     files.write_text(config.output / "provenance.json", json.dumps(origin, indent=2) + "\n")

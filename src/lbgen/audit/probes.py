@@ -40,7 +40,7 @@ def beyond_place(features: NDArray, place: NDArray) -> NDArray[np.float32]:
     products = [edges[:, i] * edges[:, j] for i in range(4) for j in range(i, 4)]
     columns = torch.cat([torch.ones(len(edges), 1), edges, torch.stack(products, dim=1), edges**3], dim=1)
     directions, sizes, _ = torch.linalg.svd(columns, full_matrices=False)
-    directions = directions[:, sizes > 1e-6 * sizes[0]].float()
+    directions = directions[:, sizes > 1e-6 * sizes[:1]].float()  # none of no images
     rows = torch.from_numpy(features.astype(np.float32))
     return (rows - directions @ (directions.T @ rows)).numpy()
 

@@ -106,7 +106,8 @@ def _file(cell: pa.Scalar) -> tuple[bytes | None, str | None]:
 
 def _batches(shard: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     if shard.suffix == ".parquet":
-        yield from pq.ParquetFile(shard).iter_batches(ROWS_AT_ONCE, columns=columns)
+        with pq.ParquetFile(shard, pre_buffer=False) as file:  # by this thread, see lbgen.dataset.read_parquet
+            yield from file.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False)
         return
     with pa.memory_map(str(shard)) as stream:
         for batch in pa.ipc.open_stream(stream):

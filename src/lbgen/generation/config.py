@@ -6,6 +6,7 @@ from typing import Literal
 
 from lbgen.config import require
 from lbgen.errors import UserError
+from lbgen.models.registry import Scheduler
 from lbgen.storage import without_scheme
 
 CHECKS = ("label", "quality", "blank", "duplicate", "unsafe")
@@ -95,8 +96,8 @@ class GenerateConfig(ScreeningConfig):
     """An image's noise is a function of this seed, its split, category id and index, and of nothing else."""
 
     # The trajectory
-    scheduler: str = "pndm"
-    """Sampler: ddpm, ddim, pndm or dpm++."""
+    scheduler: Scheduler = "pndm"
+    """Sampler."""
     steps: int = 50
     """Denoising steps."""
     guidance_scale: float = 2.0

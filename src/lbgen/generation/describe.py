@@ -40,8 +40,8 @@ def describe(store: Store, config: GenerateConfig, plan: Plan) -> None:
         store.write("_info.json", info_json(description.splits).encode())
     store.write(records.COMPLETE, croissant(description).encode())
     store.clear_staging()
-    for category_id, share in tally.worst(config.report_share).items():
-        print(f"{share:.0%} of the first images of {category_id} were rejected: the generator hardly draws it")
+    for category_id in tally.worst(config.report_share):
+        print(rejection_line(category_id, tally.categories[category_id]))
 
 
 def description_of(store: Store, config: GenerateConfig, plan: Plan, tally: Tally) -> Description:
@@ -62,6 +62,13 @@ def description_of(store: Store, config: GenerateConfig, plan: Plan, tally: Tall
         },
         residuals=residuals(store, plan) if plan.balanced else (),
     )
+
+
+def rejection_line(category_id: str, count: Count) -> str:
+    """Of a category that was often rejected, for people; only some checks speak of the generator's drawing."""
+    ((reason, _),) = count.reasons.most_common(1)
+    cause = ": the generator hardly draws it" if reason in ("label", "quality", "blank") else ""
+    return f"{count.share:.0%} of the first images of {category_id} were rejected, most often for {reason}{cause}"
 
 
 def rejections_of(count: Count) -> dict[str, int]:

@@ -60,5 +60,10 @@ class Description:
     """Of the balanced attributes."""
 
     @property
+    def against_bias(self) -> bool:
+        """Whether anything was done about the base generator's biases: an adapter, or balanced attributes."""
+        return bool(self.hashes.get("adapter") or self.hashes.get("attributes"))
+
+    @property
     def images(self) -> int:
         return sum(split.images for split in self.splits)

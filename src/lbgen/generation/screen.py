@@ -76,7 +76,7 @@ class Screen:
         checks, by_checker = set(config.checks), config.unsafe == "checker"
         self._needs_features = bool(checks - {"blank", "duplicate"} - ({"unsafe"} if by_checker else set()))
         if self._needs_features:
-            self._space = load_semantics(config.screen_semantics, device, dtype)
+            self._space = load_semantics(config.screen_semantics, device, dtype, "--screen-semantics")
         if "label" in checks or ("unsafe" in checks and not by_checker):
             texts = [config.screen_template.replace("{name}", category.name) for category in categories]
             rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}

@@ -135,7 +135,8 @@ def cosines_of(store: Store, config: GenerateConfig, images: Images, pairs: Pair
     if not len(rows):
         return np.empty(0)
     device = torch.device(device_of(0))
-    space = load_semantics(config.screen_semantics, device, torch.float16 if device.type == "cuda" else torch.float32)
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    space = load_semantics(config.screen_semantics, device, dtype, "--screen-semantics")
     waiting, features = pictures(store, config, images, rows), []
     while batch := list(islice(waiting, BATCH)):
         pixels = torch.tensor(np.stack(batch), device=device).permute(0, 3, 1, 2) / 255  # (B, 3, H, W)

@@ -1,6 +1,7 @@
 """Short names of the weights lbgen knows; every other name is a folder or a hub id and stands for itself."""
 
 from pathlib import Path
+from typing import Literal
 
 from lbgen import microworld
 
@@ -9,6 +10,9 @@ GENERATORS = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
 }
 """Text-to-image checkpoints: diffusers folders or hub ids."""
+
+Scheduler = Literal["ddpm", "ddim", "pndm", "dpm++"]
+"""Samplers; each family has its own of these names."""
 
 SEMANTICS = {
     "microworld": str(microworld.SEMANTICS),

@@ -21,8 +21,8 @@ INTERPOLATION = {2: "bilinear", 3: "bicubic"}
 class SemanticSpace:
     """Texts and images to features of one space. No parameter requires grad; the images' gradient passes through."""
 
-    def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
-        self.model, self.tokenizer, processor = _load(resolve(name, SEMANTICS), dtype)
+    def __init__(self, name: str, device: torch.device, dtype: torch.dtype, flag: str = "--semantics") -> None:
+        self.model, self.tokenizer, processor = _load(resolve(name, SEMANTICS), dtype, flag)
         self.model.eval().requires_grad_(False).to(device)
         self.device, self.dtype = device, dtype
         self.preprocessing = Preprocessing(processor)
@@ -79,17 +79,19 @@ class Preprocessing:
         return edge * height // short, edge * width // short
 
 
-def load_semantics(name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> SemanticSpace:
-    """Load a space by registry name, folder or hub id."""
-    return SemanticSpace(name, torch.device(device), dtype)
+def load_semantics(
+    name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, flag: str = "--semantics"
+) -> SemanticSpace:
+    """Load a space by registry name, folder or hub id.  flag: the one that names it, for messages."""
+    return SemanticSpace(name, torch.device(device), dtype, flag)
 
 
-def _load(where: str, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+def _load(where: str, dtype: torch.dtype, flag: str) -> tuple[Any, Any, Any]:
     """(model, tokenizer, image processor) from a transformers folder or hub id."""
-    with loading("semantics", where, marker="config.json"):
+    with loading(flag, where, marker="config.json"):
         family = AutoConfig.from_pretrained(where).model_type
         if family not in FAMILIES:
-            raise UserError(f"semantics {where} is a {family}; give one of {', '.join(FAMILIES)}")
+            raise UserError(f"{flag} {where} is a {family}; give one of {', '.join(FAMILIES)}")
         model = complete(AutoModel, where, dtype)
         tokenizer = AutoTokenizer.from_pretrained(where)
         processor = AutoImageProcessor.from_pretrained(where)

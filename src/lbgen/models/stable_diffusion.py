@@ -109,7 +109,7 @@ class StableDiffusion(Generator):
             kind, settings = SCHEDULERS[name]
             self.scheduler = kind.from_config(self.pipeline.scheduler.config, **settings)
         else:
-            raise UserError(f"scheduler {name!r} is not known; choose one of {', '.join(SCHEDULERS)}")
+            raise UserError(f"--scheduler {name}: not known; choose one of {', '.join(SCHEDULERS)}")
         self._step_takes_rngs = "generator" in inspect.signature(self.scheduler.step).parameters
 
     def timesteps(self, steps: int) -> Tensor:

@@ -1,0 +1,22 @@
+"""What is said of a dataset once it is whole."""
+
+from collections import Counter
+
+import pytest
+
+from lbgen.generation.describe import rejection_line
+from lbgen.generation.tally import Count
+
+
+@pytest.mark.parametrize(
+    "reasons, cause",
+    [
+        ({"balance": 7, "label": 2}, "balance"),
+        ({"duplicate": 7}, "duplicate"),
+        ({"balance": 2, "label": 7}, "label: the generator hardly draws it"),
+        ({"blank": 7}, "blank: the generator hardly draws it"),
+    ],
+)
+def test_the_most_frequent_reason_is_named_and_the_generator_blamed_only_for_its_drawing(reasons, cause):
+    line = rejection_line("bottle", Count(images=4, rejected=3, reasons=Counter(reasons)))
+    assert line == f"75% of the first images of bottle were rejected, most often for {cause}"
