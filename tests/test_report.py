@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from test_comparison import EVERYWHERE, HOME, LABELS, judged
 
+from lbgen.alignment.config import AlignConfig
 from lbgen.comparison import compare
-from lbgen.report import figures
+from lbgen.config import resolve
+from lbgen.report import before_after, figures
 from lbgen.report.page import Chart, Page, Strip, change, interval, number, write_page
 
 VOID = {"meta", "img", "br", "path", "use"}
@@ -114,3 +116,10 @@ def test_numbers_are_typeset():
     assert (number(0.251, rate), change(rate)) == ("25.1%", "\N{MINUS SIGN}75.0 pts")
     assert (number(3.0, quality), change(quality)) == ("3.00", "0.00")
     assert interval((-0.02, 0.0001), rate) == "\N{MINUS SIGN}2.0 to 0.0"
+
+
+def test_terms_of_no_weight_have_no_curve():
+    """The run logs the discriminator's loss all the same."""
+    shown = {recipe: before_after.shown_losses(resolve(AlignConfig, recipe, {})) for recipe in ("independent", "paper")}
+    assert not {"entire", "discriminator"} & set(shown["independent"]) and "independence" in shown["independent"]
+    assert {"entire", "discriminator", "individual", "quality"} <= set(shown["paper"])

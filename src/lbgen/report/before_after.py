@@ -131,13 +131,19 @@ def write_report(
             scene_map("Aligned", sets.aligned.judged, figures.ALIGNED),
             scene_map("Diverse prompts", sets.diverse_prompts.judged, figures.DIVERSE),
         ],
-        losses=charts(run / "metrics.jsonl", LOSSES, smooth=max(3, config.max_steps // 10)),
+        losses=charts(run / "metrics.jsonl", shown_losses(config), smooth=max(3, config.max_steps // 10)),
         statistics=charts(run / "evaluations.jsonl", STATISTICS, smooth=1),
         limits=list(LIMITS),
         facts=[*facts, ("Versions", f"lbgen {lbgen.__version__}, {packages}")],
     )
     write_page(page, path)
     return lines, diverse
+
+
+def shown_losses(config: AlignConfig) -> dict[str, tuple[str, str]]:
+    """Those that train the adapter, and their opponents'; a run logs terms of no weight too."""
+    idle = {"entire", "discriminator"} if config.entire_weight == 0 else set()
+    return {key: texts for key, texts in LOSSES.items() if key not in idle}
 
 
 def strips(sets: Sets) -> list[Strip]:
