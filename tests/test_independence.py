@@ -16,8 +16,9 @@ from test_align import ADAPTER, fresh, lines, tiny_config, trainer_of  # noqa: F
 from lbgen import config as configs
 from lbgen.alignment import losses, train
 from lbgen.alignment.bank import bank_places, load_bank
-from lbgen.alignment.discriminator import PairDiscriminator
+from lbgen.alignment.discriminator import PairDiscriminator, seeded_discriminator
 from lbgen.alignment.independence import Independence
+from lbgen.alignment.objective import objective, total_loss
 from lbgen.alignment.residual import fit_residual, principal_directions, text_directions
 from lbgen.errors import UserError
 
@@ -207,7 +208,7 @@ def test_shares_are_of_like_texts_and_of_the_newest_update():
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_weight_falls_while_labels_do_and_comes_back(form):
-    """The recursion written out: the base names half its images; updates name none, then all. The term follows."""
+    """The recursion written out: the base names half its images; updates name none, then all. The loss follows."""
     texts = torch.eye(4, 12)
     features = torch.nn.functional.normalize(texts.repeat(4, 1) + 0.1, dim=-1)
     rows = torch.arange(16) % 4
@@ -226,9 +227,9 @@ def test_the_weight_falls_while_labels_do_and_comes_back(form):
         assert shown["label_agreement"] == pytest.approx(agreement, abs=1e-6)
         assert shown["independence_share"] == pytest.approx(share, abs=1e-6)
     assert 0.2 < share < 1
-    value = term.value(batch, labels)
-    term.share.fill_(1.0)
-    assert value.item() == pytest.approx(share * term.value(batch, labels).item(), abs=1e-6)
+    terms = objective(config, seeded_discriminator(12, 4, 0), term)
+    total = total_loss(terms, {name: torch.tensor(1.0) for name in terms})
+    assert total.item() == pytest.approx(1 + 1 + 0.1 + TERM["independence_weight"] * share, abs=1e-6)
 
 
 def test_the_opponent_learns_to_tell_what_depends_on_the_category():

@@ -42,6 +42,7 @@ class Independence(nn.Module):
     base_agreement: Tensor
     agreement: Tensor
     share: Tensor
+    """Of the term's weight, in [0, 1]."""
 
     def __init__(self, config: AlignConfig, text_features: Tensor, features: Tensor, rows: Tensor) -> None:
         """text_features: (C, D).  features, rows: (N, D), (N,) of the bank."""
@@ -80,13 +81,13 @@ class Independence(nn.Module):
         return Residual(self.directions, self.centre, self.scale).of(features.float())
 
     def value(self, features: Tensor, rows: Tensor) -> Tensor:
-        """The term for images of categories `rows` (B,), from their features (B, D); times `share` of its weight."""
+        """The term for images of categories `rows` (B,), from their features (B, D)."""
         rest = self.rest(features)
         if self.opponent is not None:
-            return self.share * losses.independence(self.opponent(rest, self.embeddings(rows)))
+            return losses.independence(self.opponent(rest, self.embeddings(rows)))
         width = self.bank.var(dim=0).sum()
         shares = self.shares(rows)
-        return self.share * losses.conditional_mismatch(rest, self.memory[: shares.shape[1]], shares, self.bank, width)
+        return losses.conditional_mismatch(rest, self.memory[: shares.shape[1]], shares, self.bank, width)
 
     def shares(self, rows: Tensor) -> Tensor:
         """How much each remembered image counts for one of categories `rows`: (B,) -> (B, M), rows of sum 1.
