@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
-from measuring import heading
+from measuring import heading, markdown
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
@@ -83,8 +83,7 @@ def found_in(m: Measured) -> Found:
 
 
 def print_table(titles: list[str], rows: list[list[str]]) -> None:
-    lines = [titles, ["---"] * len(titles), *rows]
-    print("\n".join(f"| {' | '.join(line)} |" for line in lines), end="\n\n", flush=True)
+    print(markdown([titles, *rows]), end="\n\n", flush=True)
 
 
 def told(estimates: list[Estimate]) -> list[str]:

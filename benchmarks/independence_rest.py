@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from measuring import markdown
 from torch import Tensor
 
 from lbgen.alignment.residual import principal_directions, text_directions
@@ -57,9 +58,10 @@ def main() -> None:
     directions = principal_directions(inside, 1.0)
     spaces = {"all": features, "off the texts": features - features @ texts.T @ texts}
     spaces |= {f"inside categories, {count}": features @ directions[:count].T for count in (16, 12, 8, 6)}
-    print("| features | " + " | ".join(truth) + " |\n" + "|---" * (len(truth) + 1) + "|")
+    lines = [["features", *truth]]
     for name, space in spaces.items():
-        print(f"| {name} | " + " | ".join(f"{probe_accuracy(space, values):.2f}" for values in truth.values()) + " |")
+        lines.append([name, *(f"{probe_accuracy(space, values):.2f}" for values in truth.values())])
+    print(markdown(lines))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import statistics
 import time
 
 import torch
-from measuring import DEVICE, heading
+from measuring import DEVICE, heading, markdown
 from torch.utils.flop_counter import FlopCounterMode
 
 from lbgen.alignment.config import AlignConfig
@@ -84,8 +84,7 @@ def main() -> None:
         "share of work",
     ]
     rows = [row(c, b, form) for form in ("adversarial", "kernel") for c in CATEGORIES for b in BANKS]
-    for cells in (columns, ["---"] * len(columns), *rows):
-        print(f"| {' | '.join(cells)} |")
+    print(markdown([columns, *rows]))
     print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 
 

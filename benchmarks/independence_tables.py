@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from measuring import markdown
 from scipy.stats import ttest_rel
 
 Rows = list[dict[str, Any]]
@@ -36,7 +37,7 @@ def tables(rows: Rows) -> str:
 def information(rows: Rows) -> str:
     """Bits that the category tells of each factor: mean and standard deviation over the seeds."""
     factors = list(rows[0]["information"])
-    lines = [["information, bits", *factors], ["---"] * (len(factors) + 1)]
+    lines = [["information, bits", *factors]]
     for name, members in by_set(rows).items():
         lines.append([name, *(_mean([row["information"][factor] for row in members], "{:.2f}") for factor in factors)])
     return markdown(lines)
@@ -56,7 +57,7 @@ def by_set(rows: Rows) -> dict[str, Rows]:
 
 def means(rows: Rows) -> str:
     """One line a set: the mean over its seeds, and their standard deviation in brackets where there are several."""
-    lines = [["set", "seeds", *(title for *_, title, _ in SHOWN)], ["---"] * (len(SHOWN) + 2)]
+    lines = [["set", "seeds", *(title for *_, title, _ in SHOWN)]]
     for name, members in by_set(rows).items():
         cells = [name, str(len(members))]
         for part, key, _, form in SHOWN:
@@ -68,7 +69,7 @@ def means(rows: Rows) -> str:
 def paired_tests(rows: Rows) -> str:
     """Mean difference over the seeds that both sets have, and the p of a paired t-test, for the sets of AGAINST."""
     sets = by_set(rows)
-    lines = [["set", "less", "seeds", *(key.replace("_", " ") for _, key in TESTED)], ["---"] * (len(TESTED) + 3)]
+    lines = [["set", "less", "seeds", *(key.replace("_", " ") for _, key in TESTED)]]
     for name, members in sets.items():
         for other in AGAINST:
             theirs = {row["seed"]: row for row in sets.get(other, [])}
@@ -82,7 +83,3 @@ def _difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], part: str, k
     ours, theirs = ([row[part][key] for row in side] for side in zip(*pairs, strict=True))
     mean = statistics.mean(a - b for a, b in zip(ours, theirs, strict=True))
     return f"{mean:+.3f} (p {ttest_rel(ours, theirs).pvalue:.2g})"
-
-
-def markdown(lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

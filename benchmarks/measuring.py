@@ -93,6 +93,12 @@ def heading() -> str:
     return f"`python {shlex.join(sys.argv)}`, {date.today()}\n{machine}; {versions}\n"
 
 
+def markdown(lines: list[list[str]]) -> str:
+    """A table of cells; the first line are the titles."""
+    titles, *rows = lines
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows))
+
+
 def table(results: dict[str, Measured], images: int, tflop: dict[str, float]) -> str:
     """Markdown, one line a version; ratios are to the first one.
 
@@ -107,7 +113,6 @@ def table(results: dict[str, Measured], images: int, tflop: dict[str, float]) ->
         cells = [name, f"{result.seconds:.3f}", f"{speed:.2f}", f"{reference.seconds / result.seconds:.2f}"]
         cells += [f"{result.peak / 1e9:.2f}", f"{result.peak / reference.peak:.2f}"]
         lines.append(cells + ([f"{speed * tflop[name] / ceiling:.0%}"] if ceiling else []))
-    lines.insert(1, ["---"] * len(lines[0]))
-    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    text = markdown(lines)
     work = f"{next(iter(tflop.values())):.3g} TFLOP an image in the first line"
     return text + (f"\n\n{work}; matrix ceiling {ceiling:.0f} TFLOP/s" if ceiling else "")
