@@ -1,8 +1,8 @@
 """A generator with another planted bias, and its judge: `python benchmarks/independence_world.py --links colour=0.88`.
 
-The shipped generator goes on learning, from photographs whose links are those given and no others; a judge learns
-category, scene, colour and texture from renders without any link. Both go to `runs/worlds/<links>`, for
-`independence_study.py --world`. Resumable; some 35 minutes of a CPU core.
+The shipped generator goes on learning, from photographs whose links are those given and no others: to
+`runs/worlds/<links>`, for `independence_study.py --world`. A judge learns category, scene, colour and texture from
+renders without any link: to `runs/worlds/judge`, one for all worlds. Resumable; some 35 minutes of a CPU core.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lbgen.microworld.scenes import BIASED, World
 from lbgen.microworld.train import DEVICE, train_generator, train_judge
 
 JUDGED = ("scene", "colour", "texture")
+JUDGE = Path("judge", "judge.safetensors")
 
 
 def load_world(folder: Path | None) -> World:
@@ -32,8 +33,9 @@ def load_world(folder: Path | None) -> World:
 
 
 def load_factor_judge(folder: Path) -> Judge:
+    """The judge of all worlds that lie beside the folder."""
     judge = Judge(JUDGED)
-    judge.load_state_dict(load_file(folder / "judge.safetensors"))
+    judge.load_state_dict(load_file(folder.parent / JUDGE))
     return judge.eval().requires_grad_(False)
 
 
@@ -57,9 +59,11 @@ def main() -> None:
     arguments = parser.parse_args()
     links = {factor: float(strength) for factor, strength in (link.split("=") for link in arguments.links)}
     world = World(links=links, styles=("photo",))
-    folder = arguments.output / "-".join(links)
+    folder, judge = arguments.output / "-".join(links), arguments.output / JUDGE
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(train_judge(folder, arguments.judge_steps, JUDGED).cpu().state_dict(), folder / "judge.safetensors")
+    judge.parent.mkdir(exist_ok=True)
+    if not judge.exists():
+        save_file(train_judge(judge.parent, arguments.judge_steps, JUDGED).cpu().state_dict(), judge)
     make_generator(folder, world, arguments.generator_steps)
     (folder / "world.yaml").write_text(yaml.safe_dump({"links": links}))
 
