@@ -13,7 +13,7 @@ quickstart: $(INSTALLED)  ## install, then run the whole street on the micro wor
 	$(BIN)/lbgen quickstart
 
 test: $(INSTALLED)  ## install, then run the tests
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED)  ## lint, formatting and types
 	$(BIN)/ruff check
