@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from test_align import fresh, tiny_config, trainer_of  # noqa: F401 (fixtures)
 
 from lbgen.alignment import train
+from lbgen.alignment.config import AlignConfig
 from lbgen.errors import UserError
 
 
@@ -110,3 +111,33 @@ def test_a_logger_that_does_not_start_is_refused_in_its_words(fresh):  # noqa: F
     (config.output / "logs").touch()
     with pytest.raises(UserError, match=r"^--logger tensorboard did not start: .*logs.*; mend that, or choose another"):
         train.align(config)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without a GPU")
+def test_fp16_without_a_gpu_is_refused(fresh):  # noqa: F811
+    with pytest.raises(UserError, match="--precision fp16 needs a GPU"):
+        train.align(fresh(precision="fp16"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_steps": 0},
+        {"batch_size": 0},
+        {"differentiated_steps": 51},
+        {"entire_weight": -1.0},
+        {"learning_rate": 0.0},
+        {"adam_betas": (0.9, 1.0)},
+        {"prompt_template": "a photo"},
+        {"guidance_scale": 0.5},
+        {"guard_diversity": 1.5},
+        {"lora_targets": ()},
+        {"entire_weight": 0.0, "individual_weight": 0.0, "quality_weight": 0.0},
+        {"entire_weight": 0.0, "individual_weight": 0.0, "quality": "none"},
+        {"entire_weight": 0.0, "individual_weight": 0.0, "quality_weight": 0.0, "base_weight": 1.0},
+    ],
+)
+def test_a_field_out_of_range_is_refused_by_its_flag(wrong):
+    flag = "--" + next(iter(wrong)).replace("_", "-")
+    with pytest.raises(UserError, match=f"^{flag} "):
+        AlignConfig(**wrong)

@@ -179,9 +179,9 @@ def gaussian(count: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> t
 @pytest.mark.parametrize("count", [36, 240])
 @pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.3, 1.0), (0.3, 1.2)])
 def test_intervals_of_a_frechet_distance_hold_the_closed_form(count, shift, scale):
-    """16 (shift^2 + (scale - 1)^2), and 0 of one distribution, in at least 16 of 20 intervals; 2 and 15 images a
+    """16 (shift^2 + (scale - 1)^2) in at least 16 of 20 intervals, with 2 and 15 images a feature.
 
-    feature. Plain, the distance of one distribution's 36 would be 5."""
+    Plain, the distance of one distribution's 36 would be 5, not 0."""
     truth = 16 * (shift**2 + (scale - 1) ** 2)
     found = [
         measures_of.compare(gaussian(count, 2 * seed + 1), gaussian(count, 2 * seed + 2, shift, scale), seed)
