@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import yaml
 from independence_backbone import test_accuracies
-from independence_tables import tables
+from independence_tables import GENERATED, RENDERS, tables
 from independence_world import JUDGED, load_factor_judge, load_world
 from PIL import Image
 from torch import Tensor
@@ -42,10 +42,6 @@ from lbgen.report.before_after import judge_images, load_images
 STUDY = Path(__file__).with_name("independence-study.yaml")
 NOISE = 1000
 """Added to a set's seed for the seed of its measured images: the same in every set, and no alignment's."""
-RENDERS = ("biased renders", "balanced renders")
-"""Floor and ceiling of what a backbone can learn: as many drawn pictures."""
-GENERATED = ("base", "diverse prompts")
-"""Sets of the generator as it is."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,16 @@
-"""The tables of docs/independence.md from the study's rows."""
+"""Writes the tables of docs/independence.md from the study's rows: `python benchmarks/independence_tables.py`."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import re
 import statistics
+from pathlib import Path
 from typing import Any
 
+import yaml
+from independence_world import JUDGED
 from measuring import markdown
 from scipy.stats import ttest_rel
 
@@ -25,7 +31,15 @@ SHOWN = (
 TESTED = tuple((part, key) for part, key, title, _ in SHOWN if title in (
     "information, bits", "label accuracy", "diversity", "ResNet, never home"
 ))  # fmt: skip
+GENERATED = ("base", "diverse prompts")
+"""Sets of the generator as it is."""
+RENDERS = ("biased renders", "balanced renders")
+"""Floor and ceiling of what a backbone can learn: as many drawn pictures."""
 AGAINST = ("base", "diverse prompts", "paper")
+BENCHMARKS = Path(__file__).parent
+PAGE = BENCHMARKS.parent / "docs" / "independence.md"
+WORLDS = {"colour": "colour", "scene-colour": "scene and colour", "texture": "texture"}
+"""Results with another planted bias, by the end of their file's name."""
 
 
 def tables(rows: Rows) -> str:
@@ -67,14 +81,14 @@ def means(rows: Rows) -> str:
 
 
 def paired_tests(rows: Rows) -> str:
-    """Mean difference over the seeds that both sets have, and the p of a paired t-test, for the sets of AGAINST."""
+    """Mean difference over the seeds that both sets have, and the p of a paired t-test, against those of AGAINST."""
     sets = by_set(rows)
     lines = [["set", "less", "seeds", *(key.replace("_", " ") for _, key in TESTED)]]
     for name, members in sets.items():
         for other in AGAINST:
             theirs = {row["seed"]: row for row in sets.get(other, [])}
             pairs = [(row, theirs[row["seed"]]) for row in members if row["seed"] in theirs]
-            if name != other and len(pairs) > 1:
+            if name not in (other, "base", *RENDERS) and len(pairs) > 1:
                 lines.append([name, other, str(len(pairs)), *(_difference(pairs, *key) for key in TESTED)])
     return markdown(lines)
 
@@ -83,3 +97,48 @@ def _difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], part: str, k
     ours, theirs = ([row[part][key] for row in side] for side in zip(*pairs, strict=True))
     mean = statistics.mean(a - b for a, b in zip(ours, theirs, strict=True))
     return f"{mean:+.3f} (p {ttest_rel(ours, theirs).pvalue:.2g})"
+
+
+def worlds(names: list[str]) -> str:
+    """What the category tells of each factor where another bias was planted, and what the sets are worth."""
+    shown = [(part, key, title, form) for part, key, title, form in SHOWN if title in (
+        "label accuracy", "diversity", "colours, bits", "ResNet, balanced", "ResNet, never home"
+    )]  # fmt: skip
+    lines = [["planted", "set", "seeds", *(f"{factor}, bits" for factor in JUDGED), *(each[2] for each in shown)]]
+    for file, planted in WORLDS.items():
+        for name, members in by_set(read_rows(f"independence-results-{file}.jsonl", names)).items():
+            bits = [_mean([row["information"][factor] for row in members], "{:.2f}") for factor in JUDGED]
+            rest = [_mean([row[part][key] for row in members], form) for part, key, _, form in shown]
+            lines.append([planted, name, str(len(members)), *bits, *rest])
+    return markdown(lines)
+
+
+def read_rows(file: str, names: list[str]) -> Rows:
+    """Those of the named sets, in the order of the names."""
+    rows = [json.loads(line) for line in (BENCHMARKS / file).read_text().splitlines()]
+    return sorted((row for row in rows if row["set"] in names), key=lambda row: (names.index(row["set"]), row["seed"]))
+
+
+def page(text: str) -> str:
+    """The page with every table between its marks made anew."""
+    plan = yaml.safe_load((BENCHMARKS / "independence-study.yaml").read_text())
+    study = [*GENERATED, *plan["alignments"], *RENDERS]
+    made = {
+        "sets": means(read_rows("independence-results.jsonl", study)),
+        "paired tests": paired_tests(read_rows("independence-results.jsonl", study)),
+        "ablations": means(read_rows("independence-results.jsonl", list(plan["ablations"]))),
+        "worlds": worlds([*study, *plan["ablations"]]),
+    }
+    return re.sub(
+        r"(<!-- table: ([a-z ]+) -->\n).*?(<!-- end of table -->)",
+        lambda found: f"{found[1]}\n{made[found[2]]}\n\n{found[3]}", text, flags=re.DOTALL,
+    )  # fmt: skip
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    PAGE.write_text(page(PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""How long a memory must be, from 2 to 21,000 categories: `python benchmarks/independence_vocabularies.py`.
+
+The term itself, its memory and its texts, against a generator so small that 3,000 updates take seconds: a category's
+scene is drawn from a softmax whose logits are its bias and a trained linear map of its text. So the information that
+the category has on the scene is known in closed form, and so is the aim.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from measuring import heading, markdown
+from torch import Tensor
+
+from lbgen.alignment.bank import bank_places
+from lbgen.alignment.config import AlignConfig
+from lbgen.alignment.independence import Independence
+
+SCENES, LINK = 6, 0.9
+CHANNELS, OTHER = 128, 6
+"""Of a feature, and how many directions of the rest vary without being the scene."""
+FAMILY = 20
+"""Categories whose texts are alike."""
+IMAGES, RATE = 32, 0.01
+"""An update, and Adam's learning rate."""
+MEMORIES = (64, 512, 2048, 8192)
+UPDATES = (300, 3000)
+
+
+@dataclass
+class Generator:
+    """texts: (C, D) unit norm; bias: (C, S) log chances of the scenes; axes: (S + OTHER, D) orthonormal."""
+
+    texts: Tensor
+    bias: Tensor
+    axes: Tensor
+    weight: Tensor
+    shift: Tensor
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """(B,) -> (B, S)."""
+        around = F.normalize(self.texts - self.texts.mean(dim=0), dim=-1)[rows]
+        return self.bias[rows] + around @ self.weight + self.shift
+
+    def features(self, rows: Tensor, rng: torch.Generator) -> Tensor:
+        """Unit features (B, D): the category's text and a scene, by the Gumbel trick with a softmax for its slope."""
+        gumbel = -torch.log(-torch.log(torch.rand(len(rows), SCENES, generator=rng).clamp(1e-9, 1 - 1e-7)))
+        scene = torch.softmax((self.logits(rows) + gumbel) / 0.3, dim=-1)
+        other = 0.3 * torch.randn(len(rows), OTHER, generator=rng)
+        noise = 0.1 * torch.randn(len(rows), len(self.axes), generator=rng)
+        rest = torch.cat([scene, other], dim=1) + noise
+        return F.normalize(self.texts[rows] + 0.7 * rest @ self.axes, dim=-1)
+
+    @torch.no_grad()
+    def information(self) -> tuple[float, float]:
+        """Bits that the category has on the scene, and the entropy of the scenes."""
+        chances = self.logits(torch.arange(len(self.texts))).softmax(dim=-1)  # (C, S)
+        mean = chances.mean(dim=0)
+        entropy = -torch.xlogy(mean, mean).sum() / math.log(2)
+        return float(entropy + torch.xlogy(chances, chances).sum(dim=-1).mean() / math.log(2)), float(entropy)
+
+
+def generator_of(categories: int, alike: bool, rng: torch.Generator) -> Generator:
+    """Texts in families where there are many; the home scene is the family's, or drawn for each category alone."""
+    families = math.ceil(categories / FAMILY) if categories > FAMILY else categories
+    family = torch.arange(categories) % families
+    directions = F.normalize(torch.randn(1 + families + categories, CHANNELS, generator=rng), dim=-1)
+    texts = directions[0] + 0.6 * directions[1 : 1 + families][family] + 0.4 * directions[1 + families :]
+    homes = torch.randint(SCENES, (families,), generator=rng)[family]
+    if categories <= FAMILY:
+        homes = torch.arange(categories) % SCENES
+    elif not alike:
+        homes = torch.randint(SCENES, (categories,), generator=rng)
+    bias = torch.full((categories, SCENES), math.log((1 - LINK) / (SCENES - 1)))
+    bias[torch.arange(categories), homes] = math.log(LINK)
+    axes = torch.linalg.qr(torch.randn(CHANNELS, SCENES + OTHER, generator=rng)).Q.T
+    weight = torch.zeros(CHANNELS, SCENES, requires_grad=True)
+    return Generator(F.normalize(texts, dim=-1), bias, axes, weight, torch.zeros(SCENES, requires_grad=True))
+
+
+def exact_information(categories: int, alike: bool, updates: int = 1000) -> float:
+    """Of this generator trained on the aim itself: the divergence of p(scene | category) from the base's p(scene)."""
+    generator = generator_of(categories, alike, torch.Generator().manual_seed(0))
+    every = torch.arange(categories)
+    with torch.no_grad():
+        base = generator.logits(every).softmax(dim=-1).mean(dim=0)
+    optimizer = torch.optim.Adam([generator.weight, generator.shift], 0.05)
+    for _ in range(updates):
+        logits = generator.logits(every).log_softmax(dim=-1)
+        loss = (logits.exp() * (logits - base.log())).sum(dim=-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return generator.information()[0]
+
+
+def run(categories: int, alike: bool, memory: int, marginal: float) -> list[float]:
+    """Information after each of UPDATES, and the lowest entropy of scenes on the way."""
+    rng = torch.Generator().manual_seed(0)
+    generator = generator_of(categories, alike, rng)
+    config = AlignConfig(independence_weight=1.0, independence_memory=memory, independence_marginal=marginal)
+    places = torch.tensor([row for row, _ in bank_places(config.independence_bank, categories)])
+    with torch.no_grad():
+        term = Independence(config, generator.texts, generator.features(places, rng), places)
+    optimizer = torch.optim.Adam([generator.weight, generator.shift], RATE, config.adam_betas)
+    order = torch.randperm(categories, generator=rng)
+    seen, entropies = [], []
+    for update in range(1, max(UPDATES) + 1):
+        rows = order[(torch.arange(IMAGES) + update * IMAGES) % categories]
+        features = generator.features(rows, rng)
+        optimizer.zero_grad()
+        term.value(features, rows).backward()
+        optimizer.step()
+        term.update(features.detach(), rows, update)
+        if update % 20 == 0:
+            entropies.append(generator.information()[1])
+        if update in UPDATES:
+            seen.append(generator.information()[0])
+    return [*seen, min(entropies)]
+
+
+TITLES = ("categories", "home scene of", "memory, images", "weight on the newest update", "bits before",
+          *(f"after {count:,} updates" for count in UPDATES), "exact aim", "lowest entropy of scenes")  # fmt: skip
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    print(heading())
+    print(markdown([list(TITLES)]))
+    for categories, alike in product((2, 12, 100, 1000, 21_000), (True, False)):
+        if categories <= FAMILY and not alike:
+            continue
+        before = generator_of(categories, alike, torch.Generator().manual_seed(0)).information()[0]
+        exact = exact_information(categories, alike)
+        whose = "like texts" if alike and categories > FAMILY else "each text"
+        for memory, marginal in product(MEMORIES, (1.0, 0.0)):
+            *bits, entropy = run(categories, alike, memory, marginal)
+            cells = [f"{categories:,}", whose, f"{memory:,}", f"{marginal:g}"]
+            cells += [f"{value:.2f}" for value in (before, *bits, exact, entropy)]
+            print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
