@@ -69,7 +69,7 @@ class AlignConfig:
     """Share of the texts' variance that is not of the rest; 1: the span of all texts, for fewer texts than channels."""
     independence_variance: float = 0.9
     """The rest: as many directions as hold this share of the base generator's variance inside categories."""
-    independence_thumbnail: int = 0
+    independence_thumbnail: int = 3
     """Pixels a side of a thumbnail whose colours are of the rest too, beside the feature's directions; 0: none."""
     independence_learning_rate: float = 5e-4
     """Learning rate of the opponent."""
