@@ -19,7 +19,7 @@ from lbgen.alignment.bank import bank_places, load_bank
 from lbgen.alignment.discriminator import PairDiscriminator, seeded_discriminator
 from lbgen.alignment.independence import Independence
 from lbgen.alignment.objective import objective, total_loss
-from lbgen.alignment.residual import fit_residual, principal_directions, text_directions
+from lbgen.alignment.residual import fit_residual, looks, principal_directions, text_directions
 from lbgen.errors import UserError
 
 FORMS = ("adversarial", "kernel")
@@ -72,6 +72,31 @@ def test_the_rest_is_what_varies_inside_categories(draw):
     assert means.abs().max() < 0.3  # three deviations apart before
 
 
+def test_looks_are_features_and_the_colours_of_a_thumbnail(draw):
+    """Means over blocks, by numpy; without a thumbnail the feature alone."""
+    features, images = draw(2, 4), draw(2, 3, 6, 6)
+    blocks = images.numpy().reshape(2, 3, 3, 2, 3, 2).mean(axis=(3, 5))
+    assert np.allclose(looks(features, images, 3), np.hstack([features, blocks.reshape(2, 27)]))
+    assert torch.equal(looks(features, images, 0), features)
+
+
+def test_every_direction_of_the_thumbnail_counts_alike(draw):
+    """Two colours that vary inside categories, one ten times the other, both by 1 in the rest; none of the category's."""
+    rows, count = torch.arange(300) % 3, 300
+    features = draw(count, 5)
+    inside = draw(count, 2) @ torch.tensor([[10.0, 0, 0, 0], [0, 1.0, 0, 0]], dtype=torch.float64)
+    thumbnails = inside + 20 * torch.nn.functional.one_hot(rows, 4)
+    seen = torch.cat([features, thumbnails], dim=1)
+    rest = fit_residual(draw(3, 5), seen, rows, span=0.5, variance=0.999)
+    alone = fit_residual(draw(3, 5), features, rows, span=0.5, variance=0.999)
+    assert len(alone.scale) == alone.features
+    coloured = rest.of(seen)[:, rest.features :]
+    spread = np.stack([coloured[rows == row].numpy().var(axis=0) for row in range(3)]).mean(axis=0)
+    assert np.allclose(spread, [1, 1])
+    assert torch.equal(rest.directions[: rest.features, 5:], torch.zeros(rest.features, 4))
+    assert torch.equal(rest.directions[rest.features :, :5], torch.zeros(2, 5))
+
+
 def test_texts_that_leave_nothing_are_refused(draw):
     """Six texts in five dimensions."""
     with pytest.raises(UserError, match="--independence-span 1: the texts span all that a feature can hold"):
@@ -121,6 +146,22 @@ def test_its_slope_is_that_of_the_squared_discrepancy(draw):
             moved[0, cell] += sign * step
             ends.append(discrepancy(moved))
         assert 2 / 6 * slope[0, cell].item() == pytest.approx((ends[0] - ends[1]) / (2 * step), abs=1e-8)
+
+
+def test_its_slope_is_bounded_wherever_the_images_are(draw):
+    """By 2 (e^-1/2 (2 + 1 + 1/2) / 3) / sqrt(width) an image, near, far and between two crowds; the other terms' by 1.
+
+    So a term's gradient needs no clipping of its own.
+    """
+    width, bound, largest = torch.tensor(1.7), 2 * 3.5 / 3 * math.exp(-0.5) / math.sqrt(1.7), 0.0
+    for distance in np.geomspace(1e-3, 1e3, 60):
+        place = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+        crowd, bank = (torch.tensor([[side * distance, 0.0]], dtype=torch.float64) for side in (1, -1))
+        value = losses.conditional_mismatch(place, crowd, torch.ones(1, 1, dtype=torch.float64), bank, width)
+        largest = max(largest, torch.autograd.grad(value, place)[0].norm().item())
+    assert 0.8 * bound < largest <= bound
+    image, text = draw(1, 5).requires_grad_(), torch.nn.functional.normalize(draw(1, 5), dim=-1)
+    assert torch.autograd.grad(losses.individual_alignment(image, text), image)[0].norm().item() <= 1 + 1e-9
 
 
 def test_at_the_optimum_the_game_ends_where_the_rest_says_nothing_of_the_category():
@@ -189,6 +230,24 @@ def test_the_kernel_form_compares_with_images_of_like_texts():
     crowd = sum(kernel(rest[0], rest[j], width) for j in alike) / len(alike)
     base = sum(kernel(rest[0], b, width) for b in term.bank) / 32
     assert term.value(features[:1], rows[:1]).item() == pytest.approx(crowd - base, abs=2e-3)
+
+
+def test_the_discrepancies_of_feature_and_thumbnail_are_added():
+    rng = torch.Generator().manual_seed(1)
+    texts, features = torch.randn(4, 12, generator=rng), torch.randn(32, 12, generator=rng)
+    images, rows = torch.rand(32, 3, 4, 4, generator=rng), torch.arange(32) % 4
+    values = {}
+    for side in (0, 2):
+        config = train.AlignConfig(**TERM, independence_thumbnail=side)
+        term = Independence(config, texts, looks(features, images, side), rows)
+        seen = term.looks(features, images)
+        term.update(seen, rows, 0)
+        values[side] = term.value(seen[:5], rows[:5])
+    first = term.parts_of_rest[0]
+    rest, memory, bank = (part[:, first:] for part in (term.rest(seen[:5]), term.memory, term.bank))
+    coloured = losses.conditional_mismatch(rest, memory, term.shares(rows[:5]), bank, bank.var(dim=0).sum())
+    assert values[2].item() == pytest.approx((values[0] + coloured).item(), abs=1e-6)
+    assert abs(coloured.item()) > 1e-3
 
 
 def test_shares_are_of_like_texts_and_of_the_newest_update():
@@ -288,7 +347,7 @@ def test_a_run_without_the_term_makes_no_bank_and_has_no_column(fresh):  # noqa:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_resumed_run_equals_one_that_was_longer_from_the_start(fresh, tmp_path, form):  # noqa: F811
     """Adapter and metrics, with the memory wrapped round and a warm-up; the bank is not made again."""
-    term = {**TERM, "independence_form": form, "discriminator_warmup_steps": 1}
+    term = {**TERM, "independence_form": form, "independence_thumbnail": 2, "discriminator_warmup_steps": 1}
     short, long = fresh(**term, max_steps=3), fresh(**term, max_steps=5, output=tmp_path / "long")
     train.align(short)
     (bank,) = short.output.glob("bank*")
@@ -305,7 +364,7 @@ def test_a_resumed_run_equals_one_that_was_longer_from_the_start(fresh, tmp_path
 @pytest.mark.parametrize("form", FORMS)
 def test_two_processes_give_the_bank_and_the_adapter_of_one(fresh, tmp_path, form):  # noqa: F811
     """The bank bit for bit, the adapter within the tolerance of two half batches."""
-    whole = fresh(**TERM, independence_form=form, max_steps=3)
+    whole = fresh(**TERM, independence_form=form, independence_thumbnail=2, max_steps=3)
     train.align(whole)
     halves = dataclasses.replace(whole, output=tmp_path / "halves", batch_size=1)
     configs.save(halves, tmp_path / "recipe.yaml")

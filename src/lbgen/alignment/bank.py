@@ -1,4 +1,4 @@
-"""What the base generator draws of itself: features of its own images, made once at the start of a run.
+"""What the base generator draws of itself: looks of its own images, made once at the start of a run.
 
 Every image's noise is its own and every chunk is sampled alone, so the bank is the same whatever the number of
 processes, and an interrupted one goes on with the chunks that are missing.
@@ -24,8 +24,8 @@ CHUNK = 16
 """Images sampled at a time and written as one file."""
 IMAGES_PER_CATEGORY = 8
 """At the least: what varies inside a category cannot be seen in one image."""
-DEPENDS_ON = ("seed", "independence_bank", "prompt_template", "scheduler", "steps", "guidance_scale",
-              "guidance_rescale", "precision")  # fmt: skip
+DEPENDS_ON = ("seed", "independence_bank", "independence_thumbnail", "prompt_template", "scheduler", "steps",
+              "guidance_scale", "guidance_rescale", "precision")  # fmt: skip
 """Fields that change the bank, beside the categories and the weights."""
 
 Place = tuple[int, int]
@@ -53,9 +53,9 @@ def load_bank(
     path: Path, places: list[Place], share: tuple[int, int], draw: Callable[[list[Place]], Tensor],
     wait: Callable[[], None],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Unit features (N, D) of the images of `places`, and their categories (N,); made where there is no such file.
+    """Looks (N, L) of the images of `places`, and their categories (N,); made where there is no such file.
 
-    draw: places of one chunk to features (n, D).  share: this process and the number of processes, each of which makes
+    draw: places of one chunk to looks (n, L).  share: this process and the number of processes, each of which makes
     its chunks; `wait` is for the others.
     """
     if not path.exists():
@@ -66,12 +66,12 @@ def load_bank(
         mine = list(zip(parts, chunks, strict=True))[share[0] :: share[1]]
         for part, chunk in tqdm(mine, desc="bank of the base's images", disable=share[0] != 0):
             if not part.exists():
-                files.write_bytes(part, save({"features": draw(chunk).contiguous()}))
+                files.write_bytes(part, save({"looks": draw(chunk).contiguous()}))
         wait()
         if share[0] == 0:
-            whole = torch.cat([load_file(part)["features"] for part in parts])
-            files.write_bytes(path, save({"features": whole, "rows": torch.tensor([row for row, _ in places])}))
+            whole = torch.cat([load_file(part)["looks"] for part in parts])
+            files.write_bytes(path, save({"looks": whole, "rows": torch.tensor([row for row, _ in places])}))
             shutil.rmtree(folder)
     wait()
     bank = load_file(path)
-    return bank["features"], bank["rows"]
+    return bank["looks"], bank["rows"]

@@ -69,6 +69,8 @@ class AlignConfig:
     """Share of the texts' variance that is not of the rest; 1: the span of all texts, for fewer texts than channels."""
     independence_variance: float = 0.9
     """The rest: as many directions as hold this share of the base generator's variance inside categories."""
+    independence_thumbnail: int = 3
+    """Pixels a side of a thumbnail whose colours are of the rest too, beside the feature's directions; 0: none."""
     independence_learning_rate: float = 5e-4
     """Learning rate of the opponent."""
     independence_hidden: int = 64
@@ -149,7 +151,7 @@ class AlignConfig:
         for name in ("seed", "evaluate_every", "discriminator_warmup_steps", "guidance_rescale", "weight_decay"):
             require(self, name, getattr(self, name) >= 0, "give 0 or more")
         weights = ("entire_weight", "individual_weight", "quality_weight", "base_weight", "independence_weight")
-        for name in (*weights, "independence_marginal"):
+        for name in (*weights, "independence_marginal", "independence_thumbnail"):
             require(self, name, getattr(self, name) >= 0, "give 0 (off) or more")
         rates = ("learning_rate", "discriminator_learning_rate", "independence_learning_rate")
         for name in ("alpha", "max_grad_norm", *rates):

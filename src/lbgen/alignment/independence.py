@@ -1,6 +1,7 @@
 """The independence term's state: the rest of an image, the base generator's bank of it, recent images, an opponent.
 
-B images, K directions of the rest, C categories, D feature channels, M remembered images, N images of the bank.
+B images, K directions of the rest, C categories, D feature channels, L of a look (feature and thumbnail), M remembered
+images, N images of the bank.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ from lbgen.alignment import losses
 from lbgen.alignment.batches import derived_seed
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.discriminator import PairDiscriminator
-from lbgen.alignment.residual import Residual, fit_residual
+from lbgen.alignment.residual import fit_residual, looks
 
 REPLAYED = 3
 """Remembered pairs that the opponent sees for each new one."""
@@ -44,17 +45,18 @@ class Independence(nn.Module):
     share: Tensor
     """Of the term's weight, in [0, 1]."""
 
-    def __init__(self, config: AlignConfig, text_features: Tensor, features: Tensor, rows: Tensor) -> None:
-        """text_features: (C, D).  features, rows: (N, D), (N,) of the bank."""
+    def __init__(self, config: AlignConfig, text_features: Tensor, looks: Tensor, rows: Tensor) -> None:
+        """text_features: (C, D).  looks, rows: (N, L), (N,) of the bank."""
         super().__init__()
         self.config = config
         residual = fit_residual(
-            text_features.float().cpu(), features, rows,
+            text_features.float().cpu(), looks, rows,
             span=config.independence_span, variance=config.independence_variance,
         )  # fmt: skip
-        for name, value in residual._asdict().items():
-            self.register_buffer(name, value)
-        self.register_buffer("bank", residual.of(features))  # (N, K)
+        self.parts_of_rest = [part for part in (residual.features, len(residual.scale) - residual.features) if part]
+        for name in ("directions", "centre", "scale"):
+            self.register_buffer(name, getattr(residual, name))
+        self.register_buffer("bank", residual.of(looks))  # (N, K)
         self.register_buffer("memory", torch.zeros(config.independence_memory, len(residual.directions)))  # (M, K)
         self.register_buffer("memory_rows", torch.zeros(config.independence_memory, dtype=torch.long))
         self.register_buffer("seen", torch.tensor(0))
@@ -62,7 +64,8 @@ class Independence(nn.Module):
         texts = text_features.float().cpu()
         self.register_buffer("texts", texts, persistent=False)  # (C, D)
         self.register_buffer("mean_text", texts.mean(dim=0), persistent=False)  # (D,)
-        self.register_buffer("base_agreement", torch.tensor(measures.label_agreement(features, texts, rows)))
+        agreement = measures.label_agreement(looks[:, : texts.shape[1]], texts, rows)
+        self.register_buffer("base_agreement", torch.tensor(agreement))
         self.register_buffer("agreement", self.base_agreement.clone())
         self.register_buffer("share", torch.tensor(1.0))
         self.text_width = SMOOTHING * (1 - float(self.mean_text.square().sum()))
@@ -76,18 +79,30 @@ class Independence(nn.Module):
                 weight_decay=config.weight_decay,
             )  # fmt: skip
 
-    def rest(self, features: Tensor) -> Tensor:
-        """(B, D) -> (B, K)."""
-        return Residual(self.directions, self.centre, self.scale).of(features.float())
+    def looks(self, features: Tensor, images: Tensor) -> Tensor:
+        """(B, D), (B, 3, H, W) -> (B, L) float32."""
+        return looks(features.float(), images, self.config.independence_thumbnail)
 
-    def value(self, features: Tensor, rows: Tensor) -> Tensor:
-        """The term for images of categories `rows` (B,), from their features (B, D)."""
-        rest = self.rest(features)
+    def rest(self, looks: Tensor) -> Tensor:
+        """(B, L) -> (B, K)."""
+        return (looks - self.centre) @ self.directions.T / self.scale
+
+    def value(self, looks: Tensor, rows: Tensor) -> Tensor:
+        """The term for images of categories `rows` (B,), from their looks (B, L).
+
+        In kernel form that of the feature's directions and that of the thumbnail's are added: the discrepancy of the
+        sum of two kernels is the sum of theirs.
+        """
+        rest = self.rest(looks)
         if self.opponent is not None:
             return losses.independence(self.opponent(rest, self.embeddings(rows)))
-        width = self.bank.var(dim=0).sum()
         shares = self.shares(rows)
-        return losses.conditional_mismatch(rest, self.memory[: shares.shape[1]], shares, self.bank, width)
+        parts = (part.split(self.parts_of_rest, dim=1) for part in (rest, self.memory[: shares.shape[1]], self.bank))
+        values = [
+            losses.conditional_mismatch(own, memory, shares, bank, bank.var(dim=0).sum())
+            for own, memory, bank in zip(*parts, strict=True)
+        ]
+        return torch.stack(values).sum()
 
     def shares(self, rows: Tensor) -> Tensor:
         """How much each remembered image counts for one of categories `rows`: (B,) -> (B, M), rows of sum 1.
@@ -107,12 +122,12 @@ class Independence(nn.Module):
         """What sets the categories' texts apart, unit norm.  (B,) -> (B, D)."""
         return F.normalize(self.texts[rows] - self.mean_text, dim=-1)
 
-    def update(self, features: Tensor, rows: Tensor, draw: int) -> dict[str, float]:
-        """Take in an update's images of all processes, (B, D) and (B,): one step of the opponent, then remember them.
+    def update(self, looks: Tensor, rows: Tensor, draw: int) -> dict[str, float]:
+        """Take in an update's images of all processes, (B, L) and (B,): one step of the opponent, then remember them.
 
         A function of (seed, draw) and of the state, so that every process does the same.
         """
-        rest = self.rest(features)
+        rest = self.rest(looks)
         shown = {}
         if self.opponent is not None:
             parameters = list(self.opponent.parameters())
@@ -125,7 +140,7 @@ class Independence(nn.Module):
             shown["independence_opponent"] = loss.item()
         self._remember(rest, rows)
         if self.config.independence_agreement > 0:
-            self._steer(features, rows)
+            self._steer(looks[:, : self.texts.shape[1]], rows)
             shown |= {"label_agreement": self.agreement.item(), "independence_share": self.share.item()}
         return shown
 
@@ -136,7 +151,7 @@ class Independence(nn.Module):
 
     def _steer(self, features: Tensor, rows: Tensor) -> None:
         """Lower the weight while the images' label agreement is below its floor, raise it again while it is above."""
-        agreement = measures.label_agreement(features.float(), self.texts, rows)
+        agreement = measures.label_agreement(features, self.texts, rows)
         self.agreement.lerp_(torch.as_tensor(agreement).to(self.agreement), 1 - AGREEMENT_DECAY)
         holds = self.agreement >= self.config.independence_agreement * self.base_agreement
         self.share.mul_(RAISED if holds else LOWERED).clamp_(max=1)

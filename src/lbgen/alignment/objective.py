@@ -65,7 +65,7 @@ def objective(
     if independence is not None:
         terms["independence"] = Term(
             config.independence_weight,
-            lambda batch: independence.value(batch.features, batch.rows),
+            lambda batch: independence.value(independence.looks(batch.features, batch.images), batch.rows),
             share=lambda: independence.share,
         )
     return terms

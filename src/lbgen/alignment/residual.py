@@ -1,33 +1,46 @@
 """The rest of an image: what its feature says besides its category.
 
-B, N images, C categories, D feature channels, K directions of the rest.
+B, N images, C categories, D feature channels, L of a look (feature and thumbnail), K directions of the rest.
 """
 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lbgen.errors import UserError
 
 
 class Residual(NamedTuple):
-    """A linear map from features to the rest of the image, in units in which the base generator's varies by 1."""
+    """A linear map from looks to the rest of the image, in units in which the base generator's varies by about 1."""
 
     directions: Tensor
-    """(K, D), orthonormal."""
+    """(K, L), orthonormal: first those of the feature, then those of the thumbnail."""
     centre: Tensor
-    """(D,): the base generator's mean feature."""
+    """(L,): the base generator's mean look."""
     scale: Tensor
-    """(): root mean square of a coordinate over the base generator's images."""
+    """(K,): how much each varies over the base generator's images."""
+    features: int
+    """How many of the K are the feature's."""
 
-    def of(self, features: Tensor) -> Tensor:
-        """features: (B, D).  Returns (B, K)."""
-        return (features - self.centre) @ self.directions.T / self.scale
+    def of(self, looks: Tensor) -> Tensor:
+        """looks: (B, L).  Returns (B, K)."""
+        return (looks - self.centre) @ self.directions.T / self.scale
+
+
+def looks(features: Tensor, images: Tensor, side: int) -> Tensor:
+    """What the rest is read from: the unit feature, and the colours of a thumbnail of `side` pixels a side.
+
+    features: (B, D), images: (B, 3, H, W) nominally in [0, 1].  Returns (B, L), L = D + 3 side^2.
+    """
+    if side == 0:
+        return features
+    return torch.cat([features, F.adaptive_avg_pool2d(images.to(features.dtype), side).flatten(1)], dim=1)
 
 
 def fit_residual(
-    text_features: Tensor, features: Tensor, rows: Tensor, *, span: float, variance: float
+    text_features: Tensor, looks: Tensor, rows: Tensor, *, span: float, variance: float
 ) -> Residual:  # fmt: skip
     """The directions off the texts in which the base generator's images of *one* category differ from one another.
 
@@ -36,23 +49,38 @@ def fit_residual(
     texts have: in the micro world a linear probe finds 98% of the categories in it (docs/independence.md), and images
     independent of the category in all of it would have lost their labels. But a category's images share their object
     and differ in the rest: the principal directions of the covariance *inside* categories, up to a share of its trace,
-    are the rest.
+    are the rest. The thumbnail has the second step only, and each of its directions counts alike: the large ones are
+    the light of whole scenes, and the colour of the object is in the small ones.
 
-    text_features: (C, D) unit norm.  features: (N, D) of the base generator's images, rows: (N,) their categories.
+    text_features: (C, D) unit norm.  looks: (N, L) of the base generator's images, rows: (N,) their categories.
     span: share of the texts' variance that is projected away, 1 for all of it.
     variance: share of the variance inside categories that is kept, 1 for all directions off the texts.
     """
+    channels = text_features.shape[1]
+    features, thumbnails = looks[:, :channels].double(), looks[:, channels:].double()
     texts = text_directions(text_features.double(), span)  # (T, D)
-    off_texts = features.double() - features.double() @ texts.T @ texts
-    if off_texts.square().sum() < 1e-9 * features.double().square().sum():
+    off_texts = features - features @ texts.T @ texts
+    if off_texts.square().sum() < 1e-9 * features.square().sum():
         raise UserError(f"--independence-span {span:g}: the texts span all that a feature can hold; give less")
-    centred = off_texts.clone()
+    directions = principal_directions(inside_categories(off_texts, rows), variance)
+    scale = ((off_texts - off_texts.mean(dim=0)) @ directions.T).square().mean().sqrt().expand(len(directions))
+    count = len(directions)
+    if thumbnails.shape[1] > 0:
+        inside = inside_categories(thumbnails, rows)
+        coloured = principal_directions(inside, variance)
+        directions = torch.block_diag(directions, coloured)
+        scale = torch.cat([scale, (inside @ coloured.T).square().mean(dim=0).sqrt()])
+    centre = looks.double().mean(dim=0)
+    directions, centre, scale = (part.to(looks.dtype) for part in (directions, centre, scale))
+    return Residual(directions, centre, scale, count)
+
+
+def inside_categories(values: Tensor, rows: Tensor) -> Tensor:
+    """Each less the mean of its category.  (N, D), (N,) -> (N, D)."""
+    centred = values.clone()
     for row in rows.unique():
-        centred[rows == row] -= off_texts[rows == row].mean(dim=0)
-    directions = principal_directions(centred, variance)
-    centre = features.double().mean(dim=0)
-    scale = ((off_texts - off_texts.mean(dim=0)) @ directions.T).square().mean().sqrt()
-    return Residual(*(part.to(features.dtype) for part in (directions, centre, scale)))
+        centred[rows == row] -= values[rows == row].mean(dim=0)
+    return centred
 
 
 def text_directions(text_features: Tensor, share: float) -> Tensor:

@@ -18,6 +18,7 @@ from lbgen.alignment.discriminator import seeded_discriminator
 from lbgen.alignment.independence import Independence
 from lbgen.alignment.losses import discriminator_loss
 from lbgen.alignment.objective import Batch, gradient_norms, objective, term_values, total_loss
+from lbgen.alignment.residual import looks
 from lbgen.errors import UserError
 from lbgen.models.generator import PRECISIONS, load_generator
 from lbgen.models.quality import load_quality
@@ -101,22 +102,23 @@ class Trainer:
         """The independence term, with its bank of the base generator's images."""
         config, accelerator = self.config, self.accelerator
         places = bank_places(config.independence_bank, len(self.vocabulary))
-        features, rows = load_bank(
+        seen, rows = load_bank(
             bank_path(config, self.vocabulary),
             places,
             (accelerator.process_index, accelerator.num_processes),
-            self._base_features,
+            self._base_looks,
             accelerator.wait_for_everyone,
         )
-        return Independence(config, self.text_features, features, rows).to(accelerator.device)
+        return Independence(config, self.text_features, seen, rows).to(accelerator.device)
 
     @torch.no_grad()
-    def _base_features(self, places: Sequence[Place]) -> Tensor:
-        """Unit features of the base generator's images, (B, D) float32 on the CPU."""
+    def _base_looks(self, places: Sequence[Place]) -> Tensor:
+        """Of the base generator's images, (B, L) float32 on the CPU."""
         rows, indices = zip(*places, strict=True)
         with self.generator.adapter_enabled(False), self.accelerator.autocast():
             images = self._sample(rows, "bank", indices, [0] * len(rows), frozenset())
-            return self.semantics.embed_images(images).float().cpu()
+            features = self.semantics.embed_images(images).float()
+            return looks(features, images, self.config.independence_thumbnail).cpu()
 
     # ---- one batch ----
 
@@ -194,8 +196,9 @@ class Trainer:
         """One step of all that learns against the adapter; returns their losses."""
         losses = {"discriminator": self.update_discriminator(batch, draw)}
         if self.independence is not None:
-            features, rows = self.accelerator.gather((batch.features.detach(), batch.rows))
-            losses |= self.independence.update(features, rows, draw)
+            seen = self.independence.looks(batch.features, batch.images).detach()
+            seen, rows = self.accelerator.gather((seen, batch.rows))
+            losses |= self.independence.update(seen, rows, draw)
         return losses
 
     def update_discriminator(self, batch: Batch, draw: int) -> float:
