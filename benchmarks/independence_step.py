@@ -1,7 +1,8 @@
 """What the independence term costs a step, by categories and bank: `python benchmarks/independence_step.py`.
 
-At the sizes of Stable Diffusion 1.5 and CLIP ViT-L/14: 32 images an update (8 GPUs of 4), features of 768 channels. Its
-work is counted and set beside the 110 TFLOP of one training image (benchmarks/flops.py); its time is this machine's.
+At the sizes of Stable Diffusion 1.5 and CLIP ViT-L/14: 32 images of 512 x 512 an update (8 GPUs of 4), features of 768
+channels. Its work is counted and set beside the 110 TFLOP of one training image (benchmarks/flops.py); its time is
+this machine's.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import time
 
 import torch
 from measuring import DEVICE, heading, markdown
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.independence import Independence
 
-IMAGES, CHANNELS = 32, 768
+IMAGES, SIDE, CHANNELS = 32, 512, 768
 IMAGE_TFLOP = 110
 """Of one training image with Stable Diffusion 1.5; see benchmarks/flops.py."""
 CATEGORIES = (2, 12, 1000, 21_000)
@@ -34,13 +36,15 @@ def term(categories: int, bank: int, form: str) -> Independence:
     features += torch.randn(bank, 10, generator=rng) @ torch.randn(10, CHANNELS, generator=rng) / 30
     features = torch.nn.functional.normalize(features, dim=-1)
     config = AlignConfig(independence_weight=1.0, independence_form=form, independence_bank=bank)
-    return Independence(config, texts, features, torch.arange(bank) % min(categories, bank // 8)).to(DEVICE)
+    seen = torch.cat([features, torch.rand(bank, 3 * config.independence_thumbnail**2, generator=rng)], dim=1)
+    return Independence(config, texts, seen, torch.arange(bank) % min(categories, bank // 8)).to(DEVICE)
 
 
-def step(independence: Independence, features: torch.Tensor, rows: torch.Tensor, draw: int) -> None:
-    """All that the term does in an update: take the images in, be computed, send its gradient to the features."""
-    independence.update(features.detach(), rows, draw)
-    torch.autograd.grad(independence.value(features, rows), features)
+def step(independence: Independence, features: Tensor, images: Tensor, rows: Tensor, draw: int) -> None:
+    """All that the term does in an update: take the images in, be computed, send its gradient to them."""
+    looks = independence.looks(features, images)
+    independence.update(looks.detach(), rows, draw)
+    torch.autograd.grad(independence.value(looks, rows), (features, images))
 
 
 def row(categories: int, bank: int, form: str) -> list[str]:
@@ -48,15 +52,16 @@ def row(categories: int, bank: int, form: str) -> list[str]:
     independence = term(categories, bank, form)
     start = time.perf_counter() - began
     features = torch.nn.functional.normalize(torch.randn(IMAGES, CHANNELS), dim=-1).to(DEVICE).requires_grad_()
+    images = torch.rand(IMAGES, 3, SIDE, SIDE, device=DEVICE).requires_grad_()
     rows = torch.arange(IMAGES, device=DEVICE) % categories
     for draw in range(20):  # the memory is full from here on
-        step(independence, features, rows, draw)
+        step(independence, features, images, rows, draw)
     with FlopCounterMode(display=False) as counter:
-        step(independence, features, rows, 0)
+        step(independence, features, images, rows, 0)
     times = []
     for draw in range(REPEATS):
         began = time.perf_counter()
-        step(independence, features, rows, draw)
+        step(independence, features, images, rows, draw)
         if DEVICE == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)

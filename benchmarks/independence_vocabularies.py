@@ -103,7 +103,7 @@ def run(categories: int, alike: bool, memory: int, marginal: float) -> list[floa
     """Information after each of UPDATES, and the lowest entropy of scenes on the way."""
     rng = torch.Generator().manual_seed(0)
     generator = generator_of(categories, alike, rng)
-    config = AlignConfig(independence_weight=1.0, independence_memory=memory, independence_marginal=marginal)
+    config = AlignConfig(independence_memory=memory, independence_marginal=marginal, independence_thumbnail=0)
     places = torch.tensor([row for row, _ in bank_places(config.independence_bank, categories)])
     with torch.no_grad():
         term = Independence(config, generator.texts, generator.features(places, rng), places)

@@ -81,7 +81,7 @@ def test_looks_are_features_and_the_colours_of_a_thumbnail(draw):
 
 
 def test_every_direction_of_the_thumbnail_counts_alike(draw):
-    """Two colours that vary inside categories, one ten times the other, both by 1 in the rest; none of the category's."""
+    """Two colours vary inside categories, one ten times the other: both by 1 in the rest."""
     rows, count = torch.arange(300) % 3, 300
     features = draw(count, 5)
     inside = draw(count, 2) @ torch.tensor([[10.0, 0, 0, 0], [0, 1.0, 0, 0]], dtype=torch.float64)
