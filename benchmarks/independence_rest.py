@@ -1,6 +1,9 @@
-"""What a linear probe reads in the rest of an image, by its directions: `python benchmarks/independence_rest.py`.
+"""What the rest of an image holds, by what it is read from: `python benchmarks/independence_rest.py`.
 
-Balanced photographs of the micro world, 2,000 to fit and 1,000 to test; the rest is fitted to 1,200 biased ones.
+First what a linear probe reads in it: balanced photographs of the micro world, 2,000 to fit and 1,000 to test; the rest
+is fitted to 1,200 biased ones. Then what the kernel form would see in it where scene, colour or texture is planted: the
+squared discrepancy between a category's rest and all categories', of 1,200 photographs with a link of 0.88, and with no
+link at all: what is left there is the object itself, of which the term should see nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +13,8 @@ import torch.nn.functional as F
 from measuring import markdown
 from torch import Tensor
 
-from lbgen.alignment.residual import principal_directions, text_directions
+from lbgen.alignment.losses import mixed_gaussian_kernel
+from lbgen.alignment.residual import fit_residual, looks, principal_directions, text_directions
 from lbgen.microworld import SEMANTICS, corpus
 from lbgen.microworld.scenes import BIASED, World
 from lbgen.microworld.world import CATEGORIES
@@ -18,15 +22,25 @@ from lbgen.models.semantics import SemanticSpace, load_semantics
 
 FITTED, TESTED = 2000, 1000
 FACTORS = ("scene", "colour", "texture")
+KINDS = (
+    ("feature", 0.9, 0.9, 0),
+    ("feature, off all texts", 1.0, 0.9, 0),
+    ("feature, 0.98 of the variance", 0.9, 0.98, 0),
+    *((f"thumbnail, {side} a side", 0.9, 0.9, side) for side in (1, 2, 3, 4, 5, 8)),
+    ("thumbnail, 3 a side, 0.98 of the variance", 0.9, 0.98, 3),
+)
+"""Name, span, variance, pixels a side."""
 
 
 @torch.no_grad()
-def features_of(semantics: SemanticSpace, count: int, seed: int, world: World) -> tuple[Tensor, dict[str, Tensor]]:
-    """Unit features (N, D), and what is true of the images, each (N,)."""
+def looks_of(
+    semantics: SemanticSpace, count: int, seed: int, world: World, side: int = 0
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Unit features, with a thumbnail of `side` pixels a side, (N, L); and what is true of the images, each (N,)."""
     images, scenes = corpus.batch(count, seed, world)
     truth = {"category": scenes.categories, **{name: scenes.factors[name] for name in FACTORS}}
     features = torch.cat([semantics.embed_images(part) for part in images.split(100)])
-    return features, {name: torch.from_numpy(values) for name, values in truth.items()}
+    return looks(features, images, side), {name: torch.from_numpy(values) for name, values in truth.items()}
 
 
 def probe_accuracy(features: Tensor, truth: Tensor) -> float:
@@ -47,11 +61,37 @@ def probe_accuracy(features: Tensor, truth: Tensor) -> float:
     return ((inputs[FITTED:] @ weight).argmax(dim=-1) == truth[FITTED:]).double().mean().item()
 
 
+def discrepancy(rest: Tensor, categories: Tensor) -> float:
+    """Mean over the categories of the squared mean discrepancy to all images, without bias.  (N, K), (N,)."""
+    kernel = mixed_gaussian_kernel(rest, rest, rest.var(dim=0).sum()).fill_diagonal_(0)
+    count = len(rest)
+    values = []
+    for row in range(len(CATEGORIES)):
+        own = categories == row
+        within = kernel[own][:, own].sum() / (own.sum() * (own.sum() - 1))
+        values.append(within - 2 * kernel[own].mean() * count / (count - 1) + kernel.mean() * count / (count - 1))
+    return torch.stack(values).mean().item()
+
+
+def seen_by_kernel(
+    semantics: SemanticSpace, texts: Tensor, factor: str, span: float, variance: float, side: int
+) -> str:
+    """Discrepancy where the factor is linked to the category, and of the same rest where nothing is."""
+    linked, known = looks_of(semantics, 1200, 2, World(links={factor: 0.88}, styles=("photo",)), side)
+    rest = fit_residual(texts, linked, known["category"], span=span, variance=variance)
+    first = rest.features if side else 0
+    values = [discrepancy(rest.of(linked)[:, first:], known["category"])]
+    free, known = looks_of(semantics, 1200, 1, World(styles=("photo",)), side)
+    values.append(discrepancy(rest.of(free)[:, first:], known["category"]))
+    return "{:.3f} / {:.3f}".format(*values)
+
+
 def main() -> None:
     semantics = load_semantics(str(SEMANTICS), torch.device("cpu"), torch.float32)
-    texts = text_directions(semantics.embed_texts([f"photo of {name}" for name in CATEGORIES]).detach(), 1.0)
-    features, truth = features_of(semantics, FITTED + TESTED, 1, World(styles=("photo",)))
-    biased, known = features_of(semantics, 1200, 2, BIASED)
+    text_features = semantics.embed_texts([f"photo of {name}" for name in CATEGORIES]).detach()
+    texts = text_directions(text_features, 1.0)
+    features, truth = looks_of(semantics, FITTED + TESTED, 1, World(styles=("photo",)))
+    biased, known = looks_of(semantics, 1200, 2, BIASED)
     inside = biased - biased @ texts.T @ texts
     for row in range(len(CATEGORIES)):
         inside[known["category"] == row] -= inside[known["category"] == row].mean(dim=0)
@@ -61,6 +101,11 @@ def main() -> None:
     lines = [["features", *truth]]
     for name, space in spaces.items():
         lines.append([name, *(f"{probe_accuracy(space, values):.2f}" for values in truth.values())])
+    print(markdown(lines), "\n")
+    lines = [["rest", *(f"{factor}, linked / free" for factor in FACTORS)]]
+    for name, span, variance, side in KINDS:
+        cells = [seen_by_kernel(semantics, text_features, factor, span, variance, side) for factor in FACTORS]
+        lines.append([name, *cells])
     print(markdown(lines))
 
 

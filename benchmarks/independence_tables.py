@@ -35,7 +35,7 @@ GENERATED = ("base", "diverse prompts")
 """Sets of the generator as it is."""
 RENDERS = ("biased renders", "balanced renders")
 """Floor and ceiling of what a backbone can learn: as many drawn pictures."""
-AGAINST = ("base", "diverse prompts", "paper")
+AGAINST = ("base", "diverse prompts", "paper", "feature alone")
 BENCHMARKS = Path(__file__).parent
 PAGE = BENCHMARKS.parent / "docs" / "independence.md"
 WORLDS = {"colour": "colour", "scene-colour": "scene and colour", "texture": "texture"}
