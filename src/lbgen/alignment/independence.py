@@ -107,16 +107,20 @@ class Independence(nn.Module):
     def shares(self, rows: Tensor) -> Tensor:
         """How much each remembered image counts for one of categories `rows`: (B,) -> (B, M), rows of sum 1.
 
-        Part goes to images of like texts, however old, and part to all of the newest update: what the generator draws
-        as a whole is known at once, what it draws of one category only over several updates, and before it is known
-        all categories would run to the same place (docs/independence.md).
+        The newest update is that of the images themselves and counts nothing: an image in its own crowd would hold a
+        part of it that pushes nowhere. Part of the rest goes to images of like texts, however old, and part to all of
+        the update before: what the generator draws as a whole is known at once, what it draws of one category only
+        over several updates, and before it is known all categories would run to the same place (docs/independence.md).
         """
         filled = min(int(self.seen), len(self.memory))
-        likeness = self.texts[rows] @ self.texts[self.memory_rows[:filled]].T  # (B, M)
-        own = torch.softmax(likeness / self.text_width, dim=-1)
         age = (self.seen - 1 - torch.arange(filled, device=rows.device)) % len(self.memory)
-        newest = (age < self.newest).to(own) / min(int(self.newest), max(filled, 1))
-        return (own + self.config.independence_marginal * newest) / (1 + self.config.independence_marginal)
+        earlier = age >= self.newest
+        if not earlier.any():
+            return torch.zeros(len(rows), filled, device=rows.device)
+        likeness = self.texts[rows] @ self.texts[self.memory_rows[:filled]].T  # (B, M)
+        own = torch.softmax((likeness / self.text_width).masked_fill(~earlier, -torch.inf), dim=-1)
+        before = (earlier & (age < 2 * self.newest)).to(own)
+        return (own + self.config.independence_marginal * before / before.sum()) / (1 + self.config.independence_marginal)
 
     def embeddings(self, rows: Tensor) -> Tensor:
         """What sets the categories' texts apart, unit norm.  (B,) -> (B, D)."""
