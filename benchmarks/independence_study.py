@@ -117,6 +117,7 @@ def measured(study: Study, name: str, seed: int) -> dict[str, Any]:
         "set": name,
         "seed": seed,
         "images": len(images),
+        "factor": factors[0],
         "figures": dict(zip(keys, figures(torch.arange(len(labels))).tolist(), strict=True)),
         "intervals": {key: list(interval) for key, interval in zip(keys, intervals, strict=True)},
         "information": {factor: scene_information(each, homes(factor)) for factor, each in seen.items()},
@@ -149,6 +150,9 @@ def main() -> None:
     results = study.folder / "results.jsonl"
     study.folder.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    images, factor = study.images_per_category * len(CATEGORIES), next(iter(study.world.links))
+    if any(row["images"] != images or row.get("factor", factor) != factor for row in rows):
+        raise SystemExit(f"{results}: rows of another --images-per-category or --world; choose another --output")
     done = {(row["set"], row["seed"]) for row in rows}
     for seed in arguments.seeds if not arguments.table else []:
         for name in arguments.sets:

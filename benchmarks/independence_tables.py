@@ -35,6 +35,7 @@ GENERATED = ("base", "diverse prompts")
 """Sets of the generator as it is."""
 RENDERS = ("biased renders", "balanced renders")
 """Floor and ceiling of what a backbone can learn: as many drawn pictures."""
+OURS = "independence + L_in"
 AGAINST = ("base", "diverse prompts", "paper", "feature alone")
 BENCHMARKS = Path(__file__).parent
 PAGE = BENCHMARKS.parent / "docs" / "independence.md"
@@ -99,6 +100,25 @@ def _difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], part: str, k
     return f"{mean:+.3f} (p {ttest_rel(ours, theirs).pvalue:.2g})"
 
 
+def goals(rows: Rows, name: str) -> str:
+    """Of every seed: what a set has of the base's information, and its other figures less the base's."""
+    sets = {each: {row["seed"]: row for row in members} for each, members in by_set(rows).items()}
+    lines = [["seed", "information, of the base's", "label accuracy, points", "diversity", "colours, bits", "edges",
+              "ResNet, never home, points above base", "above diverse prompts"]]  # fmt: skip
+    for seed, ours in sets[name].items():
+        figures = [row["figures"] | row["backbone"] for row in (ours, *(sets[other][seed] for other in GENERATED))]
+        mine, base, prompts = figures
+        less = {key: mine[key] - base[key] for key in mine}
+        information = mine["category_scene_mutual_information_bits"] / base["category_scene_mutual_information_bits"]
+        diversity, gain = mine["diversity"] / base["diversity"] - 1, mine["never home"] - prompts["never home"]
+        lines.append([
+            str(seed), f"{information:.0%}", f"{100 * less['label_accuracy']:+.1f}", f"{diversity:+.0%}",
+            f"{less['colour_entropy']:+.2f}", f"{less['edge_density']:+.3f}", f"{100 * less['never home']:+.0f}",
+            f"{100 * gain:+.0f}",
+        ])  # fmt: skip
+    return markdown(lines)
+
+
 def worlds(names: list[str]) -> str:
     """What the category tells of each factor where another bias was planted, and what the sets are worth."""
     shown = [(part, key, title, form) for part, key, title, form in SHOWN if title in (
@@ -126,6 +146,7 @@ def page(text: str) -> str:
     made = {
         "sets": means(read_rows("independence-results.jsonl", study)),
         "paired tests": paired_tests(read_rows("independence-results.jsonl", study)),
+        "goals": goals(read_rows("independence-results.jsonl", study), OURS),
         "ablations": means(read_rows("independence-results.jsonl", list(plan["ablations"]))),
         "worlds": worlds([*study, *plan["ablations"]]),
     }

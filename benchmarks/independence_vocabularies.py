@@ -103,7 +103,7 @@ def run(categories: int, alike: bool, memory: int, marginal: float) -> list[floa
     """Information after each of UPDATES, and the lowest entropy of scenes on the way."""
     rng = torch.Generator().manual_seed(0)
     generator = generator_of(categories, alike, rng)
-    config = AlignConfig(independence_memory=memory, independence_marginal=marginal, independence_thumbnail=0)
+    config = AlignConfig(independence_memory=memory + IMAGES, independence_marginal=marginal, independence_thumbnail=0)
     places = torch.tensor([row for row, _ in bank_places(config.independence_bank, categories)])
     with torch.no_grad():
         term = Independence(config, generator.texts, generator.features(places, rng), places)
@@ -113,10 +113,10 @@ def run(categories: int, alike: bool, memory: int, marginal: float) -> list[floa
     for update in range(1, max(UPDATES) + 1):
         rows = order[(torch.arange(IMAGES) + update * IMAGES) % categories]
         features = generator.features(rows, rng)
+        term.update(features.detach(), rows, update)
         optimizer.zero_grad()
         term.value(features, rows).backward()
         optimizer.step()
-        term.update(features.detach(), rows, update)
         if update % 20 == 0:
             entropies.append(generator.information()[1])
         if update in UPDATES:
@@ -124,7 +124,7 @@ def run(categories: int, alike: bool, memory: int, marginal: float) -> list[floa
     return [*seen, min(entropies)]
 
 
-TITLES = ("categories", "home scene of", "memory, images", "weight on the newest update", "bits before",
+TITLES = ("categories", "home scene of", "earlier images", "weight on the newest update", "bits before",
           *(f"after {count:,} updates" for count in UPDATES), "exact aim", "lowest entropy of scenes")  # fmt: skip
 
 

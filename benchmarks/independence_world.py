@@ -65,7 +65,7 @@ def main() -> None:
     if not judge.exists():
         save_file(train_judge(judge.parent, arguments.judge_steps, JUDGED).cpu().state_dict(), judge)
     make_generator(folder, world, arguments.generator_steps)
-    (folder / "world.yaml").write_text(yaml.safe_dump({"links": links}))
+    (folder / "world.yaml").write_text(yaml.safe_dump({"links": links}, sort_keys=False))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,21 @@
 """The study's tables, against numbers worked out by hand."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 
+from lbgen.alignment.config import AlignConfig
+from lbgen.config import resolve
 from lbgen.microworld.scenes import World, render
 from lbgen.microworld.world import CATEGORIES, home
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import independence_backbone
+import independence_study
 import independence_tables
 
 
@@ -28,6 +33,32 @@ def test_tables_have_means_deviations_and_paired_tests():
     assert means.splitlines()[3].startswith("| ours | 3 | 22.00 (11.00) | 22.00 (11.00) | 22.000 (11.000)")
     assert tests.splitlines()[2].startswith("| ours | base | 3 | +2.000 (p 0.074) |")
     assert len(tests.splitlines()) == 3
+
+
+def test_recipe_independent_is_the_studys_set_of_that_name(tmp_path):
+    plan = yaml.safe_load(independence_study.STUDY.read_text())
+    alignments = {name: plan["shared"] | changes for name, changes in plan["alignments"].items()}
+    ours = independence_study.Study(tmp_path, 100, 1, alignments, None).config(independence_tables.OURS, 0)
+    recipe = resolve(AlignConfig, "independent", {})
+    differ = {name for name, value in dataclasses.asdict(recipe).items() if getattr(ours, name) != value}
+    assert differ <= {"output", "logger", "evaluate_every", "checkpoint_every"}
+
+
+def test_goals_are_shares_and_differences_of_the_same_seed():
+    rows = [
+        row(name, seed, value + seed) for name, value in (("base", 4.0), ("diverse prompts", 2.0)) for seed in (0, 1)
+    ]
+    rows += [row("ours", 1, 1.0)]
+    (line,) = independence_tables.goals(rows, "ours").splitlines()[2:]
+    assert line == "| 1 | 20% | -400.0 | -80% | -4.00 | -4.000 | -400 | -200 |"
+
+
+def test_the_page_has_the_tables_of_the_rows_beside_it():
+    """What `python benchmarks/independence_tables.py` would write is what stands there."""
+    text = independence_tables.PAGE.read_text()
+    assert independence_tables.page(text) == text
+    assert text.count("<!-- table: ") == text.count("<!-- end of table -->") == 5
+    assert independence_tables.page(text.replace("| base | 5 |", "| base | 6 |")) == text
 
 
 def test_information_on_every_factor_has_a_table_where_a_judge_saw_several():

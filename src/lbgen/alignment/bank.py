@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from lbgen import files, provenance
 from lbgen.alignment.config import AlignConfig
+from lbgen.errors import UserError
 from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
 from lbgen.vocabulary import Vocabulary
 
@@ -66,7 +67,10 @@ def load_bank(
         mine = list(zip(parts, chunks, strict=True))[share[0] :: share[1]]
         for part, chunk in tqdm(mine, desc="bank of the base's images", disable=share[0] != 0):
             if not part.exists():
-                files.write_bytes(part, save({"looks": draw(chunk).contiguous()}))
+                looks = draw(chunk)
+                if not torch.isfinite(looks).all():
+                    raise UserError(f"{folder}: the base generator's images are not finite; choose another --precision")
+                files.write_bytes(part, save({"looks": looks.contiguous()}))
         wait()
         if share[0] == 0:
             whole = torch.cat([load_file(part)["looks"] for part in parts])

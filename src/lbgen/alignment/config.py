@@ -60,9 +60,9 @@ class AlignConfig:
     independence_form: Literal["adversarial", "kernel"] = "kernel"
     """How the rest and the category are kept apart: by an opponent that sees both, or by a kernel, without one."""
     independence_bank: int = 512
-    """Images of the base generator that show how the rest varies; made once, 8 a category at the least."""
+    """Images of the base generator, which show how the rest varies; made once, 16 at a time, at least 8 a category."""
     independence_memory: int = 512
-    """Recent images that an update is compared with: some 16 updates, for two or three categories some two."""
+    """Recent images that an update is compared with: give some 16 times an update's, for two categories twice them."""
     independence_marginal: float = 1.0
     """Kernel form: how much all of the newest update counts beside the remembered images of one category."""
     independence_span: float = 0.9

@@ -15,14 +15,14 @@ from lbgen.alignment import losses
 from lbgen.alignment.batches import derived_seed
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.discriminator import PairDiscriminator
-from lbgen.alignment.residual import fit_residual, looks
+from lbgen.alignment.residual import Residual, fit_residual, looks
 
 REPLAYED = 3
 """Remembered pairs that the opponent sees for each new one."""
 SMOOTHING = 0.1
 """Of the mean distance between two texts: how far apart like categories may be to share their images' statistics."""
-LOWERED, RAISED = 0.8, 1.05
-"""Factors on the weight's share after an update below and above the floor of label agreement."""
+LOWERED, RAISED, LEAST_SHARE = 0.8, 1.05, 0.01
+"""Factors on the weight's share after an update below and above the floor of label agreement; it falls no further."""
 AGREEMENT_DECAY = 0.9
 """Of the running mean of the updates' label agreement."""
 
@@ -85,7 +85,7 @@ class Independence(nn.Module):
 
     def rest(self, looks: Tensor) -> Tensor:
         """(B, L) -> (B, K)."""
-        return (looks - self.centre) @ self.directions.T / self.scale
+        return Residual(self.directions, self.centre, self.scale, self.parts_of_rest[0]).of(looks)
 
     def value(self, looks: Tensor, rows: Tensor) -> Tensor:
         """The term for images of categories `rows` (B,), from their looks (B, L).
@@ -120,7 +120,8 @@ class Independence(nn.Module):
         likeness = self.texts[rows] @ self.texts[self.memory_rows[:filled]].T  # (B, M)
         own = torch.softmax((likeness / self.text_width).masked_fill(~earlier, -torch.inf), dim=-1)
         before = (earlier & (age < 2 * self.newest)).to(own)
-        return (own + self.config.independence_marginal * before / before.sum()) / (1 + self.config.independence_marginal)
+        marginal = self.config.independence_marginal
+        return (own + marginal * before / before.sum()) / (1 + marginal)
 
     def embeddings(self, rows: Tensor) -> Tensor:
         """What sets the categories' texts apart, unit norm.  (B,) -> (B, D)."""
@@ -129,7 +130,8 @@ class Independence(nn.Module):
     def update(self, looks: Tensor, rows: Tensor, draw: int) -> dict[str, float]:
         """Take in an update's images of all processes, (B, L) and (B,): one step of the opponent, then remember them.
 
-        A function of (seed, draw) and of the state, so that every process does the same.
+        A function of (seed, draw) and of the state, so that every process does the same. An update with a look that is
+        not finite, as where fp16 overflows, is not remembered: it would spoil all that meet it.
         """
         rest = self.rest(looks)
         shown = {}
@@ -142,9 +144,11 @@ class Independence(nn.Module):
             if torch.isfinite(norm):
                 self.optimizer.step()
             shown["independence_opponent"] = loss.item()
-        self._remember(rest, rows)
+        if torch.isfinite(looks).all():
+            self._remember(rest, rows)
+            if self.config.independence_agreement > 0:
+                self._steer(looks[:, : self.texts.shape[1]], rows)
         if self.config.independence_agreement > 0:
-            self._steer(looks[:, : self.texts.shape[1]], rows)
             shown |= {"label_agreement": self.agreement.item(), "independence_share": self.share.item()}
         return shown
 
@@ -158,7 +162,7 @@ class Independence(nn.Module):
         agreement = measures.label_agreement(features, self.texts, rows)
         self.agreement.lerp_(torch.as_tensor(agreement).to(self.agreement), 1 - AGREEMENT_DECAY)
         holds = self.agreement >= self.config.independence_agreement * self.base_agreement
-        self.share.mul_(RAISED if holds else LOWERED).clamp_(max=1)
+        self.share.mul_(RAISED if holds else LOWERED).clamp_(LEAST_SHARE, 1)
 
     def _remember(self, rest: Tensor, rows: Tensor) -> None:
         places = (self.seen + torch.arange(len(rows), device=rows.device)) % len(self.memory)

@@ -67,11 +67,12 @@ def conditional_mismatch(rest: Tensor, memory: Tensor, shares: Tensor, bank: Ten
     times that of the witness function at r_i,
         w(r_i) = sum_j s_ij k(r_i, r_j) - mean_b k(r_i, b),
     which is all this returns: every image is pushed away from its own category's crowd, towards what is rare there and
-    common in the base generator's images. s_ij is the conditional mean embedding's weight of image j in the category
-    of image i (Song et al., ICML 2009): smoothed over like categories, it serves 21,000 of them as well as 12.
+    common in the base generator's images. s_ij is the weight of image j for the category of image i, smoothed over
+    like categories (kernel regression): it serves vocabularies that are larger than the memory. Where s_ij also holds
+    an equal part of all images, the slope is that of the same discrepancy for p(r) of all categories together, added.
 
-    rest: (B, K) with gradient; memory: (M, K) recent ones; shares: (B, M), rows of sum 1 (M may be 0); bank: (N, K).
-    width: () squared kernel width.  Returns a scalar in [-1, 1], 0 in the mean where the two are alike.
+    rest: (B, K) with gradient; memory: (M, K) other, recent ones; shares: (B, M), rows of sum 1 (M may be 0);
+    bank: (N, K).  width: () squared kernel width.  Returns a scalar in [-1, 1], 0 in the mean where the two are alike.
     """
     crowd = (shares * mixed_gaussian_kernel(rest, memory, width)).sum(dim=-1)
     return (crowd - mixed_gaussian_kernel(rest, bank, width).mean(dim=-1)).mean()

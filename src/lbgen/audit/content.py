@@ -31,7 +31,7 @@ class LabelRanks(NamedTuple):
 @torch.no_grad()
 def label_ranks(observed: Observed, space: SemanticSpace) -> LabelRanks:
     names = [LABEL_TEMPLATE.replace("{name}", label.name) for label in observed.labels]
-    texts = torch.cat([space.embed_texts(names[i : i + 256]).cpu() for i in range(0, len(names), 256)])  # (C, D)
+    texts = space.embed_texts(names).cpu()  # (C, D)
     ranks, nearest, start = [], [], 0
     for features in observed.chunks("image"):
         cosines = torch.from_numpy(features.astype(np.float32)) @ texts.T  # (B, C)

@@ -20,13 +20,11 @@ from lbgen.generation.duplicates import perceptual_hash
 from lbgen.generation.plan import PlannedImage
 from lbgen.models.quality import AntonymQuality
 from lbgen.models.safety import SafetyChecker
-from lbgen.models.semantics import SemanticSpace, load_semantics
+from lbgen.models.semantics import load_semantics
 from lbgen.vocabulary import Category
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the brightness (ITU-R BT.601)."""
-
-TEXTS_AT_ONCE = 256
 
 
 class Verdict(NamedTuple):
@@ -80,7 +78,7 @@ class Screen:
         if "label" in checks or ("unsafe" in checks and not by_checker):
             texts = [config.screen_template.replace("{name}", category.name) for category in categories]
             rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-            self._texts = _embed(self._space, list(rows))  # (T, D)
+            self._texts = self._space.embed_texts(list(rows))  # (T, D)
             self._row = {category.id: rows[text] for category, text in zip(categories, texts, strict=True)}
         if "balance" in checks:
             self._zero_shot = ZeroShot(balanced, categories, self._space)
@@ -90,7 +88,7 @@ class Screen:
             self._checker = SafetyChecker(config.generator, device, dtype)
         elif "unsafe" in checks:
             texts = [config.screen_template.replace("{name}", concept) for concept in config.unsafe_concepts]
-            self._concepts = _embed(self._space, texts)
+            self._concepts = self._space.embed_texts(texts)
 
     @torch.no_grad()
     def judge(self, images: Sequence[PlannedImage], pixels: np.ndarray) -> list[Verdict]:
@@ -156,10 +154,3 @@ class Screen:
             return Finding(flags, {"unsafe": flags.float()})
         concept, category = ((batch.features @ texts.T).amax(dim=1) for texts in (self._concepts, self._texts))
         return Finding(concept > category, {"unsafe": concept - category})
-
-
-@torch.no_grad()
-def _embed(space: SemanticSpace, texts: Sequence[str]) -> Tensor:
-    """(T, D), of unit norm; a part of the texts at a time, so that 21,000 of them fit the memory."""
-    parts = [list(texts[i : i + TEXTS_AT_ONCE]) for i in range(0, len(texts), TEXTS_AT_ONCE)]
-    return torch.cat([space.embed_texts(part) for part in parts])

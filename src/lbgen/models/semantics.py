@@ -17,6 +17,9 @@ FAMILIES = ("clip", "siglip")
 INTERPOLATION = {2: "bilinear", 3: "bicubic"}
 """PIL's number of a resampling filter -> torch's name of it."""
 
+TEXTS_AT_ONCE = 256
+"""However many are given: those of a large vocabulary would not fit the memory."""
+
 
 class SemanticSpace:
     """Texts and images to features of one space. No parameter requires grad; the images' gradient passes through."""
@@ -36,13 +39,14 @@ class SemanticSpace:
         return len(self.tokenizer(text).input_ids)
 
     def embed_texts(self, texts: list[str], *, normalize: bool = True) -> Tensor:
-        """N texts to (N, D), float32, of unit norm unless told otherwise."""
+        """N texts, also 21,000 of them, to (N, D), float32, of unit norm unless told otherwise."""
         for text in texts:
             if self.count_tokens(text) > self.token_limit:
                 raise UserError(f"text {text!r} has more than {self.token_limit} tokens; shorten it")
         # Padded to the limit and never masked: SigLIP was trained so, and CLIP's causal text model sees no padding.
         tokens = self.tokenizer(texts, padding="max_length", max_length=self.token_limit, return_tensors="pt")
-        features = self.model.get_text_features(tokens.input_ids.to(self.device)).pooler_output.float()
+        parts = tokens.input_ids.to(self.device).split(TEXTS_AT_ONCE)
+        features = torch.cat([self.model.get_text_features(part).pooler_output.float() for part in parts])
         return F.normalize(features, dim=-1) if normalize else features
 
     def embed_images(self, images: Tensor, *, normalize: bool = True) -> Tensor:
