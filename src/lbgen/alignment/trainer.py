@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
@@ -114,7 +115,9 @@ class Trainer:
             self._base_looks,
             accelerator.wait_for_everyone,
         )
-        return Independence(config, self.text_features, seen, rows).to(accelerator.device)
+        term = Independence(config, self.text_features, seen, rows).to(accelerator.device)
+        broadcast(list(term.buffers()))  # an eigenvector's sign is the machine's: all take those of the first process
+        return term
 
     @torch.no_grad()
     def _base_looks(self, places: Sequence[Place]) -> Tensor:
