@@ -15,8 +15,9 @@ from measuring import markdown
 from scipy.stats import ttest_rel
 
 Rows = list[dict[str, Any]]
+INFORMATION = "category_scene_mutual_information_bits"
 SHOWN = (
-    ("figures", "category_scene_mutual_information_bits", "information, bits", "{:.2f}"),
+    ("figures", INFORMATION, "information, bits", "{:.2f}"),
     ("figures", "home_scene_rate", "home rate", "{:.2f}"),
     ("figures", "label_accuracy", "label accuracy", "{:.3f}"),
     ("figures", "diversity", "diversity", "{:.2f}"),
@@ -36,7 +37,7 @@ GENERATED = ("base", "diverse prompts")
 RENDERS = ("biased renders", "balanced renders")
 """Floor and ceiling of what a backbone can learn: as many drawn pictures."""
 OURS = "independence + L_in"
-AGAINST = ("base", "diverse prompts", "paper", "feature alone")
+AGAINST = ("base", "diverse prompts", "paper")
 BENCHMARKS = Path(__file__).parent
 PAGE = BENCHMARKS.parent / "docs" / "independence.md"
 WORLDS = {"colour": "colour", "scene-colour": "scene and colour", "texture": "texture"}
@@ -103,52 +104,57 @@ def _difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], part: str, k
 def goals(rows: Rows, name: str) -> str:
     """Of every seed: what a set has of the base's information, and its other figures less the base's."""
     sets = {each: {row["seed"]: row for row in members} for each, members in by_set(rows).items()}
-    lines = [["seed", "information, of the base's", "label accuracy, points", "diversity", "colours, bits", "edges",
-              "ResNet, never home, points above base", "above diverse prompts"]]  # fmt: skip
+    lines = [["seed", "information, bits", "of the base's", "label accuracy, points", "diversity", "colours, bits",
+              "edges", "ResNet, never home, points above base", "above diverse prompts"]]  # fmt: skip
     for seed, ours in sets[name].items():
         figures = [row["figures"] | row["backbone"] for row in (ours, *(sets[other][seed] for other in GENERATED))]
         mine, base, prompts = figures
         less = {key: mine[key] - base[key] for key in mine}
-        information = mine["category_scene_mutual_information_bits"] / base["category_scene_mutual_information_bits"]
+        (low, high), share = ours["intervals"][INFORMATION], mine[INFORMATION] / base[INFORMATION]
         diversity, gain = mine["diversity"] / base["diversity"] - 1, mine["never home"] - prompts["never home"]
         lines.append([
-            str(seed), f"{information:.0%}", f"{100 * less['label_accuracy']:+.1f}", f"{diversity:+.0%}",
-            f"{less['colour_entropy']:+.2f}", f"{less['edge_density']:+.3f}", f"{100 * less['never home']:+.0f}",
-            f"{100 * gain:+.0f}",
+            str(seed), f"{mine[INFORMATION]:.2f} ({low:.2f} to {high:.2f})", f"{share:.0%}",
+            f"{100 * less['label_accuracy']:+.1f}", f"{diversity:+.0%}", f"{less['colour_entropy']:+.2f}",
+            f"{less['edge_density']:+.3f}", f"{100 * less['never home']:+.0f}", f"{100 * gain:+.0f}",
         ])  # fmt: skip
     return markdown(lines)
 
 
-def worlds(names: list[str]) -> str:
+def worlds() -> str:
     """What the category tells of each factor where another bias was planted, and what the sets are worth."""
     shown = [(part, key, title, form) for part, key, title, form in SHOWN if title in (
         "label accuracy", "diversity", "colours, bits", "ResNet, balanced", "ResNet, never home"
     )]  # fmt: skip
     lines = [["planted", "set", "seeds", *(f"{factor}, bits" for factor in JUDGED), *(each[2] for each in shown)]]
     for file, planted in WORLDS.items():
-        for name, members in by_set(read_rows(f"independence-results-{file}.jsonl", names)).items():
+        for name, members in by_set(read_rows(f"independence-results-{file}.jsonl")).items():
             bits = [_mean([row["information"][factor] for row in members], "{:.2f}") for factor in JUDGED]
             rest = [_mean([row[part][key] for row in members], form) for part, key, _, form in shown]
             lines.append([planted, name, str(len(members)), *bits, *rest])
     return markdown(lines)
 
 
-def read_rows(file: str, names: list[str]) -> Rows:
+def read_rows(file: str) -> Rows:
+    return [json.loads(line) for line in (BENCHMARKS / file).read_text().splitlines()]
+
+
+def of_sets(rows: Rows, names: list[str]) -> Rows:
     """Those of the named sets, in the order of the names."""
-    rows = [json.loads(line) for line in (BENCHMARKS / file).read_text().splitlines()]
     return sorted((row for row in rows if row["set"] in names), key=lambda row: (names.index(row["set"]), row["seed"]))
 
 
 def page(text: str) -> str:
     """The page with every table between its marks made anew."""
     plan = yaml.safe_load((BENCHMARKS / "independence-study.yaml").read_text())
-    study = [*GENERATED, *plan["alignments"], *RENDERS]
+    rows = read_rows("independence-results.jsonl")
+    study = of_sets(rows, [*GENERATED, *plan["alignments"], *RENDERS])
     made = {
-        "sets": means(read_rows("independence-results.jsonl", study)),
-        "paired tests": paired_tests(read_rows("independence-results.jsonl", study)),
-        "goals": goals(read_rows("independence-results.jsonl", study), OURS),
-        "ablations": means(read_rows("independence-results.jsonl", list(plan["ablations"]))),
-        "worlds": worlds([*study, *plan["ablations"]]),
+        "sets": means(study),
+        "paired tests": paired_tests(study),
+        "goals": goals(study, OURS),
+        "ablations": means(of_sets(rows, [OURS, *plan["ablations"]])),
+        "before": means(read_rows("independence-results-before.jsonl")),
+        "worlds": worlds(),
     }
     return re.sub(
         r"(<!-- table: ([a-z ]+) -->\n).*?(<!-- end of table -->)",

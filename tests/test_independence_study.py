@@ -22,7 +22,8 @@ import independence_tables
 def row(name, seed, value):
     figures = {key: value for part, key, *_ in independence_tables.SHOWN if part == "figures"}
     backbone = {key: value for part, key, *_ in independence_tables.SHOWN if part == "backbone"}
-    return {"set": name, "seed": seed, "figures": figures, "backbone": backbone}
+    intervals = {key: (value - 1, value + 1) for key in figures}
+    return {"set": name, "seed": seed, "figures": figures, "intervals": intervals, "backbone": backbone}
 
 
 def test_tables_have_means_deviations_and_paired_tests():
@@ -50,14 +51,14 @@ def test_goals_are_shares_and_differences_of_the_same_seed():
     ]
     rows += [row("ours", 1, 1.0)]
     (line,) = independence_tables.goals(rows, "ours").splitlines()[2:]
-    assert line == "| 1 | 20% | -400.0 | -80% | -4.00 | -4.000 | -400 | -200 |"
+    assert line == "| 1 | 1.00 (0.00 to 2.00) | 20% | -400.0 | -80% | -4.00 | -4.000 | -400 | -200 |"
 
 
 def test_the_page_has_the_tables_of_the_rows_beside_it():
     """What `python benchmarks/independence_tables.py` would write is what stands there."""
     text = independence_tables.PAGE.read_text()
     assert independence_tables.page(text) == text
-    assert text.count("<!-- table: ") == text.count("<!-- end of table -->") == 5
+    assert text.count("<!-- table: ") == text.count("<!-- end of table -->") == 6
     assert independence_tables.page(text.replace("| base | 5 |", "| base | 6 |")) == text
 
 
