@@ -24,7 +24,7 @@ SHOWN = (
     ("figures", "scene_entropy_bits", "scenes, bits", "{:.2f}"),
     ("figures", "quality", "quality", "{:.2f}"),
     ("figures", "edge_density", "edges", "{:.3f}"),
-    ("figures", "colour_entropy", "colours, bits", "{:.2f}"),
+    ("figures", "colour_entropy", "colour entropy", "{:.2f}"),
     ("backbone", "balanced", "ResNet, balanced", "{:.3f}"),
     ("backbone", "never home", "ResNet, never home", "{:.3f}"),
     ("backbone", "other styles", "ResNet, other styles", "{:.3f}"),
@@ -104,7 +104,7 @@ def _difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], part: str, k
 def goals(rows: Rows, name: str) -> str:
     """Of every seed: what a set has of the base's information, and its other figures less the base's."""
     sets = {each: {row["seed"]: row for row in members} for each, members in by_set(rows).items()}
-    lines = [["seed", "information, bits", "of the base's", "label accuracy, points", "diversity", "colours, bits",
+    lines = [["seed", "information, bits", "of the base's", "label accuracy, points", "diversity", "colour entropy",
               "edges", "ResNet, never home, points above base", "above diverse prompts"]]  # fmt: skip
     for seed, ours in sets[name].items():
         figures = [row["figures"] | row["backbone"] for row in (ours, *(sets[other][seed] for other in GENERATED))]
@@ -123,7 +123,7 @@ def goals(rows: Rows, name: str) -> str:
 def worlds() -> str:
     """What the category tells of each factor where another bias was planted, and what the sets are worth."""
     shown = [(part, key, title, form) for part, key, title, form in SHOWN if title in (
-        "label accuracy", "diversity", "colours, bits", "ResNet, balanced", "ResNet, never home"
+        "label accuracy", "diversity", "colour entropy", "ResNet, balanced", "ResNet, never home"
     )]  # fmt: skip
     lines = [["planted", "set", "seeds", *(f"{factor}, bits" for factor in JUDGED), *(each[2] for each in shown)]]
     for file, planted in WORLDS.items():
