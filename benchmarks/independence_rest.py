@@ -98,6 +98,8 @@ def main() -> None:
     directions = principal_directions(inside, 1.0)
     spaces = {"all": features, "off the texts": features - features @ texts.T @ texts}
     spaces |= {f"inside categories, {count}": features @ directions[:count].T for count in (16, 12, 8, 6)}
+    recipe = fit_residual(text_features, biased, known["category"], span=0.9, variance=0.9)
+    spaces[f"recipe independent, {len(recipe.directions)}"] = recipe.of(features)
     lines = [["features", *truth]]
     for name, space in spaces.items():
         lines.append([name, *(f"{probe_accuracy(space, values):.2f}" for values in truth.values())])

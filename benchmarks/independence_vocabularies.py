@@ -124,7 +124,7 @@ def run(categories: int, alike: bool, memory: int, marginal: float) -> list[floa
     return [*seen, min(entropies)]
 
 
-TITLES = ("categories", "home scene of", "earlier images", "weight on the newest update", "bits before",
+TITLES = ("categories", "home scene of", "earlier images", "weight on the update before", "bits before",
           *(f"after {count:,} updates" for count in UPDATES), "exact aim", "lowest entropy of scenes")  # fmt: skip
 
 

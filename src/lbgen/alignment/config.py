@@ -62,9 +62,9 @@ class AlignConfig:
     independence_bank: int = 512
     """Images of the base generator, which show how the rest varies; made once, 16 at a time, at least 8 a category."""
     independence_memory: int = 512
-    """Recent images that an update is compared with: give some 16 times an update's, for two categories twice them."""
+    """Recent images that an update is compared with: give 16 times an update's, of all processes; at least twice."""
     independence_marginal: float = 1.0
-    """Kernel form: how much all of the newest update counts beside the remembered images of one category."""
+    """Kernel form: how much all images of the update before count beside the remembered ones of one category."""
     independence_span: float = 0.9
     """Share of the texts' variance that is not of the rest; 1: the span of all texts, for fewer texts than channels."""
     independence_variance: float = 0.9
