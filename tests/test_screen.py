@@ -13,11 +13,11 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from lbgen.dataset import SCORES
 from lbgen.errors import UserError
-from lbgen.generation import screen
 from lbgen.generation.config import CHECKS, GenerateConfig, ScreeningConfig
 from lbgen.generation.screen import Screen, Verdict
 from lbgen.microworld.scenes import BALANCED, render
 from lbgen.microworld.world import CATEGORIES
+from lbgen.models import semantics
 from lbgen.vocabulary import Category
 
 NAMES = ("cup", "fish", "photo", "cup", "star")
@@ -69,7 +69,7 @@ def test_categories_of_one_text_do_not_fail_each_other(tiny_clip_folder: Path) -
 
 def test_a_long_vocabulary_is_embedded_in_parts(tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More categories than are embedded at once; transformers embeds all at once."""
-    monkeypatch.setattr(screen, "TEXTS_AT_ONCE", 4)
+    monkeypatch.setattr(semantics, "TEXTS_AT_ONCE", 4)
     names = tuple("abcdefghijk")
     config = GenerateConfig(screen=("label",), screen_semantics=str(tiny_clip_folder), screen_template="{name}")
     pixels = patterns(11)
