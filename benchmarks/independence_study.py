@@ -3,7 +3,7 @@
 Every set of independence-study.yaml with every seed is aligned and generated (or rendered), judged, and a small ResNet
 is trained on it and tested on renders it never saw; one JSON line each in `runs/independence/results.jsonl`. What is
 there is not done again, so the study can be interrupted, grown, and spread over machines by --sets and --seeds.
-`--table` prints the tables of docs/independence.md, `--pictures FILE` the first images of every set side by side.
+`--table` only prints the tables of these rows, `--pictures FILE` writes the first images of every set side by side.
 With `--world DIR` the bias is another one (independence_world.py): what is measured of scenes is then measured of the
 first factor that is linked there.
 """

@@ -1,4 +1,4 @@
-"""The rest of an image: what its feature says besides its category.
+"""The rest of an image: what its feature and a thumbnail of it show besides its category.
 
 B, N images, C categories, D feature channels, L of a look (feature and thumbnail), K directions of the rest.
 """
