@@ -100,13 +100,18 @@ def exact_information(categories: int, alike: bool, updates: int = 1000) -> floa
 
 
 def run(categories: int, alike: bool, memory: int, marginal: float) -> list[float]:
-    """Information after each of UPDATES, and the lowest entropy of scenes on the way."""
     rng = torch.Generator().manual_seed(0)
     generator = generator_of(categories, alike, rng)
     config = AlignConfig(independence_memory=memory + IMAGES, independence_marginal=marginal, independence_thumbnail=0)
     places = torch.tensor([row for row, _ in bank_places(config.independence_bank, categories)])
     with torch.no_grad():
         term = Independence(config, generator.texts, generator.features(places, rng), places)
+    return play(generator, term, config, rng)
+
+
+def play(generator: Generator, term: Independence, config: AlignConfig, rng: torch.Generator) -> list[float]:
+    """Train the generator on the term: information after each of UPDATES, and the lowest entropy of scenes."""
+    categories = len(generator.texts)
     optimizer = torch.optim.Adam([generator.weight, generator.shift], RATE, config.adam_betas)
     order = torch.randperm(categories, generator=rng)
     seen, entropies = [], []

@@ -55,8 +55,8 @@ class AlignConfig:
     """Weight of a pull towards the base model's image of the same noise, against drift; costs one more sampling."""
     independence_weight: float = 0.0
     """Weight of the independence of the rest of an image from its category (docs/independence.md); 0: none, no cost."""
-    independence_agreement: float = 0.0
-    """Share of the base generator's label agreement to hold: below it the weight falls for a while; 0: no floor."""
+    independence_floor: float = 0.0
+    """Share of the base generator's label agreement and diversity to hold: below it the weight falls; 0: no floor."""
     independence_form: Literal["adversarial", "kernel"] = "kernel"
     """How the rest and the category are kept apart: by an opponent that sees both, or by a kernel, without one."""
     independence_bank: int = 512
@@ -71,8 +71,10 @@ class AlignConfig:
     """The rest: as many directions as hold this share of the base generator's variance inside categories."""
     independence_thumbnail: int = 3
     """Pixels a side of a thumbnail whose colours are of the rest too, beside the feature's directions; 0: none."""
-    independence_learning_rate: float = 5e-4
-    """Learning rate of the opponent."""
+    independence_learning_rate: float = 2e-3
+    """Learning rate of the opponent; a slow one lags behind the generator, and scenes are lost."""
+    independence_r1: float = 1.0
+    """Weight of the opponent's squared slope at the bank's images (R1), which keeps a fast one steady; 0: none."""
     independence_hidden: int = 64
     """Hidden units of the opponent."""
     normalize_features: bool = True
@@ -151,7 +153,7 @@ class AlignConfig:
         for name in ("seed", "evaluate_every", "discriminator_warmup_steps", "guidance_rescale", "weight_decay"):
             require(self, name, getattr(self, name) >= 0, "give 0 or more")
         weights = ("entire_weight", "individual_weight", "quality_weight", "base_weight", "independence_weight")
-        for name in (*weights, "independence_marginal", "independence_thumbnail"):
+        for name in (*weights, "independence_marginal", "independence_thumbnail", "independence_r1"):
             require(self, name, getattr(self, name) >= 0, "give 0 (off) or more")
         rates = ("learning_rate", "discriminator_learning_rate", "independence_learning_rate")
         for name in ("alpha", "max_grad_norm", *rates):
@@ -163,7 +165,7 @@ class AlignConfig:
         require(self, "discriminator_max_grad_norm", self.discriminator_max_grad_norm > 0, "give a number above 0")
         require(self, "guidance_scale", self.guidance_scale >= 1, "give 1 (no guidance) or more")
         require(self, "guidance_rescale", self.guidance_rescale <= 1, "give a number in [0, 1]")
-        require(self, "independence_agreement", 0 <= self.independence_agreement <= 1, "give a share in [0, 1]")
+        require(self, "independence_floor", 0 <= self.independence_floor <= 1, "give 0 (none) or a share of at most 1")
         require(self, "ema_decay", 0 <= self.ema_decay < 1, "give 0 (off) or a number below 1")
         require(self, "independence_bank", self.independence_bank >= 16, "give 16 or more")
         for name in ("independence_span", "independence_variance"):

@@ -22,9 +22,9 @@ REPLAYED = 3
 SMOOTHING = 0.1
 """Of the mean distance between two texts: how far apart like categories may be to share their images' statistics."""
 LOWERED, RAISED, LEAST_SHARE = 0.8, 1.05, 0.01
-"""Factors on the weight's share after an update below and above the floor of label agreement; it falls no further."""
-AGREEMENT_DECAY = 0.9
-"""Of the running mean of the updates' label agreement."""
+"""Factors on the weight's share after an update below and above the floor, and the least that it falls to."""
+HELD_DECAY = 0.9
+"""Of the running means of the updates' label agreement and diversity, which the floor is for."""
 
 
 class Independence(nn.Module):
@@ -42,6 +42,8 @@ class Independence(nn.Module):
     mean_text: Tensor
     base_agreement: Tensor
     agreement: Tensor
+    diversity: Tensor
+    """How much the rest varies inside an update, as a share of how much it does in the bank."""
     share: Tensor
     """Of the term's weight, in [0, 1]."""
 
@@ -67,6 +69,7 @@ class Independence(nn.Module):
         agreement = measures.label_agreement(looks[:, : texts.shape[1]], texts, rows)
         self.register_buffer("base_agreement", torch.tensor(agreement))
         self.register_buffer("agreement", self.base_agreement.clone())
+        self.register_buffer("diversity", torch.tensor(1.0))
         self.register_buffer("share", torch.tensor(1.0))
         self.text_width = SMOOTHING * (1 - float(self.mean_text.square().sum()))
         self.opponent: PairDiscriminator | None = None
@@ -146,10 +149,11 @@ class Independence(nn.Module):
             shown["independence_opponent"] = loss.item()
         if torch.isfinite(looks).all():
             self._remember(rest, rows)
-            if self.config.independence_agreement > 0:
-                self._steer(looks[:, : self.texts.shape[1]], rows)
-        if self.config.independence_agreement > 0:
-            shown |= {"label_agreement": self.agreement.item(), "independence_share": self.share.item()}
+            if self.config.independence_floor > 0:
+                self._steer(looks[:, : self.texts.shape[1]], rest, rows)
+        if self.config.independence_floor > 0:
+            shown |= {"label_agreement": self.agreement.item(), "rest_diversity": self.diversity.item()}
+            shown["independence_share"] = self.share.item()
         return shown
 
     def parts(self) -> dict[str, Any]:
@@ -157,12 +161,18 @@ class Independence(nn.Module):
         optimizer = {"independence_optimizer": self.optimizer} if self.opponent is not None else {}
         return {"independence": self, **optimizer}
 
-    def _steer(self, features: Tensor, rows: Tensor) -> None:
-        """Lower the weight while the images' label agreement is below its floor, raise it again while it is above."""
+    def _steer(self, features: Tensor, rest: Tensor, rows: Tensor) -> None:
+        """Lower the weight while label agreement or diversity is below its floor, raise it while both hold.
+
+        An update of one image has no diversity, and the last is kept.
+        """
+        floor = self.config.independence_floor
         agreement = measures.label_agreement(features, self.texts, rows)
-        self.agreement.lerp_(torch.as_tensor(agreement).to(self.agreement), 1 - AGREEMENT_DECAY)
-        holds = self.agreement >= self.config.independence_agreement * self.base_agreement
-        self.share.mul_(RAISED if holds else LOWERED).clamp_(LEAST_SHARE, 1)
+        self.agreement.lerp_(torch.as_tensor(agreement).to(self.agreement), 1 - HELD_DECAY)
+        if len(rest) > 1:
+            self.diversity.lerp_(rest.var(dim=0).sum() / self.bank.var(dim=0).sum(), 1 - HELD_DECAY)
+        holds = (self.agreement >= floor * self.base_agreement) & (self.diversity >= floor)
+        self.share.mul_(torch.where(holds, RAISED, LOWERED)).clamp_(LEAST_SHARE, 1)
 
     def _remember(self, rest: Tensor, rows: Tensor) -> None:
         places = (self.seen + torch.arange(len(rows), device=rows.device)) % len(self.memory)
@@ -171,17 +181,21 @@ class Independence(nn.Module):
         self.newest.fill_(len(rows))
 
     def opponent_loss(self, rest: Tensor, rows: Tensor, draw: int) -> Tensor:
-        """On an update's pairs, REPLAYED times as many remembered ones, and as many real ones.  (B, K), (B,)."""
+        """On an update's pairs, REPLAYED times as many remembered ones, and as many real ones.  (B, K), (B,).
+
+        R1 (Mescheder et al., arXiv 1801.04406) is half the mean squared norm of the opponent's slope at real pairs.
+        """
         assert self.opponent is not None
         rng = torch.Generator().manual_seed(derived_seed(self.config.seed, "independence", draw))
         filled = min(int(self.seen), len(self.memory))
         old = _draws(filled, REPLAYED * len(rows) if filled else 0, rng, rows.device)
         fake = torch.cat([rest, self.memory[old]]), torch.cat([rows, self.memory_rows[old]])
-        real = self.bank[_draws(len(self.bank), len(fake[0]), rng, rows.device)]
+        real = self.bank[_draws(len(self.bank), len(fake[0]), rng, rows.device)].requires_grad_()
         any_rows = _draws(len(self.texts), len(real), rng, rows.device)
-        return losses.discriminator_loss(
-            self.opponent(real, self.embeddings(any_rows)), self.opponent(fake[0], self.embeddings(fake[1]))
-        )
+        real_logits = self.opponent(real, self.embeddings(any_rows))
+        loss = losses.discriminator_loss(real_logits, self.opponent(fake[0], self.embeddings(fake[1])))
+        (slope,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
+        return loss + self.config.independence_r1 / 2 * slope.square().sum(dim=1).mean()
 
 
 def _draws(below: int, count: int, rng: torch.Generator, device: torch.device) -> Tensor:
