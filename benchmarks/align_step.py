@@ -153,7 +153,7 @@ def lbgen_update(config: AlignConfig) -> Callable[[], None]:
     def update() -> None:
         draw = next(draws)
         batch = trainer.batch(draw, differentiate=True)
-        trainer.update_discriminator(batch, draw)
+        trainer.update_opponents(batch, draw)
         trainer.update_adapter(batch, draw + 1)
 
     return update

@@ -23,12 +23,14 @@ sizes=(--generator "$models/generator" --precision bf16 --compile)
 
 part machine 10 nvidia-smi
 part full_size 50 "$python" benchmarks/full_size.py "$models"
-part align_step 180 "$python" benchmarks/align_step.py --recipe paper --semantics "$models/semantics" "${sizes[@]}"
+part align_step 150 "$python" benchmarks/align_step.py --recipe paper --semantics "$models/semantics" "${sizes[@]}"
 part generate 180 "$python" benchmarks/generate.py --vocabulary imagenet-1k --rank 128 --repeats 2 "${sizes[@]}"
 # Eager, as each preset would be compiled anew: they are compared with one another.
-part presets 70 "$python" benchmarks/generate.py --vocabulary imagenet-1k --rank 128 --repeats 1 --batch-size 16 \
+part presets 60 "$python" benchmarks/generate.py --vocabulary imagenet-1k --rank 128 --repeats 1 --batch-size 16 \
   --generator "$models/generator" --precision bf16 --presets
-part tests 100 "$python" -m pytest -m gpu
+part independence 60 "$python" benchmarks/independence_update.py --recipe paper --repeats 3 \
+  --generator "$models/generator" --semantics "$models/semantics" --precision bf16
+part tests 80 "$python" -m pytest -m gpu
 
 echo "results in $output"
 if ((${#failed[@]})); then
