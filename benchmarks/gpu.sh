@@ -23,12 +23,12 @@ sizes=(--generator "$models/generator" --precision bf16 --compile)
 
 part machine 10 nvidia-smi
 part full_size 50 "$python" benchmarks/full_size.py "$models"
-part align_step 150 "$python" benchmarks/align_step.py --recipe paper --semantics "$models/semantics" "${sizes[@]}"
-part generate 180 "$python" benchmarks/generate.py --vocabulary imagenet-1k --rank 128 --repeats 2 "${sizes[@]}"
+part align_step 140 "$python" benchmarks/align_step.py --recipe paper --semantics "$models/semantics" "${sizes[@]}"
+part generate 170 "$python" benchmarks/generate.py --vocabulary imagenet-1k --rank 128 --repeats 2 "${sizes[@]}"
 # Eager, as each preset would be compiled anew: they are compared with one another.
 part presets 60 "$python" benchmarks/generate.py --vocabulary imagenet-1k --rank 128 --repeats 1 --batch-size 16 \
   --generator "$models/generator" --precision bf16 --presets
-part independence 60 "$python" benchmarks/independence_update.py --recipe paper --repeats 3 \
+part independence 80 "$python" benchmarks/independence_update.py --recipe paper --repeats 3 \
   --generator "$models/generator" --semantics "$models/semantics" --precision bf16
 part tests 80 "$python" -m pytest -m gpu
 

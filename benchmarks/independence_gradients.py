@@ -35,7 +35,9 @@ def norms_of(config: AlignConfig, updates: int) -> dict[str, list[float]]:
     """By term, before the gradient is clipped; of every update."""
     trainer = Trainer(config, load_vocabulary(config.vocabulary, config.qualify_names), start_accelerator(config), None)
     norms: dict[str, list[float]] = {name: [] for name, term in trainer.terms.items() if term.weight > 0}
-    for step in range(updates):
+    for draw in range(config.discriminator_warmup_steps):
+        trainer.update_opponents(trainer.batch(draw, differentiate=False), draw)
+    for step in range(config.discriminator_warmup_steps, config.discriminator_warmup_steps + updates):
         batch = trainer.batch(step, differentiate=True)
         trainer.update_opponents(batch, step)
         values = term_values(trainer.terms, batch)
@@ -48,7 +50,7 @@ def norms_of(config: AlignConfig, updates: int) -> dict[str, list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, default=120)
+    parser.add_argument("--updates", type=int, default=180)
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     arguments = parser.parse_args()
     print(heading())

@@ -24,7 +24,7 @@ from lbgen.alignment.independence import Independence
 
 CATEGORIES = 12
 MEMORY = 60
-"""Earlier images: 5 a category, as in recipe `independent`; the opponent's replay, or the kernel's crowd."""
+"""Earlier images, 5 a category: the opponent's replay, or the kernel's crowd."""
 RATES = (1e-4, 5e-4, 2e-3, 1e-2)
 R1 = (0.1, 1.0, 10.0)
 
@@ -32,15 +32,17 @@ R1 = (0.1, 1.0, 10.0)
 def run(seed: int, *, spectral: bool = False, **changes: Any) -> list[float]:
     rng = torch.Generator().manual_seed(seed)
     generator = generator_of(CATEGORIES, True, rng)
-    config = AlignConfig(
-        independence_form="adversarial", independence_thumbnail=0, independence_memory=MEMORY + IMAGES, seed=seed
-    )
+    config = AlignConfig(independence_form="adversarial", independence_thumbnail=0, seed=seed)
     config = replace(config, **changes)
+    newest = IMAGES if config.independence_form == "kernel" else 0  # which the kernel's crowd leaves out
+    config = replace(config, independence_memory=MEMORY + newest)
     places = torch.tensor([row for row, _ in bank_places(config.independence_bank, CATEGORIES)])
     with torch.no_grad():
         term = Independence(config, generator.texts, generator.features(places, rng), places)
-    for layer in [each for each in term.modules() if spectral and isinstance(each, nn.Linear)]:
-        spectral_norm(layer)
+    if spectral:
+        torch.manual_seed(seed)  # of spectral norm's first vectors
+        for layer in [each for each in term.modules() if isinstance(each, nn.Linear)]:
+            spectral_norm(layer)
     return play(generator, term, config, rng)
 
 

@@ -56,7 +56,7 @@ class AlignConfig:
     independence_weight: float = 0.0
     """Weight of the independence of the rest of an image from its category (docs/independence.md); 0: none, no cost."""
     independence_floor: float = 0.0
-    """Share of the base generator's label agreement and diversity to hold: below it the weight falls; 0: no floor."""
+    """Share of the base's label agreement, and of how much the rest varies, below which the weight falls; 0: none."""
     independence_form: Literal["adversarial", "kernel"] = "kernel"
     """How the rest and the category are kept apart: by an opponent that sees both, or by a kernel, without one."""
     independence_bank: int = 512
@@ -74,7 +74,7 @@ class AlignConfig:
     independence_learning_rate: float = 2e-3
     """Learning rate of the opponent; a slow one lags behind the generator, and scenes are lost."""
     independence_r1: float = 1.0
-    """Weight of the opponent's squared slope at the bank's images (R1), which keeps a fast one steady; 0: none."""
+    """Twice the weight of the opponent's squared slope at the bank's images (R1), which keeps a fast one steady."""
     independence_hidden: int = 64
     """Hidden units of the opponent."""
     normalize_features: bool = True
@@ -116,7 +116,7 @@ class AlignConfig:
     adam_betas: tuple[float, float] = (0.9, 0.999)
     """AdamW betas of the adapter."""
     weight_decay: float = 1e-2
-    """AdamW weight decay, of the adapter and of the discriminator."""
+    """AdamW weight decay, of the adapter, the discriminator and the independence term's opponent."""
     max_grad_norm: float = 0.1
     """The adapter's gradient is clipped to this norm."""
     ema_decay: float = 0.0
@@ -124,9 +124,9 @@ class AlignConfig:
     discriminator_learning_rate: float = 1e-5
     """Keep it weak: a strong discriminator collapses the generator (docs/microworld.md)."""
     discriminator_betas: tuple[float, float] = (0.0, 0.999)
-    """AdamW betas of the discriminator."""
+    """AdamW betas of the discriminator and of the independence term's opponent."""
     discriminator_max_grad_norm: float = 1.0
-    """The discriminator's gradient is clipped to this norm."""
+    """The discriminator's gradient is clipped to this norm, and that of the independence term's opponent."""
     discriminator_warmup_steps: int = 0
     """Updates of the discriminator alone, before the first update of the adapter; not counted in max_steps."""
     discriminator_hidden: int = 512

@@ -43,7 +43,7 @@ class Independence(nn.Module):
     base_agreement: Tensor
     agreement: Tensor
     diversity: Tensor
-    """How much the rest varies inside an update, as a share of how much it does in the bank."""
+    """How much the rest varies over an update's images, as a share of how much it does over the bank's."""
     share: Tensor
     """Of the term's weight, in [0, 1]."""
 
@@ -164,13 +164,16 @@ class Independence(nn.Module):
     def _steer(self, features: Tensor, rest: Tensor, rows: Tensor) -> None:
         """Lower the weight while label agreement or diversity is below its floor, raise it while both hold.
 
-        An update of one image has no diversity, and the last is kept.
+        The diversity is that of the feature's directions or of the thumbnail's, whichever is less. An update of one
+        image has none, and the last is kept.
         """
         floor = self.config.independence_floor
         agreement = measures.label_agreement(features, self.texts, rows)
         self.agreement.lerp_(torch.as_tensor(agreement).to(self.agreement), 1 - HELD_DECAY)
         if len(rest) > 1:
-            self.diversity.lerp_(rest.var(dim=0).sum() / self.bank.var(dim=0).sum(), 1 - HELD_DECAY)
+            parts = (part.var(dim=0).split(self.parts_of_rest) for part in (rest, self.bank))
+            varies = torch.stack([own.sum() / base.sum() for own, base in zip(*parts, strict=True)]).min()
+            self.diversity.lerp_(varies, 1 - HELD_DECAY)
         holds = (self.agreement >= floor * self.base_agreement) & (self.diversity >= floor)
         self.share.mul_(torch.where(holds, RAISED, LOWERED)).clamp_(LEAST_SHARE, 1)
 
