@@ -55,8 +55,8 @@ class AlignConfig:
     """Weight of a pull towards the base model's image of the same noise, against drift; costs one more sampling."""
     independence_weight: float = 0.0
     """Weight of the independence of the rest of an image from its category (docs/independence.md); 0: none, no cost."""
-    independence_floor: float = 0.0
-    """Share of the base's label agreement, and of how much the rest varies, below which the weight falls; 0: none."""
+    independence_agreement: float = 0.0
+    """Share of the base generator's label agreement to hold: below it the weight falls for a while; 0: no floor."""
     independence_form: Literal["adversarial", "kernel"] = "kernel"
     """How the rest and the category are kept apart: by an opponent that sees both, or by a kernel, without one."""
     independence_bank: int = 512
@@ -165,7 +165,7 @@ class AlignConfig:
         require(self, "discriminator_max_grad_norm", self.discriminator_max_grad_norm > 0, "give a number above 0")
         require(self, "guidance_scale", self.guidance_scale >= 1, "give 1 (no guidance) or more")
         require(self, "guidance_rescale", self.guidance_rescale <= 1, "give a number in [0, 1]")
-        require(self, "independence_floor", 0 <= self.independence_floor <= 1, "give 0 (none) or a share of at most 1")
+        require(self, "independence_agreement", 0 <= self.independence_agreement <= 1, "give a share in [0, 1]")
         require(self, "ema_decay", 0 <= self.ema_decay < 1, "give 0 (off) or a number below 1")
         require(self, "independence_bank", self.independence_bank >= 16, "give 16 or more")
         for name in ("independence_span", "independence_variance"):

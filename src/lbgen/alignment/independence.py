@@ -22,9 +22,9 @@ REPLAYED = 3
 SMOOTHING = 0.1
 """Of the mean distance between two texts: how far apart like categories may be to share their images' statistics."""
 LOWERED, RAISED, LEAST_SHARE = 0.8, 1.05, 0.01
-"""Factors on the weight's share after an update below and above the floor, and the least that it falls to."""
-HELD_DECAY = 0.9
-"""Of the running means of the updates' label agreement and diversity, which the floor is for."""
+"""Factors on the weight's share after an update below and above the floor of label agreement; it falls no further."""
+AGREEMENT_DECAY = 0.9
+"""Of the running mean of the updates' label agreement."""
 
 
 class Independence(nn.Module):
@@ -42,8 +42,6 @@ class Independence(nn.Module):
     mean_text: Tensor
     base_agreement: Tensor
     agreement: Tensor
-    diversity: Tensor
-    """How much the rest varies over an update's images, as a share of how much it does over the bank's."""
     share: Tensor
     """Of the term's weight, in [0, 1]."""
 
@@ -69,7 +67,6 @@ class Independence(nn.Module):
         agreement = measures.label_agreement(looks[:, : texts.shape[1]], texts, rows)
         self.register_buffer("base_agreement", torch.tensor(agreement))
         self.register_buffer("agreement", self.base_agreement.clone())
-        self.register_buffer("diversity", torch.tensor(1.0))
         self.register_buffer("share", torch.tensor(1.0))
         self.text_width = SMOOTHING * (1 - float(self.mean_text.square().sum()))
         self.opponent: PairDiscriminator | None = None
@@ -149,11 +146,10 @@ class Independence(nn.Module):
             shown["independence_opponent"] = loss.item()
         if torch.isfinite(looks).all():
             self._remember(rest, rows)
-            if self.config.independence_floor > 0:
-                self._steer(looks[:, : self.texts.shape[1]], rest, rows)
-        if self.config.independence_floor > 0:
-            shown |= {"label_agreement": self.agreement.item(), "rest_diversity": self.diversity.item()}
-            shown["independence_share"] = self.share.item()
+            if self.config.independence_agreement > 0:
+                self._steer(looks[:, : self.texts.shape[1]], rows)
+        if self.config.independence_agreement > 0:
+            shown |= {"label_agreement": self.agreement.item(), "independence_share": self.share.item()}
         return shown
 
     def parts(self) -> dict[str, Any]:
@@ -161,21 +157,12 @@ class Independence(nn.Module):
         optimizer = {"independence_optimizer": self.optimizer} if self.opponent is not None else {}
         return {"independence": self, **optimizer}
 
-    def _steer(self, features: Tensor, rest: Tensor, rows: Tensor) -> None:
-        """Lower the weight while label agreement or diversity is below its floor, raise it while both hold.
-
-        The diversity is that of the feature's directions or of the thumbnail's, whichever is less. An update of one
-        image has none, and the last is kept.
-        """
-        floor = self.config.independence_floor
+    def _steer(self, features: Tensor, rows: Tensor) -> None:
+        """Lower the weight while the images' label agreement is below its floor, raise it again while it is above."""
         agreement = measures.label_agreement(features, self.texts, rows)
-        self.agreement.lerp_(torch.as_tensor(agreement).to(self.agreement), 1 - HELD_DECAY)
-        if len(rest) > 1:
-            parts = (part.var(dim=0).split(self.parts_of_rest) for part in (rest, self.bank))
-            varies = torch.stack([own.sum() / base.sum() for own, base in zip(*parts, strict=True)]).min()
-            self.diversity.lerp_(varies, 1 - HELD_DECAY)
-        holds = (self.agreement >= floor * self.base_agreement) & (self.diversity >= floor)
-        self.share.mul_(torch.where(holds, RAISED, LOWERED)).clamp_(LEAST_SHARE, 1)
+        self.agreement.lerp_(torch.as_tensor(agreement).to(self.agreement), 1 - AGREEMENT_DECAY)
+        holds = self.agreement >= self.config.independence_agreement * self.base_agreement
+        self.share.mul_(RAISED if holds else LOWERED).clamp_(LEAST_SHARE, 1)
 
     def _remember(self, rest: Tensor, rows: Tensor) -> None:
         places = (self.seen + torch.arange(len(rows), device=rows.device)) % len(self.memory)
