@@ -8,6 +8,8 @@ link at all: what is left there is the object itself, of which the term should s
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 import torch.nn.functional as F
 from measuring import markdown
@@ -87,6 +89,7 @@ def seen_by_kernel(
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     semantics = load_semantics(str(SEMANTICS), torch.device("cpu"), torch.float32)
     text_features = semantics.embed_texts([f"photo of {name}" for name in CATEGORIES]).detach()
     texts = text_directions(text_features, 1.0)
