@@ -180,7 +180,7 @@ class Independence(nn.Module):
         filled = min(int(self.seen), len(self.memory))
         old = _draws(filled, REPLAYED * len(rows) if filled else 0, rng, rows.device)
         fake = torch.cat([rest, self.memory[old]]), torch.cat([rows, self.memory_rows[old]])
-        real = self.bank[_draws(len(self.bank), len(fake[0]), rng, rows.device)].requires_grad_()
+        real = self.bank.detach().requires_grad_()[_draws(len(self.bank), len(fake[0]), rng, rows.device)]
         any_rows = _draws(len(self.texts), len(real), rng, rows.device)
         real_logits = self.opponent(real, self.embeddings(any_rows))
         loss = losses.discriminator_loss(real_logits, self.opponent(fake[0], self.embeddings(fake[1])))
