@@ -144,10 +144,13 @@ class PlainUpdate:
         return torch.autocast(DEVICE, PLAIN_DTYPE, enabled=DEVICE == "cuda")
 
 
-def lbgen_update(config: AlignConfig) -> Callable[[], None]:
-    """What `lbgen align` does between two lines of metrics."""
+def new_trainer(config: AlignConfig) -> Trainer:
     vocabulary = load_vocabulary(config.vocabulary, config.qualify_names)
-    trainer = Trainer(config, vocabulary, start_accelerator(config), None)
+    return Trainer(config, vocabulary, start_accelerator(config), None)
+
+
+def updates_of(trainer: Trainer) -> Callable[[], None]:
+    """What `lbgen align` does between two lines of metrics."""
     draws = count()
 
     def update() -> None:
@@ -157,6 +160,10 @@ def lbgen_update(config: AlignConfig) -> Callable[[], None]:
         trainer.update_adapter(batch, draw + 1)
 
     return update
+
+
+def lbgen_update(config: AlignConfig) -> Callable[[], None]:
+    return updates_of(new_trainer(config))
 
 
 def update_tflop(config: AlignConfig) -> float:

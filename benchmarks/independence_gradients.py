@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from align_step import new_trainer
 from measuring import heading, markdown
 
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.objective import gradient_norms, term_values
-from lbgen.alignment.train import start_accelerator
-from lbgen.alignment.trainer import Trainer
 from lbgen.config import resolve
-from lbgen.vocabulary import load_vocabulary
 
 ADVERSARIAL = {"independence_form": "adversarial", "independence_weight": 1.0}
 FORMS: dict[str, dict[str, Any]] = {
@@ -33,7 +31,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 def norms_of(config: AlignConfig, updates: int) -> dict[str, list[float]]:
     """By term, before the gradient is clipped; of every update."""
-    trainer = Trainer(config, load_vocabulary(config.vocabulary, config.qualify_names), start_accelerator(config), None)
+    trainer = new_trainer(config)
     norms: dict[str, list[float]] = {name: [] for name, term in trainer.terms.items() if term.weight > 0}
     for draw in range(config.discriminator_warmup_steps):
         trainer.update_opponents(trainer.batch(draw, differentiate=False), draw)

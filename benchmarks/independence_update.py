@@ -12,19 +12,17 @@ import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 import torch
+from align_step import new_trainer, updates_of
 from measuring import heading, markdown, measured
 from torch import Tensor
 
 from lbgen import config as configs
 from lbgen.alignment.bank import Place
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.train import start_accelerator
 from lbgen.alignment.trainer import Trainer
-from lbgen.vocabulary import load_vocabulary
 
 
 def noise_looks(trainer: Trainer, places: Sequence[Place]) -> Tensor:
@@ -35,22 +33,13 @@ def noise_looks(trainer: Trainer, places: Sequence[Place]) -> Tensor:
 def update(config: AlignConfig) -> Callable[[], None]:
     """An update of a run that is under way."""
     Trainer._base_looks = noise_looks
-    vocabulary = load_vocabulary(config.vocabulary, config.qualify_names)
-    trainer = Trainer(config, vocabulary, start_accelerator(config), None)
+    trainer = new_trainer(config)
     if (term := trainer.independence) is not None:
         term.memory.normal_()
-        term.memory_rows.random_(len(vocabulary))
+        term.memory_rows.random_(len(trainer.vocabulary))
         term.seen.fill_(len(term.memory))
         term.newest.fill_(trainer.global_batch)
-    draws = count()
-
-    def call() -> None:
-        draw = next(draws)
-        batch = trainer.batch(draw, differentiate=True)
-        trainer.update_opponents(batch, draw)
-        trainer.update_adapter(batch, draw + 1)
-
-    return call
+    return updates_of(trainer)
 
 
 def main() -> None:
