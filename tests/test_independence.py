@@ -125,9 +125,11 @@ def test_an_update_that_overflowed_is_not_remembered(form):
     assert torch.isfinite(term.value(features[:3], rows))
 
 
-def test_an_update_larger_than_half_the_memory_is_refused(fresh):  # noqa: F811
+def test_an_update_larger_than_half_the_memory_is_refused_before_a_model_is_looked_for(fresh):  # noqa: F811
+    config = fresh(**{**TERM, "independence_memory": 3}, generator="nowhere/at-all")
     with pytest.raises(UserError, match="--independence-memory 3: .* give 4 or more"):
-        trainer_of(fresh(**{**TERM, "independence_memory": 3}))
+        train.align(config)
+    assert not config.output.exists()
 
 
 def test_the_weight_returns_from_its_lowest():

@@ -16,6 +16,7 @@ from lbgen.alignment.batches import derived_seed
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.discriminator import PairDiscriminator
 from lbgen.alignment.residual import Residual, fit_residual, looks
+from lbgen.errors import UserError
 
 REPLAYED = 3
 """Remembered pairs that the opponent sees for each new one."""
@@ -25,6 +26,15 @@ LOWERED, RAISED, LEAST_SHARE = 0.8, 1.05, 0.01
 """Factors on the weight's share after an update below and above the floor of label agreement; it falls no further."""
 AGREEMENT_DECAY = 0.9
 """Of the running mean of the updates' label agreement."""
+
+
+def ensure_memory(config: AlignConfig, images: int) -> None:
+    """Refuse a memory that an update of so many images, of all processes, leaves no room for an earlier one in."""
+    if config.independence_weight > 0 and config.independence_memory < 2 * images:
+        raise UserError(
+            f"--independence-memory {config.independence_memory}: images are compared with those of earlier updates, "
+            f"and an update has {images}; give {2 * images} or more"
+        )
 
 
 class Independence(nn.Module):

@@ -102,11 +102,6 @@ class Trainer:
     def _independence(self) -> Independence:
         """The independence term, with its bank of the base generator's images."""
         config, accelerator = self.config, self.accelerator
-        if config.independence_memory < 2 * self.global_batch:
-            raise UserError(
-                f"--independence-memory {config.independence_memory}: images are compared with those of earlier "
-                f"updates, and an update has {self.global_batch}; give {2 * self.global_batch} or more"
-            )
         places = bank_places(config.independence_bank, len(self.vocabulary))
         seen, rows = load_bank(
             bank_path(config, self.vocabulary),
