@@ -30,19 +30,30 @@ from lbgen.vocabulary import load_vocabulary
 GOLDEN = Path(__file__).with_name("golden.json")
 TOLERANCE = 1e-4
 """Of a tensor's norm."""
+
+
+def conditional_mismatch(rest: Tensor, memory: Tensor, shares: Tensor, bank: Tensor) -> Tensor:
+    """Of a width that is no random draw, for it must be above 0."""
+    return losses.conditional_mismatch(rest, memory, shares, bank, torch.tensor(1.7))
+
+
 LOSSES = {
     losses.entire_alignment: [(3,)],
     losses.discriminator_loss: [(3,), (3,)],
     losses.individual_alignment: [(3, 5), (3, 5)],
     losses.quality_assurance: [(3,)],
     losses.base_pull: [(2, 3, 4, 4), (2, 3, 4, 4)],
+    losses.independence: [(3,)],
+    conditional_mismatch: [(3, 2), (5, 2), (3, 5), (4, 2)],
 }
 """Every loss and the shapes of its arguments."""
 OBJECTIVES = {
     "paper": {"base_weight": 2.0},
     "released-code": {"normalize_features": False, "discriminator_texts": "released-code"},
+    "independent": {"independence_weight": 6.0, "independence_bank": 16, "independence_memory": 2},
 }
-"""With normalised features and the pull towards the base model; and as the released script sees a batch."""
+"""With normalised features and the pull towards the base model; as the released script sees a batch; with the
+independence term, two updates remembered."""
 
 
 def fingerprint(*tensors: Tensor) -> list[float]:
@@ -98,6 +109,9 @@ def batch_numbers(sd_folder: Path, clip_folder: Path, output: Path, objective: s
     )
     trainer = Trainer(config, load_vocabulary(config.vocabulary), train.start_accelerator(config), None)
     shake(trainer.generator, 6)
+    if trainer.independence is not None:
+        for draw in (1, 2):
+            trainer.update_opponents(trainer.batch(draw, differentiate=False), draw)
     batch = trainer.batch(2, differentiate=True)
     numbers = {f"{objective}: images": fingerprint(batch.images), f"{objective}: scores": fingerprint(batch.scores)}
     for name, value in term_values(trainer.terms, batch).items():

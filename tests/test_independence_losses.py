@@ -8,7 +8,7 @@ import torch
 
 from lbgen.alignment import losses
 from lbgen.alignment.discriminator import PairDiscriminator
-from lbgen.alignment.residual import fit_residual, looks, principal_directions, text_directions
+from lbgen.alignment.residual import ensure_rest, fit_residual, looks, principal_directions, text_directions
 from lbgen.errors import UserError
 
 
@@ -84,9 +84,12 @@ def test_every_direction_of_the_thumbnail_counts_alike(draw):
 
 
 def test_texts_that_leave_nothing_are_refused(draw):
-    """Six texts in five dimensions."""
-    with pytest.raises(UserError, match="--independence-span 1: the texts span all that a feature can hold"):
-        fit_residual(draw(6, 5), draw(16, 5), torch.arange(16) % 2, span=1.0, variance=0.9)
+    """Six texts, and five, in five dimensions; four leave one."""
+    for count in (6, 5):
+        with pytest.raises(UserError, match="--independence-span 1: the texts span all that a feature can hold"):
+            ensure_rest(draw(count, 5), 1.0)
+    ensure_rest(draw(4, 5), 1.0)
+    ensure_rest(draw(6, 5), 0.5)
 
 
 # ---- the losses ----

@@ -1,4 +1,4 @@
-"""Figures that say what a set of images is like. Pure functions, used by no loss.
+"""Figures that say what a set of images is like. Pure functions, and no loss is made of them.
 
 Shapes: B or N images, D feature channels, C categories, H and W pixels.
 """

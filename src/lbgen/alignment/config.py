@@ -56,13 +56,13 @@ class AlignConfig:
     independence_weight: float = 0.0
     """Weight of the independence of the rest of an image from its category (docs/independence.md); 0: none, no cost."""
     independence_agreement: float = 0.0
-    """Share of the base generator's label agreement to hold: below it the weight falls for a while; 0: no floor."""
+    """Share of the bank's label agreement to hold: below it, over some 500 images, the weight falls; 0: no floor."""
     independence_form: Literal["adversarial", "kernel"] = "kernel"
     """How the rest and the category are kept apart: by an opponent that sees both, or by a kernel, without one."""
     independence_bank: int = 512
     """Images of the base generator, which show how the rest varies; made once, 16 at a time, at least 8 a category."""
-    independence_memory: int = 512
-    """Recent images that an update is compared with: give 16 times an update's, of all processes; at least twice."""
+    independence_memory: int = 16
+    """The last updates, the newest included, whose images are remembered and compared with; few categories want few."""
     independence_marginal: float = 1.0
     """Kernel form: how much all images of the update before count beside the remembered ones of one category."""
     independence_span: float = 0.9
@@ -128,7 +128,7 @@ class AlignConfig:
     discriminator_max_grad_norm: float = 1.0
     """The discriminator's gradient is clipped to this norm, and that of the independence term's opponent."""
     discriminator_warmup_steps: int = 0
-    """Updates of the discriminator alone, before the first update of the adapter; not counted in max_steps."""
+    """Updates of the discriminator (and the independence term's state) before the adapter's first; not in max_steps."""
     discriminator_hidden: int = 512
     """Hidden units of the discriminator."""
     discriminator_texts: Literal["others", "released-code"] = "others"
@@ -148,8 +148,10 @@ class AlignConfig:
 
     def __post_init__(self) -> None:
         counts = ("max_steps", "batch_size", "checkpoint_every", "rank", "steps", "discriminator_hidden")
-        for name in (*counts, "independence_memory", "independence_hidden"):
+        for name in (*counts, "independence_hidden"):
             require(self, name, getattr(self, name) >= 1, "give 1 or more")
+        remedy = "give 2 or more: an update is compared with the one before"
+        require(self, "independence_memory", self.independence_memory >= 2, remedy)
         for name in ("seed", "evaluate_every", "discriminator_warmup_steps", "guidance_rescale", "weight_decay"):
             require(self, name, getattr(self, name) >= 0, "give 0 or more")
         weights = ("entire_weight", "individual_weight", "quality_weight", "base_weight", "independence_weight")
@@ -167,6 +169,9 @@ class AlignConfig:
         require(self, "guidance_rescale", self.guidance_rescale <= 1, "give a number in [0, 1]")
         require(self, "independence_agreement", 0 <= self.independence_agreement <= 1, "give a share in [0, 1]")
         require(self, "ema_decay", 0 <= self.ema_decay < 1, "give 0 (off) or a number below 1")
+        require(
+            self, "independence_thumbnail", self.independence_thumbnail <= 16, "give 16 or less: colours, no detail"
+        )
         require(self, "independence_bank", self.independence_bank >= 16, "give 16 or more")
         for name in ("independence_span", "independence_variance"):
             require(self, name, 0 < getattr(self, name) <= 1, "give a share in (0, 1]")
@@ -177,5 +182,8 @@ class AlignConfig:
         require(self, "differentiated_steps", within, f"give 1 to {self.steps} (--steps)")
         total = self.entire_weight + self.individual_weight + self.independence_weight
         total += self.quality_weight if self.quality != "none" else 0
-        remedy = "nothing would be trained: raise it, --individual-weight, or --quality-weight with a --quality scorer"
+        remedy = (
+            "nothing would be trained: raise it, --individual-weight, --independence-weight, or --quality-weight with "
+            "a --quality scorer"
+        )
         require(self, "entire_weight", total > 0, remedy)

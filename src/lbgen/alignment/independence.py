@@ -16,25 +16,15 @@ from lbgen.alignment.batches import derived_seed
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.discriminator import PairDiscriminator
 from lbgen.alignment.residual import Residual, fit_residual, looks
-from lbgen.errors import UserError
 
 REPLAYED = 3
 """Remembered pairs that the opponent sees for each new one."""
 SMOOTHING = 0.1
 """Of the mean distance between two texts: how far apart like categories may be to share their images' statistics."""
 LOWERED, RAISED, LEAST_SHARE = 0.8, 1.05, 0.01
-"""Factors on the weight's share after an update below and above the floor of label agreement; it falls no further."""
-AGREEMENT_DECAY = 0.9
-"""Of the running mean of the updates' label agreement."""
-
-
-def ensure_memory(config: AlignConfig, images: int) -> None:
-    """Refuse a memory that an update of so many images, of all processes, leaves no room for an earlier one in."""
-    if config.independence_weight > 0 and config.independence_memory < 2 * images:
-        raise UserError(
-            f"--independence-memory {config.independence_memory}: images are compared with those of earlier updates, "
-            f"and an update has {images}; give {2 * images} or more"
-        )
+"""Factors on the weight's share after an update below and above the floor of label agreement, and the least share."""
+AGREEMENT_DECAY = 0.998
+"""Of the running mean of label agreement, an image: some 500 images, so that chance alone seldom meets the floor."""
 
 
 class Independence(nn.Module):
@@ -47,7 +37,7 @@ class Independence(nn.Module):
     memory: Tensor
     memory_rows: Tensor
     seen: Tensor
-    newest: Tensor
+    """How many images were remembered so far."""
     texts: Tensor
     mean_text: Tensor
     base_agreement: Tensor
@@ -55,10 +45,12 @@ class Independence(nn.Module):
     share: Tensor
     """Of the term's weight, in [0, 1]."""
 
-    def __init__(self, config: AlignConfig, text_features: Tensor, looks: Tensor, rows: Tensor) -> None:
-        """text_features: (C, D).  looks, rows: (N, L), (N,) of the bank."""
+    def __init__(
+        self, config: AlignConfig, text_features: Tensor, looks: Tensor, rows: Tensor, images_per_update: int
+    ) -> None:
+        """text_features: (C, D).  looks, rows: (N, L), (N,) of the bank.  images_per_update: of all processes."""
         super().__init__()
-        self.config = config
+        self.config, self.images_per_update = config, images_per_update
         residual = fit_residual(
             text_features.float().cpu(), looks, rows,
             span=config.independence_span, variance=config.independence_variance,
@@ -67,10 +59,10 @@ class Independence(nn.Module):
         for name in ("directions", "centre", "scale"):
             self.register_buffer(name, getattr(residual, name))
         self.register_buffer("bank", residual.of(looks))  # (N, K)
-        self.register_buffer("memory", torch.zeros(config.independence_memory, len(residual.directions)))  # (M, K)
-        self.register_buffer("memory_rows", torch.zeros(config.independence_memory, dtype=torch.long))
+        remembered = config.independence_memory * images_per_update
+        self.register_buffer("memory", torch.zeros(remembered, len(residual.directions)))  # (M, K)
+        self.register_buffer("memory_rows", torch.zeros(remembered, dtype=torch.long))
         self.register_buffer("seen", torch.tensor(0))
-        self.register_buffer("newest", torch.tensor(0))
         texts = text_features.float().cpu()
         self.register_buffer("texts", texts, persistent=False)  # (C, D)
         self.register_buffer("mean_text", texts.mean(dim=0), persistent=False)  # (D,)
@@ -115,7 +107,9 @@ class Independence(nn.Module):
         return torch.stack(values).sum()
 
     def shares(self, rows: Tensor) -> Tensor:
-        """How much each remembered image counts for one of categories `rows`: (B,) -> (B, M), rows of sum 1.
+        """How much each remembered image counts for one of categories `rows`: (B,) -> (B, M).
+
+        Rows of sum 1, or 0 while no earlier update is remembered.
 
         The newest update is that of the images themselves and counts nothing: an image in its own crowd would hold a
         part of it that pushes nowhere. Part of the rest goes to images of like texts, however old, and part to all of
@@ -124,12 +118,12 @@ class Independence(nn.Module):
         """
         filled = min(int(self.seen), len(self.memory))
         age = (self.seen - 1 - torch.arange(filled, device=rows.device)) % len(self.memory)
-        earlier = age >= self.newest
+        earlier = age >= self.images_per_update
         if not earlier.any():
             return torch.zeros(len(rows), filled, device=rows.device)
         likeness = self.texts[rows] @ self.texts[self.memory_rows[:filled]].T  # (B, M)
         own = torch.softmax((likeness / self.text_width).masked_fill(~earlier, -torch.inf), dim=-1)
-        before = (earlier & (age < 2 * self.newest)).to(own)
+        before = (earlier & (age < 2 * self.images_per_update)).to(own)
         marginal = self.config.independence_marginal
         return (own + marginal * before / before.sum()) / (1 + marginal)
 
@@ -138,7 +132,9 @@ class Independence(nn.Module):
         return F.normalize(self.texts[rows] - self.mean_text, dim=-1)
 
     def update(self, looks: Tensor, rows: Tensor, draw: int) -> dict[str, float]:
-        """Take in an update's images of all processes, (B, L) and (B,): one step of the opponent, then remember them.
+        """Take in an update's images of all processes, (B, L) and (B,), and return what the log shows.
+
+        One step of the opponent, where there is one; then they are remembered, and the weight's share follows them.
 
         A function of (seed, draw) and of the state, so that every process does the same. An update with a look that is
         not finite, as where fp16 overflows, is not remembered: it would spoil all that meet it.
@@ -170,7 +166,7 @@ class Independence(nn.Module):
     def _steer(self, features: Tensor, rows: Tensor) -> None:
         """Lower the weight while the images' label agreement is below its floor, raise it again while it is above."""
         agreement = measures.label_agreement(features, self.texts, rows)
-        self.agreement.lerp_(torch.as_tensor(agreement).to(self.agreement), 1 - AGREEMENT_DECAY)
+        self.agreement.lerp_(torch.as_tensor(agreement).to(self.agreement), 1 - AGREEMENT_DECAY ** len(rows))
         holds = self.agreement >= self.config.independence_agreement * self.base_agreement
         self.share.mul_(RAISED if holds else LOWERED).clamp_(LEAST_SHARE, 1)
 
@@ -178,7 +174,6 @@ class Independence(nn.Module):
         places = (self.seen + torch.arange(len(rows), device=rows.device)) % len(self.memory)
         self.memory[places], self.memory_rows[places] = rest, rows
         self.seen += len(rows)
-        self.newest.fill_(len(rows))
 
     def opponent_loss(self, rest: Tensor, rows: Tensor, draw: int) -> Tensor:
         """On an update's pairs, REPLAYED times as many remembered ones, and as many real ones.  (B, K), (B,).

@@ -56,7 +56,7 @@ def independence(fake_logits: Tensor) -> Tensor:
     the category, and varies as the base generator's does over all of them. Ours; D's own loss is `discriminator_loss`.
     fake_logits: (B,) of the images.
     """
-    return F.softplus(-fake_logits).mean()
+    return entire_alignment(fake_logits)
 
 
 def conditional_mismatch(rest: Tensor, memory: Tensor, shares: Tensor, bank: Tensor, width: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def conditional_mismatch(rest: Tensor, memory: Tensor, shares: Tensor, bank: Ten
     like categories (kernel regression): it serves vocabularies that are larger than the memory. Where s_ij also holds
     an equal part of all images, the slope is that of the same discrepancy for p(r) of all categories together, added.
 
-    rest: (B, K) with gradient; memory: (M, K) other, recent ones; shares: (B, M), rows of sum 1 (M may be 0);
+    rest: (B, K) with gradient; memory: (M, K) other, recent ones; shares: (B, M), rows of sum 1 (0 with no memory);
     bank: (N, K).  width: () squared kernel width.  Returns a scalar in [-1, 1], 0 in the mean where the two are alike.
     """
     crowd = (shares * mixed_gaussian_kernel(rest, memory, width)).sum(dim=-1)

@@ -20,7 +20,7 @@ class Residual(NamedTuple):
     centre: Tensor
     """(L,): the base generator's mean look."""
     scale: Tensor
-    """(K,): how much each varies over the base generator's images."""
+    """(K,): how much the base generator's images vary: the feature's directions together, each of the thumbnail's."""
     features: int
     """How many of the K are the feature's."""
 
@@ -60,8 +60,6 @@ def fit_residual(
     features, thumbnails = looks[:, :channels].double(), looks[:, channels:].double()
     texts = text_directions(text_features.double(), span)  # (T, D)
     off_texts = features - features @ texts.T @ texts
-    if off_texts.square().sum() < 1e-9 * features.square().sum():
-        raise UserError(f"--independence-span {span:g}: the texts span all that a feature can hold; give less")
     directions = principal_directions(inside_categories(off_texts, rows), variance)
     scale = ((off_texts - off_texts.mean(dim=0)) @ directions.T).square().mean().sqrt().expand(len(directions))
     count = len(directions)
@@ -73,6 +71,13 @@ def fit_residual(
     centre = looks.double().mean(dim=0)
     directions, centre, scale = (part.to(looks.dtype) for part in (directions, centre, scale))
     return Residual(directions, centre, scale, count)
+
+
+def ensure_rest(text_features: Tensor, span: float) -> None:
+    """Refuse texts, (C, D), of which that share of the variance spans all that a feature can hold."""
+    directions = text_directions(text_features.double().cpu(), span)
+    if len(directions) == text_features.shape[1]:
+        raise UserError(f"--independence-span {span:g}: the texts span all that a feature can hold; give less")
 
 
 def inside_categories(values: Tensor, rows: Tensor) -> Tensor:

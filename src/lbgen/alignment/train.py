@@ -17,7 +17,6 @@ from lbgen import config as configs
 from lbgen import files, provenance
 from lbgen.alignment import batches, checkpoint
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.independence import ensure_memory
 from lbgen.alignment.objective import ensure_reached
 from lbgen.alignment.run import Run
 from lbgen.alignment.trainer import Trainer
@@ -78,7 +77,6 @@ def _align(config: AlignConfig) -> AlignResult:
                 checkpoint.publish_adapter(resumed, adapter)
         accelerator.print(f"{config.output} is finished: {record['step']} steps; the adapter is in {adapter}")
         return AlignResult(config.output, adapter, record["step"])
-    ensure_memory(config, record["images_per_update"])
     if config.discriminator_texts == "others":
         batches.ensure_others(vocabulary.texts(config.discriminator_template))
     if resumed is not None:

@@ -19,7 +19,7 @@ from lbgen.alignment.discriminator import seeded_discriminator
 from lbgen.alignment.independence import Independence
 from lbgen.alignment.losses import discriminator_loss
 from lbgen.alignment.objective import Batch, gradient_norms, objective, term_values, total_loss
-from lbgen.alignment.residual import looks
+from lbgen.alignment.residual import ensure_rest, looks
 from lbgen.errors import UserError
 from lbgen.models.generator import PRECISIONS, load_generator
 from lbgen.models.quality import load_quality
@@ -102,6 +102,7 @@ class Trainer:
     def _independence(self) -> Independence:
         """The independence term, with its bank of the base generator's images."""
         config, accelerator = self.config, self.accelerator
+        ensure_rest(self.text_features, config.independence_span)
         places = bank_places(config.independence_bank, len(self.vocabulary))
         seen, rows = load_bank(
             bank_path(config, self.vocabulary),
@@ -110,7 +111,7 @@ class Trainer:
             self._base_looks,
             accelerator.wait_for_everyone,
         )
-        term = Independence(config, self.text_features, seen, rows).to(accelerator.device)
+        term = Independence(config, self.text_features, seen, rows, self.global_batch).to(accelerator.device)
         broadcast(list(term.buffers()))  # an eigenvector's sign is the machine's: all take those of the first process
         return term
 
