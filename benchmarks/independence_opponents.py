@@ -23,8 +23,8 @@ from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.independence import Independence
 
 CATEGORIES = 12
-MEMORY = 60
-"""Earlier images, 5 a category: the opponent's replay, or the kernel's crowd."""
+MEMORY = 2
+"""Earlier updates, five images a category: the opponent's replay, or the kernel's crowd."""
 RATES = (1e-4, 5e-4, 2e-3, 1e-2)
 R1 = (0.1, 1.0, 10.0)
 
@@ -34,11 +34,11 @@ def run(seed: int, *, spectral: bool = False, **changes: Any) -> list[float]:
     generator = generator_of(CATEGORIES, True, rng)
     config = AlignConfig(independence_form="adversarial", independence_thumbnail=0, seed=seed)
     config = replace(config, **changes)
-    newest = IMAGES if config.independence_form == "kernel" else 0  # which the kernel's crowd leaves out
+    newest = config.independence_form == "kernel"  # which the kernel's crowd leaves out
     config = replace(config, independence_memory=MEMORY + newest)
     places = torch.tensor([row for row, _ in bank_places(config.independence_bank, CATEGORIES)])
     with torch.no_grad():
-        term = Independence(config, generator.texts, generator.features(places, rng), places)
+        term = Independence(config, generator.texts, generator.features(places, rng), places, IMAGES)
     if spectral:
         torch.manual_seed(seed)  # of spectral norm's first vectors
         for layer in [each for each in term.modules() if isinstance(each, nn.Linear)]:

@@ -37,7 +37,7 @@ def term(categories: int, bank: int, form: str) -> Independence:
     features = torch.nn.functional.normalize(features, dim=-1)
     config = AlignConfig(independence_weight=1.0, independence_form=form, independence_bank=bank)
     seen = torch.cat([features, torch.rand(bank, 3 * config.independence_thumbnail**2, generator=rng)], dim=1)
-    return Independence(config, texts, seen, torch.arange(bank) % min(categories, bank // 8)).to(DEVICE)
+    return Independence(config, texts, seen, torch.arange(bank) % min(categories, bank // 8), IMAGES).to(DEVICE)
 
 
 def step(independence: Independence, features: Tensor, images: Tensor, rows: Tensor, draw: int) -> None:

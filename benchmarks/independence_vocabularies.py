@@ -102,10 +102,11 @@ def exact_information(categories: int, alike: bool, updates: int = 1000) -> floa
 def run(categories: int, alike: bool, memory: int, marginal: float) -> list[float]:
     rng = torch.Generator().manual_seed(0)
     generator = generator_of(categories, alike, rng)
-    config = AlignConfig(independence_memory=memory + IMAGES, independence_marginal=marginal, independence_thumbnail=0)
+    updates = memory // IMAGES + 1  # with the newest, which an image is not compared with
+    config = AlignConfig(independence_memory=updates, independence_marginal=marginal, independence_thumbnail=0)
     places = torch.tensor([row for row, _ in bank_places(config.independence_bank, categories)])
     with torch.no_grad():
-        term = Independence(config, generator.texts, generator.features(places, rng), places)
+        term = Independence(config, generator.texts, generator.features(places, rng), places, IMAGES)
     return play(generator, term, config, rng)
 
 
