@@ -315,7 +315,7 @@ def test_two_processes_make_the_bank_of_one_and_a_killed_one_goes_on(tmp_path):
         load_bank(tmp_path / "a.safetensors", places, (0, 1), drawn, lambda: None)
     whole = load_bank(tmp_path / "a.safetensors", places, (0, 1), drawn, lambda: None)
     assert asked == [places[0], places[16], places[32], places[32]] and not (tmp_path / "a").exists()
-    with pytest.raises(FileNotFoundError):  # the second process's chunk is not there yet
+    with pytest.raises(UserError, match="00001.safetensors: made by another process, and not here"):
         load_bank(tmp_path / "b.safetensors", places, (0, 2), drawn, lambda: None)
     with pytest.raises(FileNotFoundError):  # it makes its own, and waits for the first to merge
         load_bank(tmp_path / "b.safetensors", places, (1, 2), drawn, lambda: None)

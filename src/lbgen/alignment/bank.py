@@ -73,6 +73,11 @@ def load_bank(
                 files.write_bytes(part, save({"looks": looks.contiguous()}))
         wait()
         if share[0] == 0:
+            for part in parts:
+                if not part.exists():
+                    raise UserError(
+                        f"{part}: made by another process, and not here; put --output where all see one disk"
+                    )
             whole = torch.cat([load_file(part)["looks"] for part in parts])
             files.write_bytes(path, save({"looks": whole, "rows": torch.tensor([row for row, _ in places])}))
             shutil.rmtree(folder)
