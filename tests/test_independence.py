@@ -1,35 +1,22 @@
-"""The independence term's state, its bank, and whole runs; its algebra is in test_independence_losses.py."""
+"""The independence term's state between updates; its algebra is in test_independence_losses.py."""
 
 import collections
-import dataclasses
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
-from safetensors.torch import load_file
-from test_align import ADAPTER, fresh, lines, tiny_config, trainer_of  # noqa: F401 (fixtures)
 from test_independence_losses import kernel
 
-from lbgen import config as configs
 from lbgen.alignment import losses, train
-from lbgen.alignment.bank import bank_path, bank_places, load_bank
 from lbgen.alignment.discriminator import seeded_discriminator
 from lbgen.alignment.independence import Independence
 from lbgen.alignment.objective import objective, total_loss
 from lbgen.alignment.residual import looks
-from lbgen.errors import UserError
-from lbgen.vocabulary import load_vocabulary
 
 FORMS = ("adversarial", "kernel")
 TERM = {"independence_weight": 1.0, "independence_bank": 16, "independence_memory": 3, "independence_hidden": 8}
-
-
-# ---- the state ----
 
 
 def tiny_term(form, images_per_update=2, **changes):
@@ -289,137 +276,3 @@ def test_r1_is_the_opponents_squared_slope_at_the_banks_images():
         lower = mean_square_slope()
     assert (ours - theirs)[0, 3].item() == pytest.approx(1.5 * (higher - lower) / 2e-4, rel=1e-3)
     assert abs(higher - lower) > 1e-6
-
-
-# ---- the bank ----
-
-
-def test_bank_places_have_several_images_a_category_from_2_to_21000_categories():
-    for categories in (2, 12, 1000, 21_000):
-        counts = collections.Counter(row for row, _ in bank_places(512, categories))
-        assert min(counts.values()) >= 8 and len(counts) == min(categories, 64) and max(counts) < categories
-        assert len(set(bank_places(512, categories))) == 512
-
-
-def test_two_processes_make_the_bank_of_one_and_a_killed_one_goes_on(tmp_path):
-    """Chunks of 16: the third is never asked for twice."""
-    places, asked = bank_places(40, 3), []
-
-    def drawn(chunk):
-        asked.append(chunk[0])
-        if len(asked) == 3:
-            raise KeyboardInterrupt
-        return torch.tensor([[float(row), float(index)] for row, index in chunk])
-
-    with pytest.raises(KeyboardInterrupt):
-        load_bank(tmp_path / "a.safetensors", places, (0, 1), drawn, lambda: None)
-    whole = load_bank(tmp_path / "a.safetensors", places, (0, 1), drawn, lambda: None)
-    assert asked == [places[0], places[16], places[32], places[32]] and not (tmp_path / "a").exists()
-    with pytest.raises(UserError, match="00001.safetensors: made by another process, and not here"):
-        load_bank(tmp_path / "b.safetensors", places, (0, 2), drawn, lambda: None)
-    with pytest.raises(FileNotFoundError):  # it makes its own, and waits for the first to merge
-        load_bank(tmp_path / "b.safetensors", places, (1, 2), drawn, lambda: None)
-    halves = load_bank(tmp_path / "b.safetensors", places, (0, 2), drawn, lambda: None)
-    assert all(torch.equal(a, b) for a, b in zip(whole, halves, strict=True))
-    assert whole[0].tolist() == [[row, index] for row, index in places] and whole[1].tolist() == [r for r, _ in places]
-
-
-# ---- whole runs ----
-
-
-def test_a_run_without_the_term_makes_no_bank_and_has_no_column(fresh):  # noqa: F811
-    config = fresh(max_steps=1)
-    train.align(config)
-    assert not list(config.output.glob("bank*"))
-    assert "independence" not in lines(config.output / "metrics.jsonl")[1]
-    assert trainer_of(config).independence is None
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_a_resumed_run_equals_one_that_was_longer_from_the_start(fresh, tmp_path, form):  # noqa: F811
-    """Adapter and metrics, with the memory wrapped round and a warm-up; the bank is not made again."""
-    term = {**TERM, "independence_form": form, "independence_thumbnail": 2, "discriminator_warmup_steps": 1}
-    term["independence_agreement"] = 1.0
-    short, long = fresh(**term, max_steps=3), fresh(**term, max_steps=5, output=tmp_path / "long")
-    train.align(short)
-    (bank,) = short.output.glob("bank*")
-    made = bank.stat().st_mtime_ns
-    train.align(dataclasses.replace(short, max_steps=5))
-    train.align(long)
-    assert bank.stat().st_mtime_ns == made
-    ours, theirs = load_file(short.output / ADAPTER), load_file(long.output / ADAPTER)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    numbers = [lines(c.output / "metrics.jsonl") for c in (short, long)]
-    for line in (*numbers[0], *numbers[1]):
-        line.pop("images_per_second", None)
-    assert numbers[0] == numbers[1]
-    assert 0 < numbers[0][-1]["independence_share"] < 1 and numbers[0][-1]["independence"] != 0
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_two_processes_give_the_bank_and_the_adapter_of_one(fresh, tmp_path, form):  # noqa: F811
-    """The bank bit for bit, the adapter within the tolerance of two half batches."""
-    whole = fresh(**TERM, independence_form=form, independence_thumbnail=2, max_steps=3)
-    train.align(whole)
-    halves = dataclasses.replace(whole, output=tmp_path / "halves", batch_size=1)
-    configs.save(halves, tmp_path / "recipe.yaml")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lbgen"]
-    result = subprocess.run(
-        [*launch, "align", "--recipe", str(tmp_path / "recipe.yaml")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    (ours,), (theirs,) = halves.output.glob("bank*"), whole.output.glob("bank*")
-    assert ours.name == theirs.name and ours.read_bytes() == theirs.read_bytes()
-    a, b = load_file(halves.output / ADAPTER), load_file(whole.output / ADAPTER)
-    assert all(torch.allclose(a[name], b[name], atol=2e-5) for name in b)
-
-
-def test_a_bank_of_other_settings_is_not_taken_for_this_runs(fresh, tmp_path):  # noqa: F811
-    """Each setting that changes the images, or what is read from them, gives the file a name of its own."""
-    config = fresh(**TERM)
-    (tmp_path / "two.txt").write_text("cat\ndog\n")
-    others = [
-        {"seed": 1}, {"independence_bank": 24}, {"independence_thumbnail": 2}, {"prompt_template": "a {name}"},
-        {"scheduler": "ddim"}, {"steps": 4}, {"guidance_scale": 3.0}, {"guidance_rescale": 0.5},
-        {"precision": "bf16"}, {"vocabulary": str(tmp_path / "two.txt")},
-    ]  # fmt: skip
-
-    def name(**changes):
-        changed = dataclasses.replace(config, **changes)
-        return bank_path(changed, load_vocabulary(changed.vocabulary)).name
-
-    assert len({name(), *(name(**changes) for changes in others)}) == 1 + len(others)
-    assert name(independence_weight=2.0, max_steps=9, learning_rate=1.0) == name()
-
-
-def test_texts_that_leave_no_rest_are_refused_before_the_bank_is_made(fresh, tmp_path):  # noqa: F811
-    """More names than the miniature's features have channels."""
-    (tmp_path / "many.txt").write_text("".join(f"thing{number}\tthing {number}\n" for number in range(40)))
-    config = fresh(**TERM, independence_span=1.0, vocabulary=str(tmp_path / "many.txt"))
-    with pytest.raises(UserError, match="--independence-span 1: the texts span"):
-        train.align(config)
-    assert not list(config.output.glob("**/*"))
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_a_run_of_two_categories_in_bf16_with_one_image_an_update(fresh, tmp_path, form):  # noqa: F811
-    """The least of everything: all that is logged is a number, and the adapter moves."""
-    (tmp_path / "two.txt").write_text("cat\ndog\n")
-    config = fresh(**TERM, independence_form=form, vocabulary=str(tmp_path / "two.txt"), precision="bf16",
-                   batch_size=1, max_steps=4, checkpoint_every=4, evaluate_every=0)  # fmt: skip
-    train.align(config)
-    rows = lines(config.output / "metrics.jsonl")[1:]
-    assert all(math.isfinite(row["independence"]) and row["independence"] != 0 for row in rows)
-    weights = load_file(config.output / ADAPTER)
-    assert all(torch.isfinite(weight).all() for weight in weights.values())
-    assert any(weight.abs().sum() > 0 for name, weight in weights.items() if "lora_B" in name or ".up." in name)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_a_silent_term_stops_the_run_by_name(fresh, monkeypatch, form):  # noqa: F811
-    rest = Independence.rest
-    monkeypatch.setattr(Independence, "rest", lambda self, features: rest(self, features.detach()))
-    with pytest.raises(UserError, match=r"--independence-weight 1.0: the independence term's gradient .* is 0"):
-        train.align(fresh(**TERM, independence_form=form))
