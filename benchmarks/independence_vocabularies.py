@@ -99,25 +99,27 @@ def exact_information(categories: int, alike: bool, updates: int = 1000) -> floa
     return generator.information()[0]
 
 
-def run(categories: int, alike: bool, memory: int, marginal: float) -> list[float]:
+def run(categories: int, alike: bool, memory: int, marginal: float, images: int) -> list[float]:
     rng = torch.Generator().manual_seed(0)
     generator = generator_of(categories, alike, rng)
-    updates = memory // IMAGES + 1  # with the newest, which an image is not compared with
+    updates = memory // images + 1  # with the newest, which an image is not compared with
     config = AlignConfig(independence_memory=updates, independence_marginal=marginal, independence_thumbnail=0)
     places = torch.tensor([row for row, _ in bank_places(config.independence_bank, categories)])
     with torch.no_grad():
-        term = Independence(config, generator.texts, generator.features(places, rng), places, IMAGES)
-    return play(generator, term, config, rng)
+        term = Independence(config, generator.texts, generator.features(places, rng), places, images)
+    return play(generator, term, config, rng, images)
 
 
-def play(generator: Generator, term: Independence, config: AlignConfig, rng: torch.Generator) -> list[float]:
+def play(
+    generator: Generator, term: Independence, config: AlignConfig, rng: torch.Generator, images: int = IMAGES
+) -> list[float]:
     """Train the generator on the term: information after each of UPDATES, and the lowest entropy of scenes."""
     categories = len(generator.texts)
     optimizer = torch.optim.Adam([generator.weight, generator.shift], RATE, config.adam_betas)
     order = torch.randperm(categories, generator=rng)
     seen, entropies = [], []
     for update in range(1, max(UPDATES) + 1):
-        rows = order[(torch.arange(IMAGES) + update * IMAGES) % categories]
+        rows = order[(torch.arange(images) + update * images) % categories]
         features = generator.features(rows, rng)
         term.update(features.detach(), rows, update)
         optimizer.zero_grad()
@@ -135,17 +137,21 @@ TITLES = ("categories", "home scene of", "earlier images", "weight on the update
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--categories", type=int, nargs="+", default=[2, 12, 100, 1000, 21_000])
+    parser.add_argument("--images", type=int, default=IMAGES, help="of an update")
+    parser.add_argument("--memories", type=int, nargs="+", default=MEMORIES, help="earlier images, whole updates")
+    arguments = parser.parse_args()
     print(heading())
     print(markdown([list(TITLES)]))
-    for categories, alike in product((2, 12, 100, 1000, 21_000), (True, False)):
+    for categories, alike in product(arguments.categories, (True, False)):
         if categories <= FAMILY and not alike:
             continue
         before = generator_of(categories, alike, torch.Generator().manual_seed(0)).information()[0]
         exact = exact_information(categories, alike)
         whose = "like texts" if alike and categories > FAMILY else "each text"
-        for memory, marginal in product(MEMORIES, (1.0, 0.0)):
-            *bits, entropy = run(categories, alike, memory, marginal)
+        for memory, marginal in product(arguments.memories, (1.0, 0.0)):
+            *bits, entropy = run(categories, alike, memory, marginal, arguments.images)
             cells = [f"{categories:,}", whose, f"{memory:,}", f"{marginal:g}"]
             cells += [f"{value:.2f}" for value in (before, *bits, exact, entropy)]
             print(f"| {' | '.join(cells)} |", flush=True)
