@@ -54,7 +54,7 @@ class AlignConfig:
     base_weight: float = 0.0
     """Weight of a pull towards the base model's image of the same noise, against drift; costs one more sampling."""
     independence_weight: float = 0.0
-    """Weight of the independence of the rest of an image from its category (docs/independence.md); 0: none, no cost."""
+    """Weight of the independence of "the rest", all that an image shows besides its category (docs/independence.md)."""
     independence_agreement: float = 0.0
     """Share of the bank's label agreement to hold: below it, over some 500 images, the weight falls; 0: no floor."""
     independence_form: Literal["adversarial", "kernel"] = "kernel"
@@ -66,17 +66,17 @@ class AlignConfig:
     independence_marginal: float = 1.0
     """Kernel form: how much all images of the update before count beside the remembered ones of one category."""
     independence_span: float = 0.9
-    """Share of the texts' variance that is not of the rest; 1: the span of all texts, for fewer texts than channels."""
+    """The rest leaves out the texts' directions up to this share of their variance; 1: all, if fewer than channels."""
     independence_variance: float = 0.9
-    """The rest: as many directions as hold this share of the base generator's variance inside categories."""
+    """The rest has as many directions as hold this share of the base generator's variance inside categories."""
     independence_thumbnail: int = 3
-    """Pixels a side of a thumbnail whose colours are of the rest too, beside the feature's directions; 0: none."""
+    """Pixels a side of a thumbnail whose colours belong to the rest, beside directions of the feature; 0: none."""
     independence_learning_rate: float = 2e-3
-    """Learning rate of the opponent; a slow one lags behind the generator, and scenes are lost."""
+    """Adversarial form: learning rate of the opponent; a slow one lags behind the generator, and scenes are lost."""
     independence_r1: float = 1.0
-    """Twice the weight of the opponent's squared slope at the bank's images (R1), which keeps a fast one steady."""
+    """Adversarial form: twice the weight of the opponent's squared slope at the bank's images, against swings (R1)."""
     independence_hidden: int = 64
-    """Hidden units of the opponent."""
+    """Adversarial form: hidden units of the opponent."""
     normalize_features: bool = True
     """Give the discriminator features of unit norm; the released script does not."""
 

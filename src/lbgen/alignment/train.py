@@ -164,7 +164,8 @@ def ensure_same_weights(config: AlignConfig) -> None:
 def checked_gradients(trainer: Trainer, accelerator: Accelerator) -> dict[str, float]:
     """Measure and print each weighted term's gradient on the adapter; one that does not reach it ends the run."""
     norms = trainer.measure_gradients()
-    accelerator.print("gradient norms: " + ", ".join(f"{name} {norm:.3g}" for name, norm in norms.items()))
+    shown = (f"{name} {norm:.3g}" for name, norm in norms.items() if trainer.terms[name].weight > 0)
+    accelerator.print("gradient norms: " + ", ".join(shown))
     ensure_reached(trainer.terms, norms)
     return norms
 
