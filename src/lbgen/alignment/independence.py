@@ -24,7 +24,7 @@ SMOOTHING = 0.1
 LOWERED, RAISED, LEAST_SHARE = 0.8, 1.05, 0.01
 """Factors on the weight's share after an update below and above the floor of label agreement, and the least share."""
 AGREEMENT_DECAY = 0.998
-"""Of the running mean of label agreement, an image: some 500 images, so that chance alone seldom meets the floor."""
+"""Of the running mean of label agreement, per image: some 500 images, so that chance alone seldom meets the floor."""
 
 
 class Independence(nn.Module):
