@@ -139,3 +139,18 @@ def test_difference_of_two_intervals_is_a_z_test():
     first, second = Estimate(0, -1.96 * 3, 1.96 * 3), Estimate(1.96 * 5, 1.96, 1.96 * 9)
     assert statistics.difference_p_value(first, second) == pytest.approx(0.05, abs=1e-4)
     assert Estimate(math.nan, math.nan, math.nan).plain() == {"value": None, "low": None, "high": None}
+
+
+@pytest.mark.parametrize("count", [3, 7, 20, 49])
+def test_a_probe_that_always_says_the_same_is_at_chance_to_the_last_bit(count):
+    """One twelfth, the float nearest to it, whatever the order of the sum."""
+    label = np.arange(12 * count) % 12
+    found = statistics.balanced_mean((label == 5).astype(float), label, 0, (0, 1))
+    assert found.value == 1 / 12 and found.low <= 1 / 12 <= found.high
+    assert found.high - found.low < 1e-15
+
+
+def test_a_difference_of_rounding_alone_is_none():
+    """Two values a bit apart whose intervals are a bit wide."""
+    above = math.nextafter(1 / 12, 1)
+    assert statistics.difference_p_value(Estimate(1 / 12, 1 / 12, above), Estimate(above, 1 / 12, above)) == 1

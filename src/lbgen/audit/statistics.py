@@ -17,6 +17,9 @@ FEW_DRAWS = 60
 WIDENING = 1.25
 """Of a bootstrap's interval that redraws a part of what the figure depends on: found by simulation (docs/audit.md)."""
 
+ROUNDING = 1e-12
+"""Of a figure: what the order of a sum can change of it, and more."""
+
 
 class Estimate(NamedTuple):
     """A figure with its 95% interval; all NaN where there is too little to measure it on."""
@@ -70,15 +73,19 @@ def balanced_mean(
 
 def _mean(values: NDArray, label: NDArray, seed: int, limits: tuple[float, float], balanced: bool) -> Estimate:
     _, place, counts = np.unique(label, return_inverse=True, return_counts=True)
-    weights = (1 / (len(counts) * counts) if balanced else np.full(len(counts), 1 / len(values)))[place]
-    value = float(weights @ values)
     order, starts = np.argsort(place, kind="stable"), np.cumsum(counts) - counts
-    sorted_values, sorted_weights = np.asarray(values, float)[order], weights[order]
+    sorted_values = np.asarray(values, float)[order]
+
+    def mean_of(each: NDArray) -> float:
+        sums = np.add.reduceat(each, starts)  # of hits and misses exact, so that chance is chance on every machine
+        return float((sums / counts).mean() if balanced else sums.sum() / len(each))
+
+    value = mean_of(sorted_values)
     first, width = np.repeat(starts, counts), np.repeat(counts, counts)
     rng, drawn = np.random.default_rng(seed), np.empty(DRAWS)
     for draw in range(DRAWS):
         rows = first + (rng.random(len(first)) * width).astype(np.int64)
-        drawn[draw] = sorted_weights @ sorted_values[rows]
+        drawn[draw] = mean_of(sorted_values[rows])
     if set(np.unique(sorted_values)) in ({0.0}, {1.0}) and limits[1] == 1:
         return _all_alike(sorted_values[0], len(values))
     return around(value, drawn, limits)
@@ -125,8 +132,11 @@ def false_discovery(p_values: NDArray) -> NDArray:
 
 
 def difference_p_value(first: Estimate, second: Estimate) -> float:
-    """Two-sided, of no difference between two sets drawn independently, by their intervals' standard errors."""
+    """Two-sided, of no difference between two sets drawn independently, by their intervals' standard errors.
+
+    1 where there is no spread to hold a difference against: none, or what rounding alone makes.
+    """
     spread = math.hypot(first.standard_error, second.standard_error)
-    if not math.isfinite(spread) or spread == 0:
+    if not math.isfinite(spread) or spread <= ROUNDING * max(abs(first.value), abs(second.value)):
         return 1.0
     return math.erfc(abs(first.value - second.value) / spread / math.sqrt(2))
