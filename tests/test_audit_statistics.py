@@ -143,11 +143,11 @@ def test_difference_of_two_intervals_is_a_z_test():
 
 @pytest.mark.parametrize("count", [3, 7, 20, 49])
 def test_a_probe_that_always_says_the_same_is_at_chance_to_the_last_bit(count):
-    """One twelfth, the float nearest to it, whatever the order of the sum."""
+    """One twelfth, the float nearest to it, whatever the order of the sum; the interval is the rule of three's."""
     label = np.arange(12 * count) % 12
     found = statistics.balanced_mean((label == 5).astype(float), label, 0, (0, 1))
     assert found.value == 1 / 12 and found.low <= 1 / 12 <= found.high
-    assert found.high - found.low < 1e-15
+    assert found.high - found.low == pytest.approx(2 * 3 / len(label), rel=0.01)
 
 
 def test_a_difference_of_rounding_alone_is_none():

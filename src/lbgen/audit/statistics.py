@@ -86,15 +86,16 @@ def _mean(values: NDArray, label: NDArray, seed: int, limits: tuple[float, float
     for draw in range(DRAWS):
         rows = first + (rng.random(len(first)) * width).astype(np.int64)
         drawn[draw] = mean_of(sorted_values[rows])
-    if set(np.unique(sorted_values)) in ({0.0}, {1.0}) and limits[1] == 1:
-        return _all_alike(sorted_values[0], len(values))
+    alike = np.minimum.reduceat(sorted_values, starts) == np.maximum.reduceat(sorted_values, starts)
+    if alike.all() and limits[1] == 1:
+        return _alike_inside(value, len(values))
     return around(value, drawn, limits)
 
 
-def _all_alike(value: float, count: int) -> Estimate:
-    """A share of 0 or 1: no redrawn set differs, yet the truth may, by up to 3 in so many (the rule of three)."""
-    room = min(1.0, -math.log(0.05) / count)
-    return Estimate(1.0, 1 - room, 1.0) if value else Estimate(0.0, 0.0, room)
+def _alike_inside(share: float, count: int) -> Estimate:
+    """Categories all hits or all misses: no redrawn set differs, yet the truth may, by 3 in so many (rule of three)."""
+    room = -math.log(0.05) / count
+    return _within(share, share - room, share + room, (0, 1))
 
 
 def widened(found: Estimate, limits: tuple[float, float]) -> Estimate:
