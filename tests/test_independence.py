@@ -112,17 +112,7 @@ def test_shares_are_of_like_texts_and_of_the_update_before():
     term.text_width = 0.01
     for draw in range(4):
         term.update(features[:3], torch.tensor([draw, 2, 2]), draw)
-    assert term.memory_rows.tolist() == [
-        3,
-        2,
-        2,
-        1,
-        2,
-        2,
-        2,
-        2,
-        2,
-    ]  # the newest are the first three, before them the last
+    assert term.memory_rows.tolist() == [3, 2, 2, 1, 2, 2, 2, 2, 2]  # the newest come first, those before them last
     own = [[0, 0, 0, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1 / 5, 1 / 5, 1 / 5, 1 / 5, 1 / 5]]
     before = [0, 0, 0, 0, 0, 0, 1 / 3, 1 / 3, 1 / 3]
     expected = [[(o + 3 * n) / 4 for o, n in zip(row, before, strict=True)] for row in own]

@@ -87,7 +87,7 @@ def _mean(values: NDArray, label: NDArray, seed: int, limits: tuple[float, float
         rows = first + (rng.random(len(first)) * width).astype(np.int64)
         drawn[draw] = mean_of(sorted_values[rows])
     alike = np.minimum.reduceat(sorted_values, starts) == np.maximum.reduceat(sorted_values, starts)
-    if alike.all() and limits[1] == 1:
+    if alike.all() and np.isin(sorted_values, (0, 1)).all() and limits[1] == 1:
         return _alike_inside(value, len(values))
     return around(value, drawn, limits)
 
