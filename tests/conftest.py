@@ -2,9 +2,11 @@
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in every process a test starts: the bits of a sum depend on the threads
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # which datasets were made here is noted there
 
 import pytest
 from miniatures import write_clip, write_siglip, write_stable_diffusion

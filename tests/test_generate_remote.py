@@ -58,7 +58,7 @@ def test_objects_are_the_files_of_a_local_run(bucket, config, tmp_path, layout):
     generate(replace(made, output=tmp_path / "local"))
     files = {path: (tmp_path / "local" / path).read_bytes() for path in contents(tmp_path / "local") if path != ".lock"}
     assert objects(system, f"{name}/data/set") == files
-    assert not list(tmp_path.glob("lbgen-*/.staging"))
+    assert not list(tmp_path.glob("lbgen-*/**/.staging"))
 
 
 def test_killed_upload_goes_on(bucket, config, tmp_path):
@@ -115,7 +115,7 @@ def test_near_duplicates_are_drawn_again_on_object_storage_as_on_disk(bucket, co
     generate(replace(made, output=f"s3://{name}/near"))
     files = {path: (tmp_path / "local" / path).read_bytes() for path in contents(tmp_path / "local") if path != ".lock"}
     assert "duplicates.json" in files and objects(bucket[0], f"{name}/near") == files
-    assert not list(tmp_path.glob("lbgen-*/.staging"))
+    assert not list(tmp_path.glob("lbgen-*/**/.staging"))
 
 
 @pytest.mark.parametrize("call", ["get_file", "cat_file"])

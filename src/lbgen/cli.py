@@ -35,6 +35,14 @@ VERBS = {
 AUDIT = "say what besides the object tells the label in labelled image datasets, and compare them"
 
 
+REPAIRED_WITH = {
+    "generator": "the generator",
+    "adapter": "the adapter folder",
+    "attributes": "the file of balanced attributes",
+    "screen_semantics": "the language space",
+}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb; UserError and signals become a line on stderr and an exit code, anything else a traceback."""
     signal.signal(signal.SIGTERM, _terminate)
@@ -84,6 +92,12 @@ def _parse(argv: Sequence[str]) -> Callable[[], object]:
     verify = verbs.add_parser("verify", help="compare a generated dataset with its index; exit code 3 if it is damaged")
     verify.add_argument("directory", metavar="DIR")
     verify.add_argument("--repair", action="store_true", help="make the damaged shards again, and those alone")
+    for name, what in REPAIRED_WITH.items():
+        path = name in ("adapter", "attributes")
+        text = f"with --repair: {what} that the dataset was made with; needed where you have not made it yourself"
+        verify.add_argument(
+            f"--{name.replace('_', '-')}", type=Path if path else str, help=text, metavar="PATH" if path else "TEXT"
+        )
     parsed, unknown = parser.parse_known_args(argv)
     arguments = vars(parsed)
     if unknown:
@@ -134,9 +148,9 @@ def _audit_call(arguments: dict[str, Any]) -> Callable[[], object]:
     return lambda: lbgen.audit(directories, config)
 
 
-def _verify_call(directory: str, repair: bool) -> Callable[[], object]:
+def _verify_call(directory: str, repair: bool, **models: Any) -> Callable[[], object]:
     def call() -> None:
-        if lbgen.verify(directory, repair).damaged:
+        if lbgen.verify(directory, repair, **models).damaged:
             sys.exit(3)
 
     return call

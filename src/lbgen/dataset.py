@@ -31,6 +31,8 @@ SCORES = ("label_rank", "label_probability", "quality", "deviation", "duplicate_
 LISTS = ("rejections", "target", "found")
 """Columns of several texts each."""
 CONTAINERS = b"lbgen_containers"
+RESERVED_SPLITS = ("index", "screening", "data", "all")
+"""Names that a dataset folder uses for something else, or that readers take for all splits."""
 PART = re.compile(r"(?P<split>.+)-(?P<shard>\d{5,})\.parquet")
 
 
@@ -92,6 +94,11 @@ SCHEMA = pa.schema(
     + [(name, pa.float64()) for name in SCORES]
     + [(name, pa.list_(pa.string())) for name in LISTS]
 )
+
+
+def is_split_name(split: str) -> bool:
+    """Whether a split may have this name, which is a folder's and the beginning of files' names."""
+    return split.isidentifier() and split not in RESERVED_SPLITS
 
 
 def part_name(split: str, shard: int) -> str:

@@ -44,7 +44,8 @@ def _acquire(path: Path, output: str, part: tuple[int, int] | None) -> int:
     while True:
         with files.making(output):
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            files.refuse_special(path)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.lockf(descriptor, (fcntl.LOCK_EX if part is None else fcntl.LOCK_SH) | fcntl.LOCK_NB, 1, WHOLE)
             if part is not None:

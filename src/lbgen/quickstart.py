@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from lbgen.comparison import Line
 
 
+OWN = ("adapter", "align", "aligned", "base", "config.yaml", "diverse_prompts", "stages.json")
+"""What a quickstart writes in its folder, besides the page and its figures."""
+
+
 @dataclass(frozen=True)
 class QuickstartConfig:
     output: Path = Path("runs/quickstart")
@@ -48,6 +52,7 @@ def quickstart(config: QuickstartConfig) -> QuickstartResult:
     """Run what is not yet done of the street, and write `summary.json` and `report.html`."""
     output = config.output
     files.ensure_writable(output)
+    files.refuse_links(output, OWN)
     record = output / "config.yaml"
     if os.path.exists(record):  # Path.exists raises where a name is longer than the file system takes
         lbgen.config.ensure_same(config, record)

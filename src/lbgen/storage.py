@@ -1,14 +1,18 @@
-"""Where a dataset lives: a folder of this machine or an fsspec address, whose files appear whole or not at all."""
+"""Where a dataset lives: a folder of this machine or an fsspec address, whose files appear whole or not at all.
+
+Names are relative and checked here, at every use: none leaves the folder, and none passes through a link.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +34,28 @@ class Store(ABC):
     """A tree of files by relative name, with forward slashes. What is staged in `staging` is published at once."""
 
     address: str
-    staging: Path
-    """A local folder for files that are not finished, of this worker alone."""
+    worker: str
 
-    def __init__(self, address: str, staging: Path) -> None:
-        self.address, self.staging = address, staging
+    def __init__(self, address: str, worker: str) -> None:
+        self.address, self.worker = address, worker
 
     def __str__(self) -> str:
         return self.address
 
     @property
+    @abstractmethod
+    def local_folder(self) -> Path:
+        """A folder of this machine, safe to write to, for the lock and for files that are not finished."""
+
+    @property
     def lock_file(self) -> Path:
         """Held by whoever writes to this store from this machine."""
-        return self.staging.parent.parent / LOCK
+        return self.local_folder / LOCK
+
+    @property
+    def staging(self) -> Path:
+        """A local folder for files that are not finished, of this worker alone; made by `stage`."""
+        return files.inside(self.local_folder, f"{STAGING}/{self.worker}")
 
     @abstractmethod
     def names(self, folder: str = "") -> set[str]:
@@ -61,45 +74,56 @@ class Store(ABC):
         """Remove a file, if it is there."""
 
     @abstractmethod
-    def fetch(self, name: str) -> Path:
-        """A local path with the file's content: for readers that need one. Not to be written to."""
+    def fetched(self, name: str) -> AbstractContextManager[Path]:
+        """Within the context, a local path with the file's content: for readers that need one. Not to be written to."""
 
     def exists(self, name: str) -> bool:
         folder, _, last = name.rpartition("/")
         return last in self.names(folder)
 
     def write(self, name: str, content: bytes) -> None:
-        staged = self.staging / name.replace("/", "-")
-        make_folder(self.staging)
-        staged.write_bytes(content)
+        staged = self.stage() / name.replace("/", "-")
+        files.write_new(staged, content)
         self.publish({name: staged})
+
+    def stage(self, name: str = "") -> Path:
+        """The staging folder, or an empty one of this name inside it."""
+        folder = self.staging
+        if name:
+            folder = folder / name
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker of this name that was killed
+        make_folder(folder)
+        return folder
 
     def clear_staging(self, every: bool = False) -> None:
         """Leave nothing unfinished behind: of this worker and its processes, or of every one of this machine."""
-        for path in (
-            [self.staging.parent] if every else [self.staging, *self.staging.parent.glob(f"{self.staging.name}.*")]
-        ):
-            shutil.rmtree(path, ignore_errors=True)
+        staging = self.staging
+        for path in [staging.parent] if every else [staging, *staging.parent.glob(f"{staging.name}.*")]:
+            shutil.rmtree(path, ignore_errors=True)  # which removes links, and never what they point to
         with suppress(OSError):  # another worker's part is in it, or it is gone
-            self.staging.parent.rmdir()
+            staging.parent.rmdir()
 
 
 class LocalStore(Store):
     def __init__(self, root: Path, worker: str) -> None:
-        super().__init__(str(root), root / STAGING / worker)
+        super().__init__(str(root), worker)
         self.root = root
+
+    @property
+    def local_folder(self) -> Path:
+        return self.root
 
     def names(self, folder: str = "") -> set[str]:
         try:
-            return set(os.listdir(self.root / folder))
+            return set(os.listdir(files.inside(self.root, folder) if folder else self.root))
         except (FileNotFoundError, NotADirectoryError):
             return set()
 
     def read(self, name: str) -> bytes:
-        return (self.root / name).read_bytes()
+        return files.inside(self.root, name).read_bytes()
 
     def publish(self, staged: Mapping[str, Path]) -> None:
-        targets = {self.root / name: path for name, path in staged.items()}
+        targets = {files.inside(self.root, name): path for name, path in staged.items()}
         for path in targets.values():
             files.flush(path)
         folders = {target.parent for target in targets}
@@ -111,22 +135,26 @@ class LocalStore(Store):
             files.flush(folder)
 
     def remove(self, name: str) -> None:
-        path = self.root / name
+        path = files.inside(self.root, name)
         if path.exists():
             path.unlink(missing_ok=True)
             files.flush(path.parent)
 
-    def fetch(self, name: str) -> Path:
-        return self.root / name
+    @contextmanager
+    def fetched(self, name: str) -> Iterator[Path]:
+        yield files.inside(self.root, name)
 
 
 class RemoteStore(Store):
     """A file system of fsspec's, one of WHOLE_UPLOADS."""
 
     def __init__(self, address: str, worker: str) -> None:
-        digest = hashlib.sha256(address.encode()).hexdigest()[:16]
-        super().__init__(address, Path(tempfile.gettempdir()) / f"lbgen-{digest}" / STAGING / worker)
+        super().__init__(address, worker)
         self._system, self.root = _file_system(address)
+
+    @property
+    def local_folder(self) -> Path:
+        return private_folder() / hashlib.sha256(self.address.encode()).hexdigest()[:16]
 
     @property
     def system(self) -> Any:
@@ -134,34 +162,52 @@ class RemoteStore(Store):
         self._system.invalidate_cache()
         return self._system
 
+    def _path(self, name: str) -> str:
+        files.ensure_relative(self.address, name)
+        return f"{self.root}/{name}"
+
     def names(self, folder: str = "") -> set[str]:
         try:
-            paths = self.system.ls(f"{self.root}/{folder}".rstrip("/"), detail=False)
+            paths = self.system.ls(self._path(folder) if folder else self.root, detail=False)
         except FileNotFoundError:
             return set()
         return {path.rstrip("/").rpartition("/")[2] for path in paths}
 
     def read(self, name: str) -> bytes:
         with _reaching():
-            content = self.system.cat_file(f"{self.root}/{name}")
+            content = self.system.cat_file(self._path(name))
         assert isinstance(content, bytes)
         return content
 
     def publish(self, staged: Mapping[str, Path]) -> None:
-        self.system.put([str(path) for path in staged.values()], [f"{self.root}/{name}" for name in staged])
+        self.system.put([str(path) for path in staged.values()], [self._path(name) for name in staged])
         for path in staged.values():
             path.unlink()
 
     def remove(self, name: str) -> None:
         if self.exists(name):
-            self.system.rm_file(f"{self.root}/{name}")
+            self.system.rm_file(self._path(name))
 
-    def fetch(self, name: str) -> Path:
-        local = self.staging / name.replace("/", "-")
-        make_folder(local.parent)
-        with _reaching():
-            self.system.get_file(f"{self.root}/{name}", str(local))
-        return local
+    @contextmanager
+    def fetched(self, name: str) -> Iterator[Path]:
+        local = self.stage() / name.replace("/", "-")
+        try:
+            with _reaching():
+                self.system.get_file(self._path(name), str(local))
+            yield local
+        finally:
+            local.unlink(missing_ok=True)
+
+
+def private_folder() -> Path:
+    """This user's own folder in the system's temporary one, where others cannot plant anything."""
+    folder = Path(tempfile.gettempdir()) / f"lbgen-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise UserError(f"{folder}: it is not a folder that only you can write to; remove it, or set TMPDIR to another")
+    return folder
 
 
 @contextmanager

@@ -59,8 +59,9 @@ def load_bank(
     draw: places of one chunk to looks (n, L).  share: this process and the number of processes, each of which makes
     its chunks; `wait` is for the others.
     """
+    folder = path.with_suffix("")
+    files.refuse_links(path.parent, [path.name, folder.name])
     if not path.exists():
-        folder = path.with_suffix("")
         folder.mkdir(parents=True, exist_ok=True)
         chunks = [places[start : start + CHUNK] for start in range(0, len(places), CHUNK)]
         parts = [folder / f"{number:05d}.safetensors" for number in range(len(chunks))]

@@ -25,6 +25,18 @@ from lbgen.interrupts import noted_signals
 from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
 from lbgen.vocabulary import Vocabulary, load_vocabulary
 
+OWN = (
+    "adapter",
+    "checkpoints",
+    "config.yaml",
+    "evaluations.jsonl",
+    "logs",
+    "metrics.jsonl",
+    "provenance.json",
+    "samples",
+)
+"""What a run writes in its folder, besides the bank of the independence term."""
+
 MAY_CHANGE = (
     "output",
     "max_steps",
@@ -51,6 +63,7 @@ class AlignResult:
 def align(config: AlignConfig) -> AlignResult:
     """Fine-tune the generator's adapter on the weighted objective, from where the run folder stands."""
     files.ensure_writable(config.output)
+    files.refuse_links(config.output, OWN)
     try:
         return _align(config)
     except (OSError, SafetensorError) as error:

@@ -28,8 +28,9 @@ class VisionModel:
 
     def __init__(self, where: str, device: torch.device) -> None:
         with loading("features", where, marker="config.json"):
-            self.model = complete(AutoModel, where, torch.float32).eval().requires_grad_(False).to(device)
-            self.preprocessing = Preprocessing(AutoImageProcessor.from_pretrained(where))
+            model = complete(AutoModel, where, torch.float32, trust_remote_code=False)
+            self.model = model.eval().requires_grad_(False).to(device)
+            self.preprocessing = Preprocessing(AutoImageProcessor.from_pretrained(where, trust_remote_code=False))
         self.where, self.device = where, device
         self.side = (self.preprocessing.crop or self.preprocessing.size)["height"]
         self.dimension: int = self.model.config.hidden_size

@@ -43,6 +43,7 @@ def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
     sources = [open_source(Path(directory)) for directory in directories]
     attributes = load_attributes(config.attributes)
     files.ensure_writable(config.output)
+    files.refuse_links(config.output, ["cache"])
     with locked(config.output / "cache" / "lock", str(config.output)):
         return _audited(sources, names, attributes, config)
 

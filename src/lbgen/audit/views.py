@@ -22,6 +22,8 @@ RING_SHARE = 1 / 16
 THUMBNAIL_SHARE = 1 / 16
 BLANK_SPREAD = 2
 """An image whose brightest and darkest values differ by no more than this, of 255, in every channel is blank."""
+READ = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
+"""Formats that Pillow may open: it decodes these itself, and hands others to programs of this machine (EPS)."""
 FORMATS = ("JPEG", "PNG", "WEBP")
 FACTS = ("log width", "log height", "log aspect", "quantisation", *FORMATS)
 """Not the bytes: they follow the picture's detail, and so the object."""
@@ -59,7 +61,7 @@ def decode(content: bytes, mask: bytes | None, side: int) -> Decoded | str:
 def _opened(content: bytes) -> Image.Image | str:
     """The whole image, or why there is none."""
     try:
-        image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=READ)
         image.load()
         return image
     except UnidentifiedImageError:

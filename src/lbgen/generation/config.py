@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from lbgen.config import require
+from lbgen.dataset import is_split_name
 from lbgen.errors import UserError
 from lbgen.models.registry import Scheduler
 from lbgen.storage import without_scheme
@@ -171,8 +172,7 @@ class GenerateConfig(ScreeningConfig):
         for name in ("size", "stored_size"):
             value = getattr(self, name)
             require(self, name, value is None or min(value) >= 1, "give a height and a width in pixels")
-        fit = self.split.isidentifier() and self.split not in ("index", "screening", "data", "all")
-        require(self, "split", fit, "give a word of letters, digits and _")
+        require(self, "split", is_split_name(self.split), "give a word of letters, digits and _")
         on_hub = self.output.startswith("hf://") and self.format == "imagefolder"
         require(self, "format", not on_hub, "hf:// makes a commit of each file; choose webdataset or parquet there")
         require(self, "shard_of", self.part is None or self.engine == "local", "Ray shares the shards out itself")

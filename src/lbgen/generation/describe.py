@@ -23,6 +23,7 @@ from lbgen.generation.plan import Plan
 from lbgen.generation.residual import residuals
 from lbgen.generation.samples import CATEGORIES, IMAGES, sample_grid, spread
 from lbgen.generation.sidecars import info_json
+from lbgen.generation.stored import read_rows
 from lbgen.generation.tally import Count, Tally, merged
 from lbgen.storage import Store
 
@@ -60,7 +61,7 @@ def description_of(store: Store, config: GenerateConfig, plan: Plan, tally: Tall
         rejections={
             category_id: rejections_of(count) for category_id, count in tally.categories.items() if count.reasons
         },
-        residuals=residuals(store, plan) if plan.balanced else (),
+        residuals=residuals(store, config, plan) if plan.balanced else (),
     )
 
 
@@ -92,24 +93,28 @@ def read_tallies(store: Store, plan: Plan) -> Tally:
 def samples(store: Store, config: GenerateConfig, plan: Plan) -> bytes:
     """A picture of some categories' first images."""
     chosen = [category.id for category in spread(plan.categories, CATEGORIES)]
-    found = list(sample_rows(store, plan, chosen))
+    found = list(sample_rows(store, config, plan, chosen))
     if not found:  # screening dropped them all, or they come later in a very large dataset
         return sample_grid([Image.new("RGB", (1, 1), "white")], ["no image of these categories in the first shards"])
     layout = LAYOUTS[config.format]
     contents: dict[str, bytes] = {}
     for row in {row.file: row for row in found}.values():
         wanted = {one.key for one in found if one.file == row.file}
-        contents |= {one.key: one.content for one in layout.read(store.fetch(row.file), row) if one.key in wanted}
+        with store.fetched(row.file) as path:
+            contents |= {one.key: one.content for one in layout.read(path, row) if one.key in wanted}
     found.sort(key=lambda row: (row.label, row.key))
-    return sample_grid([Image.open(BytesIO(contents[row.key])) for row in found], [row.name for row in found])
+    return sample_grid(
+        [Image.open(BytesIO(contents[row.key]), formats=[config.image_format]) for row in found],
+        [row.name for row in found],
+    )
 
 
-def sample_rows(store: Store, plan: Plan, chosen: list[str]) -> Iterator[Row]:
+def sample_rows(store: Store, config: GenerateConfig, plan: Plan, chosen: list[str]) -> Iterator[Row]:
     """Up to IMAGES rows of each chosen category, from the first shards of the first split."""
     split = plan.splits[0]
     counts: Counter[str] = Counter()
     for shard in range(min(plan.shards(split), SEARCHED)):
-        rows, _ = dataset.read_part(store, split, shard)
+        rows, _ = read_rows(store, config, plan, split, shard)
         for row in rows:
             if row.id in chosen and counts[row.id] < IMAGES:
                 counts[row.id] += 1

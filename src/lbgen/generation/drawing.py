@@ -13,6 +13,7 @@ from lbgen.generation.bar import Bar
 from lbgen.generation.check import Checked
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.local_workers import processes, this_process
+from lbgen.generation.made_here import remember
 from lbgen.generation.paths import generator_name
 from lbgen.generation.plan import Plan
 from lbgen.generation.ray_workers import ray_actors
@@ -59,5 +60,6 @@ def agreed(store: Store, config: GenerateConfig, plan: Plan, checked: Checked, r
     store.remove(records.COMPLETE)
     if record is None or record.targets != plan.targets:
         records.write(store, config, checked.made_with, plan)
+        remember(store)
     adapter_sha256 = checked.made_with.adapter_sha256
     return Job(config, plan, adapter_sha256, generator_name(config.generator), torch.get_num_threads(), rounds)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lbgen.attributes import Attribute
+from lbgen.dataset import is_split_name
 from lbgen.errors import UserError
 from lbgen.generation.balance import target_values
 from lbgen.vocabulary import Category, Vocabulary
@@ -218,8 +219,10 @@ def from_json(content: Any, source: str) -> tuple[Target, ...]:
 def _target(item: Any, source: str, number: int) -> Target:
     match item:
         case {"split": str(split), "images_per_category": int(images), "categories": list(pairs)}:
-            if all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs):
-                return Target(split, images, tuple(Category(category_id, name, source) for category_id, name in pairs))
+            whole = all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs)
+            if whole and is_split_name(split) and type(images) is int and images >= 1:
+                categories = tuple(Category(category_id, name, source) for category_id, name in pairs)
+                return Target(split, images, Vocabulary(categories).categories)  # refuses ids that lead elsewhere
     raise UserError(
         f"{source}, item {number}: its split, images_per_category or categories ([id, name] each) are not what lbgen "
         "writes there; restore the file or choose another --output"

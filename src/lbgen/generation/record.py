@@ -124,8 +124,9 @@ def check_attributes(record: Record, config: GenerateConfig, balanced: Sequence[
 
 
 def config_of(record: Record, output: str) -> GenerateConfig:
-    """The configuration that a dataset was made with."""
-    return lbgen.config.from_values(GenerateConfig, {**record.config, "output": output}, f"{output}/{RECORD}")
+    """The configuration that a dataset was made with; how it was run is nobody's business but this run's."""
+    values = {name: value for name, value in record.config.items() if name not in RUNNING}
+    return lbgen.config.from_values(GenerateConfig, {**values, "output": output}, f"{output}/{RECORD}")
 
 
 def made_with(config: GenerateConfig) -> MadeWith:

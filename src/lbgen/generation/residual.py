@@ -10,16 +10,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lbgen import dataset, measures
+from lbgen import measures
 from lbgen.attributes import Attribute
+from lbgen.generation.config import GenerateConfig
 from lbgen.generation.description import Residual
 from lbgen.generation.plan import Plan
+from lbgen.generation.stored import read_rows
 from lbgen.storage import Store
 
 
-def residuals(store: Store, plan: Plan) -> list[Residual]:
+def residuals(store: Store, config: GenerateConfig, plan: Plan) -> list[Residual]:
     """Of all splits together, one for each balanced attribute."""
-    label, *values = torch.cat(list(_shards(store, plan))).T  # (N,) and 2A times (N,)
+    label, *values = torch.cat(list(_shards(store, config, plan))).T  # (N,) and 2A times (N,)
     targets, found = values[: len(plan.balanced)], values[len(plan.balanced) :]
     return [residual(*of_one, label) for of_one in zip(plan.balanced, targets, found, strict=True)]
 
@@ -35,11 +37,11 @@ def residual(attribute: Attribute, target: Tensor, found: Tensor, label: Tensor)
     )
 
 
-def _shards(store: Store, plan: Plan) -> Iterator[Tensor]:
+def _shards(store: Store, config: GenerateConfig, plan: Plan) -> Iterator[Tensor]:
     """Label, index of each target value and of each value found: (images, 1 + 2A)."""
     numbers = [{value: number for number, value in enumerate(attribute.values)} for attribute in plan.balanced]
     for split in plan.splits:
         for shard in range(plan.shards(split)):
-            rows, _ = dataset.read_part(store, split, shard)
+            rows, _ = read_rows(store, config, plan, split, shard)
             lines = [[row.label, *map(dict.__getitem__, numbers * 2, row.target + row.found)] for row in rows]
             yield torch.tensor(lines, dtype=torch.int64).view(len(rows), 1 + 2 * len(numbers))

@@ -14,6 +14,7 @@ from lbgen.generation import balance
 from lbgen.generation import plan as plans
 from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig, approximations, worker_name
+from lbgen.generation.made_here import remember
 from lbgen.generation.paths import at_absolute_paths, check_models
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
@@ -48,6 +49,8 @@ def generate(config: GenerateConfig) -> GenerateResult:
         planned(config, store)  # what can be refused is refused before anything is written
         with locked(store.lock_file, config.output, config.part):
             plan, record = planned(config, store)
+            if record:
+                remember(store)
             return make(store, config, plan, record)
 
 
@@ -79,7 +82,7 @@ def make(store: Store, config: GenerateConfig, plan: Plan, record: Record | None
         if found := approximations(config):
             print(f"approximated: {'; '.join(found)}")
         try:
-            draw(store, config, plan, record, missing, read_rounds(store, split))
+            draw(store, config, plan, record, missing, read_rounds(store, config, plan))
         finally:
             store.clear_staging(every=config.part is None)
         done = dataset.finished_shards(store, split)

@@ -28,7 +28,7 @@ from lbgen.generation.duplicates import Hashes, Pairs, Rows, accepted_images, ne
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.generation.rounds import Round, read_rounds, write_rounds
-from lbgen.generation.stored import stored_images
+from lbgen.generation.stored import read_rows, stored_images
 from lbgen.generation.worker import device_of
 from lbgen.models.semantics import load_semantics
 from lbgen.storage import Store
@@ -43,28 +43,28 @@ def settle(store: Store, config: GenerateConfig, plan: Plan, record: Record | No
     """Leave no near-duplicates, but for last resorts, in a split whose shards are all there."""
     if record:  # before anything is named or scored by another space
         records.check_made_with(record, records.made_with(config), config.output)
-    rounds = read_rounds(store, config.split)
+    rounds = read_rounds(store, config, plan)
     while True:
-        if rounds and (pending := unchanged(store, config.split, rounds[-1])):
+        if rounds and (pending := unchanged(store, config, plan, rounds[-1])):
             draw(store, config, plan, record, pending, rounds)
-        images = read_images(store, config.split, plan.shards(config.split))
+        images = read_images(store, config, plan)
         pairs = pairs_of(images, config.duplicate_bits)
-        cosines = cosines_of(store, config, images, pairs)
+        cosines = cosines_of(store, config, plan, images, pairs)
         accepted = accepted_images(pairs, cosines, config.duplicate_cosine, images.failed, images.settled)
         if (accepted | images.failed).all():
-            record_nearest(store, config, images, accepted, pairs, cosines)
+            record_nearest(store, config, plan, images, accepted, pairs, cosines)
             return
-        rounds.append(round_of(store, config.split, images, ~(accepted | images.failed)))
+        rounds.append(round_of(store, config, plan, images, ~(accepted | images.failed)))
         write_rounds(store, config.split, rounds)
         count, shards = sum(map(len, rounds[-1].values())), len(rounds[-1])
         print(f"near-duplicates: {count} of {len(accepted)} images, in {shards} shards, are drawn again")
 
 
-def unchanged(store: Store, split: str, found: Round) -> list[int]:
+def unchanged(store: Store, config: GenerateConfig, plan: Plan, found: Round) -> list[int]:
     """The shards of a round in which an image is still as the round found it."""
     shards = []
     for shard, duplicates in found.items():
-        rows, _ = dataset.read_part(store, split, shard)
+        rows, _ = read_rows(store, config, plan, config.split, shard)
         if any(row.attempt == duplicates.get(row.key) and not row.failed for row in rows):
             shards.append(shard)
     return shards
@@ -99,10 +99,10 @@ class Images:
         yield from zip(shards.tolist(), np.split(rows, starts[1:]), strict=False)  # of no images, one part
 
 
-def read_images(store: Store, split: str, shards: int) -> Images:
-    columns = []
-    for shard in tqdm(range(shards), desc="compare", unit="shard", dynamic_ncols=True, disable=None):
-        rows, _ = dataset.read_part(store, split, shard)
+def read_images(store: Store, config: GenerateConfig, plan: Plan) -> Images:
+    columns, shards = [], range(plan.shards(config.split))
+    for shard in tqdm(shards, desc="compare", unit="shard", dynamic_ncols=True, disable=None):
+        rows, _ = read_rows(store, config, plan, config.split, shard)
         hashes = np.array([hash_of(row) for row in rows], np.uint64)
         numbers = [
             (shard, place, row.label, row.failed, "duplicate_bits" in row.scores and not row.failed)
@@ -129,7 +129,7 @@ def pairs_of(images: Images, most_bits: int) -> Pairs:
 
 
 @torch.no_grad()
-def cosines_of(store: Store, config: GenerateConfig, images: Images, pairs: Pairs) -> NDArray[np.float64]:
+def cosines_of(store: Store, config: GenerateConfig, plan: Plan, images: Images, pairs: Pairs) -> NDArray[np.float64]:
     """Of the features of each pair's images, as they are stored."""
     rows = np.union1d(pairs.later, pairs.earlier)
     if not len(rows):
@@ -137,7 +137,7 @@ def cosines_of(store: Store, config: GenerateConfig, images: Images, pairs: Pair
     device = torch.device(device_of(0))
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     space = load_semantics(config.screen_semantics, device, dtype, "--screen-semantics")
-    waiting, features = pictures(store, config, images, rows), []
+    waiting, features = pictures(store, config, plan, images, rows), []
     while batch := list(islice(waiting, BATCH)):
         pixels = torch.tensor(np.stack(batch), device=device).permute(0, 3, 1, 2) / 255  # (B, 3, H, W)
         features.append(space.embed_images(pixels).cpu())
@@ -147,21 +147,22 @@ def cosines_of(store: Store, config: GenerateConfig, images: Images, pairs: Pair
     return np.concatenate([(table[later[block]] * table[earlier[block]]).sum(axis=1) for block in blocks])
 
 
-def pictures(store: Store, config: GenerateConfig, images: Images, rows: Rows) -> Iterator[NDArray[np.uint8]]:
+def pictures(
+    store: Store, config: GenerateConfig, plan: Plan, images: Images, rows: Rows
+) -> Iterator[NDArray[np.uint8]]:
     """(H, W, 3) each, in order."""
     for shard, chosen in images.by_shard(rows):
-        lines, _ = dataset.read_part(store, config.split, shard)
+        lines, _ = read_rows(store, config, plan, config.split, shard)
         wanted = [lines[place] for place in images.places[chosen]]
         contents = {stored.key: stored.content for stored in stored_images(store, config, wanted)}
         for line in wanted:
-            yield np.asarray(Image.open(BytesIO(contents[line.key])))
-        store.clear_staging()
+            yield np.asarray(Image.open(BytesIO(contents[line.key]), formats=[config.image_format]))
 
 
-def round_of(store: Store, split: str, images: Images, duplicates: NDArray[np.bool_]) -> Round:
+def round_of(store: Store, config: GenerateConfig, plan: Plan, images: Images, duplicates: NDArray[np.bool_]) -> Round:
     found: Round = {}
     for shard, chosen in images.by_shard(np.flatnonzero(duplicates)):
-        lines, _ = dataset.read_part(store, split, shard)
+        lines, _ = read_rows(store, config, plan, config.split, shard)
         found[shard] = {lines[place].key: lines[place].attempt for place in images.places[chosen]}
     return found
 
@@ -169,6 +170,7 @@ def round_of(store: Store, split: str, images: Images, duplicates: NDArray[np.bo
 def record_nearest(
     store: Store,
     config: GenerateConfig,
+    plan: Plan,
     images: Images,
     accepted: NDArray[np.bool_],
     pairs: Pairs,
@@ -188,7 +190,7 @@ def record_nearest(
     bits[pairs.later[best_last]] = pairs.bits[best_last]
     nearest_cosines[pairs.later[best_last]] = cosines[best_last]
     for shard, chosen in images.by_shard(np.arange(len(accepted))):
-        lines, containers = dataset.read_part(store, config.split, shard)
+        lines, containers = read_rows(store, config, plan, config.split, shard)
         scored = [
             with_nearest(line, int(bits[row]), float(nearest_cosines[row]))
             for line, row in zip(lines, chosen, strict=True)

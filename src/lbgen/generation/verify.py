@@ -7,22 +7,25 @@ import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tqdm import tqdm
 
-from lbgen import dataset, files
+from lbgen import dataset, files, provenance
 from lbgen.dataset import Row
 from lbgen.errors import UserError
 from lbgen.generation import record as records
 from lbgen.generation.balance import balanced_attributes
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.layouts import LAYOUTS
-from lbgen.generation.paths import check_places
+from lbgen.generation.paths import check_places, with_trusted_models
 from lbgen.generation.plan import Plan
+from lbgen.generation.rounds import read_rounds
 from lbgen.generation.run import make, storage_errors
+from lbgen.generation.stored import differences
 from lbgen.generation.tally import Tally
 from lbgen.locking import locked
-from lbgen.storage import LocalStore, Store, open_store, without_scheme
+from lbgen.storage import Store, open_store, without_scheme
 
 SHOWN = 3
 """Damaged images named on a shard's line."""
@@ -38,11 +41,21 @@ class VerifyResult:
     """One line for each damaged shard and for each file that belongs to none."""
 
 
-def verify(directory: str, repair: bool = False) -> VerifyResult:
-    """Compare every image of a dataset, a folder or an fsspec address, with its index and its plan.
+def verify(
+    directory: str,
+    repair: bool = False,
+    *,
+    generator: str | None = None,
+    adapter: Path | None = None,
+    attributes: Path | None = None,
+    screen_semantics: str | None = None,
+) -> VerifyResult:
+    """Compare every image of a dataset, a folder or an fsspec address, with its index and its plan; writes nothing.
 
     repair: make the damaged shards again, and those alone, and say whether their images have the bytes that the index
-    promised. Prints a line for each, and returns what is damaged still.
+    promised. Prints a line for each, and returns what is damaged still. How the dataset was run (engine, workers) has
+    no part in it. The models are those that the dataset was made with; they are looked for where the record says only
+    if this user made the dataset, else where the other arguments say.
     """
     directory = without_scheme(str(directory))
     with storage_errors(directory):
@@ -54,7 +67,15 @@ def verify(directory: str, repair: bool = False) -> VerifyResult:
         plan = Plan(record.targets, config.seed, config.shard_size)
         damaged, strangers = check(store, config, plan)
         if damaged and repair:
-            check_places(record, directory)
+            given = {
+                "generator": generator,
+                "adapter": adapter,
+                "attributes": attributes,
+                "screen_semantics": screen_semantics,
+            }
+            provenance.ensure_versions(record.made_with["versions"], directory)
+            config = with_trusted_models(config, given, store)
+            check_places(config)
             records.check_made_with(record, records.made_with(config), directory)  # before a shard is given up
             plan = replace(plan, balanced=balanced_attributes(config))
             promised = {place: hashes(store, *place) for place in damaged}
@@ -80,10 +101,11 @@ def check(store: Store, config: GenerateConfig, plan: Plan) -> tuple[dict[tuple[
             if faults:
                 damaged[split, shard] = f"{dataset.shard_name(split, shard)}: {'; '.join(faults)}"
                 bar.write(damaged[split, shard])
+    for split in plan.splits:
+        read_rounds(store, replace(config, split=split), plan)  # refuses what is not of the plan
     strangers = list(files_of_no_shard(store, config, plan, known)) if not damaged else []
     for line in strangers:
         print(line)
-    store.clear_staging()
     return damaged, strangers
 
 
@@ -96,32 +118,28 @@ def check_shard(
     except FileNotFoundError:
         yield "not made"
         return
+    except UserError:
+        raise
     except DAMAGE:
         yield f"{dataset.part_name(split, shard)} cannot be read"
         return
+    if fault := next(differences(config, plan, rows, containers, split, shard), None):
+        yield f"{dataset.part_name(split, shard)} is not that of the plan: {fault}"
+        return  # nothing that it names is looked for
     known.update(row.file for row in rows)
-    yield from compare_with_plan(store, plan, rows, split, shard)
+    if len(rows) + dropped(store, split, shard) != plan.shard_images(split, shard):
+        yield f"{dataset.part_name(split, shard)} lacks images"
     for name, sha256 in containers.items():
         try:
-            if files.sha256(store.fetch(name)) != sha256:
-                yield f"{name} was changed"
+            with store.fetched(name) as path:
+                if files.sha256(path) != sha256:
+                    yield f"{name} was changed"
         except OSError:
             yield f"{name} is missing"
     wrong = [row.key for row in damaged_images(store, config, rows)]
     if wrong:
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         yield f"{len(wrong)} of {len(rows)} images missing or changed ({', '.join(wrong[:SHOWN])}{more})"
-    if not isinstance(store, LocalStore):
-        store.clear_staging()
-
-
-def compare_with_plan(store: Store, plan: Plan, rows: Sequence[Row], split: str, shard: int) -> Iterator[str]:
-    """A shard has the images of the plan, but for those that screening dropped."""
-    planned = {image.key: (image.category.id, image.category.name, image.label) for image in plan.shard(split, shard)}
-    if any(planned.get(row.key) != (row.id, row.name, row.label) for row in rows):
-        yield f"{dataset.part_name(split, shard)} is not that of the plan"
-    elif len({row.key for row in rows}) + dropped(store, split, shard) != len(planned):
-        yield f"{dataset.part_name(split, shard)} lacks images"
 
 
 def dropped(store: Store, split: str, shard: int) -> int:
@@ -139,11 +157,14 @@ def damaged_images(store: Store, config: GenerateConfig, rows: Sequence[Row]) ->
     wanted = {row.key: row for row in rows}
     for row in {row.file: row for row in rows}.values():
         try:
-            for stored in layout.read(store.fetch(row.file), row):
-                expected = wanted.get(stored.key)
-                same = expected and hashlib.sha256(stored.content).hexdigest() == expected.sha256
-                if same and stored.label in (None, wanted[stored.key].label):
-                    whole.add(stored.key)
+            with store.fetched(row.file) as path:
+                for stored in layout.read(path, row):
+                    expected = wanted.get(stored.key)
+                    same = expected and hashlib.sha256(stored.content).hexdigest() == expected.sha256
+                    if same and stored.label in (None, wanted[stored.key].label):
+                        whole.add(stored.key)
+        except UserError:
+            raise
         except DAMAGE:
             continue
     return [row for row in rows if row.key not in whole]
@@ -164,6 +185,8 @@ def hashes(store: Store, split: str, shard: int) -> dict[str, str]:
     """Key -> sha256 of a shard's images, as far as its part of the index can be read."""
     try:
         return {row.key: row.sha256 for row in dataset.read_part(store, split, shard)[0]}
+    except UserError:
+        raise
     except DAMAGE:
         return {}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -13,20 +12,19 @@ from typing import NamedTuple
 import torch
 
 from lbgen import dataset
-from lbgen.dataset import SUFFIXES, Row
+from lbgen.dataset import Row
 from lbgen.errors import UserError
 from lbgen.generation.bar import Progress
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.layouts import LAYOUTS
 from lbgen.generation.painter import Painter, prompt_of
 from lbgen.generation.plan import Plan, PlannedImage
 from lbgen.generation.rounds import Round
 from lbgen.generation.screen import Screen, Verdict
-from lbgen.generation.stored import stored_images
+from lbgen.generation.stored import file_of, read_rows, stored_images
 from lbgen.generation.tally import Tally
 from lbgen.generation.writing import Shard, Work, Writers
 from lbgen.models.generator import PRECISIONS, Generator, load_generator
-from lbgen.storage import make_folder, open_store
+from lbgen.storage import open_store
 
 
 @dataclass(frozen=True)
@@ -114,16 +112,14 @@ class Worker:
 
     def _begin(self, number: int) -> Drawing:
         split = self.config.split
-        staged = self.store.staging / dataset.shard_name(split, number)
-        shutil.rmtree(staged, ignore_errors=True)  # of a worker of this name that was killed
-        make_folder(staged)
+        staged = self.store.stage(dataset.shard_name(split, number))
         planned = {image.key: image for image in self.job.plan.shard(split, number)}
         return Drawing(Shard(split, number, staged), planned)
 
     def _take_over(self, drawing: Drawing) -> None:
         """Go on from a shard as it is stored."""
         shard, store = drawing.shard, self.store
-        rows, _ = dataset.read_part(store, shard.split, shard.number)
+        rows, _ = read_rows(store, self.config, self.job.plan, shard.split, shard.number)
         drawing.encoded = {row.key: row for row in rows}
         drawing.tally = Tally.from_json(json.loads(store.read(dataset.tally_name(shard.split, shard.number))))
         for stored in stored_images(store, self.config, rows):
@@ -212,7 +208,6 @@ def row_of(
     image: PlannedImage, shard: int, config: GenerateConfig, verdict: Verdict, rejections: Sequence[str] = ()
 ) -> Row:
     """The index's line of an image that is not encoded yet, so without its hash."""
-    suffix = SUFFIXES[config.image_format]
     return Row(
         id=image.category.id,
         name=image.category.name,
@@ -223,7 +218,7 @@ def row_of(
         split=image.split,
         shard=shard,
         key=image.key,
-        file=LAYOUTS[config.format].file(image.split, shard, image.category.id, image.key, suffix),
+        file=file_of(image, shard, config),
         sha256="",
         perceptual_hash=verdict.perceptual_hash,
         scores=verdict.scores,

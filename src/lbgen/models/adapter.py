@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ NAME = "default"
 """peft's name of our one adapter."""
 PARTS = ("unet", "text_encoder")
 """The parts of a pipeline that an adapter may sit on."""
+READ = ("r", "lora_alpha", "target_modules", "init_lora_weights", "base_model_name_or_path", "inference_mode",
+        "peft_type", "peft_version", "revision", "task_type", "auto_mapping")  # fmt: skip
+"""What of a stored configuration is read, and what only says where an adapter comes from."""
+LARGEST_RANK = 65536
 METADATA = "lora_adapter_metadata"
 """The metadata entry in which diffusers keeps the configurations of a file's adapters."""
 
@@ -120,7 +125,7 @@ def read(directory: Path) -> dict[str, tuple[LoraConfig, dict[str, Tensor]]]:
         raise UserError(f"{directory} holds no {FILE}; give the adapter folder of a run, such as runs/a/adapter")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            metadata = _metadata((file.metadata() or {}).get(METADATA, "{}"), path)
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}); write it again") from error
@@ -130,7 +135,40 @@ def read(directory: Path) -> dict[str, tuple[LoraConfig, dict[str, Tensor]]]:
     if strangers or not weights:
         found = strangers[0] if strangers else "no weight"
         raise UserError(f"{path} holds {found}, of neither {' nor '.join(PARTS)}; give an adapter written by lbgen")
-    return {part: (LoraConfig(**_part(metadata, part)), _part(weights, part)) for part in PARTS if _part(weights, part)}
+    return {
+        part: (_read_configuration(_part(metadata, part), f"{path}, {part}"), _part(weights, part))
+        for part in PARTS
+        if _part(weights, part)
+    }
+
+
+def _read_configuration(values: dict[str, Any], place: str) -> LoraConfig:
+    """Rank, alpha and targets, made into a configuration of our own: nothing else of the file reaches peft.
+
+    What says only where the adapter comes from is left out; any other setting that is not peft's default is refused.
+    """
+    rank, alpha, targets = (values.get(name) for name in ("r", "lora_alpha", "target_modules"))
+    if type(rank) is not int or not 1 <= rank <= LARGEST_RANK:
+        raise UserError(f"{place}: its rank is {rank!r:.40}, not a number from 1 to {LARGEST_RANK}; write it again")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise UserError(f"{place}: its alpha is {alpha!r:.40}, not a finite number; write it again")
+    if not isinstance(targets, list) or not targets or not all(isinstance(target, str) for target in targets):
+        raise UserError(f"{place}: its target_modules are {targets!r:.40}, not a list of names; write it again")
+    defaults = LoraConfig().to_dict()
+    for name, value in values.items():
+        if name not in READ and value != defaults.get(name) and value not in (None, False, {}, []):
+            raise UserError(f"{place} sets {name!r:.40}, which lbgen does not read; give an adapter written by lbgen")
+    return configuration(rank, alpha, targets)
+
+
+def _metadata(text: str, path: Path) -> dict[str, Any]:
+    try:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError):
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise UserError(f"{path}: its {METADATA} is no JSON table; write the adapter again")
+    return metadata
 
 
 def _part(entries: dict[str, Any], part: str) -> dict[str, Any]:

@@ -93,10 +93,10 @@ def load_semantics(
 def _load(where: str, dtype: torch.dtype, flag: str) -> tuple[Any, Any, Any]:
     """(model, tokenizer, image processor) from a transformers folder or hub id."""
     with loading(flag, where, marker="config.json"):
-        family = AutoConfig.from_pretrained(where).model_type
+        family = AutoConfig.from_pretrained(where, trust_remote_code=False).model_type
         if family not in FAMILIES:
             raise UserError(f"{flag} {where} is a {family}; give one of {', '.join(FAMILIES)}")
-        model = complete(AutoModel, where, dtype)
-        tokenizer = AutoTokenizer.from_pretrained(where)
-        processor = AutoImageProcessor.from_pretrained(where)
+        model = complete(AutoModel, where, dtype, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
     return model, tokenizer, processor

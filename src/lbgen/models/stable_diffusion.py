@@ -276,9 +276,13 @@ def _compiled(network: Any, *, cuda_graphs: bool) -> Callable[..., Any]:
 
 def _load(where: str, dtype: torch.dtype) -> Any:
     with loading("generator", where, marker="model_index.json"):
-        kind = StableDiffusionPipeline.load_config(where)["_class_name"]
+        index = StableDiffusionPipeline.load_config(where)
+        kind = index["_class_name"]
         if kind != "StableDiffusionPipeline":
             raise UserError(f"generator {where} is a {kind}; give a checkpoint in Stable Diffusion 1.x or 2.x format")
+        for part, described in index.items():
+            if isinstance(described, list) and not _is_known(*described):
+                raise UserError(f"generator {where}, model_index.json: {part} is no class of diffusers or transformers")
         parts = {part: complete(MODELS[part], where, dtype, subfolder=part) for part in MODELS}
         return StableDiffusionPipeline.from_pretrained(
             where,
@@ -288,3 +292,9 @@ def _load(where: str, dtype: torch.dtype) -> Any:
             requires_safety_checker=False,
             **parts,
         )
+
+
+def _is_known(library: str | None, kind: str | None) -> bool:
+    """Whether a part's class runs no code of the checkpoint; transformers' Auto classes might."""
+    known = library in ("diffusers", "transformers", "stable_diffusion")
+    return kind is None or (known and not (library == "transformers" and kind.startswith("Auto")))

@@ -24,7 +24,7 @@ def thumbnail_uris(source: Source, wanted: set[str], side: int) -> dict[str, str
 
 def webp_uri(content: bytes, side: int) -> str:
     """Upright and on white, as the audit saw it."""
-    picture = views.as_seen(Image.open(io.BytesIO(content)))
+    picture = views.as_seen(Image.open(io.BytesIO(content), formats=views.READ))
     thumbnail = views.square(picture, min(side, *picture.size), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     thumbnail.save(stream, "WEBP", quality=QUALITY, method=4)

@@ -1,0 +1,384 @@
+"""Folders from someone else: nothing outside them is written, deleted or loaded, and none of their code runs.
+
+A sender may change anything in a dataset, an adapter, a model or a run folder. Each test makes such a folder, uses it
+as its receiver would, and compares the rest of the disk with what it was before.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from test_generate import config, contents, whole  # noqa: F401 (fixtures)
+
+from lbgen import files
+from lbgen.alignment.config import AlignConfig
+from lbgen.alignment.train import align
+from lbgen.audit.config import AuditConfig
+from lbgen.audit.run import audit
+from lbgen.errors import UserError
+from lbgen.generation.run import generate
+from lbgen.generation.verify import verify
+from lbgen.models.adapter import METADATA, read
+from lbgen.models.generator import load_generator
+from lbgen.storage import open_store
+
+
+@pytest.fixture(scope="module")
+def screened(config, tmp_path_factory):
+    """A dataset with a round of near-duplicates, so that its shards are taken over and changed."""
+    made = replace(config, output=str(tmp_path_factory.mktemp("screened") / "made"), screen=("duplicate",))
+    made = replace(made, screen_semantics="microworld", duplicate_bits=22, duplicate_cosine=0.8, images_per_category=8)
+    generate(made)
+    assert (Path(made.output) / "duplicates.json").exists()
+    return made
+
+
+@pytest.fixture
+def received(screened, tmp_path) -> Path:
+    return Path(shutil.copytree(screened.output, tmp_path / "received/dataset"))
+
+
+@pytest.fixture
+def outside(tmp_path) -> Path:
+    """What must stay as it is: files beside the received folder, and a folder that links point to."""
+    victim = tmp_path / "received/victim"
+    (victim / "inner").mkdir(parents=True)
+    (victim / "known.txt").write_text("mine")
+    (victim / "inner/file").write_text("mine too")
+    (victim / "index").mkdir()
+    (victim / "index/train-00000.parquet").write_text("of another dataset")
+    return victim
+
+
+# ---- what a sender changes ----
+
+
+def edit_index(folder: Path, change: Callable[[dict], dict], shard: int = 0) -> None:
+    """Rewrite a part of the index, row by row; the container hashes stay."""
+    path = folder / f"index/train-{shard:05d}.parquet"
+    table = pq.read_table(path)
+    rows = [change(row) for row in table.to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+
+
+def edit_plan(folder: Path, **changes: object) -> None:
+    path = folder / "plan.json"
+    path.write_text(json.dumps([{**target, **changes} for target in json.loads(path.read_text())]))
+
+
+def edit_record(folder: Path, **changes: object) -> None:
+    path = folder / "dataset.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["config"] |= changes
+    path.write_text(yaml.safe_dump(content))
+
+
+def name_a_duplicate(folder: Path) -> None:
+    """A round that asks for the first image of shard 0 to be drawn again."""
+    row = pq.read_table(folder / "index/train-00000.parquet").to_pylist()[0]
+    found = {"0": {row["key"]: row["attempt"]}}
+    (folder / "duplicates.json").write_text(json.dumps({"train": [found]}))
+    (folder / "croissant.json").unlink(missing_ok=True)
+
+
+def link(path: Path, target: Path) -> None:
+    """A link in the place of what was there, whose content goes where the link points."""
+    if path.is_dir():
+        shutil.copytree(path, target, dirs_exist_ok=True)
+        shutil.rmtree(path)
+    elif path.exists():
+        shutil.copy(path, target) if target.is_file() or not target.exists() else None
+        path.unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+
+
+def absolute_key(folder: Path, outside: Path) -> None:
+    """An index row with an absolute path as its key, of an image that the next worker takes over."""
+    target = str(outside / "known.txt")
+    first = pq.read_table(folder / "index/train-00000.parquet").to_pylist()[0]["key"]
+    edit_index(folder, lambda row: {**row, "key": target if row["key"] == first else row["key"]})
+    (folder / "duplicates.json").write_text(json.dumps({"train": [{"0": {target: 0}}]}))
+    (folder / "croissant.json").unlink(missing_ok=True)
+
+
+def file_elsewhere(folder: Path, outside: Path) -> None:
+    name_a_duplicate(folder)
+    edit_index(folder, lambda row: {**row, "file": "../victim/known.txt"})
+
+
+def id_elsewhere(folder: Path, outside: Path) -> None:
+    edit_plan(folder, categories=[["../../victim", "cat"], ["a2", "dog"], ["m3", "red fox"]])
+    (folder / "index/train-00000.parquet").unlink()
+
+
+def split_elsewhere(folder: Path, outside: Path) -> None:
+    edit_plan(folder, split="../victim/index/train")
+    (folder / "croissant.json").unlink()
+
+
+def round_elsewhere(folder: Path, outside: Path) -> None:
+    (folder / "duplicates.json").write_text(json.dumps({"train": [{"0": {"../../victim/known.txt": 0}, "-1": {}}]}))
+    (folder / "croissant.json").unlink()
+
+
+CHANGES = [absolute_key, file_elsewhere, id_elsewhere, split_elsewhere, round_elsewhere]
+LINKS = [
+    ".lock", ".staging", ".staging/all", ".staging/verify", "train", "train/z1", "index", "screening",
+    "index/train-00000.parquet", "screening/train-00000.json", "plan.json", "dataset.yaml", "labels.json",
+    "duplicates.json", "README.md",
+]  # fmt: skip
+
+
+def linked(name: str) -> Callable[[Path, Path], None]:
+    def change(folder: Path, outside: Path) -> None:
+        target = outside / "linked"
+        if name in (".lock", "README.md") or "." in name.rpartition("/")[2][1:]:
+            target = outside / "known.txt"
+        else:
+            target.mkdir()
+            (target / "mine").write_text("mine")
+        link(folder / name, target)
+        (folder / "croissant.json").unlink(missing_ok=True)
+        for shard in (1, 2):
+            if not (folder / "index").is_symlink():
+                (folder / f"index/train-{shard:05d}.parquet").unlink(missing_ok=True)
+
+    change.__name__ = f"linked {name}"
+    return change
+
+
+OPERATIONS = {
+    "verify": lambda folder, made: verify(str(folder)),
+    "repair": lambda folder, made: verify(str(folder), repair=True, generator=made.generator),
+    "resume": lambda folder, made: generate(replace(made, output=str(folder))),
+    "grow": lambda folder, made: generate(replace(made, output=str(folder), images_per_category=9)),
+    "audit": lambda folder, made: audit([folder], AuditConfig(output=folder.parent / "audit", semantics="microworld")),
+}
+
+
+def tree(folder: Path) -> dict[str, tuple]:
+    """Every entry, with its kind, its content and the time of its last change."""
+    found = {}
+    for path in [folder, *folder.rglob("*")]:
+        state = path.lstat()
+        content = path.read_bytes() if path.is_file() and not path.is_symlink() else None
+        found[str(path)] = (state.st_mode, state.st_size if content is not None else 0, state.st_mtime_ns, content)
+    return found
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("change", [*CHANGES, *map(linked, LINKS)], ids=lambda change: change.__name__)
+def test_nothing_outside_a_received_dataset_changes(screened, received, outside, change, operation):
+    """The tree beside it, to the byte and the time of change, after every use; refusals are one line."""
+    change(received, outside)
+    before = tree(outside)
+    try:
+        OPERATIONS[operation](received, screened)
+    except UserError as error:
+        assert "\n" not in str(error)
+    assert tree(outside) == before
+
+
+@pytest.mark.parametrize("change", [*CHANGES, linked("index"), linked("train/z1")], ids=lambda change: change.__name__)
+def test_a_changed_dataset_is_never_called_whole(received, outside, change):
+    change(received, outside)
+    with suppress(UserError):
+        assert verify(str(received)).damaged
+
+
+def test_the_resume_that_overwrote_a_file_elsewhere_is_refused_with_the_remedy(screened, received, outside):
+    name_a_duplicate(received)
+    last = pq.read_table(received / "index/train-00000.parquet").to_pylist()[-1]["key"]
+    target = str(outside / "known.txt")
+    edit_index(received, lambda row: {**row, "key": target if row["key"] == last else row["key"]})
+    with pytest.raises(UserError, match=r"index/train-00000.parquet is not that of the plan: .* --repair"):
+        generate(replace(screened, output=str(received)))
+
+
+def test_plain_verify_writes_nothing(received):
+    (received / ".staging/of-another-run").mkdir(parents=True)
+    (received / ".staging/of-another-run/file").write_text("kept")
+    (received / "index/train-00001.parquet").unlink()
+    before = tree(received)
+    assert verify(str(received)).damaged
+    assert tree(received) == before
+
+
+def test_staging_of_object_storage_follows_no_planted_link(monkeypatch, tmp_path):
+    """The common temporary folder is everybody's: a link or another's folder under our name is refused."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "victim").mkdir()
+    (tmp_path / f"lbgen-{os.getuid()}").symlink_to(tmp_path / "victim")
+    store = open_store("hf://datasets/nobody/nothing")
+    with pytest.raises(UserError, match="not a folder that only you can write to"):
+        store.stage()
+    assert list((tmp_path / "victim").iterdir()) == []
+
+
+# ---- a repair and the sender's record ----
+
+
+def test_repair_does_not_run_as_the_sender_did(received, screened, monkeypatch):
+    """Engine, address, workers: a connection would be refused by this machine, and named."""
+    edit_record(received, engine="ray", ray_address="203.0.113.1:6379", workers=64, writers=50, shard_of="0/2")
+    (received / "index/train-00001.parquet").unlink()
+    assert verify(str(received), repair=True, generator=screened.generator).damaged == ()
+
+
+@pytest.mark.parametrize(
+    "changes, flag",
+    [
+        ({"generator": "someone/model"}, "--generator"),
+        ({"generator": "sd15"}, "--generator"),
+        ({"adapter": "/etc"}, "--adapter"),
+        ({"screen_semantics": "someone/clip"}, "--screen-semantics"),
+        ({"attributes": "/etc/passwd", "balance": ["scene"]}, "--attributes"),
+    ],
+)
+def test_repair_asks_for_the_models_of_a_received_dataset(received, screened, monkeypatch, changes, flag):
+    """Before the network, or the folder, is touched."""
+    monkeypatch.setattr("lbgen.models.loading._ensure_there", lambda *_: pytest.fail("asked the hub"))
+    edit_record(received, **changes)
+    (received / "index/train-00001.parquet").unlink()
+    given = {} if flag == "--generator" else {"generator": screened.generator}
+    with pytest.raises(UserError, match=f"you have not made this dataset.* give {flag}$"):
+        verify(str(received), repair=True, **given)
+
+
+def test_repair_of_ones_own_dataset_needs_no_flag(received, monkeypatch, tmp_path):
+    """Made by this user, wherever the copy lies; another user is asked."""
+    part = received / "index/train-00001.parquet"
+    part.unlink()
+    assert verify(str(received), repair=True).damaged == ()
+    part.unlink()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user's"))
+    with pytest.raises(UserError, match="you have not made this dataset"):
+        verify(str(received), repair=True)
+
+
+# ---- code from models, adapters and pictures ----
+
+
+def test_no_code_of_a_semantics_folder_runs(tiny_clip_folder, tmp_path):
+    """Not even where somebody answers transformers' question with yes."""
+    folder = Path(shutil.copytree(tiny_clip_folder, tmp_path / "clip"))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        path = folder / name
+        content = json.loads(path.read_text())
+        kinds = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoImageProcessor")
+        path.write_text(json.dumps(content | {"auto_map": {kind: "evil.Evil" for kind in kinds}}))
+    program = f"from lbgen.models.semantics import load_semantics; load_semantics({str(folder)!r})"
+    ended = subprocess.run([sys.executable, "-c", program], input="y\ny\ny\n", capture_output=True, text=True)
+    assert not (tmp_path / "ran").exists()
+    assert "custom code" not in ended.stdout and "[y/N]" not in ended.stdout + ended.stderr
+
+
+def test_no_code_of_a_generator_folder_runs(tiny_sd_folder, tmp_path):
+    folder = Path(shutil.copytree(tiny_sd_folder, tmp_path / "sd"))
+    (folder / "scheduler/evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    index = json.loads((folder / "model_index.json").read_text())
+    for kind in (["evil", "Evil"], ["transformers", "AutoTokenizer"]):
+        (folder / "model_index.json").write_text(json.dumps(index | {"scheduler": kind}))
+        with pytest.raises(UserError, match="scheduler is no class of diffusers or transformers"):
+            load_generator(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+def adapter_with(folder: Path, **changes: object) -> Path:
+    """An adapter file whose stored configuration says something else."""
+    settings = {"unet.r": 2, "unet.lora_alpha": 2, "unet.target_modules": ["to_q"]}
+    settings |= {f"unet.{name}": value for name, value in changes.items()}
+    folder.mkdir(exist_ok=True)
+    weights = {"unet.mid_block.to_q.lora_A.weight": torch.zeros(2, 4)}
+    save_file(weights, folder / "pytorch_lora_weights.safetensors", {METADATA: json.dumps(settings)})
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"megatron_core": "evil", "megatron_config": {"a": 1}}, "megatron"),
+        ({"use_dora": True}, "use_dora"),
+        ({"rank_pattern": {"to_q": 7}}, "rank_pattern"),
+        ({"something_new": "value"}, "something_new"),
+        ({"r": "2"}, "rank"),
+        ({"r": 10**30}, "rank"),
+        ({"lora_alpha": float("nan")}, "alpha"),
+        ({"target_modules": "all-linear"}, "target_modules"),
+    ],
+)
+def test_an_adapter_brings_rank_alpha_and_targets_and_nothing_else(tmp_path, monkeypatch, changes, named):
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    folder = adapter_with(tmp_path / "adapter", **changes)
+    with pytest.raises(UserError, match=f"pytorch_lora_weights.safetensors, unet.*{named}"):
+        read(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_setting_at_its_default_is_no_setting(tmp_path):
+    """As in the files of earlier versions, which hold all of peft's configuration."""
+    folder = adapter_with(tmp_path / "adapter", use_dora=False, megatron_core="megatron.core", rank_pattern={})
+    ((settings, _),) = read(folder).values()
+    assert (settings.r, settings.lora_alpha, settings.target_modules) == (2, 2, {"to_q"})
+
+
+def test_a_picture_is_handed_to_no_other_program(tmp_path, monkeypatch):
+    """An EPS called .png goes to Ghostscript, where there is one: a `gs` that says that it ran stands in for it."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\nexit 1\n")
+    (tmp_path / "bin/gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    for category in ("cup", "fish"):
+        folder = tmp_path / f"pictures/{category}"
+        folder.mkdir(parents=True)
+        (folder / "x.png").write_bytes(eps)
+    with pytest.raises(UserError, match="no labelled image in it"):
+        audit([tmp_path / "pictures"], AuditConfig(output=tmp_path / "audit", semantics="microworld"))
+    assert not (tmp_path / "ran").exists()
+
+
+# ---- run folders ----
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples", "checkpoints", "adapter", "logs", "config.yaml"])
+def test_align_writes_through_no_link(tmp_path, outside, name):
+    run = tmp_path / "received/run"
+    link(run / name, outside / ("known.txt" if "." in name else "inner"))
+    before = tree(outside)
+    with pytest.raises(UserError, match=f"run/{name}: it is a link"):
+        align(AlignConfig(output=run, vocabulary="microworld", generator="microworld", semantics="microworld"))
+    assert tree(outside) == before
+
+
+def test_a_temporary_name_is_no_way_out(tmp_path, outside):
+    """What stands under the temporary name of a file is removed, not written through."""
+    (tmp_path / ".page.html.tmp").symlink_to(outside / "known.txt")
+    files.write_text(tmp_path / "page.html", "new")
+    assert (tmp_path / "page.html").read_text() == "new" and (outside / "known.txt").read_text() == "mine"
+
+
+def test_an_audits_cache_is_not_written_through_a_link(tmp_path, received, outside):
+    (tmp_path / "audit").mkdir()
+    link(tmp_path / "audit/cache", outside / "inner")
+    before = tree(outside)
+    with pytest.raises(UserError, match="audit/cache: it is a link"):
+        audit([received], AuditConfig(output=tmp_path / "audit", semantics="microworld"))
+    assert tree(outside) == before
