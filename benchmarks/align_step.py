@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from lbgen import config as configs
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.train import start_accelerator
 from lbgen.alignment.trainer import Trainer
-from lbgen.models.quality import ANTONYMS
+from lbgen.configuration import flags as configs
+from lbgen.models.quality.antonyms import ANTONYMS
 from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
-from lbgen.vocabulary import load_vocabulary
+from lbgen.vocabulary.vocabulary import load_vocabulary
 
 PLAIN_DTYPE = torch.float16 if DEVICE == "cuda" else torch.float32
 

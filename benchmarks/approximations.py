@@ -14,14 +14,14 @@ from flops import image_tflop, scheduler_of, work_of
 from measuring import DEVICE, PRESETS, heading, with_recipe
 from torch import Tensor
 
-from lbgen import config as configs
+from lbgen.configuration import flags as configs
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.painter import Painter
 from lbgen.generation.plan import Plan, target_of
-from lbgen.generation.worker import load
-from lbgen.measures import mean_category_vendi
+from lbgen.generation.render import Painter
+from lbgen.generation.workers.shard import load
+from lbgen.metrics.measures import mean_category_vendi
 from lbgen.microworld.judge import load_judge
-from lbgen.vocabulary import load_vocabulary
+from lbgen.vocabulary.vocabulary import load_vocabulary
 
 
 @dataclass(frozen=True)

@@ -21,19 +21,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from lbgen.attributes import load_attributes
-from lbgen.audit.association import Association, associate, mutual_information, normalized
 from lbgen.audit.cache import RowCache
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.measures import PROBES, Measured, measure
 from lbgen.audit.observe import Observer, canvas_side, observe
 from lbgen.audit.probes import probe
-from lbgen.audit.records import open_source
-from lbgen.audit.statistics import WIDENING, Estimate
+from lbgen.datasets.open import open_source
+from lbgen.metrics.information import Association, associate, mutual_information, normalized
+from lbgen.metrics.intervals import WIDENING, Estimate
 from lbgen.microworld.scenes import World, render
 from lbgen.microworld.world import CATEGORIES, FACTORS
 from lbgen.models.registry import ATTRIBUTES
 from lbgen.models.semantics import load_semantics
+from lbgen.vocabulary.attributes import load_attributes
 
 IMAGES, CHANCE = 480, 1 / len(CATEGORIES)
 PLACE, HUE, COLOUR = "the hidden square's place alone", "measured colour", "colour"

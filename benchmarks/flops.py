@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from lbgen.alignment.config import AlignConfig
 from lbgen.generation.config import GenerateConfig
 from lbgen.models.deep_cache import DeepCache
+from lbgen.models.families.stable_diffusion import SCHEDULERS, noise_level
 from lbgen.models.registry import GENERATORS, resolve
-from lbgen.models.stable_diffusion import SCHEDULERS, noise_level
 
 IMAGES = 1_300_000
 CEILING, GOAL = 780, 6

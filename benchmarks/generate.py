@@ -24,16 +24,16 @@ from generation_loop import loop_time, stored_as
 from generation_loop import table as loop_table
 from measuring import DEVICE, PRESETS, Measured, heading, in_fresh_process, measured, table, with_recipe
 
-from lbgen import config as configs
 from lbgen.alignment.config import AlignConfig
+from lbgen.configuration import flags as configs
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.painter import Painter
 from lbgen.generation.plan import Plan, target_of
-from lbgen.generation.worker import load
+from lbgen.generation.render import Painter
+from lbgen.generation.workers.shard import load
+from lbgen.models.families.stable_diffusion import SCHEDULERS
 from lbgen.models.generator import load_generator
 from lbgen.models.registry import GENERATORS, resolve
-from lbgen.models.stable_diffusion import SCHEDULERS
-from lbgen.vocabulary import load_vocabulary
+from lbgen.vocabulary.vocabulary import load_vocabulary
 
 
 def write_adapter(generator: str, directory: Path, rank: int) -> None:

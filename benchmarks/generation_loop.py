@@ -18,7 +18,7 @@ from transformers import CLIPTextModel
 
 import lbgen
 from lbgen.generation.config import GenerateConfig
-from lbgen.models.stable_diffusion import StableDiffusion
+from lbgen.models.families.stable_diffusion import StableDiffusion
 
 STORED = (
     ("imagefolder", "png"),

@@ -18,9 +18,9 @@ from measuring import heading, markdown
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from lbgen.alignment.bank import bank_places
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.independence import Independence
+from lbgen.alignment.independence.bank import bank_places
+from lbgen.alignment.independence.term import Independence
 
 CATEGORIES = 12
 MEMORY = 2

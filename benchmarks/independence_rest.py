@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from measuring import markdown
 from torch import Tensor
 
+from lbgen.alignment.independence.residual import fit_residual, looks, principal_directions, text_directions
 from lbgen.alignment.losses import mixed_gaussian_kernel
-from lbgen.alignment.residual import fit_residual, looks, principal_directions, text_directions
 from lbgen.microworld import SEMANTICS, corpus
 from lbgen.microworld.scenes import BIASED, World
 from lbgen.microworld.world import CATEGORIES

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.independence import Independence
+from lbgen.alignment.independence.term import Independence
 
 IMAGES, SIDE, CHANNELS = 32, 512, 768
 IMAGE_TFLOP = 110

@@ -26,18 +26,19 @@ from PIL import Image
 from torch import Tensor
 
 import lbgen
-from lbgen import dataset, measures
 from lbgen.alignment.config import AlignConfig
-from lbgen.comparison import FIGURES, Judged, scene_information
-from lbgen.config import resolve
+from lbgen.configuration.flags import resolve
+from lbgen.datasets.index import read_index
+from lbgen.metrics import measures
 from lbgen.microworld import SEMANTICS
 from lbgen.microworld.judge import load_judge
 from lbgen.microworld.scenes import World, home_values, render
 from lbgen.microworld.world import CATEGORIES
-from lbgen.models.quality import load_quality
+from lbgen.models.quality.antonyms import load_quality
 from lbgen.models.semantics import load_semantics
-from lbgen.quickstart import QuickstartConfig, generate_configs
-from lbgen.report.before_after import judge_images, load_images
+from lbgen.quickstart.comparison import FIGURES, Judged, scene_information
+from lbgen.quickstart.judging import judge_images, load_images
+from lbgen.quickstart.run import QuickstartConfig, generate_configs
 
 STUDY = Path(__file__).with_name("independence-study.yaml")
 NOISE = 1000
@@ -80,7 +81,7 @@ def image_set(study: Study, name: str, seed: int) -> tuple[Tensor, Tensor]:
     adapter = config.output / "adapter" if name in study.alignments else None
     output = config.output / "images"
     lbgen.generate(replace(generation, output=str(output), adapter=adapter))
-    index = sorted(dataset.read_index(output).to_pylist(), key=lambda row: CATEGORIES.index(row["name"]))
+    index = sorted(read_index(output).to_pylist(), key=lambda row: CATEGORIES.index(row["name"]))
     labels = torch.tensor([CATEGORIES.index(row["name"]) for row in index])
     return load_images(output, [row["file"] for row in index]), labels
 

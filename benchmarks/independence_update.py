@@ -19,10 +19,10 @@ from align_step import new_trainer, updates_of
 from measuring import heading, markdown, measured
 from torch import Tensor
 
-from lbgen import config as configs
-from lbgen.alignment.bank import Place
 from lbgen.alignment.config import AlignConfig
+from lbgen.alignment.independence.bank import Place
 from lbgen.alignment.trainer import Trainer
+from lbgen.configuration import flags as configs
 
 
 def noise_looks(trainer: Trainer, places: Sequence[Place]) -> Tensor:

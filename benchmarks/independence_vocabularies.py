@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from measuring import heading, markdown
 from torch import Tensor
 
-from lbgen.alignment.bank import bank_places
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.independence import Independence
+from lbgen.alignment.independence.bank import bank_places
+from lbgen.alignment.independence.term import Independence
 
 SCENES, LINK = 6, 0.9
 CHANNELS, OTHER = 128, 6

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from lbgen import config as configs
+from lbgen.configuration import flags as configs
 from lbgen.generation.config import GenerateConfig
 
 PRESETS = tuple(name for name in configs.built_in_recipes() if name.startswith("fast-"))

@@ -18,10 +18,10 @@ from typing import Any
 
 import lbgen
 from lbgen.alignment.config import AlignConfig
-from lbgen.comparison import FIGURES
-from lbgen.config import resolve
-from lbgen.quickstart import QuickstartConfig, generate_configs
-from lbgen.report.before_after import HOMES, judge_sets
+from lbgen.configuration.flags import resolve
+from lbgen.quickstart.comparison import FIGURES
+from lbgen.quickstart.judging import HOMES, judge_sets
+from lbgen.quickstart.run import QuickstartConfig, generate_configs
 
 START: dict[str, Any] = {
     "batch_size": 12,

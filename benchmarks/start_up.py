@@ -13,21 +13,21 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import lbgen.config
+from lbgen.configuration import flags
 from lbgen.generation import plan as plans
 from lbgen.generation.config import RUNNING, GenerateConfig
-from lbgen.vocabulary import load_vocabulary
+from lbgen.vocabulary.vocabulary import load_vocabulary
 
 
 def pretend(folder: Path) -> None:
     """A finished dataset without its images: 1,000 categories, 1,300 images each, 1,300 shards."""
     config = GenerateConfig(output=str(folder), batch_size=32)
     target = plans.target_of(load_vocabulary(config.vocabulary), config.images_per_category, config.split)
-    values = {name: value for name, value in lbgen.config.plain(config).items() if name not in RUNNING}
+    values = {name: value for name, value in flags.plain(config).items() if name not in RUNNING}
     hashes = ("generator_sha256", "adapter_sha256", "semantics_sha256", "attributes_sha256")
     made_with = dict.fromkeys(hashes) | {"versions": []}
     (folder / "index").mkdir(parents=True)
-    (folder / "dataset.yaml").write_text(lbgen.config.yaml_text({"config": values, "made_with": made_with}))
+    (folder / "dataset.yaml").write_text(flags.yaml_text({"config": values, "made_with": made_with}))
     (folder / "plan.json").write_text(json.dumps(plans.to_json([target])))
     (folder / "croissant.json").write_text("{}")
     for shard in range(1300):

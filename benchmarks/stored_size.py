@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.encode import OPTIONS
+from lbgen.generation.workers.encode import OPTIONS
 
 SIDE = 427
 IMAGES = 1_300_000

@@ -17,7 +17,7 @@ def die(work, rows, pixels, staged):
 
 def publish_on_word(work, shard, rows, rejected, removed):
     """As soon as a file `go` stands beside the dataset."""
-    from lbgen.generation.writing import publish_shard
+    from lbgen.generation.workers.writer import publish_shard
 
     while not Path(work.config.output).with_name("go").exists():
         time.sleep(0.01)
@@ -29,7 +29,7 @@ def bug(job, number, shards, reports):
 
 
 def serve_with_dying_writers(*arguments):
-    from lbgen.generation import local_workers, writing
+    from lbgen.generation.workers import local, writer
 
-    writing.encode_images = die
-    local_workers.serve(*arguments)
+    writer.encode_images = die
+    local.serve(*arguments)

@@ -12,14 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from lbgen.dataset import SCHEMA, SCORES, SUFFIXES
-from lbgen.generation.card import card, huggingface_metadata
-from lbgen.generation.croissant import croissant
-from lbgen.generation.description import Description, ShardFile, Split
-from lbgen.generation.encode import Facts, encode
-from lbgen.generation.samples import sample_grid
-from lbgen.generation.sidecars import info_json, labels_json
-from lbgen.vocabulary import Category
+from lbgen.datasets.index import SCHEMA, SCORES, SUFFIXES
+from lbgen.datasets.tables import huggingface_metadata
+from lbgen.generation.card.croissant import croissant
+from lbgen.generation.card.description import Description, ShardFile, Split
+from lbgen.generation.card.readme import card
+from lbgen.generation.card.samples import sample_grid
+from lbgen.generation.card.sidecars import info_json, labels_json
+from lbgen.generation.workers.encode import Facts, encode
+from lbgen.vocabulary.vocabulary import Category
 
 LAYOUTS = ("imagefolder", "webdataset", "parquet")
 CATEGORIES = (

@@ -5,10 +5,10 @@ import torch
 
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import PlannedImage
-from lbgen.generation.screen import Screen, Verdict
+from lbgen.generation.screening.checks import Screen, Verdict
 from lbgen.microworld.scenes import BALANCED, render
 from lbgen.microworld.world import CATEGORIES
-from lbgen.vocabulary import Category
+from lbgen.vocabulary.vocabulary import Category
 
 CPU = torch.device("cpu")
 WORLD = [Category(name, name, "microworld") for name in CATEGORIES]

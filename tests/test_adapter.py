@@ -24,8 +24,8 @@ from trajectories import (
 )
 
 from lbgen.errors import UserError
+from lbgen.models.families.stable_diffusion import StableDiffusion
 from lbgen.models.generator import load_generator
-from lbgen.models.stable_diffusion import StableDiffusion
 
 
 @pytest.mark.parametrize("text_encoder", [False, True])

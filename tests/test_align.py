@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lbgen import config as configs
 from lbgen.alignment import checkpoint, run, train
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.monitor import Monitor, check_diversity, diversity_share, evaluation_places
 from lbgen.alignment.objective import term_values
 from lbgen.alignment.trainer import Trainer
+from lbgen.configuration import flags as configs
 from lbgen.errors import UserError
-from lbgen.models.quality import AntonymQuality
-from lbgen.vocabulary import load_vocabulary
+from lbgen.models.quality.antonyms import AntonymQuality
+from lbgen.vocabulary.vocabulary import load_vocabulary
 
 ADAPTER = "adapter/pytorch_lora_weights.safetensors"
 

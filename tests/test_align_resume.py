@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from test_align import ADAPTER, lines, tiny_config  # noqa: F401 (a fixture)
 
 from lbgen import cli
-from lbgen import config as configs
 from lbgen.alignment import checkpoint, train
 from lbgen.alignment.config import AlignConfig
+from lbgen.configuration import flags as configs
 from lbgen.errors import Interrupted
 
 context = multiprocessing.get_context("forkserver")

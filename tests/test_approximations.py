@@ -10,11 +10,11 @@ from diffusers import PNDMScheduler
 from torch import Tensor
 from trajectories import PROMPTS, STEPS, draws, gradients_of, images_of, shake
 
-from lbgen.config import resolve
+from lbgen.configuration.flags import resolve
 from lbgen.generation.config import GenerateConfig, approximations
+from lbgen.models.families.stable_diffusion import StableDiffusion
 from lbgen.models.generator import load_generator
 from lbgen.models.sampling import sample
-from lbgen.models.stable_diffusion import StableDiffusion
 
 GUIDANCE = 2.0
 NOISE_LEVELS = (0.5, 5.0)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from lbgen.attributes import load_attributes
 from lbgen.errors import UserError
 from lbgen.microworld import GENERATOR, SEMANTICS
 from lbgen.microworld.world import CATEGORIES, SCENES
+from lbgen.vocabulary.attributes import load_attributes
 
 
 def test_photographs_have_a_scene():

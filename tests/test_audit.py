@@ -13,11 +13,11 @@ from test_cli import refused_here
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 import lbgen
-from lbgen.audit.association import cramers_v, table_of
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.observe import Observer
 from lbgen.cli import main
 from lbgen.errors import UserError
+from lbgen.metrics.information import cramers_v, table_of
 
 PROBES = {"background", "border", "color_histogram", "thumbnail", "patch_shuffle", "file_facts"}
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from lbgen.attributes import load_attributes
 from lbgen.audit.attributes import measured_position
 from lbgen.errors import UserError
 from lbgen.models.semantics import load_semantics
+from lbgen.vocabulary.attributes import load_attributes
 
 
 def test_the_built_in_list_fits_the_shortest_language_model():

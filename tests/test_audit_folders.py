@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from audited import photographs, png
 
-from lbgen.audit.records import open_source
+from lbgen.datasets.open import open_source
 
 IMAGES = [png(image) for image in photographs(4, seed=0).images]
 

@@ -13,17 +13,17 @@ import torch
 from audited import ATTRIBUTES, photographs, write_image_folder
 from PIL import Image
 
-from lbgen.attributes import load_attributes
 from lbgen.audit import relevance, views
 from lbgen.audit.cache import RowCache
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.measures import CHANCE_FLOOR, OBJECT_HIDDEN, Measured, measure
 from lbgen.audit.observe import Observer, canvas_side, observe
 from lbgen.audit.probes import beyond_place, probe
-from lbgen.audit.records import open_source
-from lbgen.audit.statistics import Estimate, difference_p_value
+from lbgen.datasets.open import open_source
+from lbgen.metrics.intervals import Estimate, difference_p_value
 from lbgen.microworld.world import CATEGORIES
 from lbgen.models.semantics import load_semantics
+from lbgen.vocabulary.attributes import load_attributes
 
 COUNT, CHANCE = 240, 1 / 12
 MORE = {"none": 480, "texture": 480}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from audited import photographs, png, write_webdataset
 
-from lbgen.audit.records import open_source
+from lbgen.datasets.open import open_source
 from lbgen.microworld.world import CATEGORIES
 
 

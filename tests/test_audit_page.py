@@ -15,16 +15,16 @@ import pytest
 from audited import png
 from PIL import Image
 
-from lbgen.audit.association import Association, pairs, table_of
 from lbgen.audit.attributes import Reading
 from lbgen.audit.content import Duplicates, LabelRanks
 from lbgen.audit.definitions import DEFINITIONS
 from lbgen.audit.figures import dataset_figures, differences
 from lbgen.audit.measures import AttributeFigures, Measured
-from lbgen.audit.records import Label, Record
-from lbgen.audit.statistics import Estimate
+from lbgen.audit.page import write_page
+from lbgen.datasets.records import Label, Record
+from lbgen.metrics.information import Association, pairs, table_of
+from lbgen.metrics.intervals import Estimate
 from lbgen.report import thumbnails
-from lbgen.report.audit_page import write_page
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",

@@ -9,9 +9,9 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from sklearn.linear_model import RidgeClassifier
 
-from lbgen import measures
-from lbgen.audit import content, distances, probes, statistics
+from lbgen.audit import content, probes
 from lbgen.audit import measures as measures_of
+from lbgen.metrics import distances, intervals, measures
 
 RNG = np.random.default_rng(0)
 
@@ -199,7 +199,7 @@ def test_a_frechet_distance_of_three_images_is_unknown():
 
 def test_halves_are_halves_of_every_category():
     label = np.repeat([0, 1, 2], [10, 7, 5])
-    first, second = statistics.halves(label, np.random.default_rng(0))
+    first, second = intervals.halves(label, np.random.default_rng(0))
     assert sorted([*first, *second]) == list(range(22)) and len(first) == 11
     apart = np.bincount(label[first], minlength=3) - np.bincount(label[second], minlength=3)
     assert apart[0] == 0 and abs(apart).max() == 1

@@ -10,7 +10,8 @@ import pytest
 from audited import photographs, png, write_image_folder, write_parquet, write_webdataset
 from PIL import Image
 
-from lbgen.audit.records import name_of, open_source
+from lbgen.datasets.open import open_source
+from lbgen.datasets.records import name_of
 from lbgen.errors import UserError
 from lbgen.microworld.world import CATEGORIES
 

@@ -15,18 +15,19 @@ from sklearn.metrics import adjusted_mutual_info_score
 from test_generate import contents
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
-from lbgen import dataset, measures
-from lbgen.attributes import Attribute, load_attributes
+from lbgen.datasets import index
 from lbgen.errors import UserError
-from lbgen.generation.balance import ZeroShot, target_values
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan, Target
 from lbgen.generation.run import generate
+from lbgen.generation.screening.balance import ZeroShot, target_values
 from lbgen.generation.verify import verify
+from lbgen.metrics import measures
 from lbgen.microworld import SEMANTICS
+from lbgen.models.families.stable_diffusion import StableDiffusion
 from lbgen.models.semantics import load_semantics
-from lbgen.models.stable_diffusion import StableDiffusion
-from lbgen.vocabulary import Category
+from lbgen.vocabulary.attributes import Attribute, load_attributes
+from lbgen.vocabulary.vocabulary import Category
 
 SCENES = ("on grass", "on sea", "on desert", "on snow", "on brick", "on forest")
 
@@ -129,7 +130,7 @@ def drawn(config) -> tuple[Path, list[str]]:
 
 @pytest.fixture(scope="module")
 def rows(drawn) -> list[dict]:
-    return dataset.read_index(drawn[0]).to_pylist()
+    return index.read_index(drawn[0]).to_pylist()
 
 
 def test_generator_is_asked_for_the_target(drawn, rows):
@@ -200,7 +201,7 @@ def test_several_attributes_stand_in_one_prompt(config, tmp_path):
     )
     two = {"attributes": tmp_path / "two.yaml", "balance": ("colour, scene",), "output": tmp_path / "two"}
     generate(replace(config, **two, images_per_category=4, max_attempts=1))
-    rows = dataset.read_index(tmp_path / "two").to_pylist()
+    rows = index.read_index(tmp_path / "two").to_pylist()
     fish = {tuple(row["target"]): row["prompt"] for row in rows if row["id"] == "fish"}
     values = product(("red", "blue"), ("on snow", "on sea"))
     assert fish == {(colour, scene): f"fish {colour}, {scene}" for colour, scene in values}

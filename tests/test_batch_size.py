@@ -5,8 +5,8 @@ import torch
 from trajectories import images_of
 
 from lbgen.errors import UserError
-from lbgen.generation.batch_size import HEADROOM, batch_that_fits, largest_batch
-from lbgen.models.stable_diffusion import StableDiffusion
+from lbgen.generation.workers.batch_size import HEADROOM, batch_that_fits, largest_batch
+from lbgen.models.families.stable_diffusion import StableDiffusion
 
 
 @pytest.mark.parametrize(

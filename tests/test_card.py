@@ -12,11 +12,11 @@ import yaml
 from handmade import CATEGORIES, COUNTS, LAYOUTS, colour_of, described, expected, facts_of, make
 from PIL import Image
 
-from lbgen.dataset import SUFFIXES
-from lbgen.generation.card import LONG, as_text, card
-from lbgen.generation.description import Description, ShardFile, Split
-from lbgen.generation.sidecars import info_json, labels_json
-from lbgen.vocabulary import Category
+from lbgen.datasets.index import SUFFIXES
+from lbgen.generation.card.description import Description, ShardFile, Split
+from lbgen.generation.card.readme import LONG, as_text, card
+from lbgen.generation.card.sidecars import info_json, labels_json
+from lbgen.vocabulary.vocabulary import Category
 
 IDS = [category.id for category in CATEGORIES]
 LONG_LIST = tuple(Category(f"c{number}", f"name {number}", "test") for number in range(LONG + 1))

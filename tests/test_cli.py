@@ -54,7 +54,7 @@ def test_help_and_refusals_import_no_torch(argv):
     """Python itself lists what it imported."""
     command = [sys.executable, "-X", "importtime", "-m", "lbgen", *argv]
     imported = subprocess.run(command, capture_output=True, text=True).stderr
-    assert "lbgen.config" in imported
+    assert "lbgen.configuration.flags" in imported
     assert not [line for line in imported.splitlines() if line.endswith((" torch", " diffusers", " transformers"))]
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lbgen.comparison import Judged, Line, compare, headline, price, summary
+from lbgen.quickstart.comparison import Judged, Line, compare, headline, price, summary
 
 HOME = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
 LABELS = torch.arange(8).repeat_interleave(24)

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from trajectories import PROMPTS, STEPS, adapted, draws, gradients_of, images_of
 
+from lbgen.models.families.stable_diffusion import StableDiffusion
 from lbgen.models.generator import load_generator
 from lbgen.models.sampling import sample
-from lbgen.models.stable_diffusion import StableDiffusion
 
 
 @pytest.fixture

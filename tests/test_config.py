@@ -12,9 +12,9 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lbgen import config as config_module
 from lbgen.alignment.config import AlignConfig
-from lbgen.config import (
+from lbgen.configuration import flags as config_module
+from lbgen.configuration.flags import (
     add_arguments,
     built_in_recipes,
     convert,

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from lbgen.generation.describe import rejection_line
-from lbgen.generation.tally import Count
+from lbgen.generation.card.describe import rejection_line
+from lbgen.generation.screening.counts import Count
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from screening import CUP, judge, microworld, noisy
 
-from lbgen.generation import duplicates
-from lbgen.generation.duplicates import accepted_images, near_pairs, nearest_bits, perceptual_hash
+from lbgen.metrics import near_duplicates
+from lbgen.metrics.near_duplicates import accepted_images, near_pairs, nearest_bits, perceptual_hash
 from lbgen.microworld.scenes import BIASED, render
 
 
@@ -68,7 +68,7 @@ def differing_bits(one: np.uint64, other: np.uint64) -> int:
 
 
 def test_near_pairs_are_those_of_a_double_loop() -> None:
-    hashes = random_hashes(duplicates.BLOCK + 40)
+    hashes = random_hashes(near_duplicates.BLOCK + 40)
     pairs = near_pairs(hashes, 3)
     expected = [
         (later, earlier, bits)
@@ -98,7 +98,10 @@ def test_an_image_is_accepted_unless_it_is_near_an_accepted_one_before_it() -> N
 
 
 def test_the_nearest_is_sought_among_accepted_images_before() -> None:
-    hashes, accepted = random_hashes(duplicates.BLOCK + 9), np.random.default_rng(2).random(duplicates.BLOCK + 9) < 0.5
+    hashes, accepted = (
+        random_hashes(near_duplicates.BLOCK + 9),
+        np.random.default_rng(2).random(near_duplicates.BLOCK + 9) < 0.5,
+    )
     for row, bits in enumerate(nearest_bits(hashes, accepted)):
         before = [differing_bits(hashes[row], hashes[other]) for other in range(row) if accepted[other]]
         assert bits == min(before, default=65)

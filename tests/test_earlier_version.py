@@ -9,15 +9,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lbgen import config as configs
-from lbgen import dataset, files, provenance
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.train import align
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.run import audit
+from lbgen.configuration import flags as configs
+from lbgen.datasets import index
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
+from lbgen.runs import atomic, identity
 
 EARLIER = Path(__file__).with_name("earlier")
 
@@ -28,14 +29,14 @@ def earlier(tmp_path, monkeypatch) -> Path:
     folder = Path(shutil.copytree(EARLIER, tmp_path / "earlier"))
     record = folder / "half/dataset.yaml"
     content = configs.read_yaml(record)
-    content["made_with"]["versions"] = list(provenance.versions())
+    content["made_with"]["versions"] = list(identity.versions())
     record.write_text(configs.yaml_text(content))
     monkeypatch.chdir(folder)
     return folder
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): files.sha256(path) for path in folder.rglob("*") if path.is_file()}
+    return {str(path.relative_to(folder)): atomic.sha256(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -61,7 +62,7 @@ def test_a_half_finished_dataset_is_finished(earlier):
     after = hashes(earlier / "half/train") | hashes(earlier / "half/index")
     kept = {name: value for name, value in before.items() if not name.startswith("train-")}
     assert kept.items() <= after.items()
-    whole, now = (dataset.read_index(earlier / name).to_pylist() for name in ("whole", "half"))
+    whole, now = (index.read_index(earlier / name).to_pylist() for name in ("whole", "half"))
     exact = [name for name in whole[0] if name not in ("sha256", "label_probability", "duplicate_cosine")]
     assert [[row[name] for name in exact] for row in now] == [[row[name] for name in exact] for row in whole]
     for path in (EARLIER / "whole/train").rglob("*.png"):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from lbgen.generation.encode import DIGITAL_SOURCE_TYPE, Facts, encode
+from lbgen.generation.workers.encode import DIGITAL_SOURCE_TYPE, Facts, encode
 
 FORMATS = ("png", "jpeg", "webp")
 PROMPTS = (
@@ -128,7 +128,7 @@ def test_other_processes_make_the_same_bytes_without_torch(pixels, image_format,
     program = f"""
 import sys
 import numpy as np
-from lbgen.generation.encode import Facts, encode
+from lbgen.generation.workers.encode import Facts, encode
 pixels = np.load({str(tmp_path / "pixels.npy")!r})
 sys.stdout.buffer.write(encode(pixels, {facts(PROMPTS[2])!r}, {image_format!r}, 90, (12, 16)))
 assert "torch" not in sys.modules

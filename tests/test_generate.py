@@ -17,12 +17,13 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from lbgen import dataset, files, provenance
+from lbgen.datasets.index import read_index
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.run import generate
+from lbgen.models.families.stable_diffusion import StableDiffusion
 from lbgen.models.sampling import image_noise
-from lbgen.models.stable_diffusion import StableDiffusion
+from lbgen.runs import atomic, identity
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def whole(config) -> Path:
 
 def contents(folder: Path) -> dict[str, str]:
     """Every file, hidden ones too, with its sha256."""
-    return {str(path.relative_to(folder)): files.sha256(path) for path in folder.rglob("*") if path.is_file()}
+    return {str(path.relative_to(folder)): atomic.sha256(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -89,7 +90,7 @@ def test_adapter_is_merged(config, whole, tiny_generator, tmp_path):
     assert np.abs(image - pipeline_image(config, "a2", "dog", 0, tmp_path / "adapter")).max() <= 1
     assert np.abs(image - pixels(whole / "train/a2/a2_00000.png")).max() > 5
     content = (tmp_path / "adapted/dataset.yaml").read_text()
-    assert files.sha256(tmp_path / "adapter/pytorch_lora_weights.safetensors") in content
+    assert atomic.sha256(tmp_path / "adapter/pytorch_lora_weights.safetensors") in content
 
     moved = replace(adapted, adapter=(tmp_path / "adapter").rename(tmp_path / "moved"))
     assert generate(moved).images == 3  # another place is not another adapter
@@ -100,14 +101,14 @@ def test_adapter_is_merged(config, whole, tiny_generator, tmp_path):
 
 def test_torchvision_reads_the_folder_and_agrees_with_the_index(whole):
     folder = ImageFolder(str(whole / "train"))
-    index = dataset.read_index(whole).to_pylist()
+    index = read_index(whole).to_pylist()
     labelled = {Path(path).relative_to(whole).as_posix(): folder.classes[label] for path, label in folder.samples}
     assert labelled == {row["file"]: row["id"] for row in index}
     assert folder[0][0].size == (32, 32)
 
 
 def test_index_tells_everything_of_each_image(config, whole):
-    index = dataset.read_index(whole).to_pylist()
+    index = read_index(whole).to_pylist()
     assert sorted(row["key"] for row in index) == [f"{id}_{n:05d}" for id in ("a2", "m3", "z1") for n in range(4)]
     assert [row["shard"] for row in index] == [0] * 5 + [1] * 5 + [2] * 2
     for row in index:
@@ -133,7 +134,7 @@ def test_prompts_are_encoded_a_batch_at_a_time_and_not_kept(config, tmp_path, mo
     encode, calls = StableDiffusion.encode, []
     monkeypatch.setattr(StableDiffusion, "encode", lambda self, prompts: calls.append(prompts) or encode(self, prompts))
     generate(replace(config, output=tmp_path / "made"))
-    index = [row["prompt"] for row in dataset.read_index(tmp_path / "made").to_pylist()]
+    index = [row["prompt"] for row in read_index(tmp_path / "made").to_pylist()]
     assert [prompt for call in calls for prompt in call] == index
     assert [len(call) for call in calls] == [2, 2, 1] * 2 + [2]
 
@@ -180,7 +181,7 @@ def test_other_versions_leave_a_finished_dataset_alone_and_do_not_go_on_with_ano
     """Half its images by one version of torch and half by another would not be what `dataset.yaml` says."""
     config = replace(config, output=tmp_path / "made", images_per_category=1)
     generate(config)
-    monkeypatch.setattr(provenance, "version", lambda package: "0.1" if package == "torch" else version(package))
+    monkeypatch.setattr(identity, "version", lambda package: "0.1" if package == "torch" else version(package))
     assert generate(config).images == 3
     (tmp_path / "made/index/train-00000.parquet").unlink()
     message = f"was begun with torch=={version('torch')}, and what is added is to be of the same kind; install that to"
@@ -258,4 +259,4 @@ def test_foreign_folder_is_not_written_into(config, tmp_path):
 
 def test_folder_without_an_index_is_refused(tmp_path):
     with pytest.raises(UserError, match="no index"):
-        dataset.read_index(tmp_path)
+        read_index(tmp_path)

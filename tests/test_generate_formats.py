@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from test_generate import config  # noqa: F401 (fixture)
 
-from lbgen import dataset
+from lbgen.datasets import index
 from lbgen.generation.run import generate
 
 SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
@@ -44,8 +44,8 @@ def pixels(image: Image.Image) -> bytes:
 def truth(folder: Path, made, image_format: str, split: str) -> dict[bytes, int]:
     """Pixels -> label, from the loose files of the imagefolder layout and the index alone."""
     plain = made("imagefolder", image_format)
-    rows = [row for row in dataset.read_index(folder).to_pylist() if row["split"] == split]
-    loose = {row["key"]: row["file"] for row in dataset.read_index(plain).to_pylist() if row["split"] == split}
+    rows = [row for row in index.read_index(folder).to_pylist() if row["split"] == split]
+    loose = {row["key"]: row["file"] for row in index.read_index(plain).to_pylist() if row["split"] == split}
     labels = {"z.1": 0, "a2": 1, "m3": 2}
     found = {pixels(Image.open(plain / loose[row["key"]])): labels[row["id"]] for row in rows}
     assert len(found) == {"train": 12, "val": 6}[split]
@@ -137,7 +137,7 @@ def test_mlcroissant_accepts_the_metadata(made, layout, tmp_path):
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
 def test_image_file_says_what_made_it(made, image_format):
     folder = made("imagefolder", image_format)
-    row = next(row for row in dataset.read_index(folder).to_pylist() if row["id"] == "m3")
+    row = next(row for row in index.read_index(folder).to_pylist() if row["id"] == "m3")
     content = (folder / row["file"]).read_bytes()
     image = Image.open(BytesIO(content))
     text = image.text["Description"] if image_format == "png" else image.getexif()[0x010E]

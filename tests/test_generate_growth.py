@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 from test_generate import config, contents, whole  # noqa: F401 (fixtures)
 
-from lbgen import dataset
+from lbgen.datasets import index
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.painter import Painter
+from lbgen.generation.render import Painter
 from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
 
@@ -68,7 +68,7 @@ def test_grown_dataset_makes_what_is_missing_and_changes_no_image(config, tmp_pa
 def test_growth_that_is_killed_before_its_card_is_described_all_the_same(config, tmp_path, monkeypatch):
     made = replace(config, output=tmp_path / "made", images_per_category=1)
     generate(made)
-    monkeypatch.setattr("lbgen.generation.describe.describe", lambda *arguments: sys.exit(9))
+    monkeypatch.setattr("lbgen.generation.card.describe.describe", lambda *arguments: sys.exit(9))
     with pytest.raises(SystemExit):
         generate(replace(made, images_per_category=2))
     monkeypatch.undo()
@@ -122,12 +122,12 @@ def test_hard_names_are_kept_to_the_letter(config, tmp_path, layout):
     made = replace(
         config, output=tmp_path / "made", vocabulary=str(vocabulary), images_per_category=1, format=layout, steps=1
     )
-    generator = "lbgen.models.stable_diffusion.StableDiffusion.count_tokens"
+    generator = "lbgen.models.families.stable_diffusion.StableDiffusion.count_tokens"
     with pytest.MonkeyPatch.context() as patch:  # the miniature's letters are few; its encoder cuts what is too long
         patch.setattr(generator, lambda self, prompt: 1)
-        patch.setattr("lbgen.models.stable_diffusion.StableDiffusion.encode", encode_anything)
+        patch.setattr("lbgen.models.families.stable_diffusion.StableDiffusion.encode", encode_anything)
         generate(made)
-    rows = dataset.read_index(tmp_path / "made").to_pylist()
+    rows = index.read_index(tmp_path / "made").to_pylist()
     assert {row["id"]: row["name"] for row in rows} == {f"n.{n}": name for n, name in enumerate(HARD_NAMES)}
     assert {row["prompt"] for row in rows} == set(HARD_NAMES)
     assert verify(tmp_path / "made").damaged == ()

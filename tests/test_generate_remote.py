@@ -14,11 +14,11 @@ import s3fs
 from hub_server import REPOSITORY, Hub
 from test_generate import config, contents, whole  # noqa: F401 (fixtures)
 
-from lbgen.dataset import read_part
+from lbgen.datasets.index import read_part
 from lbgen.errors import UserError
 from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
-from lbgen.storage import open_store
+from lbgen.runs.storage import open_store
 
 
 @pytest.fixture(scope="module")

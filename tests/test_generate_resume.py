@@ -15,13 +15,13 @@ import failing_writers
 import pytest
 from test_generate import config, contents, whole  # noqa: F401 (fixtures)
 
-from lbgen import dataset
+from lbgen.datasets import index
 from lbgen.errors import Interrupted, UserError
-from lbgen.generation import writing
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.painter import Painter
+from lbgen.generation.render import Painter
 from lbgen.generation.run import generate
-from lbgen.storage import LocalStore
+from lbgen.generation.workers import writer
+from lbgen.runs.storage import LocalStore
 
 KILLS = 100
 SCREENED_KILLS = 5
@@ -34,7 +34,7 @@ LAYOUTS = ("imagefolder", "webdataset", "parquet")
 def processes():
     """Processes that have everything imported already, so that a kill seldom falls into imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lbgen.generation.drawing", "lbgen.models.stable_diffusion"])
+    context.set_forkserver_preload(["lbgen.generation.workers.dispatch", "lbgen.models.families.stable_diffusion"])
     return context
 
 
@@ -56,7 +56,7 @@ def run_and_kill(processes, config: GenerateConfig, seconds: float) -> bool:
 
 
 def identity(folder: Path) -> list[tuple[str, str, str]]:
-    return sorted((row["id"], row["key"], row["sha256"]) for row in dataset.read_index(folder).to_pylist())
+    return sorted((row["id"], row["key"], row["sha256"]) for row in index.read_index(folder).to_pylist())
 
 
 def test_run_killed_at_random_moments_ends_equal_to_the_whole_one(processes, config, tmp_path, record_property):
@@ -110,7 +110,7 @@ def test_screened_run_killed_at_random_moments_ends_equal_to_the_whole_one(proce
             kills += 1
         assert identity(Path(broken.output)) == identity(tmp_path / "whole")
         assert contents(Path(broken.output)) == contents(tmp_path / "whole")
-    attempts = Counter(row["attempt"] for row in dataset.read_index(tmp_path / "whole").to_pylist())
+    attempts = Counter(row["attempt"] for row in index.read_index(tmp_path / "whole").to_pylist())
     print(f"{checks}: {kills} kills, seed {SEED}; {datasets} datasets ended whole; images by attempt: {dict(attempts)}")
     assert len(attempts) > 1
 
@@ -203,7 +203,7 @@ def test_terminated_command_exits_with_143(config, tmp_path):
 
 def test_failing_writer_stops_the_run_with_its_cause(config, whole, tmp_path, monkeypatch):
     """A full disk, met by a writer process."""
-    monkeypatch.setattr(writing, "encode_images", failing_writers.full_disk)
+    monkeypatch.setattr(writer, "encode_images", failing_writers.full_disk)
     broken = replace(config, output=tmp_path / "broken")
     with pytest.raises(UserError, match="broken: No space left on device; nothing is lost"):
         generate(broken)
@@ -213,7 +213,7 @@ def test_failing_writer_stops_the_run_with_its_cause(config, whole, tmp_path, mo
 
 
 def test_writer_that_is_killed_stops_the_run(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "encode_images", failing_writers.die)
+    monkeypatch.setattr(writer, "encode_images", failing_writers.die)
     with pytest.raises(UserError, match="a writer process was killed"):
         generate(replace(config, output=tmp_path / "broken"))
 

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from test_generate import contents
 
-from lbgen import dataset
+from lbgen.datasets import index
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.run import generate
-from lbgen.generation.screen import Screen, Verdict
+from lbgen.generation.screening.checks import Screen, Verdict
 from lbgen.generation.verify import verify
 
 
@@ -43,7 +43,7 @@ def whole(config) -> Path:
 
 
 def rows_of(folder: Path) -> list[dict]:
-    return dataset.read_index(folder).to_pylist()
+    return index.read_index(folder).to_pylist()
 
 
 def test_index_has_every_score_and_the_attempts_add_up(config, whole):

@@ -17,11 +17,11 @@ import torch
 from test_generate import config, contents, whole  # noqa: F401 (fixtures)
 
 from lbgen.errors import UserError
-from lbgen.generation import local_workers, ray_workers, worker, writing
-from lbgen.generation.drawing import agreed
 from lbgen.generation.run import generate, planned
-from lbgen.locking import locked
-from lbgen.storage import open_store
+from lbgen.generation.workers import local, ray, shard, writer
+from lbgen.generation.workers.dispatch import agreed
+from lbgen.runs.lock import locked
+from lbgen.runs.storage import open_store
 
 
 def test_processes_make_what_one_makes(config, whole, tmp_path):
@@ -48,14 +48,14 @@ def test_process_that_is_killed_ends_the_run_in_one_line(config, whole, tmp_path
 
 
 def test_bug_in_a_process_is_a_traceback_and_no_mistake_of_the_users(config, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(local_workers, "serve", failing_writers.bug)
+    monkeypatch.setattr(local, "serve", failing_writers.bug)
     with pytest.raises(RuntimeError, match="worker process .* failed, see its traceback above"):
         generate(replace(config, output=tmp_path / "made", workers=2))
     assert "ZeroDivisionError: a bug of ours" in capfd.readouterr().err
 
 
 def test_killed_writer_of_a_process_is_one_line(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(local_workers, "serve", failing_writers.serve_with_dying_writers)
+    monkeypatch.setattr(local, "serve", failing_writers.serve_with_dying_writers)
     with pytest.raises(UserError, match="a writer process was killed; if memory ran out, give fewer --writers"):
         generate(replace(config, output=tmp_path / "made", workers=2))
 
@@ -64,15 +64,15 @@ def test_worker_makes_its_gpu_the_current_one_before_it_loads(config, monkeypatc
     """On a machine without GPUs: the calls, in their order."""
     calls = []
     monkeypatch.setattr(torch.cuda, "set_device", calls.append)
-    monkeypatch.setattr(worker, "load_generator", lambda *names, device, **options: calls.append(f"load on {device}"))
+    monkeypatch.setattr(shard, "load_generator", lambda *names, device, **options: calls.append(f"load on {device}"))
     with pytest.raises(AttributeError):  # of a generator that is None
-        worker.load(config, "cuda:1")
+        shard.load(config, "cuda:1")
     assert calls == ["cuda:1", "load on cuda:1"]
 
 
 def test_writers_start_while_the_generator_loads(config, tmp_path, monkeypatch):
     """Nothing is loaded before every writer runs: they do not wait for the generator."""
-    load, running = worker.load_generator, []
+    load, running = shard.load_generator, []
 
     def loading(*arguments, **options):
         deadline = time.monotonic() + 60
@@ -81,7 +81,7 @@ def test_writers_start_while_the_generator_loads(config, tmp_path, monkeypatch):
         running.extend(multiprocessing.active_children())
         return load(*arguments, **options)
 
-    monkeypatch.setattr(worker, "load_generator", loading)
+    monkeypatch.setattr(shard, "load_generator", loading)
     generate(replace(config, output=tmp_path / "made", writers=3))
     assert len(running) == 3
 
@@ -234,7 +234,7 @@ def test_ray_cluster_of_two_nodes_makes_what_one_process_makes_though_a_worker_i
 
 def test_ray_asks_an_actor_what_only_the_generator_knows(cluster, config, whole, tmp_path, monkeypatch):
     """This process, like a head node without a GPU, cannot load it."""
-    monkeypatch.setattr(worker, "load_generator", None)
+    monkeypatch.setattr(shard, "load_generator", None)
     made = replace(config, output=tmp_path / "ray", engine="ray", ray_address=cluster.address)
     with pytest.raises(UserError, match="tokens long"):
         generate(replace(made, prompt_template="a very long photo of {name}"))
@@ -249,9 +249,9 @@ def test_ray_worker_publishes_a_shard_while_it_draws_the_next(config, whole, tmp
     config = replace(config, output=tmp_path / "made", writers=1)
     store = open_store(config.output)
     plan, _ = planned(config, store)
-    actor = ray_workers.RayWorker("a", "cpu", 1)
+    actor = ray.RayWorker("a", "cpu", 1)
     job = agreed(store, config, plan, actor.check(config, plan), ())
-    monkeypatch.setattr(writing, "publish_shard", failing_writers.publish_on_word)
+    monkeypatch.setattr(writer, "publish_shard", failing_writers.publish_on_word)
     assert sum(progress.finished for progress in actor.make(job, 0)) == 5
     assert not store.names("index")
     (tmp_path / "go").touch()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lbgen.errors import UserError
 from lbgen.generation.plan import Plan, Target, from_json, grown, to_json
-from lbgen.vocabulary import Category
+from lbgen.vocabulary.vocabulary import Category
 
 
 def target(ids: str, images: int, split: str = "train") -> Target:

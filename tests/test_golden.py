@@ -25,7 +25,7 @@ from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.objective import term_values
 from lbgen.alignment.trainer import Trainer
 from lbgen.models.sampling import sample
-from lbgen.vocabulary import load_vocabulary
+from lbgen.vocabulary.vocabulary import load_vocabulary
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TOLERANCE = 1e-4

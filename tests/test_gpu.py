@@ -12,10 +12,10 @@ from trajectories import PROMPTS, STEPS, adapted, draws, images_of
 
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.train import align
-from lbgen.generation.batch_size import batch_that_fits
+from lbgen.generation.workers.batch_size import batch_that_fits
+from lbgen.models.families.stable_diffusion import StableDiffusion
 from lbgen.models.generator import load_generator
 from lbgen.models.sampling import sample
-from lbgen.models.stable_diffusion import StableDiffusion
 
 pytestmark = [
     pytest.mark.gpu,

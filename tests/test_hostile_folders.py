@@ -22,7 +22,6 @@ import yaml
 from safetensors.torch import save_file
 from test_generate import config, contents, whole  # noqa: F401 (fixtures)
 
-from lbgen import files
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.train import align
 from lbgen.audit.config import AuditConfig
@@ -32,7 +31,8 @@ from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
 from lbgen.models.adapter import METADATA, read
 from lbgen.models.generator import load_generator
-from lbgen.storage import open_store
+from lbgen.runs import atomic
+from lbgen.runs.storage import open_store
 
 
 @pytest.fixture(scope="module")
@@ -371,7 +371,7 @@ def test_align_writes_through_no_link(tmp_path, outside, name):
 def test_a_temporary_name_is_no_way_out(tmp_path, outside):
     """What stands under the temporary name of a file is removed, not written through."""
     (tmp_path / ".page.html.tmp").symlink_to(outside / "known.txt")
-    files.write_text(tmp_path / "page.html", "new")
+    atomic.write_text(tmp_path / "page.html", "new")
     assert (tmp_path / "page.html").read_text() == "new" and (outside / "known.txt").read_text() == "mine"
 
 

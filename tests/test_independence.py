@@ -11,9 +11,9 @@ from test_independence_losses import kernel
 
 from lbgen.alignment import losses, train
 from lbgen.alignment.discriminator import seeded_discriminator
-from lbgen.alignment.independence import Independence
+from lbgen.alignment.independence.residual import looks
+from lbgen.alignment.independence.term import Independence
 from lbgen.alignment.objective import objective, total_loss
-from lbgen.alignment.residual import looks
 
 FORMS = ("adversarial", "kernel")
 TERM = {"independence_weight": 1.0, "independence_bank": 16, "independence_memory": 3, "independence_hidden": 8}

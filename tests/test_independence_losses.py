@@ -8,7 +8,13 @@ import torch
 
 from lbgen.alignment import losses
 from lbgen.alignment.discriminator import PairDiscriminator
-from lbgen.alignment.residual import ensure_rest, fit_residual, looks, principal_directions, text_directions
+from lbgen.alignment.independence.residual import (
+    ensure_rest,
+    fit_residual,
+    looks,
+    principal_directions,
+    text_directions,
+)
 from lbgen.errors import UserError
 
 

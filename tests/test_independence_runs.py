@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from test_align import ADAPTER, fresh, lines, tiny_config, trainer_of  # noqa: F401 (fixtures)
 from test_independence import FORMS, TERM
 
-from lbgen import config as configs
 from lbgen.alignment import train
-from lbgen.alignment.bank import bank_path, bank_places, load_bank
-from lbgen.alignment.independence import Independence
+from lbgen.alignment.independence.bank import bank_path, bank_places, load_bank
+from lbgen.alignment.independence.term import Independence
+from lbgen.configuration import flags as configs
 from lbgen.errors import UserError
-from lbgen.vocabulary import load_vocabulary
+from lbgen.vocabulary.vocabulary import load_vocabulary
 
 # ---- the bank ----
 

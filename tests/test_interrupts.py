@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from lbgen.interrupts import noted_signals
+from lbgen.runs.signals import noted_signals
 
 
 def test_first_signal_is_noted_and_the_second_acts_as_before():

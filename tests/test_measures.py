@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lbgen import measures
+from lbgen.metrics import measures
 
 
 def test_vendi_counts_orthogonal_and_equal_images():

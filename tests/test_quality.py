@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lbgen.errors import UserError
-from lbgen.models.quality import AntonymQuality, load_quality
+from lbgen.models.quality.antonyms import AntonymQuality, load_quality
 from lbgen.models.semantics import SemanticSpace, load_semantics
 
 PAIRS = (("good photo", "bad photo"), ("sharp", "blurred"))

@@ -7,10 +7,11 @@ import torch
 from test_comparison import EVERYWHERE, HOME, LABELS, judged
 
 from lbgen.alignment.config import AlignConfig
-from lbgen.comparison import compare
-from lbgen.config import resolve
-from lbgen.report import before_after, figures
-from lbgen.report.page import Chart, Page, Strip, change, interval, number, write_page
+from lbgen.configuration.flags import resolve
+from lbgen.quickstart import judging
+from lbgen.quickstart.comparison import compare
+from lbgen.quickstart.page import Chart, Page, Strip, change, interval, number, write_page
+from lbgen.report import figures
 
 VOID = {"meta", "img", "br", "path", "use"}
 
@@ -120,6 +121,6 @@ def test_numbers_are_typeset():
 
 def test_terms_of_no_weight_have_no_curve():
     """The run logs the discriminator's loss all the same."""
-    shown = {recipe: before_after.shown_losses(resolve(AlignConfig, recipe, {})) for recipe in ("independent", "paper")}
+    shown = {recipe: judging.shown_losses(resolve(AlignConfig, recipe, {})) for recipe in ("independent", "paper")}
     assert not {"entire", "discriminator"} & set(shown["independent"]) and "independence" in shown["independent"]
     assert {"entire", "discriminator", "individual", "quality"} <= set(shown["paper"])

@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.screen import Screen
+from lbgen.generation.screening.checks import Screen
 from lbgen.models.safety import SafetyChecker
 
 PIXELS = patterns(4, 40, 40)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lbgen.generation.samples import CELL, GAP, HEADING, MARGIN, sample_grid, spread
+from lbgen.generation.card.samples import CELL, GAP, HEADING, MARGIN, sample_grid, spread
 
 
 def flat(colour, size=(16, 16)):

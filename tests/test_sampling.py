@@ -11,9 +11,9 @@ from torch import Tensor
 from trajectories import PROMPTS, TARGETS, adapted, draws
 
 from lbgen.errors import UserError
+from lbgen.models.families.stable_diffusion import StableDiffusion
 from lbgen.models.generator import Conditioning
 from lbgen.models.sampling import differentiated_indices, image_noise, sample, start_count
-from lbgen.models.stable_diffusion import StableDiffusion
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 SCHEDULERS = {

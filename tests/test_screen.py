@@ -11,14 +11,14 @@ from PIL import Image, ImageFilter
 from screening import CPU, CUP, WORLD, judge, microworld, noisy, patterns, planned, renders
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from lbgen.dataset import SCORES
+from lbgen.datasets.index import SCORES
 from lbgen.errors import UserError
 from lbgen.generation.config import CHECKS, GenerateConfig, ScreeningConfig
-from lbgen.generation.screen import Screen, Verdict
+from lbgen.generation.screening.checks import Screen, Verdict
 from lbgen.microworld.scenes import BALANCED, render
 from lbgen.microworld.world import CATEGORIES
 from lbgen.models import semantics
-from lbgen.vocabulary import Category
+from lbgen.vocabulary.vocabulary import Category
 
 NAMES = ("cup", "fish", "photo", "cup", "star")
 """cup twice, as without qualifiers."""

@@ -14,18 +14,18 @@ import torch
 from PIL import Image
 from test_generate import contents
 
-from lbgen import dataset
+from lbgen.datasets import index
 from lbgen.errors import UserError
-from lbgen.generation import settle as settling
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.drawing import draw
-from lbgen.generation.rounds import read_rounds
 from lbgen.generation.run import generate, planned
-from lbgen.generation.screen import Screen
+from lbgen.generation.screening import deduplicate as settling
+from lbgen.generation.screening.checks import Screen
+from lbgen.generation.screening.duplicate_rounds import read_rounds
 from lbgen.generation.verify import verify
-from lbgen.generation.worker import Worker
+from lbgen.generation.workers.dispatch import draw
+from lbgen.generation.workers.shard import Worker
 from lbgen.models.semantics import load_semantics
-from lbgen.storage import open_store
+from lbgen.runs.storage import open_store
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def whole(config) -> Path:
 
 
 def rows_of(folder: Path) -> list[dict]:
-    return dataset.read_index(folder).to_pylist()
+    return index.read_index(folder).to_pylist()
 
 
 def features_of(folder: Path, rows: list[dict]) -> np.ndarray:

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from trajectories import adapted, gradients_of, images_of, images_of_diffusers, plain
 
 from lbgen.errors import UserError
+from lbgen.models.families.stable_diffusion import SCHEDULERS, StableDiffusion
 from lbgen.models.generator import load_generator
-from lbgen.models.stable_diffusion import SCHEDULERS, StableDiffusion
 
 
 @pytest.mark.parametrize("scheduler", [None, *SCHEDULERS])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lbgen.generation.tally import Count, Tally, merged
+from lbgen.generation.screening.counts import Count, Tally, merged
 
 CHECKS = ("label", "blank")
 

@@ -11,7 +11,7 @@ import pytest
 from test_generate import config, contents, whole  # noqa: F401 (fixtures)
 
 from lbgen.errors import UserError
-from lbgen.generation.painter import Painter
+from lbgen.generation.render import Painter
 from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
 
@@ -40,7 +40,7 @@ def shard_file(folder: Path, layout: str, shard: int) -> Path:
     """A container, or for imagefolder one of the shard's images."""
     if layout in CONTAINERS:
         return folder / CONTAINERS[layout].format(shard)
-    from lbgen.dataset import read_index
+    from lbgen.datasets.index import read_index
 
     rows = [row for row in read_index(folder).to_pylist() if row["shard"] == shard]
     return folder / rows[0]["file"]
@@ -55,7 +55,7 @@ def flip(path: Path, at: int) -> None:
 THREADS = """
 import os, sys, threading
 from pathlib import Path
-from lbgen.audit.records import open_source
+from lbgen.datasets.open import open_source
 from lbgen.generation.verify import verify
 
 def native():

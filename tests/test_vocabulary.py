@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbgen.category_ids import MAX_BYTES, fault, id_from_name
 from lbgen.errors import UserError
-from lbgen.vocabulary import Category, Vocabulary, load_vocabulary
+from lbgen.vocabulary.ids import MAX_BYTES, fault, id_from_name
+from lbgen.vocabulary.vocabulary import Category, Vocabulary, load_vocabulary
 
 TEXTS = st.text(alphabet=st.characters(codec="utf-8"), max_size=60)
 

@@ -8,9 +8,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from lbgen.models.families.stable_diffusion import StableDiffusion
 from lbgen.models.generator import load_generator
 from lbgen.models.sampling import image_noise, sample
-from lbgen.models.stable_diffusion import StableDiffusion
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 """The attention projections an adapter sits on by default."""

@@ -19,12 +19,12 @@ PUBLIC = {
     "verify": "lbgen.generation.verify",
     "AuditConfig": "lbgen.audit.config",
     "audit": "lbgen.audit.run",
-    "QuickstartConfig": "lbgen.quickstart",
-    "quickstart": "lbgen.quickstart",
+    "QuickstartConfig": "lbgen.quickstart.run",
+    "quickstart": "lbgen.quickstart.run",
     "export_microworld": "lbgen.microworld",
-    "Category": "lbgen.vocabulary",
-    "Vocabulary": "lbgen.vocabulary",
-    "load_vocabulary": "lbgen.vocabulary",
+    "Category": "lbgen.vocabulary.vocabulary",
+    "Vocabulary": "lbgen.vocabulary.vocabulary",
+    "load_vocabulary": "lbgen.vocabulary.vocabulary",
     "UserError": "lbgen.errors",
 }
 __all__ = ["__version__", *PUBLIC]
@@ -41,7 +41,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps the function `lbgen.quickstart` in sight when the module of the same name is imported."""
+    """Keeps the function `lbgen.quickstart.run` in sight when the module of the same name is imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in PUBLIC or not isinstance(value, ModuleType):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import lbgen
-from lbgen.config import add_arguments, built_in_recipes, resolve
+from lbgen.configuration.flags import add_arguments, built_in_recipes, resolve
 from lbgen.errors import Interrupted, UserError
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lbgen import files
+from lbgen.runs import atomic
 
 MARKER = "checkpoint.json"
 KEPT = 2
@@ -31,15 +31,15 @@ def checkpoint_path(run: Path, step: int) -> Path:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; then flush it to the disk and rename it to `path`, in place of what was there."""
-    temporary = files.temporary_name(path)
+    temporary = atomic.temporary_name(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     yield temporary
     for entry in [*temporary.rglob("*"), temporary]:
-        files.flush(entry)
+        atomic.flush(entry)
     shutil.rmtree(path, ignore_errors=True)
     os.replace(temporary, path)
-    files.flush(path.parent)
+    atomic.flush(path.parent)
 
 
 def save_tensors(folder: Path, tensors: dict[str, Any]) -> None:
@@ -127,7 +127,7 @@ def cut_back(path: Path, step: int) -> None:
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
-    files.write_text(path, "".join(line + "\n" for line in lines if _step(line) <= step))
+    atomic.write_text(path, "".join(line + "\n" for line in lines if _step(line) <= step))
 
 
 def _step(line: str) -> float:

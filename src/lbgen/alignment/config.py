@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lbgen.config import require
+from lbgen.configuration.flags import require
 from lbgen.models.registry import Scheduler
 
 

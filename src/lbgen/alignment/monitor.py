@@ -14,14 +14,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import trange
 
-from lbgen import files, measures
 from lbgen.alignment.batches import derived_seed, stacked_noise
 from lbgen.alignment.config import AlignConfig
+from lbgen.metrics import measures
 from lbgen.models.generator import Generator
-from lbgen.models.quality import QualityScorer
+from lbgen.models.quality.antonyms import QualityScorer
 from lbgen.models.sampling import sample
 from lbgen.models.semantics import SemanticSpace
-from lbgen.vocabulary import Vocabulary
+from lbgen.runs import atomic
+from lbgen.vocabulary.vocabulary import Vocabulary
 
 IMAGES_PER_CATEGORY = 4
 LEAST_EXCESS = 0.01
@@ -95,7 +96,7 @@ class Monitor:
             path.parent.mkdir(parents=True, exist_ok=True)
             with self.generator.adapter_enabled(False):
                 images = self.sample()
-            files.write_bytes(path, save({"images": images.contiguous()}))
+            atomic.write_bytes(path, save({"images": images.contiguous()}))
         return load_file(path)["images"]
 
     @torch.no_grad()
@@ -132,7 +133,7 @@ def write_grid(path: Path, images: Tensor) -> None:
     padded = torch.cat([images, images.new_full((missing, channels, height, width), 255)])
     rows = padded.view(-1, IMAGES_PER_CATEGORY, channels, height, width)
     pixels = rows.permute(0, 3, 1, 4, 2).reshape(-1, IMAGES_PER_CATEGORY * width, channels)
-    with files.replacing(path) as temporary:
+    with atomic.replacing(path) as temporary:
         Image.fromarray(pixels.numpy()).save(temporary, format="PNG")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.discriminator import Discriminator
-from lbgen.alignment.independence import Independence
+from lbgen.alignment.independence.term import Independence
 from lbgen.alignment.losses import base_pull, entire_alignment, individual_alignment, quality_assurance
 from lbgen.errors import UserError
 

@@ -13,17 +13,17 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import AutocastKwargs, LoggerType
 from safetensors import SafetensorError
 
-from lbgen import config as configs
-from lbgen import files, provenance
 from lbgen.alignment import batches, checkpoint
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.objective import ensure_reached
 from lbgen.alignment.run import Run
 from lbgen.alignment.trainer import Trainer
+from lbgen.configuration import flags as configs
 from lbgen.errors import UserError
-from lbgen.interrupts import noted_signals
 from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
-from lbgen.vocabulary import Vocabulary, load_vocabulary
+from lbgen.runs import atomic, identity
+from lbgen.runs.signals import noted_signals
+from lbgen.vocabulary.vocabulary import Vocabulary, load_vocabulary
 
 OWN = (
     "adapter",
@@ -62,8 +62,8 @@ class AlignResult:
 
 def align(config: AlignConfig) -> AlignResult:
     """Fine-tune the generator's adapter on the weighted objective, from where the run folder stands."""
-    files.ensure_writable(config.output)
-    files.refuse_links(config.output, OWN)
+    atomic.ensure_writable(config.output)
+    atomic.refuse_links(config.output, OWN)
     try:
         return _align(config)
     except (OSError, SafetensorError) as error:
@@ -136,7 +136,7 @@ def fingerprint(config: AlignConfig, vocabulary: Vocabulary, accelerator: Accele
     """What the config alone does not say, and a resumed run must share."""
     return {
         "images_per_update": config.batch_size * accelerator.num_processes,
-        "vocabulary": provenance.vocabulary_sha256(vocabulary),
+        "vocabulary": identity.vocabulary_sha256(vocabulary),
     }
 
 
@@ -157,8 +157,8 @@ def resumable(folder: Path, expected: dict[str, Any]) -> dict[str, Any]:
 def weights(config: AlignConfig) -> dict[str, str | None]:
     """Hashes of the frozen weights, by the name of their flag."""
     return {
-        "generator": provenance.weights_sha256(resolve(config.generator, GENERATORS)),
-        "semantics": provenance.weights_sha256(resolve(config.semantics, SEMANTICS)),
+        "generator": identity.weights_sha256(resolve(config.generator, GENERATORS)),
+        "semantics": identity.weights_sha256(resolve(config.semantics, SEMANTICS)),
     }
 
 
@@ -199,10 +199,10 @@ def prepare_folder(config: AlignConfig, vocabulary: Vocabulary, accelerator: Acc
 def write_provenance(config: AlignConfig, vocabulary: Vocabulary) -> None:
     """What the run was begun with; a resumed one leaves it as it is."""
     origin = {
-        "vocabulary_sha256": provenance.vocabulary_sha256(vocabulary),
+        "vocabulary_sha256": identity.vocabulary_sha256(vocabulary),
         **{f"{name}_sha256": sha256 for name, sha256 in weights(config).items()},
-        "versions": provenance.versions(),
+        "versions": identity.versions(),
     }
-    with files.making(config.output):
+    with atomic.making(config.output):
         config.output.mkdir(parents=True, exist_ok=True)
-    files.write_text(config.output / "provenance.json", json.dumps(origin, indent=2) + "\n")
+    atomic.write_text(config.output / "provenance.json", json.dumps(origin, indent=2) + "\n")

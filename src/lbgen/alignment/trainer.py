@@ -13,19 +13,19 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from lbgen.alignment import batches, checkpoint
-from lbgen.alignment.bank import Place, bank_path, bank_places, load_bank
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.discriminator import seeded_discriminator
-from lbgen.alignment.independence import Independence
+from lbgen.alignment.independence.bank import Place, bank_path, bank_places, load_bank
+from lbgen.alignment.independence.residual import ensure_rest, looks
+from lbgen.alignment.independence.term import Independence
 from lbgen.alignment.losses import discriminator_loss
 from lbgen.alignment.objective import Batch, gradient_norms, objective, term_values, total_loss
-from lbgen.alignment.residual import ensure_rest, looks
 from lbgen.errors import UserError
 from lbgen.models.generator import PRECISIONS, load_generator
-from lbgen.models.quality import load_quality
+from lbgen.models.quality.antonyms import load_quality
 from lbgen.models.sampling import differentiated_indices, sample, start_count
 from lbgen.models.semantics import load_semantics
-from lbgen.vocabulary import Vocabulary
+from lbgen.vocabulary.vocabulary import Vocabulary
 
 
 class Trainer:

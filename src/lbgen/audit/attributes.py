@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lbgen.attributes import MEASURED, Attribute
 from lbgen.audit.observe import Observed
 from lbgen.audit.views import HUES
 from lbgen.errors import UserError
 from lbgen.models.semantics import SemanticSpace
+from lbgen.vocabulary.attributes import MEASURED, Attribute
 
 POSITIONS = ("upper left", "upper middle", "upper right", "middle left", "centre", "middle right") + (
     "lower left",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbgen.config import require
+from lbgen.configuration.flags import require
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lbgen.audit.observe import LABEL_TEMPLATE, Observed
-from lbgen.audit.statistics import FEW_DRAWS, UNKNOWN, Estimate, normal
-from lbgen.models.quality import ANTONYMS
+from lbgen.metrics.intervals import FEW_DRAWS, UNKNOWN, Estimate, normal
+from lbgen.models.quality.antonyms import ANTONYMS
 from lbgen.models.semantics import SemanticSpace
 
 DIVERSITY_IMAGES = 50

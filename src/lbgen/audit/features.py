@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
-from lbgen import provenance
 from lbgen.audit import views
 from lbgen.audit.cache import RowCache
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.measures import Measured
 from lbgen.audit.observe import VERSION, model_identity
-from lbgen.audit.records import Source
+from lbgen.datasets.records import Source
 from lbgen.models.loading import complete, loading
 from lbgen.models.semantics import Preprocessing
+from lbgen.runs import identity
 
 DEFAULT = "facebook/dinov2-base"
 
@@ -46,13 +46,13 @@ def compared_features(
     measured: list[Measured], sources: list[Source], config: AuditConfig
 ) -> tuple[str, list[NDArray]]:
     """The space's name, and the features of the images that sets are compared on, (N, D) for each dataset."""
-    where = config.features or (DEFAULT if provenance.weights_sha256(DEFAULT) else None)
+    where = config.features or (DEFAULT if identity.weights_sha256(DEFAULT) else None)
     if where is None:
         return config.semantics, [m.observed.column("image", m.compared) for m in measured]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = VisionModel(where, device)
-    identity = f"features, version {VERSION}, {model_identity(where)}, side {model.side}"
-    cache = RowCache(config.output / "cache", identity, [("features", np.float16, (model.dimension,))])
+    kept = f"features, version {VERSION}, {model_identity(where)}, side {model.side}"
+    cache = RowCache(config.output / "cache", kept, [("features", np.float16, (model.dimension,))])
     return where, [_features(model, cache, m, source, config) for m, source in zip(measured, sources, strict=True)]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lbgen.audit.measures import AttributeFigures, Measured
-from lbgen.audit.statistics import difference_p_value, false_discovery
+from lbgen.metrics.intervals import difference_p_value, false_discovery
 
 FALSE_DISCOVERIES = 0.05
 """Expected share of false ones among the links, pairs and differences that are called significant."""

@@ -8,16 +8,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lbgen.attributes import Attribute
-from lbgen.audit import content, distances
-from lbgen.audit.association import Association, Pairs, associate, pairs, table_of
+from lbgen.audit import content
 from lbgen.audit.attributes import Reading, read_attributes
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.content import Duplicates, LabelRanks
 from lbgen.audit.observe import Observed
 from lbgen.audit.probes import FOLDS, beyond_place, probe
-from lbgen.audit.statistics import FEW_DRAWS, Estimate, false_discovery, halves, mean, normal, resample, widened
+from lbgen.metrics import distances
+from lbgen.metrics.information import Association, Pairs, associate, pairs, table_of
+from lbgen.metrics.intervals import FEW_DRAWS, Estimate, false_discovery, halves, mean, normal, resample, widened
 from lbgen.models.semantics import SemanticSpace
+from lbgen.vocabulary.attributes import Attribute
 
 PROBES = {
     "background": ("background",),

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from lbgen import files, measures, provenance
 from lbgen.audit import relevance, views
 from lbgen.audit.cache import DIGEST, READ_AT_ONCE, RowCache
-from lbgen.audit.records import Label, Record, Source, name_of
 from lbgen.audit.views import Decoded
+from lbgen.datasets.records import Label, Record, Source, name_of
 from lbgen.errors import UserError
+from lbgen.metrics import measures
 from lbgen.models.registry import SEMANTICS, resolve
 from lbgen.models.semantics import SemanticSpace
+from lbgen.runs import atomic, identity
 
 VERSION = 3
 """Of what is kept of an image; another number is another cache."""
@@ -140,7 +141,7 @@ def canvas_side(space: SemanticSpace) -> int:
     return (space.preprocessing.crop or space.preprocessing.size)["height"]
 
 
-def identity(semantics: str) -> str:
+def cache_identity(semantics: str) -> str:
     """What the rows of the cache depend on besides the image."""
     return f"version {VERSION}, {model_identity(resolve(semantics, SEMANTICS))}"
 
@@ -148,8 +149,8 @@ def identity(semantics: str) -> str:
 def model_identity(where: str) -> str:
     """Of a model's weights and, in a folder, of the files that say how it reads pictures and texts."""
     paths = sorted(path for path in Path(where).rglob("*") if path.suffix in (".json", ".txt", ".model"))
-    settings = [f"{path.relative_to(where).as_posix()}\t{files.sha256(path)}" for path in paths if path.is_file()]
-    return "\n".join([provenance.weights_sha256(where) or where, *settings])
+    settings = [f"{path.relative_to(where).as_posix()}\t{atomic.sha256(path)}" for path in paths if path.is_file()]
+    return "\n".join([identity.weights_sha256(where) or where, *settings])
 
 
 def observe(source: Source, name: str, observer: Observer, cache: RowCache, batch_size: int) -> Observed:

@@ -2,27 +2,35 @@
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lbgen import files, provenance
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.definitions import ASSOCIATION, DEFINITIONS
 from lbgen.audit.figures import category_means, dataset_figures, differences
 from lbgen.audit.measures import AttributeFigures, Measured
-from lbgen.audit.records import Source
-from lbgen.audit.statistics import Estimate
-
-if TYPE_CHECKING:
-    from lbgen.audit.run import AuditResult
+from lbgen.audit.page import write_page
+from lbgen.datasets.records import Source
+from lbgen.metrics.intervals import Estimate
+from lbgen.runs import atomic, identity
 
 SCHEMA = pa.schema(
     [("dataset", pa.string()), ("measure", pa.string()), ("category", pa.string()), ("attribute", pa.string())]
     + [("attribute_value", pa.string()), ("value", pa.float64()), ("low", pa.float64()), ("high", pa.float64())]
 )
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    page: Path
+    measures: Path
+
+
 Comparisons = dict[str, dict[str, Estimate]]
 
 
@@ -33,10 +41,7 @@ def write(
     config: AuditConfig,
     diversity_images: int,
     compared_in: str,
-) -> "AuditResult":
-    from lbgen.audit.run import AuditResult
-    from lbgen.report.audit_page import write_page
-
+) -> AuditResult:
     content = {
         "datasets": {m.observed.name: dataset_figures(m) for m in measured},
         "comparisons": {
@@ -54,11 +59,11 @@ def write(
             "permutations": config.permutations,
             "probe_images": config.probe_images,
             "diversity_images": diversity_images,
-            "versions": list(provenance.versions()),
+            "versions": list(identity.versions()),
         },
     }
-    files.write_text(config.output / "measures.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-    with files.replacing(config.output / "measures.parquet") as temporary:
+    atomic.write_text(config.output / "measures.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+    with atomic.replacing(config.output / "measures.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(list(_lines(measured, comparisons)), schema=SCHEMA), temporary)
     page = config.output / "report.html"
     write_page(measured, sources, content, page)

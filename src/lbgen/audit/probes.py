@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lbgen.audit.statistics import UNKNOWN, Estimate, balanced_mean, widened
+from lbgen.metrics.intervals import UNKNOWN, Estimate, balanced_mean, widened
 
 FOLDS = 5
 PENALTIES = tuple(10.0**power for power in range(-3, 5))

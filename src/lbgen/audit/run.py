@@ -2,15 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from lbgen import files
-from lbgen.attributes import Attribute, load_attributes
 from lbgen.audit import output
 from lbgen.audit.attributes import ensure_short
 from lbgen.audit.cache import RowCache
@@ -18,22 +16,20 @@ from lbgen.audit.config import AuditConfig
 from lbgen.audit.content import DIVERSITY_IMAGES
 from lbgen.audit.features import compared_features
 from lbgen.audit.measures import Measured, compare, measure
-from lbgen.audit.observe import Observed, Observer, canvas_side, identity, observe
-from lbgen.audit.records import Source, open_source
-from lbgen.audit.statistics import Estimate
+from lbgen.audit.observe import Observed, Observer, cache_identity, canvas_side, observe
+from lbgen.audit.output import AuditResult
+from lbgen.datasets.open import open_source
+from lbgen.datasets.records import Source
 from lbgen.errors import UserError
-from lbgen.locking import locked
+from lbgen.metrics.intervals import Estimate
 from lbgen.models.registry import ATTRIBUTES
 from lbgen.models.semantics import load_semantics
+from lbgen.runs import atomic
+from lbgen.runs.lock import locked
+from lbgen.vocabulary.attributes import Attribute, load_attributes
 
 STEPS = 13
 """That `measure` tells of."""
-
-
-@dataclass(frozen=True)
-class AuditResult:
-    page: Path
-    measures: Path
 
 
 def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
@@ -42,8 +38,8 @@ def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
     names = dataset_names(directories)
     sources = [open_source(Path(directory)) for directory in directories]
     attributes = load_attributes(config.attributes)
-    files.ensure_writable(config.output)
-    files.refuse_links(config.output, ["cache"])
+    atomic.ensure_writable(config.output)
+    atomic.refuse_links(config.output, ["cache"])
     with locked(config.output / "cache" / "lock", str(config.output)):
         return _audited(sources, names, attributes, config)
 
@@ -54,7 +50,7 @@ def _audited(sources: list[Source], names: list[str], attributes: list[Attribute
     for attribute in attributes:
         ensure_short(attribute, "", space)
     observer = Observer(space, canvas_side(space))
-    cache = RowCache(config.output / "cache", identity(config.semantics), observer.fields())
+    cache = RowCache(config.output / "cache", cache_identity(config.semantics), observer.fields())
     seen = [
         observe(source, name, observer, cache, config.batch_size) for source, name in zip(sources, names, strict=True)
     ]

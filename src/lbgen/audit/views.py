@@ -3,15 +3,16 @@
 Canvas: the image as the model takes it, (B, 3, S, S) in [0, 1], short side brought to S and cut to the middle square.
 """
 
-import io
 import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
+
+from lbgen.datasets.decode import as_seen, opened, square, upright
 
 HISTOGRAM_LEVELS = 4
 SHUFFLED_GRID = 4
@@ -22,8 +23,6 @@ RING_SHARE = 1 / 16
 THUMBNAIL_SHARE = 1 / 16
 BLANK_SPREAD = 2
 """An image whose brightest and darkest values differ by no more than this, of 255, in every channel is blank."""
-READ = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""Formats that Pillow may open: it decodes these itself, and hands others to programs of this machine (EPS)."""
 FORMATS = ("JPEG", "PNG", "WEBP")
 FACTS = ("log width", "log height", "log aspect", "quantisation", *FORMATS)
 """Not the bytes: they follow the picture's detail, and so the object."""
@@ -42,10 +41,10 @@ class Decoded(NamedTuple):
 
 def decode(content: bytes, mask: bytes | None, side: int) -> Decoded | str:
     """The picture, or why there is none."""
-    image = _opened(content)
+    image = opened(content)
     if isinstance(image, str):
         return f"cannot be decoded ({image})"
-    drawn = _opened(mask) if mask else None
+    drawn = opened(mask) if mask else None
     if isinstance(drawn, str):
         return f"its mask cannot be decoded ({drawn})"
     facts, rgb = file_facts(image), as_seen(image)
@@ -54,43 +53,8 @@ def decode(content: bytes, mask: bytes | None, side: int) -> Decoded | str:
     canvas = torch.from_numpy(np.array(square(rgb, side, Image.Resampling.BICUBIC))).permute(2, 0, 1)
     hole = None
     if drawn:
-        hole = torch.from_numpy(np.array(square(_upright(drawn).convert("L"), side, Image.Resampling.NEAREST)) > 0)
+        hole = torch.from_numpy(np.array(square(upright(drawn).convert("L"), side, Image.Resampling.NEAREST)) > 0)
     return Decoded(canvas, hole if hole is not None and hole.any() else None, facts)
-
-
-def _opened(content: bytes) -> Image.Image | str:
-    """The whole image, or why there is none."""
-    try:
-        image = Image.open(io.BytesIO(content), formats=READ)
-        image.load()
-        return image
-    except UnidentifiedImageError:
-        return "of no format that is known"
-    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError, NotImplementedError) as error:
-        return " ".join(str(error).split())[:100]
-
-
-def as_seen(image: Image.Image) -> Image.Image:
-    """In RGB as a viewer shows it: upright, the transparent on white, 16 bits brought to 8."""
-    image = _upright(image)
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.array(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    picture = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF data say."""
-    return ImageOps.exif_transpose(image)
-
-
-def square(image: Image.Image, side: int, resampling: Image.Resampling) -> Image.Image:
-    """The middle square, cut before it is resized: of a long strip, the whole would be large."""
-    short = min(image.size)
-    left, top = ((length - short) / 2 for length in image.size)
-    return image.resize((side, side), resampling, box=(left, top, left + short, top + short))
 
 
 def file_facts(image: Image.Image) -> Tensor:

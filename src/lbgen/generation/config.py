@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lbgen.config import require
-from lbgen.dataset import is_split_name
+from lbgen.configuration.flags import require
+from lbgen.datasets.index import is_split_name
 from lbgen.errors import UserError
 from lbgen.models.registry import Scheduler
-from lbgen.storage import without_scheme
+from lbgen.runs.storage import without_scheme
 
 CHECKS = ("label", "quality", "blank", "duplicate", "unsafe")
 """Those of --screen; --balance adds its own, "balance"."""

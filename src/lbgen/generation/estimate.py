@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lbgen import dataset
-from lbgen.generation.check import BATCH_SIZE, refuse_long_prompts
+from lbgen.datasets import index
 from lbgen.generation.config import GenerateConfig, approximations
-from lbgen.generation.painter import Painter
 from lbgen.generation.paths import at_absolute_paths, generator_name
 from lbgen.generation.plan import Plan, PlannedImage
-from lbgen.generation.run import is_ours, planned, storage_errors
-from lbgen.generation.screen import Verdict
-from lbgen.generation.worker import device_of, load, row_of
-from lbgen.generation.writing import encoded
-from lbgen.storage import open_store
+from lbgen.generation.render import Painter
+from lbgen.generation.run import is_ours, planned
+from lbgen.generation.screening.checks import Verdict
+from lbgen.generation.workers.preflight import BATCH_SIZE, refuse_long_prompts
+from lbgen.generation.workers.shard import device_of, load, row_of
+from lbgen.generation.workers.writer import encoded
+from lbgen.runs.storage import open_store, storage_errors
 
 LONGEST = 60.0
 """Seconds that a batch of the calibration may take, by the time of a single image; else that image is the measure."""
@@ -53,7 +53,7 @@ def plan(config: GenerateConfig) -> Estimate:
     with storage_errors(config.output):
         store = open_store(config.output)
         whole, record = planned(config, store)
-        done = dataset.finished_shards(store, config.split)
+        done = index.finished_shards(store, config.split)
     shards = range(whole.shards(config.split))
     missing = [shard for shard in shards if shard not in done and is_ours(shard, config)]
     size = speed = None

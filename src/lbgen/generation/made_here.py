@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lbgen.generation.record import RECORD
-from lbgen.storage import Store
+from lbgen.runs.storage import Store
 
 
 def remember(store: Store) -> None:

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lbgen import provenance
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.made_here import is_made_here
 from lbgen.generation.record import PLACES, RECORD, Record
 from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
-from lbgen.storage import Store
+from lbgen.runs import identity
+from lbgen.runs.storage import Store
 
 MODELS = {"generator": ("generator_sha256", GENERATORS), "screen_semantics": ("semantics_sha256", SEMANTICS)}
 """Fields that name weights: a short name, a hub id or a folder; and their hash in dataset.yaml."""
@@ -46,7 +46,7 @@ def check_models(record: Record, config: GenerateConfig) -> None:
         if now == then or (name == "screen_semantics" and not config.checks):
             continue
         moved = generator_name(now) == generator_name(then) or name == "screen_semantics"
-        if not moved or provenance.weights_sha256(resolve(now, table)) != record.made_with[hashed]:
+        if not moved or identity.weights_sha256(resolve(now, table)) != record.made_with[hashed]:
             raise UserError(
                 f"{config.output} was made with {name} {then}, this run asks for {now}, which is another; "
                 f"choose another --output or give --{name.replace('_', '-')} {then}"

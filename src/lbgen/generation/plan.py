@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from lbgen.attributes import Attribute
-from lbgen.dataset import is_split_name
+from lbgen.datasets.index import is_split_name
 from lbgen.errors import UserError
-from lbgen.generation.balance import target_values
-from lbgen.vocabulary import Category, Vocabulary
+from lbgen.generation.screening.balance import target_values
+from lbgen.vocabulary.attributes import Attribute
+from lbgen.vocabulary.vocabulary import Category, Vocabulary
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lbgen.config
-from lbgen import dataset, files, provenance
-from lbgen.attributes import Attribute
+from lbgen.configuration import flags
+from lbgen.datasets import index
 from lbgen.errors import UserError
-from lbgen.generation import balance
 from lbgen.generation import plan as plans
+from lbgen.generation.card.sidecars import labels_json
 from lbgen.generation.config import RUNNING, GenerateConfig
 from lbgen.generation.plan import Plan, Target
-from lbgen.generation.sidecars import labels_json
+from lbgen.generation.screening import balance
 from lbgen.models import registry
-from lbgen.storage import Store, is_remote
+from lbgen.runs import atomic, identity
+from lbgen.runs.storage import Store, is_remote
+from lbgen.vocabulary.attributes import Attribute
 
 RECORD, PLAN, COMPLETE = "dataset.yaml", "plan.json", "croissant.json"
 """COMPLETE is written last of all: a dataset that has it is finished and described."""
@@ -32,7 +33,7 @@ PLACES = ("generator", "adapter", "attributes", "screen_semantics")
 
 @dataclass(frozen=True)
 class MadeWith:
-    """Hashes of what the configuration only names, and versions (see lbgen.provenance)."""
+    """Hashes of what the configuration only names, and versions (see lbgen.runs.identity)."""
 
     generator_sha256: str | None
     adapter_sha256: str | None
@@ -54,10 +55,10 @@ class Record:
 
 def read(store: Store) -> Record | None:
     """The record of the dataset in a store; None where there is no dataset."""
-    targets = dataset.read_json(store, PLAN)
+    targets = index.read_json(store, PLAN)
     if targets is None:
         return None
-    content = lbgen.config.parse_yaml(store.read(RECORD), f"{store}/{RECORD}") if store.exists(RECORD) else {}
+    content = flags.parse_yaml(store.read(RECORD), f"{store}/{RECORD}") if store.exists(RECORD) else {}
     if "config" not in content or "made_with" not in content:
         raise UserError(f"{store}: has a {PLAN} and no whole {RECORD}; restore it or choose another --output")
     for part, kind in (("config", GenerateConfig), ("made_with", MadeWith)):
@@ -72,7 +73,7 @@ def check_shape(values: Any, kind: type, place: str) -> None:
     for name, hint in typing.get_type_hints(kind).items():
         try:
             if name in values:
-                lbgen.config.convert(values[name], hint)
+                flags.convert(values[name], hint)
             elif name in ("batch_size", *PLACES) or kind is MadeWith:
                 raise ValueError("it is missing")
         except ValueError as error:
@@ -82,7 +83,7 @@ def check_shape(values: Any, kind: type, place: str) -> None:
 def check_place(store: Store, config: GenerateConfig) -> None:
     """Refuse an output that cannot be written, or that holds something else than a dataset of ours."""
     if not is_remote(config.output):
-        files.ensure_writable(Path(config.output))
+        atomic.ensure_writable(Path(config.output))
     names = store.names()
     if RECORD in names:
         return
@@ -94,15 +95,13 @@ def check_place(store: Store, config: GenerateConfig) -> None:
 def check_config(record: Record, config: GenerateConfig) -> None:
     """Refuse a dataset of another configuration, by the field that differs."""
     free = {*RUNNING, *GROWS, *PLACES} | ({"batch_size"} if config.batch_size is None else set())
-    lbgen.config.ensure_same_values(config, record.config, config.output, free)
+    flags.ensure_same_values(config, record.config, config.output, free)
 
 
 def check_made_with(record: Record, made_with: MadeWith, output: str) -> None:
     """Refuse to go on with other weights or versions: a dataset's images would be of two kinds."""
-    lbgen.config.ensure_same_values(
-        made_with, record.made_with, output, ("versions",), remedy="restore what it was made with"
-    )
-    provenance.ensure_versions(record.made_with["versions"], output)
+    flags.ensure_same_values(made_with, record.made_with, output, ("versions",), remedy="restore what it was made with")
+    identity.ensure_versions(record.made_with["versions"], output)
 
 
 def check_adapter(record: Record, config: GenerateConfig) -> None:
@@ -126,18 +125,18 @@ def check_attributes(record: Record, config: GenerateConfig, balanced: Sequence[
 def config_of(record: Record, output: str) -> GenerateConfig:
     """The configuration that a dataset was made with; how it was run is nobody's business but this run's."""
     values = {name: value for name, value in record.config.items() if name not in RUNNING}
-    return lbgen.config.from_values(GenerateConfig, {**values, "output": output}, f"{output}/{RECORD}")
+    return flags.from_values(GenerateConfig, {**values, "output": output}, f"{output}/{RECORD}")
 
 
 def made_with(config: GenerateConfig) -> MadeWith:
     """Hashes and versions of all that goes into a dataset; after loading, which may have brought weights."""
     semantics = registry.resolve(config.screen_semantics, registry.SEMANTICS)
     return MadeWith(
-        generator_sha256=provenance.weights_sha256(registry.resolve(config.generator, registry.GENERATORS)),
+        generator_sha256=identity.weights_sha256(registry.resolve(config.generator, registry.GENERATORS)),
         adapter_sha256=adapter_sha256(config),
-        semantics_sha256=provenance.weights_sha256(semantics) if config.checks else None,
+        semantics_sha256=identity.weights_sha256(semantics) if config.checks else None,
         attributes_sha256=balance.attributes_sha256(balance.balanced_attributes(config)),
-        versions=provenance.versions(),
+        versions=identity.versions(),
     )
 
 
@@ -147,13 +146,13 @@ def adapter_sha256(config: GenerateConfig) -> str | None:
     file = config.adapter / ADAPTER
     if not file.is_file():
         raise UserError(f"--adapter {config.adapter}: no {ADAPTER} in it; give an alignment run's adapter folder")
-    return files.sha256(file)
+    return atomic.sha256(file)
 
 
 def write(store: Store, config: GenerateConfig, made_with: MadeWith, plan: Plan) -> None:
     """Record a dataset, or its growth, before its first image."""
     store.write("labels.json", labels_json(plan.categories).encode())
-    values = {name: value for name, value in lbgen.config.plain(config).items() if name not in RUNNING}
-    text = lbgen.config.yaml_text({"config": values, "made_with": lbgen.config.plain(made_with)})
+    values = {name: value for name, value in flags.plain(config).items() if name not in RUNNING}
+    text = flags.yaml_text({"config": values, "made_with": flags.plain(made_with)})
     store.write(RECORD, text.encode())
     store.write(PLAN, (json.dumps(plans.to_json(plan.targets), ensure_ascii=False) + "\n").encode())  # now it counts

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from lbgen import dataset
-from lbgen.errors import UserError
-from lbgen.generation import balance
+from lbgen.datasets import index
 from lbgen.generation import plan as plans
 from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig, approximations, worker_name
@@ -18,13 +13,11 @@ from lbgen.generation.made_here import remember
 from lbgen.generation.paths import at_absolute_paths, check_models
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
-from lbgen.generation.rounds import read_rounds
-from lbgen.locking import locked
-from lbgen.storage import Store, Unreachable, open_store
-from lbgen.vocabulary import load_vocabulary
-
-CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "huggingface_hub", "httpx", "httpx2", "azure")
-"""Packages behind fsspec whose errors (no credentials, no connection) are no OSErrors."""
+from lbgen.generation.screening import balance
+from lbgen.generation.screening.duplicate_rounds import read_rounds
+from lbgen.runs.lock import locked
+from lbgen.runs.storage import Store, open_store, storage_errors
+from lbgen.vocabulary.vocabulary import load_vocabulary
 
 
 @dataclass(frozen=True)
@@ -39,7 +32,7 @@ class GenerateResult:
 
 
 def generate(config: GenerateConfig) -> GenerateResult:
-    """Make the dataset `config.output`, go on with it, or grow it; see lbgen.dataset for its layout.
+    """Make the dataset `config.output`, go on with it, or grow it; see lbgen.datasets.index for its layout.
 
     Raises UserError for what the user can mend, Interrupted at a signal; finished shards are kept either way.
     """
@@ -74,10 +67,10 @@ def make(store: Store, config: GenerateConfig, plan: Plan, record: Record | None
     """Draw the shards that are missing, of this run's part, and describe the dataset once all are there."""
     started, split = time.monotonic(), config.split
     store.clear_staging(every=config.part is None)
-    done = dataset.finished_shards(store, split)
+    done = index.finished_shards(store, split)
     missing = [shard for shard in range(plan.shards(split)) if shard not in done and is_ours(shard, config)]
     if missing:
-        from lbgen.generation.drawing import draw  # brings torch, which a finished dataset does without
+        from lbgen.generation.workers.dispatch import draw  # brings torch, which a finished dataset does without
 
         if found := approximations(config):
             print(f"approximated: {'; '.join(found)}")
@@ -85,9 +78,9 @@ def make(store: Store, config: GenerateConfig, plan: Plan, record: Record | None
             draw(store, config, plan, record, missing, read_rounds(store, config, plan))
         finally:
             store.clear_staging(every=config.part is None)
-        done = dataset.finished_shards(store, split)
+        done = index.finished_shards(store, split)
     finished = done >= set(range(plan.shards(split)))
-    whole = all(dataset.finished_shards(store, name) >= set(range(plan.shards(name))) for name in plan.splits)
+    whole = all(index.finished_shards(store, name) >= set(range(plan.shards(name))) for name in plan.splits)
     if whole and not store.exists(records.COMPLETE):
         complete(store, config, plan)
     images = sum(plan.shard_images(split, shard) for shard in done)
@@ -97,13 +90,13 @@ def make(store: Store, config: GenerateConfig, plan: Plan, record: Record | None
 
 def complete(store: Store, config: GenerateConfig, plan: Plan) -> None:
     """What is left to do when every shard is there."""
-    from lbgen.generation.describe import describe
+    from lbgen.generation.card.describe import describe
 
     if "duplicate" in config.screen:
         if config.part is not None:  # other parts may be at work on the shards that this one would change
             print("all shards are there; run once more without --shard-of, to compare images across them")
             return
-        from lbgen.generation.settle import settle
+        from lbgen.generation.screening.deduplicate import settle
 
         try:
             for split in plan.splits:
@@ -116,27 +109,3 @@ def complete(store: Store, config: GenerateConfig, plan: Plan) -> None:
 
 def is_ours(shard: int, config: GenerateConfig) -> bool:
     return config.part is None or shard % config.part[1] == config.part[0]
-
-
-@contextmanager
-def storage_errors(output: str) -> Iterator[None]:
-    """What keeps a file from being written, as one line."""
-    try:
-        yield
-    except BrokenProcessPool:
-        raise UserError(
-            f"{output}: a writer process was killed; if memory ran out, give fewer --writers or a smaller "
-            "--batch-size; nothing is lost, start again"
-        ) from None
-    except OSError as error:
-        raise UserError(disk_message(output, error)) from error
-    except Exception as error:
-        if not isinstance(error, Unreachable) and type(error).__module__.partition(".")[0] not in CLIENTS:
-            raise
-        raise UserError(f"{output}: {' '.join(str(error).split())}; mend it and start again") from error
-
-
-def disk_message(output: str, error: OSError) -> str:
-    """One line for a file that could not be read or written."""
-    where = f" ({error.filename})" if error.filename and str(error.filename) != output else ""
-    return f"{output}: {error.strerror or error}{where}; nothing is lost, mend it and start again"

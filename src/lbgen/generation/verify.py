@@ -11,21 +11,22 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lbgen import dataset, files, provenance
-from lbgen.dataset import Row
+from lbgen.datasets import index
+from lbgen.datasets.index import Row
+from lbgen.datasets.layouts import LAYOUTS
 from lbgen.errors import UserError
 from lbgen.generation import record as records
-from lbgen.generation.balance import balanced_attributes
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.layouts import LAYOUTS
+from lbgen.generation.finished_shards import differences
 from lbgen.generation.paths import check_places, with_trusted_models
 from lbgen.generation.plan import Plan
-from lbgen.generation.rounds import read_rounds
-from lbgen.generation.run import make, storage_errors
-from lbgen.generation.stored import differences
-from lbgen.generation.tally import Tally
-from lbgen.locking import locked
-from lbgen.storage import Store, open_store, without_scheme
+from lbgen.generation.run import make
+from lbgen.generation.screening.balance import balanced_attributes
+from lbgen.generation.screening.counts import Tally
+from lbgen.generation.screening.duplicate_rounds import read_rounds
+from lbgen.runs import atomic, identity
+from lbgen.runs.lock import locked
+from lbgen.runs.storage import Store, open_store, storage_errors, without_scheme
 
 SHOWN = 3
 """Damaged images named on a shard's line."""
@@ -73,7 +74,7 @@ def verify(
                 "attributes": attributes,
                 "screen_semantics": screen_semantics,
             }
-            provenance.ensure_versions(record.made_with["versions"], directory)
+            identity.ensure_versions(record.made_with["versions"], directory)
             config = with_trusted_models(config, given, store)
             check_places(config)
             records.check_made_with(record, records.made_with(config), directory)  # before a shard is given up
@@ -81,7 +82,7 @@ def verify(
             promised = {place: hashes(store, *place) for place in damaged}
             make_again(config, plan, list(damaged))
             for place, before in promised.items():
-                print(f"{dataset.shard_name(*place)}: {comparison(before, hashes(store, *place))}")
+                print(f"{index.shard_name(*place)}: {comparison(before, hashes(store, *place))}")
             damaged, strangers = check(store, config, plan)
         shards = sum(plan.shards(split) for split in plan.splits)
         if not damaged and not store.exists(records.COMPLETE):
@@ -99,7 +100,7 @@ def check(store: Store, config: GenerateConfig, plan: Plan) -> tuple[dict[tuple[
         for split, shard in bar:
             faults = list(check_shard(store, config, plan, split, shard, known))
             if faults:
-                damaged[split, shard] = f"{dataset.shard_name(split, shard)}: {'; '.join(faults)}"
+                damaged[split, shard] = f"{index.shard_name(split, shard)}: {'; '.join(faults)}"
                 bar.write(damaged[split, shard])
     for split in plan.splits:
         read_rounds(store, replace(config, split=split), plan)  # refuses what is not of the plan
@@ -114,25 +115,25 @@ def check_shard(
 ) -> Iterator[str]:
     """What is wrong with a shard; the files that it should have go into `known`."""
     try:
-        rows, containers = dataset.read_part(store, split, shard)
+        rows, containers = index.read_part(store, split, shard)
     except FileNotFoundError:
         yield "not made"
         return
     except UserError:
         raise
     except DAMAGE:
-        yield f"{dataset.part_name(split, shard)} cannot be read"
+        yield f"{index.part_name(split, shard)} cannot be read"
         return
     if fault := next(differences(config, plan, rows, containers, split, shard), None):
-        yield f"{dataset.part_name(split, shard)} is not that of the plan: {fault}"
+        yield f"{index.part_name(split, shard)} is not that of the plan: {fault}"
         return  # nothing that it names is looked for
     known.update(row.file for row in rows)
     if len(rows) + dropped(store, split, shard) != plan.shard_images(split, shard):
-        yield f"{dataset.part_name(split, shard)} lacks images"
+        yield f"{index.part_name(split, shard)} lacks images"
     for name, sha256 in containers.items():
         try:
             with store.fetched(name) as path:
-                if files.sha256(path) != sha256:
+                if atomic.sha256(path) != sha256:
                     yield f"{name} was changed"
         except OSError:
             yield f"{name} is missing"
@@ -145,7 +146,7 @@ def check_shard(
 def dropped(store: Store, split: str, shard: int) -> int:
     """Images that screening left out of a shard."""
     try:
-        return Tally.from_json(json.loads(store.read(dataset.tally_name(split, shard)))).total().dropped
+        return Tally.from_json(json.loads(store.read(index.tally_name(split, shard)))).total().dropped
     except (FileNotFoundError, ValueError):
         return 0
 
@@ -184,7 +185,7 @@ def files_of_no_shard(store: Store, config: GenerateConfig, plan: Plan, known: s
 def hashes(store: Store, split: str, shard: int) -> dict[str, str]:
     """Key -> sha256 of a shard's images, as far as its part of the index can be read."""
     try:
-        return {row.key: row.sha256 for row in dataset.read_part(store, split, shard)[0]}
+        return {row.key: row.sha256 for row in index.read_part(store, split, shard)[0]}
     except UserError:
         raise
     except DAMAGE:
@@ -212,6 +213,6 @@ def make_again(config: GenerateConfig, plan: Plan, damaged: Sequence[tuple[str, 
             raise UserError(f"{config.output}: another run changed its plan meanwhile; start again")
         store.remove(records.COMPLETE)
         for place in damaged:
-            store.remove(dataset.part_name(*place))
+            store.remove(index.part_name(*place))
         for split in dict.fromkeys(split for split, _ in damaged):
             make(store, replace(config, split=split), plan, record)

@@ -19,17 +19,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPImageProcessor
 
-from lbgen import measures
+from lbgen.metrics import measures
 from lbgen.microworld import GENERATOR, SEMANTICS, WEIGHTS, corpus
 from lbgen.microworld.architectures import Denoiser, autoencoder, noise_scheduler, semantic_model, tokenizer
 from lbgen.microworld.corpus import SEED
 from lbgen.microworld.judge import Judge, load_judge
 from lbgen.microworld.scenes import BALANCED, BIASED, World
 from lbgen.microworld.world import CATEGORIES, HOME, SCENES
-from lbgen.models.quality import QualityScorer, load_quality
+from lbgen.models.families.stable_diffusion import StableDiffusion
+from lbgen.models.quality.antonyms import QualityScorer, load_quality
 from lbgen.models.sampling import image_noise, sample
 from lbgen.models.semantics import SemanticSpace, load_semantics
-from lbgen.models.stable_diffusion import StableDiffusion
 
 HELD_OUT = SEED + 500_000_000
 """Seed of the renders that everything is measured on; no stage trains on them."""

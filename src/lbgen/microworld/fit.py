@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lbgen import files
+from lbgen.runs import atomic
 
 EVERY = 100
 """Steps between checkpoints and lines of the curve."""
@@ -73,5 +73,5 @@ def _save(
         "module": module.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(),
         "averaged": averaged, "step": step,
     }  # fmt: skip
-    with files.replacing(checkpoint) as temporary:
+    with atomic.replacing(checkpoint) as temporary:
         torch.save(state, temporary)

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import CLIPModel
 
-from lbgen import files
 from lbgen.microworld import card, corpus
 from lbgen.microworld.architectures import Denoiser, autoencoder, noise_scheduler, semantic_model, tokenizer
 from lbgen.microworld.corpus import SEED
@@ -27,6 +26,7 @@ from lbgen.microworld.fit import fit
 from lbgen.microworld.judge import Judge
 from lbgen.microworld.scenes import BALANCED, BIASED, Scenes, World
 from lbgen.microworld.world import CATEGORIES, SCENES, STYLES
+from lbgen.runs import atomic
 
 STEPS = {"judge": 2500, "autoencoder": 5000, "semantics": 6000, "generator": 6000}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -173,7 +173,7 @@ def _latents(
             texts.append(np.array([corpus.prompts(scenes, rng) for _ in range(4)]).T)
         latents = torch.cat(parts)
         scaling = scaling or 1 / float(latents.std())
-        with files.replacing(kept) as temporary, temporary.open("wb") as file:
+        with atomic.replacing(kept) as temporary, temporary.open("wb") as file:
             np.savez(file, latents=latents * scaling, captions=np.concatenate(texts), scaling_factor=scaling)
     with np.load(kept) as arrays:
         return torch.from_numpy(arrays["latents"]), arrays["captions"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-CATEGORIES = (
-    "fish", "cup", "mushroom", "star", "house", "key", "umbrella", "bottle", "boat", "flower", "chair", "car",
-)  # fmt: skip
+from lbgen.vocabulary import load_vocabulary
+
+CATEGORIES = tuple(load_vocabulary("microworld").names)
 SCENES = ("grass", "sea", "desert", "snow", "brick", "forest")
 STYLES = ("photo", "sketch", "inverted", "poster")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")

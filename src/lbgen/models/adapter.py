@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lbgen.errors import UserError
-from lbgen.files import replacing
+from lbgen.runs.atomic import replacing
 
 FILE = "pytorch_lora_weights.safetensors"
 """The name diffusers looks for."""

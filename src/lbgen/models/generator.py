@@ -134,7 +134,7 @@ def load_generator(
     merged_sampler: predict without grad through a copy with the adapter merged (see `refresh_sampler`).
     compile: torch.compile the networks that predict and decode without grad.
     """
-    from lbgen.models.stable_diffusion import StableDiffusion
+    from lbgen.models.families.stable_diffusion import StableDiffusion
 
     return StableDiffusion(
         name,

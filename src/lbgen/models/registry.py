@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
-from lbgen import microworld
+MICROWORLD = Path(__file__).parents[1] / "microworld" / "weights"
+"""The models that come with lbgen (lbgen/microworld)."""
 
 GENERATORS = {
-    "microworld": str(microworld.GENERATOR),
+    "microworld": str(MICROWORLD / "generator"),
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
 }
 """Text-to-image checkpoints: diffusers folders or hub ids."""
@@ -15,7 +16,7 @@ Scheduler = Literal["ddpm", "ddim", "pndm", "dpm++"]
 """Samplers; each family has its own of these names."""
 
 SEMANTICS = {
-    "microworld": str(microworld.SEMANTICS),
+    "microworld": str(MICROWORLD / "semantics"),
     "clip-vit-l-14": "openai/clip-vit-large-patch14",
     "siglip-base": "google/siglip-base-patch16-224",
 }

@@ -1,79 +1,20 @@
-"""The before/after page: one HTML file that needs no network, light and dark, wide and narrow."""
+"""Pages from templates: one self-contained file, nothing loaded from a network."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import jinja2
 
-from lbgen import files
-from lbgen.comparison import Line, headline, price
 
-
-@dataclass(frozen=True)
-class Strip:
-    """The same seeds in every set, for one category."""
-
-    name: str
-    note: str
-    base: str
-    """PNG data URI."""
-    aligned: str
-    diverse: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    title: str
-    note: str
-    svg: str
-
-
-@dataclass(frozen=True)
-class Page:
-    title: str
-    lines: list[Line]
-    """Base and aligned."""
-    diverse: list[Line]
-    """Base and diverse prompts, figure by figure the same."""
-    strips: list[Strip]
-    maps: list[Chart]
-    losses: list[Chart]
-    statistics: list[Chart]
-    limits: list[str]
-    facts: list[tuple[str, str]]
-    """How it was made: label and value."""
-
-
-def write_page(page: Page, path: Path) -> None:
+def render(template: str, filters: dict[str, Callable[..., str]] | None = None, **values: Any) -> str:
+    """A template of this package with these values; every name must be there, and HTML is escaped in .html."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lbgen.report"),
-        autoescape=True,
+        autoescape=jinja2.select_autoescape(["html"], default_for_string=False),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=not template.endswith(".html"),
     )
-    environment.filters.update(number=number, change=change, interval=interval)
-    template = environment.get_template("before_after.html")
-    html = template.render(page=page, headline=headline(page.lines), price=price(page.lines))
-    files.write_text(path, html)
-
-
-def number(value: float, line: Line) -> str:
-    return f"{value:.1%}" if line.figure.percent else f"{value:.2f}"
-
-
-def change(line: Line) -> str:
-    shown = f"{100 * line.change:+.1f} pts" if line.figure.percent else f"{line.change:+.2f}"
-    return _with_minus(shown)
-
-
-def interval(ends: tuple[float, float], line: Line) -> str:
-    scale, digits = (100, 1) if line.figure.percent else (1, 2)
-    return " to ".join(_with_minus(f"{scale * end:.{digits}f}") for end in ends)
-
-
-def _with_minus(shown: str) -> str:
-    """The sign as typeset, and none before a zero."""
-    if not any(digit in shown for digit in "123456789"):
-        shown = shown.lstrip("+-")
-    return shown.replace("-", "\N{MINUS SIGN}")
+    environment.filters.update(filters or {})
+    return environment.get_template(template).render(**values)

@@ -5,8 +5,8 @@ import io
 
 from PIL import Image
 
-from lbgen.audit import views
-from lbgen.audit.records import Source
+from lbgen.datasets import decode
+from lbgen.datasets.records import Source
 
 QUALITY = 70
 
@@ -24,8 +24,8 @@ def thumbnail_uris(source: Source, wanted: set[str], side: int) -> dict[str, str
 
 def webp_uri(content: bytes, side: int) -> str:
     """Upright and on white, as the audit saw it."""
-    picture = views.as_seen(Image.open(io.BytesIO(content), formats=views.READ))
-    thumbnail = views.square(picture, min(side, *picture.size), Image.Resampling.LANCZOS)
+    picture = decode.as_seen(Image.open(io.BytesIO(content), formats=decode.READ))
+    thumbnail = decode.square(picture, min(side, *picture.size), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     thumbnail.save(stream, "WEBP", quality=QUALITY, method=4)
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()

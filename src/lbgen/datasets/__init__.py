@@ -1,0 +1,1 @@
+"""Labelled image datasets on disk: every format, written and read."""

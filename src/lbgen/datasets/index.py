@@ -1,0 +1,176 @@
+"""The dataset folder and its index. The one place that knows its layout.
+
+DIR/train/<id>/<id>_<index>.png     format imagefolder: torchvision's ImageFolder layout
+DIR/train-00000.tar, _info.json     format webdataset
+DIR/data/train-00000.parquet        format parquet
+DIR/index/train-00000.parquet       one line an image; a shard exists when its part of the index does
+DIR/screening/train-00000.json      what was rejected in that shard, where there is screening
+DIR/duplicates.json                 images that were drawn again because an earlier one is nearly the same
+DIR/plan.json, dataset.yaml         which images there are to be, and what makes them
+DIR/labels.json                     id and name of each category, in the order of the labels
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lbgen.errors import UserError
+from lbgen.runs.storage import LocalStore, Store
+
+SUFFIXES: dict[str, Literal["png", "jpg", "webp"]] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+"""Image format -> suffix of its files."""
+SCORES = ("label_rank", "label_probability", "quality", "deviation", "duplicate_bits", "duplicate_cosine", "unsafe")
+"""Columns that screening fills; null where the check was not made (see lbgen.generation.screening.checks)."""
+LISTS = ("rejections", "target", "found")
+"""Columns of several texts each."""
+CONTAINERS = b"lbgen_containers"
+RESERVED_SPLITS = ("index", "screening", "data", "all")
+"""Names that a dataset folder uses for something else, or that readers take for all splits."""
+PART = re.compile(r"(?P<split>.+)-(?P<shard>\d{5,})\.parquet")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the index."""
+
+    id: str
+    """The category's id."""
+    name: str
+    label: int
+    """The category's place in labels.json."""
+    prompt: str
+    seed: int
+    """Seed of the run; the image's own noise follows from (seed, id, index, attempt)."""
+    attempt: int
+    """How often the image was rejected and drawn again."""
+    split: str
+    shard: int
+    key: str
+    """<id>_<index>, unique in its split."""
+    file: str
+    """The file that holds the image, relative to the dataset folder."""
+    sha256: str
+    """Of the image's bytes as they are stored."""
+    perceptual_hash: str | None = None
+    """16 hexadecimal digits, where near-duplicates are sought (lbgen.metrics.near_duplicates)."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """By the names of SCORES."""
+    rejections: tuple[str, ...] = ()
+    """Why each earlier attempt was rejected, and the last one too where it was kept all the same."""
+    target: tuple[str, ...] = ()
+    """The value of each balanced attribute that the image was prompted for, in the order of dataset.yaml's balance."""
+    found: tuple[str, ...] = ()
+    """The values that the language space sees in it."""
+
+    @property
+    def index(self) -> int:
+        """The image's place among those of its category and split."""
+        return int(self.key.rpartition("_")[2])
+
+    @property
+    def failed(self) -> bool:
+        """Whether the image was kept although its last attempt failed."""
+        return len(self.rejections) > self.attempt
+
+    def facts(self) -> dict[str, Any]:
+        """The line as it is in the index."""
+        line = asdict(self)
+        scores = line.pop("scores")
+        return line | {name: scores.get(name) for name in SCORES} | {name: list(line[name]) for name in LISTS}
+
+
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("id", "name")]
+    + [("label", pa.int64()), ("prompt", pa.string()), ("seed", pa.int64()), ("attempt", pa.int64())]
+    + [("split", pa.string()), ("shard", pa.int64())]
+    + [(name, pa.string()) for name in ("key", "file", "sha256", "perceptual_hash")]
+    + [(name, pa.float64()) for name in SCORES]
+    + [(name, pa.list_(pa.string())) for name in LISTS]
+)
+
+
+def is_split_name(split: str) -> bool:
+    """Whether a split may have this name, which is a folder's and the beginning of files' names."""
+    return split.isidentifier() and split not in RESERVED_SPLITS
+
+
+def part_name(split: str, shard: int) -> str:
+    return f"index/{split}-{shard:05d}.parquet"
+
+
+def tally_name(split: str, shard: int) -> str:
+    """What screening rejected in a shard."""
+    return f"screening/{shard_name(split, shard)}.json"
+
+
+def shard_name(split: str, shard: int) -> str:
+    """Of a shard's file, without folder and extension."""
+    return f"{split}-{shard:05d}"
+
+
+def finished_shards(store: Store, split: str) -> set[int]:
+    """The shards that exist."""
+    matches = [PART.fullmatch(name) for name in store.names("index")]
+    return {int(match["shard"]) for match in matches if match and match["split"] == split}
+
+
+def index_bytes(rows: Sequence[Row], containers: dict[str, str]) -> bytes:
+    """A part of the index as a Parquet file.  containers: name -> sha256 of each file that holds several images."""
+    table = pa.Table.from_pylist([row.facts() for row in rows], schema=SCHEMA)
+    stream = BytesIO()
+    pq.write_table(table.replace_schema_metadata({CONTAINERS: json.dumps(containers)}), stream)
+    return stream.getvalue()
+
+
+def read_part(store: Store, split: str, shard: int) -> tuple[list[Row], dict[str, str]]:
+    """One shard's lines and container hashes; OSError or ValueError where the file is damaged."""
+    table = read_parquet(BytesIO(store.read(part_name(split, shard))))
+    return [_row(line) for line in table.select(SCHEMA.names).to_pylist()], json.loads(
+        (table.schema.metadata or {}).get(CONTAINERS, b"{}")
+    )
+
+
+def part_summary(store: Store, split: str, shard: int) -> tuple[int, dict[str, str]]:
+    """How many images a shard has, and its container hashes."""
+    with pq.ParquetFile(BytesIO(store.read(part_name(split, shard))), pre_buffer=False) as file:
+        return file.metadata.num_rows, json.loads((file.schema_arrow.metadata or {}).get(CONTAINERS, b"{}"))
+
+
+def _row(line: dict[str, Any]) -> Row:
+    scores = {name: score for name in SCORES if (score := line.pop(name)) is not None}
+    return Row(**line | {name: tuple(line[name]) for name in LISTS}, scores=scores)
+
+
+def read_parquet(source: Any) -> pa.Table:
+    """A Parquet file, read by this thread: Arrow's own threads can abort the process while it ends (seen with 26.0).
+
+    Not by pq.read_table: its scanner starts a thread of Arrow's pool for input whatever it is told.
+    """
+    with pq.ParquetFile(source, pre_buffer=False) as file:
+        return file.read(use_threads=False)
+
+
+def read_index(directory: Path | str) -> pa.Table:
+    """All lines of a local dataset's index, in the order of the splits and shards."""
+    store = LocalStore(Path(directory), "reader")
+    parts = sorted(name for name in store.names("index") if PART.fullmatch(name))
+    if not parts:
+        raise UserError(f"{directory}: no index/*.parquet; give a folder that lbgen generate made")
+    return pa.concat_tables(read_parquet(Path(directory) / "index" / part).select(SCHEMA.names) for part in parts)
+
+
+def read_json(store: Store, name: str) -> Any:
+    """A JSON file of the dataset, or None where there is none."""
+    try:
+        return json.loads(store.read(name))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise UserError(f"{store}/{name}: not valid JSON; restore it or choose another --output") from None

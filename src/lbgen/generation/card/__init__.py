@@ -1,0 +1,1 @@
+"""What describes a finished dataset: card, Croissant metadata, sample pictures."""

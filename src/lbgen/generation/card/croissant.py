@@ -1,0 +1,151 @@
+"""croissant.json: the dataset in MLCommons' Croissant 1.1 vocabulary (https://docs.mlcommons.org/croissant).
+
+Record sets: one for each split (image, label, split), "image-index" with all that is known of each image, and
+"label-names". Splits are words without hyphens, so no other name is a split's.
+
+What mlcroissant 1.1.1 makes of it: WebP files of an ImageFolder are not read; tar shards are
+unpacked into a cache by their relative name alone, so a second dataset of this kind needs a CROISSANT_CACHE of its own;
+in tar shards an image whose category id has a dot gets no label, since it stands in the shard as %2E.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from lbgen.datasets.index import SCHEMA
+from lbgen.generation.card.description import Description, ShardFile, Split
+from lbgen.generation.card.sidecars import labels_json
+
+TERMS = (
+    "arrayShape", "citeAs", "column", "containedIn", "equivalentProperty", "extract", "field", "fileProperty",
+    "fileObject", "fileSet", "format", "includes", "isArray", "isLiveDataset", "jsonPath", "key", "md5", "parentField",
+    "path", "recordSet", "references", "regex", "repeated", "replace", "samplingRate", "separator", "source",
+    "subField", "transform",
+)  # fmt: skip
+CONTEXT: dict[str, Any] = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "cr": "http://mlcommons.org/croissant/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "dct": "http://purl.org/dc/terms/",
+    "sc": "https://schema.org/",
+    "conformsTo": "dct:conformsTo",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "name": {"@container": "@language"},
+    "description": {"@container": "@language"},
+} | {term: f"cr:{term}" for term in TERMS}
+MIME = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
+TAR, PARQUET, JSON = "application/x-tar", "application/x-parquet", "application/json"
+TYPES = {pa.string(): "sc:Text", pa.int64(): "cr:Int64", pa.float64(): "cr:Float64"}
+
+
+def croissant(description: Description) -> str:
+    """The JSON-LD. Shards and labels.json stand in it with their SHA-256; single images with theirs in the index."""
+    labels = labels_json(description.categories).encode()
+    distribution = [
+        _file_object("labels.json", JSON, hashlib.sha256(labels).hexdigest()),
+        _file_set("index-files", PARQUET, "index/*.parquet"),
+    ]
+    record_sets = [_labels(), _index()]
+    for split in description.splits:
+        distribution += _files(split, description)
+        record_sets.append(_images(split, description))
+    content = {
+        "@context": CONTEXT,
+        "@type": "sc:Dataset",
+        "conformsTo": "http://mlcommons.org/croissant/1.1",
+        "name": description.title,
+        "description": f"{description.images} synthetic images of {len(description.categories)} categories, drawn by a "
+        "text-to-image model from the categories' names.",
+        "keywords": ["synthetic", "image classification", "text-to-image", "lbgen"],
+        "rai:dataCollection": "Generated; no photograph is in it. Each image's prompt and seed are in the index.",
+        "rai:dataLimitations": "A label is what the generator was asked for, not what somebody saw in the image.",
+        "distribution": distribution,
+        "recordSet": record_sets,
+    }
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+
+
+def _files(split: Split, description: Description) -> list[dict]:
+    """A split's images and, where the labels are not beside them, its part of the index."""
+    images, mime = f"{split.name}-images", MIME[description.suffix]
+    if description.layout == "parquet":
+        return [_file_set(images, PARQUET, f"data/{split.name}-*.parquet")]
+    index = _file_set(f"{split.name}-index", PARQUET, f"index/{split.name}-*.parquet")
+    if description.layout == "imagefolder":
+        return [_file_set(images, mime, f"{split.name}/*/*.{description.suffix}"), index]
+    shards = [_file_object(file.name, TAR, file.sha256) for file in split.files]
+    return [*shards, _file_set(images, mime, f"*.{description.suffix}", split.files), index]
+
+
+def _images(split: Split, description: Description) -> dict:
+    images, index = f"{split.name}-images", f"{split.name}-index"
+    if description.layout == "parquet":
+        fields = [
+            _field(split.name, "image", "sc:ImageObject", _source(images, {"column": "image"}, {"jsonPath": "bytes"})),
+            _field(split.name, "label", "cr:Int64", _source(images, {"column": "label"})),
+        ]
+    else:
+        # An image's line in the index is found by its path, or in a tar shard by its name without the suffix.
+        packed = description.layout == "webdataset"
+        column, property, regex = ("key", "filename", r"(.+?)(?:\.\w+)?$") if packed else ("file", "fullpath", "(.+)")
+        place = _source(images, {"fileProperty": property}, {"regex": regex})
+        fields = [
+            _field(split.name, "image", "sc:ImageObject", _source(images, {"fileProperty": "content"})),
+            _field(split.name, column, "sc:Text", place) | {"references": _source(index, {"column": column})},
+            _field(split.name, "label", "cr:Int64", _source(index, {"column": "label"})),
+        ]
+    fields.append(_field(split.name, "split", "sc:Text") | {"value": split.name})
+    return _record_set(split.name, fields)
+
+
+def _index() -> dict:
+    fields = []
+    for column in SCHEMA:
+        repeated = pa.types.is_list(column.type)
+        kind = TYPES[column.type.value_type if repeated else column.type]
+        field = _field("image-index", column.name, kind, _source("index-files", {"column": column.name}))
+        fields.append(field | ({"isArray": True, "arrayShape": "-1"} if repeated else {}))
+    return _record_set("image-index", fields)
+
+
+def _labels() -> dict:
+    """In the order of the labels, counted from 0."""
+    source = {"fileObject": {"@id": "labels.json"}}
+    fields = [
+        _field("label-names", name, "sc:Text", source | {"extract": {"jsonPath": f"$[*].{name}"}})
+        for name in ("id", "name")
+    ]
+    return _record_set("label-names", fields)
+
+
+# ---- the vocabulary's nodes ----
+
+
+def _file_object(name: str, mime: str, sha256: str) -> dict:
+    content = {"name": name, "contentUrl": name, "encodingFormat": mime, "sha256": sha256}
+    return {"@type": "cr:FileObject", "@id": name} | content
+
+
+def _file_set(name: str, mime: str, includes: str, archives: Sequence[ShardFile] = ()) -> dict:
+    node = {"@type": "cr:FileSet", "@id": name, "name": name, "encodingFormat": mime, "includes": includes}
+    return node | ({"containedIn": [{"@id": archive.name} for archive in archives]} if archives else {})
+
+
+def _record_set(name: str, fields: list[dict]) -> dict:
+    return {"@type": "cr:RecordSet", "@id": name, "name": name, "field": fields}
+
+
+def _field(record_set: str, name: str, kind: str, source: dict | None = None) -> dict:
+    node = {"@type": "cr:Field", "@id": f"{record_set}/{name}", "name": name, "dataType": kind}
+    return node | ({"source": source} if source else {})
+
+
+def _source(file_set: str, extract: dict, transform: dict | None = None) -> dict:
+    source: dict[str, Any] = {"fileSet": {"@id": file_set}, "extract": extract}
+    return source | ({"transform": transform} if transform else {})

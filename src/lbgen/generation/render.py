@@ -1,0 +1,46 @@
+"""From planned images to pixels."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.plan import PlannedImage
+from lbgen.generation.screening import balance
+from lbgen.models.generator import Generator
+from lbgen.models.sampling import image_noise, sample
+
+
+class Painter:
+    """Draws batches with one generator.
+
+    A batch's prompts are encoded together, again for each batch: next to drawing that is nothing, and what is drawn
+    follows from the batch alone, whatever was drawn before and however many categories there are.
+    """
+
+    def __init__(self, generator: Generator, config: GenerateConfig) -> None:
+        self.generator, self.config = generator, config
+        generator.fixed_batch = config.batch_size or 0
+        self.latent_shape = generator.latent_shape(*(config.size or generator.default_size))
+
+    @torch.no_grad()
+    def paint(self, batch: Sequence[PlannedImage]) -> np.ndarray:
+        """(B, H, W, 3) bytes."""
+        generator = self.generator
+        draws = [image_noise(self.config.seed, *noise_key(image), self.latent_shape) for image in batch]
+        noise = torch.stack([noise for noise, _ in draws]).to(generator.device)  # (B, C, h, w)
+        rngs = [rng for _, rng in draws]
+        conditioning = generator.encode([prompt_of(image, self.config) for image in batch])
+        images = sample(generator, conditioning, noise, steps=self.config.steps, rngs=rngs)
+        return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def prompt_of(image: PlannedImage, config: GenerateConfig) -> str:
+    return balance.prompt(config, image.category.name, image.values)
+
+
+def noise_key(image: PlannedImage) -> tuple[str, int, int]:
+    """What an image's noise follows from, beside the seed. No id holds a slash: no split repeats another's noise."""
+    place = image.category.id if image.split == "train" else f"{image.split}/{image.category.id}"
+    return place, image.index, image.attempt

@@ -1,0 +1,1 @@
+"""Figures of images, features and labels: pure functions, each written once."""

@@ -1,0 +1,1 @@
+"""Families of text-to-image generators, one file each."""

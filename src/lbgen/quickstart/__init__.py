@@ -1,0 +1,1 @@
+"""The whole street, once, on the embedded micro world."""

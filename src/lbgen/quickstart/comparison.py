@@ -1,0 +1,228 @@
+"""Two sets of images of the same categories and seeds, measured alike and compared honestly."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lbgen.metrics import measures
+from lbgen.metrics.measures import Interval
+
+LARGEST_ACCURACY_LOSS = 0.03
+LARGEST_RELATIVE_LOSS = 0.10
+"""What a fall in scene information may cost: 3 points of label accuracy, a tenth of the diversity and of the scenes."""
+
+
+class Judged(NamedTuple):
+    """What a judge that no loss uses says of N images.  Row i of two sets is the same category, index and noise."""
+
+    label: Tensor
+    """(N,) the category asked for."""
+    category: Tensor
+    """(N,) the category seen."""
+    scene: Tensor
+    """(N,) the scene seen."""
+    features: Tensor
+    """(N, D) the judge's own."""
+    quality: Tensor
+    """(N,) in [1, 5]."""
+    edge_density: Tensor
+    """(N,) in [0, 1]."""
+    colour_entropy: Tensor
+    """(N,) bits."""
+
+    def at(self, rows: Tensor) -> "Judged":
+        return Judged(*(column[rows] for column in self))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table."""
+
+    key: str
+    title: str
+    better: Literal["lower", "higher", "neither"]
+    percent: bool
+    how: str
+    measure: Callable[[Judged, Tensor], float]
+    """Of a judged set and the home scene of each category, (C,)."""
+
+
+def scene_information(judged: Judged, home: Tensor) -> float:
+    """Corrected for the number of images, and kept inside what is possible."""
+    information = measures.corrected_mutual_information_bits(judged.label, judged.scene)
+    return min(max(information, 0.0), math.log2(int(judged.scene.max()) + 1))
+
+
+def scene_entropy(judged: Judged, home: Tensor) -> float:
+    return measures.entropy_bits(torch.bincount(judged.scene)).item()
+
+
+FIGURES = (
+    Figure(
+        "category_scene_mutual_information_bits",
+        "Scene information, bits",
+        "lower",
+        False,
+        "Mutual information between the category asked for and the scene the judge sees: what knowing the one tells of "
+        "the other. Plug-in estimate, Miller-Madow corrected for the number of images.",
+        scene_information,
+    ),
+    Figure(
+        "home_scene_rate",
+        "Home-scene rate",
+        "lower",
+        True,
+        "Share of images on their category's home scene, the one it had nine times in ten in the biased corpus.",
+        lambda judged, home: (judged.scene == home[judged.label]).double().mean().item(),
+    ),
+    Figure(
+        "label_accuracy",
+        "Label accuracy",
+        "higher",
+        True,
+        "Share of images in which the judge sees the category that was asked for.",
+        lambda judged, home: (judged.category == judged.label).double().mean().item(),
+    ),
+    Figure(
+        "diversity",
+        "Diversity within a category",
+        "higher",
+        False,
+        "Vendi score of the judge's features (the effective number of different images), mean over the categories. "
+        "Poor images raise it too: read it beside the label accuracy.",
+        lambda judged, home: measures.mean_category_vendi(judged.features, judged.label),
+    ),
+    Figure(
+        "scene_entropy_bits",
+        "Scenes in use, bits",
+        "higher",
+        False,
+        "Entropy of the scenes seen, all categories together. If everything moved to one scene, the scene information "
+        "would fall too, and so would this.",
+        scene_entropy,
+    ),
+    Figure(
+        "quality",
+        "Quality, 1 to 5",
+        "higher",
+        False,
+        "Mean score of the quality scorer that the alignment also uses: a high figure here proves little.",
+        lambda judged, home: judged.quality.double().mean().item(),
+    ),
+    Figure(
+        "edge_density",
+        "Edge density",
+        "neither",
+        True,
+        "Share of pixels with a clear brightness step, mean over the images. No loss sees it; a large move means that "
+        "the images became flatter or noisier.",
+        lambda judged, home: judged.edge_density.double().mean().item(),
+    ),
+    Figure(
+        "colour_entropy",
+        "Colour entropy, bits",
+        "neither",
+        False,
+        "Entropy of an image's colours in 512 bins, mean over the images. No loss sees it; a large move means that "
+        "colours were lost or became noise.",
+        lambda judged, home: judged.colour_entropy.double().mean().item(),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A figure before and after, each with its 95% interval; the change's is over the same images in both sets."""
+
+    figure: Figure
+    base: float
+    after: float
+    base_interval: Interval
+    after_interval: Interval
+    change_interval: Interval
+
+    @property
+    def change(self) -> float:
+        return self.after - self.base
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "moved", "no clear change"]:
+        low, high = self.change_interval
+        if low <= 0 <= high:
+            return "no clear change"
+        if self.figure.better == "neither":
+            return "moved"
+        return "better" if (high < 0) == (self.figure.better == "lower") else "worse"
+
+
+def compare(base: Judged, after: Judged, home: Tensor, draws: int = 500) -> list[Line]:
+    """Every figure of both sets.  home: (C,) the home scene of each category."""
+    assert torch.equal(base.label, after.label)
+
+    def both(rows: Tensor) -> Tensor:
+        first, second = ([figure.measure(judged.at(rows), home) for figure in FIGURES] for judged in (base, after))
+        return torch.tensor([first, second, [b - a for a, b in zip(first, second, strict=True)]]).flatten()
+
+    count = len(FIGURES)
+    values = both(torch.arange(len(base.label))).tolist()
+    intervals = measures.bootstrap_intervals(both, base.label, draws=draws)
+    lines = []
+    for i, figure in enumerate(FIGURES):
+        first, second, change = (intervals[i + count * part] for part in range(3))
+        if figure.percent:  # moved by the estimated bias, an interval may leave what a share can be
+            first, second = (Interval(max(low, 0.0), min(high, 1.0)) for low, high in (first, second))
+        lines.append(Line(figure, values[i], values[count + i], first, second, change))
+    return lines
+
+
+def headline(lines: list[Line]) -> str:
+    """What happened to the bias, in one sentence, from the figures."""
+    line = _named(lines)["category_scene_mutual_information_bits"]
+    if line.verdict == "better":
+        return f"After alignment, a category says {-line.change / line.base:.0%} less about its background."
+    if line.verdict == "worse":
+        return f"After alignment, a category says {line.change:.2f} bits more about its background."
+    return "Alignment did not clearly change what a category says about its background."
+
+
+def price(lines: list[Line]) -> str:
+    """What it cost, in one sentence, against the largest losses that count as fair."""
+    named = _named(lines)
+    accuracy, diversity, scenes = (named[key] for key in ("label_accuracy", "diversity", "scene_entropy_bits"))
+    losses = []
+    if accuracy.change < -LARGEST_ACCURACY_LOSS:
+        losses.append(f"label accuracy fell by {-100 * accuracy.change:.1f} points (limit 3)")
+    if diversity.change < -LARGEST_RELATIVE_LOSS * diversity.base:
+        losses.append(f"diversity fell by {-diversity.change / diversity.base:.0%} (limit 10%)")
+    if scenes.change < -LARGEST_RELATIVE_LOSS * scenes.base:
+        losses.append(f"the variety of scenes fell by {-scenes.change / scenes.base:.0%} (limit 10%)")
+    if losses:
+        return f"It cost more than we allow: {', '.join(losses)}."
+    return (
+        f"Label accuracy went from {accuracy.base:.1%} to {accuracy.after:.1%} and diversity from "
+        f"{diversity.base:.2f} to {diversity.after:.2f}, within what we allow (3 points and 10% less)."
+    )
+
+
+def _named(lines: list[Line]) -> dict[str, Line]:
+    return {line.figure.key: line for line in lines}
+
+
+def summary(aligned: list[Line], diverse: list[Line]) -> dict[str, dict[str, object]]:
+    """The figures of all sets and their changes from the base as plain data, each with its intervals."""
+    return {
+        "base": _part(aligned, "base"),
+        "aligned": _part(aligned, "after"),
+        "change": _part(aligned, "change"),
+        "diverse_prompts": _part(diverse, "after"),
+        "diverse_prompts_change": _part(diverse, "change"),
+    }
+
+
+def _part(lines: list[Line], part: Literal["base", "after", "change"]) -> dict[str, object]:
+    values: dict[str, object] = {line.figure.key: getattr(line, part) for line in lines}
+    return values | {"intervals": {line.figure.key: list(getattr(line, f"{part}_interval")) for line in lines}}

@@ -1,0 +1,203 @@
+"""The whole street once, on the embedded micro world: align, generate before, after and by prompts, measure, show."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import lbgen
+from lbgen.alignment.config import AlignConfig
+from lbgen.configuration import flags
+from lbgen.errors import UserError
+from lbgen.generation.config import GenerateConfig
+from lbgen.runs import atomic
+
+if TYPE_CHECKING:
+    from lbgen.quickstart.comparison import Line
+
+
+OWN = ("adapter", "align", "aligned", "base", "config.yaml", "diverse_prompts", "stages.json")
+"""What a quickstart writes in its folder, besides the page and its figures."""
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    output: Path = Path("runs/quickstart")
+    """Folder for everything that is made; an interrupted quickstart goes on when started again."""
+    images_per_category: int = 20
+    """Images of each category in each set: base, aligned, and the base with diverse prompts."""
+    align_recipe: Literal["independent", "microworld"] = "independent"
+    """What is optimised: our independence term with the paper's individual one, or the paper's objective."""
+    max_steps: int | None = None
+    """Updates of the alignment; none is the recipe's."""
+    seed: int = 0
+    """Seed of the alignment and of the images."""
+
+    def __post_init__(self) -> None:
+        if self.images_per_category < 2:
+            raise UserError(f"--images-per-category {self.images_per_category}: give 2 or more, to measure diversity")
+
+
+@dataclass(frozen=True)
+class QuickstartResult:
+    page: Path
+    summary: Path
+
+
+def quickstart(config: QuickstartConfig) -> QuickstartResult:
+    """Run what is not yet done of the street, and write `summary.json` and `report.html`."""
+    output = config.output
+    atomic.ensure_writable(output)
+    atomic.refuse_links(output, OWN)
+    record = output / "config.yaml"
+    if os.path.exists(record):  # Path.exists raises where a name is longer than the file system takes
+        flags.ensure_same(config, record)
+    align = align_config(config)
+    generations = generate_configs(config, align)
+    with atomic.making(output):
+        flags.save(config, record)
+    with timed("align", output):
+        lbgen.align(align)
+        copy_adapter(align.output / "adapter", output / "adapter")
+    for name, generation in generations.items():
+        with timed(f"generate_{name}", output):
+            lbgen.generate(generation)
+    return measure(config, align)
+
+
+def align_config(config: QuickstartConfig) -> AlignConfig:
+    asked = {"output": config.output / "align", "seed": config.seed}
+    if config.max_steps is not None:
+        asked["max_steps"] = config.max_steps
+    return flags.resolve(AlignConfig, config.align_recipe, asked)
+
+
+def generate_configs(config: QuickstartConfig, align: AlignConfig) -> dict[str, GenerateConfig]:
+    """The same images by set: the trajectory is the alignment's, the noise the same."""
+    shared = {
+        "vocabulary": align.vocabulary,
+        "qualify_names": align.qualify_names,
+        "prompt_template": align.prompt_template,
+        "generator": align.generator,
+        "images_per_category": config.images_per_category,
+        "seed": config.seed,
+        "scheduler": align.scheduler,
+        "steps": align.steps,
+        "guidance_scale": align.guidance_scale,
+        "guidance_rescale": align.guidance_rescale,
+        "shard_size": 128,
+    }
+
+    def named(name: str, recipe: str | None = None, **own: object) -> GenerateConfig:
+        return flags.resolve(GenerateConfig, recipe, {"output": str(config.output / name), **shared, **own})
+
+    words = {"attributes": "microworld", "balance_template": "{name} {value}", "screen_semantics": align.semantics}
+    return {
+        "base": named("base"),
+        "aligned": named("aligned", adapter=config.output / "adapter"),
+        "diverse_prompts": named("diverse_prompts", "diverse-prompts", **words),
+    }
+
+
+def copy_adapter(source: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    for path in source.iterdir():
+        atomic.write_bytes(target / path.name, path.read_bytes())
+
+
+def measure(config: QuickstartConfig, align: AlignConfig) -> QuickstartResult:
+    """Judge, compare, write, print."""
+    from lbgen.quickstart import judging
+    from lbgen.quickstart.comparison import summary
+
+    output, began = config.output, time.monotonic()
+    page = output / "report.html"
+    seconds = stage_seconds(output)
+    folders = [output / name for name in judging.Sets._fields]
+    sets = judging.Sets(*judging.judge_sets(folders, align))
+    lines, diverse = judging.write_report(sets, align.output, align, facts(config, align, seconds), page)
+    seconds["measure"] = round(time.monotonic() - began, 1)
+    content = {**summary(lines, diverse), "images": len(sets.base.images), "seconds": seconds}
+    atomic.write_text(output / "summary.json", json.dumps(content, indent=2) + "\n")
+    print(table(lines, diverse))
+    print(f"\nThe page, with images and curves: {page}")
+    return QuickstartResult(page, output / "summary.json")
+
+
+def facts(config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float]) -> list[tuple[str, str]]:
+    """How the page's figures were made, for its last section."""
+    weights = {"entire": align.entire_weight, "individual": align.individual_weight, "quality": align.quality_weight}
+    weights |= {"independence": align.independence_weight, "pull towards the base": align.base_weight}
+    command = f"lbgen quickstart --output {config.output} --images-per-category {config.images_per_category}"
+    command += f" --align-recipe {config.align_recipe} --seed {config.seed}"
+    command += f" --max-steps {config.max_steps}" if config.max_steps is not None else ""
+    return [
+        ("Command", command),
+        (
+            "Alignment",
+            f"{config.align_recipe}: {align.max_steps} updates of {align.batch_size} images, LoRA of rank {align.rank}",
+        ),
+        ("Objective", ", ".join(f"{name} x {weight:g}" for name, weight in weights.items() if weight)),
+        (
+            "Images",
+            f"{config.images_per_category} of each category in each set, the same noise in all; {align.scheduler}, "
+            f"{align.steps} steps, guidance {align.guidance_scale:g}",
+        ),
+        ("Wall time", ", ".join(f"{stage.replace('_', ' ')} {value:.0f} s" for stage, value in seconds.items())),
+        ("Machine", f"{os.cpu_count()} processors"),
+        ("Diverse prompts", 'the base generator by recipe diverse-prompts: "fish on snow", each scene equally often'),
+        ("Everything else", "align/config.yaml and the dataset.yaml of each set, in folders beside this page"),
+    ]
+
+
+# ---- wall time: of all attempts at a stage together, since the quickstart may be interrupted ----
+
+
+@contextmanager
+def timed(stage: str, output: Path) -> Iterator[None]:
+    """Add the block's time to the stage's, unless the stage was finished by an earlier quickstart."""
+    record = _stages(output).get(stage, {"seconds": 0.0, "done": False})
+    began, finished = time.monotonic(), False
+    try:
+        yield
+        finished = True
+    finally:
+        if not record["done"]:
+            spent = {"seconds": round(record["seconds"] + time.monotonic() - began, 1), "done": finished}
+            atomic.write_text(output / "stages.json", json.dumps({**_stages(output), stage: spent}, indent=2) + "\n")
+
+
+def stage_seconds(output: Path) -> dict[str, float]:
+    return {stage: record["seconds"] for stage, record in _stages(output).items()}
+
+
+def _stages(output: Path) -> dict[str, dict]:
+    path = output / "stages.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+# ---- what is printed ----
+
+
+def table(lines: "list[Line]", diverse: "list[Line]") -> str:
+    """The figures with their 95% intervals, for a terminal."""
+    from lbgen.quickstart.page import change, interval, number
+
+    rows = [("", "base", "aligned", "change", "", "diverse prompts")]
+    for line, other in zip(lines, diverse, strict=True):
+        base, aligned, prompts = (
+            f"{number(value, line)} ({interval(ends, line)})"
+            for value, ends in (
+                (line.base, line.base_interval),
+                (line.after, line.after_interval),
+                (other.after, other.after_interval),
+            )
+        )
+        rows.append((line.figure.title, base, aligned, change(line), line.verdict, prompts))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    texts = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(texts)

@@ -1,0 +1,171 @@
+"""The categories a dataset is made of: their ids (folder names), their names (prompts), and where each was written."""
+
+import os
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+from lbgen.errors import UserError
+from lbgen.vocabulary.ids import comparable, fault, id_from_name
+from lbgen.vocabulary.readers import Entry, read_entries, text_entries
+
+DATA = Path(__file__).parent / "data"
+BUILT_IN = ("imagenet-1k", "microworld")
+MAX_WORDS = 75
+"""CLIP reads 77 tokens: a start, an end, and at least one for each word of a name."""
+
+
+@dataclass(frozen=True)
+class Category:
+    """One class of the dataset."""
+
+    id: str
+    """Folder name of the category's images, and its key everywhere else."""
+    name: str
+    """What the category is called in prompts and texts."""
+    source: str
+    """Where it was written, for messages: "animals.txt, line 17"."""
+
+
+@dataclass(frozen=True)
+class Vocabulary(Sequence[Category]):
+    """At least two categories in a fixed order, with ids that are safe and distinct as folder names."""
+
+    categories: tuple[Category, ...]
+
+    def __post_init__(self) -> None:
+        seen: dict[str, Category] = {}
+        for category in self.categories:
+            _refuse_unfit(category)
+            earlier = seen.setdefault(comparable(category.id), category)
+            if earlier is not category:
+                raise UserError(
+                    f'{category.source}: id "{category.id}" was used before ("{earlier.id}", {earlier.source}); '
+                    "remove or rename one, by more than upper and lower case"
+                )
+        if len(self.categories) == 1:
+            (only,) = self.categories
+            raise UserError(
+                f'{only.source}: "{only.name}" is the only category; add another one '
+                "(an image is compared with the texts of the other categories)"
+            )
+        if not self.categories:
+            raise UserError("the vocabulary is empty; give it at least two categories")
+
+    @property
+    def ids(self) -> list[str]:
+        return [category.id for category in self.categories]
+
+    @property
+    def names(self) -> list[str]:
+        return [category.name for category in self.categories]
+
+    def texts(self, template: str) -> list[str]:
+        """The template with each category's name in the place of `{name}`, in order."""
+        if "{name}" not in template:
+            raise UserError(f'template "{template}" has no {{name}}; without it all categories get the same text')
+        return [template.replace("{name}", name) for name in self.names]
+
+    def check_tokens(self, count_tokens: Callable[[str], int], limit: int, template: str) -> None:
+        """Refuse a name whose text is longer than the encoder reads; `count_tokens` counts start and end tokens too."""
+        for category, text in zip(self.categories, self.texts(template), strict=True):
+            if (tokens := count_tokens(text)) > limit:
+                raise UserError(
+                    f'{category.source}: "{_cut(text)}" is {tokens} tokens long, the text encoder reads {limit}; '
+                    "shorten the name"
+                )
+
+    def __len__(self) -> int:
+        return len(self.categories)
+
+    @overload
+    def __getitem__(self, index: int) -> Category: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Category, ...]: ...
+    def __getitem__(self, index: int | slice) -> Category | tuple[Category, ...]:
+        return self.categories[index]
+
+    def __iter__(self) -> Iterator[Category]:
+        return iter(self.categories)
+
+
+def load_vocabulary(spec: str, qualify: bool = True) -> Vocabulary:
+    """The vocabulary that `spec` names: `imagenet-1k`, `microworld`, or a file or folder (see vocabulary_files.py).
+
+    qualify: no two categories share a name. The built-in list gets a word added to the names that ImageNet uses twice
+    (crane bird, crane machine), a user's file is refused. Without it the names stay as they are, as in the paper.
+    """
+    if spec == "microworld":
+        entries = _packaged_entries("microworld.txt")
+    elif spec == "imagenet-1k":
+        entries = imagenet_entries(qualify)
+    else:
+        entries = _with_imagenet_names(_read(spec), qualify)
+    categories = [Category(id_from_name(e.name) if e.id is None else e.id, e.name, e.source) for e in entries]
+    vocabulary = Vocabulary(tuple(categories))
+    if qualify:
+        _refuse_shared_names(vocabulary)
+    return vocabulary
+
+
+def imagenet_entries(qualify: bool) -> list[Entry]:
+    """The 1,000 WordNet ids and their usual short names, in the usual order."""
+    names = _packaged_entries("imagenet-1k.txt")
+    if not qualify:
+        return names
+    words = {entry.id: entry.name for entry in _packaged_entries("imagenet-1k-qualifiers.txt")}
+    return [entry._replace(name=f"{entry.name} {words.get(entry.id, '')}".strip()) for entry in names]
+
+
+def _packaged_entries(file: str) -> list[Entry]:
+    return text_entries((DATA / file).read_text(encoding="utf-8"), file)
+
+
+def _read(spec: str) -> list[Entry]:
+    path = Path(spec)
+    if not os.path.exists(path):  # Path.exists raises where a name is longer than the file system takes
+        built_in = ", ".join(BUILT_IN)
+        raise UserError(f"vocabulary {spec}: no such file or folder, nor a built-in list ({built_in})")
+    entries = read_entries(path)
+    if not entries:
+        remedy = "write one a line, as a name or as an id and a name"
+        if path.is_dir():
+            remedy = "a folder needs one folder a category, there or in train/"
+        raise UserError(f"{spec}: no categories in it; {remedy}")
+    return entries
+
+
+def _with_imagenet_names(entries: list[Entry], qualify: bool) -> list[Entry]:
+    """A bare ImageNet id, as in a list of ids or a folder of ImageNet, gets its usual name."""
+    names = {entry.id: entry.name for entry in imagenet_entries(qualify)}
+    return [e._replace(id=e.id or e.name, name=names[e.name]) if e.name in names else e for e in entries]
+
+
+def _refuse_unfit(category: Category) -> None:
+    if why := fault(category.id):
+        raise UserError(f'{category.source}: id "{_cut(category.id)}" {why}')
+    if not category.name:
+        raise UserError(f'{category.source}: the name of id "{category.id}" is empty; write one')
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in category.name):
+        raise UserError(f'{category.source}: name "{_cut(category.name)}" holds a control character; remove it')
+    if len(category.name.split()) > MAX_WORDS:
+        raise UserError(f'{category.source}: "{_cut(category.name)}" is more than the 77 tokens CLIP reads; shorten it')
+
+
+def _refuse_shared_names(vocabulary: Vocabulary) -> None:
+    seen: dict[str, Category] = {}
+    for category in vocabulary:
+        earlier = seen.setdefault(comparable(category.name), category)
+        if earlier is not category:
+            raise UserError(
+                f'{category.source}: the name "{category.name}" is also that of id "{earlier.id}" ({earlier.source}); '
+                "add a word that tells them apart, or keep both with --no-qualify-names"
+            )
+
+
+def _cut(text: str) -> str:
+    """Safe to print on one line."""
+    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
