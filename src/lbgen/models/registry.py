@@ -23,7 +23,7 @@ SEMANTICS = {
 """Language-image models: transformers folders or hub ids."""
 
 ATTRIBUTES = {"microworld": Path("microworld")}
-"""Language-image model -> the list of attributes in words that it has learned (lbgen/attributes.py), where that is not
+"""Language-image model -> the list of attributes in words that it has learned (vocabulary/attributes.py), where that is not
 the list of photographs."""
 
 
