@@ -175,7 +175,7 @@ def test_a_worker_that_finds_a_shard_already_changed_leaves_it_so(config, whole,
     copy, before = replace(config, output=tmp_path / "copy"), contents(tmp_path / "copy")
     store = open_store(copy.output)
     plan, record = planned(copy, store)
-    rounds = read_rounds(store, "train")
+    rounds = read_rounds(store, copy, plan)
     draw(store, copy, plan, record, sorted(rounds[-1]), rounds)
     generate(copy)
     assert contents(tmp_path / "copy") == before

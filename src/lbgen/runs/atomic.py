@@ -87,10 +87,9 @@ def ensure_relative(root: str, name: str) -> None:
 
 def refuse_special(path: Path) -> None:
     """Refuse a link, a pipe, a socket or a device; what is not there is fine."""
-    try:
-        mode = os.lstat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    if not os.path.lexists(path):  # also where the name is longer than the file system takes
         return
+    mode = os.lstat(path).st_mode
     if stat.S_ISLNK(mode):
         raise UserError(f"{path}: it is a link, which lbgen does not follow here; put the file or folder itself there")
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
