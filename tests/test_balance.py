@@ -252,7 +252,9 @@ def test_templates_with_a_name_are_read_as_transformers_reads_them(tiny_clip_fol
 def test_a_text_too_long_for_the_space_is_refused_at_the_start(tiny_clip_folder):
     size = Attribute("size", "{value} {name}", ("big", "odd"), "a.yaml, size")
     space = load_semantics(str(tiny_clip_folder))
-    with pytest.raises(UserError, match="a.yaml, size: text 'big abcdefghijklm' has more than 16 tokens"):
+    with pytest.raises(
+        UserError, match='a.yaml, size: "big abcdefghijklm" is 17 tokens long, the text encoder reads 16'
+    ):
         ZeroShot((size,), [Category("a", "abcdefghijklm", "")], space)
 
 
