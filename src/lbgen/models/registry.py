@@ -23,8 +23,8 @@ SEMANTICS = {
 """Language-image models: transformers folders or hub ids."""
 
 ATTRIBUTES = {"microworld": Path("microworld")}
-"""Language-image model -> the list of attributes in words that it has learned (vocabulary/attributes.py), where that is not
-the list of photographs."""
+"""Language-image model -> the list of attributes whose words it has learned (vocabulary/attributes.py), where that is
+not the list for photographs."""
 
 
 def resolve(name: str, table: dict[str, str]) -> str:
