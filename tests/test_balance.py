@@ -253,7 +253,7 @@ def test_a_text_too_long_for_the_space_is_refused_at_the_start(tiny_clip_folder)
     size = Attribute("size", "{value} {name}", ("big", "odd"), "a.yaml, size")
     space = load_semantics(str(tiny_clip_folder))
     with pytest.raises(
-        UserError, match='a.yaml, size: "big abcdefghijklm" is 17 tokens long, the text encoder reads 16'
+        UserError, match='a.yaml, size: "big abcdefghijklm" is 18 tokens long, the text encoder reads 16'
     ):
         ZeroShot((size,), [Category("a", "abcdefghijklm", "")], space)
 

@@ -97,6 +97,19 @@ def test_a_second_trajectory_remembers_nothing_of_the_first(generator: Generator
     assert torch.equal(first, second)
 
 
+def test_asking_for_timesteps_changes_nothing(generator: Generator) -> None:
+    """A schedule of other steps is asked for at every call: the images are those of an undisturbed trajectory."""
+    conditioning = generator.encode(PROMPTS)
+    images = []
+    with torch.no_grad():
+        for disturbed in (False, True):
+            if disturbed:
+                generator.family.unet.register_forward_pre_hook(lambda *_: generator.timesteps(3) and None)
+            noise, rngs = draws()
+            images.append(sample(generator, conditioning, noise, steps=STEPS, rngs=rngs))
+    assert torch.equal(*images)
+
+
 def test_an_image_does_not_depend_on_its_companions(generator: Generator) -> None:
     """Each row with its own generator alone, in reverse order, against the batch."""
     conditioning, (noise, rngs) = generator.encode(PROMPTS), draws()

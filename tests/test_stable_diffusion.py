@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from trajectories import adapted, gradients_of, images_of, images_of_diffusers, plain
 
@@ -34,6 +35,16 @@ def test_sampling_equals_the_diffusers_pipeline(
     ours = images_of(load_generator(str(folder), scheduler=scheduler, **guidance))
     torch.testing.assert_close(ours.clamp(0, 1), images_of_diffusers(pipeline, **guidance), rtol=1e-4, atol=2e-5)
     assert ours.std() > 0.05
+
+
+def test_a_checkpoints_own_scheduler_may_scale_the_networks_input(tiny_sd_folder: Path, tmp_path: Path) -> None:
+    """Euler's divides the latents by their noise level, and starts from noise of another scale."""
+    folder = Path(shutil.copytree(tiny_sd_folder, tmp_path / "euler"))
+    EulerDiscreteScheduler.from_config(plain(folder).scheduler.config).save_pretrained(folder / "scheduler")
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace("PNDMScheduler", "EulerDiscreteScheduler"))
+    ours, theirs = images_of(load_generator(str(folder))), images_of_diffusers(plain(folder), guidance_scale=2.0)
+    torch.testing.assert_close(ours.clamp(0, 1), theirs, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

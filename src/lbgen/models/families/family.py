@@ -61,8 +61,9 @@ class Schedule:
         return len(self.timesteps)
 
     def scaled(self, latents: Tensor, timestep: Tensor) -> Tensor:
-        """The network's input: some schedulers divide the latents by their noise level."""
-        return self.scheduler.scale_model_input(latents, timestep)
+        """The network's input: some schedulers divide the latents by their noise level, flow-matching ones do not."""
+        scale = getattr(self.scheduler, "scale_model_input", None)
+        return scale(latents, timestep) if scale else latents
 
     def step(
         self, prediction: Tensor, timestep: Tensor, latents: Tensor, rngs: Sequence[torch.Generator] | None = None
