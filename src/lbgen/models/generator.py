@@ -74,7 +74,7 @@ class Generator:
         conditioning = self.family.encode(prompts)
         if not self.guidance.is_on:
             return conditioning
-        return conditioning.guided_away_from(self.family.encode([""] * len(prompts)))
+        return conditioning.with_unconditional(self.family.encode([""] * len(prompts)))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latents of an image of `height` x `width` pixels; UserError where they do not fit."""
@@ -91,7 +91,7 @@ class Generator:
         return self.family.timesteps(steps, latent_shape or self.latent_shape(*self.default_size))
 
     def start_trajectory(self) -> None:
-        """Forget what the deep blocks gave in an earlier trajectory."""
+        """Forget the cached outputs of an earlier trajectory."""
         if self._deep_cache:
             self._deep_cache.reset()
 
@@ -101,7 +101,7 @@ class Generator:
         latents, conditioning = self._filled(latents.to(self.dtype)), self._filled(conditioning)
         if not self._guides(timestep):
             return self._network(latents, timestep, conditioning)[:count]
-        both = self._network(torch.cat([latents, latents]), timestep, conditioning.after_unconditional())
+        both = self._network(torch.cat([latents, latents]), timestep, conditioning.for_guidance())
         return self.guidance.combine(*both.chunk(2))[:count]
 
     def _guides(self, timestep: Tensor) -> bool:

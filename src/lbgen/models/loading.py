@@ -52,7 +52,7 @@ def _ensure_there(where: str, marker: str) -> None:
         raise OSError(str(error)) from error
 
 
-def complete(kind: Any, where: str, dtype: torch.dtype, **options: Any) -> Any:
+def load_model(kind: Any, where: str, dtype: torch.dtype, **options: Any) -> Any:
     """A model of class `kind` with every weight read from safetensors: none may be missing and left at random."""
     model, report = kind.from_pretrained(where, use_safetensors=True, dtype=dtype, output_loading_info=True, **options)
     if report["missing_keys"]:

@@ -13,7 +13,7 @@ GENERATORS = {
 """Text-to-image checkpoints: diffusers folders or hub ids."""
 
 Scheduler = Literal["ddpm", "ddim", "pndm", "dpm++"]
-"""Samplers; each family has its own of these names."""
+"""Schedulers by name; each family has its own class for it."""
 
 SEMANTICS = {
     "microworld": str(MICROWORLD / "semantics"),

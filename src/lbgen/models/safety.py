@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessor
 
 from lbgen.errors import UserError
-from lbgen.models.loading import complete, loading
+from lbgen.models.loading import load_model, loading
 from lbgen.models.registry import GENERATORS, resolve
 
 MODEL, PROCESSOR = "safety_checker", "feature_extractor"
@@ -47,5 +47,5 @@ def _load(where: str, dtype: torch.dtype) -> tuple[Any, Any]:
                 f"generator {where} has no safety checker (its {MODEL} and {PROCESSOR}); give a checkpoint "
                 "that has one, or --unsafe concepts"
             )
-        model = complete(StableDiffusionSafetyChecker, where, dtype, subfolder=MODEL)
+        model = load_model(StableDiffusionSafetyChecker, where, dtype, subfolder=MODEL)
         return model, CLIPImageProcessor.from_pretrained(where, subfolder=PROCESSOR)

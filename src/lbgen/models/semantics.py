@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from lbgen.errors import UserError
-from lbgen.models.loading import complete, loading
+from lbgen.models.loading import load_model, loading
 from lbgen.models.registry import SEMANTICS, resolve
 from lbgen.vocabulary.tokens import refuse_long_text
 
@@ -96,7 +96,7 @@ def _load(where: str, dtype: torch.dtype, flag: str) -> tuple[Any, Any, Any]:
         family = AutoConfig.from_pretrained(where, trust_remote_code=False).model_type
         if family not in FAMILIES:
             raise UserError(f"{flag} {where} is a {family}; give one of {', '.join(FAMILIES)}")
-        model = complete(AutoModel, where, dtype, trust_remote_code=False)
+        model = load_model(AutoModel, where, dtype, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
     return model, tokenizer, processor

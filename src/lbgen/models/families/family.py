@@ -1,6 +1,6 @@
 """What a family of text-to-image checkpoints says of itself. Everything that families share is in `Generator`.
 
-B images, (C, h, w) latents of one image, (H, W) pixels.
+B images; latents of an image are (C, h, w), its pixels (3, H, W).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Conditioning:
     """
 
     tensors: Mapping[str, Tensor]
-    """By the family's own names; the first dimension of each is the prompt."""
+    """By names that the family chooses; the first dimension of each is B."""
     unconditional: Conditioning | None = None
     """The empty prompt, once for each row, where guidance needs it."""
 
@@ -31,15 +31,15 @@ class Conditioning:
 
     def __getitem__(self, rows: Sequence[int]) -> Conditioning:
         chosen = {name: tensor[rows] for name, tensor in self.tensors.items()}
-        return Conditioning(chosen, self.unconditional[rows] if self.unconditional else None)
+        return Conditioning(chosen, None if self.unconditional is None else self.unconditional[rows])
 
-    def guided_away_from(self, unconditional: Conditioning) -> Conditioning:
-        """The same with the empty prompt's conditioning, row for row."""
+    def with_unconditional(self, unconditional: Conditioning) -> Conditioning:
+        """The same, with the empty prompt's conditioning for guidance."""
         assert len(unconditional) == len(self)
         return Conditioning(self.tensors, unconditional)
 
-    def after_unconditional(self) -> Conditioning:
-        """The B rows of the empty prompt, then the B rows of the prompts, for one call of the network."""
+    def for_guidance(self) -> Conditioning:
+        """2B rows for one call of the network: B times the empty prompt, then the B prompts."""
         assert self.unconditional is not None
         empty = self.unconditional.tensors
         return Conditioning({name: torch.cat([empty[name], tensor]) for name, tensor in self.tensors.items()})
@@ -47,14 +47,14 @@ class Conditioning:
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The timesteps of one trajectory. It serves one only: some schedulers remember earlier predictions."""
+    """The timesteps of one trajectory. Every trajectory needs its own: some schedulers remember earlier predictions."""
 
     timesteps: Tensor
     """(calls,) on the CPU: the timestep of every network call. Some schedulers make more calls than steps."""
     noise_scale: float
     """Standard deviation that the first latents must have."""
     scheduler: Any
-    """A diffusers scheduler of this trajectory's own, its timesteps set."""
+    """A diffusers scheduler whose timesteps are set; no other trajectory may use it."""
 
     def __len__(self) -> int:
         """The number of network calls."""
@@ -127,4 +127,4 @@ class Family(Protocol):
         """One call of `network`, which is `self.network`, a copy or a compiled form of it.  (B, C, h, w)."""
 
     def to_decoder(self, latents: Tensor) -> Tensor:
-        """Latents, (B, C, h, w), as the autoencoder reads them: its scale and shift."""
+        """Latents (B, C, h, w) in the scale, shift and layout that the autoencoder reads."""

@@ -21,7 +21,7 @@ from transformers import CLIPTextModel
 
 from lbgen.errors import UserError
 from lbgen.models.families.family import Conditioning, Schedule
-from lbgen.models.loading import complete
+from lbgen.models.loading import load_model
 
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddpm": (DDPMScheduler, {"clip_sample": False}),
@@ -106,7 +106,7 @@ def _scheduler(name: str | None, own: Any) -> Any:
 
 def _load(where: str, dtype: torch.dtype) -> Any:
     """diffusers' pipeline, without the safety checker."""
-    parts = {part: complete(kind, where, dtype, subfolder=part) for part, kind in MODELS.items()}
+    parts = {part: load_model(kind, where, dtype, subfolder=part) for part, kind in MODELS.items()}
     return StableDiffusionPipeline.from_pretrained(
         where,
         use_safetensors=True,
