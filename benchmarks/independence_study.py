@@ -34,7 +34,7 @@ from lbgen.microworld import SEMANTICS
 from lbgen.microworld.judge import load_judge
 from lbgen.microworld.scenes import World, home_values, render
 from lbgen.microworld.world import CATEGORIES
-from lbgen.models.quality.antonyms import load_quality
+from lbgen.models.quality import load_quality
 from lbgen.models.semantics import load_semantics
 from lbgen.quickstart.comparison import FIGURES, Judged, scene_information
 from lbgen.quickstart.judging import judge_images, load_images

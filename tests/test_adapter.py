@@ -24,8 +24,7 @@ from trajectories import (
 )
 
 from lbgen.errors import UserError
-from lbgen.models.families.stable_diffusion import StableDiffusion
-from lbgen.models.generator import load_generator
+from lbgen.models.generator import Generator, load_generator
 
 
 @pytest.mark.parametrize("text_encoder", [False, True])
@@ -102,7 +101,7 @@ def test_merging_weighs_the_product_with_alpha_over_rank(tiny_sd_folder: Path, t
     layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
     product = weights[f"unet.{layer}.lora_B.weight"] @ weights[f"unet.{layer}.lora_A.weight"]
     expected = base.unet.get_submodule(layer).weight + 3 / 2 * product
-    torch.testing.assert_close(merged.unet.get_submodule(layer).weight, expected)
+    torch.testing.assert_close(merged.family.unet.get_submodule(layer).weight, expected)
 
 
 @pytest.mark.parametrize("text_encoder", [False, True])
@@ -126,7 +125,7 @@ def test_the_merged_sampler_follows_the_adapter_and_leaves_its_gradients_alone(t
         torch.testing.assert_close(images_of(merged), images_of(unmerged), rtol=1e-4, atol=2e-5)
         for ours, theirs in zip(gradients_of(merged), gradients_of(unmerged), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
-    untouched, of_base = merged._merged.network.conv_in.weight, merged.unet.conv_in.weight
+    untouched, of_base = merged._merged.network.conv_in.weight, merged.family.unet.conv_in.weight
     assert untouched is of_base  # weights without an adapter are not stored twice
 
 
@@ -142,7 +141,7 @@ def test_the_merged_sampler_does_not_drift(tiny_sd_folder: Path) -> None:
 def test_training_leaves_the_base_weights_alone(tiny_sd_folder: Path) -> None:
     generator = adapted(tiny_sd_folder, text_encoder=True, merged_sampler=True)
     names = {name for name, _ in generator.adapter_parameters()}
-    parts = {"unet": generator.unet, "text_encoder": generator.text_encoder, "vae": generator.vae}
+    parts = {"unet": generator.family.unet, "text_encoder": generator.family.text_encoder, "vae": generator.family.vae}
     everything = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
     assert {name for name, parameter in everything.items() if parameter.requires_grad} == names
     before = {name: parameter.detach().clone() for name, parameter in everything.items()}
@@ -159,7 +158,7 @@ def test_the_text_encoders_adapter_receives_its_true_gradient(tiny_sd_folder: Pa
     """Against a central difference of the loss along the gradient; at the differentiated calls only the text moves."""
     generator = adapted(tiny_sd_folder, text_encoder=True)
     parameters = [p for name, p in generator.adapter_parameters() if name.startswith("text_encoder.")]
-    latents, timestep = draws()[0], generator.timesteps(STEPS)[2]
+    latents, timestep = draws()[0], generator.timesteps(STEPS).timesteps[2]
     weights = torch.randn(latents.shape, generator=torch.Generator().manual_seed(2))
 
     def loss() -> Tensor:
@@ -187,23 +186,23 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_sd_folder: Path) -
     recomputed.enable_gradient_checkpointing()
     passes = {kept: 0, recomputed: 0}
 
-    def count(generator: StableDiffusion) -> None:
+    def count(generator: Generator) -> None:
         passes[generator] += 1
 
     for generator in passes:
-        generator.unet.up_blocks[1].resnets[0].register_forward_pre_hook(lambda *_, of=generator: count(of))
+        generator.family.unet.up_blocks[1].resnets[0].register_forward_pre_hook(lambda *_, of=generator: count(of))
     for ours, theirs in zip(gradients_of(recomputed), gradients_of(kept), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
     assert passes[recomputed] == passes[kept] + 2  # once more in the backward pass of each differentiated call
 
 
-def test_a_target_that_names_no_layer_is_refused(tiny_generator: StableDiffusion) -> None:
+def test_a_target_that_names_no_layer_is_refused(tiny_generator: Generator) -> None:
     with pytest.raises(UserError, match="lora_targets: to_qq names no layer"):
         tiny_generator.add_adapter(rank=2, alpha=2, targets=("to_q", "to_qq"))
 
 
 def test_a_folder_without_a_usable_adapter_is_refused(
-    tiny_generator: StableDiffusion, tiny_sd_folder: Path, tmp_path: Path
+    tiny_generator: Generator, tiny_sd_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"holds no pytorch_lora_weights\.safetensors"):
         tiny_generator.merge_adapter(tmp_path)
@@ -218,7 +217,7 @@ def test_a_folder_without_a_usable_adapter_is_refused(
 
 
 def test_an_adapter_of_another_generator_is_refused_by_name(
-    tiny_generator: StableDiffusion, tiny_sd_folder: Path, tmp_path: Path
+    tiny_generator: Generator, tiny_sd_folder: Path, tmp_path: Path
 ) -> None:
     """A real UNet of twice the width."""
     folder = tmp_path / "wide"
@@ -233,7 +232,7 @@ def test_an_adapter_of_another_generator_is_refused_by_name(
     assert "[2, 16] in the adapter and [2, 8] in the generator" in message
 
 
-def test_a_file_whose_weights_fit_no_part_is_refused(tiny_generator: StableDiffusion, tmp_path: Path) -> None:
+def test_a_file_whose_weights_fit_no_part_is_refused(tiny_generator: Generator, tmp_path: Path) -> None:
     """The weights of a transformer, as Stable Diffusion 3's adapters hold, beside metadata of the right kind."""
     path = tmp_path / "pytorch_lora_weights.safetensors"
     for weights in ({"transformer.to_q.lora_A.weight": torch.ones(2, 8)}, {}):

@@ -12,17 +12,16 @@ from trajectories import PROMPTS, STEPS, draws, gradients_of, images_of, shake
 
 from lbgen.configuration.flags import resolve
 from lbgen.generation.config import GenerateConfig, approximations
-from lbgen.models.families.stable_diffusion import StableDiffusion
-from lbgen.models.generator import load_generator
+from lbgen.models.generator import Generator, load_generator
 from lbgen.models.sampling import sample
 
 GUIDANCE = 2.0
 NOISE_LEVELS = (0.5, 5.0)
 
 
-def by_hand(generator: StableDiffusion, predict: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+def by_hand(generator: Generator, predict: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
     """The images of `images_of`; predict: (number of the call, latents, timestep, text of "" and prompts) -> noise."""
-    pipeline = generator.pipeline
+    pipeline = generator.family.pipeline
     scheduler = PNDMScheduler.from_config(pipeline.scheduler.config)
     tokens = pipeline.tokenizer(["", "", *PROMPTS], padding="max_length", max_length=16, return_tensors="pt")
     texts = pipeline.text_encoder(tokens.input_ids)[0]
@@ -48,7 +47,7 @@ def test_guidance_acts_within_its_interval_only(tiny_sd_folder: Path) -> None:
 
     def predict(number: int, latents: Tensor, timestep: Tensor, texts: Tensor) -> Tensor:
         def noise(these: Tensor) -> Tensor:
-            return plain.unet(latents, timestep, these).sample
+            return plain.family.unet(latents, timestep, these).sample
 
         guided = NOISE_LEVELS[0] < noise_level(timestep) <= NOISE_LEVELS[1]
         rows.append(4 if guided else 2)
@@ -58,7 +57,7 @@ def test_guidance_acts_within_its_interval_only(tiny_sd_folder: Path) -> None:
     expected = by_hand(plain, predict)
     limited = load_generator(str(tiny_sd_folder), guidance_scale=GUIDANCE, guidance_interval=NOISE_LEVELS)
     seen = []
-    limited.unet.conv_in.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    limited.family.unet.conv_in.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     torch.testing.assert_close(images_of(limited), expected, rtol=1e-4, atol=1e-5)
     assert seen == rows and set(rows) == {2, 4}  # half the work outside the interval
     assert (expected - images_of(plain)).abs().max() > 1e-3
@@ -95,7 +94,7 @@ def test_deep_blocks_are_computed_at_every_nth_call(interval: int, tiny_sd_folde
     def predict(number: int, latents: Tensor, timestep: Tensor, texts: Tensor) -> Tensor:
         nonlocal deep
         kept = None if number % interval == 0 else deep
-        noise, deep = unet_by_hand(plain.unet, torch.cat([latents, latents]), timestep, texts, kept)
+        noise, deep = unet_by_hand(plain.family.unet, torch.cat([latents, latents]), timestep, texts, kept)
         empty, prompted = noise.chunk(2)
         return empty + GUIDANCE * (prompted - empty)
 
@@ -111,8 +110,8 @@ def test_deep_features_of_another_batch_are_not_reused(tiny_sd_folder: Path) -> 
     options: dict[str, Any] = {"guidance_interval": NOISE_LEVELS, "deep_cache_interval": 100}
     generator = load_generator(str(tiny_sd_folder), **options)
     outer, deep = [], []
-    generator.unet.conv_in.register_forward_hook(lambda module, inputs, output: outer.append(len(output)))
-    generator.unet.mid_block.resnets[0].register_forward_hook(lambda *given: deep.append(len(given[2])))
+    generator.family.unet.conv_in.register_forward_hook(lambda module, inputs, output: outer.append(len(output)))
+    generator.family.unet.mid_block.resnets[0].register_forward_hook(lambda *given: deep.append(len(given[2])))
     assert images_of(generator).isfinite().all()
     changes = [after for before, after in zip([0, *outer], outer, strict=False) if before != after]
     assert deep == changes == [2, 4, 2]

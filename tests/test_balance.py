@@ -24,7 +24,7 @@ from lbgen.generation.screening.balance import ZeroShot, target_values
 from lbgen.generation.verify import verify
 from lbgen.metrics import measures
 from lbgen.microworld import SEMANTICS
-from lbgen.models.families.stable_diffusion import StableDiffusion
+from lbgen.models.generator import Generator
 from lbgen.models.semantics import load_semantics
 from lbgen.vocabulary.attributes import Attribute, load_attributes
 from lbgen.vocabulary.vocabulary import Category
@@ -122,8 +122,8 @@ def drawn(config) -> tuple[Path, list[str]]:
     """The folder, and every prompt that the generator was given."""
     prompts = []
     with pytest.MonkeyPatch.context() as patch:
-        encode = StableDiffusion.encode
-        patch.setattr(StableDiffusion, "encode", lambda self, texts: prompts.extend(texts) or encode(self, texts))
+        encode = Generator.encode
+        patch.setattr(Generator, "encode", lambda self, texts: prompts.extend(texts) or encode(self, texts))
         generate(config)
     return Path(config.output), prompts
 
@@ -252,7 +252,9 @@ def test_templates_with_a_name_are_read_as_transformers_reads_them(tiny_clip_fol
 def test_a_text_too_long_for_the_space_is_refused_at_the_start(tiny_clip_folder):
     size = Attribute("size", "{value} {name}", ("big", "odd"), "a.yaml, size")
     space = load_semantics(str(tiny_clip_folder))
-    with pytest.raises(UserError, match="a.yaml, size: text 'big abcdefghijklm' has more than 16 tokens"):
+    with pytest.raises(
+        UserError, match='a.yaml, size: "big abcdefghijklm" is 18 tokens long, the text encoder reads 16'
+    ):
         ZeroShot((size,), [Category("a", "abcdefghijklm", "")], space)
 
 

@@ -6,7 +6,7 @@ from trajectories import images_of
 
 from lbgen.errors import UserError
 from lbgen.generation.workers.batch_size import HEADROOM, batch_that_fits, largest_batch
-from lbgen.models.families.stable_diffusion import StableDiffusion
+from lbgen.models.generator import Generator
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
 
 
 def test_the_generators_own_batch_is_found_with_memory_to_spare(
-    tiny_generator: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+    tiny_generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stand-in for a GPU that decodes no more than 5 images at once."""
     allowed, before = [], images_of(tiny_generator)
@@ -50,20 +50,18 @@ def test_the_generators_own_batch_is_found_with_memory_to_spare(
         if len(inputs[0]) > 5:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
-    hook = tiny_generator.vae.decoder.register_forward_pre_hook(short_of_memory)
+    hook = tiny_generator.family.vae.decoder.register_forward_pre_hook(short_of_memory)
     assert batch_that_fits(tiny_generator, (4, 8, 8)) == 4
     assert allowed == [1 - HEADROOM, 1.0]
     hook.remove()
     assert torch.equal(images_of(tiny_generator), before)
 
 
-def test_a_gpu_too_small_for_one_image_is_refused(
-    tiny_generator: StableDiffusion, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_too_small_for_one_image_is_refused(tiny_generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     def short_of_memory(*given: object) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: None)
-    tiny_generator.unet.register_forward_pre_hook(short_of_memory)
+    tiny_generator.family.unet.register_forward_pre_hook(short_of_memory)
     with pytest.raises(UserError, match="needs more memory than this GPU has; try --precision bf16"):
         batch_that_fits(tiny_generator, (4, 8, 8))

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from trajectories import PROMPTS, STEPS, adapted, draws, gradients_of, images_of
 
-from lbgen.models.families.stable_diffusion import StableDiffusion
-from lbgen.models.generator import load_generator
+from lbgen.models.generator import Generator, load_generator
 from lbgen.models.sampling import sample
 
 
@@ -28,7 +27,7 @@ def captured() -> Iterator[CompileCounter]:
 
 
 @torch.no_grad()
-def first_image(generator: StableDiffusion) -> Tensor:
+def first_image(generator: Generator) -> Tensor:
     (noise, rngs), conditioning = draws(), generator.encode(PROMPTS[:1])
     return sample(generator, conditioning, noise[:1], steps=STEPS, rngs=rngs[:1])
 

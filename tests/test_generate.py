@@ -21,8 +21,8 @@ from lbgen.datasets.index import read_index
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.run import generate
-from lbgen.models.families.stable_diffusion import StableDiffusion
-from lbgen.models.sampling import image_noise
+from lbgen.models.generator import Generator
+from lbgen.models.noise import image_noise
 from lbgen.runs import atomic, identity
 
 
@@ -131,8 +131,8 @@ def test_image_depends_on_seed_category_and_index_alone(config, whole, tmp_path)
 
 def test_prompts_are_encoded_a_batch_at_a_time_and_not_kept(config, tmp_path, monkeypatch):
     """One call a batch, with the prompts of its images: memory and cost do not hang on the number of categories."""
-    encode, calls = StableDiffusion.encode, []
-    monkeypatch.setattr(StableDiffusion, "encode", lambda self, prompts: calls.append(prompts) or encode(self, prompts))
+    encode, calls = Generator.encode, []
+    monkeypatch.setattr(Generator, "encode", lambda self, prompts: calls.append(prompts) or encode(self, prompts))
     generate(replace(config, output=tmp_path / "made"))
     index = [row["prompt"] for row in read_index(tmp_path / "made").to_pylist()]
     assert [prompt for call in calls for prompt in call] == index

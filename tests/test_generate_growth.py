@@ -22,6 +22,7 @@ from lbgen.generation.config import GenerateConfig
 from lbgen.generation.render import Painter
 from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
+from lbgen.models.generator import Generator
 
 HARD_NAMES = [
     'a "quoted" name',
@@ -122,21 +123,15 @@ def test_hard_names_are_kept_to_the_letter(config, tmp_path, layout):
     made = replace(
         config, output=tmp_path / "made", vocabulary=str(vocabulary), images_per_category=1, format=layout, steps=1
     )
-    generator = "lbgen.models.families.stable_diffusion.StableDiffusion.count_tokens"
     with pytest.MonkeyPatch.context() as patch:  # the miniature's letters are few; its encoder cuts what is too long
-        patch.setattr(generator, lambda self, prompt: 1)
-        patch.setattr("lbgen.models.families.stable_diffusion.StableDiffusion.encode", encode_anything)
+        encode = Generator.encode
+        patch.setattr(Generator, "count_tokens", lambda self, prompt: 1)
+        patch.setattr(Generator, "encode", lambda self, prompts: encode(self, ["x"] * len(prompts)))
         generate(made)
     rows = index.read_index(tmp_path / "made").to_pylist()
     assert {row["id"]: row["name"] for row in rows} == {f"n.{n}": name for n, name in enumerate(HARD_NAMES)}
     assert {row["prompt"] for row in rows} == set(HARD_NAMES)
     assert verify(tmp_path / "made").damaged == ()
-
-
-def encode_anything(self, prompts):
-    from lbgen.models.generator import Conditioning
-
-    return Conditioning(*self.pipeline.encode_prompt(["x"] * len(prompts), self.device, 1, True))
 
 
 NOBODY = 65534

@@ -13,8 +13,7 @@ from trajectories import PROMPTS, STEPS, adapted, draws, images_of
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.train import align
 from lbgen.generation.workers.batch_size import batch_that_fits
-from lbgen.models.families.stable_diffusion import StableDiffusion
-from lbgen.models.generator import load_generator
+from lbgen.models.generator import Generator, load_generator
 from lbgen.models.sampling import sample
 
 pytestmark = [
@@ -24,7 +23,7 @@ pytestmark = [
 
 
 @torch.no_grad()
-def drawn(generator: StableDiffusion) -> Tensor:
+def drawn(generator: Generator) -> Tensor:
     """The images of `images_of`, drawn on the generator's device, on the CPU."""
     noise, rngs = draws()
     return sample(generator, generator.encode(PROMPTS), noise.to(generator.device), steps=STEPS, rngs=rngs).cpu()

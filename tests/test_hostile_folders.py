@@ -327,14 +327,14 @@ def test_an_adapter_brings_rank_alpha_and_targets_and_nothing_else(tmp_path, mon
     monkeypatch.syspath_prepend("")
     folder = adapter_with(tmp_path / "adapter", **changes)
     with pytest.raises(UserError, match=f"pytorch_lora_weights.safetensors, unet.*{named}"):
-        read(folder)
+        read(folder, ("unet",))
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_setting_at_its_default_is_no_setting(tmp_path):
     """As in the files of earlier versions, which hold all of peft's configuration."""
     folder = adapter_with(tmp_path / "adapter", use_dora=False, megatron_core="megatron.core", rank_pattern={})
-    ((settings, _),) = read(folder).values()
+    ((settings, _),) = read(folder, ("unet",)).values()
     assert (settings.r, settings.lora_alpha, settings.target_modules) == (2, 2, {"to_q"})
 
 

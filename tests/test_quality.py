@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lbgen.errors import UserError
-from lbgen.models.quality.antonyms import AntonymQuality, load_quality
+from lbgen.models.quality import load_quality
+from lbgen.models.quality.antonyms import AntonymQuality
 from lbgen.models.semantics import SemanticSpace, load_semantics
 
 PAIRS = (("good photo", "bad photo"), ("sharp", "blurred"))

@@ -11,9 +11,9 @@ from torch import Tensor
 from trajectories import PROMPTS, TARGETS, adapted, draws
 
 from lbgen.errors import UserError
-from lbgen.models.families.stable_diffusion import StableDiffusion
-from lbgen.models.generator import Conditioning
-from lbgen.models.sampling import differentiated_indices, image_noise, sample, start_count
+from lbgen.models.generator import Generator
+from lbgen.models.noise import image_noise
+from lbgen.models.sampling import differentiated_indices, sample, start_count
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 SCHEDULERS = {
@@ -26,15 +26,15 @@ STEPS, GUIDANCE = 6, 2.0
 
 
 @pytest.fixture(params=SCHEDULERS)
-def generator(request: pytest.FixtureRequest, tiny_sd_folder: Path) -> StableDiffusion:
+def generator(request: pytest.FixtureRequest, tiny_sd_folder: Path) -> Generator:
     generator = adapted(tiny_sd_folder, scheduler=request.param, guidance_scale=GUIDANCE)
     generator.scheduler_name = request.param
     return generator
 
 
-def by_hand(generator: StableDiffusion, kept: set[int], detach_input: bool) -> Tensor:
+def by_hand(generator: Generator, kept: set[int], detach_input: bool) -> Tensor:
     """Every call under grad; where the call is not kept, an explicit stop-gradient on what the network said."""
-    pipeline, scheduler = generator.pipeline, SCHEDULERS[generator.scheduler_name]()
+    pipeline, scheduler = generator.family.pipeline, SCHEDULERS[generator.scheduler_name]()
     tokens = pipeline.tokenizer(["", "", *PROMPTS], padding="max_length", max_length=16, return_tensors="pt")
     embeddings = pipeline.text_encoder(tokens.input_ids)[0]
     latents, rngs = draws()
@@ -58,7 +58,7 @@ def by_hand(generator: StableDiffusion, kept: set[int], detach_input: bool) -> T
     ids=["all", "every other", "every other, detached", "the first", "the last, detached"],
 )
 def test_images_and_gradients_equal_the_loop_with_explicit_stop_gradients(
-    generator: StableDiffusion, kept: set[int], detach_input: bool
+    generator: Generator, kept: set[int], detach_input: bool
 ) -> None:
     noise, rngs = draws()
     images = sample(
@@ -82,12 +82,12 @@ def test_images_and_gradients_equal_the_loop_with_explicit_stop_gradients(
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item(), msg=name)
 
 
-def test_nothing_is_recorded_without_differentiated_calls(tiny_generator: StableDiffusion) -> None:
+def test_nothing_is_recorded_without_differentiated_calls(tiny_generator: Generator) -> None:
     tiny_generator.add_adapter(rank=2, alpha=2, targets=TARGETS)
     assert not sample(tiny_generator, tiny_generator.encode(PROMPTS), draws()[0], steps=2).requires_grad
 
 
-def test_a_second_trajectory_remembers_nothing_of_the_first(generator: StableDiffusion) -> None:
+def test_a_second_trajectory_remembers_nothing_of_the_first(generator: Generator) -> None:
     """PNDM and DPM++ keep earlier predictions: the same noise must give the same bits again."""
     conditioning = generator.encode(PROMPTS)
     with torch.no_grad():
@@ -97,19 +97,31 @@ def test_a_second_trajectory_remembers_nothing_of_the_first(generator: StableDif
     assert torch.equal(first, second)
 
 
-def test_an_image_does_not_depend_on_its_companions(generator: StableDiffusion) -> None:
+def test_asking_for_timesteps_changes_nothing(generator: Generator) -> None:
+    """A schedule of other steps is asked for at every call: the images are those of an undisturbed trajectory."""
+    conditioning = generator.encode(PROMPTS)
+    images = []
+    with torch.no_grad():
+        for disturbed in (False, True):
+            if disturbed:
+                generator.family.unet.register_forward_pre_hook(lambda *_: generator.timesteps(3) and None)
+            noise, rngs = draws()
+            images.append(sample(generator, conditioning, noise, steps=STEPS, rngs=rngs))
+    assert torch.equal(*images)
+
+
+def test_an_image_does_not_depend_on_its_companions(generator: Generator) -> None:
     """Each row with its own generator alone, in reverse order, against the batch."""
     conditioning, (noise, rngs) = generator.encode(PROMPTS), draws()
     with torch.no_grad():
         together = sample(generator, conditioning, noise, steps=4, rngs=rngs)
         noise, rngs = draws()
         for row in (1, 0):
-            own = Conditioning(conditioning.positive[[row]], conditioning.negative[[row]])
-            alone = sample(generator, own, noise[[row]], steps=4, rngs=[rngs[row]])
+            alone = sample(generator, conditioning[[row]], noise[[row]], steps=4, rngs=[rngs[row]])
             torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-5)
 
 
-def test_pndm_makes_one_call_more_than_steps(tiny_generator: StableDiffusion) -> None:
+def test_pndm_makes_one_call_more_than_steps(tiny_generator: Generator) -> None:
     assert len(tiny_generator.timesteps(50)) == 51
 
 

@@ -120,7 +120,9 @@ def test_half_precision_gives_single_precision_features(folder: Path, space: Sem
 def test_a_text_that_would_be_cut_is_refused(space: SemanticSpace) -> None:
     assert space.count_tokens("abcdefghijklmn") == space.token_limit == 16
     space.embed_texts(["abcdefghijklmn"])
-    with pytest.raises(UserError, match="text 'abcdefghijklmno' has more than 16 tokens; shorten it"):
+    with pytest.raises(
+        UserError, match='text: "abcdefghijklmno" is 17 tokens long, the text encoder reads 16; shorten it'
+    ):
         space.embed_texts(["a", "abcdefghijklmno"])
 
 

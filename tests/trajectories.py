@@ -8,9 +8,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from lbgen.models.families.stable_diffusion import StableDiffusion
-from lbgen.models.generator import load_generator
-from lbgen.models.sampling import image_noise, sample
+from lbgen.models.generator import Generator, load_generator
+from lbgen.models.noise import image_noise
+from lbgen.models.sampling import sample
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 """The attention projections an adapter sits on by default."""
@@ -25,7 +25,7 @@ def draws() -> tuple[Tensor, list[torch.Generator]]:
 
 
 @torch.no_grad()
-def images_of(generator: StableDiffusion) -> Tensor:
+def images_of(generator: Generator) -> Tensor:
     noise, rngs = draws()
     return sample(generator, generator.encode(PROMPTS), noise, steps=STEPS, rngs=rngs)
 
@@ -43,7 +43,7 @@ def plain(folder: Path) -> StableDiffusionPipeline:
     return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
 
 
-def adapted(folder: Path, *, text_encoder: bool = False, **options: Any) -> StableDiffusion:
+def adapted(folder: Path, *, text_encoder: bool = False, **options: Any) -> Generator:
     """A generator with a random adapter whose rank is not its alpha."""
     generator = load_generator(str(folder), **options)
     generator.add_adapter(rank=2, alpha=3, targets=TARGETS, text_encoder=text_encoder)
@@ -52,7 +52,7 @@ def adapted(folder: Path, *, text_encoder: bool = False, **options: Any) -> Stab
 
 
 @torch.no_grad()
-def shake(generator: StableDiffusion, seed: int) -> None:
+def shake(generator: Generator, seed: int) -> None:
     """Move the adapter away from its start, where it changes nothing and half of its gradients vanish."""
     rng = torch.Generator().manual_seed(seed)
     for _, parameter in generator.adapter_parameters():
@@ -60,7 +60,7 @@ def shake(generator: StableDiffusion, seed: int) -> None:
     generator.refresh_sampler()
 
 
-def gradients_of(generator: StableDiffusion, differentiate_at: AbstractSet[int] = frozenset({1, 3})) -> list[Tensor]:
+def gradients_of(generator: Generator, differentiate_at: AbstractSet[int] = frozenset({1, 3})) -> list[Tensor]:
     """The adapter's gradients of a simple loss."""
     noise, rngs = draws()
     images = sample(

@@ -5,20 +5,13 @@ number of processes that share a global batch does not matter. One exception, `f
 depend on the batch of one process.
 """
 
-import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-from torch import Tensor
 
 from lbgen.errors import UserError
-from lbgen.models.sampling import image_noise
-
-
-def derived_seed(*key: int | str) -> int:
-    """A 63-bit seed from any key; different keys give unrelated seeds."""
-    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
+from lbgen.models.noise import derived_seed
 
 
 def category_rows(seed: int, draw: int, positions: Sequence[int], global_batch: int, categories: int) -> list[int]:
@@ -63,11 +56,3 @@ def differentiated_start(seed: int, draw: int, starts: int) -> int:
     """Where the differentiated steps begin, in [0, starts): drawn once an update, so equal for all its images."""
     rng = torch.Generator().manual_seed(derived_seed(seed, "differentiated", draw))
     return int(torch.randint(starts, (), generator=rng))
-
-
-def stacked_noise(
-    seed: int, ids: Sequence[str], indices: Sequence[int], attempts: Sequence[int], shape: tuple[int, int, int]
-) -> tuple[Tensor, list[torch.Generator]]:
-    """Each image's own noise, (B, C, h, w) on the CPU, and the generators that serve its later draws."""
-    drawn = [image_noise(seed, *key, shape) for key in zip(ids, indices, attempts, strict=True)]
-    return torch.stack([noise for noise, _ in drawn]), [rng for _, rng in drawn]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lbgen.alignment.batches import derived_seed
+from lbgen.models.noise import derived_seed
 
 
 class Discriminator(nn.Module):

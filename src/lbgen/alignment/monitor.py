@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import trange
 
-from lbgen.alignment.batches import derived_seed, stacked_noise
 from lbgen.alignment.config import AlignConfig
 from lbgen.metrics import measures
 from lbgen.models.generator import Generator
-from lbgen.models.quality.antonyms import QualityScorer
-from lbgen.models.sampling import sample
+from lbgen.models.noise import derived_seed
+from lbgen.models.quality import QualityScorer
+from lbgen.models.sampling import render_images
 from lbgen.models.semantics import SemanticSpace
 from lbgen.runs import atomic
 from lbgen.vocabulary.vocabulary import Vocabulary
@@ -75,18 +75,15 @@ class Monitor:
     def sample(self) -> Tensor:
         """The evaluation images of the generator as it is."""
         prompts = self.vocabulary.texts(self.config.prompt_template)
-        shape = self.generator.latent_shape(*self.generator.default_size)
         seed = derived_seed(self.config.seed, "evaluation")
         images = []
         for start in trange(0, len(self.places), self.config.batch_size, desc="evaluation", leave=False):
-            rows, indices = zip(*self.places[start : start + self.config.batch_size], strict=True)
-            noise, rngs = stacked_noise(
-                seed, [self.vocabulary[row].id for row in rows], indices, [0] * len(rows), shape
-            )
-            noise = noise.to(self.generator.device)
+            places = self.places[start : start + self.config.batch_size]
+            keys = [(self.vocabulary[row].id, index, 0) for row, index in places]
+            texts = [prompts[row] for row, _ in places]
             with self.autocast():
-                conditioning = self.generator.encode([prompts[row] for row in rows])
-                images.append(sample(self.generator, conditioning, noise, steps=self.config.steps, rngs=rngs).cpu())
+                batch = render_images(self.generator, keys, texts, seed=seed, steps=self.config.steps)
+            images.append(batch.cpu())
         return (torch.cat(images).float().clamp(0, 1) * 255).round().to(torch.uint8)
 
     def _base_images(self) -> Tensor:

@@ -22,8 +22,9 @@ from lbgen.alignment.losses import discriminator_loss
 from lbgen.alignment.objective import Batch, gradient_norms, objective, term_values, total_loss
 from lbgen.errors import UserError
 from lbgen.models.generator import PRECISIONS, load_generator
-from lbgen.models.quality.antonyms import load_quality
-from lbgen.models.sampling import differentiated_indices, sample, start_count
+from lbgen.models.noise import derived_seed
+from lbgen.models.quality import load_quality
+from lbgen.models.sampling import differentiated_indices, render_images, start_count
 from lbgen.models.semantics import load_semantics
 from lbgen.vocabulary.vocabulary import Vocabulary
 
@@ -96,7 +97,7 @@ class Trainer:
             self.generator.load_adapter(resumed / "adapter")
             return
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(batches.derived_seed(config.seed, "adapter"))
+            torch.manual_seed(derived_seed(config.seed, "adapter"))
             self.generator.add_adapter(config.rank, config.alpha, config.lora_targets, config.text_encoder_lora)
 
     def _independence(self) -> Independence:
@@ -165,22 +166,16 @@ class Trainer:
         attempts: Sequence[int],
         differentiate_at: frozenset[int],
     ) -> Tensor:
-        generator, config = self.generator, self.config
-        noise, rngs = batches.stacked_noise(
-            batches.derived_seed(config.seed, purpose),
-            [self.vocabulary[row].id for row in rows],
-            indices,
-            attempts,
-            generator.latent_shape(*generator.default_size),
-        )
-        return sample(
-            generator,
-            generator.encode([self.prompts[row] for row in rows]),
-            noise.to(generator.device),
+        config = self.config
+        ids = [self.vocabulary[row].id for row in rows]
+        return render_images(
+            self.generator,
+            list(zip(ids, indices, attempts, strict=True)),
+            [self.prompts[row] for row in rows],
+            seed=derived_seed(config.seed, purpose),
             steps=config.steps,
             differentiate_at=differentiate_at,
             detach_input=config.detach_input,
-            rngs=rngs,
         )
 
     @torch.no_grad()

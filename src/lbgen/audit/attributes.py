@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from lbgen.audit.observe import Observed
 from lbgen.audit.views import HUES
-from lbgen.errors import UserError
 from lbgen.models.semantics import SemanticSpace
 from lbgen.vocabulary.attributes import MEASURED, Attribute
+from lbgen.vocabulary.tokens import refuse_long_text
 
 POSITIONS = ("upper left", "upper middle", "upper right", "middle left", "centre", "middle right") + (
     "lower left",
@@ -47,12 +47,9 @@ def read_attributes(observed: Observed, attributes: list[Attribute], space: Sema
 
 def ensure_short(attribute: Attribute, name: str, space: SemanticSpace) -> None:
     """Refuse a text that is longer than the language model reads."""
+    remedy = "shorten the template or the value"
     for text in attribute.texts(name):
-        if (tokens := space.count_tokens(text)) > space.token_limit:
-            raise UserError(
-                f'{attribute.source}: "{text[:60]}" is {tokens} tokens long, the language model reads '
-                f"{space.token_limit}; shorten the template or the value"
-            )
+        refuse_long_text(text, space.count_tokens, space.token_limit, source=attribute.source, remedy=remedy)
 
 
 def _texts(attribute: Attribute, observed: Observed, space: SemanticSpace) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from lbgen.audit.config import AuditConfig
 from lbgen.audit.measures import Measured
 from lbgen.audit.observe import VERSION, model_identity
 from lbgen.datasets.records import Source
-from lbgen.models.loading import complete, loading
+from lbgen.models.loading import load_model, loading
 from lbgen.models.semantics import Preprocessing
 from lbgen.runs import identity
 
@@ -28,7 +28,7 @@ class VisionModel:
 
     def __init__(self, where: str, device: torch.device) -> None:
         with loading("features", where, marker="config.json"):
-            model = complete(AutoModel, where, torch.float32, trust_remote_code=False)
+            model = load_model(AutoModel, where, torch.float32, trust_remote_code=False)
             self.model = model.eval().requires_grad_(False).to(device)
             self.preprocessing = Preprocessing(AutoImageProcessor.from_pretrained(where, trust_remote_code=False))
         self.where, self.device = where, device

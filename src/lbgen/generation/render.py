@@ -9,7 +9,8 @@ from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import PlannedImage
 from lbgen.generation.screening import balance
 from lbgen.models.generator import Generator
-from lbgen.models.sampling import image_noise, sample
+from lbgen.models.noise import ImageKey
+from lbgen.models.sampling import render_images
 
 
 class Painter:
@@ -22,17 +23,15 @@ class Painter:
     def __init__(self, generator: Generator, config: GenerateConfig) -> None:
         self.generator, self.config = generator, config
         generator.fixed_batch = config.batch_size or 0
-        self.latent_shape = generator.latent_shape(*(config.size or generator.default_size))
 
     @torch.no_grad()
     def paint(self, batch: Sequence[PlannedImage]) -> np.ndarray:
         """(B, H, W, 3) bytes."""
-        generator = self.generator
-        draws = [image_noise(self.config.seed, *noise_key(image), self.latent_shape) for image in batch]
-        noise = torch.stack([noise for noise, _ in draws]).to(generator.device)  # (B, C, h, w)
-        rngs = [rng for _, rng in draws]
-        conditioning = generator.encode([prompt_of(image, self.config) for image in batch])
-        images = sample(generator, conditioning, noise, steps=self.config.steps, rngs=rngs)
+        config = self.config
+        keys = [noise_key(image) for image in batch]
+        prompts = [prompt_of(image, config) for image in batch]
+        # (B, 3, H, W)
+        images = render_images(self.generator, keys, prompts, seed=config.seed, steps=config.steps, size=config.size)
         return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -40,7 +39,7 @@ def prompt_of(image: PlannedImage, config: GenerateConfig) -> str:
     return balance.prompt(config, image.category.name, image.values)
 
 
-def noise_key(image: PlannedImage) -> tuple[str, int, int]:
+def noise_key(image: PlannedImage) -> ImageKey:
     """What an image's noise follows from, beside the seed. No id holds a slash: no split repeats another's noise."""
     place = image.category.id if image.split == "train" else f"{image.split}/{image.category.id}"
     return place, image.index, image.attempt

@@ -26,9 +26,9 @@ from lbgen.microworld.corpus import SEED
 from lbgen.microworld.judge import Judge, load_judge
 from lbgen.microworld.scenes import BALANCED, BIASED, World
 from lbgen.microworld.world import CATEGORIES, HOME, SCENES
-from lbgen.models.families.stable_diffusion import StableDiffusion
-from lbgen.models.quality.antonyms import QualityScorer, load_quality
-from lbgen.models.sampling import image_noise, sample
+from lbgen.models.generator import load_generator
+from lbgen.models.quality import QualityScorer, load_quality
+from lbgen.models.sampling import render_images
 from lbgen.models.semantics import SemanticSpace, load_semantics
 
 HELD_OUT = SEED + 500_000_000
@@ -133,25 +133,20 @@ def _quality_figures(quality: QualityScorer, photos: Tensor) -> dict[str, float]
 
 
 def _generator_figures(judge: Judge, quality: QualityScorer, photos: Tensor, count: int = 50) -> dict[str, float]:
-    generator = StableDiffusion(
-        str(GENERATOR), dtype=torch.float32, device=CPU, scheduler="ddim", guidance_scale=GUIDANCE,
-        guidance_rescale=0.0, guidance_interval=None, deep_cache_interval=1, merged_sampler=False, compile=False,
-    )  # fmt: skip
+    generator = load_generator(str(GENERATOR), scheduler="ddim", guidance_scale=GUIDANCE)
     labels = torch.arange(len(CATEGORIES)).repeat_interleave(count)
-    shape = generator.latent_shape(*generator.default_size)
     images = []
     for start in range(0, len(labels), count):
         name = CATEGORIES[int(labels[start])]
-        noise = torch.stack([image_noise(SEED, name, index, 0, shape)[0] for index in range(count)])
-        images.append(sample(generator, generator.encode([name] * count), noise, steps=STEPS).clamp(0, 1))
+        keys = [(name, index, 0) for index in range(count)]
+        images.append(render_images(generator, keys, [name] * count, seed=SEED, steps=STEPS).clamp(0, 1))
     drawn = torch.cat(images)
     verdicts, homes = judge.verdicts(drawn), torch.tensor([SCENES.index(HOME[name]) for name in CATEGORIES])
     biased, scenes = corpus.batch(600, HELD_OUT + 2, BIASED)
     truth = torch.from_numpy(scenes.categories)
     bits = measures.mutual_information_bits(labels, verdicts.scene)
-    restored = generator.decode(
-        generator.vae.encode(photos * 2 - 1).latent_dist.mean * generator.vae.config.scaling_factor
-    )
+    vae = generator.family.vae
+    restored = generator.decode(vae.encode(photos * 2 - 1).latent_dist.mean * vae.config.scaling_factor)
     return {
         "generator_label_accuracy": _share(verdicts.category == labels),
         "generator_home_rate": _share(verdicts.scene == homes[labels]),

@@ -1,4 +1,4 @@
-"""LoRA adapters (arXiv 2106.09685) on the parts of a diffusers pipeline: attach, merge, write and read."""
+"""LoRA adapters (arXiv 2106.09685) on the parts of a generator: attach, merge, write and read."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ FILE = "pytorch_lora_weights.safetensors"
 """The name diffusers looks for."""
 NAME = "default"
 """peft's name of our one adapter."""
-PARTS = ("unet", "text_encoder")
-"""The parts of a pipeline that an adapter may sit on."""
 READ = ("r", "lora_alpha", "target_modules", "init_lora_weights", "base_model_name_or_path", "inference_mode",
         "peft_type", "peft_version", "revision", "task_type", "auto_mapping")  # fmt: skip
-"""What of a stored configuration is read, and what only says where an adapter comes from."""
+"""The settings of a stored configuration that are read or only say where an adapter comes from."""
 LARGEST_RANK = 65536
+"""A file that says more is refused before anything of that size is made."""
 METADATA = "lora_adapter_metadata"
 """The metadata entry in which diffusers keeps the configurations of a file's adapters."""
 
 
 def configuration(rank: int, alpha: float, targets: Sequence[str]) -> LoraConfig:
-    """B starts at zero and A gaussian, so that a fresh adapter changes nothing. peft takes any number for alpha."""
+    """B starts at zero and A gaussian, so that a fresh adapter changes nothing."""
+    # peft takes any number for alpha, though it declares an int.
     return LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian")  # type: ignore[arg-type]
 
 
@@ -59,11 +59,12 @@ def parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The layers an adapter sits on, by name."""
+    """The layers that an adapter sits on, by name."""
     return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, LoraLayer))
 
 
 def enable(module: nn.Module, enabled: bool) -> None:
+    """Switch the adapter on or off."""
     for _, layer in layers(module):
         layer.enable_adapters(enabled)
 
@@ -83,16 +84,16 @@ def merge(module: nn.Module) -> None:
 
 
 class MergedCopy:
-    """A network with the adapter merged, sharing with its original every weight that has no adapter."""
+    """A network with the adapter merged. It shares with its original every weight that has no adapter."""
 
     def __init__(self, original: Any) -> None:
-        """To be called before the adapter is attached."""
+        """To be made before the adapter is attached."""
         shared = {id(parameter): parameter for parameter in original.parameters()}
         self.original, self.network = original, copy.deepcopy(original, shared)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Merge again from the base weights, in place: nothing drifts, whatever compiled the network stays valid."""
+        """Merge again from the base weights, in place, so that nothing drifts and compiled code stays valid."""
         for name, layer in layers(self.original):
             target = self.network.get_submodule(name)
             if target.weight is layer.get_base_layer().weight:
@@ -103,7 +104,7 @@ class MergedCopy:
 def save(directory: Path, parts: dict[str, Any]) -> None:
     """Write the LoRA file that diffusers' `load_lora_weights` reads, with the configurations that carry rank and alpha.
 
-    parts: "unet" and, where it has an adapter, "text_encoder". Equal adapters give equal bytes: one metadata entry,
+    parts: the modules that have an adapter, by name.  Equal adapters give equal bytes: there is one metadata entry,
     because safetensors writes several in any order, and no set or path in it.
     """
     weights: dict[str, Tensor] = {}
@@ -118,8 +119,8 @@ def save(directory: Path, parts: dict[str, Any]) -> None:
         save_file(weights, temporary, {METADATA: json.dumps(description, sort_keys=True, default=sorted)})
 
 
-def read(directory: Path) -> dict[str, tuple[LoraConfig, dict[str, Tensor]]]:
-    """What `save` wrote: part ("unet", "text_encoder") -> its configuration and weights."""
+def read(directory: Path, parts: Sequence[str]) -> dict[str, tuple[LoraConfig, dict[str, Tensor]]]:
+    """What `save` wrote: part -> its configuration and weights.  parts: those that the generator has."""
     path = directory / FILE
     if not path.is_file():
         raise UserError(f"{directory} holds no {FILE}; give the adapter folder of a run, such as runs/a/adapter")
@@ -131,33 +132,33 @@ def read(directory: Path) -> dict[str, tuple[LoraConfig, dict[str, Tensor]]]:
         raise UserError(f"{path} is damaged ({error}); write it again") from error
     if not metadata:
         raise UserError(f"{path} does not say its rank and alpha; give an adapter written by lbgen")
-    strangers = [key for key in weights if key.split(".")[0] not in PARTS]
-    if strangers or not weights:
-        found = strangers[0] if strangers else "no weight"
-        raise UserError(f"{path} holds {found}, of neither {' nor '.join(PARTS)}; give an adapter written by lbgen")
+    unknown = [key for key in weights if key.split(".")[0] not in parts]
+    if unknown or not weights:
+        found = unknown[0] if unknown else "no weight"
+        raise UserError(f"{path} holds {found}, of neither {' nor '.join(parts)}; give an adapter written by lbgen")
     return {
         part: (_read_configuration(_part(metadata, part), f"{path}, {part}"), _part(weights, part))
-        for part in PARTS
+        for part in parts
         if _part(weights, part)
     }
 
 
-def _read_configuration(values: dict[str, Any], place: str) -> LoraConfig:
-    """Rank, alpha and targets, made into a configuration of our own: nothing else of the file reaches peft.
+def _read_configuration(values: dict[str, Any], source: str) -> LoraConfig:
+    """A configuration of our own with the file's rank, alpha and targets; nothing else of the file reaches peft.
 
-    What says only where the adapter comes from is left out; any other setting that is not peft's default is refused.
+    Settings that only say where the adapter comes from are left out; any other that is not peft's default is refused.
     """
     rank, alpha, targets = (values.get(name) for name in ("r", "lora_alpha", "target_modules"))
     if type(rank) is not int or not 1 <= rank <= LARGEST_RANK:
-        raise UserError(f"{place}: its rank is {rank!r:.40}, not a number from 1 to {LARGEST_RANK}; write it again")
+        raise UserError(f"{source}: its rank is {rank!r:.40}, not a number from 1 to {LARGEST_RANK}; write it again")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise UserError(f"{place}: its alpha is {alpha!r:.40}, not a finite number; write it again")
+        raise UserError(f"{source}: its alpha is {alpha!r:.40}, not a finite number; write it again")
     if not isinstance(targets, list) or not targets or not all(isinstance(target, str) for target in targets):
-        raise UserError(f"{place}: its target_modules are {targets!r:.40}, not a list of names; write it again")
+        raise UserError(f"{source}: its target_modules are {targets!r:.40}, not a list of names; write it again")
     defaults = LoraConfig().to_dict()
     for name, value in values.items():
         if name not in READ and value != defaults.get(name) and value not in (None, False, {}, []):
-            raise UserError(f"{place} sets {name!r:.40}, which lbgen does not read; give an adapter written by lbgen")
+            raise UserError(f"{source} sets {name!r:.40}, which lbgen does not read; give an adapter written by lbgen")
     return configuration(rank, alpha, targets)
 
 

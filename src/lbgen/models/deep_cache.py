@@ -1,4 +1,4 @@
-"""DeepCache (arXiv 2312.00858): what a UNet's deep blocks give changes little from call to call, and can be reused."""
+"""DeepCache (arXiv 2312.00858): the outputs of a UNet's deep blocks change little between calls and can be reused."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 class DeepCache:
     """Replaces the forward of every block of a diffusers UNet but the first down and the last up block.
 
-    They are computed at every `interval`-th call without grad, and give what they gave then at the others. Under grad
-    they are computed as ever, and nothing is kept.
+    Without grad they are computed at every `interval`-th call, and their outputs are reused at the others. Under grad
+    they are always computed, and nothing is kept.
     """
 
     def __init__(self, unet: Any, interval: int) -> None:
@@ -22,12 +22,12 @@ class DeepCache:
             block.forward = self._cached(block.forward)
 
     def reset(self) -> None:
-        """Forget all, as every trajectory must."""
+        """Forget all outputs; to be called at the start of every trajectory."""
         self._outputs: dict[Callable[..., Any], Any] = {}
         self._rows, self._age = 0, 0
 
     def begin_call(self, rows: int) -> None:
-        """To be called before each call of the UNet, with its batch size; another one cannot reuse anything."""
+        """To be called before each call of the UNet, with its batch size; outputs of another size are not reused."""
         self._age += 1
         if rows != self._rows or self._age == self.interval:
             self._outputs, self._rows, self._age = {}, rows, 0

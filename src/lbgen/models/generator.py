@@ -1,117 +1,222 @@
-"""What every text-to-image family offers, and the one way to load any of them."""
+"""A text-to-image generator: everything that does not depend on its family, and loading one."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from lbgen.errors import UserError
+from lbgen.models import adapter
+from lbgen.models.compilation import Rows, compiled, filled
+from lbgen.models.deep_cache import DeepCache
+from lbgen.models.families import load_family
+from lbgen.models.families.family import Conditioning, Family, Schedule
+from lbgen.models.guidance import Guidance
+from lbgen.vocabulary.tokens import refuse_long_text
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """By the name that configs give them."""
 
-
-@dataclass(frozen=True)
-class Conditioning:
-    """Encoded prompts and, row for row, the empty prompt guidance contrasts them with. Both (B, T, D)."""
-
-    positive: Tensor
-    negative: Tensor
+DECODED_AT_ONCE = 8
+"""Images. The decoder's largest activation, (B, 256, 512, 512), has 2**31 elements at B = 32, more than some of its
+kernels can index. A few images keep a GPU busy."""
 
 
-class Generator(ABC):
-    """Text to image, differentiable where asked. Latents are float32; the network computes in `dtype`."""
+class Generator:
+    """Text to image, differentiable where asked. Latents are float32; the networks compute in `dtype`.
 
-    device: torch.device
-    dtype: torch.dtype
-    guidance_scale: float
-    guidance_rescale: float
-    guidance_interval: tuple[float, float] | None
-    default_size: tuple[int, int]
-    """(H, W) in pixels the checkpoint was trained for."""
-    fixed_batch: int = 0
-    """Compiled networks are given smaller batches filled up to this one, so that they are compiled for no other."""
-    token_limit: int
-    """Tokens a prompt may have, the two that mark its ends included."""
+    Under grad the family's own network runs, with the adapter on it. Without grad a faster form of it runs, where one
+    was asked for: a copy with the adapter merged, with cached deep blocks, compiled.
+    """
 
-    @abstractmethod
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, h, w) of the latents of an image of `height` x `width` pixels."""
+    def __init__(
+        self,
+        family: Family,
+        guidance: Guidance,
+        *,
+        deep_cache_interval: int = 1,
+        merged_sampler: bool = False,
+        compile: bool = False,
+    ) -> None:
+        """See `load_generator`."""
+        self.family, self.guidance = family, guidance
+        self.name, self.device, self.dtype = family.name, family.device, family.dtype
+        self.default_size, self.token_limit = family.default_size, family.token_limit
+        self._parts: dict[str, Any] = {family.network_name: family.network, **family.text_encoders}
+        for module in (*self._parts.values(), family.vae):
+            module.eval().requires_grad_(False)
 
-    @abstractmethod
+        self.fixed_batch = 0
+        """Compiled networks get smaller batches filled up to this size, so that they are compiled for no other."""
+        self._compiles, self._adapter_on, self._decoded_at_once = compile, True, DECODED_AT_ONCE
+        # The network for calls without grad; the copy is made before there is an adapter.
+        self._merged = adapter.MergedCopy(family.network) if merged_sampler else None
+        network = self._merged.network if self._merged else family.network
+        self._deep_cache = DeepCache(network, deep_cache_interval) if deep_cache_interval > 1 else None
+        self._sampler: Any = compiled(network, cuda_graphs=self._deep_cache is None) if compile else network
+        self._decoder: Any = compiled(family.vae.decoder, cuda_graphs=False) if compile else family.vae.decoder
+
+    # ---- prompts and shapes ----
+
     def count_tokens(self, prompt: str) -> int:
-        """Tokens of `prompt`, the two that mark its ends included."""
+        """Tokens of `prompt`, those that mark its ends included."""
+        return self.family.count_tokens(prompt)
 
-    @abstractmethod
     def encode(self, prompts: list[str]) -> Conditioning:
-        """Embed prompts; under grad the gradient reaches a text-encoder adapter."""
+        """Embed prompts; under grad the gradient reaches the text encoders' adapter."""
+        for prompt in prompts:
+            refuse_long_text(prompt, self.count_tokens, self.token_limit, source=f"generator {self.name}, prompt")
+        conditioning = self.family.encode(prompts)
+        if not self.guidance.is_on:
+            return conditioning
+        return conditioning.with_unconditional(self.family.encode([""] * len(prompts)))
 
-    @abstractmethod
-    def set_scheduler(self, name: str | None) -> None:
-        """Choose the scheduler by name; None is the checkpoint's own."""
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of an image of `height` x `width` pixels; UserError where they do not fit."""
+        return self.family.latent_shape(height, width)
 
-    @abstractmethod
-    def timesteps(self, steps: int) -> Tensor:
-        """Start a trajectory: the timestep of every network call. Some schedulers make more calls than steps."""
+    def check_trajectory(self, steps: int, size: tuple[int, int] | None = None) -> None:
+        """Refuse more steps than the checkpoint was trained on, and a size (H, W) that latents cannot have."""
+        self.timesteps(steps, self.latent_shape(*(size or self.default_size)))
 
-    @property
-    @abstractmethod
-    def noise_scale(self) -> float:
-        """Standard deviation the scheduler expects of the starting noise, once `timesteps` has been called."""
+    # ---- the trajectory ----
 
-    @abstractmethod
+    def timesteps(self, steps: int, latent_shape: tuple[int, int, int] | None = None) -> Schedule:
+        """A new schedule for latents of this shape, by default those of `default_size`."""
+        return self.family.timesteps(steps, latent_shape or self.latent_shape(*self.default_size))
+
+    def start_trajectory(self) -> None:
+        """Forget the cached outputs of an earlier trajectory."""
+        if self._deep_cache:
+            self._deep_cache.reset()
+
     def predict(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        """The network's prediction, guidance included. Latents and result (B, C, h, w)."""
+        """The network's prediction, guidance included.  latents: as the schedule scaled them.  (B, C, h, w)."""
+        count = len(latents)
+        latents, conditioning = self._filled(latents.to(self.dtype)), self._filled(conditioning)
+        if not self._guides(timestep):
+            return self._network(latents, timestep, conditioning)[:count]
+        both = self._network(torch.cat([latents, latents]), timestep, conditioning.for_guidance())
+        return self.guidance.combine(*both.chunk(2))[:count]
 
-    @abstractmethod
-    def step(
-        self, prediction: Tensor, timestep: Tensor, latents: Tensor, rngs: Sequence[torch.Generator] | None = None
-    ) -> Tensor:
-        """The scheduler's map from latents and prediction to the next latents, (B, C, h, w)."""
+    def _guides(self, timestep: Tensor) -> bool:
+        guidance = self.guidance
+        if guidance.interval is None:
+            return guidance.is_on
+        return guidance.is_on and guidance.covers(self.family.noise_level(timestep))
 
-    @abstractmethod
+    def _network(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        """One call. Under grad autocast makes the float32 adapter compute in `dtype`; all else is stored in it."""
+        training = torch.is_grad_enabled()
+        network = self.family.network if training or not self._adapter_on else self._sampler
+        if self._deep_cache and not training:
+            self._deep_cache.begin_call(len(latents))
+        with torch.autocast(self.device.type, self.dtype, enabled=training and self.dtype != torch.float32):
+            predicted = self.family.predict(network, latents, timestep.to(self.device), conditioning)
+        return predicted.to(torch.float32, copy=True)  # a CUDA graph's next run overwrites the output of this one
+
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, C, h, w) to images (B, 3, H, W), float32, nominally in [0, 1], never clamped."""
+        """(B, C, h, w) to images (B, 3, H, W), float32, nominally in [0, 1], never clamped.
 
-    @abstractmethod
+        The number decoded at once is the same with and without grad: another number changes the last bits.
+        """
+        parts = self._filled(self.family.to_decoder(latents)).to(self.dtype).split(self._decoded_at_once)
+        return torch.cat([self._decoded(part) for part in parts])[: len(latents)].float() / 2 + 0.5
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """The autoencoder's own `decode`; without grad, its decoder may be the compiled one."""
+        vae = self.family.vae
+        if torch.is_grad_enabled():
+            return vae.decode(latents, return_dict=False)[0]
+        return self._decoder(latents if vae.post_quant_conv is None else vae.post_quant_conv(latents))
+
+    def _filled(self, rows: Rows) -> Rows:
+        return filled(rows, self.fixed_batch) if self._compiles else rows
+
+    # ---- the adapter ----
+
     def add_adapter(self, rank: int, alpha: float, targets: Sequence[str], text_encoder: bool = False) -> None:
-        """Put a fresh trainable LoRA on the network's `targets`: float32, gaussian init from torch's global seed."""
+        """Put a fresh trainable LoRA on the network's `targets`: float32, gaussian init from torch's global seed.
 
-    @abstractmethod
-    def adapter_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        text_encoder: put one on every text encoder too.
+        """
+        adapter.attach(self.family.network, adapter.configuration(rank, alpha, targets))
+        for encoder in self.family.text_encoders.values() if text_encoder else ():
+            adapter.attach(encoder, adapter.configuration(rank, alpha, self.family.text_encoder_targets))
+        self.refresh_sampler()
+
+    def adapter_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The trainable weights by name, always in the same order."""
+        return [
+            (f"{part}.{name}", parameter)
+            for part, module in self._adapted().items()
+            for name, parameter in adapter.parameters(module)
+        ]
 
-    @abstractmethod
-    def adapter_enabled(self, enabled: bool) -> AbstractContextManager[None]:
+    def _adapted(self) -> dict[str, Any]:
+        """The parts that carry an adapter."""
+        return {part: module for part, module in self._parts.items() if any(adapter.layers(module))}
+
+    @contextmanager
+    def adapter_enabled(self, enabled: bool) -> Iterator[None]:
         """Within the context the adapter is on or off; off gives the base model."""
+        before = self._adapter_on
+        self._switch_adapter(enabled)
+        try:
+            yield
+        finally:
+            self._switch_adapter(before)
 
-    @abstractmethod
+    def _switch_adapter(self, enabled: bool) -> None:
+        self._adapter_on = enabled
+        for module in self._adapted().values():
+            adapter.enable(module, enabled)
+
     def refresh_sampler(self) -> None:
-        """Bring the merged copy that predicts without grad up to date; to be called when the adapter has changed."""
+        """Bring the merged copy up to date; to be called whenever the adapter has changed."""
+        if self._merged is not None:
+            self._merged.refresh()
 
-    @abstractmethod
     def save_adapter(self, directory: Path) -> None:
-        """Write the adapter as a standard LoRA file."""
+        """Write the adapter as a LoRA file that diffusers reads."""
+        adapter.save(directory, self._adapted())
 
-    @abstractmethod
     def load_adapter(self, directory: Path) -> None:
         """Read a saved adapter back, trainable."""
+        for part, (config, weights) in adapter.read(directory, tuple(self._parts)).items():
+            try:
+                adapter.restore(self._parts[part], config, weights)
+            except ValueError as error:
+                raise UserError(
+                    f"adapter {directory} was made for another generator than {self.name} ({error}); "
+                    "give the one it was aligned from"
+                ) from error
+        self.refresh_sampler()
 
-    @abstractmethod
     def merge_adapter(self, directory: Path) -> None:
         """Add a saved adapter to the base weights for good."""
+        self.load_adapter(directory)
+        for module in self._adapted().values():
+            adapter.merge(module)
 
-    @abstractmethod
+    # ---- speed and memory ----
+
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
+        self.family.network.enable_gradient_checkpointing()
+        self.family.vae.enable_gradient_checkpointing()
+        self._decoded_at_once = 1  # so that only one image's activations exist at a time
 
-    @abstractmethod
     def optimize(self) -> None:
-        """Faster layouts for sampling without gradients; same images. After `merge_adapter`."""
+        """Faster layouts for sampling without gradients; same images. To be called after `merge_adapter`."""
+        self.family.network.fuse_qkv_projections()
+        for module in (self.family.network, self.family.vae):
+            module.to(memory_format=torch.channels_last)
 
 
 def load_generator(
@@ -129,21 +234,16 @@ def load_generator(
 ) -> Generator:
     """Load a checkpoint by registry name, folder or hub id.
 
+    scheduler: by name; None is the checkpoint's own.
     guidance_interval: guidance only at noise levels above the first and up to the second (arXiv 2404.07724).
-    deep_cache_interval: compute the deep blocks at every so-many-th call without grad (arXiv 2312.00858); 1 is off.
+    deep_cache_interval: calls without grad compute the deep blocks at every so-many-th call (arXiv 2312.00858); 1 is
+        off.
     merged_sampler: predict without grad through a copy with the adapter merged (see `refresh_sampler`).
     compile: torch.compile the networks that predict and decode without grad.
     """
-    from lbgen.models.families.stable_diffusion import StableDiffusion
-
-    return StableDiffusion(
-        name,
-        dtype=dtype,
-        device=torch.device(device),
-        scheduler=scheduler,
-        guidance_scale=guidance_scale,
-        guidance_rescale=guidance_rescale,
-        guidance_interval=guidance_interval,
+    return Generator(
+        load_family(name, dtype=dtype, device=torch.device(device), scheduler=scheduler),
+        Guidance(guidance_scale, guidance_rescale, guidance_interval),
         deep_cache_interval=deep_cache_interval,
         merged_sampler=merged_sampler,
         compile=compile,

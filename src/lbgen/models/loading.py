@@ -1,4 +1,4 @@
-"""Loading weights with other libraries: their errors as one line for the user, their progress bars off."""
+"""Loading weights with other libraries: their errors become one line for the user, their progress bars are off."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from lbgen.errors import UserError
 
 @contextmanager
 def loading(what: str, where: str, marker: str) -> Iterator[None]:
-    """Load `what` from `where` within this context. `marker`: the file every folder of its kind has."""
+    """Load `what` from `where`, a folder or a hub id, within this context.  marker: the file every such folder has."""
     is_folder = os.path.isdir(where)  # Path.is_dir raises where a name is longer than the file system takes
     if is_folder and not (Path(where) / marker).is_file():
         raise UserError(f"{what} {where}: the folder has no {marker}; give one that its library saved, or a hub id")
@@ -42,7 +42,7 @@ def loading(what: str, where: str, marker: str) -> Iterator[None]:
 
 
 def _ensure_there(where: str, marker: str) -> None:
-    """Ask for weights of the hub once, unless they are in its cache: the libraries would retry, aloud, for a minute."""
+    """Ask the hub once, unless its cache has the file: the libraries would retry for a minute and log each attempt."""
     try:
         if not isinstance(try_to_load_from_cache(where, marker), str):
             get_hf_file_metadata(hf_hub_url(where, marker))
@@ -52,7 +52,7 @@ def _ensure_there(where: str, marker: str) -> None:
         raise OSError(str(error)) from error
 
 
-def complete(kind: Any, where: str, dtype: torch.dtype, **options: Any) -> Any:
+def load_model(kind: Any, where: str, dtype: torch.dtype, **options: Any) -> Any:
     """A model of class `kind` with every weight read from safetensors: none may be missing and left at random."""
     model, report = kind.from_pretrained(where, use_safetensors=True, dtype=dtype, output_loading_info=True, **options)
     if report["missing_keys"]:

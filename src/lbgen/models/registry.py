@@ -13,7 +13,7 @@ GENERATORS = {
 """Text-to-image checkpoints: diffusers folders or hub ids."""
 
 Scheduler = Literal["ddpm", "ddim", "pndm", "dpm++"]
-"""Samplers; each family has its own of these names."""
+"""Schedulers by name; each family has its own class for it."""
 
 SEMANTICS = {
     "microworld": str(MICROWORLD / "semantics"),
@@ -23,8 +23,8 @@ SEMANTICS = {
 """Language-image models: transformers folders or hub ids."""
 
 ATTRIBUTES = {"microworld": Path("microworld")}
-"""Language-image model -> the list of attributes in words that it has learned (vocabulary/attributes.py), where that
-is not the list of photographs."""
+"""Language-image model -> the list of attributes whose words it has learned (vocabulary/attributes.py), where that is
+not the list for photographs."""
 
 
 def resolve(name: str, table: dict[str, str]) -> str:

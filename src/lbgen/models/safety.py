@@ -1,4 +1,4 @@
-"""A Stable Diffusion checkpoint's own safety checker, for its flags alone."""
+"""The safety checker that comes with a Stable Diffusion checkpoint, used only for its verdicts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessor
 
 from lbgen.errors import UserError
-from lbgen.models.loading import complete, loading
+from lbgen.models.loading import load_model, loading
 from lbgen.models.registry import GENERATORS, resolve
 
 MODEL, PROCESSOR = "safety_checker", "feature_extractor"
@@ -22,7 +22,7 @@ MODEL, PROCESSOR = "safety_checker", "feature_extractor"
 class SafetyChecker:
     """Tells which images are unsafe, by a CLIP image model and 20 concepts that come with it as features.
 
-    diffusers' class also blackens what it flags, in place; it is given stand-ins, the images never reach it.
+    diffusers' class also blackens the images that it flags, in place, so it is given empty ones in their stead.
     """
 
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -33,8 +33,7 @@ class SafetyChecker:
     def flags(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) bytes to (B,) booleans on the CPU, True for an unsafe image."""
         pixels = self.processor(images.to(self.device), return_tensors="pt").pixel_values.to(self.device, self.dtype)
-        stand_ins = torch.zeros(len(images), 1)
-        _, flagged = self.model(images=stand_ins, clip_input=pixels)
+        _, flagged = self.model(images=torch.zeros(len(images), 1), clip_input=pixels)
         return torch.tensor(flagged)
 
 
@@ -48,5 +47,5 @@ def _load(where: str, dtype: torch.dtype) -> tuple[Any, Any]:
                 f"generator {where} has no safety checker (its {MODEL} and {PROCESSOR}); give a checkpoint "
                 "that has one, or --unsafe concepts"
             )
-        model = complete(StableDiffusionSafetyChecker, where, dtype, subfolder=MODEL)
+        model = load_model(StableDiffusionSafetyChecker, where, dtype, subfolder=MODEL)
         return model, CLIPImageProcessor.from_pretrained(where, subfolder=PROCESSOR)

@@ -1,7 +1,5 @@
-"""The denoising trajectory, used by training and by generation alike, and the randomness of one image."""
+"""From prompts and noise to images: the denoising trajectory, used by training and by generation alike."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
@@ -9,7 +7,9 @@ import torch
 from torch import Tensor
 
 from lbgen.errors import UserError
-from lbgen.models.generator import Conditioning, Generator
+from lbgen.models.families.family import Conditioning
+from lbgen.models.generator import Generator
+from lbgen.models.noise import ImageKey, stacked_noise
 
 
 def sample(
@@ -33,18 +33,49 @@ def sample(
     rngs: one a row, for schedulers that add noise of their own.
     Returns images (B, 3, H, W), nominally in [0, 1], not clamped.
     """
-    timesteps = generator.timesteps(steps)
-    latents, carries_grad = noise.float() * generator.noise_scale, False
-    for index, timestep in enumerate(timesteps):
+    _, channels, height, width = noise.shape
+    schedule = generator.timesteps(steps, (channels, height, width))
+    generator.start_trajectory()
+    latents, carries_grad = noise.float() * schedule.noise_scale, False
+    for index, timestep in enumerate(schedule.timesteps):
         differentiated = index in differentiate_at
         carries_grad |= differentiated
         with torch.set_grad_enabled(differentiated):
-            seen = latents.detach() if detach_input else latents
+            seen = schedule.scaled(latents.detach() if detach_input else latents, timestep)
             prediction = generator.predict(seen, timestep, conditioning)  # (B, C, h, w)
         with torch.set_grad_enabled(carries_grad):
-            latents = generator.step(prediction, timestep, latents, rngs)
+            latents = schedule.step(prediction, timestep, latents, rngs)
     with torch.set_grad_enabled(carries_grad):
         return generator.decode(latents)
+
+
+def render_images(
+    generator: Generator,
+    keys: Sequence[ImageKey],
+    prompts: list[str],
+    *,
+    seed: int,
+    steps: int,
+    size: tuple[int, int] | None = None,
+    differentiate_at: AbstractSet[int] = frozenset(),
+    detach_input: bool = False,
+) -> Tensor:
+    """One image for each key and its prompt: noise, encode, sample.
+
+    size: (H, W), by default the generator's.  Returns images (B, 3, H, W) as `sample` does; under grad the gradient
+    reaches the text encoders too.
+    """
+    shape = generator.latent_shape(*(size or generator.default_size))
+    noise, rngs = stacked_noise(seed, keys, shape)
+    return sample(
+        generator,
+        generator.encode(prompts),
+        noise.to(generator.device),
+        steps=steps,
+        differentiate_at=differentiate_at,
+        detach_input=detach_input,
+        rngs=rngs,
+    )
 
 
 def start_count(calls: int, differentiated: int) -> int:
@@ -59,17 +90,3 @@ def differentiated_indices(calls: int, differentiated: int, start: int) -> froze
     assert 0 <= start < start_count(calls, differentiated), start
     interval = calls // differentiated
     return frozenset(start + interval * number for number in range(differentiated))
-
-
-def image_noise(
-    seed: int, category_id: str, index: int, attempt: int, shape: tuple[int, ...]
-) -> tuple[Tensor, torch.Generator]:
-    """The starting noise of one image, of `shape` (C, h, w), on the CPU, and the generator of its later random draws.
-
-    Both follow from the four numbers alone. torch seeds its CPU generator with 32 bits, few enough for two of a million
-    images to coincide, so the noise is the normalised sum of two independent draws.
-    """
-    digest = hashlib.sha256(json.dumps([seed, category_id, index, attempt]).encode()).digest()
-    first, second = (torch.Generator().manual_seed(int.from_bytes(digest[at : at + 4])) for at in (0, 4))
-    noise = torch.randn(shape, generator=first) + torch.randn(shape, generator=second)
-    return noise / 2**0.5, first

@@ -1,4 +1,4 @@
-"""Language spaces that images can be compared in: CLIP (arXiv 2103.00020) and SigLIP (arXiv 2303.15343), frozen."""
+"""Semantic spaces of texts and images: CLIP (arXiv 2103.00020) and SigLIP (arXiv 2303.15343), frozen."""
 
 from typing import Any
 
@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from lbgen.errors import UserError
-from lbgen.models.loading import complete, loading
+from lbgen.models.loading import load_model, loading
 from lbgen.models.registry import SEMANTICS, resolve
+from lbgen.vocabulary.tokens import refuse_long_text
 
 FAMILIES = ("clip", "siglip")
 """The transformers model types that embed both texts and images."""
@@ -18,16 +19,16 @@ INTERPOLATION = {2: "bilinear", 3: "bicubic"}
 """PIL's number of a resampling filter -> torch's name of it."""
 
 TEXTS_AT_ONCE = 256
-"""However many are given: those of a large vocabulary would not fit the memory."""
+"""The texts of a large vocabulary would not fit the memory in one batch."""
 
 
 class SemanticSpace:
-    """Texts and images to features of one space. No parameter requires grad; the images' gradient passes through."""
+    """Maps texts and images to features in one space. No parameter requires grad; gradients reach the images."""
 
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype, flag: str = "--semantics") -> None:
         self.model, self.tokenizer, processor = _load(resolve(name, SEMANTICS), dtype, flag)
         self.model.eval().requires_grad_(False).to(device)
-        self.device, self.dtype = device, dtype
+        self.source, self.device, self.dtype = f"{flag} {name}", device, dtype
         self.preprocessing = Preprocessing(processor)
         self.token_limit: int = self.model.config.text_config.max_position_embeddings
         self.logit_scale: float = self.model.logit_scale.float().exp().item()
@@ -39,10 +40,9 @@ class SemanticSpace:
         return len(self.tokenizer(text).input_ids)
 
     def embed_texts(self, texts: list[str], *, normalize: bool = True) -> Tensor:
-        """N texts, also 21,000 of them, to (N, D), float32, of unit norm unless told otherwise."""
+        """N texts (21,000 of them are fine) to (N, D), float32, of unit norm unless told otherwise."""
         for text in texts:
-            if self.count_tokens(text) > self.token_limit:
-                raise UserError(f"text {text!r} has more than {self.token_limit} tokens; shorten it")
+            refuse_long_text(text, self.count_tokens, self.token_limit, source=f"{self.source}, text")
         # Padded to the limit and never masked: SigLIP was trained so, and CLIP's causal text model sees no padding.
         tokens = self.tokenizer(texts, padding="max_length", max_length=self.token_limit, return_tensors="pt")
         parts = tokens.input_ids.to(self.device).split(TEXTS_AT_ONCE)
@@ -96,7 +96,7 @@ def _load(where: str, dtype: torch.dtype, flag: str) -> tuple[Any, Any, Any]:
         family = AutoConfig.from_pretrained(where, trust_remote_code=False).model_type
         if family not in FAMILIES:
             raise UserError(f"{flag} {where} is a {family}; give one of {', '.join(FAMILIES)}")
-        model = complete(AutoModel, where, dtype, trust_remote_code=False)
+        model = load_model(AutoModel, where, dtype, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
     return model, tokenizer, processor

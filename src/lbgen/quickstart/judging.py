@@ -17,7 +17,7 @@ from lbgen.datasets.index import read_index
 from lbgen.metrics import measures
 from lbgen.microworld.judge import Judge, load_judge
 from lbgen.microworld.world import CATEGORIES, HOME, SCENES
-from lbgen.models.quality.antonyms import QualityScorer, load_quality
+from lbgen.models.quality import QualityScorer, load_quality
 from lbgen.models.semantics import load_semantics
 from lbgen.quickstart.comparison import Judged, Line, compare
 from lbgen.quickstart.page import Chart, Page, Strip, write_page

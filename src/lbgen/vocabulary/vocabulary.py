@@ -10,6 +10,7 @@ from typing import overload
 from lbgen.errors import UserError
 from lbgen.vocabulary.ids import comparable, fault, id_from_name
 from lbgen.vocabulary.readers import Entry, read_entries, text_entries
+from lbgen.vocabulary.tokens import on_one_line, refuse_long_text
 
 DATA = Path(__file__).parent / "data"
 BUILT_IN = ("imagenet-1k", "microworld")
@@ -71,11 +72,7 @@ class Vocabulary(Sequence[Category]):
     def check_tokens(self, count_tokens: Callable[[str], int], limit: int, template: str) -> None:
         """Refuse a name whose text is longer than the encoder reads; `count_tokens` counts start and end tokens too."""
         for category, text in zip(self.categories, self.texts(template), strict=True):
-            if (tokens := count_tokens(text)) > limit:
-                raise UserError(
-                    f'{category.source}: "{_cut(text)}" is {tokens} tokens long, the text encoder reads {limit}; '
-                    "shorten the name"
-                )
+            refuse_long_text(text, count_tokens, limit, source=category.source, remedy="shorten the name")
 
     def __len__(self) -> int:
         return len(self.categories)
@@ -145,13 +142,15 @@ def _with_imagenet_names(entries: list[Entry], qualify: bool) -> list[Entry]:
 
 def _refuse_unfit(category: Category) -> None:
     if why := fault(category.id):
-        raise UserError(f'{category.source}: id "{_cut(category.id)}" {why}')
+        raise UserError(f'{category.source}: id "{on_one_line(category.id)}" {why}')
     if not category.name:
         raise UserError(f'{category.source}: the name of id "{category.id}" is empty; write one')
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in category.name):
-        raise UserError(f'{category.source}: name "{_cut(category.name)}" holds a control character; remove it')
+        raise UserError(f'{category.source}: name "{on_one_line(category.name)}" holds a control character; remove it')
     if len(category.name.split()) > MAX_WORDS:
-        raise UserError(f'{category.source}: "{_cut(category.name)}" is more than the 77 tokens CLIP reads; shorten it')
+        raise UserError(
+            f'{category.source}: "{on_one_line(category.name)}" is more than the 77 tokens CLIP reads; shorten it'
+        )
 
 
 def _refuse_shared_names(vocabulary: Vocabulary) -> None:
@@ -163,9 +162,3 @@ def _refuse_shared_names(vocabulary: Vocabulary) -> None:
                 f'{category.source}: the name "{category.name}" is also that of id "{earlier.id}" ({earlier.source}); '
                 "add a word that tells them apart, or keep both with --no-qualify-names"
             )
-
-
-def _cut(text: str) -> str:
-    """Safe to print on one line."""
-    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
-    return shown if len(shown) <= 60 else shown[:57] + "..."

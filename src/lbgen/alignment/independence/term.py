@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lbgen.alignment import losses
-from lbgen.alignment.batches import derived_seed
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.discriminator import PairDiscriminator
 from lbgen.alignment.independence.residual import Residual, fit_residual, looks
 from lbgen.metrics import measures
+from lbgen.models.noise import derived_seed
 
 REPLAYED = 3
 """Remembered pairs that the opponent sees for each new one."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.vocabulary.attributes import Attribute, load_attributes
+from lbgen.vocabulary.tokens import refuse_long_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,8 +115,6 @@ class ZeroShot:
             names = [category.name for category in categories] if "{name}" in attribute.template else [""]
             for name in names:
                 text = max(attribute.texts(name), key=len)
-                if self.space.count_tokens(text) > self.space.token_limit:
-                    raise UserError(
-                        f"{attribute.source}: text {text!r} has more than {self.space.token_limit} tokens; "
-                        "shorten the value, the template or the name"
-                    )
+                remedy = "shorten the value, the template or the name"
+                space = self.space
+                refuse_long_text(text, space.count_tokens, space.token_limit, source=attribute.source, remedy=remedy)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from lbgen.errors import UserError
-from lbgen.models.generator import Conditioning, Generator
+from lbgen.models.generator import Generator
 from lbgen.models.sampling import sample
 
 CEILING = 64
@@ -33,13 +33,11 @@ def batch_that_fits(generator: Generator, latent_shape: tuple[int, int, int], ce
 
     They run uncompiled, so that no size is compiled in vain; the generator stays as it was.
     """
-    prompt = generator.encode(["a"])
 
     def draw(batch: int) -> None:
-        conditioning = Conditioning(*(rows.expand(batch, -1, -1) for rows in (prompt.positive, prompt.negative)))
         noise = torch.randn(batch, *latent_shape, device=generator.device)
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            sample(generator, conditioning, noise, steps=2)
+            sample(generator, generator.encode(["a"] * batch), noise, steps=2)
 
     torch.cuda.set_per_process_memory_fraction(1 - HEADROOM, generator.device)
     try:

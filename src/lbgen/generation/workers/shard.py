@@ -259,8 +259,7 @@ def load(config: GenerateConfig, device: str) -> Generator:
         deep_cache_interval=config.deep_cache_interval,
         compile=config.compile,
     )
-    generator.timesteps(config.steps)  # refuses more than there are
-    generator.latent_shape(*(config.size or generator.default_size))  # refuses a size that does not fit
+    generator.check_trajectory(config.steps, config.size)
     if config.adapter is not None:
         generator.merge_adapter(config.adapter)
     generator.optimize()

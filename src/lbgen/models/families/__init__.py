@@ -1,1 +1,48 @@
-"""Families of text-to-image generators, one file each."""
+"""The families of text-to-image checkpoints: the table of those that lbgen reads, and loading one.
+
+A new family is one file beside stable_diffusion.py and one line in FAMILIES.
+"""
+
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from lbgen.errors import UserError
+from lbgen.models.families.family import Family
+from lbgen.models.families.stable_diffusion import StableDiffusion
+from lbgen.models.loading import loading
+from lbgen.models.registry import GENERATORS, resolve
+
+FAMILIES: dict[str, type[Family]] = {"StableDiffusionPipeline": StableDiffusion}
+"""`_class_name` in model_index.json -> the family."""
+
+
+def load_family(name: str, *, dtype: torch.dtype, device: torch.device, scheduler: str | None) -> Family:
+    """Load a checkpoint by registry name, folder or hub id; its model_index.json says of which family it is."""
+    where = resolve(name, GENERATORS)
+    with loading("generator", where, marker="model_index.json"):
+        index = DiffusionPipeline.load_config(where)
+        family = _family_of(index.get("_class_name"), where)
+        _refuse_foreign_code(index, where)
+        return family(name, where, dtype=dtype, device=device, scheduler=scheduler)
+
+
+def _family_of(kind: object, where: str) -> type[Family]:
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        known = ", ".join(f"{pipeline} ({family.title})" for pipeline, family in FAMILIES.items())
+        raise UserError(f"generator {where} is a {kind}, which lbgen cannot read; give one of: {known}")
+    return FAMILIES[kind]
+
+
+def _refuse_foreign_code(index: dict[str, Any], where: str) -> None:
+    """Every part must be a class of diffusers or transformers, for no code of a checkpoint is ever run."""
+    for part, described in index.items():
+        if isinstance(described, list) and not _is_library_class(*described):
+            raise UserError(f"generator {where}, model_index.json: {part} is no class of diffusers or transformers")
+
+
+def _is_library_class(library: str | None, kind: str | None) -> bool:
+    """transformers' Auto classes are not accepted: they may run code of the checkpoint."""
+    known = library in ("diffusers", "transformers", "stable_diffusion")
+    return kind is None or (known and not (library == "transformers" and kind.startswith("Auto")))

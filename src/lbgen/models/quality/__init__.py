@@ -1,1 +1,37 @@
-"""Image quality scorers."""
+"""Image quality scorers: their interface, the table of those that there are, and loading one.
+
+A new scorer is one file beside antonyms.py and one line in SCORERS.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from lbgen.errors import UserError
+from lbgen.models.quality.antonyms import AntonymQuality
+from lbgen.models.semantics import SemanticSpace
+
+
+class QualityScorer(Protocol):
+    """Frozen; gradients reach the images."""
+
+    def score(self, images: Tensor, features: Tensor | None = None) -> Tensor:
+        """Images (B, 3, H, W) in about [0, 1] to scores (B,) in [1, 5], differentiable.
+
+        features: (B, D), unit norm, of the same images in the semantic space that the scorer was loaded with, where
+        they are known already; they change only the time it takes.
+        """
+
+
+SCORERS: dict[str, Callable[[SemanticSpace], QualityScorer]] = {"antonyms": AntonymQuality}
+"""Name -> scorer, made with the run's semantic space."""
+
+
+def load_quality(name: str, semantics: SemanticSpace) -> QualityScorer | None:
+    """The scorer of this name; "none" for no scorer."""
+    if name == "none":
+        return None
+    if name not in SCORERS:
+        raise UserError(f"quality {name!r} is not known; choose {', '.join(SCORERS)} or none")
+    return SCORERS[name](semantics)

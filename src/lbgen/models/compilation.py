@@ -1,0 +1,34 @@
+"""torch.compile for networks that run without gradients, and batches of one size for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from lbgen.models.families.family import Conditioning
+
+Rows = TypeVar("Rows", Tensor, Conditioning)
+
+
+def compiled(network: Any, *, cuda_graphs: bool) -> Callable[..., Any]:
+    """The whole network, compiled once for each input shape.
+
+    cuda_graphs: on a GPU, launch the network as one CUDA graph. Its next run overwrites the output of this one, so no
+    output may be kept uncopied, and nothing inside may be reused by the next call.
+    """
+    function = torch.compile(network, dynamic=False, mode="reduce-overhead" if cuda_graphs else "default")
+
+    def call(*inputs: Any, **options: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        return function(*inputs, **options)
+
+    return call
+
+
+def filled(rows: Rows, batch: int) -> Rows:
+    """The rows, with the last one repeated until there are `batch`."""
+    count: int = len(rows)
+    return rows if count >= batch else rows[[*range(count), *[count - 1] * (batch - count)]]

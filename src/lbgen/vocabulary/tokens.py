@@ -1,0 +1,27 @@
+"""The one refusal of a text that is longer than a text encoder reads."""
+
+from collections.abc import Callable
+
+from lbgen.errors import UserError
+
+SHOWN = 60
+"""Characters of a text that a message shows."""
+
+
+def refuse_long_text(
+    text: str, count_tokens: Callable[[str], int], limit: int, *, source: str, remedy: str = "shorten it"
+) -> None:
+    """UserError where `text` has more than `limit` tokens, those that mark its ends included.
+
+    source: where the text was written.  remedy: what to shorten there.
+    """
+    if (tokens := count_tokens(text)) > limit:
+        raise UserError(
+            f'{source}: "{on_one_line(text)}" is {tokens} tokens long, the text encoder reads {limit}; {remedy}'
+        )
+
+
+def on_one_line(text: str) -> str:
+    """The text with its control characters escaped, cut to `SHOWN` characters."""
+    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return shown if len(shown) <= SHOWN else shown[: SHOWN - 3] + "..."
