@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-import lbgen
 from lbgen.alignment.config import AlignConfig
 from lbgen.datasets.index import read_index
 from lbgen.errors import UserError
 from lbgen.microworld.world import CATEGORIES, HOME, SCENES
-from lbgen.quickstart.run import QuickstartConfig
+from lbgen.quickstart import judging
+from lbgen.quickstart.run import QuickstartConfig, quickstart
 
 FIGURES = ("home_scene_rate", "category_scene_mutual_information_bits", "label_accuracy", "diversity", "quality")
 
@@ -60,14 +60,14 @@ def street(tiny_sd_folder, tiny_clip_folder, tmp_path, monkeypatch):
 
     module = sys.modules[QuickstartConfig.__module__]
     monkeypatch.setattr(module, "align_config", align_config)
-    monkeypatch.setattr("lbgen.quickstart.judging.load_judge", RuleJudge)
+    monkeypatch.setattr(judging, "load_judge", RuleJudge)
     (tmp_path / "scenes.yaml").write_text("scene: {template: '{value}', values: [on a, on b]}\n")
     monkeypatch.setattr("lbgen.vocabulary.attributes.MICROWORLD", tmp_path / "scenes.yaml")
 
 
 def test_whole_street(street, tmp_path, capsys):
     config = QuickstartConfig(output=tmp_path / "run", images_per_category=2)
-    lbgen.quickstart.run(config)
+    quickstart(config)
     shown = capsys.readouterr().out
     assert "Scene information" in shown and "diverse prompts" in shown and str(tmp_path / "run/report.html") in shown
 
@@ -83,7 +83,7 @@ def test_whole_street(street, tmp_path, capsys):
     assert (tmp_path / "run/report.html").read_text().count("<img") == 3 * len(CATEGORIES)
 
     images = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*/train/*/*.png")}
-    lbgen.quickstart.run(config)
+    quickstart(config)
     again = json.loads((tmp_path / "run/summary.json").read_text())
     assert {path: path.stat().st_mtime_ns for path in images} == images
     assert {**again, "seconds": {**again["seconds"], "measure": 0}} == {
@@ -96,7 +96,7 @@ def test_whole_street(street, tmp_path, capsys):
     assert asked == {(name, value): 1 for name in CATEGORIES for value in (" on a", " on b")}
 
     with pytest.raises(UserError, match="seed"):
-        lbgen.quickstart.run(QuickstartConfig(output=tmp_path / "run", images_per_category=2, seed=1))
+        quickstart(QuickstartConfig(output=tmp_path / "run", images_per_category=2, seed=1))
 
 
 def home_rate(folder) -> float:
@@ -116,4 +116,4 @@ def test_one_image_a_category_is_refused():
 
 def test_a_name_longer_than_the_file_system_takes_is_refused(tmp_path):
     with pytest.raises(UserError, match="--output .*: File name too long; choose a folder"):
-        lbgen.quickstart.run(QuickstartConfig(output=tmp_path / ("x" * 300)))
+        quickstart(QuickstartConfig(output=tmp_path / ("x" * 300)))

@@ -125,7 +125,7 @@ DEFINITIONS = (
         "duplicates",
         "Near duplicates",
         "content",
-        "Share of images whose version of 8x8 pixels differs by less than 0.015 (root mean square, of 1) from that of "
+        "Share of images whose 8x8-pixel version differs by less than 0.015 (root mean square, of 1) from that of "
         "another image of the dataset.",
         "0 to 1",
         "lower",
@@ -196,7 +196,7 @@ DEFINITIONS = (
         "precision",
         "Precision",
         "comparison",
-        "Share of the images that lie inside the manifold of the first dataset: low means unlike it.",
+        "Share of the images that lie inside the manifold of the first dataset: low means that many are unlike it.",
         "0 to 1",
         "higher",
         "Kynkaanniemi et al., arXiv 1904.06991",

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -217,18 +217,20 @@ def observe(reader: DatasetReader, name: str, observer: Observer, cache: RowCach
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         records = iter(progress)
         while batch := list(islice(records, batch_size)):
-            titles = [name_of(record.category, known) for record in batch]
-            digests = [_digests(record, title) for record, title in zip(batch, titles, strict=True)]
-            new = [row for row, pair in enumerate(digests) if pair and pair[1] not in cache.row_of]
+            # Observe the images that are not in the cache.
+            names = [name_of(record.category, known) for record in batch]
+            digests = [_digests(record, name) for record, name in zip(batch, names, strict=True)]
+            new = [row for row, digest in enumerate(digests) if digest and digest.key not in cache.row_of]
             decoded = dict(zip(new, pool.map(_decoder(observer.side), [batch[row] for row in new]), strict=True))
-            _see(observer, cache, {row: d for row, d in decoded.items() if isinstance(d, Decoded)}, titles, digests)
-            for row, record in enumerate(batch):
-                fault = decoded.get(row)
-                pair = digests[row]
-                if pair is None or isinstance(fault, str):
-                    broken[record.key] = fault if isinstance(fault, str) else record.fault
+            _see(observer, cache, {row: d for row, d in decoded.items() if isinstance(d, Decoded)}, names, digests)
+
+            # Sort the batch into usable and broken images.
+            for row, (record, digest) in enumerate(zip(batch, digests, strict=True)):
+                fault = record.fault if digest is None else decoded.get(row)
+                if digest is None or isinstance(fault, str):
+                    broken[record.key] = str(fault)
                 else:
-                    found.add(record, cache.row_of[pair[1]])
+                    found.add(record, cache.row_of[digest.key])
     return found.observed(name, reader, cache, known, broken)
 
 
@@ -236,24 +238,38 @@ def _decoder(side: int) -> Callable[[ImageRecord], Decoded | str]:
     return lambda record: views.decode(record.content or b"", record.mask, side)
 
 
-def _digests(record: ImageRecord, title: str) -> tuple[bytes, bytes] | None:
-    """sha256 of the file, and the cache key: sha256 of file, mask and the name by which the object is located."""
+class Digests(NamedTuple):
+    content: bytes
+    """sha256 of the file."""
+    key: bytes
+    """Of the cache: sha256 of the file, the mask and the category's name, by which the object is located."""
+
+
+def _digests(record: ImageRecord, name: str) -> Digests | None:
+    """None for an image without content."""
     if record.content is None:
         return None
     content = hashlib.sha256(record.content).digest()
-    return content, hashlib.sha256(content + (record.mask or b"") + title.encode()).digest()
+    return Digests(content, hashlib.sha256(content + (record.mask or b"") + name.encode()).digest())
 
 
-def _see(observer: Observer, cache: RowCache, images: dict, titles: list[str], digests: list) -> None:
-    """Add the new images of a batch to the cache, each once.  images: place in the batch -> Decoded."""
-    first = {digests[row][1]: row for row in reversed(list(images))}
+def _see(
+    observer: Observer,
+    cache: RowCache,
+    images: dict[int, Decoded],
+    names: list[str],
+    digests: list[Digests | None],
+) -> None:
+    """Add the new images of a batch to the cache, each once.  images: row of the batch -> image."""
+    first = {digest.key: row for row in reversed(list(images)) if (digest := digests[row])}
     rows = sorted(first.values())
     if not rows:
         return
-    seeds = [int.from_bytes(digests[row][0][:8], "big") for row in rows]
-    columns = observer.see([images[row] for row in rows], [titles[row] for row in rows], seeds)
-    columns["content"] = np.frombuffer(b"".join(digests[row][0] for row in rows), np.uint8).reshape(-1, DIGEST)
-    cache.append([digests[row][1] for row in rows], columns)
+    contents = [digest.content for row in rows if (digest := digests[row])]
+    seeds = [int.from_bytes(content[:8], "big") for content in contents]
+    columns = observer.see([images[row] for row in rows], [names[row] for row in rows], seeds)
+    columns["content"] = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, DIGEST)
+    cache.append([digest.key for row in rows if (digest := digests[row])], columns)
 
 
 class _Found:
@@ -290,15 +306,6 @@ class _Found:
         (ids, label), (splits, split) = self.sorted("category"), self.sorted("split")
         if len(ids) < 2:
             raise UserError(f"{reader.folder}: only one category, {ids[0]}; an audit compares two or more")
-        return Observed(
-            name,
-            str(reader.folder),
-            [Label(id, name_of(id, known)) for id in ids],
-            label,
-            splits,
-            split,
-            self.keys,
-            np.array(self.rows),
-            cache,
-            broken,
-        )
+        labels = [Label(id, name_of(id, known)) for id in ids]
+        rows = np.array(self.rows)
+        return Observed(name, str(reader.folder), labels, label, splits, split, self.keys, rows, cache, broken)

@@ -4,6 +4,7 @@ A folder may come from someone else. The names stored in it and the links in it 
 name, `refuse_links` checks a whole output folder, and neither follows a link.
 """
 
+import errno
 import hashlib
 import os
 import stat
@@ -91,6 +92,10 @@ def refuse_special(path: Path) -> None:
         mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # nothing can have this name; making it is refused elsewhere
+            return
+        raise
     if stat.S_ISLNK(mode):
         raise UserError(f"{path}: it is a link, which lbgen does not follow here; put the file or folder itself there")
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
