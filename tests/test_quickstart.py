@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+import lbgen
 from lbgen.alignment.config import AlignConfig
 from lbgen.datasets.index import read_index
 from lbgen.errors import UserError
 from lbgen.microworld.world import CATEGORIES, HOME, SCENES
 from lbgen.quickstart import judging
-from lbgen.quickstart.run import QuickstartConfig, quickstart
+from lbgen.quickstart.run import QuickstartConfig
 
 FIGURES = ("home_scene_rate", "category_scene_mutual_information_bits", "label_accuracy", "diversity", "quality")
 
@@ -67,7 +68,7 @@ def street(tiny_sd_folder, tiny_clip_folder, tmp_path, monkeypatch):
 
 def test_whole_street(street, tmp_path, capsys):
     config = QuickstartConfig(output=tmp_path / "run", images_per_category=2)
-    quickstart(config)
+    lbgen.quickstart(config)
     shown = capsys.readouterr().out
     assert "Scene information" in shown and "diverse prompts" in shown and str(tmp_path / "run/report.html") in shown
 
@@ -83,7 +84,7 @@ def test_whole_street(street, tmp_path, capsys):
     assert (tmp_path / "run/report.html").read_text().count("<img") == 3 * len(CATEGORIES)
 
     images = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*/train/*/*.png")}
-    quickstart(config)
+    lbgen.quickstart(config)
     again = json.loads((tmp_path / "run/summary.json").read_text())
     assert {path: path.stat().st_mtime_ns for path in images} == images
     assert {**again, "seconds": {**again["seconds"], "measure": 0}} == {
@@ -96,7 +97,7 @@ def test_whole_street(street, tmp_path, capsys):
     assert asked == {(name, value): 1 for name in CATEGORIES for value in (" on a", " on b")}
 
     with pytest.raises(UserError, match="seed"):
-        quickstart(QuickstartConfig(output=tmp_path / "run", images_per_category=2, seed=1))
+        lbgen.quickstart(QuickstartConfig(output=tmp_path / "run", images_per_category=2, seed=1))
 
 
 def home_rate(folder) -> float:
@@ -116,4 +117,4 @@ def test_one_image_a_category_is_refused():
 
 def test_a_name_longer_than_the_file_system_takes_is_refused(tmp_path):
     with pytest.raises(UserError, match="--output .*: File name too long; choose a folder"):
-        quickstart(QuickstartConfig(output=tmp_path / ("x" * 300)))
+        lbgen.quickstart(QuickstartConfig(output=tmp_path / ("x" * 300)))

@@ -4,7 +4,6 @@ A folder may come from someone else. The names stored in it and the links in it 
 name, `refuse_links` checks a whole output folder, and neither follows a link.
 """
 
-import errno
 import hashlib
 import os
 import stat
@@ -88,14 +87,9 @@ def ensure_relative(root: str, name: str) -> None:
 
 def refuse_special(path: Path) -> None:
     """Refuse a link, a pipe, a socket or a device; what is not there is fine."""
-    try:
-        mode = os.lstat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    if not os.path.lexists(path):  # also where the name is longer than the file system takes
         return
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # nothing can have this name; making it is refused elsewhere
-            return
-        raise
+    mode = os.lstat(path).st_mode
     if stat.S_ISLNK(mode):
         raise UserError(f"{path}: it is a link, which lbgen does not follow here; put the file or folder itself there")
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
