@@ -10,6 +10,7 @@ import pytest
 from audited import photographs, png, write_image_folder, write_parquet, write_webdataset
 from PIL import Image
 
+from lbgen.datasets.layouts import LAYOUTS
 from lbgen.datasets.open import open_dataset
 from lbgen.datasets.records import name_of
 from lbgen.errors import UserError
@@ -176,6 +177,19 @@ def test_a_damaged_shard_is_a_fault_and_keeps_what_is_before(tmp_path, scenes, d
     records = list(open_dataset(shard.parent).records())
     assert "cannot be read to its end" in records[-1].fault
     assert len([record for record in records if record.content]) == 9
+
+
+def test_the_strict_reader_raises_where_the_tolerant_one_has_a_fault(tmp_path, scenes):
+    """A damaged header, which tarfile takes for the archive's end, after nine images."""
+    shard = write_webdataset(tmp_path / "set", scenes) / "train-00000.tar"
+    shard.write_bytes(shard.read_bytes().replace(b"0009.png", b"0009.xxx"))
+    read = LAYOUTS["webdataset"].read(shard, None)
+    found = [next(read) for _ in range(9)]
+    assert [(one.key, one.label, pixels(one.content)) for one in found] == [
+        (f"{n:04d}", scenes.categories[n], scenes.images[n].tobytes()) for n in range(9)
+    ]
+    with pytest.raises(tarfile.ReadError):
+        next(read)
 
 
 def test_a_sample_without_a_label_is_a_fault(tmp_path, scenes):

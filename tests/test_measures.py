@@ -8,7 +8,7 @@ from lbgen.metrics.diversity import mean_category_vendi, vendi_score
 from lbgen.metrics.information import bits, contingency_table, miller_madow_information, mutual_information
 from lbgen.metrics.intervals import bootstrap_intervals
 from lbgen.metrics.pixels import colour_entropy, edge_density
-from lbgen.metrics.zero_shot import label_agreement
+from lbgen.metrics.zero_shot import label_agreement, label_ranks
 
 
 def information_bits(label: np.ndarray, value: np.ndarray) -> float:
@@ -99,6 +99,15 @@ def test_correction_removes_most_of_the_bias_of_small_samples():
 def test_label_agreement_counts_nearest_texts():
     images = torch.tensor([[1.0, 0], [0, 1], [0.6, 0.8], [0.8, 0.6]])
     assert label_agreement(images, torch.eye(2), torch.tensor([0, 1, 0, 0])) == 0.75
+
+
+def test_images_of_categories_that_share_a_text_agree_with_either():
+    """A tie is no error: only a strictly nearer text is one."""
+    texts = torch.tensor([[1.0, 0], [1, 0], [0, 1]])
+    images = torch.tensor([[1.0, 0], [1, 0], [0.8, 0.6], [0.8, 0.6]])
+    labels = torch.tensor([0, 1, 1, 2])
+    assert label_ranks(images @ texts.T, labels).tolist() == [0, 0, 0, 2]
+    assert label_agreement(images, texts, labels) == 0.75
 
 
 def test_bootstrap_interval_of_a_mean_is_the_normal_one():

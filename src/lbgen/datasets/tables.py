@@ -154,7 +154,7 @@ class TableReader(ShardReader):
 
 
 def columns_of(shard: Path, schema: pa.Schema) -> Columns:
-    """The columns to read; UserError where an image or label column cannot be told."""
+    """The columns to read; UserError if it is not clear which column holds images or labels."""
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     images = [field.name for field in schema if _holds_files(field.type) and field.name != "mask"]
     classes = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]

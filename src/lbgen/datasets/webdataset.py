@@ -21,7 +21,7 @@ from lbgen.datasets.records import IMAGE_SUFFIXES, ImageRecord, ShardReader
 from lbgen.errors import UserError
 
 FIRST_MEMBERS = 100
-"""A shard with labels has one among so many of its first members."""
+"""Members at the start of a shard among which a .cls is looked for."""
 
 Sample = dict[str, tarfile.TarInfo]
 """Extension, with its dot -> the sample's member of this extension."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 RESAMPLES = 1000
 FEW_RESAMPLES = 60
-"""For expensive statistics, whose interval is the normal one of so many resamples' standard deviation."""
+"""For expensive statistics; their interval is the normal one, from the standard deviation of these resamples."""
 
 WIDENING = 1.25
 """Factor for a bootstrap interval that resamples only a part of what the statistic depends on; found by simulation

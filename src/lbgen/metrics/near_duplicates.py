@@ -91,7 +91,7 @@ def accepted_images(
 
     Near-duplicates have near hashes and near features. Hashes see only where an image is light and dark, so an image
     and its greyscale copy share one. Features see what an image shows more than where: a mirrored image may keep them,
-    and those of a category that is always drawn alike are near although no two images are the same.
+    and where a generator always draws a category in the same way, all features are near without any copies.
 
     cosines: of the features of each pair. failed: (N,) never accepted. settled: (N,) always accepted unless failed.
     """

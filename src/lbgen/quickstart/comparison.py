@@ -112,7 +112,7 @@ FIGURES = (
         "Quality, 1 to 5",
         "higher",
         False,
-        "Mean score of the quality scorer that the alignment also optimises, so a high value proves little.",
+        "Mean score of the quality scorer that an alignment may optimise too, so a high value proves little.",
         lambda judged, home: judged.quality.double().mean().item(),
     ),
     Figure(

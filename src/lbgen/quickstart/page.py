@@ -30,7 +30,7 @@ LOSSES = {
 }
 """Key in metrics.jsonl -> title and note."""
 STATISTICS = {
-    "diversity": ("Diversity in a category", "Vendi score; alignment stops when it falls too far."),
+    "diversity": ("Diversity in a category", "Vendi score; the guard against collapse checks this one."),
     "overall_diversity": ("Overall diversity", "Vendi score of all images together."),
     "label_agreement": ("Label agreement", "Share of images nearest to the text of their own category."),
     "edge_density": ("Edge density", "Share of pixels on a clear edge of brightness."),
