@@ -19,7 +19,7 @@ from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan, target_of
 from lbgen.generation.render import Painter
 from lbgen.generation.workers.shard import load
-from lbgen.metrics.measures import mean_category_vendi
+from lbgen.metrics.diversity import mean_category_vendi
 from lbgen.microworld.judge import load_judge
 from lbgen.vocabulary.vocabulary import load_vocabulary
 

@@ -29,7 +29,7 @@ import lbgen
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration.flags import resolve
 from lbgen.datasets.index import read_index
-from lbgen.metrics import measures
+from lbgen.metrics.intervals import bootstrap_intervals
 from lbgen.microworld import SEMANTICS
 from lbgen.microworld.judge import load_judge
 from lbgen.microworld.scenes import World, home_values, render
@@ -113,7 +113,7 @@ def measured(study: Study, name: str, seed: int) -> dict[str, Any]:
         return torch.tensor([figure.measure(seen[factors[0]].at(rows), homes(factors[0])) for figure in FIGURES])
 
     keys = [figure.key for figure in FIGURES]
-    intervals = measures.bootstrap_intervals(figures, labels, draws=300)
+    intervals = bootstrap_intervals(figures, labels, resamples=300)
     return {
         "set": name,
         "seed": seed,

@@ -17,7 +17,7 @@ from lbgen.audit.config import AuditConfig
 from lbgen.audit.observe import Observer
 from lbgen.cli import main
 from lbgen.errors import UserError
-from lbgen.metrics.information import cramers_v, table_of
+from lbgen.metrics.information import contingency_table, cramers_v
 
 PROBES = {"background", "border", "color_histogram", "thumbnail", "patch_shuffle", "file_facts"}
 
@@ -144,7 +144,7 @@ def test_the_micro_worlds_space_looks_for_what_it_has_learned(folder, tmp_path):
     content = json.loads((tmp_path / "measures.json").read_text())
     found = content["datasets"]["balanced"]["attributes"]
     drawn = photographs(120, 2)
-    truth = cramers_v(table_of(drawn.categories, drawn.factors["scene"], 12, 6))
+    truth = cramers_v(contingency_table(drawn.categories, drawn.factors["scene"], 12, 6))
     assert list(found) == ["scene"] and found["scene"]["cramers_v"]["value"] == pytest.approx(truth)
     assert content["made_with"]["attributes"] == "microworld"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from audited import photographs, png
 
-from lbgen.datasets.open import open_source
+from lbgen.datasets.open import open_dataset
 
 IMAGES = [png(image) for image in photographs(4, seed=0).images]
 
@@ -25,13 +25,13 @@ def listed(folder: Path, *lines: dict) -> Path:
 
 
 def found(folder: Path) -> list[tuple[str, str, str]]:
-    return [(record.key, record.category, record.split) for record in open_source(folder).records()]
+    return [(record.key, record.category, record.split) for record in open_dataset(folder).records()]
 
 
 def test_images_beside_splits_are_of_no_category(tmp_path):
     """A test set without labels, as competitions have it; alone, a folder of that name is a category."""
     placed(tmp_path, "train/cat/0.png", "train/dog/1.png", "test/2.png")
-    records = list(open_source(tmp_path).records())
+    records = list(open_dataset(tmp_path).records())
     assert [(r.key, r.category, r.fault) for r in records if r.content is None] == [
         ("test/2.png", "", "it lies in no category's folder")
     ]
@@ -43,7 +43,7 @@ def test_folders_inside_a_category_are_walked(tmp_path):
     """As torchvision's ImageFolder does; hidden ones are not."""
     placed(tmp_path, "cat/a/deep/0.png", "cat/1.png", "cat/.hidden/2.png", "dog/3.png")
     assert [key for key, *_ in found(tmp_path)] == ["cat/1.png", "cat/a/deep/0.png", "dog/3.png"]
-    assert open_source(tmp_path).count == 3
+    assert open_dataset(tmp_path).count == 3
 
 
 @pytest.mark.parametrize("name", ["masks", "index", "screening"])
@@ -73,7 +73,7 @@ def test_a_line_that_names_no_file_inside_the_folder_is_a_fault(tmp_path):
     placed(tmp_path, "outside.png")
     names = ["0.png", str(tmp_path / "outside.png"), "../outside.png", None, "."]
     listed(folder, *({"file_name": name, "label": "cat"} for name in names), {"label": "cat"})
-    records = list(open_source(folder).records())
+    records = list(open_dataset(folder).records())
     assert records[0].content == IMAGES[0]
     assert [(r.key, r.fault) for r in records[1:]] == [
         (f"metadata.jsonl, image {n}", "its file_name is no path inside the dataset folder") for n in range(2, 7)
@@ -83,4 +83,4 @@ def test_a_line_that_names_no_file_inside_the_folder_is_a_fault(tmp_path):
 def test_listed_images_have_masks(tmp_path):
     placed(tmp_path, "0.png", "1.png", "masks/0.png")
     listed(tmp_path, *({"file_name": f"{number}.png", "label": number} for number in range(2)))
-    assert [record.mask for record in open_source(tmp_path).records()] == [IMAGES[2], None]
+    assert [record.mask for record in open_dataset(tmp_path).records()] == [IMAGES[2], None]

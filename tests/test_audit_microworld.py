@@ -13,13 +13,12 @@ import torch
 from audited import ATTRIBUTES, photographs, write_image_folder
 from PIL import Image
 
-from lbgen.audit import relevance, views
-from lbgen.audit.cache import RowCache
+from lbgen.audit import views
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.measures import CHANCE_FLOOR, OBJECT_HIDDEN, Measured, measure
-from lbgen.audit.observe import Observer, canvas_side, observe
-from lbgen.audit.probes import beyond_place, probe
-from lbgen.datasets.open import open_source
+from lbgen.audit.observe import Observer, RowCache, canvas_side, observe
+from lbgen.audit.probes import probe, without_square_position
+from lbgen.datasets.open import open_dataset
 from lbgen.metrics.intervals import Estimate, difference_p_value
 from lbgen.microworld.world import CATEGORIES
 from lbgen.models.semantics import load_semantics
@@ -63,7 +62,7 @@ def measured(folder: Path) -> dict[str, Measured]:
     result = {}
     for path in sorted(folder.iterdir()):
         if (path / "train").is_dir():
-            observed = observe(open_source(path), path.name, observer, cache, batch_size=64)
+            observed = observe(open_dataset(path), path.name, observer, cache, batch_size=64)
             result[path.name] = measure(observed, space, attributes, config, 30, lambda step: None)
     return result
 
@@ -154,9 +153,9 @@ def test_probes_of_many_draws_are_called_above_chance_as_often_as_promised():
 def colours_told(seed: int, **links: float) -> Estimate:
     """By the colours of what is around the object."""
     drawn = photographs(COUNT, 100 + seed, **links)
-    hidden = relevance.square_of_mask(torch.from_numpy(drawn.masks))
+    hidden = views.square_of_mask(torch.from_numpy(drawn.masks))
     shown = views.outside(torch.from_numpy(drawn.images).permute(0, 3, 1, 2).float() / 255, hidden)
-    features = beyond_place(views.colour_histogram(shown).numpy(), relevance.place(hidden).numpy())
+    features = without_square_position(views.colour_histogram(shown).numpy(), views.square_edges(hidden).numpy())
     return probe(features, drawn.categories, seed)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from audited import photographs, png, write_webdataset
 
-from lbgen.datasets.open import open_source
+from lbgen.datasets.open import open_dataset
 from lbgen.microworld.world import CATEGORIES
 
 
@@ -27,21 +27,21 @@ def numbered(tmp_path, scenes):
 
 
 def test_numbered_shards_are_of_the_split_that_their_folder_names(numbered):
-    splits = [record.split for record in open_source(numbered).records()]
+    splits = [record.split for record in open_dataset(numbered).records()]
     assert splits == ["test"] * 24 + ["train"] * 24
     shutil.move(numbered / "train" / "00000.tar", numbered / "00000.tar")
-    assert {record.split for record in open_source(numbered).records()} == {"all"}
+    assert {record.split for record in open_dataset(numbered).records()} == {"all"}
 
 
 def test_shards_of_one_name_have_keys_of_their_own(numbered, scenes):
     """One key an image; that of a training image finds it, and a damaged shard of the same name is named."""
-    source = open_source(numbered)
+    source = open_dataset(numbered)
     assert len({record.key for record in source.records()}) == 48
     (found,) = [r for r in source.records({"train/00000.tar/0003.png"}) if r.content is not None]
     assert found.content == png(scenes.images[3])
     for split in ("test", "train"):
         (numbered / split / "00000.tar").write_bytes(b"damaged" * 100)
-    assert [r.key for r in open_source(numbered).records()] == ["test/00000.tar", "train/00000.tar"]
+    assert [r.key for r in open_dataset(numbered).records()] == ["test/00000.tar", "train/00000.tar"]
 
 
 def test_rows_of_one_path_have_keys_of_their_own(tmp_path, scenes):
@@ -50,7 +50,7 @@ def test_rows_of_one_path_have_keys_of_their_own(tmp_path, scenes):
     features = datasets.Features(image=datasets.Image(decode=False), label=datasets.ClassLabel(names=list(CATEGORIES)))
     rows = {"image": cells, "label": np.asarray(scenes.categories).tolist()}
     datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "train.parquet")
-    source = open_source(tmp_path)
+    source = open_dataset(tmp_path)
     keys = [record.key for record in source.records()]
     assert len(set(keys)) == 24
     assert [r.content for r in source.records({keys[5]}) if r.key == keys[5]] == [png(scenes.images[5])]

@@ -16,14 +16,15 @@ from audited import png
 from PIL import Image
 
 from lbgen.audit.attributes import Reading
-from lbgen.audit.content import Duplicates, LabelRanks
+from lbgen.audit.content import LabelRanks
 from lbgen.audit.definitions import DEFINITIONS
-from lbgen.audit.figures import dataset_figures, differences
 from lbgen.audit.measures import AttributeFigures, Measured
+from lbgen.audit.output import dataset_figures, differences
 from lbgen.audit.page import write_page
-from lbgen.datasets.records import Label, Record
-from lbgen.metrics.information import Association, pairs, table_of
+from lbgen.datasets.records import ImageRecord, Label
+from lbgen.metrics.information import Association, contingency_table, pairs
 from lbgen.metrics.intervals import Estimate
+from lbgen.metrics.near_duplicates import Duplicates
 from lbgen.report import thumbnails
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -46,7 +47,7 @@ def made_up(name: str, categories: int, attributes: int, names: list[str] | None
     found = []
     for number in range(attributes):
         value = np.where(label == 0, 0, RNG.integers(0, 8, len(label)))
-        table = table_of(label, value, categories, 8)
+        table = contingency_table(label, value, categories, 8)
         reading = Reading(f"attribute {number}", tuple(f"value {v}" for v in range(8)), value)
         q_values = np.ones(table.shape)
         q_values[0, 0] = 0.001
@@ -70,8 +71,8 @@ class Pictures:
         )
         self.content = png(np.array(smooth))
 
-    def records(self, wanted: set[str]) -> Iterator[Record]:
-        return (Record(key, "", "train", self.content if key in wanted else None) for key in self.keys)
+    def records(self, wanted: set[str]) -> Iterator[ImageRecord]:
+        return (ImageRecord(key, "", "train", self.content if key in wanted else None) for key in self.keys)
 
 
 def shown(image: Image.Image, **options) -> np.ndarray:
@@ -179,9 +180,9 @@ def test_every_part_is_there(opened):
     assert opened.locator("#grid img").count() == 16
     titles = opened.locator("h2").all_text_contents()
     for title in (
-        "Categories that are seen least",
+        "Categories with the lowest label agreement",
         "Broken and blank files",
-        "How it was measured, and what it cannot say",
+        "Methods and limits",
     ):
         assert title in titles
 

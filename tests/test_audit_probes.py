@@ -9,9 +9,10 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from sklearn.linear_model import RidgeClassifier
 
-from lbgen.audit import content, probes
-from lbgen.audit import measures as measures_of
-from lbgen.metrics import distances, intervals, measures
+from lbgen.audit import comparison, content, measures, probes
+from lbgen.metrics import distances, intervals, near_duplicates
+from lbgen.metrics.diversity import vendi_score, vendi_scores
+from lbgen.metrics.information import evenness
 
 RNG = np.random.default_rng(0)
 
@@ -101,19 +102,19 @@ def test_too_few_images_are_unknown():
 def test_more_categories_than_can_be_probed():
     """60 of 8 images, 40 of 4, room for 100: 20 of the large ones, 5 images each, others for another seed."""
     label = np.concatenate([np.repeat(np.arange(60), 8), np.repeat(np.arange(60, 100), 4)])
-    drawn = [label[measures_of.probe_sample(label, 100, seed)] for seed in range(2)]
+    drawn = [label[measures.probe_sample(label, 100, seed)] for seed in range(2)]
     for found in drawn:
         categories, sizes = np.unique(found, return_counts=True)
         assert len(categories) == 20 and (sizes == 5).all() and categories.max() < 60
     assert set(drawn[0]) != set(drawn[1])
-    assert set(label[measures_of.probe_sample(label, 1000, 0)]) == set(range(60))
+    assert set(label[measures.probe_sample(label, 1000, 0)]) == set(range(60))
 
 
 def test_chance_is_that_of_the_categories_that_are_probed():
     """Two of three have an image that a probe saw."""
-    figures, label = dict.fromkeys(measures_of.Measured.__dataclass_fields__), np.array([0, 0, 1, 1, 2])
+    figures, label = dict.fromkeys(measures.Measured.__dataclass_fields__), np.array([0, 0, 1, 1, 2])
     figures |= {"observed": SimpleNamespace(label=label), "probed": np.arange(4)}
-    assert measures_of.Measured(**figures).chance == 0.5
+    assert measures.Measured(**figures).chance == 0.5
 
 
 def test_frechet_distance_of_gaussians_in_closed_form():
@@ -151,7 +152,7 @@ def unit_blobs(count: int, seed: int, shift: float = 0.0) -> tuple[np.ndarray, n
 def test_kernel_distances_of_one_distribution_are_zero_on_average():
     """5 images a category, as many in every draw: 40 pairs of sets, their mean and the intervals that hold 0."""
     found = [
-        measures_of.compare(unit_blobs(60, 2 * seed + 1), unit_blobs(60, 2 * seed + 2), seed)["kernel_distance"]
+        comparison.compare(unit_blobs(60, 2 * seed + 1), unit_blobs(60, 2 * seed + 2), seed)["kernel_distance"]
         for seed in range(40)
     ]
     values = np.array([e.value for e in found])
@@ -164,7 +165,7 @@ def test_intervals_of_a_kernel_distance_hold_that_of_many_images():
     large = [torch.from_numpy(each) for each in (*unit_blobs(4800, 1001), *unit_blobs(4800, 1002, shift=0.3))]
     truth = distances.kernel_distance(large[0], large[2], large[1], large[3])
     found = [
-        measures_of.compare(unit_blobs(240, 2 * seed + 1), unit_blobs(240, 2 * seed + 2, shift=0.3), seed)
+        comparison.compare(unit_blobs(240, 2 * seed + 1), unit_blobs(240, 2 * seed + 2, shift=0.3), seed)
         for seed in range(20)
     ]
     assert sum(e["kernel_distance"].low <= truth <= e["kernel_distance"].high for e in found) >= 16 and truth > 0.01
@@ -184,7 +185,7 @@ def test_intervals_of_a_frechet_distance_hold_the_closed_form(count, shift, scal
     Plain, the distance of one distribution's 36 would be 5, not 0."""
     truth = 16 * (shift**2 + (scale - 1) ** 2)
     found = [
-        measures_of.compare(gaussian(count, 2 * seed + 1), gaussian(count, 2 * seed + 2, shift, scale), seed)
+        comparison.compare(gaussian(count, 2 * seed + 1), gaussian(count, 2 * seed + 2, shift, scale), seed)
         for seed in range(20)
     ]
     estimates = [each["frechet_distance"] for each in found]
@@ -194,12 +195,12 @@ def test_intervals_of_a_frechet_distance_hold_the_closed_form(count, shift, scal
 
 def test_a_frechet_distance_of_three_images_is_unknown():
     """There are no halves with a spread; nothing fails."""
-    assert math.isnan(measures_of.compare(gaussian(3, 1), gaussian(240, 2), 0)["frechet_distance"].value)
+    assert math.isnan(comparison.compare(gaussian(3, 1), gaussian(240, 2), 0)["frechet_distance"].value)
 
 
 def test_halves_are_halves_of_every_category():
     label = np.repeat([0, 1, 2], [10, 7, 5])
-    first, second = intervals.halves(label, np.random.default_rng(0))
+    first, second = intervals.random_halves(label, np.random.default_rng(0))
     assert sorted([*first, *second]) == list(range(22)) and len(first) == 11
     apart = np.bincount(label[first], minlength=3) - np.bincount(label[second], minlength=3)
     assert apart[0] == 0 and abs(apart).max() == 1
@@ -210,7 +211,7 @@ def test_intervals_of_neighbourhoods_hold_the_average():
     held = 0
     for shift in (0.0, 0.3):
         found = [
-            measures_of.compare(unit_blobs(480, 2 * seed + 1), unit_blobs(480, 2 * seed + 2, shift), seed)
+            comparison.compare(unit_blobs(480, 2 * seed + 1), unit_blobs(480, 2 * seed + 2, shift), seed)
             for seed in range(20)
         ]
         for name in ("precision", "recall", "density", "coverage"):
@@ -221,7 +222,7 @@ def test_intervals_of_neighbourhoods_hold_the_average():
 
 def test_compared_with_itself_a_set_is_all_there():
     """Nothing is missing or strange, and shares of one have the interval of the rule of three, 3 in 120, made wider."""
-    found = measures_of.compare(unit_blobs(120, 1), unit_blobs(120, 1), 0)
+    found = comparison.compare(unit_blobs(120, 1), unit_blobs(120, 1), 0)
     for name in ("precision", "recall", "coverage"):
         assert found[name] == (1, pytest.approx(1 - 1.25 * 3 / 120, abs=1e-4), 1)
     assert found["frechet_distance"].value == pytest.approx(0, abs=1e-6)
@@ -230,7 +231,7 @@ def test_compared_with_itself_a_set_is_all_there():
 def test_a_narrower_set_is_precise_and_covers_little():
     """Half the categories of the reference: coverage and recall of about a half, all of it among the reference's."""
     features, label = unit_blobs(480, 2)
-    found = measures_of.compare(unit_blobs(480, 1), (features[label < 6], label[label < 6]), 0)
+    found = comparison.compare(unit_blobs(480, 1), (features[label < 6], label[label < 6]), 0)
     assert found["precision"].low > 0.8 and found["density"].value == pytest.approx(1, abs=0.2)
     assert found["recall"].high < 0.6 and found["coverage"].high < 0.6
 
@@ -257,10 +258,10 @@ def test_precision_recall_density_coverage_by_brute_force():
 
 
 def test_vendi_scores_of_a_batch():
-    """Against measures.vendi_score, which is tested against the definition."""
+    """Against vendi_score, which is tested against the definition."""
     features = torch.nn.functional.normalize(torch.randn(3, 6, 4), dim=-1)
-    scores = content.vendi_scores(features @ features.transpose(1, 2))
-    assert scores.tolist() == pytest.approx([measures.vendi_score(f) for f in features], rel=1e-4)
+    scores = vendi_scores(features @ features.transpose(1, 2))
+    assert scores.tolist() == pytest.approx([vendi_score(f) for f in features], rel=1e-4)
 
 
 def test_diversity_by_category_is_that_of_its_pairs():
@@ -273,15 +274,15 @@ def test_diversity_by_category_is_that_of_its_pairs():
         rows = np.flatnonzero(label == category)
         pairs = [1 - unit[i] @ unit[j] for i in rows for j in rows if i < j]
         assert found.distance_by_category[category] == pytest.approx(np.mean(pairs), abs=1e-5)
-        assert found.vendi_by_category[category] == pytest.approx(measures.vendi_score(torch.from_numpy(unit[rows])))
+        assert found.vendi_by_category[category] == pytest.approx(vendi_score(torch.from_numpy(unit[rows])))
     assert np.isnan([found.distance_by_category[2], found.vendi_by_category[2]]).all()
     assert found.distance.value == pytest.approx(np.mean(found.distance_by_category[:2]))
 
 
 def test_balance_of_known_sizes():
     """Equal sizes: 1. Sizes 3:1: entropy 0.8113 bits of 1."""
-    assert content.balance(np.arange(12) % 3) == pytest.approx(1)
-    assert content.balance(np.array([0, 0, 0, 1])) == pytest.approx(0.811278, abs=1e-5)
+    assert evenness(np.array([4, 4, 4])) == pytest.approx(1)
+    assert evenness(np.array([3, 1])) == pytest.approx(0.811278, abs=1e-5)
 
 
 def test_near_duplicates_by_hand(monkeypatch):
@@ -295,7 +296,7 @@ def test_near_duplicates_by_hand(monkeypatch):
         split=np.array([0, 0, 0, 0, 1]),
     )
     for block in (1, 2, 100):
-        monkeypatch.setattr(content, "NEIGHBOURS_AT_ONCE", block)
+        monkeypatch.setattr(near_duplicates, "PICTURES_AT_ONCE", block)
         found = content.duplicates(observed)
         assert found.anywhere.tolist() == [True, True, False, True, True]
         assert found.in_another_split.tolist() == [True, False, False, False, True]
@@ -305,7 +306,7 @@ def test_near_duplicates_by_hand(monkeypatch):
 
 def test_near_duplicates_of_many_are_those_of_all_pairs(monkeypatch):
     """Against every pair, among pictures that come in clusters closer and wider than the distance."""
-    monkeypatch.setattr(content, "NEIGHBOURS_AT_ONCE", 16)
+    monkeypatch.setattr(near_duplicates, "PICTURES_AT_ONCE", 16)
     rng = np.random.default_rng(2)
     centres = rng.integers(60, 200, (40, 192))
     pictures = np.concatenate([centres + rng.normal(0, spread, centres.shape) for spread in (1, 2.5, 2.8, 6)])
@@ -315,7 +316,7 @@ def test_near_duplicates_of_many_are_those_of_all_pairs(monkeypatch):
         chunks=lambda name: iter([pictures]), column=lambda name, rows: pictures[rows], split=split
     )
     apart = np.sqrt(((pictures[:, None] / 255 - pictures / 255) ** 2).mean(axis=2))
-    near = (apart < content.DUPLICATE_DISTANCE) & ~np.eye(len(pictures), dtype=bool)
+    near = (apart < near_duplicates.PICTURE_DISTANCE) & ~np.eye(len(pictures), dtype=bool)
     found = content.duplicates(observed)
     assert 0 < near.any(axis=1).sum() < len(pictures) and (found.anywhere == near.any(axis=1)).all()
     assert (found.in_another_split == (near & (split[:, None] != split)).any(axis=1)).all()

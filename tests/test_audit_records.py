@@ -10,7 +10,8 @@ import pytest
 from audited import photographs, png, write_image_folder, write_parquet, write_webdataset
 from PIL import Image
 
-from lbgen.datasets.open import open_source
+from lbgen.datasets.layouts import LAYOUTS
+from lbgen.datasets.open import open_dataset
 from lbgen.datasets.records import name_of
 from lbgen.errors import UserError
 from lbgen.microworld.world import CATEGORIES
@@ -23,7 +24,7 @@ def scenes():
 
 def as_pairs(folder) -> list[tuple[str, bytes]]:
     """(category name, image file) of every record, sorted."""
-    source = open_source(folder)
+    source = open_dataset(folder)
     known = source.labels()
     return sorted((name_of(record.category, known), record.content) for record in source.records())
 
@@ -37,7 +38,7 @@ def test_every_layout_gives_the_same_images_under_the_same_names(tmp_path, scene
     wanted = sorted((CATEGORIES[c], image.tobytes()) for c, image in zip(scenes.categories, scenes.images, strict=True))
     decoded = sorted((name, pixels(content)) for name, content in found)
     assert decoded == wanted
-    source = open_source(folder)
+    source = open_dataset(folder)
     assert source.count == 24 and {record.split for record in source.records()} == {"train"}
 
 
@@ -52,7 +53,7 @@ def test_a_folder_that_datasets_wrote(tmp_path, scenes):
     (tmp_path / "data").mkdir()
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
     assert [name for name, _ in as_pairs(tmp_path)] == sorted(CATEGORIES * 2)
-    assert {record.split for record in open_source(tmp_path).records()} == {"test"}
+    assert {record.split for record in open_dataset(tmp_path).records()} == {"test"}
 
 
 def hub_rows(scenes, **more) -> dict:
@@ -91,7 +92,7 @@ def test_masks_in_a_table(tmp_path, scenes):
     features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"), mask=datasets.Image())
     rows = {"image": masks, "label": scenes.categories.tolist(), "mask": [*masks[:-1], None]}
     datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "train.parquet")
-    found = [record.mask for record in open_source(tmp_path).records()]
+    found = [record.mask for record in open_dataset(tmp_path).records()]
     assert found[-1] is None
     wanted = [(mask * np.uint8(255)).tobytes() for mask in scenes.masks[:-1]]
     assert [pixels(mask) for mask in found[:-1]] == wanted
@@ -103,11 +104,11 @@ def test_a_folder_of_save_to_disk(tmp_path, scenes):
     rows = {"image": [Image.fromarray(image) for image in scenes.images], "label": scenes.categories.tolist()}
     whole = datasets.Dataset.from_dict(rows, features)
     datasets.DatasetDict(train=whole, test=whole.select(range(3))).save_to_disk(tmp_path / "set")
-    source = open_source(tmp_path / "set")
+    source = open_dataset(tmp_path / "set")
     assert source.count == 27 and [name for name, _ in as_pairs(tmp_path / "set")][:2] == ["boat", "boat"]
     assert [record.split for record in source.records()] == ["test"] * 3 + ["train"] * 24
     (tmp_path / "set" / "train" / "data-00001.arrow").write_bytes(b"not arrow")
-    records = list(open_source(tmp_path / "set").records())
+    records = list(open_dataset(tmp_path / "set").records())
     assert len([record for record in records if record.content]) == 27 and records[-1].fault
 
 
@@ -124,7 +125,7 @@ def test_images_that_a_metadata_file_lists(tmp_path, scenes, kind):
         "jsonl": [json.dumps(line) for line in lines],
     }
     (tmp_path / "test" / f"metadata.{kind}").write_text("\n".join(texts[kind]) + "\n")
-    records = list(open_source(tmp_path).records())
+    records = list(open_dataset(tmp_path).records())
     assert [(r.category, r.split, pixels(r.content)) for r in records[:-2]] == [
         (CATEGORIES[c], "test", image.tobytes()) for c, image in zip(scenes.categories, scenes.images, strict=True)
     ]
@@ -135,7 +136,7 @@ def test_images_that_a_metadata_file_lists(tmp_path, scenes, kind):
     (tmp_path / "test" / f"metadata.{kind}").unlink()
     (tmp_path / "test" / "metadata.csv").write_text("file_name,colour,kind\n0.png,red,fish\n")
     with pytest.raises(UserError, match="none of its columns colour, kind is called `label`"):
-        list(open_source(tmp_path).records())
+        list(open_dataset(tmp_path).records())
 
 
 def test_categories_without_splits_and_other_entries(tmp_path, scenes):
@@ -146,7 +147,7 @@ def test_categories_without_splits_and_other_entries(tmp_path, scenes):
         (tmp_path / place).write_bytes(image)
     (tmp_path / "polar_bear" / "._b.png").write_bytes(b"")
     (tmp_path / "polar_bear" / "notes.txt").write_text("no image")
-    records = list(open_source(tmp_path).records())
+    records = list(open_dataset(tmp_path).records())
     assert [record.key for record in records] == ["n01440764/a.JPG", "polar_bear/b.png"]
     assert [name_of(record.category, {}) for record in records] == ["tench", "polar bear"]
     assert records[1].mask == image
@@ -155,12 +156,12 @@ def test_categories_without_splits_and_other_entries(tmp_path, scenes):
 def test_labels_json_names_the_categories_of_an_image_folder(tmp_path, scenes):
     write_image_folder(tmp_path, scenes)
     (tmp_path / "labels.json").write_text(json.dumps([{"id": "fish", "name": "goldfish"}]))
-    assert open_source(tmp_path).labels()["fish"].name == "goldfish"
+    assert open_dataset(tmp_path).labels()["fish"].name == "goldfish"
 
 
 def test_only_wanted_images_are_read_again(tmp_path, scenes):
     for write in (write_image_folder, write_webdataset, write_parquet):
-        source = open_source(write(tmp_path / write.__name__, scenes))
+        source = open_dataset(write(tmp_path / write.__name__, scenes))
         wanted = {record.key for record in list(source.records())[3:5]}
         assert {record.key for record in source.records(wanted) if record.content is not None} == wanted
 
@@ -173,9 +174,22 @@ def test_a_damaged_shard_is_a_fault_and_keeps_what_is_before(tmp_path, scenes, d
         place = archive.getmember("0009.png").offset_data
     content = shard.read_bytes()
     shard.write_bytes(content[: place + 20] if damage == "cut" else content.replace(b"0009.png", b"0009.xxx"))
-    records = list(open_source(shard.parent).records())
+    records = list(open_dataset(shard.parent).records())
     assert "cannot be read to its end" in records[-1].fault
     assert len([record for record in records if record.content]) == 9
+
+
+def test_the_strict_reader_raises_where_the_tolerant_one_has_a_fault(tmp_path, scenes):
+    """A damaged header, which tarfile takes for the archive's end, after nine images."""
+    shard = write_webdataset(tmp_path / "set", scenes) / "train-00000.tar"
+    shard.write_bytes(shard.read_bytes().replace(b"0009.png", b"0009.xxx"))
+    read = LAYOUTS["webdataset"].read(shard, None)
+    found = [next(read) for _ in range(9)]
+    assert [(one.key, one.label, pixels(one.content)) for one in found] == [
+        (f"{n:04d}", scenes.categories[n], scenes.images[n].tobytes()) for n in range(9)
+    ]
+    with pytest.raises(tarfile.ReadError):
+        next(read)
 
 
 def test_a_sample_without_a_label_is_a_fault(tmp_path, scenes):
@@ -183,20 +197,20 @@ def test_a_sample_without_a_label_is_a_fault(tmp_path, scenes):
         member = tarfile.TarInfo("x/0.png")
         member.size = len(png(scenes.images[0]))
         archive.addfile(member, io.BytesIO(png(scenes.images[0])))
-    (record,) = open_source(tmp_path).records()
+    (record,) = open_dataset(tmp_path).records()
     assert record.key == "a.tar/x/0.png" and "no .cls" in record.fault
 
 
 def test_a_file_that_is_not_parquet_is_a_fault(tmp_path, scenes):
     folder = write_parquet(tmp_path / "set", scenes)
     (folder / "data" / "train-00001.parquet").write_bytes(b"not parquet")
-    records = list(open_source(folder).records())
+    records = list(open_dataset(folder).records())
     assert len([record for record in records if record.content]) == 24 and records[-1].fault
 
 
 def test_refusals(tmp_path):
     with pytest.raises(UserError, match="no such folder; give"):
-        open_source(tmp_path / "missing")
+        open_dataset(tmp_path / "missing")
     (tmp_path / "labels.json").write_text('{"fish": 1}')
     with pytest.raises(UserError, match="labels.json: not a list"):
-        open_source(tmp_path).labels()
+        open_dataset(tmp_path).labels()

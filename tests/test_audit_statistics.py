@@ -33,7 +33,7 @@ def truth(strength: float) -> tuple[float, float]:
 def test_information_is_scikit_learns():
     """Against mutual_info_score, normalized_mutual_info_score and adjusted_mutual_info_score."""
     label, value = linked(0.4, seed=1)
-    table = information.table_of(label, value, 12, 6)
+    table = information.contingency_table(label, value, 12, 6)
     bits = information.mutual_information(table)
     assert bits == pytest.approx(sklearn.metrics.mutual_info_score(label, value))
     assert information.normalized(bits, table) == pytest.approx(
@@ -47,19 +47,19 @@ def test_information_is_scikit_learns():
 def test_corrected_entropy_of_few_images_is_nearly_that_of_many():
     """60 uniform draws of 40 values have log(40) on average within 0.02; the plug-in is 0.3 too low."""
     counts = np.random.default_rng(0).multinomial(60, np.full(40, 1 / 40), size=400)
-    assert information.corrected_entropy(counts).mean() == pytest.approx(math.log(40), abs=0.02)
+    assert information.grassberger_entropy(counts).mean() == pytest.approx(math.log(40), abs=0.02)
     assert information.entropy(counts).mean() < math.log(40) - 0.25
 
 
 def test_cramers_v_is_that_of_the_chi_squared_statistic():
     """Against scipy's chi-squared for a large table, where the correction is nearly nothing; 1 for a fixed value."""
     label, value = linked(0.4, seed=2, count=60_000)
-    table = information.table_of(label, value, 12, 6)
+    table = information.contingency_table(label, value, 12, 6)
     squared = scipy.stats.chi2_contingency(table).statistic / table.sum()
     assert information.cramers_v(table) == pytest.approx(math.sqrt(squared / 5), abs=0.002)
     label = np.arange(24_000) % 12
-    assert information.cramers_v(information.table_of(label, label % 6, 12, 6)) == pytest.approx(1, abs=1e-3)
-    assert information.cramers_v(information.table_of(LABEL, LABEL * 0, 12, 6)) == 0
+    assert information.cramers_v(information.contingency_table(label, label % 6, 12, 6)) == pytest.approx(1, abs=1e-3)
+    assert information.cramers_v(information.contingency_table(LABEL, LABEL * 0, 12, 6)) == 0
 
 
 def test_no_link_is_called_significant_as_often_as_promised():
@@ -97,7 +97,7 @@ def test_an_attribute_of_one_value_says_nothing():
 
 def test_p_values_of_pairs_are_fishers():
     """Against scipy's hypergeometric distribution."""
-    table = information.table_of(*linked(0.3, seed=3), 12, 6)
+    table = information.contingency_table(*linked(0.3, seed=3), 12, 6)
     found = information.pairs(table)
     for (category, value), seen in np.ndenumerate(table):
         tail = scipy.stats.hypergeom(table.sum(), table[:, value].sum(), table[category].sum()).sf(seen - 1)
@@ -109,7 +109,7 @@ def test_p_values_of_pairs_are_fishers():
 
 def test_false_discovery_is_scipys():
     p_values = np.random.default_rng(4).random(50) ** 3
-    assert intervals.false_discovery(p_values) == pytest.approx(scipy.stats.false_discovery_control(p_values))
+    assert intervals.benjamini_hochberg(p_values) == pytest.approx(scipy.stats.false_discovery_control(p_values))
 
 
 def test_interval_of_a_mean_is_the_normal_one():
@@ -138,7 +138,7 @@ def test_difference_of_two_intervals_is_a_z_test():
     """1.96 joint standard errors apart: p = 0.05."""
     first, second = Estimate(0, -1.96 * 3, 1.96 * 3), Estimate(1.96 * 5, 1.96, 1.96 * 9)
     assert intervals.difference_p_value(first, second) == pytest.approx(0.05, abs=1e-4)
-    assert Estimate(math.nan, math.nan, math.nan).plain() == {"value": None, "low": None, "high": None}
+    assert Estimate(math.nan, math.nan, math.nan).to_json() == {"value": None, "low": None, "high": None}
 
 
 @pytest.mark.parametrize("count", [3, 7, 20, 49])

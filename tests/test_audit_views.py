@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lbgen.audit import relevance, views
-from lbgen.audit.cache import RowCache
-from lbgen.audit.observe import Observer, cache_identity
+from lbgen.audit import views
+from lbgen.audit.observe import Observer, RowCache, model_identity
+from lbgen.datasets import decode
 from lbgen.models.semantics import load_semantics
 
 
@@ -91,11 +91,13 @@ def test_a_mask_that_cannot_be_decoded_is_named():
     assert views.decode(encoded((30, 30)), b"no image", 16).startswith("its mask cannot be decoded")
 
 
-def test_a_variant_that_pillow_does_not_know_says_so():
-    """A BMP file of a compression that there is not."""
-    content = bytearray(encoded((30, 30), "BMP"))
-    content[30:34] = b"\x63\0\0\0"
-    assert views.decode(bytes(content), None, 16).startswith("cannot be decoded (Unsupported BMP compression")
+def test_a_variant_that_pillow_does_not_know_says_so(monkeypatch):
+    """A DDS file of another compression, of which Pillow raises NotImplementedError; DDS itself is not opened."""
+    content = bytearray(encoded((30, 30), "DDS"))
+    content[80:88] = b"\x04\0\0\0ABCD"
+    assert views.decode(bytes(content), None, 16) == "cannot be decoded (of no format that is known)"
+    monkeypatch.setattr(decode, "FORMATS", (*decode.FORMATS, "DDS"))
+    assert views.decode(bytes(content), None, 16).startswith("cannot be decoded (Unimplemented pixel format")
 
 
 def test_blank_images_say_so():
@@ -161,25 +163,25 @@ def test_the_square_of_a_mask_holds_it_and_says_nothing_of_its_proportions():
     masks = torch.zeros(2, 32, 32, dtype=torch.bool)
     masks[0, 10:14, 5:25] = True
     masks[1, 5:25, 10:14] = True
-    wide, tall = relevance.square_of_mask(masks)
+    wide, tall = views.square_of_mask(masks)
     assert (wide & masks[0]).sum() == 80 and torch.equal(wide, tall.T)
-    assert relevance.place(wide[None])[0].tolist() == pytest.approx([1 / 32, 23 / 32, 4 / 32, 26 / 32])
+    assert views.square_edges(wide[None])[0].tolist() == pytest.approx([1 / 32, 23 / 32, 4 / 32, 26 / 32])
 
 
 def test_the_square_of_relevance_is_where_the_relevance_is():
     found = torch.zeros(2, 8, 8)
     found[0, 0, 0] = found[1, 7, 7] = 1
-    first, last = relevance.square_of_relevance(found, 64)
+    first, last = views.square_of_relevance(found, 64)
     assert first.sum() == last.sum() == 56 * 56 and first[0, 0] and last[-1, -1] and not last[0, 0]
 
 
 @torch.no_grad()
 def test_patch_relevance_is_what_attention_brings_to_the_class_token(tiny_clip_folder, monkeypatch):
     """Patches and class token together: the last attention's own output, as torch computes it, along the text."""
-    monkeypatch.setattr(relevance, "LAYERS_SHARE", 0.01)  # the last layer only
+    monkeypatch.setattr(views, "LAYERS_SHARE", 0.01)  # the last layer only
     space = load_semantics(str(tiny_clip_folder))
     canvas, text = torch.rand(1, 3, 16, 16), space.embed_texts(["fish"])
-    found = relevance.patch_relevance(space, canvas, text)
+    found = views.patch_relevance(space, canvas, text)
     vision = space.model.vision_model
     attention, attended = vision.encoder.layers[-1].self_attn, {}
     attention.register_forward_hook(lambda module, given, result: attended.update(out=result[0]))
@@ -200,10 +202,10 @@ def test_patch_relevance_is_what_attention_brings_to_the_class_token(tiny_clip_f
 
 def test_a_space_without_a_class_token_has_no_relevance(tiny_siglip_folder):
     space = load_semantics(str(tiny_siglip_folder))
-    assert relevance.patch_relevance(space, torch.rand(1, 3, 16, 16), space.embed_texts(["fish"])) is None
+    assert views.patch_relevance(space, torch.rand(1, 3, 16, 16), space.embed_texts(["fish"])) is None
     seen = views.decode(encoded((16, 16)), None, 16)
     hidden = Observer(space, 16).hidden([seen], seen.canvas[None] / 255, ["fish"])
-    assert relevance.place(hidden)[0].tolist() == [1 / 16, 15 / 16] * 2
+    assert views.square_edges(hidden)[0].tolist() == [1 / 16, 15 / 16] * 2
 
 
 def test_a_row_that_was_written_in_part_is_dropped(tmp_path):
@@ -212,10 +214,10 @@ def test_a_row_that_was_written_in_part_is_dropped(tmp_path):
     with cache.path.open("ab") as stream:
         stream.write(b"torn")
     again = RowCache(tmp_path, "a model", [("features", np.float16, (3,))])
-    assert again.places == {b"a" * 32: 0, b"b" * 32: 1} and again.read("features", np.array([1])).shape == (1, 3)
+    assert again.row_of == {b"a" * 32: 0, b"b" * 32: 1} and again.read("features", np.array([1])).shape == (1, 3)
     again.append([b"c" * 32], {"features": np.zeros((1, 3))})
     assert again.read("features", np.arange(3)).sum() == 6
-    assert RowCache(tmp_path, "another model", [("features", np.float16, (3,))]).places == {}
+    assert RowCache(tmp_path, "another model", [("features", np.float16, (3,))]).row_of == {}
 
 
 def test_copies_in_one_batch_and_in_the_next_are_one_row(tmp_path):
@@ -225,7 +227,7 @@ def test_copies_in_one_batch_and_in_the_next_are_one_row(tmp_path):
     for keys, values in (("aab", [1, 9, 2]), ("ac", [9, 3]), ("a", [9]), ("d", [4])):
         cache.append([key.encode() * 32 for key in keys], {"features": np.array(values)[:, None]})
     for opened in (cache, RowCache(tmp_path, "a model", fields)):
-        rows = np.array([opened.places[key * 32] for key in (b"a", b"b", b"c", b"d")])
+        rows = np.array([opened.row_of[key * 32] for key in (b"a", b"b", b"c", b"d")])
         assert opened.read("features", rows)[:, 0].tolist() == [1, 2, 3, 4]
 
 
@@ -234,5 +236,5 @@ def test_a_model_that_reads_pictures_otherwise_is_another(tiny_clip_folder, tmp_
     folders = [shutil.copytree(tiny_clip_folder, tmp_path / name) for name in ("copy", "changed")]
     (settings,) = [path for path in folders[1].glob("*processor*.json") if "image_mean" in path.read_text()]
     settings.write_text(settings.read_text().replace('"image_mean": [', '"image_mean": [\n 0.1,', 1))
-    same, changed = map(cache_identity, map(str, folders))
-    assert same == cache_identity(str(tiny_clip_folder)) != changed
+    same, changed = map(model_identity, map(str, folders))
+    assert same == model_identity(str(tiny_clip_folder)) != changed

@@ -8,7 +8,7 @@ from test_comparison import EVERYWHERE, HOME, LABELS, judged
 
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration.flags import resolve
-from lbgen.quickstart import judging
+from lbgen.quickstart import page as before_after
 from lbgen.quickstart.comparison import compare
 from lbgen.quickstart.page import Chart, Page, Strip, change, interval, number, write_page
 from lbgen.report import figures
@@ -43,13 +43,13 @@ class Reader(HTMLParser):
 
 
 def read_page(tmp_path, name: str) -> tuple[str, Reader]:
-    lines = compare(judged(HOME[LABELS]), judged(EVERYWHERE), HOME, draws=5)
+    lines = compare(judged(HOME[LABELS]), judged(EVERYWHERE), HOME, resamples=5)
     image = figures.png_uri(figures.strip(torch.rand(2, 3, 8, 8)))
     svg = figures.curve([1, 2, 3], [0.1, 0.3, 0.2])
     page = Page(
         title="a title",
         lines=lines,
-        diverse=compare(judged(HOME[LABELS]), judged(HOME[LABELS]), HOME, draws=5),
+        diverse=compare(judged(HOME[LABELS]), judged(HOME[LABELS]), HOME, resamples=5),
         strips=[Strip(name, "home", image, image, image)],
         maps=[Chart("map", "note", figures.share_map(np.eye(2), [name, "b"], ["x", "y"], [0, 1], figures.BASE))],
         losses=[Chart("loss", "note", svg)],
@@ -112,7 +112,7 @@ def test_strip_repeats_every_pixel():
 
 
 def test_numbers_are_typeset():
-    lines = {line.figure.key: line for line in compare(judged(HOME[LABELS]), judged(EVERYWHERE), HOME, draws=5)}
+    lines = {line.figure.key: line for line in compare(judged(HOME[LABELS]), judged(EVERYWHERE), HOME, resamples=5)}
     rate, quality = lines["home_scene_rate"], lines["quality"]
     assert (number(0.251, rate), change(rate)) == ("25.1%", "\N{MINUS SIGN}75.0 pts")
     assert (number(3.0, quality), change(quality)) == ("3.00", "0.00")
@@ -121,6 +121,6 @@ def test_numbers_are_typeset():
 
 def test_terms_of_no_weight_have_no_curve():
     """The run logs the discriminator's loss all the same."""
-    shown = {recipe: judging.shown_losses(resolve(AlignConfig, recipe, {})) for recipe in ("independent", "paper")}
+    shown = {recipe: before_after.shown_losses(resolve(AlignConfig, recipe, {})) for recipe in ("independent", "paper")}
     assert not {"entire", "discriminator"} & set(shown["independent"]) and "independence" in shown["independent"]
     assert {"entire", "discriminator", "individual", "quality"} <= set(shown["paper"])

@@ -55,7 +55,7 @@ def flip(path: Path, at: int) -> None:
 THREADS = """
 import os, sys, threading
 from pathlib import Path
-from lbgen.datasets.open import open_source
+from lbgen.datasets.open import open_dataset
 from lbgen.generation.verify import verify
 
 def native():
@@ -69,7 +69,7 @@ sys.exit(f"{{native() - before}} more threads" if native() > before else 0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads by Linux's /proc")
-@pytest.mark.parametrize("reading", ["verify({folder!r})", "list(open_source(Path({folder!r})).records())"])
+@pytest.mark.parametrize("reading", ["verify({folder!r})", "list(open_dataset(Path({folder!r})).records())"])
 @pytest.mark.parametrize("layout", CONTAINERS)
 def test_reading_leaves_no_native_thread_behind(wholes, layout, reading):
     """By the system's count: one of Arrow's pool, alive while the process ends, aborts it now and then (code 134)."""

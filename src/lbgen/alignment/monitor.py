@@ -15,7 +15,9 @@ from torch import Tensor
 from tqdm import trange
 
 from lbgen.alignment.config import AlignConfig
-from lbgen.metrics import measures
+from lbgen.metrics.diversity import mean_category_vendi, vendi_score
+from lbgen.metrics.pixels import colour_entropy, edge_density
+from lbgen.metrics.zero_shot import label_agreement
 from lbgen.models.generator import Generator
 from lbgen.models.noise import derived_seed
 from lbgen.models.quality import QualityScorer
@@ -52,7 +54,7 @@ class Monitor:
             self.text_features = semantics.embed_texts(vocabulary.texts(config.text_template)).cpu()
         self.base = self._base_images()
         self.base_features, _ = self._features_and_scores(self.base)
-        self.base_diversity = measures.mean_category_vendi(self.base_features, self.labels)
+        self.base_diversity = mean_category_vendi(self.base_features, self.labels)
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Write the sample grid and return the statistics of the adapter as it is; at step 0 that is the base model."""
@@ -61,11 +63,11 @@ class Monitor:
         features, scores = self._features_and_scores(images)
         difference = (images.float() - self.base.float()) / 255
         statistics = {
-            "diversity": measures.mean_category_vendi(features, self.labels),
-            "overall_diversity": measures.vendi_score(features),
-            "label_agreement": measures.label_agreement(features, self.text_features, self.labels),
-            "edge_density": measures.edge_density(images / 255).mean().item(),
-            "colour_entropy": measures.colour_entropy(images / 255).mean().item(),
+            "diversity": mean_category_vendi(features, self.labels),
+            "overall_diversity": vendi_score(features),
+            "label_agreement": label_agreement(features, self.text_features, self.labels),
+            "edge_density": edge_density(images / 255).mean().item(),
+            "colour_entropy": colour_entropy(images / 255).mean().item(),
             "base_pixel_rms": difference.square().mean().sqrt().item(),
             "base_feature_cosine": (features * self.base_features).sum(dim=-1).mean().item(),
         }

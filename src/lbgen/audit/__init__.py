@@ -1,1 +1,1 @@
-"""What besides the object tells the label: measures of any labelled image dataset, and a page about them."""
+"""The audit finds shortcuts, cues other than the object that predict the label, in any labelled image dataset."""

@@ -1,4 +1,4 @@
-"""Attributes of an image that are not its object, read zero-shot in a language space or measured on the picture."""
+"""Attributes other than the category: classified zero-shot in a semantic space, or measured on the pixels."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ POSITIONS = ("upper left", "upper middle", "upper right", "middle left", "centre
     "lower right",
 )
 CENTRE = 0.06
-"""How far from the middle, as a share of the side, still counts as the middle row or column."""
+"""Largest distance from the centre, over the side, that counts as the middle row or column."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one attribute is in N images."""
+    """The value of one attribute in N images."""
 
     name: str
     values: tuple[str, ...]
@@ -34,8 +34,9 @@ class Reading:
 
 @torch.no_grad()
 def read_attributes(observed: Observed, attributes: list[Attribute], space: SemanticSpace) -> Iterator[Reading]:
-    """Each image's value of every attribute: the nearest text's; then, where every image has a mask, the object's own
-    position and colour: where and what the patches' relevance points to follows the category's shape.
+    """Zero-shot values of every attribute; then, if all images have masks, the object's measured position and colour.
+
+    Without masks position and colour are not measured, as the area of high patch relevance follows the object's shape.
     """
     position, colour = MEASURED
     for attribute in attributes:
@@ -46,7 +47,7 @@ def read_attributes(observed: Observed, attributes: list[Attribute], space: Sema
 
 
 def ensure_short(attribute: Attribute, name: str, space: SemanticSpace) -> None:
-    """Refuse a text that is longer than the language model reads."""
+    """Raise UserError for a text that is longer than the text encoder's limit."""
     remedy = "shorten the template or the value"
     for text in attribute.texts(name):
         refuse_long_text(text, space.count_tokens, space.token_limit, source=attribute.source, remedy=remedy)
@@ -63,7 +64,7 @@ def _texts(attribute: Attribute, observed: Observed, space: SemanticSpace) -> ND
 
 
 def _nearest(observed: Observed, texts: NDArray[np.float32]) -> NDArray[np.int16]:
-    """(N,) index of the nearest text among those of the image's own category."""
+    """(N,) index of the nearest text among those with the image's own category."""
     found, start = [], 0
     for features in observed.chunks("image"):
         own = observed.label[start : start + len(features)] if len(texts) > 1 else np.zeros(len(features), np.int64)
@@ -76,8 +77,8 @@ def _nearest(observed: Observed, texts: NDArray[np.float32]) -> NDArray[np.int16
     return np.concatenate(found)
 
 
-def measured_position(place: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(N,) index into POSITIONS of a square's middle.  place: (N, 4) top, bottom, left, right, in [0, 1]."""
-    middle = place.reshape(-1, 2, 2).mean(axis=2)
-    thirds = (middle > 0.5 - CENTRE).astype(np.int64) + (middle > 0.5 + CENTRE)
+def measured_position(square_edges: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(N,) index into POSITIONS of the squares' centres.  square_edges: (N, 4) top, bottom, left, right in [0, 1]."""
+    centre = square_edges.reshape(-1, 2, 2).mean(axis=2)
+    thirds = (centre > 0.5 - CENTRE).astype(np.int64) + (centre > 0.5 + CENTRE)
     return thirds[:, 0] * 3 + thirds[:, 1]

@@ -1,4 +1,4 @@
-"""What an audit can be told."""
+"""The settings of an audit."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,24 +9,24 @@ from lbgen.configuration.flags import require
 @dataclass(frozen=True)
 class AuditConfig:
     output: Path = Path("runs/audit")
-    """Folder for report.html, measures.json, measures.parquet and the cache of what was seen of each image."""
+    """Folder for report.html, measures.json, measures.parquet and the cache of the images' features."""
     semantics: str = "clip-vit-l-14"
-    """Language space that images are read in: microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
+    """Semantic space of the features: microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
     attributes: Path | None = None
-    """YAML file of attributes to look for in place of the built-in list, which for the micro world's space is that of
-    its scenes (docs/audit.md says how to write one)."""
+    """YAML file of attributes that replaces the built-in list (docs/audit.md says how to write one). The built-in list
+    of the micro world's space is that of its scenes."""
     features: str | None = None
-    """Vision model in which datasets are compared, a hub id or a folder; none is DINOv2 (facebook/dinov2-base) where it
-    was downloaded before, else the language space."""
+    """Vision model whose features datasets are compared in, a hub id or a folder. Default: DINOv2
+    (facebook/dinov2-base) if it was downloaded before, else the semantic space."""
     probe_images: int = 20000
-    """Most images that the probes learn from and that datasets are compared on, drawn evenly over the categories;
-    the probes take 5 or more of each, and where there is no room for that, fewer categories."""
+    """Maximum number of images for the probes and for comparisons, drawn evenly from the categories. The probes need 5
+    images of a category; with too many categories for that, they use fewer categories."""
     permutations: int = 999
-    """Shuffles of the labels in the test of each attribute; the smallest possible p-value is 1 / (this + 1)."""
+    """Shuffles of the labels in each attribute's test; the smallest possible p-value is 1 / (permutations + 1)."""
     batch_size: int = 64
-    """Images read by the model at once."""
+    """Images in a batch of the model."""
     seed: int = 0
-    """Seed of every draw: which images the probes see, folds, shuffles, bootstrap."""
+    """Seed of everything random: the probes' images, folds, shuffles, bootstrap."""
 
     def __post_init__(self) -> None:
         require(self, "probe_images", self.probe_images >= 100, "give 100 or more")

@@ -1,4 +1,4 @@
-"""Every measure: what it is, between what, which way is better, and where it comes from."""
+"""What every measure of the page means: definition, range, direction, source; and the limits of all of them."""
 
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -7,7 +7,7 @@ from typing import Literal
 @dataclass(frozen=True)
 class Definition:
     key: str
-    """As in measures.json; `a.b` is b inside a."""
+    """As in measures.json; `a.b` is the key b of the object a."""
     title: str
     group: Literal["shortcuts", "content", "comparison"]
     definition: str
@@ -20,13 +20,20 @@ class Definition:
         return asdict(self)
 
 
+GROUPS = {
+    "shortcuts": "Shortcuts: cues other than the object that predict the label",
+    "content": "Content of the datasets",
+    "comparison": "Distance from the first dataset",
+}
+"""Group -> its title on the page."""
+
 PROBE = (
-    "Share of held-out images, near duplicates once, whose category a linear probe tells from this alone, mean over "
-    "the categories: "
+    "Balanced accuracy (mean of the categories' accuracies) of a linear probe that predicts the category of held-out "
+    "images from this alone, without repeated near-duplicates: "
 )
 PROBE_RANGE = "chance (1 / probed categories) to 1"
-HIDDEN = "with a square over the object. Chance where nothing around the object is linked to the category"
-SEEN = "The object is seen, so it is above chance in any set: compare sets, and read the line after it"
+HIDDEN = "with a square over the object. At chance if nothing around the object is associated with the category"
+SEEN = "The object is visible, so this is above chance in any dataset: compare datasets, and read the next line"
 PROBE_SOURCE = "Ridge classifier, 5 folds, penalty by generalised cross-validation (Golub et al. 1979)"
 
 
@@ -38,35 +45,38 @@ DEFINITIONS = (
     _probe(
         "background",
         "Label from the background",
-        f"the semantic features of the image {HIDDEN}. The square is a given mask's; else of fixed size, where the "
-        "model's patches bring the image towards the category's text. What follows from its place alone is taken out.",
+        f"the semantic features of the image {HIDDEN}. The square encloses the given mask; without masks it has a "
+        "fixed size and covers the patches that bring the image closest to the category's text. What the square's "
+        "position alone predicts is regressed out.",
     ),
-    _probe("border", "Label from the border", f"the same of the outermost sixteenth on every edge, also {HIDDEN}."),
+    _probe("border", "Label from the border", f"the same for the outermost sixteenth on every edge, also {HIDDEN}."),
     _probe(
         "thumbnail",
-        "Label from a tiny picture",
-        f"the pixels of the picture at a sixteenth of the model's side. {SEEN}.",
+        "Label from a thumbnail",
+        f"the pixels of the image at a sixteenth of the model's resolution. {SEEN}.",
     ),
-    _probe("thumbnail_outside", "Tiny picture, object hidden", f"the same {HIDDEN}."),
-    _probe("color_histogram", "Label from the colours", f"how much of each of 64 colours there is, not where. {SEEN}."),
+    _probe("thumbnail_outside", "Thumbnail, object hidden", f"the same {HIDDEN}."),
+    _probe(
+        "color_histogram", "Label from the colours", f"the histogram of 64 colours, without their positions. {SEEN}."
+    ),
     _probe("color_histogram_outside", "Colours, object hidden", f"the same {HIDDEN}."),
     _probe(
         "patch_shuffle",
         "Label from texture",
-        "the semantic features of the picture cut into 4 x 4 squares in random order, and how many edges there are in "
-        f"it of each direction and strength. {SEEN}.",
+        "the semantic features of the image cut into 4 x 4 patches in random order, and its histogram of edges by "
+        f"direction and strength. {SEEN}.",
     ),
     _probe("patch_shuffle_outside", "Texture, object hidden", f"the same {HIDDEN}."),
     _probe(
         "file_facts",
         "Label from file facts",
-        "width, height, aspect, JPEG quantisation, format. Chance where files do not differ between categories.",
+        "width, height, aspect, JPEG quantisation, format. At chance if files do not differ between categories.",
     ),
     Definition(
         "label_agreement",
         "Label agreement",
         "content",
-        "Share of images whose nearest category text is their own label's, of all categories of the dataset.",
+        "Share of images for which no text of the dataset's categories is nearer than that of their own label.",
         "0 to 1",
         "higher",
         "Zero-shot classification (Radford et al., arXiv 2103.00020)",
@@ -76,7 +86,7 @@ DEFINITIONS = (
         "label_agreement_top5",
         "Label agreement, first five",
         "content",
-        "Share of images whose own label's text is among the five nearest.",
+        "Share of images for which fewer than five texts are nearer than that of their own label.",
         "0 to 1",
         "higher",
         "Zero-shot classification (Radford et al., arXiv 2103.00020)",
@@ -87,8 +97,8 @@ DEFINITIONS = (
         "Diversity in a category",
         "content",
         "Effective number of different images in a category (Vendi score, cosine kernel, semantic features), mean over "
-        "the categories, of the same number of images in all datasets of an audit, or all that a smaller category has. "
-        "Poor images raise it too.",
+        "the categories. It uses the same number of images per category in all datasets of an audit, or all images of "
+        "a category that has fewer. Poor images raise it too.",
         "1 to the number of images used",
         "higher",
         "Friedman and Dieng, arXiv 2210.02410",
@@ -115,7 +125,8 @@ DEFINITIONS = (
         "duplicates",
         "Near duplicates",
         "content",
-        "Share of images whose 8x8 picture is within 0.015 (root mean square, of 1) of another image's of the dataset.",
+        "Share of images whose 8x8-pixel version differs by less than 0.015 (root mean square, of 1) from that of "
+        "another image of the dataset.",
         "0 to 1",
         "lower",
         "Exact search over all pairs",
@@ -125,7 +136,7 @@ DEFINITIONS = (
         "duplicates_across_splits",
         "Near duplicates across splits",
         "content",
-        "The same with an image of another split: such images leak from training into testing.",
+        "The same, with an image of another split: such images leak from training into testing.",
         "0 to 1",
         "lower",
         "Exact search over all pairs",
@@ -135,7 +146,7 @@ DEFINITIONS = (
         "balance",
         "Balance of categories",
         "content",
-        "Entropy of the categories' sizes over its largest value; 1 when all are equally large.",
+        "Entropy of the category sizes over its largest possible value; 1 if all categories are equally large.",
         "0 to 1",
         "higher",
         "Pielou's evenness (1966)",
@@ -144,8 +155,8 @@ DEFINITIONS = (
         "edge_density",
         "Edge density",
         "content",
-        "Share of pixels with a clear brightness step, mean over images. Neither way is better; a difference between "
-        "sets says that one is flatter or noisier.",
+        "Share of pixels on a clear edge of brightness, mean over images. Neither direction is better; a difference "
+        "between datasets means that one is flatter or noisier.",
         "0 to 1",
         "neither",
         "Sobel filter",
@@ -155,7 +166,7 @@ DEFINITIONS = (
         "colour_entropy",
         "Colour entropy, bits",
         "content",
-        "Entropy of an image's colours in 512 bins, mean over images.",
+        "Entropy of an image's colour histogram with 512 bins, mean over images.",
         "0 to 9 bits",
         "neither",
         "Shannon entropy",
@@ -164,8 +175,9 @@ DEFINITIONS = (
         "frechet_distance",
         "Fréchet distance",
         "comparison",
-        "Squared distance between Gaussians fitted to both sets' features, less what more images would take from it, "
-        "as seen on halves of the sets. Still too high where there are fewer than two images a feature.",
+        "Squared distance between Gaussians fitted to both datasets' features. It is biased upward for few images, so "
+        "it is extrapolated to infinitely many from random halves of the datasets. With fewer than two images per "
+        "feature it is still too high.",
         "0 upwards",
         "neither",
         "Heusel et al., arXiv 1706.08500; Chong and Forsyth, arXiv 1911.07023",
@@ -174,8 +186,8 @@ DEFINITIONS = (
         "kernel_distance",
         "Kernel distance",
         "comparison",
-        "Squared maximum mean discrepancy with a cubic kernel; unbiased for sets drawn category by category, so it may "
-        "fall a little below 0 by chance.",
+        "Squared maximum mean discrepancy with a cubic kernel; unbiased for images drawn independently inside each "
+        "category, so it may be slightly below 0 by chance.",
         "about 0 upwards",
         "neither",
         "Binkowski et al., arXiv 1801.01401",
@@ -184,7 +196,7 @@ DEFINITIONS = (
         "precision",
         "Precision",
         "comparison",
-        "Share of images that lie among the reference's.",
+        "Share of the images that lie inside the manifold of the first dataset: low means that many are unlike it.",
         "0 to 1",
         "higher",
         "Kynkaanniemi et al., arXiv 1904.06991",
@@ -194,7 +206,7 @@ DEFINITIONS = (
         "recall",
         "Recall",
         "comparison",
-        "Share of the reference's images that lie among these: low means narrower.",
+        "Share of the first dataset's images that lie inside the manifold of this one: low means less varied.",
         "0 to 1",
         "higher",
         "Kynkaanniemi et al., arXiv 1904.06991",
@@ -204,7 +216,7 @@ DEFINITIONS = (
         "density",
         "Density",
         "comparison",
-        "How many of the reference's neighbourhoods an image lies in, over k = 5; 1 for the same distribution.",
+        "Number of the first dataset's neighbourhoods that hold an image, over k = 5, mean; 1 for equal distributions.",
         "0 upwards",
         "higher",
         "Naeem et al., arXiv 2002.09797",
@@ -213,7 +225,7 @@ DEFINITIONS = (
         "coverage",
         "Coverage",
         "comparison",
-        "Share of the reference's images with one of these in their neighbourhood: low means narrower.",
+        "Share of the first dataset's images with an image of this one in their neighbourhood: low means less varied.",
         "0 to 1",
         "higher",
         "Naeem et al., arXiv 2002.09797",
@@ -222,12 +234,39 @@ DEFINITIONS = (
 )
 
 ASSOCIATION = {
-    "normalized_mutual_information": "What an image's attribute says of its category, near duplicates once: mutual "
-    "information over the mean of both entropies, each less what shuffled labels give. 0 by chance, 1 if one is a "
-    "renaming of the other; with more categories than values, below 1 even for a fixed value a category (Vinh et al. "
-    "2010; Grassberger 2003).",
-    "cramers_v": "Strength of association in [0, 1], corrected for the number of images (Bergsma 2013); 1 where the "
-    "category fixes the value.",
-    "p_value": "Share of shuffles of the labels that give at least as much information (Phipson and Smyth 2010).",
+    "normalized_mutual_information": "Mutual information of attribute and category over the mean of their entropies, "
+    "each less its mean under shuffled labels, without repeated near-duplicates. 0 by chance, 1 if one is a renaming "
+    "of the other; with more categories than values it is below 1 even if every category has a fixed value (Vinh "
+    "et al. 2010; Grassberger 2003).",
+    "cramers_v": "Strength of association in [0, 1], corrected for the number of images (Bergsma 2013); 1 if the "
+    "category determines the value.",
+    "p_value": "Permutation test: share of shuffles of the labels with at least as much information (Phipson and Smyth "
+    "2010).",
     "q_value": "The same adjusted for the number of attributes (Benjamini and Hochberg 1995); significant below 0.05.",
 }
+
+LIMITS = (
+    "An association is not by itself a fault: fish live in water. It says what a model could learn instead of the "
+    "object.",
+    "Attributes are zero-shot predictions of a vision-language model. It makes errors, more of them on drawings and on "
+    "rare things, and its errors may depend on the category: check a surprising pair by its images.",
+    "Without masks, the object is hidden by a square of seven eighths of the side, where the model locates it. Parts "
+    "of a larger object stay visible, so probes of its surroundings may be a few points above chance although nothing "
+    "is associated. The object's own position and colour are then not measured.",
+    "A linear probe gives a lower bound: a deeper network may find more.",
+    "An interval covers other samples of the same size, with probes trained on them, but not another vision-language "
+    "model. With masks and without any association, one interval in forty still begins above chance.",
+    "Tests between datasets assume independent samples. Datasets that share images or noise differ more certainly than "
+    "the tests say.",
+    "Less bias does not by itself make a better training set (arXiv 2404.01509), so there is no overall score.",
+)
+"""Printed on every page."""
+
+
+def glossary() -> list[dict[str, str]]:
+    """Title, text and note of every measure, for the page."""
+    lines = [{"title": d.title, "text": d.definition, "note": f"Range: {d.range}. {d.source}."} for d in DEFINITIONS]
+    titles = {"normalized_mutual_information": "Normalised mutual information", "cramers_v": "Cramér's V"}
+    for key, text in ASSOCIATION.items():
+        lines.append({"title": titles.get(key, key.replace("_", " ")), "text": text, "note": ""})
+    return lines

@@ -1,22 +1,20 @@
-"""All figures of a dataset, and of a dataset against another."""
+"""Every figure of one dataset."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lbgen.audit import content
 from lbgen.audit.attributes import Reading, read_attributes
 from lbgen.audit.config import AuditConfig
-from lbgen.audit.content import Duplicates, LabelRanks
+from lbgen.audit.content import LabelRanks
 from lbgen.audit.observe import Observed
-from lbgen.audit.probes import FOLDS, beyond_place, probe
-from lbgen.metrics import distances
-from lbgen.metrics.information import Association, Pairs, associate, pairs, table_of
-from lbgen.metrics.intervals import FEW_DRAWS, Estimate, false_discovery, halves, mean, normal, resample, widened
+from lbgen.audit.probes import FOLDS, probe, without_square_position
+from lbgen.metrics.information import Association, Pairs, associate, contingency_table, evenness, pairs
+from lbgen.metrics.intervals import FEW_RESAMPLES, Estimate, benjamini_hochberg, mean, normal_interval
+from lbgen.metrics.near_duplicates import Duplicates
 from lbgen.models.semantics import SemanticSpace
 from lbgen.vocabulary.attributes import Attribute
 
@@ -31,15 +29,15 @@ PROBES = {
     "patch_shuffle_outside": ("shuffled_outside", "edges_outside"),
     "file_facts": ("facts",),
 }
-"""Probe -> the columns of the cache it learns from."""
+"""Probe -> the columns of the cache that it learns from."""
 OBJECT_HIDDEN = ("background", "border", "thumbnail_outside", "color_histogram_outside", "patch_shuffle_outside")
-"""The probes that see the object's surroundings alone."""
+"""Probes of views with the object hidden."""
 CHANCE_FLOOR = (*OBJECT_HIDDEN, "file_facts")
-"""The probes that tell no more than chance where nothing but the object is linked to the category."""
-HALVINGS = 5
-"""How often sets are cut in halves, to see how the Fréchet distance changes with the number of images."""
+"""Probes that are at chance where nothing but the object is associated with the category."""
+PROGRESS_STEPS = 4 + len(PROBES)
+"""How often `measure` calls `step`."""
 COMPARED_IMAGES = 5000
-"""Of each set, for distances whose cost grows with the square of their number."""
+"""Maximum per dataset for distances whose cost grows with the square of the number of images."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class AttributeFigures:
     association: Association
     q_value: float
     table: NDArray[np.int64]
-    """(C, V) images, near duplicates once: copies would make chance look like a link."""
+    """(C, V) counts without repeated near-duplicates, whose chance associations would look like real ones."""
     pairs: Pairs
     pair_q_values: NDArray
     """(C, V), adjusted over all pairs of all attributes."""
@@ -56,7 +54,7 @@ class AttributeFigures:
 
 @dataclass(frozen=True)
 class Measured:
-    """One dataset's figures, and what they were taken from."""
+    """One dataset's figures, and what they were computed from."""
 
     observed: Observed
     figures: dict[str, Estimate]
@@ -71,9 +69,9 @@ class Measured:
     """(C,)"""
     duplicates: Duplicates
     probed: NDArray[np.int64]
-    """The images that the probes saw, near duplicates once: a copy in another fold would give the label away."""
+    """Images of the probes, without repeated near-duplicates: a copy in another fold would leak the label."""
     compared: NDArray[np.int64]
-    """The images that the set is compared with others on."""
+    """Images on which the dataset is compared with others."""
 
     @property
     def probed_categories(self) -> int:
@@ -81,7 +79,7 @@ class Measured:
 
     @property
     def chance(self) -> float:
-        """What a probe tells that learns nothing."""
+        """Balanced accuracy of a probe that has learned nothing."""
         return 1 / max(1, self.probed_categories)
 
 
@@ -93,7 +91,7 @@ def measure(
     diversity_images: int,
     step: Callable[[str], None],
 ) -> Measured:
-    """step: told what is being measured."""
+    """diversity_images: maximum per category for diversity.  step: is told what is being measured."""
     label, seed = observed.label, config.seed
     step("labels and quality")
     ranks, quality = content.label_ranks(observed, space), content.quality(observed, space)
@@ -106,31 +104,45 @@ def measure(
         "balance": _balance(label, seed),
     }
     step("duplicates")
-    twins = content.duplicates(observed)
-    figures["duplicates"] = mean(twins.anywhere, label, seed, (0, 1))
-    figures["duplicates_across_splits"] = mean(twins.in_another_split, label, seed, (0, 1))
+    duplicates = content.duplicates(observed)
+    figures["duplicates"] = mean(duplicates.anywhere, label, seed, (0, 1))
+    figures["duplicates_across_splits"] = mean(duplicates.in_another_split, label, seed, (0, 1))
     step("diversity")
-    spread = content.diversity(observed, diversity_images, seed)
-    figures |= {"diversity": spread.vendi, "feature_distance": spread.distance}
-    distinct = np.flatnonzero(~twins.repeated)
+    diversity = content.diversity(observed, diversity_images, seed)
+    figures |= {"diversity": diversity.vendi, "feature_distance": diversity.distance}
+
+    # Probes and attributes see near-duplicates once.
+    distinct = np.flatnonzero(~duplicates.repeated)
     probed = distinct[probe_sample(label[distinct], config.probe_images, seed)]
     for name, columns in PROBES.items():
         step(f"probe: {name.replace('_', ' ')}")
         features = np.concatenate([observed.column(column, probed) for column in columns], axis=1)
         if name in OBJECT_HIDDEN:
-            features = beyond_place(features, observed.column("place", probed))
+            features = without_square_position(features, observed.column("place", probed))
         figures[f"probes.{name}"] = probe(features, label[probed], seed)
     step("attributes")
-    found = list(_attribute_figures(observed, distinct, list(read_attributes(observed, attributes, space)), config))
+    readings = list(read_attributes(observed, attributes, space))
+    attribute_figures = list(_attribute_figures(observed, distinct, readings, config))
+
     compared = spread_sample(label, min(COMPARED_IMAGES, config.probe_images), seed)
-    by_category = spread.vendi_by_category, spread.distance_by_category
-    return Measured(observed, figures, found, ranks, quality, *by_category, twins, probed, compared)
+    return Measured(
+        observed,
+        figures,
+        attribute_figures,
+        ranks,
+        quality,
+        diversity.vendi_by_category,
+        diversity.distance_by_category,
+        duplicates,
+        probed,
+        compared,
+    )
 
 
 def probe_sample(label: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
-    """At most so many images, in turn from the categories of FOLDS or more.
+    """At most `most` images, spread evenly over the categories with FOLDS images or more.
 
-    Where there is no room for FOLDS images of each, from as many of these categories at random as there is room for.
+    With more such categories than `most` has room for FOLDS images of, a random subset of them is used.
     """
     large = np.flatnonzero(np.bincount(label) >= FOLDS)
     chosen = np.random.default_rng(seed).permutation(large)[: most // FOLDS]
@@ -139,7 +151,7 @@ def probe_sample(label: NDArray[np.int64], most: int, seed: int) -> NDArray[np.i
 
 
 def spread_sample(label: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
-    """At most so many images, in turn from every category until it has no more."""
+    """At most `most` random images, one per category in turn until a category has no more."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(label))
     sorted_label = label[order]
@@ -151,64 +163,28 @@ def spread_sample(label: NDArray[np.int64], most: int, seed: int) -> NDArray[np.
 
 
 def _balance(label: NDArray[np.int64], seed: int) -> Estimate:
-    """Its images are redrawn from the whole set, not inside the categories, whose sizes would not change."""
+    """Evenness of the category sizes; resamples are of the whole set, as stratified ones would keep the sizes."""
     rng, counts = np.random.default_rng(seed), np.bincount(label)
-    redrawn = rng.multinomial(len(label), counts / len(label), FEW_DRAWS)
-    drawn = [content.balance(np.repeat(np.arange(len(counts)), row)) for row in redrawn]
-    return normal(content.balance(label), np.array(drawn), (0, 1))
+    resampled = [evenness(row) for row in rng.multinomial(len(label), counts / len(label), FEW_RESAMPLES)]
+    return normal_interval(evenness(counts), np.array(resampled), (0, 1))
 
 
 def _attribute_figures(
     observed: Observed, distinct: NDArray[np.int64], readings: list[Reading], config: AuditConfig
 ) -> Iterator[AttributeFigures]:
+    # Association of each attribute with the label.
     label, values = observed.label[distinct], [reading.value[distinct] for reading in readings]
     associations = [associate(label, value, config.permutations, config.seed) for value in values]
-    q_values = false_discovery(np.array([association.p_value for association in associations]))
+    q_values = benjamini_hochberg(np.array([association.p_value for association in associations]))
+
+    # Every pair of category and value, adjusted over all pairs of all attributes.
     sizes = [len(reading.values) for reading in readings]
-    tables = [table_of(label, value, len(observed.labels), size) for value, size in zip(values, sizes, strict=True)]
+    tables = [
+        contingency_table(label, value, len(observed.labels), size) for value, size in zip(values, sizes, strict=True)
+    ]
     found = [pairs(table) for table in tables]
-    adjusted = false_discovery(np.concatenate([pair.p_value.ravel() for pair in found]))
+    adjusted = benjamini_hochberg(np.concatenate([pair.p_value.ravel() for pair in found]))
     ends = np.cumsum([table.size for table in tables])[:-1]
     parts = [part.reshape(table.shape) for part, table in zip(np.split(adjusted, ends), tables, strict=True)]
     for figures in zip(readings, associations, q_values.tolist(), tables, found, parts, strict=True):
         yield AttributeFigures(*figures)
-
-
-def compare(reference: tuple[NDArray, NDArray], other: tuple[NDArray, NDArray], seed: int) -> dict[str, Estimate]:
-    """Distances of a set from the reference; each is features (N, D) and labels (N,).
-
-    Intervals of neighbourhoods are from a bootstrap of the set that is counted, made wider for the other.
-    """
-    x, y = (torch.from_numpy(features.astype(np.float32)) for features, _ in (reference, other))
-    label_x, label_y = reference[1], other[1]
-    near = distances.neighbourhoods(x, y)
-    found = {
-        name: widened(mean(near[name].numpy(), label, seed, (0, most)), (0, most))
-        for name, label, most in (
-            ("precision", label_y, 1),
-            ("density", label_y, np.inf),
-            ("recall", label_x, 1),
-            ("coverage", label_x, 1),
-        )
-    }
-    rng = np.random.default_rng(seed)
-    draws = [(resample(label_x, rng), resample(label_y, rng)) for _ in range(FEW_DRAWS // 3)]
-    redrawn = np.array([distances.frechet_distance(x[a], y[b]) for a, b in draws])
-    found["frechet_distance"] = normal(_endless_frechet(x, y, label_x, label_y, rng), redrawn, (0, np.inf))
-    categories_x, categories_y = torch.from_numpy(label_x), torch.from_numpy(label_y)
-    redrawn = np.array([distances.kernel_distance(x[a], y[b], categories_x[a], categories_y[b]) for a, b in draws])
-    found["kernel_distance"] = normal(distances.kernel_distance(x, y, categories_x, categories_y), redrawn)
-    return found
-
-
-def _endless_frechet(
-    x: torch.Tensor, y: torch.Tensor, label_x: NDArray, label_y: NDArray, rng: np.random.Generator
-) -> float:
-    """Fréchet distance of endless images: on N it is too high, by about 1 / N (Chong and Forsyth, arXiv 1911.07023), so
-    half the images are as much further off.  NaN for fewer images than make halves.
-    """
-    if min(len(x), len(y)) < 4:
-        return math.nan
-    parts = [zip(halves(label_x, rng), halves(label_y, rng), strict=True) for _ in range(HALVINGS)]
-    half = np.mean([distances.frechet_distance(x[a], y[b]) for part in parts for a, b in part])
-    return 2 * distances.frechet_distance(x, y) - float(half)

@@ -1,4 +1,7 @@
-"""Reads a dataset once, image by image, and keeps what the measures need of each; memory does not grow with pixels."""
+"""Reads a dataset once and keeps, for each image, what the measures need; memory does not grow with the pixels.
+
+Observations are cached by content in a file of rows of one size, which is appended to and never rewritten.
+"""
 
 import hashlib
 import os
@@ -8,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,59 +19,110 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from lbgen.audit import relevance, views
-from lbgen.audit.cache import DIGEST, READ_AT_ONCE, RowCache
+from lbgen.audit import views
 from lbgen.audit.views import Decoded
-from lbgen.datasets.records import Label, Record, Source, name_of
+from lbgen.datasets.records import DatasetReader, ImageRecord, Label, name_of
 from lbgen.errors import UserError
-from lbgen.metrics import measures
+from lbgen.metrics.near_duplicates import small_picture
+from lbgen.metrics.pixels import colour_entropy, edge_density
 from lbgen.models.registry import SEMANTICS, resolve
 from lbgen.models.semantics import SemanticSpace
 from lbgen.runs import atomic, identity
 
 VERSION = 3
-"""Of what is kept of an image; another number is another cache."""
+"""Of the cached columns; another number is another cache."""
 LABEL_TEMPLATE = "photo of {name}"
+ROWS_AT_ONCE = 4096
+"""Rows of the cache that are read at a time."""
+DIGEST = 32
+"""Bytes of a cache key, a sha256."""
+
+
+class RowCache:
+    """Rows of a fixed dtype, found by their keys; one writer at a time (run.py holds the lock).
+
+    A row that was written in part, by a run that was killed, is dropped when the file is opened again.
+    """
+
+    def __init__(self, folder: Path, identity: str, fields: list[tuple[str, Any, tuple[int, ...]]]) -> None:
+        """identity: everything besides the key that the rows depend on; another identity is another file."""
+        self.dtype = np.dtype([("key", np.uint8, (DIGEST,)), *fields])
+        name = hashlib.sha256(f"{identity}\n{self.dtype.descr}".encode()).hexdigest()[:16]
+        self.path = folder / f"seen-{name}.rows"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+        whole = self.path.stat().st_size // self.dtype.itemsize
+        with self.path.open("r+b") as stream:
+            stream.truncate(whole * self.dtype.itemsize)
+        self.row_of: dict[bytes, int] = {}
+        for start in range(0, whole, ROWS_AT_ONCE):
+            keys = self.read("key", np.arange(start, min(start + ROWS_AT_ONCE, whole)))
+            self.row_of |= {key.tobytes(): row for row, key in enumerate(keys, start)}
+
+    def append(self, keys: list[bytes], columns: dict[str, NDArray]) -> None:
+        """Add the rows whose keys are new, each key once.  columns: name -> (len(keys), ...)."""
+        first = {key: row for row, key in reversed(list(enumerate(keys))) if key not in self.row_of}
+        chosen = sorted(first.values())
+        rows = np.zeros(len(chosen), self.dtype)
+        for name, values in columns.items():
+            rows[name] = values[chosen]
+        rows["key"] = np.frombuffer(b"".join(keys[row] for row in chosen), np.uint8).reshape(-1, DIGEST)
+        with self.path.open("ab") as stream:
+            begin = stream.tell() // self.dtype.itemsize
+            stream.write(rows.tobytes())
+        self.row_of |= {keys[row]: place for place, row in enumerate(chosen, begin)}
+
+    def read(self, name: str, rows: NDArray[np.int64]) -> NDArray:
+        """One column of these rows, (len(rows), ...).
+
+        Each part is read through its own memory map: the pages of a map that stays open count as this process's memory.
+        """
+        found = np.empty((len(rows), *self.dtype[name].shape), self.dtype[name].base)
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = rows[start : start + ROWS_AT_ONCE]
+            found[start : start + len(part)] = np.memmap(self.path, dtype=self.dtype, mode="r")[name][part]
+        return found
 
 
 @dataclass
 class Observed:
-    """A dataset as it was seen: N usable images of C categories."""
+    """A dataset after reading: N usable images of C categories."""
 
     name: str
     folder: str
     labels: list[Label]
-    """(C,) categories that have an image, in order of their ids."""
+    """(C,) the categories that have images, sorted by id."""
     label: NDArray[np.int64]
     """(N,) in [0, C)."""
     splits: list[str]
     split: NDArray[np.int64]
-    """(N,) in [0, number of splits)."""
+    """(N,) in [0, len(splits))."""
     keys: list[str]
-    """(N,) where each image is."""
+    """(N,) of the images' records."""
     rows: NDArray[np.int64]
-    """(N,) of the cache."""
+    """(N,) of the images in the cache."""
     cache: RowCache
     broken: dict[str, str] = field(default_factory=dict)
-    """Where each unusable image is, and why it is."""
+    """Key of each unusable image -> the reason."""
 
     def column(self, name: str, chosen: NDArray[np.int64] | None = None) -> NDArray:
-        """(N, ...) of one column of the cache, or of the chosen images only."""
+        """(N, ...) one column of the cache, of all images or of the chosen ones."""
         return self.cache.read(name, self.rows if chosen is None else self.rows[chosen])
 
     def chunks(self, name: str) -> Iterator[NDArray]:
-        """The same in parts of READ_AT_ONCE images."""
-        for start in range(0, len(self.rows), READ_AT_ONCE):
-            yield self.cache.read(name, self.rows[start : start + READ_AT_ONCE])
+        """The same in chunks of ROWS_AT_ONCE images."""
+        for start in range(0, len(self.rows), ROWS_AT_ONCE):
+            yield self.cache.read(name, self.rows[start : start + ROWS_AT_ONCE])
 
 
 class Observer:
-    """Sees images through a language space."""
+    """Computes the cached columns of images with a semantic space."""
 
     def __init__(self, space: SemanticSpace, side: int) -> None:
         self.space, self.side = space, side
         self.inner = views.inside_border(side)
         self.texts: dict[str, Tensor] = {}
+        """Category name -> text feature (D,)."""
 
     def fields(self) -> list[tuple[str, type, tuple[int, ...]]]:
         pixels = 3 * max(2, round(self.side * views.THUMBNAIL_SHARE)) ** 2
@@ -90,10 +145,12 @@ class Observer:
 
     @torch.no_grad()
     def see(self, images: list[Decoded], names: list[str], seeds: list[int]) -> dict[str, NDArray]:
-        """One value a field for each image of a batch."""
+        """All columns of a batch of B images.  names: of their categories; seeds: of their patch shuffles."""
         canvas = torch.stack([image.canvas for image in images]).float() / 255  # (B, 3, S, S)
+
+        # Hide the object; what is shown around it, and the shuffled patches, are views of their own.
         hidden = self.hidden(images, canvas, names)  # (B, S, S)
-        objects = torch.stack([square if i.mask is None else i.mask for i, square in zip(images, hidden, strict=True)])
+        objects = torch.stack([hidden[i] if image.mask is None else image.mask for i, image in enumerate(images)])
         surroundings, embed = views.outside(canvas, hidden), self.space.embed_images
         shuffled, shuffled_outside = (views.patch_shuffle(shown, seeds) for shown in (canvas, surroundings))
         columns = {
@@ -108,26 +165,26 @@ class Observer:
             "histogram_outside": views.colour_histogram(surroundings),
             "edges": views.edge_histogram(shuffled),
             "edges_outside": views.edge_histogram(shuffled_outside),
-            "fingerprint": (views.fingerprint(canvas) * 255).round(),
+            "fingerprint": (small_picture(canvas) * 255).round(),
             "facts": torch.stack([image.facts for image in images]),
-            "place": relevance.place(hidden),
+            "place": views.square_edges(hidden),
             "hue": views.dominant_hue(canvas, objects),
             "mask_given": torch.tensor([image.mask is not None for image in images]),
-            "edge_density": measures.edge_density(canvas),
-            "colour_entropy": measures.colour_entropy(canvas),
+            "edge_density": edge_density(canvas),
+            "colour_entropy": colour_entropy(canvas),
         }
         return {name: values.cpu().numpy() for name, values in columns.items()}
 
     def hidden(self, images: list[Decoded], canvas: Tensor, names: list[str]) -> Tensor:
-        """(B, S, S) bool: the square that is hidden where the object must not be seen."""
+        """(B, S, S) bool: the square that hides the object, from its mask or from the patches' relevance."""
         texts = torch.stack([self._text(name) for name in names])
-        found = relevance.patch_relevance(self.space, canvas, texts)
+        found = views.patch_relevance(self.space, canvas, texts)
         if found is None:
-            found = relevance.towards_the_middle(len(images))
-        hidden = relevance.square_of_relevance(found.cpu(), self.side)
+            found = views.central_relevance(len(images))
+        hidden = views.square_of_relevance(found.cpu(), self.side)
         for row, image in enumerate(images):
             if image.mask is not None:
-                hidden[row] = relevance.square_of_mask(image.mask[None])[0]
+                hidden[row] = views.square_of_mask(image.mask[None])[0]
         return hidden
 
     def _text(self, name: str) -> Tensor:
@@ -137,78 +194,94 @@ class Observer:
 
 
 def canvas_side(space: SemanticSpace) -> int:
-    """Pixels of the square that the model takes."""
+    """Side in pixels of the model's input."""
     return (space.preprocessing.crop or space.preprocessing.size)["height"]
 
 
 def cache_identity(semantics: str) -> str:
-    """What the rows of the cache depend on besides the image."""
+    """Everything besides the image that the rows depend on."""
     return f"version {VERSION}, {model_identity(resolve(semantics, SEMANTICS))}"
 
 
 def model_identity(where: str) -> str:
-    """Of a model's weights and, in a folder, of the files that say how it reads pictures and texts."""
+    """Hash of the weights and, for a folder, of its files for preprocessing and tokenising."""
     paths = sorted(path for path in Path(where).rglob("*") if path.suffix in (".json", ".txt", ".model"))
     settings = [f"{path.relative_to(where).as_posix()}\t{atomic.sha256(path)}" for path in paths if path.is_file()]
     return "\n".join([identity.weights_sha256(where) or where, *settings])
 
 
-def observe(source: Source, name: str, observer: Observer, cache: RowCache, batch_size: int) -> Observed:
-    """Every image of the dataset, those seen before from the cache."""
-    known, kept, broken = source.labels(), _Kept(), {}
-    progress = tqdm(source.records(), desc=name, total=source.count, unit=" images", disable=None)
+def observe(reader: DatasetReader, name: str, observer: Observer, cache: RowCache, batch_size: int) -> Observed:
+    """Observe every image of the dataset; known images are taken from the cache."""
+    known, found, broken = reader.labels(), _Found(), {}
+    progress = tqdm(reader.records(), desc=name, total=reader.count, unit=" images", disable=None)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         records = iter(progress)
         while batch := list(islice(records, batch_size)):
-            titles = [name_of(record.category, known) for record in batch]
-            digests = [_digests(record, title) for record, title in zip(batch, titles, strict=True)]
-            new = [row for row, pair in enumerate(digests) if pair and pair[1] not in cache.places]
+            # Observe the images that are not in the cache.
+            names = [name_of(record.category, known) for record in batch]
+            digests = [_digests(record, name) for record, name in zip(batch, names, strict=True)]
+            new = [row for row, digest in enumerate(digests) if digest and digest.key not in cache.row_of]
             decoded = dict(zip(new, pool.map(_decoder(observer.side), [batch[row] for row in new]), strict=True))
-            _see(observer, cache, {row: d for row, d in decoded.items() if isinstance(d, Decoded)}, titles, digests)
-            for row, record in enumerate(batch):
-                fault = decoded.get(row)
-                pair = digests[row]
-                if pair is None or isinstance(fault, str):
-                    broken[record.key] = fault if isinstance(fault, str) else record.fault
+            _see(observer, cache, {row: d for row, d in decoded.items() if isinstance(d, Decoded)}, names, digests)
+
+            # Sort the batch into usable and broken images.
+            for row, (record, digest) in enumerate(zip(batch, digests, strict=True)):
+                fault = record.fault if digest is None else decoded.get(row)
+                if digest is None or isinstance(fault, str):
+                    broken[record.key] = str(fault)
                 else:
-                    kept.add(record, cache.places[pair[1]])
-    return kept.observed(name, source, cache, known, broken)
+                    found.add(record, cache.row_of[digest.key])
+    return found.observed(name, reader, cache, known, broken)
 
 
-def _decoder(side: int) -> Callable[[Record], Decoded | str]:
+def _decoder(side: int) -> Callable[[ImageRecord], Decoded | str]:
     return lambda record: views.decode(record.content or b"", record.mask, side)
 
 
-def _digests(record: Record, title: str) -> tuple[bytes, bytes] | None:
-    """sha256 of the file, and of all that what is seen depends on: the object is looked for by its name."""
+class Digests(NamedTuple):
+    content: bytes
+    """sha256 of the file."""
+    key: bytes
+    """Of the cache: sha256 of the file, the mask and the category's name, by which the object is located."""
+
+
+def _digests(record: ImageRecord, name: str) -> Digests | None:
+    """None for an image without content."""
     if record.content is None:
         return None
     content = hashlib.sha256(record.content).digest()
-    return content, hashlib.sha256(content + (record.mask or b"") + title.encode()).digest()
+    return Digests(content, hashlib.sha256(content + (record.mask or b"") + name.encode()).digest())
 
 
-def _see(observer: Observer, cache: RowCache, images: dict, titles: list[str], digests: list) -> None:
-    """Add a batch's new images to the cache, each once."""
-    first = {digests[row][1]: row for row in reversed(list(images))}
+def _see(
+    observer: Observer,
+    cache: RowCache,
+    images: dict[int, Decoded],
+    names: list[str],
+    digests: list[Digests | None],
+) -> None:
+    """Add the new images of a batch to the cache, each once.  images: row of the batch -> image."""
+    first = {digest.key: row for row in reversed(list(images)) if (digest := digests[row])}
     rows = sorted(first.values())
     if not rows:
         return
-    seeds = [int.from_bytes(digests[row][0][:8], "big") for row in rows]
-    columns = observer.see([images[row] for row in rows], [titles[row] for row in rows], seeds)
-    columns["content"] = np.frombuffer(b"".join(digests[row][0] for row in rows), np.uint8).reshape(-1, DIGEST)
-    cache.append([digests[row][1] for row in rows], columns)
+    contents = [digest.content for row in rows if (digest := digests[row])]
+    seeds = [int.from_bytes(content[:8], "big") for content in contents]
+    columns = observer.see([images[row] for row in rows], [names[row] for row in rows], seeds)
+    columns["content"] = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, DIGEST)
+    cache.append([digest.key for row in rows if (digest := digests[row])], columns)
 
 
-class _Kept:
-    """Grows by a line an image: its key, and three numbers."""
+class _Found:
+    """The usable images found so far; it grows by a key and three numbers per image."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, dict[str, int]] = {"category": {}, "split": {}}
-        """Of what was met, in the order of meeting it."""
+        """Numbers of the category ids and splits, in order of first appearance."""
         self.category, self.split, self.rows = array("q"), array("q"), array("q")
         self.keys: list[str] = []
 
-    def add(self, record: Record, row: int) -> None:
+    def add(self, record: ImageRecord, row: int) -> None:
         categories, splits = self.numbers["category"], self.numbers["split"]
         self.category.append(categories.setdefault(record.category, len(categories)))
         self.split.append(splits.setdefault(record.split, len(splits)))
@@ -216,30 +289,23 @@ class _Kept:
         self.rows.append(row)
 
     def sorted(self, name: str) -> tuple[list[str], NDArray[np.int64]]:
-        """The categories or splits in order, and each image's number in it."""
-        met = list(self.numbers[name])
-        order = sorted(range(len(met)), key=met.__getitem__)
-        return [met[number] for number in order], np.argsort(order)[np.array(getattr(self, name))]
+        """The sorted ids or splits, and each image's index in them."""
+        names = list(self.numbers[name])
+        order = sorted(range(len(names)), key=names.__getitem__)
+        return [names[number] for number in order], np.argsort(order)[np.array(getattr(self, name))]
 
-    def observed(self, name: str, source: Source, cache: RowCache, known: dict, broken: dict[str, str]) -> Observed:
+    def observed(
+        self, name: str, reader: DatasetReader, cache: RowCache, known: dict, broken: dict[str, str]
+    ) -> Observed:
         if not self.keys:
             cause = f"; {next(iter(broken))}: {next(iter(broken.values()))}" if broken else ""
             raise UserError(
-                f"{source.folder}: no labelled image in it{cause}; give a folder of category folders, of .tar shards "
+                f"{reader.folder}: no labelled image in it{cause}; give a folder of category folders, of .tar shards "
                 "with .cls members, or of parquet files with image and label"
             )
         (ids, label), (splits, split) = self.sorted("category"), self.sorted("split")
         if len(ids) < 2:
-            raise UserError(f"{source.folder}: only one category, {ids[0]}; an audit compares two or more")
-        return Observed(
-            name,
-            str(source.folder),
-            [Label(id, name_of(id, known)) for id in ids],
-            label,
-            splits,
-            split,
-            self.keys,
-            np.array(self.rows),
-            cache,
-            broken,
-        )
+            raise UserError(f"{reader.folder}: only one category, {ids[0]}; an audit compares two or more")
+        labels = [Label(id, name_of(id, known)) for id in ids]
+        rows = np.array(self.rows)
+        return Observed(name, str(reader.folder), labels, label, splits, split, self.keys, rows, cache, broken)

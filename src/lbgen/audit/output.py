@@ -1,4 +1,4 @@
-"""The audit's files: measures.json, measures.parquet, report.html."""
+"""The audit's figures as plain data: measures.json and measures.parquet."""
 
 import json
 from collections.abc import Iterator
@@ -10,14 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lbgen.audit.comparison import Comparisons
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.definitions import ASSOCIATION, DEFINITIONS
-from lbgen.audit.figures import category_means, dataset_figures, differences
 from lbgen.audit.measures import AttributeFigures, Measured
-from lbgen.audit.page import write_page
-from lbgen.datasets.records import Source
-from lbgen.metrics.intervals import Estimate
+from lbgen.metrics.intervals import benjamini_hochberg, difference_p_value
 from lbgen.runs import atomic, identity
+
+FALSE_DISCOVERIES = 0.05
+"""Expected share of false discoveries among the associations, pairs and differences that are called significant."""
+PAIRS_KEPT, CATEGORIES_KEPT = 50, 50
 
 SCHEMA = pa.schema(
     [("dataset", pa.string()), ("measure", pa.string()), ("category", pa.string()), ("attribute", pa.string())]
@@ -31,23 +33,28 @@ class AuditResult:
     measures: Path
 
 
-Comparisons = dict[str, dict[str, Estimate]]
+def write_measures(content: dict[str, Any], measured: list[Measured], comparisons: Comparisons, folder: Path) -> Path:
+    """Write both files; returns the path of measures.json.  content: see `measures_content`."""
+    path = folder / "measures.json"
+    atomic.write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    with atomic.replacing(folder / "measures.parquet") as temporary:
+        pq.write_table(pa.Table.from_pylist(list(_rows(measured, comparisons)), schema=SCHEMA), temporary)
+    return path
 
 
-def write(
-    measured: list[Measured],
-    comparisons: Comparisons,
-    sources: list[Source],
-    config: AuditConfig,
-    diversity_images: int,
-    compared_in: str,
-) -> AuditResult:
-    content = {
+# ---- measures.json ----
+
+
+def measures_content(
+    measured: list[Measured], space: str, comparisons: Comparisons, config: AuditConfig, diversity_images: int
+) -> dict[str, Any]:
+    """The content of measures.json.  space: name of the features in which datasets were compared."""
+    return {
         "datasets": {m.observed.name: dataset_figures(m) for m in measured},
         "comparisons": {
             "reference": measured[0].observed.name,
-            "features": compared_in,
-            "datasets": {name: {key: e.plain() for key, e in found.items()} for name, found in comparisons.items()},
+            "features": space,
+            "datasets": {name: {key: e.to_json() for key, e in found.items()} for name, found in comparisons.items()},
         },
         "differences": differences(measured),
         "definitions": {d.key: d.plain() for d in DEFINITIONS} | {"attributes": ASSOCIATION},
@@ -62,21 +69,110 @@ def write(
             "versions": list(identity.versions()),
         },
     }
-    atomic.write_text(config.output / "measures.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-    with atomic.replacing(config.output / "measures.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(list(_lines(measured, comparisons)), schema=SCHEMA), temporary)
-    page = config.output / "report.html"
-    write_page(measured, sources, content, page)
-    return AuditResult(page, config.output / "measures.json")
 
 
-def _lines(measured: list[Measured], comparisons: Comparisons) -> Iterator[dict[str, Any]]:
-    """Every figure, one a line."""
+def dataset_figures(m: Measured) -> dict[str, Any]:
+    observed, flat = m.observed, {key: estimate.to_json() for key, estimate in m.figures.items()}
+    probes = {key.partition(".")[2]: value for key, value in flat.items() if key.startswith("probes.")}
+    return {
+        "images": len(observed.keys),
+        "categories": len(observed.labels),
+        **{key: value for key, value in flat.items() if not key.startswith("probes.")},
+        "broken": list(observed.broken),
+        "broken_why": observed.broken,
+        "probes": probes,
+        "probed": {"images": len(m.probed), "categories": m.probed_categories},
+        "chance": m.chance,
+        "attributes": {a.reading.name: _attribute_figures(a) for a in m.attributes},
+        "shortcuts": [_pair_figures(m, *pair) for pair in strongest_pairs(m, PAIRS_KEPT)],
+        "worst_categories": worst_categories(m, CATEGORIES_KEPT),
+    }
+
+
+def _attribute_figures(a: AttributeFigures) -> dict[str, Any]:
+    return {
+        "normalized_mutual_information": a.association.normalized_mutual_information.to_json(),
+        "cramers_v": a.association.cramers_v.to_json(),
+        "p_value": a.association.p_value,
+        "q_value": a.q_value,
+        "significant": a.q_value < FALSE_DISCOVERIES,
+    }
+
+
+def strongest_pairs(m: Measured, most: int) -> list[tuple[int, int, int]]:
+    """Indices (attribute, category, value) of the significant pairs, sorted by decreasing lift."""
+    found = []
+    for number, a in enumerate(m.attributes):
+        for category, value in zip(*np.nonzero(a.pair_q_values < FALSE_DISCOVERIES), strict=True):
+            found.append((-float(a.pairs.lift[category, value]), number, int(category), int(value)))
+    return [pair for _, *pair in sorted(found)[:most]]  # type: ignore[misc]
+
+
+def _pair_figures(m: Measured, number: int, category: int, value: int) -> dict[str, Any]:
+    a = m.attributes[number]
+    return {
+        "category": m.observed.labels[category].name,
+        "attribute": a.reading.name,
+        "value": a.reading.values[value],
+        "lift": float(a.pairs.lift[category, value]),
+        "share": float(a.table[category, value] / a.table[category].sum()),
+        "images": int(a.table[category, value]),
+        "q_value": float(a.pair_q_values[category, value]),
+    }
+
+
+def category_means(m: Measured, values: np.ndarray) -> np.ndarray:
+    """(C,) mean of (N,) values inside each category."""
+    label, count = m.observed.label, len(m.observed.labels)
+    return np.bincount(label, values, count) / np.bincount(label, minlength=count)
+
+
+def worst_categories(m: Measured, most: int) -> list[dict[str, Any]]:
+    """The categories with the lowest label agreement, lowest first."""
+    agreement = category_means(m, m.ranks.first.astype(float))
+    return [_category_figures(m, category) for category in np.argsort(agreement, kind="stable")[:most]]
+
+
+def _category_figures(m: Measured, category: int) -> dict[str, Any]:
+    rows = m.observed.label == category
+    mistaken, counts = np.unique(m.ranks.nearest[rows & ~m.ranks.first], return_counts=True)
+    return {
+        "id": m.observed.labels[category].id,
+        "name": m.observed.labels[category].name,
+        "images": int(rows.sum()),
+        "label_agreement": float(m.ranks.first[rows].mean()),
+        "taken_for": m.observed.labels[mistaken[counts.argmax()]].name if len(mistaken) else None,
+        "quality": float(m.quality[rows].mean()),
+        **{
+            key: float(values[category]) if np.isfinite(values[category]) else None
+            for key, values in (("diversity", m.vendi), ("feature_distance", m.distance))
+        },
+    }
+
+
+def differences(measured: list[Measured]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Dataset -> figure -> test of its difference from the first dataset; q is adjusted over all of them."""
+    tested, p_values = [], []
+    for m in measured[1:]:
+        for key, estimate in m.figures.items():
+            tested.append((m.observed.name, key))
+            p_values.append(difference_p_value(measured[0].figures[key], estimate))
+    q_values = benjamini_hochberg(np.array(p_values))
+    result: dict[str, dict[str, dict[str, Any]]] = {}
+    for (name, key), p, q in zip(tested, p_values, q_values, strict=True):
+        found = {"p_value": float(p), "q_value": float(q), "significant": bool(q < FALSE_DISCOVERIES)}
+        result.setdefault(name, {})[key] = found
+    return result
+
+
+# ---- measures.parquet ----
+
+
+def _rows(measured: list[Measured], comparisons: Comparisons) -> Iterator[dict[str, Any]]:
+    """One row per figure, by the columns of SCHEMA."""
     for m in measured:
         name, names = m.observed.name, [label.name for label in m.observed.labels]
-        for key, estimate in m.figures.items():
-            yield {"dataset": name, "measure": key, **estimate._asdict()}
-        for key, estimate in comparisons.get(name, {}).items():
+        for key, estimate in (m.figures | comparisons.get(name, {})).items():
             yield {"dataset": name, "measure": key, **estimate._asdict()}
         columns = {"label_agreement": category_means(m, m.ranks.first), "quality": category_means(m, m.quality)}
         for key, values in {**columns, "diversity": m.vendi, "feature_distance": m.distance}.items():
@@ -85,17 +181,16 @@ def _lines(measured: list[Measured], comparisons: Comparisons) -> Iterator[dict[
                 for category, value in zip(names, values, strict=True)
             )
         for a in m.attributes:
-            yield from _attribute_lines(a, name, names)
+            yield from _attribute_rows(a, name, names)
 
 
-def _attribute_lines(a: AttributeFigures, name: str, names: list[str]) -> Iterator[dict[str, Any]]:
+def _attribute_rows(a: AttributeFigures, name: str, names: list[str]) -> Iterator[dict[str, Any]]:
+    shared = {"dataset": name, "attribute": a.reading.name}
     for key in ("normalized_mutual_information", "cramers_v"):
-        estimate = getattr(a.association, key)
-        yield {"dataset": name, "measure": key, "attribute": a.reading.name, **estimate._asdict()}
-    yield {"dataset": name, "measure": "p_value", "attribute": a.reading.name, "value": a.association.p_value}
-    yield {"dataset": name, "measure": "q_value", "attribute": a.reading.name, "value": a.q_value}
+        yield {**shared, "measure": key, **getattr(a.association, key)._asdict()}
+    yield {**shared, "measure": "p_value", "value": a.association.p_value}
+    yield {**shared, "measure": "q_value", "value": a.q_value}
     for measure, cells in {"images": a.table, "lift": a.pairs.lift, "pair_q_value": a.pair_q_values}.items():
         for (category, value), cell in np.ndenumerate(cells):
-            place = {"category": names[category], "attribute": a.reading.name}
-            yield {"dataset": name, "measure": measure, **place, "attribute_value": a.reading.values[value],
-                   "value": float(cell)}  # fmt: skip
+            pair = {"category": names[category], "attribute_value": a.reading.values[value]}
+            yield {**shared, "measure": measure, **pair, "value": float(cell)}

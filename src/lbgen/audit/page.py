@@ -1,51 +1,41 @@
-"""The audit's page: one HTML file that needs no network, light and dark, wide and narrow."""
+"""The audit's page: one self-contained HTML file, for light and dark, wide and narrow screens."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lbgen.audit.definitions import ASSOCIATION, DEFINITIONS, Definition
-from lbgen.audit.figures import FALSE_DISCOVERIES, strongest_pairs, worst_categories
+from lbgen.audit.definitions import DEFINITIONS, GROUPS, LIMITS, Definition, glossary
 from lbgen.audit.measures import CHANCE_FLOOR, Measured
-from lbgen.audit.pictures import charts, read_pictures
+from lbgen.audit.output import FALSE_DISCOVERIES, strongest_pairs, worst_categories
 from lbgen.audit.probes import FOLDS
-from lbgen.datasets.records import Source
+from lbgen.datasets.records import DatasetReader
 from lbgen.metrics.intervals import Estimate
 from lbgen.report.page import render
+from lbgen.report.thumbnails import thumbnail_uris
 from lbgen.runs import atomic
 
 PAIRS_SHOWN, WORST_SHOWN, BROKEN_SHOWN = 12, 10, 20
+PAIR_IMAGES = 4
+SAMPLES, MOST_SAMPLES = 4, 5000
+"""Images per category, and the largest number of them on a page; pages with many categories show fewer."""
+LARGE, SMALL, MANY = 96, 56, 1500
+"""Pixels of a thumbnail, the smaller size for pages with more than MANY."""
+BARS = 20
+"""Of a histogram."""
 
 NEEDS_MASKS = {"value": "–", "interval": "needs masks", "verdict": ""}
-GROUPS = {
-    "shortcuts": "Shortcuts: the label from something else than the object",
-    "content": "What is in the datasets",
-    "comparison": "Against the first dataset",
-}
-LIMITS = (
-    "A measured link is not by itself a fault: fish live in water. It says what a model could learn in place of "
-    "the object.",
-    "Attributes are what a language model sees. It errs, more so on drawings and rare things, and its errors may "
-    "follow the category: check a surprising pair by its images.",
-    "Without given masks the object is hidden by a square of seven eighths of the side, where the language model sees "
-    "it; parts of a larger object stay visible, and probes of its surroundings may read a few points above chance "
-    "where nothing is linked. Its own position and colour are then not measured.",
-    "A linear probe gives a lower bound: a deeper network may find more.",
-    "An interval says how far the figure would move with other images drawn the same way, as many, and probes trained "
-    "on them; not with another language model. With given masks it begins above chance by chance alone about once in "
-    "forty times.",
-    "Significance between datasets takes them as drawn independently; sets that share images or noise differ more "
-    "surely than is said here.",
-    "Less bias does not by itself make a better training set (arXiv 2404.01509), so there is no overall score.",
-)
+
+Pair = tuple[int, int, int]
+"""Indices of an attribute, a category and a value."""
 
 
 @dataclass(frozen=True)
 class AuditPage:
-    """What the template shows; the parts of a list are plain dictionaries of texts."""
+    """The values of the template; elements of lists are dictionaries of texts."""
 
     names: list[str]
     headline: str
@@ -59,67 +49,64 @@ class AuditPage:
     facts: list[tuple[str, str]]
     limits: tuple[str, ...]
     data: dict[str, Any]
-    """For the script."""
+    """For the page's script."""
 
 
-def write_page(measured: list[Measured], sources: list[Source], content: dict[str, Any], path: Path) -> None:
-    """content: measures.json's."""
+def write_page(measured: list[Measured], readers: Sequence[DatasetReader], content: dict[str, Any], path: Path) -> None:
+    """content: of measures.json."""
     pairs = [strongest_pairs(m, PAIRS_SHOWN) for m in measured]
-    pictures = read_pictures(measured, sources, pairs)
+    pictures = _pictures(measured, readers, pairs)
     page = AuditPage(
         names=[m.observed.name for m in measured],
         headline=headline(measured),
         tiles=[_tile(m) for m in measured],
         groups=[*_figure_groups(measured, content), _attribute_group(measured)],
         shortcuts=_shortcuts(measured, pairs),
-        charts=charts(measured),
+        charts=_histograms(measured),
         worst=[_worst(m) for m in measured],
         broken=[_broken(m) for m in measured if m.observed.broken],
-        definitions=_definitions(),
-        facts=[(key.replace("_", " "), _shown(value)) for key, value in content["made_with"].items()],
+        definitions=glossary(),
+        facts=[(key.replace("_", " "), _text(value)) for key, value in content["made_with"].items()],
         limits=LIMITS,
         data={
-            "datasets": [_dataset_data(m, found) for m, (found, _) in zip(measured, pictures, strict=True)],
-            "pairs": [uris for _, found in pictures for uris in found],
+            "datasets": [_script_data(m, samples) for m, (samples, _) in zip(measured, pictures, strict=True)],
+            "pairs": [uris for _, examples in pictures for uris in examples],
         },
     )
     atomic.write_text(path, render("audit.html", page=page))
 
 
-# ---- words ----
+# ---- header ----
 
 
 def headline(measured: list[Measured]) -> str:
-    """How much the border tells, of the dataset where it tells most and, of several, the one where it tells least."""
+    """Accuracy of the border probe on the dataset where it is highest and, of several, where it is lowest."""
     known = [m for m in measured if math.isfinite(m.figures["probes.border"].value)]
     if not known:
-        return "Too few images a category to tell what gives the label away"
-    most, least = (pick(known, key=lambda m: m.figures["probes.border"].value) for pick in (max, min))
-    told = f"In {most.observed.name}, the border of an image alone tells {_border(most)}"
-    if least is not most:
-        return f"{told}; in {least.observed.name}, {_border(least)}"
-    return told
+        return "Too few images per category to find shortcuts"
+    highest, lowest = (pick(known, key=lambda m: m.figures["probes.border"].value) for pick in (max, min))
+    text = f"In {highest.observed.name}, the border of an image alone predicts {_border(highest)}"
+    return text if lowest is highest else f"{text}; in {lowest.observed.name}, {_border(lowest)}"
 
 
 def _border(m: Measured) -> str:
-    share, chance = m.figures["probes.border"].value, m.chance
-    return f"{share:.0%} of the labels (chance {number(chance, True)})"
+    return f"{m.figures['probes.border'].value:.0%} of the labels (chance {number(m.chance, True)})"
 
 
 def _tile(m: Measured) -> dict[str, Any]:
     observed = m.observed
-    lines = [f"{len(observed.keys):,} images of {len(observed.labels):,} categories"]
-    linked = [a for a in m.attributes if a.q_value < FALSE_DISCOVERIES]
-    if linked:
-        first = max(linked, key=lambda a: a.association.cramers_v.value)
-        strength = first.association.cramers_v.value
-        lines.append(f"Strongest attribute: {first.reading.name}, Cramér's V {strength:.2f}")
+    lines = [f"{len(observed.keys):,} images in {len(observed.labels):,} categories"]
+    significant = [a for a in m.attributes if a.q_value < FALSE_DISCOVERIES]
+    if significant:
+        strongest = max(significant, key=lambda a: a.association.cramers_v.value)
+        strength = strongest.association.cramers_v.value
+        lines.append(f"Strongest association: {strongest.reading.name}, Cramér's V {strength:.2f}")
     else:
-        lines.append("No attribute is linked to the label beyond chance")
+        lines.append("No attribute is associated with the label beyond chance")
     agreement, vendi = m.figures["label_agreement"], m.figures["diversity"]
     lines.append(f"Label agreement {number(agreement.value, True)}, diversity {number(vendi.value, False)}")
     if m.probed_categories < len(observed.labels):
-        lines.append(f"Probes tell {m.probed_categories:,} of the categories apart, of {FOLDS} images or more")
+        lines.append(f"Probes use {m.probed_categories:,} categories, those with {FOLDS} images or more")
     return {"name": observed.name, "lines": lines}
 
 
@@ -135,13 +122,7 @@ def interval(estimate: Estimate, percent: bool) -> str:
     return f"{number(estimate.low, percent)} to {number(estimate.high, percent)}"
 
 
-def _cell(estimate: Estimate | None, percent: bool, verdict: str = "") -> dict[str, str]:
-    if estimate is None:
-        return {"value": "", "interval": "", "verdict": ""}
-    return {"value": number(estimate.value, percent), "interval": interval(estimate, percent), "verdict": verdict}
-
-
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {text}" for name, text in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -186,6 +167,12 @@ def _figure_cell(definition: Definition, m: Measured, first: Measured, content: 
     return _cell(estimate, definition.percent, verdict)
 
 
+def _cell(estimate: Estimate | None, percent: bool, verdict: str = "") -> dict[str, str]:
+    if estimate is None:
+        return {"value": "", "interval": "", "verdict": ""}
+    return {"value": number(estimate.value, percent), "interval": interval(estimate, percent), "verdict": verdict}
+
+
 def _verdict(higher: bool, better: str) -> str:
     return "better" if higher == (better == "higher") else "worse"
 
@@ -204,25 +191,25 @@ def _attribute_group(measured: list[Measured]) -> dict[str, Any]:
             found = next((a for a in m.attributes if a.reading.name == name), None)
             cell = _cell(found.association.cramers_v, False) if found else NEEDS_MASKS
             if found and found.q_value >= FALSE_DISCOVERIES:
-                cell["verdict"] = "no clear link"
+                cell["verdict"] = "not significant"
             cells.append(cell)
         rows.append({"title": name, "note": "", "cells": cells})
-    return {"title": "Attributes: link to the label, Cramér's V (0 none, 1 the category fixes it)", "rows": rows}
+    title = "Attributes: association with the label, Cramér's V (0 none, 1 the category determines the value)"
+    return {"title": title, "rows": rows}
 
 
 def _worst(m: Measured) -> dict[str, Any]:
-    rows = []
-    for line in worst_categories(m, WORST_SHOWN):
-        rows.append(
-            {
-                "name": line["name"],
-                "agreement": number(line["label_agreement"], True),
-                "taken_for": line["taken_for"] or "–",
-                "images": line["images"],
-                "quality": number(line["quality"], False),
-                "diversity": number(math.nan if line["diversity"] is None else line["diversity"], False),
-            }
-        )
+    rows = [
+        {
+            "name": line["name"],
+            "agreement": number(line["label_agreement"], True),
+            "taken_for": line["taken_for"] or "–",
+            "images": line["images"],
+            "quality": number(line["quality"], False),
+            "diversity": number(math.nan if line["diversity"] is None else line["diversity"], False),
+        }
+        for line in worst_categories(m, WORST_SHOWN)
+    ]
     return {"name": m.observed.name, "rows": rows}
 
 
@@ -232,39 +219,78 @@ def _broken(m: Measured) -> dict[str, Any]:
     return {"name": m.observed.name, "count": len(lines), "lines": lines[:BROKEN_SHOWN] + more}
 
 
-def _definitions() -> list[dict[str, str]]:
-    lines = [{"title": d.title, "text": d.definition, "note": f"Range: {d.range}. {d.source}."} for d in DEFINITIONS]
-    titles = {"normalized_mutual_information": "Normalised mutual information", "cramers_v": "Cramér's V"}
-    for key, text in ASSOCIATION.items():
-        lines.append({"title": titles.get(key, key.replace("_", " ")), "text": text, "note": ""})
-    return lines
-
-
-def _shortcuts(measured: list[Measured], pairs: list[list[tuple[int, int, int]]]) -> list[dict[str, Any]]:
+def _shortcuts(measured: list[Measured], pairs: list[list[Pair]]) -> list[dict[str, Any]]:
+    """number: the pair's index in the script's list of pictures, which runs over all datasets."""
     result: list[dict[str, Any]] = []
     count = 0
-    for m, places in zip(measured, pairs, strict=True):
-        lines: list[dict[str, Any]] = []
-        for number_of_attribute, category, value in places:
-            a = m.attributes[number_of_attribute]
-            images = int(a.table[category].sum())
-            lines.append(
-                {
-                    "category": m.observed.labels[category].name,
-                    "attribute": a.reading.name,
-                    "value": a.reading.values[value],
-                    "share": f"{a.table[category, value] / images:.0%}",
-                    "images": images,
-                    "lift": f"{a.pairs.lift[category, value]:.1f}",
-                    "number": count + len(lines),
-                }
-            )
+    for m, of_dataset in zip(measured, pairs, strict=True):
+        lines = [{**_pair_texts(m, pair), "number": count + place} for place, pair in enumerate(of_dataset)]
         count += len(lines)
         result.append({"name": m.observed.name, "pairs": lines})
     return result
 
 
-def _dataset_data(m: Measured, samples: list[list[str]]) -> dict[str, Any]:
+def _pair_texts(m: Measured, pair: Pair) -> dict[str, Any]:
+    attribute, category, value = pair
+    a = m.attributes[attribute]
+    images = int(a.table[category].sum())
+    return {
+        "category": m.observed.labels[category].name,
+        "attribute": a.reading.name,
+        "value": a.reading.values[value],
+        "share": f"{a.table[category, value] / images:.0%}",
+        "images": images,
+        "lift": f"{a.pairs.lift[category, value]:.1f}",
+    }
+
+
+# ---- pictures ----
+
+
+def _pictures(
+    measured: list[Measured], readers: Sequence[DatasetReader], pairs: list[list[Pair]]
+) -> list[tuple[list[list[str]], list[list[str]]]]:
+    """For each dataset the data URIs of every category's samples, and of every pair's examples."""
+    total = sum(len(m.observed.labels) for m in measured)
+    each = max(1, min(SAMPLES, MOST_SAMPLES // total))
+    side = LARGE if each * total <= MANY else SMALL
+    result = []
+    for m, reader, of_dataset in zip(measured, readers, pairs, strict=True):
+        observed, values = m.observed, [a.reading.value for a in m.attributes]
+        samples = _first_of_each(observed.label, len(observed.labels), each)
+        examples = [np.flatnonzero((observed.label == c) & (values[a] == v))[:PAIR_IMAGES] for a, c, v in of_dataset]
+        keys = [[observed.keys[row] for row in rows] for rows in [*samples, *examples]]
+        found = thumbnail_uris(reader, {key for group in keys for key in group}, side)
+        uris = [[found[key] for key in group if key in found] for group in keys]
+        result.append((uris[: len(samples)], uris[len(samples) :]))
+    return result
+
+
+def _first_of_each(label: np.ndarray, categories: int, each: int) -> list[np.ndarray]:
+    order = np.argsort(label, kind="stable")
+    starts = np.searchsorted(label[order], np.arange(categories + 1))
+    return [order[start : min(start + each, end)] for start, end in zip(starts, starts[1:], strict=False)]
+
+
+def _histograms(measured: list[Measured]) -> list[dict[str, Any]]:
+    """Of diversity and of quality, one per dataset, with the same axis for all datasets."""
+    found = []
+    for title, note, columns in (
+        ("Diversity", "Vendi score of each category", [m.vendi[np.isfinite(m.vendi)] for m in measured]),
+        ("Quality", "score of each image, 1 to 5", [m.quality for m in measured]),
+    ):
+        values = np.concatenate(columns) if any(map(len, columns)) else np.array([0.0, 1.0])
+        low = float(np.floor(10 * values.min()) / 10)
+        high = max(float(np.ceil(10 * values.max()) / 10), low + 0.1)
+        for m, column in zip(measured, columns, strict=True):
+            counts, _ = np.histogram(column, BARS, (low, high))
+            heights = [round(75 * count / max(1, counts.max()), 1) for count in counts]
+            chart = {"title": f"{title}: {m.observed.name}", "note": note, "heights": heights}
+            found.append({**chart, "low": f"{low:.1f}", "high": f"{high:.1f}"})
+    return found
+
+
+def _script_data(m: Measured, samples: list[list[str]]) -> dict[str, Any]:
     observed = m.observed
     return {
         "name": observed.name,

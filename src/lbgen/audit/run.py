@@ -11,67 +11,83 @@ from tqdm import tqdm
 
 from lbgen.audit import output
 from lbgen.audit.attributes import ensure_short
-from lbgen.audit.cache import RowCache
+from lbgen.audit.comparison import compare_with_first
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.content import DIVERSITY_IMAGES
-from lbgen.audit.features import compared_features
-from lbgen.audit.measures import Measured, compare, measure
-from lbgen.audit.observe import Observed, Observer, cache_identity, canvas_side, observe
+from lbgen.audit.measures import PROGRESS_STEPS, Measured, measure
+from lbgen.audit.observe import Observed, Observer, RowCache, cache_identity, canvas_side, observe
 from lbgen.audit.output import AuditResult
-from lbgen.datasets.open import open_source
-from lbgen.datasets.records import Source
+from lbgen.audit.page import write_page
+from lbgen.datasets.open import open_dataset
+from lbgen.datasets.records import DatasetReader
 from lbgen.errors import UserError
-from lbgen.metrics.intervals import Estimate
 from lbgen.models.registry import ATTRIBUTES
-from lbgen.models.semantics import load_semantics
+from lbgen.models.semantics import SemanticSpace, load_semantics
 from lbgen.runs import atomic
 from lbgen.runs.lock import locked
 from lbgen.vocabulary.attributes import Attribute, load_attributes
 
-STEPS = 13
-"""That `measure` tells of."""
-
 
 def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
-    """Measure labelled image datasets, side by side; the first is the one that the others are compared with."""
+    """Measure labelled image datasets side by side; the first is the reference of comparisons."""
     config = replace(config, attributes=config.attributes or ATTRIBUTES.get(config.semantics))
     names = dataset_names(directories)
-    sources = [open_source(Path(directory)) for directory in directories]
+    readers = [open_dataset(Path(directory)) for directory in directories]
     attributes = load_attributes(config.attributes)
     atomic.ensure_writable(config.output)
     atomic.refuse_links(config.output, ["cache"])
     with locked(config.output / "cache" / "lock", str(config.output)):
-        return _audited(sources, names, attributes, config)
+        return _audited(readers, names, attributes, config)
 
 
-def _audited(sources: list[Source], names: list[str], attributes: list[Attribute], config: AuditConfig) -> AuditResult:
+def _audited(
+    readers: list[DatasetReader], names: list[str], attributes: list[Attribute], config: AuditConfig
+) -> AuditResult:
+    # Load the semantic space, and refuse attributes that it cannot read.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     space = load_semantics(config.semantics, device)
     for attribute in attributes:
         ensure_short(attribute, "", space)
+
+    # Read every dataset once.
     observer = Observer(space, canvas_side(space))
     cache = RowCache(config.output / "cache", cache_identity(config.semantics), observer.fields())
-    seen = [
-        observe(source, name, observer, cache, config.batch_size) for source, name in zip(sources, names, strict=True)
+    observed = [
+        observe(reader, name, observer, cache, config.batch_size) for reader, name in zip(readers, names, strict=True)
     ]
-    images = diversity_images(seen)
-    measured = []
-    with tqdm(total=STEPS * len(seen), desc="measures", disable=None, unit=" steps") as progress:
+
+    # Measure and compare.
+    images = diversity_images(observed)
+    measured = _measured(observed, space, attributes, config, images)
+    compared_in, comparisons = compare_with_first(measured, readers, config)
+
+    # Write the figures and the page.
+    content = output.measures_content(measured, compared_in, comparisons, config, images)
+    measures = output.write_measures(content, measured, comparisons, config.output)
+    page = config.output / "report.html"
+    write_page(measured, readers, content, page)
+    print(f"The page: {page}; every figure: {measures}")
+    return AuditResult(page, measures)
+
+
+def _measured(
+    observed: list[Observed],
+    space: SemanticSpace,
+    attributes: list[Attribute],
+    config: AuditConfig,
+    diversity_images: int,
+) -> list[Measured]:
+    with tqdm(total=PROGRESS_STEPS * len(observed), desc="measures", disable=None, unit=" steps") as progress:
 
         def step(what: str) -> None:
             progress.set_postfix_str(what)
             progress.update()
 
-        for observed in seen:
-            measured.append(measure(observed, space, attributes, config, images, step))
-    space_name, comparisons = _compare(measured, sources, config)
-    result = output.write(measured, comparisons, sources, config, images, space_name)
-    print(f"The page: {result.page}; every figure: {result.measures}")
-    return result
+        return [measure(each, space, attributes, config, diversity_images, step) for each in observed]
 
 
 def dataset_names(directories: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many of their parents' as tell them apart."""
+    """The folders' names, preceded by as many parents as make them distinct."""
     if not directories:
         raise UserError("no dataset folder is given; name one or more")
     parts = [Path(os.path.abspath(directory)).parts for directory in directories]
@@ -85,20 +101,9 @@ def dataset_names(directories: Sequence[Path]) -> list[str]:
     return names
 
 
-def diversity_images(seen: list[Observed]) -> int:
-    """Images of a category that diversity is measured on: the same in all datasets, as many as most categories have."""
-    return max(2, min(DIVERSITY_IMAGES, *(int(np.median(np.bincount(observed.label))) for observed in seen)))
+def diversity_images(observed: list[Observed]) -> int:
+    """Images per category for diversity: the smallest of the datasets' median category sizes, within 2 and the maximum.
 
-
-def _compare(
-    measured: list[Measured], sources: list[Source], config: AuditConfig
-) -> tuple[str, dict[str, dict[str, Estimate]]]:
-    """The feature space's name, and each dataset but the first against the first in it."""
-    if len(measured) < 2:
-        return "", {}
-    space_name, features = compared_features(measured, sources, config)
-    sets = [(f, m.observed.label[m.compared]) for f, m in zip(features, measured, strict=True)]
-    found = {
-        m.observed.name: compare(sets[0], other, config.seed) for m, other in zip(measured[1:], sets[1:], strict=True)
-    }
-    return space_name, found
+    The same number in all datasets, as diversity grows with it.
+    """
+    return max(2, min(DIVERSITY_IMAGES, *(int(np.median(np.bincount(each.label))) for each in observed)))

@@ -1,1 +1,1 @@
-"""Labelled image datasets on disk: every format, written and read."""
+"""Labelled image datasets on disk: each format in one file that writes and reads it."""

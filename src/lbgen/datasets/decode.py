@@ -1,18 +1,18 @@
-"""From an image file to a picture, as a viewer shows it."""
+"""From the bytes of an image file to a picture as a viewer shows it."""
 
 import io
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-READ = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""Formats that Pillow may open: it decodes these itself, and hands others to programs of this machine (EPS)."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
+"""Formats that Pillow may open. It decodes these itself; for others, such as EPS, it starts other programs."""
 
 
-def opened(content: bytes) -> Image.Image | str:
-    """The whole image, or why there is none."""
+def open_image(content: bytes) -> Image.Image | str:
+    """The decoded image, or the reason why it cannot be decoded."""
     try:
-        image = Image.open(io.BytesIO(content), formats=READ)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
         image.load()
         return image
     except UnidentifiedImageError:
@@ -21,8 +21,8 @@ def opened(content: bytes) -> Image.Image | str:
         return " ".join(str(error).split())[:100]
 
 
-def as_seen(image: Image.Image) -> Image.Image:
-    """In RGB as a viewer shows it: upright, the transparent on white, 16 bits brought to 8."""
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB with 8 bits, upright, transparent areas on white, 16-bit greys scaled to 8 bits."""
     image = upright(image)
     if image.mode.startswith("I"):
         image = Image.fromarray((np.array(image).clip(0, 65535) / 257).round().astype(np.uint8))
@@ -33,12 +33,12 @@ def as_seen(image: Image.Image) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF data say."""
+    """Rotated and flipped as the EXIF orientation says."""
     return ImageOps.exif_transpose(image)
 
 
-def square(image: Image.Image, side: int, resampling: Image.Resampling) -> Image.Image:
-    """The middle square, cut before it is resized: of a long strip, the whole would be large."""
+def centre_square(image: Image.Image, side: int, resampling: Image.Resampling) -> Image.Image:
+    """The largest centred square, resized to `side`; cropped first, as a long strip resized whole would be large."""
     short = min(image.size)
     left, top = ((length - short) / 2 for length in image.size)
     return image.resize((side, side), resampling, box=(left, top, left + short, top + short))

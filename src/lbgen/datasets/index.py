@@ -1,13 +1,13 @@
-"""The dataset folder and its index. The one place that knows its layout.
+"""The folder that lbgen generate writes, and its index.
 
 DIR/train/<id>/<id>_<index>.png     format imagefolder: torchvision's ImageFolder layout
 DIR/train-00000.tar, _info.json     format webdataset
 DIR/data/train-00000.parquet        format parquet
-DIR/index/train-00000.parquet       one line an image; a shard exists when its part of the index does
-DIR/screening/train-00000.json      what was rejected in that shard, where there is screening
-DIR/duplicates.json                 images that were drawn again because an earlier one is nearly the same
-DIR/plan.json, dataset.yaml         which images there are to be, and what makes them
-DIR/labels.json                     id and name of each category, in the order of the labels
+DIR/index/train-00000.parquet       one row per image; a shard is finished when its part exists
+DIR/screening/train-00000.json      what screening rejected in the shard
+DIR/duplicates.json                 images generated again because an earlier one is a near-duplicate
+DIR/plan.json, dataset.yaml         the planned images, and what generates them
+DIR/labels.json                     id and name of each category, in label order
 """
 
 import json
@@ -27,29 +27,29 @@ from lbgen.runs.storage import LocalStore, Store
 SUFFIXES: dict[str, Literal["png", "jpg", "webp"]] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 """Image format -> suffix of its files."""
 SCORES = ("label_rank", "label_probability", "quality", "deviation", "duplicate_bits", "duplicate_cosine", "unsafe")
-"""Columns that screening fills; null where the check was not made (see lbgen.generation.screening.checks)."""
+"""Columns of screening; null where the check was not made (see lbgen.generation.screening.checks)."""
 LISTS = ("rejections", "target", "found")
-"""Columns of several texts each."""
+"""Columns with a list of texts in each row."""
 CONTAINERS = b"lbgen_containers"
 RESERVED_SPLITS = ("index", "screening", "data", "all")
-"""Names that a dataset folder uses for something else, or that readers take for all splits."""
+"""Names of other things in a dataset folder, and the one that readers use for all splits together."""
 PART = re.compile(r"(?P<split>.+)-(?P<shard>\d{5,})\.parquet")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the index."""
+    """One image in the index."""
 
     id: str
     """The category's id."""
     name: str
     label: int
-    """The category's place in labels.json."""
+    """Index of the category in labels.json."""
     prompt: str
     seed: int
     """Seed of the run; the image's own noise follows from (seed, id, index, attempt)."""
     attempt: int
-    """How often the image was rejected and drawn again."""
+    """How often the image was rejected and generated again."""
     split: str
     shard: int
     key: str
@@ -57,30 +57,30 @@ class Row:
     file: str
     """The file that holds the image, relative to the dataset folder."""
     sha256: str
-    """Of the image's bytes as they are stored."""
+    """Of the image file."""
     perceptual_hash: str | None = None
-    """16 hexadecimal digits, where near-duplicates are sought (lbgen.metrics.near_duplicates)."""
+    """16 hexadecimal digits; None unless near-duplicates are screened (lbgen.metrics.near_duplicates)."""
     scores: dict[str, float] = field(default_factory=dict)
     """By the names of SCORES."""
     rejections: tuple[str, ...] = ()
-    """Why each earlier attempt was rejected, and the last one too where it was kept all the same."""
+    """Why each earlier attempt was rejected, and also the last one if it was kept nevertheless."""
     target: tuple[str, ...] = ()
-    """The value of each balanced attribute that the image was prompted for, in the order of dataset.yaml's balance."""
+    """The value of each balanced attribute in the prompt, in the order of `balance` in dataset.yaml."""
     found: tuple[str, ...] = ()
-    """The values that the language space sees in it."""
+    """The values that zero-shot classification finds in the image."""
 
     @property
     def index(self) -> int:
-        """The image's place among those of its category and split."""
+        """The image's number among those of its category and split."""
         return int(self.key.rpartition("_")[2])
 
     @property
     def failed(self) -> bool:
-        """Whether the image was kept although its last attempt failed."""
+        """Whether the image was kept although its last attempt was rejected."""
         return len(self.rejections) > self.attempt
 
     def facts(self) -> dict[str, Any]:
-        """The line as it is in the index."""
+        """The row as it is stored in the index."""
         line = asdict(self)
         scores = line.pop("scores")
         return line | {name: scores.get(name) for name in SCORES} | {name: list(line[name]) for name in LISTS}
@@ -97,7 +97,7 @@ SCHEMA = pa.schema(
 
 
 def is_split_name(split: str) -> bool:
-    """Whether a split may have this name, which is a folder's and the beginning of files' names."""
+    """Whether a split may have this name; it becomes a folder's name and the first part of file names."""
     return split.isidentifier() and split not in RESERVED_SPLITS
 
 
@@ -106,23 +106,23 @@ def part_name(split: str, shard: int) -> str:
 
 
 def tally_name(split: str, shard: int) -> str:
-    """What screening rejected in a shard."""
+    """The file of what screening rejected in a shard."""
     return f"screening/{shard_name(split, shard)}.json"
 
 
 def shard_name(split: str, shard: int) -> str:
-    """Of a shard's file, without folder and extension."""
+    """Name of a shard's file, without folder and extension."""
     return f"{split}-{shard:05d}"
 
 
 def finished_shards(store: Store, split: str) -> set[int]:
-    """The shards that exist."""
+    """The shards whose part of the index exists."""
     matches = [PART.fullmatch(name) for name in store.names("index")]
     return {int(match["shard"]) for match in matches if match and match["split"] == split}
 
 
 def index_bytes(rows: Sequence[Row], containers: dict[str, str]) -> bytes:
-    """A part of the index as a Parquet file.  containers: name -> sha256 of each file that holds several images."""
+    """A part of the index as a Parquet file.  containers: name -> sha256 of each file that holds a whole shard."""
     table = pa.Table.from_pylist([row.facts() for row in rows], schema=SCHEMA)
     stream = BytesIO()
     pq.write_table(table.replace_schema_metadata({CONTAINERS: json.dumps(containers)}), stream)
@@ -130,7 +130,7 @@ def index_bytes(rows: Sequence[Row], containers: dict[str, str]) -> bytes:
 
 
 def read_part(store: Store, split: str, shard: int) -> tuple[list[Row], dict[str, str]]:
-    """One shard's lines and container hashes; OSError or ValueError where the file is damaged."""
+    """One shard's rows and container hashes; raises OSError or ValueError where the file is damaged."""
     table = read_parquet(BytesIO(store.read(part_name(split, shard))))
     return [_row(line) for line in table.select(SCHEMA.names).to_pylist()], json.loads(
         (table.schema.metadata or {}).get(CONTAINERS, b"{}")
@@ -138,7 +138,7 @@ def read_part(store: Store, split: str, shard: int) -> tuple[list[Row], dict[str
 
 
 def part_summary(store: Store, split: str, shard: int) -> tuple[int, dict[str, str]]:
-    """How many images a shard has, and its container hashes."""
+    """Number of images of a shard, and its container hashes."""
     with pq.ParquetFile(BytesIO(store.read(part_name(split, shard))), pre_buffer=False) as file:
         return file.metadata.num_rows, json.loads((file.schema_arrow.metadata or {}).get(CONTAINERS, b"{}"))
 
@@ -149,16 +149,16 @@ def _row(line: dict[str, Any]) -> Row:
 
 
 def read_parquet(source: Any) -> pa.Table:
-    """A Parquet file, read by this thread: Arrow's own threads can abort the process while it ends (seen with 26.0).
+    """Read a Parquet file without Arrow's threads, which can abort the process when it exits (seen with 26.0).
 
-    Not by pq.read_table: its scanner starts a thread of Arrow's pool for input whatever it is told.
+    pq.read_table starts a thread of Arrow's input pool even with use_threads=False.
     """
     with pq.ParquetFile(source, pre_buffer=False) as file:
         return file.read(use_threads=False)
 
 
 def read_index(directory: Path | str) -> pa.Table:
-    """All lines of a local dataset's index, in the order of the splits and shards."""
+    """The whole index of a local dataset, sorted by split and shard."""
     store = LocalStore(Path(directory), "reader")
     parts = sorted(name for name in store.names("index") if PART.fullmatch(name))
     if not parts:
@@ -167,7 +167,7 @@ def read_index(directory: Path | str) -> pa.Table:
 
 
 def read_json(store: Store, name: str) -> Any:
-    """A JSON file of the dataset, or None where there is none."""
+    """A JSON file of the dataset; None where it does not exist."""
     try:
         return json.loads(store.read(name))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What every layout says: where an image lies, how a shard is put together, and how it is read back."""
+"""How lbgen writes a dataset, and reads its own shards back: the interface of every layout."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -13,8 +13,9 @@ class Stored(NamedTuple):
 
     key: str
     content: bytes
+    """The image file."""
     label: int | None
-    """Where the layout holds labels as numbers."""
+    """None where the layout stores no label beside the image."""
 
 
 class Layout(ABC):
@@ -23,18 +24,19 @@ class Layout(ABC):
 
     @abstractmethod
     def file(self, split: str, shard: int, category_id: str, key: str, suffix: str) -> str:
-        """The file of the dataset that holds an image."""
+        """The file that holds an image, relative to the dataset folder."""
 
     @abstractmethod
     def pack(self, rows: Sequence[Row], staged: Path, suffix: str, category_ids: Sequence[str]) -> dict[str, Path]:
-        """Put a shard together from its images, `staged/<key>`: final names -> files to publish.
+        """Assemble a shard from its images `staged/<key>`.  Returns final name -> file to publish under it.
 
-        category_ids: of all labels, in their order.
+        category_ids: of all labels, in label order.
         """
 
     @abstractmethod
     def read(self, path: Path, row: Row) -> Iterator[Stored]:
-        """The images in one of the shard's files, of which `row` is a line.
+        """The images in one file of a shard; `row` is the index row of any image in it.
 
-        Raises OSError, ValueError or TarError where the file is damaged.
+        Strict, as verification relies on it. Raises OSError, ValueError or TarError where the file is damaged; an image
+        that lacks its label or its content is not among the images.
         """

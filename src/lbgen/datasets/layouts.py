@@ -1,10 +1,14 @@
-"""The forms a dataset can have on disk, each in a file of its own."""
+"""The layouts that lbgen writes, by the names of --format."""
 
-from lbgen.datasets.image_folder import ImageFolder
+from lbgen.datasets.image_folder import ImageFolderLayout
 from lbgen.datasets.layout import Layout
-from lbgen.datasets.tables import Parquet
-from lbgen.datasets.webdataset import WebDataset
+from lbgen.datasets.tables import ParquetLayout
+from lbgen.datasets.webdataset import WebDatasetLayout
 
-LAYOUTS: dict[str, Layout] = {"imagefolder": ImageFolder(), "webdataset": WebDataset(), "parquet": Parquet()}
+LAYOUTS: dict[str, Layout] = {
+    "imagefolder": ImageFolderLayout(),
+    "webdataset": WebDatasetLayout(),
+    "parquet": ParquetLayout(),
+}
 
 __all__ = ["LAYOUTS", "Layout"]

@@ -1,4 +1,7 @@
-"""Hugging Face's image folder: images that a metadata.csv or metadata.jsonl lists, with a `file_name` and a label."""
+"""Hugging Face's image folder: a metadata.csv or metadata.jsonl lists the images, with `file_name` and a label.
+
+There is one list for the dataset, or one in each split's folder. Read only.
+"""
 
 import csv
 import json
@@ -6,20 +9,20 @@ from collections.abc import Container, Iterator
 from functools import cached_property
 from pathlib import Path
 
-from lbgen.datasets.records import NOT_CATEGORIES, Label, Record, Source, listed_labels
+from lbgen.datasets.records import NOT_CATEGORIES, DatasetReader, ImageRecord
 from lbgen.errors import UserError
 
 NAMES = ("metadata.csv", "metadata.jsonl")
 
 
 def metadata_files(folder: Path) -> list[Path]:
-    """Those that list images, in the folder or in the folders of its splits."""
+    """The lists of images in the folder and in the folders inside it."""
     inner = sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in NOT_CATEGORIES)
     found = [place / name for place in (folder, *inner) for name in NAMES if (place / name).is_file()]
     return [path for path in found if "file_name" in (next(_lines(path), None) or {})]
 
 
-class ListedFolder(Source):
+class ListedReader(DatasetReader):
     def __init__(self, folder: Path, lists: list[Path]) -> None:
         super().__init__(folder)
         self.lists = lists
@@ -28,10 +31,7 @@ class ListedFolder(Source):
     def count(self) -> int:
         return sum(1 for path in self.lists for _ in _lines(path))
 
-    def labels(self) -> dict[str, Label]:
-        return {label.id: label for label in listed_labels(self.folder)}
-
-    def records(self, wanted: Container[str] | None = None) -> Iterator[Record]:
+    def records(self, wanted: Container[str] | None = None) -> Iterator[ImageRecord]:
         for path in self.lists:
             split = path.parent.name if path.parent != self.folder else "all"
             column = _label_column(path)
@@ -40,25 +40,21 @@ class ListedFolder(Source):
                 category = "" if line.get(column) is None else str(line[column])
                 if image == path.parent or self.folder not in image.parents or ".." in image.parts:
                     place = f"{path.relative_to(self.folder).as_posix()}, image {number}"
-                    yield Record(place, "", split, None, fault="its file_name is no path inside the dataset folder")
+                    yield ImageRecord(
+                        place, "", split, None, fault="its file_name is no path inside the dataset folder"
+                    )
                     continue
                 key = image.relative_to(self.folder).as_posix()
                 if not category:
-                    yield Record(key, "", split, None, fault=f"{path.name} gives it no {column}")
-                elif wanted is not None and key not in wanted:
-                    yield Record(key, category, split, None)
+                    yield ImageRecord(key, "", split, None, fault=f"{path.name} gives it no {column}")
+                elif wanted is None or key in wanted:
+                    yield self.read_file(image, key, category, split)
                 else:
-                    yield self._read(image, key, category, split)
-
-    def _read(self, image: Path, key: str, category: str, split: str) -> Record:
-        try:
-            return Record(key, category, split, image.read_bytes(), self.mask_of(key))
-        except OSError as error:
-            return Record(key, category, split, None, fault=error.strerror or "unreadable")
+                    yield ImageRecord(key, category, split, None)
 
 
 def _label_column(path: Path) -> str:
-    """`label`, else the only column beside the file's name."""
+    """`label`, else the only column besides the file's name."""
     others = [name for name in next(_lines(path)) if name != "file_name"]
     if "label" in others or len(others) == 1:
         return "label" if "label" in others else others[0]

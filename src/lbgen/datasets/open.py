@@ -1,26 +1,32 @@
-"""Open a labelled image dataset of any common layout."""
+"""Open a labelled image dataset, whatever its format.
+
+image folder   DIR/<category>/*.jpg or DIR/<split>/<category>/*.jpg
+listed images  DIR/metadata.csv or .jsonl, or one in each split's folder, with `file_name` and `label`
+WebDataset     DIR/*.tar or DIR/<any>/*.tar: an image and a `.cls` per sample; `_info.json` names the splits
+tables         DIR/*.parquet or DIR/<any>/*.parquet, or the .arrow files of `save_to_disk`
+"""
 
 from pathlib import Path
 
-from lbgen.datasets.image_folder_reader import ImageFolder
-from lbgen.datasets.listed import ListedFolder, metadata_files
-from lbgen.datasets.records import Source, visible
-from lbgen.datasets.tables_reader import Tables
-from lbgen.datasets.webdataset_reader import WebDataset, holds_labels
+from lbgen.datasets.image_folder import ImageFolderReader
+from lbgen.datasets.listed import ListedReader, metadata_files
+from lbgen.datasets.records import DatasetReader, find_shards
+from lbgen.datasets.tables import TableReader
+from lbgen.datasets.webdataset import WebDatasetReader, holds_labels
 from lbgen.errors import UserError
 
 
-def open_source(folder: Path) -> Source:
-    """The reader of whatever layout the folder has."""
+def open_dataset(folder: Path) -> DatasetReader:
+    """The reader of the folder's format, found by its files."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give an image folder, a WebDataset or a folder of parquet files")
     try:
-        shards = visible(folder, ".tar")
-        if shards and (holds_labels(shards[0]) or not any(ImageFolder(folder).files())):
-            return WebDataset(folder, shards)
-        if shards := visible(folder, ".parquet") or visible(folder, ".arrow"):
-            return Tables(folder, shards)
+        shards = find_shards(folder, ".tar")
+        if shards and (holds_labels(shards[0]) or not any(ImageFolderReader(folder).files())):
+            return WebDatasetReader(folder, shards)
+        if shards := find_shards(folder, ".parquet") or find_shards(folder, ".arrow"):
+            return TableReader(folder, shards)
         lists = metadata_files(folder)
-        return ListedFolder(folder, lists) if lists else ImageFolder(folder)
+        return ListedReader(folder, lists) if lists else ImageFolderReader(folder)
     except OSError as error:
         raise UserError(f"{error.filename or folder}: {error.strerror}; make it readable") from None

@@ -1,11 +1,6 @@
-"""A labelled image dataset of any common layout, read as a stream of records.
+"""A labelled image dataset as a stream of records: what all formats have in common, whoever wrote them.
 
-image folder   DIR/<category>/*.jpg or DIR/<split>/<category>/*.jpg
-listed images  DIR/metadata.csv or .jsonl, or one in each split's folder, with `file_name` and `label`
-WebDataset     DIR/*.tar or DIR/<any>/*.tar: members of one key, an image beside `.cls`; `_info.json` names the splits
-tables         DIR/*.parquet or DIR/<any>/*.parquet, or so the .arrow files of `save_to_disk` (tables.py)
-
-Names of categories: `labels.json` ([{"id", "name"}, ...] in label order), else what the layout itself says.
+Reading is tolerant: an image that cannot be read is a record with a fault, and the images around it are kept.
 """
 
 import json
@@ -20,7 +15,7 @@ from lbgen.errors import UserError
 from lbgen.vocabulary.vocabulary import imagenet_entries
 
 NOT_CATEGORIES = ("masks", "index", "screening")
-"""Folders beside the images that hold something else, unless images lie in them."""
+"""Folders beside the images that hold something else, unless there are images directly in them."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -32,24 +27,24 @@ class Label(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Record:
-    """One image as it is stored, with what the dataset says of it."""
+class ImageRecord:
+    """One image as it is stored, with its label, split and mask."""
 
     key: str
-    """Where it is: a path relative to the dataset folder, or the file it is packed in and its name there."""
+    """Unique in the dataset: the path relative to its folder, or the shard's path and the image's name in the shard."""
     category: str
     """The id of its category."""
     split: str
     content: bytes | None
-    """The image file; None where it could not be read, or was not wanted."""
+    """The image file; None where it could not be read or was not wanted."""
     mask: bytes | None = None
     """An image file, non-zero on the object."""
     fault: str = ""
-    """Why there is no content."""
+    """Why the image cannot be used; empty for one that can or was not wanted."""
 
 
-class Source(ABC):
-    """A dataset folder of one layout."""
+class DatasetReader(ABC):
+    """A dataset folder of one format."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -57,31 +52,56 @@ class Source(ABC):
     @property
     @abstractmethod
     def count(self) -> int | None:
-        """How many images there are, where that can be told without reading them all."""
+        """Number of images; None where all images would have to be read to know it."""
 
     @abstractmethod
-    def records(self, wanted: Container[str] | None = None) -> Iterator[Record]:
-        """Every record, always in the same order; given `wanted`, only those with such keys have content."""
+    def records(self, wanted: Container[str] | None = None) -> Iterator[ImageRecord]:
+        """All records, always in the same order; with `wanted`, only images with these keys have content."""
+
+    def labels(self) -> dict[str, Label]:
+        """The categories that the dataset itself names, by id: those of labels.json, else of the format, if any."""
+        return {label.id: label for label in self._listed_labels}
+
+    @cached_property
+    def _listed_labels(self) -> list[Label]:
+        """In label order."""
+        return listed_labels(self.folder)
 
     @cached_property
     def _has_masks(self) -> bool:
         return (self.folder / "masks").is_dir()
 
     def mask_of(self, key: str) -> bytes | None:
-        """An image's mask, in `masks/` under the image's own path, as .png or under the same name."""
+        """The image's mask: masks/<path of the image>, as .png or with the image's own suffix."""
         if not self._has_masks:
             return None
         path = self.folder / "masks" / key
         found = next((candidate for candidate in (path.with_suffix(".png"), path) if candidate.is_file()), None)
         return found.read_bytes() if found else None
 
-    @abstractmethod
-    def labels(self) -> dict[str, Label]:
-        """The names that the layout itself gives its categories, by id; others are named after their ids."""
+    def read_file(self, path: Path, key: str, category: str, split: str) -> ImageRecord:
+        """The record of an image that is a file of its own."""
+        try:
+            return ImageRecord(key, category, split, path.read_bytes(), self.mask_of(key))
+        except OSError as error:
+            return ImageRecord(key, category, split, None, fault=error.strerror or "unreadable")
 
 
-def visible(folder: Path, suffix: str) -> list[Path]:
-    """The files of this suffix in the folder, or else in the folders inside it, sorted."""
+class ShardReader(DatasetReader):
+    """A dataset whose files hold many images each, with labels that may be numbers."""
+
+    def __init__(self, folder: Path, shards: list[Path]) -> None:
+        super().__init__(folder)
+        self.shards = shards
+
+    def category_of(self, value: str) -> str:
+        """The category's id: `value` itself, or where it is a number, that of the listed label."""
+        listed = self._listed_labels
+        return listed[int(value)].id if value.isascii() and value.isdigit() and int(value) < len(listed) else value
+
+
+def find_shards(folder: Path, suffix: str) -> list[Path]:
+    """Sorted files with this suffix in the folder, or if there are none, in the folders inside it."""
     inner = sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in NOT_CATEGORIES)
     for places in ([folder], inner):
         paths = sorted(path for place in places for path in place.glob(f"*{suffix}"))
@@ -91,7 +111,7 @@ def visible(folder: Path, suffix: str) -> list[Path]:
 
 
 def listed_labels(folder: Path) -> list[Label]:
-    """The lines of labels.json, in label order; none where there is no such file."""
+    """labels.json, [{"id", "name"}, ...] in label order; empty where there is no such file."""
     path = folder / "labels.json"
     if not path.is_file():
         return []
@@ -102,7 +122,7 @@ def listed_labels(folder: Path) -> list[Label]:
 
 
 def name_of(category: str, known: dict[str, Label]) -> str:
-    """What is known of the id, else its usual name in ImageNet, else the id with spaces for "_"."""
+    """The category's name in the dataset, else its ImageNet name, else its id with spaces for "_"."""
     if category in known:
         return known[category].name
     return imagenet_names().get(category) or category.replace("_", " ")

@@ -1,16 +1,87 @@
-"""WebDataset: SPLIT-00000.tar with <key>.png, <key>.cls and <key>.json for each image."""
+"""WebDataset: tar shards in which the files of one sample share a key and follow each other.
+
+Written: SPLIT-00000.tar with <key>.png, <key>.cls (the label's number) and <key>.json (the index row).
+Read: *.tar or <any>/*.tar with an image and a .cls per sample, and .mask.png if there is one; _info.json names splits.
+"""
 
 import json
+import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from lbgen.datasets.index import Row, shard_name
 from lbgen.datasets.layout import Layout, Stored
+from lbgen.datasets.records import IMAGE_SUFFIXES, ImageRecord, ShardReader
+from lbgen.errors import UserError
+
+FIRST_MEMBERS = 100
+"""Members at the start of a shard among which a .cls is looked for."""
+
+Sample = dict[str, tarfile.TarInfo]
+"""Extension, with its dot -> the sample's member of this extension."""
 
 
-class WebDataset(Layout):
+# ---- reading a tar ----
+
+
+@contextmanager
+def opened_tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """The archive; tarfile.ReadError at the end where it stopped before the archive's own end.
+
+    tarfile takes a damaged header for the end, which is a block of zeros.
+    """
+    with tarfile.open(path, "r:") as archive:
+        yield archive
+        with path.open("rb") as stream:
+            stream.seek(archive.offset)
+            if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError("a damaged header")
+
+
+def members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """Sample key, extension and member of each regular file, in the order of the archive."""
+    for member in archive:
+        if member.isfile():
+            yield *split_name(member.name), member
+
+
+def samples(archive: tarfile.TarFile) -> Iterator[Sample]:
+    """The members of each sample together."""
+    sample: Sample = {}
+    current: str | None = None
+    for key, extension, member in members(archive):
+        if key != current and sample:
+            yield sample
+            sample = {}
+        current = key
+        sample[extension] = member
+    if sample:
+        yield sample
+
+
+def split_name(member: str) -> tuple[str, str]:
+    """`folder/0001.mask.png` -> (`folder/0001`, `.mask.png`): the extension starts at the file name's first dot."""
+    folder, slash, file = member.rpartition("/")
+    stem, dot, extension = file.partition(".")
+    return f"{folder}{slash}{stem}", f"{dot}{extension}".lower()
+
+
+def content_of(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = archive.extractfile(member)
+    assert stream is not None, "samples have regular files only"
+    return stream.read()
+
+
+# ---- lbgen's own shards ----
+
+
+class WebDatasetLayout(Layout):
     container = True
 
     def file(self, split: str, shard: int, category_id: str, key: str, suffix: str) -> str:
@@ -20,35 +91,102 @@ class WebDataset(Layout):
         path = staged / "shard.tar"
         with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
             for row in rows:
-                name = member_name(row.key)
+                name = escaped(row.key)
                 _add(archive, f"{name}.{suffix}", (staged / row.key).read_bytes())
                 _add(archive, f"{name}.cls", str(row.label).encode())
                 _add(archive, f"{name}.json", json.dumps(row.facts(), ensure_ascii=False).encode())
         return {rows[0].file: path} if rows else {}
 
     def read(self, path: Path, row: Row) -> Iterator[Stored]:
-        key, image = "", b""
-        with tarfile.open(path) as archive:
-            for member in archive:
-                stream = archive.extractfile(member)
-                content = stream.read() if stream else b""
-                name, _, suffix = member.name.partition(".")
-                if suffix == "cls":
-                    yield Stored(key, image, int(content))
-                elif suffix != "json":
-                    key, image = key_of(name), content
+        current, image = "", b""
+        with opened_tar(path) as archive:
+            for key, extension, member in members(archive):
+                content = content_of(archive, member)
+                if extension in IMAGE_SUFFIXES:
+                    current, image = key, content
+                elif extension == ".cls" and key == current:
+                    yield Stored(unescaped(key), image, int(content))
 
 
-def member_name(key: str) -> str:
-    """Readers take all behind the first dot for the extension, so an id's dots are written as %2E."""
+def escaped(key: str) -> str:
+    """A member's name: readers take everything after the first dot for the extension, so dots become %2E."""
     return key.replace("%", "%25").replace(".", "%2E")
 
 
-def key_of(name: str) -> str:
+def unescaped(name: str) -> str:
     return name.replace("%2E", ".").replace("%25", "%")
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # no time, no owner: equal images give equal archives
+    member = tarfile.TarInfo(name)  # without time and owner, so that equal images give equal archives
     member.size = len(content)
     archive.addfile(member, BytesIO(content))
+
+
+# ---- anyone's shards ----
+
+
+class WebDatasetReader(ShardReader):
+    @cached_property
+    def _info(self) -> dict[str, Any]:
+        """Split -> {"filenames", "shard_lengths"}, of _info.json."""
+        path = self.folder / "_info.json"
+        try:
+            splits = json.loads(path.read_text(encoding="utf-8"))["splits"] if path.is_file() else {}
+            return {name: {**split, "filenames": set(split["filenames"])} for name, split in splits.items()}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise UserError(f"{path}: no splits with filenames in it; repair or remove it") from None
+
+    @property
+    def count(self) -> int | None:
+        lengths = [split.get("shard_lengths") for split in self._info.values()]
+        return sum(map(sum, lengths)) if lengths and all(lengths) else None
+
+    def records(self, wanted: Container[str] | None = None) -> Iterator[ImageRecord]:
+        for shard in self.shards:
+            place = shard.relative_to(self.folder).as_posix()
+            listed = (name for name, info in self._info.items() if {place, shard.name} & info["filenames"])
+            split = next(listed, None) or split_of(shard, self.folder)
+            try:
+                with opened_tar(shard) as archive:
+                    for sample in samples(archive):
+                        if record := self._record(archive, place, sample, split, wanted):
+                            yield record
+            except (tarfile.TarError, OSError, EOFError) as error:
+                yield ImageRecord(place, "", split, None, fault=f"the shard cannot be read to its end ({error})")
+
+    def _record(
+        self, archive: tarfile.TarFile, place: str, sample: Sample, split: str, wanted: Container[str] | None
+    ) -> ImageRecord | None:
+        """None for a sample without an image."""
+        extension = next((extension for extension in sample if extension in IMAGE_SUFFIXES), None)
+        if extension is None:
+            return None
+        image, mask = sample[extension], sample.get(".mask.png")
+        key = f"{place}/{image.name}"
+        if ".cls" not in sample:
+            return ImageRecord(key, "", split, None, fault="there is no .cls beside it")
+        category = self.category_of(content_of(archive, sample[".cls"]).decode("utf-8", "replace").strip())
+        if wanted is not None and key not in wanted:
+            return ImageRecord(key, category, split, None)
+        return ImageRecord(
+            key, category, split, content_of(archive, image), content_of(archive, mask) if mask else None
+        )
+
+
+def holds_labels(shard: Path) -> bool:
+    """Whether there is a .cls among the first members; an archive that lies beside an image folder has none."""
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            return any(split_name(member.name)[1] == ".cls" for member in islice(archive, FIRST_MEMBERS))
+    except (tarfile.TarError, OSError, EOFError):
+        return False
+
+
+def split_of(shard: Path, folder: Path) -> str:
+    """`train-00003.tar`, `train-00003-of-00007.parquet` -> train; `train/00003.tar`, `train/data-0.arrow` -> train."""
+    match = re.match(r"(.+?)[-_.]\d+", shard.name)
+    split = match[1] if match else shard.stem
+    if split.isdigit() or shard.suffix == ".arrow":  # the folder names the split
+        return shard.parent.name if shard.parent != folder else "all"
+    return split

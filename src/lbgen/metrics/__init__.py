@@ -1,1 +1,1 @@
-"""Figures of images, features and labels: pure functions, each written once."""
+"""Measures of images, features and labels: pure functions, each defined once and used by every stage."""

@@ -1,8 +1,14 @@
-"""How strongly an attribute and the label go together, from their table of counts.
+"""Association of labels and attributes: entropy, mutual information, Cramér's V, each with its corrections.
 
-Tables: (..., C, V), images by category and value of the attribute.
+All start from contingency tables of counts, (..., C, V): images by category and attribute value. Information is in
+nats; `bits` converts it. Estimates from few images are biased; which correction is used where:
+
+Miller-Madow        first order, from the number of occupied cells     the quickstart's scene information
+Grassberger         good down to one or two images per cell            the audit's attributes
+Adjusted (Vinh)     less the exact mean over shuffled labels           the card of a balanced dataset
 """
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -10,34 +16,42 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from lbgen.metrics.intervals import DRAWS, UNKNOWN, Estimate, around
+from lbgen.metrics.intervals import RESAMPLES, Estimate, percentile_interval
 
-CHANCE_DRAWS = 100
-"""Shuffles whose mean information is what chance gives."""
+CHANCE_SHUFFLES = 100
+"""Shuffles of the labels whose mean information estimates what chance alone gives."""
 CELLS_AT_ONCE = 500_000
-"""Of redrawn tables, in memory."""
+"""Cells of resampled tables in memory at a time."""
+NOTHING = 1e-9
+"""Entropies and freedoms below this are taken for zero."""
 
 
-class Association(NamedTuple):
-    normalized_mutual_information: Estimate
-    cramers_v: Estimate
-    p_value: float
-
-
-def table_of(label: NDArray[np.int64], value: NDArray[np.integer], categories: int, values: int) -> NDArray[np.int64]:
-    """(C, V).  Both (N,)."""
+def contingency_table(
+    label: NDArray[np.integer], value: NDArray[np.integer], categories: int | None = None, values: int | None = None
+) -> NDArray[np.int64]:
+    """Counts (C, V) of labels and values, both (N,) integers from 0; C and V are by default the largest plus 1."""
+    categories = int(label.max()) + 1 if categories is None else categories
+    values = int(value.max()) + 1 if values is None else values
     return np.bincount(label * values + value, minlength=categories * values).reshape(categories, values)
 
 
+def bits(nats: NDArray | float) -> NDArray:
+    return np.asarray(nats) / math.log(2)
+
+
+# ---- entropy ----
+
+
 def entropy(counts: NDArray) -> NDArray:
-    """Of the distribution in each row, in nats: the plug-in estimate.  (..., K) -> (...)."""
+    """Plug-in entropy of each row of counts, in nats.  (..., K) -> (...)."""
     shares = counts / counts.sum(-1, keepdims=True)
     return -(shares * np.log(np.where(shares > 0, shares, 1))).sum(-1)
 
 
-def corrected_entropy(counts: NDArray) -> NDArray:
-    """The same nearly without bias, for integer counts down to one or two a cell (Grassberger, physics/0307138)."""
+def grassberger_entropy(counts: NDArray) -> NDArray:
+    """Nearly unbiased entropy of integer counts, in nats (Grassberger, physics/0307138).  (..., K) -> (...)."""
     total = counts.sum(-1)
     terms = _grassberger_terms(int(total.max()))
     return np.log(total) - terms[counts].sum(-1) / total
@@ -45,27 +59,72 @@ def corrected_entropy(counts: NDArray) -> NDArray:
 
 @lru_cache(maxsize=8)
 def _grassberger_terms(largest: int) -> NDArray[np.float64]:
-    """n G(n) for n from 0 to `largest`: what takes the place of n log n."""
+    """n G(n) for n from 0 to `largest`; it takes the place of n log n."""
     n = torch.arange(1, largest + 1, dtype=torch.float64)
     sign = 1 - 2 * (n % 2)
     g = torch.digamma(n) + sign / 2 * (torch.digamma((n + 1) / 2) - torch.digamma(n / 2))
     return np.concatenate([[0.0], (n * g).numpy()])
 
 
+def evenness(counts: NDArray) -> float:
+    """Entropy over its largest possible value (Pielou 1966): 1 for equal counts.  counts: (K,), K > 1."""
+    return float(entropy(counts) / np.log(len(counts)))
+
+
+# ---- mutual information ----
+
+
 def mutual_information(tables: NDArray, entropy: Callable[[NDArray], NDArray] = entropy) -> NDArray:
-    """In nats.  The plug-in estimate is too high for few images.  (..., C, V) -> (...)."""
+    """H(label) + H(value) - H(label, value) in nats; the plug-in entropy makes it too high for few images.
+
+    (..., C, V) -> (...).
+    """
     cells = tables.reshape(*tables.shape[:-2], -1)
     return entropy(tables.sum(-1)) + entropy(tables.sum(-2)) - entropy(cells)
 
 
-def normalized(information: NDArray | float, tables: NDArray, by_chance: float = 0.0) -> NDArray:
-    """Information over the mean of both entropies, each less what chance gives: 0 by chance, 1 for a renaming.
+def miller_madow_information(table: NDArray) -> float:
+    """Plug-in mutual information less its first-order bias, in nats (Miller 1955); below 0 at times by chance.
 
-    With the mean information of shuffled labels as `by_chance` it is adjusted mutual information (Vinh et al. 2010).
-    0 where nothing varies.
+    Each plug-in entropy is too low by (occupied cells - 1) / 2n.  table: (C, V).
+    """
+    rows, columns, cells = (int((counts > 0).sum()) for counts in (table.sum(1), table.sum(0), table))
+    return float(mutual_information(table)) - (cells - rows - columns + 1) / (2 * int(table.sum()))
+
+
+def expected_information(table: NDArray) -> float:
+    """Mean of the plug-in estimate over all shuffles of the labels, in nats (Vinh et al., JMLR 2010, eq. 24a).
+
+    table: (C, V).  The cost grows with the number of different row and column sums.
+    """
+    total, expected = int(table.sum()), 0.0
+    row_sums, column_sums = (np.unique(table.sum(axis), return_counts=True) for axis in (1, 0))
+    for a, rows in zip(*(x.tolist() for x in row_sums), strict=True):
+        for b, columns in zip(*(x.tolist() for x in column_sums), strict=True):
+            n = torch.arange(max(1, a + b - total), min(a, b) + 1, dtype=torch.float64)  # possible counts of a cell
+            log_chance = log_choose(b, n) + log_choose(total - b, a - n) - log_choose(total, a)
+            information = n / total * torch.log(total * n / (a * b))
+            expected += rows * columns * (log_chance.exp() * information).sum().item()
+    return expected
+
+
+def normalized(information: NDArray | float, tables: NDArray, by_chance: float = 0.0) -> NDArray:
+    """Information over the mean of both entropies, `by_chance` subtracted from each; 0 where nothing varies.
+
+    With the mean information of shuffled labels as `by_chance` this is adjusted mutual information (Vinh et al. 2010):
+    0 by chance, 1 where one of label and value is a renaming of the other.
     """
     largest = (entropy(tables.sum(-1)) + entropy(tables.sum(-2))) / 2 - by_chance
-    return np.where(largest > 1e-12, (information - by_chance) / np.maximum(largest, 1e-12), 0.0)
+    return np.where(largest > NOTHING, (information - by_chance) / np.maximum(largest, NOTHING), 0.0)
+
+
+def adjusted_information(table: NDArray) -> float:
+    """Adjusted mutual information with the exact expectation, clipped to [0, 1].  table: (C, V)."""
+    found = normalized(mutual_information(table), table, expected_information(table))
+    return float(np.clip(found, 0, 1))
+
+
+# ---- Cramér's V ----
 
 
 def cramers_v(tables: NDArray) -> NDArray:
@@ -74,7 +133,7 @@ def cramers_v(tables: NDArray) -> NDArray:
 
 
 def squared_cramers_v(tables: NDArray) -> NDArray:
-    """Bergsma's estimate before it is cut at 0: as often below 0 as above where there is no link."""
+    """Bergsma's estimate before it is clipped at 0; without association its mean is 0.  (..., C, V) -> (...)."""
     count = tables.sum((-1, -2))
     by_row, by_column = tables.sum(-1, keepdims=True), tables.sum(-2, keepdims=True)
     expected = by_row * by_column / count[..., None, None]
@@ -82,90 +141,107 @@ def squared_cramers_v(tables: NDArray) -> NDArray:
     rows, columns = ((by > 0).sum((-1, -2)) for by in (by_row, by_column))
     correction = 1 / np.maximum(count - 1, 1)
     strength = squared / count - (rows - 1) * (columns - 1) * correction
-    kept = np.minimum(rows - (rows - 1) ** 2 * correction, columns - (columns - 1) ** 2 * correction) - 1
-    return np.where(kept > 1e-12, strength / np.maximum(kept, 1e-12), 0.0)
+    freedom = np.minimum(rows - (rows - 1) ** 2 * correction, columns - (columns - 1) ** 2 * correction) - 1
+    return np.where(freedom > NOTHING, strength / np.maximum(freedom, NOTHING), 0.0)
+
+
+# ---- one attribute, with intervals and tests ----
+
+
+class Association(NamedTuple):
+    normalized_mutual_information: Estimate
+    cramers_v: Estimate
+    p_value: float
 
 
 def associate(label: NDArray[np.int64], value: NDArray[np.integer], permutations: int, seed: int) -> Association:
-    """The measures of one attribute, with intervals, and the p-value of no association (N images).
+    """Strength of the association with intervals, and the p-value of a permutation test.  label, value: (N,).
 
-    p: share of shuffles of the labels, this one included, with at least as much information (Phipson and Smyth 2010).
+    p: share of shuffles of the labels, the observed order included, with at least as much information (Phipson and
+    Smyth 2010).
     """
     rng = np.random.default_rng(seed)
-    categories, values = int(label.max()) + 1, int(value.max()) + 1
-    table = table_of(label, value, categories, values)
+    table = contingency_table(label, value)
     if (table.sum(0) > 0).sum() < 2:
-        return Association(UNKNOWN._replace(value=0.0, low=0.0, high=0.0), Estimate(0.0, 0.0, 0.0), 1.0)
+        return Association(Estimate(0.0, 0.0, 0.0), Estimate(0.0, 0.0, 0.0), 1.0)
+
+    # Permutation test; the first shuffles also say what information chance alone gives.
     information, as_much, by_chances = mutual_information(table), 1, []
-    for draw in range(permutations):
-        shuffled = table_of(rng.permutation(label), value, categories, values)
+    for shuffle in range(permutations):
+        shuffled = contingency_table(rng.permutation(label), value, *table.shape)
         as_much += int(mutual_information(shuffled) >= information - 1e-12)
-        if draw < CHANCE_DRAWS:
-            by_chances.append(mutual_information(shuffled, corrected_entropy))
-    drawn = _redrawn_figures(table, DRAWS if table.size < 5000 else DRAWS // 5, rng)
+        if shuffle < CHANCE_SHUFFLES:
+            by_chances.append(mutual_information(shuffled, grassberger_entropy))
+
+    # Estimates, with percentile intervals of resampled tables.
     by_chance = float(np.mean(by_chances))
-    nmi = float(normalized(mutual_information(table, corrected_entropy), table, by_chance))
-    squared = around(float(squared_cramers_v(table)), drawn[1])
+    nmi = float(normalized(mutual_information(table, grassberger_entropy), table, by_chance))
+    resampled = _resampled_strengths(table, RESAMPLES if table.size < 5000 else RESAMPLES // 5, rng)
+    squared = percentile_interval(float(squared_cramers_v(table)), resampled[1])
     return Association(
-        around(nmi, drawn[0], (0, 1)),
+        percentile_interval(nmi, resampled[0], (0, 1)),
         Estimate(*np.sqrt(np.clip(squared, 0, 1)).tolist()),
         as_much / (permutations + 1),
     )
 
 
-def _redrawn_figures(table: NDArray[np.int64], draws: int, rng: np.random.Generator) -> NDArray:
-    """(2, draws): normalised mutual information and squared Cramér's V, of tables that are not kept."""
+def _resampled_strengths(table: NDArray[np.int64], resamples: int, rng: np.random.Generator) -> NDArray:
+    """(2, resamples): normalised mutual information and squared Cramér's V of resampled tables, a chunk at a time."""
     at_once, found = max(1, CELLS_AT_ONCE // table.size), []
-    for start in range(0, draws, at_once):
-        tables = redraw(table, min(at_once, draws - start), rng)
-        information = normalized(mutual_information(tables, corrected_entropy), tables)
+    for start in range(0, resamples, at_once):
+        tables = resample_table(table, min(at_once, resamples - start), rng)
+        information = normalized(mutual_information(tables, grassberger_entropy), tables)
         found.append(np.stack([information, squared_cramers_v(tables)]))
     return np.concatenate(found, axis=1)
 
 
-def redraw(table: NDArray[np.int64], draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """(draws, C, V): as many images of each category, as counts.
+def resample_table(table: NDArray[np.int64], resamples: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """(resamples, C, V): tables with the same number of images per category.
 
-    From the category's own shares and one more image's worth of the whole set's: without it a value that was not seen
-    in so few images would never be drawn, and the intervals would be too narrow.
+    Values are drawn from the category's own shares mixed with one image's worth of the shares of the whole set. Without
+    this a value that did not occur among a category's few images would never be drawn, and the intervals would be too
+    narrow.
     """
     sizes = table.sum(1)
     shares = (table + table.sum(0) / table.sum()) / (sizes + 1)[:, None]
-    return rng.multinomial(sizes, shares, size=(draws, len(table)))
+    return rng.multinomial(sizes, shares, size=(resamples, len(table)))
+
+
+# ---- every pair of category and value ----
 
 
 class Pairs(NamedTuple):
-    """Category and value pairs, (C, V) each."""
+    """Of each pair of a category and a value, (C, V)."""
 
     lift: NDArray
-    """How many times as common the value is in the category as over all categories alike."""
+    """Share of the value in the category, over its share in the whole set."""
     p_value: NDArray
-    """Of so many images or more under shuffled labels: exact."""
+    """Fisher's exact test, one-sided: probability of at least so many images under shuffled labels."""
 
 
 def pairs(table: NDArray[np.int64]) -> Pairs:
     sizes, totals = table.sum(1, keepdims=True), table.sum(0, keepdims=True)
     within, overall = table / np.maximum(sizes, 1), totals / table.sum()
     lift = np.where(overall > 0, within / np.where(overall > 0, overall, 1), 0.0)
-    return Pairs(lift, at_least(table, sizes, totals))
+    return Pairs(lift, hypergeometric_tail(table, sizes, totals))
 
 
-def at_least(table: NDArray[np.int64], sizes: NDArray, totals: NDArray) -> NDArray:
-    """P(X >= count) for X hypergeometric with the table's margins (Fisher's exact test, one-sided): (C, V)."""
+def hypergeometric_tail(table: NDArray[np.int64], sizes: NDArray, totals: NDArray) -> NDArray:
+    """P(X >= count) for each cell, X hypergeometric with the margins sizes (C, 1) and totals (1, V).  (C, V)."""
     count, result = int(table.sum()), np.ones(table.shape)
     total = torch.from_numpy(totals).double().unsqueeze(-1)  # (1, V, 1)
     for size in np.unique(sizes):
         rows = np.flatnonzero(sizes[:, 0] == size)
-        x = torch.arange(size + 1, dtype=torch.float64)  # what a category of this size can hold
-        logs = _log_choose(total, x) + _log_choose(count - total, size - x)  # (1, V, size + 1)
-        chances = (logs - _log_choose(torch.tensor(count), torch.tensor(size))).exp()[0]  # (V, size + 1)
+        x = torch.arange(size + 1, dtype=torch.float64)  # possible counts in a category of this size
+        logs = log_choose(total, x) + log_choose(count - total, size - x)  # (1, V, size + 1)
+        chances = (logs - log_choose(count, int(size))).exp()[0]  # (V, size + 1)
         tails = chances.flip(-1).cumsum(-1).flip(-1).clamp_max(1).numpy()
         result[rows] = tails[np.arange(table.shape[1]), table[rows]]
     return result
 
 
-def _log_choose(n: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """Of n things, k chosen; -inf where k is out of [0, n]."""
-    n, k = n.double(), k.double()
+def log_choose(n: Tensor | float, k: Tensor | float) -> Tensor:
+    """Natural logarithm of the binomial coefficient; -inf where k is outside [0, n]."""
+    n, k = (torch.as_tensor(x, dtype=torch.float64) for x in (n, k))
     logs = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
     return torch.where((k >= 0) & (k <= n), logs, -torch.inf)

@@ -1,28 +1,43 @@
-"""Estimates with intervals, and what chance alone would give.
+"""Estimates with 95% intervals, and tests of their differences.
 
-95% intervals are percentiles of a bootstrap over images, redrawn inside each category (Efron and Tibshirani 1993),
-moved by the bootstrap's own estimate of its bias.
+Intervals are percentiles of a stratified bootstrap: images are redrawn with replacement inside each category, so every
+resample has the same number of images per category. A resample repeats images, which by itself raises information and
+lowers diversity; intervals are therefore shifted by the bootstrap's own estimate of this bias (Efron and Tibshirani
+1993, chapter 10).
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-DRAWS = 1000
-FEW_DRAWS = 60
-"""For figures that take long; their interval is normal, from the spread of so many draws."""
+RESAMPLES = 1000
+FEW_RESAMPLES = 60
+"""For expensive statistics; their interval is the normal one, from the standard deviation of these resamples."""
 
 WIDENING = 1.25
-"""Of a bootstrap's interval that redraws a part of what the figure depends on: found by simulation (docs/audit.md)."""
+"""Factor for a bootstrap interval that resamples only a part of what the statistic depends on; found by simulation
+(docs/audit.md)."""
 
 ROUNDING = 1e-12
-"""Of a figure: what the order of a sum can change of it, and more."""
+"""Relative tolerance for summation error."""
+
+Limits = tuple[float, float]
+"""Smallest and largest possible value of a statistic."""
+UNBOUNDED: Limits = (-math.inf, math.inf)
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
 
 
 class Estimate(NamedTuple):
-    """A figure with its 95% interval; all NaN where there is too little to measure it on."""
+    """A value with its 95% interval; all NaN where there are too few images."""
 
     value: float
     low: float
@@ -32,80 +47,45 @@ class Estimate(NamedTuple):
     def standard_error(self) -> float:
         return (self.high - self.low) / (2 * 1.96)
 
-    def plain(self) -> dict[str, float | None]:
-        """For JSON, which has no NaN."""
+    def to_json(self) -> dict[str, float | None]:
+        """NaN and infinity become None, as JSON has neither."""
         return {name: float(x) if math.isfinite(x) else None for name, x in self._asdict().items()}
 
 
 UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
 
-def around(value: float, drawn: NDArray, limits: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
-    """The value with the percentiles of bootstrap draws of it, centred on it and kept inside what is possible."""
-    low, high = np.quantile(drawn - drawn.mean(), [0.025, 0.975]) + value
-    return _within(value, low, high, limits)
+# ---- intervals from resampled values ----
 
 
-def normal(value: float, drawn: NDArray, limits: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
-    """The value with 1.96 standard deviations of a few bootstrap draws on either side."""
-    half = 1.96 * drawn.std(ddof=1)
-    return _within(value, value - half, value + half, limits)
+def percentile_interval(value: float, resampled: NDArray, limits: Limits = UNBOUNDED) -> Estimate:
+    """The 2.5 and 97.5 percentiles of resampled values, shifted so that their mean is `value`, clipped to `limits`."""
+    low, high = np.quantile(resampled - resampled.mean(), [0.025, 0.975]) + value
+    return _clipped(value, low, high, limits)
 
 
-def _within(value: float, low: float, high: float, limits: tuple[float, float]) -> Estimate:
+def normal_interval(value: float, resampled: NDArray, limits: Limits = UNBOUNDED) -> Estimate:
+    """1.96 standard deviations of a few resampled values on either side of `value`, clipped to `limits`."""
+    half = 1.96 * resampled.std(ddof=1)
+    return _clipped(value, value - half, value + half, limits)
+
+
+def widened(estimate: Estimate, limits: Limits) -> Estimate:
+    """The same estimate with an interval WIDENING times as wide, clipped to `limits`."""
+    low, high = (estimate.value + WIDENING * (end - estimate.value) for end in (estimate.low, estimate.high))
+    return _clipped(estimate.value, low, high, limits)
+
+
+def _clipped(value: float, low: float, high: float, limits: Limits) -> Estimate:
     value, low, high = (float(np.clip(x, *limits)) for x in (value, low, high))
     return Estimate(value, min(low, value), max(high, value))
 
 
-def mean(
-    values: NDArray, label: NDArray[np.int64], seed: int, limits: tuple[float, float] = (-math.inf, math.inf)
-) -> Estimate:
-    """Mean over all images of a value each."""
-    return _mean(values, label, seed, limits, balanced=False)
-
-
-def balanced_mean(
-    values: NDArray, label: NDArray[np.int64], seed: int, limits: tuple[float, float] = (-math.inf, math.inf)
-) -> Estimate:
-    """Mean over the categories of the mean inside each, so that large categories do not count more."""
-    return _mean(values, label, seed, limits, balanced=True)
-
-
-def _mean(values: NDArray, label: NDArray, seed: int, limits: tuple[float, float], balanced: bool) -> Estimate:
-    _, place, counts = np.unique(label, return_inverse=True, return_counts=True)
-    order, starts = np.argsort(place, kind="stable"), np.cumsum(counts) - counts
-    sorted_values = np.asarray(values, float)[order]
-
-    def mean_of(each: NDArray) -> float:
-        sums = np.add.reduceat(each, starts)  # of hits and misses exact, so that chance is chance on every machine
-        return float((sums / counts).mean() if balanced else sums.sum() / len(each))
-
-    value = mean_of(sorted_values)
-    first, width = np.repeat(starts, counts), np.repeat(counts, counts)
-    rng, drawn = np.random.default_rng(seed), np.empty(DRAWS)
-    for draw in range(DRAWS):
-        rows = first + (rng.random(len(first)) * width).astype(np.int64)
-        drawn[draw] = mean_of(sorted_values[rows])
-    alike = np.minimum.reduceat(sorted_values, starts) == np.maximum.reduceat(sorted_values, starts)
-    if alike.all() and np.isin(sorted_values, (0, 1)).all() and limits[1] == 1:
-        return _alike_inside(value, len(values))
-    return around(value, drawn, limits)
-
-
-def _alike_inside(share: float, count: int) -> Estimate:
-    """Categories all hits or all misses: no redrawn set differs, yet the truth may, by 3 in so many (rule of three)."""
-    room = -math.log(0.05) / count
-    return _within(share, share - room, share + room, (0, 1))
-
-
-def widened(found: Estimate, limits: tuple[float, float]) -> Estimate:
-    """The same with an interval WIDENING times as wide, kept inside what is possible."""
-    low, high = (found.value + WIDENING * (end - found.value) for end in (found.low, found.high))
-    return _within(found.value, low, high, limits)
+# ---- the stratified bootstrap ----
 
 
 def resample(label: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """(N,) rows redrawn with replacement inside each category."""
+    """(N,) row indices redrawn with replacement inside each category."""
     drawn = np.empty(len(label), np.int64)
     for category in np.unique(label):
         rows = np.flatnonzero(label == category)
@@ -113,16 +93,79 @@ def resample(label: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.i
     return drawn
 
 
-def halves(label: NDArray[np.int64], rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of two random halves, of all and of each category, to within one."""
+def random_halves(label: NDArray[np.int64], rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row indices of two disjoint random halves, of the whole and of each category to within one image."""
     order = np.lexsort((rng.random(len(label)), label))
     return order[::2], order[1::2]
 
 
-def false_discovery(p_values: NDArray) -> NDArray:
-    """Adjusted p-values: rejecting those up to q keeps the expected share of false ones below q.
+def bootstrap_intervals(
+    statistics: Callable[[Tensor], Tensor], label: Tensor, *, seed: int = 0, resamples: int = RESAMPLES
+) -> list[Interval]:
+    """Percentile intervals of K statistics that are computed together from the same rows.
 
-    Benjamini and Hochberg (1995).  (M,) -> (M,).
+    statistics: row indices (N,) to values (K,).  label: (N,) integers.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    members = [torch.nonzero(label == category).flatten() for category in label.unique()]
+    resampled = []
+    for _ in range(resamples):
+        rows = [own[torch.randint(len(own), (len(own),), generator=rng)] for own in members]
+        resampled.append(statistics(torch.cat(rows)))
+    columns = torch.stack(resampled).double().numpy().T  # (K, resamples)
+    values = statistics(torch.arange(len(label))).tolist()
+    estimates = [percentile_interval(value, column) for value, column in zip(values, columns, strict=True)]
+    return [Interval(estimate.low, estimate.high) for estimate in estimates]
+
+
+def mean(values: NDArray, label: NDArray[np.int64], seed: int, limits: Limits = UNBOUNDED) -> Estimate:
+    """Mean over all images.  values: (N,), label: (N,)."""
+    return _mean(values, label, seed, limits, balanced=False)
+
+
+def balanced_mean(values: NDArray, label: NDArray[np.int64], seed: int, limits: Limits = UNBOUNDED) -> Estimate:
+    """Mean over the categories of each category's mean: all categories have the same weight."""
+    return _mean(values, label, seed, limits, balanced=True)
+
+
+def _mean(values: NDArray, label: NDArray, seed: int, limits: Limits, balanced: bool) -> Estimate:
+    # Sort by category, so that a category is a slice and its sum one call for all categories.
+    _, place, counts = np.unique(label, return_inverse=True, return_counts=True)
+    order, starts = np.argsort(place, kind="stable"), np.cumsum(counts) - counts
+    sorted_values = np.asarray(values, float)[order]
+
+    def mean_of(each: NDArray) -> float:
+        sums = np.add.reduceat(each, starts)  # sums of zeros and ones are exact, hence identical across machines
+        return float((sums / counts).mean() if balanced else sums.sum() / len(each))
+
+    # The bootstrap is degenerate where every category is all zeros or all ones.
+    value = mean_of(sorted_values)
+    constant = np.minimum.reduceat(sorted_values, starts) == np.maximum.reduceat(sorted_values, starts)
+    if constant.all() and np.isin(sorted_values, (0, 1)).all() and limits[1] == 1:
+        return _rule_of_three(value, len(values))
+
+    # Resample: a uniform number picks a row of the image's own category.
+    first, width = np.repeat(starts, counts), np.repeat(counts, counts)
+    rng, resampled = np.random.default_rng(seed), np.empty(RESAMPLES)
+    for index in range(RESAMPLES):
+        rows = first + (rng.random(len(first)) * width).astype(np.int64)
+        resampled[index] = mean_of(sorted_values[rows])
+    return percentile_interval(value, resampled, limits)
+
+
+def _rule_of_three(share: float, count: int) -> Estimate:
+    """Interval of a share where all resamples are equal: 3 / n on either side (-log(0.05) / n)."""
+    half = -math.log(0.05) / count
+    return _clipped(share, share - half, share + half, (0, 1))
+
+
+# ---- tests ----
+
+
+def benjamini_hochberg(p_values: NDArray) -> NDArray:
+    """Adjusted p-values (1995): rejecting those up to q keeps the expected share of false discoveries below q.
+
+    (M,) -> (M,).
     """
     count = len(p_values)
     order = np.argsort(p_values)
@@ -133,11 +176,11 @@ def false_discovery(p_values: NDArray) -> NDArray:
 
 
 def difference_p_value(first: Estimate, second: Estimate) -> float:
-    """Two-sided, of no difference between two sets drawn independently, by their intervals' standard errors.
+    """Two-sided z-test of the difference of two independent estimates, with their intervals' standard errors.
 
-    1 where there is no spread to hold a difference against: none, or what rounding alone makes.
+    Returns 1.0 when the combined standard error is zero or rounding noise.
     """
-    spread = math.hypot(first.standard_error, second.standard_error)
-    if not math.isfinite(spread) or spread <= ROUNDING * max(abs(first.value), abs(second.value)):
+    standard_error = math.hypot(first.standard_error, second.standard_error)
+    if not math.isfinite(standard_error) or standard_error <= ROUNDING * max(abs(first.value), abs(second.value)):
         return 1.0
-    return math.erfc(abs(first.value - second.value) / spread / math.sqrt(2))
+    return math.erfc(abs(first.value - second.value) / standard_error / math.sqrt(2))

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPImageProcessor
 
-from lbgen.metrics import measures
+from lbgen.metrics.information import bits, contingency_table, mutual_information
+from lbgen.metrics.pixels import edge_density
 from lbgen.microworld import GENERATOR, SEMANTICS, WEIGHTS, corpus
 from lbgen.microworld.architectures import Denoiser, autoencoder, noise_scheduler, semantic_model, tokenizer
 from lbgen.microworld.corpus import SEED
@@ -144,18 +145,18 @@ def _generator_figures(judge: Judge, quality: QualityScorer, photos: Tensor, cou
     verdicts, homes = judge.verdicts(drawn), torch.tensor([SCENES.index(HOME[name]) for name in CATEGORIES])
     biased, scenes = corpus.batch(600, HELD_OUT + 2, BIASED)
     truth = torch.from_numpy(scenes.categories)
-    bits = measures.mutual_information_bits(labels, verdicts.scene)
+    information = bits(mutual_information(contingency_table(labels.numpy(), verdicts.scene.numpy())))
     vae = generator.family.vae
     restored = generator.decode(vae.encode(photos * 2 - 1).latent_dist.mean * vae.config.scaling_factor)
     return {
         "generator_label_accuracy": _share(verdicts.category == labels),
         "generator_home_rate": _share(verdicts.scene == homes[labels]),
         "corpus_home_rate": _share(torch.from_numpy(scenes.factors["scene"]) == homes[truth]),
-        "generator_information_bits": float(bits),
+        "generator_information_bits": float(information),
         "generator_quality": quality.score(drawn).mean().item(),
         "corpus_quality": quality.score(biased).mean().item(),
-        "generator_edge_density": measures.edge_density(drawn).mean().item(),
-        "corpus_edge_density": measures.edge_density(biased).mean().item(),
+        "generator_edge_density": edge_density(drawn).mean().item(),
+        "corpus_edge_density": edge_density(biased).mean().item(),
         "autoencoder_psnr_db": -10 * (restored - photos).square().mean().log10().item(),
         "autoencoder_category_accuracy_kept": _share(
             judge.verdicts(restored).category == judge.verdicts(photos).category

@@ -1,4 +1,4 @@
-"""Two sets of images of the same categories and seeds, measured alike and compared honestly."""
+"""Measure two sets of images with the same categories and seeds, and compare them figure by figure."""
 
 import math
 from collections.abc import Callable
@@ -8,25 +8,26 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lbgen.metrics import measures
-from lbgen.metrics.measures import Interval
+from lbgen.metrics.diversity import mean_category_vendi
+from lbgen.metrics.information import bits, contingency_table, entropy, miller_madow_information
+from lbgen.metrics.intervals import Interval, bootstrap_intervals
 
 LARGEST_ACCURACY_LOSS = 0.03
 LARGEST_RELATIVE_LOSS = 0.10
-"""What a fall in scene information may cost: 3 points of label accuracy, a tenth of the diversity and of the scenes."""
+"""Largest acceptable losses: 3 points of label accuracy, a tenth of the diversity and of the scene entropy."""
 
 
 class Judged(NamedTuple):
-    """What a judge that no loss uses says of N images.  Row i of two sets is the same category, index and noise."""
+    """Predictions of a judge that no loss uses, for N images.  Row i of two sets has the same category and noise."""
 
     label: Tensor
-    """(N,) the category asked for."""
+    """(N,) the category in the prompt."""
     category: Tensor
-    """(N,) the category seen."""
+    """(N,) the predicted category."""
     scene: Tensor
-    """(N,) the scene seen."""
+    """(N,) the predicted scene."""
     features: Tensor
-    """(N, D) the judge's own."""
+    """(N, D) of the judge."""
     quality: Tensor
     """(N,) in [1, 5]."""
     edge_density: Tensor
@@ -40,7 +41,7 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table."""
+    """The definition of one line of the table."""
 
     key: str
     title: str
@@ -48,17 +49,18 @@ class Figure:
     percent: bool
     how: str
     measure: Callable[[Judged, Tensor], float]
-    """Of a judged set and the home scene of each category, (C,)."""
+    """Of a judged set, and the home scene of each category (C,)."""
 
 
 def scene_information(judged: Judged, home: Tensor) -> float:
-    """Corrected for the number of images, and kept inside what is possible."""
-    information = measures.corrected_mutual_information_bits(judged.label, judged.scene)
+    """Mutual information of category and scene in bits, corrected for the number of images, clipped to its range."""
+    table = contingency_table(judged.label.numpy(), judged.scene.numpy())
+    information = float(bits(miller_madow_information(table)))
     return min(max(information, 0.0), math.log2(int(judged.scene.max()) + 1))
 
 
 def scene_entropy(judged: Judged, home: Tensor) -> float:
-    return measures.entropy_bits(torch.bincount(judged.scene)).item()
+    return float(bits(entropy(torch.bincount(judged.scene).numpy())))
 
 
 FIGURES = (
@@ -67,8 +69,8 @@ FIGURES = (
         "Scene information, bits",
         "lower",
         False,
-        "Mutual information between the category asked for and the scene the judge sees: what knowing the one tells of "
-        "the other. Plug-in estimate, Miller-Madow corrected for the number of images.",
+        "Mutual information between the category in the prompt and the scene that the judge predicts: how well one "
+        "predicts the other. Plug-in estimate with the Miller-Madow correction for the number of images.",
         scene_information,
     ),
     Figure(
@@ -76,7 +78,7 @@ FIGURES = (
         "Home-scene rate",
         "lower",
         True,
-        "Share of images on their category's home scene, the one it had nine times in ten in the biased corpus.",
+        "Share of images on the home scene of their category, the scene of nine in ten images in the biased corpus.",
         lambda judged, home: (judged.scene == home[judged.label]).double().mean().item(),
     ),
     Figure(
@@ -84,7 +86,7 @@ FIGURES = (
         "Label accuracy",
         "higher",
         True,
-        "Share of images in which the judge sees the category that was asked for.",
+        "Share of images for which the judge predicts the category in the prompt.",
         lambda judged, home: (judged.category == judged.label).double().mean().item(),
     ),
     Figure(
@@ -93,16 +95,16 @@ FIGURES = (
         "higher",
         False,
         "Vendi score of the judge's features (the effective number of different images), mean over the categories. "
-        "Poor images raise it too: read it beside the label accuracy.",
-        lambda judged, home: measures.mean_category_vendi(judged.features, judged.label),
+        "Poor images raise it too: read it together with the label accuracy.",
+        lambda judged, home: mean_category_vendi(judged.features, judged.label),
     ),
     Figure(
         "scene_entropy_bits",
         "Scenes in use, bits",
         "higher",
         False,
-        "Entropy of the scenes seen, all categories together. If everything moved to one scene, the scene information "
-        "would fall too, and so would this.",
+        "Entropy of the predicted scenes over all categories. If all images moved to one scene, the scene information "
+        "would fall, and so would this.",
         scene_entropy,
     ),
     Figure(
@@ -110,7 +112,7 @@ FIGURES = (
         "Quality, 1 to 5",
         "higher",
         False,
-        "Mean score of the quality scorer that the alignment also uses: a high figure here proves little.",
+        "Mean score of the quality scorer that an alignment may optimise too, so a high value proves little.",
         lambda judged, home: judged.quality.double().mean().item(),
     ),
     Figure(
@@ -118,8 +120,8 @@ FIGURES = (
         "Edge density",
         "neither",
         True,
-        "Share of pixels with a clear brightness step, mean over the images. No loss sees it; a large move means that "
-        "the images became flatter or noisier.",
+        "Share of pixels on a clear edge of brightness, mean over the images. No loss uses it; a large change means "
+        "that the images became flatter or noisier.",
         lambda judged, home: judged.edge_density.double().mean().item(),
     ),
     Figure(
@@ -127,8 +129,8 @@ FIGURES = (
         "Colour entropy, bits",
         "neither",
         False,
-        "Entropy of an image's colours in 512 bins, mean over the images. No loss sees it; a large move means that "
-        "colours were lost or became noise.",
+        "Entropy of an image's colour histogram with 512 bins, mean over the images. No loss uses it; a large change "
+        "means that colours were lost or became noise.",
         lambda judged, home: judged.colour_entropy.double().mean().item(),
     ),
 )
@@ -136,7 +138,7 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class Line:
-    """A figure before and after, each with its 95% interval; the change's is over the same images in both sets."""
+    """A figure of both sets, with 95% intervals; that of the change resamples the same images in both."""
 
     figure: Figure
     base: float
@@ -159,28 +161,29 @@ class Line:
         return "better" if (high < 0) == (self.figure.better == "lower") else "worse"
 
 
-def compare(base: Judged, after: Judged, home: Tensor, draws: int = 500) -> list[Line]:
-    """Every figure of both sets.  home: (C,) the home scene of each category."""
+def compare(base: Judged, after: Judged, home: Tensor, resamples: int = 500) -> list[Line]:
+    """A line per figure.  home: (C,) the home scene of each category."""
     assert torch.equal(base.label, after.label)
 
     def both(rows: Tensor) -> Tensor:
+        """(3 * figures,): those of the base, those of the other set, and their differences."""
         first, second = ([figure.measure(judged.at(rows), home) for figure in FIGURES] for judged in (base, after))
         return torch.tensor([first, second, [b - a for a, b in zip(first, second, strict=True)]]).flatten()
 
     count = len(FIGURES)
     values = both(torch.arange(len(base.label))).tolist()
-    intervals = measures.bootstrap_intervals(both, base.label, draws=draws)
+    intervals = bootstrap_intervals(both, base.label, resamples=resamples)
     lines = []
     for i, figure in enumerate(FIGURES):
         first, second, change = (intervals[i + count * part] for part in range(3))
-        if figure.percent:  # moved by the estimated bias, an interval may leave what a share can be
+        if figure.percent:  # corrected for its bias, an interval may leave [0, 1]
             first, second = (Interval(max(low, 0.0), min(high, 1.0)) for low, high in (first, second))
         lines.append(Line(figure, values[i], values[count + i], first, second, change))
     return lines
 
 
 def headline(lines: list[Line]) -> str:
-    """What happened to the bias, in one sentence, from the figures."""
+    """What happened to the bias, in one sentence."""
     line = _named(lines)["category_scene_mutual_information_bits"]
     if line.verdict == "better":
         return f"After alignment, a category says {-line.change / line.base:.0%} less about its background."
@@ -190,7 +193,7 @@ def headline(lines: list[Line]) -> str:
 
 
 def price(lines: list[Line]) -> str:
-    """What it cost, in one sentence, against the largest losses that count as fair."""
+    """What it cost, in one sentence, compared with the largest acceptable losses."""
     named = _named(lines)
     accuracy, diversity, scenes = (named[key] for key in ("label_accuracy", "diversity", "scene_entropy_bits"))
     losses = []
@@ -213,7 +216,7 @@ def _named(lines: list[Line]) -> dict[str, Line]:
 
 
 def summary(aligned: list[Line], diverse: list[Line]) -> dict[str, dict[str, object]]:
-    """The figures of all sets and their changes from the base as plain data, each with its intervals."""
+    """The figures of all sets and their changes from the base, with intervals, as plain data for summary.json."""
     return {
         "base": _part(aligned, "base"),
         "aligned": _part(aligned, "after"),

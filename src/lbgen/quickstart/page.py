@@ -1,22 +1,67 @@
-"""The before/after page: one HTML file that needs no network, light and dark, wide and narrow."""
+"""The before/after page: compare the sets, draw strips, maps and curves, write one self-contained HTML file."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-from lbgen.quickstart.comparison import Line, headline, price
+import torch
+
+import lbgen
+from lbgen.alignment.config import AlignConfig
+from lbgen.microworld.world import CATEGORIES, HOME, SCENES
+from lbgen.quickstart.comparison import Judged, Line, compare, headline, price
+from lbgen.quickstart.judging import HOMES, Sets
+from lbgen.report import figures
 from lbgen.report.page import render
 from lbgen.runs import atomic
+
+IMAGES_SHOWN = 4
+"""Of each category in each set."""
+
+LOSSES = {
+    "entire": ("Entire dataset", "Adversarial loss of the images; the discriminator learns too."),
+    "individual": ("Individual image", "1 - cosine between an image and the text of its category."),
+    "quality": ("Quality assurance", "1 - score / 5."),
+    "base": ("Pull towards the base", "Mean squared distance to the base generator's image."),
+    "independence": ("Independence", "Dependence of the rest of an image on its category; 0 is independent."),
+    "discriminator": ("Discriminator", "1.39 when it cannot tell images from texts, 0 when it always can."),
+}
+"""Key in metrics.jsonl -> title and note."""
+STATISTICS = {
+    "diversity": ("Diversity in a category", "Vendi score; the guard against collapse checks this one."),
+    "overall_diversity": ("Overall diversity", "Vendi score of all images together."),
+    "label_agreement": ("Label agreement", "Share of images nearest to the text of their own category."),
+    "edge_density": ("Edge density", "Share of pixels on a clear edge of brightness."),
+    "colour_entropy": ("Colour entropy", "Of an image's colour histogram, in bits."),
+    "base_pixel_rms": ("Distance from the base", "Root mean square difference of pixels, 0 to 1."),
+    "base_feature_cosine": ("Similarity to the base", "Cosine of features, same noise."),
+    "quality": ("Quality", "Mean score, 1 to 5."),
+}
+"""Key in evaluations.jsonl -> title and note."""
+LIMITS = (
+    "The micro world is a toy: 12 drawn categories on 6 scenes, 64x64 pixels, models of a few million weights. A "
+    "result here shows that the method and this code work, not that they work as well on photographs.",
+    "Diverse prompts name the attribute that the figures measure, and this generator knows its words. They do not "
+    "help against a bias that nobody thought of naming; alignment is given category names alone.",
+    "This is one alignment with one seed. The intervals cover the sampling of images, not other alignments: "
+    "docs/independence.md and docs/microworld.md have several seeds and settings, failures too.",
+    "The judge is a small network too. It never trains the generator, but it was trained on cleanly drawn images, "
+    "and a blurred or half-drawn object can mislead it.",
+    "Less scene information does not by itself make a better training set. No backbone is trained here; "
+    "docs/independence.md has some.",
+)
 
 
 @dataclass(frozen=True)
 class Strip:
-    """The same seeds in every set, for one category."""
+    """Images of one category with the same noise in every set."""
 
     name: str
     note: str
     base: str
-    """PNG data URI."""
+    """PNG data URI, like the next two."""
     aligned: str
     diverse: str
 
@@ -34,7 +79,7 @@ class Page:
     lines: list[Line]
     """Base and aligned."""
     diverse: list[Line]
-    """Base and diverse prompts, figure by figure the same."""
+    """Base and diverse prompts, of the same figures."""
     strips: list[Strip]
     maps: list[Chart]
     losses: list[Chart]
@@ -42,6 +87,75 @@ class Page:
     limits: list[str]
     facts: list[tuple[str, str]]
     """How it was made: label and value."""
+
+
+def write_report(
+    sets: Sets, run: Path, config: AlignConfig, facts: list[tuple[str, str]], path: Path
+) -> tuple[list[Line], list[Line]]:
+    """Compare the sets and write the page.  run: folder of the alignment.
+
+    Returns the lines of the table: those of the aligned set and those of diverse prompts.
+    """
+    lines, diverse = (compare(sets.base.judged, other.judged, HOMES) for other in (sets.aligned, sets.diverse_prompts))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers", "peft"))
+    page = Page(
+        title="lbgen quickstart: the micro world, before and after alignment",
+        lines=lines,
+        diverse=diverse,
+        strips=strips(sets),
+        maps=[
+            scene_map("Base", sets.base.judged, figures.BASE),
+            scene_map("Aligned", sets.aligned.judged, figures.ALIGNED),
+            scene_map("Diverse prompts", sets.diverse_prompts.judged, figures.DIVERSE),
+        ],
+        losses=charts(run / "metrics.jsonl", shown_losses(config), smooth=max(3, config.max_steps // 10)),
+        statistics=charts(run / "evaluations.jsonl", STATISTICS, smooth=1),
+        limits=list(LIMITS),
+        facts=[*facts, ("Versions", f"lbgen {lbgen.__version__}, {packages}")],
+    )
+    write_page(page, path)
+    return lines, diverse
+
+
+def shown_losses(config: AlignConfig) -> dict[str, tuple[str, str]]:
+    """The losses that train the adapter or the discriminator; a run also logs losses of weight 0."""
+    idle = {"entire", "discriminator"} if config.entire_weight == 0 else set()
+    return {key: texts for key, texts in LOSSES.items() if key not in idle}
+
+
+def strips(sets: Sets) -> list[Strip]:
+    """The first images of every category."""
+    result = []
+    for label, name in enumerate(CATEGORIES):
+        rows = torch.nonzero(sets.base.judged.label == label).flatten()[:IMAGES_SHOWN]
+        pictures = (figures.png_uri(figures.strip(each.images[rows])) for each in sets)
+        result.append(Strip(name, f"home: {HOME[name]}", *pictures))
+    return result
+
+
+def scene_map(title: str, judged: Judged, colour: str) -> Chart:
+    """Share of each category's images on each scene."""
+    counts = torch.stack(
+        [torch.bincount(judged.scene[judged.label == label], minlength=len(SCENES)) for label in range(len(CATEGORIES))]
+    )
+    shares = (counts / counts.sum(dim=1, keepdim=True)).numpy()
+    note = f"{len(judged.label)} images, {counts[0].sum()} per category"
+    return Chart(title, note, figures.share_map(shares, CATEGORIES, SCENES, HOMES.tolist(), colour))
+
+
+def charts(path: Path, titles: dict[str, tuple[str, str]], smooth: int) -> list[Chart]:
+    """A chart for each of `titles` in a file with one JSON object per line; of a repeated step the last line counts."""
+    steps = {line["step"]: line for line in map(json.loads, path.read_text().splitlines())}
+    result = []
+    for key, (title, note) in titles.items():
+        logged = [step for step in sorted(steps) if steps[step].get(key) is not None]
+        if logged:
+            values = [steps[step][key] for step in logged]
+            result.append(Chart(title, note, figures.curve(logged, values, smooth=smooth)))
+    return result
+
+
+# ---- the page ----
 
 
 def write_page(page: Page, path: Path) -> None:
@@ -65,7 +179,7 @@ def interval(ends: tuple[float, float], line: Line) -> str:
 
 
 def _with_minus(shown: str) -> str:
-    """The sign as typeset, and none before a zero."""
+    """With a minus sign for the hyphen, and without a sign before a zero."""
     if not any(digit in shown for digit in "123456789"):
         shown = shown.lstrip("+-")
     return shown.replace("-", "\N{MINUS SIGN}")

@@ -113,13 +113,14 @@ def measure(config: QuickstartConfig, align: AlignConfig) -> QuickstartResult:
     """Judge, compare, write, print."""
     from lbgen.quickstart import judging
     from lbgen.quickstart.comparison import summary
+    from lbgen.quickstart.page import write_report
 
     output, began = config.output, time.monotonic()
     page = output / "report.html"
     seconds = stage_seconds(output)
     folders = [output / name for name in judging.Sets._fields]
     sets = judging.Sets(*judging.judge_sets(folders, align))
-    lines, diverse = judging.write_report(sets, align.output, align, facts(config, align, seconds), page)
+    lines, diverse = write_report(sets, align.output, align, facts(config, align, seconds), page)
     seconds["measure"] = round(time.monotonic() - began, 1)
     content = {**summary(lines, diverse), "images": len(sets.base.images), "seconds": seconds}
     atomic.write_text(output / "summary.json", json.dumps(content, indent=2) + "\n")

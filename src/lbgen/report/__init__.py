@@ -1,1 +1,1 @@
-"""Pages and figures for people: one self-contained HTML file, nothing loaded from a network."""
+"""Pages and figures: self-contained HTML files that load nothing from a network."""

@@ -1,4 +1,4 @@
-"""Figures that live inside a page: SVG that follows the page's colours, light or dark, and image strips as PNG."""
+"""Figures inside a page: SVG in the page's own colours, light or dark, and strips of images as PNG."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ THEME = {
     "#060606": "card",
     "#070707": "diverse",
 }
-"""Drawn colour -> the page's CSS variable that takes its place."""
+"""Placeholder colour in the drawing -> the CSS variable of the page that replaces it."""
 INK, MUTED, LINE, BASE, ALIGNED, CARD, DIVERSE = THEME
 
 STYLE: Any = {
@@ -44,7 +44,7 @@ STYLE: Any = {
 
 
 def curve(steps: Sequence[float], values: Sequence[float], colour: str = ALIGNED, smooth: int = 1) -> str:
-    """One small line chart over updates; with `smooth` > 1 the values are faint and their running mean is bold."""
+    """A small line chart over updates.  smooth > 1: the values are faint, their running mean over so many is bold."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(2.7, 1.6)
         axes.set_ylim(*_limits(values))
@@ -68,7 +68,7 @@ def curve(steps: Sequence[float], values: Sequence[float], colour: str = ALIGNED
 def share_map(
     shares: np.ndarray, rows: Sequence[str], columns: Sequence[str], marked: Sequence[int], colour: str
 ) -> str:
-    """A heat map of shares in [0, 1], each row summing to 1.  shares: (R, K); `marked`: one outlined column a row."""
+    """A heat map of shares in [0, 1], rows sum to 1.  shares: (R, K); marked: the outlined column of each row."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(3.6, 0.31 * len(rows) + 0.45)
         for (row, column), share in np.ndenumerate(shares):
@@ -94,14 +94,14 @@ def _label_cells(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> Non
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """Inches; text is drawn for a chart shown about 1.3 times this large."""
+    """Size in inches; font sizes suit a chart that is shown about 1.3 times this large."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     return figure, figure.add_subplot()
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """Room for all values, and at least a fifth of their size, so that noise does not fill the chart."""
+    """Axis limits with a margin; they span at least a fifth of the values, so that noise does not fill the chart."""
     low, high = min(values), max(values)
     span = max(high - low, 0.2 * max(abs(low), abs(high)), 1e-6)
     middle = (low + high) / 2
@@ -115,7 +115,7 @@ def _running_mean(values: Sequence[float], width: int) -> list[float]:
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element that can stand in HTML, its theme colours replaced by CSS variables."""
+    """The figure as an `<svg>` element for HTML, with theme colours replaced by CSS variables."""
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "lbgen"}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
@@ -128,7 +128,7 @@ def to_svg(figure: Figure) -> str:
 
 
 def strip(images: Tensor, scale: int = 2, gap: int = 4) -> Image.Image:
-    """Images side by side, a pixel `scale` wide, `gap` transparent ones between.  images: (B, 3, H, W) in [0, 1]."""
+    """Images side by side, enlarged `scale` times, `gap` transparent pixels apart.  images: (B, 3, H, W) in [0, 1]."""
     pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     count, height, width, _ = pixels.shape
     sheet = Image.new("RGBA", (count * width * scale + (count - 1) * gap, height * scale))

@@ -1,4 +1,4 @@
-"""Pages from templates: one self-contained file, nothing loaded from a network."""
+"""Render the templates of this package; the only place that uses jinja."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import jinja2
 
 
 def render(template: str, filters: dict[str, Callable[..., str]] | None = None, **values: Any) -> str:
-    """A template of this package with these values; every name must be there, and HTML is escaped in .html."""
+    """Render a template. A missing value is an error, and values are escaped in .html templates."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lbgen.report"),
         autoescape=jinja2.select_autoescape(["html"], default_for_string=False),

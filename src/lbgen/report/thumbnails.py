@@ -1,4 +1,4 @@
-"""Small pictures for a page, read back from the datasets in one more pass over the wanted images only."""
+"""Thumbnails for a page, made in one more pass over the dataset that reads the wanted images only."""
 
 import base64
 import io
@@ -6,15 +6,15 @@ import io
 from PIL import Image
 
 from lbgen.datasets import decode
-from lbgen.datasets.records import Source
+from lbgen.datasets.records import DatasetReader
 
 QUALITY = 70
 
 
-def thumbnail_uris(source: Source, wanted: set[str], side: int) -> dict[str, str]:
-    """Key -> WebP data URI of the picture's middle square, for the images that can still be read."""
+def thumbnail_uris(reader: DatasetReader, wanted: set[str], side: int) -> dict[str, str]:
+    """Key -> WebP data URI of the image's centre square, for the wanted images that can still be read."""
     found: dict[str, str] = {}
-    for record in source.records(wanted):
+    for record in reader.records(wanted):
         if record.key in wanted and record.content is not None:
             found[record.key] = webp_uri(record.content, side)
             if len(found) == len(wanted):
@@ -23,9 +23,9 @@ def thumbnail_uris(source: Source, wanted: set[str], side: int) -> dict[str, str
 
 
 def webp_uri(content: bytes, side: int) -> str:
-    """Upright and on white, as the audit saw it."""
-    picture = decode.as_seen(Image.open(io.BytesIO(content), formats=decode.READ))
-    thumbnail = decode.square(picture, min(side, *picture.size), Image.Resampling.LANCZOS)
+    """A square of `side` pixels or less, decoded like the images that the audit measures."""
+    image = decode.to_rgb(Image.open(io.BytesIO(content), formats=decode.FORMATS))
+    thumbnail = decode.centre_square(image, min(side, *image.size), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     thumbnail.save(stream, "WEBP", quality=QUALITY, method=4)
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -14,7 +14,7 @@ from lbgen.alignment import losses
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.discriminator import PairDiscriminator
 from lbgen.alignment.independence.residual import Residual, fit_residual, looks
-from lbgen.metrics import measures
+from lbgen.metrics.zero_shot import label_agreement
 from lbgen.models.noise import derived_seed
 
 REPLAYED = 3
@@ -66,7 +66,7 @@ class Independence(nn.Module):
         texts = text_features.float().cpu()
         self.register_buffer("texts", texts, persistent=False)  # (C, D)
         self.register_buffer("mean_text", texts.mean(dim=0), persistent=False)  # (D,)
-        agreement = measures.label_agreement(looks[:, : texts.shape[1]], texts, rows)
+        agreement = label_agreement(looks[:, : texts.shape[1]], texts, rows)
         self.register_buffer("base_agreement", torch.tensor(agreement))
         self.register_buffer("agreement", self.base_agreement.clone())
         self.register_buffer("share", torch.tensor(1.0))
@@ -165,7 +165,7 @@ class Independence(nn.Module):
 
     def _steer(self, features: Tensor, rows: Tensor) -> None:
         """Lower the weight while the images' label agreement is below its floor, raise it again while it is above."""
-        agreement = measures.label_agreement(features, self.texts, rows)
+        agreement = label_agreement(features, self.texts, rows)
         self.agreement.lerp_(torch.as_tensor(agreement).to(self.agreement), 1 - AGREEMENT_DECAY ** len(rows))
         holds = self.agreement >= self.config.independence_agreement * self.base_agreement
         self.share.mul_(RAISED if holds else LOWERED).clamp_(LEAST_SHARE, 1)

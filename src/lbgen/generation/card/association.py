@@ -14,7 +14,7 @@ from lbgen.generation.card.description import Residual
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.finished_shards import read_rows
 from lbgen.generation.plan import Plan
-from lbgen.metrics import measures
+from lbgen.metrics.information import adjusted_information, contingency_table
 from lbgen.runs.storage import Store
 from lbgen.vocabulary.attributes import Attribute
 
@@ -31,7 +31,7 @@ def residual(attribute: Attribute, target: Tensor, found: Tensor, label: Tensor)
     asked, seen = (torch.bincount(column, minlength=len(attribute.values)).tolist() for column in (target, found))
     return Residual(
         attribute.name,
-        measures.adjusted_mutual_information(label, found),
+        adjusted_information(contingency_table(label.numpy(), found.numpy())),
         (target == found).double().mean().item(),
         list(zip(attribute.values, asked, seen, strict=True)),
     )

@@ -17,6 +17,7 @@ from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import PlannedImage
 from lbgen.generation.screening.balance import ZeroShot
 from lbgen.metrics.near_duplicates import perceptual_hash
+from lbgen.metrics.zero_shot import label_ranks
 from lbgen.models.quality.antonyms import AntonymQuality
 from lbgen.models.safety import SafetyChecker
 from lbgen.models.semantics import load_semantics
@@ -134,8 +135,7 @@ class Screen:
         """
         cosines = batch.features @ self._texts.T  # (B, T)
         rows = torch.tensor([self._row[image.category.id] for image in batch.images], device=self.device)
-        own = cosines.gather(1, rows[:, None])  # (B, 1)
-        rank = 1 + (cosines > own).sum(dim=1)
+        rank = 1 + label_ranks(cosines, rows)
         probability = (self._space.logit_scale * cosines).softmax(dim=1).gather(1, rows[:, None])[:, 0]
         return Finding(rank > self.config.label_top_k, {"label_rank": rank, "label_probability": probability})
 

@@ -1,0 +1,35 @@
+"""Statistics of an image's pixels.  images: (B, 3, H, W), nominally in [0, 1]."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lbgen.metrics.information import bits, entropy
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the brightness (ITU-R BT.601)."""
+EDGE_THRESHOLD = 0.1
+"""Change of brightness per pixel above which a pixel counts as an edge."""
+COLOUR_LEVELS = 8
+"""Levels per channel of the colour histogram, which so has 512 bins."""
+
+
+def edge_density(images: Tensor) -> Tensor:
+    """Share of the inner pixels whose brightness gradient (Sobel) exceeds EDGE_THRESHOLD.  (B,) in [0, 1]."""
+    weights = images.new_tensor(LUMA).view(1, 3, 1, 1)
+    brightness = (images.clamp(0, 1) * weights).sum(dim=1, keepdim=True)  # (B, 1, H, W)
+    sobel = images.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
+    gradients = F.conv2d(brightness, torch.stack([sobel, sobel.T]).unsqueeze(1))  # (B, 2, H-2, W-2)
+    return (gradients.norm(dim=1) > EDGE_THRESHOLD).float().mean(dim=(1, 2))
+
+
+def colour_entropy(images: Tensor) -> Tensor:
+    """Entropy in bits of each image's colour histogram, COLOUR_LEVELS equal levels per channel.
+
+    Returns (B,) float64: 0 for one flat colour, at most 9.
+    """
+    levels = (images.clamp(0, 1) * COLOUR_LEVELS).long().clamp_max(COLOUR_LEVELS - 1)
+    red, green, blue = levels.flatten(2).unbind(dim=1)  # (B, H*W) each
+    colours = (red * COLOUR_LEVELS + green) * COLOUR_LEVELS + blue
+    counts = torch.stack([torch.bincount(row, minlength=COLOUR_LEVELS**3) for row in colours])  # (B, 512)
+    return torch.from_numpy(bits(entropy(counts.cpu().numpy())))
