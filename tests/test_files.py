@@ -28,7 +28,7 @@ def test_what_a_killed_writer_left_is_overwritten(tmp_path):
     """A process that dies between writing and renaming leaves the old file and a name that the next attempt reuses."""
     atomic.write_bytes(tmp_path / "a", b"old")
     code = (
-        "import os, sys; from pathlib import Path; from lbgen import files\n"
+        "import os, sys; from pathlib import Path; from lbgen.runs import atomic\n"
         "with atomic.replacing(Path(sys.argv[1])) as t: t.write_bytes(b'half'); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")]).returncode == -9
