@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -66,13 +65,8 @@ def verify(
     """
     directory = without_scheme(str(directory))
     with storage_errors(directory):
-        # Read the record.
         store = open_store(directory, "verify")
-        record = records.read(store)
-        if record is None:
-            raise UserError(f"{directory}: no {records.RECORD} in it; give a folder that lbgen generate made")
-        config = records.config_of(record, directory)
-        plan = Plan(record.targets, config.seed, config.shard_size)
+        record, config, plan = read_dataset(store, directory)
 
         # Compare, and repair.
         damaged, stray_files = find_damage(store, config, plan)
@@ -92,6 +86,15 @@ def verify(
             print(f"{directory} is not described yet; run its lbgen generate once more, without --shard-of")
         print(f"{shards - len(damaged)} of {shards} shards of {directory} are whole")
         return VerifyResult(shards, (*damaged.values(), *stray_files))
+
+
+def read_dataset(store: Store, directory: str) -> tuple[Record, GenerateConfig, Plan]:
+    """The record of a dataset, and the configuration and plan in it; raises UserError if there is no dataset."""
+    record = records.read(store)
+    if record is None:
+        raise UserError(f"{directory}: no {records.RECORD} in it; give a folder that lbgen generate made")
+    config = records.config_of(record, directory)
+    return record, config, Plan(record.targets, config.seed, config.shard_size)
 
 
 # ---- comparing ----
@@ -162,7 +165,7 @@ def container_faults(store: Store, containers: Mapping[str, str]) -> Iterator[st
 def dropped_images(store: Store, split: str, shard: int) -> int:
     """Number of images that screening left out of a shard."""
     try:
-        return RejectionCounts.from_json(json.loads(store.read(index.tally_name(split, shard)))).total().dropped
+        return RejectionCounts.from_bytes(store.read(index.tally_name(split, shard))).total().dropped
     except (FileNotFoundError, ValueError):
         return 0
 

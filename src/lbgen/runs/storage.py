@@ -49,5 +49,5 @@ def storage_errors(output: str) -> Iterator[None]:
 
 
 def _message(output: str, error: OSError) -> str:
-    place = f" ({error.filename})" if error.filename and str(error.filename) != output else ""
-    return f"{output}: {error.strerror or error}{place}; nothing is lost, fix it and start again"
+    file = f" ({error.filename})" if error.filename and str(error.filename) != output else ""
+    return f"{output}: {error.strerror or error}{file}; nothing is lost, fix it and start again"

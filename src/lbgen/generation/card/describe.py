@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from io import BytesIO
@@ -50,7 +49,7 @@ def describe(store: Store, config: GenerateConfig, plan: Plan) -> None:
 def read_rejection_counts(store: Store) -> RejectionCounts:
     """Counts of all splits together; empty without screening."""
     names = sorted(store.names("screening"))
-    return merged(RejectionCounts.from_json(json.loads(store.read(f"screening/{name}"))) for name in names)
+    return merged(RejectionCounts.from_bytes(store.read(f"screening/{name}")) for name in names)
 
 
 def summarize(store: Store, config: GenerateConfig, plan: Plan, counts: RejectionCounts) -> DatasetSummary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -93,6 +94,15 @@ class RejectionCounts:
                 for category_id, numbers in content.items()
             }
         )
+
+    def to_bytes(self) -> bytes:
+        """The content of a shard's file in screening/."""
+        return json.dumps(self.to_json(), sort_keys=True).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> RejectionCounts:
+        """The counts that `to_bytes` wrote; raises ValueError for content that is not JSON."""
+        return cls.from_json(json.loads(content))
 
 
 def merged(shards: Iterable[RejectionCounts]) -> RejectionCounts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -119,7 +118,7 @@ class Worker:
             # Render and judge.
             pixels = self.renderer.render(batch)  # (B, H, W, 3) bytes
             verdicts = self.screen.judge(batch, pixels) if self.screen else [UNCHECKED] * len(batch)
-            outcomes = [self._judged(image, v.reasons, shard) for image, v in zip(batch, verdicts, strict=True)]
+            outcomes = [self._outcome(image, v.reasons, shard) for image, v in zip(batch, verdicts, strict=True)]
 
             # Keep: the writers encode while the next batch is drawn.
             kept = [position for position, outcome in enumerate(outcomes) if outcome == "keep"]
@@ -153,7 +152,7 @@ class Worker:
         split, number = shard.staged.split, shard.staged.number
         rows, _ = read_rows(self.store, self.config, self.context.plan, split, number)
         shard.rows = {row.key: row for row in rows}
-        shard.counts = RejectionCounts.from_json(json.loads(self.store.read(index.tally_name(split, number))))
+        shard.counts = RejectionCounts.from_bytes(self.store.read(index.tally_name(split, number)))
         for stored in stored_images(self.store, self.config, rows):
             (shard.staged.folder / stored.key).write_bytes(stored.content)
 
@@ -172,22 +171,22 @@ class Worker:
             shard.counts.add_duplicate(row.id, row.attempt)
             shard.rejections[key] = [*row.rejections, "duplicate"]
             image = replace(shard.planned[key], attempt=row.attempt)
-            outcome = self._rejected(image, ("duplicate",), shard)
+            outcome = self._outcome_of_rejected(image, ("duplicate",), shard)
             if outcome == "retry":
                 again.append(image.next_attempt())
             elif outcome == "keep":
                 rows[key] = replace(row, rejections=tuple(shard.rejections[key]))
         return again
 
-    def _judged(self, image: PlannedImage, reasons: Sequence[str], shard: ShardInProgress) -> Outcome:
+    def _outcome(self, image: PlannedImage, reasons: Sequence[str], shard: ShardInProgress) -> Outcome:
         """Count an attempt, and decide what happens to the image; `reasons` are the checks that it failed."""
         shard.counts.add_attempt(image.category.id, image.attempt, reasons)
         if not reasons:
             return "keep"
         shard.rejections.setdefault(image.key, []).append(",".join(reasons))
-        return self._rejected(image, reasons, shard)
+        return self._outcome_of_rejected(image, reasons, shard)
 
-    def _rejected(self, image: PlannedImage, reasons: Sequence[str], shard: ShardInProgress) -> Outcome:
+    def _outcome_of_rejected(self, image: PlannedImage, reasons: Sequence[str], shard: ShardInProgress) -> Outcome:
         """Decide what happens to a rejected image: another attempt, or after the last one, --last-resort."""
         config = self.config
         if image.attempt + 1 < config.max_attempts:
@@ -211,5 +210,5 @@ class Worker:
         self.finish()
         rows = shard.encoded_rows()
         ordered = [rows[key] for key in shard.planned if key in rows]
-        counts = json.dumps(shard.counts.to_json(), sort_keys=True).encode() if self.screen else None
+        counts = shard.counts.to_bytes() if self.screen else None
         self.publishing = self.writers.publish(shard.staged, ordered, counts, shard.removed_files)
