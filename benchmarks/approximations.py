@@ -17,8 +17,8 @@ from torch import Tensor
 from lbgen.configuration import flags as configs
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan, target_of
-from lbgen.generation.render import Painter
-from lbgen.generation.workers.shard import load
+from lbgen.generation.render import Renderer
+from lbgen.generation.workers.loading import load_prepared_generator
 from lbgen.metrics.diversity import mean_category_vendi
 from lbgen.microworld.judge import load_judge
 from lbgen.vocabulary.vocabulary import load_vocabulary
@@ -35,14 +35,14 @@ class Drawn:
 
 def drawn(config: GenerateConfig) -> Drawn:
     """Every image of the plan, in batches of one size; the time of the first batch does not count."""
-    painter = Painter(load(config, DEVICE), config)
+    renderer = Renderer(load_prepared_generator(config, DEVICE), config)
     target = target_of(load_vocabulary(config.vocabulary), config.images_per_category, config.split)
     planned = Plan((target,), config.seed, config.shard_size).shard(config.split, 0)
     size = config.batch_size
     assert size is not None
-    painter.paint(planned[:size])
+    renderer.render(planned[:size])
     began = time.perf_counter()
-    pixels = [torch.from_numpy(painter.paint(planned[at : at + size])) for at in range(0, len(planned), size)]
+    pixels = [torch.from_numpy(renderer.render(planned[at : at + size])) for at in range(0, len(planned), size)]
     seconds = time.perf_counter() - began
     images = torch.cat(pixels).permute(0, 3, 1, 2).float() / 255
     return Drawn(images, torch.tensor([image.label for image in planned]), seconds)

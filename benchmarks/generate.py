@@ -28,8 +28,8 @@ from lbgen.alignment.config import AlignConfig
 from lbgen.configuration import flags as configs
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan, target_of
-from lbgen.generation.render import Painter
-from lbgen.generation.workers.shard import load
+from lbgen.generation.render import Renderer
+from lbgen.generation.workers.loading import load_prepared_generator
 from lbgen.models.families.stable_diffusion import SCHEDULERS
 from lbgen.models.generator import load_generator
 from lbgen.models.registry import GENERATORS, resolve
@@ -70,7 +70,7 @@ def plain_batch(config: GenerateConfig) -> Callable[[], np.ndarray]:
 
 def lbgen_batch(config: GenerateConfig) -> Callable[[], np.ndarray]:
     """What `lbgen generate` does for a batch, before it is written."""
-    painter = Painter(load(config, DEVICE), config)
+    renderer = Renderer(load_prepared_generator(config, DEVICE), config)
     target = target_of(
         load_vocabulary(config.vocabulary, config.qualify_names), config.images_per_category, config.split
     )
@@ -81,7 +81,7 @@ def lbgen_batch(config: GenerateConfig) -> Callable[[], np.ndarray]:
 
     def draw() -> np.ndarray:
         start = next(starts)
-        return painter.paint(images[start : start + size])
+        return renderer.render(images[start : start + size])
 
     return draw
 

@@ -7,24 +7,24 @@ import time
 from pathlib import Path
 
 
-def full_disk(work, rows, pixels, staged):
+def full_disk(context, rows, pixels, folder):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def die(work, rows, pixels, staged):
+def die(context, rows, pixels, folder):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def publish_on_word(work, shard, rows, rejected, removed):
+def publish_on_word(context, shard, rows, counts, removed_files):
     """As soon as a file `go` stands beside the dataset."""
     from lbgen.generation.workers.writer import publish_shard
 
-    while not Path(work.config.output).with_name("go").exists():
+    while not Path(context.config.output).with_name("go").exists():
         time.sleep(0.01)
-    publish_shard(work, shard, rows, rejected, removed)
+    publish_shard(context, shard, rows, counts, removed_files)
 
 
-def bug(job, number, shards, reports):
+def bug(context, number, shards, reports):
     raise ZeroDivisionError("a bug of ours")
 
 

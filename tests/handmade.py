@@ -15,11 +15,11 @@ from PIL import Image
 from lbgen.datasets.index import SCHEMA, SCORES, SUFFIXES
 from lbgen.datasets.tables import huggingface_metadata
 from lbgen.generation.card.croissant import croissant
-from lbgen.generation.card.description import Description, ShardFile, Split
+from lbgen.generation.card.json_files import info_json, labels_json
 from lbgen.generation.card.readme import card
 from lbgen.generation.card.samples import sample_grid
-from lbgen.generation.card.sidecars import info_json, labels_json
-from lbgen.generation.workers.encode import Facts, encode
+from lbgen.generation.card.summary import DatasetSummary, ShardFile, SplitSummary
+from lbgen.generation.workers.encode import ImageMetadata, encode
 from lbgen.vocabulary.vocabulary import Category
 
 LAYOUTS = ("imagefolder", "webdataset", "parquet")
@@ -44,7 +44,7 @@ class Sample:
     content: bytes
     """The image file."""
     suffix: str
-    facts: Facts
+    metadata: ImageMetadata
 
 
 def samples(image_format="png"):
@@ -55,13 +55,19 @@ def samples(image_format="png"):
             for label, category in enumerate(CATEGORIES):
                 if index < counts[label]:
                     colour = (40 * label, 80 * index, 200 if split == "train" else 20)
-                    facts = Facts(
+                    metadata = ImageMetadata(
                         "tiny", None, f"photo of {category.name}", 5, category.id, category.name, index, split, 0
                     )
-                    content = encode(np.full((16, 16, 3), colour, np.uint8), facts, image_format, 95)
+                    content = encode(np.full((16, 16, 3), colour, np.uint8), metadata, image_format, 95)
                     made.append(
                         Sample(
-                            split, f"{category.id}_{index:05d}", label, colour, content, SUFFIXES[image_format], facts
+                            split,
+                            f"{category.id}_{index:05d}",
+                            label,
+                            colour,
+                            content,
+                            SUFFIXES[image_format],
+                            metadata,
                         )
                     )
     return made
@@ -131,7 +137,7 @@ def facts_of(image, shard=0):
     id, name = CATEGORIES[image.label].id, CATEGORIES[image.label].name
     file = f"{image.split}/{id}/{image.key}.{image.suffix}"
     return {
-        "id": id, "name": name, "label": image.label, "prompt": image.facts.prompt, "seed": 5, "attempt": 0,
+        "id": id, "name": name, "label": image.label, "prompt": image.metadata.prompt, "seed": 5, "attempt": 0,
         "split": image.split, "shard": shard, "key": image.key, "file": file,
         "sha256": hashlib.sha256(image.content).hexdigest(), "perceptual_hash": None,
         **dict.fromkeys(SCORES), "rejections": ["blank"],
@@ -151,14 +157,14 @@ def expected(images, split):
     return sorted((image.colour, image.label) for image in images if image.split == split)
 
 
-def described(layout: str, suffix: str, lengths: dict[str, dict], folder: Path | None = None) -> Description:
+def described(layout: str, suffix: str, lengths: dict[str, dict], folder: Path | None = None) -> DatasetSummary:
     """What is to be said of a dataset by hand; shards of a dataset in `folder` with their hashes."""
     splits = []
     for split, files in lengths.items():
         hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() if folder else "" for name in files}
         shards = [ShardFile(name, images, hashes[name]) for name, images in files.items()]
-        splits.append(Split(split, sum(COUNTS[split]), shards))
-    return Description("by: hand\n<i>", layout, suffix, CATEGORIES, splits, "prompt_template: '``` {name}'\n")
+        splits.append(SplitSummary(split, sum(COUNTS[split]), shards))
+    return DatasetSummary("by: hand\n<i>", layout, suffix, CATEGORIES, splits, "prompt_template: '``` {name}'\n")
 
 
 def make(folder: Path, layout: str, image_format: str = "png") -> list[Sample]:
@@ -168,7 +174,7 @@ def make(folder: Path, layout: str, image_format: str = "png") -> list[Sample]:
     lengths = write(folder, layout, images, huggingface_metadata([category.id for category in CATEGORIES]))
     description = described(layout, images[0].suffix, lengths, folder)
     pictures = [Image.open(io.BytesIO(image.content)) for image in images]
-    (folder / "samples.png").write_bytes(sample_grid(pictures, [image.facts.name for image in images]))
+    (folder / "samples.png").write_bytes(sample_grid(pictures, [image.metadata.name for image in images]))
     for name, text in {
         "README.md": card(description), "labels.json": labels_json(CATEGORIES),
         "croissant.json": croissant(description), "_info.json": info_json(description.splits),

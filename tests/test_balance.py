@@ -81,7 +81,7 @@ def test_growth_and_other_categories_leave_targets_as_they_were():
         wanted = [Target("train", n, tuple(c for c in categories if c.id in ids)) for n, ids in asked]
         plan = Plan(tuple(wanted), 5, shard_size, balanced)
         images = [image for shard in range(plan.shards("train")) for image in plan.shard("train", shard)]
-        return {image.key: image.values for image in images}
+        return {image.key: image.target_values for image in images}
 
     small, grown, whole = (
         by_key((5, "bd"), shard_size=3),
@@ -245,7 +245,7 @@ def test_templates_with_a_name_are_read_as_transformers_reads_them(tiny_clip_fol
     space = load_semantics(str(tiny_clip_folder))
     reader = ZeroShot((size, light), [Category(name, name, "") for name in names], space)
     features = space.embed_images(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
-    assert reader.found(names, features) == expected
+    assert reader.detect(names, features) == expected
     assert len(set(expected)) > 3
 
 

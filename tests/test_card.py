@@ -13,13 +13,13 @@ from handmade import CATEGORIES, COUNTS, LAYOUTS, colour_of, described, expected
 from PIL import Image
 
 from lbgen.datasets.index import SUFFIXES
-from lbgen.generation.card.description import Description, ShardFile, Split
-from lbgen.generation.card.readme import LONG, as_text, card
-from lbgen.generation.card.sidecars import info_json, labels_json
+from lbgen.generation.card.json_files import info_json, labels_json
+from lbgen.generation.card.readme import LONG_TABLE, as_text, card
+from lbgen.generation.card.summary import DatasetSummary, ShardFile, SplitSummary
 from lbgen.vocabulary.vocabulary import Category
 
 IDS = [category.id for category in CATEGORIES]
-LONG_LIST = tuple(Category(f"c{number}", f"name {number}", "test") for number in range(LONG + 1))
+LONG_LIST = tuple(Category(f"c{number}", f"name {number}", "test") for number in range(LONG_TABLE + 1))
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_timm_trains_on_tar_shards_by_their_info(tmp_path):
 def test_labels_json_and_info_json_hold_what_their_readers_expect():
     assert json.loads(labels_json(CATEGORIES)) == [{"id": c.id, "name": c.name} for c in CATEGORIES]
     files = (ShardFile("train-00000.tar", 5, "a"), ShardFile("train-00001.tar", 3, "b"))
-    assert json.loads(info_json([Split("train", 8, files)])) == {
+    assert json.loads(info_json([SplitSummary("train", 8, files)])) == {
         "splits": {
             "train": {
                 "name": "train",
@@ -114,7 +114,7 @@ def test_labels_json_and_info_json_hold_what_their_readers_expect():
 
 def text_of(layout="parquet", **changes):
     description = described(layout, "png", {split: {} for split in COUNTS})
-    return card(Description(**(vars(description) | changes)))
+    return card(DatasetSummary(**(vars(description) | changes)))
 
 
 class Page(HTMLParser):
@@ -181,7 +181,7 @@ def test_configuration_stands_as_it_is_whatever_fences_it_holds():
     ("images", "size"), ((999, "n<1K"), (1000, "1K<n<10K"), (1_300_000, "1M<n<10M"), (14_000_000, "n>10M"))
 )
 def test_head_is_yaml_that_names_the_size_as_the_hub_does(images, size):
-    head = yaml.safe_load(text_of(splits=[Split("train", images)]).split("\n---\n")[0].removeprefix("---\n"))
+    head = yaml.safe_load(text_of(splits=[SplitSummary("train", images)]).split("\n---\n")[0].removeprefix("---\n"))
     assert head["size_categories"] == [size]
     assert head["pretty_name"] == "by: hand\n<i>"
     assert "synthetic" in head["tags"]

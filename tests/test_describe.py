@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from lbgen.generation.card.describe import rejection_line
-from lbgen.generation.screening.counts import Count
+from lbgen.generation.screening.counts import CategoryCounts
 
 
 @pytest.mark.parametrize(
@@ -18,5 +18,5 @@ from lbgen.generation.screening.counts import Count
     ],
 )
 def test_the_most_frequent_reason_is_named_and_the_generator_blamed_only_for_its_drawing(reasons, cause):
-    line = rejection_line("bottle", Count(images=4, rejected=3, reasons=Counter(reasons)))
+    line = rejection_line("bottle", CategoryCounts(images=4, rejected=3, reasons=Counter(reasons)))
     assert line == f"75% of the first images of bottle were rejected, most often for {cause}"

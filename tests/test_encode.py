@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from lbgen.generation.workers.encode import DIGITAL_SOURCE_TYPE, Facts, encode
+from lbgen.generation.workers.encode import DIGITAL_SOURCE_TYPE, ImageMetadata, encode
 
 FORMATS = ("png", "jpeg", "webp")
 PROMPTS = (
@@ -27,8 +27,8 @@ IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}"
 DC = "{http://purl.org/dc/elements/1.1/}"
 
 
-def facts(prompt=PROMPTS[0]):
-    return Facts("sd15", "ab" * 32, prompt, 2**63 - 1, "fox", prompt, 7, "train", 2)
+def metadata(prompt=PROMPTS[0]):
+    return ImageMetadata("sd15", "ab" * 32, prompt, 2**63 - 1, "fox", prompt, 7, "train", 2)
 
 
 @pytest.fixture
@@ -79,18 +79,18 @@ def description_of(content):
 @pytest.mark.parametrize("image_format", FORMATS)
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_facts_are_read_back_by_pillow_and_from_the_raw_bytes(pixels, image_format, prompt):
-    content = encode(pixels, facts(prompt), image_format, 95)
-    assert json.loads(description_of(content)) == asdict(facts(prompt)) | {"synthetic": True}
+    content = encode(pixels, metadata(prompt), image_format, 95)
+    assert json.loads(description_of(content)) == asdict(metadata(prompt)) | {"synthetic": True}
     tree = ElementTree.fromstring(xmp_of(content))
     assert tree.find(f".//{IPTC}DigitalSourceType").text == DIGITAL_SOURCE_TYPE
     assert tree.find(f".//{IPTC}AIPromptInformation").text == prompt.replace("\uffff", "\ufffd")
-    assert json.loads("".join(tree.find(f".//{DC}description").itertext())) == asdict(facts(prompt))
+    assert json.loads("".join(tree.find(f".//{DC}description").itertext())) == asdict(metadata(prompt))
 
 
 @pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool (libimage-exiftool-perl) is not installed")
 def test_exiftool_reads_the_source_type_and_the_description(pixels, tmp_path):
     for image_format in FORMATS:
-        (tmp_path / f"image.{image_format}").write_bytes(encode(pixels, facts(PROMPTS[2]), image_format, 95))
+        (tmp_path / f"image.{image_format}").write_bytes(encode(pixels, metadata(PROMPTS[2]), image_format, 95))
     command = ["exiftool", "-json", "-n", "-G1", "-charset", "utf8", str(tmp_path)]
     tags = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     assert len(tags) == len(FORMATS)
@@ -98,27 +98,27 @@ def test_exiftool_reads_the_source_type_and_the_description(pixels, tmp_path):
         assert image["XMP-iptcExt:DigitalSourceType"] == DIGITAL_SOURCE_TYPE
         assert image["XMP-xmp:CreatorTool"] == "lbgen"
         plain = image.get("PNG:Description") or image["IFD0:ImageDescription"]
-        assert json.loads(plain) == asdict(facts(PROMPTS[2])) == json.loads(image["XMP-dc:Description"])
+        assert json.loads(plain) == asdict(metadata(PROMPTS[2])) == json.loads(image["XMP-dc:Description"])
         assert not [name for name in image if "Warning" in name or "Error" in name]
 
 
 def test_png_keeps_the_pixels_and_lossy_formats_come_close(pixels):
     smooth = np.asarray(Image.fromarray(pixels[:4, :4]).resize((32, 24), Image.Resampling.BICUBIC))
     for image_format, allowed in (("png", 0), ("jpeg", 4), ("webp", 6)):
-        read = np.asarray(Image.open(BytesIO(encode(smooth, facts(), image_format, 95))))
+        read = np.asarray(Image.open(BytesIO(encode(smooth, metadata(), image_format, 95))))
         assert read.shape == smooth.shape
         assert np.abs(read.astype(int) - smooth).mean() <= allowed
 
 
 def test_jpeg_keeps_colours_at_full_resolution(pixels):
     """By the sampling factors in the frame header (ITU T.81, B.2.2): 1x1 for each of the three components."""
-    (frame,) = [payload for name, payload in chunks(encode(pixels, facts(), "jpeg", 95)) if name == "c0"]
+    (frame,) = [payload for name, payload in chunks(encode(pixels, metadata(), "jpeg", 95)) if name == "c0"]
     assert [frame[6 + 3 * component + 1] for component in range(3)] == [0x11] * 3
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_stored_size_is_height_then_width(pixels, image_format):
-    content = encode(pixels, facts(), image_format, 95, stored_size=(10, 20))
+    content = encode(pixels, metadata(), image_format, 95, stored_size=(10, 20))
     assert Image.open(BytesIO(content)).size == (20, 10)
 
 
@@ -128,10 +128,10 @@ def test_other_processes_make_the_same_bytes_without_torch(pixels, image_format,
     program = f"""
 import sys
 import numpy as np
-from lbgen.generation.workers.encode import Facts, encode
+from lbgen.generation.workers.encode import ImageMetadata, encode
 pixels = np.load({str(tmp_path / "pixels.npy")!r})
-sys.stdout.buffer.write(encode(pixels, {facts(PROMPTS[2])!r}, {image_format!r}, 90, (12, 16)))
+sys.stdout.buffer.write(encode(pixels, {metadata(PROMPTS[2])!r}, {image_format!r}, 90, (12, 16)))
 assert "torch" not in sys.modules
 """
     written = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout
-    assert written == encode(pixels, facts(PROMPTS[2]), image_format, 90, (12, 16))
+    assert written == encode(pixels, metadata(PROMPTS[2]), image_format, 90, (12, 16))

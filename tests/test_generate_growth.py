@@ -19,7 +19,7 @@ from test_generate import config, contents, whole  # noqa: F401 (fixtures)
 from lbgen.datasets import index
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.render import Painter
+from lbgen.generation.render import Renderer
 from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
 from lbgen.models.generator import Generator
@@ -40,24 +40,24 @@ HARD_NAMES = [
 
 @pytest.mark.parametrize("layout", ["imagefolder", "webdataset", "parquet"])
 def test_grown_dataset_makes_what_is_missing_and_changes_no_image(config, tmp_path, monkeypatch, layout):
-    paint, painted = Painter.paint, []
-    monkeypatch.setattr(Painter, "paint", lambda self, batch: painted.extend(batch) or paint(self, batch))
+    render, rendered = Renderer.render, []
+    monkeypatch.setattr(Renderer, "render", lambda self, batch: rendered.extend(batch) or render(self, batch))
     made = replace(config, output=tmp_path / "made", format=layout)
     generate(made)
     shards = {
         path: sha for path, sha in contents(tmp_path / "made").items() if path.startswith(("index/", "train", "data/"))
     }
-    painted.clear()
+    rendered.clear()
 
     assert generate(replace(made, images_per_category=6)).images == 18
-    assert sorted((image.category.id, image.index) for image in painted) == [
+    assert sorted((image.category.id, image.index) for image in rendered) == [
         (id, index) for id in ("a2", "m3", "z1") for index in (4, 5)
     ]
-    painted.clear()
+    rendered.clear()
     (tmp_path / "more.txt").write_text("b7 owl\nz1 cat\na2 dog\nm3 red fox\n")
     more = replace(made, images_per_category=6, vocabulary=str(tmp_path / "more.txt"))
     assert generate(more).images == 24
-    assert [image.category.id for image in painted] == ["b7"] * 6
+    assert [image.category.id for image in rendered] == ["b7"] * 6
     after = contents(tmp_path / "made")
     assert {path: after[path] for path in shards} == shards
     assert verify(tmp_path / "made").damaged == ()

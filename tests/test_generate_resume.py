@@ -18,7 +18,7 @@ from test_generate import config, contents, whole  # noqa: F401 (fixtures)
 from lbgen.datasets import index
 from lbgen.errors import Interrupted, UserError
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.render import Painter
+from lbgen.generation.render import Renderer
 from lbgen.generation.run import generate
 from lbgen.generation.workers import writer
 from lbgen.runs.storage import LocalStore
@@ -144,14 +144,14 @@ def _alive(pid: int) -> bool:
 
 
 def test_continued_run_makes_only_the_shards_that_are_not_there(config, whole, tmp_path, monkeypatch):
-    paint, painted = Painter.paint, []
-    monkeypatch.setattr(Painter, "paint", lambda self, batch: painted.extend(batch) or paint(self, batch))
+    render, rendered = Renderer.render, []
+    monkeypatch.setattr(Renderer, "render", lambda self, batch: rendered.extend(batch) or render(self, batch))
     broken = replace(config, output=tmp_path / "broken")
     generate(broken)
     (tmp_path / "broken/index/train-00001.parquet").unlink()
-    painted.clear()
+    rendered.clear()
     generate(broken)
-    assert len(painted) == 5
+    assert len(rendered) == 5
     assert contents(tmp_path / "broken") == contents(whole)
 
 
@@ -163,24 +163,24 @@ def test_finished_run_writes_nothing(config, whole):
 
 def test_interrupted_run_goes_on(config, whole, tmp_path, monkeypatch):
     """Ctrl-C during the fourth batch, the first of the second shard."""
-    paint, painted = Painter.paint, []
+    render, rendered = Renderer.render, []
 
     def interrupting(self, batch):
-        painted.append(batch)
-        if len(painted) == 4:
+        rendered.append(batch)
+        if len(rendered) == 4:
             os.kill(os.getpid(), signal.SIGINT)
-        return paint(self, batch)
+        return render(self, batch)
 
-    monkeypatch.setattr(Painter, "paint", interrupting)
+    monkeypatch.setattr(Renderer, "render", interrupting)
     broken = replace(config, output=tmp_path / "broken")
     with pytest.raises(Interrupted) as caught:
         generate(broken)
     assert caught.value.signum == signal.SIGINT
-    assert len(painted) == 4
+    assert len(rendered) == 4
     assert (tmp_path / "broken/index/train-00000.parquet").exists()
     assert not (tmp_path / "broken/.staging").exists()
     generate(broken)
-    assert len(painted) == 4 + 4  # the second shard and the third
+    assert len(rendered) == 4 + 4  # the second shard and the third
     assert contents(tmp_path / "broken") == contents(whole)
 
 

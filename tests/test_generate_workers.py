@@ -17,9 +17,9 @@ import torch
 from test_generate import config, contents, whole  # noqa: F401 (fixtures)
 
 from lbgen.errors import UserError
-from lbgen.generation.run import generate, planned
-from lbgen.generation.workers import local, ray, shard, writer
-from lbgen.generation.workers.dispatch import agreed
+from lbgen.generation.run import generate, plan_dataset
+from lbgen.generation.workers import loading, local, ray, writer
+from lbgen.generation.workers.dispatch import agreed_context
 from lbgen.runs.lock import locked
 from lbgen.runs.storage import open_store
 
@@ -64,24 +64,24 @@ def test_worker_makes_its_gpu_the_current_one_before_it_loads(config, monkeypatc
     """On a machine without GPUs: the calls, in their order."""
     calls = []
     monkeypatch.setattr(torch.cuda, "set_device", calls.append)
-    monkeypatch.setattr(shard, "load_generator", lambda *names, device, **options: calls.append(f"load on {device}"))
+    monkeypatch.setattr(loading, "load_generator", lambda *names, device, **options: calls.append(f"load on {device}"))
     with pytest.raises(AttributeError):  # of a generator that is None
-        shard.load(config, "cuda:1")
+        loading.load_prepared_generator(config, "cuda:1")
     assert calls == ["cuda:1", "load on cuda:1"]
 
 
 def test_writers_start_while_the_generator_loads(config, tmp_path, monkeypatch):
     """Nothing is loaded before every writer runs: they do not wait for the generator."""
-    load, running = shard.load_generator, []
+    load, running = loading.load_generator, []
 
-    def loading(*arguments, **options):
+    def slow_load(*arguments, **options):
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and len(multiprocessing.active_children()) < 3:
             time.sleep(0.01)
         running.extend(multiprocessing.active_children())
         return load(*arguments, **options)
 
-    monkeypatch.setattr(shard, "load_generator", loading)
+    monkeypatch.setattr(loading, "load_generator", slow_load)
     generate(replace(config, output=tmp_path / "made", writers=3))
     assert len(running) == 3
 
@@ -234,7 +234,7 @@ def test_ray_cluster_of_two_nodes_makes_what_one_process_makes_though_a_worker_i
 
 def test_ray_asks_an_actor_what_only_the_generator_knows(cluster, config, whole, tmp_path, monkeypatch):
     """This process, like a head node without a GPU, cannot load it."""
-    monkeypatch.setattr(shard, "load_generator", None)
+    monkeypatch.setattr(loading, "load_generator", None)
     made = replace(config, output=tmp_path / "ray", engine="ray", ray_address=cluster.address)
     with pytest.raises(UserError, match="tokens long"):
         generate(replace(made, prompt_template="a very long photo of {name}"))
@@ -248,14 +248,14 @@ def test_ray_worker_publishes_a_shard_while_it_draws_the_next(config, whole, tmp
     """The actor's class, in this process; its writer publishes when told to."""
     config = replace(config, output=tmp_path / "made", writers=1)
     store = open_store(config.output)
-    plan, _ = planned(config, store)
+    plan, _ = plan_dataset(config, store)
     actor = ray.RayWorker("a", "cpu", 1)
-    job = agreed(store, config, plan, actor.check(config, plan), ())
+    context = agreed_context(store, config, plan, actor.preflight(config, plan), ())
     monkeypatch.setattr(writer, "publish_shard", failing_writers.publish_on_word)
-    assert sum(progress.finished for progress in actor.make(job, 0)) == 5
+    assert sum(progress.finished for progress in actor.make_shard(context, 0)) == 5
     assert not store.names("index")
     (tmp_path / "go").touch()
-    assert sum(progress.finished for progress in actor.make(job, 1)) == 5
+    assert sum(progress.finished for progress in actor.make_shard(context, 1)) == 5
     assert "train-00000.parquet" in store.names("index")
     assert list(actor.finish()) == []
     assert store.names("index") == {"train-00000.parquet", "train-00001.parquet"}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbgen.errors import UserError
-from lbgen.generation.plan import Plan, Target, from_json, grown, to_json
+from lbgen.generation.plan import Plan, Target, extended, from_json, to_json
 from lbgen.vocabulary.vocabulary import Category
 
 
@@ -34,7 +34,7 @@ def test_grown_plan_holds_every_image_once_and_keeps_the_shards_before(data):
     for _ in range(data.draw(st.integers(1, 4))):
         ids += data.draw(st.integers(0, 4))
         images += data.draw(st.integers(0, 5))
-        targets = grown(targets, target("abcdefghijklmnopqrst"[:ids], images), "there")
+        targets = extended(targets, target("abcdefghijklmnopqrst"[:ids], images), "there")
         shards = all_images(Plan(targets, seed, size))
         wanted |= {(id, index) for id in "abcdefghijklmnopqrst"[:ids] for index in range(images)}
         assert shards[: len(before)] == before
@@ -103,7 +103,7 @@ def test_places_are_uniform_within_their_stratum():
 
 
 def test_labels_are_kept_when_categories_are_added():
-    targets = grown((target("zm", 2),), target("azm", 2), "there")
+    targets = extended((target("zm", 2),), target("azm", 2), "there")
     assert Plan(targets, 0, 10).labels == {"z": 0, "m": 1, "a": 2}
     assert [category.id for category in Plan(targets, 0, 10).categories] == ["z", "m", "a"]
 
@@ -126,7 +126,7 @@ def test_targets_survive_their_file():
 )
 def test_what_would_shrink_or_rename_is_refused(wanted, message):
     with pytest.raises(UserError, match=message):
-        grown((target("abc", 3),), wanted, "there")
+        extended((target("abc", 3),), wanted, "there")
 
 
 def test_plan_of_a_million_images_is_made_in_moderate_memory():

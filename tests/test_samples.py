@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lbgen.generation.card.samples import CELL, GAP, HEADING, MARGIN, sample_grid, spread
+from lbgen.generation.card.samples import CELL, GAP, HEADING, MARGIN, evenly_spaced, sample_grid
 
 
 def flat(colour, size=(16, 16)):
@@ -53,6 +53,6 @@ def test_long_labels_end_in_an_ellipsis():
 
 @pytest.mark.parametrize("count", (0, 1, 7, 8, 9, 1000))
 def test_spread_takes_the_first_the_last_and_no_item_twice(count):
-    chosen = spread(range(count), 8)
+    chosen = evenly_spaced(range(count), 8)
     assert chosen == sorted(set(chosen)) and len(chosen) == min(8, count)
     assert count == 0 or (chosen[0], chosen[-1]) == (0, count - 1)

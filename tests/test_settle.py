@@ -17,12 +17,12 @@ from test_generate import contents
 from lbgen.datasets import index
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.run import generate, planned
-from lbgen.generation.screening import deduplicate as settling
+from lbgen.generation.run import generate, plan_dataset
+from lbgen.generation.screening import deduplicate
 from lbgen.generation.screening.checks import Screen
-from lbgen.generation.screening.duplicate_rounds import read_rounds
+from lbgen.generation.screening.duplicate_rounds import read_duplicate_rounds
 from lbgen.generation.verify import verify
-from lbgen.generation.workers.dispatch import draw
+from lbgen.generation.workers.dispatch import draw_shards
 from lbgen.generation.workers.shard import Worker
 from lbgen.models.semantics import load_semantics
 from lbgen.runs.storage import open_store
@@ -90,7 +90,7 @@ def test_no_image_is_near_an_earlier_one_and_every_score_is_that_of_a_double_loo
 
 
 def test_duplicates_are_drawn_again_across_shards_and_counted(whole):
-    """Attempts, rejections, rounds and tallies tell the same."""
+    """Attempts, rejections, rounds and counts of rejections agree."""
     rows = rows_of(whole)
     rounds = json.loads((whole / "duplicates.json").read_text())["train"]
     assert len(rounds) > 1  # what was drawn again was compared again
@@ -129,11 +129,11 @@ def cut_short(config: GenerateConfig, monkeypatch) -> None:
     """A run that fails while it changes the second shard of a round, the first being changed."""
     take_over, taken = Worker._take_over, []
 
-    def fail_at_the_second(worker, drawing):
-        taken.append(drawing.shard.number)
+    def fail_at_the_second(worker, in_progress):
+        taken.append(in_progress.staged.number)
         if len(taken) == 2:
             raise KeyboardInterrupt
-        take_over(worker, drawing)
+        take_over(worker, in_progress)
 
     with monkeypatch.context() as patched:
         patched.setattr(Worker, "_take_over", fail_at_the_second)
@@ -174,9 +174,9 @@ def test_a_worker_that_finds_a_shard_already_changed_leaves_it_so(config, whole,
     shutil.copytree(whole, tmp_path / "copy")
     copy, before = replace(config, output=tmp_path / "copy"), contents(tmp_path / "copy")
     store = open_store(copy.output)
-    plan, record = planned(copy, store)
-    rounds = read_rounds(store, copy, plan)
-    draw(store, copy, plan, record, sorted(rounds[-1]), rounds)
+    plan, record = plan_dataset(copy, store)
+    rounds = read_duplicate_rounds(store, copy, plan)
+    draw_shards(store, copy, plan, record, sorted(rounds[-1]), rounds)
     generate(copy)
     assert contents(tmp_path / "copy") == before
 
@@ -185,8 +185,8 @@ def test_growth_on_a_device_that_sees_other_cosines_changes_no_image_that_is_the
     small = replace(config, output=tmp_path / "grown", images_per_category=2)
     generate(small)
     before = {row["key"]: row["sha256"] for row in rows_of(tmp_path / "grown")}
-    cosines_of = settling.cosines_of
-    monkeypatch.setattr(settling, "cosines_of", lambda *given: cosines_of(*given) + 0.1)
+    cosines_of = deduplicate.cosines_of
+    monkeypatch.setattr(deduplicate, "cosines_of", lambda *given: cosines_of(*given) + 0.1)
     generate(replace(small, images_per_category=3))
     after = {row["key"]: row["sha256"] for row in rows_of(tmp_path / "grown")}
     assert {key: after[key] for key in before} == before
@@ -225,7 +225,7 @@ def test_parts_leave_the_comparison_to_a_run_of_the_whole(config, whole, tmp_pat
 
 
 def test_nothing_is_embedded_where_no_hashes_are_near(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(settling, "load_semantics", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(deduplicate, "load_semantics", lambda *_: pytest.fail("loaded"))
     generate(replace(config, output=tmp_path / "far", duplicate_bits=0, images_per_category=1))
     assert all(row["duplicate_bits"] is None for row in rows_of(tmp_path / "far"))
 

@@ -11,7 +11,7 @@ import pytest
 from test_generate import config, contents, whole  # noqa: F401 (fixtures)
 
 from lbgen.errors import UserError
-from lbgen.generation.render import Painter
+from lbgen.generation.render import Renderer
 from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
 
@@ -98,8 +98,8 @@ def test_repair_to_other_bytes_is_said_and_recorded(copies, wholes, capsys, monk
     for shard in (0, 1):
         flip(shard_file(folder, "webdataset", shard), -30)
     (folder / "index/train-00000.parquet").unlink()
-    paint = Painter.paint
-    monkeypatch.setattr(Painter, "paint", lambda self, batch: paint(self, batch) ^ 1)
+    render = Renderer.render
+    monkeypatch.setattr(Renderer, "render", lambda self, batch: render(self, batch) ^ 1)
     capsys.readouterr()
     assert verify(folder, repair=True).damaged == ()
     lines = capsys.readouterr().out.splitlines()

@@ -1,1 +1,1 @@
-"""Stage 2: draw a labelled dataset with an aligned generator."""
+"""Stage 2: generate a labelled dataset with an aligned generator."""

@@ -1,7 +1,7 @@
-"""Which images a dataset holds and which shard each is in: derived from a few numbers, never stored image by image.
+"""Which images a dataset holds, and the shard of each: computed from a few numbers, never stored image by image.
 
-A dataset grows by targets: each asks for a vocabulary and a number of images per category, and adds the shards that
-hold what the targets before it did not ask for. So shards that exist never change.
+A dataset grows by targets. Each target asks for a vocabulary and a number of images per category, and adds shards for
+the images that earlier targets did not ask for. So existing shards never change.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lbgen.vocabulary.vocabulary import Category, Vocabulary
 
 @dataclass(frozen=True)
 class Target:
-    """What a run asks for: this many images of each of these categories in this split."""
+    """What a run asks for: a number of images of each of these categories in a split."""
 
     split: str
     images_per_category: int
@@ -38,9 +38,9 @@ class PlannedImage:
     """Position among the images of its category in its split."""
     split: str = "train"
     attempt: int = 0
-    """How many times it was drawn before, and rejected."""
-    values: tuple[str, ...] = ()
-    """What it is to show of each balanced attribute."""
+    """How many earlier attempts at this image were rejected."""
+    target_values: tuple[str, ...] = ()
+    """The value of each balanced attribute that the image should show."""
 
     @property
     def key(self) -> str:
@@ -52,11 +52,13 @@ class PlannedImage:
 
 @dataclass(frozen=True)
 class Growth:
-    """The shards that one target adds: images `start[c]` up to `stop` of each category c of it."""
+    """The shards that one target adds."""
 
     target: Target
     labels: tuple[int, ...]
+    """(C,) of the target's categories."""
     starts: tuple[int, ...]
+    """(C,) index of the first image that this target adds to each category; the images before it exist already."""
     first_shard: int
     shard_size: int
     seed: int
@@ -72,37 +74,38 @@ class Growth:
 
     @cached_property
     def _order(self) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) rows of the target's categories and (N,) image indices, shuffled so that every shard is a fair sample.
+        """(N,) category indices and (N,) image indices, shuffled so that every shard is a fair sample.
 
-        Stratified: the i-th of a category's n new images sorts at (i + u) / n, u uniform in [0, 1) and its own, so any
-        stretch of the order holds every category in its share of the whole, give or take one image.
+        Stratified: the i-th of a category's n new images has position (i + u) / n, with its own u, uniform in [0, 1).
+        So any interval of the order contains each category in proportion, to within one image.
         """
         stop = self.target.images_per_category
         counts = np.array([stop - start for start in self.starts])
-        rows = np.repeat(np.arange(len(counts)), counts)
-        within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-        keys = np.array([_key(self.seed, self.target.split, category.id) for category in self.target.categories])
-        indices = within + np.array(self.starts)[rows]
-        places = (within + _uniform(keys[rows], indices)) / counts[rows]
-        order = np.lexsort((rows, places))
-        return rows[order].astype(np.int32), indices[order].astype(np.int32)
+        categories = np.repeat(np.arange(len(counts)), counts)  # (N,)
+        ranks = np.arange(len(categories)) - np.repeat(np.cumsum(counts) - counts, counts)  # (N,) i, per category
+        keys = np.array([_order_key(self.seed, self.target.split, category.id) for category in self.target.categories])
+        indices = ranks + np.array(self.starts)[categories]
+        positions = (ranks + _uniform(keys[categories], indices)) / counts[categories]
+        order = np.lexsort((categories, positions))
+        return categories[order].astype(np.int32), indices[order].astype(np.int32)
 
     def shard(self, number: int) -> list[PlannedImage]:
-        """The images of a shard, `number` counted in the split."""
-        rows, indices = self._order
+        """The images of a shard; `number` counts the shards of the split."""
+        categories, indices = self._order
         start = (number - self.first_shard) * self.shard_size
         part = slice(start, start + self.shard_size)
-        return [self._image(row, index) for row, index in zip(rows[part].tolist(), indices[part].tolist(), strict=True)]
+        pairs = zip(categories[part].tolist(), indices[part].tolist(), strict=True)
+        return [self._image(category_index, index) for category_index, index in pairs]
 
-    def _image(self, row: int, index: int) -> PlannedImage:
-        category, split = self.target.categories[row], self.target.split
+    def _image(self, category_index: int, index: int) -> PlannedImage:
+        category, split = self.target.categories[category_index], self.target.split
         values = target_values(self.balanced, (self.seed, split, category.id), index)
-        return PlannedImage(category, self.labels[row], index, split, values=values)
+        return PlannedImage(category, self.labels[category_index], index, split, target_values=values)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All targets of a dataset, in the order in which they were asked for."""
+    """All targets of a dataset, in the order in which runs asked for them."""
 
     targets: tuple[Target, ...]
     seed: int
@@ -111,18 +114,18 @@ class Plan:
 
     @cached_property
     def labels(self) -> dict[str, int]:
-        """Category id -> label: its place in the order in which categories were first asked for."""
+        """Category id -> label, counted from 0 in the order in which targets first named the categories."""
         ids = dict.fromkeys(category.id for target in self.targets for category in target.categories)
         return {category_id: label for label, category_id in enumerate(ids)}
 
     @cached_property
     def categories(self) -> list[Category]:
         """In the order of the labels."""
-        known: dict[str, Category] = {}
+        categories: dict[str, Category] = {}
         for target in self.targets:
             for category in target.categories:
-                known.setdefault(category.id, category)
-        return list(known.values())
+                categories.setdefault(category.id, category)
+        return list(categories.values())
 
     @property
     def splits(self) -> list[str]:
@@ -130,7 +133,7 @@ class Plan:
 
     @cached_property
     def _growths(self) -> dict[str, list[Growth]]:
-        """By split, in order."""
+        """Split -> its growths, in the order of the targets."""
         growths: dict[str, list[Growth]] = {split: [] for split in self.splits}
         for target in self.targets:
             earlier = growths[target.split]
@@ -148,7 +151,7 @@ class Plan:
         return sum(growth.shards for growth in self._growths[split])
 
     def shard_images(self, split: str, shard: int) -> int:
-        """How many images a shard has; without working out which."""
+        """Number of images of a shard, without computing which images."""
         growth = self._growth(split, shard)
         return min(self.shard_size, growth.images - (shard - growth.first_shard) * self.shard_size)
 
@@ -160,17 +163,17 @@ class Plan:
 
 
 def image_counts(targets: Iterable[Target]) -> dict[str, int]:
-    """Category id -> images asked for, of the targets of one split."""
+    """Category id -> number of images that the targets of one split ask for."""
     counts: dict[str, int] = {}
     for target in targets:
         counts |= {category.id: target.images_per_category for category in target.categories}
     return counts
 
 
-def grown(targets: Sequence[Target], wanted: Target, output: str) -> tuple[Target, ...]:
-    """The targets with `wanted` added, unless they hold all of it already.
+def extended(targets: Sequence[Target], wanted: Target, output: str) -> tuple[Target, ...]:
+    """The targets and `wanted`, or the targets alone if they already include all of it.
 
-    Raises UserError where `wanted` would take away or rename what the dataset has: it may only grow.
+    Raises UserError if `wanted` lacks or renames categories of the dataset or asks for fewer images: it can only grow.
     """
     names = {category.id: category.name for target in targets for category in target.categories}
     for category in wanted.categories:
@@ -190,8 +193,8 @@ def grown(targets: Sequence[Target], wanted: Target, output: str) -> tuple[Targe
             f"{output} was made with images_per_category {max(counts.values())}, this run asks for "
             f"{wanted.images_per_category}; a dataset can only grow: give at least as many, or choose another --output"
         )
-    whole = all(counts.get(category.id, 0) == wanted.images_per_category for category in wanted.categories)
-    return tuple(targets) if whole else (*targets, wanted)
+    included = all(counts.get(category.id, 0) == wanted.images_per_category for category in wanted.categories)
+    return tuple(targets) if included else (*targets, wanted)
 
 
 def target_of(vocabulary: Vocabulary, images_per_category: int, split: str) -> Target:
@@ -210,7 +213,7 @@ def to_json(targets: Iterable[Target]) -> list[dict]:
 
 
 def from_json(content: Any, source: str) -> tuple[Target, ...]:
-    """The targets that `to_json` wrote to the file `source`; UserError for anything else."""
+    """The targets that `to_json` wrote to the file `source`; raises UserError for any other content."""
     if not isinstance(content, list) or not content:
         raise UserError(f"{source}: not a list of targets; restore it or choose another --output")
     return tuple(_target(item, source, number) for number, item in enumerate(content, 1))
@@ -219,23 +222,25 @@ def from_json(content: Any, source: str) -> tuple[Target, ...]:
 def _target(item: Any, source: str, number: int) -> Target:
     match item:
         case {"split": str(split), "images_per_category": int(images), "categories": list(pairs)}:
-            whole = all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs)
-            if whole and is_split_name(split) and type(images) is int and images >= 1:
+            well_formed = all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs)
+            if well_formed and is_split_name(split) and type(images) is int and images >= 1:
                 categories = tuple(Category(category_id, name, source) for category_id, name in pairs)
-                return Target(split, images, Vocabulary(categories).categories)  # refuses ids that lead elsewhere
+                return Target(
+                    split, images, Vocabulary(categories).categories
+                )  # refuses ids that would leave the folder
     raise UserError(
         f"{source}, item {number}: its split, images_per_category or categories ([id, name] each) are not what lbgen "
         "writes there; restore the file or choose another --output"
     )
 
 
-def _key(seed: int, split: str, category_id: str) -> np.uint64:
+def _order_key(seed: int, split: str, category_id: str) -> np.uint64:
     digest = hashlib.sha256(f"order\0{seed}\0{split}\0{category_id}".encode()).digest()
     return np.frombuffer(digest[:8], dtype="<u8")[0]
 
 
 def _uniform(keys: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Uniform in [0, 1), a function of (key, index): the SplitMix64 generator at position `index` of stream `key`."""
+    """Uniform in [0, 1), determined by (key, index): the SplitMix64 generator at position `index` of stream `key`."""
     with np.errstate(over="ignore"):
         z = keys.astype(np.uint64) + (indices.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

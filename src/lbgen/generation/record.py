@@ -1,4 +1,4 @@
-"""What a dataset says of its making: dataset.yaml and plan.json, and whether a run may go on with them."""
+"""The record of a dataset, dataset.yaml (configuration, identity) and plan.json (targets), and what may continue it."""
 
 from __future__ import annotations
 
@@ -12,147 +12,135 @@ from typing import Any
 from lbgen.configuration import flags
 from lbgen.datasets import index
 from lbgen.errors import UserError
+from lbgen.generation import inputs
 from lbgen.generation import plan as plans
-from lbgen.generation.card.sidecars import labels_json
+from lbgen.generation.card.json_files import labels_json
 from lbgen.generation.config import RUNNING, GenerateConfig
+from lbgen.generation.inputs import HASH_NAMES, INPUT_FIELDS, MODEL_REGISTRIES
 from lbgen.generation.plan import Plan, Target
 from lbgen.generation.screening import balance
-from lbgen.models import registry
-from lbgen.runs import atomic, identity
+from lbgen.runs import atomic
+from lbgen.runs.identity import Identity
 from lbgen.runs.storage import Store, is_remote
 from lbgen.vocabulary.attributes import Attribute
 
-RECORD, PLAN, COMPLETE = "dataset.yaml", "plan.json", "croissant.json"
-"""COMPLETE is written last of all: a dataset that has it is finished and described."""
-ADAPTER = "pytorch_lora_weights.safetensors"
-GROWS = ("vocabulary", "qualify_names", "images_per_category", "split")
-"""Fields that the plan speaks for: a dataset may grow."""
-PLACES = ("generator", "adapter", "attributes", "screen_semantics")
-"""Fields that may name a folder or a file, whose content counts."""
-
-
-@dataclass(frozen=True)
-class MadeWith:
-    """Hashes of what the configuration only names, and versions (see lbgen.runs.identity)."""
-
-    generator_sha256: str | None
-    adapter_sha256: str | None
-    semantics_sha256: str | None
-    """Of the space that screens, where there is screening."""
-    attributes_sha256: str | None
-    """Of the balanced attributes' templates and values."""
-    versions: tuple[str, ...]
+RECORD, PLAN = "dataset.yaml", "plan.json"
+COMPLETION_MARKER = "croissant.json"
+"""Written last of all: a dataset that has this file is whole and described."""
+GROWTH_FIELDS = ("vocabulary", "qualify_names", "images_per_category", "split")
+"""Fields that may change, because a dataset may grow; the plan compares them."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """The two files of a dataset, read."""
+    """The content of the two files."""
 
     config: Mapping[str, Any]
-    made_with: Mapping[str, Any]
+    made_with: Identity
     targets: tuple[Target, ...]
 
 
+# ---- reading and writing ----
+
+
 def read(store: Store) -> Record | None:
-    """The record of the dataset in a store; None where there is no dataset."""
+    """The record of the dataset in a store; None if it holds no dataset."""
     targets = index.read_json(store, PLAN)
     if targets is None:
         return None
     content = flags.parse_yaml(store.read(RECORD), f"{store}/{RECORD}") if store.exists(RECORD) else {}
     if "config" not in content or "made_with" not in content:
         raise UserError(f"{store}: has a {PLAN} and no whole {RECORD}; restore it or choose another --output")
-    for part, kind in (("config", GenerateConfig), ("made_with", MadeWith)):
-        check_shape(content[part], kind, f"{store}/{RECORD}, {part}")
-    return Record(content["config"], content["made_with"], plans.from_json(targets, f"{store}/{PLAN}"))
+    ensure_config_shape(content["config"], f"{store}/{RECORD}, config")
+    made_with = Identity.from_plain(content["made_with"], HASH_NAMES.values(), f"{store}/{RECORD}, made_with")
+    return Record(content["config"], made_with, plans.from_json(targets, f"{store}/{PLAN}"))
 
 
-def check_shape(values: Any, kind: type, place: str) -> None:
-    """Refuse a part of dataset.yaml that does not hold the fields of a dataclass, each of its type."""
+def ensure_config_shape(values: Any, source: str) -> None:
+    """Refuse a recorded configuration whose values do not have the types of their fields."""
+    remedy = "restore the file or choose another --output"
     if not isinstance(values, dict):
-        raise UserError(f"{place}: not lines of `field: value`; restore the file or choose another --output")
-    for name, hint in typing.get_type_hints(kind).items():
-        try:
-            if name in values:
+        raise UserError(f"{source}: not lines of `field: value`; {remedy}")
+    for name, hint in typing.get_type_hints(GenerateConfig).items():
+        if name in values:
+            try:
                 flags.convert(values[name], hint)
-            elif name in ("batch_size", *PLACES) or kind is MadeWith:
-                raise ValueError("it is missing")
-        except ValueError as error:
-            raise UserError(f"{place}, {name}: {error}; restore the file or choose another --output") from None
+            except ValueError as error:
+                raise UserError(f"{source}, {name}: {error}; {remedy}") from None
+        elif name in ("batch_size", *INPUT_FIELDS):
+            raise UserError(f"{source}, {name}: it is missing; {remedy}")
 
 
-def check_place(store: Store, config: GenerateConfig) -> None:
-    """Refuse an output that cannot be written, or that holds something else than a dataset of ours."""
+def config_of(record: Record, output: str) -> GenerateConfig:
+    """The configuration that a dataset was made with, except for how the run was carried out (RUNNING)."""
+    values = {name: value for name, value in record.config.items() if name not in RUNNING}
+    return flags.from_values(GenerateConfig, {**values, "output": output}, f"{output}/{RECORD}")
+
+
+def write(store: Store, config: GenerateConfig, made_with: Identity, plan: Plan) -> None:
+    """Record a new dataset, or its growth, before its first image; plan.json, written last, makes the record valid."""
+    store.write("labels.json", labels_json(plan.categories).encode())
+    values = {name: value for name, value in flags.plain(config).items() if name not in RUNNING}
+    store.write(RECORD, flags.yaml_text({"config": values, "made_with": made_with.to_plain()}).encode())
+    store.write(PLAN, (json.dumps(plans.to_json(plan.targets), ensure_ascii=False) + "\n").encode())
+
+
+# ---- what may continue a dataset ----
+
+
+def ensure_output_fits(store: Store, config: GenerateConfig) -> None:
+    """Refuse an output that cannot be written, or that holds something other than a dataset of lbgen generate."""
     if not is_remote(config.output):
         atomic.ensure_writable(Path(config.output))
     names = store.names()
     if RECORD in names:
         return
     if foreign := names & {"config.yaml", config.split, "data", "index", "README.md"}:
-        found = min(foreign)
-        raise UserError(f"--output {config.output}: {found} in it is not of lbgen generate; choose another --output")
+        raise UserError(
+            f"--output {config.output}: {min(foreign)} in it is not of lbgen generate; choose another --output"
+        )
 
 
-def check_config(record: Record, config: GenerateConfig) -> None:
-    """Refuse a dataset of another configuration, by the field that differs."""
-    free = {*RUNNING, *GROWS, *PLACES} | ({"batch_size"} if config.batch_size is None else set())
+def ensure_continues(record: Record, config: GenerateConfig, balanced: Sequence[Attribute]) -> None:
+    """Refuse a configuration that differs from that of the dataset; needs no model and no torch."""
+    ensure_same_config(record, config)
+    _ensure_same_models(record, config)
+    _ensure_same_adapter(record, config)
+    _ensure_same_attributes(record, config, balanced)
+
+
+def ensure_same_config(record: Record, config: GenerateConfig) -> None:
+    """Refuse another value in any field, except those that may differ: how it is run, growth, location of inputs."""
+    free = {*RUNNING, *GROWTH_FIELDS, *INPUT_FIELDS} | ({"batch_size"} if config.batch_size is None else set())
     flags.ensure_same_values(config, record.config, config.output, free)
 
 
-def check_made_with(record: Record, made_with: MadeWith, output: str) -> None:
-    """Refuse to go on with other weights or versions: a dataset's images would be of two kinds."""
-    flags.ensure_same_values(made_with, record.made_with, output, ("versions",), remedy="restore what it was made with")
-    identity.ensure_versions(record.made_with["versions"], output)
+def _ensure_same_models(record: Record, config: GenerateConfig) -> None:
+    """Refuse models with other weights; the same weights may have moved."""
+    for name in MODEL_REGISTRIES:
+        now, then = getattr(config, name), record.config[name]
+        if now == then or (name == "screen_semantics" and not config.checks):
+            continue
+        same_name = inputs.generator_name(now) == inputs.generator_name(then) or name == "screen_semantics"
+        if not same_name or inputs.weights_sha256(config, name) != record.made_with.hashes[HASH_NAMES[name]]:
+            raise UserError(
+                f"{config.output} was made with {name} {then}, this run asks for {now}, which is another; "
+                f"choose another --output or give --{name.replace('_', '-')} {then}"
+            )
 
 
-def check_adapter(record: Record, config: GenerateConfig) -> None:
-    """Refuse another adapter; the same one may have moved."""
-    if adapter_sha256(config) != record.made_with["adapter_sha256"]:
+def _ensure_same_adapter(record: Record, config: GenerateConfig) -> None:
+    then = record.made_with.hashes["adapter"]
+    if inputs.adapter_sha256(config) != then:
         raise UserError(
-            f"{config.output} was made with another adapter (adapter_sha256 {record.made_with['adapter_sha256']}); "
+            f"{config.output} was made with another adapter (adapter_sha256 {then}); "
             "give --adapter the folder it was made with, or choose another --output"
         )
 
 
-def check_attributes(record: Record, config: GenerateConfig, balanced: Sequence[Attribute]) -> None:
-    """Refuse attributes of other texts; their file may have moved."""
-    if balance.attributes_sha256(balanced) != record.made_with["attributes_sha256"]:
+def _ensure_same_attributes(record: Record, config: GenerateConfig, balanced: Sequence[Attribute]) -> None:
+    if balance.attributes_sha256(balanced) != record.made_with.hashes["attributes"]:
         raise UserError(
             f"{config.output} was made with other templates or values of {', '.join(config.balance)}; "
             "give --attributes the file it was made with, or choose another --output"
         )
-
-
-def config_of(record: Record, output: str) -> GenerateConfig:
-    """The configuration that a dataset was made with; how it was run is nobody's business but this run's."""
-    values = {name: value for name, value in record.config.items() if name not in RUNNING}
-    return flags.from_values(GenerateConfig, {**values, "output": output}, f"{output}/{RECORD}")
-
-
-def made_with(config: GenerateConfig) -> MadeWith:
-    """Hashes and versions of all that goes into a dataset; after loading, which may have brought weights."""
-    semantics = registry.resolve(config.screen_semantics, registry.SEMANTICS)
-    return MadeWith(
-        generator_sha256=identity.weights_sha256(registry.resolve(config.generator, registry.GENERATORS)),
-        adapter_sha256=adapter_sha256(config),
-        semantics_sha256=identity.weights_sha256(semantics) if config.checks else None,
-        attributes_sha256=balance.attributes_sha256(balance.balanced_attributes(config)),
-        versions=identity.versions(),
-    )
-
-
-def adapter_sha256(config: GenerateConfig) -> str | None:
-    if config.adapter is None:
-        return None
-    file = config.adapter / ADAPTER
-    if not file.is_file():
-        raise UserError(f"--adapter {config.adapter}: no {ADAPTER} in it; give an alignment run's adapter folder")
-    return atomic.sha256(file)
-
-
-def write(store: Store, config: GenerateConfig, made_with: MadeWith, plan: Plan) -> None:
-    """Record a dataset, or its growth, before its first image."""
-    store.write("labels.json", labels_json(plan.categories).encode())
-    values = {name: value for name, value in flags.plain(config).items() if name not in RUNNING}
-    text = flags.yaml_text({"config": values, "made_with": flags.plain(made_with)})
-    store.write(RECORD, text.encode())
-    store.write(PLAN, (json.dumps(plans.to_json(plan.targets), ensure_ascii=False) + "\n").encode())  # now it counts

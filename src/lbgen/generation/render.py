@@ -13,11 +13,11 @@ from lbgen.models.noise import ImageKey
 from lbgen.models.sampling import render_images
 
 
-class Painter:
-    """Draws batches with one generator.
+class Renderer:
+    """Makes batches of images with one generator.
 
-    A batch's prompts are encoded together, again for each batch: next to drawing that is nothing, and what is drawn
-    follows from the batch alone, whatever was drawn before and however many categories there are.
+    Prompts are encoded again for each batch. That costs little next to sampling, and makes an image depend on its batch
+    only, not on earlier batches, while memory does not grow with the number of categories.
     """
 
     def __init__(self, generator: Generator, config: GenerateConfig) -> None:
@@ -25,8 +25,8 @@ class Painter:
         generator.fixed_batch = config.batch_size or 0
 
     @torch.no_grad()
-    def paint(self, batch: Sequence[PlannedImage]) -> np.ndarray:
-        """(B, H, W, 3) bytes."""
+    def render(self, batch: Sequence[PlannedImage]) -> np.ndarray:
+        """The images of a batch as (B, H, W, 3) bytes."""
         config = self.config
         keys = [noise_key(image) for image in batch]
         prompts = [prompt_of(image, config) for image in batch]
@@ -36,10 +36,13 @@ class Painter:
 
 
 def prompt_of(image: PlannedImage, config: GenerateConfig) -> str:
-    return balance.prompt(config, image.category.name, image.values)
+    return balance.prompt(config, image.category.name, image.target_values)
 
 
 def noise_key(image: PlannedImage) -> ImageKey:
-    """What an image's noise follows from, beside the seed. No id holds a slash: no split repeats another's noise."""
-    place = image.category.id if image.split == "train" else f"{image.split}/{image.category.id}"
-    return place, image.index, image.attempt
+    """What the noise of an image follows from, beside the seed: category, index and attempt.
+
+    The split is part of the category's key, except for train. No id contains a slash, so no two splits share noise.
+    """
+    category_key = image.category.id if image.split == "train" else f"{image.split}/{image.category.id}"
+    return category_key, image.index, image.attempt

@@ -1,4 +1,4 @@
-"""The generation stage: make what the plan holds and the dataset does not."""
+"""The generation stage: make the images that the plan has and the dataset does not."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from lbgen.datasets import index
 from lbgen.generation import plan as plans
 from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig, approximations, worker_name
-from lbgen.generation.made_here import remember
-from lbgen.generation.paths import at_absolute_paths, check_models
+from lbgen.generation.inputs import with_absolute_paths
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.generation.screening import balance
-from lbgen.generation.screening.duplicate_rounds import read_rounds
+from lbgen.generation.screening.duplicate_rounds import read_duplicate_rounds
+from lbgen.generation.trust import remember_record
 from lbgen.runs.lock import locked
 from lbgen.runs.storage import Store, open_store, storage_errors
 from lbgen.vocabulary.vocabulary import load_vocabulary
@@ -24,88 +24,100 @@ from lbgen.vocabulary.vocabulary import load_vocabulary
 class GenerateResult:
     output: str
     images: int
-    """Images of the split that were made, those that screening dropped among them."""
+    """Images of the split in finished shards, including those that screening dropped."""
     finished: bool
-    """Whether the split is whole; one part of a run (--shard-of) may end before the others."""
+    """Whether all shards of the split are there; one part of a run (--shard-of) may end before the others."""
     seconds: float
     """Wall time of this call."""
 
 
 def generate(config: GenerateConfig) -> GenerateResult:
-    """Make the dataset `config.output`, go on with it, or grow it; see lbgen.datasets.index for its layout.
+    """Make the dataset `config.output`, continue it, or grow it; lbgen.datasets.index describes its files.
 
-    Raises UserError for what the user can mend, Interrupted at a signal; finished shards are kept either way.
+    Raises UserError for mistakes of the user and Interrupted at a signal. Finished shards are kept in both cases.
     """
-    config = at_absolute_paths(config)
+    config = with_absolute_paths(config)
     store = open_store(config.output, worker_name(config))
     with storage_errors(config.output):
-        planned(config, store)  # what can be refused is refused before anything is written
+        plan_dataset(config, store)  # refuses before anything is written, even the lock
         with locked(store.lock_file, config.output, config.part):
-            plan, record = planned(config, store)
+            plan, record = plan_dataset(config, store)
             if record:
-                remember(store)
-            return make(store, config, plan, record)
+                remember_record(store)
+            return make_missing(store, config, plan, record)
 
 
-def planned(config: GenerateConfig, store: Store) -> tuple[Plan, Record | None]:
-    """The plan of the dataset as it is to be, and what it says of itself; refuses one of another configuration."""
+def plan_dataset(config: GenerateConfig, store: Store) -> tuple[Plan, Record | None]:
+    """The plan of the dataset after this run, and its record so far; refuses a dataset of another configuration."""
     vocabulary = load_vocabulary(config.vocabulary, qualify=config.qualify_names)
     balanced = balance.balanced_attributes(config)
-    records.check_place(store, config)
+    records.ensure_output_fits(store, config)
     record = records.read(store)
     if record:
-        records.check_config(record, config)
-        check_models(record, config)
-        records.check_adapter(record, config)
-        records.check_attributes(record, config, balanced)
+        records.ensure_continues(record, config, balanced)
     wanted = plans.target_of(vocabulary, config.images_per_category, config.split)
-    targets = plans.grown(record.targets if record else (), wanted, config.output)
+    targets = plans.extended(record.targets if record else (), wanted, config.output)
     return Plan(targets, config.seed, config.shard_size, balanced), record
 
 
-def make(store: Store, config: GenerateConfig, plan: Plan, record: Record | None) -> GenerateResult:
-    """Draw the shards that are missing, of this run's part, and describe the dataset once all are there."""
+def make_missing(store: Store, config: GenerateConfig, plan: Plan, record: Record | None) -> GenerateResult:
+    """Draw the missing shards of this run's part; complete the dataset if all shards of all parts are there."""
     started, split = time.monotonic(), config.split
     store.clear_staging(every=config.part is None)
-    done = index.finished_shards(store, split)
-    missing = [shard for shard in range(plan.shards(split)) if shard not in done and is_ours(shard, config)]
-    if missing:
-        from lbgen.generation.workers.dispatch import draw  # brings torch, which a finished dataset does without
 
-        if found := approximations(config):
-            print(f"approximated: {'; '.join(found)}")
-        try:
-            draw(store, config, plan, record, missing, read_rounds(store, config, plan))
-        finally:
-            store.clear_staging(every=config.part is None)
+    # Draw what is missing.
+    done = index.finished_shards(store, split)
+    missing = [shard for shard in range(plan.shards(split)) if shard not in done and in_part(shard, config)]
+    if missing:
+        draw_missing(store, config, plan, record, missing)
         done = index.finished_shards(store, split)
-    finished = done >= set(range(plan.shards(split)))
-    whole = all(index.finished_shards(store, name) >= set(range(plan.shards(name))) for name in plan.splits)
-    if whole and not store.exists(records.COMPLETE):
+
+    # Complete the dataset.
+    if has_all_shards(store, plan) and not store.exists(records.COMPLETION_MARKER):
         complete(store, config, plan)
+
+    # Report.
     images = sum(plan.shard_images(split, shard) for shard in done)
     print(f"{images} of {plan.images(split)} images of {len(plan.categories)} categories in {config.output}")
+    finished = done >= set(range(plan.shards(split)))
     return GenerateResult(config.output, images, finished, time.monotonic() - started)
 
 
+def draw_missing(store: Store, config: GenerateConfig, plan: Plan, record: Record | None, missing: list[int]) -> None:
+    """Draw these shards; leave no unfinished files."""
+    from lbgen.generation.workers.dispatch import draw_shards  # late: imports torch, not needed by a finished dataset
+
+    if used := approximations(config):
+        print(f"approximated: {'; '.join(used)}")
+    try:
+        draw_shards(store, config, plan, record, missing, read_duplicate_rounds(store, config, plan))
+    finally:
+        store.clear_staging(every=config.part is None)
+
+
+def has_all_shards(store: Store, plan: Plan) -> bool:
+    return all(index.finished_shards(store, split) >= set(range(plan.shards(split))) for split in plan.splits)
+
+
 def complete(store: Store, config: GenerateConfig, plan: Plan) -> None:
-    """What is left to do when every shard is there."""
-    from lbgen.generation.card.describe import describe
+    """Once all shards are there: draw near-duplicates again, then write the files that describe the dataset."""
+    from lbgen.generation.card.describe import describe  # late: imports torch
 
     if "duplicate" in config.screen:
-        if config.part is not None:  # other parts may be at work on the shards that this one would change
+        if config.part is not None:  # other parts may be using the shards that this one would change
             print("all shards are there; run once more without --shard-of, to compare images across them")
             return
-        from lbgen.generation.screening.deduplicate import settle
+        from lbgen.generation.screening.deduplicate import deduplicate  # late: imports torch
 
         try:
             for split in plan.splits:
-                settle(store, replace(config, split=split), plan, records.read(store))
+                deduplicate(store, replace(config, split=split), plan, records.read(store))
         finally:
             store.clear_staging(every=True)
     describe(store, config, plan)
     store.clear_staging()
 
 
-def is_ours(shard: int, config: GenerateConfig) -> bool:
+def in_part(shard: int, config: GenerateConfig) -> bool:
+    """Whether a shard belongs to the part of the run that --shard-of names; without it, every shard does."""
     return config.part is None or shard % config.part[1] == config.part[0]

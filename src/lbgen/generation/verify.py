@@ -1,13 +1,13 @@
-"""Whether a dataset is whole, image by image, and making again what is not."""
+"""Comparing every image of a dataset with its index and its plan, and making damaged shards again."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -17,29 +17,34 @@ from lbgen.datasets.layouts import LAYOUTS
 from lbgen.errors import UserError
 from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.finished_shards import differences
-from lbgen.generation.paths import check_places, with_trusted_models
+from lbgen.generation.inputs import identity_of
 from lbgen.generation.plan import Plan
-from lbgen.generation.run import make
+from lbgen.generation.record import Record
+from lbgen.generation.run import make_missing
 from lbgen.generation.screening.balance import balanced_attributes
-from lbgen.generation.screening.counts import Tally
-from lbgen.generation.screening.duplicate_rounds import read_rounds
+from lbgen.generation.screening.counts import RejectionCounts
+from lbgen.generation.screening.duplicate_rounds import read_duplicate_rounds
+from lbgen.generation.shard_rows import differences
+from lbgen.generation.trust import with_trusted_inputs
 from lbgen.runs import atomic, identity
 from lbgen.runs.lock import locked
 from lbgen.runs.storage import Store, open_store, storage_errors, without_scheme
 
-SHOWN = 3
-"""Damaged images named on a shard's line."""
+NAMED_IMAGES = 3
+"""Damaged images that are named in the line of a shard, at most."""
 DAMAGE = (OSError, ValueError, KeyError, TypeError, tarfile.TarError)
-"""What reading a damaged file raises; pyarrow's errors are among them. Storage that cannot be reached is no damage."""
+"""Raised when a damaged file is read, also by pyarrow. Unreachable storage raises another error (lbgen.runs.remote)."""
+
+ShardId = tuple[str, int]
+"""Split and number."""
 
 
 @dataclass(frozen=True)
 class VerifyResult:
     shards: int
-    """Shards that the plan has."""
+    """Number of shards that the plan has."""
     damaged: tuple[str, ...]
-    """One line for each damaged shard and for each file that belongs to none."""
+    """One line for each damaged shard, and one for each file that belongs to no shard."""
 
 
 def verify(
@@ -51,69 +56,75 @@ def verify(
     attributes: Path | None = None,
     screen_semantics: str | None = None,
 ) -> VerifyResult:
-    """Compare every image of a dataset, a folder or an fsspec address, with its index and its plan; writes nothing.
+    """Compare every image of a dataset, a folder or an fsspec address, with its index and plan; prints each fault.
 
-    repair: make the damaged shards again, and those alone, and say whether their images have the bytes that the index
-    promised. Prints a line for each, and returns what is damaged still. How the dataset was run (engine, workers) has
-    no part in it. The models are those that the dataset was made with; they are looked for where the record says only
-    if this user made the dataset, else where the other arguments say.
+    repair: make the damaged shards again, and only those, and print whether their images have the bytes that the index
+    recorded; the faults that remain are returned. A repair uses the settings that determine images, but not the engine
+    and workers of the original run. It loads the models that the record names only if this user made the dataset;
+    otherwise the other arguments must name them.
     """
     directory = without_scheme(str(directory))
     with storage_errors(directory):
         store = open_store(directory, "verify")
-        record = records.read(store)
-        if record is None:
-            raise UserError(f"{directory}: no {records.RECORD} in it; give a folder that lbgen generate made")
-        config = records.config_of(record, directory)
-        plan = Plan(record.targets, config.seed, config.shard_size)
-        damaged, strangers = check(store, config, plan)
+        record, config, plan = read_dataset(store, directory)
+
+        # Compare, and repair.
+        damaged, stray_files = find_damage(store, config, plan)
         if damaged and repair:
-            given = {
+            inputs = {
                 "generator": generator,
                 "adapter": adapter,
                 "attributes": attributes,
                 "screen_semantics": screen_semantics,
             }
-            identity.ensure_versions(record.made_with["versions"], directory)
-            config = with_trusted_models(config, given, store)
-            check_places(config)
-            records.check_made_with(record, records.made_with(config), directory)  # before a shard is given up
-            plan = replace(plan, balanced=balanced_attributes(config))
-            promised = {place: hashes(store, *place) for place in damaged}
-            make_again(config, plan, list(damaged))
-            for place, before in promised.items():
-                print(f"{index.shard_name(*place)}: {comparison(before, hashes(store, *place))}")
-            damaged, strangers = check(store, config, plan)
+            config, plan = repair_shards(store, record, config, plan, list(damaged), inputs)
+            damaged, stray_files = find_damage(store, config, plan)
+
+        # Report.
         shards = sum(plan.shards(split) for split in plan.splits)
-        if not damaged and not store.exists(records.COMPLETE):
+        if not damaged and not store.exists(records.COMPLETION_MARKER):
             print(f"{directory} is not described yet; run its lbgen generate once more, without --shard-of")
         print(f"{shards - len(damaged)} of {shards} shards of {directory} are whole")
-        return VerifyResult(shards, (*damaged.values(), *strangers))
+        return VerifyResult(shards, (*damaged.values(), *stray_files))
 
 
-def check(store: Store, config: GenerateConfig, plan: Plan) -> tuple[dict[tuple[str, int], str], list[str]]:
-    """The line of each damaged shard, and of each file that belongs to none; printed as they are found."""
-    damaged: dict[tuple[str, int], str] = {}
-    known: set[str] = set()
+def read_dataset(store: Store, directory: str) -> tuple[Record, GenerateConfig, Plan]:
+    """The record of a dataset, and the configuration and plan in it; raises UserError if there is no dataset."""
+    record = records.read(store)
+    if record is None:
+        raise UserError(f"{directory}: no {records.RECORD} in it; give a folder that lbgen generate made")
+    config = records.config_of(record, directory)
+    return record, config, Plan(record.targets, config.seed, config.shard_size)
+
+
+# ---- comparing ----
+
+
+def find_damage(store: Store, config: GenerateConfig, plan: Plan) -> tuple[dict[ShardId, str], list[str]]:
+    """One line for each damaged shard, and for each file that belongs to no shard; prints them when they are found."""
+    damaged: dict[ShardId, str] = {}
+    indexed_files: set[str] = set()
     shards = [(split, shard) for split in plan.splits for shard in range(plan.shards(split))]
-    with tqdm(shards, desc="verify", unit="shard", dynamic_ncols=True, disable=None) as bar:
-        for split, shard in bar:
-            faults = list(check_shard(store, config, plan, split, shard, known))
+    with tqdm(shards, desc="verify", unit="shard", dynamic_ncols=True, disable=None) as progress_bar:
+        for split, shard in progress_bar:
+            faults = list(shard_faults(store, config, plan, split, shard, indexed_files))
             if faults:
                 damaged[split, shard] = f"{index.shard_name(split, shard)}: {'; '.join(faults)}"
-                bar.write(damaged[split, shard])
+                progress_bar.write(damaged[split, shard])
     for split in plan.splits:
-        read_rounds(store, replace(config, split=split), plan)  # refuses what is not of the plan
-    strangers = list(files_of_no_shard(store, config, plan, known)) if not damaged else []
-    for line in strangers:
+        read_duplicate_rounds(store, replace(config, split=split), plan)  # refuses rounds that do not match the plan
+    stray_files = list(files_of_no_shard(store, config, plan, indexed_files)) if not damaged else []
+    for line in stray_files:
         print(line)
-    return damaged, strangers
+    return damaged, stray_files
 
 
-def check_shard(
-    store: Store, config: GenerateConfig, plan: Plan, split: str, shard: int, known: set[str]
+def shard_faults(
+    store: Store, config: GenerateConfig, plan: Plan, split: str, shard: int, indexed_files: set[str]
 ) -> Iterator[str]:
-    """What is wrong with a shard; the files that it should have go into `known`."""
+    """What is wrong with a shard; adds the files that its index names to `indexed_files`."""
+    # The part of the index: readable, and as planned. Otherwise no file that it names is opened.
+    part_name = index.part_name(split, shard)
     try:
         rows, containers = index.read_part(store, split, shard)
     except FileNotFoundError:
@@ -122,14 +133,26 @@ def check_shard(
     except UserError:
         raise
     except DAMAGE:
-        yield f"{index.part_name(split, shard)} cannot be read"
+        yield f"{part_name} cannot be read"
         return
-    if fault := next(differences(config, plan, rows, containers, split, shard), None):
-        yield f"{index.part_name(split, shard)} is not that of the plan: {fault}"
-        return  # nothing that it names is looked for
-    known.update(row.file for row in rows)
-    if len(rows) + dropped(store, split, shard) != plan.shard_images(split, shard):
-        yield f"{index.part_name(split, shard)} lacks images"
+    if difference := next(differences(config, plan, rows, containers, split, shard), None):
+        yield f"{part_name} is not that of the plan: {difference}"
+        return
+    indexed_files.update(row.file for row in rows)
+    if len(rows) + dropped_images(store, split, shard) != plan.shard_images(split, shard):
+        yield f"{part_name} lacks images"
+
+    # The files: containers as a whole, then every image.
+    yield from container_faults(store, containers)
+    wrong = [row.key for row in damaged_images(store, config, rows)]
+    if wrong:
+        more = f" and {len(wrong) - NAMED_IMAGES} more" if len(wrong) > NAMED_IMAGES else ""
+        named = ", ".join(wrong[:NAMED_IMAGES])
+        yield f"{len(wrong)} of {len(rows)} images missing or changed ({named}{more})"
+
+
+def container_faults(store: Store, containers: Mapping[str, str]) -> Iterator[str]:
+    """The containers (name -> sha256) that are missing or changed."""
     for name, sha256 in containers.items():
         try:
             with store.fetched(name) as path:
@@ -137,53 +160,92 @@ def check_shard(
                     yield f"{name} was changed"
         except OSError:
             yield f"{name} is missing"
-    wrong = [row.key for row in damaged_images(store, config, rows)]
-    if wrong:
-        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        yield f"{len(wrong)} of {len(rows)} images missing or changed ({', '.join(wrong[:SHOWN])}{more})"
 
 
-def dropped(store: Store, split: str, shard: int) -> int:
-    """Images that screening left out of a shard."""
+def dropped_images(store: Store, split: str, shard: int) -> int:
+    """Number of images that screening left out of a shard."""
     try:
-        return Tally.from_json(json.loads(store.read(index.tally_name(split, shard)))).total().dropped
+        return RejectionCounts.from_bytes(store.read(index.tally_name(split, shard))).total().dropped
     except (FileNotFoundError, ValueError):
         return 0
 
 
 def damaged_images(store: Store, config: GenerateConfig, rows: Sequence[Row]) -> list[Row]:
-    """The rows whose image is missing, or has other bytes or another label than the index says."""
+    """The rows whose image is missing, or differs in bytes or label from the index."""
     layout = LAYOUTS[config.format]
-    whole = set()
-    wanted = {row.key: row for row in rows}
+    intact = set()
+    expected = {row.key: row for row in rows}
     for row in {row.file: row for row in rows}.values():
         try:
             with store.fetched(row.file) as path:
                 for stored in layout.read(path, row):
-                    expected = wanted.get(stored.key)
-                    same = expected and hashlib.sha256(stored.content).hexdigest() == expected.sha256
-                    if same and stored.label in (None, wanted[stored.key].label):
-                        whole.add(stored.key)
+                    image = expected.get(stored.key)
+                    same = image and hashlib.sha256(stored.content).hexdigest() == image.sha256
+                    if image and same and stored.label in (None, image.label):
+                        intact.add(stored.key)
         except UserError:
             raise
         except DAMAGE:
             continue
-    return [row for row in rows if row.key not in whole]
+    return [row for row in rows if row.key not in intact]
 
 
-def files_of_no_shard(store: Store, config: GenerateConfig, plan: Plan, known: set[str]) -> Iterator[str]:
-    """Images in the folders of an imagefolder dataset that readers would take for its own."""
+def files_of_no_shard(store: Store, config: GenerateConfig, plan: Plan, indexed_files: set[str]) -> Iterator[str]:
+    """Files in the image folders of an imagefolder dataset that its index lacks, but readers would include."""
     if config.format != "imagefolder":
         return
     for split in plan.splits:
         for folder in sorted(store.names(split)):
             for name in sorted(store.names(f"{split}/{folder}")):
-                if (file := f"{split}/{folder}/{name}") not in known:
+                if (file := f"{split}/{folder}/{name}") not in indexed_files:
                     yield f"{file}: belongs to no shard; remove it"
 
 
-def hashes(store: Store, split: str, shard: int) -> dict[str, str]:
-    """Key -> sha256 of a shard's images, as far as its part of the index can be read."""
+# ---- repairing ----
+
+
+def repair_shards(
+    store: Store,
+    record: Record,
+    config: GenerateConfig,
+    plan: Plan,
+    damaged: Sequence[ShardId],
+    inputs: Mapping[str, Any],
+) -> tuple[GenerateConfig, Plan]:
+    """Make the damaged shards again, and print how their images compare with those that the index recorded.
+
+    inputs: models and files that the user names, by field.  Returns the configuration and plan that were used.
+    """
+    # Refuse everything that can be refused before a shard is removed.
+    identity.ensure_versions(record.made_with.versions, config.output)
+    config = with_trusted_inputs(config, inputs, store)
+    identity_of(config).ensure_same(record.made_with, config.output)
+    plan = replace(plan, balanced=balanced_attributes(config))
+
+    # Make the shards again, and compare.
+    recorded = {shard: image_hashes(store, *shard) for shard in damaged}
+    make_again(config, plan, damaged)
+    for shard, hashes in recorded.items():
+        print(f"{index.shard_name(*shard)}: {comparison(hashes, image_hashes(store, *shard))}")
+    return config, plan
+
+
+def make_again(config: GenerateConfig, plan: Plan, damaged: Sequence[ShardId]) -> None:
+    """Make these shards again. All are removed first, so that no damaged one counts as finished in the meantime."""
+    store = open_store(config.output)
+    with locked(store.lock_file, config.output):
+        record = records.read(store)
+        if record is None or record.targets != plan.targets:
+            raise UserError(f"{config.output}: another run changed its plan meanwhile; start again")
+        store.remove(records.COMPLETION_MARKER)
+        for split, shard in damaged:
+            store.remove(index.part_name(split, shard))
+        for split in dict.fromkeys(split for split, _ in damaged):
+            make_missing(store, replace(config, split=split), plan, record)
+
+
+def image_hashes(store: Store, split: str, shard: int) -> dict[str, str]:
+    """Key -> sha256 of a shard's images; empty if its part of the index cannot be read."""
     try:
         return {row.key: row.sha256 for row in index.read_part(store, split, shard)[0]}
     except UserError:
@@ -192,27 +254,13 @@ def hashes(store: Store, split: str, shard: int) -> dict[str, str]:
         return {}
 
 
-def comparison(before: dict[str, str], after: dict[str, str]) -> str:
-    """What became of the images that the index had, for people."""
+def comparison(before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    """How the hashes of a shard's images compare with those that were recorded before its repair, in a sentence."""
     if not before:
         return "made again; its part of the index was lost, so there was nothing to compare its images with"
-    if others := sum(after.get(key) != sha256 for key, sha256 in before.items()):
+    if differing := sum(after.get(key) != sha256 for key, sha256 in before.items()):
         return (
-            f"made again; {others} of {len(before)} images differ in bytes from those recorded before (another device "
-            "or number of threads), and are recorded as they are now"
+            f"made again; {differing} of {len(before)} images differ in bytes from those recorded before (another "
+            "device or number of threads), and are recorded as they are now"
         )
     return "made again, to the bytes that were recorded"
-
-
-def make_again(config: GenerateConfig, plan: Plan, damaged: Sequence[tuple[str, int]]) -> None:
-    """Make these shards again. All are given up before the first is made: none is taken for a whole one meanwhile."""
-    store = open_store(config.output)
-    with locked(store.lock_file, config.output):
-        record = records.read(store)
-        if record is None or record.targets != plan.targets:
-            raise UserError(f"{config.output}: another run changed its plan meanwhile; start again")
-        store.remove(records.COMPLETE)
-        for place in damaged:
-            store.remove(index.part_name(*place))
-        for split in dict.fromkeys(split for split, _ in damaged):
-            make(store, replace(config, split=split), plan, record)

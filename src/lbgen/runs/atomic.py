@@ -1,7 +1,8 @@
-"""Writing files so that a reader sees the old one, the whole new one, or none; and never outside their folder.
+"""Atomic writes, and paths that cannot leave their folder.
 
-A folder may come from someone else. The names stored in it and the links in it are input: `inside` resolves every
-name, `refuse_links` checks a whole output folder, and neither follows a link.
+A reader of a file sees the old content, the whole new content, or no file. A folder may come from someone else, so the
+names and links in it are untrusted input: `inside` resolves every name, `refuse_links` checks a whole output folder,
+and neither follows a link.
 """
 
 import hashlib
@@ -16,12 +17,12 @@ from lbgen.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success flush it to the disk and rename it to `path`.
+    """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
 
-    The temporary name depends on `path` alone, so what a killed process left is overwritten by the next attempt.
+    The temporary name depends only on `path`, so the next attempt overwrites the leftovers of a killed process.
     """
     temporary = temporary_name(path)
-    temporary.unlink(missing_ok=True)  # it could be a link, which must not be written through
+    temporary.unlink(missing_ok=True)  # it could be a link, and writing would follow it
     try:
         yield temporary
         flush(temporary)
@@ -37,7 +38,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a file of this name anew; what has the name before, also a link, is removed first."""
+    """Create a file; an existing file or link of this name is removed first."""
     path.unlink(missing_ok=True)
     with path.open("xb") as stream:
         stream.write(content)
@@ -48,17 +49,17 @@ def write_text(path: Path, content: str) -> None:
 
 
 def ensure_writable(output: Path) -> None:
-    """Refuse an --output folder that could not be made or written, without making it."""
+    """Refuse an --output folder that cannot be created or written to, without creating it."""
     nearest = next(path for path in (output.absolute(), *output.absolute().parents) if os.path.exists(path))
     if not nearest.is_dir():
-        raise UserError(f"--output {output}: {nearest} is a file; choose a folder that can be made")
+        raise UserError(f"--output {output}: {nearest} is a file; choose a folder that can be created")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"--output {output}: no permission to write in {nearest}; choose another folder")
 
 
 @contextmanager
 def making(output: Path | str) -> Iterator[None]:
-    """Make an --output folder and its first file within this context; what keeps them from being made is one line."""
+    """Create an --output folder and its first file within this context; raises UserError where that fails."""
     try:
         yield
     except OSError as error:
@@ -68,8 +69,8 @@ def making(output: Path | str) -> Iterator[None]:
 def inside(root: Path, name: str) -> Path:
     """The path of the file or folder `name`, relative to `root` and with forward slashes.
 
-    Raises UserError where the name would leave `root`, where a folder on the way or the file itself is a link, and
-    where it is neither a regular file nor a folder. `root` itself may be a link: the user named it.
+    Raises UserError if the name would leave `root`, if the file or a folder on its path is a link, and if it is neither
+    a regular file nor a folder. `root` itself may be a link, because the user chose it.
     """
     ensure_relative(str(root), name)
     path = root
@@ -80,13 +81,13 @@ def inside(root: Path, name: str) -> Path:
 
 
 def ensure_relative(root: str, name: str) -> None:
-    """Refuse a name that leads out of `root`."""
+    """Refuse a name that could leave `root`."""
     if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name or "\\" in name:
         raise UserError(f"{root}: {name!r} is not the name of a file inside it; do not use this folder")
 
 
 def refuse_special(path: Path) -> None:
-    """Refuse a link, a pipe, a socket or a device; what is not there is fine."""
+    """Refuse a link, a pipe, a socket or a device; a path that does not exist is accepted."""
     if not os.path.lexists(path):  # also where the name is longer than the file system takes
         return
     mode = os.lstat(path).st_mode
@@ -97,12 +98,12 @@ def refuse_special(path: Path) -> None:
 
 
 def refuse_links(folder: Path, names: Iterable[str]) -> None:
-    """Refuse a link or a special file under any of these names in `folder`, before a run writes there."""
+    """Refuse links and special files at and below these names in `folder`, before a run writes there."""
     for name in names:
         refuse_special(folder / name)
-        for place, folders, files in os.walk(folder / name):
+        for parent, folders, files in os.walk(folder / name):
             for entry in sorted([*folders, *files]):
-                refuse_special(Path(place, entry))
+                refuse_special(Path(parent, entry))
 
 
 def temporary_name(path: Path) -> Path:
@@ -115,7 +116,7 @@ def sha256(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Have the disk hold a file, or a folder's list of files."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,13 @@
-"""What made a run or a dataset, beside its configuration: hashes of what the configuration only names, and versions."""
+"""The identity of a run, a dataset or a cache: what it depends on beside its configuration.
+
+A configuration names weights and files by where they are. The identity holds hashes of their content, and the versions
+of the libraries. It is written beside the outputs, and a run that continues them compares it.
+"""
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,36 +16,89 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 import lbgen
-from lbgen.runs import atomic
 from lbgen.errors import UserError
+from lbgen.runs import atomic
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pyarrow")
+HASH_SUFFIX = "_sha256"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Content hashes and library versions, as they are stored: `NAME_sha256: HASH` for each hash, then `versions`."""
+
+    hashes: Mapping[str, str | None]
+    """Name (generator, adapter, ...) -> hash of its content; None if the configuration names none."""
+    versions: tuple[str, ...]
+    """"package version" of each package that outputs depend on."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """As YAML and JSON store it."""
+        named = {f"{name}{HASH_SUFFIX}": value for name, value in self.hashes.items()}
+        return {**named, "versions": list(self.versions)}
+
+    @classmethod
+    def from_plain(cls, content: Any, names: Iterable[str], source: str) -> "Identity":
+        """The identity that `to_plain` stored, with at least the hashes of these names.
+
+        source: the file and the part of it, for messages.  Raises UserError for content of another shape.
+        """
+        remedy = "restore the file or choose another --output"
+        if not isinstance(content, dict):
+            raise UserError(f"{source}: not lines of `field: value`; {remedy}")
+        for field in [*(f"{name}{HASH_SUFFIX}" for name in names), "versions"]:
+            if field not in content:
+                raise UserError(f"{source}, {field}: it is missing; {remedy}")
+        for field, value in content.items():
+            if field == "versions":
+                if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+                    raise UserError(f"{source}, versions: {value} is not a list of values; {remedy}")
+            elif value is not None and not isinstance(value, str):
+                raise UserError(f"{source}, {field}: {value} is not text; {remedy}")
+        hashes = {field.removesuffix(HASH_SUFFIX): value for field, value in content.items() if field != "versions"}
+        return cls(hashes, tuple(content["versions"]))
+
+    def ensure_same_hashes(self, recorded: "Identity", output: str) -> None:
+        """Refuse to continue `output`, which was made with `recorded`, with other content."""
+        for name in dict.fromkeys([*self.hashes, *recorded.hashes]):
+            then, now = recorded.hashes.get(name), self.hashes.get(name)
+            if then != now:
+                raise UserError(
+                    f"{output} was made with {name}{HASH_SUFFIX} {then or 'none'}, this run has {now or 'none'}; "
+                    f"restore the {name} that it was made with, or choose another --output"
+                )
+
+    def ensure_same(self, recorded: "Identity", output: str) -> None:
+        """Refuse to continue `output` with other content or other library versions."""
+        self.ensure_same_hashes(recorded, output)
+        ensure_versions(recorded.versions, output)
 
 
 def versions() -> tuple[str, ...]:
-    """Of the packages that weights, images and files depend on."""
+    """ "package version" of lbgen and of the packages that weights, images and files depend on."""
     return (f"lbgen {lbgen.__version__}", *(f"{package} {version(package)}" for package in PACKAGES))
 
 
-def vocabulary_sha256(categories: Iterable[Any]) -> str:
-    """Of the lines "id <tab> name" of each category, in order."""
-    return _sha256_of_lines(f"{category.id}\t{category.name}" for category in categories)
-
-
-def ensure_versions(then: Iterable[str], output: str) -> None:
-    """Refuse to go on with what these other versions began: its images would be of two kinds."""
-    now = versions()
-    if others := [line.replace(" ", "==") for line in then if line not in now]:
+def ensure_versions(recorded: Iterable[str], output: str) -> None:
+    """Refuse to mix library versions in one output, because they may give different results."""
+    installed = versions()
+    if others := [line.replace(" ", "==") for line in recorded if line not in installed]:
         raise UserError(
-            f"{output} was begun with {' '.join(others)}, and what is added is to be of the same kind; "
+            f"{output} was begun with {' '.join(others)}, and one output must not mix library versions; "
             "install that to go on with it, or choose another --output"
         )
 
 
-def weights_sha256(location: str) -> str | None:
-    """Of the lines "file <tab> sha256" of a folder's safetensors.
+def vocabulary_sha256(categories: Iterable[Any]) -> str:
+    """SHA-256 of the lines "id <tab> name" of the categories, in order."""
+    return _sha256_of_lines(f"{category.id}\t{category.name}" for category in categories)
 
-    For a hub id, whose snapshot is in the hub's cache once it was loaded, "commit <its hash>": that names every file.
+
+def weights_sha256(location: str) -> str | None:
+    """SHA-256 of the lines "file <tab> sha256" of a folder's safetensors files, sorted by name.
+
+    For a hub id it is "commit <hash>" of the snapshot in the hub's cache, which identifies every file; None if the
+    model was not loaded yet.
     """
     folder = Path(location)
     if not os.path.isdir(folder):

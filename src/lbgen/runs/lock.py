@@ -1,4 +1,4 @@
-"""One writer at a time: advisory locks that die with the process that holds them."""
+"""One writer at a time: advisory locks that end with the process that holds them."""
 
 import fcntl
 import os
@@ -6,24 +6,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lbgen.runs import atomic
 from lbgen.errors import UserError
+from lbgen.runs import atomic
 
 WHOLE = 0
-"""The byte of the lock file that a whole run holds alone and the parts of a run hold together."""
+"""Byte of the lock file: a whole run locks it exclusively, the parts of a run share it."""
 
 
 @contextmanager
 def locked(path: Path, output: str, part: tuple[int, int] | None = None) -> Iterator[None]:
-    """Hold the lock file at `path` for a run on `output`, as a whole or as part (i, n) of it.
+    """Hold the lock file at `path` for a run that writes to `output`: the whole run, or part (i, n) of it.
 
-    A whole run excludes every other; part (i, n) excludes whole runs and itself. POSIX record locks: the system
-    drops them when the process ends, however it ends, and network file systems honour them. A run that writes nothing,
-    since it is refused, leaves no lock file and no folder behind that was not there.
+    A whole run excludes every other run; part (i, n) excludes whole runs and a second part (i, n). These are POSIX
+    record locks: the system releases them however the process ends, and network file systems support them. If nothing
+    else was written, the lock file and the folders created for it are removed again.
 
-    Raises UserError where another process holds the lock, and where the file cannot be made.
+    Raises UserError if another process holds the lock or if the file cannot be created.
     """
-    made = [each for each in (path, *path.parents) if not os.path.exists(each)]
+    created = [each for each in (path, *path.parents) if not os.path.exists(each)]
     try:
         descriptor = _acquire(path, output, part)
     except BlockingIOError:
@@ -34,13 +34,13 @@ def locked(path: Path, output: str, part: tuple[int, int] | None = None) -> Iter
     try:
         yield
     finally:
-        if path in made:
-            _remove_unused(made, descriptor)
+        if path in created:
+            _remove_unused(created, descriptor)
         os.close(descriptor)
 
 
 def _acquire(path: Path, output: str, part: tuple[int, int] | None) -> int:
-    """The descriptor of the locked file: of the one that is at `path`, not of one that another run just removed."""
+    """Lock the file at `path` and return its descriptor; retries when another run removes the file in the meantime."""
     while True:
         with atomic.making(output):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,10 +60,10 @@ def _acquire(path: Path, output: str, part: tuple[int, int] | None) -> int:
         os.close(descriptor)
 
 
-def _remove_unused(made: Sequence[Path], descriptor: int) -> None:
-    """Remove what `locked` made, the file and the folders around it, where the run came to write nothing."""
-    path, *folders = made
-    with suppress(OSError):  # another part of the run holds the lock, or something lies in an outer folder
+def _remove_unused(created: Sequence[Path], descriptor: int) -> None:
+    """Remove the lock file and the folders that `locked` created, if the run wrote nothing else."""
+    path, *folders = created
+    with suppress(OSError):  # another part of the run holds the lock, or a folder is not empty
         if os.listdir(path.parent) == [path.name]:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, WHOLE)
             path.unlink()

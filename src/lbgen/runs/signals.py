@@ -1,4 +1,4 @@
-"""Ending a run at a place of its own choosing when a signal asks for it."""
+"""Signals that end a run at its next safe point instead of at once."""
 
 import signal
 import threading
@@ -10,8 +10,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def held_signals(signums: Sequence[signal.Signals]) -> Iterator[None]:
-    """A process that is started inside the block gets these no sooner than it unblocks them: it is still importing."""
+def blocked_signals(signums: Sequence[signal.Signals]) -> Iterator[None]:
+    """Block these signals. A process started within the context inherits that, and unblocks them once it is ready."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signums)
     try:
         yield
@@ -21,9 +21,9 @@ def held_signals(signums: Sequence[signal.Signals]) -> Iterator[None]:
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Inside the block SIGINT and SIGTERM only append their number to the list it yields; a second one acts as usual.
+    """Yield a list to which SIGINT and SIGTERM append their number; a second signal acts as usual.
 
-    Outside the main thread, where Python delivers no signals, the list stays empty.
+    The list stays empty outside the main thread, because Python delivers signals to the main thread only.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

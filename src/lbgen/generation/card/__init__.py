@@ -1,1 +1,1 @@
-"""What describes a finished dataset: card, Croissant metadata, sample pictures."""
+"""The files that describe a finished dataset: card, Croissant metadata, sample pictures."""

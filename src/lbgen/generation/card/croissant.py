@@ -1,11 +1,11 @@
 """croissant.json: the dataset in MLCommons' Croissant 1.1 vocabulary (https://docs.mlcommons.org/croissant).
 
-Record sets: one for each split (image, label, split), "image-index" with all that is known of each image, and
-"label-names". Splits are words without hyphens, so no other name is a split's.
+Record sets: one for each split (image, label, split), "image-index" with all columns of the index, and "label-names".
+Names of splits contain no hyphen, so no split has one of the other names.
 
-What mlcroissant 1.1.1 makes of it: WebP files of an ImageFolder are not read; tar shards are
-unpacked into a cache by their relative name alone, so a second dataset of this kind needs a CROISSANT_CACHE of its own;
-in tar shards an image whose category id has a dot gets no label, since it stands in the shard as %2E.
+Limits of mlcroissant 1.1.1: it does not read the WebP files of an ImageFolder; it unpacks tar shards into a cache by
+their relative name only, so a second dataset with tar shards needs its own CROISSANT_CACHE; in tar shards it finds no
+label for an image whose category id contains a dot, because the dot is written as %2E there.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from lbgen.datasets.index import SCHEMA
-from lbgen.generation.card.description import Description, ShardFile, Split
-from lbgen.generation.card.sidecars import labels_json
+from lbgen.generation.card.json_files import labels_json
+from lbgen.generation.card.summary import DatasetSummary, ShardFile, SplitSummary
 
 TERMS = (
     "arrayShape", "citeAs", "column", "containedIn", "equivalentProperty", "extract", "field", "fileProperty",
@@ -44,23 +44,23 @@ TAR, PARQUET, JSON = "application/x-tar", "application/x-parquet", "application/
 TYPES = {pa.string(): "sc:Text", pa.int64(): "cr:Int64", pa.float64(): "cr:Float64"}
 
 
-def croissant(description: Description) -> str:
-    """The JSON-LD. Shards and labels.json stand in it with their SHA-256; single images with theirs in the index."""
-    labels = labels_json(description.categories).encode()
+def croissant(summary: DatasetSummary) -> str:
+    """The JSON-LD text. It has the SHA-256 of shards and of labels.json; those of single images are in the index."""
+    labels = labels_json(summary.categories).encode()
     distribution = [
         _file_object("labels.json", JSON, hashlib.sha256(labels).hexdigest()),
         _file_set("index-files", PARQUET, "index/*.parquet"),
     ]
     record_sets = [_labels(), _index()]
-    for split in description.splits:
-        distribution += _files(split, description)
-        record_sets.append(_images(split, description))
+    for split in summary.splits:
+        distribution += _files(split, summary)
+        record_sets.append(_images(split, summary))
     content = {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.1",
-        "name": description.title,
-        "description": f"{description.images} synthetic images of {len(description.categories)} categories, drawn by a "
+        "name": summary.title,
+        "description": f"{summary.images} synthetic images of {len(summary.categories)} categories, drawn by a "
         "text-to-image model from the categories' names.",
         "keywords": ["synthetic", "image classification", "text-to-image", "lbgen"],
         "rai:dataCollection": "Generated; no photograph is in it. Each image's prompt and seed are in the index.",
@@ -71,33 +71,33 @@ def croissant(description: Description) -> str:
     return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
 
-def _files(split: Split, description: Description) -> list[dict]:
-    """A split's images and, where the labels are not beside them, its part of the index."""
-    images, mime = f"{split.name}-images", MIME[description.suffix]
-    if description.layout == "parquet":
+def _files(split: SplitSummary, summary: DatasetSummary) -> list[dict]:
+    """The images of a split and, unless the labels are in the same files, its part of the index."""
+    images, mime = f"{split.name}-images", MIME[summary.suffix]
+    if summary.layout == "parquet":
         return [_file_set(images, PARQUET, f"data/{split.name}-*.parquet")]
     index = _file_set(f"{split.name}-index", PARQUET, f"index/{split.name}-*.parquet")
-    if description.layout == "imagefolder":
-        return [_file_set(images, mime, f"{split.name}/*/*.{description.suffix}"), index]
+    if summary.layout == "imagefolder":
+        return [_file_set(images, mime, f"{split.name}/*/*.{summary.suffix}"), index]
     shards = [_file_object(file.name, TAR, file.sha256) for file in split.files]
-    return [*shards, _file_set(images, mime, f"*.{description.suffix}", split.files), index]
+    return [*shards, _file_set(images, mime, f"*.{summary.suffix}", split.files), index]
 
 
-def _images(split: Split, description: Description) -> dict:
+def _images(split: SplitSummary, summary: DatasetSummary) -> dict:
     images, index = f"{split.name}-images", f"{split.name}-index"
-    if description.layout == "parquet":
+    if summary.layout == "parquet":
         fields = [
             _field(split.name, "image", "sc:ImageObject", _source(images, {"column": "image"}, {"jsonPath": "bytes"})),
             _field(split.name, "label", "cr:Int64", _source(images, {"column": "label"})),
         ]
     else:
-        # An image's line in the index is found by its path, or in a tar shard by its name without the suffix.
-        packed = description.layout == "webdataset"
+        # Joined with the index by the path of the image, or for tar shards by its name without the suffix.
+        packed = summary.layout == "webdataset"
         column, property, regex = ("key", "filename", r"(.+?)(?:\.\w+)?$") if packed else ("file", "fullpath", "(.+)")
-        place = _source(images, {"fileProperty": property}, {"regex": regex})
+        name = _source(images, {"fileProperty": property}, {"regex": regex})
         fields = [
             _field(split.name, "image", "sc:ImageObject", _source(images, {"fileProperty": "content"})),
-            _field(split.name, column, "sc:Text", place) | {"references": _source(index, {"column": column})},
+            _field(split.name, column, "sc:Text", name) | {"references": _source(index, {"column": column})},
             _field(split.name, "label", "cr:Int64", _source(index, {"column": "label"})),
         ]
     fields.append(_field(split.name, "split", "sc:Text") | {"value": split.name})
@@ -108,8 +108,8 @@ def _index() -> dict:
     fields = []
     for column in SCHEMA:
         repeated = pa.types.is_list(column.type)
-        kind = TYPES[column.type.value_type if repeated else column.type]
-        field = _field("image-index", column.name, kind, _source("index-files", {"column": column.name}))
+        data_type = TYPES[column.type.value_type if repeated else column.type]
+        field = _field("image-index", column.name, data_type, _source("index-files", {"column": column.name}))
         fields.append(field | ({"isArray": True, "arrayShape": "-1"} if repeated else {}))
     return _record_set("image-index", fields)
 
@@ -124,7 +124,7 @@ def _labels() -> dict:
     return _record_set("label-names", fields)
 
 
-# ---- the vocabulary's nodes ----
+# ---- nodes of the vocabulary ----
 
 
 def _file_object(name: str, mime: str, sha256: str) -> dict:
@@ -141,8 +141,8 @@ def _record_set(name: str, fields: list[dict]) -> dict:
     return {"@type": "cr:RecordSet", "@id": name, "name": name, "field": fields}
 
 
-def _field(record_set: str, name: str, kind: str, source: dict | None = None) -> dict:
-    node = {"@type": "cr:Field", "@id": f"{record_set}/{name}", "name": name, "dataType": kind}
+def _field(record_set: str, name: str, data_type: str, source: dict | None = None) -> dict:
+    node = {"@type": "cr:Field", "@id": f"{record_set}/{name}", "name": name, "dataType": data_type}
     return node | ({"source": source} if source else {})
 
 

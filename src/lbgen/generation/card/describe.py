@@ -1,8 +1,7 @@
-"""What is written once a dataset is whole: its card, sample pictures, and the files that other libraries read."""
+"""Writing the files that describe a finished dataset: card, sample pictures, and metadata for other libraries."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from io import BytesIO
@@ -12,108 +11,109 @@ from PIL import Image
 from lbgen.configuration import flags
 from lbgen.datasets import index
 from lbgen.datasets.index import Row
-from lbgen.datasets.layouts import LAYOUTS
 from lbgen.generation import record as records
-from lbgen.generation.card.association import residuals
+from lbgen.generation.card.attribute_balance import attribute_balances
 from lbgen.generation.card.croissant import croissant
-from lbgen.generation.card.description import Description, ShardFile, Split
+from lbgen.generation.card.json_files import info_json
 from lbgen.generation.card.readme import card
-from lbgen.generation.card.samples import CATEGORIES, IMAGES, sample_grid, spread
-from lbgen.generation.card.sidecars import info_json
+from lbgen.generation.card.samples import CATEGORIES, IMAGES, evenly_spaced, sample_grid
+from lbgen.generation.card.summary import DatasetSummary, ShardFile, SplitSummary
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.finished_shards import read_rows
-from lbgen.generation.paths import generator_name
+from lbgen.generation.inputs import generator_name
 from lbgen.generation.plan import Plan
-from lbgen.generation.screening.counts import Count, Tally, merged
+from lbgen.generation.screening.counts import CategoryCounts, RejectionCounts, merged
+from lbgen.generation.shard_rows import read_rows, stored_images
 from lbgen.runs.storage import Store
 
-SEARCHED = 32
+SEARCHED_SHARDS = 32
 """Shards in which sample pictures are looked for, at most."""
 
 
 def describe(store: Store, config: GenerateConfig, plan: Plan) -> None:
-    """Describe a dataset whose shards are all there; croissant.json, the last of the files, says that it is whole."""
-    tally = read_tallies(store, plan)
-    description = description_of(store, config, plan, tally)
-    store.write("samples.png", samples(store, config, plan))
-    store.write("README.md", card(description).encode())
+    """Describe a dataset whose shards are all there; croissant.json, written last, marks it as complete."""
+    counts = read_rejection_counts(store)
+    summary = summarize(store, config, plan, counts)
+    store.write("samples.png", sample_picture(store, config, plan))
+    store.write("README.md", card(summary).encode())
     if config.format == "webdataset":
-        store.write("_info.json", info_json(description.splits).encode())
-    store.write(records.COMPLETE, croissant(description).encode())
+        store.write("_info.json", info_json(summary.splits).encode())
+    store.write(records.COMPLETION_MARKER, croissant(summary).encode())
     store.clear_staging()
-    for category_id in tally.worst(config.report_share):
-        print(rejection_line(category_id, tally.categories[category_id]))
+    for category_id in counts.above(config.report_share):
+        print(rejection_line(category_id, counts.categories[category_id]))
 
 
-def description_of(store: Store, config: GenerateConfig, plan: Plan, tally: Tally) -> Description:
+# ---- the summary ----
+
+
+def read_rejection_counts(store: Store) -> RejectionCounts:
+    """Counts of all splits together; empty without screening."""
+    names = sorted(store.names("screening"))
+    return merged(RejectionCounts.from_bytes(store.read(f"screening/{name}")) for name in names)
+
+
+def summarize(store: Store, config: GenerateConfig, plan: Plan, counts: RejectionCounts) -> DatasetSummary:
     record = records.read(store)
     assert record is not None
-    hashes = {name.removesuffix("_sha256"): value for name, value in record.made_with.items() if name != "versions"}
-    return Description(
+    return DatasetSummary(
         title=f"{len(plan.categories):,} categories drawn by {generator_name(config.generator).rpartition('/')[2]}",
         layout=config.format,
         suffix=index.SUFFIXES[config.image_format],
         categories=plan.categories,
-        splits=[split_of(store, plan, split) for split in plan.splits],
+        splits=[split_summary(store, plan, split) for split in plan.splits],
         config=flags.yaml_text(record.config),
-        hashes=hashes,
-        versions=record.made_with["versions"],
+        hashes=record.made_with.hashes,
+        versions=record.made_with.versions,
         rejections={
-            category_id: rejections_of(count) for category_id, count in tally.categories.items() if count.reasons
+            category_id: rejections_by_reason(category)
+            for category_id, category in counts.categories.items()
+            if category.reasons
         },
-        residuals=residuals(store, config, plan) if plan.balanced else (),
+        balances=attribute_balances(store, config, plan) if plan.balanced else (),
     )
 
 
-def rejection_line(category_id: str, count: Count) -> str:
-    """Of a category that was often rejected, for people; only some checks speak of the generator's drawing."""
-    ((reason, _),) = count.reasons.most_common(1)
-    cause = ": the generator hardly draws it" if reason in ("label", "quality", "blank") else ""
-    return f"{count.share:.0%} of the first images of {category_id} were rejected, most often for {reason}{cause}"
-
-
-def rejections_of(count: Count) -> dict[str, int]:
-    """Attempts by reason, and what became of the images that failed all of theirs."""
-    last = {"kept all the same": count.kept, "left out": count.dropped}
-    return dict(count.reasons) | {name: images for name, images in last.items() if images}
-
-
-def split_of(store: Store, plan: Plan, split: str) -> Split:
+def split_summary(store: Store, plan: Plan, split: str) -> SplitSummary:
     parts = [index.part_summary(store, split, shard) for shard in range(plan.shards(split))]
     files = [ShardFile(name, images, sha256) for images, hashes in parts for name, sha256 in hashes.items()]
-    return Split(split, sum(images for images, _ in parts), files)
+    return SplitSummary(split, sum(images for images, _ in parts), files)
 
 
-def read_tallies(store: Store, plan: Plan) -> Tally:
-    """What screening rejected in all splits; empty where there was none."""
-    names = sorted(store.names("screening"))
-    return merged(Tally.from_json(json.loads(store.read(f"screening/{name}"))) for name in names)
+def rejections_by_reason(counts: CategoryCounts) -> dict[str, int]:
+    """Rejected attempts by reason, and the number of images that failed every attempt, by what happened to them."""
+    failed = {"kept all the same": counts.kept, "left out": counts.dropped}
+    return dict(counts.reasons) | {outcome: images for outcome, images in failed.items() if images}
 
 
-def samples(store: Store, config: GenerateConfig, plan: Plan) -> bytes:
-    """A picture of some categories' first images."""
-    chosen = [category.id for category in spread(plan.categories, CATEGORIES)]
-    found = list(sample_rows(store, config, plan, chosen))
-    if not found:  # screening dropped them all, or they come later in a very large dataset
+def rejection_line(category_id: str, counts: CategoryCounts) -> str:
+    """A line about a category that was often rejected; only some reasons mean that the generator cannot draw it."""
+    ((reason, _),) = counts.reasons.most_common(1)
+    cause = ": the generator hardly draws it" if reason in ("label", "quality", "blank") else ""
+    share = counts.rejected_share
+    return f"{share:.0%} of the first images of {category_id} were rejected, most often for {reason}{cause}"
+
+
+# ---- samples ----
+
+
+def sample_picture(store: Store, config: GenerateConfig, plan: Plan) -> bytes:
+    """A PNG with the first images of some categories."""
+    chosen = [category.id for category in evenly_spaced(plan.categories, CATEGORIES)]
+    rows = sorted(sample_rows(store, config, plan, chosen), key=lambda row: (row.label, row.key))
+    if not rows:  # screening dropped them all, or in a very large dataset they come later
         return sample_grid([Image.new("RGB", (1, 1), "white")], ["no image of these categories in the first shards"])
-    layout = LAYOUTS[config.format]
-    contents: dict[str, bytes] = {}
-    for row in {row.file: row for row in found}.values():
-        wanted = {one.key for one in found if one.file == row.file}
-        with store.fetched(row.file) as path:
-            contents |= {one.key: one.content for one in layout.read(path, row) if one.key in wanted}
-    found.sort(key=lambda row: (row.label, row.key))
+    contents = {stored.key: stored.content for stored in stored_images(store, config, rows)}
     return sample_grid(
-        [Image.open(BytesIO(contents[row.key]), formats=[config.image_format]) for row in found],
-        [row.name for row in found],
+        [Image.open(BytesIO(contents[row.key]), formats=[config.image_format]) for row in rows],
+        [row.name for row in rows],
     )
 
 
 def sample_rows(store: Store, config: GenerateConfig, plan: Plan, chosen: list[str]) -> Iterator[Row]:
-    """Up to IMAGES rows of each chosen category, from the first shards of the first split."""
+    """Up to IMAGES rows of each chosen category id, from the first shards of the first split."""
     split = plan.splits[0]
     counts: Counter[str] = Counter()
-    for shard in range(min(plan.shards(split), SEARCHED)):
+    for shard in range(min(plan.shards(split), SEARCHED_SHARDS)):
         rows, _ = read_rows(store, config, plan, split, shard)
         for row in rows:
             if row.id in chosen and counts[row.id] < IMAGES:

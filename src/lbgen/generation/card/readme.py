@@ -1,7 +1,7 @@
 """README.md of a dataset, as the Hugging Face Hub reads it: a YAML head for programs, Markdown for people.
 
-The head alone makes `datasets.load_dataset(DIR)` give images, and labels that are the same in all layouts: places in
-labels.json. Class names are the category ids, since those are unique and are ImageFolder's folder names.
+With this head, `datasets.load_dataset(DIR)` returns images and labels, the same labels in all layouts: indices into
+labels.json. Class names are the category ids, because those are unique and are the folder names of an ImageFolder.
 """
 
 import re
@@ -11,65 +11,67 @@ import pyarrow as pa
 import yaml
 
 from lbgen.datasets.index import SCHEMA
-from lbgen.generation.card.description import Description
+from lbgen.generation.card.summary import DatasetSummary
 from lbgen.report.page import render
 
 DATA_FILES = {"imagefolder": "{split}/*/*.{suffix}", "webdataset": "{split}-*.tar", "parquet": "data/{split}-*.parquet"}
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
-LONG = 30
-"""A table of more lines is folded."""
+LONG_TABLE = 30
+"""Tables with more lines than this are folded."""
 
 
-def card(description: Description) -> str:
-    """The whole of README.md."""
-    rejections = description.rejections
-    rejected = [(category, rejections[category.id]) for category in description.categories if category.id in rejections]
+def card(summary: DatasetSummary) -> str:
+    """The content of README.md."""
+    rejections = summary.rejections
+    rejected = [(category, rejections[category.id]) for category in summary.categories if category.id in rejections]
     return render(
         "card.md.jinja",
         {"as_text": as_text},
-        dataset=description,
-        head=yaml.safe_dump(_head(description), sort_keys=False, width=10**9),  # ASCII: nothing in it can end the head
+        dataset=summary,
+        head=yaml.safe_dump(_head(summary), sort_keys=False, width=10**9),  # ASCII: nothing in it can end the head
         rejected=sorted(rejected, key=lambda pair: -sum(pair[1].values())),
         reasons=sorted({reason for counts in rejections.values() for reason in counts}),
-        fence="`" * max(3, 1 + max(map(len, re.findall("`+", description.config)), default=0)),
-        long=LONG,
+        fence="`" * max(3, 1 + max(map(len, re.findall("`+", summary.config)), default=0)),
+        long=LONG_TABLE,
     )
 
 
 def as_text(text: str) -> str:
-    """Markdown and HTML that show `text` and nothing else: the signs that mean something are character references."""
+    """Markdown and HTML that show exactly `text`: characters with a meaning in them become character references."""
     return re.sub(r"[\x00-\x1f!-&*+./:-@\[-`{-\x7f]", lambda sign: f"&#{ord(sign[0])};", text)
 
 
-def _head(description: Description) -> dict[str, Any]:
-    pattern, features = DATA_FILES[description.layout], _features(description)
+def _head(summary: DatasetSummary) -> dict[str, Any]:
+    pattern, features = DATA_FILES[summary.layout], _features(summary)
     paths = [
-        {"split": split.name, "path": pattern.format(split=split.name, suffix=description.suffix)}
-        for split in description.splits
+        {"split": split.name, "path": pattern.format(split=split.name, suffix=summary.suffix)}
+        for split in summary.splits
     ]
     config = {"config_name": "default", "data_files": paths}
-    # ImageFolder's loader sorts the ids, whatever dataset_info says; the other loaders take no features from a config.
-    own = description.layout == "imagefolder"
+    # The imagefolder loader takes features from a config only, the other loaders from dataset_info only.
+    in_config = summary.layout == "imagefolder"
     return {
-        "pretty_name": description.title,
+        "pretty_name": summary.title,
         "task_categories": ["image-classification"],
-        "size_categories": [next((name for size, name in SIZES if description.images < size), "n>10M")],
-        "tags": ["synthetic", "image", "text-to-image", "lbgen", description.layout],
-        "configs": [config | {"features": features} if own else config],
-    } | ({} if own else {"dataset_info": {"features": features}})
+        "size_categories": [next((name for size, name in SIZES if summary.images < size), "n>10M")],
+        "tags": ["synthetic", "image", "text-to-image", "lbgen", summary.layout],
+        "configs": [config | {"features": features} if in_config else config],
+    } | ({} if in_config else {"dataset_info": {"features": features}})
 
 
-def _features(description: Description) -> list[dict[str, Any]]:
+def _features(summary: DatasetSummary) -> list[dict[str, Any]]:
     """The columns, as `datasets` writes features in YAML."""
-    ids = {str(label): category.id for label, category in enumerate(description.categories)}
+    ids = {str(label): category.id for label, category in enumerate(summary.categories)}
     label = {"class_label": {"names": ids}}
-    if description.layout != "webdataset":
+    if summary.layout != "webdataset":
         return [{"name": "image", "dtype": "image"}, {"name": "label", "dtype": label}]
-    facts = [{"name": column.name, **_dtype(column.type)} for column in SCHEMA]  # columns have the members' suffixes
+    columns = [
+        {"name": column.name, **_dtype(column.type)} for column in SCHEMA
+    ]  # column names are the suffixes of the tar members
     return [
-        {"name": description.suffix, "dtype": "image"},
+        {"name": summary.suffix, "dtype": "image"},
         {"name": "cls", "dtype": label},
-        {"name": "json", "struct": facts},
+        {"name": "json", "struct": columns},
     ]
 
 

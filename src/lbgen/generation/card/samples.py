@@ -1,4 +1,4 @@
-"""samples.png: what a dataset looks like, in one picture for its card."""
+"""samples.png: a picture of some images of a dataset, for its card."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -10,35 +10,35 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 CATEGORIES, IMAGES = 8, 4
-"""Columns and rows of the picture, at most."""
+"""Largest number of columns and rows of the picture."""
 CELL, GAP, HEADING, MARGIN = 128, 4, 22, 8
 """Pixels."""
 FONT = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 Item = TypeVar("Item")
 
 
-def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """At most `count` of the items, at even distances from the first to the last."""
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, evenly spaced from the first to the last."""
     if len(items) <= count:
         return list(items)
-    return [items[place * (len(items) - 1) // (count - 1)] for place in range(count)]
+    return [items[step * (len(items) - 1) // (count - 1)] for step in range(count)]
 
 
 def sample_grid(images: Sequence[Image.Image], labels: Sequence[str]) -> bytes:
-    """A PNG with a column for each of up to 8 labels, spread over them in their order, of the label's first 4 images.
+    """A PNG with one column for each label, with its first 4 images; of more than 8 labels, 8 evenly spaced ones.
 
-    images, of any size, and what to write above them, image by image. Labels may be in any script; signs that the font
-    (DejaVu Sans) lacks, such as emoji, are left out.
+    images: of any size.  labels: the heading of each image's column. Labels may be in any script; characters that the
+    font (DejaVu Sans) lacks, such as emoji, are left out.
     """
     columns: dict[str, list[Image.Image]] = {}
     for image, label in zip(images, labels, strict=True):
         columns.setdefault(label, []).append(image)
-    chosen = spread(list(columns), CATEGORIES)
+    chosen = evenly_spaced(list(columns), CATEGORIES)
     rows = min(IMAGES, max(len(columns[label]) for label in chosen))
     size = (2 * MARGIN + len(chosen) * (CELL + GAP) - GAP, 2 * MARGIN + HEADING + rows * (CELL + GAP) - GAP)
     picture = Image.new("RGB", size, "white")
-    for place, label in enumerate(chosen):
-        x = MARGIN + place * (CELL + GAP)
+    for column, label in enumerate(chosen):
+        x = MARGIN + column * (CELL + GAP)
         picture.paste(_heading(label), (x, MARGIN))
         for row, image in enumerate(columns[label][:rows]):
             cell = ImageOps.pad(image.convert("RGB"), (CELL, CELL), Image.Resampling.LANCZOS, color="white")
@@ -49,10 +49,10 @@ def sample_grid(images: Sequence[Image.Image], labels: Sequence[str]) -> bytes:
 
 
 def _heading(label: str) -> Image.Image:
-    """A label over the width of a cell, shortened where it is longer."""
-    known = FT2Font(str(FONT)).get_charmap()
+    """A picture of a label, of the width of a cell; a longer label is shortened."""
+    available = FT2Font(str(FONT)).get_charmap()
     font = ImageFont.truetype(str(FONT), 13)
-    text = "".join(character for character in label if ord(character) in known).strip()
+    text = "".join(character for character in label if ord(character) in available).strip()
     if font.getlength(text) > CELL:
         text = next(
             shown for end in range(len(text), -1, -1) if font.getlength(shown := text[:end].rstrip() + "…") <= CELL

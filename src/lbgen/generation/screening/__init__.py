@@ -1,1 +1,1 @@
-"""Which images may stay: checks of each, balance, near-duplicates over all shards."""
+"""Which images are accepted: checks of each image, balance, near-duplicates across all shards."""

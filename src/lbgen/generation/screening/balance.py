@@ -1,4 +1,4 @@
-"""Balancing: which value of each attribute an image is to have, and which it has by the language space.
+"""Balanced attributes: the value that an image should have, and the value that the language space detects in it.
 
 B images, V values of an attribute, D dimensions of the language space.
 """
@@ -25,57 +25,58 @@ if TYPE_CHECKING:
 
 
 def balanced_attributes(config: GenerateConfig) -> tuple[Attribute, ...]:
-    """Those that --balance names, in its order."""
+    """The attributes that --balance names, in that order."""
     if not config.balance:
         return ()
-    known = {attribute.name: attribute for attribute in load_attributes(config.attributes)}
+    available = {attribute.name: attribute for attribute in load_attributes(config.attributes)}
     for name in config.balance:
-        if name not in known:
-            where = config.attributes or "lbgen's attributes"
-            raise UserError(f'--balance: no "{name}" in {where}; choose of {", ".join(known)}, or give --attributes')
-    return tuple(known[name] for name in config.balance)
+        if name not in available:
+            source = config.attributes or "lbgen's attributes"
+            choices = ", ".join(available)
+            raise UserError(f'--balance: no "{name}" in {source}; choose of {choices}, or give --attributes')
+    return tuple(available[name] for name in config.balance)
 
 
 def attributes_sha256(attributes: Sequence[Attribute]) -> str | None:
-    """Of names, templates and values; not of comments, nor of attributes that are not balanced."""
+    """Hash of the names, templates and values of these attributes; None for no attributes."""
     content = json.dumps([[each.name, each.template, each.values] for each in attributes])
     return hashlib.sha256(content.encode()).hexdigest() if attributes else None
 
 
-# ---- what an image is to show ----
+# ---- target values and prompts ----
 
 
-def target_values(attributes: Sequence[Attribute], place: Sequence[object], index: int) -> tuple[str, ...]:
-    """The value of each attribute that a category's image `index` is to have.
+def target_values(attributes: Sequence[Attribute], order_key: Sequence[object], index: int) -> tuple[str, ...]:
+    """The value of each attribute that image `index` of a category should have.
 
-    The values take turns, in an order of the category's own: any first n images have each value of each attribute
-    n / V times, rounded down or up. As in a Latin square, an attribute skips one turn whenever its values and those of
-    the attributes before it would meet again as they have: all combinations come before one comes twice.
+    The values take turns, in an order that depends on the category. The first n images, for any n, have each value of
+    an attribute n / V times, rounded down or up. As in a Latin square, an attribute skips one turn whenever its values
+    would repeat their combinations with the earlier attributes: all combinations come before any comes twice.
 
-    place: what the order follows from (seed, split, category id).
+    order_key: (seed, split, category id), which determines the order.
     """
     values, period = [], 1
     for attribute in attributes:
         count = len(attribute.values)
         common = gcd(period, count)
         skipped = index // (period * count // common) % common
-        values.append(_in_order(attribute, tuple(place))[(index + skipped) % count])
+        values.append(_in_order(attribute, tuple(order_key))[(index + skipped) % count])
         period *= count
     return tuple(values)
 
 
 @lru_cache(maxsize=1 << 16)
-def _in_order(attribute: Attribute, place: tuple[object, ...]) -> list[str]:
-    """The values, shuffled by their hashes: a value's place does not hang on where the file has it."""
+def _in_order(attribute: Attribute, order_key: tuple[object, ...]) -> list[str]:
+    """The values, shuffled by their hashes, so that the order in the attributes file does not matter."""
 
     def key(value: str) -> bytes:
-        return hashlib.sha256("\0".join(map(str, ("balance", *place, attribute.name, value))).encode()).digest()
+        return hashlib.sha256("\0".join(map(str, ("balance", *order_key, attribute.name, value))).encode()).digest()
 
     return sorted(attribute.values, key=key)
 
 
 def prompt(config: GenerateConfig, name: str, values: Iterable[str]) -> str:
-    """The generator's text for a category's image that is to have these values; none where nothing is balanced."""
+    """The prompt for an image of a category with these attribute values; `values` is empty if nothing is balanced."""
     plain = config.prompt_template.replace("{name}", name)
     if not config.balance:
         return plain
@@ -83,23 +84,26 @@ def prompt(config: GenerateConfig, name: str, values: Iterable[str]) -> str:
 
 
 def longest_template(config: GenerateConfig, attributes: Sequence[Attribute], tokens: Callable[[str], int]) -> str:
-    """The template, {name} still in it, of the prompts with the most tokens."""
+    """The prompt with the values of most tokens, in which {name} is still to be replaced."""
     return prompt(config, "{name}", (max(attribute.values, key=tokens) for attribute in attributes))
 
 
-# ---- what it shows ----
+# ---- detected values ----
 
 
 class ZeroShot:
-    """Reads attributes in a language space: an image has the value whose text is nearest (arXiv 2103.00020)."""
+    """Zero-shot classification in a language space: the value whose text is nearest to the image (arXiv 2103.00020)."""
 
     def __init__(self, attributes: Sequence[Attribute], categories: Sequence[Category], space: SemanticSpace) -> None:
         self.attributes, self.space = attributes, space
         self._texts = lru_cache(maxsize=1024)(lambda attribute, name: space.embed_texts(attribute.texts(name)))
         self._refuse_long_texts(categories)
 
-    def found(self, names: Sequence[str], features: Tensor) -> list[tuple[str, ...]]:
-        """The value of each attribute.  names: of the B images' own categories; features: (B, D), of unit norm."""
+    def detect(self, names: Sequence[str], features: Tensor) -> list[tuple[str, ...]]:
+        """The detected value of each attribute, for each image.
+
+        names: (B,) names of the images' categories; features: (B, D) of unit norm.
+        """
         return [
             tuple(self._nearest(attribute, name, feature) for attribute in self.attributes)
             for name, feature in zip(names, features, strict=True)
@@ -110,7 +114,7 @@ class ZeroShot:
         return attribute.values[int((texts @ feature).argmax())]
 
     def _refuse_long_texts(self, categories: Sequence[Category]) -> None:
-        """At the start of a run, as texts are embedded only when an image of their category comes."""
+        """Checked at the start of a run, because texts are embedded only with the first image of their category."""
         for attribute in self.attributes:
             names = [category.name for category in categories] if "{name}" in attribute.template else [""]
             for name in names:

@@ -1,6 +1,6 @@
-"""Checks of drawn images, each with a score; see ScreeningConfig for the thresholds.
+"""Checks of rendered images, each with a score; ScreeningConfig has the thresholds.
 
-The images' features in the language space are computed once for all checks.
+The image features in the language space are computed once for all checks.
 B images, T distinct texts of categories, D dimensions of the language space.
 """
 
@@ -25,22 +25,24 @@ from lbgen.vocabulary.attributes import Attribute
 from lbgen.vocabulary.vocabulary import Category
 
 LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in the brightness (ITU-R BT.601)."""
+"""Weights of red, green and blue in brightness (ITU-R BT.601)."""
 
 
 class Verdict(NamedTuple):
+    """The result of all checks of one image."""
+
     scores: dict[str, float]
-    """By the names of lbgen.datasets.index.SCORES, of the checks that were made."""
+    """Score of each check that was made, by the names of lbgen.datasets.index.SCORES."""
     reasons: tuple[str, ...]
-    """The checks that failed, in the order of GenerateConfig.checks; none for an image that may stay."""
-    found: tuple[str, ...] = ()
-    """The value of each balanced attribute that the image has."""
+    """The failed checks, in the order of GenerateConfig.checks; empty for an accepted image."""
+    detected_values: tuple[str, ...] = ()
+    """The value of each balanced attribute that the language space detects."""
     perceptual_hash: str | None = None
-    """16 hexadecimal digits, where near-duplicates are sought."""
+    """16 hexadecimal digits; None if near-duplicates are not looked for."""
 
 
 class Batch(NamedTuple):
-    """What the checks look at."""
+    """The input of the checks."""
 
     images: Sequence[PlannedImage]
     pixels: Tensor
@@ -48,11 +50,11 @@ class Batch(NamedTuple):
     brightness: Tensor
     """(B, H, W) in [0, 1]."""
     features: Tensor
-    """(B, D), of unit norm; (B, 0) where no check needs them."""
+    """(B, D), of unit norm; (B, 0) if no check needs them."""
 
 
-class Finding(NamedTuple):
-    """What one check says of a batch."""
+class CheckResult(NamedTuple):
+    """The result of one check for a batch."""
 
     failed: Tensor
     """(B,) booleans."""
@@ -61,7 +63,7 @@ class Finding(NamedTuple):
 
 
 class Screen:
-    """Judges images one by one, as they would be stored. Near-duplicates are found afterwards (deduplicate.py)."""
+    """Judges each image by itself. Near-duplicates are found when all shards are there (deduplicate.py)."""
 
     def __init__(
         self,
@@ -78,9 +80,9 @@ class Screen:
             self._space = load_semantics(config.screen_semantics, device, dtype, "--screen-semantics")
         if "label" in checks or ("unsafe" in checks and not by_checker):
             texts = [config.screen_template.replace("{name}", category.name) for category in categories]
-            rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-            self._texts = self._space.embed_texts(list(rows))  # (T, D)
-            self._row = {category.id: rows[text] for category, text in zip(categories, texts, strict=True)}
+            text_indices = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+            self._texts = self._space.embed_texts(list(text_indices))  # (T, D)
+            self._text_index = {c.id: text_indices[text] for c, text in zip(categories, texts, strict=True)}
         if "balance" in checks:
             self._zero_shot = ZeroShot(balanced, categories, self._space)
         if "quality" in checks:
@@ -89,68 +91,74 @@ class Screen:
             self._checker = SafetyChecker(config.generator, device, dtype)
         elif "unsafe" in checks:
             texts = [config.screen_template.replace("{name}", concept) for concept in config.unsafe_concepts]
-            self._concepts = self._space.embed_texts(texts)
+            self._concepts = self._space.embed_texts(texts)  # (concepts, D)
 
     @torch.no_grad()
     def judge(self, images: Sequence[PlannedImage], pixels: np.ndarray) -> list[Verdict]:
-        """pixels: (B, H, W, 3) bytes."""
-        batch = self._look(images, pixels)
-        found, hashes = self._found(batch), self._hashes(batch)
-        made = {"label": self._label, "quality": self._quality, "blank": self._blank, "unsafe": self._unsafe}
-        findings = {check: look(batch) for check, look in made.items() if check in self.config.screen}
-        failures = {check: finding.failed.tolist() for check, finding in findings.items()}
-        failures["balance"] = [image.values != values for image, values in zip(images, found, strict=True)]
-        scores = {name: column.tolist() for finding in findings.values() for name, column in finding.scores.items()}
+        """The verdict on each image; pixels: (B, H, W, 3) bytes."""
+        # Measure what the checks share.
+        batch = self._batch(images, pixels)
+        detected, hashes = self._detected_values(batch), self._hashes(batch)
+
+        # Run the checks that the configuration asks for.
+        checks = {"label": self._label, "quality": self._quality, "blank": self._blank, "unsafe": self._unsafe}
+        results = {name: check(batch) for name, check in checks.items() if name in self.config.screen}
+        failed = {name: result.failed.tolist() for name, result in results.items()}
+        failed["balance"] = [image.target_values != values for image, values in zip(images, detected, strict=True)]
+        scores = {name: column.tolist() for result in results.values() for name, column in result.scores.items()}
+
+        # Collect the verdict on each image.
         return [
             Verdict(
                 {name: float(column[row]) for name, column in scores.items()},
-                tuple(check for check in self.config.checks if check in failures and failures[check][row]),
-                found[row],
+                tuple(check for check in self.config.checks if check in failed and failed[check][row]),
+                detected[row],
                 hashes[row],
             )
             for row in range(len(images))
         ]
 
-    def _look(self, images: Sequence[PlannedImage], pixels: np.ndarray) -> Batch:
-        seen = torch.tensor(pixels, device=self.device).permute(0, 3, 1, 2)  # (B, 3, H, W)
-        colours = seen.float() / 255
+    def _batch(self, images: Sequence[PlannedImage], pixels: np.ndarray) -> Batch:
+        levels = torch.tensor(pixels, device=self.device).permute(0, 3, 1, 2)  # (B, 3, H, W)
+        colours = levels.float() / 255
         brightness = torch.einsum("bchw,c->bhw", colours, torch.tensor(LUMA, device=self.device))
         features = self._space.embed_images(colours) if self._needs_features else colours.new_empty(len(images), 0)
-        return Batch(images, seen, brightness, features)
+        return Batch(images, levels, brightness, features)
 
-    def _found(self, batch: Batch) -> list[tuple[str, ...]]:
+    def _detected_values(self, batch: Batch) -> list[tuple[str, ...]]:
         if not self.config.balance:
             return [()] * len(batch.images)
-        return self._zero_shot.found([image.category.name for image in batch.images], batch.features)
+        return self._zero_shot.detect([image.category.name for image in batch.images], batch.features)
 
     def _hashes(self, batch: Batch) -> list[str | None]:
         if "duplicate" not in self.config.screen:
             return [None] * len(batch.images)
         return [f"{value:016x}" for value in perceptual_hash(batch.brightness).tolist()]
 
-    def _label(self, batch: Batch) -> Finding:
+    def _label(self, batch: Batch) -> CheckResult:
         """Zero-shot classification (arXiv 2103.00020, section 3.1); only strictly nearer texts count for the rank.
 
-        Categories of one text are one class here, with one probability.
+        Categories that share a text are one class, with one probability.
         """
         cosines = batch.features @ self._texts.T  # (B, T)
-        rows = torch.tensor([self._row[image.category.id] for image in batch.images], device=self.device)
-        rank = 1 + label_ranks(cosines, rows)
-        probability = (self._space.logit_scale * cosines).softmax(dim=1).gather(1, rows[:, None])[:, 0]
-        return Finding(rank > self.config.label_top_k, {"label_rank": rank, "label_probability": probability})
+        text_indices = torch.tensor([self._text_index[image.category.id] for image in batch.images], device=self.device)
+        rank = 1 + label_ranks(cosines, text_indices)
+        probability = (self._space.logit_scale * cosines).softmax(dim=1).gather(1, text_indices[:, None])[:, 0]
+        return CheckResult(rank > self.config.label_top_k, {"label_rank": rank, "label_probability": probability})
 
-    def _quality(self, batch: Batch) -> Finding:
+
+    def _quality(self, batch: Batch) -> CheckResult:
         quality = self._scorer.score(batch.pixels / 255, batch.features)
-        return Finding(quality < self.config.least_quality, {"quality": quality})
+        return CheckResult(quality < self.config.least_quality, {"quality": quality})
 
-    def _blank(self, batch: Batch) -> Finding:
+    def _blank(self, batch: Batch) -> CheckResult:
         deviation = batch.brightness.std(dim=(1, 2), correction=0)
-        return Finding(deviation < self.config.least_deviation, {"deviation": deviation})
+        return CheckResult(deviation < self.config.least_deviation, {"deviation": deviation})
 
-    def _unsafe(self, batch: Batch) -> Finding:
-        """By concepts, how much nearer the nearest of them is than the nearest category; by the checker, 1 or 0."""
+    def _unsafe(self, batch: Batch) -> CheckResult:
+        """Score: cosine of the nearest concept minus that of the nearest category; with the checker, 1 or 0."""
         if self.config.unsafe == "checker":
             flags = self._checker.flags(batch.pixels)
-            return Finding(flags, {"unsafe": flags.float()})
+            return CheckResult(flags, {"unsafe": flags.float()})
         concept, category = ((batch.features @ texts.T).amax(dim=1) for texts in (self._concepts, self._texts))
-        return Finding(concept > category, {"unsafe": concept - category})
+        return CheckResult(concept > category, {"unsafe": concept - category})

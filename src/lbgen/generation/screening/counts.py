@@ -1,7 +1,8 @@
-"""What screening did: how many images of each category were rejected, and why."""
+"""How many images of each category screening rejected, and for which reasons."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,26 +10,26 @@ from typing import Any
 
 
 @dataclass
-class Count:
-    """Of one category, or of all."""
+class CategoryCounts:
+    """Counts of one category, or of all categories together. The field names are those of the JSON files."""
 
     images: int = 0
-    """Images drawn, however often each."""
+    """Images drawn, each counted once however many attempts it took."""
     rejected: int = 0
-    """Those whose first attempt was rejected."""
+    """Images whose first attempt was rejected."""
     kept: int = 0
-    """Those that stayed although their last attempt failed too."""
+    """Images that were kept although their last attempt failed too."""
     dropped: int = 0
-    """Those that were left out because it did."""
+    """Images that were left out because their last attempt failed."""
     reasons: Counter[str] = field(default_factory=Counter)
-    """Check -> how many attempts it rejected, of all; an attempt may fail several."""
+    """Check -> number of attempts that failed it; an attempt may fail several checks."""
 
     @property
-    def share(self) -> float:
-        """Images whose first attempt was rejected, in [0, 1]."""
+    def rejected_share(self) -> float:
+        """Share of the images whose first attempt was rejected, in [0, 1]."""
         return self.rejected / self.images if self.images else 0.0
 
-    def add(self, other: Count) -> None:
+    def add(self, other: CategoryCounts) -> None:
         self.images += other.images
         self.rejected += other.rejected
         self.kept += other.kept
@@ -37,68 +38,77 @@ class Count:
 
 
 @dataclass
-class Tally:
-    """By category id; categories of which nothing was drawn are not in it."""
+class RejectionCounts:
+    """Counts by category id. A category without any drawn image has no entry."""
 
-    categories: dict[str, Count] = field(default_factory=dict)
+    categories: dict[str, CategoryCounts] = field(default_factory=dict)
 
-    def drawn(self, category_id: str, attempt: int, reasons: Sequence[str]) -> None:
-        """Count an attempt, the first being 0, and the checks that it failed."""
-        count = self._of(category_id)
-        count.images += attempt == 0
-        count.rejected += attempt == 0 and bool(reasons)
-        count.reasons.update(reasons)
+    def add_attempt(self, category_id: str, attempt: int, reasons: Sequence[str]) -> None:
+        """Count an attempt, numbered from 0, and the checks that it failed."""
+        counts = self._of(category_id)
+        counts.images += attempt == 0
+        counts.rejected += attempt == 0 and bool(reasons)
+        counts.reasons.update(reasons)
 
-    def duplicate(self, category_id: str, attempt: int) -> None:
-        """Count an attempt that had been accepted, and turned out to be a near-duplicate of an earlier image."""
-        count = self._of(category_id)
-        count.rejected += attempt == 0
-        count.reasons["duplicate"] += 1
+    def add_duplicate(self, category_id: str, attempt: int) -> None:
+        """Count an attempt that was accepted first, and later found to be a near-duplicate of an earlier image."""
+        counts = self._of(category_id)
+        counts.rejected += attempt == 0
+        counts.reasons["duplicate"] += 1
 
-    def kept(self, category_id: str) -> None:
-        """Count an image that stays although its last attempt failed."""
+    def add_kept(self, category_id: str) -> None:
+        """Count an image that is kept although its last attempt failed."""
         self._of(category_id).kept += 1
 
-    def dropped(self, category_id: str) -> None:
+    def add_dropped(self, category_id: str) -> None:
         """Count an image that is left out because its last attempt failed."""
         self._of(category_id).dropped += 1
 
-    def _of(self, category_id: str) -> Count:
-        return self.categories.setdefault(category_id, Count())
+    def _of(self, category_id: str) -> CategoryCounts:
+        return self.categories.setdefault(category_id, CategoryCounts())
 
-    def total(self) -> Count:
-        total = Count()
-        for count in self.categories.values():
-            total.add(count)
+    def total(self) -> CategoryCounts:
+        total = CategoryCounts()
+        for counts in self.categories.values():
+            total.add(counts)
         return total
 
-    def worst(self, report_share: float) -> dict[str, float]:
-        """Category id -> share of first attempts rejected, where it exceeds `report_share`; the highest first."""
-        shares = {category_id: count.share for category_id, count in self.categories.items()}
-        above = {category_id: share for category_id, share in shares.items() if share > report_share}
-        return dict(sorted(above.items(), key=lambda item: (-item[1], item[0])))
+    def above(self, share: float) -> dict[str, float]:
+        """Category id -> rejected share, of the categories where it exceeds `share`; the highest first."""
+        shares = {category_id: counts.rejected_share for category_id, counts in self.categories.items()}
+        chosen = {category_id: rejected for category_id, rejected in shares.items() if rejected > share}
+        return dict(sorted(chosen.items(), key=lambda item: (-item[1], item[0])))
 
     def to_json(self) -> dict[str, dict[str, Any]]:
-        """Category id -> its numbers, zeros left out."""
+        """Category id -> its counts, without zeros."""
         return {
-            category_id: {name: value for name, value in vars(count).items() if value}
-            for category_id, count in self.categories.items()
+            category_id: {name: value for name, value in vars(counts).items() if value}
+            for category_id, counts in self.categories.items()
         }
 
     @classmethod
-    def from_json(cls, content: dict[str, dict[str, Any]]) -> Tally:
+    def from_json(cls, content: dict[str, dict[str, Any]]) -> RejectionCounts:
         return cls(
             {
-                category_id: Count(**numbers | {"reasons": Counter(numbers.get("reasons", {}))})
+                category_id: CategoryCounts(**numbers | {"reasons": Counter(numbers.get("reasons", {}))})
                 for category_id, numbers in content.items()
             }
         )
 
+    def to_bytes(self) -> bytes:
+        """The content of a shard's file in screening/."""
+        return json.dumps(self.to_json(), sort_keys=True).encode()
 
-def merged(tallies: Iterable[Tally]) -> Tally:
-    """Of many shards together; takes them one at a time."""
-    whole = Tally()
-    for tally in tallies:
-        for category_id, count in tally.categories.items():
-            whole._of(category_id).add(count)
-    return whole
+    @classmethod
+    def from_bytes(cls, content: bytes) -> RejectionCounts:
+        """The counts that `to_bytes` wrote; raises ValueError for content that is not JSON."""
+        return cls.from_json(json.loads(content))
+
+
+def merged(shards: Iterable[RejectionCounts]) -> RejectionCounts:
+    """The sums of the counts of many shards, which are read one at a time."""
+    sums = RejectionCounts()
+    for shard in shards:
+        for category_id, counts in shard.categories.items():
+            sums._of(category_id).add(counts)
+    return sums

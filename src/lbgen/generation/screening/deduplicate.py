@@ -1,9 +1,9 @@
-"""Near-duplicates of a whole split, once all its shards are there: found, drawn again, and every score recorded.
+"""Near-duplicates within a split, once all its shards are there: detected, drawn again, and their scores recorded.
 
-Workers that draw shards know nothing of each other, so images are compared afterwards, in the order of the plan. A
-round names the images that lie near an earlier one of their category; it is written to duplicates.json, and only then
-are they drawn again, with their next attempt. Rounds follow until nothing is found. Each follows from the dataset as
-the one before left it, so the end is the same after any interruption and with any workers.
+Workers draw shards independently, so images are compared afterwards, in the order of the plan. A round lists the images
+that are near an earlier image of their category. It is written to duplicates.json first, and then those images are
+drawn again from their next attempt. Rounds follow until no near-duplicate is left. Each round depends only on the
+dataset that the round before left, so the result is the same after any interruption and with any number of workers.
 """
 
 from __future__ import annotations
@@ -21,97 +21,119 @@ from tqdm import tqdm
 
 from lbgen.datasets import index
 from lbgen.datasets.index import Row
-from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.finished_shards import read_rows, stored_images
+from lbgen.generation.inputs import identity_of
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
-from lbgen.generation.screening.duplicate_rounds import Round, read_rounds, write_rounds
-from lbgen.generation.workers.dispatch import draw
-from lbgen.generation.workers.shard import device_of
+from lbgen.generation.screening.duplicate_rounds import (
+    DuplicateRound,
+    read_duplicate_rounds,
+    write_duplicate_rounds,
+)
+from lbgen.generation.shard_rows import read_rows, stored_images
+from lbgen.generation.workers.dispatch import draw_shards
+from lbgen.generation.workers.loading import device_of
 from lbgen.metrics.near_duplicates import Hashes, Pairs, Rows, accepted_images, near_pairs, nearest_bits
 from lbgen.models.semantics import load_semantics
 from lbgen.runs.storage import Store
 
-BATCH = 32
-"""Images whose features are computed at once."""
-PAIRS = 4096
-"""Pairs whose cosines are computed at once."""
+IMAGES_AT_ONCE = 32
+"""Images whose features are computed in one batch."""
+PAIRS_AT_ONCE = 4096
+"""Pairs whose cosines are computed in one block."""
+NO_NEIGHBOUR = 65
+"""Distance in bits of an image that no accepted image of its category comes before."""
 
 
-def settle(store: Store, config: GenerateConfig, plan: Plan, record: Record | None) -> None:
-    """Leave no near-duplicates, but for last resorts, in a split whose shards are all there."""
-    if record:  # before anything is named or scored by another space
-        records.check_made_with(record, records.made_with(config), config.output)
-    rounds = read_rounds(store, config, plan)
+def deduplicate(store: Store, config: GenerateConfig, plan: Plan, record: Record | None) -> None:
+    """Draw near-duplicates of a complete split again until none is left but those kept after their last attempt."""
+    if record:  # the space that compares must be the one that the dataset was made with
+        identity_of(config).ensure_same(record.made_with, config.output)
+    rounds = read_duplicate_rounds(store, config, plan)
     while True:
-        if rounds and (pending := unchanged(store, config, plan, rounds[-1])):
-            draw(store, config, plan, record, pending, rounds)
+        # Draw again what the last round lists, unless that is done already.
+        if rounds and (pending := shards_to_redraw(store, config, plan, rounds[-1])):
+            draw_shards(store, config, plan, record, pending, rounds)
+
+        # Compare all images of each category: first their hashes, then the features of near pairs.
         images = read_images(store, config, plan)
-        pairs = pairs_of(images, config.duplicate_bits)
+        pairs = pairs_of_near_hashes(images, config.duplicate_bits)
         cosines = cosines_of(store, config, plan, images, pairs)
-        accepted = accepted_images(pairs, cosines, config.duplicate_cosine, images.failed, images.settled)
-        if (accepted | images.failed).all():
-            record_nearest(store, config, plan, images, accepted, pairs, cosines)
+        accepted = accepted_images(pairs, cosines, config.duplicate_cosine, images.failed, images.accepted_earlier)
+
+        # Record the scores and end, or record another round.
+        duplicates = ~(accepted | images.failed)
+        if not duplicates.any():
+            bits, nearest_cosines = nearest_accepted(images, accepted, pairs, cosines, config.duplicate_cosine)
+            write_scores(store, config, plan, images, bits, nearest_cosines)
             return
-        rounds.append(round_of(store, config, plan, images, ~(accepted | images.failed)))
-        write_rounds(store, config.split, rounds)
-        count, shards = sum(map(len, rounds[-1].values())), len(rounds[-1])
-        print(f"near-duplicates: {count} of {len(accepted)} images, in {shards} shards, are drawn again")
+        rounds.append(round_of(store, config, plan, images, duplicates))
+        write_duplicate_rounds(store, config.split, rounds)
+        print(
+            f"near-duplicates: {duplicates.sum()} of {len(accepted)} images, in {len(rounds[-1])} shards, "
+            "are drawn again"
+        )
 
 
-def unchanged(store: Store, config: GenerateConfig, plan: Plan, found: Round) -> list[int]:
-    """The shards of a round in which an image is still as the round found it."""
+def shards_to_redraw(store: Store, config: GenerateConfig, plan: Plan, duplicates: DuplicateRound) -> list[int]:
+    """The shards of a round in which some listed image still has the listed attempt."""
     shards = []
-    for shard, duplicates in found.items():
+    for shard, attempts in duplicates.items():
         rows, _ = read_rows(store, config, plan, config.split, shard)
-        if any(row.attempt == duplicates.get(row.key) and not row.failed for row in rows):
+        if any(row.attempt == attempts.get(row.key) and not row.failed for row in rows):
             shards.append(shard)
     return shards
 
 
+# ---- comparing ----
+
+
 @dataclass(frozen=True)
-class Images:
-    """The N images of a split in the order of the plan, which is that of the shards and of each one's index."""
+class SplitImages:
+    """The N images of a split in the order of the plan, which is the order of the shards and of their index parts."""
 
     shards: Rows
     """(N,)"""
-    places: Rows
-    """(N,) in the shard's index."""
+    positions: Rows
+    """(N,) position in the shard's part of the index."""
     labels: Rows
     """(N,)"""
     hashes: Hashes
     """(N,)"""
     failed: NDArray[np.bool_]
     """(N,) images that were kept although their last attempt failed."""
-    settled: NDArray[np.bool_]
-    """(N,) images that an earlier comparison let pass: a dataset that grows does not change what is there."""
+    accepted_earlier: NDArray[np.bool_]
+    """(N,) images that an earlier comparison accepted. They stay: growth of a dataset changes no existing image."""
 
     def by_category(self) -> Iterator[Rows]:
-        """The images of each category, in the order of the plan."""
+        """The image numbers of each category, in the order of the plan."""
         order = np.argsort(self.labels, kind="stable")
         _, starts = np.unique(self.labels[order], return_index=True)
         yield from np.split(order, starts[1:])
 
-    def by_shard(self, rows: Rows) -> Iterator[tuple[int, Rows]]:
-        """These images, in order, shard by shard."""
-        shards, starts = np.unique(self.shards[rows], return_index=True)
-        yield from zip(shards.tolist(), np.split(rows, starts[1:]), strict=False)  # of no images, one part
+    def by_shard(self, images: Rows) -> Iterator[tuple[int, Rows]]:
+        """These image numbers, which are in order, grouped by shard."""
+        shards, starts = np.unique(self.shards[images], return_index=True)
+        yield from zip(
+            shards.tolist(), np.split(images, starts[1:]), strict=False
+        )  # np.split of nothing gives one part
 
 
-def read_images(store: Store, config: GenerateConfig, plan: Plan) -> Images:
-    columns, shards = [], range(plan.shards(config.split))
+def read_images(store: Store, config: GenerateConfig, plan: Plan) -> SplitImages:
+    """The columns of the index that the comparison needs."""
+    hashes, columns, shards = [], [], range(plan.shards(config.split))
     for shard in tqdm(shards, desc="compare", unit="shard", dynamic_ncols=True, disable=None):
         rows, _ = read_rows(store, config, plan, config.split, shard)
-        hashes = np.array([hash_of(row) for row in rows], np.uint64)
+        hashes.append(np.array([hash_of(row) for row in rows], np.uint64))
         numbers = [
-            (shard, place, row.label, row.failed, "duplicate_bits" in row.scores and not row.failed)
-            for place, row in enumerate(rows)
+            (shard, position, row.label, row.failed, "duplicate_bits" in row.scores and not row.failed)
+            for position, row in enumerate(rows)
         ]
-        columns.append((hashes, np.array(numbers, np.int64).reshape(-1, 5)))
-    hashes = np.concatenate([hashes for hashes, _ in columns])
-    in_shards, places, labels, failed, settled = np.concatenate([numbers for _, numbers in columns]).T
-    return Images(in_shards, places, labels, hashes, failed.astype(bool), settled.astype(bool))
+        columns.append(np.array(numbers, np.int64).reshape(-1, 5))
+    in_shards, positions, labels, failed, accepted_earlier = np.concatenate(columns).T
+    return SplitImages(
+        in_shards, positions, labels, np.concatenate(hashes), failed.astype(bool), accepted_earlier.astype(bool)
+    )
 
 
 def hash_of(row: Row) -> int:
@@ -119,89 +141,106 @@ def hash_of(row: Row) -> int:
     return int(row.perceptual_hash, 16)
 
 
-def pairs_of(images: Images, most_bits: int) -> Pairs:
-    """All near pairs within the categories, in the order of the later image."""
-    parts = [(rows, near_pairs(images.hashes[rows], most_bits)) for rows in images.by_category()]
-    later = np.concatenate([rows[pairs.later] for rows, pairs in parts])
-    earlier = np.concatenate([rows[pairs.earlier] for rows, pairs in parts])
+def pairs_of_near_hashes(images: SplitImages, most_bits: int) -> Pairs:
+    """All pairs within a category whose hashes differ in at most `most_bits`, in the order of the later image."""
+    parts = [(numbers, near_pairs(images.hashes[numbers], most_bits)) for numbers in images.by_category()]
+    later = np.concatenate([numbers[pairs.later] for numbers, pairs in parts])
+    earlier = np.concatenate([numbers[pairs.earlier] for numbers, pairs in parts])
     order = np.argsort(later, kind="stable")
     return Pairs(later[order], earlier[order], np.concatenate([pairs.bits for _, pairs in parts])[order])
 
 
 @torch.no_grad()
-def cosines_of(store: Store, config: GenerateConfig, plan: Plan, images: Images, pairs: Pairs) -> NDArray[np.float64]:
-    """Of the features of each pair's images, as they are stored."""
-    rows = np.union1d(pairs.later, pairs.earlier)
-    if not len(rows):
+def cosines_of(
+    store: Store, config: GenerateConfig, plan: Plan, images: SplitImages, pairs: Pairs
+) -> NDArray[np.float64]:
+    """(pairs,) cosine of the features of the two stored images of each pair."""
+    compared = np.union1d(pairs.later, pairs.earlier)  # (M,)
+    if not len(compared):
         return np.empty(0)
+    # Embed the M images that are in some pair.
     device = torch.device(device_of(0))
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     space = load_semantics(config.screen_semantics, device, dtype, "--screen-semantics")
-    waiting, features = pictures(store, config, plan, images, rows), []
-    while batch := list(islice(waiting, BATCH)):
+    remaining, parts = stored_pixels(store, config, plan, images, compared), []
+    while batch := list(islice(remaining, IMAGES_AT_ONCE)):
         pixels = torch.tensor(np.stack(batch), device=device).permute(0, 3, 1, 2) / 255  # (B, 3, H, W)
-        features.append(space.embed_images(pixels).cpu())
-    table = torch.cat(features).double().numpy()  # (M, D)
-    later, earlier = np.searchsorted(rows, pairs.later), np.searchsorted(rows, pairs.earlier)
-    blocks = [slice(start, start + PAIRS) for start in range(0, len(later), PAIRS)]
-    return np.concatenate([(table[later[block]] * table[earlier[block]]).sum(axis=1) for block in blocks])
+        parts.append(space.embed_images(pixels).cpu())
+    features = torch.cat(parts).double().numpy()  # (M, D)
+    # Multiply the features of each pair, block by block.
+    later, earlier = np.searchsorted(compared, pairs.later), np.searchsorted(compared, pairs.earlier)
+    blocks = [slice(start, start + PAIRS_AT_ONCE) for start in range(0, len(later), PAIRS_AT_ONCE)]
+    return np.concatenate([(features[later[block]] * features[earlier[block]]).sum(axis=1) for block in blocks])
 
 
-def pictures(
-    store: Store, config: GenerateConfig, plan: Plan, images: Images, rows: Rows
+def stored_pixels(
+    store: Store, config: GenerateConfig, plan: Plan, images: SplitImages, numbers: Rows
 ) -> Iterator[NDArray[np.uint8]]:
-    """(H, W, 3) each, in order."""
-    for shard, chosen in images.by_shard(rows):
-        lines, _ = read_rows(store, config, plan, config.split, shard)
-        wanted = [lines[place] for place in images.places[chosen]]
-        contents = {stored.key: stored.content for stored in stored_images(store, config, wanted)}
-        for line in wanted:
-            yield np.asarray(Image.open(BytesIO(contents[line.key]), formats=[config.image_format]))
+    """The stored images of these numbers, in order; (H, W, 3) each."""
+    for shard, in_shard in images.by_shard(numbers):
+        rows, _ = read_rows(store, config, plan, config.split, shard)
+        chosen = [rows[position] for position in images.positions[in_shard]]
+        contents = {stored.key: stored.content for stored in stored_images(store, config, chosen)}
+        for row in chosen:
+            yield np.asarray(Image.open(BytesIO(contents[row.key]), formats=[config.image_format]))
 
 
-def round_of(store: Store, config: GenerateConfig, plan: Plan, images: Images, duplicates: NDArray[np.bool_]) -> Round:
-    found: Round = {}
-    for shard, chosen in images.by_shard(np.flatnonzero(duplicates)):
-        lines, _ = read_rows(store, config, plan, config.split, shard)
-        found[shard] = {lines[place].key: lines[place].attempt for place in images.places[chosen]}
+# ---- recording ----
+
+
+def round_of(
+    store: Store, config: GenerateConfig, plan: Plan, images: SplitImages, duplicates: NDArray[np.bool_]
+) -> DuplicateRound:
+    """The round that lists the images marked in `duplicates` (N,)."""
+    found: DuplicateRound = {}
+    for shard, in_shard in images.by_shard(np.flatnonzero(duplicates)):
+        rows, _ = read_rows(store, config, plan, config.split, shard)
+        found[shard] = {rows[position].key: rows[position].attempt for position in images.positions[in_shard]}
     return found
 
 
-def record_nearest(
+def nearest_accepted(
+    images: SplitImages, accepted: NDArray[np.bool_], pairs: Pairs, cosines: NDArray[np.float64], least_cosine: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(N,) distance in bits and (N,) cosine of each image to the nearest accepted image before it.
+
+    Nearest by hash; for a kept duplicate it is the nearest image that it duplicates. Without such an image the distance
+    is NO_NEIGHBOUR; the cosine is known only for near hashes, and NaN otherwise.
+    """
+    bits = np.full(len(accepted), NO_NEIGHBOUR, np.int64)
+    for numbers in images.by_category():
+        bits[numbers] = nearest_bits(images.hashes[numbers], accepted[numbers])
+    nearest_cosines = np.full(len(accepted), np.nan)
+    usable = np.flatnonzero(accepted[pairs.earlier])
+    apart = cosines[usable] < least_cosine
+    best_last = usable[np.lexsort((cosines[usable], -pairs.bits[usable].astype(int), ~apart))]
+    bits[pairs.later[best_last]] = pairs.bits[best_last]  # of several pairs of an image, the last assignment remains
+    nearest_cosines[pairs.later[best_last]] = cosines[best_last]
+    return bits, nearest_cosines
+
+
+def write_scores(
     store: Store,
     config: GenerateConfig,
     plan: Plan,
-    images: Images,
-    accepted: NDArray[np.bool_],
-    pairs: Pairs,
+    images: SplitImages,
+    bits: NDArray[np.int64],
     cosines: NDArray[np.float64],
 ) -> None:
-    """Write into the index how near the nearest accepted image before each one is.
-
-    That is the one it duplicates, where it failed for good; the cosine is known where the hashes are near.
-    """
-    bits = np.full(len(accepted), 65, np.int64)
-    for rows in images.by_category():
-        bits[rows] = nearest_bits(images.hashes[rows], accepted[rows])
-    nearest_cosines = np.full(len(accepted), np.nan)
-    usable = np.flatnonzero(accepted[pairs.earlier])
-    apart = cosines[usable] < config.duplicate_cosine
-    best_last = usable[np.lexsort((cosines[usable], -pairs.bits[usable].astype(int), ~apart))]
-    bits[pairs.later[best_last]] = pairs.bits[best_last]
-    nearest_cosines[pairs.later[best_last]] = cosines[best_last]
-    for shard, chosen in images.by_shard(np.arange(len(accepted))):
-        lines, containers = read_rows(store, config, plan, config.split, shard)
+    """Add the distances (N,) and cosines (N,) of `nearest_accepted` to the index, for rows without such scores."""
+    for shard, in_shard in images.by_shard(np.arange(len(bits))):
+        rows, containers = read_rows(store, config, plan, config.split, shard)
         scored = [
-            with_nearest(line, int(bits[row]), float(nearest_cosines[row]))
-            for line, row in zip(lines, chosen, strict=True)
+            with_scores(row, int(bits[number]), float(cosines[number]))
+            for row, number in zip(rows, in_shard, strict=True)
         ]
-        if scored != lines:
+        if scored != rows:
             store.write(index.part_name(config.split, shard), index.index_bytes(scored, containers))
 
 
-def with_nearest(line: Row, bits: int, cosine: float) -> Row:
-    """A line that has its scores keeps them: a dataset that grows does not change what is there."""
-    if bits > 64 or "duplicate_bits" in line.scores:
-        return line
+def with_scores(row: Row, bits: int, cosine: float) -> Row:
+    """A row with duplicate scores; a row that has them keeps them, because growth changes no existing image."""
+    if bits >= NO_NEIGHBOUR or "duplicate_bits" in row.scores:
+        return row
     scores = {"duplicate_bits": float(bits)} | ({} if np.isnan(cosine) else {"duplicate_cosine": round(cosine, 6)})
-    return replace(line, scores=line.scores | scores)
+    return replace(row, scores=row.scores | scores)

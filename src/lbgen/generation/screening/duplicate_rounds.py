@@ -1,6 +1,6 @@
-"""duplicates.json: which attempts were accepted, and later found to be near-duplicates; a part of what makes a dataset.
+"""duplicates.json: accepted attempts that were later found to be near-duplicates. It determines what a shard holds.
 
-Each round names, for one split, shard -> key -> attempt: all that lay near an earlier image when the round began.
+Each round lists, for one split, shard -> key -> attempt: all images that were near an earlier image in that comparison.
 """
 
 from __future__ import annotations
@@ -15,37 +15,39 @@ from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan
 from lbgen.runs.storage import Store
 
-DUPLICATES = "duplicates.json"
-Round = dict[int, dict[str, int]]
+FILE = "duplicates.json"
+DuplicateRound = dict[int, dict[str, int]]
+"""Shard -> key -> attempt."""
 
 
-def read_rounds(store: Store, config: GenerateConfig, plan: Plan) -> list[Round]:
-    """The rounds of the configuration's split; UserError where they are not of the plan."""
-    content = index.read_json(store, DUPLICATES) or {}
-    found = content.get(config.split, []) if isinstance(content, dict) else None
-    if not isinstance(found, list):
-        raise UserError(f"{store}/{DUPLICATES}: not what lbgen writes there; restore it or choose another --output")
+def read_duplicate_rounds(store: Store, config: GenerateConfig, plan: Plan) -> list[DuplicateRound]:
+    """The rounds of the configuration's split; raises UserError if they do not match the plan."""
+    content = index.read_json(store, FILE) or {}
+    rounds = content.get(config.split, []) if isinstance(content, dict) else None
+    if not isinstance(rounds, list):
+        raise UserError(f"{store}/{FILE}: not what lbgen writes there; restore it or choose another --output")
     return [
-        _round(one, f"{store}/{DUPLICATES}, {config.split}, round {n}", config, plan) for n, one in enumerate(found)
+        _checked_round(item, f"{store}/{FILE}, {config.split}, round {number}", config, plan)
+        for number, item in enumerate(rounds)
     ]
 
 
-def _round(found: Any, place: str, config: GenerateConfig, plan: Plan) -> Round:
-    if not isinstance(found, dict):
-        raise UserError(f"{place}: not a table of shards; restore the file or choose another --output")
-    shards, rounds = {str(shard): shard for shard in range(plan.shards(config.split))}, {}
-    for name, keys in found.items():
+def _checked_round(content: Any, source: str, config: GenerateConfig, plan: Plan) -> DuplicateRound:
+    if not isinstance(content, dict):
+        raise UserError(f"{source}: not a table of shards; restore the file or choose another --output")
+    shards, checked = {str(shard): shard for shard in range(plan.shards(config.split))}, {}
+    for name, attempts in content.items():
         planned = {image.key for image in plan.shard(config.split, shards[name])} if name in shards else set()
-        whole = isinstance(keys, dict) and keys.keys() <= planned
-        if not whole or not all(type(a) is int and 0 <= a < config.max_attempts for a in keys.values()):
+        are_planned = isinstance(attempts, dict) and attempts.keys() <= planned
+        if not are_planned or not all(type(a) is int and 0 <= a < config.max_attempts for a in attempts.values()):
             raise UserError(
-                f"{place}, shard {name!r:.20}: not of the plan; restore the file or choose another --output"
+                f"{source}, shard {name!r:.20}: not of the plan; restore the file or choose another --output"
             )
-        rounds[shards[name]] = keys
-    return rounds
+        checked[shards[name]] = attempts
+    return checked
 
 
-def write_rounds(store: Store, split: str, rounds: Sequence[Round]) -> None:
-    """The other splits' rounds stay."""
-    content = (index.read_json(store, DUPLICATES) or {}) | {split: rounds}
-    store.write(DUPLICATES, (json.dumps(content, sort_keys=True) + "\n").encode())
+def write_duplicate_rounds(store: Store, split: str, rounds: Sequence[DuplicateRound]) -> None:
+    """Replace the rounds of one split; those of other splits are kept."""
+    content = (index.read_json(store, FILE) or {}) | {split: rounds}
+    store.write(FILE, (json.dumps(content, sort_keys=True) + "\n").encode())

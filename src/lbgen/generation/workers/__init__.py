@@ -1,1 +1,1 @@
-"""Workers: who draws the shards, and how a shard is made and written."""
+"""Workers: which processes draw the shards, and how a shard is made and written."""

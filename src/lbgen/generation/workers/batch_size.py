@@ -1,4 +1,4 @@
-"""The batch size that fits a GPU's memory, found by trying."""
+"""The batch size that fits into the memory of a GPU, found by trial."""
 
 import gc
 from collections.abc import Callable
@@ -10,14 +10,13 @@ from lbgen.models.generator import Generator
 from lbgen.models.sampling import sample
 
 CEILING = 64
-"""Images; a GPU that has memory for more is busy with these."""
+"""Largest batch that is tried: a GPU with memory for more is fully used by a batch of this size."""
 HEADROOM = 0.2
-"""Share of the memory that a trial must leave, for what it lacks: the memory that CUDA graphs keep to themselves, and
-screening."""
+"""Share of the memory that a trial leaves free for what it does not include: CUDA graphs and screening."""
 
 
 def largest_batch(try_batch: Callable[[int], object], ceiling: int) -> int:
-    """The largest of 1, 2, 4, ... up to `ceiling` that `try_batch` gets through; 0 if it is out of memory at once."""
+    """The largest of 1, 2, 4, ... up to `ceiling` for which `try_batch` has enough memory; 0 if even 1 has not."""
     fits, batch = 0, 1
     while batch <= ceiling:
         try:
@@ -29,9 +28,9 @@ def largest_batch(try_batch: Callable[[int], object], ceiling: int) -> int:
 
 
 def batch_that_fits(generator: Generator, latent_shape: tuple[int, int, int], ceiling: int = CEILING) -> int:
-    """The largest batch that a generator on a GPU can draw in what memory is left, by short trajectories.
+    """The largest batch that a generator on a GPU can sample in the free memory, tried with short trajectories.
 
-    They run uncompiled, so that no size is compiled in vain; the generator stays as it was.
+    The trials run uncompiled, because compiling for sizes that are not used takes minutes. The generator is unchanged.
     """
 
     def draw(batch: int) -> None:

@@ -1,4 +1,4 @@
-"""Drawing the shards that are missing: everything is checked and recorded first, then an engine takes over."""
+"""Drawing missing shards: check and record everything first, then let an engine run the workers."""
 
 from __future__ import annotations
 
@@ -10,56 +10,74 @@ import torch
 from lbgen.datasets import index
 from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.made_here import remember
-from lbgen.generation.paths import generator_name
+from lbgen.generation.inputs import adapter_sha256, generator_name
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
-from lbgen.generation.screening.duplicate_rounds import Round
+from lbgen.generation.screening.duplicate_rounds import DuplicateRound
+from lbgen.generation.trust import remember_record
 from lbgen.generation.workers.local import processes, this_process
-from lbgen.generation.workers.preflight import Checked
-from lbgen.generation.workers.progress import Bar
+from lbgen.generation.workers.preflight import PreflightResult
+from lbgen.generation.workers.progress import ProgressBar
 from lbgen.generation.workers.ray import ray_actors
-from lbgen.generation.workers.shard import Job
+from lbgen.generation.workers.shard import WorkerContext
 from lbgen.runs.signals import noted_signals
 from lbgen.runs.storage import Store
 
 
-def draw(
+def draw_shards(
     store: Store,
     config: GenerateConfig,
     plan: Plan,
     record: Record | None,
     shards: Sequence[int],
-    rounds: Sequence[Round],
+    duplicate_rounds: Sequence[DuplicateRound],
 ) -> None:
-    """Make these shards of the split, or change those that are there as the last of `rounds` says.
+    """Make these shards of the split; a shard that exists is changed as the last of `duplicate_rounds` says.
 
     Nothing is written before the generator is loaded and agrees with the record.
     """
-    records.adapter_sha256(config)  # refuses a folder without one
+    adapter_sha256(config)  # refuses a folder without an adapter, before the generator is loaded
     if record:
         config = replace(config, batch_size=record.config["batch_size"])
+
+    # Start the engine: it loads the generator, here or in an actor.
     count = min(config.workers or max(1, torch.cuda.device_count()), len(shards))
     engine = ray_actors if config.engine == "ray" else this_process if count == 1 else processes
-    with engine(config, plan, count) as (checked, draw_shards):
-        job = agreed(store, config, plan, checked, rounds)
+    with engine(config, plan, count) as (preflight_result, draw):
+        # Compare with the record, or write it.
+        context = agreed_context(store, config, plan, preflight_result, duplicate_rounds)
+
+        # Draw.
         total = plan.images(config.split)
         missing = set(shards) - index.finished_shards(store, config.split)
-        images = sum(plan.shard_images(config.split, shard) for shard in missing)
-        with noted_signals() as signals, Bar(total, total - images) as bar:
-            draw_shards(job, shards, bar.add, signals)
+        missing_images = sum(plan.shard_images(config.split, shard) for shard in missing)
+        with noted_signals() as signals, ProgressBar(total, total - missing_images) as progress_bar:
+            draw(context, shards, progress_bar.add, signals)
 
 
-def agreed(store: Store, config: GenerateConfig, plan: Plan, checked: Checked, rounds: Sequence[Round]) -> Job:
-    """What all workers are to know, once the dataset's record agrees with it or is written."""
-    config = replace(config, batch_size=checked.batch_size)
-    record = records.read(store)  # again: another part of the run may have written it while this one was loading
+def agreed_context(
+    store: Store,
+    config: GenerateConfig,
+    plan: Plan,
+    preflight_result: PreflightResult,
+    duplicate_rounds: Sequence[DuplicateRound],
+) -> WorkerContext:
+    """The context of all workers, once the dataset's record was found to agree with it, or was written."""
+    batch_size, made_with = preflight_result
+    config = replace(config, batch_size=batch_size)
+    record = records.read(store)  # once more: another part of the run may have written it while this one was loading
     if record:
-        records.check_config(record, config)
-        records.check_made_with(record, checked.made_with, config.output)
-    store.remove(records.COMPLETE)
+        records.ensure_same_config(record, config)
+        made_with.ensure_same(record.made_with, config.output)
+    store.remove(records.COMPLETION_MARKER)
     if record is None or record.targets != plan.targets:
-        records.write(store, config, checked.made_with, plan)
-        remember(store)
-    adapter_sha256 = checked.made_with.adapter_sha256
-    return Job(config, plan, adapter_sha256, generator_name(config.generator), torch.get_num_threads(), rounds)
+        records.write(store, config, made_with, plan)
+        remember_record(store)
+    return WorkerContext(
+        config,
+        plan,
+        made_with.hashes["adapter"],
+        generator_name(config.generator),
+        torch.get_num_threads(),
+        duplicate_rounds,
+    )

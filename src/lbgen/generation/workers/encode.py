@@ -1,7 +1,7 @@
-"""From pixels to an image file that carries what made it. Runs in processes that know nothing of torch.
+"""From pixels to an image file with metadata about its generation. Nothing here imports torch.
 
-The facts stand in the file twice: as XMP, in the properties that the IPTC's standard (2025.1) gives to generated images
-and that search engines and photo archives read, and as one line of JSON, which is the file's description.
+The metadata is in the file twice: as XMP, in the properties that the IPTC standard (2025.1) defines for generated
+images and that search engines and photo archives read, and as one line of JSON in the file's description.
 """
 
 import json
@@ -19,7 +19,7 @@ DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlg
 """The IPTC's term for "made by a generative model"."""
 
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that XML 1.0 cannot hold, escaped or not."""
+"""Characters that XML 1.0 does not allow, not even escaped."""
 
 XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
@@ -40,40 +40,42 @@ XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What made an image."""
+class ImageMetadata:
+    """How an image was generated. The field names are those of the JSON in image files."""
 
     generator: str
-    """As --generator names it; of a folder its own name."""
+    """As --generator names it; for a folder, the name of the folder only."""
     adapter_sha256: str | None
-    """Of the adapter merged into the generator; None for the generator as it is."""
+    """Hash of the adapter that was merged into the generator; None without an adapter."""
     prompt: str
     seed: int
-    """Of the run; the image's own noise follows from (seed, split, id, index, attempt)."""
+    """Seed of the run; the noise of the image follows from (seed, split, id, index, attempt)."""
     id: str
-    """The category's."""
+    """Id of the category."""
     name: str
+    """Name of the category."""
     index: int
+    """Position among the images of the category in the split."""
     split: str
     attempt: int
     synthetic: bool = True
 
     def to_json(self) -> str:
-        """One line of ASCII, whatever the names and the prompt hold."""
+        """One line of ASCII, whatever characters names and prompt contain."""
         return json.dumps(asdict(self))
 
 
 def encode(
     pixels: np.ndarray,
-    facts: Facts,
+    metadata: ImageMetadata,
     image_format: Literal["png", "jpeg", "webp"],
     compression_quality: int,
     stored_size: tuple[int, int] | None = None,
 ) -> bytes:
-    """An image file of `stored_size` (height, width), or of the pixels' own; equal arguments give equal bytes.
+    """The content of an image file; equal arguments give equal bytes.
 
-    pixels: (H, W, 3) bytes. compression_quality: 1 to 100, of jpeg and webp; png is lossless. jpeg keeps colours
-    at full resolution (4:4:4).
+    pixels: (H, W, 3) bytes.  compression_quality: 1 to 100, for jpeg and webp; png is lossless.  stored_size: height
+    and width to resize to, None for those of `pixels`.  jpeg has colours at full resolution (4:4:4).
     """
     image = Image.fromarray(pixels)
     if stored_size is not None:
@@ -81,31 +83,36 @@ def encode(
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     stream = BytesIO()
     if image_format == "png":
-        image.save(stream, "png", pnginfo=_png_text(facts))
+        image.save(stream, "png", pnginfo=_png_text(metadata))
     else:
         description = Image.Exif()
-        description[ExifTags.Base.ImageDescription] = facts.to_json()
+        description[ExifTags.Base.ImageDescription] = metadata.to_json()
         full_colour = {"subsampling": 0} if image_format == "jpeg" else {}
         image.save(
-            stream, image_format, quality=compression_quality, exif=description, xmp=_xmp(facts).encode(), **full_colour
+            stream,
+            image_format,
+            quality=compression_quality,
+            exif=description,
+            xmp=_xmp(metadata).encode(),
+            **full_colour,
         )
     return stream.getvalue()
 
 
-def _png_text(facts: Facts) -> PngInfo:
+def _png_text(metadata: ImageMetadata) -> PngInfo:
     chunks = PngInfo()
-    chunks.add_text("Description", facts.to_json())
-    chunks.add_itxt("XML:com.adobe.xmp", _xmp(facts))
+    chunks.add_text("Description", metadata.to_json())
+    chunks.add_itxt("XML:com.adobe.xmp", _xmp(metadata))
     return chunks
 
 
-def _xmp(facts: Facts) -> str:
+def _xmp(metadata: ImageMetadata) -> str:
     """An XMP packet (ISO 16684-1)."""
     return XMP.format(
         source_type=DIGITAL_SOURCE_TYPE,
-        generator=_xml(facts.generator),
-        prompt=_xml(facts.prompt),
-        description=_xml(facts.to_json()),
+        generator=_xml(metadata.generator),
+        prompt=_xml(metadata.prompt),
+        description=_xml(metadata.to_json()),
     )
 
 

@@ -1,4 +1,4 @@
-"""The local engine: shards are drawn by this process, or by several of this machine."""
+"""The local engine: shards are drawn by this process, or by several processes of this machine."""
 
 from __future__ import annotations
 
@@ -16,56 +16,55 @@ import torch
 from lbgen.errors import Interrupted, UserError
 from lbgen.generation.config import GenerateConfig, worker_name
 from lbgen.generation.plan import Plan
-from lbgen.generation.workers.preflight import Checked, check
+from lbgen.generation.workers.loading import device_of, load_models
+from lbgen.generation.workers.preflight import PreflightResult, preflight
 from lbgen.generation.workers.progress import Progress
-from lbgen.generation.workers.shard import Job, Worker, device_of, load_models
+from lbgen.generation.workers.shard import Worker, WorkerContext
 from lbgen.generation.workers.writer import end_with_parent, start_writers
-from lbgen.runs.signals import held_signals, noted_signals
+from lbgen.runs.signals import blocked_signals, noted_signals
 from lbgen.runs.storage import storage_errors
 
-POLL = 0.2
-"""Seconds between looks at the signals."""
-GRACE = 60.0
-"""Seconds that a process has to finish its batch when a run is to end."""
+POLL_SECONDS = 0.2
+"""Time between two looks at the signals."""
+GRACE_SECONDS = 60.0
+"""Time that a process has to finish its batch when the run ends early."""
 
-
-def interrupted(signum: int, output: str) -> Interrupted:
-    return Interrupted(signum, f"{output} keeps its finished shards; start again to go on")
+Report = Callable[[Progress], None]
 
 
 class Engine(NamedTuple):
-    """What draws, once it has loaded the generator somewhere."""
+    """Runs the workers of a run; it has loaded the generator, in this or another process."""
 
-    checked: Checked
-    draw: Callable[[Job, Sequence[int], Callable[[Progress], None], list[int]], None]
-    """Draw these shards, report each batch, and end before the next one when there are signals."""
+    preflight: PreflightResult
+    draw: Callable[[WorkerContext, Sequence[int], Report, list[int]], None]
+    """Draw these shards and report each batch; stop before the next batch when a signal was noted."""
 
 
 @contextmanager
 def this_process(config: GenerateConfig, plan: Plan, count: int) -> Iterator[Engine]:
-    """The shards are drawn here, one after the other; the writers start while the generator loads."""
+    """Draw the shards in this process, one after the other. The writers start while the generator loads."""
     with start_writers(config.writers) as pool:
         models = load_models(config, plan, device_of(0))
 
-        def draw(job: Job, shards: Sequence[int], report: Callable[[Progress], None], signals: list[int]) -> None:
-            draw_here(Worker(job, worker_name(config), models, pool), shards, report, signals)
+        def draw(context: WorkerContext, shards: Sequence[int], report: Report, signals: list[int]) -> None:
+            draw_here(Worker(context, worker_name(config), models, pool), shards, report, signals)
 
-        yield Engine(check(models.generator, config, plan), draw)
+        yield Engine(preflight(models.generator, config, plan), draw)
 
 
 @contextmanager
 def processes(config: GenerateConfig, plan: Plan, count: int) -> Iterator[Engine]:
-    """The shards are shared out in turn among `count` processes, each with a generator of its own."""
-    checked = check(load_models(config, plan, device_of(0)).generator, config, plan)
+    """Distribute the shards in turn among `count` processes, each with its own generator."""
+    result = preflight(load_models(config, plan, device_of(0)).generator, config, plan)
     torch.cuda.empty_cache()
-    yield Engine(checked, partial(draw_in_processes, count))
+    yield Engine(result, partial(draw_in_processes, count))
 
 
-def draw_here(worker: Worker, shards: Sequence[int], report: Callable[[Progress], None], signals: list[int]) -> None:
+def draw_here(worker: Worker, shards: Sequence[int], report: Report, signals: list[int]) -> None:
     """Draw the shards in this process; a signal ends the run before the next batch."""
     try:
         for shard in shards:
-            for progress in worker.make(shard):
+            for progress in worker.make_shard(shard):
                 report(progress)
                 if signals:
                     worker.finish()
@@ -76,51 +75,49 @@ def draw_here(worker: Worker, shards: Sequence[int], report: Callable[[Progress]
 
 
 def draw_in_processes(
-    count: int, job: Job, shards: Sequence[int], report: Callable[[Progress], None], signals: list[int]
+    count: int, context: WorkerContext, shards: Sequence[int], report: Report, signals: list[int]
 ) -> None:
-    """Draw the shards in `count` processes; a signal or a process that fails ends them all."""
+    """Draw the shards in `count` processes; a signal, or the failure of one process, ends all of them."""
     spawn = multiprocessing.get_context("spawn")
     running: dict[Connection, SpawnProcess] = {}
     for number in range(min(count, len(shards))):
-        ours, theirs = spawn.Pipe(duplex=False)
-        running[ours] = spawn.Process(target=serve, args=(job, number, shards[number::count], theirs))
-        with held_signals([signal.SIGINT]):  # SIGTERM, which is what `terminate` sends, may end it while it imports
-            running[ours].start()
-        theirs.close()
+        receiving, sending = spawn.Pipe(duplex=False)
+        running[receiving] = spawn.Process(target=serve, args=(context, number, shards[number::count], sending))
+        with blocked_signals([signal.SIGINT]):  # SIGTERM, which `terminate` sends, may end it while it imports
+            running[receiving].start()
+        sending.close()
     started = list(running.values())
     try:
-        follow(running, report, signals, job.config.output)
+        relay(running, report, signals, context.config.output)
     finally:
         for process in started:
-            process.terminate()  # which it notes, see serve
+            process.terminate()  # `serve` notes the signal and finishes its batch
         for process in started:
-            process.join(GRACE)
+            process.join(GRACE_SECONDS)
             process.kill()
 
 
-def follow(
-    running: dict[Connection, SpawnProcess], report: Callable[[Progress], None], signals: list[int], output: str
-) -> None:
-    """Pass on what the processes report until all have ended."""
+def relay(running: dict[Connection, SpawnProcess], report: Report, signals: list[int], output: str) -> None:
+    """Pass on the reports of the processes until all have ended."""
     while running:
         if signals:
             raise interrupted(signals[0], output)
-        for connection in wait(list(running), timeout=POLL):
+        for connection in wait(list(running), timeout=POLL_SECONDS):
             assert isinstance(connection, Connection)
             try:
                 message = connection.recv()
             except EOFError:
                 process = running.pop(connection)
                 process.join()
-                refuse_failed(process, output)
+                raise_failure(process, output)
                 continue
             if isinstance(message, str):
                 raise UserError(message)
             report(message)
 
 
-def refuse_failed(process: SpawnProcess, output: str) -> None:
-    """A process that was killed is the user's to mend; one that ended by itself has shown its traceback: our bug."""
+def raise_failure(process: SpawnProcess, output: str) -> None:
+    """Raise UserError for a process that was killed, and RuntimeError for one that failed because of a bug."""
     assert process.exitcode is not None
     if process.exitcode < 0:
         raise UserError(
@@ -132,16 +129,21 @@ def refuse_failed(process: SpawnProcess, output: str) -> None:
         raise RuntimeError(f"worker process {process.name} failed, see its traceback above")
 
 
-def serve(job: Job, number: int, shards: Sequence[int], reports: Connection) -> None:
-    """What each of several processes does: progress goes through the connection, and a user's mistake as a text."""
+def serve(context: WorkerContext, number: int, shards: Sequence[int], reports: Connection) -> None:
+    """The main function of each process. It sends its progress, and the text of a UserError, through `reports`."""
     end_with_parent()
-    torch.set_num_threads(job.threads)  # as the first process: the bits of a sum depend on it
+    config = context.config
+    torch.set_num_threads(context.threads)  # as in the first process: sums depend on it in their last bits
     try:
-        with noted_signals() as signals, storage_errors(job.config.output), start_writers(job.config.writers) as pool:
-            models = load_models(job.config, job.plan, device_of(number))
-            worker = Worker(job, f"{worker_name(job.config)}.{number}", models, pool)
+        with noted_signals() as signals, storage_errors(config.output), start_writers(config.writers) as pool:
+            models = load_models(config, context.plan, device_of(number))
+            worker = Worker(context, f"{worker_name(config)}.{number}", models, pool)
             draw_here(worker, shards, reports.send, signals)
     except Interrupted:
         pass
     except UserError as error:
         reports.send(str(error))
+
+
+def interrupted(signum: int, output: str) -> Interrupted:
+    return Interrupted(signum, f"{output} keeps its finished shards; start again to go on")

@@ -1,40 +1,42 @@
-"""What only a process with the generator in it can say, before anything is written."""
+"""Checks that need the loaded generator, made before anything is written."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig
+from lbgen.generation.inputs import identity_of
 from lbgen.generation.plan import Plan
-from lbgen.generation.record import MadeWith
 from lbgen.generation.screening.balance import longest_template
 from lbgen.generation.workers.batch_size import batch_that_fits
 from lbgen.models.generator import Generator
+from lbgen.runs.identity import Identity
 from lbgen.vocabulary.vocabulary import Vocabulary
 
-BATCH_SIZE = 32
-"""On a CPU, where none is asked for."""
+CPU_BATCH_SIZE = 32
+"""The batch size on a CPU, unless the configuration gives another."""
 
 
-class Checked(NamedTuple):
+class PreflightResult(NamedTuple):
     batch_size: int
-    made_with: MadeWith
+    made_with: Identity
+    """Hashes of the inputs and versions of the libraries, on the machine that loaded the generator."""
 
 
-def check(generator: Generator, config: GenerateConfig, plan: Plan) -> Checked:
-    """Refuse prompts that the generator cannot read; find a batch size where none is given."""
+def preflight(generator: Generator, config: GenerateConfig, plan: Plan) -> PreflightResult:
+    """Refuse prompts that are too long for the generator; find a batch size if the configuration gives none."""
     refuse_long_prompts(generator, config, plan)
-    return Checked(config.batch_size or found_batch_size(config, generator), records.made_with(config))
+    return PreflightResult(config.batch_size or default_batch_size(config, generator), identity_of(config))
 
 
-def found_batch_size(config: GenerateConfig, generator: Generator) -> int:
+def default_batch_size(config: GenerateConfig, generator: Generator) -> int:
     if generator.device.type == "cpu":
-        return BATCH_SIZE
+        return CPU_BATCH_SIZE
     return batch_that_fits(generator, generator.latent_shape(*(config.size or generator.default_size)))
 
 
 def refuse_long_prompts(generator: Generator, config: GenerateConfig, plan: Plan) -> None:
+    """Raise UserError if any prompt of the plan has more tokens than the text encoder reads."""
     template = longest_template(config, plan.balanced, generator.count_tokens)
     for target in plan.targets:
         vocabulary = Vocabulary(target.categories)

@@ -1,4 +1,4 @@
-"""One progress bar over all workers: images, images a second, time left, rejected attempts."""
+"""One progress bar for all workers: images, images a second, time left, rejected attempts."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from tqdm import tqdm
 
 
 class Progress(NamedTuple):
-    """Of one batch."""
+    """What one batch contributed."""
 
     finished: int
-    """Images that need not be drawn again."""
+    """Images that are kept or dropped; negative when accepted images are rejected as near-duplicates."""
     rejected: int
-    """Images that will be."""
+    """Images that will be drawn again."""
 
 
-class Bar:
+class ProgressBar:
     def __init__(self, images: int, done: int) -> None:
         self._bar = tqdm(desc="generate", total=images, initial=done, unit="image", dynamic_ncols=True)
         self._rejected = 0
@@ -28,7 +28,7 @@ class Bar:
             self._bar.set_postfix(rejected=self._rejected, refresh=False)
         self._bar.update(progress.finished)
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

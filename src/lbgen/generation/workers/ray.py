@@ -1,4 +1,4 @@
-"""The Ray engine: actors, one a GPU or CPU slot, take shards until none is left; a dead one is replaced."""
+"""The Ray engine: each actor, on one GPU or CPU slot, takes shards until none is left; a dead actor is replaced."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,46 +17,47 @@ import torch
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan
-from lbgen.generation.workers.local import Engine, interrupted
-from lbgen.generation.workers.preflight import Checked, check
+from lbgen.generation.workers.loading import Models, load_models
+from lbgen.generation.workers.local import Engine, Report, interrupted
+from lbgen.generation.workers.preflight import PreflightResult, preflight
 from lbgen.generation.workers.progress import Progress
-from lbgen.generation.workers.shard import Job, Models, Worker, load_models
+from lbgen.generation.workers.shard import Worker, WorkerContext
 from lbgen.generation.workers.writer import start_writers
 from lbgen.runs.storage import is_remote
 
-POLL = 0.5
-"""Seconds between looks at the signals."""
-LARGEST_LOSS = 3
-"""Workers in a row that may die without a finished batch before the run gives up."""
+POLL_SECONDS = 0.5
+"""Time between two looks at the signals."""
+MOST_FAILURES = 3
+"""The run gives up after this many actors in a row died without finishing a batch."""
 
 
 class RayWorker:
-    """Runs as an actor, in a process of its own on the machine that Ray chose; loads when it is first called."""
+    """An actor: runs in its own process on the machine that Ray chose, and loads its models at the first call."""
 
     def __init__(self, name: str, device: str, threads: int) -> None:
         self.name, self.device, self.threads = name, device, threads
         self.models: Models | None = None
         self.worker: Worker | None = None
 
-    def check(self, config: GenerateConfig, plan: Plan) -> Checked:
-        return check(self._load(config, plan).generator, config, plan)
+    def preflight(self, config: GenerateConfig, plan: Plan) -> PreflightResult:
+        return preflight(self._load(config, plan).generator, config, plan)
 
-    def make(self, job: Job, shard: int) -> Iterator[Progress]:
-        """Draw a shard, one item a batch; when they end, the shard before is published and this one is on its way."""
+    def make_shard(self, context: WorkerContext, shard: int) -> Iterator[Progress]:
+        """Draw a shard; yields once a batch. At the end the shard before is published, this one is being published."""
         if self.worker is None:
-            models = self.models or self._load(job.config, job.plan)
-            self.worker = Worker(job, self.name, models, self.pool)
-        yield from self.worker.make(shard)
+            models = self.models or self._load(context.config, context.plan)
+            self.worker = Worker(context, self.name, models, self.pool)
+        yield from self.worker.make_shard(shard)
 
     def finish(self) -> Iterator[Progress]:
-        """Wait until the last shard is published, too."""
+        """Wait until the last shard is published; yields nothing."""
         assert self.worker is not None
         self.worker.finish()
         self.worker.close()
         yield from ()
 
     def _load(self, config: GenerateConfig, plan: Plan) -> Models:
-        torch.set_num_threads(self.threads)  # as the first process: the bits of a sum depend on it
+        torch.set_num_threads(self.threads)  # as in the first process: sums depend on it in their last bits
         self.pool = start_writers(config.writers)
         self.models = load_models(config, plan, self.device)
         return self.models
@@ -64,22 +65,22 @@ class RayWorker:
 
 @contextmanager
 def ray_actors(config: GenerateConfig, plan: Plan, count: int) -> Iterator[Engine]:
-    """Actors of the cluster at config.ray_address, or of one that is started here for this run, draw the shards."""
+    """Actors draw the shards, in the cluster at config.ray_address or in one that is started here for this run."""
     ray = import_ray()
-    join(ray, config.ray_address)
+    join_cluster(ray, config.ray_address)
     try:
         if not is_remote(config.output):  # actors run in other folders
             config = replace(config, output=os.path.abspath(config.output))
-        crew = Crew(ray, config)
-        yield Engine(crew.check(plan), crew.draw)
+        pool = ActorPool(ray, config)
+        yield Engine(pool.preflight(plan), pool.draw)
     finally:
         ray.shutdown()
 
 
-def join(ray: Any, address: str | None) -> None:
-    """Join the cluster at `address`, or start one here; the signals stay ours."""
+def join_cluster(ray: Any, address: str | None) -> None:
+    """Join the cluster at `address`, or start one here; the signal handlers of this process stay as they are."""
     try:
-        if address is not None and re.fullmatch(r"[^/]+:\d+", address):  # Ray itself asks for minutes
+        if address is not None and re.fullmatch(r"[^/]+:\d+", address):  # Ray itself would try for minutes
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), timeout=10).close()
         handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
@@ -93,87 +94,91 @@ def join(ray: Any, address: str | None) -> None:
 
 
 @dataclass(frozen=True)
-class Busy:
-    """An actor and the shards that would be lost with it."""
+class Assignment:
+    """An actor, and the shards that are lost if it dies."""
 
     actor: Any
     drawing: int | None
-    """None once it only publishes."""
+    """None when it only finishes publishing."""
     publishing: int | None
     reports: Any
     """Ray's generator of references to what the actor yields."""
 
 
-class Crew:
-    """The actors of a run, and which shards each makes."""
+class ActorPool:
+    """The actors of a run, and the assignment of shards to them."""
 
     def __init__(self, ray: Any, config: GenerateConfig) -> None:
         self.ray, self.config = ray, config
         resources = ray.cluster_resources()
         self.gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         self.size = config.workers or self.gpus or cpus
-        self.hired = self.losses = 0
+        self.spawned = self.failures = 0
         self.first: Any = None
 
-    def check(self, plan: Plan) -> Checked:
-        """Asked of the first actor: this process may have neither a GPU nor the weights."""
-        self.first = self.hire()
+    def preflight(self, plan: Plan) -> PreflightResult:
+        """Made by the first actor, because this process may have neither a GPU nor the weights."""
+        self.first = self.spawn()
         try:
-            with self.own_errors():
-                return self.ray.get(self.first.check.remote(self.config, plan))
+            with self.actor_errors():
+                return self.ray.get(self.first.preflight.remote(self.config, plan))
         except self.ray.exceptions.RayActorError as error:
             raise UserError(f"a Ray worker died while it loaded the generator: {one_line(error)}") from None
 
-    def draw(self, job: Job, shards: Sequence[int], report: Callable[[Progress], None], signals: list[int]) -> None:
-        waiting, hired = deque(shards), [self.first, *(self.hire() for _ in range(min(self.size, len(shards)) - 1))]
-        self.job = replace(job, config=replace(job.config, output=self.config.output))
-        busy = [self.assign(actor, waiting.popleft()) for actor in hired]
-        while busy:
+    def draw(self, context: WorkerContext, shards: Sequence[int], report: Report, signals: list[int]) -> None:
+        """Draw the shards and report each batch; stop when a signal was noted."""
+        waiting = deque(shards)
+        actors = [self.first, *(self.spawn() for _ in range(min(self.size, len(shards)) - 1))]
+        self.context = replace(context, config=replace(context.config, output=self.config.output))
+        assignments = [self.assign(actor, waiting.popleft()) for actor in actors]
+        while assignments:
             if signals:
-                raise interrupted(signals[0], job.config.output)
-            ready, _ = self.ray.wait([one.reports for one in busy], num_returns=1, timeout=POLL)
-            for one in [one for one in busy if one.reports in ready]:
-                if (after := self.follow(one, waiting, report)) is not one:
-                    busy.remove(one)
-                    busy += [after] if after else []
+                raise interrupted(signals[0], context.config.output)
+            ready, _ = self.ray.wait([each.reports for each in assignments], num_returns=1, timeout=POLL_SECONDS)
+            for assignment in [each for each in assignments if each.reports in ready]:
+                following = self.take_report(assignment, waiting, report)
+                if following is not assignment:
+                    assignments.remove(assignment)
+                    assignments += [following] if following else []
 
-    def follow(self, one: Busy, waiting: deque[int], report: Callable[[Progress], None]) -> Busy | None:
-        """Take one report of an actor; what is it busy with from then on?"""
+    def take_report(self, assignment: Assignment, waiting: deque[int], report: Report) -> Assignment | None:
+        """Take one report of an actor, and return its assignment from then on; None if it is done."""
         try:
-            with self.own_errors():
-                report(self.ray.get(next(one.reports)))
-            self.losses = 0
-            return one
-        except StopIteration:  # drawn, so that the shard before is published
-            if one.drawing is None:
+            with self.actor_errors():
+                report(self.ray.get(next(assignment.reports)))
+            self.failures = 0
+            return assignment
+        except StopIteration:  # the shard is drawn, so the shard before is published
+            if assignment.drawing is None:
                 return None
             if waiting:
-                return self.assign(one.actor, waiting.popleft(), publishing=one.drawing)
-            return Busy(one.actor, None, one.drawing, one.actor.finish.remote())
+                return self.assign(assignment.actor, waiting.popleft(), publishing=assignment.drawing)
+            return Assignment(assignment.actor, None, assignment.drawing, assignment.actor.finish.remote())
         except self.ray.exceptions.RayActorError as error:
-            self.losses += 1
-            if self.losses >= LARGEST_LOSS:
-                raise UserError(f"{self.losses} Ray workers in a row died at once: {one_line(error)}") from None
-            waiting.extend(shard for shard in (one.publishing, one.drawing) if shard is not None)
-            return self.assign(self.hire(), waiting.popleft())  # half-made shards do not count
+            self.failures += 1
+            if self.failures >= MOST_FAILURES:
+                raise UserError(f"{self.failures} Ray workers in a row died at once: {one_line(error)}") from None
+            lost = (assignment.publishing, assignment.drawing)
+            waiting.extend(shard for shard in lost if shard is not None)
+            return self.assign(self.spawn(), waiting.popleft())
 
     @contextmanager
-    def own_errors(self) -> Iterator[None]:
-        """Raise what an actor raised; a bug's traceback there is in its cause."""
+    def actor_errors(self) -> Iterator[None]:
+        """Raise the exception that an actor raised; its cause holds the actor's traceback."""
         try:
             yield
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause from error
 
-    def hire(self) -> Any:
-        """A new actor, on a GPU where the cluster has any."""
-        self.hired += 1
+    def spawn(self) -> Any:
+        """A new actor, on a GPU if the cluster has any."""
+        self.spawned += 1
         device, resources = ("cuda", {"num_gpus": 1}) if self.gpus else ("cpu", {"num_cpus": 1})
         actor = self.ray.remote(RayWorker).options(**resources)
-        return actor.remote(f"ray-{self.hired}", device, torch.get_num_threads())
+        return actor.remote(f"ray-{self.spawned}", device, torch.get_num_threads())
 
-    def assign(self, actor: Any, shard: int, publishing: int | None = None) -> Busy:
-        return Busy(actor, shard, publishing, actor.make.remote(self.job, shard))
+    def assign(self, actor: Any, shard: int, publishing: int | None = None) -> Assignment:
+        return Assignment(actor, shard, publishing, actor.make_shard.remote(self.context, shard))
 
 
 def one_line(error: Exception) -> str:
@@ -182,7 +187,7 @@ def one_line(error: Exception) -> str:
 
 def import_ray() -> Any:
     try:
-        import ray
+        import ray  # late: an optional dependency
     except ImportError:
         raise UserError("--engine ray needs Ray; install it with `pip install 'lbgen[ray]'`") from None
     return ray

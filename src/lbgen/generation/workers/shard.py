@@ -1,103 +1,138 @@
-"""A worker: one generator on one device, its screen and its writers. It makes shards, one after the other."""
+"""What a worker does with a shard. A worker is one generator on one device, its screen and its writer processes."""
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
-
-import torch
+from typing import Literal
 
 from lbgen.datasets import index
 from lbgen.datasets.index import Row
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.finished_shards import file_of, read_rows, stored_images
 from lbgen.generation.plan import Plan, PlannedImage
-from lbgen.generation.render import Painter, prompt_of
-from lbgen.generation.screening.checks import Screen, Verdict
-from lbgen.generation.screening.counts import Tally
-from lbgen.generation.screening.duplicate_rounds import Round
+from lbgen.generation.render import Renderer
+from lbgen.generation.screening.checks import Verdict
+from lbgen.generation.screening.counts import RejectionCounts
+from lbgen.generation.screening.duplicate_rounds import DuplicateRound
+from lbgen.generation.shard_rows import new_row, read_rows, stored_images
+from lbgen.generation.workers.loading import Models
 from lbgen.generation.workers.progress import Progress
-from lbgen.generation.workers.writer import Shard, Work, Writers
-from lbgen.models.generator import PRECISIONS, Generator, load_generator
+from lbgen.generation.workers.writer import StagedShard, WriterContext, Writers
 from lbgen.runs.storage import open_store
+
+UNCHECKED = Verdict({}, ())
+"""The verdict on an image when there are no checks."""
+Outcome = Literal["keep", "retry", "drop"]
 
 
 @dataclass(frozen=True)
-class Job:
-    """What all workers of a run have in common; config.batch_size is set."""
+class WorkerContext:
+    """What all workers of a run share; config.batch_size is set."""
 
     config: GenerateConfig
     plan: Plan
     adapter_sha256: str | None
-    generator: str
-    """What images call it, wherever a worker loads it from."""
+    generator_name: str
+    """The generator's name in image metadata, wherever a worker loads it from."""
     threads: int
-    """Of torch, on a CPU."""
-    rounds: Sequence[Round] = ()
-    """What was found to be a near-duplicate, see lbgen.generation.screening.deduplicate."""
+    """Threads of torch on a CPU."""
+    duplicate_rounds: Sequence[DuplicateRound] = ()
+    """The near-duplicates that comparisons of the whole split found (lbgen.generation.screening.deduplicate)."""
 
 
 @dataclass
-class Drawing:
-    """A shard in the making."""
+class ShardInProgress:
+    """The state of a shard until it is published."""
 
-    shard: Shard
+    staged: StagedShard
     planned: Mapping[str, PlannedImage]
     """By key, in the order of the plan."""
-    tally: Tally = field(default_factory=Tally)
+    counts: RejectionCounts = field(default_factory=RejectionCounts)
     rejections: dict[str, list[str]] = field(default_factory=dict)
-    """By key, of the attempts so far."""
+    """By key: the reasons of each rejected attempt."""
     encoding: list[Future[list[Row]]] = field(default_factory=list)
-    encoded: dict[str, Row] = field(default_factory=dict)
-    """By key."""
-    removed: list[str] = field(default_factory=list)
-    """Files of images that were recalled; the shard may have had them, and need not have them in the end."""
+    """Batches that the writers still encode."""
+    rows: dict[str, Row] = field(default_factory=dict)
+    """By key: kept images that are encoded."""
+    removed_files: list[str] = field(default_factory=list)
+    """Files of near-duplicates. The stored shard may contain them, the new one possibly does not."""
 
-    def collect(self) -> dict[str, Row]:
-        """The lines of all images, once they are encoded; by key."""
-        for part in self.encoding:
-            self.encoded |= {row.key: row for row in part.result()}
+    def encoded_rows(self) -> dict[str, Row]:
+        """The rows of all kept images by key, once they are encoded."""
+        for batch in self.encoding:
+            self.rows |= {row.key: row for row in batch.result()}
         self.encoding.clear()
-        return self.encoded
+        return self.rows
 
 
 class Worker:
-    def __init__(self, job: Job, name: str, models: Models, pool: ProcessPoolExecutor) -> None:
-        config = job.config
-        self.job, self.config = job, config
-        self.painter = Painter(models.generator, config)
+    """Makes shards one after the other. A shard is published while the next one is drawn."""
+
+    def __init__(self, context: WorkerContext, name: str, models: Models, pool: ProcessPoolExecutor) -> None:
+        """name: the worker's own subfolder of the staging folder; pool: its writer processes."""
+        self.context, self.config = context, context.config
+        self.renderer = Renderer(models.generator, self.config)
         self.screen = models.screen
-        self.store = open_store(config.output, name)
-        ids = tuple(category.id for category in job.plan.categories)
-        self.writers = Writers(Work(config, name, ids, job.generator, job.adapter_sha256), pool)
+        self.store = open_store(self.config.output, name)
+        category_ids = tuple(category.id for category in context.plan.categories)
+        writer_context = WriterContext(self.config, name, category_ids, context.generator_name, context.adapter_sha256)
+        self.writers = Writers(writer_context, pool)
         self.publishing: Future[None] | None = None
 
-    def make(self, number: int) -> Iterator[Progress]:
-        """Draw a shard and hand it to the writers, which publish it while the next is drawn; one item a batch.
+    def make_shard(self, number: int) -> Iterator[Progress]:
+        """Draw a shard, or change a stored one, and have it published; yields once for every batch.
 
-        What the rounds name is drawn again after the rest, round by round: in a shard that is there, for the last of
-        them. So a shard ends the same whether it is changed or made anew.
+        A new shard goes through all duplicate rounds, a stored one through the last. Both end with the same images.
         """
-        split, rounds = self.config.split, [found[number] for found in self.job.rounds if number in found]
-        drawing = self._begin(number)
+        # Plan: the images of the shard, and which of them each round found to be near-duplicates.
+        split = self.config.split
+        staged = StagedShard(split, number, self.store.stage(index.shard_name(split, number)))
+        shard = ShardInProgress(staged, {image.key: image for image in self.context.plan.shard(split, number)})
+        rounds = [duplicates[number] for duplicates in self.context.duplicate_rounds if number in duplicates]
+
+        # Take over a stored shard, or draw all images.
         if rounds and self.store.exists(index.part_name(split, number)):
-            self._take_over(drawing)
+            self._take_over(shard)
             rounds = rounds[-1:]
         else:
-            yield from self._draw_all(drawing.planned.values(), drawing)
+            yield from self._draw(shard.planned.values(), shard)
+
+        # Reject the near-duplicates of each round, and draw them again.
         for duplicates in rounds:
-            again = self._recall(duplicates, drawing)
-            yield Progress(-len(again), len(again))
-            yield from self._draw_all(again, drawing)
-        self._publish(drawing)
+            again = self._reject_duplicates(duplicates, shard)
+            yield Progress(finished=-len(again), rejected=len(again))
+            yield from self._draw(again, shard)
+
+        # Publish: first the files, then the counts of rejections, last the part of the index (writer.publish_shard).
+        self._publish(shard)
+
+    def _draw(self, images: Iterable[PlannedImage], shard: ShardInProgress) -> Iterator[Progress]:
+        """Draw images batch by batch until each is kept or dropped."""
+        waiting = deque(images)
+        while waiting:
+            batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
+
+            # Render and judge.
+            pixels = self.renderer.render(batch)  # (B, H, W, 3) bytes
+            verdicts = self.screen.judge(batch, pixels) if self.screen else [UNCHECKED] * len(batch)
+            outcomes = [self._outcome(image, v.reasons, shard) for image, v in zip(batch, verdicts, strict=True)]
+
+            # Keep: the writers encode while the next batch is drawn.
+            kept = [position for position, outcome in enumerate(outcomes) if outcome == "keep"]
+            rows = [self._row(batch[position], verdicts[position], shard) for position in kept]
+            if rows:
+                shard.encoding.append(self.writers.encode(rows, pixels[kept], shard.staged.folder))
+
+            # Draw again: the next attempt of a rejected image has other noise.
+            again = [i.next_attempt() for i, outcome in zip(batch, outcomes, strict=True) if outcome == "retry"]
+            waiting.extend(again)
+            yield Progress(finished=len(batch) - len(again), rejected=len(again))
 
     def finish(self) -> None:
-        """Wait until everything is published."""
+        """Wait until the last shard is published."""
         if self.publishing is not None:
             self.publishing.result()
 
@@ -110,162 +145,70 @@ class Worker:
         assert self.config.batch_size is not None
         return self.config.batch_size
 
-    def _begin(self, number: int) -> Drawing:
-        split = self.config.split
-        staged = self.store.stage(index.shard_name(split, number))
-        planned = {image.key: image for image in self.job.plan.shard(split, number)}
-        return Drawing(Shard(split, number, staged), planned)
+    # ---- the parts of make_shard ----
 
-    def _take_over(self, drawing: Drawing) -> None:
-        """Go on from a shard as it is stored."""
-        shard, store = drawing.shard, self.store
-        rows, _ = read_rows(store, self.config, self.job.plan, shard.split, shard.number)
-        drawing.encoded = {row.key: row for row in rows}
-        drawing.tally = Tally.from_json(json.loads(store.read(index.tally_name(shard.split, shard.number))))
-        for stored in stored_images(store, self.config, rows):
-            (shard.staged / stored.key).write_bytes(stored.content)
+    def _take_over(self, shard: ShardInProgress) -> None:
+        """Copy the rows, counts and image files of the stored shard."""
+        split, number = shard.staged.split, shard.staged.number
+        rows, _ = read_rows(self.store, self.config, self.context.plan, split, number)
+        shard.rows = {row.key: row for row in rows}
+        shard.counts = RejectionCounts.from_bytes(self.store.read(index.tally_name(split, number)))
+        for stored in stored_images(self.store, self.config, rows):
+            (shard.staged.folder / stored.key).write_bytes(stored.content)
 
-    def _recall(self, duplicates: Mapping[str, int], drawing: Drawing) -> list[PlannedImage]:
-        """Reject images that were accepted, key -> attempt; the next attempt of those that have one comes back.
+    def _reject_duplicates(self, duplicates: Mapping[str, int], shard: ShardInProgress) -> list[PlannedImage]:
+        """Reject accepted attempts (key -> attempt), and return the next attempts of these images.
 
-        One that is not as the round found it stays: a worker that died may have changed it already, and another device
-        may have drawn another attempt.
+        An image with another attempt is left alone: a worker that died may have changed it already, and on another
+        device another attempt may have been accepted.
         """
-        rows, again = drawing.collect(), []
-        for key in [key for key in drawing.planned if key in duplicates]:
+        rows, again = shard.encoded_rows(), []
+        for key in [key for key in shard.planned if key in duplicates]:
             if key not in rows or rows[key].attempt != duplicates[key] or rows[key].failed:
                 continue
-            row, image = rows.pop(key), replace(drawing.planned[key], attempt=duplicates[key])
-            drawing.removed.append(row.file)
-            drawing.tally.duplicate(row.id, row.attempt)
-            drawing.rejections[key] = [*row.rejections, "duplicate"]
-            if row.attempt + 1 < self.config.max_attempts:
+            row = rows.pop(key)
+            shard.removed_files.append(row.file)
+            shard.counts.add_duplicate(row.id, row.attempt)
+            shard.rejections[key] = [*row.rejections, "duplicate"]
+            image = replace(shard.planned[key], attempt=row.attempt)
+            outcome = self._outcome_of_rejected(image, ("duplicate",), shard)
+            if outcome == "retry":
                 again.append(image.next_attempt())
-            elif self._last_resort(image, ("duplicate",), drawing):
-                rows[key] = replace(row, rejections=tuple(drawing.rejections[key]))
+            elif outcome == "keep":
+                rows[key] = replace(row, rejections=tuple(shard.rejections[key]))
         return again
 
-    def _draw_all(self, images: Iterable[PlannedImage], drawing: Drawing) -> Iterator[Progress]:
-        """Draw images until each may stay or has had its last attempt."""
-        waiting = deque(images)
-        while waiting:
-            batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
-            again = self._draw(batch, drawing)
-            waiting.extend(again)
-            yield Progress(len(batch) - len(again), len(again))
+    def _outcome(self, image: PlannedImage, reasons: Sequence[str], shard: ShardInProgress) -> Outcome:
+        """Count an attempt, and decide what happens to the image; `reasons` are the checks that it failed."""
+        shard.counts.add_attempt(image.category.id, image.attempt, reasons)
+        if not reasons:
+            return "keep"
+        shard.rejections.setdefault(image.key, []).append(",".join(reasons))
+        return self._outcome_of_rejected(image, reasons, shard)
 
-    def _draw(self, batch: list[PlannedImage], drawing: Drawing) -> list[PlannedImage]:
-        """Draw and judge a batch; what may stay goes to the writers, the next attempt of the others comes back."""
-        pixels = self.painter.paint(batch)  # (B, H, W, 3)
-        verdicts = self.screen.judge(batch, pixels) if self.screen else [Verdict({}, ())] * len(batch)
-        kept, rows, again = [], [], []
-        for place, (image, verdict) in enumerate(zip(batch, verdicts, strict=True)):
-            if self._stays(image, verdict, drawing):
-                kept.append(place)
-                rows.append(
-                    row_of(image, drawing.shard.number, self.config, verdict, drawing.rejections.get(image.key, ()))
-                )
-            elif image.attempt + 1 < self.config.max_attempts:
-                again.append(image.next_attempt())
-        if rows:
-            drawing.encoding.append(self.writers.encode(rows, pixels[kept], drawing.shard.staged))
-        return again
-
-    def _stays(self, image: PlannedImage, verdict: Verdict, drawing: Drawing) -> bool:
-        """Whether an image is stored; counts it either way."""
-        drawing.tally.drawn(image.category.id, image.attempt, verdict.reasons)
-        if not verdict.reasons:
-            return True
-        drawing.rejections.setdefault(image.key, []).append(",".join(verdict.reasons))
-        if image.attempt + 1 < self.config.max_attempts:
-            return False
-        return self._last_resort(image, verdict.reasons, drawing)
-
-    def _last_resort(self, image: PlannedImage, reasons: Sequence[str], drawing: Drawing) -> bool:
-        """Whether an image is stored whose last attempt failed; counts it either way."""
+    def _outcome_of_rejected(self, image: PlannedImage, reasons: Sequence[str], shard: ShardInProgress) -> Outcome:
+        """Decide what happens to a rejected image: another attempt, or after the last one, --last-resort."""
         config = self.config
+        if image.attempt + 1 < config.max_attempts:
+            return "retry"
         if config.last_resort == "fail":
             raise UserError(
                 f"{image.key} failed {', '.join(reasons)} in the last of its {config.max_attempts} attempts; start "
                 "anew in another --output with more --max-attempts, a looser check, or --last-resort keep or drop"
             )
         if config.last_resort == "keep":
-            drawing.tally.kept(image.category.id)
-            return True
-        drawing.tally.dropped(image.category.id)
-        return False
+            shard.counts.add_kept(image.category.id)
+            return "keep"
+        shard.counts.add_dropped(image.category.id)
+        return "drop"
 
-    def _publish(self, drawing: Drawing) -> None:
-        """Hand a drawn shard, in the order of the plan, to the writers; the one before is published first."""
+    def _row(self, image: PlannedImage, verdict: Verdict, shard: ShardInProgress) -> Row:
+        return new_row(image, shard.staged.number, self.config, verdict, shard.rejections.get(image.key, ()))
+
+    def _publish(self, shard: ShardInProgress) -> None:
+        """Have the writers publish a shard, in the order of the plan, once the shard before is published."""
         self.finish()
-        rows = drawing.collect()
-        ordered = [rows[key] for key in drawing.planned if key in rows]
-        rejected = json.dumps(drawing.tally.to_json(), sort_keys=True).encode() if self.screen else None
-        self.publishing = self.writers.publish(drawing.shard, ordered, rejected, drawing.removed)
-
-
-def row_of(
-    image: PlannedImage, shard: int, config: GenerateConfig, verdict: Verdict, rejections: Sequence[str] = ()
-) -> Row:
-    """The index's line of an image that is not encoded yet, so without its hash."""
-    return Row(
-        id=image.category.id,
-        name=image.category.name,
-        label=image.label,
-        prompt=prompt_of(image, config),
-        seed=config.seed,
-        attempt=image.attempt,
-        split=image.split,
-        shard=shard,
-        key=image.key,
-        file=file_of(image, shard, config),
-        sha256="",
-        perceptual_hash=verdict.perceptual_hash,
-        scores=verdict.scores,
-        target=image.values,
-        found=verdict.found,
-        rejections=tuple(rejections),
-    )
-
-
-class Models(NamedTuple):
-    """What a worker has on its device."""
-
-    generator: Generator
-    screen: Screen | None
-
-
-def load_models(config: GenerateConfig, plan: Plan, device: str) -> Models:
-    """The generator, and the checks that the configuration asks for."""
-    generator = load(config, device)
-    screen = Screen(config, plan.categories, generator.device, plan.balanced) if config.checks else None
-    return Models(generator, screen)
-
-
-def load(config: GenerateConfig, device: str) -> Generator:
-    """The generator of a run on a device, the adapter merged into its weights, ready to draw."""
-    if config.precision == "fp16" and device == "cpu":
-        raise UserError("--precision fp16 needs a GPU; choose fp32 or bf16")
-    if device.startswith("cuda:"):
-        torch.cuda.set_device(device)  # for what asks for no device by number, such as compiled kernels
-    generator = load_generator(
-        config.generator,
-        dtype=PRECISIONS[config.precision],
-        device=device,
-        scheduler=config.scheduler,
-        guidance_scale=config.guidance_scale,
-        guidance_rescale=config.guidance_rescale,
-        guidance_interval=config.guidance_interval,
-        deep_cache_interval=config.deep_cache_interval,
-        compile=config.compile,
-    )
-    generator.check_trajectory(config.steps, config.size)
-    if config.adapter is not None:
-        generator.merge_adapter(config.adapter)
-    generator.optimize()
-    return generator
-
-
-def device_of(worker: int) -> str:
-    """The device of the worker with this number: GPUs are shared out in turn."""
-    return f"cuda:{worker % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+        rows = shard.encoded_rows()
+        ordered = [rows[key] for key in shard.planned if key in rows]
+        counts = shard.counts.to_bytes() if self.screen else None
+        self.publishing = self.writers.publish(shard.staged, ordered, counts, shard.removed_files)

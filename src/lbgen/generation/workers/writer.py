@@ -1,7 +1,7 @@
-"""Encoding and writing, in processes of their own behind a bounded queue. Nothing here imports torch.
+"""Writer processes: they encode images and publish shards, behind a bounded queue. Nothing here imports torch.
 
-A shard's images are encoded into a staging folder as they come; when all are there, the shard is packed and published:
-its files first, then what was rejected, last its part of the index, which makes it count.
+The images of a shard are encoded into a staging folder as they are drawn. When all are there, the shard is packed and
+published: first its files, then the counts of rejections, last its part of the index, which makes the shard exist.
 """
 
 from __future__ import annotations
@@ -23,97 +23,104 @@ from lbgen.datasets import index
 from lbgen.datasets.index import Row
 from lbgen.datasets.layouts import LAYOUTS
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.workers.encode import Facts, encode
+from lbgen.generation.workers.encode import ImageMetadata, encode
 from lbgen.runs import atomic
-from lbgen.runs.signals import SIGNALS, held_signals
+from lbgen.runs.signals import SIGNALS, blocked_signals
 from lbgen.runs.storage import open_store
 
-QUEUED = 2
-"""Batches that may wait for each writer; then drawing waits too, and memory stays flat."""
+QUEUED_BATCHES = 2
+"""Batches that may wait for each writer. When the queue is full, drawing waits, so that memory stays bounded."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """What every writer of a worker knows."""
+class WriterContext:
+    """What all writers of a worker share."""
 
     config: GenerateConfig
     worker: str
-    """Name of the worker's part of the staging folder."""
+    """The worker's own subfolder of the staging folder."""
     category_ids: tuple[str, ...]
-    generator: str
-    """What images call it."""
+    """In the order of the labels."""
+    generator_name: str
+    """In image metadata."""
     adapter_sha256: str | None
 
 
+@dataclass(frozen=True)
+class StagedShard:
+    split: str
+    number: int
+    folder: Path
+    """In the staging folder; an encoded image is the file <key> in it."""
+
+
 class Writers:
-    """A pool of processes that encode and publish; an error in one is raised at the next call."""
+    """A pool of processes that encode and publish. An error in one of them is raised at a later call."""
 
-    def __init__(self, work: Work, pool: ProcessPoolExecutor) -> None:
-        self.work, self.pool = work, pool
+    def __init__(self, context: WriterContext, pool: ProcessPoolExecutor) -> None:
+        self.context, self.pool = context, pool
         self.waiting: deque[Future[list[Row]]] = deque()
-        self.limit = QUEUED * work.config.writers
+        self.limit = QUEUED_BATCHES * context.config.writers
 
-    def encode(self, rows: list[Row], pixels: np.ndarray, staged: Path) -> Future[list[Row]]:
-        """Encode images, pixels (B, H, W, 3) bytes, into the staging folder; the rows come back with their hashes."""
+    def encode(self, rows: list[Row], pixels: np.ndarray, folder: Path) -> Future[list[Row]]:
+        """Encode images, pixels (B, H, W, 3) bytes, into a staging folder; the result is the rows with their hashes."""
         while len(self.waiting) >= self.limit:
             self.waiting.popleft().result()
-        future = self.pool.submit(encode_images, self.work, rows, pixels, staged)
+        future = self.pool.submit(encode_images, self.context, rows, pixels, folder)
         self.waiting.append(future)
         return future
 
-    def publish(self, shard: Shard, rows: list[Row], rejected: bytes | None, removed: list[str]) -> Future[None]:
-        """Pack and publish a shard whose images are all encoded; it loses the files `removed`, if it has them."""
-        return self.pool.submit(publish_shard, self.work, shard, rows, rejected, removed)
+    def publish(
+        self, shard: StagedShard, rows: list[Row], counts: bytes | None, removed_files: list[str]
+    ) -> Future[None]:
+        """Publish a shard whose images are all encoded; see `publish_shard`."""
+        return self.pool.submit(publish_shard, self.context, shard, rows, counts, removed_files)
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
 
 
 def start_writers(count: int) -> ProcessPoolExecutor:
-    """Processes for `Writers` that start at once, so that they import what they need while the generator loads."""
+    """Start the processes for `Writers` at once, so that their imports run while the generator loads."""
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=end_with_parent)
-    with held_signals(SIGNALS):
+    with blocked_signals(SIGNALS):
         for _ in range(count):
-            pool.submit(os.getpid)  # the pool starts a process for each call that finds none idle
+            pool.submit(os.getpid)  # the pool starts one process for each call that finds none idle
     return pool
 
 
-@dataclass(frozen=True)
-class Shard:
-    split: str
-    number: int
-    staged: Path
-
-
 def end_with_parent() -> None:
-    """Make this process deaf to the terminal's and the scheduler's signals, and end when its parent does, however."""
+    """Make this process ignore SIGINT and SIGTERM, and end when its parent ends for whatever reason."""
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def follow() -> None:
+    def follow_parent() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=follow_parent, daemon=True).start()
 
 
-def encode_images(work: Work, rows: list[Row], pixels: np.ndarray, staged: Path) -> list[Row]:
-    done = []
+def encode_images(context: WriterContext, rows: list[Row], pixels: np.ndarray, folder: Path) -> list[Row]:
+    """Write each image, (B, H, W, 3) bytes, to the file <key> in `folder`; returns the rows with their hashes."""
+    hashed = []
     for row, image in zip(rows, pixels, strict=True):
-        content = encoded(image, row, work.config, work.generator, work.adapter_sha256)
-        (staged / row.key).write_bytes(content)
-        done.append(replace(row, sha256=hashlib.sha256(content).hexdigest()))
-    return done
+        content = image_file(image, row, context.config, context.generator_name, context.adapter_sha256)
+        (folder / row.key).write_bytes(content)
+        hashed.append(replace(row, sha256=hashlib.sha256(content).hexdigest()))
+    return hashed
 
 
-def encoded(pixels: np.ndarray, row: Row, config: GenerateConfig, generator: str, adapter_sha256: str | None) -> bytes:
-    """An image, (H, W, 3) bytes, as it is stored."""
-    facts = Facts(
-        generator=generator,
+def image_file(
+    pixels: np.ndarray, row: Row, config: GenerateConfig, generator_name: str, adapter_sha256: str | None
+) -> bytes:
+    """The content of an image's file; pixels: (H, W, 3) bytes."""
+    metadata = ImageMetadata(
+        generator=generator_name,
         adapter_sha256=adapter_sha256,
         prompt=row.prompt,
         seed=row.seed,
@@ -123,19 +130,31 @@ def encoded(pixels: np.ndarray, row: Row, config: GenerateConfig, generator: str
         split=row.split,
         attempt=row.attempt,
     )
-    return encode(pixels, facts, config.image_format, config.compression_quality, config.stored_size)
+    return encode(pixels, metadata, config.image_format, config.compression_quality, config.stored_size)
 
 
-def publish_shard(work: Work, shard: Shard, rows: list[Row], rejected: bytes | None, removed: list[str]) -> None:
-    config = work.config
-    store, layout = open_store(config.output, work.worker), LAYOUTS[config.format]
-    packed = layout.pack(rows, shard.staged, index.SUFFIXES[config.image_format], work.category_ids)
+def publish_shard(
+    context: WriterContext, shard: StagedShard, rows: list[Row], counts: bytes | None, removed_files: list[str]
+) -> None:
+    """Pack and publish a shard, which then replaces the stored one.
+
+    counts: the JSON of its RejectionCounts; None without screening.  removed_files: those that the stored shard may
+    contain; they are removed unless the new one contains them too.
+    """
+    # Pack the encoded images.
+    config = context.config
+    store, layout = open_store(config.output, context.worker), LAYOUTS[config.format]
+    packed = layout.pack(rows, shard.folder, index.SUFFIXES[config.image_format], context.category_ids)
     hashes = {name: atomic.sha256(path) for name, path in packed.items()} if layout.container else {}
-    store.remove(index.part_name(shard.split, shard.number))  # from here on until it is back, there is no such shard
-    for name in set(removed) - set(packed):
+
+    # Remove the part of the index: until the new one is written, the shard does not exist.
+    store.remove(index.part_name(shard.split, shard.number))
+    for name in set(removed_files) - set(packed):
         store.remove(name)
+
+    # Publish files, counts, and last the part of the index.
     store.publish(packed)
-    if rejected is not None:
-        store.write(index.tally_name(shard.split, shard.number), rejected)
+    if counts is not None:
+        store.write(index.tally_name(shard.split, shard.number), counts)
     store.write(index.part_name(shard.split, shard.number), index.index_bytes(rows, hashes))
-    shutil.rmtree(shard.staged)
+    shutil.rmtree(shard.folder)

@@ -9,7 +9,7 @@ from lbgen.vocabulary.vocabulary import Category
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A file that holds many images."""
+    """A file that contains many images."""
 
     name: str
     """Relative to the dataset folder."""
@@ -18,50 +18,49 @@ class ShardFile:
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitSummary:
     name: str
     images: int
     files: Sequence[ShardFile] = ()
-    """Of layouts that pack images, in order; none in imagefolder."""
+    """In order, in layouts that pack images; empty for imagefolder."""
 
 
 @dataclass(frozen=True)
-class Residual:
-    """What is left of the association between the label and a balanced attribute."""
+class AttributeBalance:
+    """How well a balanced attribute is balanced: its association with the label, and its values."""
 
     attribute: str
     information: float
-    """Adjusted mutual information of label and value found, in [0, 1]: 0 is chance."""
-    as_asked: float
-    """Share of images that have the value they were to have."""
+    """Adjusted mutual information between label and detected value, in [0, 1]; 0 is chance."""
+    matching: float
+    """Share of images in which the target value was detected, in [0, 1]."""
     counts: Sequence[tuple[str, int, int]]
-    """Value, images that were to have it, images found to have it."""
+    """Value, number of images with that target value, number of images in which it was detected."""
 
 
 @dataclass(frozen=True)
-class Description:
+class DatasetSummary:
     title: str
     layout: Literal["imagefolder", "webdataset", "parquet"]
     suffix: Literal["png", "jpg", "webp"]
-    """Of the image files."""
+    """Suffix of the image files."""
     categories: Sequence[Category]
     """In the order of the labels."""
-    splits: Sequence[Split]
+    splits: Sequence[SplitSummary]
     config: str
     """The resolved configuration, as YAML."""
     hashes: Mapping[str, str | None] = field(default_factory=dict)
-    """What the configuration only names (generator, adapter, ...) -> its hash; None where there is none."""
+    """Input (generator, adapter, ...) -> hash of its content; None if there is none."""
     versions: Sequence[str] = ()
-    """ "package version", of all that had a part in the images."""
+    """"package version" of each package that the images depend on."""
     rejections: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Category id -> reason -> images that screening rejected; empty where nothing was rejected or screened."""
-
-    residuals: Sequence[Residual] = ()
-    """Of the balanced attributes."""
+    """Category id -> reason -> number of rejected attempts; empty without rejections or without screening."""
+    balances: Sequence[AttributeBalance] = ()
+    """One for each balanced attribute."""
 
     @property
     def against_bias(self) -> bool:
-        """Whether anything was done about the base generator's biases: an adapter, or balanced attributes."""
+        """Whether the generator's biases were worked against, by an adapter or by balanced attributes."""
         return bool(self.hashes.get("adapter") or self.hashes.get("attributes"))
 
     @property

@@ -1,19 +1,19 @@
-"""Small JSON files beside the data: what the labels mean, and what timm wants to know of tar shards."""
+"""labels.json, which names the labels, and _info.json, which tells timm about tar shards."""
 
 import json
 from collections.abc import Iterable
 
-from lbgen.generation.card.description import Split
+from lbgen.generation.card.summary import SplitSummary
 from lbgen.vocabulary.vocabulary import Category
 
 
 def labels_json(categories: Iterable[Category]) -> str:
-    """A list of {"id", "name"}, one a line; a label is a place in it, counted from 0."""
+    """A list of {"id", "name"}, one on each line; a label is an index into it, counted from 0."""
     lines = (json.dumps({"id": category.id, "name": category.name}, ensure_ascii=False) for category in categories)
     return "[\n" + ",\n".join(lines) + "\n]\n"
 
 
-def info_json(splits: Iterable[Split]) -> str:
+def info_json(splits: Iterable[SplitSummary]) -> str:
     """_info.json, which timm's WebDataset reader looks for in the folder (timm/data/readers/reader_wds.py)."""
     content = {
         split.name: {

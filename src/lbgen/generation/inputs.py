@@ -1,0 +1,78 @@
+"""The models and files that a configuration names: where they are, their content hashes, what images call them.
+
+A dataset records absolute locations, and identifies each model and file by its content: it may move.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lbgen.errors import UserError
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.screening import balance
+from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
+from lbgen.runs import atomic, identity
+from lbgen.runs.identity import Identity
+
+INPUT_FIELDS = ("generator", "adapter", "attributes", "screen_semantics")
+"""Fields that may name a folder or a file. Its content counts, not its location."""
+MODEL_REGISTRIES = {"generator": GENERATORS, "screen_semantics": SEMANTICS}
+"""Fields that name weights by a short name of the registry, a hub id or a folder."""
+HASH_NAMES = {
+    "generator": "generator",
+    "adapter": "adapter",
+    "screen_semantics": "semantics",
+    "attributes": "attributes",
+}
+"""Field -> the name of its hash in the identity of a dataset."""
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+
+
+def with_absolute_paths(config: GenerateConfig) -> GenerateConfig:
+    """The same inputs by absolute path, for workers and repairs that run in other folders; missing ones unchanged."""
+    changed: dict[str, Any] = {}
+    for name, registry in MODEL_REGISTRIES.items():
+        value = getattr(config, name)
+        if value not in registry and os.path.isdir(value):
+            changed[name] = os.path.abspath(value)
+    if config.adapter is not None and config.adapter.is_dir():
+        changed["adapter"] = config.adapter.absolute()
+    if config.attributes not in (None, Path("microworld")) and os.path.isfile(config.attributes):
+        changed["attributes"] = config.attributes.absolute()
+    return replace(config, **changed)
+
+
+def generator_name(generator: str) -> str:
+    """The generator's name in image metadata: for an absolute path, the name of the folder only."""
+    return generator.rpartition("/")[2] if generator.startswith("/") else generator
+
+
+def identity_of(config: GenerateConfig) -> Identity:
+    """Hashes of all inputs and the library versions. Models must be loaded first: that may download their weights."""
+    return Identity(
+        hashes={
+            "generator": weights_sha256(config, "generator"),
+            "adapter": adapter_sha256(config),
+            "semantics": weights_sha256(config, "screen_semantics") if config.checks else None,
+            "attributes": balance.attributes_sha256(balance.balanced_attributes(config)),
+        },
+        versions=identity.versions(),
+    )
+
+
+def weights_sha256(config: GenerateConfig, field: str) -> str | None:
+    """Hash of the weights that a field of MODEL_REGISTRIES names."""
+    return identity.weights_sha256(resolve(getattr(config, field), MODEL_REGISTRIES[field]))
+
+
+def adapter_sha256(config: GenerateConfig) -> str | None:
+    """Hash of the adapter's weights, None without an adapter; raises UserError if the folder holds none."""
+    if config.adapter is None:
+        return None
+    file = config.adapter / ADAPTER_FILE
+    if not file.is_file():
+        raise UserError(f"--adapter {config.adapter}: no {ADAPTER_FILE} in it; give an alignment run's adapter folder")
+    return atomic.sha256(file)

@@ -1,0 +1,150 @@
+"""The rows of a shard in the index: created for planned images, and read back and compared with the plan.
+
+A dataset may come from someone else, so its index is untrusted input. Every column that the plan determines, above all
+the file name, is computed from the plan and compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lbgen.datasets import index
+from lbgen.datasets.index import SUFFIXES, Row
+from lbgen.datasets.layout import Stored
+from lbgen.datasets.layouts import LAYOUTS
+from lbgen.errors import UserError
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.plan import Plan, PlannedImage
+from lbgen.generation.screening.balance import prompt
+from lbgen.runs.storage import Store
+
+if TYPE_CHECKING:  # at run time it would bring torch, which a finished dataset does without
+    from lbgen.generation.screening.checks import Verdict
+
+HASH = re.compile(r"[0-9a-f]{16}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def new_row(
+    image: PlannedImage, shard: int, config: GenerateConfig, verdict: Verdict, rejections: Sequence[str] = ()
+) -> Row:
+    """The row of an accepted image before it is encoded, so without the hash of its file.
+
+    rejections: the reasons of the rejected attempts at this image, one text for each.
+    """
+    return Row(
+        **planned_columns(image, shard, config, image.target_values),
+        attempt=image.attempt,
+        key=image.key,
+        sha256="",
+        perceptual_hash=verdict.perceptual_hash,
+        scores=verdict.scores,
+        rejections=tuple(rejections),
+        target=image.target_values,
+        found=verdict.detected_values,
+    )
+
+
+def planned_columns(
+    image: PlannedImage, shard: int, config: GenerateConfig, target_values: Sequence[str]
+) -> dict[str, Any]:
+    """The columns of an image that follow from plan, configuration and target values."""
+    return {
+        "id": image.category.id,
+        "name": image.category.name,
+        "label": image.label,
+        "split": image.split,
+        "shard": shard,
+        "seed": config.seed,
+        "prompt": prompt(config, image.category.name, target_values),
+        "file": file_of(image, shard, config),
+    }
+
+
+def file_of(image: PlannedImage, shard: int, config: GenerateConfig) -> str:
+    """The file of the dataset that contains an image."""
+    layout, suffix = LAYOUTS[config.format], SUFFIXES[config.image_format]
+    return layout.file(image.split, shard, image.category.id, image.key, suffix)
+
+
+# ---- reading back ----
+
+
+def read_rows(
+    store: Store, config: GenerateConfig, plan: Plan, split: str, shard: int
+) -> tuple[list[Row], dict[str, str]]:
+    """The rows and container hashes of a finished shard.
+
+    Raises UserError if they are damaged or do not match the plan.
+    """
+    name = index.part_name(split, shard)
+    try:
+        rows, containers = index.read_part(store, split, shard)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{store}/{name} cannot be read ({error}); {repair_advice(store)}") from None
+    difference = next(differences(config, plan, rows, containers, split, shard), None)
+    if difference:
+        raise UserError(f"{store}/{name} is not that of the plan: {difference}; {repair_advice(store)}")
+    return rows, containers
+
+
+def repair_advice(store: Store) -> str:
+    return f"run lbgen verify {store} --repair, then start again"
+
+
+def differences(
+    config: GenerateConfig, plan: Plan, rows: Sequence[Row], containers: Mapping[str, str], split: str, shard: int
+) -> Iterator[str]:
+    """How the rows and containers of a shard differ from those that plan and configuration determine."""
+    planned = {image.key: image for image in plan.shard(split, shard)}
+    for row in rows:
+        image = planned.pop(row.key, None)
+        if image is None:
+            yield f"{row.key!r:.80} is none of its images, or is there twice"
+        elif column := wrong_column(row, image, shard, config, plan):
+            yield f"{column} of {row.key}"
+    expected = {row.file for row in rows} if LAYOUTS[config.format].container else set()
+    if set(containers) != expected or not all(SHA256.fullmatch(sha256) for sha256 in containers.values()):
+        yield "its list of files"
+
+
+def wrong_column(row: Row, image: PlannedImage, shard: int, config: GenerateConfig, plan: Plan) -> str | None:
+    """The first column of a row that does not match the plan; None if all match."""
+    expected = planned_columns(image, shard, config, row.target)
+    if plan.balanced:  # a verify without the attributes file does not know the target values
+        expected["target"] = image.target_values
+    valid = {
+        "attempt": 0 <= row.attempt < config.max_attempts and len(row.rejections) in (row.attempt, row.attempt + 1),
+        "target": len(row.target) == len(config.balance),
+        "found": len(row.found) == len(config.balance),
+        "sha256": SHA256.fullmatch(row.sha256) is not None,
+        "perceptual_hash": "duplicate" not in config.screen or HASH.fullmatch(row.perceptual_hash or "") is not None,
+    }
+    wrong = [name for name, value in expected.items() if getattr(row, name) != value]
+    wrong += [name for name, is_valid in valid.items() if not is_valid]
+    return next(iter(wrong), None)
+
+
+def stored_images(store: Store, config: GenerateConfig, rows: Sequence[Row]) -> Iterator[Stored]:
+    """The images of these rows of one shard, in the order of its files; raises UserError if a hash differs."""
+    expected_hashes = {row.key: row.sha256 for row in rows}
+    for row in {row.file: row for row in rows}.values():
+        matches, damaged = 0, False
+        try:
+            with store.fetched(row.file) as path:
+                for stored in LAYOUTS[config.format].read(path, row):
+                    if hashlib.sha256(stored.content).hexdigest() == expected_hashes.get(stored.key):
+                        matches += 1
+                        yield stored
+        except UserError:
+            raise
+        except (FileNotFoundError, ValueError, KeyError, TypeError, tarfile.TarError):
+            damaged = True
+        if damaged or matches != sum(one.file == row.file for one in rows):
+            raise UserError(f"{store}/{row.file} was changed; {repair_advice(store)}")

@@ -1,0 +1,81 @@
+"""Repairs load models that the record of a dataset names only if this user made the dataset.
+
+If a dataset from someone else could name the models that a repair loads, its sender would choose what is downloaded or
+read. So the user's state folder (XDG_STATE_HOME) keeps the hash of every record that this user's own flags wrote or
+agreed with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lbgen.errors import UserError
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.inputs import INPUT_FIELDS, with_absolute_paths
+from lbgen.generation.record import RECORD
+from lbgen.runs.storage import Store
+
+
+def remember_record(store: Store) -> None:
+    """Note that this user's flags wrote, or agreed with, the dataset's record as it is now."""
+    mark = _mark(store)
+    with suppress(OSError):  # without a home folder, repairs ask for the models by flag
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+
+def is_remembered(store: Store) -> bool:
+    with suppress(OSError):
+        return _mark(store).exists()
+    return False
+
+
+def _mark(store: Store) -> Path:
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return state / "lbgen" / "datasets" / hashlib.sha256(store.read(RECORD)).hexdigest()
+
+
+def with_trusted_inputs(config: GenerateConfig, flags: Mapping[str, Any], store: Store) -> GenerateConfig:
+    """The configuration of a dataset that will be repaired, with inputs that the user trusts.
+
+    Inputs come from `flags` (None for a flag that was not given), and from the record if this user made the dataset.
+    Inputs that come with lbgen are always trusted. Raises UserError for any other, and for one that does not exist.
+    """
+    files = ("adapter", "attributes")
+    given: dict[str, Any] = {
+        name: Path(value) if name in files else value for name, value in flags.items() if value is not None
+    }
+    if not is_remembered(store):
+        for name, value in loaded_inputs(config).items():
+            if name not in given:
+                raise UserError(
+                    f"{store}/{RECORD} names {name} {value}, and you have not made this dataset: to load it all the "
+                    f"same, or another copy of it, give --{name.replace('_', '-')}"
+                )
+    trusted = with_absolute_paths(replace(config, **given))
+    _ensure_inputs_exist(trusted)
+    return trusted
+
+
+def loaded_inputs(config: GenerateConfig) -> dict[str, str]:
+    """The inputs that a run would load, by field, except those that come with lbgen."""
+    inputs = {name: getattr(config, name) for name in INPUT_FIELDS}
+    if not config.checks:
+        del inputs["screen_semantics"]
+    return {name: str(value) for name, value in inputs.items() if value is not None and str(value) != "microworld"}
+
+
+def _ensure_inputs_exist(config: GenerateConfig) -> None:
+    for name in INPUT_FIELDS:
+        path = str(getattr(config, name))
+        if path.startswith("/") and not os.path.exists(path):
+            raise UserError(
+                f"{config.output}/{RECORD}, {name}: {path} is not there; put it back, or say where it is now with "
+                f"--{name.replace('_', '-')} (its content is compared, not its path)"
+            )

@@ -1,0 +1,121 @@
+"""A store on object storage (S3, Google, Azure, the Hugging Face Hub), through fsspec."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from lbgen.errors import UserError
+from lbgen.runs import atomic
+from lbgen.runs.store import Store
+
+WHOLE_UPLOADS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "hf")
+"""Protocols whose uploads appear whole or not at all. A marker file relies on that."""
+CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "huggingface_hub", "httpx", "httpx2", "azure")
+"""Packages used by fsspec whose errors (no credentials, no connection) are not OSErrors."""
+
+
+class Unreachable(Exception):
+    """The storage failed to answer a request.
+
+    It is not an OSError, because readers also raise OSError for the content of a file, which means that it is damaged.
+    """
+
+
+class RemoteStore(Store):
+    """Files at an fsspec address of one of the WHOLE_UPLOADS protocols."""
+
+    def __init__(self, address: str, worker: str) -> None:
+        super().__init__(address, worker)
+        self._system, self.root = _file_system(address)
+
+    @property
+    def local_folder(self) -> Path:
+        return private_folder() / hashlib.sha256(self.address.encode()).hexdigest()[:16]
+
+    @property
+    def system(self) -> Any:
+        """The fsspec file system, with its cache of listings cleared, since other workers write there too."""
+        self._system.invalidate_cache()
+        return self._system
+
+    def _path(self, name: str) -> str:
+        atomic.ensure_relative(self.address, name)
+        return f"{self.root}/{name}"
+
+    def names(self, folder: str = "") -> set[str]:
+        try:
+            paths = self.system.ls(self._path(folder) if folder else self.root, detail=False)
+        except FileNotFoundError:
+            return set()
+        return {path.rstrip("/").rpartition("/")[2] for path in paths}
+
+    def read(self, name: str) -> bytes:
+        with _reading():
+            content = self.system.cat_file(self._path(name))
+        assert isinstance(content, bytes)
+        return content
+
+    def publish(self, staged: Mapping[str, Path]) -> None:
+        self.system.put([str(path) for path in staged.values()], [self._path(name) for name in staged])
+        for path in staged.values():
+            path.unlink()
+
+    def remove(self, name: str) -> None:
+        if self.exists(name):
+            self.system.rm_file(self._path(name))
+
+    @contextmanager
+    def fetched(self, name: str) -> Iterator[Path]:
+        local = self.stage() / name.replace("/", "-")
+        try:
+            with _reading():
+                self.system.get_file(self._path(name), str(local))
+            yield local
+        finally:
+            local.unlink(missing_ok=True)
+
+
+def private_folder() -> Path:
+    """This user's own folder inside the system's temporary folder, in which no other user can create files."""
+    folder = Path(tempfile.gettempdir()) / f"lbgen-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise UserError(f"{folder}: it is not a folder that only you can write to; remove it, or set TMPDIR to another")
+    return folder
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Pass on FileNotFoundError for a missing file; raise Unreachable for any other failure to read it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Unreachable(error) from error
+
+
+def _file_system(address: str) -> tuple[Any, str]:
+    """The fsspec file system and the path within it; credentials and endpoints come from fsspec's own configuration."""
+    from fsspec.core import url_to_fs  # late: local datasets do without it, and it is slow to import
+
+    protocol = address.partition("://")[0]
+    if protocol not in WHOLE_UPLOADS:
+        raise UserError(
+            f"--output {address}: a file there could be seen half-written; give a folder, or an address of "
+            f"{', '.join(f'{name}://' for name in WHOLE_UPLOADS)}"
+        )
+    try:
+        system, path = url_to_fs(address)
+    except ImportError as error:
+        raise UserError(f"--output {address}: {error}") from None
+    return system, path.rstrip("/")

@@ -1,0 +1,148 @@
+"""A tree of files by relative names, whose files appear whole or not at all; and such a tree in a local folder.
+
+Every operation checks the name that it is given: no name may leave the folder or pass through a link.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+
+from lbgen.runs import atomic
+
+STAGING = ".staging"
+LOCK = ".lock"
+"""In the folder of a local dataset. It stays there, unless the folder is otherwise empty (lbgen.runs.lock)."""
+
+
+class Store(ABC):
+    """Files by relative name, with forward slashes. Files are prepared in `staging` and then published."""
+
+    address: str
+    worker: str
+
+    def __init__(self, address: str, worker: str) -> None:
+        """worker: the name of the worker's own subfolder of the staging folder."""
+        self.address, self.worker = address, worker
+
+    def __str__(self) -> str:
+        return self.address
+
+    @property
+    @abstractmethod
+    def local_folder(self) -> Path:
+        """A folder on this machine that is safe to write to; it holds the lock and the staging folder."""
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by every run on this machine that writes to this store."""
+        return self.local_folder / LOCK
+
+    @property
+    def staging(self) -> Path:
+        """The local folder for unfinished files of this worker only; `stage` creates it."""
+        return atomic.inside(self.local_folder, f"{STAGING}/{self.worker}")
+
+    @abstractmethod
+    def names(self, folder: str = "") -> set[str]:
+        """The names of the entries of a folder; empty if there is no such folder."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """The content of a file; raises FileNotFoundError if there is none."""
+
+    @abstractmethod
+    def publish(self, staged: Mapping[str, Path]) -> None:
+        """Move staged files to their final names, given as name -> staged file.
+
+        Each file appears whole, and all of them are safely stored when the call returns.
+        """
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file if it exists."""
+
+    @abstractmethod
+    def fetched(self, name: str) -> AbstractContextManager[Path]:
+        """A local path to the file's content, valid within the context and read-only."""
+
+    def exists(self, name: str) -> bool:
+        folder, _, last = name.rpartition("/")
+        return last in self.names(folder)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Publish a single file with this content."""
+        staged = self.stage() / name.replace("/", "-")
+        atomic.write_new(staged, content)
+        self.publish({name: staged})
+
+    def stage(self, name: str = "") -> Path:
+        """The staging folder or, given a name, a new empty folder of this name inside it."""
+        folder = self.staging
+        if name:
+            folder = folder / name
+            shutil.rmtree(folder, ignore_errors=True)  # left by a killed worker of the same name
+        create_staging_folder(folder)
+        return folder
+
+    def clear_staging(self, every: bool = False) -> None:
+        """Remove unfinished files of this worker and of its processes, or, with `every`, of all workers."""
+        staging = self.staging
+        for path in [staging.parent] if every else [staging, *staging.parent.glob(f"{staging.name}.*")]:
+            shutil.rmtree(path, ignore_errors=True)  # removes links themselves, never what they point to
+        with suppress(OSError):  # it holds another worker's folder, or does not exist any more
+            staging.parent.rmdir()
+
+
+def create_staging_folder(path: Path) -> None:
+    """Create a folder, and try again when another part of the run removes its empty parent at the same moment."""
+    while not path.is_dir():
+        with suppress(FileNotFoundError):
+            path.mkdir(parents=True, exist_ok=True)
+
+
+class LocalStore(Store):
+    """A folder of this machine."""
+
+    def __init__(self, root: Path, worker: str) -> None:
+        super().__init__(str(root), worker)
+        self.root = root
+
+    @property
+    def local_folder(self) -> Path:
+        return self.root
+
+    def names(self, folder: str = "") -> set[str]:
+        try:
+            return set(os.listdir(atomic.inside(self.root, folder) if folder else self.root))
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+
+    def read(self, name: str) -> bytes:
+        return atomic.inside(self.root, name).read_bytes()
+
+    def publish(self, staged: Mapping[str, Path]) -> None:
+        targets = {atomic.inside(self.root, name): path for name, path in staged.items()}
+        for path in targets.values():
+            atomic.flush(path)
+        folders = {target.parent for target in targets}
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        for target, path in targets.items():
+            os.replace(path, target)
+        for folder in folders:
+            atomic.flush(folder)
+
+    def remove(self, name: str) -> None:
+        path = atomic.inside(self.root, name)
+        if path.exists():
+            path.unlink(missing_ok=True)
+            atomic.flush(path.parent)
+
+    @contextmanager
+    def fetched(self, name: str) -> Iterator[Path]:
+        yield atomic.inside(self.root, name)
