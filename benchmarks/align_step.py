@@ -156,7 +156,7 @@ def updates_of(trainer: Trainer) -> Callable[[], None]:
     def update() -> None:
         draw = next(draws)
         batch = trainer.batch(draw, differentiate=True)
-        trainer.update_opponents(batch, draw)
+        trainer.learn_from(batch, draw)
         trainer.update_adapter(batch, draw + 1)
 
     return update

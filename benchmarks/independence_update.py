@@ -1,6 +1,6 @@
 """How much longer an update is with the independence term: `python benchmarks/independence_update.py`.
 
-An update of the paper's terms and weights, with the term in either form beside them, and the paper's once more, for
+An update of the paper's terms and weights, with the term beside them, and the paper's once more, for
 what two measurements of one thing differ by; the micro world's recipe unless flags say otherwise; every flag of `lbgen
 align` is there. The memory is full. Bank and memory are of noise, which varies in every direction, so that more of them
 are kept than of images: an upper bound.
@@ -38,7 +38,6 @@ def update(config: AlignConfig) -> Callable[[], None]:
         term.memory.normal_()
         term.memory_rows.random_(len(trainer.vocabulary))
         term.seen.fill_(len(term.memory))
-        term.newest.fill_(trainer.global_batch)
     return updates_of(trainer)
 
 
@@ -57,8 +56,7 @@ def main() -> None:
         ours = replace(paper, independence_weight=1.0)
         versions = {
             "the paper's": paper,
-            "and independence, kernel form": ours,
-            "and independence, adversarial form": replace(ours, independence_form="adversarial"),
+            "and independence": ours,
             "the paper's, again": paper,
         }
         seconds = []

@@ -121,7 +121,7 @@ def play(
     for update in range(1, max(UPDATES) + 1):
         rows = order[(torch.arange(images) + update * images) % categories]
         features = generator.features(rows, rng)
-        term.update(features.detach(), rows, update)
+        term.remember(features.detach(), rows)
         optimizer.zero_grad()
         term.value(features, rows).backward()
         optimizer.step()

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from lbgen.alignment import losses
-from lbgen.alignment.discriminator import PairDiscriminator
 from lbgen.alignment.independence.residual import (
     ensure_rest,
     fit_residual,
@@ -101,12 +100,6 @@ def test_texts_that_leave_nothing_are_refused(draw):
 # ---- the losses ----
 
 
-def test_independence_is_the_mean_of_minus_log_d():
-    logits = [0.3, -2.0, 1.5]
-    expected = sum(math.log(1 + math.exp(-x)) for x in logits) / 3
-    assert losses.independence(torch.tensor(logits)).item() == pytest.approx(expected)
-
-
 def kernel(a, b, width):
     square = sum((x - y) ** 2 for x, y in zip(a.tolist(), b.tolist(), strict=True))
     return sum(math.exp(-square / (2 * factor * width)) for factor in (0.25, 1, 4)) / 3
@@ -152,34 +145,3 @@ def test_its_slope_is_bounded_wherever_the_images_are():
         value = losses.conditional_mismatch(place, crowd, torch.ones(1, 1, dtype=torch.float64), bank, width)
         largest = max(largest, torch.autograd.grad(value, place)[0].norm().item())
     assert 0.8 * bound < largest <= bound
-
-
-def test_at_the_optimum_the_game_ends_where_the_rest_says_nothing_of_the_category():
-    """Four values of the rest, three categories: the generator is a table, the opponent the closed form of its best."""
-    base = torch.tensor([0.4, 0.3, 0.2, 0.1])
-    table = torch.tensor([[3.0, 0, 0, 0], [0, 3, 0, 0], [0, 0, 3, 0]], requires_grad=True)
-    optimizer = torch.optim.Adam([table], 0.05)
-    for _ in range(400):
-        chances = table.softmax(dim=-1)
-        logits = (base / chances).log().detach()
-        loss = sum(chances[c, r] * losses.independence(logits[c, r : r + 1]) for c in range(3) for r in range(4))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert torch.allclose(table.softmax(dim=-1), base.expand(3, 4), atol=0.01)
-
-
-def test_a_trained_opponent_has_the_optimums_logits():
-    """log p_base(r) / p(r | c) for two values of the rest and two categories, from expected losses."""
-    rest, embeddings = torch.eye(2).repeat_interleave(2, dim=0), torch.tensor([[1.0], [-1.0]]).repeat(2, 1)
-    base, own = torch.tensor([0.5, 0.5, 0.5, 0.5]), torch.tensor([0.9, 0.2, 0.1, 0.8])  # of (r, c) = 00 01 10 11
-    torch.manual_seed(0)
-    opponent = PairDiscriminator(2, 1, 16)
-    optimizer = torch.optim.Adam(opponent.parameters(), 0.02)
-    softplus = torch.nn.functional.softplus
-    for _ in range(500):
-        logits = opponent(rest, embeddings)
-        optimizer.zero_grad()
-        (base * softplus(-logits) + own * softplus(logits)).sum().backward()
-        optimizer.step()
-    assert torch.allclose(opponent(rest, embeddings), (base / own).log(), atol=0.02)

@@ -47,20 +47,8 @@ def base_pull(images: Tensor, base_images: Tensor) -> Tensor:
     return F.mse_loss(images, base_images)
 
 
-def independence(fake_logits: Tensor) -> Tensor:
-    """-log D(r, c): the generator's side of a game that makes the rest r of an image independent of its category c.
-
-    D's "real" pairs are the rest of one of the base generator's images and any category, p_base(r) p(c); its "fake"
-    ones an image's rest and its own category, p(r | c) p(c). At its optimum D has the logit log p_base(r) / p(r | c)
-    (Goodfellow et al., arXiv 1406.2661), and the game is at rest where p(r | c) = p_base(r): the rest says nothing of
-    the category, and varies as the base generator's does over all of them. Ours; D's own loss is `discriminator_loss`.
-    fake_logits: (B,) of the images.
-    """
-    return entire_alignment(fake_logits)
-
-
 def conditional_mismatch(rest: Tensor, memory: Tensor, shares: Tensor, bank: Tensor, width: Tensor) -> Tensor:
-    """The same aim with no opponent: how much closer images are to others of their category than to the base's.
+    """How much closer images are to others of their category than to the base's: their rest should say nothing of it.
 
     The squared maximum mean discrepancy (Gretton et al., JMLR 2012) between p(r | c) and p_base(r) is
     E k(r, r') - 2 E k(r, b) + E k(b, b'). With n images r_j of the category, its slope in one of them, r_i, is 2/n

@@ -40,8 +40,6 @@ class Term:
     value: Callable[[Batch], Tensor]
     zero_at_start: bool = False
     """Whether the gradient of this term is zero, and rightly so, while the adapter is."""
-    share: Callable[[], Tensor | float] = lambda: 1.0
-    """Of the weight, in [0, 1], in the update at hand."""
 
 
 def objective(
@@ -66,7 +64,6 @@ def objective(
         terms["independence"] = Term(
             config.independence_weight,
             lambda batch: independence.value(independence.looks(batch.features, batch.images), batch.rows),
-            share=lambda: independence.share,
         )
     return terms
 
@@ -82,7 +79,7 @@ def term_values(terms: dict[str, Term], batch: Batch) -> dict[str, Tensor]:
 
 def total_loss(terms: dict[str, Term], values: dict[str, Tensor]) -> Tensor:
     """The weighted sum of the terms that have a weight."""
-    weighted = [term.weight * term.share() * values[name] for name, term in terms.items() if term.weight > 0]
+    weighted = [term.weight * values[name] for name, term in terms.items() if term.weight > 0]
     return torch.stack(weighted).sum()
 
 

@@ -53,7 +53,7 @@ class Run:
         with self.progress("warm-up", self.config.discriminator_warmup_steps, self.record["warmup"]) as progress:
             while self.record["warmup"] < self.config.discriminator_warmup_steps:
                 batch = self.trainer.batch(self.draw, differentiate=False)
-                losses = self.trainer.update_opponents(batch, self.draw)
+                losses = self.trainer.learn_from(batch, self.draw)
                 self.record["warmup"] += 1
                 progress.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()})
                 progress.update()
@@ -81,7 +81,7 @@ class Run:
         """One update; returns its line of metrics."""
         began = time.perf_counter()
         batch = self.trainer.batch(self.draw, differentiate=True)
-        opponents = self.trainer.update_opponents(batch, self.draw)
+        opponents = self.trainer.learn_from(batch, self.draw)
         losses = self.trainer.update_adapter(batch, self.record["step"] + 1)
         self.record["step"] += 1
         speed = self.trainer.global_batch / (time.perf_counter() - began)

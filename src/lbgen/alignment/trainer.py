@@ -196,14 +196,14 @@ class Trainer:
         scale = self.scaler.get_scale() if self.scaler is not None else 1.0
         return gradient_norms(self.terms, values, self.parameters, self._averaged, scale)
 
-    def update_opponents(self, batch: Batch, draw: int) -> dict[str, float]:
-        """One step of all that learns against the adapter; returns their losses."""
-        losses = {"discriminator": self.update_discriminator(batch, draw)}
+    def learn_from(self, batch: Batch, draw: int) -> dict[str, float]:
+        """One step of the discriminator, whose loss is returned; the independence term remembers the images."""
+        loss = self.update_discriminator(batch, draw)
         if self.independence is not None:
             seen = self.independence.looks(batch.features, batch.images).detach()
             seen, rows = self.accelerator.gather((seen, batch.rows))
-            losses |= self.independence.update(seen, rows, draw)
-        return losses
+            self.independence.remember(seen, rows)
+        return {"discriminator": loss}
 
     def update_discriminator(self, batch: Batch, draw: int) -> float:
         """One step of D on this batch's features and as many texts; returns its loss."""
@@ -290,7 +290,8 @@ class Trainer:
     @torch.no_grad()
     def _load_state(self, state: dict[str, Any]) -> None:
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+            load = part.load_checkpoint_state if part is self.independence else part.load_state_dict
+            load(state[name])
         for parameter, saved in zip(self.parameters, state.get("parameters", self.parameters), strict=True):
             parameter.copy_(saved)
         self.generator.refresh_sampler()
@@ -302,7 +303,7 @@ class Trainer:
             "discriminator_optimizer": self.discriminator_optimizer,
         }
         if self.independence is not None:
-            parts |= self.independence.parts()
+            parts["independence"] = self.independence
         if self.average is not None:
             parts["average"] = self.average
         return parts | ({"scaler": self.scaler} if self.scaler is not None else {})

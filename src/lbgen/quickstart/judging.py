@@ -33,9 +33,8 @@ LOSSES = {
     "base": ("Pull towards the base", "Mean squared distance to the base generator's image."),
     "independence": (
         "Independence",
-        "How much the rest of an image tells of its category; 0 in the kernel form: none.",
+        "How much the rest of an image tells of its category; 0: nothing.",
     ),
-    "independence_opponent": ("Independence, opponent", "1.39 when it cannot tell own pairs from those of chance."),
     "discriminator": ("Discriminator", "1.39 when it cannot tell images from texts, 0 when it always can."),
 }
 STATISTICS = {
