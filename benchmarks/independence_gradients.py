@@ -12,28 +12,33 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from align_step import new_trainer
+from align_step import new_state
 from measuring import heading, markdown
+from torch import Tensor
 
+from lbgen.alignment import loop
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.objective import gradient_norms, term_values
+from lbgen.alignment.objective import Batch, Term, gradient_norms, term_values
 from lbgen.configuration.flags import resolve
 
 
 def norms_of(config: AlignConfig, updates: int) -> dict[str, list[float]]:
     """By term, before the gradient is clipped; of every update."""
-    trainer = new_trainer(config)
-    norms: dict[str, list[float]] = {name: [] for name, term in trainer.terms.items() if term.weight > 0}
-    for draw in range(config.discriminator_warmup_steps):
-        trainer.learn_from(trainer.batch(draw, differentiate=False), draw)
-    for step in range(config.discriminator_warmup_steps, config.discriminator_warmup_steps + updates):
-        batch = trainer.batch(step, differentiate=True)
-        trainer.learn_from(batch, step)
-        values = term_values(trainer.terms, batch)
-        measured = gradient_norms(trainer.terms, values, trainer.parameters, list, 1.0)
-        trainer.update_adapter(batch, step)
-        for name, seen in norms.items():
-            seen.append(measured[name])
+    state = new_state(config)
+    norms: dict[str, list[float]] = {name: [] for name, term in state.terms.items() if term.weight > 0}
+
+    def measured_values(terms: dict[str, Term], batch: Batch) -> dict[str, Tensor]:
+        values = term_values(terms, batch)
+        measured = gradient_norms(terms, values, state.parameters, list, 1.0)
+        for name, recorded in norms.items():
+            recorded.append(measured[name])
+        return values
+
+    loop.term_values = measured_values
+    for batch_index in range(config.discriminator_warmup_steps):
+        loop.warm_up_step(state, batch_index)
+    for batch_index in range(config.discriminator_warmup_steps, config.discriminator_warmup_steps + updates):
+        loop.training_step(state, batch_index)
     return norms
 
 

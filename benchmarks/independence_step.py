@@ -42,9 +42,9 @@ def term(categories: int, bank: int) -> Independence:
 
 def step(independence: Independence, features: Tensor, images: Tensor, rows: Tensor) -> None:
     """All that the term does in an update: take the images in, be computed, send its gradient to them."""
-    looks = independence.looks(features, images)
-    independence.remember(looks.detach(), rows)
-    torch.autograd.grad(independence.value(looks, rows), (features, images))
+    descriptors = independence.descriptors(features, images)
+    independence.remember(descriptors.detach(), rows)
+    torch.autograd.grad(independence.value(descriptors, rows), (features, images))
 
 
 def row(categories: int, bank: int) -> list[str]:

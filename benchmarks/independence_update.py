@@ -15,30 +15,30 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from align_step import new_trainer, updates_of
+from align_step import new_state, updates_of
 from measuring import heading, markdown, measured
 from torch import Tensor
 
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.independence.bank import Place
-from lbgen.alignment.trainer import Trainer
+from lbgen.alignment.independence.bank import BankImage
+from lbgen.alignment.state import TrainingState
 from lbgen.configuration import flags as configs
 
 
-def noise_looks(trainer: Trainer, places: Sequence[Place]) -> Tensor:
+def noise_descriptors(state: TrainingState, images: Sequence[BankImage]) -> Tensor:
     """(B, L) in the place of the base generator's."""
-    return torch.randn(len(places), trainer.semantics.dimension + 3 * trainer.config.independence_thumbnail**2)
+    return torch.randn(len(images), state.semantics.dimension + 3 * state.config.independence_thumbnail**2)
 
 
 def update(config: AlignConfig) -> Callable[[], None]:
     """An update of a run that is under way."""
-    Trainer._base_looks = noise_looks
-    trainer = new_trainer(config)
-    if (term := trainer.independence) is not None:
+    TrainingState._base_descriptors = noise_descriptors
+    state = new_state(config)
+    if (term := state.independence) is not None:
         term.memory.normal_()
-        term.memory_rows.random_(len(trainer.vocabulary))
-        term.seen.fill_(len(term.memory))
-    return updates_of(trainer)
+        term.memory_categories.random_(len(state.vocabulary))
+        term.remembered.fill_(len(term.memory))
+    return updates_of(state)
 
 
 def main() -> None:

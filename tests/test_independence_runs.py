@@ -11,11 +11,11 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_align import ADAPTER, fresh, lines, tiny_config, trainer_of  # noqa: F401 (fixtures)
+from test_align import ADAPTER, fresh, lines, state_of, tiny_config  # noqa: F401 (fixtures)
 from test_independence import TERM
 
-from lbgen.alignment import checkpoint, train
-from lbgen.alignment.independence.bank import bank_path, bank_places, load_bank
+from lbgen.alignment import checkpoint, run
+from lbgen.alignment.independence.bank import bank_images, bank_path, load_bank
 from lbgen.alignment.independence.term import Independence
 from lbgen.configuration import flags as configs
 from lbgen.errors import UserError
@@ -24,34 +24,34 @@ from lbgen.vocabulary.vocabulary import load_vocabulary
 # ---- the bank ----
 
 
-def test_bank_places_have_several_images_a_category_from_2_to_21000_categories():
+def test_bank_images_have_several_images_a_category_from_2_to_21000_categories():
     for categories in (2, 12, 1000, 21_000):
-        counts = collections.Counter(row for row, _ in bank_places(512, categories))
+        counts = collections.Counter(category for category, _ in bank_images(512, categories))
         assert min(counts.values()) >= 8 and len(counts) == min(categories, 64) and max(counts) < categories
-        assert len(set(bank_places(512, categories))) == 512
+        assert len(set(bank_images(512, categories))) == 512
 
 
 def test_two_processes_make_the_bank_of_one_and_a_killed_one_goes_on(tmp_path):
     """Chunks of 16: the third is never asked for twice."""
-    places, asked = bank_places(40, 3), []
+    images, asked = bank_images(40, 3), []
 
     def drawn(chunk):
         asked.append(chunk[0])
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return torch.tensor([[float(row), float(index)] for row, index in chunk])
+        return torch.tensor([[float(category), float(index)] for category, index in chunk])
 
     with pytest.raises(KeyboardInterrupt):
-        load_bank(tmp_path / "a.safetensors", places, (0, 1), drawn, lambda: None)
-    whole = load_bank(tmp_path / "a.safetensors", places, (0, 1), drawn, lambda: None)
-    assert asked == [places[0], places[16], places[32], places[32]] and not (tmp_path / "a").exists()
+        load_bank(tmp_path / "a.safetensors", images, (0, 1), drawn, lambda: None)
+    whole = load_bank(tmp_path / "a.safetensors", images, (0, 1), drawn, lambda: None)
+    assert asked == [images[0], images[16], images[32], images[32]] and not (tmp_path / "a").exists()
     with pytest.raises(UserError, match="00001.safetensors: made by another process, and not here"):
-        load_bank(tmp_path / "b.safetensors", places, (0, 2), drawn, lambda: None)
+        load_bank(tmp_path / "b.safetensors", images, (0, 2), drawn, lambda: None)
     with pytest.raises(FileNotFoundError):  # it makes its own, and waits for the first to merge
-        load_bank(tmp_path / "b.safetensors", places, (1, 2), drawn, lambda: None)
-    halves = load_bank(tmp_path / "b.safetensors", places, (0, 2), drawn, lambda: None)
+        load_bank(tmp_path / "b.safetensors", images, (1, 2), drawn, lambda: None)
+    halves = load_bank(tmp_path / "b.safetensors", images, (0, 2), drawn, lambda: None)
     assert all(torch.equal(a, b) for a, b in zip(whole, halves, strict=True))
-    assert whole[0].tolist() == [[row, index] for row, index in places] and whole[1].tolist() == [r for r, _ in places]
+    assert whole[0].tolist() == [list(image) for image in images] and whole[1].tolist() == [c for c, _ in images]
 
 
 # ---- whole runs ----
@@ -59,10 +59,10 @@ def test_two_processes_make_the_bank_of_one_and_a_killed_one_goes_on(tmp_path):
 
 def test_a_run_without_the_term_makes_no_bank_and_has_no_column(fresh):  # noqa: F811
     config = fresh(max_steps=1)
-    train.align(config)
+    run.align(config)
     assert not list(config.output.glob("bank*"))
     assert "independence" not in lines(config.output / "metrics.jsonl")[1]
-    assert trainer_of(config).independence is None
+    assert state_of(config).independence is None
 
 
 def test_a_resumed_run_equals_one_that_was_longer_from_the_start(fresh, tmp_path):  # noqa: F811
@@ -72,12 +72,12 @@ def test_a_resumed_run_equals_one_that_was_longer_from_the_start(fresh, tmp_path
     """
     term = {**TERM, "independence_thumbnail": 2, "discriminator_warmup_steps": 1}
     short, long = fresh(**term, max_steps=3), fresh(**term, max_steps=5, output=tmp_path / "long")
-    train.align(short)
+    run.align(short)
     (bank,) = short.output.glob("bank*")
     made = bank.stat().st_mtime_ns
     add_to_state(checkpoint.newest(short.output), base_agreement=0.5, agreement=0.5, share=1.0)
-    train.align(dataclasses.replace(short, max_steps=5))
-    train.align(long)
+    run.align(dataclasses.replace(short, max_steps=5))
+    run.align(long)
     assert bank.stat().st_mtime_ns == made
     ours, theirs = load_file(short.output / ADAPTER), load_file(long.output / ADAPTER)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -101,7 +101,7 @@ def add_to_state(folder, **buffers):
 def test_two_processes_give_the_bank_and_the_adapter_of_one(fresh, tmp_path):  # noqa: F811
     """The bank bit for bit, the adapter within the tolerance of two half batches."""
     whole = fresh(**TERM, independence_thumbnail=2, max_steps=3)
-    train.align(whole)
+    run.align(whole)
     halves = dataclasses.replace(whole, output=tmp_path / "halves", batch_size=1)
     configs.save(halves, tmp_path / "recipe.yaml")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lbgen"]
@@ -140,7 +140,7 @@ def test_texts_that_leave_no_rest_are_refused_before_the_bank_is_made(fresh, tmp
     (tmp_path / "many.txt").write_text("".join(f"thing{number}\tthing {number}\n" for number in range(40)))
     config = fresh(**TERM, independence_span=1.0, vocabulary=str(tmp_path / "many.txt"))
     with pytest.raises(UserError, match="--independence-span 1: the texts span"):
-        train.align(config)
+        run.align(config)
     assert not list(config.output.glob("**/*"))
 
 
@@ -149,7 +149,7 @@ def test_a_run_of_two_categories_in_bf16_with_one_image_an_update(fresh, tmp_pat
     (tmp_path / "two.txt").write_text("cat\ndog\n")
     config = fresh(**TERM, vocabulary=str(tmp_path / "two.txt"), precision="bf16",
                    batch_size=1, max_steps=4, checkpoint_every=4, evaluate_every=0)  # fmt: skip
-    train.align(config)
+    run.align(config)
     rows = lines(config.output / "metrics.jsonl")[1:]
     assert all(math.isfinite(row["independence"]) and row["independence"] != 0 for row in rows)
     weights = load_file(config.output / ADAPTER)
@@ -158,7 +158,7 @@ def test_a_run_of_two_categories_in_bf16_with_one_image_an_update(fresh, tmp_pat
 
 
 def test_a_silent_term_stops_the_run_by_name(fresh, monkeypatch):  # noqa: F811
-    rest = Independence.rest
-    monkeypatch.setattr(Independence, "rest", lambda self, features: rest(self, features.detach()))
+    rest = Independence.residuals
+    monkeypatch.setattr(Independence, "residuals", lambda self, features: rest(self, features.detach()))
     with pytest.raises(UserError, match=r"--independence-weight 1.0: the independence term's gradient .* is 0"):
-        train.align(fresh(**TERM))
+        run.align(fresh(**TERM))

@@ -1,4 +1,4 @@
-"""The discriminator of the entire-dataset alignment: texts from images, in the semantic space."""
+"""The discriminator of the entire-dataset alignment: tells texts from images in the semantic space."""
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ class Discriminator(nn.Module):
 
 
 def seeded_discriminator(dimension: int, hidden: int, seed: int) -> Discriminator:
-    """The same weights in every process; torch's global generator is left as it was."""
+    """A discriminator with the same weights in every process; torch's global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "discriminator"))
         return Discriminator(dimension, hidden)

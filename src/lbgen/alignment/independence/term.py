@@ -1,7 +1,7 @@
-"""The independence term's state: the rest of an image, the base generator's bank of it, recent images.
+"""The independence term: what it keeps between updates, and its value.
 
-B images, K directions of the rest, C categories, D feature channels, L of a look (feature and thumbnail), M remembered
-images, N images of the bank.
+B images, K directions of the residual, C categories, D feature channels, L descriptor channels, M remembered images,
+N images of the bank.
 """
 
 import torch
@@ -9,103 +9,124 @@ from torch import Tensor, nn
 
 from lbgen.alignment import losses
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.independence.residual import Residual, fit_residual, looks
+from lbgen.alignment.independence.residual import ResidualMap, fit_residual, image_descriptors
 
 SMOOTHING = 0.1
-"""Of the mean distance between two texts: how far apart like categories may be to share their images' statistics."""
+"""Squared width of the kernel over texts, as a share of the mean of 1 - cosine over all pairs of texts."""
+NAMES_IN_CHECKPOINTS = {"memory_categories": "memory_rows", "remembered": "seen"}
+"""The names that checkpoints use for these tensors, where they differ."""
 
 
 class Independence(nn.Module):
-    """What the term needs between updates; the same in every process."""
+    """The bank of the base generator's residuals and a memory of recent ones; equal in every process."""
 
     directions: Tensor
     centre: Tensor
     scale: Tensor
     bank: Tensor
     memory: Tensor
-    memory_rows: Tensor
-    seen: Tensor
-    """How many images were remembered so far."""
-    texts: Tensor
+    memory_categories: Tensor
+    remembered: Tensor
+    """How many images were remembered since the start; the memory is a ring buffer."""
+    text_features: Tensor
 
     def __init__(
-        self, config: AlignConfig, text_features: Tensor, looks: Tensor, rows: Tensor, images_per_update: int
+        self,
+        config: AlignConfig,
+        text_features: Tensor,
+        descriptors: Tensor,
+        category_indices: Tensor,
+        images_per_update: int,
     ) -> None:
-        """text_features: (C, D).  looks, rows: (N, L), (N,) of the bank.  images_per_update: of all processes."""
+        """text_features: (C, D).  descriptors (N, L), category_indices (N,): of the bank.
+
+        images_per_update: of all processes together.
+        """
         super().__init__()
         self.config, self.images_per_update = config, images_per_update
-        residual = fit_residual(
-            text_features.float().cpu(), looks, rows,
+        text_features = text_features.float().cpu()
+        fitted = fit_residual(
+            text_features, descriptors, category_indices,
             span=config.independence_span, variance=config.independence_variance,
         )  # fmt: skip
-        self.parts_of_rest = [part for part in (residual.features, len(residual.scale) - residual.features) if part]
+        sizes = (fitted.feature_directions, len(fitted.scale) - fitted.feature_directions)
+        self.part_sizes = [size for size in sizes if size > 0]
+        """Directions of the feature and of the thumbnail."""
         for name in ("directions", "centre", "scale"):
-            self.register_buffer(name, getattr(residual, name))
-        self.register_buffer("bank", residual.of(looks))  # (N, K)
-        remembered = config.independence_memory * images_per_update
-        self.register_buffer("memory", torch.zeros(remembered, len(residual.directions)))  # (M, K)
-        self.register_buffer("memory_rows", torch.zeros(remembered, dtype=torch.long))
-        self.register_buffer("seen", torch.tensor(0))
-        texts = text_features.float().cpu()
-        self.register_buffer("texts", texts, persistent=False)  # (C, D)
-        self.text_width = SMOOTHING * (1 - float(texts.mean(dim=0).square().sum()))
+            self.register_buffer(name, getattr(fitted, name))
+        self.register_buffer("bank", fitted.apply(descriptors))  # (N, K)
+        capacity = config.independence_memory * images_per_update
+        self.register_buffer("memory", torch.zeros(capacity, len(fitted.directions)))  # (M, K)
+        self.register_buffer("memory_categories", torch.zeros(capacity, dtype=torch.long))  # (M,)
+        self.register_buffer("remembered", torch.tensor(0))
+        self.register_buffer("text_features", text_features, persistent=False)  # (C, D)
+        self.text_width = SMOOTHING * (1 - float(text_features.mean(dim=0).square().sum()))
 
-    def looks(self, features: Tensor, images: Tensor) -> Tensor:
-        """(B, D), (B, 3, H, W) -> (B, L) float32."""
-        return looks(features.float(), images, self.config.independence_thumbnail)
+    def descriptors(self, features: Tensor, images: Tensor) -> Tensor:
+        """(B, D), (B, 3, H, W) -> (B, L), float32."""
+        return image_descriptors(features.float(), images, self.config.independence_thumbnail)
 
-    def rest(self, looks: Tensor) -> Tensor:
+    def residuals(self, descriptors: Tensor) -> Tensor:
         """(B, L) -> (B, K)."""
-        return Residual(self.directions, self.centre, self.scale, self.parts_of_rest[0]).of(looks)
+        return ResidualMap(self.directions, self.centre, self.scale, self.part_sizes[0]).apply(descriptors)
 
-    def value(self, looks: Tensor, rows: Tensor) -> Tensor:
-        """The term for images of categories `rows` (B,), from their looks (B, L).
+    def value(self, descriptors: Tensor, category_indices: Tensor) -> Tensor:
+        """The term for images with these descriptors (B, L) and categories (B,); a scalar.
 
-        That of the feature's directions and that of the thumbnail's are added: the discrepancy of the sum of two
-        kernels is the sum of theirs.
+        The sum of the term on the feature's directions and of that on the thumbnail's: this is the squared discrepancy
+        for the sum of two kernels.
         """
-        rest = self.rest(looks)
-        shares = self.shares(rows)
-        parts = (part.split(self.parts_of_rest, dim=1) for part in (rest, self.memory[: shares.shape[1]], self.bank))
+        weights = self.memory_weights(category_indices)
+        tensors = (self.residuals(descriptors), self.memory[: weights.shape[1]], self.bank)
+        parts = (tensor.split(self.part_sizes, dim=1) for tensor in tensors)
         values = [
-            losses.conditional_mismatch(own, memory, shares, bank, bank.var(dim=0).sum())
-            for own, memory, bank in zip(*parts, strict=True)
+            losses.conditional_mismatch(residuals, memory, weights, bank, bank.var(dim=0).sum())
+            for residuals, memory, bank in zip(*parts, strict=True)
         ]
         return torch.stack(values).sum()
 
-    def shares(self, rows: Tensor) -> Tensor:
-        """How much each remembered image counts for one of categories `rows`: (B,) -> (B, M).
+    def memory_weights(self, category_indices: Tensor) -> Tensor:
+        """How much each remembered image counts for an image of each of these categories: (B,) -> (B, M).
 
-        Rows of sum 1, or 0 while no earlier update is remembered.
+        Every row sums to 1, or to 0 as long as no earlier update is remembered. A row is a mixture of two parts: images
+        of the same or similar texts, whatever their age, and all images of the update before. The second part reacts at
+        once to a change of all images together, whereas the images of one category accumulate over several updates;
+        without it all categories would move to the same place in the meantime (docs/independence.md).
 
-        The newest update is that of the images themselves and counts nothing: an image in its own crowd would hold a
-        part of it that pushes nowhere. Part of the rest goes to images of like texts, however old, and part to all of
-        the update before: what the generator draws as a whole is known at once, what it draws of one category only
-        over several updates, and before it is known all categories would run to the same place (docs/independence.md).
+        The newest update is left out: it holds the current batch itself, and k(r, r) is constant and has no gradient.
         """
-        filled = min(int(self.seen), len(self.memory))
-        age = (self.seen - 1 - torch.arange(filled, device=rows.device)) % len(self.memory)
+        filled = min(int(self.remembered), len(self.memory))
+        slots = torch.arange(filled, device=category_indices.device)
+        age = (self.remembered - 1 - slots) % len(self.memory)  # (M,), 0 for the newest image
         earlier = age >= self.images_per_update
         if not earlier.any():
-            return torch.zeros(len(rows), filled, device=rows.device)
-        likeness = self.texts[rows] @ self.texts[self.memory_rows[:filled]].T  # (B, M)
-        own = torch.softmax((likeness / self.text_width).masked_fill(~earlier, -torch.inf), dim=-1)
-        before = (earlier & (age < 2 * self.images_per_update)).to(own)
+            return torch.zeros(len(category_indices), filled, device=category_indices.device)
+        texts, memory_texts = (
+            self.text_features[indices] for indices in (category_indices, self.memory_categories[:filled])
+        )
+        similarity = texts @ memory_texts.T  # (B, M)
+        conditional = torch.softmax((similarity / self.text_width).masked_fill(~earlier, -torch.inf), dim=-1)
+        update_before = (earlier & (age < 2 * self.images_per_update)).to(conditional)
         marginal = self.config.independence_marginal
-        return (own + marginal * before / before.sum()) / (1 + marginal)
+        return (conditional + marginal * update_before / update_before.sum()) / (1 + marginal)
 
-    def remember(self, looks: Tensor, rows: Tensor) -> None:
+    def remember(self, descriptors: Tensor, category_indices: Tensor) -> None:
         """Keep an update's images of all processes, (B, L) and (B,), in place of the oldest.
 
-        An update with a look that is not finite, as where fp16 overflows, is not remembered: it would spoil all that
-        meet it.
+        An update with a descriptor that is not finite, for instance after an overflow in fp16, is skipped: it would
+        make every later value infinite or NaN.
         """
-        if not torch.isfinite(looks).all():
+        if not torch.isfinite(descriptors).all():
             return
-        places = (self.seen + torch.arange(len(rows), device=rows.device)) % len(self.memory)
-        self.memory[places], self.memory_rows[places] = self.rest(looks), rows
-        self.seen += len(rows)
+        images = torch.arange(len(category_indices), device=category_indices.device)
+        slots = (self.remembered + images) % len(self.memory)
+        self.memory[slots], self.memory_categories[slots] = self.residuals(descriptors), category_indices
+        self.remembered += len(category_indices)
 
-    def load_checkpoint_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what a checkpoint holds; buffers that only an earlier version had are passed over."""
-        self.load_state_dict({name: state[name] for name in self.state_dict()})
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        """The tensors that a checkpoint holds, by their names there."""
+        return {NAMES_IN_CHECKPOINTS.get(name, name): tensor for name, tensor in self.state_dict().items()}
+
+    def load_checkpoint_state(self, saved: dict[str, Tensor]) -> None:
+        """Load what `checkpoint_state` returned; additional tensors in checkpoints of earlier versions are ignored."""
+        self.load_state_dict({name: saved[NAMES_IN_CHECKPOINTS.get(name, name)] for name in self.state_dict()})

@@ -1,0 +1,54 @@
+"""How a run makes images: the one place where it calls the generator's trajectory."""
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+
+import torch
+from torch import Tensor
+
+from lbgen.alignment.batches import derived_seed, first_differentiated_call
+from lbgen.alignment.config import AlignConfig
+from lbgen.models.generator import Generator
+from lbgen.models.sampling import differentiated_indices, image_noise, sample, start_count
+from lbgen.vocabulary.vocabulary import Vocabulary
+
+
+def sample_images(
+    config: AlignConfig,
+    vocabulary: Vocabulary,
+    generator: Generator,
+    category_indices: Sequence[int],
+    image_indices: Sequence[int],
+    attempts: Sequence[int],
+    *,
+    purpose: str,
+    differentiate_at: AbstractSet[int] = frozenset(),
+) -> Tensor:
+    """Sample B images, one for each triple of category index, image index and attempt, each from its own noise.
+
+    purpose: "training", "bank" or "evaluation"; each has noise of its own.
+    differentiate_at: the network calls that keep their gradient.
+    Returns (B, 3, H, W) on the generator's device, nominally in [0, 1], not clamped.
+    """
+    seed = derived_seed(config.seed, purpose)
+    shape = generator.latent_shape(*generator.default_size)
+    category_ids = [vocabulary[index].id for index in category_indices]
+    keys = zip(category_ids, image_indices, attempts, strict=True)
+    noise, rngs = zip(*(image_noise(seed, *key, shape) for key in keys), strict=True)
+    prompts = vocabulary.texts(config.prompt_template)
+    return sample(
+        generator,
+        generator.encode([prompts[index] for index in category_indices]),
+        torch.stack(noise).to(generator.device),
+        steps=config.steps,
+        differentiate_at=differentiate_at,
+        detach_input=config.detach_input,
+        rngs=rngs,
+    )
+
+
+def differentiated_calls(config: AlignConfig, generator: Generator, batch_index: int) -> frozenset[int]:
+    """The network calls that keep their gradient in this batch: K of them, evenly spaced from a random start."""
+    calls, count = len(generator.timesteps(config.steps)), config.differentiated_steps
+    start = first_differentiated_call(config.seed, batch_index, start_count(calls, count))
+    return differentiated_indices(calls, count, start)
