@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,12 +22,12 @@ def sample_images(
     image_indices: Sequence[int],
     attempts: Sequence[int],
     *,
-    purpose: str,
+    purpose: Literal["training", "bank", "evaluation"],
     differentiate_at: AbstractSet[int] = frozenset(),
 ) -> Tensor:
     """Sample B images, one for each triple of category index, image index and attempt, each from its own noise.
 
-    purpose: "training", "bank" or "evaluation"; each has noise of its own.
+    purpose: what the images are for; each purpose has its own noise.
     differentiate_at: the network calls that keep their gradient.
     Returns (B, 3, H, W) on the generator's device, nominally in [0, 1], not clamped.
     """

@@ -74,7 +74,7 @@ def warm_up_step(state: TrainingState, batch_index: int) -> dict[str, float]:
 def sample_batch(state: TrainingState, batch_index: int, *, differentiate: bool) -> Batch:
     """Sample this process's part of a batch and compute what the terms need of it."""
     config, generator = state.config, state.generator
-    category_indices = own_category_indices(state, batch_index)
+    category_indices = local_category_indices(state, batch_index)
     calls = differentiated_calls(config, generator, batch_index) if differentiate else frozenset()
     with state.accelerator.autocast(), torch.set_grad_enabled(differentiate):
         images = training_images(state, batch_index, differentiate_at=calls)
@@ -97,8 +97,8 @@ def sample_batch(state: TrainingState, batch_index: int, *, differentiate: bool)
 
 
 def training_images(state: TrainingState, batch_index: int, differentiate_at: AbstractSet[int] = frozenset()) -> Tensor:
-    """This process's images of the batch, (B, 3, H, W), by the generator as it is."""
-    category_indices, positions = own_category_indices(state, batch_index), state.positions
+    """This process's images of the batch, (B, 3, H, W); `differentiate_at` as in `sample_images`."""
+    category_indices, positions = local_category_indices(state, batch_index), state.positions
     return sample_images(
         state.config, state.vocabulary, state.generator,
         category_indices, [batch_index] * len(positions), positions,
@@ -106,7 +106,7 @@ def training_images(state: TrainingState, batch_index: int, differentiate_at: Ab
     )  # fmt: skip
 
 
-def own_category_indices(state: TrainingState, batch_index: int) -> list[int]:
+def local_category_indices(state: TrainingState, batch_index: int) -> list[int]:
     """The categories of this process's images."""
     config, categories = state.config, len(state.vocabulary)
     return batches.batch_category_indices(
@@ -119,8 +119,8 @@ def real_category_indices(state: TrainingState, batch_index: int) -> list[int]:
     config, positions = state.config, state.positions
     if config.discriminator_texts == "released-code":
         return batches.first_category_indices(positions, config.batch_size, len(state.vocabulary))
-    own = own_category_indices(state, batch_index)
-    return batches.other_category_indices(config.seed, batch_index, positions, own, state.discriminator_texts)
+    shown = local_category_indices(state, batch_index)
+    return batches.other_category_indices(config.seed, batch_index, positions, shown, state.discriminator_texts)
 
 
 def update_discriminator(state: TrainingState, batch: Batch, batch_index: int) -> float:
@@ -159,7 +159,7 @@ def mean_over_processes(accelerator: Accelerator, tensors: Sequence[Tensor]) -> 
 
 
 def ensure_finite(state: TrainingState, norm: Tensor, batch_index: int) -> None:
-    """Stop a run whose gradient is not finite; in fp16 only if a lower loss scale cannot help any more."""
+    """Stop a run whose gradient is not finite; in fp16 only once the loss scale has fallen below 1."""
     scaler = state.scaler
     if not torch.isfinite(norm) and not (scaler.is_enabled() and scaler.get_scale() >= 1):
         step = batch_index + 1 - state.config.discriminator_warmup_steps
@@ -193,7 +193,7 @@ def train(state: TrainingState, monitor: Monitor | None, signals: list[int]) -> 
         while progress.warmup < config.discriminator_warmup_steps:
             losses = warm_up_step(state, progress.batch_index)
             progress.warmup += 1
-            show(bar, losses)
+            advance(bar, losses)
             leave_if_asked(state, signals)
 
     with progress_bar(state, "align", config.max_steps, progress.step) as bar:
@@ -203,7 +203,7 @@ def train(state: TrainingState, monitor: Monitor | None, signals: list[int]) -> 
             progress.step += 1
             metrics["images_per_second"] = state.images_per_update / (time.perf_counter() - began)
             write_metrics(state, metrics)
-            show(bar, metrics)
+            advance(bar, metrics)
             last = progress.step == config.max_steps
             if last or (config.evaluate_every and progress.step % config.evaluate_every == 0):
                 evaluate(state, monitor)
@@ -277,6 +277,7 @@ def progress_bar(state: TrainingState, name: str, total: int, done: int) -> tqdm
     return tqdm(total=total, initial=done, desc=name, disable=not state.accelerator.is_main_process or done >= total)
 
 
-def show(bar: tqdm, losses: dict[str, float]) -> None:
+def advance(bar: tqdm, losses: dict[str, float]) -> None:
+    """Count one update and show its numbers beside the bar."""
     bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
     bar.update()

@@ -74,6 +74,7 @@ def align(config: AlignConfig) -> AlignResult:
 
 
 def _align(config: AlignConfig) -> AlignResult:
+    """`align` in a folder that can be written; errors of the system are not yet messages for the user."""
     # Refuse a folder that holds another run; find the checkpoint to continue from.
     if (config.output / "config.yaml").exists():
         configs.ensure_same(config, config.output / "config.yaml", ignore=may_change(config))
@@ -85,7 +86,7 @@ def _align(config: AlignConfig) -> AlignResult:
         if (step := saved_progress(resumed).step) >= config.max_steps:
             return finished_result(config, vocabulary, accelerator, resumed, step)
 
-    # Refuse what the run cannot work with.
+    # Refuse texts and weights that the run cannot use.
     if config.discriminator_texts == "others":
         batches.ensure_different_texts(vocabulary.texts(config.discriminator_template))
     if resumed is not None:

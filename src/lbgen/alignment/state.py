@@ -1,4 +1,4 @@
-"""All that a run trains, the frozen models it trains with, and how both are saved in a checkpoint and loaded."""
+"""All that a run trains and the frozen models it trains with; saves the trained part in checkpoints and loads it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,6 +47,7 @@ class Progress:
 
 
 def initial_progress(config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator) -> Progress:
+    """The progress of a run that has made no update."""
     images = config.batch_size * accelerator.num_processes
     return Progress(0, 0, images, identity.vocabulary_sha256(vocabulary))
 
@@ -68,15 +69,19 @@ class TrainingState:
         self, config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator, resumed: Path | None = None
     ) -> None:
         """resumed: the checkpoint to continue from; None starts with a new adapter."""
+        # Settings, how far the run has come, and this process's part of a batch.
         self.config, self.vocabulary, self.accelerator = config, vocabulary, accelerator
-        self.progress = (
-            initial_progress(config, vocabulary, accelerator) if resumed is None else saved_progress(resumed)
-        )
+        new = initial_progress(config, vocabulary, accelerator)
+        self.progress = new if resumed is None else saved_progress(resumed)
         first = config.batch_size * accelerator.process_index
         self.positions = range(first, first + config.batch_size)
         """Of this process's images in the global batch."""
+
+        # Frozen: models and text features.
         self._load_models()
         self._embed_texts()
+
+        # Trained: adapter and discriminator, with the terms and optimisers.
         self._add_adapter(resumed)
         self.parameters = [parameter for _, parameter in self.generator.adapter_parameters()]
         discriminator = seeded_discriminator(self.semantics.dimension, config.discriminator_hidden, config.seed)
