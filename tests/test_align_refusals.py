@@ -112,7 +112,7 @@ def test_a_logger_that_does_not_start_is_refused_in_its_words(fresh):  # noqa: F
     config = fresh(logger="tensorboard")
     config.output.mkdir()
     (config.output / "logs").touch()
-    with pytest.raises(UserError, match=r"^--logger tensorboard did not start: .*logs.*; mend that, or choose another"):
+    with pytest.raises(UserError, match=r"^--logger tensorboard did not start: .*logs.*; fix this, or choose another"):
         run.align(config)
 
 

@@ -45,7 +45,9 @@ def test_two_processes_make_the_bank_of_one_and_a_killed_one_goes_on(tmp_path):
         load_bank(tmp_path / "a.safetensors", images, (0, 1), drawn, lambda: None)
     whole = load_bank(tmp_path / "a.safetensors", images, (0, 1), drawn, lambda: None)
     assert asked == [images[0], images[16], images[32], images[32]] and not (tmp_path / "a").exists()
-    with pytest.raises(UserError, match="00001.safetensors: made by another process, and not here"):
+    with pytest.raises(
+        UserError, match="00001.safetensors: another process made it on another disk; choose an --output"
+    ):
         load_bank(tmp_path / "b.safetensors", images, (0, 2), drawn, lambda: None)
     with pytest.raises(FileNotFoundError):  # it makes its own, and waits for the first to merge
         load_bank(tmp_path / "b.safetensors", images, (1, 2), drawn, lambda: None)

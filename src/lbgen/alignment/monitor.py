@@ -73,7 +73,7 @@ class Monitor:
 
     @torch.no_grad()
     def sample(self) -> Tensor:
-        """The evaluation images by the generator as it is, bytes (N, 3, H, W) on the CPU."""
+        """Evaluation images with the current adapter, bytes (N, 3, H, W) on the CPU."""
         size, chunks = self.config.batch_size, []
         for start in trange(0, len(self.images), size, desc="evaluation", leave=False):
             category_indices, image_indices = zip(*self.images[start : start + size], strict=True)

@@ -139,7 +139,7 @@ def start_logger(config: AlignConfig, accelerator: Accelerator) -> None:
     try:
         accelerator.init_trackers("align", settings)
     except Exception as error:  # every logger raises its own: no account, no connection, no space
-        reason = f"{error}; mend that, or choose another --logger"
+        reason = f"{error}; fix this, or choose another --logger"
         raise UserError(f"--logger {config.logger} did not start: {reason}") from error
 
 
@@ -217,7 +217,7 @@ def ensure_same_weights(config: AlignConfig) -> None:
     for name, now in frozen_weights(config).items():
         if recorded.get(f"{name}_sha256", now) != now:
             raise UserError(
-                f"{config.output} was begun with other weights of --{name} {getattr(config, name)} than are there now; "
+                f"{config.output} was started with other weights of --{name} {getattr(config, name)}; "
                 "restore them or choose another --output"
             )
 

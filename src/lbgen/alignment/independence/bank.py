@@ -98,7 +98,9 @@ def _merge_chunks(path: Path, files: Sequence[Path], images: Sequence[BankImage]
     """Write the bank from its chunks and remove them."""
     for file in files:
         if not file.exists():
-            raise UserError(f"{file}: made by another process, and not here; put --output where all see one disk")
+            raise UserError(
+                f"{file}: another process made it on another disk; choose an --output that all processes share"
+            )
     descriptors = torch.cat([load_file(file)["looks"] for file in files])
     category_indices = torch.tensor([index for index, _ in images])
     atomic.write_bytes(path, save({"looks": descriptors, "rows": category_indices}))

@@ -44,6 +44,8 @@ class Independence(nn.Module):
         """
         super().__init__()
         self.config, self.images_per_update = config, images_per_update
+
+        # The linear map from descriptors to residuals, and its parts.
         text_features = text_features.float().cpu()
         fitted = fit_residual(
             text_features, descriptors, category_indices,
@@ -54,11 +56,15 @@ class Independence(nn.Module):
         """Directions of the feature and of the thumbnail."""
         for name in ("directions", "centre", "scale"):
             self.register_buffer(name, getattr(fitted, name))
+
+        # The base generator's residuals, and the memory, still empty.
         self.register_buffer("bank", fitted.apply(descriptors))  # (N, K)
         capacity = config.independence_memory * images_per_update
         self.register_buffer("memory", torch.zeros(capacity, len(fitted.directions)))  # (M, K)
         self.register_buffer("memory_categories", torch.zeros(capacity, dtype=torch.long))  # (M,)
         self.register_buffer("remembered", torch.tensor(0))
+
+        # Texts, for the similarity of categories.
         self.register_buffer("text_features", text_features, persistent=False)  # (C, D)
         self.text_width = SMOOTHING * (1 - float(text_features.mean(dim=0).square().sum()))
 
