@@ -20,8 +20,9 @@ from transformers import AutoTokenizer, CLIPModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.train import start_accelerator
-from lbgen.alignment.trainer import Trainer
+from lbgen.alignment.loop import training_step
+from lbgen.alignment.run import start_accelerator
+from lbgen.alignment.state import TrainingState
 from lbgen.configuration import flags as configs
 from lbgen.models.quality.antonyms import ANTONYMS
 from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
@@ -144,26 +145,23 @@ class PlainUpdate:
         return torch.autocast(DEVICE, PLAIN_DTYPE, enabled=DEVICE == "cuda")
 
 
-def new_trainer(config: AlignConfig) -> Trainer:
+def new_state(config: AlignConfig) -> TrainingState:
     vocabulary = load_vocabulary(config.vocabulary, config.qualify_names)
-    return Trainer(config, vocabulary, start_accelerator(config), None)
+    return TrainingState(config, vocabulary, start_accelerator(config))
 
 
-def updates_of(trainer: Trainer) -> Callable[[], None]:
+def updates_of(state: TrainingState) -> Callable[[], None]:
     """What `lbgen align` does between two lines of metrics."""
-    draws = count()
+    batch_indices = count()
 
     def update() -> None:
-        draw = next(draws)
-        batch = trainer.batch(draw, differentiate=True)
-        trainer.update_opponents(batch, draw)
-        trainer.update_adapter(batch, draw + 1)
+        training_step(state, next(batch_indices))
 
     return update
 
 
 def lbgen_update(config: AlignConfig) -> Callable[[], None]:
-    return updates_of(new_trainer(config))
+    return updates_of(new_state(config))
 
 
 def update_tflop(config: AlignConfig) -> float:

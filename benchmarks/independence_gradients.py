@@ -1,8 +1,7 @@
 """Each term's gradient on the adapter over a run, weighted: `python benchmarks/independence_gradients.py`.
 
-Recipe `independent` on the micro world, the independence term in kernel form and in adversarial form, the opponent held
-smooth by R1 and not. How far a term's gradient ever is above its own median says what clipping each term by itself
-could change.
+Recipe `independent` on the micro world. How far a term's gradient ever is above its own median says what clipping each
+term by itself could change.
 """
 
 from __future__ import annotations
@@ -11,55 +10,50 @@ import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from align_step import new_trainer
+from align_step import new_state
 from measuring import heading, markdown
+from torch import Tensor
 
+from lbgen.alignment import loop
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.objective import gradient_norms, term_values
+from lbgen.alignment.objective import Batch, Term, gradient_norms, term_values
 from lbgen.configuration.flags import resolve
-
-ADVERSARIAL = {"independence_form": "adversarial", "independence_weight": 1.0}
-FORMS: dict[str, dict[str, Any]] = {
-    "kernel": {},
-    "adversarial": ADVERSARIAL,
-    "adversarial, slow and no R1": ADVERSARIAL | {"independence_learning_rate": 5e-4, "independence_r1": 0.0},
-}
 
 
 def norms_of(config: AlignConfig, updates: int) -> dict[str, list[float]]:
     """By term, before the gradient is clipped; of every update."""
-    trainer = new_trainer(config)
-    norms: dict[str, list[float]] = {name: [] for name, term in trainer.terms.items() if term.weight > 0}
-    for draw in range(config.discriminator_warmup_steps):
-        trainer.update_opponents(trainer.batch(draw, differentiate=False), draw)
-    for step in range(config.discriminator_warmup_steps, config.discriminator_warmup_steps + updates):
-        batch = trainer.batch(step, differentiate=True)
-        trainer.update_opponents(batch, step)
-        values = term_values(trainer.terms, batch)
-        measured = gradient_norms(trainer.terms, values, trainer.parameters, list, 1.0)
-        trainer.update_adapter(batch, step)
-        for name, seen in norms.items():
-            seen.append(measured[name])
+    state = new_state(config)
+    norms: dict[str, list[float]] = {name: [] for name, term in state.terms.items() if term.weight > 0}
+
+    def measured_values(terms: dict[str, Term], batch: Batch) -> dict[str, Tensor]:
+        values = term_values(terms, batch)
+        measured = gradient_norms(terms, values, state.parameters, list, 1.0)
+        for name, recorded in norms.items():
+            recorded.append(measured[name])
+        return values
+
+    loop.term_values = measured_values
+    for batch_index in range(config.discriminator_warmup_steps):
+        loop.warm_up_step(state, batch_index)
+    for batch_index in range(config.discriminator_warmup_steps, config.discriminator_warmup_steps + updates):
+        loop.training_step(state, batch_index)
     return norms
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=180)
-    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     arguments = parser.parse_args()
     print(heading())
-    print(markdown([["form", "term", "median norm", "99th percentile", "largest", "largest / median"]]))
-    with tempfile.TemporaryDirectory() as folder:  # one folder: the forms share the bank of the base's images
-        for form in arguments.forms:
-            config = replace(resolve(AlignConfig, "independent", FORMS[form]), output=Path(folder) / "run")
-            for name, seen in norms_of(replace(config, logger="none"), arguments.updates).items():
-                median, high, largest = np.median(seen), np.quantile(seen, 0.99), np.max(seen)
-                cells = [f"{value:.3f}" for value in (median, high, largest)] + [f"{largest / median:.1f}"]
-                print(f"| {form} | {name} | {' | '.join(cells)} |", flush=True)
+    print(markdown([["term", "median norm", "99th percentile", "largest", "largest / median"]]))
+    with tempfile.TemporaryDirectory() as folder:
+        config = replace(resolve(AlignConfig, "independent", {}), output=Path(folder) / "run", logger="none")
+        for name, seen in norms_of(config, arguments.updates).items():
+            median, high, largest = np.median(seen), np.quantile(seen, 0.99), np.max(seen)
+            cells = [f"{value:.3f}" for value in (median, high, largest)] + [f"{largest / median:.1f}"]
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

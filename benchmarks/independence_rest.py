@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from measuring import markdown
 from torch import Tensor
 
-from lbgen.alignment.independence.residual import fit_residual, looks, principal_directions, text_directions
+from lbgen.alignment.independence.residual import fit_residual, image_descriptors, principal_directions, text_directions
 from lbgen.alignment.losses import mixed_gaussian_kernel
 from lbgen.microworld import SEMANTICS, corpus
 from lbgen.microworld.scenes import BIASED, World
@@ -42,7 +42,7 @@ def looks_of(
     images, scenes = corpus.batch(count, seed, world)
     truth = {"category": scenes.categories, **{name: scenes.factors[name] for name in FACTORS}}
     features = torch.cat([semantics.embed_images(part) for part in images.split(100)])
-    return looks(features, images, side), {name: torch.from_numpy(values) for name, values in truth.items()}
+    return image_descriptors(features, images, side), {name: torch.from_numpy(values) for name, values in truth.items()}
 
 
 def probe_accuracy(features: Tensor, truth: Tensor) -> float:
@@ -81,10 +81,10 @@ def seen_by_kernel(
     """Discrepancy where the factor is linked to the category, and of the same rest where nothing is."""
     linked, known = looks_of(semantics, 1200, 2, World(links={factor: 0.88}, styles=("photo",)), side)
     rest = fit_residual(texts, linked, known["category"], span=span, variance=variance)
-    first = rest.features if side else 0
-    values = [discrepancy(rest.of(linked)[:, first:], known["category"])]
+    first = rest.feature_directions if side else 0
+    values = [discrepancy(rest.apply(linked)[:, first:], known["category"])]
     free, known = looks_of(semantics, 1200, 1, World(styles=("photo",)), side)
-    values.append(discrepancy(rest.of(free)[:, first:], known["category"]))
+    values.append(discrepancy(rest.apply(free)[:, first:], known["category"]))
     return "{:.3f} / {:.3f}".format(*values)
 
 
@@ -102,7 +102,7 @@ def main() -> None:
     spaces = {"all": features, "off the texts": features - features @ texts.T @ texts}
     spaces |= {f"inside categories, {count}": features @ directions[:count].T for count in (16, 12, 8, 6)}
     recipe = fit_residual(text_features, biased, known["category"], span=0.9, variance=0.9)
-    spaces[f"recipe independent, {len(recipe.directions)}"] = recipe.of(features)
+    spaces[f"recipe independent, {len(recipe.directions)}"] = recipe.apply(features)
     lines = [["features", *truth]]
     for name, space in spaces.items():
         lines.append([name, *(f"{probe_accuracy(space, values):.2f}" for values in truth.values())])

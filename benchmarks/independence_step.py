@@ -28,47 +28,47 @@ BANKS = (512, 2048)
 REPEATS = 20
 
 
-def term(categories: int, bank: int, form: str) -> Independence:
+def term(categories: int, bank: int) -> Independence:
     """Random unit texts and features, ten directions of shared variation strong enough to be the rest."""
     rng = torch.Generator().manual_seed(0)
     texts = torch.nn.functional.normalize(torch.randn(categories, CHANNELS, generator=rng), dim=-1)
     features = texts[torch.arange(bank) % categories] + 0.1 * torch.randn(bank, CHANNELS, generator=rng)
     features += torch.randn(bank, 10, generator=rng) @ torch.randn(10, CHANNELS, generator=rng) / 30
     features = torch.nn.functional.normalize(features, dim=-1)
-    config = AlignConfig(independence_weight=1.0, independence_form=form, independence_bank=bank)
+    config = AlignConfig(independence_weight=1.0, independence_bank=bank)
     seen = torch.cat([features, torch.rand(bank, 3 * config.independence_thumbnail**2, generator=rng)], dim=1)
     return Independence(config, texts, seen, torch.arange(bank) % min(categories, bank // 8), IMAGES).to(DEVICE)
 
 
-def step(independence: Independence, features: Tensor, images: Tensor, rows: Tensor, draw: int) -> None:
+def step(independence: Independence, features: Tensor, images: Tensor, rows: Tensor) -> None:
     """All that the term does in an update: take the images in, be computed, send its gradient to them."""
-    looks = independence.looks(features, images)
-    independence.update(looks.detach(), rows, draw)
-    torch.autograd.grad(independence.value(looks, rows), (features, images))
+    descriptors = independence.descriptors(features, images)
+    independence.remember(descriptors.detach(), rows)
+    torch.autograd.grad(independence.value(descriptors, rows), (features, images))
 
 
-def row(categories: int, bank: int, form: str) -> list[str]:
+def row(categories: int, bank: int) -> list[str]:
     began = time.perf_counter()
-    independence = term(categories, bank, form)
+    independence = term(categories, bank)
     start = time.perf_counter() - began
     features = torch.nn.functional.normalize(torch.randn(IMAGES, CHANNELS), dim=-1).to(DEVICE).requires_grad_()
     images = torch.rand(IMAGES, 3, SIDE, SIDE, device=DEVICE).requires_grad_()
     rows = torch.arange(IMAGES, device=DEVICE) % categories
-    for draw in range(20):  # the memory is full from here on
-        step(independence, features, images, rows, draw)
+    for _ in range(20):  # the memory is full from here on
+        step(independence, features, images, rows)
     with FlopCounterMode(display=False) as counter:
-        step(independence, features, images, rows, 0)
+        step(independence, features, images, rows)
     times = []
-    for draw in range(REPEATS):
+    for _ in range(REPEATS):
         began = time.perf_counter()
-        step(independence, features, images, rows, draw)
+        step(independence, features, images, rows)
         if DEVICE == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
     state = sum(t.numel() * t.element_size() for t in (*independence.parameters(), *independence.buffers()))
     tflop = counter.get_total_flops() / 1e12
     return [
-        form, f"{categories:,}", f"{bank:,}", f"{len(independence.directions)}", f"{start:.2f}",
+        f"{categories:,}", f"{bank:,}", f"{len(independence.directions)}", f"{start:.2f}",
         f"{1e3 * statistics.median(times):.1f}", f"{state / 1e6:.1f}", f"{1e3 * tflop:.3f}",
         f"{tflop / (IMAGE_TFLOP * IMAGES):.1e}",
     ]  # fmt: skip
@@ -78,7 +78,6 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     print(heading())
     columns = [
-        "form",
         "categories",
         "bank",
         "directions",
@@ -88,7 +87,7 @@ def main() -> None:
         "GFLOP",
         "share of work",
     ]
-    rows = [row(c, b, form) for form in ("adversarial", "kernel") for c in CATEGORIES for b in BANKS]
+    rows = [row(c, b) for c in CATEGORIES for b in BANKS]
     print(markdown([columns, *rows]))
     print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 

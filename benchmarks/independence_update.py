@@ -1,6 +1,6 @@
 """How much longer an update is with the independence term: `python benchmarks/independence_update.py`.
 
-An update of the paper's terms and weights, with the term in either form beside them, and the paper's once more, for
+An update of the paper's terms and weights, with the term beside them, and the paper's once more, for
 what two measurements of one thing differ by; the micro world's recipe unless flags say otherwise; every flag of `lbgen
 align` is there. The memory is full. Bank and memory are of noise, which varies in every direction, so that more of them
 are kept than of images: an upper bound.
@@ -15,31 +15,30 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from align_step import new_trainer, updates_of
+from align_step import new_state, updates_of
 from measuring import heading, markdown, measured
 from torch import Tensor
 
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.independence.bank import Place
-from lbgen.alignment.trainer import Trainer
+from lbgen.alignment.independence.bank import BankImage
+from lbgen.alignment.state import TrainingState
 from lbgen.configuration import flags as configs
 
 
-def noise_looks(trainer: Trainer, places: Sequence[Place]) -> Tensor:
+def noise_descriptors(state: TrainingState, images: Sequence[BankImage]) -> Tensor:
     """(B, L) in the place of the base generator's."""
-    return torch.randn(len(places), trainer.semantics.dimension + 3 * trainer.config.independence_thumbnail**2)
+    return torch.randn(len(images), state.semantics.dimension + 3 * state.config.independence_thumbnail**2)
 
 
 def update(config: AlignConfig) -> Callable[[], None]:
     """An update of a run that is under way."""
-    Trainer._base_looks = noise_looks
-    trainer = new_trainer(config)
-    if (term := trainer.independence) is not None:
+    TrainingState._base_descriptors = noise_descriptors
+    state = new_state(config)
+    if (term := state.independence) is not None:
         term.memory.normal_()
-        term.memory_rows.random_(len(trainer.vocabulary))
-        term.seen.fill_(len(term.memory))
-        term.newest.fill_(trainer.global_batch)
-    return updates_of(trainer)
+        term.memory_categories.random_(len(state.vocabulary))
+        term.remembered.fill_(len(term.memory))
+    return updates_of(state)
 
 
 def main() -> None:
@@ -57,8 +56,7 @@ def main() -> None:
         ours = replace(paper, independence_weight=1.0)
         versions = {
             "the paper's": paper,
-            "and independence, kernel form": ours,
-            "and independence, adversarial form": replace(ours, independence_form="adversarial"),
+            "and independence": ours,
             "the paper's, again": paper,
         }
         seconds = []

@@ -18,7 +18,7 @@ from measuring import heading, markdown
 from torch import Tensor
 
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.independence.bank import bank_places
+from lbgen.alignment.independence.bank import bank_images
 from lbgen.alignment.independence.term import Independence
 
 SCENES, LINK = 6, 0.9
@@ -104,7 +104,7 @@ def run(categories: int, alike: bool, memory: int, marginal: float, images: int)
     generator = generator_of(categories, alike, rng)
     updates = memory // images + 1  # with the newest, which an image is not compared with
     config = AlignConfig(independence_memory=updates, independence_marginal=marginal, independence_thumbnail=0)
-    places = torch.tensor([row for row, _ in bank_places(config.independence_bank, categories)])
+    places = torch.tensor([row for row, _ in bank_images(config.independence_bank, categories)])
     with torch.no_grad():
         term = Independence(config, generator.texts, generator.features(places, rng), places, images)
     return play(generator, term, config, rng, images)
@@ -121,7 +121,7 @@ def play(
     for update in range(1, max(UPDATES) + 1):
         rows = order[(torch.arange(images) + update * images) % categories]
         features = generator.features(rows, rng)
-        term.update(features.detach(), rows, update)
+        term.remember(features.detach(), rows)
         optimizer.zero_grad()
         term.value(features, rows).backward()
         optimizer.step()

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lbgen.alignment import checkpoint, run, train
+from lbgen.alignment import checkpoint, loop, run
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.monitor import Monitor, check_diversity, diversity_share, evaluation_places
+from lbgen.alignment.monitor import Monitor, check_diversity, diversity_share, evaluation_images
 from lbgen.alignment.objective import term_values
-from lbgen.alignment.trainer import Trainer
+from lbgen.alignment.state import TrainingState
 from lbgen.configuration import flags as configs
 from lbgen.errors import UserError
 from lbgen.models.quality.antonyms import AntonymQuality
@@ -49,7 +49,7 @@ def tiny_config(tmp_path_factory, tiny_sd_folder, tiny_clip_folder):
 @pytest.fixture(scope="session")
 def finished(tiny_config):
     """A whole run, with its folder."""
-    train.align(tiny_config)
+    run.align(tiny_config)
     return tiny_config
 
 
@@ -59,8 +59,8 @@ def fresh(tiny_config, tmp_path):
     return lambda **changes: dataclasses.replace(tiny_config, **{"output": tmp_path / "run", **changes})
 
 
-def trainer_of(config):
-    return Trainer(config, load_vocabulary(config.vocabulary), train.start_accelerator(config), None)
+def state_of(config):
+    return TrainingState(config, load_vocabulary(config.vocabulary), run.start_accelerator(config))
 
 
 def lines(path):
@@ -103,9 +103,9 @@ def test_grids_show_a_category_a_row(finished):
         assert image.getpixel((1, 32 + 2)) == tuple(base[4, :, 2, 1].tolist())
 
 
-def test_evaluation_places_are_spread_and_never_repeat():
-    assert evaluation_places(8, 1000) == [(0, 0), (0, 1), (0, 2), (0, 3), (500, 0), (500, 1), (500, 2), (500, 3)]
-    assert len(set(evaluation_places(50, 3))) == 50
+def test_evaluation_images_are_spread_and_never_repeat():
+    assert evaluation_images(8, 1000) == [(0, 0), (0, 1), (0, 2), (0, 3), (500, 0), (500, 1), (500, 2), (500, 3)]
+    assert len(set(evaluation_images(50, 3))) == 50
 
 
 def test_the_folder_holds_the_resolved_config_and_the_last_two_checkpoints(finished):
@@ -115,25 +115,25 @@ def test_the_folder_holds_the_resolved_config_and_the_last_two_checkpoints(finis
 
 def test_a_finished_run_does_nothing_and_says_so(finished, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.output.rglob("*")}
-    assert train.align(finished).steps == 2
+    assert run.align(finished).steps == 2
     assert "is finished: 2 steps" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in finished.output.rglob("*")}
 
 
 def test_a_run_with_other_settings_is_refused(finished):
     with pytest.raises(UserError, match="made with guidance_scale 2.0, this run asks for 3.0"):
-        train.align(dataclasses.replace(finished, guidance_scale=3.0))
+        run.align(dataclasses.replace(finished, guidance_scale=3.0))
 
 
 def test_another_number_of_images_an_update_is_refused(finished):
     with pytest.raises(UserError, match="has 2 images an update, this run 3"):
-        train.align(dataclasses.replace(finished, batch_size=3, max_steps=9))
+        run.align(dataclasses.replace(finished, batch_size=3, max_steps=9))
 
 
 def test_an_extended_run_equals_one_that_was_longer_from_the_start(finished, fresh):
     short, long = fresh(max_steps=1), fresh(max_steps=2)
-    train.align(short)
-    train.align(long)
+    run.align(short)
+    run.align(long)
     ours, theirs = load_file(long.output / ADAPTER), load_file(finished.output / ADAPTER)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -145,40 +145,41 @@ def test_the_averaged_adapter_is_the_average_of_what_training_went_through(fresh
     """Against the adapters of a run without: from the same updates, by hand, with diffusers' first decays."""
     whole = [fresh(output=tmp_path / str(steps), max_steps=steps) for steps in (1, 2, 3)]
     for config in whole:
-        train.align(config)
+        run.align(config)
     first, second, third = (load_file(config.output / ADAPTER) for config in whole)
     config = fresh(ema_decay=0.2, max_steps=2)
-    train.align(config)
-    train.align(dataclasses.replace(config, max_steps=3))  # resumed: training goes on from the last, not the average
+    run.align(config)
+    run.align(dataclasses.replace(config, max_steps=3))  # resumed: training goes on from the last, not the average
     averaged = load_file(config.output / ADAPTER)
     for name, value in averaged.items():
         after_two = first[name] * 2 / 11 + second[name] * 9 / 11
         assert torch.allclose(value, 0.2 * after_two + 0.8 * third[name], rtol=0, atol=1e-6), name
         assert not torch.equal(value, third[name])
-    losses = [[line["loss"] for line in lines(run.output / "metrics.jsonl")[1:]] for run in (config, whole[-1])]
+    losses = [[line["loss"] for line in lines(each.output / "metrics.jsonl")[1:]] for each in (config, whole[-1])]
     assert losses[0] == losses[1]
-    shown, latest = (lines(run.output / "evaluations.jsonl")[-1] for run in (config, whole[-1]))
+    shown, latest = (lines(each.output / "evaluations.jsonl")[-1] for each in (config, whole[-1]))
     assert shown["base_feature_cosine"] != latest["base_feature_cosine"]
 
 
 def test_gradient_norms_equal_finite_differences(fresh):
     """The slope of each weighted term along its own gradient, all steps differentiated, is the gradient's norm."""
-    trainer = trainer_of(fresh(differentiated_steps=3, batch_size=1))
-    for parameter in trainer.parameters:
+    state = state_of(fresh(differentiated_steps=3, batch_size=1))
+    for parameter in state.parameters:
         parameter.data += 0.02 * torch.randn(
             parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())
         )
-    trainer.generator.refresh_sampler()
-    norms = trainer.measure_gradients()
-    values = term_values(trainer.terms, trainer.batch(0, differentiate=True))
+    state.generator.refresh_sampler()
+    norms = loop.measure_gradients(state)
+    values = term_values(state.terms, loop.sample_batch(state, 0, differentiate=True))
     step = 1e-2
-    for name, term in trainer.terms.items():
-        gradient = torch.autograd.grad(term.weight * values[name], trainer.parameters, retain_graph=True)
+    for name, term in state.terms.items():
+        gradient = torch.autograd.grad(term.weight * values[name], state.parameters, retain_graph=True)
         slopes = []
         for sign in (1, -2, 1):  # ahead, behind, and back
-            for parameter, direction in zip(trainer.parameters, gradient, strict=True):
+            for parameter, direction in zip(state.parameters, gradient, strict=True):
                 parameter.data += sign * step * direction / norms[name]
-            slopes.append(term.weight * term_values(trainer.terms, trainer.batch(0, differentiate=True))[name].item())
+            batch = loop.sample_batch(state, 0, differentiate=True)
+            slopes.append(term.weight * term_values(state.terms, batch)[name].item())
         assert (slopes[0] - slopes[1]) / (2 * step) == pytest.approx(norms[name], rel=0.05), name
 
 
@@ -187,7 +188,7 @@ def test_a_term_without_gradient_stops_the_run_by_name(fresh, monkeypatch):
     score = AntonymQuality.score
     monkeypatch.setattr(AntonymQuality, "score", lambda self, images, features: score(self, images, features.detach()))
     with pytest.raises(UserError, match="--quality-weight 0.1: the quality term's gradient on the adapter is 0"):
-        train.align(fresh())
+        run.align(fresh())
     assert not fresh().output.exists()  # so the remedy can be tried in the same folder
 
 
@@ -195,25 +196,25 @@ def test_a_term_without_gradient_stops_the_run_by_name(fresh, monkeypatch):
 def test_the_semantics_see_every_image_once(fresh, monkeypatch, normalize_features):
     """Features and scores come from one call of transformers' model, in a batch of 2 and for 5 evaluation images."""
     config = fresh(normalize_features=normalize_features)
-    trainer = trainer_of(config)
-    model, seen = trainer.semantics.model, []
+    state = state_of(config)
+    model, seen = state.semantics.model, []
     embed = model.get_image_features
     monkeypatch.setattr(model, "get_image_features", lambda pixels: seen.append(len(pixels)) or embed(pixels))
-    trainer.batch(0, differentiate=True)
+    loop.sample_batch(state, 0, differentiate=True)
     assert seen == [2]
-    Monitor(config, trainer.vocabulary, trainer.generator, trainer.semantics, trainer.quality, nullcontext)
+    Monitor(config, state.vocabulary, state.generator, state.semantics, state.quality, nullcontext)
     assert seen == [2, 2, 2, 1]
 
 
 def test_a_diverging_run_stops_before_it_spoils_the_adapter(fresh):
     """A learning rate that overflows float32 within two updates."""
     with pytest.raises(UserError, match="step [23]: the adapter's gradient is nan"):
-        train.align(fresh(learning_rate=1e30, max_steps=3))
+        run.align(fresh(learning_rate=1e30, max_steps=3))
 
 
 def test_a_term_of_no_weight_is_logged_and_has_no_gradient(fresh):
     config = fresh(quality="none", individual_weight=0.0, max_steps=1)
-    train.align(config)
+    run.align(config)
     first, line = lines(config.output / "metrics.jsonl")
     assert first["gradient_norms"]["individual"] == first["gradient_norms"]["quality"] == 0
     assert line["loss"] == line["entire"] and line["individual"] > 0 and line["quality"] is None
@@ -221,22 +222,22 @@ def test_a_term_of_no_weight_is_logged_and_has_no_gradient(fresh):
 
 def test_the_pull_towards_the_base_starts_at_zero_and_acts_later(fresh):
     config = fresh(base_weight=100.0, text_encoder_lora=True)
-    train.align(config)
+    run.align(config)
     first, one, two = lines(config.output / "metrics.jsonl")
     assert first["gradient_norms"]["base"] == one["base"] == 0
     assert two["base"] > 0
 
 
 def test_a_text_encoder_adapter_is_trained_too(fresh):
-    trainer = trainer_of(fresh(text_encoder_lora=True, batch_size=1))
-    trainer.update_adapter(trainer.batch(0, differentiate=True), 1)
-    moved = {name.split(".")[0] for name, p in trainer.generator.adapter_parameters() if p.grad.abs().sum() > 0}
+    state = state_of(fresh(text_encoder_lora=True, batch_size=1))
+    loop.training_step(state, 0)
+    moved = {name.split(".")[0] for name, p in state.generator.adapter_parameters() if p.grad.abs().sum() > 0}
     assert moved == {"unet", "text_encoder"}
 
 
 def test_bf16_reaches_the_adapter_and_keeps_it_in_fp32(fresh):
     config = fresh(precision="bf16", max_steps=1)
-    train.align(config)
+    run.align(config)
     assert all(norm > 0 for norm in lines(config.output / "metrics.jsonl")[0]["gradient_norms"].values())
     assert {tensor.dtype for tensor in load_file(config.output / ADAPTER).values()} == {torch.float32}
 
@@ -247,10 +248,10 @@ def test_the_released_scripts_objective(fresh, finished):
     recipe = configs.resolve(AlignConfig, "released-code", {})
     objective = ("individual_weight", "quality_weight", "discriminator_texts", "discriminator_template")
     changes = {name: getattr(recipe, name) for name in (*objective, "normalize_features", "entire_weight")}
-    trainer = trainer_of(AlignConfig(**base | changes))
-    batch = trainer.batch(3, differentiate=False)
-    assert [term.weight for term in trainer.terms.values()] == [1.0, 0.0, 0.0]
-    assert trainer.discriminator_texts[:2] == ["cat", "dog"] and trainer._real_rows(3) == [0, 1]
+    state = state_of(AlignConfig(**base | changes))
+    batch = loop.sample_batch(state, 3, differentiate=False)
+    assert [term.weight for term in state.terms.values()] == [1.0, 0.0, 0.0]
+    assert state.discriminator_texts[:2] == ["cat", "dog"] and loop.real_category_indices(state, 3) == [0, 1]
     assert not torch.allclose(batch.discriminator_features.norm(dim=-1), torch.ones(2), atol=1e-2)
     assert torch.allclose(batch.features.norm(dim=-1), torch.ones(2))
 
@@ -273,12 +274,12 @@ def test_diversity_is_compared_above_its_floor():
 
 
 def test_a_guard_that_stops_has_saved_and_the_run_goes_on_from_there(fresh, finished, monkeypatch):
-    monkeypatch.setattr(run, "diversity_share", lambda diversity, base: 0.1 if diversity != base else 1.0)
+    monkeypatch.setattr(loop, "diversity_share", lambda diversity, base: 0.1 if diversity != base else 1.0)
     config = fresh(guard="stop", checkpoint_every=100)
     with pytest.raises(UserError, match="step 1: diversity"):
-        train.align(config)
+        run.align(config)
     assert checkpoint.newest(config.output).name == "step-000001"
-    train.align(dataclasses.replace(config, guard="warn"))
+    run.align(dataclasses.replace(config, guard="warn"))
     ours, theirs = load_file(config.output / ADAPTER), load_file(finished.output / ADAPTER)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -288,7 +289,7 @@ def test_tensorboard_has_the_numbers_of_metrics_and_evaluations(fresh):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = fresh(logger="tensorboard")
-    train.align(config)
+    run.align(config)
     (folder,) = {path.parent for path in config.output.rglob("events.out.tfevents.*") if path.parent.name == "align"}
     events = EventAccumulator(str(folder))
     events.Reload()
@@ -307,7 +308,7 @@ def test_other_loggers_have_them_too(fresh, tmp_path, monkeypatch, logger):
     (tmp_path / "logged").mkdir()
     library = pytest.importorskip(logger)
     config = fresh(logger=logger)
-    train.align(config)
+    run.align(config)
     if logger == "wandb":  # its service may still be writing
         library.teardown()
     logged = b"".join(path.read_bytes() for path in (tmp_path / "logged").rglob("*") if path.is_file())

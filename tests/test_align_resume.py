@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from test_align import ADAPTER, lines, tiny_config  # noqa: F401 (a fixture)
 
 from lbgen import cli
-from lbgen.alignment import checkpoint, train
+from lbgen.alignment import checkpoint, run
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration import flags as configs
 from lbgen.errors import Interrupted
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["lbgen.alignment.train"])
+context.set_forkserver_preload(["lbgen.alignment.run"])
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def config(tiny_config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(config):
     """The run that nothing happened to."""
-    train.align(config)
+    run.align(config)
     return config
 
 
@@ -47,7 +47,7 @@ def align_until(config, name, calls):
         return function(*arguments)
 
     setattr(checkpoint, name, fatal)
-    train.align(config)
+    run.align(config)
 
 
 def command_line_until(argv, signum, step):
@@ -97,7 +97,7 @@ def test_killed_at_any_moment_and_resumed_the_run_ends_bit_identical(whole, tmp_
     ]
     for name, calls in moments:
         assert ended(align_until, killed, name, calls) == -signal.SIGKILL, (name, calls)
-    assert ended(train.align, killed) == 0
+    assert ended(run.align, killed) == 0
     assert_equal_runs(killed, whole)
 
 
@@ -125,7 +125,7 @@ def test_a_signal_in_the_last_update_or_after_it_ends_the_program_with_the_run_w
 
         patch.setattr(checkpoint, moment, signalled)
         with pytest.raises(Interrupted, match="run is finished; the adapter is in") as ended:
-            train.align(config)
+            run.align(config)
     assert ended.value.signum == signal.SIGINT
     assert_equal_runs(config, whole)
 
@@ -133,12 +133,12 @@ def test_a_signal_in_the_last_update_or_after_it_ends_the_program_with_the_run_w
 def test_an_older_adapter_is_not_taken_for_the_finished_one(whole, tmp_path):
     """Finished with 2 updates, extended, killed after the checkpoint of 4, and asked for 4."""
     config = dataclasses.replace(whole, output=tmp_path / "run", max_steps=2)
-    train.align(config)
+    run.align(config)
     old = (config.output / ADAPTER).read_bytes()
     longer = dataclasses.replace(config, max_steps=5)
     assert ended(align_until, longer, "mark_complete", 2) == -signal.SIGKILL
     four = dataclasses.replace(config, max_steps=4)
-    assert train.align(four).steps == 4
+    assert run.align(four).steps == 4
     published = (config.output / ADAPTER).read_bytes()
     newest = checkpoint.newest(config.output)
     assert newest.name == "step-000004" and published != old
@@ -148,18 +148,18 @@ def test_an_older_adapter_is_not_taken_for_the_finished_one(whole, tmp_path):
 
 
 def test_the_released_texts_keep_the_size_of_a_process_batch(whole):
-    assert "batch_size" in train.may_change(whole)
-    assert "batch_size" not in train.may_change(dataclasses.replace(whole, discriminator_texts="released-code"))
+    assert "batch_size" in run.may_change(whole)
+    assert "batch_size" not in run.may_change(dataclasses.replace(whole, discriminator_texts="released-code"))
 
 
 def test_a_half_written_checkpoint_is_passed_over(whole, tmp_path):
     """One with a later step than the whole one, as an interrupted copy would leave it."""
     config = dataclasses.replace(whole, output=tmp_path / "run", max_steps=4)
-    train.align(config)
+    run.align(config)
     half = checkpoint.checkpoint_path(config.output, 9)
     half.mkdir()
     (half / "state.pt").write_bytes(b"half")
-    train.align(dataclasses.replace(config, max_steps=5))
+    run.align(dataclasses.replace(config, max_steps=5))
     assert_equal_runs(config, whole)
 
 

@@ -112,6 +112,6 @@ def test_lines_after_the_step_and_a_cut_line_are_dropped(tmp_path):
         checkpoint.append_line(path, {"step": step})
     with path.open("a") as stream:
         stream.write('{"step": 1, "lo')
-    checkpoint.cut_back(path, 2)
+    checkpoint.drop_lines_after(path, 2)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2]
-    checkpoint.cut_back(tmp_path / "none.jsonl", 2)
+    checkpoint.drop_lines_after(tmp_path / "none.jsonl", 2)

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.train import align
+from lbgen.alignment.run import align
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.run import audit
 from lbgen.configuration import flags as configs

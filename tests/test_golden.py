@@ -20,10 +20,10 @@ from miniatures import write_clip, write_stable_diffusion
 from torch import Tensor
 from trajectories import PROMPTS, STEPS, adapted, draws, shake
 
-from lbgen.alignment import losses, train
+from lbgen.alignment import loop, losses, run
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.objective import term_values
-from lbgen.alignment.trainer import Trainer
+from lbgen.alignment.state import TrainingState
 from lbgen.models.sampling import sample
 from lbgen.vocabulary.vocabulary import load_vocabulary
 
@@ -32,9 +32,9 @@ TOLERANCE = 1e-4
 """Of a tensor's norm."""
 
 
-def conditional_mismatch(rest: Tensor, memory: Tensor, shares: Tensor, bank: Tensor) -> Tensor:
+def conditional_mismatch(residuals: Tensor, memory: Tensor, weights: Tensor, bank: Tensor) -> Tensor:
     """Of a width that is no random draw, for it must be above 0."""
-    return losses.conditional_mismatch(rest, memory, shares, bank, torch.tensor(1.7))
+    return losses.conditional_mismatch(residuals, memory, weights, bank, torch.tensor(1.7))
 
 
 LOSSES = {
@@ -43,7 +43,6 @@ LOSSES = {
     losses.individual_alignment: [(3, 5), (3, 5)],
     losses.quality_assurance: [(3,)],
     losses.base_pull: [(2, 3, 4, 4), (2, 3, 4, 4)],
-    losses.independence: [(3,)],
     conditional_mismatch: [(3, 2), (5, 2), (3, 5), (4, 2)],
 }
 """Every loss and the shapes of its arguments."""
@@ -92,6 +91,8 @@ def loss_numbers() -> dict[str, list[float]]:
     """Every loss and its gradients, for normal draws."""
     numbers, rng = {}, torch.Generator().manual_seed(7)
     for loss, shapes in LOSSES.items():
+        if loss is conditional_mismatch:  # a loss that is gone was given three numbers before it
+            torch.randn(3, generator=rng)
         arguments = [torch.randn(shape, generator=rng).requires_grad_() for shape in shapes]
         value = loss(*arguments)
         numbers[f"{loss.__name__}: value"] = fingerprint(value)
@@ -107,18 +108,18 @@ def batch_numbers(sd_folder: Path, clip_folder: Path, output: Path, objective: s
     config = AlignConfig(
         output, **settings, steps=4, differentiated_steps=2, rank=2, alpha=3, batch_size=3, **OBJECTIVES[objective]
     )
-    trainer = Trainer(config, load_vocabulary(config.vocabulary), train.start_accelerator(config), None)
-    shake(trainer.generator, 6)
-    if trainer.independence is not None:
-        for draw in (1, 2):
-            trainer.update_opponents(trainer.batch(draw, differentiate=False), draw)
-    batch = trainer.batch(2, differentiate=True)
+    state = TrainingState(config, load_vocabulary(config.vocabulary), run.start_accelerator(config))
+    shake(state.generator, 6)
+    if state.independence is not None:
+        for batch_index in (1, 2):
+            loop.warm_up_step(state, batch_index)
+    batch = loop.sample_batch(state, 2, differentiate=True)
     numbers = {f"{objective}: images": fingerprint(batch.images), f"{objective}: scores": fingerprint(batch.scores)}
-    for name, value in term_values(trainer.terms, batch).items():
+    for name, value in term_values(state.terms, batch).items():
         numbers[f"{objective}, {name}: value"] = fingerprint(value)
-        gradients = torch.autograd.grad(value, trainer.parameters, retain_graph=True)
+        gradients = torch.autograd.grad(value, state.parameters, retain_graph=True)
         numbers[f"{objective}, {name}: gradients"] = fingerprint(*gradients)
-    numbers[f"{objective}: discriminator"] = fingerprint(torch.tensor(trainer.update_discriminator(batch, 2)))
+    numbers[f"{objective}: discriminator"] = fingerprint(torch.tensor(loop.update_discriminator(state, batch, 2)))
     return numbers
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from trajectories import PROMPTS, STEPS, adapted, draws, images_of
 
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.train import align
+from lbgen.alignment.run import align
 from lbgen.generation.workers.batch_size import batch_that_fits
 from lbgen.models.generator import Generator, load_generator
 from lbgen.models.sampling import sample

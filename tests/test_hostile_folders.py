@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from test_generate import config, contents, whole  # noqa: F401 (fixtures)
 
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.train import align
+from lbgen.alignment.run import align
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.run import audit
 from lbgen.errors import UserError

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from lbgen.alignment import losses
-from lbgen.alignment.discriminator import PairDiscriminator
 from lbgen.alignment.independence.residual import (
-    ensure_rest,
+    ensure_residual,
     fit_residual,
-    looks,
+    image_descriptors,
     principal_directions,
     text_directions,
 )
@@ -48,63 +47,58 @@ def test_principal_directions_hold_the_share_and_one_fewer_does_not(draw):
 def test_the_rest_is_what_varies_inside_categories(draw):
     """Against numpy's eigenvectors of the covariance inside categories, off the texts; the category is elsewhere."""
     objects, scenes, count = torch.eye(8)[:3].double(), torch.eye(8)[4:6].double(), 300
-    rows = torch.arange(count) % 3
-    features = 3 * objects[rows] + draw(count, 2) @ (torch.tensor([[2.0], [1.5]]) * scenes) + 0.05 * draw(count, 8)
+    categories = torch.arange(count) % 3
+    varying = draw(count, 2) @ (torch.tensor([[2.0], [1.5]]) * scenes)
+    features = 3 * objects[categories] + varying + 0.05 * draw(count, 8)
     texts = objects + torch.eye(8)[3]  # the objects lie off their span
-    rest = fit_residual(texts, features, rows, span=0.5, variance=0.9)
+    rest = fit_residual(texts, features, categories, span=0.5, variance=0.9)
     q = np.linalg.svd(np.vstack([texts.mean(0), principal_directions(texts - texts.mean(0), 0.5)]))[2][:2]
     off = features.numpy() - features.numpy() @ q.T @ q
-    inside = sum(np.cov(off[rows.numpy() == row].T, bias=True) for row in range(3))
+    inside = sum(np.cov(off[categories.numpy() == category].T, bias=True) for category in range(3))
     expected = np.linalg.eigh(inside)[1][:, -2:]
     assert rest.directions.shape == (2, 8)
     assert np.allclose(np.abs(rest.directions.numpy() @ expected[:, ::-1]), np.eye(2), atol=1e-6)
-    mapped = rest.of(features)
+    mapped = rest.apply(features)
     assert mapped.square().mean().item() == pytest.approx(1, abs=1e-6)
-    means = torch.stack([mapped[rows == row].mean(0) for row in range(3)])
+    means = torch.stack([mapped[categories == category].mean(0) for category in range(3)])
     assert means.abs().max() < 0.3  # three deviations apart before
 
 
-def test_looks_are_features_and_the_colours_of_a_thumbnail(draw):
+def test_descriptors_are_features_and_the_colours_of_a_thumbnail(draw):
     """Means over blocks, by numpy, of images that are not square; without a thumbnail the feature alone."""
     features, images = draw(2, 4), draw(2, 3, 6, 12)
     blocks = images.numpy().reshape(2, 3, 3, 2, 3, 4).mean(axis=(3, 5))
-    assert np.allclose(looks(features, images, 3), np.hstack([features, blocks.reshape(2, 27)]))
-    assert torch.equal(looks(features, images, 0), features)
+    assert np.allclose(image_descriptors(features, images, 3), np.hstack([features, blocks.reshape(2, 27)]))
+    assert torch.equal(image_descriptors(features, images, 0), features)
 
 
 def test_every_direction_of_the_thumbnail_counts_alike(draw):
     """Two colours vary inside categories, one ten times the other: both by 1 in the rest."""
-    rows, count = torch.arange(300) % 3, 300
+    categories, count = torch.arange(300) % 3, 300
     features = draw(count, 5)
     inside = draw(count, 2) @ torch.tensor([[10.0, 0, 0, 0], [0, 1.0, 0, 0]], dtype=torch.float64)
-    thumbnails = inside + 20 * torch.nn.functional.one_hot(rows, 4)
-    seen = torch.cat([features, thumbnails], dim=1)
-    rest = fit_residual(draw(3, 5), seen, rows, span=0.5, variance=0.999)
-    alone = fit_residual(draw(3, 5), features, rows, span=0.5, variance=0.999)
-    assert len(alone.scale) == alone.features
-    coloured = rest.of(seen)[:, rest.features :]
-    spread = np.stack([coloured[rows == row].numpy().var(axis=0) for row in range(3)]).mean(axis=0)
+    thumbnails = inside + 20 * torch.nn.functional.one_hot(categories, 4)
+    descriptors = torch.cat([features, thumbnails], dim=1)
+    rest = fit_residual(draw(3, 5), descriptors, categories, span=0.5, variance=0.999)
+    alone = fit_residual(draw(3, 5), features, categories, span=0.5, variance=0.999)
+    assert len(alone.scale) == alone.feature_directions
+    coloured = rest.apply(descriptors)[:, rest.feature_directions :]
+    spread = np.stack([coloured[categories == category].numpy().var(axis=0) for category in range(3)]).mean(axis=0)
     assert np.allclose(spread, [1, 1])
-    assert torch.equal(rest.directions[: rest.features, 5:], torch.zeros(rest.features, 4))
-    assert torch.equal(rest.directions[rest.features :, :5], torch.zeros(2, 5))
+    assert torch.equal(rest.directions[: rest.feature_directions, 5:], torch.zeros(rest.feature_directions, 4))
+    assert torch.equal(rest.directions[rest.feature_directions :, :5], torch.zeros(2, 5))
 
 
 def test_texts_that_leave_nothing_are_refused(draw):
     """Six texts, and five, in five dimensions; four leave one."""
     for count in (6, 5):
         with pytest.raises(UserError, match="--independence-span 1: the texts span all that a feature can hold"):
-            ensure_rest(draw(count, 5), 1.0)
-    ensure_rest(draw(4, 5), 1.0)
-    ensure_rest(draw(6, 5), 0.5)
+            ensure_residual(draw(count, 5), 1.0)
+    ensure_residual(draw(4, 5), 1.0)
+    ensure_residual(draw(6, 5), 0.5)
 
 
 # ---- the losses ----
-
-
-def test_independence_is_the_mean_of_minus_log_d():
-    logits = [0.3, -2.0, 1.5]
-    expected = sum(math.log(1 + math.exp(-x)) for x in logits) / 3
-    assert losses.independence(torch.tensor(logits)).item() == pytest.approx(expected)
 
 
 def kernel(a, b, width):
@@ -114,11 +108,11 @@ def kernel(a, b, width):
 
 def test_conditional_mismatch_equals_its_double_sums(draw):
     rest, memory, bank = draw(3, 2), draw(5, 2), draw(4, 2)
-    shares, width = torch.softmax(draw(3, 5), dim=-1), torch.tensor(1.7)
-    crowd = sum(shares[i, j].item() * kernel(rest[i], memory[j], 1.7) for i in range(3) for j in range(5)) / 3
+    weights, width = torch.softmax(draw(3, 5), dim=-1), torch.tensor(1.7)
+    crowd = sum(weights[i, j].item() * kernel(rest[i], memory[j], 1.7) for i in range(3) for j in range(5)) / 3
     base = sum(kernel(rest[i], bank[j], 1.7) for i in range(3) for j in range(4)) / 12
-    assert losses.conditional_mismatch(rest, memory, shares, bank, width).item() == pytest.approx(crowd - base)
-    empty = losses.conditional_mismatch(rest, memory[:0], shares[:, :0], bank, width)
+    assert losses.conditional_mismatch(rest, memory, weights, bank, width).item() == pytest.approx(crowd - base)
+    empty = losses.conditional_mismatch(rest, memory[:0], weights[:, :0], bank, width)
     assert empty.item() == pytest.approx(-base)
 
 
@@ -152,34 +146,3 @@ def test_its_slope_is_bounded_wherever_the_images_are():
         value = losses.conditional_mismatch(place, crowd, torch.ones(1, 1, dtype=torch.float64), bank, width)
         largest = max(largest, torch.autograd.grad(value, place)[0].norm().item())
     assert 0.8 * bound < largest <= bound
-
-
-def test_at_the_optimum_the_game_ends_where_the_rest_says_nothing_of_the_category():
-    """Four values of the rest, three categories: the generator is a table, the opponent the closed form of its best."""
-    base = torch.tensor([0.4, 0.3, 0.2, 0.1])
-    table = torch.tensor([[3.0, 0, 0, 0], [0, 3, 0, 0], [0, 0, 3, 0]], requires_grad=True)
-    optimizer = torch.optim.Adam([table], 0.05)
-    for _ in range(400):
-        chances = table.softmax(dim=-1)
-        logits = (base / chances).log().detach()
-        loss = sum(chances[c, r] * losses.independence(logits[c, r : r + 1]) for c in range(3) for r in range(4))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert torch.allclose(table.softmax(dim=-1), base.expand(3, 4), atol=0.01)
-
-
-def test_a_trained_opponent_has_the_optimums_logits():
-    """log p_base(r) / p(r | c) for two values of the rest and two categories, from expected losses."""
-    rest, embeddings = torch.eye(2).repeat_interleave(2, dim=0), torch.tensor([[1.0], [-1.0]]).repeat(2, 1)
-    base, own = torch.tensor([0.5, 0.5, 0.5, 0.5]), torch.tensor([0.9, 0.2, 0.1, 0.8])  # of (r, c) = 00 01 10 11
-    torch.manual_seed(0)
-    opponent = PairDiscriminator(2, 1, 16)
-    optimizer = torch.optim.Adam(opponent.parameters(), 0.02)
-    softplus = torch.nn.functional.softplus
-    for _ in range(500):
-        logits = opponent(rest, embeddings)
-        optimizer.zero_grad()
-        (base * softplus(-logits) + own * softplus(logits)).sum().backward()
-        optimizer.step()
-    assert torch.allclose(opponent(rest, embeddings), (base / own).log(), atol=0.02)

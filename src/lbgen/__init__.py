@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 PUBLIC = {
     "AlignConfig": "lbgen.alignment.config",
-    "align": "lbgen.alignment.train",
+    "align": "lbgen.alignment.run",
     "GenerateConfig": "lbgen.generation.config",
     "generate": "lbgen.generation.run",
     "plan": "lbgen.generation.estimate",

@@ -1,8 +1,8 @@
-"""What each update draws: a function of (seed, draw, position in the global batch) and of nothing else.
+"""Which categories and texts a batch has: functions of (seed, batch index, position in the global batch) alone.
 
-`draw` counts the batches from 0, the discriminator's warm-up first. So a run resumes from the count alone, and the
-number of processes that share a global batch does not matter. One exception, `first_rows`: the released script's texts
-depend on the batch of one process.
+Batches are counted from 0, those of the discriminator's warm-up first. A run can therefore resume from this count
+alone, and it does not matter how many processes share a global batch. The one exception is `first_category_indices`:
+the texts of the released script depend on the batch size of one process.
 """
 
 from collections.abc import Sequence
@@ -14,45 +14,50 @@ from lbgen.errors import UserError
 from lbgen.models.noise import derived_seed
 
 
-def category_rows(seed: int, draw: int, positions: Sequence[int], global_batch: int, categories: int) -> list[int]:
-    """The category of each position: one shuffled pass over the vocabulary after the other."""
-    passes = (divmod(draw * global_batch + position, categories) for position in positions)
-    return [_shuffled(seed, epoch, categories)[place] for epoch, place in passes]
+def batch_category_indices(
+    seed: int, batch_index: int, positions: Sequence[int], global_batch: int, categories: int
+) -> list[int]:
+    """The category index at each position: pass after pass over the vocabulary, each pass shuffled anew."""
+    passes = (divmod(batch_index * global_batch + position, categories) for position in positions)
+    return [_shuffled_categories(seed, epoch, categories)[index] for epoch, index in passes]
 
 
 @lru_cache(maxsize=4)
-def _shuffled(seed: int, epoch: int, categories: int) -> list[int]:
+def _shuffled_categories(seed: int, epoch: int, categories: int) -> list[int]:
     rng = torch.Generator().manual_seed(derived_seed(seed, "categories", epoch))
     return torch.randperm(categories, generator=rng).tolist()
 
 
-def other_rows(
-    seed: int, draw: int, positions: Sequence[int], own_rows: Sequence[int], texts: Sequence[str]
+def other_category_indices(
+    seed: int, batch_index: int, positions: Sequence[int], category_indices: Sequence[int], texts: Sequence[str]
 ) -> list[int]:
-    """For each image a category drawn uniformly from the whole vocabulary, never one with the image's own text."""
-    rows = []
-    for position, own in zip(positions, own_rows, strict=True):
-        others = [row for row, text in enumerate(texts) if text != texts[own]]
-        rng = torch.Generator().manual_seed(derived_seed(seed, "other", draw, position))
-        rows.append(others[int(torch.randint(len(others), (), generator=rng))])
-    return rows
+    """For each image a category drawn uniformly from those whose text differs from the text of the image's category.
+
+    category_indices: of the images at `positions`.  texts: one for each category of the vocabulary.
+    """
+    drawn = []
+    for position, category_index in zip(positions, category_indices, strict=True):
+        others = [index for index, text in enumerate(texts) if text != texts[category_index]]
+        rng = torch.Generator().manual_seed(derived_seed(seed, "other", batch_index, position))
+        drawn.append(others[int(torch.randint(len(others), (), generator=rng))])
+    return drawn
 
 
-def ensure_others(texts: Sequence[str]) -> None:
-    """The adversarial term shows the discriminator other categories' texts, so there must be some."""
+def ensure_different_texts(texts: Sequence[str]) -> None:
+    """Refuse a vocabulary whose categories all have one text: `other_category_indices` needs two."""
     if len(set(texts)) < 2:
         raise UserError(f'--vocabulary: every category has the same text "{texts[0]}"; the adversarial term needs two')
 
 
-def first_rows(positions: Sequence[int], batch_size: int, categories: int) -> list[int]:
-    """The released script's "real" texts: a shuffle of the first batch_size categories, whatever the images are.
+def first_category_indices(positions: Sequence[int], batch_size: int, categories: int) -> list[int]:
+    """The released script's "real" texts: the first batch_size categories, independent of the images.
 
-    batch_size is that of one process.  Its order has no effect on the mean loss, so it is left out.
+    batch_size is that of one process.  The script shuffles them; this cannot change the mean loss and is left out.
     """
     return [position % batch_size % categories for position in positions]
 
 
-def differentiated_start(seed: int, draw: int, starts: int) -> int:
-    """Where the differentiated steps begin, in [0, starts): drawn once an update, so equal for all its images."""
-    rng = torch.Generator().manual_seed(derived_seed(seed, "differentiated", draw))
+def first_differentiated_call(seed: int, batch_index: int, starts: int) -> int:
+    """The first of the network calls that keep their gradient, in [0, starts): one for all images of the batch."""
+    rng = torch.Generator().manual_seed(derived_seed(seed, "differentiated", batch_index))
     return int(torch.randint(starts, (), generator=rng))

@@ -1,6 +1,6 @@
 """The terms of the objective: pure functions of features, scores or images (lbGen, arXiv 2412.10831).
 
-B images, D feature channels. Every function returns a scalar: the mean over the batch.
+B images, D feature channels. Every function returns a scalar, the mean over the batch.
 """
 
 import torch
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def entire_alignment(fake_logits: Tensor) -> Tensor:
-    """-log D(f_im): the generator's side of L_en, as the discriminator takes image features for text features.
+    """-log D(f_im): the generator's side of L_en; low if the discriminator takes image features for text features.
 
-    The paper's L_en = log D(f_cj) + log(1 - D(f_im)) is a minimax game; this is its non-saturating form, with the same
-    fixed point and a gradient that does not vanish while D wins.  fake_logits: (B,) of the images.
+    The paper's L_en = log D(f_cj) + log(1 - D(f_im)) is a minimax game. This is its non-saturating form: it has the
+    same fixed point, and its gradient does not vanish while D wins.  fake_logits: (B,) of the images.
     """
     return F.softplus(-fake_logits).mean()
 
@@ -20,7 +20,7 @@ def entire_alignment(fake_logits: Tensor) -> Tensor:
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """-L_en = -log D(f_cj) - log(1 - D(f_im)): the discriminator tells texts ("real") from images ("fake").
 
-    real_logits: (B,) of texts, fake_logits: (B,) of images.  2 log 2 when it cannot tell them apart.
+    real_logits: (B,) of texts, fake_logits: (B,) of images.  2 log 2 if it cannot tell them apart.
     """
     return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
 
@@ -28,7 +28,7 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 def individual_alignment(image_features: Tensor, text_features: Tensor) -> Tensor:
     """1 - cosine of each image with its own category's text (L_in).
 
-    Both (B, D) with unit norm, row i of one belonging to row i of the other.  Returns a scalar in [0, 2].
+    Both (B, D) with unit norm; row i of one belongs to row i of the other.  Returns a scalar in [0, 2].
     """
     return 1 - (image_features * text_features).sum(dim=-1).mean()
 
@@ -39,46 +39,40 @@ def quality_assurance(scores: Tensor) -> Tensor:
 
 
 def base_pull(images: Tensor, base_images: Tensor) -> Tensor:
-    """Mean squared distance to the base model's images of the same noise: keeps the generator near what it was.
+    """Mean squared distance to the base model's images of the same noise; keeps the generator close to the base model.
 
-    Ours, against reward hacking. In pixels, not in features: a distance in the space of the other terms would only
-    weaken them. Zero, and so is its gradient, as long as the adapter is.  Both (B, 3, H, W) nominally in [0, 1].
+    Ours, against reward hacking. In pixels and not in features, because a distance in the feature space of the other
+    terms would only weaken them. Value and gradient are zero as long as the adapter is zero.
+    Both (B, 3, H, W), nominally in [0, 1].
     """
     return F.mse_loss(images, base_images)
 
 
-def independence(fake_logits: Tensor) -> Tensor:
-    """-log D(r, c): the generator's side of a game that makes the rest r of an image independent of its category c.
+def conditional_mismatch(residuals: Tensor, memory: Tensor, weights: Tensor, bank: Tensor, width: Tensor) -> Tensor:
+    """How much closer images are to others of their category than to the base generator's images.
 
-    D's "real" pairs are the rest of one of the base generator's images and any category, p_base(r) p(c); its "fake"
-    ones an image's rest and its own category, p(r | c) p(c). At its optimum D has the logit log p_base(r) / p(r | c)
-    (Goodfellow et al., arXiv 1406.2661), and the game is at rest where p(r | c) = p_base(r): the rest says nothing of
-    the category, and varies as the base generator's does over all of them. Ours; D's own loss is `discriminator_loss`.
-    fake_logits: (B,) of the images.
+    The aim is p(r | c) = p_base(r): the residual r says nothing about the category c. The squared maximum mean
+    discrepancy of the two (Gretton et al., JMLR 2012) is E k(r, r') - 2 E k(r, b) + E k(b, b'). For n images r_j of the
+    category, its gradient in one of them, r_i, is 2/n times the gradient of the witness function at r_i,
+        w(r_i) = sum_j s_ij k(r_i, r_j) - mean_b k(r_i, b).
+    This function returns the mean of w, so every image moves away from the other images of its category, towards what
+    is rare there and common among the base generator's images. s_ij is the weight of image j for the category of image
+    i, smoothed over similar categories (kernel regression), for vocabularies larger than the memory. If s_ij also gives
+    equal weight to all images, the gradient of the same discrepancy for p(r) of all categories together is added.
+
+    residuals: (B, K) with gradient.  memory: (M, K) of other, recent images.  weights: (B, M), each row sums to 1, or
+    to 0 without memory.  bank: (N, K).  width: () squared kernel width.
+    Returns a scalar in [-1, 1] whose expectation is 0 if the two distributions are equal.
     """
-    return entire_alignment(fake_logits)
-
-
-def conditional_mismatch(rest: Tensor, memory: Tensor, shares: Tensor, bank: Tensor, width: Tensor) -> Tensor:
-    """The same aim with no opponent: how much closer images are to others of their category than to the base's.
-
-    The squared maximum mean discrepancy (Gretton et al., JMLR 2012) between p(r | c) and p_base(r) is
-    E k(r, r') - 2 E k(r, b) + E k(b, b'). With n images r_j of the category, its slope in one of them, r_i, is 2/n
-    times that of the witness function at r_i,
-        w(r_i) = sum_j s_ij k(r_i, r_j) - mean_b k(r_i, b),
-    which is all this returns: every image is pushed away from its own category's crowd, towards what is rare there and
-    common in the base generator's images. s_ij is the weight of image j for the category of image i, smoothed over
-    like categories (kernel regression): it serves vocabularies that are larger than the memory. Where s_ij also holds
-    an equal part of all images, the slope is that of the same discrepancy for p(r) of all categories together, added.
-
-    rest: (B, K) with gradient; memory: (M, K) other, recent ones; shares: (B, M), rows of sum 1 (0 with no memory);
-    bank: (N, K).  width: () squared kernel width.  Returns a scalar in [-1, 1], 0 in the mean where the two are alike.
-    """
-    crowd = (shares * mixed_gaussian_kernel(rest, memory, width)).sum(dim=-1)
-    return (crowd - mixed_gaussian_kernel(rest, bank, width).mean(dim=-1)).mean()
+    to_category = (weights * mixed_gaussian_kernel(residuals, memory, width)).sum(dim=-1)  # (B,)
+    to_base = mixed_gaussian_kernel(residuals, bank, width).mean(dim=-1)  # (B,)
+    return (to_category - to_base).mean()
 
 
 def mixed_gaussian_kernel(a: Tensor, b: Tensor, width: Tensor) -> Tensor:
-    """Mean of exp(-|a - b|^2 / 2 s) for s = 1/4, 1 and 4 widths: near and far both pull.  (B, K), (N, K) -> (B, N)."""
+    """Mean of exp(-|a - b|^2 / 2 s) over s = 1/4, 1 and 4 widths, so that near and far points have a gradient.
+
+    (B, K), (N, K) -> (B, N).
+    """
     squares = a.square().sum(dim=-1).unsqueeze(1) + b.square().sum(dim=-1) - 2 * a @ b.T  # (B, N)
     return torch.stack([torch.exp(-squares / (2 * factor * width)) for factor in (0.25, 1.0, 4.0)]).mean(dim=0)

@@ -1,7 +1,8 @@
-"""What a run shows of itself: a fixed set of images, statistics of them, and the guard.
+"""Monitoring of a run: a fixed set of evaluation images, statistics of them, and the guard against collapse.
 
-Diversity, label agreement, the features' cosine and quality are judged by the semantics and the scorer that the losses
-use, so they may be flattered by the training; edges, colours and the pixels' distance to the base model are not.
+Diversity, label agreement, feature cosine and quality are measured with the same semantics and scorer as the losses, so
+training may improve them more than the images. Edges, colours and the pixels' distance to the base model do not have
+this bias.
 """
 
 from collections.abc import Callable
@@ -15,26 +16,25 @@ from torch import Tensor
 from tqdm import trange
 
 from lbgen.alignment.config import AlignConfig
+from lbgen.alignment.images import sample_images
 from lbgen.metrics.diversity import mean_category_vendi, vendi_score
 from lbgen.metrics.pixels import colour_entropy, edge_density
 from lbgen.metrics.zero_shot import label_agreement
 from lbgen.models.generator import Generator
-from lbgen.models.noise import derived_seed
 from lbgen.models.quality import QualityScorer
-from lbgen.models.sampling import render_images
 from lbgen.models.semantics import SemanticSpace
 from lbgen.runs import atomic
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 IMAGES_PER_CATEGORY = 4
-LEAST_EXCESS = 0.01
-"""Of a Vendi score over 1. A base model with less has no diversity to lose."""
+SMALLEST_DIVERSITY = 0.01
+"""Vendi score minus 1. A base model with less has no diversity to lose."""
 
 
 class Monitor:
-    """Samples the evaluation set and measures it.  N = config.evaluation_images, in rows of one category each.
+    """Samples the evaluation images and measures them.  N = config.evaluation_images.
 
-    Images are taken as they would be saved, as bytes (N, 3, H, W), for the base model and later alike.
+    Images are rounded to bytes (N, 3, H, W), as they would be saved, both for the base model and later.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class Monitor:
     ) -> None:
         self.config, self.vocabulary = config, vocabulary
         self.generator, self.semantics, self.quality, self.autocast = generator, semantics, quality, autocast
-        self.places = evaluation_places(config.evaluation_images, len(vocabulary))
-        self.labels = torch.tensor([row for row, _ in self.places])
+        self.images = evaluation_images(config.evaluation_images, len(vocabulary))
+        self.labels = torch.tensor([category_index for category_index, _ in self.images])
         with torch.no_grad():
             self.text_features = semantics.embed_texts(vocabulary.texts(config.text_template)).cpu()
         self.base = self._base_images()
@@ -57,7 +57,7 @@ class Monitor:
         self.base_diversity = mean_category_vendi(self.base_features, self.labels)
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Write the sample grid and return the statistics of the adapter as it is; at step 0 that is the base model."""
+        """Write the sample grid and return statistics of the current adapter's images; step 0 is the base model."""
         images = self.base if step == 0 else self.sample()
         write_grid(self.config.output / "samples" / f"step-{step:06d}.png", images)
         features, scores = self._features_and_scores(images)
@@ -75,21 +75,21 @@ class Monitor:
 
     @torch.no_grad()
     def sample(self) -> Tensor:
-        """The evaluation images of the generator as it is."""
-        prompts = self.vocabulary.texts(self.config.prompt_template)
-        seed = derived_seed(self.config.seed, "evaluation")
-        images = []
-        for start in trange(0, len(self.places), self.config.batch_size, desc="evaluation", leave=False):
-            places = self.places[start : start + self.config.batch_size]
-            keys = [(self.vocabulary[row].id, index, 0) for row, index in places]
-            texts = [prompts[row] for row, _ in places]
+        """Evaluation images with the current adapter, bytes (N, 3, H, W) on the CPU."""
+        size, chunks = self.config.batch_size, []
+        for start in trange(0, len(self.images), size, desc="evaluation", leave=False):
+            category_indices, image_indices = zip(*self.images[start : start + size], strict=True)
+            attempts = [0] * len(category_indices)
             with self.autocast():
-                batch = render_images(self.generator, keys, texts, seed=seed, steps=self.config.steps)
-            images.append(batch.cpu())
-        return (torch.cat(images).float().clamp(0, 1) * 255).round().to(torch.uint8)
+                images = sample_images(
+                    self.config, self.vocabulary, self.generator,
+                    category_indices, image_indices, attempts, purpose="evaluation",
+                )  # fmt: skip
+            chunks.append(images.cpu())
+        return (torch.cat(chunks).float().clamp(0, 1) * 255).round().to(torch.uint8)
 
     def _base_images(self) -> Tensor:
-        """The base model's evaluation images, kept in the run folder."""
+        """The base model's evaluation images; made once and saved in the run folder."""
         path = self.config.output / "samples" / "base.safetensors"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ class Monitor:
 
     @torch.no_grad()
     def _features_and_scores(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Unit features (N, D) and, where there is a scorer, scores (N,); on the CPU."""
+        """Unit features (N, D) and scores (N,) on the CPU; None for the scores without a scorer."""
         features, scores = [], []
         for chunk in images.split(self.config.batch_size):
             pixels = (chunk / 255).to(self.generator.device)
@@ -112,21 +112,22 @@ class Monitor:
         return torch.cat(features), torch.cat(scores) if scores else None
 
 
-def evaluation_places(images: int, categories: int) -> list[tuple[int, int]]:
-    """(category, index within it) of each image: IMAGES_PER_CATEGORY of as many categories as that fills.
+def evaluation_images(count: int, categories: int) -> list[tuple[int, int]]:
+    """Category index of each evaluation image, and its image index within the category.
 
-    The categories are spread evenly over the vocabulary; where it is small, further rounds have further indices.
+    IMAGES_PER_CATEGORY of each of as many categories as this fills, spread evenly over the vocabulary. A small
+    vocabulary is passed several times, with further image indices.
     """
-    rows = min(categories, -(-images // IMAGES_PER_CATEGORY))
-    places = []
-    for place in range(images):
-        group, column = divmod(place, IMAGES_PER_CATEGORY)
-        places.append((group % rows * categories // rows, group // rows * IMAGES_PER_CATEGORY + column))
-    return places
+    used = min(categories, -(-count // IMAGES_PER_CATEGORY))
+    images = []
+    for number in range(count):
+        group, column = divmod(number, IMAGES_PER_CATEGORY)
+        images.append((group % used * categories // used, group // used * IMAGES_PER_CATEGORY + column))
+    return images
 
 
 def write_grid(path: Path, images: Tensor) -> None:
-    """One row a category, IMAGES_PER_CATEGORY columns.  images: (N, 3, H, W) bytes."""
+    """Write a PNG with one row per category and IMAGES_PER_CATEGORY columns.  images: (N, 3, H, W) bytes."""
     n, channels, height, width = images.shape
     missing = -n % IMAGES_PER_CATEGORY
     padded = torch.cat([images, images.new_full((missing, channels, height, width), 255)])
@@ -137,12 +138,12 @@ def write_grid(path: Path, images: Tensor) -> None:
 
 
 def diversity_share(diversity: float, base: float) -> float:
-    """What is left of the base model's diversity, from two Vendi scores, which are 1 at the least: their excess."""
-    return (diversity - 1) / (base - 1) if base - 1 >= LEAST_EXCESS else 1.0
+    """The share of the base model's diversity that is left; diversity is the Vendi score minus 1, its minimum."""
+    return (diversity - 1) / (base - 1) if base - 1 >= SMALLEST_DIVERSITY else 1.0
 
 
 def check_diversity(config: AlignConfig, step: int, share: float) -> str | None:
-    """The guard: what to say when the images of a category have become alike.  share: of `diversity_share`."""
+    """The guard's warning if a category's images have become too similar, else None.  share: from `diversity_share`."""
     if config.guard == "off" or share >= config.guard_diversity:
         return None
     message = (

@@ -1,4 +1,4 @@
-"""The objective as a table of named, weighted terms; the training loop knows nothing of what they mean."""
+"""The objective as a table of named, weighted terms; the training loop does not know what they mean."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from lbgen.errors import UserError
 
 @dataclass(frozen=True)
 class Batch:
-    """What the terms see of one batch of B images.  D feature channels."""
+    """The inputs of the terms for one batch of B images.  D feature channels."""
 
     images: Tensor
     """(B, 3, H, W), nominally in [0, 1]."""
@@ -27,27 +27,26 @@ class Batch:
     text_features: Tensor
     """(B, D), unit norm: row i is the text of image i's own category."""
     scores: Tensor
-    """(B,) in [1, 5]; empty where there is no quality scorer."""
+    """(B,) in [1, 5]; empty without a quality scorer."""
     base_images: Tensor
-    """(B, 3, H, W): the base model's images of the same noise; empty where no term asks for them."""
-    rows: Tensor
-    """(B,) each image's category, by its place in the vocabulary."""
+    """(B, 3, H, W): the base model's images of the same noise; empty if no term needs them."""
+    category_indices: Tensor
+    """(B,) index of each image's category in the vocabulary."""
 
 
 @dataclass(frozen=True)
 class Term:
     weight: float
     value: Callable[[Batch], Tensor]
+    """Returns a scalar."""
     zero_at_start: bool = False
-    """Whether the gradient of this term is zero, and rightly so, while the adapter is."""
-    share: Callable[[], Tensor | float] = lambda: 1.0
-    """Of the weight, in [0, 1], in the update at hand."""
+    """Whether a gradient of zero is correct for this term as long as the adapter is zero."""
 
 
 def objective(
     config: AlignConfig, discriminator: Discriminator, independence: Independence | None = None
 ) -> dict[str, Term]:
-    """L = L_en + L_in + lambda_1 L_q (lbGen section 3), with the weights of the config, and ours where it has them."""
+    """L = L_en + L_in + lambda_1 L_q (lbGen section 3) and our own terms, with the weights of the config."""
     terms = {
         "entire": Term(
             config.entire_weight, lambda batch: entire_alignment(discriminator(batch.discriminator_features))
@@ -65,14 +64,15 @@ def objective(
     if independence is not None:
         terms["independence"] = Term(
             config.independence_weight,
-            lambda batch: independence.value(independence.looks(batch.features, batch.images), batch.rows),
-            share=lambda: independence.share,
+            lambda batch: independence.value(
+                independence.descriptors(batch.features, batch.images), batch.category_indices
+            ),
         )
     return terms
 
 
 def term_values(terms: dict[str, Term], batch: Batch) -> dict[str, Tensor]:
-    """Every term unweighted; one of weight 0 is computed for the log only, without a graph."""
+    """Every term unweighted, scalars; a term of weight 0 is computed without a graph, for the log only."""
     values = {}
     for name, term in terms.items():
         with torch.set_grad_enabled(term.weight > 0):
@@ -81,9 +81,8 @@ def term_values(terms: dict[str, Term], batch: Batch) -> dict[str, Tensor]:
 
 
 def total_loss(terms: dict[str, Term], values: dict[str, Tensor]) -> Tensor:
-    """The weighted sum of the terms that have a weight."""
-    weighted = [term.weight * term.share() * values[name] for name, term in terms.items() if term.weight > 0]
-    return torch.stack(weighted).sum()
+    """The weighted sum of the terms, a scalar."""
+    return torch.stack([term.weight * values[name] for name, term in terms.items() if term.weight > 0]).sum()
 
 
 def gradient_norms(
@@ -95,8 +94,8 @@ def gradient_norms(
 ) -> dict[str, float]:
     """Norm of each weighted term's gradient on the adapter; 0 for a term without weight.
 
-    `average` takes gradients to their mean over the processes. In fp16 the loss is multiplied by `scale` against
-    underflow; where that overflows, by less.
+    average: maps gradients to their means over the processes.
+    scale: factor on the loss against underflow in fp16; lowered for a term whose gradient overflows with it.
     """
     norms = dict.fromkeys(terms, 0.0)
     for name, term in terms.items():
@@ -112,10 +111,10 @@ def gradient_norms(
 
 
 def ensure_reached(terms: dict[str, Term], norms: dict[str, float]) -> None:
-    """Stop a run one of whose weighted terms would train nothing."""
+    """Refuse a run in which the gradient of a weighted term does not reach the adapter or is not finite."""
     for name, term in terms.items():
-        silent = norms[name] == 0 and not term.zero_at_start
-        if term.weight > 0 and (silent or not math.isfinite(norms[name])):
+        no_gradient = norms[name] == 0 and not term.zero_at_start
+        if term.weight > 0 and (no_gradient or not math.isfinite(norms[name])):
             raise UserError(
                 f"--{name}-weight {term.weight}: the {name} term's gradient on the adapter is {norms[name]}, so it "
                 f"would train nothing; set --{name}-weight 0, or choose models that pass its gradient on"

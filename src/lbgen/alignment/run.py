@@ -1,167 +1,258 @@
-"""The course of a run: evaluate, warm up, update, save; and what it writes on the way."""
+"""`lbgen align`: from a config to an adapter on disk (lbGen, arXiv 2412.10831)."""
 
-import math
-import time
-from dataclasses import asdict
+import json
+import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import AutocastKwargs, LoggerType
+from safetensors import SafetensorError
 
-from lbgen.alignment import checkpoint
+from lbgen.alignment import batches, checkpoint
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.monitor import Monitor, check_diversity, diversity_share
-from lbgen.alignment.trainer import Trainer
+from lbgen.alignment.loop import evaluate, measure_gradients, received_signal, train, write_line
+from lbgen.alignment.monitor import Monitor
+from lbgen.alignment.objective import ensure_reached
+from lbgen.alignment.state import Progress, TrainingState, initial_progress, saved_progress
+from lbgen.configuration import flags as configs
 from lbgen.errors import Interrupted, UserError
+from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
+from lbgen.runs import atomic, identity
+from lbgen.runs.signals import noted_signals
+from lbgen.vocabulary.vocabulary import Vocabulary, load_vocabulary
+
+WRITTEN = (
+    "adapter",
+    "checkpoints",
+    "config.yaml",
+    "evaluations.jsonl",
+    "logs",
+    "metrics.jsonl",
+    "provenance.json",
+    "samples",
+)
+"""Files and folders that a run writes in its folder, besides the bank of the independence term."""
+
+MAY_CHANGE = (
+    "output",
+    "max_steps",
+    "batch_size",
+    "checkpoint_every",
+    "evaluate_every",
+    "guard",
+    "guard_diversity",
+    "logger",
+)
+"""Fields that may differ when a run is resumed; instead of batch_size, the images per update are compared."""
 
 
-class Run:
-    """A run's progress, `record`, and what it writes; only the main process writes.
+@dataclass(frozen=True)
+class AlignResult:
+    output: Path
+    """The run folder."""
+    adapter: Path
+    """Folder of the adapter, a standard diffusers LoRA."""
+    steps: int
+    """Updates of the adapter, including those of earlier runs in the same folder."""
 
-    The `draw`-th batch is the warm-up's until the discriminator has had its share, then the updates'.
-    """
 
-    def __init__(self, config: AlignConfig, trainer: Trainer, accelerator: Accelerator, record: dict[str, Any]) -> None:
-        self.config, self.trainer, self.accelerator, self.record = config, trainer, accelerator, record
-        self.monitor: Monitor | None = None
-        if config.logger != "none":
-            settings = {name: str(value) for name, value in asdict(config).items()}
-            try:
-                accelerator.init_trackers("align", settings)
-            except Exception as error:  # each logger has its own: no account, no connection, no room
-                reason = f"{error}; mend that, or choose another --logger"
-                raise UserError(f"--logger {config.logger} did not start: {reason}") from error
+def align(config: AlignConfig) -> AlignResult:
+    """Fine-tune the generator's adapter on the weighted objective; continue where the run folder stands."""
+    atomic.ensure_writable(config.output)
+    atomic.refuse_links(config.output, WRITTEN)
+    try:
+        return _align(config)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"--output {config.output}: {reason}; nothing saved is lost, make room and start again"
+        ) from error
+
+
+def _align(config: AlignConfig) -> AlignResult:
+    """`align` in a folder that can be written; errors of the system are not yet messages for the user."""
+    # Refuse a folder that holds another run; find the checkpoint to continue from.
+    if (config.output / "config.yaml").exists():
+        configs.ensure_same(config, config.output / "config.yaml", ignore=may_change(config))
+    accelerator = start_accelerator(config)
+    vocabulary = load_vocabulary(config.vocabulary, config.qualify_names)
+    resumed = checkpoint.newest(config.output)
+    if resumed is not None:
+        ensure_resumable(resumed, initial_progress(config, vocabulary, accelerator))
+        if (step := saved_progress(resumed).step) >= config.max_steps:
+            return finished_result(config, vocabulary, accelerator, resumed, step)
+
+    # Refuse texts and weights that the run cannot use.
+    if config.discriminator_texts == "others":
+        batches.ensure_different_texts(vocabulary.texts(config.discriminator_template))
+    if resumed is not None:
+        ensure_same_weights(config)
+
+    # Load the models; a new run checks that every weighted term reaches the adapter.
+    state = TrainingState(config, vocabulary, accelerator, resumed)
+    accelerator.print(f"images an update: {state.images_per_update}, processes: {accelerator.num_processes}")
+    norms = check_gradients(state) if resumed is None else {}
+    prepare_folder(config, vocabulary, accelerator, state.progress.step if resumed is not None else None)
+    start_logger(config, accelerator)
+    monitor = make_monitor(state)
+
+    # Train, then publish the adapter of the last checkpoint.
+    with noted_signals() as signals:
+        if resumed is None:
+            shown = {"entire": 0.0, "individual": 0.0, "quality": 0.0, **norms}
+            write_line(state, "metrics.jsonl", {"step": 0, "gradient_norms": shown})
+            evaluate(state, monitor)
+        train(state, monitor, signals)
+        return finish(state, signals)
+
+
+# ---- start and end ----
+
+
+def start_accelerator(config: AlignConfig) -> Accelerator:
+    """Device, precision and processes, as `accelerate launch` or torchrun set them up."""
+    cpu = not torch.accelerator.is_available()  # on CPUs accelerate joins the processes of torchrun only if told so
+    if config.precision == "fp16" and PartialState(cpu).device.type == "cpu":
+        raise UserError("--precision fp16 needs a GPU; choose fp32 or bf16")
+    if config.logger != "none" and LoggerType(config.logger) not in get_available_trackers():
+        raise UserError(f"--logger {config.logger} is not installed; pip install {config.logger}, or --logger none")
+    AcceleratorState._reset_state()  # an earlier run in this Python may have had another precision
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        log_with=None if config.logger == "none" else config.logger,
+        project_dir=config.output / "logs",
+        # A cast cached in a step without grad would be used again, without a graph, in a step with grad.
+        kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
+    )
+
+
+def start_logger(config: AlignConfig, accelerator: Accelerator) -> None:
+    """Start the logger of the config, if any, and give it the settings."""
+    if config.logger == "none":
+        return
+    settings = {name: str(value) for name, value in asdict(config).items()}
+    try:
+        accelerator.init_trackers("align", settings)
+    except Exception as error:  # every logger raises its own: no account, no connection, no space
+        reason = f"{error}; fix this, or choose another --logger"
+        raise UserError(f"--logger {config.logger} did not start: {reason}") from error
+
+
+def make_monitor(state: TrainingState) -> Monitor | None:
+    """The monitor on the main process, None on the others."""
+    if not state.accelerator.is_main_process:
+        return None
+    models = (state.generator, state.semantics, state.quality)
+    return Monitor(state.config, state.vocabulary, *models, state.accelerator.autocast)
+
+
+def check_gradients(state: TrainingState) -> dict[str, float]:
+    """Measure and print each weighted term's gradient norm on the adapter; refuse a term that does not reach it."""
+    norms = measure_gradients(state)
+    shown = (f"{name} {norm:.3g}" for name, norm in norms.items() if state.terms[name].weight > 0)
+    state.accelerator.print("gradient norms: " + ", ".join(shown))
+    ensure_reached(state.terms, norms)
+    return norms
+
+
+def finish(state: TrainingState, signals: list[int]) -> AlignResult:
+    """Write the last checkpoint and publish its adapter; raises Interrupted for a signal that came too late to stop."""
+    output, accelerator = state.config.output, state.accelerator
+    adapter = output / "adapter"
+    state.save()
+    if accelerator.is_main_process:
+        checkpoint.publish_adapter(state.checkpoint_path, adapter)
+    signum = received_signal(accelerator, signals)
+    accelerator.end_training()
+    if signum:
+        raise Interrupted(signum, f"{output} is finished; the adapter is in {adapter}")
+    return AlignResult(output, adapter, state.progress.step)
+
+
+def finished_result(
+    config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator, resumed: Path, step: int
+) -> AlignResult:
+    """The result of a run that has all its steps; its adapter is published if the run was killed before it was."""
+    adapter = config.output / "adapter"
+    if not checkpoint.is_published(resumed, adapter):
+        prepare_folder(config, vocabulary, accelerator, step)
         if accelerator.is_main_process:
-            self.monitor = Monitor(
-                config, trainer.vocabulary, trainer.generator, trainer.semantics, trainer.quality, accelerator.autocast
+            checkpoint.publish_adapter(resumed, adapter)
+    accelerator.print(f"{config.output} is finished: {step} steps; the adapter is in {adapter}")
+    return AlignResult(config.output, adapter, step)
+
+
+# ---- resuming ----
+
+
+def may_change(config: AlignConfig) -> tuple[str, ...]:
+    """Fields that may differ when this run is resumed.
+
+    The released script's texts are those of one process's batch, so batch_size must then stay.
+    """
+    fixed = "batch_size" if config.discriminator_texts == "released-code" else None
+    return tuple(name for name in MAY_CHANGE if name != fixed)
+
+
+def ensure_resumable(folder: Path, expected: Progress) -> None:
+    """Refuse to resume a checkpoint with other images per update or other categories than this run's."""
+    saved = saved_progress(folder)
+    if (then := saved.images_per_update) != (now := expected.images_per_update):
+        raise UserError(
+            f"{folder} has {then} images an update, this run {now}; choose --batch-size x processes = {then}"
+        )
+    if saved.vocabulary != expected.vocabulary:
+        raise UserError(f"{folder} was made with other categories; restore the vocabulary or choose another --output")
+
+
+def ensure_same_weights(config: AlignConfig) -> None:
+    """Refuse to resume a run that was started with other frozen weights; other library versions are allowed."""
+    path = config.output / "provenance.json"
+    recorded = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for name, now in frozen_weights(config).items():
+        if recorded.get(f"{name}_sha256", now) != now:
+            raise UserError(
+                f"{config.output} was started with other weights of --{name} {getattr(config, name)}; "
+                "restore them or choose another --output"
             )
 
-    @property
-    def draw(self) -> int:
-        return self.record["warmup"] + self.record["step"]
 
-    def begin(self, gradient_norms: dict[str, float]) -> None:
-        """The first line of metrics, and the base model's evaluation."""
-        shown = {"entire": 0.0, "individual": 0.0, "quality": 0.0, **gradient_norms}
-        self.write("metrics.jsonl", {"step": 0, "gradient_norms": shown})
-        self.evaluate()
+def frozen_weights(config: AlignConfig) -> dict[str, str | None]:
+    """SHA-256 of the frozen weights, by the name of their flag."""
+    return {
+        "generator": identity.weights_sha256(resolve(config.generator, GENERATORS)),
+        "semantics": identity.weights_sha256(resolve(config.semantics, SEMANTICS)),
+    }
 
-    def warm_up(self, signals: list[int]) -> None:
-        """Updates of the discriminator alone."""
-        with self.progress("warm-up", self.config.discriminator_warmup_steps, self.record["warmup"]) as progress:
-            while self.record["warmup"] < self.config.discriminator_warmup_steps:
-                batch = self.trainer.batch(self.draw, differentiate=False)
-                losses = self.trainer.update_opponents(batch, self.draw)
-                self.record["warmup"] += 1
-                progress.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()})
-                progress.update()
-                self.leave_if_asked(signals)
 
-    def loop(self, signals: list[int]) -> None:
-        """The updates, each of both players on one batch, discriminator first."""
-        config = self.config
-        with self.progress("align", config.max_steps, self.record["step"]) as progress:
-            while self.record["step"] < config.max_steps:
-                metrics = self.update()
-                self.write("metrics.jsonl", metrics)
-                progress.set_postfix({name: f"{value:.3f}" for name, value in metrics.items() if type(value) is float})
-                progress.update()
-                step, last = self.record["step"], self.record["step"] == config.max_steps
-                if last or (config.evaluate_every and step % config.evaluate_every == 0):
-                    self.evaluate()
-                if last:
-                    break
-                if step % config.checkpoint_every == 0:
-                    self.save()
-                self.leave_if_asked(signals)
+# ---- the run folder ----
 
-    def update(self) -> dict[str, Any]:
-        """One update; returns its line of metrics."""
-        began = time.perf_counter()
-        batch = self.trainer.batch(self.draw, differentiate=True)
-        opponents = self.trainer.update_opponents(batch, self.draw)
-        losses = self.trainer.update_adapter(batch, self.record["step"] + 1)
-        self.record["step"] += 1
-        speed = self.trainer.global_batch / (time.perf_counter() - began)
-        terms = {name: losses.get(name) for name in ("loss", "entire", "individual", "quality")} | losses
-        return {"step": self.record["step"], **terms, **opponents, "images_per_second": speed}
 
-    def evaluate(self) -> None:
-        """Sample and measure the evaluation images on the main process; the guard's verdict reaches every process.
+def prepare_folder(config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator, step: int | None) -> None:
+    """Write the config; remove lines after `step` and incomplete checkpoints.  step: None for a new run."""
+    if accelerator.is_main_process:
+        if step is None:
+            shutil.rmtree(config.output / "samples", ignore_errors=True)
+            write_provenance(config, vocabulary)
+        configs.save(config, config.output / "config.yaml")
+        checkpoint.clean(config.output)
+        for name in ("metrics.jsonl", "evaluations.jsonl"):
+            checkpoint.drop_lines_after(config.output / name, -1 if step is None else step)
+    accelerator.wait_for_everyone()
 
-        Where it stops the run, the state is saved first.
-        """
-        step = self.record["step"]
-        share = 1.0
-        if self.monitor is not None:
-            with self.trainer.averaged():
-                statistics = self.monitor.evaluate(step)
-            self.write("evaluations.jsonl", {"step": step, **statistics})
-            share = diversity_share(statistics["diversity"], self.monitor.base_diversity)
-        if self.config.guard != "off":
-            share = self._from_main(share)
-            warning = check_diversity(self.config, step, share)
-            if warning and self.config.guard == "stop":
-                self.save()
-                self.accelerator.end_training()
-                raise UserError(warning)
-            if warning:
-                self._say(f"lbgen: {warning}")
 
-    def leave_if_asked(self, signals: list[int]) -> None:
-        """Save and stop, all processes alike, once one of them has received a signal."""
-        if signum := self._received(signals):
-            self.save()
-            self.accelerator.end_training()
-            where = checkpoint.checkpoint_path(self.config.output, self.record["step"])
-            raise Interrupted(signum, f"saved {where}; the same command goes on from there")
-
-    def finish(self, adapter: Path, signals: list[int]) -> None:
-        """Write the last checkpoint and its adapter; a signal that came too late to stop the run ends the program."""
-        self.save()
-        if self.accelerator.is_main_process:
-            checkpoint.publish_adapter(checkpoint.checkpoint_path(self.config.output, self.record["step"]), adapter)
-        signum = self._received(signals)
-        self.accelerator.end_training()
-        if signum:
-            raise Interrupted(signum, f"{self.config.output} is finished; the adapter is in {adapter}")
-
-    def save(self) -> None:
-        """Write a checkpoint and drop the old ones."""
-        if self.accelerator.is_main_process:
-            with checkpoint.new_folder(checkpoint.checkpoint_path(self.config.output, self.record["step"])) as folder:
-                self.trainer.save(folder)
-                checkpoint.mark_complete(folder, self.record)
-            checkpoint.clean(self.config.output)
-        self.accelerator.wait_for_everyone()
-
-    def _received(self, signals: list[int]) -> int:
-        """The signal that one of the processes has received, the same in all; 0 for none."""
-        received = torch.tensor([signals[0] if signals else 0], device=self.accelerator.device)
-        return int(self.accelerator.gather(received).max())
-
-    # ---- what is shown and written ----
-
-    def write(self, name: str, line: dict[str, Any]) -> None:
-        """Append the line to a file of the run and hand its numbers to the logger; a number that is none is null."""
-        if not self.accelerator.is_main_process:
-            return
-        line = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
-        }
-        checkpoint.append_line(self.config.output / name, line)
-        numbers = {f"{Path(name).stem}/{key}": value for key, value in line.items() if isinstance(value, float)}
-        self.accelerator.log(numbers, step=line["step"])
-
-    def progress(self, name: str, total: int, done: int) -> tqdm:
-        return tqdm(total=total, initial=done, desc=name, disable=not self.accelerator.is_main_process or done >= total)
-
-    def _say(self, message: str) -> None:
-        if self.accelerator.is_main_process:
-            tqdm.write(message)
-
-    def _from_main(self, value: float) -> float:
-        """The main process's value, in every process."""
-        return float(self.accelerator.gather(torch.tensor([value], device=self.accelerator.device))[0])
+def write_provenance(config: AlignConfig, vocabulary: Vocabulary) -> None:
+    """Record the vocabulary, weights and library versions at the start of a run; resuming does not change it."""
+    origin = {
+        "vocabulary_sha256": identity.vocabulary_sha256(vocabulary),
+        **{f"{name}_sha256": sha256 for name, sha256 in frozen_weights(config).items()},
+        "versions": identity.versions(),
+    }
+    with atomic.making(config.output):
+        config.output.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(config.output / "provenance.json", json.dumps(origin, indent=2) + "\n")

@@ -1,13 +1,13 @@
-"""What the base generator draws of itself: looks of its own images, made once at the start of a run.
+"""The bank: descriptors of the base generator's own images, made once at the start of a run.
 
-Every image's noise is its own and every chunk is sampled alone, so the bank is the same whatever the number of
-processes, and an interrupted one goes on with the chunks that are missing.
+Every image has its own noise and every chunk is sampled alone, so the bank does not depend on the number of processes,
+and an interrupted one continues with the missing chunks.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -24,23 +24,23 @@ from lbgen.vocabulary.vocabulary import Vocabulary
 CHUNK = 16
 """Images sampled at a time and written as one file."""
 IMAGES_PER_CATEGORY = 8
-"""At the least: what varies inside a category cannot be seen in one image."""
+"""At least this many, because the variance within a category cannot be seen in one image."""
 DEPENDS_ON = ("seed", "independence_bank", "independence_thumbnail", "prompt_template", "scheduler", "steps",
               "guidance_scale", "guidance_rescale", "precision")  # fmt: skip
-"""Fields that change the bank, beside the categories and the weights."""
+"""Fields that change the bank, besides the categories and the weights."""
 
-Place = tuple[int, int]
-"""A category's place in the vocabulary, and the number of the image within it."""
+BankImage = tuple[int, int]
+"""Category index, and image index within the category."""
 
 
-def bank_places(images: int, categories: int) -> list[Place]:
-    """Where each image belongs: to as many categories as get their share of images, spread over the vocabulary."""
-    rows = min(categories, images // IMAGES_PER_CATEGORY)
-    return [(place % rows * categories // rows, place // rows) for place in range(images)]
+def bank_images(count: int, categories: int) -> list[BankImage]:
+    """The images of the bank: several of each of as many categories as `count` allows, spread over the vocabulary."""
+    used = min(categories, count // IMAGES_PER_CATEGORY)
+    return [(number % used * categories // used, number // used) for number in range(count)]
 
 
 def bank_path(config: AlignConfig, vocabulary: Vocabulary) -> Path:
-    """A name of its own for everything that a bank depends on: one left by another attempt is not taken for it."""
+    """The bank's file, named after a digest of all it depends on, so that no other bank is taken for it."""
     key = [
         *(getattr(config, name) for name in DEPENDS_ON),
         identity.vocabulary_sha256(vocabulary),
@@ -51,37 +51,57 @@ def bank_path(config: AlignConfig, vocabulary: Vocabulary) -> Path:
 
 
 def load_bank(
-    path: Path, places: list[Place], share: tuple[int, int], draw: Callable[[list[Place]], Tensor],
+    path: Path,
+    images: Sequence[BankImage],
+    process: tuple[int, int],
+    describe: Callable[[Sequence[BankImage]], Tensor],
     wait: Callable[[], None],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Looks (N, L) of the images of `places`, and their categories (N,); made where there is no such file.
+) -> tuple[Tensor, Tensor]:
+    """Descriptors (N, L) and category indices (N,) of `images`; the file is made if it is missing.
 
-    draw: places of one chunk to looks (n, L).  share: this process and the number of processes, each of which makes
-    its chunks; `wait` is for the others.
+    process: index of this process and number of processes; each makes its own chunks.
+    describe: samples the images of one chunk and returns their descriptors (n, L).
+    wait: returns when all processes have called it.
+    Raises UserError if a descriptor is not finite, or if a chunk of another process is not on this disk.
     """
-    folder = path.with_suffix("")
-    atomic.refuse_links(path.parent, [path.name, folder.name])
+    atomic.refuse_links(path.parent, [path.name, path.with_suffix("").name])
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        chunks = [places[start : start + CHUNK] for start in range(0, len(places), CHUNK)]
-        parts = [folder / f"{number:05d}.safetensors" for number in range(len(chunks))]
-        mine = list(zip(parts, chunks, strict=True))[share[0] :: share[1]]
-        for part, chunk in tqdm(mine, desc="bank of the base's images", disable=share[0] != 0):
-            if not part.exists():
-                looks = draw(chunk)
-                if not torch.isfinite(looks).all():
-                    raise UserError(f"{folder}: the base generator's images are not finite; choose another --precision")
-                atomic.write_bytes(part, save({"looks": looks.contiguous()}))
+        chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
+        files = [path.with_suffix("") / f"{number:05d}.safetensors" for number in range(len(chunks))]
+        _make_chunks(list(zip(files, chunks, strict=True)), process, describe)
         wait()
-        if share[0] == 0:
-            for part in parts:
-                if not part.exists():
-                    raise UserError(
-                        f"{part}: made by another process, and not here; put --output where all see one disk"
-                    )
-            whole = torch.cat([load_file(part)["looks"] for part in parts])
-            atomic.write_bytes(path, save({"looks": whole, "rows": torch.tensor([row for row, _ in places])}))
-            shutil.rmtree(folder)
+        if process[0] == 0:
+            _merge_chunks(path, files, images)
     wait()
     bank = load_file(path)
-    return bank["looks"], bank["rows"]
+    return bank["looks"], bank["rows"]  # the names of descriptors and category indices in the file
+
+
+def _make_chunks(
+    chunks: Sequence[tuple[Path, Sequence[BankImage]]],
+    process: tuple[int, int],
+    describe: Callable[[Sequence[BankImage]], Tensor],
+) -> None:
+    """Write every count-th chunk, from this process's index on, if it is missing."""
+    index, count = process
+    for file, images in tqdm(chunks[index::count], desc="bank of base images", disable=index != 0):
+        if file.exists():
+            continue
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptors = describe(images)
+        if not torch.isfinite(descriptors).all():
+            raise UserError(f"{file.parent}: the base generator's images are not finite; choose another --precision")
+        atomic.write_bytes(file, save({"looks": descriptors.contiguous()}))
+
+
+def _merge_chunks(path: Path, files: Sequence[Path], images: Sequence[BankImage]) -> None:
+    """Write the bank from its chunks and remove them."""
+    for file in files:
+        if not file.exists():
+            raise UserError(
+                f"{file}: another process made it on another disk; choose an --output that all processes share"
+            )
+    descriptors = torch.cat([load_file(file)["looks"] for file in files])
+    category_indices = torch.tensor([index for index, _ in images])
+    atomic.write_bytes(path, save({"looks": descriptors, "rows": category_indices}))
+    shutil.rmtree(path.with_suffix(""))

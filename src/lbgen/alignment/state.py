@@ -1,0 +1,249 @@
+"""All that a run trains and the frozen models it trains with; saves the trained part in checkpoints and loads it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from lbgen.alignment import checkpoint
+from lbgen.alignment.config import AlignConfig
+from lbgen.alignment.discriminator import seeded_discriminator
+from lbgen.alignment.images import sample_images
+from lbgen.alignment.independence.bank import BankImage, bank_images, bank_path, load_bank
+from lbgen.alignment.independence.residual import ensure_residual, image_descriptors
+from lbgen.alignment.independence.term import Independence
+from lbgen.alignment.objective import objective
+from lbgen.models.generator import PRECISIONS, Generator, load_generator
+from lbgen.models.noise import derived_seed
+from lbgen.models.quality import load_quality
+from lbgen.models.semantics import load_semantics
+from lbgen.runs import identity
+from lbgen.vocabulary.vocabulary import Vocabulary
+
+
+@dataclass
+class Progress:
+    """How far a run has come, and what a resumed run must share with it: the record in a checkpoint's marker."""
+
+    step: int
+    """Updates of the adapter that are done."""
+    warmup: int
+    """Updates of the discriminator alone that are done."""
+    images_per_update: int
+    """Of all processes together."""
+    vocabulary: str
+    """SHA-256 of the categories."""
+
+    @property
+    def batch_index(self) -> int:
+        """Index of the next batch."""
+        return self.warmup + self.step
+
+
+def initial_progress(config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator) -> Progress:
+    """The progress of a run that has made no update."""
+    images = config.batch_size * accelerator.num_processes
+    return Progress(0, 0, images, identity.vocabulary_sha256(vocabulary))
+
+
+def saved_progress(folder: Path) -> Progress:
+    """The progress of a complete checkpoint."""
+    record = checkpoint.read_record(folder)
+    assert record is not None
+    return Progress(**{field.name: record[field.name] for field in fields(Progress)})
+
+
+class TrainingState:
+    """Generator with adapter, discriminator, independence term, optimisers, adapter average and fp16 loss scaler.
+
+    Every process holds the same state and processes its own part of each global batch.
+    """
+
+    def __init__(
+        self, config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator, resumed: Path | None = None
+    ) -> None:
+        """resumed: the checkpoint to continue from; None starts with a new adapter."""
+        # Settings, how far the run has come, and this process's part of a batch.
+        self.config, self.vocabulary, self.accelerator = config, vocabulary, accelerator
+        new = initial_progress(config, vocabulary, accelerator)
+        self.progress = new if resumed is None else saved_progress(resumed)
+        first = config.batch_size * accelerator.process_index
+        self.positions = range(first, first + config.batch_size)
+        """Of this process's images in the global batch."""
+
+        # Frozen: models and text features.
+        self._load_models()
+        self._embed_texts()
+
+        # Trained: adapter and discriminator, with the terms and optimisers.
+        self._add_adapter(resumed)
+        self.parameters = [parameter for _, parameter in self.generator.adapter_parameters()]
+        discriminator = seeded_discriminator(self.semantics.dimension, config.discriminator_hidden, config.seed)
+        self.discriminator = discriminator.to(accelerator.device)
+        self.independence = self._independence() if config.independence_weight > 0 else None
+        self.terms = objective(config, self.discriminator, self.independence)
+        self._add_optimizers()
+        if resumed is not None:
+            self._load(checkpoint.load_tensors(resumed, accelerator.device))
+
+    @property
+    def images_per_update(self) -> int:
+        return self.config.batch_size * self.accelerator.num_processes
+
+    # ---- making the parts ----
+
+    def _load_models(self) -> None:
+        """The frozen generator, semantics and quality scorer; texts that they cannot read are refused."""
+        config, device, dtype = self.config, self.accelerator.device, PRECISIONS[self.config.precision]
+        self.generator: Generator = load_generator(
+            config.generator,
+            dtype=dtype,
+            device=device,
+            scheduler=config.scheduler,
+            guidance_scale=config.guidance_scale,
+            guidance_rescale=config.guidance_rescale,
+            merged_sampler=config.merged_sampler,
+            compile=config.compile,
+        )
+        if config.gradient_checkpointing:
+            self.generator.enable_gradient_checkpointing()
+        check_tokens = self.vocabulary.check_tokens
+        check_tokens(self.generator.count_tokens, self.generator.token_limit, config.prompt_template)
+        self.semantics = load_semantics(config.semantics, device, dtype)
+        for template in (config.text_template, config.discriminator_template):
+            check_tokens(self.semantics.count_tokens, self.semantics.token_limit, template)
+        self.quality = load_quality(config.quality, self.semantics)
+
+    @torch.no_grad()
+    def _embed_texts(self) -> None:
+        """Features (C, D) of every category's text for L_in and for the discriminator."""
+        config = self.config
+        self.discriminator_texts = self.vocabulary.texts(config.discriminator_template)
+        self.text_features = self.semantics.embed_texts(self.vocabulary.texts(config.text_template))
+        self.real_features = self.semantics.embed_texts(self.discriminator_texts, normalize=config.normalize_features)
+
+    def _add_adapter(self, resumed: Path | None) -> None:
+        """Add a new adapter, equal in every process, or load that of a checkpoint."""
+        config = self.config
+        if resumed is not None:
+            self.generator.load_adapter(resumed / "adapter")
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(config.seed, "adapter"))
+            self.generator.add_adapter(config.rank, config.alpha, config.lora_targets, config.text_encoder_lora)
+
+    def _add_optimizers(self) -> None:
+        """AdamW for both players, the average of the adapter (None without), and the loss scaler (off but in fp16)."""
+        config = self.config
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, config.learning_rate, config.adam_betas, weight_decay=config.weight_decay
+        )
+        self.discriminator_optimizer = torch.optim.AdamW(
+            self.discriminator.parameters(),
+            config.discriminator_learning_rate,
+            config.discriminator_betas,
+            weight_decay=config.weight_decay,
+        )
+        self.average = EMAModel(self.parameters, decay=config.ema_decay) if config.ema_decay > 0 else None
+        self.scaler = self.accelerator.scaler or torch.amp.GradScaler(enabled=False)
+
+    def _independence(self) -> Independence:
+        """The independence term, with its bank of the base generator's images."""
+        config, accelerator = self.config, self.accelerator
+        ensure_residual(self.text_features, config.independence_span)
+        descriptors, category_indices = load_bank(
+            bank_path(config, self.vocabulary),
+            bank_images(config.independence_bank, len(self.vocabulary)),
+            (accelerator.process_index, accelerator.num_processes),
+            self._base_descriptors,
+            accelerator.wait_for_everyone,
+        )
+        term = Independence(config, self.text_features, descriptors, category_indices, self.images_per_update)
+        term.to(accelerator.device)
+        broadcast(list(term.buffers()))  # the sign of an eigenvector depends on the machine: the first process decides
+        return term
+
+    @torch.no_grad()
+    def _base_descriptors(self, images: Sequence[BankImage]) -> Tensor:
+        """Descriptors of the base generator's images, (B, L), float32 on the CPU."""
+        category_indices, image_indices = zip(*images, strict=True)
+        with self.generator.adapter_enabled(False), self.accelerator.autocast():
+            sampled = sample_images(
+                self.config, self.vocabulary, self.generator,
+                category_indices, image_indices, [0] * len(images), purpose="bank",
+            )  # fmt: skip
+            features = self.semantics.embed_images(sampled).float()
+            return image_descriptors(features, sampled, self.config.independence_thumbnail).cpu()
+
+    # ---- the averaged adapter ----
+
+    @contextmanager
+    def averaged_adapter(self) -> Iterator[None]:
+        """Within the context the adapter is the average over the updates, if the run keeps one."""
+        if self.average is None:
+            yield
+            return
+        self.average.store(self.parameters)
+        self.average.copy_to(self.parameters)
+        self.generator.refresh_sampler()
+        try:
+            yield
+        finally:
+            self.average.restore(self.parameters)
+            self.generator.refresh_sampler()
+
+    # ---- checkpoints ----
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """Folder of the checkpoint at the present step."""
+        return checkpoint.checkpoint_path(self.config.output, self.progress.step)
+
+    def save(self) -> None:
+        """Write a checkpoint and remove old ones; the main process writes, the others wait."""
+        if self.accelerator.is_main_process:
+            with checkpoint.new_folder(self.checkpoint_path) as folder:
+                checkpoint.save_tensors(folder, self._tensors())
+                with self.averaged_adapter():
+                    self.generator.save_adapter(folder / "adapter")
+                checkpoint.mark_complete(folder, asdict(self.progress))
+            checkpoint.clean(self.config.output)
+        self.accelerator.wait_for_everyone()
+
+    def _tensors(self) -> dict[str, Any]:
+        tensors = {name: part.state_dict() for name, part in self._parts().items()}
+        if self.independence is not None:
+            tensors["independence"] = self.independence.checkpoint_state()
+        if self.average is not None:  # the checkpoint's adapter is then the average
+            tensors["parameters"] = [parameter.detach() for parameter in self.parameters]
+        return tensors
+
+    @torch.no_grad()
+    def _load(self, tensors: dict[str, Any]) -> None:
+        for name, part in self._parts().items():
+            part.load_state_dict(tensors[name])
+        if self.independence is not None:
+            self.independence.load_checkpoint_state(tensors["independence"])
+        for parameter, saved in zip(self.parameters, tensors.get("parameters", self.parameters), strict=True):
+            parameter.copy_(saved)
+        self.generator.refresh_sampler()
+
+    def _parts(self) -> dict[str, Any]:
+        """Whatever has a state dictionary, by its name in checkpoints."""
+        parts = {
+            "optimizer": self.optimizer,
+            "discriminator": self.discriminator,
+            "discriminator_optimizer": self.discriminator_optimizer,
+        }
+        if self.average is not None:
+            parts["average"] = self.average
+        if self.scaler.is_enabled():
+            parts["scaler"] = self.scaler
+        return parts
