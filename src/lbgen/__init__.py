@@ -1,12 +1,16 @@
-"""lbgen: category names in, a low-bias annotated image dataset out.
+"""lbgen: category names in, a low-bias, annotated image dataset out.
 
 The public names load their modules on first use, so that `import lbgen` and `lbgen --help` stay fast.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import Any
+
+from lbgen import audit, quickstart
+
+# These packages have the names of public functions. Python sets a package as an attribute of its parent when it first
+# loads it; from here on they are loaded, and the attribute is deleted, so that `__getattr__` finds the functions.
+del audit, quickstart
 
 __version__ = "0.1.0"
 
@@ -38,14 +42,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """Keeps the function `lbgen.quickstart.run` in sight when the module of the same name is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in PUBLIC or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
