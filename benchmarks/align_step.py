@@ -22,7 +22,8 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.train import start_accelerator
 from lbgen.alignment.trainer import Trainer
-from lbgen.configuration import flags as configs
+from lbgen.configuration import recipes
+from lbgen.configuration.flags import add_arguments
 from lbgen.models.quality.antonyms import ANTONYMS
 from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
 from lbgen.vocabulary.vocabulary import load_vocabulary
@@ -178,10 +179,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="microworld", help="settings of `lbgen align` (default: microworld)")
     parser.add_argument("--repeats", type=int, default=5, help="updates measured, after one that is not (default: 5)")
-    configs.add_arguments(parser, AlignConfig)
+    add_arguments(parser, AlignConfig)
     arguments = vars(parser.parse_args())
     repeats, recipe = arguments.pop("repeats"), arguments.pop("recipe")
-    config = configs.resolve(AlignConfig, recipe, {**arguments, "logger": "none"})
+    config = recipes.resolve(AlignConfig, recipe, {**arguments, "logger": "none"})
     print(heading(), flush=True)
     results = {"plain diffusers": measured(repeats, PlainUpdate, config)}
     if config.compile:

@@ -19,7 +19,7 @@ from measuring import heading, markdown
 
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.objective import gradient_norms, term_values
-from lbgen.configuration.flags import resolve
+from lbgen.configuration.recipes import resolve
 
 ADVERSARIAL = {"independence_form": "adversarial", "independence_weight": 1.0}
 FORMS: dict[str, dict[str, Any]] = {

@@ -115,26 +115,26 @@ class Run:
         if signum := self._received(signals):
             self.save()
             self.accelerator.end_training()
-            where = checkpoint.checkpoint_path(self.config.output, self.record["step"])
+            where = checkpoint.checkpoint_path(self.config.folder, self.record["step"])
             raise Interrupted(signum, f"saved {where}; the same command goes on from there")
 
     def finish(self, adapter: Path, signals: list[int]) -> None:
         """Write the last checkpoint and its adapter; a signal that came too late to stop the run ends the program."""
         self.save()
         if self.accelerator.is_main_process:
-            checkpoint.publish_adapter(checkpoint.checkpoint_path(self.config.output, self.record["step"]), adapter)
+            checkpoint.publish_adapter(checkpoint.checkpoint_path(self.config.folder, self.record["step"]), adapter)
         signum = self._received(signals)
         self.accelerator.end_training()
         if signum:
-            raise Interrupted(signum, f"{self.config.output} is finished; the adapter is in {adapter}")
+            raise Interrupted(signum, f"{self.config.folder} is finished; the adapter is in {adapter}")
 
     def save(self) -> None:
         """Write a checkpoint and drop the old ones."""
         if self.accelerator.is_main_process:
-            with checkpoint.new_folder(checkpoint.checkpoint_path(self.config.output, self.record["step"])) as folder:
+            with checkpoint.new_folder(checkpoint.checkpoint_path(self.config.folder, self.record["step"])) as folder:
                 self.trainer.save(folder)
                 checkpoint.mark_complete(folder, self.record)
-            checkpoint.clean(self.config.output)
+            checkpoint.clean(self.config.folder)
         self.accelerator.wait_for_everyone()
 
     def _received(self, signals: list[int]) -> int:
@@ -151,7 +151,7 @@ class Run:
         line = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
         }
-        checkpoint.append_line(self.config.output / name, line)
+        checkpoint.append_line(self.config.folder / name, line)
         numbers = {f"{Path(name).stem}/{key}": value for key, value in line.items() if isinstance(value, float)}
         self.accelerator.log(numbers, step=line["step"])
 

@@ -18,7 +18,7 @@ from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.objective import ensure_reached
 from lbgen.alignment.run import Run
 from lbgen.alignment.trainer import Trainer
-from lbgen.configuration import flags as configs
+from lbgen.configuration import saved
 from lbgen.errors import UserError
 from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
 from lbgen.runs import atomic, identity
@@ -62,34 +62,34 @@ class AlignResult:
 
 def align(config: AlignConfig) -> AlignResult:
     """Fine-tune the generator's adapter on the weighted objective, from where the run folder stands."""
-    atomic.ensure_writable(config.output)
-    atomic.refuse_links(config.output, OWN)
+    atomic.ensure_writable(config.folder)
+    atomic.refuse_links(config.folder, OWN)
     try:
         return _align(config)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"--output {config.output}: {reason}; nothing saved is lost, make room and start again"
+            f"--output {config.folder}: {reason}; nothing saved is lost, make room and start again"
         ) from error
 
 
 def _align(config: AlignConfig) -> AlignResult:
-    if (config.output / "config.yaml").exists():
-        configs.ensure_same(config, config.output / "config.yaml", ignore=may_change(config))
+    if (config.folder / "config.yaml").exists():
+        saved.ensure_same(config, config.folder / "config.yaml", ignore=may_change(config))
     accelerator = start_accelerator(config)
     vocabulary = load_vocabulary(config.vocabulary, config.qualify_names)
-    resumed = checkpoint.newest(config.output)
+    resumed = checkpoint.newest(config.folder)
     record = {"step": 0, "warmup": 0, **fingerprint(config, vocabulary, accelerator)}
     if resumed is not None:
         record = resumable(resumed, record)
-    adapter = config.output / "adapter"
+    adapter = config.folder / "adapter"
     if resumed is not None and record["step"] >= config.max_steps:
         if not checkpoint.is_published(resumed, adapter):
             prepare_folder(config, vocabulary, accelerator, record["step"])
             if accelerator.is_main_process:
                 checkpoint.publish_adapter(resumed, adapter)
-        accelerator.print(f"{config.output} is finished: {record['step']} steps; the adapter is in {adapter}")
-        return AlignResult(config.output, adapter, record["step"])
+        accelerator.print(f"{config.folder} is finished: {record['step']} steps; the adapter is in {adapter}")
+        return AlignResult(config.folder, adapter, record["step"])
     if config.discriminator_texts == "others":
         batches.ensure_others(vocabulary.texts(config.discriminator_template))
     if resumed is not None:
@@ -105,7 +105,7 @@ def _align(config: AlignConfig) -> AlignResult:
         run.warm_up(signals)
         run.loop(signals)
         run.finish(adapter, signals)
-    return AlignResult(config.output, adapter, run.record["step"])
+    return AlignResult(config.folder, adapter, run.record["step"])
 
 
 def may_change(config: AlignConfig) -> tuple[str, ...]:
@@ -126,7 +126,7 @@ def start_accelerator(config: AlignConfig) -> Accelerator:
         cpu=cpu,
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         log_with=None if config.logger == "none" else config.logger,
-        project_dir=config.output / "logs",
+        project_dir=config.folder / "logs",
         # A cast cached in a step without grad would be used again, without a graph, in a step with grad.
         kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
     )
@@ -164,12 +164,12 @@ def weights(config: AlignConfig) -> dict[str, str | None]:
 
 def ensure_same_weights(config: AlignConfig) -> None:
     """Refuse to go on with weights that are not those the run was begun with; libraries may have changed."""
-    path = config.output / "provenance.json"
+    path = config.folder / "provenance.json"
     recorded = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name, now in weights(config).items():
         if recorded.get(f"{name}_sha256", now) != now:
             raise UserError(
-                f"{config.output} was begun with other weights of --{name} {getattr(config, name)} than are there now; "
+                f"{config.folder} was begun with other weights of --{name} {getattr(config, name)} than are there now; "
                 "restore them or choose another --output"
             )
 
@@ -187,12 +187,12 @@ def prepare_folder(config: AlignConfig, vocabulary: Vocabulary, accelerator: Acc
     """Write the config and what it only names; drop what is newer than `step` (-1: all) and what a kill left."""
     if accelerator.is_main_process:
         if step < 0:
-            shutil.rmtree(config.output / "samples", ignore_errors=True)
+            shutil.rmtree(config.folder / "samples", ignore_errors=True)
             write_provenance(config, vocabulary)
-        configs.save(config, config.output / "config.yaml")
-        checkpoint.clean(config.output)
+        saved.save(config, config.folder / "config.yaml")
+        checkpoint.clean(config.folder)
         for name in ("metrics.jsonl", "evaluations.jsonl"):
-            checkpoint.cut_back(config.output / name, step)
+            checkpoint.cut_back(config.folder / name, step)
     accelerator.wait_for_everyone()
 
 
@@ -203,6 +203,6 @@ def write_provenance(config: AlignConfig, vocabulary: Vocabulary) -> None:
         **{f"{name}_sha256": sha256 for name, sha256 in weights(config).items()},
         "versions": identity.versions(),
     }
-    with atomic.making(config.output):
-        config.output.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(config.output / "provenance.json", json.dumps(origin, indent=2) + "\n")
+    with atomic.making(config.folder):
+        config.folder.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(config.folder / "provenance.json", json.dumps(origin, indent=2) + "\n")

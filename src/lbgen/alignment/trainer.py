@@ -238,7 +238,7 @@ class Trainer:
             self.optimizer.step()
         if not torch.isfinite(norm) and (self.scaler is None or self.scaler.get_scale() < 1):
             raise UserError(
-                f"{self.config.output}, step {step}: the adapter's gradient is {norm.item()}; choose another --output "
+                f"{self.config.folder}, step {step}: the adapter's gradient is {norm.item()}; choose another --output "
                 "and a lower --learning-rate, or --detach-input"
             )
         if self.average is not None:

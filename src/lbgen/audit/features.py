@@ -52,7 +52,7 @@ def compared_features(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = VisionModel(where, device)
     kept = f"features, version {VERSION}, {model_identity(where)}, side {model.side}"
-    cache = RowCache(config.output / "cache", kept, [("features", np.float16, (model.dimension,))])
+    cache = RowCache(config.folder / "cache", kept, [("features", np.float16, (model.dimension,))])
     return where, [_features(model, cache, m, source, config) for m, source in zip(measured, sources, strict=True)]
 
 

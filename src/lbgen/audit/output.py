@@ -62,12 +62,12 @@ def write(
             "versions": list(identity.versions()),
         },
     }
-    atomic.write_text(config.output / "measures.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-    with atomic.replacing(config.output / "measures.parquet") as temporary:
+    atomic.write_text(config.folder / "measures.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+    with atomic.replacing(config.folder / "measures.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(list(_lines(measured, comparisons)), schema=SCHEMA), temporary)
-    page = config.output / "report.html"
+    page = config.folder / "report.html"
     write_page(measured, sources, content, page)
-    return AuditResult(page, config.output / "measures.json")
+    return AuditResult(page, config.folder / "measures.json")
 
 
 def _lines(measured: list[Measured], comparisons: Comparisons) -> Iterator[dict[str, Any]]:

@@ -32,15 +32,15 @@ STEPS = 13
 """That `measure` tells of."""
 
 
-def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
+def audit(directories: Sequence[str | Path], config: AuditConfig) -> AuditResult:
     """Measure labelled image datasets, side by side; the first is the one that the others are compared with."""
     config = replace(config, attributes=config.attributes or ATTRIBUTES.get(config.semantics))
     names = dataset_names(directories)
     sources = [open_source(Path(directory)) for directory in directories]
     attributes = load_attributes(config.attributes)
-    atomic.ensure_writable(config.output)
-    atomic.refuse_links(config.output, ["cache"])
-    with locked(config.output / "cache" / "lock", str(config.output)):
+    atomic.ensure_writable(config.folder)
+    atomic.refuse_links(config.folder, ["cache"])
+    with locked(config.folder / "cache" / "lock", str(config.folder)):
         return _audited(sources, names, attributes, config)
 
 
@@ -50,7 +50,7 @@ def _audited(sources: list[Source], names: list[str], attributes: list[Attribute
     for attribute in attributes:
         ensure_short(attribute, "", space)
     observer = Observer(space, canvas_side(space))
-    cache = RowCache(config.output / "cache", cache_identity(config.semantics), observer.fields())
+    cache = RowCache(config.folder / "cache", cache_identity(config.semantics), observer.fields())
     seen = [
         observe(source, name, observer, cache, config.batch_size) for source, name in zip(sources, names, strict=True)
     ]
@@ -70,7 +70,7 @@ def _audited(sources: list[Source], names: list[str], attributes: list[Attribute
     return result
 
 
-def dataset_names(directories: Sequence[Path]) -> list[str]:
+def dataset_names(directories: Sequence[str | Path]) -> list[str]:
     """The folders' names, with as many of their parents' as tell them apart."""
     if not directories:
         raise UserError("no dataset folder is given; name one or more")

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbgen.configuration import flags
+from lbgen.configuration import saved
+from lbgen.configuration.values import convert
+from lbgen.configuration.yaml_lines import parse_yaml, yaml_text
 from lbgen.datasets import index
 from lbgen.errors import UserError
 from lbgen.generation import plan as plans
@@ -58,7 +60,7 @@ def read(store: Store) -> Record | None:
     targets = index.read_json(store, PLAN)
     if targets is None:
         return None
-    content = flags.parse_yaml(store.read(RECORD), f"{store}/{RECORD}") if store.exists(RECORD) else {}
+    content = parse_yaml(store.read(RECORD), f"{store}/{RECORD}") if store.exists(RECORD) else {}
     if "config" not in content or "made_with" not in content:
         raise UserError(f"{store}: has a {PLAN} and no whole {RECORD}; restore it or choose another --output")
     for part, kind in (("config", GenerateConfig), ("made_with", MadeWith)):
@@ -73,7 +75,7 @@ def check_shape(values: Any, kind: type, place: str) -> None:
     for name, hint in typing.get_type_hints(kind).items():
         try:
             if name in values:
-                flags.convert(values[name], hint)
+                convert(values[name], hint)
             elif name in ("batch_size", *PLACES) or kind is MadeWith:
                 raise ValueError("it is missing")
         except ValueError as error:
@@ -95,12 +97,12 @@ def check_place(store: Store, config: GenerateConfig) -> None:
 def check_config(record: Record, config: GenerateConfig) -> None:
     """Refuse a dataset of another configuration, by the field that differs."""
     free = {*RUNNING, *GROWS, *PLACES} | ({"batch_size"} if config.batch_size is None else set())
-    flags.ensure_same_values(config, record.config, config.output, free)
+    saved.ensure_same_values(config, record.config, config.output, free)
 
 
 def check_made_with(record: Record, made_with: MadeWith, output: str) -> None:
     """Refuse to go on with other weights or versions: a dataset's images would be of two kinds."""
-    flags.ensure_same_values(made_with, record.made_with, output, ("versions",), remedy="restore what it was made with")
+    saved.ensure_same_values(made_with, record.made_with, output, ("versions",), remedy="restore what it was made with")
     identity.ensure_versions(record.made_with["versions"], output)
 
 
@@ -125,7 +127,7 @@ def check_attributes(record: Record, config: GenerateConfig, balanced: Sequence[
 def config_of(record: Record, output: str) -> GenerateConfig:
     """The configuration that a dataset was made with; how it was run is nobody's business but this run's."""
     values = {name: value for name, value in record.config.items() if name not in RUNNING}
-    return flags.from_values(GenerateConfig, {**values, "output": output}, f"{output}/{RECORD}")
+    return saved.from_values(GenerateConfig, {**values, "output": output}, f"{output}/{RECORD}")
 
 
 def made_with(config: GenerateConfig) -> MadeWith:
@@ -152,7 +154,7 @@ def adapter_sha256(config: GenerateConfig) -> str | None:
 def write(store: Store, config: GenerateConfig, made_with: MadeWith, plan: Plan) -> None:
     """Record a dataset, or its growth, before its first image."""
     store.write("labels.json", labels_json(plan.categories).encode())
-    values = {name: value for name, value in flags.plain(config).items() if name not in RUNNING}
-    text = flags.yaml_text({"config": values, "made_with": flags.plain(made_with)})
+    values = {name: value for name, value in saved.plain(config).items() if name not in RUNNING}
+    text = yaml_text({"config": values, "made_with": saved.plain(made_with)})
     store.write(RECORD, text.encode())
     store.write(PLAN, (json.dumps(plans.to_json(plan.targets), ensure_ascii=False) + "\n").encode())  # now it counts

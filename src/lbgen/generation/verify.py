@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -16,7 +17,7 @@ from lbgen.datasets.index import Row
 from lbgen.datasets.layouts import LAYOUTS
 from lbgen.errors import UserError
 from lbgen.generation import record as records
-from lbgen.generation.config import GenerateConfig
+from lbgen.generation.config import GenerateConfig, VerifyConfig
 from lbgen.generation.finished_shards import differences
 from lbgen.generation.paths import check_places, with_trusted_models
 from lbgen.generation.plan import Plan
@@ -42,23 +43,18 @@ class VerifyResult:
     """One line for each damaged shard and for each file that belongs to none."""
 
 
-def verify(
-    directory: str,
-    repair: bool = False,
-    *,
-    generator: str | None = None,
-    adapter: Path | None = None,
-    attributes: Path | None = None,
-    screen_semantics: str | None = None,
-) -> VerifyResult:
+def verify(directory: str | Path | VerifyConfig, **settings: Any) -> VerifyResult:
     """Compare every image of a dataset, a folder or an fsspec address, with its index and its plan; writes nothing.
 
-    repair: make the damaged shards again, and those alone, and say whether their images have the bytes that the index
-    promised. Prints a line for each, and returns what is damaged still. How the dataset was run (engine, workers) has
-    no part in it. The models are those that the dataset was made with; they are looked for where the record says only
-    if this user made the dataset, else where the other arguments say.
+    settings: the other fields of VerifyConfig, as in `verify("data/animals", repair=True)`.
+
+    A repair makes the damaged shards again, and no others, prints for each whether its images have the bytes that the
+    index promised, and returns what is still damaged. How the dataset was run (engine, workers) does not matter. The
+    models are those that the dataset was made with. They are looked for where the record says only if this user made
+    the dataset; otherwise where the settings say.
     """
-    directory = without_scheme(str(directory))
+    asked = directory if isinstance(directory, VerifyConfig) else VerifyConfig(str(directory), **settings)
+    directory = without_scheme(asked.directory)
     with storage_errors(directory):
         store = open_store(directory, "verify")
         record = records.read(store)
@@ -67,13 +63,8 @@ def verify(
         config = records.config_of(record, directory)
         plan = Plan(record.targets, config.seed, config.shard_size)
         damaged, strangers = check(store, config, plan)
-        if damaged and repair:
-            given = {
-                "generator": generator,
-                "adapter": adapter,
-                "attributes": attributes,
-                "screen_semantics": screen_semantics,
-            }
+        if damaged and asked.repair:
+            given = {name: getattr(asked, name) for name in records.PLACES}
             identity.ensure_versions(record.made_with["versions"], directory)
             config = with_trusted_models(config, given, store)
             check_places(config)

@@ -9,7 +9,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from lbgen.configuration import flags
+from lbgen.configuration.yaml_lines import yaml_text
 from lbgen.datasets import index
 from lbgen.datasets.index import Row
 from lbgen.datasets.layouts import LAYOUTS
@@ -55,7 +55,7 @@ def description_of(store: Store, config: GenerateConfig, plan: Plan, tally: Tall
         suffix=index.SUFFIXES[config.image_format],
         categories=plan.categories,
         splits=[split_of(store, plan, split) for split in plan.splits],
-        config=flags.yaml_text(record.config),
+        config=yaml_text(record.config),
         hashes=hashes,
         versions=record.made_with["versions"],
         rejections={
