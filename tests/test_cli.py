@@ -1,5 +1,6 @@
 """The command line as a program: what it prints, and its exit codes."""
 
+import ast
 import json
 import os
 import re
@@ -315,6 +316,13 @@ def test_public_names_are_the_functions_whatever_was_imported_before():
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert printed.stdout.startswith("True <function quickstart"), printed.stderr
+
+
+def test_type_checkers_see_the_public_names_where_they_are_found():
+    """The imports for type checkers, read from the source, against the table that Python uses."""
+    tree = ast.parse(Path(lbgen.__file__).read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    assert {alias.asname: node.module for node in block.body for alias in node.names} == lbgen.PUBLIC
 
 
 def test_unknown_attributes_are_refused_as_usual():

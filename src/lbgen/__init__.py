@@ -4,13 +4,7 @@ The public names load their modules on first use, so that `import lbgen` and `lb
 """
 
 from importlib import import_module
-from typing import Any
-
-from lbgen import audit, quickstart
-
-# These packages have the names of public functions. Python sets a package as an attribute of its parent when it first
-# loads it; from here on they are loaded, and the attribute is deleted, so that `__getattr__` finds the functions.
-del audit, quickstart
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -34,6 +28,31 @@ PUBLIC = {
     "UserError": "lbgen.errors",
 }
 __all__ = ["__version__", *PUBLIC]
+
+if TYPE_CHECKING:  # the same for type checkers, which do not follow `__getattr__`
+    from lbgen.alignment.config import AlignConfig as AlignConfig
+    from lbgen.alignment.train import align as align
+    from lbgen.audit.config import AuditConfig as AuditConfig
+    from lbgen.audit.run import audit as audit
+    from lbgen.errors import UserError as UserError
+    from lbgen.generation.config import GenerateConfig as GenerateConfig
+    from lbgen.generation.config import VerifyConfig as VerifyConfig
+    from lbgen.generation.estimate import plan as plan
+    from lbgen.generation.run import generate as generate
+    from lbgen.generation.verify import verify as verify
+    from lbgen.microworld import export_microworld as export_microworld
+    from lbgen.microworld.config import ExportConfig as ExportConfig
+    from lbgen.quickstart.run import QuickstartConfig as QuickstartConfig
+    from lbgen.quickstart.run import quickstart as quickstart
+    from lbgen.vocabulary.vocabulary import Category as Category
+    from lbgen.vocabulary.vocabulary import Vocabulary as Vocabulary
+    from lbgen.vocabulary.vocabulary import load_vocabulary as load_vocabulary
+
+# These packages have the names of public functions. Python makes a package an attribute of its parent when it first
+# loads it. So they are loaded here, and the attributes deleted: from then on `__getattr__` finds the functions.
+for _name in ("audit", "quickstart"):
+    import_module(f"{__name__}.{_name}")
+    del globals()[_name]
 
 
 def __getattr__(name: str) -> Any:
