@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import shlex
 import sys
 import typing
 from pathlib import Path
@@ -103,4 +104,8 @@ def _metavar(hint: Any) -> str:
 
 
 def _shown_default(field: dataclasses.Field) -> str:
-    return shown(field.default if field.default_factory is dataclasses.MISSING else field.default_factory())
+    """The default as one would type it in a shell; of several values, each is quoted if it has to be."""
+    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if isinstance(value, tuple):
+        return shlex.join(map(shown, value)) or "empty"
+    return shown(value)
