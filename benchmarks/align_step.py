@@ -176,10 +176,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="microworld", help="settings of `lbgen align` (default: microworld)")
     parser.add_argument("--repeats", type=int, default=5, help="updates measured, after one that is not (default: 5)")
-    configs.add_arguments(parser, AlignConfig)
+    add_arguments(parser, AlignConfig)
     arguments = vars(parser.parse_args())
     repeats, recipe = arguments.pop("repeats"), arguments.pop("recipe")
-    config = configs.resolve(AlignConfig, recipe, {**arguments, "logger": "none"})
+    config = recipes.resolve(AlignConfig, recipe, {**arguments, "logger": "none"})
     print(heading(), flush=True)
     results = {"plain diffusers": measured(repeats, PlainUpdate, config)}
     if config.compile:

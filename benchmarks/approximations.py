@@ -14,7 +14,8 @@ from flops import image_tflop, scheduler_of, work_of
 from measuring import DEVICE, PRESETS, heading, with_recipe
 from torch import Tensor
 
-from lbgen.configuration import flags as configs
+from lbgen.configuration.flags import add_arguments
+from lbgen.configuration.recipes import resolve
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan, target_of
 from lbgen.generation.render import Renderer
@@ -64,9 +65,9 @@ def cells(config: GenerateConfig, base: GenerateConfig, reference: Drawn, result
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    configs.add_arguments(parser, GenerateConfig)
+    add_arguments(parser, GenerateConfig)
     defaults = {"generator": "microworld", "vocabulary": "microworld", "images_per_category": 20, "batch_size": 24}
-    base = configs.resolve(GenerateConfig, None, {**defaults, **vars(parser.parse_args())})
+    base = resolve(GenerateConfig, None, {**defaults, **vars(parser.parse_args())})
     print(heading())
     lines = {"as it is": base, **{preset: with_recipe(base, preset) for preset in PRESETS}}
     lines["other noise"] = replace(base, seed=base.seed + 1)

@@ -25,7 +25,8 @@ from generation_loop import table as loop_table
 from measuring import DEVICE, PRESETS, Measured, heading, in_fresh_process, measured, table, with_recipe
 
 from lbgen.alignment.config import AlignConfig
-from lbgen.configuration import flags as configs
+from lbgen.configuration import recipes
+from lbgen.configuration.flags import add_arguments
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan, target_of
 from lbgen.generation.render import Renderer
@@ -115,7 +116,7 @@ def parsed() -> tuple[argparse.Namespace, dict]:
     help_text = "images a category written in each format, 100 if no number is given (default: none are written)"
     parser.add_argument("--formats", type=int, nargs="?", const=100, default=0, metavar="N", help=help_text)
     own = {action.dest for action in parser._actions}
-    configs.add_arguments(parser, GenerateConfig)
+    add_arguments(parser, GenerateConfig)
     arguments = parser.parse_args()
     return arguments, {name: value for name, value in vars(arguments).items() if name not in own}
 
@@ -125,7 +126,7 @@ def main() -> None:
     print(heading(), flush=True)
     with TemporaryDirectory() as folder:
         defaults = {"generator": "microworld", "vocabulary": "microworld", "batch_size": 32, "adapter": Path(folder)}
-        config = configs.resolve(GenerateConfig, None, {**defaults, **given})
+        config = recipes.resolve(GenerateConfig, None, {**defaults, **given})
         if "adapter" not in given:
             in_fresh_process(write_adapter, config.generator, config.adapter, arguments.rank)
         work, lines = work_of(config.generator), versions(config, arguments.presets)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 import lbgen
 from lbgen.alignment.config import AlignConfig
-from lbgen.configuration.flags import resolve
+from lbgen.configuration.recipes import resolve
 from lbgen.datasets.index import read_index
 from lbgen.metrics.intervals import bootstrap_intervals
 from lbgen.microworld import SEMANTICS
@@ -78,8 +78,8 @@ def image_set(study: Study, name: str, seed: int) -> tuple[Tensor, Tensor]:
         lbgen.align(config)
     quickstart = QuickstartConfig(images_per_category=study.images_per_category, seed=NOISE + seed)
     generation = generate_configs(quickstart, config)["diverse_prompts" if name == "diverse prompts" else "base"]
-    adapter = config.output / "adapter" if name in study.alignments else None
-    output = config.output / "images"
+    adapter = config.folder / "adapter" if name in study.alignments else None
+    output = config.folder / "images"
     lbgen.generate(replace(generation, output=str(output), adapter=adapter))
     index = sorted(read_index(output).to_pylist(), key=lambda row: CATEGORIES.index(row["name"]))
     labels = torch.tensor([CATEGORIES.index(row["name"]) for row in index])

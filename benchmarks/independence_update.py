@@ -45,10 +45,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="microworld", help="settings of `lbgen align` (default: microworld)")
     parser.add_argument("--repeats", type=int, default=20, help="updates measured, after one that is not")
-    configs.add_arguments(parser, AlignConfig)
+    add_arguments(parser, AlignConfig)
     arguments = vars(parser.parse_args())
     repeats, recipe = arguments.pop("repeats"), arguments.pop("recipe")
-    paper = configs.resolve(AlignConfig, recipe, {**arguments, "logger": "none"})
+    paper = resolve(AlignConfig, recipe, {**arguments, "logger": "none"})
     print(heading(), flush=True)
     print(markdown([["terms", "seconds, median", "longer by", "peak memory, GB"]]), flush=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from lbgen.configuration import flags as configs
+from lbgen.configuration.recipes import built_in_recipes, recipe_path, resolve
+from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.generation.config import GenerateConfig
 
-PRESETS = tuple(name for name in configs.built_in_recipes() if name.startswith("fast-"))
+PRESETS = tuple(name for name in built_in_recipes() if name.startswith("fast-"))
 """The approximations of `lbgen generate`."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -80,8 +81,8 @@ def matrix_ceiling() -> float:
 
 def with_recipe(config: GenerateConfig, recipe: str) -> GenerateConfig:
     """A configuration with the fields that a built-in recipe sets."""
-    preset = configs.resolve(GenerateConfig, recipe, {})
-    return replace(config, **{name: getattr(preset, name) for name in configs.read_yaml(configs.recipe_path(recipe))})
+    preset = resolve(GenerateConfig, recipe, {})
+    return replace(config, **{name: getattr(preset, name) for name in read_yaml(recipe_path(recipe))})
 
 
 def heading() -> str:

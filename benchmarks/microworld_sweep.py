@@ -18,7 +18,7 @@ from typing import Any
 
 import lbgen
 from lbgen.alignment.config import AlignConfig
-from lbgen.configuration.flags import resolve
+from lbgen.configuration.recipes import resolve
 from lbgen.quickstart.comparison import FIGURES
 from lbgen.quickstart.judging import HOMES, judge_sets
 from lbgen.quickstart.run import QuickstartConfig, generate_configs

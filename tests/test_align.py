@@ -14,7 +14,8 @@ from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.monitor import Monitor, check_diversity, diversity_share, evaluation_images
 from lbgen.alignment.objective import term_values
 from lbgen.alignment.state import TrainingState
-from lbgen.configuration import flags as configs
+from lbgen.configuration.recipes import resolve
+from lbgen.configuration.saved import load
 from lbgen.errors import UserError
 from lbgen.models.quality.antonyms import AntonymQuality
 from lbgen.vocabulary.vocabulary import load_vocabulary
@@ -71,7 +72,7 @@ def lines(path):
 
 
 def test_metrics_have_the_promised_names(finished):
-    first, *rest = lines(finished.output / "metrics.jsonl")
+    first, *rest = lines(finished.folder / "metrics.jsonl")
     assert first["step"] == 0 and list(first["gradient_norms"]) == ["entire", "individual", "quality"]
     assert all(norm > 0 for norm in first["gradient_norms"].values())
     names = ["step", "loss", "entire", "individual", "quality", "discriminator", "images_per_second"]
@@ -81,12 +82,12 @@ def test_metrics_have_the_promised_names(finished):
 
 def test_loss_is_the_papers_sum(finished):
     """L = L_en + L_in + 0.1 L_q, from the logged terms."""
-    for line in lines(finished.output / "metrics.jsonl")[1:]:
+    for line in lines(finished.folder / "metrics.jsonl")[1:]:
         assert line["loss"] == pytest.approx(line["entire"] + line["individual"] + 0.1 * line["quality"], rel=1e-5)
 
 
 def test_evaluations_start_at_the_base_and_move_away(finished):
-    evaluations = lines(finished.output / "evaluations.jsonl")
+    evaluations = lines(finished.folder / "evaluations.jsonl")
     assert [line["step"] for line in evaluations] == [0, 1, 2]
     assert evaluations[0]["base_pixel_rms"] == 0 and evaluations[0]["base_feature_cosine"] == pytest.approx(1)
     assert evaluations[1]["base_pixel_rms"] > 0 and evaluations[2]["base_feature_cosine"] < 1
@@ -96,9 +97,9 @@ def test_evaluations_start_at_the_base_and_move_away(finished):
 
 def test_grids_show_a_category_a_row(finished):
     """Five images of 32 pixels, four a row, against the kept base images."""
-    with Image.open(finished.output / "samples" / "step-000000.png") as image:
+    with Image.open(finished.folder / "samples" / "step-000000.png") as image:
         assert image.size == (4 * 32, 2 * 32)
-        base = load_file(finished.output / "samples" / "base.safetensors")["images"]
+        base = load_file(finished.folder / "samples" / "base.safetensors")["images"]
         assert image.getpixel((3 * 32 + 7, 9)) == tuple(base[3, :, 9, 7].tolist())
         assert image.getpixel((1, 32 + 2)) == tuple(base[4, :, 2, 1].tolist())
 
@@ -109,15 +110,15 @@ def test_evaluation_images_are_spread_and_never_repeat():
 
 
 def test_the_folder_holds_the_resolved_config_and_the_last_two_checkpoints(finished):
-    assert configs.load(AlignConfig, finished.output / "config.yaml") == finished
-    assert {path.name for path in (finished.output / "checkpoints").iterdir()} == {"step-000001", "step-000002"}
+    assert load(AlignConfig, finished.folder / "config.yaml") == finished
+    assert {path.name for path in (finished.folder / "checkpoints").iterdir()} == {"step-000001", "step-000002"}
 
 
 def test_a_finished_run_does_nothing_and_says_so(finished, capsys):
-    before = {path: path.stat().st_mtime_ns for path in finished.output.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")}
     assert run.align(finished).steps == 2
     assert "is finished: 2 steps" in capsys.readouterr().out
-    assert before == {path: path.stat().st_mtime_ns for path in finished.output.rglob("*")}
+    assert before == {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")}
 
 
 def test_a_run_with_other_settings_is_refused(finished):
@@ -134,7 +135,7 @@ def test_an_extended_run_equals_one_that_was_longer_from_the_start(finished, fre
     short, long = fresh(max_steps=1), fresh(max_steps=2)
     run.align(short)
     run.align(long)
-    ours, theirs = load_file(long.output / ADAPTER), load_file(finished.output / ADAPTER)
+    ours, theirs = load_file(long.folder / ADAPTER), load_file(finished.folder / ADAPTER)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -146,18 +147,18 @@ def test_the_averaged_adapter_is_the_average_of_what_training_went_through(fresh
     whole = [fresh(output=tmp_path / str(steps), max_steps=steps) for steps in (1, 2, 3)]
     for config in whole:
         run.align(config)
-    first, second, third = (load_file(config.output / ADAPTER) for config in whole)
+    first, second, third = (load_file(config.folder / ADAPTER) for config in whole)
     config = fresh(ema_decay=0.2, max_steps=2)
     run.align(config)
     run.align(dataclasses.replace(config, max_steps=3))  # resumed: training goes on from the last, not the average
-    averaged = load_file(config.output / ADAPTER)
+    averaged = load_file(config.folder / ADAPTER)
     for name, value in averaged.items():
         after_two = first[name] * 2 / 11 + second[name] * 9 / 11
         assert torch.allclose(value, 0.2 * after_two + 0.8 * third[name], rtol=0, atol=1e-6), name
         assert not torch.equal(value, third[name])
-    losses = [[line["loss"] for line in lines(each.output / "metrics.jsonl")[1:]] for each in (config, whole[-1])]
+    losses = [[line["loss"] for line in lines(each.folder / "metrics.jsonl")[1:]] for each in (config, whole[-1])]
     assert losses[0] == losses[1]
-    shown, latest = (lines(each.output / "evaluations.jsonl")[-1] for each in (config, whole[-1]))
+    shown, latest = (lines(each.folder / "evaluations.jsonl")[-1] for each in (config, whole[-1]))
     assert shown["base_feature_cosine"] != latest["base_feature_cosine"]
 
 
@@ -189,7 +190,7 @@ def test_a_term_without_gradient_stops_the_run_by_name(fresh, monkeypatch):
     monkeypatch.setattr(AntonymQuality, "score", lambda self, images, features: score(self, images, features.detach()))
     with pytest.raises(UserError, match="--quality-weight 0.1: the quality term's gradient on the adapter is 0"):
         run.align(fresh())
-    assert not fresh().output.exists()  # so the remedy can be tried in the same folder
+    assert not fresh().folder.exists()  # so the remedy can be tried in the same folder
 
 
 @pytest.mark.parametrize("normalize_features", [True, False])
@@ -215,7 +216,7 @@ def test_a_diverging_run_stops_before_it_spoils_the_adapter(fresh):
 def test_a_term_of_no_weight_is_logged_and_has_no_gradient(fresh):
     config = fresh(quality="none", individual_weight=0.0, max_steps=1)
     run.align(config)
-    first, line = lines(config.output / "metrics.jsonl")
+    first, line = lines(config.folder / "metrics.jsonl")
     assert first["gradient_norms"]["individual"] == first["gradient_norms"]["quality"] == 0
     assert line["loss"] == line["entire"] and line["individual"] > 0 and line["quality"] is None
 
@@ -223,7 +224,7 @@ def test_a_term_of_no_weight_is_logged_and_has_no_gradient(fresh):
 def test_the_pull_towards_the_base_starts_at_zero_and_acts_later(fresh):
     config = fresh(base_weight=100.0, text_encoder_lora=True)
     run.align(config)
-    first, one, two = lines(config.output / "metrics.jsonl")
+    first, one, two = lines(config.folder / "metrics.jsonl")
     assert first["gradient_norms"]["base"] == one["base"] == 0
     assert two["base"] > 0
 
@@ -238,14 +239,14 @@ def test_a_text_encoder_adapter_is_trained_too(fresh):
 def test_bf16_reaches_the_adapter_and_keeps_it_in_fp32(fresh):
     config = fresh(precision="bf16", max_steps=1)
     run.align(config)
-    assert all(norm > 0 for norm in lines(config.output / "metrics.jsonl")[0]["gradient_norms"].values())
-    assert {tensor.dtype for tensor in load_file(config.output / ADAPTER).values()} == {torch.float32}
+    assert all(norm > 0 for norm in lines(config.folder / "metrics.jsonl")[0]["gradient_norms"].values())
+    assert {tensor.dtype for tensor in load_file(config.folder / ADAPTER).values()} == {torch.float32}
 
 
 def test_the_released_scripts_objective(fresh, finished):
     """Its one term, its texts (bare names of the first categories) and its features (not normalised)."""
     base = dataclasses.asdict(fresh())
-    recipe = configs.resolve(AlignConfig, "released-code", {})
+    recipe = resolve(AlignConfig, "released-code", {})
     objective = ("individual_weight", "quality_weight", "discriminator_texts", "discriminator_template")
     changes = {name: getattr(recipe, name) for name in (*objective, "normalize_features", "entire_weight")}
     state = state_of(AlignConfig(**base | changes))
@@ -278,9 +279,9 @@ def test_a_guard_that_stops_has_saved_and_the_run_goes_on_from_there(fresh, fini
     config = fresh(guard="stop", checkpoint_every=100)
     with pytest.raises(UserError, match="step 1: diversity"):
         run.align(config)
-    assert checkpoint.newest(config.output).name == "step-000001"
+    assert checkpoint.newest(config.folder).name == "step-000001"
     run.align(dataclasses.replace(config, guard="warn"))
-    ours, theirs = load_file(config.output / ADAPTER), load_file(finished.output / ADAPTER)
+    ours, theirs = load_file(config.folder / ADAPTER), load_file(finished.folder / ADAPTER)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -290,11 +291,11 @@ def test_tensorboard_has_the_numbers_of_metrics_and_evaluations(fresh):
 
     config = fresh(logger="tensorboard")
     run.align(config)
-    (folder,) = {path.parent for path in config.output.rglob("events.out.tfevents.*") if path.parent.name == "align"}
+    (folder,) = {path.parent for path in config.folder.rglob("events.out.tfevents.*") if path.parent.name == "align"}
     events = EventAccumulator(str(folder))
     events.Reload()
     for file, name in (("metrics", "loss"), ("metrics", "discriminator"), ("evaluations", "diversity")):
-        expected = {line["step"]: line[name] for line in lines(config.output / f"{file}.jsonl") if name in line}
+        expected = {line["step"]: line[name] for line in lines(config.folder / f"{file}.jsonl") if name in line}
         shown = {event.step: event.value for event in events.Scalars(f"{file}/{name}")}
         assert shown == pytest.approx(expected)
 
@@ -313,7 +314,7 @@ def test_other_loggers_have_them_too(fresh, tmp_path, monkeypatch, logger):
         library.teardown()
     logged = b"".join(path.read_bytes() for path in (tmp_path / "logged").rglob("*") if path.is_file())
     for file, name in (("metrics", "loss"), ("metrics", "discriminator"), ("evaluations", "diversity")):
-        values = [line[name] for line in lines(config.output / f"{file}.jsonl") if name in line]
+        values = [line[name] for line in lines(config.folder / f"{file}.jsonl") if name in line]
         assert values and all(str(value).encode() in logged for value in values)
         assert f"{file}/{name}".encode() in logged
 
@@ -321,7 +322,7 @@ def test_other_loggers_have_them_too(fresh, tmp_path, monkeypatch, logger):
 @pytest.mark.parametrize("recipe", ["paper", "released-code"])
 def test_recipes_resolve_and_have_the_references_settings(recipe):
     """METHOD: DDPM 50, guidance 2, K 5, rank and alpha 128, the rates and clips of both optimisers, fp16."""
-    c = configs.resolve(AlignConfig, recipe, {})
+    c = resolve(AlignConfig, recipe, {})
     assert (c.scheduler, c.steps, c.guidance_scale, c.differentiated_steps) == ("ddpm", 50, 2.0, 5)
     assert (c.rank, c.alpha, c.lora_targets) == (128, 128, ("to_q", "to_k", "to_v", "to_out.0"))
     assert (c.learning_rate, c.weight_decay, c.max_grad_norm) == (2e-5, 1e-2, 0.1)

@@ -56,7 +56,7 @@ def test_a_run_does_not_go_on_with_other_weights(fresh, tmp_path, flag, file):  
     folder = shutil.copytree(getattr(config, flag), tmp_path / flag)
     config = dataclasses.replace(config, **{flag: str(folder)})
     run.align(config)
-    record = config.output / "provenance.json"
+    record = config.folder / "provenance.json"
     record.write_text(record.read_text().replace('"torch ', '"torch 0.'))
     recorded = record.read_text()
     weights = folder / f"{file}.safetensors"
@@ -110,8 +110,8 @@ def test_a_logger_that_is_not_installed_is_refused(fresh, tmp_path, monkeypatch)
 def test_a_logger_that_does_not_start_is_refused_in_its_words(fresh):  # noqa: F811
     """TensorBoard, with a file where its folder should be."""
     config = fresh(logger="tensorboard")
-    config.output.mkdir()
-    (config.output / "logs").touch()
+    config.folder.mkdir()
+    (config.folder / "logs").touch()
     with pytest.raises(UserError, match=r"^--logger tensorboard did not start: .*logs.*; fix this, or choose another"):
         run.align(config)
 

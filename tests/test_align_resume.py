@@ -15,7 +15,7 @@ from test_align import ADAPTER, lines, tiny_config  # noqa: F401 (a fixture)
 from lbgen import cli
 from lbgen.alignment import checkpoint, run
 from lbgen.alignment.config import AlignConfig
-from lbgen.configuration import flags as configs
+from lbgen.configuration.saved import load, save
 from lbgen.errors import Interrupted
 
 context = multiprocessing.get_context("forkserver")
@@ -77,11 +77,11 @@ def without_speed(path):
 
 def assert_equal_runs(ours, theirs):
     """Adapters to the bit, and every line of metrics and evaluations but the speed."""
-    a, b = load_file(ours.output / ADAPTER), load_file(theirs.output / ADAPTER)
+    a, b = load_file(ours.folder / ADAPTER), load_file(theirs.folder / ADAPTER)
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in b)
     for name in ("metrics.jsonl", "evaluations.jsonl"):
-        assert without_speed(ours.output / name) == without_speed(theirs.output / name)
-    assert {p.name for p in (ours.output / "checkpoints").iterdir()} == {"step-000004", "step-000005"}
+        assert without_speed(ours.folder / name) == without_speed(theirs.folder / name)
+    assert {p.name for p in (ours.folder / "checkpoints").iterdir()} == {"step-000004", "step-000005"}
 
 
 def test_killed_at_any_moment_and_resumed_the_run_ends_bit_identical(whole, tmp_path):
@@ -104,10 +104,10 @@ def test_killed_at_any_moment_and_resumed_the_run_ends_bit_identical(whole, tmp_
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_next_start_goes_on_bit_identically(whole, tmp_path, signum):
     stopped = dataclasses.replace(whole, output=tmp_path / "run")
-    configs.save(stopped, tmp_path / "recipe.yaml")
+    save(stopped, tmp_path / "recipe.yaml")
     argv = ["align", "--recipe", str(tmp_path / "recipe.yaml")]
     assert ended(command_line_until, argv, signum, 3) == 128 + signum
-    assert checkpoint.newest(stopped.output).name == "step-000003"
+    assert checkpoint.newest(stopped.folder).name == "step-000003"
     assert ended(cli.main, argv) == 0
     assert_equal_runs(stopped, whole)
 
@@ -134,17 +134,17 @@ def test_an_older_adapter_is_not_taken_for_the_finished_one(whole, tmp_path):
     """Finished with 2 updates, extended, killed after the checkpoint of 4, and asked for 4."""
     config = dataclasses.replace(whole, output=tmp_path / "run", max_steps=2)
     run.align(config)
-    old = (config.output / ADAPTER).read_bytes()
+    old = (config.folder / ADAPTER).read_bytes()
     longer = dataclasses.replace(config, max_steps=5)
     assert ended(align_until, longer, "mark_complete", 2) == -signal.SIGKILL
     four = dataclasses.replace(config, max_steps=4)
     assert run.align(four).steps == 4
-    published = (config.output / ADAPTER).read_bytes()
-    newest = checkpoint.newest(config.output)
+    published = (config.folder / ADAPTER).read_bytes()
+    newest = checkpoint.newest(config.folder)
     assert newest.name == "step-000004" and published != old
     assert published == (newest / ADAPTER).read_bytes()
-    assert lines(config.output / "metrics.jsonl")[-1]["step"] == 4
-    assert configs.load(AlignConfig, config.output / "config.yaml").max_steps == 4
+    assert lines(config.folder / "metrics.jsonl")[-1]["step"] == 4
+    assert load(AlignConfig, config.folder / "config.yaml").max_steps == 4
 
 
 def test_the_released_texts_keep_the_size_of_a_process_batch(whole):
@@ -156,7 +156,7 @@ def test_a_half_written_checkpoint_is_passed_over(whole, tmp_path):
     """One with a later step than the whole one, as an interrupted copy would leave it."""
     config = dataclasses.replace(whole, output=tmp_path / "run", max_steps=4)
     run.align(config)
-    half = checkpoint.checkpoint_path(config.output, 9)
+    half = checkpoint.checkpoint_path(config.folder, 9)
     half.mkdir()
     (half / "state.pt").write_bytes(b"half")
     run.align(dataclasses.replace(config, max_steps=5))
@@ -174,7 +174,7 @@ LAUNCHERS = {
 def test_two_processes_with_half_the_batch_each_give_the_same_adapter(whole, tmp_path, launcher):
     """Within float tolerance; the differences between the adapters of one step and five are larger."""
     halves = dataclasses.replace(whole, output=tmp_path / "run", batch_size=1)
-    configs.save(halves, tmp_path / "recipe.yaml")
+    save(halves, tmp_path / "recipe.yaml")
     result = subprocess.run(
         [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "lbgen", "align", "--recipe", str(tmp_path / "recipe.yaml")],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -183,11 +183,11 @@ def test_two_processes_with_half_the_batch_each_give_the_same_adapter(whole, tmp
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    ours, theirs = load_file(halves.output / ADAPTER), load_file(whole.output / ADAPTER)
+    ours, theirs = load_file(halves.folder / ADAPTER), load_file(whole.folder / ADAPTER)
     assert all(torch.allclose(ours[name], theirs[name], atol=2e-5) for name in theirs)
     assert any(theirs[name].abs().max() > 1e-3 for name in theirs if "lora_B" in name or "lora.up" in name)
     for ours_line, line in zip(
-        lines(halves.output / "metrics.jsonl"), lines(whole.output / "metrics.jsonl"), strict=True
+        lines(halves.folder / "metrics.jsonl"), lines(whole.folder / "metrics.jsonl"), strict=True
     ):
         assert ours_line.get("loss") == pytest.approx(line.get("loss"), abs=1e-4)
     assert result.stdout.count("gradient norms") == result.stdout.count("images an update: 2, processes: 2") == 1

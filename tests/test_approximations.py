@@ -10,7 +10,7 @@ from diffusers import PNDMScheduler
 from torch import Tensor
 from trajectories import PROMPTS, STEPS, draws, gradients_of, images_of, shake
 
-from lbgen.configuration.flags import resolve
+from lbgen.configuration.recipes import resolve
 from lbgen.generation.config import GenerateConfig, approximations
 from lbgen.models.generator import Generator, load_generator
 from lbgen.models.sampling import sample

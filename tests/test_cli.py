@@ -1,7 +1,10 @@
 """The command line as a program: what it prints, and its exit codes."""
 
+import ast
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +52,73 @@ def test_version_and_help():
     assert shown.returncode == 0 and all(verb in shown.stdout for verb in [*VERBS, "export"])
 
 
+def test_lbgen_alone_prints_the_help_and_fails():
+    shown = run()
+    assert (shown.returncode, shown.stdout) == (2, "") and shown.stderr == run("--help").stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_help_fits_the_terminal_and_has_the_most_used_flags_first(monkeypatch, capsys, verb, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns and lines[0].startswith(f"usage: lbgen {verb} ")
+    if verb == "align":
+        flags = [line.split()[0].strip(",") for line in lines if line.startswith("  --")]
+        assert flags[:6] == ["--recipe", "--vocabulary", "--generator", "--output", "--max-steps", "--batch-size"]
+        assert {"objective:", "denoising trajectory:", "discriminator:"} < set(lines)
+
+
+def in_terminal(monkeypatch, capsys, **environment: str) -> str:
+    """What `lbgen align --help` prints where stdout says that it is a terminal."""
+    for name, value in {"NO_COLOR": "", "TERM": "xterm", **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with pytest.raises(SystemExit):
+        main(["align", "--help"])
+    return capsys.readouterr().out
+
+
+def test_help_is_coloured_in_a_terminal_alone(monkeypatch, capsys):
+    """The coloured text without its escape codes is the plain text."""
+    shown = in_terminal(monkeypatch, capsys)
+    assert "\033[1mmost used:\033[0m" in shown and "\033[36m--max-steps\033[0m N" in shown
+    assert "clip-vit-l-14" in shown  # no flag, whatever its hyphens
+    uncoloured = in_terminal(monkeypatch, capsys, NO_COLOR="1")
+    assert "\033" not in uncoloured and re.sub(r"\033\[\d+m", "", shown) == uncoloured
+    assert "\033" not in in_terminal(monkeypatch, capsys, TERM="dumb")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("lbgen al", ["align"]),
+        ("lbgen align --max-s", ["--max-steps"]),
+        ("lbgen align --scheduler dd", ["ddpm", "ddim"]),
+        ("lbgen generate --repa", []),
+        ("lbgen verify --repa", ["--repair"]),
+        ("lbgen export mic", ["microworld"]),
+    ],
+)
+def test_bash_completes_verbs_flags_and_values(tmp_path, words, expected):
+    """By bash itself, from the script that it is given."""
+    (tmp_path / "script").write_text(run("--print-completion", "bash").stdout)
+    *before, last = words.split()
+    program = (
+        f"source {tmp_path}/script; COMP_WORDS=({words}); COMP_CWORD={len(before)}; "
+        'PATH= _lbgen; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    printed = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
+    assert printed.stderr == "" and printed.stdout.split() == expected
+
+
+def test_zsh_gets_the_same_script_after_its_own_preparation():
+    assert run("--print-completion", "zsh").stdout.endswith(run("--print-completion", "bash").stdout)
+
+
 @pytest.mark.parametrize("argv", [["--help"], ["align", "--help"], ["generate", "--help"], ["align", "--nope"]])
 def test_help_and_refusals_import_no_torch(argv):
     """Python itself lists what it imported."""
@@ -75,11 +145,16 @@ def test_the_flags_that_other_programs_rely_on(capsys):
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        ("", "required: VERB; see lbgen --help"),
+        ("--version=3 --xyzzy", "see lbgen --help"),
         ("alain", "invalid choice: 'alain'"),
         ("align --max-step 3", "unrecognized arguments: --max-step 3; did you mean --max-steps?"),
         ("generate --image-per-category=3", "--image-per-category=3; did you mean --images-per-category?"),
         ("verify here --repare", "unrecognized arguments: --repare; did you mean --repair?"),
+        (
+            "align --independence-form kernel",
+            "--independence-form: this version of lbgen no longer has this field; remove it",
+        ),
+        ("align --independence-r1=1.0", "--independence-r1: this version of lbgen no longer has this field; remove it"),
         ("align --xyzzy 1", "unrecognized arguments: --xyzzy 1; see lbgen align --help"),
         (
             "generate --recipe microworld",
@@ -241,6 +316,13 @@ def test_public_names_are_the_functions_whatever_was_imported_before():
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert printed.stdout.startswith("True <function quickstart"), printed.stderr
+
+
+def test_type_checkers_see_the_public_names_where_they_are_found():
+    """The imports for type checkers, read from the source, against the table that Python uses."""
+    tree = ast.parse(Path(lbgen.__file__).read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    assert {alias.asname: node.module for node in block.body for alias in node.names} == lbgen.PUBLIC
 
 
 def test_unknown_attributes_are_refused_as_usual():

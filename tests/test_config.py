@@ -3,9 +3,10 @@
 import argparse
 import dataclasses
 import shlex
+import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 import yaml
@@ -13,20 +14,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lbgen.alignment.config import AlignConfig
-from lbgen.configuration import flags as config_module
-from lbgen.configuration.flags import (
-    add_arguments,
-    built_in_recipes,
-    convert,
-    ensure_same,
-    field_docstrings,
-    load,
-    recipe_path,
-    resolve,
-    save,
-)
+from lbgen.audit.config import AuditConfig
+from lbgen.configuration import recipes as recipes_module
+from lbgen.configuration.flags import add_arguments, field_help
+from lbgen.configuration.ranges import Count, Range, Settings
+from lbgen.configuration.recipes import built_in_recipes, recipe_path, resolve
+from lbgen.configuration.saved import ensure_same, load, plain, save
+from lbgen.configuration.values import convert
+from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
-from lbgen.generation.config import GenerateConfig
+from lbgen.generation.config import RUNNING, GenerateConfig
+from lbgen.quickstart.run import QuickstartConfig
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,7 @@ class Baking:
 
 
 def parsed(*argv: str) -> dict:
+    """What argparse makes of the flags and of the positional argument, the output."""
     parser = argparse.ArgumentParser()
     add_arguments(parser, Baking)
     return vars(parser.parse_args(argv))
@@ -81,9 +80,9 @@ def recipe(tmp_path: Path, text: str) -> str:
 
 def test_docstrings_are_the_literals_after_the_fields():
     """Against the class above, read by eye."""
-    texts = field_docstrings(Baking)
-    assert texts["minutes"] == "How long, 100% in the oven."
-    assert texts["yeast"] == "Kilograms of yeast."
+    helps = field_help(Baking)
+    assert helps["minutes"].text == "How long, 100% in the oven."
+    assert helps["yeast"].text == "Kilograms of yeast."
 
 
 def test_docstrings_of_base_classes_are_kept_and_may_be_replaced():
@@ -94,9 +93,9 @@ def test_docstrings_of_base_classes_are_kept_and_may_be_replaced():
         icing: bool = False
         """Ice it."""
 
-    texts = field_docstrings(Cake)
-    assert texts["minutes"] == "Longer than bread." and texts["icing"] == "Ice it."
-    assert texts["lid"] == "Cover it."
+    helps = field_help(Cake)
+    assert helps["minutes"].text == "Longer than bread." and helps["icing"].text == "Ice it."
+    assert helps["lid"].text == "Cover it."
 
 
 def test_help_shows_text_default_and_a_literal_percent_sign():
@@ -104,14 +103,14 @@ def test_help_shows_text_default_and_a_literal_percent_sign():
     add_arguments(parser, Baking)
     shown = " ".join(parser.format_help().split())
     assert "How long, 100% in the oven. (default: 40)" in shown
-    assert "Where the bread goes. (required)" in shown
+    assert "OUTPUT Where the bread goes." in shown and "--output" not in shown
     assert "What goes on top. (default: salt no)" in shown
     assert "--no-lid" in shown and "{wheat,rye,off}" in shown and "(default: none)" in shown
 
 
 def test_only_given_flags_are_parsed():
-    assert parsed("--minutes", "5") == {"minutes": "5"}
-    assert parsed("--no-lid", "--toppings", "a", "b") == {"lid": False, "toppings": ["a", "b"]}
+    assert parsed("b", "--minutes", "5") == {"output": "b", "minutes": "5"}
+    assert parsed("b", "--no-lid", "--toppings", "a", "b") == {"output": "b", "lid": False, "toppings": ["a", "b"]}
 
 
 @pytest.mark.parametrize("config_class", [AlignConfig, GenerateConfig])
@@ -123,19 +122,119 @@ def test_every_field_of_the_stages_has_a_docstring_a_flag_and_a_default_of_its_t
     assert resolve(config_class, None, fields) == config_class()
 
 
+# ---- groups, ranges, places ----
+
+
+@dataclass(frozen=True)
+class Oven(Settings):
+    """The oven."""
+
+    degrees: Annotated[int, Range(lambda n: n <= 300, "give 300 or less")] = 220
+    """Temperature."""
+    trays: Count | None = None
+    """Trays."""
+
+
+@dataclass(frozen=True)
+class Dough(Settings):
+    """Dough.
+
+    Comes first in the file, and second in the help.
+    """
+
+    loaves: Count = 2
+    """Loaves."""
+
+
+@dataclass(frozen=True)
+class Bakery(Oven, Dough):
+    """All settings."""
+
+    MOST_USED = ("trays",)
+    DELETED = {"wood": "oak"}
+    degrees: int = 250
+    """Hotter than at home."""
+    name: str = "corner"
+    """On the sign."""
+
+
+def test_help_is_grouped_by_the_classes_that_declare_the_fields():
+    """Against the classes above, read by eye."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, Bakery)
+    groups = {group.title: [action.dest for action in group._group_actions] for group in parser._action_groups[2:]}
+    assert groups == {"most used": ["trays"], "dough": ["loaves"], "the oven": ["degrees"], "all settings": ["name"]}
+    assert list(groups)[0] == "most used"
+    assert "Hotter than at home. (default: 250)" in " ".join(parser.format_help().split())
+
+
+def test_a_range_is_part_of_the_type_and_none_is_in_every_optional_one():
+    assert refusal(Oven, degrees=301) == "--degrees 301: give 300 or less"
+    assert refusal(resolve, Oven, None, {"trays": "0"}) == "--trays 0: give 1 or more"
+    assert Oven(degrees=300, trays=None).trays is None and refusal(Bakery, loaves=0) == "--loaves 0: give 1 or more"
+
+
+def test_a_file_has_the_fields_of_the_last_base_first():
+    assert list(plain(Bakery())) == ["loaves", "degrees", "trays", "name"]
+
+
+EARLIER = Path(__file__).with_name("earlier")
+
+
+def test_files_have_the_fields_of_the_version_before_in_the_same_order():
+    """Against the files of the version before, without the fields that are deleted or that say how a run was run."""
+    run, dataset = read_yaml(EARLIER / "run/config.yaml"), read_yaml(EARLIER / "half/dataset.yaml")["config"]
+    assert list(plain(AlignConfig())) == [name for name in run if name not in AlignConfig.DELETED]
+    assert [name for name in plain(GenerateConfig()) if name not in RUNNING] == list(dataset)
+
+
+@pytest.mark.parametrize("config_class", [AlignConfig, GenerateConfig, AuditConfig, QuickstartConfig])
+def test_output_is_text_in_every_stage_and_may_be_given_as_a_path(config_class):
+    given = [config_class(output=output) for output in (Path("runs/a"), "runs/a", "file://runs/a")]
+    assert {config.output for config in given} == {"runs/a"} and given[0].folder == Path("runs/a")
+    assert typing.get_type_hints(config_class)["output"] is str
+    assert refusal(config_class, output="") == "--output : name a folder"
+
+
+def test_a_deleted_field_is_refused_in_recipes_and_records(tmp_path):
+    path = recipe(tmp_path, "wood: oak\n")
+    gone = "this version of lbgen no longer has this field"
+    assert refusal(resolve, Bakery, path, {}) == f"{path}, wood: {gone}; remove it"
+    assert refusal(load, Bakery, Path(path)) == f"{path}, wood: {gone}; remove it"
+
+
+def test_a_run_of_an_earlier_version_continues_if_a_deleted_field_had_its_default(tmp_path):
+    path = tmp_path / "config.yaml"
+    save(Bakery(), path)
+    text = path.read_text()
+    path.write_text(text + "wood: oak\n")
+    ensure_same(Bakery(), path)
+    path.write_text(text + "wood: elm\n")
+    message = refusal(ensure_same, Bakery(), path)
+    assert message.startswith(
+        f"{tmp_path} was made with wood elm, but this version of lbgen no longer has this field; "
+    )
+    assert message.endswith("choose another --output, or continue there with the version that began it")
+
+
+def test_the_deleted_fields_of_align_had_these_defaults():
+    """Against the run of the version before, which was begun without flags for them."""
+    run = read_yaml(EARLIER / "run/config.yaml")
+    assert {name: run[name] for name in AlignConfig.DELETED} == AlignConfig.DELETED
+
+
 # ---- resolving ----
 
 
 def test_defaults_then_recipe_then_flags(tmp_path):
     path = recipe(tmp_path, "minutes: 10\nyeast: 1e-3\nlimit: 7\n")
-    made = resolve(Baking, path, parsed("--output", "b", "--minutes", "20"))
+    made = resolve(Baking, path, parsed("b", "--minutes", "20"))
     assert made == Baking(output=Path("b"), minutes=20, yeast=1e-3, limit=7)
 
 
 def test_flags_are_converted_to_their_types():
     given_flags = parsed(
         *(
-            "--output",
             "b",
             "--yeast",
             "1e-4",
@@ -304,9 +403,9 @@ def test_the_remedy_of_ensure_same_is_a_flag_that_works(tmp_path, field, value):
     _, words = refusal(ensure_same, now, path).split("choose another --output or give ")
     parser = argparse.ArgumentParser()
     add_arguments(parser, Baking)
-    given = vars(parser.parse_args(shlex.split(words)))
-    assert getattr(resolve(Baking, None, {"output": "a", **given}), field) == value
-    assert list(given) == [field]
+    given = vars(parser.parse_args(["a", *shlex.split(words)]))
+    assert getattr(resolve(Baking, None, given), field) == value
+    assert list(given) == ["output", field]
 
 
 def test_ensure_same_refuses_the_config_of_another_version(tmp_path):
@@ -326,4 +425,4 @@ def test_load_names_what_is_missing(tmp_path):
 
 def test_recipes_are_package_data():
     assert set(built_in_recipes()) >= {"paper", "released-code"}
-    assert recipe_path("paper").is_relative_to(Path(config_module.__file__).parent)
+    assert recipe_path("paper").is_relative_to(Path(recipes_module.__file__).parent)

@@ -13,7 +13,8 @@ from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.run import align
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.run import audit
-from lbgen.configuration import flags as configs
+from lbgen.configuration.recipes import resolve
+from lbgen.configuration.yaml_lines import read_yaml, yaml_text
 from lbgen.datasets import index
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.run import generate
@@ -28,9 +29,9 @@ def earlier(tmp_path, monkeypatch) -> Path:
     """A copy, as if made with the libraries that are installed now."""
     folder = Path(shutil.copytree(EARLIER, tmp_path / "earlier"))
     record = folder / "half/dataset.yaml"
-    content = configs.read_yaml(record)
+    content = read_yaml(record)
     content["made_with"]["versions"] = list(identity.versions())
-    record.write_text(configs.yaml_text(content))
+    record.write_text(yaml_text(content))
     monkeypatch.chdir(folder)
     return folder
 
@@ -72,7 +73,7 @@ def test_a_half_finished_dataset_is_finished(earlier):
 
 def test_a_stopped_run_goes_on(earlier):
     """To the adapter of the run that the earlier version did not stop."""
-    result = align(configs.resolve(AlignConfig, "microworld", {"output": earlier / "run", **ALIGN}))
+    result = align(resolve(AlignConfig, "microworld", {"output": earlier / "run", **ALIGN}))
     assert result.steps == 4
     name = "pytorch_lora_weights.safetensors"
     ended, truth = load_file(result.adapter / name), load_file(EARLIER / "run-whole" / name)

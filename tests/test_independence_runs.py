@@ -17,7 +17,7 @@ from test_independence import TERM
 from lbgen.alignment import checkpoint, run
 from lbgen.alignment.independence.bank import bank_images, bank_path, load_bank
 from lbgen.alignment.independence.term import Independence
-from lbgen.configuration import flags as configs
+from lbgen.configuration.saved import save
 from lbgen.errors import UserError
 from lbgen.vocabulary.vocabulary import load_vocabulary
 
@@ -62,8 +62,8 @@ def test_two_processes_make_the_bank_of_one_and_a_killed_one_goes_on(tmp_path):
 def test_a_run_without_the_term_makes_no_bank_and_has_no_column(fresh):  # noqa: F811
     config = fresh(max_steps=1)
     run.align(config)
-    assert not list(config.output.glob("bank*"))
-    assert "independence" not in lines(config.output / "metrics.jsonl")[1]
+    assert not list(config.folder.glob("bank*"))
+    assert "independence" not in lines(config.folder / "metrics.jsonl")[1]
     assert state_of(config).independence is None
 
 
@@ -75,15 +75,15 @@ def test_a_resumed_run_equals_one_that_was_longer_from_the_start(fresh, tmp_path
     term = {**TERM, "independence_thumbnail": 2, "discriminator_warmup_steps": 1}
     short, long = fresh(**term, max_steps=3), fresh(**term, max_steps=5, output=tmp_path / "long")
     run.align(short)
-    (bank,) = short.output.glob("bank*")
+    (bank,) = short.folder.glob("bank*")
     made = bank.stat().st_mtime_ns
-    add_to_state(checkpoint.newest(short.output), base_agreement=0.5, agreement=0.5, share=1.0)
+    add_to_state(checkpoint.newest(short.folder), base_agreement=0.5, agreement=0.5, share=1.0)
     run.align(dataclasses.replace(short, max_steps=5))
     run.align(long)
     assert bank.stat().st_mtime_ns == made
-    ours, theirs = load_file(short.output / ADAPTER), load_file(long.output / ADAPTER)
+    ours, theirs = load_file(short.folder / ADAPTER), load_file(long.folder / ADAPTER)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    numbers = [lines(c.output / "metrics.jsonl") for c in (short, long)]
+    numbers = [lines(c.folder / "metrics.jsonl") for c in (short, long)]
     for line in (*numbers[0], *numbers[1]):
         line.pop("images_per_second", None)
     assert numbers[0] == numbers[1]
@@ -105,7 +105,7 @@ def test_two_processes_give_the_bank_and_the_adapter_of_one(fresh, tmp_path):  #
     whole = fresh(**TERM, independence_thumbnail=2, max_steps=3)
     run.align(whole)
     halves = dataclasses.replace(whole, output=tmp_path / "halves", batch_size=1)
-    configs.save(halves, tmp_path / "recipe.yaml")
+    save(halves, tmp_path / "recipe.yaml")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lbgen"]
     result = subprocess.run(
         [*launch, "align", "--recipe", str(tmp_path / "recipe.yaml")],
@@ -113,9 +113,9 @@ def test_two_processes_give_the_bank_and_the_adapter_of_one(fresh, tmp_path):  #
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    (ours,), (theirs,) = halves.output.glob("bank*"), whole.output.glob("bank*")
+    (ours,), (theirs,) = halves.folder.glob("bank*"), whole.folder.glob("bank*")
     assert ours.name == theirs.name and ours.read_bytes() == theirs.read_bytes()
-    a, b = load_file(halves.output / ADAPTER), load_file(whole.output / ADAPTER)
+    a, b = load_file(halves.folder / ADAPTER), load_file(whole.folder / ADAPTER)
     assert all(torch.allclose(a[name], b[name], atol=2e-5) for name in b)
 
 
@@ -143,7 +143,7 @@ def test_texts_that_leave_no_rest_are_refused_before_the_bank_is_made(fresh, tmp
     config = fresh(**TERM, independence_span=1.0, vocabulary=str(tmp_path / "many.txt"))
     with pytest.raises(UserError, match="--independence-span 1: the texts span"):
         run.align(config)
-    assert not list(config.output.glob("**/*"))
+    assert not list(config.folder.glob("**/*"))
 
 
 def test_a_run_of_two_categories_in_bf16_with_one_image_an_update(fresh, tmp_path):  # noqa: F811
@@ -152,9 +152,9 @@ def test_a_run_of_two_categories_in_bf16_with_one_image_an_update(fresh, tmp_pat
     config = fresh(**TERM, vocabulary=str(tmp_path / "two.txt"), precision="bf16",
                    batch_size=1, max_steps=4, checkpoint_every=4, evaluate_every=0)  # fmt: skip
     run.align(config)
-    rows = lines(config.output / "metrics.jsonl")[1:]
+    rows = lines(config.folder / "metrics.jsonl")[1:]
     assert all(math.isfinite(row["independence"]) and row["independence"] != 0 for row in rows)
-    weights = load_file(config.output / ADAPTER)
+    weights = load_file(config.folder / ADAPTER)
     assert all(torch.isfinite(weight).all() for weight in weights.values())
     assert any(weight.abs().sum() > 0 for name, weight in weights.items() if "lora_B" in name or ".up." in name)
 

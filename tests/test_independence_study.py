@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from lbgen.alignment.config import AlignConfig
-from lbgen.configuration.flags import resolve
+from lbgen.configuration.recipes import resolve
 from lbgen.microworld.scenes import World, render
 from lbgen.microworld.world import CATEGORIES, home
 

@@ -42,7 +42,7 @@ def street(tiny_sd_folder, tiny_clip_folder, tmp_path, monkeypatch):
 
     def align_config(config: QuickstartConfig) -> AlignConfig:
         return AlignConfig(
-            output=config.output / "align",
+            output=config.folder / "align",
             vocabulary="microworld",
             generator=str(tiny_sd_folder),
             semantics=str(tiny_clip_folder),

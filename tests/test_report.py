@@ -7,7 +7,7 @@ import torch
 from test_comparison import EVERYWHERE, HOME, LABELS, judged
 
 from lbgen.alignment.config import AlignConfig
-from lbgen.configuration.flags import resolve
+from lbgen.configuration.recipes import resolve
 from lbgen.quickstart import page as before_after
 from lbgen.quickstart.comparison import compare
 from lbgen.quickstart.page import Chart, Page, Strip, change, interval, number, write_page

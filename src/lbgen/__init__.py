@@ -1,12 +1,10 @@
-"""lbgen: category names in, a low-bias annotated image dataset out.
+"""lbgen: category names in, a low-bias, annotated image dataset out.
 
 The public names load their modules on first use, so that `import lbgen` and `lbgen --help` stay fast.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -16,11 +14,13 @@ PUBLIC = {
     "GenerateConfig": "lbgen.generation.config",
     "generate": "lbgen.generation.run",
     "plan": "lbgen.generation.estimate",
+    "VerifyConfig": "lbgen.generation.config",
     "verify": "lbgen.generation.verify",
     "AuditConfig": "lbgen.audit.config",
     "audit": "lbgen.audit.run",
     "QuickstartConfig": "lbgen.quickstart.run",
     "quickstart": "lbgen.quickstart.run",
+    "ExportConfig": "lbgen.microworld.config",
     "export_microworld": "lbgen.microworld",
     "Category": "lbgen.vocabulary.vocabulary",
     "Vocabulary": "lbgen.vocabulary.vocabulary",
@@ -28,6 +28,31 @@ PUBLIC = {
     "UserError": "lbgen.errors",
 }
 __all__ = ["__version__", *PUBLIC]
+
+if TYPE_CHECKING:  # the same for type checkers, which do not follow `__getattr__`
+    from lbgen.alignment.config import AlignConfig as AlignConfig
+    from lbgen.alignment.train import align as align
+    from lbgen.audit.config import AuditConfig as AuditConfig
+    from lbgen.audit.run import audit as audit
+    from lbgen.errors import UserError as UserError
+    from lbgen.generation.config import GenerateConfig as GenerateConfig
+    from lbgen.generation.config import VerifyConfig as VerifyConfig
+    from lbgen.generation.estimate import plan as plan
+    from lbgen.generation.run import generate as generate
+    from lbgen.generation.verify import verify as verify
+    from lbgen.microworld import export_microworld as export_microworld
+    from lbgen.microworld.config import ExportConfig as ExportConfig
+    from lbgen.quickstart.run import QuickstartConfig as QuickstartConfig
+    from lbgen.quickstart.run import quickstart as quickstart
+    from lbgen.vocabulary.vocabulary import Category as Category
+    from lbgen.vocabulary.vocabulary import Vocabulary as Vocabulary
+    from lbgen.vocabulary.vocabulary import load_vocabulary as load_vocabulary
+
+# These packages have the names of public functions. Python makes a package an attribute of its parent when it first
+# loads it. So they are loaded here, and the attributes deleted: from then on `__getattr__` finds the functions.
+for _name in ("audit", "quickstart"):
+    import_module(f"{__name__}.{_name}")
+    del globals()[_name]
 
 
 def __getattr__(name: str) -> Any:
@@ -38,14 +63,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """Keeps the function `lbgen.quickstart.run` in sight when the module of the same name is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in PUBLIC or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -164,7 +164,7 @@ def ensure_finite(state: TrainingState, norm: Tensor, batch_index: int) -> None:
     if not torch.isfinite(norm) and not (scaler.is_enabled() and scaler.get_scale() >= 1):
         step = batch_index + 1 - state.config.discriminator_warmup_steps
         raise UserError(
-            f"{state.config.output}, step {step}: the adapter's gradient is {norm.item()}; choose another --output "
+            f"{state.config.folder}, step {step}: the adapter's gradient is {norm.item()}; choose another --output "
             "and a lower --learning-rate, or --detach-input"
         )
 
@@ -268,7 +268,7 @@ def write_line(state: TrainingState, name: str, line: dict[str, Any]) -> None:
     finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
     }
-    checkpoint.append_line(state.config.output / name, finite)
+    checkpoint.append_line(state.config.folder / name, finite)
     numbers = {f"{Path(name).stem}/{key}": value for key, value in finite.items() if isinstance(value, float)}
     state.accelerator.log(numbers, step=line["step"])
 

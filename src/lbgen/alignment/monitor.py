@@ -59,7 +59,7 @@ class Monitor:
     def evaluate(self, step: int) -> dict[str, float]:
         """Write the sample grid and return statistics of the current adapter's images; step 0 is the base model."""
         images = self.base if step == 0 else self.sample()
-        write_grid(self.config.output / "samples" / f"step-{step:06d}.png", images)
+        write_grid(self.config.folder / "samples" / f"step-{step:06d}.png", images)
         features, scores = self._features_and_scores(images)
         difference = (images.float() - self.base.float()) / 255
         statistics = {
@@ -90,7 +90,7 @@ class Monitor:
 
     def _base_images(self) -> Tensor:
         """The base model's evaluation images; made once and saved in the run folder."""
-        path = self.config.output / "samples" / "base.safetensors"
+        path = self.config.folder / "samples" / "base.safetensors"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with self.generator.adapter_enabled(False):
@@ -147,9 +147,9 @@ def check_diversity(config: AlignConfig, step: int, share: float) -> str | None:
     if config.guard == "off" or share >= config.guard_diversity:
         return None
     message = (
-        f"{config.output}, step {step}: diversity (Vendi score less 1) fell to {share:.0%} of the base model's, "
+        f"{config.folder}, step {step}: diversity (Vendi score less 1) fell to {share:.0%} of the base model's, "
         f"below --guard-diversity {config.guard_diversity}; lower the learning rates or raise --base-weight"
     )
     if config.guard == "stop":
-        message += f", or go on from here with --guard warn; the last adapters are in {config.output}/checkpoints"
+        message += f", or go on from here with --guard warn; the last adapters are in {config.folder}/checkpoints"
     return message

@@ -18,7 +18,7 @@ from lbgen.alignment.loop import evaluate, measure_gradients, received_signal, t
 from lbgen.alignment.monitor import Monitor
 from lbgen.alignment.objective import ensure_reached
 from lbgen.alignment.state import Progress, TrainingState, initial_progress, saved_progress
-from lbgen.configuration import flags as configs
+from lbgen.configuration import saved
 from lbgen.errors import Interrupted, UserError
 from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
 from lbgen.runs import atomic, identity
@@ -62,25 +62,25 @@ class AlignResult:
 
 def align(config: AlignConfig) -> AlignResult:
     """Fine-tune the generator's adapter on the weighted objective; continue where the run folder stands."""
-    atomic.ensure_writable(config.output)
-    atomic.refuse_links(config.output, WRITTEN)
+    atomic.ensure_writable(config.folder)
+    atomic.refuse_links(config.folder, WRITTEN)
     try:
         return _align(config)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"--output {config.output}: {reason}; nothing saved is lost, make room and start again"
+            f"--output {config.folder}: {reason}; nothing saved is lost, make room and start again"
         ) from error
 
 
 def _align(config: AlignConfig) -> AlignResult:
     """`align` in a folder that can be written; errors of the system are not yet messages for the user."""
     # Refuse a folder that holds another run; find the checkpoint to continue from.
-    if (config.output / "config.yaml").exists():
-        configs.ensure_same(config, config.output / "config.yaml", ignore=may_change(config))
+    if (config.folder / "config.yaml").exists():
+        saved.ensure_same(config, config.folder / "config.yaml", ignore=may_change(config))
     accelerator = start_accelerator(config)
     vocabulary = load_vocabulary(config.vocabulary, config.qualify_names)
-    resumed = checkpoint.newest(config.output)
+    resumed = checkpoint.newest(config.folder)
     if resumed is not None:
         ensure_resumable(resumed, initial_progress(config, vocabulary, accelerator))
         if (step := saved_progress(resumed).step) >= config.max_steps:
@@ -125,7 +125,7 @@ def start_accelerator(config: AlignConfig) -> Accelerator:
         cpu=cpu,
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         log_with=None if config.logger == "none" else config.logger,
-        project_dir=config.output / "logs",
+        project_dir=config.folder / "logs",
         # A cast cached in a step without grad would be used again, without a graph, in a step with grad.
         kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
     )
@@ -162,7 +162,7 @@ def check_gradients(state: TrainingState) -> dict[str, float]:
 
 def finish(state: TrainingState, signals: list[int]) -> AlignResult:
     """Write the last checkpoint and publish its adapter; raises Interrupted for a signal that came too late to stop."""
-    output, accelerator = state.config.output, state.accelerator
+    output, accelerator = state.config.folder, state.accelerator
     adapter = output / "adapter"
     state.save()
     if accelerator.is_main_process:
@@ -178,13 +178,13 @@ def finished_result(
     config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator, resumed: Path, step: int
 ) -> AlignResult:
     """The result of a run that has all its steps; its adapter is published if the run was killed before it was."""
-    adapter = config.output / "adapter"
+    adapter = config.folder / "adapter"
     if not checkpoint.is_published(resumed, adapter):
         prepare_folder(config, vocabulary, accelerator, step)
         if accelerator.is_main_process:
             checkpoint.publish_adapter(resumed, adapter)
-    accelerator.print(f"{config.output} is finished: {step} steps; the adapter is in {adapter}")
-    return AlignResult(config.output, adapter, step)
+    accelerator.print(f"{config.folder} is finished: {step} steps; the adapter is in {adapter}")
+    return AlignResult(config.folder, adapter, step)
 
 
 # ---- resuming ----
@@ -201,23 +201,23 @@ def may_change(config: AlignConfig) -> tuple[str, ...]:
 
 def ensure_resumable(folder: Path, expected: Progress) -> None:
     """Refuse to resume a checkpoint with other images per update or other categories than this run's."""
-    saved = saved_progress(folder)
-    if (then := saved.images_per_update) != (now := expected.images_per_update):
+    earlier = saved_progress(folder)
+    if (then := earlier.images_per_update) != (now := expected.images_per_update):
         raise UserError(
             f"{folder} has {then} images an update, this run {now}; choose --batch-size x processes = {then}"
         )
-    if saved.vocabulary != expected.vocabulary:
+    if earlier.vocabulary != expected.vocabulary:
         raise UserError(f"{folder} was made with other categories; restore the vocabulary or choose another --output")
 
 
 def ensure_same_weights(config: AlignConfig) -> None:
     """Refuse to resume a run that was started with other frozen weights; other library versions are allowed."""
-    path = config.output / "provenance.json"
+    path = config.folder / "provenance.json"
     recorded = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name, now in frozen_weights(config).items():
         if recorded.get(f"{name}_sha256", now) != now:
             raise UserError(
-                f"{config.output} was started with other weights of --{name} {getattr(config, name)}; "
+                f"{config.folder} was started with other weights of --{name} {getattr(config, name)}; "
                 "restore them or choose another --output"
             )
 
@@ -237,12 +237,12 @@ def prepare_folder(config: AlignConfig, vocabulary: Vocabulary, accelerator: Acc
     """Write the config; remove lines after `step` and incomplete checkpoints.  step: None for a new run."""
     if accelerator.is_main_process:
         if step is None:
-            shutil.rmtree(config.output / "samples", ignore_errors=True)
+            shutil.rmtree(config.folder / "samples", ignore_errors=True)
             write_provenance(config, vocabulary)
-        configs.save(config, config.output / "config.yaml")
-        checkpoint.clean(config.output)
+        saved.save(config, config.folder / "config.yaml")
+        checkpoint.clean(config.folder)
         for name in ("metrics.jsonl", "evaluations.jsonl"):
-            checkpoint.drop_lines_after(config.output / name, -1 if step is None else step)
+            checkpoint.drop_lines_after(config.folder / name, -1 if step is None else step)
     accelerator.wait_for_everyone()
 
 
@@ -253,6 +253,6 @@ def write_provenance(config: AlignConfig, vocabulary: Vocabulary) -> None:
         **{f"{name}_sha256": sha256 for name, sha256 in frozen_weights(config).items()},
         "versions": identity.versions(),
     }
-    with atomic.making(config.output):
-        config.output.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(config.output / "provenance.json", json.dumps(origin, indent=2) + "\n")
+    with atomic.making(config.folder):
+        config.folder.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(config.folder / "provenance.json", json.dumps(origin, indent=2) + "\n")

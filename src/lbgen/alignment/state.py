@@ -204,7 +204,7 @@ class TrainingState:
     @property
     def checkpoint_path(self) -> Path:
         """Folder of the checkpoint at the present step."""
-        return checkpoint.checkpoint_path(self.config.output, self.progress.step)
+        return checkpoint.checkpoint_path(self.config.folder, self.progress.step)
 
     def save(self) -> None:
         """Write a checkpoint and remove old ones; the main process writes, the others wait."""
@@ -214,7 +214,7 @@ class TrainingState:
                 with self.averaged_adapter():
                     self.generator.save_adapter(folder / "adapter")
                 checkpoint.mark_complete(folder, asdict(self.progress))
-            checkpoint.clean(self.config.output)
+            checkpoint.clean(self.config.folder)
         self.accelerator.wait_for_everyone()
 
     def _tensors(self) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def features_of(
         return config.semantics, [m.observed.column("image", m.compared) for m in measured]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = VisionModel(where, device)
-    cache = open_cache(config.output / "cache", model)
+    cache = open_cache(config.folder / "cache", model)
     return where, [
         _vision_features(model, cache, m, reader, config) for m, reader in zip(measured, readers, strict=True)
     ]

@@ -2,34 +2,36 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
-from lbgen.configuration.flags import require
+from lbgen.configuration.ranges import Count, Range, Seed
+from lbgen.configuration.settings import Output
 
 
 @dataclass(frozen=True)
-class AuditConfig:
-    output: Path = Path("runs/audit")
-    """Folder for report.html, measures.json, measures.parquet and the cache of the images' features."""
-    semantics: str = "clip-vit-l-14"
-    """Semantic space of the features: microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
-    attributes: Path | None = None
-    """YAML file of attributes that replaces the built-in list (docs/audit.md says how to write one). The built-in list
-    of the micro world's space is that of its scenes."""
-    features: str | None = None
-    """Vision model whose features datasets are compared in, a hub id or a folder. Default: DINOv2
-    (facebook/dinov2-base) if it was downloaded before, else the semantic space."""
-    probe_images: int = 20000
-    """Maximum number of images for the probes and for comparisons, drawn evenly from the categories. The probes need 5
-    images of a category; with too many categories for that, they use fewer categories."""
-    permutations: int = 999
-    """Shuffles of the labels in each attribute's test; the smallest possible p-value is 1 / (permutations + 1)."""
-    batch_size: int = 64
-    """Images in a batch of the model."""
-    seed: int = 0
-    """Seed of everything random: the probes' images, folds, shuffles, bootstrap."""
+class AuditConfig(Output):
+    """Measures."""
 
-    def __post_init__(self) -> None:
-        require(self, "probe_images", self.probe_images >= 100, "give 100 or more")
-        require(self, "permutations", self.permutations >= 99, "give 99 or more, for p-values down to 0.01")
-        require(self, "batch_size", self.batch_size >= 1, "give 1 or more")
-        require(self, "seed", 0 <= self.seed < 2**63, "give 0 or more, below 2**63")
+    MOST_USED: ClassVar = ("output", "semantics", "attributes")
+
+    output: str = "runs/audit"
+    """Folder for report.html, measures.json, measures.parquet and the cache of what was measured of each image."""
+    semantics: str = "clip-vit-l-14"
+    """Language space in which images are read: microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
+    attributes: Path | None = None
+    """YAML file of the attributes to look for (docs/audit.md describes it); none is the built-in list. The micro
+    world's language space has its own list, that of its scenes."""
+    features: str | None = None
+    """Vision model in whose features datasets are compared, a hub id or a folder. none is DINOv2
+    (facebook/dinov2-base) where it was downloaded before, and the language space elsewhere."""
+    probe_images: Annotated[int, Range(lambda n: n >= 100, "give 100 or more")] = 20000
+    """Largest number of images, 100 or more, that the probes learn from and that datasets are compared on. They are
+    drawn evenly over the categories. The probes take 5 or more of each category, and fewer categories if this number
+    does not allow that."""
+    permutations: Annotated[int, Range(lambda n: n >= 99, "give 99 or more, for p-values down to 0.01")] = 999
+    """Number of label shuffles in the test of each attribute, 99 or more. The smallest possible p-value is
+    1 / (this + 1)."""
+    batch_size: Count = 64
+    """Images that the model reads at once."""
+    seed: Seed = 0
+    """Seed of all randomness: which images the probes see, folds, shuffles, bootstrap."""

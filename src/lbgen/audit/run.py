@@ -34,9 +34,9 @@ def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
     names = dataset_names(directories)
     readers = [open_dataset(Path(directory)) for directory in directories]
     attributes = load_attributes(config.attributes)
-    atomic.ensure_writable(config.output)
-    atomic.refuse_links(config.output, ["cache"])
-    with locked(config.output / "cache" / "lock", str(config.output)):
+    atomic.ensure_writable(config.folder)
+    atomic.refuse_links(config.folder, ["cache"])
+    with locked(config.folder / "cache" / "lock", str(config.folder)):
         return _audited(readers, names, attributes, config)
 
 
@@ -51,7 +51,7 @@ def _audited(
 
     # Read every dataset once.
     observer = Observer(space, canvas_side(space))
-    cache = RowCache(config.output / "cache", cache_identity(config.semantics), observer.fields())
+    cache = RowCache(config.folder / "cache", cache_identity(config.semantics), observer.fields())
     observed = [
         observe(reader, name, observer, cache, config.batch_size) for reader, name in zip(readers, names, strict=True)
     ]
@@ -63,8 +63,8 @@ def _audited(
 
     # Write the figures and the page.
     content = output.measures_content(measured, compared_in, comparisons, config, images)
-    measures = output.write_measures(content, measured, comparisons, config.output)
-    page = config.output / "report.html"
+    measures = output.write_measures(content, measured, comparisons, config.folder)
+    page = config.folder / "report.html"
     write_page(measured, readers, content, page)
     print(f"The page: {page}; every figure: {measures}")
     return AuditResult(page, measures)

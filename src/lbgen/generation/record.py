@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbgen.configuration import flags
+from lbgen.configuration import saved
+from lbgen.configuration.values import convert
+from lbgen.configuration.yaml_lines import parse_yaml, yaml_text
 from lbgen.datasets import index
 from lbgen.errors import UserError
 from lbgen.generation import inputs
@@ -48,7 +50,7 @@ def read(store: Store) -> Record | None:
     targets = index.read_json(store, PLAN)
     if targets is None:
         return None
-    content = flags.parse_yaml(store.read(RECORD), f"{store}/{RECORD}") if store.exists(RECORD) else {}
+    content = parse_yaml(store.read(RECORD), f"{store}/{RECORD}") if store.exists(RECORD) else {}
     if "config" not in content or "made_with" not in content:
         raise UserError(f"{store}: has a {PLAN} and no whole {RECORD}; restore it or choose another --output")
     ensure_config_shape(content["config"], f"{store}/{RECORD}, config")
@@ -64,7 +66,7 @@ def ensure_config_shape(values: Any, source: str) -> None:
     for name, hint in typing.get_type_hints(GenerateConfig).items():
         if name in values:
             try:
-                flags.convert(values[name], hint)
+                convert(values[name], hint)
             except ValueError as error:
                 raise UserError(f"{source}, {name}: {error}; {remedy}") from None
         elif name in ("batch_size", *INPUT_FIELDS):
@@ -74,14 +76,14 @@ def ensure_config_shape(values: Any, source: str) -> None:
 def config_of(record: Record, output: str) -> GenerateConfig:
     """The configuration that a dataset was made with, except for how the run was carried out (RUNNING)."""
     values = {name: value for name, value in record.config.items() if name not in RUNNING}
-    return flags.from_values(GenerateConfig, {**values, "output": output}, f"{output}/{RECORD}")
+    return saved.from_values(GenerateConfig, {**values, "output": output}, f"{output}/{RECORD}")
 
 
 def write(store: Store, config: GenerateConfig, made_with: Identity, plan: Plan) -> None:
     """Record a new dataset, or its growth, before its first image; plan.json, written last, makes the record valid."""
     store.write("labels.json", labels_json(plan.categories).encode())
-    values = {name: value for name, value in flags.plain(config).items() if name not in RUNNING}
-    store.write(RECORD, flags.yaml_text({"config": values, "made_with": made_with.to_plain()}).encode())
+    values = {name: value for name, value in saved.plain(config).items() if name not in RUNNING}
+    store.write(RECORD, yaml_text({"config": values, "made_with": made_with.to_plain()}).encode())
     store.write(PLAN, (json.dumps(plans.to_json(plan.targets), ensure_ascii=False) + "\n").encode())
 
 
@@ -112,7 +114,7 @@ def ensure_continues(record: Record, config: GenerateConfig, balanced: Sequence[
 def ensure_same_config(record: Record, config: GenerateConfig) -> None:
     """Refuse another value in any field, except those that may differ: how it is run, growth, location of inputs."""
     free = {*RUNNING, *GROWTH_FIELDS, *INPUT_FIELDS} | ({"batch_size"} if config.batch_size is None else set())
-    flags.ensure_same_values(config, record.config, config.output, free)
+    saved.ensure_same_values(config, record.config, config.output, free)
 
 
 def _ensure_same_models(record: Record, config: GenerateConfig) -> None:

@@ -16,7 +16,7 @@ from lbgen.datasets.index import Row
 from lbgen.datasets.layouts import LAYOUTS
 from lbgen.errors import UserError
 from lbgen.generation import record as records
-from lbgen.generation.config import GenerateConfig
+from lbgen.generation.config import GenerateConfig, VerifyConfig
 from lbgen.generation.inputs import identity_of
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
@@ -47,36 +47,26 @@ class VerifyResult:
     """One line for each damaged shard, and one for each file that belongs to no shard."""
 
 
-def verify(
-    directory: str,
-    repair: bool = False,
-    *,
-    generator: str | None = None,
-    adapter: Path | None = None,
-    attributes: Path | None = None,
-    screen_semantics: str | None = None,
-) -> VerifyResult:
+def verify(directory: str | Path | VerifyConfig, repair: bool = False, **models: Any) -> VerifyResult:
     """Compare every image of a dataset, a folder or an fsspec address, with its index and plan; prints each fault.
 
-    repair: make the damaged shards again, and only those, and print whether their images have the bytes that the index
-    recorded; the faults that remain are returned. A repair uses the settings that determine images, but not the engine
+    models: the other fields of VerifyConfig, as in `verify("data/animals", repair=True, generator="models/sd15")`.
+
+    A repair makes the damaged shards again, and only those, and prints whether their images have the bytes that the
+    index recorded; the faults that remain are returned. It uses the settings that determine images, but not the engine
     and workers of the original run. It loads the models that the record names only if this user made the dataset;
-    otherwise the other arguments must name them.
+    otherwise `models` must name them.
     """
-    directory = without_scheme(str(directory))
+    asked = directory if isinstance(directory, VerifyConfig) else VerifyConfig(str(directory), repair, **models)
+    directory = without_scheme(asked.directory)
     with storage_errors(directory):
         store = open_store(directory, "verify")
         record, config, plan = read_dataset(store, directory)
 
         # Compare, and repair.
         damaged, stray_files = find_damage(store, config, plan)
-        if damaged and repair:
-            inputs = {
-                "generator": generator,
-                "adapter": adapter,
-                "attributes": attributes,
-                "screen_semantics": screen_semantics,
-            }
+        if damaged and asked.repair:
+            inputs = {name: getattr(asked, name) for name in records.INPUT_FIELDS}
             config, plan = repair_shards(store, record, config, plan, list(damaged), inputs)
             damaged, stray_files = find_damage(store, config, plan)
 

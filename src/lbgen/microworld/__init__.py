@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from lbgen.errors import UserError
+from lbgen.microworld.config import ExportConfig
 from lbgen.microworld.world import CATEGORIES, HOME, SCENES, STYLES
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -17,8 +18,9 @@ SEMANTICS = WEIGHTS / "semantics"
 __all__ = ["CATEGORIES", "GENERATOR", "HOME", "SCENES", "SEMANTICS", "STYLES", "WEIGHTS", "export_microworld"]
 
 
-def export_microworld(directory: Path) -> None:
+def export_microworld(directory: str | Path | ExportConfig) -> None:
     """Write `directory/generator` (diffusers) and `directory/semantics` (transformers), ready for plain loaders."""
+    directory = directory.directory if isinstance(directory, ExportConfig) else Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for source in (GENERATOR, SEMANTICS):

@@ -1,7 +1,6 @@
 """Short names of the weights lbgen knows; every other name is a folder or a hub id and stands for itself."""
 
 from pathlib import Path
-from typing import Literal
 
 MICROWORLD = Path(__file__).parents[1] / "microworld" / "weights"
 """The models that come with lbgen (lbgen/microworld)."""
@@ -11,9 +10,6 @@ GENERATORS = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
 }
 """Text-to-image checkpoints: diffusers folders or hub ids."""
-
-Scheduler = Literal["ddpm", "ddim", "pndm", "dpm++"]
-"""Schedulers by name; each family has its own class for it."""
 
 SEMANTICS = {
     "microworld": str(MICROWORLD / "semantics"),

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import lbgen
 from lbgen.alignment.config import AlignConfig
-from lbgen.configuration import flags
-from lbgen.errors import UserError
+from lbgen.configuration import saved
+from lbgen.configuration.ranges import Count, NonNegativeInt, Range
+from lbgen.configuration.recipes import resolve
+from lbgen.configuration.settings import Output
 from lbgen.generation.config import GenerateConfig
 from lbgen.runs import atomic
 
@@ -25,21 +27,22 @@ OWN = ("adapter", "align", "aligned", "base", "config.yaml", "diverse_prompts", 
 
 
 @dataclass(frozen=True)
-class QuickstartConfig:
-    output: Path = Path("runs/quickstart")
-    """Folder for everything that is made; an interrupted quickstart goes on when started again."""
-    images_per_category: int = 20
-    """Images of each category in each set: base, aligned, and the base with diverse prompts."""
-    align_recipe: Literal["independent", "microworld"] = "independent"
-    """What is optimised: our independence term with the paper's individual one, or the paper's objective."""
-    max_steps: int | None = None
-    """Updates of the alignment; none is the recipe's."""
-    seed: int = 0
-    """Seed of the alignment and of the images."""
+class QuickstartConfig(Output):
+    """Quickstart."""
 
-    def __post_init__(self) -> None:
-        if self.images_per_category < 2:
-            raise UserError(f"--images-per-category {self.images_per_category}: give 2 or more, to measure diversity")
+    MOST_USED: ClassVar = ("output", "images_per_category", "align_recipe", "max_steps", "seed")
+
+    output: str = "runs/quickstart"
+    """Folder for everything that is made. An interrupted quickstart continues when it is started again."""
+    images_per_category: Annotated[int, Range(lambda n: n >= 2, "give 2 or more, to measure diversity")] = 20
+    """Images of each category, 2 or more, in each of three sets: base, aligned, and base with diverse prompts."""
+    align_recipe: Literal["independent", "microworld"] = "independent"
+    """What is optimised: our independence term with the paper's individual term, or the paper's objective
+    (microworld)."""
+    max_steps: Count | None = None
+    """Updates of the alignment; none is the recipe's number."""
+    seed: NonNegativeInt = 0
+    """Seed of the alignment and of the images."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,19 @@ class QuickstartResult:
 
 def quickstart(config: QuickstartConfig) -> QuickstartResult:
     """Run what is not yet done of the street, and write `summary.json` and `report.html`."""
-    output = config.output
+    output = config.folder
     atomic.ensure_writable(output)
     atomic.refuse_links(output, OWN)
     record = output / "config.yaml"
     if os.path.exists(record):  # Path.exists raises where a name is longer than the file system takes
-        flags.ensure_same(config, record)
+        saved.ensure_same(config, record)
     align = align_config(config)
     generations = generate_configs(config, align)
     with atomic.making(output):
-        flags.save(config, record)
+        saved.save(config, record)
     with timed("align", output):
         lbgen.align(align)
-        copy_adapter(align.output / "adapter", output / "adapter")
+        copy_adapter(align.folder / "adapter", output / "adapter")
     for name, generation in generations.items():
         with timed(f"generate_{name}", output):
             lbgen.generate(generation)
@@ -70,10 +73,10 @@ def quickstart(config: QuickstartConfig) -> QuickstartResult:
 
 
 def align_config(config: QuickstartConfig) -> AlignConfig:
-    asked = {"output": config.output / "align", "seed": config.seed}
+    asked = {"output": config.folder / "align", "seed": config.seed}
     if config.max_steps is not None:
         asked["max_steps"] = config.max_steps
-    return flags.resolve(AlignConfig, config.align_recipe, asked)
+    return resolve(AlignConfig, config.align_recipe, asked)
 
 
 def generate_configs(config: QuickstartConfig, align: AlignConfig) -> dict[str, GenerateConfig]:
@@ -93,12 +96,12 @@ def generate_configs(config: QuickstartConfig, align: AlignConfig) -> dict[str, 
     }
 
     def named(name: str, recipe: str | None = None, **own: object) -> GenerateConfig:
-        return flags.resolve(GenerateConfig, recipe, {"output": str(config.output / name), **shared, **own})
+        return resolve(GenerateConfig, recipe, {"output": str(config.folder / name), **shared, **own})
 
     words = {"attributes": "microworld", "balance_template": "{name} {value}", "screen_semantics": align.semantics}
     return {
         "base": named("base"),
-        "aligned": named("aligned", adapter=config.output / "adapter"),
+        "aligned": named("aligned", adapter=config.folder / "adapter"),
         "diverse_prompts": named("diverse_prompts", "diverse-prompts", **words),
     }
 
@@ -115,12 +118,12 @@ def measure(config: QuickstartConfig, align: AlignConfig) -> QuickstartResult:
     from lbgen.quickstart.comparison import summary
     from lbgen.quickstart.page import write_report
 
-    output, began = config.output, time.monotonic()
+    output, began = config.folder, time.monotonic()
     page = output / "report.html"
     seconds = stage_seconds(output)
     folders = [output / name for name in judging.Sets._fields]
     sets = judging.Sets(*judging.judge_sets(folders, align))
-    lines, diverse = write_report(sets, align.output, align, facts(config, align, seconds), page)
+    lines, diverse = write_report(sets, align.folder, align, facts(config, align, seconds), page)
     seconds["measure"] = round(time.monotonic() - began, 1)
     content = {**summary(lines, diverse), "images": len(sets.base.images), "seconds": seconds}
     atomic.write_text(output / "summary.json", json.dumps(content, indent=2) + "\n")
@@ -133,7 +136,7 @@ def facts(config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float
     """How the page's figures were made, for its last section."""
     weights = {"entire": align.entire_weight, "individual": align.individual_weight, "quality": align.quality_weight}
     weights |= {"independence": align.independence_weight, "pull towards the base": align.base_weight}
-    command = f"lbgen quickstart --output {config.output} --images-per-category {config.images_per_category}"
+    command = f"lbgen quickstart --output {config.folder} --images-per-category {config.images_per_category}"
     command += f" --align-recipe {config.align_recipe} --seed {config.seed}"
     command += f" --max-steps {config.max_steps}" if config.max_steps is not None else ""
     return [

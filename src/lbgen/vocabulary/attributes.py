@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbgen.configuration.flags import read_yaml
+from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
 
 DATA = Path(__file__).parent / "data"

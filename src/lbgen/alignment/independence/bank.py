@@ -47,7 +47,7 @@ def bank_path(config: AlignConfig, vocabulary: Vocabulary) -> Path:
         identity.weights_sha256(resolve(config.generator, GENERATORS)),
         identity.weights_sha256(resolve(config.semantics, SEMANTICS)),
     ]
-    return config.output / f"bank-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}.safetensors"
+    return config.folder / f"bank-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}.safetensors"
 
 
 def load_bank(

@@ -8,7 +8,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from lbgen.configuration import flags
+from lbgen.configuration.yaml_lines import yaml_text
 from lbgen.datasets import index
 from lbgen.datasets.index import Row
 from lbgen.generation import record as records
@@ -61,7 +61,7 @@ def summarize(store: Store, config: GenerateConfig, plan: Plan, counts: Rejectio
         suffix=index.SUFFIXES[config.image_format],
         categories=plan.categories,
         splits=[split_summary(store, plan, split) for split in plan.splits],
-        config=flags.yaml_text(record.config),
+        config=yaml_text(record.config),
         hashes=record.made_with.hashes,
         versions=record.made_with.versions,
         rejections={

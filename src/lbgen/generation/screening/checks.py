@@ -146,7 +146,6 @@ class Screen:
         probability = (self._space.logit_scale * cosines).softmax(dim=1).gather(1, text_indices[:, None])[:, 0]
         return CheckResult(rank > self.config.label_top_k, {"label_rank": rank, "label_probability": probability})
 
-
     def _quality(self, batch: Batch) -> CheckResult:
         quality = self._scorer.score(batch.pixels / 255, batch.features)
         return CheckResult(quality < self.config.least_quality, {"quality": quality})

@@ -1,0 +1,65 @@
+"""Ranges of fields as part of their types, checked in one place."""
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+from lbgen.configuration.values import flag, shown, split_optional
+from lbgen.errors import UserError
+
+
+class Range(NamedTuple):
+    """The values that a field allows, and what a user who gave another one is told to do."""
+
+    contains: Callable[[Any], bool]
+    remedy: str
+
+
+Count = Annotated[int, Range(lambda n: n >= 1, "give 1 or more")]
+NonNegativeInt = Annotated[int, Range(lambda n: n >= 0, "give 0 or more")]
+NonNegative = Annotated[float, Range(lambda x: x >= 0, "give 0 or more")]
+Positive = Annotated[float, Range(lambda x: x > 0, "give a number above 0")]
+Weight = Annotated[float, Range(lambda x: x >= 0, "give 0 (off) or more")]
+Share = Annotated[float, Range(lambda x: 0 <= x <= 1, "give a share in [0, 1]")]
+PositiveShare = Annotated[float, Range(lambda x: 0 < x <= 1, "give a share in (0, 1]")]
+Betas = Annotated[tuple[float, float], Range(lambda pair: all(0 <= b < 1 for b in pair), "give two numbers in [0, 1)")]
+Seed = Annotated[int, Range(lambda n: 0 <= n < 2**63, "give 0 or more, below 2**63")]
+Size = Annotated[tuple[int, int], Range(lambda size: min(size) >= 1, "give a height and a width in pixels")]
+Template = Annotated[str, Range(lambda text: "{name}" in text, 'write "{name}" where the category\'s name goes')]
+
+
+def require(config: Any, name: str, holds: bool, remedy: str) -> None:
+    """Refuse a field's value, naming its flag: for the checks in a config's `__post_init__`."""
+    if not holds:
+        raise UserError(f"{flag(name)} {shown(getattr(config, name))}: {remedy}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Checks the range of every field; the base of all groups."""
+
+    MOST_USED: ClassVar[tuple[str, ...]] = ()
+    """Fields that head the help."""
+    DELETED: ClassVar[Mapping[str, Any]] = {}
+    """Fields that earlier versions had -> the default value that they had there; a run that has it continues."""
+
+    def __post_init__(self) -> None:
+        config_class: Any = type(self)
+        for name, allowed in _ranges(config_class).items():
+            value = getattr(self, name)
+            require(self, name, value is None or allowed.contains(value), allowed.remedy)
+
+
+@functools.cache
+def _ranges(config_class: type) -> dict[str, Range]:
+    """The fields that have a range."""
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    found = {}
+    for field in dataclasses.fields(config_class):
+        hint, _ = split_optional(hints[field.name])
+        if typing.get_origin(hint) is Annotated:
+            (found[field.name],) = hint.__metadata__
+    return found

@@ -1,0 +1,87 @@
+"""How a config gets its values: the fields' defaults, then a YAML recipe, then the flags."""
+
+import dataclasses
+import difflib
+import os
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lbgen.configuration.values import convert, flag
+from lbgen.configuration.yaml_lines import read_yaml
+from lbgen.errors import UserError
+
+Config = TypeVar("Config")
+RECIPES = Path(__file__).parent / "recipes"
+"""The built-in recipes: VERB/NAME.yaml."""
+
+
+def resolve(config_class: type[Config], recipe: str | None, overrides: Mapping[str, Any]) -> Config:
+    """Defaults, then the recipe (a built-in name or a YAML file), then the overrides (flags, by field name)."""
+    values: dict[str, Any] = {}
+    if recipe is not None:
+        path = recipe_path(recipe)
+        values |= converted(config_class, read_yaml(path), lambda name: f"{path}, {name}")
+    values |= converted(config_class, overrides, flag)
+    return build(config_class, values, lambda name: f"{flag(name)} is missing; it has no default")
+
+
+def recipe_path(recipe: str) -> Path:
+    """The file of a built-in recipe; any other name is itself the path of a file."""
+    verbs = built_in_recipes()
+    path = RECIPES / verbs[recipe] / f"{recipe}.yaml" if recipe in verbs else Path(recipe)
+    if not os.path.isfile(path):  # Path.is_file raises where a name is longer than the file system allows
+        raise UserError(f"--recipe {recipe}: no such file, nor one of the built-in recipes ({', '.join(verbs)})")
+    return path
+
+
+def built_in_recipes() -> dict[str, str]:
+    """Name of each built-in recipe -> the verb that it is for, sorted by name."""
+    return {path.stem: path.parent.name for path in sorted(RECIPES.glob("*/*.yaml"), key=lambda path: path.stem)}
+
+
+def converted(config_class: type, given: Mapping[str, Any], place: Callable[[str], str]) -> dict[str, Any]:
+    """The given values, each converted to its field's type; in messages `place(name)` says where a value was given."""
+    hints = typing.get_type_hints(config_class)
+    names = [field.name for field in dataclasses.fields(config_class)]
+    values = {}
+    for name, value in given.items():
+        if name in deleted_fields(config_class):
+            raise UserError(f"{place(name)}: {DELETED}; remove it")
+        if name not in names:
+            raise UserError(f"{place(name)}: no such field{_suggestion(name, names)}")
+        try:
+            values[name] = convert(value, hints[name])
+        except ValueError as error:
+            raise UserError(f"{place(name)}: {error}") from None
+    return values
+
+
+DELETED = "this version of lbgen no longer has this field"
+
+
+def deleted_fields(config_class: type) -> Mapping[str, Any]:
+    """Fields that earlier versions had -> the default value that they had there."""
+    return getattr(config_class, "DELETED", {})
+
+
+def _suggestion(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name).replace("-", "_"), names, n=1)
+    return f"; did you mean {close[0]}?" if close else "; remove it (--help lists the fields)"
+
+
+def build(config_class: type[Config], values: dict[str, Any], missing_message: Callable[[str], str]) -> Config:
+    """The config with these values and defaults for the others; UserError where a value is missing or out of range."""
+    for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
+        if field.name not in values and is_required(field):
+            raise UserError(missing_message(field.name))
+    try:
+        return config_class(**values)
+    except ValueError as error:  # a range, checked by the dataclass's own __post_init__
+        raise UserError(str(error)) from None
+
+
+def is_required(field: dataclasses.Field) -> bool:
+    """Whether the field has no default."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

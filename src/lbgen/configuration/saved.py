@@ -1,0 +1,80 @@
+"""The resolved config beside what was made with it: written, read back, and compared before a run continues."""
+
+import dataclasses
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lbgen.configuration import values
+from lbgen.configuration.recipes import DELETED, build, converted, deleted_fields
+from lbgen.configuration.values import flag, shown
+from lbgen.configuration.yaml_lines import read_yaml, yaml_text
+from lbgen.errors import UserError
+from lbgen.runs.atomic import write_text
+
+Config = TypeVar("Config")
+
+
+def save(config: Any, path: Path) -> None:
+    """Write every resolved value, readable by `load` and by any YAML reader."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, yaml_text(plain(config)))
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Every field's value, by name, as YAML holds it."""
+    return {field.name: values.plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def load(config_class: type[Config], path: Path) -> Config:
+    """The config that `save` wrote to `path`."""
+    return from_values(config_class, read_yaml(path), str(path))
+
+
+def from_values(config_class: type[Config], given: Mapping[str, Any], source: str) -> Config:
+    """A config from values as YAML holds them; messages call their file `source`."""
+    found = converted(config_class, given, lambda name: f"{source}, {name}")
+    return build(config_class, found, lambda name: f"{source}: {name} is missing")
+
+
+def ensure_same(config: Any, path: Path, ignore: Iterable[str] = ("output",), remedy: str | None = None) -> None:
+    """Refuse to continue in a folder whose config file, at `path`, has another value than `config` in any field.
+
+    remedy: what helps besides another --output, for fields without flags; by default the flag with the earlier value.
+    """
+    ensure_same_values(config, read_yaml(path), str(path.parent), ignore, remedy)
+
+
+def ensure_same_values(
+    config: Any, then: Mapping[str, Any], place: str, ignore: Iterable[str], remedy: str | None = None
+) -> None:
+    """The same for values `then` that were already read; `place` is the output that was made with them.
+
+    A field that was deleted since is accepted at the default that it had.
+    """
+    now, deleted = plain(config), deleted_fields(type(config))
+    for name in [*now, *(set(then) - set(now))]:
+        if name in ignore or (name in deleted and then[name] == deleted[name]):
+            continue
+        if name in deleted:
+            raise UserError(
+                f"{place} was made with {name} {shown(then[name])}, but {DELETED}; "
+                "choose another --output, or continue there with the version that began it"
+            )
+        if name not in then or name not in now:
+            knows = "no field" if name in now else "the field"
+            raise UserError(f"{place} was made by a version of lbgen with {knows} {name}; choose another --output")
+        if then[name] != now[name]:
+            raise UserError(
+                f"{place} was made with {name} {shown(then[name])}, this run asks for {shown(now[name])}; "
+                f"choose another --output or {remedy or 'give ' + _as_flag(name, then[name])}"
+            )
+
+
+def _as_flag(name: str, value: Any) -> str:
+    """`size`, [64, 64] -> `--size 64 64`."""
+    if isinstance(value, bool):
+        return flag(name) if value else flag(f"no-{name}")
+    each = value if isinstance(value, list) else [value]
+    return shlex.join([flag(name), *map(shown, each)])

@@ -1,0 +1,79 @@
+"""Settings that stages share. A stage's config is made of such small dataclasses; each is a group of flags in the help.
+
+A field's help is the string literal on the line after it; a group's heading is the first line of its class's docstring.
+A stage that has another default or another help repeats the field, and the field keeps its place.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from lbgen.configuration.ranges import Count, Range, Settings, Template, require
+from lbgen.runs.storage import without_scheme
+
+
+@dataclass(frozen=True)
+class Output(Settings):
+    """Output."""
+
+    output: str
+    """Folder for everything that is made. From Python, a Path is accepted too."""
+
+    def __post_init__(self) -> None:
+        require(self, "output", bool(str(self.output)), "name a folder")
+        object.__setattr__(self, "output", without_scheme(str(self.output)))
+        super().__post_init__()
+
+    @property
+    def folder(self) -> Path:
+        """The output as a path, for stages that write to a local folder."""
+        return Path(self.output)
+
+
+@dataclass(frozen=True)
+class Categories(Settings):
+    """Categories and texts."""
+
+    vocabulary: str = "imagenet-1k"
+    """The categories: imagenet-1k, microworld, a .txt, .csv or .json file, or an ImageFolder. Each line of a .txt is a
+    name ("night owl"), or an id and a name. A TAB separates the two; so does a space, if the first word has a digit or
+    "_" in it ("n01 owl")."""
+    qualify_names: bool = True
+    """Add a short qualifier to names that several categories share. The paper does not."""
+    prompt_template: Template = "{name}"
+    """The generator's prompt for a category, with {name} where the category's name goes."""
+
+
+@dataclass(frozen=True)
+class GeneratorName(Settings):
+    """Models."""
+
+    generator: str = "sd15"
+    """Stable Diffusion 1.x or 2.x checkpoint: microworld, sd15, a hub id or a diffusers folder."""
+
+
+Scheduler = Literal["ddpm", "ddim", "pndm", "dpm++"]
+"""Samplers; each family of generators has its own of these names."""
+
+
+@dataclass(frozen=True)
+class Trajectory(Settings):
+    """Denoising trajectory."""
+
+    scheduler: Scheduler = "ddpm"
+    """Sampler."""
+    steps: Count = 50
+    """Number of denoising steps, 1 or more."""
+    guidance_scale: Annotated[float, Range(lambda x: x >= 1, "give 1 (no guidance) or more")] = 2.0
+    """Scale of classifier-free guidance, 1 or more; 1 samples without guidance."""
+    guidance_rescale: Annotated[float, Range(lambda x: 0 <= x <= 1, "give a number in [0, 1]")] = 0.0
+    """Share by which the guided prediction is rescaled to the standard deviation of the conditional one, 0 to 1
+    (arXiv 2305.08891); 0 is off."""
+
+
+@dataclass(frozen=True)
+class Precision(Settings):
+    """Running."""
+
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Precision of frozen weights and of the computation. An adapter is trained in fp32. fp16 needs a GPU."""

@@ -1,0 +1,61 @@
+"""Files of `field: value` lines: YAML 1.2, read and written."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lbgen.errors import UserError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars: `1e-5` is a number, `off` and `no` are text (YAML 1.1 reads them the other way round)."""
+
+    yaml_implicit_resolvers: dict = {}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that either YAML version would read as something else."""
+
+
+for _tag, _pattern, _first in [
+    ("null", r"null|~|", ["n", "~", ""]),
+    ("bool", r"true|false", list("tf")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+]:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The values of a file, by field."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    return parse_yaml(content, str(path))
+
+
+def parse_yaml(content: bytes, source: str) -> dict[str, Any]:
+    """The values in a file's content, by field; messages call the file `source`."""
+    try:
+        values = yaml.load(content.decode(), Loader=_Loader)
+    except UnicodeDecodeError:
+        raise UserError(f"{source}: not UTF-8 text; save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{source}{place}: not valid YAML ({problem or type(error).__name__})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: expected lines of the form `field: value`")
+    return values
+
+
+def yaml_text(values: Mapping[str, Any]) -> str:
+    """The values as YAML, in their order; any YAML reader reads them back."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False)

@@ -1,0 +1,13 @@
+"""What an export can be told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    model: Literal["microworld"]
+    """The built-in model: microworld, a generator (diffusers) and a language space (transformers)."""
+    directory: Path
+    """Folder that both models are written to; made if missing."""
