@@ -114,12 +114,7 @@ def measure(
     # Probes and attributes see near-duplicates once.
     distinct = np.flatnonzero(~duplicates.repeated)
     probed = distinct[probe_sample(label[distinct], config.probe_images, seed)]
-    for name, columns in PROBES.items():
-        step(f"probe: {name.replace('_', ' ')}")
-        features = np.concatenate([observed.column(column, probed) for column in columns], axis=1)
-        if name in OBJECT_HIDDEN:
-            features = without_square_position(features, observed.column("place", probed))
-        figures[f"probes.{name}"] = probe(features, label[probed], seed)
+    figures |= _probe_figures(observed, probed, seed, step)
     step("attributes")
     readings = list(read_attributes(observed, attributes, space))
     attribute_figures = list(_attribute_figures(observed, distinct, readings, config))
@@ -137,6 +132,19 @@ def measure(
         probed,
         compared,
     )
+
+
+def _probe_figures(
+    observed: Observed, probed: NDArray[np.int64], seed: int, step: Callable[[str], None]
+) -> dict[str, Estimate]:
+    figures = {}
+    for name, columns in PROBES.items():
+        step(f"probe: {name.replace('_', ' ')}")
+        features = np.concatenate([observed.column(column, probed) for column in columns], axis=1)
+        if name in OBJECT_HIDDEN:
+            features = without_square_position(features, observed.column("place", probed))
+        figures[f"probes.{name}"] = probe(features, observed.label[probed], seed)
+    return figures
 
 
 def probe_sample(label: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
