@@ -1,0 +1,1 @@
+"""How any run writes, is locked, interrupted, identified and continued."""
