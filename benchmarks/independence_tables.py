@@ -1,4 +1,4 @@
-"""Writes the tables of docs/studies/independence.md from the study's rows: `python benchmarks/independence_tables.py`."""
+"""Writes the tables of docs/studies/independence.md from the rows: `python benchmarks/independence_tables.py`."""
 
 from __future__ import annotations
 
