@@ -25,8 +25,8 @@ check: $(INSTALLED_DEV)  ## lint, formatting and types
 	$(BIN)/mypy
 
 bench: $(INSTALLED_DEV)  ## time and memory of one alignment step and of generation, on the CPU
-	$(BIN)/python benchmarks/align_step.py
-	$(BIN)/python benchmarks/generate.py --scheduler ddim --steps 12 --batch-size 24 --batch-sizes 8 24 48 --formats
+	$(BIN)/python benchmarks/speed/align_step.py
+	$(BIN)/python benchmarks/speed/generate.py --scheduler ddim --steps 12 --batch-size 24 --batch-sizes 8 24 48 --formats
 
 docs: $(INSTALLED_DEV)  ## build the documentation into site/; a broken link is an error
 	$(BIN)/zensical build --clean --strict

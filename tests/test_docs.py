@@ -84,6 +84,31 @@ def test_scripts_that_pages_name_exist(page):
     assert [script for script in sorted(named) if not (ROOT / script).exists()] == []
 
 
+@pytest.mark.parametrize("page", TASKS, ids=by_name)
+def test_source_files_that_pages_name_exist(page):
+    named = set(re.findall(r"`((?:src|tests|docs|benchmarks)/[\w/.-]*)`", page.read_text()))
+    assert [file for file in sorted(named) if not (ROOT / file).exists()] == []
+
+
+def test_the_places_of_the_architecture_page_define_what_they_are_said_to():
+    """The page's table: a file, a comma, a name that the file defines."""
+    places = re.findall(r"`(src/lbgen/[\w/.]+\.py)`, `(\w+)`", (DOCS / "architecture.md").read_text())
+    assert len(places) >= 5
+    missing = [(file, name) for file, name in places if not defines(ROOT / file, name)]
+    assert missing == []
+
+
+def defines(file, name):
+    return re.search(rf"^(?:def|class) {name}\b|^{name}\b.* = ", file.read_text(), re.MULTILINE) is not None
+
+
+def test_the_tree_of_the_architecture_page_is_the_packages():
+    """Folders of the first level, in the page's code block, against the folders on disk."""
+    drawn = set(re.findall(r"^  (\w+)/ ", (DOCS / "architecture.md").read_text(), re.MULTILINE))
+    package = Path(lbgen.__file__).parent
+    assert drawn == {folder.name for folder in package.iterdir() if folder.is_dir() and folder.name != "__pycache__"}
+
+
 @pytest.fixture(scope="module")
 def flags():
     """Every flag of every verb, as their helps say."""
