@@ -111,10 +111,10 @@ def test_the_tree_of_the_architecture_page_is_the_packages():
 
 @pytest.fixture(scope="module")
 def flags():
-    """Every flag of every verb, as their helps say."""
+    """Every flag of lbgen and of its verbs, as the helps say."""
     found = set()
-    for verb in ("align", "generate", "plan", "quickstart", "audit", "export", "verify"):
-        shown = subprocess.run([sys.executable, "-m", "lbgen", verb, "--help"], capture_output=True, text=True)
+    for verb in ([], ["align"], ["generate"], ["plan"], ["quickstart"], ["audit"], ["export"], ["verify"]):
+        shown = subprocess.run([sys.executable, "-m", "lbgen", *verb, "--help"], capture_output=True, text=True)
         found |= set(re.findall(r"--[a-z][a-z0-9-]+", shown.stdout))
     return found
 
