@@ -1,4 +1,4 @@
-"""Writes the tables of docs/independence.md from the study's rows: `python benchmarks/independence_tables.py`."""
+"""Writes the tables of docs/studies/independence.md from the rows: `python benchmarks/independence_tables.py`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RENDERS = ("biased renders", "balanced renders")
 OURS = "independence + L_in"
 AGAINST = ("base", "diverse prompts", "paper")
 BENCHMARKS = Path(__file__).parent
-PAGE = BENCHMARKS.parent / "docs" / "independence.md"
+PAGE = BENCHMARKS.parent / "docs" / "studies" / "independence.md"
 WORLDS = {"colour": "colour", "scene-colour": "scene and colour", "texture": "texture"}
 """Results with another planted bias, by the end of their file's name."""
 
