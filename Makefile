@@ -21,8 +21,8 @@ check: $(INSTALLED)  ## lint, formatting and types
 	$(BIN)/mypy
 
 bench: $(INSTALLED)  ## time and memory of one alignment step and of generation, on the CPU
-	$(BIN)/python benchmarks/align_step.py
-	$(BIN)/python benchmarks/generate.py --scheduler ddim --steps 12 --batch-size 24 --batch-sizes 8 24 48 --formats
+	$(BIN)/python benchmarks/speed/align_step.py
+	$(BIN)/python benchmarks/speed/generate.py --scheduler ddim --steps 12 --batch-size 24 --batch-sizes 8 24 48 --formats
 
 clean:  ## remove the environment and what tools left behind (runs/ stays)
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/independence.md from the study's rows: `python benchmarks/independence/tables.py`."""
+"""Writes the tables of the study's page in docs/ from its rows: `python benchmarks/independence/tables.py`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ RENDERS = ("biased renders", "balanced renders")
 OURS = "independence + L_in"
 AGAINST = ("base", "diverse prompts", "paper")
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "independence.md"
+PAGE = next(page for page in sorted((ROOT / "docs").rglob("*.md")) if "<!-- table: sets -->" in page.read_text())
+"""The page of the documentation that has the marks of these tables."""
 RESULTS = ROOT / "benchmarks" / "results"
 STUDY = Path(__file__).with_name("study.yaml")
 WORLDS = {"colour": "colour", "scene-colour": "scene and colour", "texture": "texture"}

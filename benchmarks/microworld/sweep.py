@@ -2,7 +2,7 @@
 
 Every setting below, with every seed, is aligned, generated from (the same noise for all) and judged; one JSON line
 each in `runs/sweep/results.jsonl`. What is there already is not done again, so the sweep can be interrupted and grown.
-`--table` prints the lines as the Markdown table of docs/microworld.md.
+`--table` prints the lines as the Markdown table of docs/microworld.md. The flags of `lbgen align` change every setting.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import lbgen
-from benchmarks.measuring import flags_parser, markdown
+from benchmarks.measuring import flags_parser, markdown, parse_with
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration.flags import resolve
 from lbgen.quickstart.comparison import FIGURES
@@ -82,8 +82,8 @@ NOISE = 1000
 
 
 def images(config: AlignConfig, adapter: Path | None, output: Path, count: int) -> Path:
-    base, _ = generate_configs(QuickstartConfig(images_per_category=count, seed=NOISE), config)
-    lbgen.generate(replace(base, output=output, adapter=adapter))
+    base = generate_configs(QuickstartConfig(images_per_category=count, seed=NOISE), config)["base"]
+    lbgen.generate(replace(base, output=str(output), adapter=adapter))
     return output
 
 
@@ -137,24 +137,22 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = flags_parser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/sweep"))
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--images-per-category", type=int, default=50)
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
-    parser.add_argument("--max-steps", type=int, help="updates of every setting, in place of its own")
-    arguments = parser.parse_args(argv)
-    settings = {name: SETTINGS[name] for name in arguments.settings}
-    if (steps := arguments.max_steps) is not None:
-        settings = {f"{name}, cut to {steps}": {**each, "max_steps": steps} for name, each in settings.items()}
-    results = arguments.output / "results.jsonl"
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    arguments, given = parse_with(parser, AlignConfig, argv)
+    folder = Path(given.pop("output", "runs/sweep"))
+    changed = "".join(f", {name} {value}" for name, value in given.items())
+    settings = {name + changed: {**SETTINGS[name], **given} for name in arguments.settings}
+    results = folder / "results.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {(row["setting"], row["seed"]) for row in rows}
     for seed in arguments.seeds if not arguments.table else []:
         for name, changes in settings.items():
             if (name, seed) not in done:
-                rows.append(measured(name, changes, seed, arguments.output, arguments.images_per_category))
+                rows.append(measured(name, changes, seed, folder, arguments.images_per_category))
                 with results.open("a") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
                 print(json.dumps(rows[-1]), flush=True)
