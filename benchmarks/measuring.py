@@ -1,5 +1,6 @@
-"""How the benchmarks measure: each version in a process of its own, the median of its calls, its peak memory."""
+"""How the benchmarks measure (each version in a process of its own: median time, peak memory) and print tables."""
 
+import argparse
 import os
 import platform
 import resource
@@ -7,7 +8,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date
@@ -31,12 +32,18 @@ class Measured:
     seconds: float
     """Median time of a call."""
     peak: int
-    """Most bytes held at once, weights included: by torch on a GPU, by the process beyond its imports on a CPU."""
+    """Largest number of bytes held at once, weights included: by torch on a GPU, by the process beyond its imports on
+    a CPU."""
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function` returns, in a Python of its own, which inherits this one's peak memory: keep that small."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    """What `function` returns in a process of its own.
+
+    The process starts with the peak memory of this one: keep that small. On a CPU it is forked, so that the libraries
+    are imported once; CUDA does not survive a fork.
+    """
+    context = get_context("spawn" if DEVICE == "cuda" else "fork")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
 
 
@@ -48,16 +55,22 @@ def measured(repeats: int, prepare: Callable[..., Callable[[], object]], *argume
 def _measure(repeats: int, prepare: Callable[..., Callable[[], object]], arguments: tuple[Any, ...]) -> Measured:
     before = _peak_memory()
     call = prepare(*arguments)
-    seconds = [_seconds(call) for _ in range(1 + repeats)]
+    seconds = [seconds_of(call) for _ in range(1 + repeats)]
     return Measured(statistics.median(seconds[1:]), _peak_memory() - before)
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def seconds_of(call: Callable[[], object]) -> float:
+    """Wall time of one call, until the GPU has finished what it was given."""
+    began = now()
     call()
+    return now() - began
+
+
+def now() -> float:
+    """A clock in seconds, read when the GPU has finished what it was given."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter()
 
 
 def _peak_memory() -> int:
@@ -75,14 +88,29 @@ def matrix_ceiling() -> float:
         for _ in range(20):
             matrix @ matrix
 
-    _seconds(products)
-    return 20 * 2 * 8192**3 / statistics.median(_seconds(products) for _ in range(5)) / 1e12
+    seconds_of(products)
+    return 20 * 2 * 8192**3 / statistics.median(seconds_of(products) for _ in range(5)) / 1e12
 
 
 def with_recipe(config: GenerateConfig, recipe: str) -> GenerateConfig:
     """A configuration with the fields that a built-in recipe sets."""
     preset = resolve(GenerateConfig, recipe, {})
     return replace(config, **{name: getattr(preset, name) for name in read_yaml(recipe_path(recipe))})
+
+
+def flags_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser whose help shows the script's docstring as it is written."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def parse_with(
+    parser: argparse.ArgumentParser, config_class: type, argv: list[str] | None
+) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The script's own flags, and the given ones of an lbgen verb, which the parser gets in addition."""
+    own = {action.dest for action in parser._actions}
+    configs.add_arguments(parser, config_class)
+    arguments = parser.parse_args(argv)
+    return arguments, {name: value for name, value in vars(arguments).items() if name not in own}
 
 
 def heading() -> str:
@@ -94,10 +122,15 @@ def heading() -> str:
     return f"`python {shlex.join(sys.argv)}`, {date.today()}\n{machine}; {versions}\n"
 
 
+def line(cells: Iterable[str]) -> str:
+    """One line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
 def markdown(lines: list[list[str]]) -> str:
-    """A table of cells; the first line are the titles."""
+    """A Markdown table; the first line has the titles."""
     titles, *rows = lines
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows))
+    return "\n".join(line(cells) for cells in (titles, ["---"] * len(titles), *rows))
 
 
 def table(results: dict[str, Measured], images: int, tflop: dict[str, float]) -> str:
@@ -112,7 +145,7 @@ def table(results: dict[str, Measured], images: int, tflop: dict[str, float]) ->
     for name, result in results.items():
         speed = images / result.seconds
         cells = [name, f"{result.seconds:.3f}", f"{speed:.2f}", f"{reference.seconds / result.seconds:.2f}"]
-        cells += [f"{result.peak / 1e9:.2f}", f"{result.peak / reference.peak:.2f}"]
+        cells += [f"{result.peak / 1e9:.2f}", f"{result.peak / reference.peak:.2f}" if reference.peak else ""]
         lines.append(cells + ([f"{speed * tflop[name] / ceiling:.0%}"] if ceiling else []))
     text = markdown(lines)
     work = f"{next(iter(tflop.values())):.3g} TFLOP an image in the first line"

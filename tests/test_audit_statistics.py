@@ -72,7 +72,7 @@ def test_no_link_is_called_significant_as_often_as_promised():
 @pytest.mark.parametrize("strength", [0, 0.25, 0.5, 0.75, 0.9])
 def test_intervals_cover_the_truth(strength):
     """Closed form of the table that is drawn from: at least 80% of 40 intervals hold it (nominal 95%; of 150:
-    benchmarks/audit_floors.py)."""
+    benchmarks/audit/floors.py)."""
     found = [information.associate(*linked(strength, seed, 480), permutations=99, seed=0) for seed in range(40)]
     for name, true in zip(("normalized_mutual_information", "cramers_v"), truth(strength), strict=True):
         estimates = [getattr(a, name) for a in found]

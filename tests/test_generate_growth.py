@@ -172,7 +172,7 @@ def test_folder_that_takes_no_files_is_said_in_one_line(config):
 
 def test_start_on_a_finished_dataset_of_a_million_images_is_light():
     """1,300 marks: a run ends in little memory, without torch (the time is the benchmark's to say)."""
-    script = Path(__file__).parents[1] / "benchmarks/start_up.py"
+    script = Path(__file__).parents[1] / "benchmarks/speed/start_up.py"
     shown = subprocess.run(
         [sys.executable, script, "--repeats", "1"], capture_output=True, text=True, check=True
     ).stdout

@@ -13,33 +13,31 @@ from lbgen.configuration.recipes import resolve
 from lbgen.microworld.scenes import World, render
 from lbgen.microworld.world import CATEGORIES, home
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import independence_backbone
-import independence_study
-import independence_tables
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "benchmarks").is_dir())
+sys.path.insert(0, str(ROOT))
+from benchmarks.independence import backbone, study, tables  # noqa: E402
 
 
 def row(name, seed, value):
-    figures = {key: value for part, key, *_ in independence_tables.SHOWN if part == "figures"}
-    backbone = {key: value for part, key, *_ in independence_tables.SHOWN if part == "backbone"}
+    figures = {key: value for part, key, *_ in tables.SHOWN if part == "figures"}
+    accuracies = {key: value for part, key, *_ in tables.SHOWN if part == "backbone"}
     intervals = {key: (value - 1, value + 1) for key in figures}
-    return {"set": name, "seed": seed, "figures": figures, "intervals": intervals, "backbone": backbone}
+    return {"set": name, "seed": seed, "figures": figures, "intervals": intervals, "backbone": accuracies}
 
 
 def test_tables_have_means_deviations_and_paired_tests():
     """Differences 1, 2, 3: mean 2, t = 2 sqrt(3), p = 0.0742 with two degrees of freedom."""
     rows = [row("base", seed, 10.0 * seed) for seed in range(4)]
     rows += [row("ours", seed, 10.0 * seed + seed) for seed in (1, 2, 3)]
-    means, tests = independence_tables.tables(rows).split("\n\n")
+    means, tests = tables.tables(rows).split("\n\n")
     assert means.splitlines()[3].startswith("| ours | 3 | 22.00 (11.00) | 22.00 (11.00) | 22.000 (11.000)")
     assert tests.splitlines()[2].startswith("| ours | base | 3 | +2.000 (p 0.074) |")
     assert len(tests.splitlines()) == 3
 
 
 def test_recipe_independent_is_the_studys_set_of_that_name(tmp_path):
-    plan = yaml.safe_load(independence_study.STUDY.read_text())
-    alignments = {name: plan["shared"] | changes for name, changes in plan["alignments"].items()}
-    ours = independence_study.Study(tmp_path, 100, 1, alignments, None).config(independence_tables.OURS, 0)
+    alignments, _ = study.alignments_of(yaml.safe_load(study.STUDY.read_text()))
+    ours = study.Study(tmp_path, 100, 1, 1, alignments, None).config(tables.OURS, 0)
     recipe = resolve(AlignConfig, "independent", {})
     differ = {name for name, value in dataclasses.asdict(recipe).items() if getattr(ours, name) != value}
     assert differ <= {"output", "logger", "evaluate_every", "checkpoint_every"}
@@ -50,29 +48,30 @@ def test_goals_are_shares_and_differences_of_the_same_seed():
         row(name, seed, value + seed) for name, value in (("base", 4.0), ("diverse prompts", 2.0)) for seed in (0, 1)
     ]
     rows += [row("ours", 1, 1.0)]
-    (line,) = independence_tables.goals(rows, "ours").splitlines()[2:]
+    (line,) = tables.goals(rows, "ours").splitlines()[2:]
     assert line == "| 1 | 1.00 (0.00 to 2.00) | 20% | -400.0 | -80% | -4.00 | -4.000 | -400 | -200 |"
 
 
 def test_the_page_has_the_tables_of_the_rows_beside_it():
-    """What `python benchmarks/independence_tables.py` would write is what stands there."""
-    text = independence_tables.PAGE.read_text()
-    assert independence_tables.page(text) == text
+    """What `python benchmarks/independence/tables.py` would write is what stands there."""
+    text = tables.PAGE.read_text()
+    assert tables.page(text) == text
+    assert "| adversarial form | 1 | 0.43 | " in text and "no longer in the code" in text
     assert text.count("<!-- table: ") == text.count("<!-- end of table -->") == 6
-    assert independence_tables.page(text.replace("| base | 5 |", "| base | 6 |")) == text
+    assert tables.page(text.replace("| base | 5 |", "| base | 6 |")) == text
 
 
 def test_information_on_every_factor_has_a_table_where_a_judge_saw_several():
     rows = [row("base", seed, 1.0) | {"information": {"scene": 0.0, "colour": 2.0 + seed}} for seed in (0, 2)]
-    _, information, _ = independence_tables.tables(rows).split("\n\n")
+    _, information, _ = tables.tables(rows).split("\n\n")
     assert information.splitlines()[0] == "| information, bits | scene | colour |"
     assert information.splitlines()[2] == "| base | 0.00 (0.00) | 3.00 (1.41) |"
 
 
 def test_never_home_holds_no_home_value_of_any_linked_factor():
     """Picked one by one from the same renders."""
-    images, labels = independence_backbone.test_set("never home", ("colour", "texture"))
-    assert len(images) == len(labels) == independence_backbone.TEST_IMAGES
+    images, labels = backbone.test_set("never home", 1200, ("colour", "texture"))
+    assert len(images) == len(labels) == 1200
     categories = np.arange(2 * len(labels)) % len(CATEGORIES)
     drawn = render(categories, 800_000_001, World(styles=("photo",)))
     picked = [

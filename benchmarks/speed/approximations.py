@@ -1,28 +1,26 @@
-"""What the presets of `lbgen generate` change on the micro world: `python benchmarks/approximations.py`.
+"""What the presets of `lbgen generate` change on the micro world: `python benchmarks/speed/approximations.py`.
 
 Every line draws the same images from the same noise; the line "other noise" gives the distance of unrelated images, and
 how far the figures move by chance. The judge is the micro world's independent one. Every flag of `lbgen generate` is
 there.
 """
 
-import argparse
-import time
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
-from flops import image_tflop, scheduler_of, work_of
-from measuring import DEVICE, PRESETS, heading, with_recipe
 from torch import Tensor
 
-from lbgen.configuration.flags import add_arguments
-from lbgen.configuration.recipes import resolve
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.measuring import PRESETS, flags_parser, heading, line, markdown, now, parse_with, with_recipe
+from benchmarks.planned import planned_batches, renderer
+from benchmarks.speed.flops import image_tflop, scheduler_of, work_of
+from lbgen.configuration import flags as configs
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.plan import Plan, target_of
-from lbgen.generation.render import Renderer
-from lbgen.generation.workers.loading import load_prepared_generator
-from lbgen.metrics.diversity import mean_category_vendi
+from lbgen.metrics.measures import mean_category_vendi
 from lbgen.microworld.judge import load_judge
-from lbgen.vocabulary.vocabulary import load_vocabulary
 
 
 @dataclass(frozen=True)
@@ -36,17 +34,13 @@ class Drawn:
 
 def drawn(config: GenerateConfig) -> Drawn:
     """Every image of the plan, in batches of one size; the time of the first batch does not count."""
-    renderer = Renderer(load_prepared_generator(config, DEVICE), config)
-    target = target_of(load_vocabulary(config.vocabulary), config.images_per_category, config.split)
-    planned = Plan((target,), config.seed, config.shard_size).shard(config.split, 0)
-    size = config.batch_size
-    assert size is not None
-    renderer.render(planned[:size])
-    began = time.perf_counter()
-    pixels = [torch.from_numpy(renderer.render(planned[at : at + size])) for at in range(0, len(planned), size)]
-    seconds = time.perf_counter() - began
+    draw, batches = renderer(config), planned_batches(config)
+    draw(batches[0])
+    began = now()
+    pixels = [torch.from_numpy(draw(batch)) for batch in batches]
+    seconds = now() - began
     images = torch.cat(pixels).permute(0, 3, 1, 2).float() / 255
-    return Drawn(images, torch.tensor([image.label for image in planned]), seconds)
+    return Drawn(images, torch.tensor([image.label for batch in batches for image in batch]), seconds)
 
 
 def cells(config: GenerateConfig, base: GenerateConfig, reference: Drawn, result: Drawn) -> list[str]:
@@ -63,21 +57,20 @@ def cells(config: GenerateConfig, base: GenerateConfig, reference: Drawn, result
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, GenerateConfig)
+def main(argv: list[str] | None = None) -> None:
+    _, given = parse_with(flags_parser(__doc__), GenerateConfig, argv)
     defaults = {"generator": "microworld", "vocabulary": "microworld", "images_per_category": 20, "batch_size": 24}
-    base = resolve(GenerateConfig, None, {**defaults, **vars(parser.parse_args())})
+    base = configs.resolve(GenerateConfig, None, {**defaults, **given})
     print(heading())
     lines = {"as it is": base, **{preset: with_recipe(base, preset) for preset in PRESETS}}
     lines["other noise"] = replace(base, seed=base.seed + 1)
     titles = ["setting", "work", "images/s", "mean pixel distance, 0 to 1", "label accuracy", "diversity (Vendi)"]
-    print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}", flush=True)
+    print(markdown([titles]), flush=True)
     reference = None
     for name, config in lines.items():
         result = drawn(config)
         reference = reference or result
-        print(f"| {name} | {' | '.join(cells(config, base, reference, result))} |", flush=True)
+        print(line([name, *cells(config, base, reference, result)]), flush=True)
 
 
 if __name__ == "__main__":

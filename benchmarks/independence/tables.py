@@ -1,18 +1,21 @@
-"""Writes the tables of docs/studies/independence.md from the rows: `python benchmarks/independence_tables.py`."""
+"""Writes the tables of the study's page in docs/ from its rows: `python benchmarks/independence/tables.py`."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
-from independence_world import JUDGED
-from measuring import markdown
 from scipy.stats import ttest_rel
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.independence.planted_world import JUDGED
+from benchmarks.measuring import flags_parser, markdown
 
 Rows = list[dict[str, Any]]
 INFORMATION = "category_scene_mutual_information_bits"
@@ -38,10 +41,13 @@ RENDERS = ("biased renders", "balanced renders")
 """Floor and ceiling of what a backbone can learn: as many drawn pictures."""
 OURS = "independence + L_in"
 AGAINST = ("base", "diverse prompts", "paper")
-BENCHMARKS = Path(__file__).parent
-PAGE = BENCHMARKS.parent / "docs" / "studies" / "independence.md"
+ROOT = Path(__file__).parents[2]
+PAGE = next(page for page in sorted((ROOT / "docs").rglob("*.md")) if "<!-- table: sets -->" in page.read_text())
+"""The page of the documentation that has the marks of these tables."""
+RESULTS = ROOT / "benchmarks" / "results"
+STUDY = Path(__file__).with_name("study.yaml")
 WORLDS = {"colour": "colour", "scene-colour": "scene and colour", "texture": "texture"}
-"""Results with another planted bias, by the end of their file's name."""
+"""Results with another planted bias, by the end of the name of their file."""
 
 
 def tables(rows: Rows) -> str:
@@ -128,7 +134,7 @@ def worlds() -> str:
     )]  # fmt: skip
     lines = [["planted", "set", "seeds", *(f"{factor}, bits" for factor in JUDGED), *(each[2] for each in shown)]]
     for file, planted in WORLDS.items():
-        for name, members in by_set(read_rows(f"independence-results-{file}.jsonl")).items():
+        for name, members in by_set(read_rows(f"independence-{file}.jsonl")).items():
             bits = [_mean([row["information"][factor] for row in members], "{:.2f}") for factor in JUDGED]
             rest = [_mean([row[part][key] for row in members], form) for part, key, _, form in shown]
             lines.append([planted, name, str(len(members)), *bits, *rest])
@@ -136,7 +142,7 @@ def worlds() -> str:
 
 
 def read_rows(file: str) -> Rows:
-    return [json.loads(line) for line in (BENCHMARKS / file).read_text().splitlines()]
+    return [json.loads(line) for line in (RESULTS / file).read_text().splitlines()]
 
 
 def of_sets(rows: Rows, names: list[str]) -> Rows:
@@ -146,15 +152,16 @@ def of_sets(rows: Rows, names: list[str]) -> Rows:
 
 def page(text: str) -> str:
     """The page with every table between its marks made anew."""
-    plan = yaml.safe_load((BENCHMARKS / "independence-study.yaml").read_text())
-    rows = read_rows("independence-results.jsonl")
+    plan = yaml.safe_load(STUDY.read_text())
+    removed = plan["removed"]
+    rows = read_rows("independence.jsonl")
     study = of_sets(rows, [*GENERATED, *plan["alignments"], *RENDERS])
     made = {
         "sets": means(study),
         "paired tests": paired_tests(study),
         "goals": goals(study, OURS),
-        "ablations": means(of_sets(rows, [OURS, *plan["ablations"]])),
-        "before": means(read_rows("independence-results-before.jsonl")),
+        "ablations": means(of_sets(rows, [OURS, *plan["ablations"], *removed["sets"]])) + "\n\n" + removed["note"],
+        "before": means(read_rows("independence-before.jsonl")),
         "worlds": worlds(),
     }
     return re.sub(
@@ -163,9 +170,11 @@ def page(text: str) -> str:
     )  # fmt: skip
 
 
-def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    PAGE.write_text(page(PAGE.read_text()))
+def main(argv: list[str] | None = None) -> None:
+    parser = flags_parser(__doc__)
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page whose tables are written")
+    path = parser.parse_args(argv).page
+    path.write_text(page(path.read_text()))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The independence term on the micro world, beside what it must beat: `python benchmarks/independence_study.py`.
+"""The independence term on the micro world, beside what it must beat: `python benchmarks/independence/study.py`.
 
-Every set of independence-study.yaml with every seed is aligned and generated (or rendered), judged, and a small ResNet
+Every set of study.yaml with every seed is aligned and generated (or rendered), judged, and a small ResNet
 is trained on it and tested on renders it never saw; one JSON line each in `runs/independence/results.jsonl`. What is
 there is not done again, so the study can be interrupted, grown, and spread over machines by --sets and --seeds.
 `--table` only prints the tables of these rows, `--pictures FILE` writes the first images of every set side by side.
-With `--world DIR` the bias is another one (independence_world.py): what is measured of scenes is then measured of the
+With `--world DIR` the bias is another one (planted_world.py): what is measured of scenes is then measured of the
 first factor that is linked there.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from independence_backbone import test_accuracies
-from independence_tables import GENERATED, RENDERS, tables
-from independence_world import JUDGED, load_factor_judge, load_world
 from PIL import Image
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 import lbgen
+from benchmarks.independence.backbone import test_accuracies
+from benchmarks.independence.planted_world import JUDGED, load_factor_judge, load_world
+from benchmarks.independence.tables import GENERATED, OURS, RENDERS, STUDY, tables
+from benchmarks.measuring import flags_parser
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration.recipes import resolve
 from lbgen.datasets.index import read_index
@@ -40,7 +44,6 @@ from lbgen.quickstart.comparison import FIGURES, Judged, scene_information
 from lbgen.quickstart.judging import judge_images, load_images
 from lbgen.quickstart.run import QuickstartConfig, generate_configs
 
-STUDY = Path(__file__).with_name("independence-study.yaml")
 NOISE = 1000
 """Added to a set's seed for the seed of its measured images: the same in every set, and no alignment's."""
 
@@ -50,6 +53,7 @@ class Study:
     folder: Path
     images_per_category: int
     epochs: int
+    test_images: int
     alignments: dict[str, dict[str, Any]]
     world_folder: Path | None
 
@@ -109,8 +113,8 @@ def measured(study: Study, name: str, seed: int) -> dict[str, Any]:
     seen = judged(images, labels, study)
     factors = tuple(study.world.links)
 
-    def figures(rows: Tensor) -> Tensor:
-        return torch.tensor([figure.measure(seen[factors[0]].at(rows), homes(factors[0])) for figure in FIGURES])
+    def figures(chosen: Tensor) -> Tensor:
+        return torch.tensor([figure.measure(seen[factors[0]].at(chosen), homes(factors[0])) for figure in FIGURES])
 
     keys = [figure.key for figure in FIGURES]
     intervals = bootstrap_intervals(figures, labels, resamples=300)
@@ -122,7 +126,7 @@ def measured(study: Study, name: str, seed: int) -> dict[str, Any]:
         "figures": dict(zip(keys, figures(torch.arange(len(labels))).tolist(), strict=True)),
         "intervals": {key: list(interval) for key, interval in zip(keys, intervals, strict=True)},
         "information": {factor: scene_information(each, homes(factor)) for factor, each in seen.items()},
-        "backbone": test_accuracies(images, labels, seed, study.epochs, factors),
+        "backbone": test_accuracies(images, labels, seed, study.epochs, study.test_images, factors),
     }
 
 
@@ -137,17 +141,14 @@ def write_pictures(study: Study, names: list[str], path: Path, seed: int = 0, sh
     Image.fromarray((torch.cat(columns[:-1], dim=1) * 255).round().to(torch.uint8).numpy()).save(path)
 
 
-def main() -> None:
-    plan = yaml.safe_load(STUDY.read_text())
+def alignments_of(plan: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Changes to the recipe microworld, by name: the sets of the whole study, and the ablations."""
     alignments = {name: plan["shared"] | changes for name, changes in plan["alignments"].items()}
-    ours = alignments["independence + L_in"]
-    ablations = {name: ours | changes for name, changes in plan["ablations"].items()}
-    arguments = parsed([*GENERATED, *alignments, *RENDERS], list(ablations), plan)
-    study = Study(
-        arguments.output, arguments.images_per_category, plan["epochs"], alignments | ablations, arguments.world
-    )
-    if arguments.pictures:
-        return write_pictures(study, arguments.sets, arguments.pictures)
+    return alignments, {name: alignments[OURS] | changes for name, changes in plan["ablations"].items()}
+
+
+def make_rows(study: Study, names: list[str], seeds: list[int]) -> list[dict[str, Any]]:
+    """The rows of the output folder, those that were missing added."""
     results = study.folder / "results.jsonl"
     study.folder.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
@@ -155,28 +156,50 @@ def main() -> None:
     if any(row["images"] != images or row.get("factor", factor) != factor for row in rows):
         raise SystemExit(f"{results}: rows of another --images-per-category or --world; choose another --output")
     done = {(row["set"], row["seed"]) for row in rows}
-    for seed in arguments.seeds if not arguments.table else []:
-        for name in arguments.sets:
+    for seed in seeds:
+        for name in names:
             if (name, seed) not in done:
                 rows.append(measured(study, name, seed))
                 with results.open("a") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
                 print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parsed(argv)
+    plan = yaml.safe_load(arguments.plan.read_text())
+    alignments, ablations = alignments_of(plan)
+    whole = [*GENERATED, *alignments, *RENDERS]
+    names = arguments.sets or whole
+    if unknown := set(names) - {*whole, *ablations}:
+        raise SystemExit(f"--sets: {', '.join(sorted(unknown))}: not in {arguments.plan}")
+    study = Study(
+        folder=arguments.output,
+        images_per_category=arguments.images_per_category or plan["images_per_category"],
+        epochs=plan["epochs"],
+        test_images=plan["test_images"],
+        alignments=alignments | ablations,
+        world_folder=arguments.world,
+    )
+    if arguments.pictures:
+        return write_pictures(study, names, arguments.pictures)
+    rows = make_rows(study, names, [] if arguments.table else arguments.seeds or plan["seeds"])
     if rows:
         print(tables(rows))
 
 
-def parsed(names: list[str], ablations: list[str], plan: dict[str, Any]) -> argparse.Namespace:
-    """The command line; the sets of `names` are the whole study."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    parser = flags_parser(__doc__)
+    parser.add_argument("--plan", type=Path, default=STUDY, help="what is compared (default: study.yaml)")
     parser.add_argument("--output", type=Path, default=Path("runs/independence"))
-    parser.add_argument("--sets", nargs="+", choices=names + ablations, default=names, metavar="SET")
-    parser.add_argument("--seeds", nargs="+", type=int, default=plan["seeds"])
-    parser.add_argument("--images-per-category", type=int, default=plan["images_per_category"])
+    parser.add_argument("--sets", nargs="+", metavar="SET", help="sets of the plan (default: all but ablations)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="(default: those of the plan)")
+    parser.add_argument("--images-per-category", type=int, help="(default: that of the plan)")
     parser.add_argument("--world", type=Path, help="folder of a generator with another planted bias, and its judge")
     parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
     parser.add_argument("--pictures", type=Path, help="only write the first images of the named sets to this file")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

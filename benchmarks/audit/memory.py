@@ -1,25 +1,24 @@
-"""Peak memory and speed of `lbgen audit` as a dataset grows: `python benchmarks/audit_memory.py --images 10000 100000`.
+"""Peak memory and speed of `lbgen audit` as a dataset grows: `python benchmarks/audit/memory.py --images 10000 100000`.
 
 Photographs of the micro world in WebDataset shards, one process an audit; the cache is empty each time. What memory
 depends on is real: the features are as long as ViT-L/14's, 768; the network is a miniature, so the speed is that of all
 the rest. `--semantics microworld` takes a real one.
 """
 
-import argparse
 import io
-import os
-import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from measuring import heading
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.commands import run_lbgen
+from benchmarks.measuring import flags_parser, heading
 from lbgen import microworld
 from lbgen.microworld.scenes import World, render
 from lbgen.microworld.world import CATEGORIES
@@ -59,28 +58,19 @@ def write_miniature(folder: Path) -> str:
     return str(folder)
 
 
-def audit(folder: Path, output: Path, semantics: str) -> tuple[float, int]:
-    """Seconds and peak bytes of one audit."""
-    command = [sys.executable, "-m", "lbgen", "audit", str(folder), "--semantics", semantics, "--output", str(output)]
-    began = time.perf_counter()
-    process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0
-    return time.perf_counter() - began, usage.ru_maxrss * 1024
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = flags_parser(__doc__)
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 30_000, 100_000])
     parser.add_argument("--semantics", help="a language space in place of the miniature")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     print(heading())
     with TemporaryDirectory() as folder:
         semantics, written = arguments.semantics or write_miniature(Path(folder) / "miniature"), 0
         for images in sorted(arguments.images):
             write_shards(Path(folder) / "data", written, images)
             written = images
-            seconds, peak = audit(Path(folder) / "data", Path(folder) / f"out-{images}", semantics)
+            flags = ["--semantics", semantics, "--output", f"{folder}/out-{images}"]
+            seconds, peak = run_lbgen("audit", f"{folder}/data", *flags)
             print(f"{images} images: {peak / 1e6:.0f} MB, {images / seconds:.0f} images/s", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""How long a memory must be, from 2 to 21,000 categories: `python benchmarks/independence_vocabularies.py`.
+"""How long a memory must be, from 2 to 21,000 categories: `python benchmarks/independence/memory_length.py`.
 
 The term itself, its memory and its texts, against a generator so small that 3,000 updates take seconds: a category's
 scene is drawn from a softmax whose logits are its bias and a trained linear map of its text. So the information that
@@ -7,19 +7,22 @@ the category has on the scene is known in closed form, and so is the aim.
 
 from __future__ import annotations
 
-import argparse
 import math
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measuring import heading, markdown
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.measuring import flags_parser, heading, line, markdown
+from benchmarks.updates import bank_categories, new_term, term_value
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.independence.bank import bank_images
-from lbgen.alignment.independence.term import Independence
 
 SCENES, LINK = 6, 0.9
 CHANNELS, OTHER = 128, 6
@@ -29,7 +32,6 @@ FAMILY = 20
 IMAGES, RATE = 32, 0.01
 """An update, and Adam's learning rate."""
 MEMORIES = (64, 512, 2048, 8192)
-UPDATES = (300, 3000)
 
 
 @dataclass
@@ -42,19 +44,20 @@ class Generator:
     weight: Tensor
     shift: Tensor
 
-    def logits(self, rows: Tensor) -> Tensor:
+    def logits(self, category_indices: Tensor) -> Tensor:
         """(B,) -> (B, S)."""
-        around = F.normalize(self.texts - self.texts.mean(dim=0), dim=-1)[rows]
-        return self.bias[rows] + around @ self.weight + self.shift
+        around = F.normalize(self.texts - self.texts.mean(dim=0), dim=-1)[category_indices]
+        return self.bias[category_indices] + around @ self.weight + self.shift
 
-    def features(self, rows: Tensor, rng: torch.Generator) -> Tensor:
+    def features(self, category_indices: Tensor, rng: torch.Generator) -> Tensor:
         """Unit features (B, D): the category's text and a scene, by the Gumbel trick with a softmax for its slope."""
-        gumbel = -torch.log(-torch.log(torch.rand(len(rows), SCENES, generator=rng).clamp(1e-9, 1 - 1e-7)))
-        scene = torch.softmax((self.logits(rows) + gumbel) / 0.3, dim=-1)
-        other = 0.3 * torch.randn(len(rows), OTHER, generator=rng)
-        noise = 0.1 * torch.randn(len(rows), len(self.axes), generator=rng)
+        count = len(category_indices)
+        gumbel = -torch.log(-torch.log(torch.rand(count, SCENES, generator=rng).clamp(1e-9, 1 - 1e-7)))
+        scene = torch.softmax((self.logits(category_indices) + gumbel) / 0.3, dim=-1)
+        other = 0.3 * torch.randn(count, OTHER, generator=rng)
+        noise = 0.1 * torch.randn(count, len(self.axes), generator=rng)
         rest = torch.cat([scene, other], dim=1) + noise
-        return F.normalize(self.texts[rows] + 0.7 * rest @ self.axes, dim=-1)
+        return F.normalize(self.texts[category_indices] + 0.7 * rest @ self.axes, dim=-1)
 
     @torch.no_grad()
     def information(self) -> tuple[float, float]:
@@ -99,51 +102,45 @@ def exact_information(categories: int, alike: bool, updates: int = 1000) -> floa
     return generator.information()[0]
 
 
-def run(categories: int, alike: bool, memory: int, marginal: float, images: int) -> list[float]:
+def run(categories: int, alike: bool, memory: int, marginal: float, images: int, updates: Sequence[int]) -> list[float]:
+    """Train the generator on the term: information after each of `updates`, and the lowest entropy of scenes.
+
+    memory: how many earlier images the term remembers; images: of an update.
+    """
     rng = torch.Generator().manual_seed(0)
     generator = generator_of(categories, alike, rng)
-    updates = memory // images + 1  # with the newest, which an image is not compared with
-    config = AlignConfig(independence_memory=updates, independence_marginal=marginal, independence_thumbnail=0)
-    places = torch.tensor([row for row, _ in bank_images(config.independence_bank, categories)])
+    remembered = memory // images + 1  # with the newest, which an image is not compared with
+    config = AlignConfig(independence_memory=remembered, independence_marginal=marginal, independence_thumbnail=0)
+    bank = bank_categories(config, categories)
     with torch.no_grad():
-        term = Independence(config, generator.texts, generator.features(places, rng), places, images)
-    return play(generator, term, config, rng, images)
-
-
-def play(
-    generator: Generator, term: Independence, config: AlignConfig, rng: torch.Generator, images: int = IMAGES
-) -> list[float]:
-    """Train the generator on the term: information after each of UPDATES, and the lowest entropy of scenes."""
-    categories = len(generator.texts)
+        term = new_term(config, generator.texts, generator.features(bank, rng), bank, images)
     optimizer = torch.optim.Adam([generator.weight, generator.shift], RATE, config.adam_betas)
     order = torch.randperm(categories, generator=rng)
     seen, entropies = [], []
-    for update in range(1, max(UPDATES) + 1):
-        rows = order[(torch.arange(images) + update * images) % categories]
-        features = generator.features(rows, rng)
-        term.remember(features.detach(), rows)
+    for update in range(1, max(updates) + 1):
+        category_indices = order[(torch.arange(images) + update * images) % categories]
+        value = term_value(term, generator.features(category_indices, rng), category_indices, update)
         optimizer.zero_grad()
-        term.value(features, rows).backward()
+        value.backward()
         optimizer.step()
-        if update % 20 == 0:
+        if update % 20 == 0 or update == max(updates):
             entropies.append(generator.information()[1])
-        if update in UPDATES:
+        if update in updates:
             seen.append(generator.information()[0])
     return [*seen, min(entropies)]
 
 
-TITLES = ("categories", "home scene of", "earlier images", "weight on the update before", "bits before",
-          *(f"after {count:,} updates" for count in UPDATES), "exact aim", "lowest entropy of scenes")  # fmt: skip
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = flags_parser(__doc__)
     parser.add_argument("--categories", type=int, nargs="+", default=[2, 12, 100, 1000, 21_000])
     parser.add_argument("--images", type=int, default=IMAGES, help="of an update")
     parser.add_argument("--memories", type=int, nargs="+", default=MEMORIES, help="earlier images, whole updates")
-    arguments = parser.parse_args()
+    parser.add_argument("--updates", type=int, nargs="+", default=[300, 3000], help="after which it is measured")
+    arguments = parser.parse_args(argv)
     print(heading())
-    print(markdown([list(TITLES)]))
+    after = [f"after {count:,} updates" for count in arguments.updates]
+    titles = ["categories", "home scene of", "earlier images", "weight on the update before", "bits before", *after]
+    print(markdown([[*titles, "exact aim", "lowest entropy of scenes"]]), flush=True)
     for categories, alike in product(arguments.categories, (True, False)):
         if categories <= FAMILY and not alike:
             continue
@@ -151,10 +148,10 @@ def main() -> None:
         exact = exact_information(categories, alike)
         whose = "like texts" if alike and categories > FAMILY else "each text"
         for memory, marginal in product(arguments.memories, (1.0, 0.0)):
-            *bits, entropy = run(categories, alike, memory, marginal, arguments.images)
+            *bits, entropy = run(categories, alike, memory, marginal, arguments.images, arguments.updates)
             cells = [f"{categories:,}", whose, f"{memory:,}", f"{marginal:g}"]
             cells += [f"{value:.2f}" for value in (before, *bits, exact, entropy)]
-            print(f"| {' | '.join(cells)} |", flush=True)
+            print(line(cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """What the audit reads where nothing besides the object tells the label, and how often its intervals hold the truth:
-`python benchmarks/audit_floors.py`.
+`python benchmarks/audit/floors.py`.
 
 Sets of 480 photographs of the micro world, audited with masks of their objects and without: what the probes tell on
 average, how often their interval begins above chance (promised: 2.5%), how strong the attributes' links are, how often
@@ -9,23 +9,27 @@ Then the intervals, on sets drawn from known distributions: how often a probe's 
 how often an attribute's holds the strength that was drawn. `--sets 0` prints these alone.
 """
 
-import argparse
+import sys
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
-from measuring import heading, markdown
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.measuring import flags_parser, heading, markdown
+from lbgen.audit.cache import RowCache
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.measures import PROBES, Measured, measure
-from lbgen.audit.observe import Observer, RowCache, canvas_side, observe
+from lbgen.audit.observe import Observer, canvas_side, observe
 from lbgen.audit.probes import probe
-from lbgen.datasets.open import open_dataset
+from lbgen.datasets.open import open_source
 from lbgen.metrics.information import Association, associate, mutual_information, normalized
 from lbgen.metrics.intervals import WIDENING, Estimate
 from lbgen.microworld.scenes import World, render
@@ -34,10 +38,10 @@ from lbgen.models.registry import ATTRIBUTES
 from lbgen.models.semantics import load_semantics
 from lbgen.vocabulary.attributes import load_attributes
 
-IMAGES, CHANCE = 480, 1 / len(CATEGORIES)
+CHANCE = 1 / len(CATEGORIES)
 PLACE, HUE, COLOUR = "the hidden square's place alone", "measured colour", "colour"
-FEATURES, DRAWS = 96, 150
-"""Of the drawn features: their number, and how many sets are drawn."""
+FEATURES = 96
+"""How many the drawn features are."""
 
 
 def write(pictures: NDArray, categories: NDArray[np.int64], folder: Path) -> None:
@@ -55,20 +59,20 @@ class Found(NamedTuple):
     associations: dict[str, Association]
 
 
-def audited(sets: int, world: World) -> Iterator[tuple[Found, Found]]:
+def audited(sets: int, images: int, world: World) -> Iterator[tuple[Found, Found]]:
     """Every set with masks, and without; attributes are those the space has learned, and colour, which it has not."""
     space = load_semantics("microworld")
     attributes = load_attributes(ATTRIBUTES["microworld"])
     attributes += [attribute for attribute in load_attributes(None) if attribute.name == COLOUR]
     observer, config = Observer(space, canvas_side(space)), AuditConfig(permutations=199)
     for seed in tqdm(range(sets), unit=" sets", disable=None):
-        scenes = render(np.arange(IMAGES) % len(CATEGORIES), 1000 + seed, world)
+        scenes = render(np.arange(images) % len(CATEGORIES), 1000 + seed, world)
         with TemporaryDirectory() as name:
             folder, found = Path(name), []
             cache = RowCache(folder / "cache", "microworld", observer.fields())
             for pictures, place in ((scenes.images, "set"), (scenes.masks, "set/masks")):
                 write(pictures, scenes.categories, folder / place)
-                observed = observe(open_dataset(folder / "set"), "set", observer, cache, config.batch_size)
+                observed = observe(open_source(folder / "set"), "set", observer, cache, config.batch_size)
                 found.append(found_in(measure(observed, space, attributes, config, 40, lambda step: None)))
         yield found[1], found[0]
 
@@ -120,16 +124,15 @@ def drawn(images: int, spread: float, seed: int) -> tuple[NDArray, NDArray[np.in
     return means[label] + rng.normal(size=(images, FEATURES)), label
 
 
-def probes_covered(images: int, spread: float) -> list[str]:
+def probes_covered(images: int, spread: float, draws: int) -> list[str]:
     """How often the interval, and the bootstrap's before it is widened, holds the average over all draws."""
-    found = [probe(*drawn(images, spread, seed), seed) for seed in range(1, DRAWS + 1)]
+    found = [probe(*drawn(images, spread, seed), seed) for seed in range(1, draws + 1)]
     truth = np.mean([estimate.value for estimate in found])
-
     alone = [Estimate(*(e.value + (end - e.value) / WIDENING for end in e)) for e in found]
     return [f"{images}", f"{truth:.0%}", share_held(alone, truth), share_held(found, truth)]
 
 
-def links_covered(strength: float) -> list[str]:
+def links_covered(strength: float, images: int, draws: int) -> list[str]:
     """How often the interval holds the truth of the table that is drawn from; Cramér's V is the strength itself.
 
     With this probability an image has its category's own value of six, else any.
@@ -137,31 +140,35 @@ def links_covered(strength: float) -> list[str]:
     own = np.eye(6)[np.arange(len(CATEGORIES)) % 6]
     table = strength * own + (1 - strength) / 6
     information = float(normalized(mutual_information(table), table))
-    label, found = np.arange(IMAGES) % len(CATEGORIES), []
-    for seed in range(DRAWS):
+    label, found = np.arange(images) % len(CATEGORIES), []
+    for seed in range(draws):
         rng = np.random.default_rng(seed)
-        value = np.where(rng.random(IMAGES) < strength, label % 6, rng.integers(0, 6, IMAGES))
+        value = np.where(rng.random(images) < strength, label % 6, rng.integers(0, 6, images))
         found.append(associate(label, value, permutations=99, seed=0))
     of_information, of_v = [one.normalized_mutual_information for one in found], [one.cramers_v for one in found]
     return [f"{strength:g}", share_held(of_information, information), share_held(of_v, strength)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = flags_parser(__doc__)
     parser.add_argument("--sets", type=int, default=30, help="how many are audited; 0: none")
+    parser.add_argument("--images", type=int, default=480, help="of a set (default: 480)")
+    parser.add_argument("--draws", type=int, default=150, help="sets drawn a line for the intervals (default: 150)")
     parser.add_argument("--link", choices=FACTORS, help="a factor that the category fixes")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     print(heading())
     world = World(links={arguments.link: 1.0} if arguments.link else {}, styles=("photo",))
     if arguments.sets:
-        masked, without = zip(*audited(arguments.sets, world), strict=True)
+        masked, without = zip(*audited(arguments.sets, arguments.images, world), strict=True)
         print_found(f"{arguments.sets} sets with masks", masked)
         print_found(f"{arguments.sets} sets without masks", without)
     if not arguments.link:
-        rows = [probes_covered(images, spread) for images in (240, 480) for spread in (0, 0.1, 0.2, 0.4)]
+        images, draws = arguments.images, arguments.draws
+        sizes_and_spreads = product((images // 2, images), (0, 0.1, 0.2, 0.4))
+        rows = [probes_covered(size, spread, draws) for size, spread in sizes_and_spreads]
         print_table(["images", "labels told", "bootstrap alone holds it", "interval holds it"], rows)
         titles = ["strength of the link", "information's interval holds it", "Cramér's V's does"]
-        print_table(titles, [links_covered(strength) for strength in (0, 0.25, 0.5, 0.75, 0.9)])
+        print_table(titles, [links_covered(strength, images, draws) for strength in (0, 0.25, 0.5, 0.75, 0.9)])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""A generator with another planted bias, and its judge: `python benchmarks/independence_world.py --links colour=0.88`.
+"""A generator with another planted bias, and its judge: `python benchmarks/independence/planted_world.py --links
+colour=0.88`.
 
 The shipped generator goes on learning, from photographs whose links are those given and no others: to
-`runs/worlds/<links>`, for `independence_study.py --world`. A judge learns category, scene, colour and texture from
+`runs/worlds/<links>`, for `independence/study.py --world`. A judge learns category, scene, colour and texture from
 renders without any link: to `runs/worlds/judge`, one for all worlds. Resumable; some 35 minutes of a CPU core.
 """
 
@@ -50,13 +51,13 @@ def make_generator(folder: Path, world: World, steps: int) -> None:
     pipeline.to("cpu").save_pretrained(folder / "generator")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--links", nargs="+", required=True, metavar="FACTOR=STRENGTH")
     parser.add_argument("--output", type=Path, default=Path("runs/worlds"))
     parser.add_argument("--generator-steps", type=int, default=1500)
     parser.add_argument("--judge-steps", type=int, default=1500)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     links = {factor: float(strength) for factor, strength in (link.split("=") for link in arguments.links)}
     world = World(links=links, styles=("photo",))
     folder, judge = arguments.output / "-".join(links), arguments.output / JUDGE

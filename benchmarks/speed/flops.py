@@ -1,16 +1,22 @@
-"""TFLOP (two a multiply-add) behind an image, counted on networks without weights: `python benchmarks/flops.py`.
+"""TFLOP (two a multiply-add) behind an image, counted on networks without weights: `python benchmarks/speed/flops.py`.
 
 Prints what 1.3 M images at 512x512 take of Stable Diffusion 1.5, as it is and with each preset of `lbgen generate`. The
 text encoder is left out: each prompt is encoded once.
 """
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.measuring import PRESETS, flags_parser, markdown, with_recipe
+from benchmarks.speed import full_size
 from lbgen.alignment.config import AlignConfig
 from lbgen.generation.config import GenerateConfig
 from lbgen.models.deep_cache import DeepCache
@@ -87,30 +93,23 @@ def image_tflop(config: GenerateConfig, work: Work, scheduler: Any) -> float:
     return total
 
 
-def main() -> None:
-    from full_size import autoencoder, scheduler, unet
-    from measuring import PRESETS, with_recipe
-
+def main(argv: list[str] | None = None) -> None:
+    flags_parser(__doc__).parse_args(argv)
     with torch.device("meta"):
-        work = counted(unet(), autoencoder())
+        work = counted(full_size.unet(), full_size.autoencoder())
     print(f"a call {work.call:.3f}, reusing the deep blocks {work.reused:.3f}, a decoding {work.decoding:.2f} TFLOP\n")
-    base, plain = scheduler().config, GenerateConfig()
+    base, plain = full_size.scheduler().config, GenerateConfig()
     settings = {"the paper's: 50 PNDM steps, guidance 2": plain}
     settings |= {preset: with_recipe(plain, preset) for preset in PRESETS}
     settings["fast-dpm and fast-deepcache"] = with_recipe(settings["fast-dpm"], "fast-deepcache")
     sustained = GOAL * image_tflop(plain, work, scheduler_of(plain, base))
-    rows = [
-        "setting",
-        "TFLOP an image",
-        "of the paper's",
-        f"GPU-hours at {CEILING} TFLOP/s",
-        f"at {sustained:.0f} TFLOP/s",
-    ]
-    print(f"| {' | '.join(rows)} |\n|{' --- |' * len(rows)}")
+    hours = f"GPU-hours at {CEILING} TFLOP/s"
+    lines = [["setting", "TFLOP an image", "of the paper's", hours, f"at {sustained:.0f} TFLOP/s"]]
     for name, config in settings.items():
         tflop = image_tflop(config, work, scheduler_of(config, base))
-        hours = [f"{IMAGES * tflop / rate / 3600:.1f}" for rate in (CEILING, sustained)]
-        print(f"| {name} | {tflop:.1f} | {tflop * GOAL / sustained:.0%} | {' | '.join(hours)} |")
+        of_each_rate = [f"{IMAGES * tflop / rate / 3600:.1f}" for rate in (CEILING, sustained)]
+        lines.append([name, f"{tflop:.1f}", f"{tflop * GOAL / sustained:.0%}", *of_each_rate])
+    print(markdown(lines))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What `lbgen generate` costs beside its networks: planning, noise, schedulers, encoding, hashing and writing."""
 
 import sys
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -10,15 +9,14 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.autoencoders.vae import Decoder
-from measuring import DEVICE
 from transformers import CLIPTextModel
 
 import lbgen
+from benchmarks.measuring import markdown, now
 from lbgen.generation.config import GenerateConfig
-from lbgen.models.families.stable_diffusion import StableDiffusion
+from lbgen.generation.workers import shard
 
 STORED = (
     ("imagefolder", "png"),
@@ -61,13 +59,6 @@ class Stopwatch:
         return timed
 
 
-def now() -> float:
-    """Seconds, once the GPU has done what it was given."""
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def loop_time(config: GenerateConfig) -> LoopTime:
     """Make a dataset in a folder that is thrown away. The networks run eager, which can be timed from outside."""
     networks, loading = Stopwatch(), Stopwatch()
@@ -77,7 +68,7 @@ def loop_time(config: GenerateConfig) -> LoopTime:
             stack.enter_context(patch.object(network, "forward", networks.around(network.forward)))
         # The writers import the main module, which is light in the command `lbgen` and not here.
         stack.enter_context(patch.dict(sys.modules, __main__=ModuleType("__main__")))
-        stack.enter_context(patch.object(StableDiffusion, "__init__", loading.around(StableDiffusion.__init__)))
+        stack.enter_context(patch.object(shard, "load_generator", loading.around(shard.load_generator)))
         began = now()
         made = lbgen.generate(replace(config, output=f"{folder}/made", compile=False))
         seconds = now() - began
@@ -91,8 +82,8 @@ def stored_as(config: GenerateConfig) -> list[GenerateConfig]:
 
 def table(times: dict[tuple[str, str], LoopTime]) -> str:
     """Markdown, one line a format."""
-    lines = ["| format | images | images/s | the loop's share of the time |", "| --- | --- | --- | --- |"]
+    lines = [["format", "images", "images/s", "the loop's share of the time"]]
     for (format, image_format), measured in times.items():
-        cells = (measured.images, f"{measured.images / measured.seconds:.2f}", f"{measured.own:.1%}")
-        lines.append(f"| {format}, {image_format} | {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+        speed = f"{measured.images / measured.seconds:.2f}"
+        lines.append([f"{format}, {image_format}", str(measured.images), speed, f"{measured.own:.1%}"])
+    return markdown(lines)

@@ -1,22 +1,25 @@
-"""Sweep the alignment's settings on the micro world: `python benchmarks/microworld_sweep.py`.
+"""Sweep the alignment's settings on the micro world: `python benchmarks/microworld/sweep.py`.
 
 Every setting below, with every seed, is aligned, generated from (the same noise for all) and judged; one JSON line
 each in `runs/sweep/results.jsonl`. What is there already is not done again, so the sweep can be interrupted and grown.
-`--table` prints the lines as the Markdown table of docs/microworld.md.
+`--table` prints the lines as the Markdown table of docs/microworld.md. The flags of `lbgen align` change every setting.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import statistics
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 import lbgen
+from benchmarks.measuring import flags_parser, markdown, parse_with
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration.recipes import resolve
 from lbgen.quickstart.comparison import FIGURES
@@ -79,14 +82,14 @@ NOISE = 1000
 
 
 def images(config: AlignConfig, adapter: Path | None, output: Path, count: int) -> Path:
-    base, _ = generate_configs(QuickstartConfig(images_per_category=count, seed=NOISE), config)
-    lbgen.generate(replace(base, output=output, adapter=adapter))
+    base = generate_configs(QuickstartConfig(images_per_category=count, seed=NOISE), config)["base"]
+    lbgen.generate(replace(base, output=str(output), adapter=adapter))
     return output
 
 
-def measured(name: str, seed: int, folder: Path, count: int) -> dict[str, Any]:
+def measured(name: str, settings: dict[str, Any], seed: int, folder: Path, count: int) -> dict[str, Any]:
     """Align with one setting and seed, generate, judge."""
-    config = resolve(AlignConfig, "microworld", {**START, **SETTINGS[name], "seed": seed})
+    config = resolve(AlignConfig, "microworld", {**START, **settings, "seed": seed})
     run = folder / f"{name} {seed}".replace(" ", "-").replace("'", "").replace(":", "")
     config = replace(config, output=run, logger="none", checkpoint_every=1000, evaluate_every=0)
     began = time.monotonic()
@@ -118,37 +121,38 @@ SHOWN = (
 
 def table(rows: list[dict[str, Any]]) -> str:
     """One line a setting: the mean over its seeds, and their standard deviation in brackets where there are several."""
-    lines = ["| setting | seeds | " + " | ".join(title for _, title, _ in SHOWN) + " |"]
-    lines.append("|---" * (len(SHOWN) + 2) + "|")
+    lines = [["setting", "seeds", *(title for _, title, _ in SHOWN)]]
     groups = {"base": [rows[0]["base"]]}
     for row in rows:
         groups.setdefault(row["setting"], []).append(row["aligned"])
     for name, results in groups.items():
-        cells = []
+        cells = [name, "" if name == "base" else str(len(results))]
         for key, _, form in SHOWN:
             values = [result[key] for result in results]
             spread = f" ({form.format(statistics.stdev(values))})" if len(values) > 1 else ""
             cells.append(form.format(statistics.mean(values)) + spread)
-        lines.append(f"| {name} | {'' if name == 'base' else len(results)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/sweep"))
+def main(argv: list[str] | None = None) -> None:
+    parser = flags_parser(__doc__)
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--images-per-category", type=int, default=50)
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
-    arguments = parser.parse_args()
-    results = arguments.output / "results.jsonl"
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    arguments, given = parse_with(parser, AlignConfig, argv)
+    folder = Path(given.pop("output", "runs/sweep"))
+    changed = "".join(f", {name} {value}" for name, value in given.items())
+    settings = {name + changed: {**SETTINGS[name], **given} for name in arguments.settings}
+    results = folder / "results.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {(row["setting"], row["seed"]) for row in rows}
     for seed in arguments.seeds if not arguments.table else []:
-        for name in arguments.settings:
+        for name, changes in settings.items():
             if (name, seed) not in done:
-                rows.append(measured(name, seed, arguments.output, arguments.images_per_category))
+                rows.append(measured(name, changes, seed, folder, arguments.images_per_category))
                 with results.open("a") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
                 print(json.dumps(rows[-1]), flush=True)

@@ -19,18 +19,29 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from flops import image_tflop, scheduler_of, work_of
-from generation_loop import loop_time, stored_as
-from generation_loop import table as loop_table
-from measuring import DEVICE, PRESETS, Measured, heading, in_fresh_process, measured, table, with_recipe
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.measuring import (
+    DEVICE,
+    PRESETS,
+    Measured,
+    flags_parser,
+    heading,
+    in_fresh_process,
+    markdown,
+    measured,
+    parse_with,
+    table,
+    with_recipe,
+)
+from benchmarks.planned import planned_batches, renderer
+from benchmarks.speed.flops import image_tflop, scheduler_of, work_of
+from benchmarks.speed.generation_loop import loop_time, stored_as
+from benchmarks.speed.generation_loop import table as loop_table
 from lbgen.alignment.config import AlignConfig
-from lbgen.configuration import recipes
-from lbgen.configuration.flags import add_arguments
+from lbgen.configuration import flags as configs
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.plan import Plan, target_of
-from lbgen.generation.render import Renderer
-from lbgen.generation.workers.loading import load_prepared_generator
 from lbgen.models.families.stable_diffusion import SCHEDULERS
 from lbgen.models.generator import load_generator
 from lbgen.models.registry import GENERATORS, resolve
@@ -57,10 +68,10 @@ def plain_batch(config: GenerateConfig) -> Callable[[], np.ndarray]:
     pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **settings)
     pipeline.load_lora_weights(config.adapter)
     pipeline.set_progress_bar_config(disable=True)
-    rows = count()
+    batch_indices = count()
 
     def draw() -> np.ndarray:
-        prompts = [names[next(rows) % len(names)]] * config.batch_size
+        prompts = [names[next(batch_indices) % len(names)]] * config.batch_size
         images = pipeline(
             prompts, num_inference_steps=config.steps, guidance_scale=config.guidance_scale, output_type="np"
         ).images
@@ -71,20 +82,9 @@ def plain_batch(config: GenerateConfig) -> Callable[[], np.ndarray]:
 
 def lbgen_batch(config: GenerateConfig) -> Callable[[], np.ndarray]:
     """What `lbgen generate` does for a batch, before it is written."""
-    renderer = Renderer(load_prepared_generator(config, DEVICE), config)
-    target = target_of(
-        load_vocabulary(config.vocabulary, config.qualify_names), config.images_per_category, config.split
-    )
-    size = config.batch_size
-    assert size is not None
-    images = Plan((target,), config.seed, shard_size=max(size, config.shard_size)).shard(config.split, 0)
-    starts = cycle(range(0, len(images) - size + 1, size))
-
-    def draw() -> np.ndarray:
-        start = next(starts)
-        return renderer.render(images[start : start + size])
-
-    return draw
+    draw = renderer(config)
+    full = cycle(batch for batch in planned_batches(config) if len(batch) == config.batch_size)
+    return lambda: draw(next(full))
 
 
 def versions(config: GenerateConfig, presets: bool) -> dict[str, GenerateConfig]:
@@ -100,33 +100,29 @@ def versions(config: GenerateConfig, presets: bool) -> dict[str, GenerateConfig]
 
 def batch_table(results: dict[int, Measured]) -> str:
     """Markdown, one line a batch size."""
-    lines = ["| batch | images/s | peak memory, GB |", "| --- | --- | --- |"]
-    for batch, result in results.items():
-        lines.append(f"| {batch} | {batch / result.seconds:.2f} | {result.peak / 1e9:.2f} |")
-    return "\n".join(lines)
+    lines = [["batch", "images/s", "peak memory, GB"]]
+    lines += [[f"{size}", f"{size / r.seconds:.2f}", f"{r.peak / 1e9:.2f}"] for size, r in results.items()]
+    return markdown(lines)
 
 
-def parsed() -> tuple[argparse.Namespace, dict]:
+def parsed(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
     """The benchmark's own flags, and those of `lbgen generate` that were given."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=3, help="batches measured, after one that is not (default: 3)")
     parser.add_argument("--rank", type=int, default=16, help="rank of the random adapter (default: 16)")
     parser.add_argument("--presets", action="store_true", help="measure the fast-* recipes, too")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[], metavar="N", help="batch sizes to compare")
     help_text = "images a category written in each format, 100 if no number is given (default: none are written)"
     parser.add_argument("--formats", type=int, nargs="?", const=100, default=0, metavar="N", help=help_text)
-    own = {action.dest for action in parser._actions}
-    add_arguments(parser, GenerateConfig)
-    arguments = parser.parse_args()
-    return arguments, {name: value for name, value in vars(arguments).items() if name not in own}
+    return parse_with(parser, GenerateConfig, argv)
 
 
-def main() -> None:
-    arguments, given = parsed()
+def main(argv: list[str] | None = None) -> None:
+    arguments, given = parsed(argv)
     print(heading(), flush=True)
     with TemporaryDirectory() as folder:
         defaults = {"generator": "microworld", "vocabulary": "microworld", "batch_size": 32, "adapter": Path(folder)}
-        config = recipes.resolve(GenerateConfig, None, {**defaults, **given})
+        config = configs.resolve(GenerateConfig, None, {**defaults, **given})
         if "adapter" not in given:
             in_fresh_process(write_adapter, config.generator, config.adapter, arguments.rank)
         work, lines = work_of(config.generator), versions(config, arguments.presets)

@@ -4,25 +4,24 @@ The micro world's recipe unless flags say otherwise; every flag of `lbgen align`
 measured eager too. The reference's way computes in fp16 on a GPU whatever `--precision` says, in fp32 on a CPU.
 """
 
-import argparse
-from collections.abc import Callable
+import sys
 from dataclasses import replace
-from itertools import count
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
-from flops import network_calls, work_of
-from measuring import DEVICE, heading, measured, table
 from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.measuring import DEVICE, flags_parser, heading, measured, parse_with, table
+from benchmarks.speed.flops import network_calls, work_of
+from benchmarks.updates import align_update
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.loop import training_step
-from lbgen.alignment.run import start_accelerator
-from lbgen.alignment.state import TrainingState
 from lbgen.configuration import flags as configs
 from lbgen.models.quality.antonyms import ANTONYMS
 from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
@@ -92,9 +91,9 @@ class PlainUpdate:
 
     def __call__(self) -> None:
         """One update of the discriminator, then one of the adapter, on one batch."""
-        rows = torch.randint(len(self.names), (self.config.batch_size,))
-        features = self.embedded(self.sampled([self.names[row] for row in rows]))
-        others = (rows + torch.randint(1, len(self.names), rows.shape)) % len(self.names)
+        categories = torch.randint(len(self.names), (self.config.batch_size,))
+        features = self.embedded(self.sampled([self.names[category] for category in categories]))
+        others = (categories + torch.randint(1, len(self.names), categories.shape)) % len(self.names)
         real, fake = self.discriminator(self.texts[others]), self.discriminator(features.detach())
         self.discriminator_optimizer.zero_grad()
         (F.softplus(-real).mean() + F.softplus(fake).mean()).backward()
@@ -102,7 +101,7 @@ class PlainUpdate:
         self.discriminator_optimizer.step()
 
         entire = F.softplus(-self.discriminator(features)).mean()
-        individual = 1 - (features * self.texts[rows]).sum(dim=-1).mean()
+        individual = 1 - (features * self.texts[categories]).sum(dim=-1).mean()
         preference = self.clip.logit_scale.float().exp() * features @ self.antonyms.T  # (B, 2)
         quality = 1 - (1 + 4 * preference.softmax(dim=-1)[:, 0]).mean() / 5
         self.optimizer.zero_grad()
@@ -145,25 +144,6 @@ class PlainUpdate:
         return torch.autocast(DEVICE, PLAIN_DTYPE, enabled=DEVICE == "cuda")
 
 
-def new_state(config: AlignConfig) -> TrainingState:
-    vocabulary = load_vocabulary(config.vocabulary, config.qualify_names)
-    return TrainingState(config, vocabulary, start_accelerator(config))
-
-
-def updates_of(state: TrainingState) -> Callable[[], None]:
-    """What `lbgen align` does between two lines of metrics."""
-    batch_indices = count()
-
-    def update() -> None:
-        training_step(state, next(batch_indices))
-
-    return update
-
-
-def lbgen_update(config: AlignConfig) -> Callable[[], None]:
-    return updates_of(new_state(config))
-
-
 def update_tflop(config: AlignConfig) -> float:
     """The least work behind one training image: guidance doubles every call of the UNet; a differentiated call and the
     decoding also run backwards, to their inputs. What is recomputed, the adapter and CLIP are left out.
@@ -172,19 +152,17 @@ def update_tflop(config: AlignConfig) -> float:
     return 2 * work.call * (network_calls(config) + config.differentiated_steps) + 2 * work.decoding
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = flags_parser(__doc__)
     parser.add_argument("--recipe", default="microworld", help="settings of `lbgen align` (default: microworld)")
     parser.add_argument("--repeats", type=int, default=5, help="updates measured, after one that is not (default: 5)")
-    add_arguments(parser, AlignConfig)
-    arguments = vars(parser.parse_args())
-    repeats, recipe = arguments.pop("repeats"), arguments.pop("recipe")
-    config = recipes.resolve(AlignConfig, recipe, {**arguments, "logger": "none"})
+    arguments, given = parse_with(parser, AlignConfig, argv)
+    repeats, config = arguments.repeats, configs.resolve(AlignConfig, arguments.recipe, {**given, "logger": "none"})
     print(heading(), flush=True)
     results = {"plain diffusers": measured(repeats, PlainUpdate, config)}
     if config.compile:
-        results["lbgen, eager"] = measured(repeats, lbgen_update, replace(config, compile=False))
-    results["lbgen"] = measured(repeats, lbgen_update, config)
+        results["lbgen, eager"] = measured(repeats, align_update, replace(config, compile=False))
+    results["lbgen"] = measured(repeats, align_update, config)
     print(table(results, config.batch_size, dict.fromkeys(results, update_tflop(config))))
 
 

@@ -1,0 +1,48 @@
+"""Each term's gradient on the adapter over a run, weighted: `python benchmarks/independence/gradient_norms.py`.
+
+Recipe `independent` on the micro world unless flags say otherwise; every flag of `lbgen align` is there. How far a
+term's gradient is ever above its own median says what clipping each term by itself could change.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.measuring import flags_parser, heading, markdown, parse_with
+from benchmarks.updates import new_trainer, update_with_norms, warm_up
+from lbgen.alignment.config import AlignConfig
+from lbgen.configuration.flags import resolve
+
+
+def norms_of(config: AlignConfig, updates: int) -> dict[str, list[float]]:
+    """By term, before the gradient is clipped; of every update."""
+    trainer, first = new_trainer(config), config.discriminator_warmup_steps
+    warm_up(trainer, first)
+    norms = [update_with_norms(trainer, batch_index) for batch_index in range(first, first + updates)]
+    return {name: [each[name] for each in norms] for name in norms[0]}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = flags_parser(__doc__)
+    parser.add_argument("--recipe", default="independent", help="settings of `lbgen align` (default: independent)")
+    parser.add_argument("--updates", type=int, default=180)
+    arguments, given = parse_with(parser, AlignConfig, argv)
+    config = resolve(AlignConfig, arguments.recipe, {**given, "logger": "none"})
+    print(heading(), flush=True)
+    lines = [["term", "median norm", "99th percentile", "largest", "largest / median"]]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, norms in norms_of(replace(config, output=Path(folder) / "run"), arguments.updates).items():
+            median, high, largest = np.median(norms), np.quantile(norms, 0.99), np.max(norms)
+            lines.append([name, *(f"{value:.3f}" for value in (median, high, largest)), f"{largest / median:.1f}"])
+    print(markdown(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Every script in benchmarks/ runs to its end at its smallest size and prints what it is for; no figure is looked at.
+
+Most run in this process, which has the libraries already; those that benchmarks/gpu.sh calls run as it calls them.
+"""
+
+import importlib
+import os
+import subprocess
+import sys
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "benchmarks").is_dir())
+sys.path.insert(0, str(ROOT))
+from benchmarks import measuring  # noqa: E402
+from benchmarks.independence.tables import PAGE  # noqa: E402
+
+TINY_RUN = "--steps 2 --differentiated-steps 1 --batch-size 2 --discriminator-warmup-steps 1"
+SMALLEST = {
+    "audit/floors.py": ("--sets 1 --images 48 --draws 2", "\n1 sets with masks:\n"),
+    "audit/memory.py": ("--images 48", "48 images: "),
+    "independence/gradient_norms.py": (f"--updates 1 --independence-bank 16 {TINY_RUN}", "| independence | "),
+    "independence/memory_length.py": ("--categories 2 --memories 8 --images 4 --updates 2", "| after 2 updates | "),
+    "independence/residual_content.py": ("--fitted 48 --tested 24 --images 48", "| scene, linked / free | "),
+    "independence/step_cost.py": ("--categories 2 --banks 16 --side 8 --repeats 1", "| 2 | 16 | "),
+    "speed/approximations.py": (
+        "--vocabulary {names} --images-per-category 1 --batch-size 2 --steps 4",
+        "| fast-deepcache | ",
+    ),
+    "speed/flops.py": ("", "| fast-dpm and fast-deepcache | "),
+    "speed/generate.py": (
+        "--vocabulary {names} --batch-size 2 --batch-sizes 1 --formats 1 --steps 1 --repeats 1",
+        "| webdataset, webp | 2 | ",
+    ),
+    "speed/render.py": ("--images 12 --repeats 1", "balanced corpus: "),
+    "speed/stored_size.py": ("", "| webp | 256 | "),
+}
+"""Script -> the flags of its smallest run and a part of what it prints; {names} is a file of two categories."""
+IN_TESTS_OF_THEIR_OWN = {
+    "independence/planted_world.py": "test_independence_world.py",
+    "independence/study.py": "test_benchmarks.py",
+    "independence/tables.py": "test_benchmarks.py",
+    "microworld/sweep.py": "test_benchmarks.py",
+    "speed/start_up.py": "test_generate_growth.py",
+}
+REHEARSED = {"speed/align_step.py", "speed/full_size.py", "speed/generate.py", "independence/update_cost.py"}
+
+
+class InThisProcess:
+    """In the place of a pool of processes."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        pass
+
+    def __enter__(self) -> "InThisProcess":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def submit(self, function: Any, *arguments: Any) -> Future:
+        future: Future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+def run(script: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "ProcessPoolExecutor", InThisProcess)
+    importlib.import_module("benchmarks." + script.removesuffix(".py").replace("/", ".")).main(arguments)
+
+
+def test_every_script_is_run_by_a_test():
+    scripts = {str(path.relative_to(ROOT / "benchmarks")) for path in (ROOT / "benchmarks").rglob("*.py")}
+    scripts = {name for name in scripts if "if __name__" in (ROOT / "benchmarks" / name).read_text()}
+    assert scripts == set(SMALLEST) | set(IN_TESTS_OF_THEIR_OWN) | REHEARSED
+    for script, file in IN_TESTS_OF_THEIR_OWN.items():
+        (test,) = (ROOT / "tests").rglob(file)
+        assert Path(script).stem in test.read_text()
+    calls = (ROOT / "benchmarks/gpu.sh").read_text()
+    assert all(f"benchmarks/{script} " in calls for script in REHEARSED)
+
+
+@pytest.mark.parametrize("script", SMALLEST)
+def test_script_runs_at_its_smallest_size(script, tmp_path, monkeypatch, capfd):
+    (tmp_path / "names.txt").write_text("key\nfish\n")
+    flags, printed = SMALLEST[script]
+    run(script, flags.format(names=tmp_path / "names.txt").split(), monkeypatch)
+    assert printed in capfd.readouterr().out
+
+
+def test_study_makes_rows_tables_and_pictures(tmp_path, monkeypatch, capsys):
+    """Of a plan with one alignment of one update; a second start makes nothing again."""
+    ours = {"independence_weight": 1.0, "independence_bank": 16, "steps": 2, "differentiated_steps": 1}
+    ours |= {"max_steps": 1, "batch_size": 2, "evaluation_images": 2, "discriminator_warmup_steps": 0}
+    plan = {"images_per_category": 4, "seeds": [0], "epochs": 1, "test_images": 12, "shared": {}, "ablations": {}}
+    plan["alignments"] = {"independence + L_in": ours}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    flags = ["--plan", str(tmp_path / "plan.yaml"), "--output", str(tmp_path / "study")]
+    run("independence/study.py", [*flags, "--sets", "independence + L_in", "biased renders"], monkeypatch)
+    rows = (tmp_path / "study/results.jsonl").read_text()
+    assert len(rows.splitlines()) == 2
+    run("independence/study.py", [*flags, "--sets", "biased renders"], monkeypatch)
+    assert (tmp_path / "study/results.jsonl").read_text() == rows
+    assert "| independence + L_in | 1 | " in capsys.readouterr().out
+    run("independence/study.py", [*flags, "--sets", "biased renders", "--pictures", f"{tmp_path}/p.png"], monkeypatch)
+    assert (tmp_path / "p.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_tables_are_written_to_the_page(tmp_path, monkeypatch):
+    (tmp_path / "page.md").write_text("before\n<!-- table: goals -->\nold\n<!-- end of table -->\nafter\n")
+    run("independence/tables.py", ["--page", str(tmp_path / "page.md")], monkeypatch)
+    text = (tmp_path / "page.md").read_text()
+    table = PAGE.read_text().split("<!-- table: goals -->")[1].split("<!-- end of table -->")[0]
+    assert text == f"before\n<!-- table: goals -->{table}<!-- end of table -->\nafter\n"
+
+
+def test_sweep_makes_a_row_and_its_table(tmp_path, monkeypatch, capsys):
+    flags = ["--settings", "K 1", "--images-per-category", "2", "--output", str(tmp_path)]
+    run("microworld/sweep.py", [*flags, "--max-steps", "1", "--evaluation-images", "2", *TINY_RUN.split()], monkeypatch)
+    assert "| K 1, max_steps 1, " in capsys.readouterr().out
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
+
+
+def test_what_a_gpu_will_run_is_rehearsed(tmp_path):
+    """All parts of benchmarks/gpu.sh, as it calls them, on a CPU."""
+    environment = os.environ | {"PYTHON": sys.executable}
+    finished = subprocess.run(
+        [ROOT / "benchmarks/gpu.sh", "--rehearse", tmp_path / "out"], env=environment, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    parts = {path.stem: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert set(parts) == {"machine", "full_size", "align_step", "generate", "presets", "independence", "tests"}
+    assert "| lbgen, eager | " in parts["align_step"]
+    assert "| lbgen, compiled | " in parts["generate"]
+    assert "| lbgen, fast-deepcache | " in parts["presets"]
+    assert "| the paper's, again | " in parts["independence"]
+    assert "needs a CUDA device" in parts["tests"]
