@@ -11,6 +11,8 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # which datasets were made he
 import pytest
 from miniatures import write_clip, write_siglip, write_stable_diffusion
 
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.run import generate
 from lbgen.models.generator import Generator, load_generator
 
 # Ctrl-C is heeded even where a shell that started the tests in the background has it ignored.
@@ -43,3 +45,27 @@ def tiny_siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_generator(tiny_sd_folder: Path) -> Generator:
     """Freshly loaded, so that a test may do to it what it likes."""
     return load_generator(str(tiny_sd_folder))
+
+
+@pytest.fixture(scope="session")
+def config(tiny_sd_folder, tmp_path_factory) -> GenerateConfig:
+    """12 images in 3 shards of 5, 5 and 2; batches of 2."""
+    folder = tmp_path_factory.mktemp("generate")
+    (folder / "names.txt").write_text("z1 cat\na2 dog\nm3 red fox\n")
+    return GenerateConfig(
+        output=folder / "whole",
+        vocabulary=str(folder / "names.txt"),
+        generator=str(tiny_sd_folder),
+        images_per_category=4,
+        seed=7,
+        scheduler="ddim",
+        steps=2,
+        batch_size=2,
+        shard_size=5,
+    )
+
+
+@pytest.fixture(scope="session")
+def whole(config) -> Path:
+    """The folder of a run that was never interrupted."""
+    return Path(generate(config).output)

@@ -12,31 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import refused, refused_here, run
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel
 
 import lbgen
 from lbgen.cli import VERBS, main
-
-
-def run(*argv: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "lbgen", *map(str, argv)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
-
-
-def refused(result: subprocess.CompletedProcess) -> str:
-    """The one line on stderr of a run that ended with exit code 2."""
-    assert result.returncode == 2, result.stderr
-    assert result.stdout == "" and result.stderr.startswith("lbgen: ") and result.stderr.count("\n") == 1
-    return result.stderr
-
-
-def refused_here(capsys, *argv: str) -> str:
-    """The same in this process, which is faster."""
-    with pytest.raises(SystemExit) as ended:
-        main(argv)
-    output = capsys.readouterr()
-    return refused(subprocess.CompletedProcess(argv, ended.value.code, output.out, output.err))
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import yaml
 
 import lbgen
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 TASKS = [page for page in PAGES if page.parent == DOCS]

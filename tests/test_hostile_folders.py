@@ -20,7 +20,6 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from test_generate import config, contents, whole  # noqa: F401 (fixtures)
 
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.run import align

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lbgen import cli
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 SMALL = {
     "align": "--precision fp32 --max-steps 1 --steps 3 --differentiated-steps 2 --batch-size 2 --rank 2 "
     "--evaluation-images 2 --logger none",

@@ -1,0 +1,146 @@
+"""Alignment runs that cannot begin or go on end in one line that says why."""
+
+import dataclasses
+import importlib.util
+import os
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from alignment_runs import state_of
+from safetensors.torch import load_file, save_file
+
+from lbgen.alignment import loop, run
+from lbgen.alignment.config import AlignConfig
+from lbgen.errors import UserError
+
+
+@pytest.mark.parametrize("place", ["file", "file/run"])
+def test_an_output_that_is_or_lies_under_a_file_is_refused_before_models_are_loaded(fresh, tmp_path, place):  # noqa: F811
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"--output .*/{place}: .*/file is a file; choose"):
+        run.align(fresh(output=tmp_path / place, generator=str(tmp_path / "none")))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_output_is_refused_before_models_are_loaded(fresh, tmp_path):  # noqa: F811
+    (tmp_path / "sealed").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="no permission to write in .*/sealed; choose another"):
+        run.align(fresh(output=tmp_path / "sealed" / "run", generator=str(tmp_path / "none")))
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that the system lets nobody write")
+def test_an_output_that_cannot_be_made_is_one_line(fresh):  # noqa: F811
+    with pytest.raises(UserError, match="^--output /proc/x: .*; choose a folder that can be written"):
+        run.align(fresh(output=Path("/proc/x")))
+
+
+@pytest.mark.parametrize("limit", [10_000, 20_000, 100_000])
+def test_a_disk_that_takes_no_more_is_one_line(fresh, limit):  # noqa: F811
+    """The system refuses to write beyond the limit: in the base images, the adapter, the optimiser's state."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(UserError, match="File too large.*nothing saved is lost, make room and start again"):
+            run.align(fresh(max_steps=1, rank=8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(("flag", "file"), [("generator", "unet/diffusion_pytorch_model"), ("semantics", "model")])
+def test_a_run_does_not_go_on_with_other_weights(fresh, tmp_path, flag, file):  # noqa: F811
+    """One number of a safetensors file is changed between two runs; libraries may change."""
+    config = fresh(max_steps=1)
+    folder = shutil.copytree(getattr(config, flag), tmp_path / flag)
+    config = dataclasses.replace(config, **{flag: str(folder)})
+    run.align(config)
+    record = config.folder / "provenance.json"
+    record.write_text(record.read_text().replace('"torch ', '"torch 0.'))
+    recorded = record.read_text()
+    weights = folder / f"{file}.safetensors"
+    original, tensors = weights.read_bytes(), load_file(weights)
+    next(iter(tensors.values())).view(-1)[0] += 1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    longer = dataclasses.replace(config, max_steps=2)
+    with pytest.raises(UserError, match=f"other weights of --{flag} .*; restore them or choose another --output"):
+        run.align(longer)
+    weights.write_bytes(original)
+    assert run.align(longer).steps == 2 and record.read_text() == recorded
+
+
+@pytest.mark.parametrize("field", ["text_template", "discriminator_template"])
+def test_a_text_too_long_for_the_semantics_is_named_by_file_and_line(fresh, field):  # noqa: F811
+    """The miniature reads 16 tokens, most letters being one."""
+    with pytest.raises(UserError, match="names.txt, line 1: .* tokens long, the text encoder reads 16; shorten"):
+        state_of(fresh(**{field: "qwertyuiopqwertyuiop {name}"}))
+
+
+def test_in_fp16_a_run_that_no_loss_scale_saves_is_stopped(fresh, monkeypatch):  # noqa: F811
+    """With torch's own GradScaler and infinite features: 2 and 1 are tried before the scale falls below 1."""
+    sample_batch = loop.sample_batch
+
+    def overflowed(state, batch_index, *, differentiate):
+        batch = sample_batch(state, batch_index, differentiate=differentiate)
+        return dataclasses.replace(batch, features=batch.features * float("inf"))
+
+    monkeypatch.setattr(loop, "sample_batch", overflowed)
+    state = state_of(fresh(batch_size=1, discriminator_warmup_steps=7))
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = [parameter.clone() for parameter in state.parameters]
+    for batch_index, scale in ((7, 2.0), (8, 1.0)):
+        loop.training_step(state, batch_index)
+        assert state.scaler.get_scale() == scale
+    with pytest.raises(UserError, match="step 3: the adapter's gradient is nan"):
+        loop.training_step(state, 9)
+    assert all(torch.equal(a, b) for a, b in zip(before, state.parameters, strict=True))
+
+
+def test_a_logger_that_is_not_installed_is_refused(fresh, tmp_path, monkeypatch):  # noqa: F811
+    missing = [name for name in ("wandb", "trackio") if importlib.util.find_spec(name) is None]
+    if not missing:
+        pytest.skip("wandb and trackio are both installed")
+    (tmp_path / missing[0]).mkdir()  # as wandb leaves one where it has run: Python would import it, as a namespace
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=f"--logger {missing[0]} is not installed; pip install {missing[0]}"):
+        run.align(fresh(logger=missing[0]))
+
+
+def test_a_logger_that_does_not_start_is_refused_in_its_words(fresh):  # noqa: F811
+    """TensorBoard, with a file where its folder should be."""
+    config = fresh(logger="tensorboard")
+    config.folder.mkdir()
+    (config.folder / "logs").touch()
+    with pytest.raises(UserError, match=r"^--logger tensorboard did not start: .*logs.*; fix this, or choose another"):
+        run.align(config)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without a GPU")
+def test_fp16_without_a_gpu_is_refused(fresh):  # noqa: F811
+    with pytest.raises(UserError, match="--precision fp16 needs a GPU"):
+        run.align(fresh(precision="fp16"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_steps": 0},
+        {"batch_size": 0},
+        {"differentiated_steps": 51},
+        {"entire_weight": -1.0},
+        {"learning_rate": 0.0},
+        {"adam_betas": (0.9, 1.0)},
+        {"prompt_template": "a photo"},
+        {"guidance_scale": 0.5},
+        {"guard_diversity": 1.5},
+        {"lora_targets": ()},
+        {"entire_weight": 0.0, "individual_weight": 0.0, "quality_weight": 0.0},
+        {"entire_weight": 0.0, "individual_weight": 0.0, "quality": "none"},
+        {"entire_weight": 0.0, "individual_weight": 0.0, "quality_weight": 0.0, "base_weight": 1.0},
+    ],
+)
+def test_a_field_out_of_range_is_refused_by_its_flag(wrong):
+    flag = "--" + next(iter(wrong)).replace("_", "-")
+    with pytest.raises(UserError, match=f"^{flag} "):
+        AlignConfig(**wrong)

@@ -1,0 +1,29 @@
+"""`lbgen` as a user runs it, in a process of its own or in this one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lbgen.cli import main
+
+
+def run(*argv: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "lbgen", *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def refused(result: subprocess.CompletedProcess) -> str:
+    """The one line on stderr of a run that ended with exit code 2."""
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == "" and result.stderr.startswith("lbgen: ") and result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def refused_here(capsys, *argv: str) -> str:
+    """The same in this process, which is faster."""
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    output = capsys.readouterr()
+    return refused(subprocess.CompletedProcess(argv, ended.value.code, output.out, output.err))
