@@ -18,27 +18,27 @@ from lbgen.errors import UserError
 
 
 @pytest.mark.parametrize("place", ["file", "file/run"])
-def test_an_output_that_is_or_lies_under_a_file_is_refused_before_models_are_loaded(fresh, tmp_path, place):  # noqa: F811
+def test_an_output_that_is_or_lies_under_a_file_is_refused_before_models_are_loaded(fresh, tmp_path, place):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=f"--output .*/{place}: .*/file is a file; choose"):
         run.align(fresh(output=tmp_path / place, generator=str(tmp_path / "none")))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_output_is_refused_before_models_are_loaded(fresh, tmp_path):  # noqa: F811
+def test_a_read_only_output_is_refused_before_models_are_loaded(fresh, tmp_path):
     (tmp_path / "sealed").mkdir(mode=0o500)
     with pytest.raises(UserError, match="no permission to write in .*/sealed; choose another"):
         run.align(fresh(output=tmp_path / "sealed" / "run", generator=str(tmp_path / "none")))
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that the system lets nobody write")
-def test_an_output_that_cannot_be_made_is_one_line(fresh):  # noqa: F811
+def test_an_output_that_cannot_be_made_is_one_line(fresh):
     with pytest.raises(UserError, match="^--output /proc/x: .*; choose a folder that can be written"):
         run.align(fresh(output=Path("/proc/x")))
 
 
 @pytest.mark.parametrize("limit", [10_000, 20_000, 100_000])
-def test_a_disk_that_takes_no_more_is_one_line(fresh, limit):  # noqa: F811
+def test_a_disk_that_takes_no_more_is_one_line(fresh, limit):
     """The system refuses to write beyond the limit: in the base images, the adapter, the optimiser's state."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
@@ -50,7 +50,7 @@ def test_a_disk_that_takes_no_more_is_one_line(fresh, limit):  # noqa: F811
 
 
 @pytest.mark.parametrize(("flag", "file"), [("generator", "unet/diffusion_pytorch_model"), ("semantics", "model")])
-def test_a_run_does_not_go_on_with_other_weights(fresh, tmp_path, flag, file):  # noqa: F811
+def test_a_run_does_not_go_on_with_other_weights(fresh, tmp_path, flag, file):
     """One number of a safetensors file is changed between two runs; libraries may change."""
     config = fresh(max_steps=1)
     folder = shutil.copytree(getattr(config, flag), tmp_path / flag)
@@ -64,20 +64,22 @@ def test_a_run_does_not_go_on_with_other_weights(fresh, tmp_path, flag, file):  
     next(iter(tensors.values())).view(-1)[0] += 1
     save_file(tensors, weights, metadata={"format": "pt"})
     longer = dataclasses.replace(config, max_steps=2)
-    with pytest.raises(UserError, match=f"other weights of --{flag} .*; restore them or choose another --output"):
+    with pytest.raises(
+        UserError, match=f"made with {flag}_sha256 .*; restore the {flag} that it was made with, or choose another"
+    ):
         run.align(longer)
     weights.write_bytes(original)
     assert run.align(longer).steps == 2 and record.read_text() == recorded
 
 
 @pytest.mark.parametrize("field", ["text_template", "discriminator_template"])
-def test_a_text_too_long_for_the_semantics_is_named_by_file_and_line(fresh, field):  # noqa: F811
+def test_a_text_too_long_for_the_semantics_is_named_by_file_and_line(fresh, field):
     """The miniature reads 16 tokens, most letters being one."""
     with pytest.raises(UserError, match="names.txt, line 1: .* tokens long, the text encoder reads 16; shorten"):
         state_of(fresh(**{field: "qwertyuiopqwertyuiop {name}"}))
 
 
-def test_in_fp16_a_run_that_no_loss_scale_saves_is_stopped(fresh, monkeypatch):  # noqa: F811
+def test_in_fp16_a_run_that_no_loss_scale_saves_is_stopped(fresh, monkeypatch):
     """With torch's own GradScaler and infinite features: 2 and 1 are tried before the scale falls below 1."""
     sample_batch = loop.sample_batch
 
@@ -97,7 +99,7 @@ def test_in_fp16_a_run_that_no_loss_scale_saves_is_stopped(fresh, monkeypatch): 
     assert all(torch.equal(a, b) for a, b in zip(before, state.parameters, strict=True))
 
 
-def test_a_logger_that_is_not_installed_is_refused(fresh, tmp_path, monkeypatch):  # noqa: F811
+def test_a_logger_that_is_not_installed_is_refused(fresh, tmp_path, monkeypatch):
     missing = [name for name in ("wandb", "trackio") if importlib.util.find_spec(name) is None]
     if not missing:
         pytest.skip("wandb and trackio are both installed")
@@ -107,7 +109,7 @@ def test_a_logger_that_is_not_installed_is_refused(fresh, tmp_path, monkeypatch)
         run.align(fresh(logger=missing[0]))
 
 
-def test_a_logger_that_does_not_start_is_refused_in_its_words(fresh):  # noqa: F811
+def test_a_logger_that_does_not_start_is_refused_in_its_words(fresh):
     """TensorBoard, with a file where its folder should be."""
     config = fresh(logger="tensorboard")
     config.folder.mkdir()
@@ -117,7 +119,7 @@ def test_a_logger_that_does_not_start_is_refused_in_its_words(fresh):  # noqa: F
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without a GPU")
-def test_fp16_without_a_gpu_is_refused(fresh):  # noqa: F811
+def test_fp16_without_a_gpu_is_refused(fresh):
     with pytest.raises(UserError, match="--precision fp16 needs a GPU"):
         run.align(fresh(precision="fp16"))
 

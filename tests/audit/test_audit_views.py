@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from lbgen.audit import views
-from lbgen.audit.observe import Observer, RowCache, model_identity
+from lbgen.audit.observe import Observer, RowCache
 from lbgen.datasets import decode
 from lbgen.models.semantics import load_semantics
+from lbgen.runs.identity import model_identity
 
 
 def encoded(size: tuple[int, int], format: str = "PNG", **options) -> bytes:

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,8 +23,12 @@ from lbgen.configuration import saved
 from lbgen.errors import Interrupted, UserError
 from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
 from lbgen.runs import atomic, identity
+from lbgen.runs.identity import Identity
 from lbgen.runs.signals import noted_signals
 from lbgen.vocabulary.vocabulary import Vocabulary, load_vocabulary
+
+PROVENANCE = "provenance.json"
+"""The identity of a run: what it was started with."""
 
 WRITTEN = (
     "adapter",
@@ -32,7 +37,7 @@ WRITTEN = (
     "evaluations.jsonl",
     "logs",
     "metrics.jsonl",
-    "provenance.json",
+    PROVENANCE,
     "samples",
 )
 """Files and folders that a run writes in its folder, besides the bank of the independence term."""
@@ -90,7 +95,7 @@ def _align(config: AlignConfig) -> AlignResult:
     if config.discriminator_texts == "others":
         batches.ensure_different_texts(vocabulary.texts(config.discriminator_template))
     if resumed is not None:
-        ensure_same_weights(config)
+        ensure_same_weights(config, vocabulary)
 
     # Load the models; a new run checks that every weighted term reaches the adapter.
     state = TrainingState(config, vocabulary, accelerator, resumed)
@@ -210,24 +215,31 @@ def ensure_resumable(folder: Path, expected: Progress) -> None:
         raise UserError(f"{folder} was made with other categories; restore the vocabulary or choose another --output")
 
 
-def ensure_same_weights(config: AlignConfig) -> None:
+def ensure_same_weights(config: AlignConfig, vocabulary: Vocabulary) -> None:
     """Refuse to resume a run that was started with other frozen weights; other library versions are allowed."""
-    path = config.folder / "provenance.json"
-    recorded = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for name, now in frozen_weights(config).items():
-        if recorded.get(f"{name}_sha256", now) != now:
-            raise UserError(
-                f"{config.folder} was started with other weights of --{name} {getattr(config, name)}; "
-                "restore them or choose another --output"
-            )
+    path = config.folder / PROVENANCE
+    if path.exists():
+        recorded = Identity.from_plain(read_json(path), (), str(path))
+        identity_of(config, vocabulary).ensure_same_hashes(recorded, str(config.folder))
 
 
-def frozen_weights(config: AlignConfig) -> dict[str, str | None]:
-    """SHA-256 of the frozen weights, by the name of their flag."""
-    return {
-        "generator": identity.weights_sha256(resolve(config.generator, GENERATORS)),
-        "semantics": identity.weights_sha256(resolve(config.semantics, SEMANTICS)),
-    }
+def identity_of(config: AlignConfig, vocabulary: Vocabulary) -> Identity:
+    """Hashes of the categories and of the frozen weights, and the library versions."""
+    return Identity(
+        hashes={
+            "vocabulary": identity.vocabulary_sha256(vocabulary),
+            "generator": identity.weights_sha256(resolve(config.generator, GENERATORS)),
+            "semantics": identity.weights_sha256(resolve(config.semantics, SEMANTICS)),
+        },
+        versions=identity.versions(),
+    )
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path}: not valid JSON; restore it or choose another --output") from None
 
 
 # ---- the run folder ----
@@ -247,12 +259,8 @@ def prepare_folder(config: AlignConfig, vocabulary: Vocabulary, accelerator: Acc
 
 
 def write_provenance(config: AlignConfig, vocabulary: Vocabulary) -> None:
-    """Record the vocabulary, weights and library versions at the start of a run; resuming does not change it."""
-    origin = {
-        "vocabulary_sha256": identity.vocabulary_sha256(vocabulary),
-        **{f"{name}_sha256": sha256 for name, sha256 in frozen_weights(config).items()},
-        "versions": identity.versions(),
-    }
+    """Record the identity of a run at its start; resuming does not change it."""
     with atomic.making(config.folder):
         config.folder.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(config.folder / "provenance.json", json.dumps(origin, indent=2) + "\n")
+    content = json.dumps(identity_of(config, vocabulary).to_plain(), indent=2) + "\n"
+    atomic.write_text(config.folder / PROVENANCE, content)

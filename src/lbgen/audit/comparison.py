@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModel
 from lbgen.audit import views
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.measures import Measured
-from lbgen.audit.observe import VERSION, RowCache, model_identity
+from lbgen.audit.observe import VERSION, RowCache
 from lbgen.datasets.records import DatasetReader
 from lbgen.metrics import distances
 from lbgen.metrics.intervals import FEW_RESAMPLES, Estimate, mean, normal_interval, resample, widened
@@ -113,7 +113,7 @@ def features_of(
 
 
 def open_cache(folder: Path, model: VisionModel) -> RowCache:
-    kept = f"features, version {VERSION}, {model_identity(model.where)}, side {model.side}"
+    kept = f"features, version {VERSION}, {identity.model_identity(model.where)}, side {model.side}"
     return RowCache(folder, kept, [("features", np.float16, (model.dimension,))])
 
 

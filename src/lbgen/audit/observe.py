@@ -27,7 +27,7 @@ from lbgen.metrics.near_duplicates import small_picture
 from lbgen.metrics.pixels import colour_entropy, edge_density
 from lbgen.models.registry import SEMANTICS, resolve
 from lbgen.models.semantics import SemanticSpace
-from lbgen.runs import atomic, identity
+from lbgen.runs import identity
 
 VERSION = 3
 """Of the cached columns; another number is another cache."""
@@ -200,14 +200,7 @@ def canvas_side(space: SemanticSpace) -> int:
 
 def cache_identity(semantics: str) -> str:
     """Everything besides the image that the rows depend on."""
-    return f"version {VERSION}, {model_identity(resolve(semantics, SEMANTICS))}"
-
-
-def model_identity(where: str) -> str:
-    """Hash of the weights and, for a folder, of its files for preprocessing and tokenising."""
-    paths = sorted(path for path in Path(where).rglob("*") if path.suffix in (".json", ".txt", ".model"))
-    settings = [f"{path.relative_to(where).as_posix()}\t{atomic.sha256(path)}" for path in paths if path.is_file()]
-    return "\n".join([identity.weights_sha256(where) or where, *settings])
+    return f"version {VERSION}, {identity.model_identity(resolve(semantics, SEMANTICS))}"
 
 
 def observe(reader: DatasetReader, name: str, observer: Observer, cache: RowCache, batch_size: int) -> Observed:

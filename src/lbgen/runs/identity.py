@@ -107,6 +107,13 @@ def weights_sha256(location: str) -> str | None:
     return _sha256_of_lines(f"{path.relative_to(folder).as_posix()}\t{atomic.sha256(path)}" for path in weights)
 
 
+def model_identity(where: str) -> str:
+    """Hash of the weights and, for a folder, of its files for preprocessing and tokenising."""
+    paths = sorted(path for path in Path(where).rglob("*") if path.suffix in (".json", ".txt", ".model"))
+    settings = [f"{path.relative_to(where).as_posix()}\t{atomic.sha256(path)}" for path in paths if path.is_file()]
+    return "\n".join([weights_sha256(where) or where, *settings])
+
+
 def _hub_commit(hub_id: str) -> str | None:
     try:
         return f"commit {Path(snapshot_download(hub_id, local_files_only=True)).name}"

@@ -58,7 +58,7 @@ def test_two_processes_make_the_bank_of_one_and_a_killed_one_goes_on(tmp_path):
 # ---- whole runs ----
 
 
-def test_a_run_without_the_term_makes_no_bank_and_has_no_column(fresh):  # noqa: F811
+def test_a_run_without_the_term_makes_no_bank_and_has_no_column(fresh):
     config = fresh(max_steps=1)
     run.align(config)
     assert not list(config.folder.glob("bank*"))
@@ -66,7 +66,7 @@ def test_a_run_without_the_term_makes_no_bank_and_has_no_column(fresh):  # noqa:
     assert state_of(config).independence is None
 
 
-def test_a_resumed_run_equals_one_that_was_longer_from_the_start(fresh, tmp_path):  # noqa: F811
+def test_a_resumed_run_equals_one_that_was_longer_from_the_start(fresh, tmp_path):
     """Adapter and metrics, with the memory wrapped round and a warm-up; the bank is not made again.
 
     The checkpoint is given what earlier versions kept of the controller of label agreement.
@@ -99,7 +99,7 @@ def add_to_state(folder, **buffers):
     (folder / checkpoint.MARKER).write_text(json.dumps(record))
 
 
-def test_two_processes_give_the_bank_and_the_adapter_of_one(fresh, tmp_path):  # noqa: F811
+def test_two_processes_give_the_bank_and_the_adapter_of_one(fresh, tmp_path):
     """The bank bit for bit, the adapter within the tolerance of two half batches."""
     whole = fresh(**TERM, independence_thumbnail=2, max_steps=3)
     run.align(whole)
@@ -118,7 +118,7 @@ def test_two_processes_give_the_bank_and_the_adapter_of_one(fresh, tmp_path):  #
     assert all(torch.allclose(a[name], b[name], atol=2e-5) for name in b)
 
 
-def test_a_bank_of_other_settings_is_not_taken_for_this_runs(fresh, tmp_path):  # noqa: F811
+def test_a_bank_of_other_settings_is_not_taken_for_this_runs(fresh, tmp_path):
     """Each setting that changes the images, or what is read from them, gives the file a name of its own."""
     config = fresh(**TERM)
     (tmp_path / "two.txt").write_text("cat\ndog\n")
@@ -136,7 +136,7 @@ def test_a_bank_of_other_settings_is_not_taken_for_this_runs(fresh, tmp_path):  
     assert name(independence_weight=2.0, max_steps=9, learning_rate=1.0) == name()
 
 
-def test_texts_that_leave_no_rest_are_refused_before_the_bank_is_made(fresh, tmp_path):  # noqa: F811
+def test_texts_that_leave_no_rest_are_refused_before_the_bank_is_made(fresh, tmp_path):
     """More names than the miniature's features have channels."""
     (tmp_path / "many.txt").write_text("".join(f"thing{number}\tthing {number}\n" for number in range(40)))
     config = fresh(**TERM, independence_span=1.0, vocabulary=str(tmp_path / "many.txt"))
@@ -145,7 +145,7 @@ def test_texts_that_leave_no_rest_are_refused_before_the_bank_is_made(fresh, tmp
     assert not list(config.folder.glob("**/*"))
 
 
-def test_a_run_of_two_categories_in_bf16_with_one_image_an_update(fresh, tmp_path):  # noqa: F811
+def test_a_run_of_two_categories_in_bf16_with_one_image_an_update(fresh, tmp_path):
     """The least of everything: all that is logged is a number, and the adapter moves."""
     (tmp_path / "two.txt").write_text("cat\ndog\n")
     config = fresh(**TERM, vocabulary=str(tmp_path / "two.txt"), precision="bf16",
@@ -158,7 +158,7 @@ def test_a_run_of_two_categories_in_bf16_with_one_image_an_update(fresh, tmp_pat
     assert any(weight.abs().sum() > 0 for name, weight in weights.items() if "lora_B" in name or ".up." in name)
 
 
-def test_a_silent_term_stops_the_run_by_name(fresh, monkeypatch):  # noqa: F811
+def test_a_silent_term_stops_the_run_by_name(fresh, monkeypatch):
     rest = Independence.residuals
     monkeypatch.setattr(Independence, "residuals", lambda self, features: rest(self, features.detach()))
     with pytest.raises(UserError, match=r"--independence-weight 1.0: the independence term's gradient .* is 0"):
