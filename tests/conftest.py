@@ -53,6 +53,7 @@ def config(tiny_sd_folder, tmp_path_factory) -> GenerateConfig:
     folder = tmp_path_factory.mktemp("generate")
     (folder / "names.txt").write_text("z1 cat\na2 dog\nm3 red fox\n")
     return GenerateConfig(
+        writers=1,
         output=folder / "whole",
         vocabulary=str(folder / "names.txt"),
         generator=str(tiny_sd_folder),

@@ -66,14 +66,14 @@ def test_run_killed_at_random_moments_ends_equal_to_the_whole_one(processes, con
     run_and_kill(processes, replace(config, output=tmp_path / "first"), 600)  # brings up the server of processes
     for layout in LAYOUTS:
         began = time.monotonic()
-        made = replace(config, output=tmp_path / layout, format=layout, writers=1, images_per_category=8)
+        made = replace(config, output=tmp_path / layout, format=layout)
         process = processes.Process(target=quiet_generate, args=(made,))
         process.start()
         process.join()
         wholes[layout] = contents(tmp_path / layout), identity(tmp_path / layout), time.monotonic() - began
     while kills < KILLS:
         layout = LAYOUTS[sum(datasets.values()) % 3]
-        broken = replace(config, output=tmp_path / "broken", format=layout, writers=1, images_per_category=8)
+        broken = replace(config, output=tmp_path / "broken", format=layout)
         _, _, seconds = wholes[layout]
         while run_and_kill(processes, broken, rng.uniform(0, seconds)):
             kills += 1
@@ -97,7 +97,7 @@ SCREENING = {
 @pytest.mark.parametrize("checks", SCREENING)
 def test_screened_run_killed_at_random_moments_ends_equal_to_the_whole_one(processes, config, tmp_path, checks):
     """SIGKILL, 5 times or more, while images are rejected and drawn again."""
-    made = replace(config, screen_semantics="microworld", max_attempts=3, writers=1, images_per_category=8)
+    made = replace(config, screen_semantics="microworld", max_attempts=3, images_per_category=8)
     made = replace(made, output=tmp_path / "whole", **SCREENING[checks])
     assert not run_and_kill(processes, made, 600)
     began = time.monotonic()
@@ -117,7 +117,7 @@ def test_screened_run_killed_at_random_moments_ends_equal_to_the_whole_one(proce
 
 def test_writers_end_with_a_killed_run(processes, config, tmp_path):
     """No process of a killed run is left to write into the folder of the next."""
-    broken = replace(config, output=tmp_path / "broken", images_per_category=400)
+    broken = replace(config, output=tmp_path / "broken", images_per_category=400, writers=2)
     process = processes.Process(target=quiet_generate, args=(broken,))
     process.start()
     while not (tmp_path / "broken/index").exists():

@@ -67,7 +67,7 @@ def test_the_safety_checker_flags_what_diffusers_flags_and_changes_no_image(
     assert "black image" in caplog.text
     caplog.clear()
     config = GenerateConfig(
-        screen=("unsafe",), unsafe="checker", generator=str(checked_sd_folder), screen_semantics="/"
+        writers=1, screen=("unsafe",), unsafe="checker", generator=str(checked_sd_folder), screen_semantics="/"
     )
     by, pixels = Screen(config, WORLD, CPU), PIXELS.copy()
     verdicts = by.judge(planned(WORLD[:4]), pixels)

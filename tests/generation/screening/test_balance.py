@@ -99,6 +99,7 @@ def test_growth_and_other_categories_leave_targets_as_they_were():
 def config(tmp_path_factory) -> GenerateConfig:
     """Two steps without guidance: some images are not what they were asked to be, a few not even at last."""
     return GenerateConfig(
+        writers=1,
         output=tmp_path_factory.mktemp("balance") / "whole",
         vocabulary="microworld",
         generator="microworld",

@@ -32,6 +32,7 @@ from lbgen.runs.storage import open_store
 def config(tmp_path_factory) -> GenerateConfig:
     """Shards with one image of each category, and limits so wide that a good part of the images are duplicates."""
     return GenerateConfig(
+        writers=1,
         output=tmp_path_factory.mktemp("settle") / "whole",
         vocabulary="microworld",
         generator="microworld",

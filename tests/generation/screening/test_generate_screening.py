@@ -22,6 +22,7 @@ from lbgen.generation.verify import verify
 def config(tmp_path_factory) -> GenerateConfig:
     """The micro world drawn in a hurry, and judged severely: a third of the images fails."""
     return GenerateConfig(
+        writers=1,
         output=tmp_path_factory.mktemp("screening") / "whole",
         vocabulary="microworld",
         generator="microworld",

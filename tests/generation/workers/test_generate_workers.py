@@ -25,7 +25,7 @@ from lbgen.runs.storage import open_store
 
 
 def test_processes_make_what_one_makes(config, whole, tmp_path):
-    generate(replace(config, output=tmp_path / "made", workers=2))
+    generate(replace(config, output=tmp_path / "made", workers=2, writers=2))
     assert contents(tmp_path / "made") == contents(whole)
 
 
