@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from lbgen.configuration.flags import add_arguments
 from lbgen.configuration.recipes import built_in_recipes, recipe_path, resolve
 from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.generation.config import GenerateConfig
@@ -108,7 +109,7 @@ def parse_with(
 ) -> tuple[argparse.Namespace, dict[str, Any]]:
     """The script's own flags, and the given ones of an lbgen verb, which the parser gets in addition."""
     own = {action.dest for action in parser._actions}
-    configs.add_arguments(parser, config_class)
+    add_arguments(parser, config_class)
     arguments = parser.parse_args(argv)
     return arguments, {name: value for name, value in vars(arguments).items() if name not in own}
 

@@ -10,8 +10,8 @@ import numpy as np
 from benchmarks.measuring import DEVICE
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan, PlannedImage, target_of
-from lbgen.generation.render import Painter
-from lbgen.generation.workers.shard import load
+from lbgen.generation.render import Renderer
+from lbgen.generation.workers.loading import load_prepared_generator
 from lbgen.vocabulary.vocabulary import load_vocabulary
 
 
@@ -27,4 +27,4 @@ def planned_batches(config: GenerateConfig) -> list[list[PlannedImage]]:
 
 def renderer(config: GenerateConfig) -> Callable[[Sequence[PlannedImage]], np.ndarray]:
     """Draws a batch as `lbgen generate` does, before it is written: bytes (B, H, W, 3)."""
-    return Painter(load(config, DEVICE), config).paint
+    return Renderer(load_prepared_generator(config, DEVICE), config).render

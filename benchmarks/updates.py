@@ -5,25 +5,26 @@ The only module of the benchmarks that knows how an alignment is put together.
 
 from collections.abc import Callable
 from itertools import count
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lbgen.alignment import loop
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.independence.bank import bank_path, bank_places
+from lbgen.alignment.independence.bank import bank_images, bank_path
 from lbgen.alignment.independence.term import Independence
-from lbgen.alignment.objective import gradient_norms, term_values
-from lbgen.alignment.train import start_accelerator
-from lbgen.alignment.trainer import Trainer
+from lbgen.alignment.objective import Term, gradient_norms, total_loss
+from lbgen.alignment.run import start_accelerator
+from lbgen.alignment.state import TrainingState
 from lbgen.models.semantics import load_semantics
 from lbgen.vocabulary.vocabulary import load_vocabulary
 
 
-def new_trainer(config: AlignConfig) -> Trainer:
+def new_state(config: AlignConfig) -> TrainingState:
     """A run at its start; the bank of the independence term is made where the run folder has none."""
-    vocabulary = load_vocabulary(config.vocabulary, config.qualify_names)
-    return Trainer(config, vocabulary, start_accelerator(config), None)
+    return TrainingState(config, load_vocabulary(config.vocabulary, config.qualify_names), start_accelerator(config))
 
 
 def align_update(config: AlignConfig, full_memory: bool = False) -> Callable[[], dict[str, float]]:
@@ -31,32 +32,23 @@ def align_update(config: AlignConfig, full_memory: bool = False) -> Callable[[],
 
     full_memory: fill the memory of the independence term with noise first.
     """
-    trainer, batch_indices = new_trainer(config), count()
+    state, batch_indices = new_state(config), count()
     if full_memory:
-        fill_memory(trainer)
-    return lambda: update(trainer, next(batch_indices))
+        fill_memory(state)
+    return lambda: loop.training_step(state, next(batch_indices))
 
 
-def warm_up(trainer: Trainer, batches: int) -> None:
-    """Updates of the discriminator and of the independence term's state alone."""
-    for batch_index in range(batches):
-        trainer.update_opponents(trainer.batch(batch_index, differentiate=False), batch_index)
+def update_with_norms(state: TrainingState, batch_index: int) -> dict[str, float]:
+    """One update; returns the norm of each weighted term's gradient on the adapter, before it is clipped."""
+    norms: dict[str, float] = {}
 
+    def measured_loss(terms: dict[str, Term], values: dict[str, Tensor]) -> Tensor:
+        norms.update(gradient_norms(terms, values, state.parameters, list, 1.0))
+        return total_loss(terms, values)
 
-def update(trainer: Trainer, batch_index: int) -> dict[str, float]:
-    """One update of the discriminator, the independence term's state and the adapter; returns the losses."""
-    batch = trainer.batch(batch_index, differentiate=True)
-    trainer.update_opponents(batch, batch_index)
-    return trainer.update_adapter(batch, batch_index + 1)
-
-
-def update_with_norms(trainer: Trainer, batch_index: int) -> dict[str, float]:
-    """The same; returns the norm of each weighted term's gradient on the adapter, before it is clipped."""
-    batch = trainer.batch(batch_index, differentiate=True)
-    trainer.update_opponents(batch, batch_index)
-    norms = gradient_norms(trainer.terms, term_values(trainer.terms, batch), trainer.parameters, list, 1.0)
-    trainer.update_adapter(batch, batch_index + 1)
-    return {name: norms[name] for name, term in trainer.terms.items() if term.weight > 0}
+    with patch.object(loop, "total_loss", measured_loss):
+        loop.training_step(state, batch_index)
+    return {name: norms[name] for name, term in state.terms.items() if term.weight > 0}
 
 
 # ---- the independence term ----
@@ -65,22 +57,22 @@ def update_with_norms(trainer: Trainer, batch_index: int) -> dict[str, float]:
 def write_noise_bank(config: AlignConfig) -> None:
     """Write noise where a run of this configuration looks for its bank of the base generator's images."""
     vocabulary = load_vocabulary(config.vocabulary, config.qualify_names)
-    places = bank_places(config.independence_bank, len(vocabulary))
+    images = bank_images(config.independence_bank, len(vocabulary))
     features = load_semantics(config.semantics, torch.device("cpu"), torch.float32).dimension
-    noise = torch.randn(len(places), features + 3 * config.independence_thumbnail**2)  # (N, L)
-    config.output.mkdir(parents=True, exist_ok=True)
-    category_indices = torch.tensor([category_index for category_index, _ in places])
+    noise = torch.randn(len(images), features + 3 * config.independence_thumbnail**2)  # (N, L)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    category_indices = torch.tensor([category_index for category_index, _ in images])
     save_file({"looks": noise, "rows": category_indices}, bank_path(config, vocabulary))
 
 
-def fill_memory(trainer: Trainer) -> None:
+def fill_memory(state: TrainingState) -> None:
     """Let the independence term remember as many updates of noise as its memory holds."""
-    term, images = trainer.independence, trainer.global_batch
+    term, images = state.independence, state.images_per_update
     if term is None:
         return
-    for batch_index in range(trainer.config.independence_memory):
+    for _ in range(state.config.independence_memory):
         noise = torch.randn(images, term.directions.shape[1], device=term.directions.device)  # (B, L)
-        term.update(noise, torch.randint(len(trainer.vocabulary), (images,), device=noise.device), batch_index)
+        term.remember(noise, torch.randint(len(state.vocabulary), (images,), device=noise.device))
 
 
 def new_term(
@@ -92,10 +84,10 @@ def new_term(
 
 def bank_categories(config: AlignConfig, categories: int) -> Tensor:
     """The category index of each image of the bank, (N,)."""
-    return torch.tensor([category_index for category_index, _ in bank_places(config.independence_bank, categories)])
+    return torch.tensor([category_index for category_index, _ in bank_images(config.independence_bank, categories)])
 
 
-def term_value(term: Independence, descriptors: Tensor, category_indices: Tensor, batch_index: int) -> Tensor:
-    """Take in an update's images, (B, L) and (B,), as a run does, and return the term for them."""
-    term.update(descriptors.detach(), category_indices, batch_index)
+def term_value(term: Independence, descriptors: Tensor, category_indices: Tensor) -> Tensor:
+    """Remember an update's images, (B, L) and (B,), as a run does, and return the term for them."""
+    term.remember(descriptors.detach(), category_indices)
     return term.value(descriptors, category_indices)

@@ -24,12 +24,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.measuring import flags_parser, heading, markdown
-from lbgen.audit.cache import RowCache
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.measures import PROBES, Measured, measure
-from lbgen.audit.observe import Observer, canvas_side, observe
+from lbgen.audit.observe import Observer, RowCache, canvas_side, observe
 from lbgen.audit.probes import probe
-from lbgen.datasets.open import open_source
+from lbgen.datasets.open import open_dataset
 from lbgen.metrics.information import Association, associate, mutual_information, normalized
 from lbgen.metrics.intervals import WIDENING, Estimate
 from lbgen.microworld.scenes import World, render
@@ -72,7 +71,7 @@ def audited(sets: int, images: int, world: World) -> Iterator[tuple[Found, Found
             cache = RowCache(folder / "cache", "microworld", observer.fields())
             for pictures, place in ((scenes.images, "set"), (scenes.masks, "set/masks")):
                 write(pictures, scenes.categories, folder / place)
-                observed = observe(open_source(folder / "set"), "set", observer, cache, config.batch_size)
+                observed = observe(open_dataset(folder / "set"), "set", observer, cache, config.batch_size)
                 found.append(found_in(measure(observed, space, attributes, config, 40, lambda step: None)))
         yield found[1], found[0]
 

@@ -16,16 +16,18 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.measuring import flags_parser, heading, markdown, parse_with
-from benchmarks.updates import new_trainer, update_with_norms, warm_up
+from benchmarks.updates import new_state, update_with_norms
 from lbgen.alignment.config import AlignConfig
-from lbgen.configuration.flags import resolve
+from lbgen.alignment.loop import warm_up_step
+from lbgen.configuration.recipes import resolve
 
 
 def norms_of(config: AlignConfig, updates: int) -> dict[str, list[float]]:
     """By term, before the gradient is clipped; of every update."""
-    trainer, first = new_trainer(config), config.discriminator_warmup_steps
-    warm_up(trainer, first)
-    norms = [update_with_norms(trainer, batch_index) for batch_index in range(first, first + updates)]
+    state, first = new_state(config), config.discriminator_warmup_steps
+    for batch_index in range(first):
+        warm_up_step(state, batch_index)
+    norms = [update_with_norms(state, batch_index) for batch_index in range(first, first + updates)]
     return {name: [each[name] for each in norms] for name in norms[0]}
 
 
@@ -38,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     print(heading(), flush=True)
     lines = [["term", "median norm", "99th percentile", "largest", "largest / median"]]
     with tempfile.TemporaryDirectory() as folder:
-        for name, norms in norms_of(replace(config, output=Path(folder) / "run"), arguments.updates).items():
+        for name, norms in norms_of(replace(config, output=f"{folder}/run"), arguments.updates).items():
             median, high, largest = np.median(norms), np.quantile(norms, 0.99), np.max(norms)
             lines.append([name, *(f"{value:.3f}" for value in (median, high, largest)), f"{largest / median:.1f}"])
     print(markdown(lines))

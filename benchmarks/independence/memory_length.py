@@ -119,7 +119,7 @@ def run(categories: int, alike: bool, memory: int, marginal: float, images: int,
     seen, entropies = [], []
     for update in range(1, max(updates) + 1):
         category_indices = order[(torch.arange(images) + update * images) % categories]
-        value = term_value(term, generator.features(category_indices, rng), category_indices, update)
+        value = term_value(term, generator.features(category_indices, rng), category_indices)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()

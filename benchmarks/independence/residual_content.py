@@ -20,7 +20,13 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.measuring import flags_parser, markdown
-from lbgen.alignment.independence.residual import fit_residual, looks, principal_directions, text_directions
+from lbgen.alignment.independence.residual import (
+    fit_residual,
+    image_descriptors,
+    principal_directions,
+    text_directions,
+    within_category_deviations,
+)
 from lbgen.alignment.losses import mixed_gaussian_kernel
 from lbgen.microworld import SEMANTICS, corpus
 from lbgen.microworld.scenes import BIASED, World
@@ -49,7 +55,7 @@ class Photographs:
 
     def descriptors(self, side: int) -> Tensor:
         """Features with the colours of a thumbnail of `side` pixels a side, (N, L)."""
-        return looks(self.features, self.images, side)
+        return image_descriptors(self.features, self.images, side)
 
 
 @torch.no_grad()
@@ -95,9 +101,10 @@ def seen_by_kernel(
 ) -> str:
     """Discrepancy where a factor is linked to the category, and of the same residual where nothing is."""
     residual = fit_residual(texts, linked.descriptors(side), linked.truth["category"], span=span, variance=variance)
-    first = residual.features if side else 0
+    first = residual.feature_directions if side else 0
     values = [
-        discrepancy(residual.of(each.descriptors(side))[:, first:], each.truth["category"]) for each in (linked, free)
+        discrepancy(residual.apply(each.descriptors(side))[:, first:], each.truth["category"])
+        for each in (linked, free)
     ]
     return "{:.3f} / {:.3f}".format(*values)
 
@@ -105,15 +112,12 @@ def seen_by_kernel(
 def spaces_of(text_features: Tensor, features: Tensor, biased: Photographs) -> dict[str, Tensor]:
     """What the probes read from, by name: the features (N, D) and parts of them (N, K), fitted to biased images."""
     texts = text_directions(text_features, 1.0)
-    inside = biased.features - biased.features @ texts.T @ texts
-    for category_index in range(len(CATEGORIES)):
-        own = biased.truth["category"] == category_index
-        inside[own] -= inside[own].mean(dim=0)
-    directions = principal_directions(inside, 1.0)
+    projected = biased.features - biased.features @ texts.T @ texts
+    directions = principal_directions(within_category_deviations(projected, biased.truth["category"]), 1.0)
     spaces = {"all": features, "off the texts": features - features @ texts.T @ texts}
     spaces |= {f"inside categories, {count}": features @ directions[:count].T for count in (16, 12, 8, 6)}
     recipe = fit_residual(text_features, biased.features, biased.truth["category"], span=0.9, variance=0.9)
-    return spaces | {f"recipe independent, {len(recipe.directions)}": recipe.of(features)}
+    return spaces | {f"recipe independent, {len(recipe.directions)}": recipe.apply(features)}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -43,9 +43,9 @@ def random_term(categories: int, bank: int) -> Independence:
     return new_term(config, texts, descriptors, torch.arange(bank) % min(categories, bank // 8), IMAGES).to(DEVICE)
 
 
-def step(term: Independence, features: Tensor, images: Tensor, category_indices: Tensor, batch_index: int) -> None:
-    """All that the term does in an update: take the images in, be computed, send its gradient to them."""
-    value = term_value(term, term.looks(features, images), category_indices, batch_index)
+def step(term: Independence, features: Tensor, images: Tensor, category_indices: Tensor) -> None:
+    """All that the term does in an update: remember the images, be computed, send its gradient to them."""
+    value = term_value(term, term.descriptors(features, images), category_indices)
     torch.autograd.grad(value, (features, images))
 
 
@@ -58,11 +58,11 @@ def measured_line(categories: int, bank: int, side: int, repeats: int) -> list[s
     images = torch.rand(IMAGES, 3, side, side, device=DEVICE).requires_grad_()
     inputs = term, features, images, torch.arange(IMAGES, device=DEVICE) % categories
     # The memory is full from here on.
-    for batch_index in range(20):
-        step(*inputs, batch_index)
+    for _ in range(20):
+        step(*inputs)
     with FlopCounterMode(display=False) as counter:
-        step(*inputs, 0)
-    times = [seconds_of(lambda index=batch_index: step(*inputs, index)) for batch_index in range(repeats)]
+        step(*inputs)
+    times = [seconds_of(lambda: step(*inputs)) for _ in range(repeats)]
     state = sum(each.numel() * each.element_size() for each in (*term.parameters(), *term.buffers()))
     tflop = counter.get_total_flops() / 1e12
     return [

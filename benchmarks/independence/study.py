@@ -67,7 +67,7 @@ class Study:
         output = self.folder / f"{name} {seed}".replace(" ", "-").replace("+", "and")
         generator = "microworld" if self.world_folder is None else str(self.world_folder / "generator")
         config = resolve(AlignConfig, "microworld", {**changes, "seed": seed, "generator": generator})
-        return replace(config, output=output, logger="none", evaluate_every=0)
+        return replace(config, output=str(output), logger="none", evaluate_every=0)
 
 
 def image_set(study: Study, name: str, seed: int) -> tuple[Tensor, Tensor]:

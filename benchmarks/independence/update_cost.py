@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.measuring import flags_parser, heading, in_fresh_process, line, markdown, measured, parse_with
 from benchmarks.updates import align_update, write_noise_bank
 from lbgen.alignment.config import AlignConfig
-from lbgen.configuration import flags as configs
+from lbgen.configuration import recipes
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,11 +26,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--recipe", default="microworld", help="settings of `lbgen align` (default: microworld)")
     parser.add_argument("--repeats", type=int, default=20, help="updates measured, after one that is not")
     arguments, given = parse_with(parser, AlignConfig, argv)
-    config = configs.resolve(AlignConfig, arguments.recipe, {**given, "logger": "none"})
+    config = recipes.resolve(AlignConfig, arguments.recipe, {**given, "logger": "none"})
     print(heading(), flush=True)
     print(markdown([["terms", "seconds, median", "longer by", "peak memory, GB"]]), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        paper = replace(config, output=Path(folder) / "run", independence_weight=0.0)
+        paper = replace(config, output=f"{folder}/run", independence_weight=0.0)
         ours = replace(paper, independence_weight=1.0)
         in_fresh_process(write_noise_bank, ours)
         seconds = []

@@ -91,7 +91,7 @@ def measured(name: str, settings: dict[str, Any], seed: int, folder: Path, count
     """Align with one setting and seed, generate, judge."""
     config = resolve(AlignConfig, "microworld", {**START, **settings, "seed": seed})
     run = folder / f"{name} {seed}".replace(" ", "-").replace("'", "").replace(":", "")
-    config = replace(config, output=run, logger="none", checkpoint_every=1000, evaluate_every=0)
+    config = replace(config, output=str(run), logger="none", checkpoint_every=1000, evaluate_every=0)
     began = time.monotonic()
     lbgen.align(config)
     seconds = time.monotonic() - began

@@ -22,7 +22,7 @@ from benchmarks.measuring import DEVICE, flags_parser, heading, measured, parse_
 from benchmarks.speed.flops import network_calls, work_of
 from benchmarks.updates import align_update
 from lbgen.alignment.config import AlignConfig
-from lbgen.configuration import flags as configs
+from lbgen.configuration import recipes
 from lbgen.models.quality.antonyms import ANTONYMS
 from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
 from lbgen.vocabulary.vocabulary import load_vocabulary
@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--recipe", default="microworld", help="settings of `lbgen align` (default: microworld)")
     parser.add_argument("--repeats", type=int, default=5, help="updates measured, after one that is not (default: 5)")
     arguments, given = parse_with(parser, AlignConfig, argv)
-    repeats, config = arguments.repeats, configs.resolve(AlignConfig, arguments.recipe, {**given, "logger": "none"})
+    repeats, config = arguments.repeats, recipes.resolve(AlignConfig, arguments.recipe, {**given, "logger": "none"})
     print(heading(), flush=True)
     results = {"plain diffusers": measured(repeats, PlainUpdate, config)}
     if config.compile:

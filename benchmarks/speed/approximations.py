@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.measuring import PRESETS, flags_parser, heading, line, markdown, now, parse_with, with_recipe
 from benchmarks.planned import planned_batches, renderer
 from benchmarks.speed.flops import image_tflop, scheduler_of, work_of
-from lbgen.configuration import flags as configs
+from lbgen.configuration import recipes
 from lbgen.generation.config import GenerateConfig
-from lbgen.metrics.measures import mean_category_vendi
+from lbgen.metrics.diversity import mean_category_vendi
 from lbgen.microworld.judge import load_judge
 
 
@@ -60,7 +60,7 @@ def cells(config: GenerateConfig, base: GenerateConfig, reference: Drawn, result
 def main(argv: list[str] | None = None) -> None:
     _, given = parse_with(flags_parser(__doc__), GenerateConfig, argv)
     defaults = {"generator": "microworld", "vocabulary": "microworld", "images_per_category": 20, "batch_size": 24}
-    base = configs.resolve(GenerateConfig, None, {**defaults, **given})
+    base = recipes.resolve(GenerateConfig, None, {**defaults, **given})
     print(heading())
     lines = {"as it is": base, **{preset: with_recipe(base, preset) for preset in PRESETS}}
     lines["other noise"] = replace(base, seed=base.seed + 1)

@@ -40,7 +40,7 @@ from benchmarks.speed.flops import image_tflop, scheduler_of, work_of
 from benchmarks.speed.generation_loop import loop_time, stored_as
 from benchmarks.speed.generation_loop import table as loop_table
 from lbgen.alignment.config import AlignConfig
-from lbgen.configuration import flags as configs
+from lbgen.configuration import recipes
 from lbgen.generation.config import GenerateConfig
 from lbgen.models.families.stable_diffusion import SCHEDULERS
 from lbgen.models.generator import load_generator
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     print(heading(), flush=True)
     with TemporaryDirectory() as folder:
         defaults = {"generator": "microworld", "vocabulary": "microworld", "batch_size": 32, "adapter": Path(folder)}
-        config = configs.resolve(GenerateConfig, None, {**defaults, **given})
+        config = recipes.resolve(GenerateConfig, None, {**defaults, **given})
         if "adapter" not in given:
             in_fresh_process(write_adapter, config.generator, config.adapter, arguments.rank)
         work, lines = work_of(config.generator), versions(config, arguments.presets)

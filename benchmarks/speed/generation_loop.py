@@ -16,7 +16,7 @@ from transformers import CLIPTextModel
 import lbgen
 from benchmarks.measuring import markdown, now
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.workers import shard
+from lbgen.generation.workers import loading
 
 STORED = (
     ("imagefolder", "png"),
@@ -61,18 +61,18 @@ class Stopwatch:
 
 def loop_time(config: GenerateConfig) -> LoopTime:
     """Make a dataset in a folder that is thrown away. The networks run eager, which can be timed from outside."""
-    networks, loading = Stopwatch(), Stopwatch()
+    networks, weights = Stopwatch(), Stopwatch()
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory())
         for network in (UNet2DConditionModel, Decoder, CLIPTextModel):
             stack.enter_context(patch.object(network, "forward", networks.around(network.forward)))
         # The writers import the main module, which is light in the command `lbgen` and not here.
         stack.enter_context(patch.dict(sys.modules, __main__=ModuleType("__main__")))
-        stack.enter_context(patch.object(shard, "load_generator", loading.around(shard.load_generator)))
+        stack.enter_context(patch.object(loading, "load_generator", weights.around(loading.load_generator)))
         began = now()
         made = lbgen.generate(replace(config, output=f"{folder}/made", compile=False))
         seconds = now() - began
-    return LoopTime(made.images, seconds - loading.seconds, networks.seconds)
+    return LoopTime(made.images, seconds - weights.seconds, networks.seconds)
 
 
 def stored_as(config: GenerateConfig) -> list[GenerateConfig]:
