@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = next(folder for folder in Path(__file__).parents if (folder / "benchmarks").is_dir())
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from benchmarks import measuring  # noqa: E402
 from benchmarks.independence.tables import PAGE  # noqa: E402

@@ -13,7 +13,7 @@ from lbgen.configuration.recipes import resolve
 from lbgen.microworld.scenes import World, render
 from lbgen.microworld.world import CATEGORIES, home
 
-ROOT = next(folder for folder in Path(__file__).parents if (folder / "benchmarks").is_dir())
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from benchmarks.independence import backbone, study, tables  # noqa: E402
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from lbgen.microworld import GENERATOR
 from lbgen.microworld.train import train_generator
 
-ROOT = next(folder for folder in Path(__file__).parents if (folder / "benchmarks").is_dir())
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from benchmarks.independence import planted_world  # noqa: E402
 
