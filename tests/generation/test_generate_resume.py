@@ -39,6 +39,9 @@ def processes():
 
 
 def quiet_generate(config: GenerateConfig) -> None:
+    """Writers are forked from this process, which has imported everything: a kill falls into work, not into imports."""
+    fork = multiprocessing.get_context("fork")
+    writer.multiprocessing.get_context = lambda method: fork
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
     generate(config)
 
