@@ -30,6 +30,7 @@ from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
 from lbgen.models.adapter import METADATA, read
 from lbgen.models.generator import load_generator
+from lbgen.models.semantics import load_semantics
 from lbgen.runs import atomic
 from lbgen.runs.storage import open_store
 
@@ -290,11 +291,34 @@ def test_no_code_of_a_generator_folder_runs(tiny_sd_folder, tmp_path):
     folder = Path(shutil.copytree(tiny_sd_folder, tmp_path / "sd"))
     (folder / "scheduler/evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
     index = json.loads((folder / "model_index.json").read_text())
-    for kind in (["evil", "Evil"], ["transformers", "AutoTokenizer"]):
+    kinds = (["evil", "Evil"], ["transformers", "AutoTokenizer"], ["diffusers", "StableDiffusionPipeline"], ["diffusers"])
+    for kind in kinds:
         (folder / "model_index.json").write_text(json.dumps(index | {"scheduler": kind}))
         with pytest.raises(UserError, match="scheduler is no class of diffusers or transformers"):
             load_generator(str(folder))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("place", ["text_encoder", "safety_checker", ""])
+def test_a_model_folder_names_no_other_model_to_load(tiny_sd_folder, tmp_path, monkeypatch, place):
+    """As transformers does for the base model of an adapter, which may lie on the hub."""
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("asked the network"))
+    folder = Path(shutil.copytree(tiny_sd_folder, tmp_path / "sd"))
+    (folder / place).mkdir(exist_ok=True)
+    (folder / place / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/model"}))
+    with pytest.raises(UserError, match="adapter_config.json: it names another model to load"):
+        load_generator(str(folder))
+
+
+@pytest.mark.parametrize("change", [{"attn_implementation": "someone/kernel"},
+                                    {"text_config": {"_attn_implementation": {"": "sdpa", "x": "someone/kernel@1"}}}])  # fmt: skip
+def test_a_model_folder_names_no_kernel_to_run(tiny_clip_folder, tmp_path, change):
+    """As transformers does, from the hub, where the package `kernels` is installed."""
+    folder = Path(shutil.copytree(tiny_clip_folder, tmp_path / "clip"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match="config.json: attention 'someone/kernel.* is code from elsewhere"):
+        load_semantics(str(folder))
 
 
 def adapter_with(folder: Path, **changes: object) -> Path:
