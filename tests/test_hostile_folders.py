@@ -228,6 +228,16 @@ def test_staging_of_object_storage_follows_no_planted_link(monkeypatch, tmp_path
     assert list((tmp_path / "victim").iterdir()) == []
 
 
+@pytest.mark.parametrize("planted", ["train-00000", "train-00000/z1_00000"])
+def test_a_staging_folder_that_cannot_be_removed_is_not_used(monkeypatch, tmp_path, outside, planted):
+    """Its permissions may be such that its links stay, and images would be written where they point."""
+    store = open_store(str(tmp_path / "received"), "all")
+    link(store.staging / planted, outside / ("inner" if "/" not in planted else "known.txt"))
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)  # as for anybody but root
+    with pytest.raises(FileExistsError):
+        store.stage("train-00000")
+
+
 # ---- a repair and the sender's record ----
 
 
