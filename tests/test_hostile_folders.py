@@ -208,6 +208,62 @@ def test_the_resume_that_overwrote_a_file_elsewhere_is_refused_with_the_remedy(s
         generate(replace(screened, output=str(received)))
 
 
+def nested(depth: int = 100_000) -> str:
+    return "[" * depth
+
+
+@pytest.mark.parametrize("stored", ["[]", "5", "null", nested(), '{"a": 5}'])
+def test_a_list_of_files_of_another_shape_is_damage(received, stored):
+    path = received / "index/train-00000.parquet"
+    pq.write_table(pq.read_table(path).replace_schema_metadata({"lbgen_containers": stored}), path)
+    assert verify(str(received)).damaged == ("train-00000: index/train-00000.parquet cannot be read",)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("key", ["a"]), ("key", None), ("key", 5), ("attempt", None), ("attempt", "1"), ("sha256", None),
+     ("perceptual_hash", 7), ("rejections", [None]), ("rejections", "duplicate"), ("file", b"x")],
+)  # fmt: skip
+def test_an_index_column_of_another_type_is_damage(received, name, value):
+    path = received / "index/train-00000.parquet"
+    table = pq.read_table(path)
+    column = pa.array([value] * len(table), None if value is not None else table.schema.field(name).type)
+    pq.write_table(table.set_column(table.schema.get_field_index(name), name, column), path)
+    assert verify(str(received)).damaged == ("train-00000: index/train-00000.parquet cannot be read",)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    ["[]", "5", nested(), '{"z1": 5}', '{"z1": {"dropped": "x"}}', '{"z1": {"dropped": -3}}', '{"z1": {"more": 1}}',
+     '{"z1": {"dropped": NaN}}', '{"z1": {"reasons": [1]}}', '{"z1": {"reasons": {"a": "b"}}}',
+     '{"z1": {"images": true}}', '{"\\u001b[31mz1": {}}', '{"z1": {"reasons": {"\\u001b[31m": 1}}}'],
+)  # fmt: skip
+def test_screening_counts_of_another_shape_are_damage(received, screened, stored):
+    """And nothing of them reaches the terminal or the card."""
+    (received / "screening/train-00000.json").write_text(stored)
+    (received / "croissant.json").unlink()
+    assert verify(str(received)).damaged == ("train-00000: screening/train-00000.json cannot be read",)
+    with pytest.raises(UserError, match=r"screening/train-00000.json' cannot be read .* --repair"):
+        generate(replace(screened, output=str(received)))
+
+
+@pytest.mark.parametrize(
+    "stored", ["5", nested(), '{"train": 5}', '{"train": [5]}', '{"train": [{"00": {}}]}', '{"train": [{"-1": {}}]}',
+               '{"train": [{"0": {"z1_00000": true}}]}']
+)  # fmt: skip
+def test_duplicate_rounds_of_another_shape_are_refused(received, stored):
+    (received / "duplicates.json").write_text(stored)
+    with pytest.raises(UserError, match="duplicates.json"):
+        verify(str(received))
+
+
+@pytest.mark.parametrize("name", ["plan.json", "duplicates.json"])
+def test_a_link_is_called_a_link(received, outside, name):
+    link(received / name, outside / "known.txt")
+    with pytest.raises(UserError, match=f"{name}: it is a link"):
+        verify(str(received))
+
+
 def test_plain_verify_writes_nothing(received):
     (received / ".staging/of-another-run").mkdir(parents=True)
     (received / ".staging/of-another-run/file").write_text("kept")

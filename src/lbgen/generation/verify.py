@@ -129,8 +129,13 @@ def shard_faults(
         yield f"{part_name} is not that of the plan: {difference}"
         return
     indexed_files.update(row.file for row in rows)
-    if len(rows) + dropped_images(store, split, shard) != plan.shard_images(split, shard):
-        yield f"{part_name} lacks images"
+    try:
+        if len(rows) + dropped_images(store, split, shard) != plan.shard_images(split, shard):
+            yield f"{part_name} lacks images"
+    except UserError:
+        raise
+    except ValueError:
+        yield f"{index.tally_name(split, shard)} cannot be read"
 
     # The files: containers as a whole, then every image.
     yield from container_faults(store, containers)
@@ -153,10 +158,10 @@ def container_faults(store: Store, containers: Mapping[str, str]) -> Iterator[st
 
 
 def dropped_images(store: Store, split: str, shard: int) -> int:
-    """Number of images that screening left out of a shard."""
+    """Number of images that screening left out of a shard; raises ValueError if the counts cannot be read."""
     try:
         return RejectionCounts.from_bytes(store.read(index.tally_name(split, shard))).total().dropped
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return 0
 
 
