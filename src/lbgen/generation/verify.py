@@ -14,7 +14,7 @@ from tqdm import tqdm
 from lbgen.datasets import index
 from lbgen.datasets.index import Row
 from lbgen.datasets.layouts import LAYOUTS
-from lbgen.errors import UserError
+from lbgen.errors import UserError, printable
 from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig, VerifyConfig
 from lbgen.generation.inputs import identity_of
@@ -193,7 +193,7 @@ def files_of_no_shard(store: Store, config: GenerateConfig, plan: Plan, indexed_
         for folder in sorted(store.names(split)):
             for name in sorted(store.names(f"{split}/{folder}")):
                 if (file := f"{split}/{folder}/{name}") not in indexed_files:
-                    yield f"{file}: belongs to no shard; remove it"
+                    yield f"{printable(file)}: belongs to no shard; remove it"
 
 
 # ---- repairing ----
