@@ -436,6 +436,27 @@ def test_an_archive_reserves_no_memory_for_what_it_claims(tmp_path, kind):
             content_of(archive, found)
 
 
+def test_continuing_with_ones_own_models_agrees_with_no_other_place(received, screened, monkeypatch, tmp_path, tiny_sd_folder):
+    """A sender may record another place for weights that the receiver has too."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "receiver"))
+    edit_record(received, generator=f"/tmp/elsewhere/{Path(screened.generator).name}")
+    generate(replace(screened, output=str(received)))
+    (received / "index/train-00001.parquet").unlink()
+    with pytest.raises(UserError, match="you have not made this dataset.* give --generator$"):
+        verify(str(received), repair=True)
+
+
+@pytest.mark.parametrize("state", ["a file", "not writable"])
+def test_a_state_folder_that_cannot_be_written_changes_nothing_else(received, screened, monkeypatch, tmp_path, state):
+    (tmp_path / "state").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state") if state == "a file" else "/proc/nowhere")
+    (received / "index/train-00001.parquet").unlink()
+    assert generate(replace(screened, output=str(received))).finished
+    (received / "index/train-00001.parquet").unlink()
+    with pytest.raises(UserError, match="you have not made this dataset"):
+        verify(str(received), repair=True)
+
+
 # ---- code from models, adapters and pictures ----
 
 
