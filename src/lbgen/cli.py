@@ -15,7 +15,7 @@ from lbgen.configuration.completion import PrintCompletion
 from lbgen.configuration.flags import MOST_USED, add_arguments, flag, group
 from lbgen.configuration.parser import Parser
 from lbgen.configuration.recipes import DELETED, built_in_recipes, deleted_fields, resolve
-from lbgen.errors import Interrupted, UserError
+from lbgen.errors import Interrupted, UserError, printable
 
 
 class Verb(NamedTuple):
@@ -69,7 +69,7 @@ def _terminate(signum: int, frame: Any) -> NoReturn:
 
 
 def _exit(code: int, message: str) -> NoReturn:
-    print(f"lbgen: {' '.join(message.splitlines())}", file=sys.stderr)
+    print(f"lbgen: {printable(' '.join(message.splitlines()))}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -1,4 +1,9 @@
-"""The two exceptions that end a run on purpose; anything else that escapes is our bug."""
+"""The two exceptions that end a run on purpose (anything else that escapes is our bug), and text for messages."""
+
+
+def printable(text: str) -> str:
+    """The text with control characters, which a terminal may obey, and broken ones escaped."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 class UserError(ValueError):

@@ -7,6 +7,7 @@ The `adapter` folder of a checkpoint is a standard diffusers LoRA.
 import io
 import json
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,11 +17,15 @@ from typing import Any
 
 import torch
 
+from lbgen.errors import UserError
 from lbgen.runs import atomic
+from lbgen.runs.parsing import parse_json
 
 MARKER = "checkpoint.json"
 KEPT = 2
 """Checkpoints kept, the newest ones."""
+DAMAGE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError, pickle.UnpicklingError)
+"""Raised by torch for state dictionaries that are damaged, of another shape, or hold code."""
 CHECKPOINT_NAME = re.compile(r"step-\d{6,}|\.step-\d{6,}\.tmp")
 """Names of checkpoints and of the incomplete ones that a killed process leaves; other names belong to the user."""
 
@@ -51,7 +56,7 @@ def save_tensors(folder: Path, tensors: dict[str, Any]) -> None:
 
 
 def load_tensors(folder: Path, device: torch.device) -> dict[str, Any]:
-    """Read what `save_tensors` wrote: tensors and plain values only, no code is run."""
+    """Read what `save_tensors` wrote: tensors and plain values only, no code is run. Raises one of DAMAGE."""
     return torch.load(folder / "state.pt", map_location=device, weights_only=True)
 
 
@@ -62,12 +67,18 @@ def mark_complete(folder: Path, record: dict[str, Any]) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The marker's record with "files", or None if the checkpoint is not complete."""
+    """The marker's record with "files", or None if the checkpoint is not complete.
+
+    Raises UserError if the marker is JSON of another shape, or names files outside the checkpoint.
+    """
     try:
-        record = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        complete = all((folder / name).stat().st_size == size for name, size in record["files"].items())
+        record = parse_json((folder / MARKER).read_bytes())
     except (OSError, ValueError):
         return None
+    if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
+        raise UserError(f"{folder / MARKER}: not what lbgen writes there; remove the checkpoint or restore it")
+    paths = {atomic.inside(folder, name): size for name, size in record["files"].items()}
+    complete = all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
     return record if complete else None
 
 
@@ -129,13 +140,13 @@ def drop_lines_after(path: Path, step: int) -> None:
     """Remove the lines of later steps, which will be written again, and a line that was cut off."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     atomic.write_text(path, "".join(line + "\n" for line in lines if _step(line) <= step))
 
 
 def _step(line: str) -> float:
-    """Step of a line of JSON; infinity for a line that was cut off."""
+    """Step of a line of JSON; infinity for a line that was cut off, or is not of a run."""
     try:
-        return json.loads(line)["step"]
-    except ValueError:
+        return float(parse_json(line)["step"])
+    except (ValueError, TypeError, LookupError, OverflowError):
         return float("inf")

@@ -24,6 +24,7 @@ from lbgen.errors import Interrupted, UserError
 from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
 from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
+from lbgen.runs.parsing import parse_json
 from lbgen.runs.signals import noted_signals
 from lbgen.vocabulary.vocabulary import Vocabulary, load_vocabulary
 
@@ -237,7 +238,7 @@ def identity_of(config: AlignConfig, vocabulary: Vocabulary) -> Identity:
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except ValueError:
         raise UserError(f"{path}: not valid JSON; restore it or choose another --output") from None
 

@@ -20,6 +20,7 @@ from lbgen.alignment.independence.bank import BankImage, bank_images, bank_path,
 from lbgen.alignment.independence.residual import ensure_residual, image_descriptors
 from lbgen.alignment.independence.term import Independence
 from lbgen.alignment.objective import objective
+from lbgen.errors import UserError
 from lbgen.models.generator import PRECISIONS, Generator, load_generator
 from lbgen.models.noise import derived_seed
 from lbgen.models.quality import load_quality
@@ -57,7 +58,11 @@ def saved_progress(folder: Path) -> Progress:
     """The progress of a complete checkpoint."""
     record = checkpoint.read_record(folder)
     assert record is not None
-    return Progress(**{field.name: record[field.name] for field in fields(Progress)})
+    values = {field.name: record.get(field.name) for field in fields(Progress)}
+    numbers = [value for name, value in values.items() if name != "vocabulary"]
+    if not all(type(number) is int and 0 <= number < 2**53 for number in numbers) or type(values["vocabulary"]) is not str:
+        raise UserError(f"{folder / checkpoint.MARKER}: not what lbgen writes there; remove the checkpoint or restore it")
+    return Progress(**values)
 
 
 class TrainingState:
@@ -91,7 +96,11 @@ class TrainingState:
         self.terms = objective(config, self.discriminator, self.independence)
         self._add_optimizers()
         if resumed is not None:
-            self._load(checkpoint.load_tensors(resumed, accelerator.device))
+            try:
+                self._load(checkpoint.load_tensors(resumed, accelerator.device))
+            except checkpoint.DAMAGE as error:
+                cause = " ".join(str(error).split())[:200]
+                raise UserError(f"{resumed}: its state.pt cannot be read; remove this checkpoint ({cause})") from error
 
     @property
     def images_per_update(self) -> int:

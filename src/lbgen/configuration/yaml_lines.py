@@ -49,6 +49,8 @@ def parse_yaml(content: bytes, source: str) -> dict[str, Any]:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         place = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{source}{place}: not valid YAML ({problem or type(error).__name__})") from None
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):  # PyYAML's own, for values and depth
+        raise UserError(f"{source}: not valid YAML (a value in it cannot be read)") from None
     if values is None:
         return {}
     if not isinstance(values, dict):

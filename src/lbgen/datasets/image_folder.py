@@ -53,9 +53,14 @@ class ImageFolderReader(DatasetReader):
         return sum(1 for _ in self.files())
 
     def files(self) -> Iterator[tuple[CategoryFolder, Path]]:
-        """Every image, also those in folders inside a category's folder."""
+        """Every image, also those in folders inside a category's folder; no folder twice, whatever links lead to it."""
+        seen: set[str] = set()
         for category in self.categories:
             for folder, inner, names in os.walk(category.path, followlinks=True):
+                if (place := os.path.realpath(folder)) in seen:
+                    inner.clear()
+                    continue
+                seen.add(place)
                 inner[:] = sorted(name for name in inner if not name.startswith("."))
                 yield from ((category, Path(folder, name)) for name in sorted(filter(_is_image, names)))
 

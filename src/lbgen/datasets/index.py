@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lbgen.errors import UserError
+from lbgen.runs.parsing import parse_json
 from lbgen.runs.storage import LocalStore, Store
 
 SUFFIXES: dict[str, Literal["png", "jpg", "webp"]] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
@@ -132,15 +133,32 @@ def index_bytes(rows: Sequence[Row], containers: dict[str, str]) -> bytes:
 def read_part(store: Store, split: str, shard: int) -> tuple[list[Row], dict[str, str]]:
     """One shard's rows and container hashes; raises OSError or ValueError where the file is damaged."""
     table = read_parquet(BytesIO(store.read(part_name(split, shard))))
-    return [_row(line) for line in table.select(SCHEMA.names).to_pylist()], json.loads(
-        (table.schema.metadata or {}).get(CONTAINERS, b"{}")
-    )
+    containers = _containers(table.schema)
+    table = table.select(SCHEMA.names)
+    if table.schema.types != SCHEMA.types or any(map(_has_gaps, table.columns, SCHEMA.names)):
+        raise ValueError("its columns are not those of an index")
+    return [_row(line) for line in table.to_pylist()], containers
 
 
 def part_summary(store: Store, split: str, shard: int) -> tuple[int, dict[str, str]]:
     """Number of images of a shard, and its container hashes."""
     with pq.ParquetFile(BytesIO(store.read(part_name(split, shard))), pre_buffer=False) as file:
-        return file.metadata.num_rows, json.loads((file.schema_arrow.metadata or {}).get(CONTAINERS, b"{}"))
+        return file.metadata.num_rows, _containers(file.schema_arrow)
+
+
+def _has_gaps(column: pa.ChunkedArray, name: str) -> bool:
+    """Whether a value is missing in a column that has one in every row, or in a list."""
+    if name in LISTS:
+        return bool(column.null_count or column.combine_chunks().flatten().null_count)
+    return bool(column.null_count) and name not in ("perceptual_hash", *SCORES)
+
+
+def _containers(schema: pa.Schema) -> dict[str, str]:
+    """The container hashes in the metadata of a part; raises ValueError for anything else there."""
+    containers = parse_json((schema.metadata or {}).get(CONTAINERS, b"{}"))
+    if not isinstance(containers, dict) or not all(isinstance(sha256, str) for sha256 in containers.values()):
+        raise ValueError("its list of files is not that of an index")
+    return containers
 
 
 def _row(line: dict[str, Any]) -> Row:
@@ -169,8 +187,10 @@ def read_index(directory: Path | str) -> pa.Table:
 def read_json(store: Store, name: str) -> Any:
     """A JSON file of the dataset; None where it does not exist."""
     try:
-        return json.loads(store.read(name))
+        return parse_json(store.read(name))
     except FileNotFoundError:
         return None
+    except UserError:
+        raise
     except ValueError:
         raise UserError(f"{store}/{name}: not valid JSON; restore it or choose another --output") from None

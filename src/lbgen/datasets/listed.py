@@ -4,13 +4,13 @@ There is one list for the dataset, or one in each split's folder. Read only.
 """
 
 import csv
-import json
 from collections.abc import Container, Iterator
 from functools import cached_property
 from pathlib import Path
 
 from lbgen.datasets.records import NOT_CATEGORIES, DatasetReader, ImageRecord
 from lbgen.errors import UserError
+from lbgen.runs.parsing import parse_json
 
 NAMES = ("metadata.csv", "metadata.jsonl")
 
@@ -64,6 +64,13 @@ def _label_column(path: Path) -> str:
 def _lines(path: Path) -> Iterator[dict]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
         try:
-            yield from csv.DictReader(stream) if path.suffix == ".csv" else (json.loads(line) for line in stream)
+            yield from csv.DictReader(stream) if path.suffix == ".csv" else map(_json_line, stream)
         except (ValueError, csv.Error) as error:
             raise UserError(f"{path}: {error}; repair it") from None
+
+
+def _json_line(text: str) -> dict:
+    line = parse_json(text)
+    if not isinstance(line, dict):
+        raise ValueError(f"{text.strip()!r:.40} is no table of columns")
+    return line

@@ -3,7 +3,6 @@
 Reading is tolerant: an image that cannot be read is a record with a fault, and the images around it are kept.
 """
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -12,11 +11,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lbgen.errors import UserError
+from lbgen.runs.parsing import parse_json
 from lbgen.vocabulary.vocabulary import imagenet_entries
 
 NOT_CATEGORIES = ("masks", "index", "screening")
 """Folders beside the images that hold something else, unless there are images directly in them."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+LONGEST_NUMBER = 20
+"""Digits of a label that is a number; int() refuses thousands."""
 
 
 class Label(NamedTuple):
@@ -82,9 +86,13 @@ class DatasetReader(ABC):
     def read_file(self, path: Path, key: str, category: str, split: str) -> ImageRecord:
         """The record of an image that is a file of its own."""
         try:
+            if path.exists() and not path.is_file():  # a pipe would wait for ever, a device has no end
+                return ImageRecord(key, category, split, None, fault="it is not a regular file")
             return ImageRecord(key, category, split, path.read_bytes(), self.mask_of(key))
         except OSError as error:
             return ImageRecord(key, category, split, None, fault=error.strerror or "unreadable")
+        except ValueError:  # a zero byte, or half of a surrogate pair
+            return ImageRecord(key, category, split, None, fault="no file can have this name")
 
 
 class ShardReader(DatasetReader):
@@ -97,7 +105,8 @@ class ShardReader(DatasetReader):
     def category_of(self, value: str) -> str:
         """The category's id: `value` itself, or where it is a number, that of the listed label."""
         listed = self._listed_labels
-        return listed[int(value)].id if value.isascii() and value.isdigit() and int(value) < len(listed) else value
+        is_number = value.isascii() and value.isdigit() and len(value) < LONGEST_NUMBER
+        return listed[int(value)].id if is_number and int(value) < len(listed) else value
 
 
 def find_shards(folder: Path, suffix: str) -> list[Path]:
@@ -116,7 +125,7 @@ def listed_labels(folder: Path) -> list[Label]:
     if not path.is_file():
         return []
     try:
-        return [Label(str(line["id"]), str(line["name"])) for line in json.loads(path.read_text("utf-8"))]
+        return [Label(str(line["id"]), str(line["name"])) for line in parse_json(path.read_text("utf-8"))]
     except (ValueError, TypeError, KeyError):
         raise UserError(f'{path}: not a list of {{"id": ..., "name": ...}}; repair or remove it') from None
 

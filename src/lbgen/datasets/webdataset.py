@@ -4,6 +4,7 @@ Written: SPLIT-00000.tar with <key>.png, <key>.cls (the label's number) and <key
 Read: *.tar or <any>/*.tar with an image and a .cls per sample, and .mask.png if there is one; _info.json names splits.
 """
 
+import io
 import json
 import re
 import tarfile
@@ -19,6 +20,7 @@ from lbgen.datasets.index import Row, shard_name
 from lbgen.datasets.layout import Layout, Stored
 from lbgen.datasets.records import IMAGE_SUFFIXES, ImageRecord, ShardReader
 from lbgen.errors import UserError
+from lbgen.runs.parsing import parse_json
 
 FIRST_MEMBERS = 100
 """Members at the start of a shard among which a .cls is looked for."""
@@ -36,12 +38,23 @@ def opened_tar(path: Path) -> Iterator[tarfile.TarFile]:
 
     tarfile takes a damaged header for the end, which is a block of zeros.
     """
-    with tarfile.open(path, "r:") as archive:
+    with BoundedFile(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
         yield archive
-        with path.open("rb") as stream:
-            stream.seek(archive.offset)
-            if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                raise tarfile.ReadError("a damaged header")
+        stream.seek(archive.offset)
+        if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError("a damaged header")
+
+
+class BoundedFile(io.BufferedReader):
+    """A file that reserves no more memory than it holds: a header of an archive may claim any size."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.length = path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self.length - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
@@ -73,6 +86,8 @@ def split_name(member: str) -> tuple[str, str]:
 
 
 def content_of(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    if member.issparse():  # it may claim any number of zeros
+        raise tarfile.ReadError(f"{member.name!r:.80} is a sparse file")
     stream = archive.extractfile(member)
     assert stream is not None, "samples have regular files only"
     return stream.read()
@@ -132,7 +147,9 @@ class WebDatasetReader(ShardReader):
         """Split -> {"filenames", "shard_lengths"}, of _info.json."""
         path = self.folder / "_info.json"
         try:
-            splits = json.loads(path.read_text(encoding="utf-8"))["splits"] if path.is_file() else {}
+            splits = parse_json(path.read_text(encoding="utf-8"))["splits"] if path.is_file() else {}
+            for split in splits.values():
+                sum(split.get("shard_lengths") or [])
             return {name: {**split, "filenames": set(split["filenames"])} for name, split in splits.items()}
         except (ValueError, TypeError, KeyError, AttributeError):
             raise UserError(f"{path}: no splits with filenames in it; repair or remove it") from None
@@ -177,7 +194,7 @@ class WebDatasetReader(ShardReader):
 def holds_labels(shard: Path) -> bool:
     """Whether there is a .cls among the first members; an archive that lies beside an image folder has none."""
     try:
-        with tarfile.open(shard, "r:") as archive:
+        with BoundedFile(shard) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             return any(split_name(member.name)[1] == ".cls" for member in islice(archive, FIRST_MEMBERS))
     except (tarfile.TarError, OSError, EOFError):
         return False

@@ -14,7 +14,7 @@ from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.generation.screening import balance
 from lbgen.generation.screening.duplicate_rounds import read_duplicate_rounds
-from lbgen.generation.trust import remember_record
+from lbgen.generation.trust import names_same_inputs, remember_record
 from lbgen.runs.lock import locked
 from lbgen.runs.storage import Store, open_store, storage_errors
 from lbgen.vocabulary.vocabulary import load_vocabulary
@@ -42,7 +42,7 @@ def generate(config: GenerateConfig) -> GenerateResult:
         plan_dataset(config, store)  # refuses before anything is written, even the lock
         with locked(store.lock_file, config.output, config.part):
             plan, record = plan_dataset(config, store)
-            if record:
+            if record and names_same_inputs(record.config, config):
                 remember_record(store)
             return make_missing(store, config, plan, record)
 

@@ -20,6 +20,7 @@ from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan, PlannedImage
 from lbgen.generation.screening.balance import prompt
+from lbgen.generation.screening.counts import RejectionCounts
 from lbgen.runs.storage import Store
 
 if TYPE_CHECKING:  # at run time it would bring torch, which a finished dataset does without
@@ -92,6 +93,16 @@ def read_rows(
     if difference:
         raise UserError(f"{store}/{name} is not that of the plan: {difference}; {repair_advice(store)}")
     return rows, containers
+
+
+def read_counts(store: Store, name: str) -> RejectionCounts:
+    """The counts of a finished shard, of this file in screening/; raises UserError if they cannot be read."""
+    try:
+        return RejectionCounts.from_bytes(store.read(name))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{store}/{name!r:.80} cannot be read ({error}); {repair_advice(store)}") from None
 
 
 def repair_advice(store: Store) -> str:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lbgen.configuration.values import plain
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.inputs import INPUT_FIELDS, with_absolute_paths
@@ -28,6 +29,14 @@ def remember_record(store: Store) -> None:
     with suppress(OSError):  # without a home folder, repairs ask for the models by flag
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
+
+
+def names_same_inputs(recorded: Mapping[str, Any], config: GenerateConfig) -> bool:
+    """Whether a record names the models and files that this run was asked for.
+
+    A run may continue a dataset with copies that lie elsewhere. It then does not agree with the places in the record.
+    """
+    return all(recorded[name] == plain(getattr(config, name)) for name in INPUT_FIELDS)
 
 
 def is_remembered(store: Store) -> bool:

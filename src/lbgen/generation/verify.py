@@ -14,7 +14,7 @@ from tqdm import tqdm
 from lbgen.datasets import index
 from lbgen.datasets.index import Row
 from lbgen.datasets.layouts import LAYOUTS
-from lbgen.errors import UserError
+from lbgen.errors import UserError, printable
 from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig, VerifyConfig
 from lbgen.generation.inputs import identity_of
@@ -129,8 +129,13 @@ def shard_faults(
         yield f"{part_name} is not that of the plan: {difference}"
         return
     indexed_files.update(row.file for row in rows)
-    if len(rows) + dropped_images(store, split, shard) != plan.shard_images(split, shard):
-        yield f"{part_name} lacks images"
+    try:
+        if len(rows) + dropped_images(store, split, shard) != plan.shard_images(split, shard):
+            yield f"{part_name} lacks images"
+    except UserError:
+        raise
+    except ValueError:
+        yield f"{index.tally_name(split, shard)} cannot be read"
 
     # The files: containers as a whole, then every image.
     yield from container_faults(store, containers)
@@ -153,10 +158,10 @@ def container_faults(store: Store, containers: Mapping[str, str]) -> Iterator[st
 
 
 def dropped_images(store: Store, split: str, shard: int) -> int:
-    """Number of images that screening left out of a shard."""
+    """Number of images that screening left out of a shard; raises ValueError if the counts cannot be read."""
     try:
         return RejectionCounts.from_bytes(store.read(index.tally_name(split, shard))).total().dropped
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return 0
 
 
@@ -188,7 +193,7 @@ def files_of_no_shard(store: Store, config: GenerateConfig, plan: Plan, indexed_
         for folder in sorted(store.names(split)):
             for name in sorted(store.names(f"{split}/{folder}")):
                 if (file := f"{split}/{folder}/{name}") not in indexed_files:
-                    yield f"{file}: belongs to no shard; remove it"
+                    yield f"{printable(file)}: belongs to no shard; remove it"
 
 
 # ---- repairing ----

@@ -1,5 +1,6 @@
 """Loading weights with other libraries: their errors become one line for the user, their progress bars are off."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,12 @@ from transformers.utils import logging as transformers_logging
 
 from lbgen.errors import UserError
 
+MALFORMED = (
+    OSError, ValueError, SafetensorError, ImportError, TypeError, AttributeError, LookupError, RecursionError,
+    NotImplementedError,
+)  # fmt: skip
+"""Raised by the libraries for files of a model that are not what they expect."""
+
 
 @contextmanager
 def loading(what: str, where: str, marker: str) -> Iterator[None]:
@@ -27,18 +34,43 @@ def loading(what: str, where: str, marker: str) -> Iterator[None]:
                 if library.is_progress_bar_enabled():
                     library.disable_progress_bar()
                     stack.callback(library.enable_progress_bar)
-            if not is_folder:
+            if is_folder:
+                refuse_redirections(Path(where))
+            else:
                 _ensure_there(where, marker)
             yield
     except UserError:
         raise
-    except (OSError, ValueError, SafetensorError) as error:
+    except MALFORMED as error:
         remedy = "repair the folder or save it again with safetensors"
         if not is_folder:
             remedy = "there is no such folder; check the hub id and the connection, or give a downloaded folder"
             remedy += ", or --generator microworld, which comes with lbgen" if what == "generator" else ""
         cause = " ".join(str(error).split())
         raise UserError(f"{what} {where} cannot be loaded: {remedy} ({cause})") from error
+
+
+def refuse_redirections(folder: Path) -> None:
+    """Refuse a model folder that would have the libraries load something else than what lies in it.
+
+    transformers loads the base model that an adapter_config.json names, by hub id or path, in place of the folder, and
+    runs the attention kernel of a hub repository that a config.json names.
+    """
+    for path in sorted(folder.rglob("*.json")):
+        if path.name == "adapter_config.json":
+            raise UserError(f"{path}: it names another model to load; give a folder that holds a whole model")
+        if path.name == "config.json" and path.is_file():
+            for kernel in _attention_kernels(json.loads(path.read_bytes())):
+                raise UserError(f"{path}: attention {kernel!r:.40} is code from elsewhere; remove the entry")
+
+
+def _attention_kernels(config: Any) -> Iterator[str]:
+    """The kernels, and not the attentions that come with transformers, that a configuration names for any part."""
+    for name, value in config.items() if isinstance(config, dict) else ():
+        for inner in value.values() if isinstance(value, dict) else [value]:
+            if "attn_implementation" in name and isinstance(inner, str) and "/" in inner:
+                yield inner
+        yield from _attention_kernels(value)
 
 
 def _ensure_there(where: str, marker: str) -> None:

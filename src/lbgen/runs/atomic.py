@@ -45,7 +45,8 @@ def write_new(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    write_bytes(path, content.encode("utf-8"))
+    """Write UTF-8; parts of file names that are not UTF-8 appear as escapes, which JSON reads back."""
+    write_bytes(path, content.encode("utf-8", "backslashreplace"))
 
 
 def ensure_writable(output: Path) -> None:

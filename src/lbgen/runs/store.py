@@ -81,12 +81,15 @@ class Store(ABC):
         self.publish({name: staged})
 
     def stage(self, name: str = "") -> Path:
-        """The staging folder or, given a name, a new empty folder of this name inside it."""
+        """The staging folder or, given a name, a new empty folder of this name inside it.
+
+        Raises FileExistsError if what was left there cannot be removed: a link in it would be written through.
+        """
         folder = self.staging
         if name:
             folder = folder / name
             shutil.rmtree(folder, ignore_errors=True)  # left by a killed worker of the same name
-        create_staging_folder(folder)
+        create_staging_folder(folder, new=bool(name))
         return folder
 
     def clear_staging(self, every: bool = False) -> None:
@@ -98,11 +101,15 @@ class Store(ABC):
             staging.parent.rmdir()
 
 
-def create_staging_folder(path: Path) -> None:
-    """Create a folder, and try again when another part of the run removes its empty parent at the same moment."""
-    while not path.is_dir():
+def create_staging_folder(path: Path, new: bool = False) -> None:
+    """Create a folder, and try again when another part of the run removes its empty parent at the same moment.
+
+    new: it must not exist yet.
+    """
+    while new or not path.is_dir():
         with suppress(FileNotFoundError):
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=not new)
+            return
 
 
 class LocalStore(Store):

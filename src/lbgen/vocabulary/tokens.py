@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from lbgen.errors import UserError
+from lbgen.errors import UserError, printable
 
 SHOWN = 60
 """Characters of a text that a message shows."""
@@ -23,5 +23,5 @@ def refuse_long_text(
 
 def on_one_line(text: str) -> str:
     """The text with its control characters escaped, cut to `SHOWN` characters."""
-    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    shown = printable(text)
     return shown if len(shown) <= SHOWN else shown[: SHOWN - 3] + "..."

@@ -22,7 +22,7 @@ from lbgen.generation.config import GenerateConfig
 from lbgen.generation.inputs import generator_name
 from lbgen.generation.plan import Plan
 from lbgen.generation.screening.counts import CategoryCounts, RejectionCounts, merged
-from lbgen.generation.shard_rows import read_rows, stored_images
+from lbgen.generation.shard_rows import read_counts, read_rows, stored_images
 from lbgen.runs.storage import Store
 
 SEARCHED_SHARDS = 32
@@ -48,8 +48,7 @@ def describe(store: Store, config: GenerateConfig, plan: Plan) -> None:
 
 def read_rejection_counts(store: Store) -> RejectionCounts:
     """Counts of all splits together; empty without screening."""
-    names = sorted(store.names("screening"))
-    return merged(RejectionCounts.from_bytes(store.read(f"screening/{name}")) for name in names)
+    return merged(read_counts(store, f"screening/{name}") for name in sorted(store.names("screening")))
 
 
 def summarize(store: Store, config: GenerateConfig, plan: Plan, counts: RejectionCounts) -> DatasetSummary:

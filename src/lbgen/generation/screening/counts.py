@@ -8,6 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lbgen.runs.parsing import parse_json
+
+LONGEST_NAME = 120
+"""Characters of a category's id or of a reason that a file may hold."""
+
 
 @dataclass
 class CategoryCounts:
@@ -87,7 +92,10 @@ class RejectionCounts:
         }
 
     @classmethod
-    def from_json(cls, content: dict[str, dict[str, Any]]) -> RejectionCounts:
+    def from_json(cls, content: Any) -> RejectionCounts:
+        """The counts that `to_json` returned; raises ValueError for anything else."""
+        if not isinstance(content, dict) or not all(map(_is_category, content.items())):
+            raise ValueError("not counts of rejections")
         return cls(
             {
                 category_id: CategoryCounts(**numbers | {"reasons": Counter(numbers.get("reasons", {}))})
@@ -101,8 +109,24 @@ class RejectionCounts:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> RejectionCounts:
-        """The counts that `to_bytes` wrote; raises ValueError for content that is not JSON."""
-        return cls.from_json(json.loads(content))
+        """The counts that `to_bytes` wrote; raises ValueError for any other content."""
+        return cls.from_json(parse_json(content))
+
+
+def _is_category(item: tuple[str, Any]) -> bool:
+    """Whether this is a category's id and its counts: whole numbers by field, and by reason."""
+    category_id, numbers = item
+    if not _is_name(category_id) or not isinstance(numbers, dict) or numbers.keys() - vars(CategoryCounts()).keys():
+        return False
+    reasons = numbers.get("reasons", {})
+    if not isinstance(reasons, dict) or not all(map(_is_name, reasons)):
+        return False
+    counts = [count for field, count in numbers.items() if field != "reasons"]
+    return all(type(count) is int and 0 <= count < 2**53 for count in [*counts, *reasons.values()])
+
+
+def _is_name(text: str) -> bool:
+    return text.isprintable() and len(text) <= LONGEST_NAME
 
 
 def merged(shards: Iterable[RejectionCounts]) -> RejectionCounts:

@@ -37,8 +37,8 @@ def _checked_round(content: Any, source: str, config: GenerateConfig, plan: Plan
         raise UserError(f"{source}: not a table of shards; restore the file or choose another --output")
     shards, checked = {str(shard): shard for shard in range(plan.shards(config.split))}, {}
     for name, attempts in content.items():
-        planned = {image.key for image in plan.shard(config.split, shards[name])} if name in shards else set()
-        are_planned = isinstance(attempts, dict) and attempts.keys() <= planned
+        planned = {image.key for image in plan.shard(config.split, shards[name])} if name in shards else None
+        are_planned = planned is not None and isinstance(attempts, dict) and attempts.keys() <= planned
         if not are_planned or not all(type(a) is int and 0 <= a < config.max_attempts for a in attempts.values()):
             raise UserError(
                 f"{source}, shard {name!r:.20}: not of the plan; restore the file or choose another --output"

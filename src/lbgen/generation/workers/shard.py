@@ -17,7 +17,7 @@ from lbgen.generation.render import Renderer
 from lbgen.generation.screening.checks import Verdict
 from lbgen.generation.screening.counts import RejectionCounts
 from lbgen.generation.screening.duplicate_rounds import DuplicateRound
-from lbgen.generation.shard_rows import new_row, read_rows, stored_images
+from lbgen.generation.shard_rows import new_row, read_counts, read_rows, stored_images
 from lbgen.generation.workers.loading import Models
 from lbgen.generation.workers.progress import Progress
 from lbgen.generation.workers.writer import StagedShard, WriterContext, Writers
@@ -152,7 +152,7 @@ class Worker:
         split, number = shard.staged.split, shard.staged.number
         rows, _ = read_rows(self.store, self.config, self.context.plan, split, number)
         shard.rows = {row.key: row for row in rows}
-        shard.counts = RejectionCounts.from_bytes(self.store.read(index.tally_name(split, number)))
+        shard.counts = read_counts(self.store, index.tally_name(split, number))
         for stored in stored_images(self.store, self.config, rows):
             (shard.staged.folder / stored.key).write_bytes(stored.content)
 

@@ -23,6 +23,8 @@ def load_family(name: str, *, dtype: torch.dtype, device: torch.device, schedule
     where = resolve(name, GENERATORS)
     with loading("generator", where, marker="model_index.json"):
         index = DiffusionPipeline.load_config(where)
+        if not isinstance(index, dict):
+            raise UserError(f"generator {where}, model_index.json: not a table of parts; restore it")
         family = _family_of(index.get("_class_name"), where)
         _refuse_foreign_code(index, where)
         return family(name, where, dtype=dtype, device=device, scheduler=scheduler)
@@ -38,11 +40,19 @@ def _family_of(kind: object, where: str) -> type[Family]:
 def _refuse_foreign_code(index: dict[str, Any], where: str) -> None:
     """Every part must be a class of diffusers or transformers, for no code of a checkpoint is ever run."""
     for part, described in index.items():
-        if isinstance(described, list) and not _is_library_class(*described):
+        if isinstance(described, list) and not _is_library_class(described):
             raise UserError(f"generator {where}, model_index.json: {part} is no class of diffusers or transformers")
 
 
-def _is_library_class(library: str | None, kind: str | None) -> bool:
-    """transformers' Auto classes are not accepted: they may run code of the checkpoint."""
-    known = library in ("diffusers", "transformers", "stable_diffusion")
-    return kind is None or (known and not (library == "transformers" and kind.startswith("Auto")))
+def _is_library_class(described: list[Any]) -> bool:
+    """Of [library, class]; an optional part that is not there has neither.
+
+    Two kinds of classes are not accepted. transformers' Auto classes may run code of the checkpoint, and a pipeline
+    inside the pipeline has a model_index.json of its own, which nothing here has read.
+    """
+    match described:
+        case [_, None]:
+            return True
+        case ["diffusers" | "transformers" | "stable_diffusion" as library, str(kind)]:
+            return "Pipeline" not in kind and not (library == "transformers" and kind.startswith("Auto"))
+    return False
