@@ -31,7 +31,7 @@ __all__ = ["__version__", *PUBLIC]
 
 if TYPE_CHECKING:  # the same for type checkers, which do not follow `__getattr__`
     from lbgen.alignment.config import AlignConfig as AlignConfig
-    from lbgen.alignment.train import align as align
+    from lbgen.alignment.run import align as align
     from lbgen.audit.config import AuditConfig as AuditConfig
     from lbgen.audit.run import audit as audit
     from lbgen.errors import UserError as UserError

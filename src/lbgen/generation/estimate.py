@@ -22,7 +22,7 @@ from lbgen.generation.workers.writer import image_file
 from lbgen.runs.storage import open_store, storage_errors
 
 LONGEST_BATCH = 60.0
-"""Seconds. If a batch would take longer, by the time of a single image, only that image is measured."""
+"""Seconds. If a whole batch would take longer, extrapolated from one image, only the one image is measured."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def timed(renderer: Renderer, batch: Sequence[PlannedImage], config: GenerateCon
 
 def as_text(estimate: Estimate, config: GenerateConfig, plan: Plan) -> str:
     """The lines that `lbgen plan` prints."""
-    not_ours = estimate.images - estimate.images_missing
-    others = f"; {not_ours:,} of them are made, or are other parts'" if not_ours else ""
+    not_to_make = estimate.images - estimate.images_missing
+    others = f"; {not_to_make:,} of them are made already or belong to other parts" if not_to_make else ""
     first = plan.categories[0]
     lines = [
         ("first", f'category "{first.name}", id {first.id}'),

@@ -155,7 +155,7 @@ def container_faults(store: Store, containers: Mapping[str, str]) -> Iterator[st
 def dropped_images(store: Store, split: str, shard: int) -> int:
     """Number of images that screening left out of a shard."""
     try:
-        return RejectionCounts.from_bytes(store.read(index.tally_name(split, shard))).total().dropped
+        return RejectionCounts.from_bytes(store.read(index.rejections_name(split, shard))).total().dropped
     except (FileNotFoundError, ValueError):
         return 0
 

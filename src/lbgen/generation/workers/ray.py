@@ -43,7 +43,7 @@ class RayWorker:
         return preflight(self._load(config, plan).generator, config, plan)
 
     def make_shard(self, context: WorkerContext, shard: int) -> Iterator[Progress]:
-        """Draw a shard; yields once a batch. At the end the shard before is published, this one is being published."""
+        """Draw a shard; yields once per batch. At the end the previous shard is published; this one may not be yet."""
         if self.worker is None:
             models = self.models or self._load(context.config, context.plan)
             self.worker = Worker(context, self.name, models, self.pool)
