@@ -79,7 +79,7 @@ def align(config: AlignConfig) -> AlignResult:
 
 
 def _align(config: AlignConfig) -> AlignResult:
-    """`align` in a folder that can be written; errors of the system are not yet messages for the user."""
+    """`align`, except that errors of the system are not yet turned into messages for the user."""
     # Refuse a folder that holds another run; find the checkpoint to continue from.
     if (config.folder / "config.yaml").exists():
         saved.ensure_same(config, config.folder / "config.yaml", ignore=may_change(config))
@@ -182,7 +182,7 @@ def finish(state: TrainingState, signals: list[int]) -> AlignResult:
 def finished_result(
     config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator, resumed: Path, step: int
 ) -> AlignResult:
-    """The result of a run that has all its steps; its adapter is published if the run was killed before it was."""
+    """The result of a run that has all its steps. Publishes its adapter if the run was killed before doing so."""
     adapter = config.folder / "adapter"
     if not checkpoint.is_published(resumed, adapter):
         prepare_folder(config, vocabulary, accelerator, step)

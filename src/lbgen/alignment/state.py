@@ -140,7 +140,7 @@ class TrainingState:
             self.generator.add_adapter(config.rank, config.alpha, config.lora_targets, config.text_encoder_lora)
 
     def _add_optimizers(self) -> None:
-        """AdamW for both players, the average of the adapter (None without), and the loss scaler (off but in fp16)."""
+        """AdamW for adapter and discriminator, the adapter's average (or None), and the loss scaler (on in fp16)."""
         config = self.config
         self.optimizer = torch.optim.AdamW(
             self.parameters, config.learning_rate, config.adam_betas, weight_decay=config.weight_decay

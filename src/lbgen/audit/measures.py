@@ -1,4 +1,4 @@
-"""Every figure of one dataset."""
+"""The figures of one dataset: labels, quality, diversity, duplicates, probes and attributes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -91,7 +91,10 @@ def measure(
     diversity_images: int,
     step: Callable[[str], None],
 ) -> Measured:
-    """diversity_images: maximum per category for diversity.  step: is told what is being measured."""
+    """All figures of a dataset.
+
+    diversity_images: maximum per category for diversity.  step: called with the name of what is measured next.
+    """
     label, seed = observed.label, config.seed
     step("labels and quality")
     ranks, quality = content.label_ranks(observed, space), content.quality(observed, space)

@@ -19,7 +19,7 @@ INTERPOLATION = {2: "bilinear", 3: "bicubic"}
 """PIL's number of a resampling filter -> torch's name of it."""
 
 TEXTS_AT_ONCE = 256
-"""The texts of a large vocabulary would not fit the memory in one batch."""
+"""Texts in a batch; all texts of a large vocabulary at once would not fit into memory."""
 
 
 class SemanticSpace:
@@ -40,7 +40,7 @@ class SemanticSpace:
         return len(self.tokenizer(text).input_ids)
 
     def embed_texts(self, texts: list[str], *, normalize: bool = True) -> Tensor:
-        """N texts (21,000 of them are fine) to (N, D), float32, of unit norm unless told otherwise."""
+        """N texts, also 21,000 of them, to (N, D), float32, of unit norm unless told otherwise."""
         for text in texts:
             refuse_long_text(text, self.count_tokens, self.token_limit, source=f"{self.source}, text")
         # Padded to the limit and never masked: SigLIP was trained so, and CLIP's causal text model sees no padding.

@@ -1,13 +1,13 @@
-"""Reading category lists: what each kind of file looks like, and which line a category stood on.
+"""Reading category lists: what each kind of file looks like, and the line that a category was read from.
 
-text          One category a line, as `name` or `id name`; UTF-8; blank lines and lines that begin with # are skipped.
+text          One category per line, as `name` or `id name`; UTF-8; blank lines and lines that begin with # are skipped.
               A TAB, where there is one, stands between id and name. Without TABs, the file has ids if at least half
               of its lines begin with a word that looks like one (n01440764, cat_01: it holds a digit or "_") and go
               on with a name; then every line must. Otherwise each line is a name, and its id is made from it:
               `polar bear` is never split.
 .csv          A header line with the columns `name` and, if wanted, `id`.
 .json         ["name", ...], [{"id": ..., "name": ...}, ...] or {"id": "name", ...}.
-ImageFolder   One sub-folder a category, there or in `train/`. Its name is the id and, with spaces for "_", the name.
+ImageFolder   One sub-folder per category, there or in `train/`. Its name is the id and, with spaces for "_", the name.
 
 A bare ImageNet id in any of them gets its usual name (vocabulary.py).
 """
