@@ -99,7 +99,7 @@ def _align(config: AlignConfig) -> AlignResult:
 
     # Load the models; a new run checks that every weighted term reaches the adapter.
     state = TrainingState(config, vocabulary, accelerator, resumed)
-    accelerator.print(f"images an update: {state.images_per_update}, processes: {accelerator.num_processes}")
+    accelerator.print(f"images per update: {state.images_per_update}, processes: {accelerator.num_processes}")
     norms = check_gradients(state) if resumed is None else {}
     prepare_folder(config, vocabulary, accelerator, state.progress.step if resumed is not None else None)
     start_logger(config, accelerator)
@@ -209,7 +209,7 @@ def ensure_resumable(folder: Path, expected: Progress) -> None:
     earlier = saved_progress(folder)
     if (then := earlier.images_per_update) != (now := expected.images_per_update):
         raise UserError(
-            f"{folder} has {then} images an update, this run {now}; choose --batch-size x processes = {then}"
+            f"{folder} has {then} images per update, this run {now}; choose --batch-size x processes = {then}"
         )
     if earlier.vocabulary != expected.vocabulary:
         raise UserError(f"{folder} was made with other categories; restore the vocabulary or choose another --output")

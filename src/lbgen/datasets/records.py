@@ -1,4 +1,4 @@
-"""A labelled image dataset as a stream of records: what all formats have in common, whoever wrote them.
+"""A labelled image dataset as a stream of records: the interface of all readers, whoever wrote the dataset.
 
 Reading is tolerant: an image that cannot be read is a record with a fault, and the images around it are kept.
 """
@@ -80,7 +80,7 @@ class DatasetReader(ABC):
         return found.read_bytes() if found else None
 
     def read_file(self, path: Path, key: str, category: str, split: str) -> ImageRecord:
-        """The record of an image that is a file of its own."""
+        """The record of an image that is a single file."""
         try:
             return ImageRecord(key, category, split, path.read_bytes(), self.mask_of(key))
         except OSError as error:

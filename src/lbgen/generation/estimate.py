@@ -117,12 +117,12 @@ def as_text(estimate: Estimate, config: GenerateConfig, plan: Plan) -> str:
         return "\n".join(f"{name:8}{value}" for name, value in [*lines, ("to make", "nothing")])
     lines += [
         ("to make", f"{counted(estimate.images_missing, 'image')} in {counted(estimate.shards_missing, 'shard')}"),
-        ("speed", f"{estimate.images_per_second:.3g} images/s a worker, measured here ({estimate.device})"),
+        ("speed", f"{estimate.images_per_second:.3g} images/s per worker, measured here ({estimate.device})"),
         ("time", f"{in_units(estimate.images_missing / estimate.images_per_second, TIMES)} of one such device"),
         (
             "disk",
             f"{in_units(estimate.bytes_per_image * estimate.images_missing, SIZES)}, {config.image_format}, "
-            f"{in_units(estimate.bytes_per_image, SIZES)} an image",
+            f"{in_units(estimate.bytes_per_image, SIZES)} per image",
         ),
     ]
     return "\n".join(f"{name:8}{value}" for name, value in lines)

@@ -216,7 +216,7 @@ class Pairs(NamedTuple):
     lift: NDArray
     """Share of the value in the category, over its share in the whole set."""
     p_value: NDArray
-    """Fisher's exact test, one-sided: probability of at least so many images under shuffled labels."""
+    """Fisher's exact test, one-sided: probability of at least as many images under shuffled labels."""
 
 
 def pairs(table: NDArray[np.int64]) -> Pairs:

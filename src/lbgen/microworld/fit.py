@@ -1,4 +1,4 @@
-"""A training loop that can be killed at any moment and goes on from its last checkpoint."""
+"""A training loop that can be killed at any moment and resumes from its last checkpoint."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ class Generator:
         self.refresh_sampler()
 
     def merge_adapter(self, directory: Path) -> None:
-        """Add a saved adapter to the base weights for good."""
+        """Add a saved adapter to the base weights, and remove the adapter itself."""
         self.load_adapter(directory)
         for module in self._adapted().values():
             adapter.merge(module)

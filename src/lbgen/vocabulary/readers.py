@@ -90,7 +90,7 @@ def _id_entry(line: str, source: str) -> Entry:
 
 
 def _name_entry(line: str, source: str) -> Entry:
-    """What begins like a path, or is a device name, is taken for an id, which the vocabulary then refuses."""
+    """A line that begins like a path, or is a device name, becomes an id, which the vocabulary then refuses."""
     first = line.split()[0]
     unsafe = first in (".", "..") or re.match(r"\.{0,2}[/\\]", first) or reserved(line)
     return Entry(first if unsafe else None, _one_spaced(line), source)

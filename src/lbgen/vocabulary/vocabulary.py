@@ -128,9 +128,9 @@ def _read(spec: str) -> list[Entry]:
         raise UserError(f"vocabulary {spec}: no such file or folder, nor a built-in list ({built_in})")
     entries = read_entries(path)
     if not entries:
-        remedy = "write one a line, as a name or as an id and a name"
+        remedy = "write one per line, as a name or as an id and a name"
         if path.is_dir():
-            remedy = "a folder needs one folder a category, there or in train/"
+            remedy = "a folder needs one folder per category, there or in train/"
         raise UserError(f"{spec}: no categories in it; {remedy}")
     return entries
 
