@@ -26,7 +26,7 @@ LONGEST_BATCH = 60.0
 
 
 @dataclass(frozen=True)
-class Estimate:
+class PlanEstimate:
     images: int
     """Images of the split when all shards are made."""
     images_missing: int
@@ -46,7 +46,7 @@ class Estimate:
         return self.images_missing / self.images_per_second / 3600 if self.images_per_second else None
 
 
-def plan(config: GenerateConfig) -> Estimate:
+def plan(config: GenerateConfig) -> PlanEstimate:
     """Print and return what `generate(config)` would make, without writing anything.
 
     Renders one or two batches to measure speed and size. Raises what `generate` would raise.
@@ -63,7 +63,7 @@ def plan(config: GenerateConfig) -> Estimate:
     if missing:
         batch_size = config.batch_size or (record.config["batch_size"] if record else None)
         size, speed, device = measure(replace(config, batch_size=batch_size), dataset_plan, missing[0])
-    estimate = Estimate(
+    estimate = PlanEstimate(
         images=dataset_plan.images(config.split),
         images_missing=sum(dataset_plan.shard_images(config.split, shard) for shard in missing),
         shards=len(shards),
@@ -101,7 +101,7 @@ def timed(renderer: Renderer, batch: Sequence[PlannedImage], config: GenerateCon
     return seconds, [len(image_file(image, row, config, name, None)) for image, row in zip(pixels, rows, strict=True)]
 
 
-def as_text(estimate: Estimate, config: GenerateConfig, plan: Plan) -> str:
+def as_text(estimate: PlanEstimate, config: GenerateConfig, plan: Plan) -> str:
     """The lines that `lbgen plan` prints."""
     not_to_make = estimate.images - estimate.images_missing
     others = f"; {not_to_make:,} of them are made already or belong to other parts" if not_to_make else ""
