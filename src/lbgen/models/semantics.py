@@ -12,7 +12,7 @@ from lbgen.models.loading import load_model, loading
 from lbgen.models.registry import SEMANTICS, resolve
 from lbgen.vocabulary.tokens import refuse_long_text
 
-FAMILIES = ("clip", "siglip")
+MODEL_TYPES = ("clip", "siglip")
 """The transformers model types that embed both texts and images."""
 
 INTERPOLATION = {2: "bilinear", 3: "bicubic"}
@@ -93,9 +93,9 @@ def load_semantics(
 def _load(where: str, dtype: torch.dtype, flag: str) -> tuple[Any, Any, Any]:
     """(model, tokenizer, image processor) from a transformers folder or hub id."""
     with loading(flag, where, marker="config.json"):
-        family = AutoConfig.from_pretrained(where, trust_remote_code=False).model_type
-        if family not in FAMILIES:
-            raise UserError(f"{flag} {where} is a {family}; give one of {', '.join(FAMILIES)}")
+        model_type = AutoConfig.from_pretrained(where, trust_remote_code=False).model_type
+        if model_type not in MODEL_TYPES:
+            raise UserError(f"{flag} {where} is a {model_type}; give one of {', '.join(MODEL_TYPES)}")
         model = load_model(AutoModel, where, dtype, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
