@@ -47,7 +47,7 @@ def _read_text(path: Path) -> str:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+        raise UserError(f"{path}: {error.strerror}; give a file that can be read") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -117,7 +117,7 @@ def csv_entries(text: str, file: str) -> list[Entry]:
             else:
                 entries.append(_csv_entry(row, columns, source))
     except csv.Error as error:
-        raise UserError(f"{file}, line {rows.line_num}: not valid CSV ({error})") from None
+        raise UserError(f"{file}, line {rows.line_num}: not valid CSV ({error}); repair it") from None
     return entries
 
 
@@ -148,7 +148,7 @@ def json_entries(text: str, file: str) -> list[Entry]:
     try:
         content = json.loads(text, object_pairs_hook=_Object)
     except json.JSONDecodeError as error:
-        raise UserError(f"{file}, line {error.lineno}: not valid JSON ({error.msg})") from None
+        raise UserError(f"{file}, line {error.lineno}: not valid JSON ({error.msg}); repair it") from None
     if not isinstance(content, list):
         raise UserError(f'{file}: expected ["name", ...], [{{"id": ..., "name": ...}}, ...] or {{"id": "name", ...}}')
     sources = (f"{file}, item {number}" for number in range(1, len(content) + 1))

@@ -90,7 +90,10 @@ def join_cluster(ray: Any, address: str | None) -> None:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
     except OSError as error:  # a ConnectionError, a time-out, an unknown host
-        raise UserError(f"--ray-address {address}: no cluster answers there ({error})") from None
+        raise UserError(
+            f"--ray-address {address}: no cluster answers there ({error}); correct it, or leave it out to start Ray "
+            "on this machine"
+        ) from None
 
 
 @dataclass(frozen=True)

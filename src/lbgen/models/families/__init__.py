@@ -39,7 +39,10 @@ def _refuse_foreign_code(index: dict[str, Any], where: str) -> None:
     """Every part must be a class of diffusers or transformers, because no code from a checkpoint is ever run."""
     for part, described in index.items():
         if isinstance(described, list) and not _is_library_class(*described):
-            raise UserError(f"generator {where}, model_index.json: {part} is no class of diffusers or transformers")
+            raise UserError(
+                f"generator {where}, model_index.json: {part} is no class of diffusers or transformers, "
+                "and lbgen runs no other code; give a checkpoint without it"
+            )
 
 
 def _is_library_class(library: str | None, kind: str | None) -> bool:
