@@ -438,7 +438,9 @@ def test_an_archive_reserves_no_memory_for_what_it_claims(tmp_path, kind):
             content_of(archive, found)
 
 
-def test_continuing_with_ones_own_models_agrees_with_no_other_place(received, screened, monkeypatch, tmp_path, tiny_sd_folder):
+def test_continuing_with_ones_own_models_agrees_with_no_other_place(
+    received, screened, monkeypatch, tmp_path, tiny_sd_folder
+):
     """A sender may record another place for weights that the receiver has too."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "receiver"))
     edit_record(received, generator=f"/tmp/elsewhere/{Path(screened.generator).name}")
@@ -481,7 +483,12 @@ def test_no_code_of_a_generator_folder_runs(tiny_sd_folder, tmp_path):
     folder = Path(shutil.copytree(tiny_sd_folder, tmp_path / "sd"))
     (folder / "scheduler/evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
     index = json.loads((folder / "model_index.json").read_text())
-    kinds = (["evil", "Evil"], ["transformers", "AutoTokenizer"], ["diffusers", "StableDiffusionPipeline"], ["diffusers"])
+    kinds = (
+        ["evil", "Evil"],
+        ["transformers", "AutoTokenizer"],
+        ["diffusers", "StableDiffusionPipeline"],
+        ["diffusers"],
+    )
     for kind in kinds:
         (folder / "model_index.json").write_text(json.dumps(index | {"scheduler": kind}))
         with pytest.raises(UserError, match="scheduler is no class of diffusers or transformers"):
@@ -649,7 +656,9 @@ def test_odd_lines_of_a_run_are_left_out(received_run, line):
     assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [0, 1]
 
 
-@pytest.mark.parametrize("name", ["checkpoints/step-9999999", "checkpoints/step-000001/state.pt", "samples/base.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["checkpoints/step-9999999", "checkpoints/step-000001/state.pt", "samples/base.safetensors"]
+)
 def test_align_continues_through_no_link(received_run, outside, name):
     link(received_run.folder / name, outside / ("known.txt" if "." in name else "inner"))
     before = tree(outside)

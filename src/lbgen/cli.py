@@ -1,5 +1,8 @@
 """The command line: verb -> (config dataclass, function), and how a run ends.
 
+A new stage is a folder with a config.py and a run.py, two lines in lbgen.PUBLIC and one line in VERBS
+(docs/extend.md).
+
 Exit codes: 0 done, 2 the user's mistake (one line on stderr), 3 a damaged dataset (verify), 130 and 143 stopped by
 Ctrl-C and SIGTERM, 1 our bug.
 """

@@ -77,7 +77,7 @@ def test_a_run_with_other_settings_is_refused(finished):
 
 
 def test_another_number_of_images_an_update_is_refused(finished):
-    with pytest.raises(UserError, match="has 2 images an update, this run 3"):
+    with pytest.raises(UserError, match="has 2 images per update, this run 3"):
         run.align(dataclasses.replace(finished, batch_size=3, max_steps=9))
 
 

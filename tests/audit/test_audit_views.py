@@ -96,7 +96,7 @@ def test_a_variant_that_pillow_does_not_know_says_so(monkeypatch):
     """A DDS file of another compression, of which Pillow raises NotImplementedError; DDS itself is not opened."""
     content = bytearray(encoded((30, 30), "DDS"))
     content[80:88] = b"\x04\0\0\0ABCD"
-    assert views.decode(bytes(content), None, 16) == "cannot be decoded (of no format that is known)"
+    assert views.decode(bytes(content), None, 16) == "cannot be decoded (its format is not known)"
     monkeypatch.setattr(decode, "FORMATS", (*decode.FORMATS, "DDS"))
     assert views.decode(bytes(content), None, 16).startswith("cannot be decoded (Unimplemented pixel format")
 

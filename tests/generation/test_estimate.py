@@ -42,5 +42,5 @@ def test_plan_counts_and_makes_nothing(config, tmp_path, capsys):
     (tmp_path / "made/index/train-00002.parquet").unlink()
     plan(made)
     shown = capsys.readouterr().out
-    assert "12 of 3 categories, split train; 10 of them are made, or are other parts'\n" in shown
+    assert "12 of 3 categories, split train; 10 of them are made already or belong to other parts\n" in shown
     assert "to make 2 images in 1 shard\n" in shown

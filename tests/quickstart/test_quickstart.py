@@ -1,4 +1,4 @@
-"""The street as a whole on random-weight miniatures, judged by a rule that the test can repeat by hand."""
+"""All stages on random-weight miniatures, judged by a rule that the test can repeat by hand."""
 
 import json
 import sys
@@ -37,7 +37,7 @@ class RuleJudge:
 
 
 @pytest.fixture
-def street(tiny_sd_folder, tiny_clip_folder, tmp_path, monkeypatch):
+def miniatures(tiny_sd_folder, tiny_clip_folder, tmp_path, monkeypatch):
     """The recipe made tiny, the judge replaced, the scenes' names short enough for the miniatures."""
 
     def align_config(config: QuickstartConfig) -> AlignConfig:
@@ -66,7 +66,7 @@ def street(tiny_sd_folder, tiny_clip_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("lbgen.vocabulary.attributes.MICROWORLD", tmp_path / "scenes.yaml")
 
 
-def test_whole_street(street, tmp_path, capsys):
+def test_all_stages(miniatures, tmp_path, capsys):
     config = QuickstartConfig(output=tmp_path / "run", images_per_category=2)
     lbgen.quickstart(config)
     shown = capsys.readouterr().out

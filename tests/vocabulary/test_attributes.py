@@ -42,7 +42,7 @@ def test_name_takes_its_place_in_the_template(tmp_path):
         ("scene: {template: on grass, values: [grass, snow]}", "has no {value}"),
         ("scene: {template: '{value}', values: [grass]}", "two or more texts"),
         ("scene: {template: '{value}', values: [1, 2]}", "quote numbers"),
-        ("scene: {template: '{value}', values: [grass, grass]}", "stands there twice"),
+        ("scene: {template: '{value}', values: [grass, grass]}", "a value is listed twice"),
         ("measured position: {template: '{value}', values: [a, b]}", "choose another"),
     ],
 )

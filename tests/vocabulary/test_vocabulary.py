@@ -311,7 +311,7 @@ def test_a_category_called_train_is_a_category(tmp_path):
 
 
 def test_folders_that_do_not_do_are_refused(tmp_path):
-    with pytest.raises(UserError, match="no categories in it; a folder needs one folder a category"):
+    with pytest.raises(UserError, match="no categories in it; a folder needs one folder per category"):
         load_vocabulary(str(tmp_path))
     (tmp_path / "cat").mkdir()
     with pytest.raises(UserError, match="the only category"):

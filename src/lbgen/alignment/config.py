@@ -28,7 +28,7 @@ class Texts(Categories):
 
 
 @dataclass(frozen=True)
-class Models(GeneratorName):
+class ModelNames(GeneratorName):
     """Models."""
 
     semantics: str = "clip-vit-l-14"
@@ -38,7 +38,7 @@ class Models(GeneratorName):
 
 
 @dataclass(frozen=True)
-class Schedule(Settings):
+class Duration(Settings):
     """Duration, checkpoints and evaluations."""
 
     seed: NonNegativeInt = 0
@@ -71,7 +71,7 @@ class Weights(Settings):
 
 
 @dataclass(frozen=True)
-class Independence(Settings):
+class IndependenceSettings(Settings):
     """Independence term."""
 
     independence_weight: Weight = 0.0
@@ -97,7 +97,7 @@ class Independence(Settings):
 
 
 @dataclass(frozen=True)
-class Objective(Independence, Weights):
+class Objective(IndependenceSettings, Weights):
     """Objective."""
 
     normalize_features: bool = True
@@ -160,7 +160,7 @@ class Optimiser(Settings):
 
 
 @dataclass(frozen=True)
-class Discriminator(Settings):
+class DiscriminatorSettings(Settings):
     """Discriminator."""
 
     discriminator_learning_rate: Positive = 1e-5
@@ -197,7 +197,17 @@ class Running(Precision):
 
 @dataclass(frozen=True)
 class AlignConfig(  # dataclasses put the fields of the last base first
-    Running, Discriminator, Optimiser, Gradient, Trajectory, Adapter, Objective, Schedule, Models, Texts, Output
+    Running,
+    DiscriminatorSettings,
+    Optimiser,
+    Gradient,
+    Trajectory,
+    Adapter,
+    Objective,
+    Duration,
+    ModelNames,
+    Texts,
+    Output,
 ):
     """Everything that an alignment run can be told."""
 

@@ -130,7 +130,7 @@ def update_discriminator(state: TrainingState, batch: Batch, batch_index: int) -
     parameters = list(state.discriminator.parameters())
     set_gradients(state.accelerator, parameters, loss)
     norm = torch.nn.utils.clip_grad_norm_(parameters, state.config.discriminator_max_grad_norm)
-    if torch.isfinite(norm):  # an overflow in fp16 would make the weights NaN for good
+    if torch.isfinite(norm):  # else an overflow in fp16 would make the weights NaN
         state.discriminator_optimizer.step()
     return mean_over_processes(state.accelerator, [loss.detach()])[0].item()
 

@@ -138,7 +138,7 @@ def write_grid(path: Path, images: Tensor) -> None:
 
 
 def diversity_share(diversity: float, base: float) -> float:
-    """The share of the base model's diversity that is left; diversity is the Vendi score minus 1, its minimum."""
+    """The share of the base model's diversity that is left, from mean Vendi scores, which are 1 without diversity."""
     return (diversity - 1) / (base - 1) if base - 1 >= SMALLEST_DIVERSITY else 1.0
 
 

@@ -80,7 +80,7 @@ def align(config: AlignConfig) -> AlignResult:
 
 
 def _align(config: AlignConfig) -> AlignResult:
-    """`align` in a folder that can be written; errors of the system are not yet messages for the user."""
+    """`align`, except that errors of the system are not yet turned into messages for the user."""
     # Refuse a folder that holds another run; find the checkpoint to continue from.
     if (config.folder / "config.yaml").exists():
         saved.ensure_same(config, config.folder / "config.yaml", ignore=may_change(config))
@@ -100,7 +100,7 @@ def _align(config: AlignConfig) -> AlignResult:
 
     # Load the models; a new run checks that every weighted term reaches the adapter.
     state = TrainingState(config, vocabulary, accelerator, resumed)
-    accelerator.print(f"images an update: {state.images_per_update}, processes: {accelerator.num_processes}")
+    accelerator.print(f"images per update: {state.images_per_update}, processes: {accelerator.num_processes}")
     norms = check_gradients(state) if resumed is None else {}
     prepare_folder(config, vocabulary, accelerator, state.progress.step if resumed is not None else None)
     start_logger(config, accelerator)
@@ -183,7 +183,7 @@ def finish(state: TrainingState, signals: list[int]) -> AlignResult:
 def finished_result(
     config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator, resumed: Path, step: int
 ) -> AlignResult:
-    """The result of a run that has all its steps; its adapter is published if the run was killed before it was."""
+    """The result of a run that has all its steps. Publishes its adapter if the run was killed before doing so."""
     adapter = config.folder / "adapter"
     if not checkpoint.is_published(resumed, adapter):
         prepare_folder(config, vocabulary, accelerator, step)
@@ -210,7 +210,7 @@ def ensure_resumable(folder: Path, expected: Progress) -> None:
     earlier = saved_progress(folder)
     if (then := earlier.images_per_update) != (now := expected.images_per_update):
         raise UserError(
-            f"{folder} has {then} images an update, this run {now}; choose --batch-size x processes = {then}"
+            f"{folder} has {then} images per update, this run {now}; choose --batch-size x processes = {then}"
         )
     if earlier.vocabulary != expected.vocabulary:
         raise UserError(f"{folder} was made with other categories; restore the vocabulary or choose another --output")

@@ -60,8 +60,13 @@ def saved_progress(folder: Path) -> Progress:
     assert record is not None
     values = {field.name: record.get(field.name) for field in fields(Progress)}
     numbers = [value for name, value in values.items() if name != "vocabulary"]
-    if not all(type(number) is int and 0 <= number < 2**53 for number in numbers) or type(values["vocabulary"]) is not str:
-        raise UserError(f"{folder / checkpoint.MARKER}: not what lbgen writes there; remove the checkpoint or restore it")
+    if (
+        not all(type(number) is int and 0 <= number < 2**53 for number in numbers)
+        or type(values["vocabulary"]) is not str
+    ):
+        raise UserError(
+            f"{folder / checkpoint.MARKER}: not what lbgen writes there; remove the checkpoint or restore it"
+        )
     return Progress(**values)
 
 
@@ -149,7 +154,7 @@ class TrainingState:
             self.generator.add_adapter(config.rank, config.alpha, config.lora_targets, config.text_encoder_lora)
 
     def _add_optimizers(self) -> None:
-        """AdamW for both players, the average of the adapter (None without), and the loss scaler (off but in fp16)."""
+        """AdamW for adapter and discriminator, the adapter's average (or None), and the loss scaler (on in fp16)."""
         config = self.config
         self.optimizer = torch.optim.AdamW(
             self.parameters, config.learning_rate, config.adam_betas, weight_decay=config.weight_decay

@@ -1,4 +1,4 @@
-"""Distances of datasets from the first one, in the features of a vision model if there is one, else of the space."""
+"""Distances of datasets from the first one, in features of a vision model or, without one, of the semantic space."""
 
 import hashlib
 from collections.abc import Iterator
@@ -113,8 +113,8 @@ def features_of(
 
 
 def open_cache(folder: Path, model: VisionModel) -> RowCache:
-    kept = f"features, version {VERSION}, {identity.model_identity(model.where)}, side {model.side}"
-    return RowCache(folder, kept, [("features", np.float16, (model.dimension,))])
+    cache_identity = f"features, version {VERSION}, {identity.model_identity(model.where)}, side {model.side}"
+    return RowCache(folder, cache_identity, [("features", np.float16, (model.dimension,))])
 
 
 def _vision_features(

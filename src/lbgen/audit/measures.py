@@ -1,4 +1,4 @@
-"""Every figure of one dataset."""
+"""The figures of one dataset: labels, quality, diversity, duplicates, probes and attributes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -91,18 +91,14 @@ def measure(
     diversity_images: int,
     step: Callable[[str], None],
 ) -> Measured:
-    """diversity_images: maximum per category for diversity.  step: is told what is being measured."""
+    """All figures of a dataset.
+
+    diversity_images: maximum per category for diversity.  step: called with the name of what is measured next.
+    """
     label, seed = observed.label, config.seed
     step("labels and quality")
     ranks, quality = content.label_ranks(observed, space), content.quality(observed, space)
-    figures = {
-        "label_agreement": mean(ranks.first, label, seed, (0, 1)),
-        "label_agreement_top5": mean(ranks.among_five, label, seed, (0, 1)),
-        "quality": mean(quality, label, seed, (1, 5)),
-        "edge_density": mean(observed.column("edge_density"), label, seed, (0, 1)),
-        "colour_entropy": mean(observed.column("colour_entropy"), label, seed, (0, 9)),
-        "balance": _balance(label, seed),
-    }
+    figures = _image_figures(observed, ranks, quality, seed)
     step("duplicates")
     duplicates = content.duplicates(observed)
     figures["duplicates"] = mean(duplicates.anywhere, label, seed, (0, 1))
@@ -132,6 +128,19 @@ def measure(
         probed,
         compared,
     )
+
+
+def _image_figures(observed: Observed, ranks: LabelRanks, quality: NDArray, seed: int) -> dict[str, Estimate]:
+    """Means over the images, and the balance of the categories."""
+    label = observed.label
+    return {
+        "label_agreement": mean(ranks.first, label, seed, (0, 1)),
+        "label_agreement_top5": mean(ranks.among_five, label, seed, (0, 1)),
+        "quality": mean(quality, label, seed, (1, 5)),
+        "edge_density": mean(observed.column("edge_density"), label, seed, (0, 1)),
+        "colour_entropy": mean(observed.column("colour_entropy"), label, seed, (0, 9)),
+        "balance": _balance(label, seed),
+    }
 
 
 def _probe_figures(
@@ -171,7 +180,7 @@ def spread_sample(label: NDArray[np.int64], most: int, seed: int) -> NDArray[np.
 
 
 def _balance(label: NDArray[np.int64], seed: int) -> Estimate:
-    """Evenness of the category sizes; resamples are of the whole set, as stratified ones would keep the sizes."""
+    """Evenness of the category sizes; the whole set is resampled, because stratified resamples keep the sizes."""
     rng, counts = np.random.default_rng(seed), np.bincount(label)
     resampled = [evenness(row) for row in rng.multinomial(len(label), counts / len(label), FEW_RESAMPLES)]
     return normal_interval(evenness(counts), np.array(resampled), (0, 1))

@@ -30,7 +30,7 @@ from lbgen.models.semantics import SemanticSpace
 from lbgen.runs import identity
 
 VERSION = 3
-"""Of the cached columns; another number is another cache."""
+"""Of the cached columns. A run with another number starts a new cache."""
 LABEL_TEMPLATE = "photo of {name}"
 ROWS_AT_ONCE = 4096
 """Rows of the cache that are read at a time."""
@@ -144,7 +144,7 @@ class Observer:
         ]
 
     @torch.no_grad()
-    def see(self, images: list[Decoded], names: list[str], seeds: list[int]) -> dict[str, NDArray]:
+    def columns(self, images: list[Decoded], names: list[str], seeds: list[int]) -> dict[str, NDArray]:
         """All columns of a batch of B images.  names: of their categories; seeds: of their patch shuffles."""
         canvas = torch.stack([image.canvas for image in images]).float() / 255  # (B, 3, S, S)
 
@@ -215,7 +215,9 @@ def observe(reader: DatasetReader, name: str, observer: Observer, cache: RowCach
             digests = [_digests(record, name) for record, name in zip(batch, names, strict=True)]
             new = [row for row, digest in enumerate(digests) if digest and digest.key not in cache.row_of]
             decoded = dict(zip(new, pool.map(_decoder(observer.side), [batch[row] for row in new]), strict=True))
-            _see(observer, cache, {row: d for row, d in decoded.items() if isinstance(d, Decoded)}, names, digests)
+            _observe_new(
+                observer, cache, {row: d for row, d in decoded.items() if isinstance(d, Decoded)}, names, digests
+            )
 
             # Sort the batch into usable and broken images.
             for row, (record, digest) in enumerate(zip(batch, digests, strict=True)):
@@ -246,12 +248,8 @@ def _digests(record: ImageRecord, name: str) -> Digests | None:
     return Digests(content, hashlib.sha256(content + (record.mask or b"") + name.encode()).digest())
 
 
-def _see(
-    observer: Observer,
-    cache: RowCache,
-    images: dict[int, Decoded],
-    names: list[str],
-    digests: list[Digests | None],
+def _observe_new(
+    observer: Observer, cache: RowCache, images: dict[int, Decoded], names: list[str], digests: list[Digests | None]
 ) -> None:
     """Add the new images of a batch to the cache, each once.  images: row of the batch -> image."""
     first = {digest.key: row for row in reversed(list(images)) if (digest := digests[row])}
@@ -260,7 +258,7 @@ def _see(
         return
     contents = [digest.content for row in rows if (digest := digests[row])]
     seeds = [int.from_bytes(content[:8], "big") for content in contents]
-    columns = observer.see([images[row] for row in rows], [names[row] for row in rows], seeds)
+    columns = observer.columns([images[row] for row in rows], [names[row] for row in rows], seeds)
     columns["content"] = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, DIGEST)
     cache.append([digest.key for row in rows if (digest := digests[row])], columns)
 

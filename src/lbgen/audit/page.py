@@ -53,7 +53,7 @@ class AuditPage:
 
 
 def write_page(measured: list[Measured], readers: Sequence[DatasetReader], content: dict[str, Any], path: Path) -> None:
-    """content: of measures.json."""
+    """Write the page to `path`.  content: of measures.json."""
     pairs = [strongest_pairs(m, PAIRS_SHOWN) for m in measured]
     pictures = _pictures(measured, readers, pairs)
     page = AuditPage(
@@ -220,7 +220,7 @@ def _broken(m: Measured) -> dict[str, Any]:
 
 
 def _shortcuts(measured: list[Measured], pairs: list[list[Pair]]) -> list[dict[str, Any]]:
-    """number: the pair's index in the script's list of pictures, which runs over all datasets."""
+    """The pairs shown for each dataset.  "number": index of the pair in the script's list, which spans all datasets."""
     result: list[dict[str, Any]] = []
     count = 0
     for m, of_dataset in zip(measured, pairs, strict=True):

@@ -104,6 +104,6 @@ def dataset_names(directories: Sequence[Path]) -> list[str]:
 def diversity_images(observed: list[Observed]) -> int:
     """Images per category for diversity: the smallest of the datasets' median category sizes, within 2 and the maximum.
 
-    The same number in all datasets, as diversity grows with it.
+    The same number in all datasets, because diversity grows with it.
     """
     return max(2, min(DIVERSITY_IMAGES, *(int(np.median(np.bincount(each.label))) for each in observed)))

@@ -3,8 +3,8 @@
 Canvas: the model's input, (B, 3, S, S) in [0, 1]: the image's centre square resized to S pixels.
 
 Where the object is comes from a given mask, or from how much each patch moves CLIP's image feature towards the text of
-the category. The hidden area is always a square, as an outline or a box's proportions would themselves predict the
-category.
+the category. The hidden area is always a square, because an outline or a box's proportions would themselves predict
+the category.
 """
 
 import math

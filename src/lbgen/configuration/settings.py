@@ -1,7 +1,7 @@
 """Settings that stages share. A stage's config is made of such small dataclasses; each is a group of flags in the help.
 
 A field's help is the string literal on the line after it; a group's heading is the first line of its class's docstring.
-A stage that has another default or another help repeats the field, and the field keeps its place.
+A stage with another default or another help declares the field again; the field keeps its place.
 """
 
 from dataclasses import dataclass

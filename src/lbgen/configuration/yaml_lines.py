@@ -35,7 +35,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+        raise UserError(f"{path}: {error.strerror}; give a file that can be read") from None
     return parse_yaml(content, str(path))
 
 
@@ -48,13 +48,13 @@ def parse_yaml(content: bytes, source: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         place = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{source}{place}: not valid YAML ({problem or type(error).__name__})") from None
+        raise UserError(f"{source}{place}: not valid YAML ({problem or type(error).__name__}); repair it") from None
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError):  # PyYAML's own, for values and depth
-        raise UserError(f"{source}: not valid YAML (a value in it cannot be read)") from None
+        raise UserError(f"{source}: not valid YAML (a value in it cannot be read); repair it") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"{source}: expected lines of the form `field: value`")
+        raise UserError(f"{source}: expected lines of the form `field: value`; repair it")
     return values
 
 

@@ -16,7 +16,7 @@ def open_image(content: bytes) -> Image.Image | str:
         image.load()
         return image
     except UnidentifiedImageError:
-        return "of no format that is known"
+        return "its format is not known"
     except (Image.DecompressionBombError, OSError, ValueError, SyntaxError, NotImplementedError) as error:
         return " ".join(str(error).split())[:100]
 

@@ -32,6 +32,7 @@ SCORES = ("label_rank", "label_probability", "quality", "deviation", "duplicate_
 LISTS = ("rejections", "target", "found")
 """Columns with a list of texts in each row."""
 CONTAINERS = b"lbgen_containers"
+"""Key of the container hashes in the metadata of a part's schema."""
 RESERVED_SPLITS = ("index", "screening", "data", "all")
 """Names of other things in a dataset folder, and the one that readers use for all splits together."""
 PART = re.compile(r"(?P<split>.+)-(?P<shard>\d{5,})\.parquet")
@@ -48,7 +49,7 @@ class Row:
     """Index of the category in labels.json."""
     prompt: str
     seed: int
-    """Seed of the run; the image's own noise follows from (seed, id, index, attempt)."""
+    """Seed of the run; the image's own noise follows from (seed, split, id, index, attempt)."""
     attempt: int
     """How often the image was rejected and generated again."""
     split: str
@@ -80,7 +81,7 @@ class Row:
         """Whether the image was kept although its last attempt was rejected."""
         return len(self.rejections) > self.attempt
 
-    def facts(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, Any]:
         """The row as it is stored in the index."""
         line = asdict(self)
         scores = line.pop("scores")
@@ -106,8 +107,8 @@ def part_name(split: str, shard: int) -> str:
     return f"index/{split}-{shard:05d}.parquet"
 
 
-def tally_name(split: str, shard: int) -> str:
-    """The file of what screening rejected in a shard."""
+def rejections_name(split: str, shard: int) -> str:
+    """The file with the counts of what screening rejected in a shard."""
     return f"screening/{shard_name(split, shard)}.json"
 
 
@@ -124,7 +125,7 @@ def finished_shards(store: Store, split: str) -> set[int]:
 
 def index_bytes(rows: Sequence[Row], containers: dict[str, str]) -> bytes:
     """A part of the index as a Parquet file.  containers: name -> sha256 of each file that holds a whole shard."""
-    table = pa.Table.from_pylist([row.facts() for row in rows], schema=SCHEMA)
+    table = pa.Table.from_pylist([row.to_plain() for row in rows], schema=SCHEMA)
     stream = BytesIO()
     pq.write_table(table.replace_schema_metadata({CONTAINERS: json.dumps(containers)}), stream)
     return stream.getvalue()
@@ -133,7 +134,7 @@ def index_bytes(rows: Sequence[Row], containers: dict[str, str]) -> bytes:
 def read_part(store: Store, split: str, shard: int) -> tuple[list[Row], dict[str, str]]:
     """One shard's rows and container hashes; raises OSError or ValueError where the file is damaged."""
     table = read_parquet(BytesIO(store.read(part_name(split, shard))))
-    containers = _containers(table.schema)
+    containers = _container_hashes(table.schema)
     table = table.select(SCHEMA.names)
     if table.schema.types != SCHEMA.types or any(map(_has_gaps, table.columns, SCHEMA.names)):
         raise ValueError("its columns are not those of an index")
@@ -143,7 +144,7 @@ def read_part(store: Store, split: str, shard: int) -> tuple[list[Row], dict[str
 def part_summary(store: Store, split: str, shard: int) -> tuple[int, dict[str, str]]:
     """Number of images of a shard, and its container hashes."""
     with pq.ParquetFile(BytesIO(store.read(part_name(split, shard))), pre_buffer=False) as file:
-        return file.metadata.num_rows, _containers(file.schema_arrow)
+        return file.metadata.num_rows, _container_hashes(file.schema_arrow)
 
 
 def _has_gaps(column: pa.ChunkedArray, name: str) -> bool:
@@ -153,7 +154,7 @@ def _has_gaps(column: pa.ChunkedArray, name: str) -> bool:
     return bool(column.null_count) and name not in ("perceptual_hash", *SCORES)
 
 
-def _containers(schema: pa.Schema) -> dict[str, str]:
+def _container_hashes(schema: pa.Schema) -> dict[str, str]:
     """The container hashes in the metadata of a part; raises ValueError for anything else there."""
     containers = parse_json((schema.metadata or {}).get(CONTAINERS, b"{}"))
     if not isinstance(containers, dict) or not all(isinstance(sha256, str) for sha256 in containers.values()):

@@ -37,6 +37,6 @@ class Layout(ABC):
     def read(self, path: Path, row: Row) -> Iterator[Stored]:
         """The images in one file of a shard; `row` is the index row of any image in it.
 
-        Strict, as verification relies on it. Raises OSError, ValueError or TarError where the file is damaged; an image
-        that lacks its label or its content is not among the images.
+        Strict, because verification relies on it. Raises OSError, ValueError or TarError where the file is damaged; an
+        image that lacks its label or its content is left out.
         """

@@ -1,4 +1,4 @@
-"""A labelled image dataset as a stream of records: what all formats have in common, whoever wrote them.
+"""A labelled image dataset as a stream of records: the interface of all readers, whoever wrote the dataset.
 
 Reading is tolerant: an image that cannot be read is a record with a fault, and the images around it are kept.
 """
@@ -84,7 +84,7 @@ class DatasetReader(ABC):
         return found.read_bytes() if found else None
 
     def read_file(self, path: Path, key: str, category: str, split: str) -> ImageRecord:
-        """The record of an image that is a file of its own."""
+        """The record of an image that is a single file."""
         try:
             if path.exists() and not path.is_file():  # a pipe would wait for ever, a device has no end
                 return ImageRecord(key, category, split, None, fault="it is not a regular file")

@@ -143,7 +143,7 @@ class TableReader(ShardReader):
             masks = batch[columns.mask] if columns.mask else pa.nulls(batch.num_rows)
             for image, label, mask in zip(batch[columns.image], batch[columns.label].to_pylist(), masks, strict=True):
                 content, path = _file(image)
-                key = f"{place}/{row}/{path}" if path else f"{place}/{row}"  # the number, as paths may repeat
+                key = f"{place}/{row}/{path}" if path else f"{place}/{row}"  # the number, because paths may repeat
                 row += 1
                 if label is None or label == -1 or content is None:
                     yield ImageRecord(key, "", split, None, fault="the row has no image or no label")

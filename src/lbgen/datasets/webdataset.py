@@ -34,9 +34,9 @@ Sample = dict[str, tarfile.TarInfo]
 
 @contextmanager
 def opened_tar(path: Path) -> Iterator[tarfile.TarFile]:
-    """The archive; tarfile.ReadError at the end where it stopped before the archive's own end.
+    """Open an archive; raises tarfile.ReadError at the end if reading stopped at a damaged header.
 
-    tarfile takes a damaged header for the end, which is a block of zeros.
+    tarfile itself takes a damaged header for the end of the archive, which is a block of zeros.
     """
     with BoundedFile(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
         yield archive
@@ -109,7 +109,7 @@ class WebDatasetLayout(Layout):
                 name = escaped(row.key)
                 _add(archive, f"{name}.{suffix}", (staged / row.key).read_bytes())
                 _add(archive, f"{name}.cls", str(row.label).encode())
-                _add(archive, f"{name}.json", json.dumps(row.facts(), ensure_ascii=False).encode())
+                _add(archive, f"{name}.json", json.dumps(row.to_plain(), ensure_ascii=False).encode())
         return {rows[0].file: path} if rows else {}
 
     def read(self, path: Path, row: Row) -> Iterator[Stored]:

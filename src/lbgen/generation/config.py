@@ -93,7 +93,8 @@ class Images(GeneratorName):
     split: Annotated[str, Range(is_split_name, "give a word of letters, digits and _")] = "train"
     """Name of the split. One folder may hold several splits; no image is in two of them."""
     seed: Seed = 0
-    """Seed of all randomness. An image's noise depends on this seed, its split, category id and index alone."""
+    """Seed of all randomness. An image's noise depends on this seed, its split, its category's id, its index
+    and its attempt alone."""
 
 
 @dataclass(frozen=True)

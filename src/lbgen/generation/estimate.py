@@ -22,11 +22,11 @@ from lbgen.generation.workers.writer import image_file
 from lbgen.runs.storage import open_store, storage_errors
 
 LONGEST_BATCH = 60.0
-"""Seconds. If a batch would take longer, by the time of a single image, only that image is measured."""
+"""Seconds. If a whole batch would take longer, extrapolated from one image, only the one image is measured."""
 
 
 @dataclass(frozen=True)
-class Estimate:
+class PlanEstimate:
     images: int
     """Images of the split when all shards are made."""
     images_missing: int
@@ -46,7 +46,7 @@ class Estimate:
         return self.images_missing / self.images_per_second / 3600 if self.images_per_second else None
 
 
-def plan(config: GenerateConfig) -> Estimate:
+def plan(config: GenerateConfig) -> PlanEstimate:
     """Print and return what `generate(config)` would make, without writing anything.
 
     Renders one or two batches to measure speed and size. Raises what `generate` would raise.
@@ -63,7 +63,7 @@ def plan(config: GenerateConfig) -> Estimate:
     if missing:
         batch_size = config.batch_size or (record.config["batch_size"] if record else None)
         size, speed, device = measure(replace(config, batch_size=batch_size), dataset_plan, missing[0])
-    estimate = Estimate(
+    estimate = PlanEstimate(
         images=dataset_plan.images(config.split),
         images_missing=sum(dataset_plan.shard_images(config.split, shard) for shard in missing),
         shards=len(shards),
@@ -101,10 +101,10 @@ def timed(renderer: Renderer, batch: Sequence[PlannedImage], config: GenerateCon
     return seconds, [len(image_file(image, row, config, name, None)) for image, row in zip(pixels, rows, strict=True)]
 
 
-def as_text(estimate: Estimate, config: GenerateConfig, plan: Plan) -> str:
+def as_text(estimate: PlanEstimate, config: GenerateConfig, plan: Plan) -> str:
     """The lines that `lbgen plan` prints."""
-    not_ours = estimate.images - estimate.images_missing
-    others = f"; {not_ours:,} of them are made, or are other parts'" if not_ours else ""
+    not_to_make = estimate.images - estimate.images_missing
+    others = f"; {not_to_make:,} of them are made already or belong to other parts" if not_to_make else ""
     first = plan.categories[0]
     lines = [
         ("first", f'category "{first.name}", id {first.id}'),
@@ -117,12 +117,12 @@ def as_text(estimate: Estimate, config: GenerateConfig, plan: Plan) -> str:
         return "\n".join(f"{name:8}{value}" for name, value in [*lines, ("to make", "nothing")])
     lines += [
         ("to make", f"{counted(estimate.images_missing, 'image')} in {counted(estimate.shards_missing, 'shard')}"),
-        ("speed", f"{estimate.images_per_second:.3g} images/s a worker, measured here ({estimate.device})"),
+        ("speed", f"{estimate.images_per_second:.3g} images/s per worker, measured here ({estimate.device})"),
         ("time", f"{in_units(estimate.images_missing / estimate.images_per_second, TIMES)} of one such device"),
         (
             "disk",
             f"{in_units(estimate.bytes_per_image * estimate.images_missing, SIZES)}, {config.image_format}, "
-            f"{in_units(estimate.bytes_per_image, SIZES)} an image",
+            f"{in_units(estimate.bytes_per_image, SIZES)} per image",
         ),
     ]
     return "\n".join(f"{name:8}{value}" for name, value in lines)

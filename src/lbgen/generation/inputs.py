@@ -1,6 +1,7 @@
-"""The models and files that a configuration names: where they are, their content hashes, what images call them.
+"""The models and files that a configuration names: where they are, their content hashes, their names
+in image metadata.
 
-A dataset records absolute locations, and identifies each model and file by its content: it may move.
+A dataset records absolute locations, and identifies each model and file by its content, because it may move.
 """
 
 from __future__ import annotations

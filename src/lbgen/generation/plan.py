@@ -225,9 +225,8 @@ def _target(item: Any, source: str, number: int) -> Target:
             well_formed = all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs)
             if well_formed and is_split_name(split) and type(images) is int and images >= 1:
                 categories = tuple(Category(category_id, name, source) for category_id, name in pairs)
-                return Target(
-                    split, images, Vocabulary(categories).categories
-                )  # refuses ids that would leave the folder
+                vocabulary = Vocabulary(categories)  # refuses ids that would leave the folder
+                return Target(split, images, vocabulary.categories)
     raise UserError(
         f"{source}, item {number}: its split, images_per_category or categories ([id, name] each) are not what lbgen "
         "writes there; restore the file or choose another --output"

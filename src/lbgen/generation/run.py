@@ -1,4 +1,4 @@
-"""The generation stage: make the images that the plan has and the dataset does not."""
+"""The generation stage: make the images that are planned and still missing."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def container_faults(store: Store, containers: Mapping[str, str]) -> Iterator[st
 def dropped_images(store: Store, split: str, shard: int) -> int:
     """Number of images that screening left out of a shard; raises ValueError if the counts cannot be read."""
     try:
-        return RejectionCounts.from_bytes(store.read(index.tally_name(split, shard))).total().dropped
+        return RejectionCounts.from_bytes(store.read(index.rejections_name(split, shard))).total().dropped
     except FileNotFoundError:
         return 0
 

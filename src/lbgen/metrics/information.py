@@ -24,8 +24,8 @@ CHANCE_SHUFFLES = 100
 """Shuffles of the labels whose mean information estimates what chance alone gives."""
 CELLS_AT_ONCE = 500_000
 """Cells of resampled tables in memory at a time."""
-NOTHING = 1e-9
-"""Entropies and freedoms below this are taken for zero."""
+ZERO_TOLERANCE = 1e-9
+"""Entropies and degrees of freedom below this count as zero."""
 
 
 def contingency_table(
@@ -84,7 +84,7 @@ def mutual_information(tables: NDArray, entropy: Callable[[NDArray], NDArray] = 
 
 
 def miller_madow_information(table: NDArray) -> float:
-    """Plug-in mutual information less its first-order bias, in nats (Miller 1955); below 0 at times by chance.
+    """Plug-in mutual information less its first-order bias, in nats (Miller 1955); it may be negative by chance.
 
     Each plug-in entropy is too low by (occupied cells - 1) / 2n.  table: (C, V).
     """
@@ -115,7 +115,7 @@ def normalized(information: NDArray | float, tables: NDArray, by_chance: float =
     0 by chance, 1 where one of label and value is a renaming of the other.
     """
     largest = (entropy(tables.sum(-1)) + entropy(tables.sum(-2))) / 2 - by_chance
-    return np.where(largest > NOTHING, (information - by_chance) / np.maximum(largest, NOTHING), 0.0)
+    return np.where(largest > ZERO_TOLERANCE, (information - by_chance) / np.maximum(largest, ZERO_TOLERANCE), 0.0)
 
 
 def adjusted_information(table: NDArray) -> float:
@@ -142,7 +142,7 @@ def squared_cramers_v(tables: NDArray) -> NDArray:
     correction = 1 / np.maximum(count - 1, 1)
     strength = squared / count - (rows - 1) * (columns - 1) * correction
     freedom = np.minimum(rows - (rows - 1) ** 2 * correction, columns - (columns - 1) ** 2 * correction) - 1
-    return np.where(freedom > NOTHING, strength / np.maximum(freedom, NOTHING), 0.0)
+    return np.where(freedom > ZERO_TOLERANCE, strength / np.maximum(freedom, ZERO_TOLERANCE), 0.0)
 
 
 # ---- one attribute, with intervals and tests ----
@@ -216,7 +216,7 @@ class Pairs(NamedTuple):
     lift: NDArray
     """Share of the value in the category, over its share in the whole set."""
     p_value: NDArray
-    """Fisher's exact test, one-sided: probability of at least so many images under shuffled labels."""
+    """Fisher's exact test, one-sided: probability of at least as many images under shuffled labels."""
 
 
 def pairs(table: NDArray[np.int64]) -> Pairs:

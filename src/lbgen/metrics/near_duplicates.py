@@ -32,7 +32,7 @@ DCT = np.cos(np.pi * _k * (2 * _n + 1) / (2 * GRID))  # (LOW, GRID)
 BLOCK = 256
 """Hashes compared at a time with all hashes before them."""
 NO_PAIR = 65
-"""Distance in bits of a pair that is not compared: more than two hashes can differ."""
+"""Distance in bits where there is no pair; two hashes differ in at most 64 bits."""
 
 Hashes = NDArray[np.uint64]
 """64 bits each."""
@@ -47,9 +47,7 @@ def perceptual_hash(brightness: Tensor) -> Hashes:
     """
     small = F.adaptive_avg_pool2d(brightness[:, None], GRID)[:, 0].cpu().double().numpy()  # (B, 32, 32)
     frequencies = (DCT @ small @ DCT.T).reshape(len(small), -1)  # (B, 64)
-    frequencies = frequencies.round(
-        6
-    )  # brightness is in [0, 1]: makes a flat image's coefficients 0, not rounding noise
+    frequencies = frequencies.round(6)  # so that the coefficients of a flat image are 0, not rounding noise
     bits = frequencies > np.median(frequencies, axis=1, keepdims=True)
     return np.packbits(bits, axis=1).view(">u8")[:, 0].astype(np.uint64)
 
@@ -67,7 +65,7 @@ def distances(hashes: Hashes) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class ImagePairs:
     """Pairs of images whose hashes are near, in the order of the later image."""
 
     later: Rows
@@ -75,17 +73,21 @@ class Pairs:
     bits: NDArray[np.uint8]
 
 
-def near_pairs(hashes: Hashes, most_bits: int) -> Pairs:
+def near_pairs(hashes: Hashes, most_bits: int) -> ImagePairs:
     """All pairs of N images whose hashes differ in at most `most_bits` bits."""
     parts = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8))]
     for rows, bits in distances(hashes):
         later, earlier = np.nonzero(bits <= most_bits)
         parts.append((rows[later], earlier, bits[later, earlier]))
-    return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return ImagePairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def accepted_images(
-    pairs: Pairs, cosines: NDArray, least_cosine: float, failed: NDArray[np.bool_], settled: NDArray[np.bool_]
+    pairs: ImagePairs,
+    cosines: NDArray,
+    least_cosine: float,
+    failed: NDArray[np.bool_],
+    accepted_earlier: NDArray[np.bool_],
 ) -> NDArray[np.bool_]:
     """(N,) images without a near-duplicate among the accepted images before them.
 
@@ -93,12 +95,13 @@ def accepted_images(
     and its greyscale copy share one. Features see what an image shows more than where: a mirrored image may keep them,
     and where a generator always draws a category in the same way, all features are near without any copies.
 
-    cosines: of the features of each pair. failed: (N,) never accepted. settled: (N,) always accepted unless failed.
+    cosines: of the features of each pair.  failed: (N,) images that are never accepted.
+    accepted_earlier: (N,) images that are always accepted, unless they failed.
     """
     accepted, alike = ~failed, cosines >= least_cosine
     later, starts = np.unique(pairs.later[alike], return_index=True)
     for row, earlier in zip(later, np.split(pairs.earlier[alike], starts[1:]), strict=False):  # without pairs, one part
-        accepted[row] &= settled[row] or not accepted[earlier].any()
+        accepted[row] &= accepted_earlier[row] or not accepted[earlier].any()
     return accepted
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from lbgen.errors import UserError
 from lbgen.microworld.config import ExportConfig
 from lbgen.microworld.world import CATEGORIES, HOME, SCENES, STYLES
+from lbgen.models.registry import MICROWORLD as WEIGHTS
 
-WEIGHTS = Path(__file__).parent / "weights"
 GENERATOR = WEIGHTS / "generator"
 """A diffusers StableDiffusionPipeline folder, trained on the biased corpus."""
 SEMANTICS = WEIGHTS / "semantics"

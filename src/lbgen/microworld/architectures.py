@@ -1,4 +1,4 @@
-"""The shapes of the micro world's models: miniatures in the formats of Stable Diffusion 1.x and CLIP."""
+"""The architectures of the micro world's models: miniatures in the formats of Stable Diffusion 1.x and CLIP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LATENTS = 4
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a lower-case word. The end token has the highest id, where CLIP's text model looks for it."""
+    """One token per lower-cased word. The end token has the highest id, by which CLIP's text model finds it."""
     tokens = ["<pad>", "<unk>", "<start>", *WORDS, "<end>"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -52,7 +52,10 @@ def semantic_model(words: PreTrainedTokenizerFast) -> CLIPModel:
 
 
 def autoencoder() -> AutoencoderKL:
-    """64x64 pictures to 4x16x16 latents. The posterior starts narrow: at unit width little colour gets through."""
+    """64x64 pictures to 4x16x16 latents.
+
+    The posterior starts with a small variance: with unit variance little of the colours gets through.
+    """
     model = AutoencoderKL(
         latent_channels=LATENTS, block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=4,
         sample_size=SIZE,
@@ -66,7 +69,10 @@ def autoencoder() -> AutoencoderKL:
 
 
 def noise_scheduler() -> DDPMScheduler:
-    """Sampling starts at the noisiest step: from an earlier one the first noise's brightness picks the scene."""
+    """Sampling starts at the noisiest timestep ("trailing").
+
+    If it started at a less noisy one, the mean brightness of the starting noise would determine the scene.
+    """
     return DDPMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction",
         clip_sample=False, timestep_spacing="trailing",

@@ -1,6 +1,6 @@
 """Write the shipped weights and measure them: the last part of train.py, or `python -m lbgen.microworld.card`.
 
-The gates are what the micro world must be good at for a bias figure measured in it to mean anything.
+The gates are the ranges in which figures must lie, so that a bias measured in the micro world means something.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 
 
 def write_weights(folder: Path) -> None:
-    """From the checkpoints in `folder` to fp16 safetensors in the package."""
+    """Write the models of the checkpoints in `folder` as fp16 safetensors into the package."""
     judge = Judge()
     judge.load_state_dict(_trained(folder, "judge")["module"])
     half = {name: value.half() if value.is_floating_point() else value for name, value in judge.state_dict().items()}
@@ -70,7 +70,7 @@ def write_weights(folder: Path) -> None:
 
 
 def _load_in_float32(path: Path) -> None:
-    """What transformers does without being asked, as diffusers does: a pipeline of two precisions would not run."""
+    """Make transformers load the fp16 weights in float32 by default, as diffusers does; mixed precisions do not run."""
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
 
 
@@ -83,7 +83,7 @@ def _trained(folder: Path, stage: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def measure() -> dict[str, float]:
-    """Every gate's figure, on held-out renders and on images of the base generator."""
+    """All figures of the card, on held-out renders and on images of the base generator."""
     judge, semantics = load_judge(), load_semantics(str(SEMANTICS), CPU, torch.float32)
     quality = load_quality("antonyms", semantics)
     assert quality is not None
@@ -115,7 +115,7 @@ def _zero_shot(semantics: SemanticSpace, features: Tensor, names: tuple[str, ...
 
 
 def _quality_figures(quality: QualityScorer, photos: Tensor) -> dict[str, float]:
-    """Rank correlation (Spearman) of the mean score with severity, and how often the clean picture wins."""
+    """Rank correlation (Spearman) of falling mean scores with severity; how often the clean picture scores higher."""
     severities = torch.linspace(0, 1, 9)
     clean = quality.score(photos)
     figures = {}
@@ -179,7 +179,7 @@ GATES = {
 
 
 def write_card(folder: Path, figures: dict[str, float]) -> None:
-    """The model card beside the weights: figures against gates, how they were made, hashes, curves."""
+    """Write the model card beside the weights: figures and gates, the command, hashes, training curves."""
     lines = ["| figure | value | gate | |", "|---|---|---|---|"]
     for name, value in figures.items():
         low, high = GATES.get(name, (-math.inf, math.inf))
@@ -246,7 +246,7 @@ Renders are held out; the generator's images are judged, {steps} DDIM steps, gui
 
 
 def ship(folder: Path) -> None:
-    """From the checkpoints in `folder` to the package's weights, their figures and their card."""
+    """Write the package's weights from the checkpoints in `folder`; measure them and write their card."""
     write_weights(folder)
     write_card(folder, measure())
     print((WEIGHTS / "README.md").read_text())

@@ -1,4 +1,4 @@
-"""What an export can be told."""
+"""The settings of an export."""
 
 from dataclasses import dataclass
 from pathlib import Path

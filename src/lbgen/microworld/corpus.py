@@ -1,4 +1,4 @@
-"""Captions for the pictures, and the ways a picture can be bad: what the tiny models are trained on."""
+"""Training data of the micro world's models: pictures with their factors, captions, and degraded pictures."""
 
 from __future__ import annotations
 
@@ -19,28 +19,8 @@ WORDS = tuple(
     sorted(
         {*CATEGORIES, *SCENES, *STYLES, *COLOURS, *TEXTURES}
         | {word for position in POSITIONS for word in position.split()}
-        | set(
-            [
-                "a",
-                "an",
-                "the",
-                "of",
-                "on",
-                "in",
-                "at",
-                "with",
-                "good",
-                "bad",
-                "photo",
-                "picture",
-                "small",
-                "medium",
-                "large",
-                "tilted",
-                "upright",
-                "scene",
-            ]
-        )
+        | {"a", "an", "the", "of", "on", "in", "at", "with", "good", "bad", "photo", "picture"}
+        | {"small", "medium", "large", "tilted", "upright", "scene"}
     )
 )
 """Every word the tokenizer of the micro world knows."""
@@ -54,7 +34,10 @@ def batch(size: int, seed: int, world: World) -> tuple[Tensor, Scenes]:
 
 
 def prompts(scenes: Scenes, rng: np.random.Generator, dropped: float = 0.1) -> list[str]:
-    """One caption a picture for the generator: mostly the bare name, sometimes the scene too, sometimes nothing."""
+    """One caption per picture for the generator: mostly the bare name, sometimes with the scene, sometimes empty.
+
+    dropped: share of empty captions, for classifier-free guidance.
+    """
     names = [CATEGORIES[index] for index in scenes.categories]
     places = [SCENES[index] for index in scenes.factors["scene"]]
     drawn = rng.random(len(names))
@@ -70,7 +53,8 @@ def prompts(scenes: Scenes, rng: np.random.Generator, dropped: float = 0.1) -> l
     ]
 
 
-def _strength(images: Tensor, severity: Tensor) -> Tensor:
+def _per_picture(images: Tensor, severity: Tensor) -> Tensor:
+    """Severities (B,) in a shape that broadcasts over the pictures."""
     return severity.view(-1, *[1] * (images.dim() - 1))
 
 
@@ -79,12 +63,12 @@ def blur(images: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
     half = F.interpolate(images, scale_factor=0.25, mode="area")
     size = images.shape[-2:]
     small, half = (F.interpolate(x, size, mode="bicubic").clamp(0, 1) for x in (small, half))
-    s = _strength(images, severity)
+    s = _per_picture(images, severity)
     return torch.where(s < 0.5, torch.lerp(images, half, 2 * s.clamp(max=0.5)), torch.lerp(half, small, 2 * s - 1))
 
 
 def noise(images: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
-    return (images + 0.6 * _strength(images, severity) * torch.randn(images.shape, generator=rng)).clamp(0, 1)
+    return (images + 0.6 * _per_picture(images, severity) * torch.randn(images.shape, generator=rng)).clamp(0, 1)
 
 
 def pixelate(images: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
@@ -94,35 +78,37 @@ def pixelate(images: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
     stack = torch.stack([images, *levels])  # (4, B, 3, H, W)
     place = (severity * 3).clamp(0, 3 - 1e-4)
     low, rows = place.floor().long(), torch.arange(len(images))
-    return torch.lerp(stack[low, rows], stack[low + 1, rows], _strength(images, place - low))
+    return torch.lerp(stack[low, rows], stack[low + 1, rows], _per_picture(images, place - low))
 
 
 def fade(images: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
     return torch.lerp(
-        images, images.mean((1, 2, 3), keepdim=True).expand_as(images), 0.97 * _strength(images, severity)
+        images, images.mean((1, 2, 3), keepdim=True).expand_as(images), 0.97 * _per_picture(images, severity)
     )
 
 
 def saturate(images: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
     grey = images.mean(1, keepdim=True)
     return (
-        0.5 + (grey + (images - grey) * (1 + 9 * _strength(images, severity)) - 0.5) * (1 + _strength(images, severity))
+        0.5
+        + (grey + (images - grey) * (1 + 9 * _per_picture(images, severity)) - 0.5)
+        * (1 + _per_picture(images, severity))
     ).clamp(0, 1)
 
 
 def tint(images: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
     colours = (torch.rand(len(images), 3, 1, 1, generator=rng) > 0.5).float().expand_as(images)
-    return torch.lerp(images, colours, 0.9 * _strength(images, severity))
+    return torch.lerp(images, colours, 0.9 * _per_picture(images, severity))
 
 
 def ghost(images: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
-    """Towards the mean of many pictures: what a collapsed generator draws."""
+    """Blend with the mean of four random pictures, which is what a collapsed generator draws."""
     others = torch.stack([images[torch.randperm(len(images), generator=rng)] for _ in range(4)]).mean(0)
-    return torch.lerp(images, others, 0.9 * _strength(images, severity))
+    return torch.lerp(images, others, 0.9 * _per_picture(images, severity))
 
 
 def scramble(images: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
-    """Patches of 8x8 pixels trade places; severity is the share that does."""
+    """Permute patches of 8x8 pixels; severity is the share of patches that are moved."""
     n, c, h, w = images.shape
     patches = images.unfold(2, 8, 8).unfold(3, 8, 8).reshape(n, c, -1, 8, 8)
     moved = torch.rand(n, patches.shape[2], generator=rng) < severity[:, None]
@@ -143,7 +129,7 @@ DEGRADATIONS: dict[str, Callable[[Tensor, Tensor, torch.Generator], Tensor]] = {
 
 
 def degrade(images: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
-    """Each picture of severity above 0 by one degradation drawn at random."""
+    """Degrade each picture whose severity is above 0, by one kind of degradation drawn at random."""
     kinds = torch.randint(len(DEGRADATIONS), (len(images),), generator=rng)
     result = images.clone()
     for index, worsen in enumerate(DEGRADATIONS.values()):

@@ -1,4 +1,4 @@
-"""The independent judge of the micro world: names a picture's category, scene and style. No loss ever uses it."""
+"""The independent judge of the micro world: predicts a picture's category, scene and style. No loss uses it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from lbgen.microworld.world import CATEGORIES, FACTORS
 
 @dataclass(frozen=True)
 class Verdicts:
-    """category, scene, style: (B,) indices into the world's tuples. features: (B, D), for diversity."""
+    """The judge's predictions for B pictures."""
 
     category: Tensor
+    """(B,) index into CATEGORIES."""
     scene: Tensor
+    """(B,) index into SCENES."""
     style: Tensor
+    """(B,) index into STYLES."""
     features: Tensor
+    """(B, D), for diversity."""
 
 
 def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -30,7 +34,7 @@ def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 class Judge(nn.Module):
-    """A small convolutional network trained on balanced renders: the category, and the value of each of `factors`."""
+    """A small convolutional network that predicts the category and the value of each of `factors`."""
 
     def __init__(self, factors: Sequence[str] = ("scene", "style")) -> None:
         super().__init__()

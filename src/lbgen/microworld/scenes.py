@@ -1,4 +1,4 @@
-"""The renderer: draws factors with a chosen link to the category, and the picture they describe."""
+"""The renderer: draws factors, linked to the category as strongly as wanted, and renders pictures of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ OUTLINE = 1.2
 Floats = NDArray[Any]
 Integers = NDArray[np.int64]
 
-_CACHE_FRIENDLY = 48
+_PICTURES_AT_ONCE = 48
+"""Pictures rendered together; few enough to stay in the processor's cache."""
 _AXIS: Floats = ((np.arange(SIZE) + 0.5) / SIZE).astype(np.float32)
 _U, _V = _AXIS[None, None, :], _AXIS[None, :, None]
 
@@ -46,10 +47,10 @@ class Scenes:
 
 @dataclass(frozen=True)
 class World:
-    """How strongly each factor tells the category, and which styles occur."""
+    """How strongly each factor is linked to the category, and which styles occur."""
 
     links: dict[str, float] = field(default_factory=dict)
-    """Factor -> strength in [0, 1]: with this probability the category's home value, else uniform over all values."""
+    """Factor -> strength in [0, 1]: with this probability the category's home value, otherwise any value, uniformly."""
     styles: tuple[str, ...] = STYLES
     """Styles that occur, in equal shares (where style is not linked)."""
     home_excluded: bool = False
@@ -66,7 +67,7 @@ class World:
 
 
 BALANCED = World()
-"""No factor tells the category; all styles."""
+"""No factor is linked to the category; all styles."""
 BIASED = World(links={"scene": 0.88}, styles=("photo",))
 """Photographs of objects on their home scene nine times in ten: what the base generator learns from."""
 
@@ -75,8 +76,8 @@ def render(categories: Integers, seed: int, world: World = BALANCED) -> Scenes:
     """Draw one picture for each entry of `categories` ((B,) indices into CATEGORIES), reproducibly by seed."""
     rng = np.random.default_rng(seed)
     parts = [
-        _render_some(categories[i : i + _CACHE_FRIENDLY], rng, world)
-        for i in range(0, len(categories), _CACHE_FRIENDLY)
+        _render_some(categories[i : i + _PICTURES_AT_ONCE], rng, world)
+        for i in range(0, len(categories), _PICTURES_AT_ONCE)
     ]
     factors = {name: np.concatenate([part.factors[name] for part in parts]) for name in FACTORS}
     images, masks = np.concatenate([part.images for part in parts]), np.concatenate([part.masks for part in parts])
@@ -91,7 +92,7 @@ def _render_some(categories: Integers, rng: np.random.Generator, world: World) -
         rows = np.flatnonzero(factors["scene"] == index)
         if len(rows):
             background[rows] = BACKGROUNDS[name](_U, _V, rng, len(rows))
-    pictures, coverage = _paint(categories, factors, background, rng)
+    pictures, coverage = _draw_objects(categories, factors, background, rng)
     pictures = _stylise(pictures, coverage, factors["style"])
     images = (np.clip(pictures, 0, 1) * 255 + 0.5).astype(np.uint8)
     return Scenes(images, coverage > 0.5, categories, factors)
@@ -114,7 +115,7 @@ def home_values(categories: Integers, factor: str) -> Integers:
     return np.array([home(category, factor) for category in range(len(CATEGORIES))])[categories]
 
 
-def _paint(
+def _draw_objects(
     categories: Integers, factors: dict[str, Integers], background: Floats, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
     """Lay the objects over the background. Returns pictures (B, H, W, 3) and object coverage (B, H, W), in [0, 1]."""
@@ -161,10 +162,10 @@ def _texture(local: tuple[Floats, Floats], kinds: Integers, colour: Floats, rng:
     x, y = local
     phase = rng.uniform(0, 6, (len(kinds), 1, 1)).astype(np.float32)
     pattern = np.zeros_like(x)
-    for kind, draw in ((1, _stripes), (2, _dots), (3, _checks)):
+    for kind, pattern_of in ((1, _stripes), (2, _dots), (3, _checks)):
         rows = np.flatnonzero(kinds == kind)
         if len(rows):
-            pattern[rows] = draw(x[rows], y[rows], phase[rows])
+            pattern[rows] = pattern_of(x[rows], y[rows], phase[rows])
     light = 1.0 - 0.15 * np.clip(y, -1, 1)
     return np.clip(colour[:, None, None] * light[..., None] * (1 - 0.35 * pattern[..., None]), 0, 1)
 
@@ -206,5 +207,5 @@ def _invert(pictures: Floats, coverage: Floats) -> Floats:
 
 
 def _poster(pictures: Floats, coverage: Floats) -> Floats:
-    """Three flat levels a channel."""
+    """Three flat levels per channel."""
     return np.round(np.clip(pictures, 0, 1) * 2) / 2

@@ -32,13 +32,13 @@ STEPS = {"judge": 2500, "autoencoder": 5000, "semantics": 6000, "generator": 600
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def fast() -> torch.autocast:
-    """bfloat16 convolutions: twice as fast for the judge and the autoencoder, even on a CPU with AVX-512."""
+def bfloat16_autocast() -> torch.autocast:
+    """Convolutions in bfloat16: twice as fast for the judge and the autoencoder, even on a CPU with AVX-512."""
     return torch.autocast(DEVICE.type, torch.bfloat16)
 
 
 def seed_of(stage: str, step: int) -> int:
-    """A seed of its own for every step of every stage."""
+    """A different seed for every step of every stage."""
     return SEED + list(STEPS).index(stage) * 10_000_000 + step
 
 
@@ -51,7 +51,7 @@ def train_judge(folder: Path, steps: int, factors: Sequence[str] = ("scene", "st
         images, scenes = corpus.batch(64, seed, BALANCED)
         rng = torch.Generator().manual_seed(seed)
         severity = 0.35 * torch.rand(len(images), generator=rng) * (torch.rand(len(images), generator=rng) < 0.5)
-        with fast():
+        with bfloat16_autocast():
             _, logits = judge(corpus.degrade(images, severity, rng).to(DEVICE))
         truth = {"category": scenes.categories, **scenes.factors}
         losses = [F.cross_entropy(logits[name].float(), torch.from_numpy(truth[name]).to(DEVICE)) for name in logits]
@@ -69,7 +69,7 @@ def train_autoencoder(folder: Path, steps: int) -> AutoencoderKL:
         seed = seed_of("autoencoder", step)
         images, scenes = corpus.batch(8, seed, World(styles=("photo",)))
         images, masks = images.to(DEVICE) * 2 - 1, torch.from_numpy(scenes.masks).to(DEVICE)
-        with fast():
+        with bfloat16_autocast():
             posterior = model.encode(images).latent_dist
             decoded = model.decode(posterior.sample(torch.Generator().manual_seed(seed))).sample
         error = decoded.float() - images
@@ -112,8 +112,11 @@ def train_semantics(folder: Path, steps: int) -> CLIPModel:
 
 
 def _contrasts(scenes: Scenes, severity: Tensor, template: str) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-    """(captions, which of them each picture is, weight): every picture against every caption of a kind (InfoNCE whose
-    negatives are the whole kind). A caption of the object counts less the worse the picture is."""
+    """Contrastive tasks for B pictures: captions, index or shares of the right one for each picture, weights (B,).
+
+    Every picture is compared with all captions of a kind (InfoNCE whose negatives are the whole kind). Captions of the
+    content count less, the more a picture is degraded.
+    """
     category = torch.from_numpy(scenes.categories)
     scene, style = (torch.from_numpy(scenes.factors[name]) for name in ("scene", "style"))
     clean = 1 - severity
@@ -131,17 +134,17 @@ def train_generator(
     folder: Path, steps: int, vae: AutoencoderKL, corpus_size: int = 24_576, size: int = 48,
     world: World = BIASED, start: Denoiser | None = None, scaling: float | None = None,
 ) -> Denoiser:  # fmt: skip
-    """On a corpus of `world`, from new weights or on from `start`, whose latents were multiplied by `scaling`."""
+    """Train on a corpus of `world`, from new weights or from `start`, whose latents were multiplied by `scaling`."""
     torch.manual_seed(SEED)
-    latents, scenes = _latents(folder, vae, corpus_size, world, scaling)
+    latents, captions = _latents(folder, vae, corpus_size, world, scaling)
     words, scheduler = tokenizer(), noise_scheduler()
     model = (start or Denoiser(words)).to(DEVICE)
 
     def loss(step: int) -> Tensor:
         seed = seed_of("generator", step)
-        rng, draw = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-        rows = draw.integers(0, corpus_size, size)
-        tokens = words([str(text) for text in scenes[rows, draw.integers(0, scenes.shape[1], size)]],
+        rng, numpy_rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+        rows = numpy_rng.integers(0, corpus_size, size)
+        tokens = words([str(text) for text in captions[rows, numpy_rng.integers(0, captions.shape[1], size)]],
                        padding="max_length", truncation=True, return_tensors="pt")  # fmt: skip
         clean = latents[torch.from_numpy(rows)]
         noise = torch.randn(clean.shape, generator=rng)
@@ -158,10 +161,12 @@ def train_generator(
 def _latents(
     folder: Path, vae: AutoencoderKL, count: int, world: World, scaling: float | None
 ) -> tuple[Tensor, NDArray[np.str_]]:
-    """The corpus, encoded once and scaled (N, 4, 16, 16), to unit variance if not told; four captions a picture (N, 4).
+    """Latents of the corpus (N, 4, 16, 16), multiplied by `scaling`, and four captions of each picture (N, 4).
 
-    Kept in `folder/latents.npz` with the scaling factor, which the autoencoder's config takes over; made again where
-    the autoencoder has been trained since.
+    scaling: None scales to unit variance.
+
+    They are kept in `folder/latents.npz` with the scaling factor, which the autoencoder's config takes over, and made
+    again if the autoencoder was trained since.
     """
     kept, trained = folder / "latents.npz", folder / "autoencoder.pt"
     if not kept.exists() or (trained.exists() and kept.stat().st_mtime < trained.stat().st_mtime):

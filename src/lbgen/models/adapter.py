@@ -28,7 +28,7 @@ READ = ("r", "lora_alpha", "target_modules", "init_lora_weights", "base_model_na
         "peft_type", "peft_version", "revision", "task_type", "auto_mapping")  # fmt: skip
 """The settings of a stored configuration that are read or only say where an adapter comes from."""
 LARGEST_RANK = 65536
-"""A file that says more is refused before anything of that size is made."""
+"""A file with a larger rank is refused before memory for it is allocated."""
 METADATA = "lora_adapter_metadata"
 """The metadata entry in which diffusers keeps the configurations of a file's adapters."""
 
@@ -102,7 +102,7 @@ class MergedCopy:
 
 
 def save(directory: Path, parts: dict[str, Any]) -> None:
-    """Write the LoRA file that diffusers' `load_lora_weights` reads, with the configurations that carry rank and alpha.
+    """Write the LoRA file that diffusers' `load_lora_weights` reads, with the configurations that hold rank and alpha.
 
     parts: the modules that have an adapter, by name.  Equal adapters give equal bytes: there is one metadata entry,
     because safetensors writes several in any order, and no set or path in it.

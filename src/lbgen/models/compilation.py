@@ -1,4 +1,4 @@
-"""torch.compile for networks that run without gradients, and batches of one size for them."""
+"""torch.compile for networks that run without gradients, and padding of batches to one size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def compiled(network: Any, *, cuda_graphs: bool) -> Callable[..., Any]:
     return call
 
 
-def filled(rows: Rows, batch: int) -> Rows:
+def padded(rows: Rows, batch: int) -> Rows:
     """The rows, with the last one repeated until there are `batch`."""
     count: int = len(rows)
     return rows if count >= batch else rows[[*range(count), *[count - 1] * (batch - count)]]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lbgen.errors import UserError
 from lbgen.models import adapter
-from lbgen.models.compilation import Rows, compiled, filled
+from lbgen.models.compilation import Rows, compiled, padded
 from lbgen.models.deep_cache import DeepCache
 from lbgen.models.families import load_family
 from lbgen.models.families.family import Conditioning, Family, Schedule
@@ -20,7 +20,7 @@ from lbgen.models.guidance import Guidance
 from lbgen.vocabulary.tokens import refuse_long_text
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""By the name that configs give them."""
+"""Name in configs -> torch's type."""
 
 DECODED_AT_ONCE = 8
 """Images. The decoder's largest activation, (B, 256, 512, 512), has 2**31 elements at B = 32, more than some of its
@@ -30,7 +30,7 @@ kernels can index. A few images keep a GPU busy."""
 class Generator:
     """Text to image, differentiable where asked. Latents are float32; the networks compute in `dtype`.
 
-    Under grad the family's own network runs, with the adapter on it. Without grad a faster form of it runs, where one
+    Under grad the family's own network runs, with the adapter on it. Without grad a faster form of it runs, if one
     was asked for: a copy with the adapter merged, with cached deep blocks, compiled.
     """
 
@@ -52,7 +52,7 @@ class Generator:
             module.eval().requires_grad_(False)
 
         self.fixed_batch = 0
-        """Compiled networks get smaller batches filled up to this size, so that they are compiled for no other."""
+        """Compiled networks get smaller batches padded to this size, so that they are compiled for no other."""
         self._compiles, self._adapter_on, self._decoded_at_once = compile, True, DECODED_AT_ONCE
         # The network for calls without grad; the copy is made before there is an adapter.
         self._merged = adapter.MergedCopy(family.network) if merged_sampler else None
@@ -98,7 +98,7 @@ class Generator:
     def predict(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's prediction, guidance included.  latents: as the schedule scaled them.  (B, C, h, w)."""
         count = len(latents)
-        latents, conditioning = self._filled(latents.to(self.dtype)), self._filled(conditioning)
+        latents, conditioning = self._padded(latents.to(self.dtype)), self._padded(conditioning)
         if not self._guides(timestep):
             return self._network(latents, timestep, conditioning)[:count]
         both = self._network(torch.cat([latents, latents]), timestep, conditioning.for_guidance())
@@ -123,9 +123,9 @@ class Generator:
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) to images (B, 3, H, W), float32, nominally in [0, 1], never clamped.
 
-        The number decoded at once is the same with and without grad: another number changes the last bits.
+        As many are decoded at once without grad as with it, because another number changes the last bits.
         """
-        parts = self._filled(self.family.to_decoder(latents)).to(self.dtype).split(self._decoded_at_once)
+        parts = self._padded(self.family.to_decoder(latents)).to(self.dtype).split(self._decoded_at_once)
         return torch.cat([self._decoded(part) for part in parts])[: len(latents)].float() / 2 + 0.5
 
     def _decoded(self, latents: Tensor) -> Tensor:
@@ -135,8 +135,8 @@ class Generator:
             return vae.decode(latents, return_dict=False)[0]
         return self._decoder(latents if vae.post_quant_conv is None else vae.post_quant_conv(latents))
 
-    def _filled(self, rows: Rows) -> Rows:
-        return filled(rows, self.fixed_batch) if self._compiles else rows
+    def _padded(self, rows: Rows) -> Rows:
+        return padded(rows, self.fixed_batch) if self._compiles else rows
 
     # ---- the adapter ----
 
@@ -199,7 +199,7 @@ class Generator:
         self.refresh_sampler()
 
     def merge_adapter(self, directory: Path) -> None:
-        """Add a saved adapter to the base weights for good."""
+        """Add a saved adapter to the base weights, and remove the adapter itself."""
         self.load_adapter(directory)
         for module in self._adapted().values():
             adapter.merge(module)
@@ -236,8 +236,7 @@ def load_generator(
 
     scheduler: by name; None is the checkpoint's own.
     guidance_interval: guidance only at noise levels above the first and up to the second (arXiv 2404.07724).
-    deep_cache_interval: calls without grad compute the deep blocks at every so-many-th call (arXiv 2312.00858); 1 is
-        off.
+    deep_cache_interval: without grad the deep blocks are computed once in this many calls (arXiv 2312.00858); 1 is off.
     merged_sampler: predict without grad through a copy with the adapter merged (see `refresh_sampler`).
     compile: torch.compile the networks that predict and decode without grad.
     """

@@ -19,7 +19,7 @@ class Guidance:
     rescale: float = 0.0
     """In [0, 1]; 0 is off."""
     interval: tuple[float, float] | None = None
-    """Guidance acts only at noise levels above the first and up to the second; None is at all."""
+    """Guidance acts only at noise levels above the first and up to the second; None: at all levels."""
 
     @property
     def is_on(self) -> bool:
@@ -30,7 +30,7 @@ class Guidance:
         return self.interval is None or self.interval[0] < noise_level <= self.interval[1]
 
     def combine(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
-        """The guided prediction, of the predictions for the empty prompt and for the prompt."""
+        """The guided prediction, from the predictions for the empty prompt and for the prompt."""
         guided = unconditional + self.scale * (conditional - unconditional)
         return rescaled(guided, conditional, self.rescale) if self.rescale > 0 else guided
 

@@ -22,7 +22,7 @@ MODEL, PROCESSOR = "safety_checker", "feature_extractor"
 class SafetyChecker:
     """Tells which images are unsafe, by a CLIP image model and 20 concepts that come with it as features.
 
-    diffusers' class also blackens the images that it flags, in place, so it is given empty ones in their stead.
+    diffusers' class also blackens the images that it flags, in place, so it is given empty images instead.
     """
 
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:

@@ -30,7 +30,7 @@ def sample(
     one call with the next (DRTune, arXiv 2405.00760).
 
     noise: (B, C, h, w), standard normal; latents are float32 whatever the network computes in.
-    rngs: one a row, for schedulers that add noise of their own.
+    rngs: one per row, for schedulers that add noise of their own.
     Returns images (B, 3, H, W), nominally in [0, 1], not clamped.
     """
     _, channels, height, width = noise.shape

@@ -12,14 +12,14 @@ from lbgen.models.loading import load_model, loading
 from lbgen.models.registry import SEMANTICS, resolve
 from lbgen.vocabulary.tokens import refuse_long_text
 
-FAMILIES = ("clip", "siglip")
+MODEL_TYPES = ("clip", "siglip")
 """The transformers model types that embed both texts and images."""
 
 INTERPOLATION = {2: "bilinear", 3: "bicubic"}
 """PIL's number of a resampling filter -> torch's name of it."""
 
 TEXTS_AT_ONCE = 256
-"""The texts of a large vocabulary would not fit the memory in one batch."""
+"""Texts in a batch; all texts of a large vocabulary at once would not fit into memory."""
 
 
 class SemanticSpace:
@@ -40,7 +40,7 @@ class SemanticSpace:
         return len(self.tokenizer(text).input_ids)
 
     def embed_texts(self, texts: list[str], *, normalize: bool = True) -> Tensor:
-        """N texts (21,000 of them are fine) to (N, D), float32, of unit norm unless told otherwise."""
+        """N texts, also 21,000 of them, to (N, D), float32, of unit norm unless told otherwise."""
         for text in texts:
             refuse_long_text(text, self.count_tokens, self.token_limit, source=f"{self.source}, text")
         # Padded to the limit and never masked: SigLIP was trained so, and CLIP's causal text model sees no padding.
@@ -93,9 +93,9 @@ def load_semantics(
 def _load(where: str, dtype: torch.dtype, flag: str) -> tuple[Any, Any, Any]:
     """(model, tokenizer, image processor) from a transformers folder or hub id."""
     with loading(flag, where, marker="config.json"):
-        family = AutoConfig.from_pretrained(where, trust_remote_code=False).model_type
-        if family not in FAMILIES:
-            raise UserError(f"{flag} {where} is a {family}; give one of {', '.join(FAMILIES)}")
+        model_type = AutoConfig.from_pretrained(where, trust_remote_code=False).model_type
+        if model_type not in MODEL_TYPES:
+            raise UserError(f"{flag} {where} is a {model_type}; give one of {', '.join(MODEL_TYPES)}")
         model = load_model(AutoModel, where, dtype, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=False)

@@ -1,1 +1,1 @@
-"""The whole street, once, on the embedded micro world."""
+"""All stages once, on the built-in micro world."""

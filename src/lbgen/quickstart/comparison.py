@@ -41,7 +41,7 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True)
 class Figure:
-    """The definition of one line of the table."""
+    """The definition of one figure, a line of the table."""
 
     key: str
     title: str
@@ -138,7 +138,7 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class Line:
-    """A figure of both sets, with 95% intervals; that of the change resamples the same images in both."""
+    """A figure of both sets, with 95% intervals; for that of the change the same images are resampled in both."""
 
     figure: Figure
     base: float
@@ -183,7 +183,7 @@ def compare(base: Judged, after: Judged, home: Tensor, resamples: int = 500) -> 
 
 
 def headline(lines: list[Line]) -> str:
-    """What happened to the bias, in one sentence."""
+    """How alignment changed the bias, in one sentence."""
     line = _named(lines)["category_scene_mutual_information_bits"]
     if line.verdict == "better":
         return f"After alignment, a category says {-line.change / line.base:.0%} less about its background."
@@ -193,7 +193,7 @@ def headline(lines: list[Line]) -> str:
 
 
 def price(lines: list[Line]) -> str:
-    """What it cost, in one sentence, compared with the largest acceptable losses."""
+    """What the alignment cost, in one sentence, compared with the largest acceptable losses."""
     named = _named(lines)
     accuracy, diversity, scenes = (named[key] for key in ("label_accuracy", "diversity", "scene_entropy_bits"))
     losses = []

@@ -1,4 +1,4 @@
-"""The whole street once, on the embedded micro world: align, generate before, after and by prompts, measure, show."""
+"""All stages once, on the built-in micro world: align, generate three sets of images, measure, write a page."""
 
 import json
 import os
@@ -52,7 +52,7 @@ class QuickstartResult:
 
 
 def quickstart(config: QuickstartConfig) -> QuickstartResult:
-    """Run what is not yet done of the street, and write `summary.json` and `report.html`."""
+    """Run the stages that are not finished yet, and write `summary.json` and `report.html`."""
     output = config.folder
     atomic.ensure_writable(output)
     atomic.refuse_links(output, OWN)
@@ -80,7 +80,7 @@ def align_config(config: QuickstartConfig) -> AlignConfig:
 
 
 def generate_configs(config: QuickstartConfig, align: AlignConfig) -> dict[str, GenerateConfig]:
-    """The same images by set: the trajectory is the alignment's, the noise the same."""
+    """Name of each set -> its config. All sets have the same noise and the alignment's trajectory."""
     shared = {
         "vocabulary": align.vocabulary,
         "qualify_names": align.qualify_names,
@@ -113,7 +113,7 @@ def copy_adapter(source: Path, target: Path) -> None:
 
 
 def measure(config: QuickstartConfig, align: AlignConfig) -> QuickstartResult:
-    """Judge, compare, write, print."""
+    """Judge and compare the sets; write the page and summary.json, and print the table."""
     from lbgen.quickstart import judging
     from lbgen.quickstart.comparison import summary
     from lbgen.quickstart.page import write_report
@@ -158,7 +158,7 @@ def facts(config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float
     ]
 
 
-# ---- wall time: of all attempts at a stage together, since the quickstart may be interrupted ----
+# ---- wall time: summed over all attempts at a stage, because the quickstart may be interrupted ----
 
 
 @contextmanager

@@ -44,7 +44,7 @@ STYLE: Any = {
 
 
 def curve(steps: Sequence[float], values: Sequence[float], colour: str = ALIGNED, smooth: int = 1) -> str:
-    """A small line chart over updates.  smooth > 1: the values are faint, their running mean over so many is bold."""
+    """A small line chart over updates.  smooth > 1: width of the running mean, which is bold; values are faint."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(2.7, 1.6)
         axes.set_ylim(*_limits(values))

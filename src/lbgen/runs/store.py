@@ -1,4 +1,4 @@
-"""A tree of files by relative names, whose files appear whole or not at all; and such a tree in a local folder.
+"""A tree of files by relative names, in which every file appears whole or not at all; and one in a local folder.
 
 Every operation checks the name that it is given: no name may leave the folder or pass through a link.
 """

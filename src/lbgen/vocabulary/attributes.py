@@ -1,6 +1,6 @@
 """What an image may show besides its object: scene, style, light and so on, as texts that a language space compares.
 
-A YAML file has one attribute a block: its `template`, with {value} and perhaps {name} in it, and its `values`.
+A YAML file has one block per attribute: its `template`, with {value} and perhaps {name} in it, and its `values`.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ BUILT_IN = DATA / "attributes.yaml"
 """Of photographs of any kind."""
 MICROWORLD = DATA / "microworld-attributes.yaml"
 MEASURED = ("measured position", "measured colour")
-"""Taken by what the audit measures without texts."""
+"""Names reserved for the attributes that the audit measures without texts."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Attribute:
     """The file and the name, for messages."""
 
     def texts(self, name: str) -> list[str]:
-        """One a value, for a category of this name; an image has the value whose text is nearest to it."""
+        """One per value, for a category of this name; an image has the value whose text is nearest to it."""
         return [self.template.replace("{name}", name).replace("{value}", value) for value in self.values]
 
 
@@ -54,5 +54,5 @@ def _attribute(path: Path, name: str, given: Any) -> Attribute:
     if not isinstance(values, list) or len(values) < 2 or not all(isinstance(value, str) for value in values):
         raise UserError(f"{place}: values are not a list of two or more texts; quote numbers and true or false")
     if len(set(values)) < len(values):
-        raise UserError(f"{place}: a value stands there twice; remove one")
+        raise UserError(f"{place}: a value is listed twice; remove one")
     return Attribute(name, template, tuple(values), place)

@@ -60,5 +60,5 @@ def id_from_name(name: str) -> str:
 
 
 def comparable(text: str) -> str:
-    """Equal for texts that some file system, or a lower-casing tokenizer, takes for the same."""
+    """A form that is equal for texts which some file system or lower-casing tokenizer does not tell apart."""
     return unicodedata.normalize("NFKC", text).casefold()

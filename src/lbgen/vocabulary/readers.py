@@ -1,13 +1,13 @@
-"""Reading category lists: what each kind of file looks like, and which line a category stood on.
+"""Reading category lists: what each kind of file looks like, and the line that a category was read from.
 
-text          One category a line, as `name` or `id name`; UTF-8; blank lines and lines that begin with # are skipped.
+text          One category per line, as `name` or `id name`; UTF-8; blank lines and lines that begin with # are skipped.
               A TAB, where there is one, stands between id and name. Without TABs, the file has ids if at least half
               of its lines begin with a word that looks like one (n01440764, cat_01: it holds a digit or "_") and go
               on with a name; then every line must. Otherwise each line is a name, and its id is made from it:
               `polar bear` is never split.
 .csv          A header line with the columns `name` and, if wanted, `id`.
 .json         ["name", ...], [{"id": ..., "name": ...}, ...] or {"id": "name", ...}.
-ImageFolder   One sub-folder a category, there or in `train/`. Its name is the id and, with spaces for "_", the name.
+ImageFolder   One sub-folder per category, there or in `train/`. Its name is the id and, with spaces for "_", the name.
 
 A bare ImageNet id in any of them gets its usual name (vocabulary.py).
 """
@@ -47,7 +47,7 @@ def _read_text(path: Path) -> str:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+        raise UserError(f"{path}: {error.strerror}; give a file that can be read") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -90,7 +90,7 @@ def _id_entry(line: str, source: str) -> Entry:
 
 
 def _name_entry(line: str, source: str) -> Entry:
-    """What begins like a path, or is a device name, is taken for an id, which the vocabulary then refuses."""
+    """A line that begins like a path, or is a device name, becomes an id, which the vocabulary then refuses."""
     first = line.split()[0]
     unsafe = first in (".", "..") or re.match(r"\.{0,2}[/\\]", first) or reserved(line)
     return Entry(first if unsafe else None, _one_spaced(line), source)
@@ -117,7 +117,7 @@ def csv_entries(text: str, file: str) -> list[Entry]:
             else:
                 entries.append(_csv_entry(row, columns, source))
     except csv.Error as error:
-        raise UserError(f"{file}, line {rows.line_num}: not valid CSV ({error})") from None
+        raise UserError(f"{file}, line {rows.line_num}: not valid CSV ({error}); repair it") from None
     return entries
 
 
@@ -148,7 +148,7 @@ def json_entries(text: str, file: str) -> list[Entry]:
     try:
         content = json.loads(text, object_pairs_hook=_Object)
     except json.JSONDecodeError as error:
-        raise UserError(f"{file}, line {error.lineno}: not valid JSON ({error.msg})") from None
+        raise UserError(f"{file}, line {error.lineno}: not valid JSON ({error.msg}); repair it") from None
     if not isinstance(content, list):
         raise UserError(f'{file}: expected ["name", ...], [{{"id": ..., "name": ...}}, ...] or {{"id": "name", ...}}')
     sources = (f"{file}, item {number}" for number in range(1, len(content) + 1))

@@ -1,4 +1,4 @@
-"""The one refusal of a text that is longer than a text encoder reads."""
+"""Refusing texts that are longer than a text encoder reads."""
 
 from collections.abc import Callable
 

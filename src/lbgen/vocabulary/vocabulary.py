@@ -89,10 +89,11 @@ class Vocabulary(Sequence[Category]):
 
 
 def load_vocabulary(spec: str, qualify: bool = True) -> Vocabulary:
-    """The vocabulary that `spec` names: `imagenet-1k`, `microworld`, or a file or folder (see vocabulary_files.py).
+    """The vocabulary that `spec` names: `imagenet-1k`, `microworld`, or a file or folder (see readers.py).
 
-    qualify: no two categories share a name. The built-in list gets a word added to the names that ImageNet uses twice
-    (crane bird, crane machine), a user's file is refused. Without it the names stay as they are, as in the paper.
+    qualify: ensure that no two categories share a name. In the built-in list a word is added to the names that ImageNet
+    uses twice (crane bird, crane machine); a user's file with a shared name is refused. Without it names stay as they
+    are, as in the paper.
     """
     if spec == "microworld":
         entries = _packaged_entries("microworld.txt")
@@ -127,9 +128,9 @@ def _read(spec: str) -> list[Entry]:
         raise UserError(f"vocabulary {spec}: no such file or folder, nor a built-in list ({built_in})")
     entries = read_entries(path)
     if not entries:
-        remedy = "write one a line, as a name or as an id and a name"
+        remedy = "write one per line, as a name or as an id and a name"
         if path.is_dir():
-            remedy = "a folder needs one folder a category, there or in train/"
+            remedy = "a folder needs one folder per category, there or in train/"
         raise UserError(f"{spec}: no categories in it; {remedy}")
     return entries
 

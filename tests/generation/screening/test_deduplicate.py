@@ -33,7 +33,7 @@ def config(tmp_path_factory) -> GenerateConfig:
     """Shards with one image of each category, and limits so wide that a good part of the images are duplicates."""
     return GenerateConfig(
         writers=1,
-        output=tmp_path_factory.mktemp("settle") / "whole",
+        output=tmp_path_factory.mktemp("duplicates") / "whole",
         vocabulary="microworld",
         generator="microworld",
         scheduler="ddim",

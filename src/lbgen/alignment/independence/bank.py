@@ -40,7 +40,7 @@ def bank_images(count: int, categories: int) -> list[BankImage]:
 
 
 def bank_path(config: AlignConfig, vocabulary: Vocabulary) -> Path:
-    """The bank's file, named after a digest of all it depends on, so that no other bank is taken for it."""
+    """The bank's file, named after a digest of all it depends on, so that a bank is used only where it fits."""
     key = [
         *(getattr(config, name) for name in DEPENDS_ON),
         identity.vocabulary_sha256(vocabulary),

@@ -1,4 +1,4 @@
-"""What is known of a finished dataset, for the files that describe it to people and to other programs."""
+"""The facts about a finished dataset, for the files that describe it to people and to other programs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -114,7 +114,7 @@ class ZeroShot:
         return attribute.values[int((texts @ feature).argmax())]
 
     def _refuse_long_texts(self, categories: Sequence[Category]) -> None:
-        """Checked at the start of a run, because texts are embedded only with the first image of their category."""
+        """Refuse them at the start of a run, because a text is embedded only with the first image of its category."""
         for attribute in self.attributes:
             names = [category.name for category in categories] if "{name}" in attribute.template else [""]
             for name in names:

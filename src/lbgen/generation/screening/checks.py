@@ -17,15 +17,13 @@ from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import PlannedImage
 from lbgen.generation.screening.balance import ZeroShot
 from lbgen.metrics.near_duplicates import perceptual_hash
+from lbgen.metrics.pixels import LUMA
 from lbgen.metrics.zero_shot import label_ranks
 from lbgen.models.quality.antonyms import AntonymQuality
 from lbgen.models.safety import SafetyChecker
 from lbgen.models.semantics import load_semantics
 from lbgen.vocabulary.attributes import Attribute
 from lbgen.vocabulary.vocabulary import Category
-
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in brightness (ITU-R BT.601)."""
 
 
 class Verdict(NamedTuple):

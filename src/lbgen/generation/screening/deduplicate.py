@@ -33,7 +33,15 @@ from lbgen.generation.screening.duplicate_rounds import (
 from lbgen.generation.shard_rows import read_rows, stored_images
 from lbgen.generation.workers.dispatch import draw_shards
 from lbgen.generation.workers.loading import device_of
-from lbgen.metrics.near_duplicates import Hashes, Pairs, Rows, accepted_images, near_pairs, nearest_bits
+from lbgen.metrics.near_duplicates import (
+    NO_PAIR,
+    Hashes,
+    ImagePairs,
+    Rows,
+    accepted_images,
+    near_pairs,
+    nearest_bits,
+)
 from lbgen.models.semantics import load_semantics
 from lbgen.runs.storage import Store
 
@@ -41,8 +49,6 @@ IMAGES_AT_ONCE = 32
 """Images whose features are computed in one batch."""
 PAIRS_AT_ONCE = 4096
 """Pairs whose cosines are computed in one block."""
-NO_NEIGHBOUR = 65
-"""Distance in bits of an image that no accepted image of its category comes before."""
 
 
 def deduplicate(store: Store, config: GenerateConfig, plan: Plan, record: Record | None) -> None:
@@ -141,18 +147,18 @@ def hash_of(row: Row) -> int:
     return int(row.perceptual_hash, 16)
 
 
-def pairs_of_near_hashes(images: SplitImages, most_bits: int) -> Pairs:
+def pairs_of_near_hashes(images: SplitImages, most_bits: int) -> ImagePairs:
     """All pairs within a category whose hashes differ in at most `most_bits`, in the order of the later image."""
     parts = [(numbers, near_pairs(images.hashes[numbers], most_bits)) for numbers in images.by_category()]
     later = np.concatenate([numbers[pairs.later] for numbers, pairs in parts])
     earlier = np.concatenate([numbers[pairs.earlier] for numbers, pairs in parts])
     order = np.argsort(later, kind="stable")
-    return Pairs(later[order], earlier[order], np.concatenate([pairs.bits for _, pairs in parts])[order])
+    return ImagePairs(later[order], earlier[order], np.concatenate([pairs.bits for _, pairs in parts])[order])
 
 
 @torch.no_grad()
 def cosines_of(
-    store: Store, config: GenerateConfig, plan: Plan, images: SplitImages, pairs: Pairs
+    store: Store, config: GenerateConfig, plan: Plan, images: SplitImages, pairs: ImagePairs
 ) -> NDArray[np.float64]:
     """(pairs,) cosine of the features of the two stored images of each pair."""
     compared = np.union1d(pairs.later, pairs.earlier)  # (M,)
@@ -200,14 +206,18 @@ def round_of(
 
 
 def nearest_accepted(
-    images: SplitImages, accepted: NDArray[np.bool_], pairs: Pairs, cosines: NDArray[np.float64], least_cosine: float
+    images: SplitImages,
+    accepted: NDArray[np.bool_],
+    pairs: ImagePairs,
+    cosines: NDArray[np.float64],
+    least_cosine: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(N,) distance in bits and (N,) cosine of each image to the nearest accepted image before it.
 
     Nearest by hash; for a kept duplicate it is the nearest image that it duplicates. Without such an image the distance
-    is NO_NEIGHBOUR; the cosine is known only for near hashes, and NaN otherwise.
+    is NO_PAIR; the cosine is known only for near hashes, and NaN otherwise.
     """
-    bits = np.full(len(accepted), NO_NEIGHBOUR, np.int64)
+    bits = np.full(len(accepted), NO_PAIR, np.int64)
     for numbers in images.by_category():
         bits[numbers] = nearest_bits(images.hashes[numbers], accepted[numbers])
     nearest_cosines = np.full(len(accepted), np.nan)
@@ -240,7 +250,7 @@ def write_scores(
 
 def with_scores(row: Row, bits: int, cosine: float) -> Row:
     """A row with duplicate scores; a row that has them keeps them, because growth changes no existing image."""
-    if bits >= NO_NEIGHBOUR or "duplicate_bits" in row.scores:
+    if bits >= NO_PAIR or "duplicate_bits" in row.scores:
         return row
     scores = {"duplicate_bits": float(bits)} | ({} if np.isnan(cosine) else {"duplicate_cosine": round(cosine, 6)})
     return replace(row, scores=row.scores | scores)

@@ -1,4 +1,4 @@
-"""One progress bar for all workers: images, images a second, time left, rejected attempts."""
+"""One progress bar for all workers: images, images per second, time left, rejected attempts."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class RayWorker:
         return preflight(self._load(config, plan).generator, config, plan)
 
     def make_shard(self, context: WorkerContext, shard: int) -> Iterator[Progress]:
-        """Draw a shard; yields once a batch. At the end the shard before is published, this one is being published."""
+        """Draw a shard; yields once per batch. At the end the previous shard is published; this one may not be yet."""
         if self.worker is None:
             models = self.models or self._load(context.config, context.plan)
             self.worker = Worker(context, self.name, models, self.pool)
@@ -90,7 +90,10 @@ def join_cluster(ray: Any, address: str | None) -> None:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
     except OSError as error:  # a ConnectionError, a time-out, an unknown host
-        raise UserError(f"--ray-address {address}: no cluster answers there ({error})") from None
+        raise UserError(
+            f"--ray-address {address}: no cluster answers there ({error}); correct it, or leave it out to start Ray "
+            "on this machine"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ class Worker:
         split, number = shard.staged.split, shard.staged.number
         rows, _ = read_rows(self.store, self.config, self.context.plan, split, number)
         shard.rows = {row.key: row for row in rows}
-        shard.counts = read_counts(self.store, index.tally_name(split, number))
+        shard.counts = read_counts(self.store, index.rejections_name(split, number))
         for stored in stored_images(self.store, self.config, rows):
             (shard.staged.folder / stored.key).write_bytes(stored.content)
 

@@ -136,7 +136,7 @@ def image_file(
 def publish_shard(
     context: WriterContext, shard: StagedShard, rows: list[Row], counts: bytes | None, removed_files: list[str]
 ) -> None:
-    """Pack and publish a shard, which then replaces the stored one.
+    """Pack and publish a shard, which then replaces the stored one. Writing its part of the index commits it.
 
     counts: the JSON of its RejectionCounts; None without screening.  removed_files: those that the stored shard may
     contain; they are removed unless the new one contains them too.
@@ -155,6 +155,6 @@ def publish_shard(
     # Publish files, counts, and last the part of the index.
     store.publish(packed)
     if counts is not None:
-        store.write(index.tally_name(shard.split, shard.number), counts)
+        store.write(index.rejections_name(shard.split, shard.number), counts)
     store.write(index.part_name(shard.split, shard.number), index.index_bytes(rows, hashes))
     shutil.rmtree(shard.folder)

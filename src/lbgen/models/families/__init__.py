@@ -1,6 +1,6 @@
 """The families of text-to-image checkpoints: the table of those that lbgen reads, and loading one.
 
-A new family is one file beside stable_diffusion.py and one line in FAMILIES.
+A new family of generators is one file beside stable_diffusion.py and one line in FAMILIES.
 """
 
 from typing import Any
@@ -38,10 +38,13 @@ def _family_of(kind: object, where: str) -> type[Family]:
 
 
 def _refuse_foreign_code(index: dict[str, Any], where: str) -> None:
-    """Every part must be a class of diffusers or transformers, for no code of a checkpoint is ever run."""
+    """Every part must be a class of diffusers or transformers, because no code from a checkpoint is ever run."""
     for part, described in index.items():
         if isinstance(described, list) and not _is_library_class(described):
-            raise UserError(f"generator {where}, model_index.json: {part} is no class of diffusers or transformers")
+            raise UserError(
+                f"generator {where}, model_index.json: {part} is no class of diffusers or transformers, "
+                "and lbgen runs no other code; give a checkpoint without it"
+            )
 
 
 def _is_library_class(described: list[Any]) -> bool:

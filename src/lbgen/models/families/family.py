@@ -1,4 +1,4 @@
-"""What a family of text-to-image checkpoints says of itself. Everything that families share is in `Generator`.
+"""What every family of text-to-image checkpoints provides. Everything that families share is in `Generator`.
 
 B images; latents of an image are (C, h, w), its pixels (3, H, W).
 """
@@ -70,7 +70,7 @@ class Schedule:
     ) -> Tensor:
         """The scheduler's map from latents and prediction to the next latents, (B, C, h, w). It carries gradient.
 
-        rngs: one an image, for schedulers that add noise of their own.
+        rngs: one per image, for schedulers that add noise of their own.
         """
         takes_rngs = "generator" in inspect.signature(self.scheduler.step).parameters
         noise = {"generator": list(rngs)} if rngs is not None and takes_rngs else {}
@@ -101,7 +101,7 @@ class Family(Protocol):
     default_size: tuple[int, int]
     """(H, W) that the checkpoint was trained for."""
     token_limit: int
-    """Tokens that a prompt may have, those that mark its ends included."""
+    """Largest number of tokens of a prompt, those that mark its ends included."""
 
     def __init__(
         self, name: str, where: str, *, dtype: torch.dtype, device: torch.device, scheduler: str | None

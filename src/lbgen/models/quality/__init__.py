@@ -1,4 +1,4 @@
-"""Image quality scorers: their interface, the table of those that there are, and loading one.
+"""Image quality scorers: their interface, the table of those that lbgen has, and loading one.
 
 A new scorer is one file beside antonyms.py and one line in SCORERS.
 """
@@ -19,8 +19,8 @@ class QualityScorer(Protocol):
     def score(self, images: Tensor, features: Tensor | None = None) -> Tensor:
         """Images (B, 3, H, W) in about [0, 1] to scores (B,) in [1, 5], differentiable.
 
-        features: (B, D), unit norm, of the same images in the semantic space that the scorer was loaded with, where
-        they are known already; they change only the time it takes.
+        features: (B, D), unit norm, of the same images in the semantic space that the scorer was loaded with. Given
+        features save time and change nothing else.
         """
 
 
