@@ -346,7 +346,10 @@ def test_repair_of_ones_own_dataset_needs_no_flag(received, monkeypatch, tmp_pat
 # ---- what is shown ----
 
 
-@pytest.mark.parametrize("name, shown", [(b"\x1b[31m.png", r"\x1b[31m.png"), (b"a\nb.png", r"a\nb.png"), (b"\xff.png", r"\udcff.png")])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, shown",
+    [(b"\x1b[31m.png", r"\x1b[31m.png"), (b"a\nb.png", r"a\nb.png"), (b"\xff.png", r"\udcff.png")],
+)
 def test_a_file_name_is_shown_escaped(received, capsys, name, shown):
     open(os.fsencode(received) + b"/train/z1/" + name, "w").close()
     line = f"train/z1/{shown}: belongs to no shard; remove it"
@@ -406,8 +409,14 @@ def test_a_list_of_images_of_another_shape_is_a_fault(tmp_path, line):
         assert "metadata.jsonl: " in str(error)
 
 
-@pytest.mark.parametrize("file, content", [("labels.json", nested()), ("_info.json", nested()),
-                                           ("_info.json", '{"splits": {"a": {"filenames": [], "shard_lengths": "x"}}}')])  # fmt: skip
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        ("labels.json", nested()),
+        ("_info.json", nested()),
+        ("_info.json", '{"splits": {"a": {"filenames": [], "shard_lengths": "x"}}}'),
+    ],
+)
 def test_descriptions_of_another_shape_are_refused(tmp_path, file, content):
     with tarfile.open(tmp_path / "train-00000.tar", "w") as archive:
         for name, stored in (("a.png", b"x"), ("a.cls", b"9" * 6000)):
@@ -507,8 +516,13 @@ def test_a_model_folder_names_no_other_model_to_load(tiny_sd_folder, tmp_path, m
         load_generator(str(folder))
 
 
-@pytest.mark.parametrize("change", [{"attn_implementation": "someone/kernel"},
-                                    {"text_config": {"_attn_implementation": {"": "sdpa", "x": "someone/kernel@1"}}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attn_implementation": "someone/kernel"},
+        {"text_config": {"_attn_implementation": {"": "sdpa", "x": "someone/kernel@1"}}},
+    ],
+)
 def test_a_model_folder_names_no_kernel_to_run(tiny_clip_folder, tmp_path, change):
     """As transformers does, from the hub, where the package `kernels` is installed."""
     folder = Path(shutil.copytree(tiny_clip_folder, tmp_path / "clip"))

@@ -58,7 +58,7 @@ def saved_progress(folder: Path) -> Progress:
     """The progress of a complete checkpoint."""
     record = checkpoint.read_record(folder)
     assert record is not None
-    values = {field.name: record.get(field.name) for field in fields(Progress)}
+    values: dict[str, Any] = {field.name: record.get(field.name) for field in fields(Progress)}
     numbers = [value for name, value in values.items() if name != "vocabulary"]
     if (
         not all(type(number) is int and 0 <= number < 2**53 for number in numbers)

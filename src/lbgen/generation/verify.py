@@ -135,7 +135,7 @@ def shard_faults(
     except UserError:
         raise
     except ValueError:
-        yield f"{index.tally_name(split, shard)} cannot be read"
+        yield f"{index.rejections_name(split, shard)} cannot be read"
 
     # The files: containers as a whole, then every image.
     yield from container_faults(store, containers)
