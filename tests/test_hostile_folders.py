@@ -346,7 +346,10 @@ def test_repair_of_ones_own_dataset_needs_no_flag(received, monkeypatch, tmp_pat
 # ---- what is shown ----
 
 
-@pytest.mark.parametrize("name, shown", [(b"\x1b[31m.png", r"\x1b[31m.png"), (b"a\nb.png", r"a\nb.png"), (b"\xff.png", r"\udcff.png")])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, shown",
+    [(b"\x1b[31m.png", r"\x1b[31m.png"), (b"a\nb.png", r"a\nb.png"), (b"\xff.png", r"\udcff.png")],
+)
 def test_a_file_name_is_shown_escaped(received, capsys, name, shown):
     open(os.fsencode(received) + b"/train/z1/" + name, "w").close()
     line = f"train/z1/{shown}: belongs to no shard; remove it"
@@ -406,8 +409,14 @@ def test_a_list_of_images_of_another_shape_is_a_fault(tmp_path, line):
         assert "metadata.jsonl: " in str(error)
 
 
-@pytest.mark.parametrize("file, content", [("labels.json", nested()), ("_info.json", nested()),
-                                           ("_info.json", '{"splits": {"a": {"filenames": [], "shard_lengths": "x"}}}')])  # fmt: skip
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        ("labels.json", nested()),
+        ("_info.json", nested()),
+        ("_info.json", '{"splits": {"a": {"filenames": [], "shard_lengths": "x"}}}'),
+    ],
+)
 def test_descriptions_of_another_shape_are_refused(tmp_path, file, content):
     with tarfile.open(tmp_path / "train-00000.tar", "w") as archive:
         for name, stored in (("a.png", b"x"), ("a.cls", b"9" * 6000)):
@@ -438,7 +447,7 @@ def test_an_archive_reserves_no_memory_for_what_it_claims(tmp_path, kind):
             content_of(archive, found)
 
 
-def test_continuing_with_ones_own_models_agrees_with_no_other_place(received, screened, monkeypatch, tmp_path, tiny_sd_folder):
+def test_continuing_with_ones_own_models_agrees_with_no_other_place(received, screened, monkeypatch, tmp_path):
     """A sender may record another place for weights that the receiver has too."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "receiver"))
     edit_record(received, generator=f"/tmp/elsewhere/{Path(screened.generator).name}")
@@ -481,8 +490,8 @@ def test_no_code_of_a_generator_folder_runs(tiny_sd_folder, tmp_path):
     folder = Path(shutil.copytree(tiny_sd_folder, tmp_path / "sd"))
     (folder / "scheduler/evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
     index = json.loads((folder / "model_index.json").read_text())
-    kinds = (["evil", "Evil"], ["transformers", "AutoTokenizer"], ["diffusers", "StableDiffusionPipeline"], ["diffusers"])
-    for kind in kinds:
+    nested_pipeline = ["diffusers", "StableDiffusionPipeline"]
+    for kind in (["evil", "Evil"], ["transformers", "AutoTokenizer"], nested_pipeline, ["diffusers"]):
         (folder / "model_index.json").write_text(json.dumps(index | {"scheduler": kind}))
         with pytest.raises(UserError, match="scheduler is no class of diffusers or transformers"):
             load_generator(str(folder))
@@ -500,8 +509,13 @@ def test_a_model_folder_names_no_other_model_to_load(tiny_sd_folder, tmp_path, m
         load_generator(str(folder))
 
 
-@pytest.mark.parametrize("change", [{"attn_implementation": "someone/kernel"},
-                                    {"text_config": {"_attn_implementation": {"": "sdpa", "x": "someone/kernel@1"}}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attn_implementation": "someone/kernel"},
+        {"text_config": {"_attn_implementation": {"": "sdpa", "x": "someone/kernel@1"}}},
+    ],
+)
 def test_a_model_folder_names_no_kernel_to_run(tiny_clip_folder, tmp_path, change):
     """As transformers does, from the hub, where the package `kernels` is installed."""
     folder = Path(shutil.copytree(tiny_clip_folder, tmp_path / "clip"))
@@ -649,7 +663,9 @@ def test_odd_lines_of_a_run_are_left_out(received_run, line):
     assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [0, 1]
 
 
-@pytest.mark.parametrize("name", ["checkpoints/step-9999999", "checkpoints/step-000001/state.pt", "samples/base.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["checkpoints/step-9999999", "checkpoints/step-000001/state.pt", "samples/base.safetensors"]
+)
 def test_align_continues_through_no_link(received_run, outside, name):
     link(received_run.folder / name, outside / ("known.txt" if "." in name else "inner"))
     before = tree(outside)
