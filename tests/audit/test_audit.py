@@ -109,8 +109,10 @@ def test_categories_too_small_for_probes_are_measured_without_them(folder):
 
 def test_a_second_audit_sees_only_what_is_new(folder, monkeypatch):
     """Twelve new images, one a category."""
-    seen, see = [], Observer.see
-    monkeypatch.setattr(Observer, "see", lambda self, images, *rest: seen.append(images) or see(self, images, *rest))
+    seen, columns = [], Observer.columns
+    monkeypatch.setattr(
+        Observer, "columns", lambda self, images, *rest: seen.append(images) or columns(self, images, *rest)
+    )
     shutil.copytree(folder / "biased", folder / "grown")
     new = write_image_folder(folder / "new", photographs(12, 3)) / "train"
     for image in new.glob("*/*.png"):

@@ -60,13 +60,10 @@ def saved_progress(folder: Path) -> Progress:
     assert record is not None
     values: dict[str, Any] = {field.name: record.get(field.name) for field in fields(Progress)}
     numbers = [value for name, value in values.items() if name != "vocabulary"]
-    if (
-        not all(type(number) is int and 0 <= number < 2**53 for number in numbers)
-        or type(values["vocabulary"]) is not str
-    ):
-        raise UserError(
-            f"{folder / checkpoint.MARKER}: not what lbgen writes there; remove the checkpoint or restore it"
-        )
+    counted = all(type(number) is int and 0 <= number < 2**53 for number in numbers)
+    if not counted or not isinstance(values["vocabulary"], str):
+        marker = folder / checkpoint.MARKER
+        raise UserError(f"{marker}: not what lbgen writes there; remove the checkpoint or restore it")
     return Progress(**values)
 
 
