@@ -14,7 +14,7 @@ from typing import Any
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.screening import balance
-from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
+from lbgen.models.registry import ADAPTER_FILE, GENERATORS, SEMANTICS, resolve
 from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
 
@@ -29,7 +29,6 @@ HASH_NAMES = {
     "attributes": "attributes",
 }
 """Field -> the name of its hash in the identity of a dataset."""
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 
 
 def with_absolute_paths(config: GenerateConfig) -> GenerateConfig:

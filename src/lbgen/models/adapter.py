@@ -18,10 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lbgen.errors import UserError
+from lbgen.models.registry import ADAPTER_FILE
 from lbgen.runs.atomic import replacing
 
-FILE = "pytorch_lora_weights.safetensors"
-"""The name diffusers looks for."""
 NAME = "default"
 """peft's name of our one adapter."""
 READ = ("r", "lora_alpha", "target_modules", "init_lora_weights", "base_model_name_or_path", "inference_mode",
@@ -115,15 +114,17 @@ def save(directory: Path, parts: dict[str, Any]) -> None:
         weights |= {f"{part}.{key}": tensor.contiguous() for key, tensor in state.items()}
         description |= {f"{part}.{key}": value for key, value in config.items()}
     directory.mkdir(parents=True, exist_ok=True)
-    with replacing(directory / FILE) as temporary:
+    with replacing(directory / ADAPTER_FILE) as temporary:
         save_file(weights, temporary, {METADATA: json.dumps(description, sort_keys=True, default=sorted)})
 
 
 def read(directory: Path, parts: Sequence[str]) -> dict[str, tuple[LoraConfig, dict[str, Tensor]]]:
     """What `save` wrote: part -> its configuration and weights.  parts: those that the generator has."""
-    path = directory / FILE
+    path = directory / ADAPTER_FILE
     if not path.is_file():
-        raise UserError(f"{directory} holds no {FILE}; give the adapter folder of a run, such as runs/a/adapter")
+        raise UserError(
+            f"{directory} holds no {ADAPTER_FILE}; give the adapter folder of a run, such as runs/a/adapter"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = _metadata((file.metadata() or {}).get(METADATA, "{}"), path)

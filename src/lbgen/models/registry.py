@@ -23,6 +23,10 @@ ATTRIBUTES = {"microworld": Path("microworld")}
 not the list for photographs."""
 
 
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+"""The file in an adapter's folder, by the name that diffusers looks for."""
+
+
 def resolve(name: str, table: dict[str, str]) -> str:
     """Where the weights called `name` are: a folder or a hub id."""
     return table.get(name, name)
