@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from lbgen.alignment import batches
+from lbgen.alignment import batches, run
 from lbgen.alignment.discriminator import seeded_discriminator
 from lbgen.errors import UserError
 
@@ -50,7 +50,7 @@ def test_targets_depend_on_the_position_in_the_global_batch_only():
 
 def test_a_vocabulary_of_one_text_is_refused():
     with pytest.raises(UserError, match="needs two"):
-        batches.ensure_different_texts(["photo of crane", "photo of crane"])
+        run.ensure_different_texts(["photo of crane", "photo of crane"])
 
 
 def test_the_released_scripts_targets_are_always_the_first_categories():

@@ -10,7 +10,6 @@ from functools import lru_cache
 
 import torch
 
-from lbgen.errors import UserError
 from lbgen.models.noise import derived_seed
 
 
@@ -41,12 +40,6 @@ def other_category_indices(
         rng = torch.Generator().manual_seed(derived_seed(seed, "other", batch_index, position))
         drawn.append(others[int(torch.randint(len(others), (), generator=rng))])
     return drawn
-
-
-def ensure_different_texts(texts: Sequence[str]) -> None:
-    """Refuse a vocabulary whose categories all have one text: `other_category_indices` needs two."""
-    if len(set(texts)) < 2:
-        raise UserError(f'--vocabulary: every category has the same text "{texts[0]}"; the adversarial term needs two')
 
 
 def first_category_indices(positions: Sequence[int], batch_size: int, categories: int) -> list[int]:

@@ -12,16 +12,25 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from lbgen.alignment.config import AlignConfig
 from lbgen.errors import UserError
-from lbgen.runs import atomic
+from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
+from lbgen.runs import atomic, identity
+from lbgen.runs.identity import Identity
+from lbgen.runs.model_folder import SAFETY_CHECKER
 from lbgen.runs.parsing import parse_json
+from lbgen.vocabulary.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import torch
 
 MARKER = "checkpoint.json"
+PROVENANCE = "provenance.json"
+"""The identity of a run: what it was started with."""
 KEPT = 2
 """Checkpoints kept, the newest ones."""
 DAMAGE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError, pickle.UnpicklingError)
@@ -50,13 +59,17 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def save_tensors(folder: Path, tensors: dict[str, Any]) -> None:
     """Write state dictionaries to one file, through a buffer in memory, so that a full disk raises OSError."""
+    import torch  # late: what is wrong with a run folder can be said without it
+
     buffer = io.BytesIO()
     torch.save(tensors, buffer)
     (folder / "state.pt").write_bytes(buffer.getbuffer())
 
 
-def load_tensors(folder: Path, device: torch.device) -> dict[str, Any]:
+def load_tensors(folder: Path, device: "torch.device") -> dict[str, Any]:
     """Read what `save_tensors` wrote: tensors and plain values only, no code is run. Raises one of DAMAGE."""
+    import torch
+
     return torch.load(folder / "state.pt", map_location=device, weights_only=True)
 
 
@@ -125,6 +138,78 @@ def is_published(folder: Path, adapter: Path) -> bool:
         {path.relative_to(root): path.read_bytes() for path in _files(root)} for root in (adapter, folder / "adapter")
     )
     return published == saved
+
+
+# ---- what a run was started with ----
+
+
+def identity_of(config: AlignConfig, vocabulary: Vocabulary, recorded: Identity | None = None) -> Identity:
+    """Hashes of the categories and of the frozen models, and the library versions.
+
+    recorded: what this one will be compared with.
+    """
+    then = recorded.hashes if recorded else {}
+    generator, semantics = resolve(config.generator, GENERATORS), resolve(config.semantics, SEMANTICS)
+    return Identity(
+        hashes={
+            "vocabulary": identity.vocabulary_sha256(vocabulary),
+            "generator": identity.weights_sha256(generator, then.get("generator"), SAFETY_CHECKER),
+            "semantics": identity.weights_sha256(semantics, then.get("semantics")),
+        },
+        versions=identity.versions(),
+    )
+
+
+def recorded_identity(run: Path) -> Identity | None:
+    """The identity of the run when it started; None if it was not recorded."""
+    path = run / PROVENANCE
+    if not path.exists():
+        return None
+    try:
+        content = parse_json(path.read_bytes())
+    except ValueError:
+        raise UserError(f"{path}: not valid JSON; restore it or choose another --output") from None
+    return Identity.from_plain(content, (), str(path))
+
+
+# ---- progress: the record in a marker ----
+
+
+@dataclass
+class Progress:
+    """How far a run has come, and what a resumed run must share with it: the record in a checkpoint's marker."""
+
+    step: int
+    """Updates of the adapter that are done."""
+    warmup: int
+    """Updates of the discriminator alone that are done."""
+    images_per_update: int
+    """Of all processes together."""
+    vocabulary: str
+    """SHA-256 of the categories."""
+
+    @property
+    def batch_index(self) -> int:
+        """Index of the next batch."""
+        return self.warmup + self.step
+
+
+def initial_progress(config: AlignConfig, vocabulary: Vocabulary, processes: int) -> Progress:
+    """The progress of a run that has made no update."""
+    return Progress(0, 0, config.batch_size * processes, identity.vocabulary_sha256(vocabulary))
+
+
+def saved_progress(folder: Path) -> Progress:
+    """The progress of a complete checkpoint."""
+    record = read_record(folder)
+    assert record is not None
+    values: dict[str, Any] = {field.name: record.get(field.name) for field in fields(Progress)}
+    numbers = [value for name, value in values.items() if name != "vocabulary"]
+    counted = all(type(number) is int and 0 <= number < 2**53 for number in numbers)
+    if not counted or not isinstance(values["vocabulary"], str):
+        marker = folder / MARKER
+        raise UserError(f"{marker}: not what lbgen writes there; remove the checkpoint or restore it")
+    return Progress(**values)
 
 
 # ---- the lines beside the checkpoints ----

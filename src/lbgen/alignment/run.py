@@ -1,35 +1,33 @@
-"""`lbgen align`: from a config to an adapter on disk (lbGen, arXiv 2412.10831)."""
+"""`lbgen align`: from a config to an adapter on disk (lbGen, arXiv 2412.10831).
 
-import json
-import shutil
-from dataclasses import asdict, dataclass
+This file says which runs begin; it imports torch only for those that do. training.py trains.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import AutocastKwargs, LoggerType
 from safetensors import SafetensorError
 
-from lbgen.alignment import batches, checkpoint
+from lbgen.alignment import checkpoint
+from lbgen.alignment.checkpoint import PROVENANCE, Progress, initial_progress, saved_progress
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.loop import evaluate, measure_gradients, received_signal, train, write_line
-from lbgen.alignment.monitor import Monitor
-from lbgen.alignment.objective import ensure_reached
-from lbgen.alignment.state import Progress, TrainingState, initial_progress, saved_progress
 from lbgen.configuration import saved
-from lbgen.errors import Interrupted, UserError
-from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
-from lbgen.runs import atomic, identity
-from lbgen.runs.identity import Identity
-from lbgen.runs.parsing import parse_json
-from lbgen.runs.signals import noted_signals
+from lbgen.errors import UserError
+from lbgen.models.registry import ensure_generator, ensure_semantics
+from lbgen.runs import atomic
+from lbgen.runs.lock import locked
+from lbgen.runs.store import LOCK
 from lbgen.vocabulary.vocabulary import Vocabulary, load_vocabulary
 
-PROVENANCE = "provenance.json"
-"""The identity of a run: what it was started with."""
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 WRITTEN = (
     "adapter",
@@ -70,8 +68,35 @@ def align(config: AlignConfig) -> AlignResult:
     """Fine-tune the generator's adapter on the weighted objective; continue where the run folder stands."""
     atomic.ensure_writable(config.folder)
     atomic.refuse_links(config.folder, WRITTEN)
+    with system_errors(config):
+        ensure_can_begin(config)  # refuses before anything is written, even the lock
+        with lock(config):
+            vocabulary, resumed = ensure_can_begin(config)
+            return begin(config, vocabulary, resumed)
+
+
+def begin(config: AlignConfig, vocabulary: Vocabulary, resumed: Path | None) -> AlignResult:
+    """Train from the checkpoint `resumed`, or from the start; a finished run only publishes its adapter."""
+    if resumed is not None and not is_finished(config, resumed):
+        ensure_same_weights(config, vocabulary)
+    from lbgen.alignment import training  # late: imports torch
+
+    accelerator = start_accelerator(config)
+    if resumed is not None:
+        ensure_resumable(resumed, initial_progress(config, vocabulary, accelerator.num_processes))
+    if is_finished(config, resumed):
+        assert resumed is not None
+        adapter, steps = training.finished_adapter(config, vocabulary, accelerator, resumed)
+    else:
+        adapter, steps = training.train_adapter(config, vocabulary, accelerator, resumed)
+    return AlignResult(config.folder, adapter, steps)
+
+
+@contextmanager
+def system_errors(config: AlignConfig) -> Iterator[None]:
+    """Turn errors of the system into messages for the user."""
     try:
-        return _align(config)
+        yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
@@ -79,121 +104,34 @@ def align(config: AlignConfig) -> AlignResult:
         ) from error
 
 
-def _align(config: AlignConfig) -> AlignResult:
-    """`align`, except that errors of the system are not yet turned into messages for the user."""
-    # Refuse a folder that holds another run; find the checkpoint to continue from.
+# ---- what may begin ----
+
+
+def ensure_can_begin(config: AlignConfig) -> tuple[Vocabulary, Path | None]:
+    """The categories, and the checkpoint to continue from. Refuses all that can be refused without reading a model."""
+    # The folder holds no other run, and the machine can do what is asked of it.
     if (config.folder / "config.yaml").exists():
         saved.ensure_same(config, config.folder / "config.yaml", ignore=may_change(config))
-    accelerator = start_accelerator(config)
+    refuse_engines()
+    ensure_logger(config)
+
+    # The categories have texts that the run can use, and are those of the checkpoint.
     vocabulary = load_vocabulary(config.vocabulary, config.qualify_names)
-    resumed = checkpoint.newest(config.folder)
-    if resumed is not None:
-        ensure_resumable(resumed, initial_progress(config, vocabulary, accelerator))
-        if (step := saved_progress(resumed).step) >= config.max_steps:
-            return finished_result(config, vocabulary, accelerator, resumed, step)
-
-    # Refuse texts and weights that the run cannot use.
     if config.discriminator_texts == "others":
-        batches.ensure_different_texts(vocabulary.texts(config.discriminator_template))
-    if resumed is not None:
-        ensure_same_weights(config, vocabulary)
+        ensure_different_texts(vocabulary.texts(config.discriminator_template))
+    resumed = checkpoint.newest(config.folder)
+    if resumed is not None and not is_launched():
+        ensure_resumable(resumed, initial_progress(config, vocabulary, processes=1))
 
-    # Load the models; a new run checks that every weighted term reaches the adapter.
-    state = TrainingState(config, vocabulary, accelerator, resumed)
-    accelerator.print(f"images per update: {state.images_per_update}, processes: {accelerator.num_processes}")
-    norms = check_gradients(state) if resumed is None else {}
-    prepare_folder(config, vocabulary, accelerator, state.progress.step if resumed is not None else None)
-    start_logger(config, accelerator)
-    monitor = make_monitor(state)
-
-    # Train, then publish the adapter of the last checkpoint.
-    with noted_signals() as signals:
-        if resumed is None:
-            shown = {"entire": 0.0, "individual": 0.0, "quality": 0.0, **norms}
-            write_line(state, "metrics.jsonl", {"step": 0, "gradient_norms": shown})
-            evaluate(state, monitor)
-        train(state, monitor, signals)
-        return finish(state, signals)
+    # The models are there, in a form that can be read.
+    if not is_finished(config, resumed):
+        ensure_generator(config.generator)
+        ensure_semantics(config.semantics)
+    return vocabulary, resumed
 
 
-# ---- start and end ----
-
-
-def start_accelerator(config: AlignConfig) -> Accelerator:
-    """Device, precision and processes, as `accelerate launch` or torchrun set them up."""
-    cpu = not torch.accelerator.is_available()  # on CPUs accelerate joins the processes of torchrun only if told so
-    if config.precision == "fp16" and PartialState(cpu).device.type == "cpu":
-        raise UserError("--precision fp16 needs a GPU; choose fp32 or bf16")
-    if config.logger != "none" and LoggerType(config.logger) not in get_available_trackers():
-        raise UserError(f"--logger {config.logger} is not installed; pip install {config.logger}, or --logger none")
-    AcceleratorState._reset_state()  # an earlier run in this Python may have had another precision
-    return Accelerator(
-        cpu=cpu,
-        mixed_precision="no" if config.precision == "fp32" else config.precision,
-        log_with=None if config.logger == "none" else config.logger,
-        project_dir=config.folder / "logs",
-        # A cast cached in a step without grad would be used again, without a graph, in a step with grad.
-        kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
-    )
-
-
-def start_logger(config: AlignConfig, accelerator: Accelerator) -> None:
-    """Start the logger of the config, if any, and give it the settings."""
-    if config.logger == "none":
-        return
-    settings = {name: str(value) for name, value in asdict(config).items()}
-    try:
-        accelerator.init_trackers("align", settings)
-    except Exception as error:  # every logger raises its own: no account, no connection, no space
-        reason = f"{error}; fix this, or choose another --logger"
-        raise UserError(f"--logger {config.logger} did not start: {reason}") from error
-
-
-def make_monitor(state: TrainingState) -> Monitor | None:
-    """The monitor on the main process, None on the others."""
-    if not state.accelerator.is_main_process:
-        return None
-    models = (state.generator, state.semantics, state.quality)
-    return Monitor(state.config, state.vocabulary, *models, state.accelerator.autocast)
-
-
-def check_gradients(state: TrainingState) -> dict[str, float]:
-    """Measure and print each weighted term's gradient norm on the adapter; refuse a term that does not reach it."""
-    norms = measure_gradients(state)
-    shown = (f"{name} {norm:.3g}" for name, norm in norms.items() if state.terms[name].weight > 0)
-    state.accelerator.print("gradient norms: " + ", ".join(shown))
-    ensure_reached(state.terms, norms)
-    return norms
-
-
-def finish(state: TrainingState, signals: list[int]) -> AlignResult:
-    """Write the last checkpoint and publish its adapter; raises Interrupted for a signal that came too late to stop."""
-    output, accelerator = state.config.folder, state.accelerator
-    adapter = output / "adapter"
-    state.save()
-    if accelerator.is_main_process:
-        checkpoint.publish_adapter(state.checkpoint_path, adapter)
-    signum = received_signal(accelerator, signals)
-    accelerator.end_training()
-    if signum:
-        raise Interrupted(signum, f"{output} is finished; the adapter is in {adapter}")
-    return AlignResult(output, adapter, state.progress.step)
-
-
-def finished_result(
-    config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator, resumed: Path, step: int
-) -> AlignResult:
-    """The result of a run that has all its steps. Publishes its adapter if the run was killed before doing so."""
-    adapter = config.folder / "adapter"
-    if not checkpoint.is_published(resumed, adapter):
-        prepare_folder(config, vocabulary, accelerator, step)
-        if accelerator.is_main_process:
-            checkpoint.publish_adapter(resumed, adapter)
-    accelerator.print(f"{config.folder} is finished: {step} steps; the adapter is in {adapter}")
-    return AlignResult(config.folder, adapter, step)
-
-
-# ---- resuming ----
+def is_finished(config: AlignConfig, resumed: Path | None) -> bool:
+    return resumed is not None and saved_progress(resumed).step >= config.max_steps
 
 
 def may_change(config: AlignConfig) -> tuple[str, ...]:
@@ -208,7 +146,8 @@ def may_change(config: AlignConfig) -> tuple[str, ...]:
 def ensure_resumable(folder: Path, expected: Progress) -> None:
     """Refuse to resume a checkpoint with other images per update or other categories than this run's."""
     earlier = saved_progress(folder)
-    if (then := earlier.images_per_update) != (now := expected.images_per_update):
+    then, now = earlier.images_per_update, expected.images_per_update
+    if then != now:
         raise UserError(
             f"{folder} has {then} images per update, this run {now}; choose --batch-size x processes = {then}"
         )
@@ -216,52 +155,82 @@ def ensure_resumable(folder: Path, expected: Progress) -> None:
         raise UserError(f"{folder} was made with other categories; restore the vocabulary or choose another --output")
 
 
+def ensure_different_texts(texts: list[str]) -> None:
+    """Refuse a vocabulary whose categories all have one text: the adversarial term compares different ones."""
+    if len(set(texts)) < 2:
+        raise UserError(f'--vocabulary: every category has the same text "{texts[0]}"; the adversarial term needs two')
+
+
 def ensure_same_weights(config: AlignConfig, vocabulary: Vocabulary) -> None:
     """Refuse to resume a run that was started with other frozen weights; other library versions are allowed."""
-    path = config.folder / PROVENANCE
-    if path.exists():
-        recorded = Identity.from_plain(read_json(path), (), str(path))
-        identity_of(config, vocabulary).ensure_same_hashes(recorded, str(config.folder))
+    recorded = checkpoint.recorded_identity(config.folder)
+    if recorded is not None:
+        now = checkpoint.identity_of(config, vocabulary, recorded)
+        now.ensure_same_hashes(recorded, str(config.folder))
 
 
-def identity_of(config: AlignConfig, vocabulary: Vocabulary) -> Identity:
-    """Hashes of the categories and of the frozen weights, and the library versions."""
-    return Identity(
-        hashes={
-            "vocabulary": identity.vocabulary_sha256(vocabulary),
-            "generator": identity.weights_sha256(resolve(config.generator, GENERATORS)),
-            "semantics": identity.weights_sha256(resolve(config.semantics, SEMANTICS)),
-        },
-        versions=identity.versions(),
-    )
+def ensure_logger(config: AlignConfig) -> None:
+    names = ("tensorboard", "tensorboardX") if config.logger == "tensorboard" else (config.logger,)
+    if config.logger != "none" and not any(map(_is_installed, names)):
+        raise UserError(f"--logger {config.logger} is not installed; pip install {config.logger}, or --logger none")
 
 
-def read_json(path: Path) -> Any:
+def _is_installed(package: str) -> bool:
     try:
-        return parse_json(path.read_bytes())
-    except ValueError:
-        raise UserError(f"{path}: not valid JSON; restore it or choose another --output") from None
+        return bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
-# ---- the run folder ----
+# ---- processes: what `accelerate launch`, torchrun or MPI say in the environment ----
+
+ENGINES = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "model parallelism",
+}
+"""Variables by which accelerate is asked for an engine that divides models -> its name."""
+PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
-def prepare_folder(config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator, step: int | None) -> None:
-    """Write the config; remove lines after `step` and incomplete checkpoints.  step: None for a new run."""
-    if accelerator.is_main_process:
-        if step is None:
-            shutil.rmtree(config.folder / "samples", ignore_errors=True)
-            write_provenance(config, vocabulary)
-        saved.save(config, config.folder / "config.yaml")
-        checkpoint.clean(config.folder)
-        for name in ("metrics.jsonl", "evaluations.jsonl"):
-            checkpoint.drop_lines_after(config.folder / name, -1 if step is None else step)
-    accelerator.wait_for_everyone()
+def refuse_engines() -> None:
+    for variable, engine in ENGINES.items():
+        if os.environ.get(variable, "").lower() == "true":
+            raise UserError(
+                f"{variable} asks for {engine}, and every process of lbgen align holds whole models; unset it, or "
+                "choose no such engine in `accelerate config`"
+            )
 
 
-def write_provenance(config: AlignConfig, vocabulary: Vocabulary) -> None:
-    """Record the identity of a run at its start; resuming does not change it."""
-    with atomic.making(config.folder):
-        config.folder.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(identity_of(config, vocabulary).to_plain(), indent=2) + "\n"
-    atomic.write_text(config.folder / PROVENANCE, content)
+def is_launched() -> bool:
+    """Whether a launcher started this process, so that only accelerate knows the number of processes."""
+    return any(name in os.environ for name in PROCESSES)
+
+
+def lock(config: AlignConfig) -> AbstractContextManager[None]:
+    """The run folder's lock: one run at a time. Of a run's processes the first holds it."""
+    rank = next((os.environ[name] for name in RANKS if name in os.environ), "0")
+    return locked(config.folder / LOCK, config.output) if rank.strip() == "0" else nullcontext()
+
+
+def start_accelerator(config: AlignConfig) -> Accelerator:
+    """Device, precision and processes, as `accelerate launch` or torchrun set them up."""
+    import torch  # late, as are the others: slow, and not needed by runs that are refused
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import AutocastKwargs
+
+    cpu = not torch.accelerator.is_available()  # on CPUs accelerate joins the processes of torchrun only if told so
+    if config.precision == "fp16" and PartialState(cpu).device.type == "cpu":
+        raise UserError("--precision fp16 needs a GPU; choose fp32 or bf16")
+    AcceleratorState._reset_state()  # an earlier run in this Python may have had another precision
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        log_with=None if config.logger == "none" else config.logger,
+        project_dir=config.folder / "logs",
+        # A cast cached in a step without grad would be used again, without a graph, in a step with grad.
+        kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
+    )

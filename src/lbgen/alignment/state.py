@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from lbgen.alignment import checkpoint
+from lbgen.alignment.checkpoint import initial_progress, saved_progress
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.discriminator import seeded_discriminator
 from lbgen.alignment.images import sample_images
@@ -25,46 +26,7 @@ from lbgen.models.generator import PRECISIONS, Generator, load_generator
 from lbgen.models.noise import derived_seed
 from lbgen.models.quality import load_quality
 from lbgen.models.semantics import load_semantics
-from lbgen.runs import identity
 from lbgen.vocabulary.vocabulary import Vocabulary
-
-
-@dataclass
-class Progress:
-    """How far a run has come, and what a resumed run must share with it: the record in a checkpoint's marker."""
-
-    step: int
-    """Updates of the adapter that are done."""
-    warmup: int
-    """Updates of the discriminator alone that are done."""
-    images_per_update: int
-    """Of all processes together."""
-    vocabulary: str
-    """SHA-256 of the categories."""
-
-    @property
-    def batch_index(self) -> int:
-        """Index of the next batch."""
-        return self.warmup + self.step
-
-
-def initial_progress(config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator) -> Progress:
-    """The progress of a run that has made no update."""
-    images = config.batch_size * accelerator.num_processes
-    return Progress(0, 0, images, identity.vocabulary_sha256(vocabulary))
-
-
-def saved_progress(folder: Path) -> Progress:
-    """The progress of a complete checkpoint."""
-    record = checkpoint.read_record(folder)
-    assert record is not None
-    values: dict[str, Any] = {field.name: record.get(field.name) for field in fields(Progress)}
-    numbers = [value for name, value in values.items() if name != "vocabulary"]
-    counted = all(type(number) is int and 0 <= number < 2**53 for number in numbers)
-    if not counted or not isinstance(values["vocabulary"], str):
-        marker = folder / checkpoint.MARKER
-        raise UserError(f"{marker}: not what lbgen writes there; remove the checkpoint or restore it")
-    return Progress(**values)
 
 
 class TrainingState:
@@ -79,11 +41,12 @@ class TrainingState:
         """resumed: the checkpoint to continue from; None starts with a new adapter."""
         # Settings, how far the run has come, and this process's part of a batch.
         self.config, self.vocabulary, self.accelerator = config, vocabulary, accelerator
-        new = initial_progress(config, vocabulary, accelerator)
+        new = initial_progress(config, vocabulary, accelerator.num_processes)
         self.progress = new if resumed is None else saved_progress(resumed)
         first = config.batch_size * accelerator.process_index
         self.positions = range(first, first + config.batch_size)
         """Of this process's images in the global batch."""
+        self.recorded = None if resumed is None else checkpoint.recorded_identity(config.folder)
 
         # Frozen: models and text features.
         self._load_models()
@@ -170,7 +133,7 @@ class TrainingState:
         config, accelerator = self.config, self.accelerator
         ensure_residual(self.text_features, config.independence_span)
         descriptors, category_indices = load_bank(
-            bank_path(config, self.vocabulary),
+            bank_path(config, self.vocabulary, self.recorded),
             bank_images(config.independence_bank, len(self.vocabulary)),
             (accelerator.process_index, accelerator.num_processes),
             self._base_descriptors,

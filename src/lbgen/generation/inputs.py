@@ -17,6 +17,7 @@ from lbgen.generation.screening import balance
 from lbgen.models.registry import ADAPTER_FILE, GENERATORS, SEMANTICS, resolve
 from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
+from lbgen.runs.model_folder import SAFETY_CHECKER
 
 INPUT_FIELDS = ("generator", "adapter", "attributes", "screen_semantics")
 """Fields that may name a folder or a file. Its content counts, not its location."""
@@ -50,22 +51,28 @@ def generator_name(generator: str) -> str:
     return generator.rpartition("/")[2] if generator.startswith("/") else generator
 
 
-def identity_of(config: GenerateConfig) -> Identity:
-    """Hashes of all inputs and the library versions. Models must be loaded first: that may download their weights."""
+def identity_of(config: GenerateConfig, recorded: Identity | None) -> Identity:
+    """Hashes of all inputs and the library versions. Models must be loaded first: that may download their weights.
+
+    recorded: what this one will be compared with, None for a new dataset.
+    """
     return Identity(
         hashes={
-            "generator": weights_sha256(config, "generator"),
+            "generator": weights_sha256(config, "generator", recorded),
             "adapter": adapter_sha256(config),
-            "semantics": weights_sha256(config, "screen_semantics") if config.checks else None,
+            "semantics": weights_sha256(config, "screen_semantics", recorded) if config.checks else None,
             "attributes": balance.attributes_sha256(balance.balanced_attributes(config)),
         },
         versions=identity.versions(),
     )
 
 
-def weights_sha256(config: GenerateConfig, field: str) -> str | None:
-    """Hash of the weights that a field of MODEL_REGISTRIES names."""
-    return identity.weights_sha256(resolve(getattr(config, field), MODEL_REGISTRIES[field]))
+def weights_sha256(config: GenerateConfig, field: str, recorded: Identity | None) -> str | None:
+    """Hash of the model that a field of MODEL_REGISTRIES names, by the rule of `recorded`, if there is one."""
+    where = resolve(getattr(config, field), MODEL_REGISTRIES[field])
+    checker = "unsafe" in config.checks and config.unsafe == "checker"
+    then = None if recorded is None else recorded.hashes[HASH_NAMES[field]]
+    return identity.weights_sha256(where, then, without=() if checker else SAFETY_CHECKER)
 
 
 def adapter_sha256(config: GenerateConfig) -> str | None:

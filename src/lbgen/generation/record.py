@@ -124,7 +124,8 @@ def _ensure_same_models(record: Record, config: GenerateConfig) -> None:
         if now == then or (name == "screen_semantics" and not config.checks):
             continue
         same_name = inputs.generator_name(now) == inputs.generator_name(then) or name == "screen_semantics"
-        if not same_name or inputs.weights_sha256(config, name) != record.made_with.hashes[HASH_NAMES[name]]:
+        recorded = record.made_with.hashes[HASH_NAMES[name]]
+        if not same_name or inputs.weights_sha256(config, name, record.made_with) != recorded:
             raise UserError(
                 f"{config.output} was made with {name} {then}, this run asks for {now}, which is another; "
                 f"choose another --output or give --{name.replace('_', '-')} {then}"

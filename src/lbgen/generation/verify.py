@@ -214,7 +214,7 @@ def repair_shards(
     # Refuse everything that can be refused before a shard is removed.
     identity.ensure_versions(record.made_with.versions, config.output)
     config = with_trusted_inputs(config, inputs, store)
-    identity_of(config).ensure_same(record.made_with, config.output)
+    identity_of(config, record.made_with).ensure_same(record.made_with, config.output)
     plan = replace(plan, balanced=balanced_attributes(config))
 
     # Make the shards again, and compare.

@@ -1,6 +1,5 @@
 """Loading weights with other libraries: their errors become one line for the user, their progress bars are off."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,11 +8,13 @@ from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from lbgen.errors import UserError
+from lbgen.runs.model_folder import missing_message, refuse_unreadable
+from lbgen.runs.parsing import parse_json
 
 MALFORMED = (
     OSError, ValueError, SafetensorError, ImportError, TypeError, AttributeError, LookupError, RecursionError,
@@ -25,9 +26,8 @@ MALFORMED = (
 @contextmanager
 def loading(what: str, where: str, marker: str) -> Iterator[None]:
     """Load `what` from `where`, a folder or a hub id, within this context.  marker: the file every such folder has."""
+    refuse_unreadable(what, where, marker)
     is_folder = os.path.isdir(where)  # Path.is_dir raises where a name is longer than the file system takes
-    if is_folder and not (Path(where) / marker).is_file():
-        raise UserError(f"{what} {where}: the folder has no {marker}; give one that its library saved, or a hub id")
     try:
         with ExitStack() as stack:
             for library in (diffusers_logging, transformers_logging):
@@ -42,11 +42,10 @@ def loading(what: str, where: str, marker: str) -> Iterator[None]:
     except UserError:
         raise
     except MALFORMED as error:
-        remedy = "repair the folder or save it again with safetensors"
         if not is_folder:
-            remedy = "there is no such folder; check the hub id and the connection, or give a downloaded folder"
-            remedy += ", or --generator microworld, which comes with lbgen" if what == "generator" else ""
+            raise UserError(missing_message(what, where, error)) from error
         cause = " ".join(str(error).split())
+        remedy = "repair the folder or save it again with safetensors"
         raise UserError(f"{what} {where} cannot be loaded: {remedy} ({cause})") from error
 
 
@@ -60,7 +59,12 @@ def refuse_redirections(folder: Path) -> None:
         if path.name == "adapter_config.json":
             raise UserError(f"{path}: it names another model to load; give a folder that holds a whole model")
         if path.name == "config.json" and path.is_file():
-            for kernel in _attention_kernels(json.loads(path.read_bytes())):
+            config = parse_json(path.read_bytes())
+            if isinstance(config, dict) and config.get("transformers_weights") is not None:
+                raise UserError(
+                    f"{path}: it names a file of weights; call that file model.safetensors, remove the entry"
+                )
+            for kernel in _attention_kernels(config):
                 raise UserError(f"{path}: attention {kernel!r:.40} is code from elsewhere; remove the entry")
 
 
@@ -82,6 +86,16 @@ def _ensure_there(where: str, marker: str) -> None:
         raise
     except Exception as error:  # of the hub's HTTP library, which has changed its name before
         raise OSError(str(error)) from error
+
+
+def read_config(where: str, part: str) -> dict[str, Any]:
+    """The config.json of a part of a checkpoint, a folder or a hub id; ValueError where it is no table."""
+    name = f"{part}/config.json"
+    path = Path(where, name) if os.path.isdir(where) else Path(hf_hub_download(where, name))
+    config = parse_json(path.read_bytes())
+    if not isinstance(config, dict):
+        raise ValueError(f"{name} is not a table")
+    return config
 
 
 def load_model(kind: Any, where: str, dtype: torch.dtype, **options: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from lbgen.runs.model_folder import INDEX, refuse_unreadable
+
 MICROWORLD = Path(__file__).parents[1] / "microworld" / "weights"
 """The models that come with lbgen (lbgen/microworld)."""
 
@@ -30,3 +32,13 @@ ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 def resolve(name: str, table: dict[str, str]) -> str:
     """Where the weights called `name` are: a folder or a hub id."""
     return table.get(name, name)
+
+
+def ensure_generator(name: str) -> None:
+    """Refuse a generator that lbgen cannot read, without torch; refuse_unreadable says which."""
+    refuse_unreadable("generator", resolve(name, GENERATORS), INDEX)
+
+
+def ensure_semantics(name: str, flag: str = "--semantics") -> None:
+    """The same for a language space.  flag: the one that names it, for messages."""
+    refuse_unreadable(flag, resolve(name, SEMANTICS), "config.json")

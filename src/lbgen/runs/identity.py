@@ -6,7 +6,8 @@ of the libraries. It is written beside the outputs, and a run that continues the
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +19,14 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 import lbgen
 from lbgen.errors import UserError
 from lbgen.runs import atomic
+from lbgen.runs.model_folder import loaded_files
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pyarrow")
 HASH_SUFFIX = "_sha256"
+SECOND_RULE = "v2:"
+"""Begins a hash of all files of a model that are loaded."""
+FIRST_RULE = re.compile(r"[0-9a-f]{64}")
+"""A hash of earlier versions, of a model's weights alone."""
 
 
 @dataclass(frozen=True)
@@ -94,24 +100,38 @@ def vocabulary_sha256(categories: Iterable[Any]) -> str:
     return _sha256_of_lines(f"{category.id}\t{category.name}" for category in categories)
 
 
-def weights_sha256(location: str) -> str | None:
-    """SHA-256 of the lines "file <tab> sha256" of a folder's safetensors files, sorted by name.
+def weights_sha256(location: str, recorded: str | None = None, without: Collection[str] = ()) -> str | None:
+    """Hash of all files of a model folder that are loaded: "v2:" and the SHA-256 of the lines "file <tab> sha256".
 
     For a hub id it is "commit <hash>" of the snapshot in the hub's cache, which identifies every file; None if the
     model was not loaded yet.
+
+    recorded: the hash that this one will be compared with, which says by which rule it was made.
+    without: the parts of the model that are not loaded.
     """
     folder = Path(location)
     if not os.path.isdir(folder):
         return _hub_commit(location)
-    weights = sorted(folder.rglob("*.safetensors"))
-    return _sha256_of_lines(f"{path.relative_to(folder).as_posix()}\t{atomic.sha256(path)}" for path in weights)
+    if recorded is not None and FIRST_RULE.fullmatch(recorded):
+        return _all_weights_sha256(folder)
+    return SECOND_RULE + _sha256_of_files(folder, sorted(loaded_files(folder, without)))
+
+
+def _all_weights_sha256(folder: Path) -> str:
+    """By the rule of earlier versions: all safetensors files, whether they are loaded or not, and nothing else."""
+    return _sha256_of_files(folder, sorted(folder.rglob("*.safetensors")))
 
 
 def model_identity(where: str) -> str:
-    """Hash of the weights and, for a folder, of its files for preprocessing and tokenising."""
+    """Hash of the weights and, for a folder, of its files for preprocessing and tokenising; it names caches."""
     paths = sorted(path for path in Path(where).rglob("*") if path.suffix in (".json", ".txt", ".model"))
     settings = [f"{path.relative_to(where).as_posix()}\t{atomic.sha256(path)}" for path in paths if path.is_file()]
-    return "\n".join([weights_sha256(where) or where, *settings])
+    weights = _all_weights_sha256(Path(where)) if os.path.isdir(where) else _hub_commit(where)
+    return "\n".join([weights or where, *settings])
+
+
+def _sha256_of_files(folder: Path, paths: Iterable[Path]) -> str:
+    return _sha256_of_lines(f"{path.relative_to(folder).as_posix()}\t{atomic.sha256(path)}" for path in paths)
 
 
 def _hub_commit(hub_id: str) -> str | None:

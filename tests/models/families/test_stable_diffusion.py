@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import AutoencoderTiny, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from trajectories import adapted, gradients_of, images_of, images_of_diffusers, plain
+from transformers import BertConfig, BertModel
 
 from lbgen.errors import UserError
 from lbgen.models.families.stable_diffusion import SCHEDULERS
@@ -129,7 +130,73 @@ def test_weights_in_pickle_are_refused(broken: Path) -> None:
     path = broken / "unet" / "diffusion_pytorch_model.safetensors"
     torch.save(load_file(path), path.with_suffix(".bin"))
     path.unlink()
-    assert "save it again with safetensors" in refusal(broken)
+    refused = refusal(broken)
+    assert "unet has its weights only as diffusion_pytorch_model.bin, which may run code and is never loaded" in refused
+
+
+def test_weights_of_a_variant_are_refused(broken: Path) -> None:
+    """diffusers writes such files with `save_pretrained(..., variant="fp16")`, split into several if they are large."""
+    plain = StableDiffusionPipeline.from_pretrained(broken)
+    half, split = broken.with_name("half"), broken.with_name("split")
+    plain.save_pretrained(half, variant="fp16")
+    assert "text_encoder has its weights only as model.fp16.safetensors, and lbgen reads model.safetens" in refusal(
+        half
+    )
+    plain.unet.save_pretrained(split / "unet", variant="fp16", max_shard_size="50KB")
+    shutil.copytree(split / "unet", broken / "unet", dirs_exist_ok=True)
+    load_generator(str(broken))
+    (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    assert "unet has its weights only as diffusion_pytorch_model" in refusal(broken)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt"])
+def test_a_single_file_is_refused(tmp_path: Path, name: str) -> None:
+    """As other programs store a whole checkpoint."""
+    file = tmp_path / name
+    file.write_bytes(b"weights")
+    message = refusal(file)
+    assert f"is a single file; {'if you trust' if name.endswith('ckpt') else 'convert it with diffusers'}" in message
+    assert "from_single_file" in message and "no such folder" not in message
+
+
+UNETS = [
+    ({"in_channels": 9}, "unet has in_channels 9, latents have 4"),
+    ({"in_channels": 5}, "unet has in_channels 5, latents have 4"),
+    ({"out_channels": 8}, "unet has out_channels 8, latents have 4"),
+    ({"time_cond_proj_dim": 16}, "unet has time_cond_proj_dim 16: it takes the guidance scale"),
+    ({"num_class_embeds": 10}, "unet has num_class_embeds 10: it takes a class"),
+    ({"class_embed_type": "timestep"}, "unet has class_embed_type 'timestep': it takes a class or a noise level"),
+    ({"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 64},
+     "unet has addition_embed_type 'text_time': it takes the image's size"),
+    ({"encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 16}, "unet has encoder_hid_dim_type 'image_proj'"),
+    ({"cross_attention_dim": 24}, "unet reads texts of 24 channels, text_encoder gives 16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "expected"), UNETS)
+def test_a_network_of_another_kind_is_refused_by_its_configuration(
+    broken: Path, change: dict[str, object], expected: str
+) -> None:
+    """Saved by diffusers itself; the weights are then taken away, since none may be read."""
+    unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(broken, subfolder="unet") | change)
+    unet.save_pretrained(broken / "unet")
+    for weights in broken.rglob("*.safetensors"):
+        weights.write_bytes(b"")
+    assert expected in refusal(broken)
+
+
+def test_a_part_of_another_class_is_refused_by_its_configuration(broken: Path) -> None:
+    shutil.rmtree(broken / "text_encoder")
+    BertModel(BertConfig(vocab_size=99, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
+        broken / "text_encoder"
+    )
+    index = broken / "model_index.json"
+    index.write_text(index.read_text().replace("CLIPTextModel", "BertModel"))
+    assert "text_encoder is of type 'bert', not clip_text_model" in refusal(broken)
+    tiny = {f"{part}_block_out_channels": (8, 8) for part in ("encoder", "decoder")}
+    blocks = {f"num_{part}_blocks": (1, 1) for part in ("encoder", "decoder")}
+    AutoencoderTiny(**tiny, **blocks).save_pretrained(broken / "vae")
+    assert "vae is of class 'AutoencoderTiny', not AutoencoderKL" in refusal(broken)
 
 
 def test_an_unknown_scheduler_is_refused(tiny_sd_folder: Path) -> None:

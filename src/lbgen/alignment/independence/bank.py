@@ -19,6 +19,8 @@ from lbgen.alignment.config import AlignConfig
 from lbgen.errors import UserError
 from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
 from lbgen.runs import atomic, identity
+from lbgen.runs.identity import Identity
+from lbgen.runs.model_folder import SAFETY_CHECKER
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 CHUNK = 16
@@ -39,13 +41,17 @@ def bank_images(count: int, categories: int) -> list[BankImage]:
     return [(number % used * categories // used, number // used) for number in range(count)]
 
 
-def bank_path(config: AlignConfig, vocabulary: Vocabulary) -> Path:
-    """The bank's file, named after a digest of all it depends on, so that a bank is used only where it fits."""
+def bank_path(config: AlignConfig, vocabulary: Vocabulary, recorded: Identity | None = None) -> Path:
+    """The bank's file, named after a digest of all it depends on, so that a bank is used only where it fits.
+
+    recorded: the identity of the run that is resumed; its hashes say by which rule the name was made.
+    """
+    then = recorded.hashes if recorded else {}
     key = [
         *(getattr(config, name) for name in DEPENDS_ON),
         identity.vocabulary_sha256(vocabulary),
-        identity.weights_sha256(resolve(config.generator, GENERATORS)),
-        identity.weights_sha256(resolve(config.semantics, SEMANTICS)),
+        identity.weights_sha256(resolve(config.generator, GENERATORS), then.get("generator"), SAFETY_CHECKER),
+        identity.weights_sha256(resolve(config.semantics, SEMANTICS), then.get("semantics")),
     ]
     return config.folder / f"bank-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}.safetensors"
 

@@ -54,7 +54,7 @@ PAIRS_AT_ONCE = 4096
 def deduplicate(store: Store, config: GenerateConfig, plan: Plan, record: Record | None) -> None:
     """Draw near-duplicates of a complete split again until none is left but those kept after their last attempt."""
     if record:  # the space that compares must be the one that the dataset was made with
-        identity_of(config).ensure_same(record.made_with, config.output)
+        identity_of(config, record.made_with).ensure_same(record.made_with, config.output)
     rounds = read_duplicate_rounds(store, config, plan)
     while True:
         # Draw again what the last round lists, unless that is done already.

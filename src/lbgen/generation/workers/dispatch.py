@@ -43,7 +43,7 @@ def draw_shards(
     # Start the engine: it loads the generator, here or in an actor.
     count = min(config.workers or max(1, torch.cuda.device_count()), len(shards))
     engine = ray_actors if config.engine == "ray" else this_process if count == 1 else processes
-    with engine(config, plan, count) as (preflight_result, draw):
+    with engine(config, plan, count, record.made_with if record else None) as (preflight_result, draw):
         # Compare with the record, or write it.
         context = agreed_context(store, config, plan, preflight_result, duplicate_rounds)
 

@@ -21,6 +21,7 @@ from lbgen.generation.workers.preflight import PreflightResult, preflight
 from lbgen.generation.workers.progress import Progress
 from lbgen.generation.workers.shard import Worker, WorkerContext
 from lbgen.generation.workers.writer import end_with_parent, start_writers
+from lbgen.runs.identity import Identity
 from lbgen.runs.signals import blocked_signals, noted_signals
 from lbgen.runs.storage import storage_errors
 
@@ -41,7 +42,7 @@ class Engine(NamedTuple):
 
 
 @contextmanager
-def this_process(config: GenerateConfig, plan: Plan, count: int) -> Iterator[Engine]:
+def this_process(config: GenerateConfig, plan: Plan, count: int, recorded: Identity | None) -> Iterator[Engine]:
     """Draw the shards in this process, one after the other. The writers start while the generator loads."""
     with start_writers(config.writers) as pool:
         models = load_models(config, plan, device_of(0))
@@ -49,13 +50,13 @@ def this_process(config: GenerateConfig, plan: Plan, count: int) -> Iterator[Eng
         def draw(context: WorkerContext, shards: Sequence[int], report: Report, signals: list[int]) -> None:
             draw_here(Worker(context, worker_name(config), models, pool), shards, report, signals)
 
-        yield Engine(preflight(models.generator, config, plan), draw)
+        yield Engine(preflight(models.generator, config, plan, recorded), draw)
 
 
 @contextmanager
-def processes(config: GenerateConfig, plan: Plan, count: int) -> Iterator[Engine]:
+def processes(config: GenerateConfig, plan: Plan, count: int, recorded: Identity | None) -> Iterator[Engine]:
     """Distribute the shards in turn among `count` processes, each with its own generator."""
-    result = preflight(load_models(config, plan, device_of(0)).generator, config, plan)
+    result = preflight(load_models(config, plan, device_of(0)).generator, config, plan, recorded)
     torch.cuda.empty_cache()
     yield Engine(result, partial(draw_in_processes, count))
 

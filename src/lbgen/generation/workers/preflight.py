@@ -23,10 +23,15 @@ class PreflightResult(NamedTuple):
     """Hashes of the inputs and versions of the libraries, on the machine that loaded the generator."""
 
 
-def preflight(generator: Generator, config: GenerateConfig, plan: Plan) -> PreflightResult:
-    """Refuse prompts that are too long for the generator; find a batch size if the configuration gives none."""
+def preflight(
+    generator: Generator, config: GenerateConfig, plan: Plan, recorded: Identity | None = None
+) -> PreflightResult:
+    """Refuse prompts that are too long for the generator; find a batch size if the configuration gives none.
+
+    recorded: the identity of the dataset that this run continues.
+    """
     refuse_long_prompts(generator, config, plan)
-    return PreflightResult(config.batch_size or default_batch_size(config, generator), identity_of(config))
+    return PreflightResult(config.batch_size or default_batch_size(config, generator), identity_of(config, recorded))
 
 
 def default_batch_size(config: GenerateConfig, generator: Generator) -> int:

@@ -23,6 +23,7 @@ from lbgen.generation.workers.preflight import PreflightResult, preflight
 from lbgen.generation.workers.progress import Progress
 from lbgen.generation.workers.shard import Worker, WorkerContext
 from lbgen.generation.workers.writer import start_writers
+from lbgen.runs.identity import Identity
 from lbgen.runs.storage import is_remote
 
 POLL_SECONDS = 0.5
@@ -39,8 +40,8 @@ class RayWorker:
         self.models: Models | None = None
         self.worker: Worker | None = None
 
-    def preflight(self, config: GenerateConfig, plan: Plan) -> PreflightResult:
-        return preflight(self._load(config, plan).generator, config, plan)
+    def preflight(self, config: GenerateConfig, plan: Plan, recorded: Identity | None = None) -> PreflightResult:
+        return preflight(self._load(config, plan).generator, config, plan, recorded)
 
     def make_shard(self, context: WorkerContext, shard: int) -> Iterator[Progress]:
         """Draw a shard; yields once per batch. At the end the previous shard is published; this one may not be yet."""
@@ -64,7 +65,7 @@ class RayWorker:
 
 
 @contextmanager
-def ray_actors(config: GenerateConfig, plan: Plan, count: int) -> Iterator[Engine]:
+def ray_actors(config: GenerateConfig, plan: Plan, count: int, recorded: Identity | None) -> Iterator[Engine]:
     """Actors draw the shards, in the cluster at config.ray_address or in one that is started here for this run."""
     ray = import_ray()
     join_cluster(ray, config.ray_address)
@@ -72,7 +73,7 @@ def ray_actors(config: GenerateConfig, plan: Plan, count: int) -> Iterator[Engin
         if not is_remote(config.output):  # actors run in other folders
             config = replace(config, output=os.path.abspath(config.output))
         pool = ActorPool(ray, config)
-        yield Engine(pool.preflight(plan), pool.draw)
+        yield Engine(pool.preflight(plan, recorded), pool.draw)
     finally:
         ray.shutdown()
 
@@ -119,12 +120,12 @@ class ActorPool:
         self.spawned = self.failures = 0
         self.first: Any = None
 
-    def preflight(self, plan: Plan) -> PreflightResult:
+    def preflight(self, plan: Plan, recorded: Identity | None) -> PreflightResult:
         """Made by the first actor, because this process may have neither a GPU nor the weights."""
         self.first = self.spawn()
         try:
             with self.actor_errors():
-                return self.ray.get(self.first.preflight.remote(self.config, plan))
+                return self.ray.get(self.first.preflight.remote(self.config, plan, recorded))
         except self.ray.exceptions.RayActorError as error:
             raise UserError(f"a Ray worker died while it loaded the generator: {one_line(error)}") from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,11 +17,11 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import Tensor
-from transformers import CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from lbgen.errors import UserError
 from lbgen.models.families.family import Conditioning, Schedule
-from lbgen.models.loading import load_model
+from lbgen.models.loading import load_model, read_config
 
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddpm": (DDPMScheduler, {"clip_sample": False}),
@@ -33,6 +33,19 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 MODELS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 """The parts of a checkpoint that hold weights."""
+
+OTHER_INPUTS = {
+    "time_cond_proj_dim": "the guidance scale, as latent consistency models do",
+    "class_embed_type": "a class or a noise level",
+    "num_class_embeds": "a class or a noise level",
+    "addition_embed_type": "the image's size and a second text, as Stable Diffusion XL does",
+    "encoder_hid_dim_type": "an image",
+}
+"""Settings of a UNet that takes more than latents, timestep and text -> what it takes."""
+MADE_FROM_TEXT = ("text", "text_proj")
+"""Values of these settings for inputs that the UNet makes from the text itself."""
+
+Config = dict[str, Any]
 
 
 class StableDiffusion:
@@ -46,6 +59,7 @@ class StableDiffusion:
         self, name: str, where: str, *, dtype: torch.dtype, device: torch.device, scheduler: str | None
     ) -> None:
         self.name, self.device, self.dtype = name, device, dtype
+        refuse_other_parts(where)
         self.pipeline = _load(where, dtype).to(device)
         self.network = self.unet = self.pipeline.unet
         self.vae, self.text_encoder = self.pipeline.vae, self.pipeline.text_encoder
@@ -86,6 +100,36 @@ class StableDiffusion:
 
     def to_decoder(self, latents: Tensor) -> Tensor:
         return latents / self.vae.config.scaling_factor
+
+
+def refuse_other_parts(where: str) -> None:
+    """Refuse, by their configurations, parts of other classes and a UNet that needs more than latents and a text."""
+    configs = [read_config(where, part) for part in MODELS]
+    for fault in (*_wrong_classes(*configs), *_wrong_inputs(*configs)):
+        raise UserError(f"generator {where}: {fault}; give a text-to-image checkpoint of {StableDiffusion.title}")
+
+
+def _wrong_classes(unet: Config, vae: Config, text_encoder: Config) -> Iterator[str]:
+    for part, config in (("unet", unet), ("vae", vae)):
+        if (kind := config.get("_class_name")) not in (None, MODELS[part].__name__):
+            yield f"{part} is of class {kind!r:.40}, not {MODELS[part].__name__}"
+    if (kind := text_encoder.get("model_type")) not in (None, "clip", CLIPTextConfig.model_type):
+        yield f"text_encoder is of type {kind!r:.40}, not {CLIPTextConfig.model_type}"
+
+
+def _wrong_inputs(unet: Config, vae: Config, text_encoder: Config) -> Iterator[str]:
+    """Settings that are missing have the default of their class."""
+    latents = vae.get("latent_channels", 4)
+    for name in ("in_channels", "out_channels"):
+        if (channels := unet.get(name, 4)) != latents:
+            yield f"unet has {name} {channels!r:.40}, latents have {latents!r:.40} (it may be for inpainting or depth)"
+    for name, taken in OTHER_INPUTS.items():
+        if (value := unet.get(name)) not in (None, *MADE_FROM_TEXT):
+            yield f"unet has {name} {value!r:.40}: it takes {taken}, which lbgen does not give"
+    given, read = text_encoder.get("hidden_size", 512), unet.get("cross_attention_dim", 1280)
+    read = unet.get("encoder_hid_dim") or read
+    if isinstance(read, int) and given != read:
+        yield f"unet reads texts of {read} channels, text_encoder gives {given!r:.40}"
 
 
 def noise_level(scheduler: Any, timestep: Tensor) -> float:

@@ -1,0 +1,139 @@
+"""A folder of a model, as diffusers or transformers saved it: which of its files are loaded, and which cannot be read.
+
+Symbolic links are followed, because the hub's cache consists of them.
+"""
+
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from lbgen.errors import UserError
+from lbgen.runs.parsing import parse_json
+
+INDEX = "model_index.json"
+"""The file in a diffusers folder that names its parts, each in a folder of its own."""
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+"""The weights of a part; large ones are split into files that NAME.index.json lists."""
+CONFIGURATIONS = (
+    "config.json", "scheduler_config.json", "preprocessor_config.json", "processor_config.json",
+    "tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+)  # fmt: skip
+"""The files besides weights that models, schedulers, tokenizers and image processors are made from."""
+SAFETY_CHECKER = ("safety_checker", "feature_extractor")
+"""The parts of a checkpoint that only the safety checker needs."""
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+"""Suffixes of weights that Python code may hide in."""
+
+
+# ---- which files are loaded ----
+
+
+def loaded_files(folder: Path, without: Collection[str] = ()) -> list[Path]:
+    """Weights and configurations of the model in a folder.  without: the parts that are not loaded."""
+    index = folder / INDEX
+    parts = [folder / part for part in part_names(folder) if part not in without]
+    files = [file for part in parts or [folder] for file in _files_of_part(part)]
+    return [index, *files] if index.is_file() else files
+
+
+def part_names(folder: Path) -> list[str]:
+    """The parts that the folder's model_index.json names, sorted; empty without one."""
+    content = _table(folder / INDEX)
+    return sorted(name for name, value in content.items() if _is_part(value) and Path(name).name == name)
+
+
+def _is_part(value: Any) -> bool:
+    """[library, class]; a part that is not there has no class."""
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
+
+
+def _files_of_part(folder: Path) -> list[Path]:
+    configurations = [path for name in CONFIGURATIONS if (path := folder / name).is_file()]
+    return [*configurations, *weight_files(folder)]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights of the part in this folder, and the index that lists them."""
+    found = []
+    for name in WEIGHTS:
+        index = folder / f"{name}.index.json"
+        weight_map = _table(index).get("weight_map")
+        names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+        shards = sorted(shard for shard in names if isinstance(shard, str) and Path(shard).name == shard)
+        found += [folder / name, index, *(folder / shard for shard in shards)]
+    return [path for path in found if path.is_file()]
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """The JSON table in a file; empty where there is none, which loading will then complain of."""
+    try:
+        content = parse_json(path.read_bytes()) if path.is_file() else {}
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+# ---- what cannot be read ----
+
+
+def refuse_unreadable(what: str, where: str, marker: str) -> None:
+    """Refuse a model that is not a folder with weights in safetensors, without loading it; hub ids are accepted.
+
+    what: the model's name in messages.  marker: the file that every folder of this kind has.
+    """
+    if os.path.isfile(where):
+        raise UserError(f"{what} {where} is a single file; {_remedy_for_file(where, marker)}")
+    if not os.path.isdir(where):  # Path.is_dir raises where a name is longer than the file system takes
+        _ensure_hub_id(what, where)
+        return
+    folder = Path(where)
+    if not (folder / marker).is_file():
+        raise UserError(f"{what} {where}: the folder has no {marker}; give one that its library saved, or a hub id")
+    for part in [part for part in part_names(folder) if part not in SAFETY_CHECKER] or [""]:
+        if not weight_files(folder / part):
+            _refuse_other_weights(f"{what} {where}{part and ': ' + part}", folder / part)
+
+
+def _remedy_for_file(where: str, marker: str) -> str:
+    if marker != INDEX:
+        return f"give the folder that it belongs to, with a {marker} in it, or a hub id"
+    trust = "if you trust it, since it may run code, " if Path(where).suffix in PICKLES else ""
+    convert = f'StableDiffusionPipeline.from_single_file("{where}").save_pretrained("FOLDER")'
+    return f"{trust}convert it with diffusers, {convert}, and give that folder"
+
+
+def missing_message(what: str, where: str, cause: object) -> str:
+    """For a model that is neither a folder here nor to be had from the hub."""
+    remedy = "there is no such folder; check the hub id and the connection, or give a downloaded folder"
+    remedy += ", or --generator microworld, which comes with lbgen" if what == "generator" else ""
+    return f"{what} {where} cannot be loaded: {remedy} ({' '.join(str(cause).split())})"
+
+
+def _ensure_hub_id(what: str, where: str) -> None:
+    try:
+        validate_repo_id(where)
+    except HFValidationError as error:
+        raise UserError(missing_message(what, where, error)) from None
+
+
+def _refuse_other_weights(place: str, folder: Path) -> None:
+    """Refuse a part whose weights exist in another form only."""
+    names = sorted(path.name for path in folder.glob("*") if path.is_file())
+    for name in names:
+        if variant := re.fullmatch(r"(diffusion_pytorch_model|model)[-.].*\.safetensors", name):
+            raise UserError(
+                f"{place} has its weights only as {name}, and lbgen reads {variant[1]}.safetensors; rename a file that "
+                f'is whole, or load the model with diffusers or transformers and variant="fp16" and save it again'
+            )
+    for name in names:
+        if Path(name).suffix in PICKLES:
+            raise UserError(
+                f"{place} has its weights only as {name}, which may run code and is never loaded; "
+                "give a checkpoint with safetensors, or, if you trust it, load it with its library and save it again"
+            )
