@@ -8,6 +8,7 @@ from lbgen.configuration.ranges import (
     Count,
     NonNegative,
     NonNegativeInt,
+    Place,
     Positive,
     PositiveShare,
     Range,
@@ -31,7 +32,7 @@ class Texts(Categories):
 class ModelNames(GeneratorName):
     """Models."""
 
-    semantics: str = "clip-vit-l-14"
+    semantics: Place = "clip-vit-l-14"
     """Language space (CLIP or SigLIP): microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
     quality: str = "antonyms"
     """Quality scorer: antonyms (opposite prompts in the language space, as in CLIP-IQA) or none."""

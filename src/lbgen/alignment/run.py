@@ -223,14 +223,21 @@ def start_accelerator(config: AlignConfig) -> Accelerator:
     from accelerate.utils import AutocastKwargs
 
     cpu = not torch.accelerator.is_available()  # on CPUs accelerate joins the processes of torchrun only if told so
-    if config.precision == "fp16" and PartialState(cpu).device.type == "cpu":
-        raise UserError("--precision fp16 needs a GPU; choose fp32 or bf16")
-    AcceleratorState._reset_state()  # an earlier run in this Python may have had another precision
-    return Accelerator(
-        cpu=cpu,
-        mixed_precision="no" if config.precision == "fp32" else config.precision,
-        log_with=None if config.logger == "none" else config.logger,
-        project_dir=config.folder / "logs",
-        # A cast cached in a step without grad would be used again, without a graph, in a step with grad.
-        kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
-    )
+    try:
+        if config.precision == "fp16" and PartialState(cpu).device.type == "cpu":
+            raise UserError("--precision fp16 needs a GPU; choose fp32 or bf16")
+        AcceleratorState._reset_state()  # an earlier run in this Python may have had another precision
+        return Accelerator(
+            cpu=cpu,
+            mixed_precision="no" if config.precision == "fp32" else config.precision,
+            log_with=None if config.logger == "none" else config.logger,
+            project_dir=config.folder / "logs",
+            # A cast cached in a step without grad would be used again, without a graph, in a step with grad.
+            kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
+        )
+    except UserError:
+        raise
+    except (ImportError, ValueError, LookupError, RuntimeError) as error:  # for what the environment asks of it
+        reason = " ".join(str(error).split())
+        remedy = "correct or unset the variables ACCELERATE_*, RANK, WORLD_SIZE and MASTER_* that a launcher sets"
+        raise UserError(f"accelerate does not start: {reason}; {remedy}") from error

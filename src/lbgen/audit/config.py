@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from lbgen.configuration.ranges import Count, Range, Seed
+from lbgen.configuration.ranges import Count, Place, Range, Seed
 from lbgen.configuration.settings import Output
 
 
@@ -16,12 +16,12 @@ class AuditConfig(Output):
 
     output: str = "runs/audit"
     """Folder for report.html, measures.json, measures.parquet and the cache of what was measured of each image."""
-    semantics: str = "clip-vit-l-14"
+    semantics: Place = "clip-vit-l-14"
     """Language space in which images are read: microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
     attributes: Path | None = None
     """YAML file of the attributes to look for (docs/audit.md describes it); none is the built-in list. The micro
     world's language space has its own list, that of its scenes."""
-    features: str | None = None
+    features: Place | None = None
     """Vision model in whose features datasets are compared, a hub id or a folder. none is DINOv2
     (facebook/dinov2-base) where it was downloaded before, and the language space elsewhere."""
     probe_images: Annotated[int, Range(lambda n: n >= 100, "give 100 or more")] = 20000

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from lbgen.audit import views
 from lbgen.audit.views import Decoded
-from lbgen.datasets.records import DatasetReader, ImageRecord, Label, name_of
+from lbgen.datasets.records import DatasetReader, ImageRecord, Label, name_of, no_labelled_image
 from lbgen.errors import UserError
 from lbgen.metrics.near_duplicates import small_picture
 from lbgen.metrics.pixels import colour_entropy, edge_density
@@ -289,11 +289,7 @@ class _Found:
         self, name: str, reader: DatasetReader, cache: RowCache, known: dict, broken: dict[str, str]
     ) -> Observed:
         if not self.keys:
-            cause = f"; {next(iter(broken))}: {next(iter(broken.values()))}" if broken else ""
-            raise UserError(
-                f"{reader.folder}: no labelled image in it{cause}; give a folder of category folders, of .tar shards "
-                "with .cls members, or of parquet files with image and label"
-            )
+            raise no_labelled_image(reader.folder, *next(iter(broken.items()), ()))
         (ids, label), (splits, split) = self.sorted("category"), self.sorted("split")
         if len(ids) < 2:
             raise UserError(f"{reader.folder}: only one category, {ids[0]}; an audit compares two or more")

@@ -1,39 +1,49 @@
-"""The audit: read every dataset, measure it, compare it with the first, write the figures and the page."""
+"""The audit: read every dataset, measure it, compare it with the first, write the figures and the page.
+
+Torch is imported only once nothing is left to refuse without it.
+"""
+
+from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from lbgen.audit import output
-from lbgen.audit.attributes import ensure_short
-from lbgen.audit.comparison import compare_with_first
 from lbgen.audit.config import AuditConfig
-from lbgen.audit.content import DIVERSITY_IMAGES
-from lbgen.audit.measures import PROGRESS_STEPS, Measured, measure
-from lbgen.audit.observe import Observed, Observer, RowCache, cache_identity, canvas_side, observe
-from lbgen.audit.output import AuditResult
-from lbgen.audit.page import write_page
 from lbgen.datasets.open import open_dataset
-from lbgen.datasets.records import DatasetReader
+from lbgen.datasets.records import DatasetReader, no_labelled_image
 from lbgen.errors import UserError
-from lbgen.models.registry import ATTRIBUTES
-from lbgen.models.semantics import SemanticSpace, load_semantics
+from lbgen.models.registry import ATTRIBUTES, ensure_semantics
 from lbgen.runs import atomic
 from lbgen.runs.lock import locked
+from lbgen.runs.model_folder import refuse_unreadable
 from lbgen.vocabulary.attributes import Attribute, load_attributes
+
+if TYPE_CHECKING:
+    from lbgen.audit.measures import Measured
+    from lbgen.audit.observe import Observed
+    from lbgen.audit.output import AuditResult
+    from lbgen.models.semantics import SemanticSpace
 
 
 def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
     """Measure labelled image datasets side by side; the first is the reference of comparisons."""
     config = replace(config, attributes=config.attributes or ATTRIBUTES.get(config.semantics))
+    directories = [Path(os.path.expanduser(directory)) for directory in directories]
     names = dataset_names(directories)
-    readers = [open_dataset(Path(directory)) for directory in directories]
+    readers = [open_dataset(directory) for directory in directories]
+    for reader in readers:
+        if next(reader.records(wanted=()), None) is None:
+            raise no_labelled_image(reader.folder)
     attributes = load_attributes(config.attributes)
+    ensure_semantics(config.semantics)
+    if config.features is not None:
+        refuse_unreadable("features", config.features, "config.json")
     atomic.ensure_writable(config.folder)
     atomic.refuse_links(config.folder, ["cache"])
     with locked(config.folder / "cache" / "lock", str(config.folder)):
@@ -43,6 +53,15 @@ def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
 def _audited(
     readers: list[DatasetReader], names: list[str], attributes: list[Attribute], config: AuditConfig
 ) -> AuditResult:
+    import torch  # late, as are all that import it
+
+    from lbgen.audit import output
+    from lbgen.audit.attributes import ensure_short
+    from lbgen.audit.comparison import compare_with_first
+    from lbgen.audit.observe import Observer, RowCache, cache_identity, canvas_side, observe
+    from lbgen.audit.page import write_page
+    from lbgen.models.semantics import load_semantics
+
     # Load the semantic space, and refuse attributes that it cannot read.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     space = load_semantics(config.semantics, device)
@@ -67,7 +86,7 @@ def _audited(
     page = config.folder / "report.html"
     write_page(measured, readers, content, page)
     print(f"The page: {page}; every figure: {measures}")
-    return AuditResult(page, measures)
+    return output.AuditResult(page, measures)
 
 
 def _measured(
@@ -77,6 +96,8 @@ def _measured(
     config: AuditConfig,
     diversity_images: int,
 ) -> list[Measured]:
+    from lbgen.audit.measures import PROGRESS_STEPS, measure
+
     with tqdm(total=PROGRESS_STEPS * len(observed), desc="measures", disable=None, unit=" steps") as progress:
 
         def step(what: str) -> None:
@@ -106,4 +127,6 @@ def diversity_images(observed: list[Observed]) -> int:
 
     The same number in all datasets, because diversity grows with it.
     """
+    from lbgen.audit.content import DIVERSITY_IMAGES
+
     return max(2, min(DIVERSITY_IMAGES, *(int(np.median(np.bincount(each.label))) for each in observed)))

@@ -1,10 +1,12 @@
-"""Ranges of fields as part of their types, checked in one place."""
+"""Ranges of fields as part of their types, checked in one place; there "~" becomes the home folder too."""
 
 import dataclasses
 import functools
+import os
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from lbgen.configuration.values import flag, shown, split_optional
@@ -18,6 +20,11 @@ class Range(NamedTuple):
     remedy: str
 
 
+class IsPlace(NamedTuple):
+    """Marks a text that may be a path of this machine, besides a name or an address."""
+
+
+Place = Annotated[str, IsPlace()]
 Count = Annotated[int, Range(lambda n: n >= 1, "give 1 or more")]
 NonNegativeInt = Annotated[int, Range(lambda n: n >= 0, "give 0 or more")]
 NonNegative = Annotated[float, Range(lambda x: x >= 0, "give 0 or more")]
@@ -37,6 +44,15 @@ def require(config: Any, name: str, holds: bool, remedy: str) -> None:
         raise UserError(f"{flag(name)} {shown(getattr(config, name))}: {remedy}")
 
 
+def expand_home(config: Any, name: str) -> None:
+    """Replace "~" at the start of a field's path, as a shell does except in --output=~/x."""
+    value = getattr(config, name)
+    if value is not None and str(value).startswith("~"):
+        expanded = os.path.expanduser(value)
+        require(config, name, not str(expanded).startswith("~"), f"no such user; write ./{value} for that file itself")
+        object.__setattr__(config, name, type(value)(expanded))
+
+
 @dataclass(frozen=True)
 class Settings:
     """Checks the range of every field; the base of all groups."""
@@ -48,6 +64,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         config_class: Any = type(self)
+        for name in _places(config_class):
+            expand_home(self, name)
         for name, allowed in _ranges(config_class).items():
             value = getattr(self, name)
             require(self, name, value is None or allowed.contains(value), allowed.remedy)
@@ -56,10 +74,17 @@ class Settings:
 @functools.cache
 def _ranges(config_class: type) -> dict[str, Range]:
     """The fields that have a range."""
+    marks = {name: getattr(hint, "__metadata__", (None,))[0] for name, hint in _hints(config_class).items()}
+    return {name: mark for name, mark in marks.items() if isinstance(mark, Range)}
+
+
+@functools.cache
+def _places(config_class: type) -> list[str]:
+    """The fields that may hold a path."""
+    return [name for name, hint in _hints(config_class).items() if hint in (Path, Place)]
+
+
+def _hints(config_class: type) -> dict[str, Any]:
+    """Field -> its type with its mark, without `| None`."""
     hints = typing.get_type_hints(config_class, include_extras=True)
-    found = {}
-    for field in dataclasses.fields(config_class):
-        hint, _ = split_optional(hints[field.name])
-        if typing.get_origin(hint) is Annotated:
-            (found[field.name],) = hint.__metadata__
-    return found
+    return {field.name: split_optional(hints[field.name])[0] for field in dataclasses.fields(config_class)}

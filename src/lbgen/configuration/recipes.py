@@ -30,7 +30,7 @@ def resolve(config_class: type[Config], recipe: str | None, overrides: Mapping[s
 def recipe_path(recipe: str) -> Path:
     """The file of a built-in recipe; any other name is itself the path of a file."""
     verbs = built_in_recipes()
-    path = RECIPES / verbs[recipe] / f"{recipe}.yaml" if recipe in verbs else Path(recipe)
+    path = RECIPES / verbs[recipe] / f"{recipe}.yaml" if recipe in verbs else Path(os.path.expanduser(recipe))
     if not os.path.isfile(path):  # Path.is_file raises where a name is longer than the file system allows
         raise UserError(f"--recipe {recipe}: no such file, nor one of the built-in recipes ({', '.join(verbs)})")
     return path

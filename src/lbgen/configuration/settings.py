@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from lbgen.configuration.ranges import Count, Range, Settings, Template, require
+from lbgen.configuration.ranges import Count, Place, Range, Settings, Template, expand_home, require
 from lbgen.runs.storage import without_scheme
 
 
@@ -22,6 +22,7 @@ class Output(Settings):
     def __post_init__(self) -> None:
         require(self, "output", bool(str(self.output)), "name a folder")
         object.__setattr__(self, "output", without_scheme(str(self.output)))
+        expand_home(self, "output")
         super().__post_init__()
 
     @property
@@ -34,7 +35,7 @@ class Output(Settings):
 class Categories(Settings):
     """Categories and texts."""
 
-    vocabulary: str = "imagenet-1k"
+    vocabulary: Place = "imagenet-1k"
     """The categories: imagenet-1k, microworld, a .txt, .csv or .json file, or an ImageFolder. Each line of a .txt is a
     name ("night owl"), or an id and a name. A TAB separates the two; so does a space, if the first word has a digit or
     "_" in it ("n01 owl")."""
@@ -48,7 +49,7 @@ class Categories(Settings):
 class GeneratorName(Settings):
     """Models."""
 
-    generator: str = "sd15"
+    generator: Place = "sd15"
     """Stable Diffusion 1.x or 2.x checkpoint: microworld, sd15, a hub id or a diffusers folder."""
 
 

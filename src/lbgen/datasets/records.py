@@ -109,6 +109,14 @@ class ShardReader(DatasetReader):
         return listed[int(value)].id if is_number and int(value) < len(listed) else value
 
 
+def no_labelled_image(folder: Path, *cause: str) -> UserError:
+    """The refusal of a dataset without images.  cause: the first image that cannot be used, and why."""
+    return UserError(
+        f"{folder}: {': '.join(['no labelled image in it', *cause])}; give a folder of category folders, of .tar "
+        "shards with .cls members, or of parquet files with image and label"
+    )
+
+
 def find_shards(folder: Path, suffix: str) -> list[Path]:
     """Sorted files with this suffix in the folder, or if there are none, in the folders inside it."""
     inner = sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in NOT_CATEGORIES)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from lbgen.configuration.ranges import Count, Range, Seed, Settings, Share, Size, Template, require
+from lbgen.configuration.ranges import Count, Place, Range, Seed, Settings, Share, Size, Template, require
 from lbgen.configuration.settings import Categories, GeneratorName, Output, Precision, Scheduler, Trajectory
 from lbgen.datasets.index import is_split_name
 from lbgen.errors import UserError
@@ -21,7 +21,7 @@ class ScreeningConfig(Settings):
     screen: tuple[str, ...] = ()
     """Checks to make: label, quality, blank, duplicate, unsafe. An image that fails one is made again, from other
     noise."""
-    screen_semantics: str = "clip-vit-l-14"
+    screen_semantics: Place = "clip-vit-l-14"
     """Language space that checks images: microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
     screen_template: Template = "photo of {name}"
     """The text that stands for a category in the label check, with {name} where the category's name goes."""
@@ -201,18 +201,18 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
 class VerifyConfig(Settings):
     """Repair."""
 
-    directory: str
+    directory: Place
     """A dataset that lbgen generate made: a folder, or an address such as s3://bucket/name."""
     repair: bool = False
     """Make the damaged shards again, and no others."""
-    generator: str | None = None
+    generator: Place | None = None
     """With --repair: the generator that the dataset was made with. Needed if another user made the dataset."""
     adapter: Path | None = None
     """With --repair: the adapter folder that the dataset was made with. Needed if another user made the dataset."""
     attributes: Path | None = None
     """With --repair: the file of balanced attributes that the dataset was made with. Needed if another user made the
     dataset."""
-    screen_semantics: str | None = None
+    screen_semantics: Place | None = None
     """With --repair: the language space that the dataset was made with. Needed if another user made the dataset."""
 
 

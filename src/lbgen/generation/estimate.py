@@ -5,21 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-
-import torch
+from typing import TYPE_CHECKING
 
 from lbgen.datasets import index
 from lbgen.generation.config import GenerateConfig, approximations
-from lbgen.generation.inputs import generator_name, with_absolute_paths
+from lbgen.generation.inputs import ensure_loadable, generator_name, with_absolute_paths
 from lbgen.generation.plan import Plan, PlannedImage
-from lbgen.generation.render import Renderer
 from lbgen.generation.run import in_part, plan_dataset
 from lbgen.generation.shard_rows import new_row
-from lbgen.generation.workers.loading import device_of, load_prepared_generator
-from lbgen.generation.workers.preflight import CPU_BATCH_SIZE, refuse_long_prompts
-from lbgen.generation.workers.shard import UNCHECKED
 from lbgen.generation.workers.writer import image_file
 from lbgen.runs.storage import open_store, storage_errors
+
+if TYPE_CHECKING:
+    from lbgen.generation.render import Renderer
 
 LONGEST_BATCH = 60.0
 """Seconds. If a whole batch would take longer, extrapolated from one image, only the one image is measured."""
@@ -61,6 +59,7 @@ def plan(config: GenerateConfig) -> PlanEstimate:
     size = speed = None
     device = "this machine"
     if missing:
+        ensure_loadable(config)
         batch_size = config.batch_size or (record.config["batch_size"] if record else None)
         size, speed, device = measure(replace(config, batch_size=batch_size), dataset_plan, missing[0])
     estimate = PlanEstimate(
@@ -78,6 +77,12 @@ def plan(config: GenerateConfig) -> PlanEstimate:
 
 def measure(config: GenerateConfig, plan: Plan, shard: int) -> tuple[float, float, str]:
     """Mean bytes of a stored image, images a second, and the name of the device."""
+    import torch  # late, as are all that import it: slow, and not needed where nothing is missing
+
+    from lbgen.generation.render import Renderer
+    from lbgen.generation.workers.loading import device_of, load_prepared_generator
+    from lbgen.generation.workers.preflight import CPU_BATCH_SIZE, refuse_long_prompts
+
     generator = load_prepared_generator(config, device_of(0))
     refuse_long_prompts(generator, config, plan)
     renderer, images = Renderer(generator, config), plan.shard(config.split, shard)
@@ -93,6 +98,8 @@ def measure(config: GenerateConfig, plan: Plan, shard: int) -> tuple[float, floa
 
 def timed(renderer: Renderer, batch: Sequence[PlannedImage], config: GenerateConfig) -> tuple[float, list[int]]:
     """Seconds to render a batch, and the size of each of its image files in bytes."""
+    from lbgen.generation.workers.shard import UNCHECKED
+
     began = time.perf_counter()
     pixels = renderer.render(batch)
     seconds = time.perf_counter() - began

@@ -14,7 +14,7 @@ from typing import Any
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.screening import balance
-from lbgen.models.registry import ADAPTER_FILE, GENERATORS, SEMANTICS, resolve
+from lbgen.models.registry import ADAPTER_FILE, GENERATORS, SEMANTICS, ensure_generator, ensure_semantics, resolve
 from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
 from lbgen.runs.model_folder import SAFETY_CHECKER
@@ -44,6 +44,18 @@ def with_absolute_paths(config: GenerateConfig) -> GenerateConfig:
     if config.attributes not in (None, Path("microworld")) and os.path.isfile(config.attributes):
         changed["attributes"] = config.attributes.absolute()
     return replace(config, **changed)
+
+
+def ensure_loadable(config: GenerateConfig) -> None:
+    """Refuse models and files that are not there, or in a form that lbgen cannot read; needs no torch.
+
+    Ray's workers may have models that this machine does not have.
+    """
+    adapter_sha256(config)
+    if config.engine == "local":
+        ensure_generator(config.generator)
+        if config.checks:
+            ensure_semantics(config.screen_semantics)
 
 
 def generator_name(generator: str) -> str:

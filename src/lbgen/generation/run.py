@@ -9,7 +9,7 @@ from lbgen.datasets import index
 from lbgen.generation import plan as plans
 from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig, approximations, worker_name
-from lbgen.generation.inputs import with_absolute_paths
+from lbgen.generation.inputs import ensure_loadable, with_absolute_paths
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.generation.screening import balance
@@ -85,6 +85,7 @@ def make_missing(store: Store, config: GenerateConfig, plan: Plan, record: Recor
 
 def draw_missing(store: Store, config: GenerateConfig, plan: Plan, record: Record | None, missing: list[int]) -> None:
     """Draw these shards; leave no unfinished files."""
+    ensure_loadable(config)
     from lbgen.generation.workers.dispatch import draw_shards  # late: imports torch, not needed by a finished dataset
 
     if used := approximations(config):

@@ -20,7 +20,8 @@ __all__ = ["CATEGORIES", "GENERATOR", "HOME", "SCENES", "SEMANTICS", "STYLES", "
 
 def export_microworld(directory: str | Path | ExportConfig) -> None:
     """Write `directory/generator` (diffusers) and `directory/semantics` (transformers), ready for plain loaders."""
-    directory = directory.directory if isinstance(directory, ExportConfig) else Path(directory)
+    asked = directory if isinstance(directory, ExportConfig) else ExportConfig("microworld", Path(directory))
+    directory = asked.directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for source in (GENERATOR, SEMANTICS):

@@ -4,9 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lbgen.configuration.ranges import Settings
+
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(Settings):
+    """Export."""
+
     model: Literal["microworld"]
     """The built-in model: microworld, a generator (diffusers) and a language space (transformers)."""
     directory: Path
