@@ -72,6 +72,33 @@ def test_a_run_does_not_go_on_with_other_weights(fresh, tmp_path, flag, file):
     assert run.align(longer).steps == 2 and record.read_text() == recorded
 
 
+def test_a_run_does_not_go_on_with_another_configuration_of_its_models(fresh, tmp_path):
+    """An edit of what the network predicts is noticed; files that are not loaded, and links to parts, do not count."""
+    config = fresh(max_steps=1)
+    folder = Path(shutil.copytree(config.generator, tmp_path / "generator"))
+    config = dataclasses.replace(config, generator=str(folder))
+    run.align(config)
+    longer = dataclasses.replace(config, max_steps=2)
+    scheduler = folder / "scheduler/scheduler_config.json"
+    original = scheduler.read_text()
+    scheduler.write_text(original.replace('"epsilon"', '"v_prediction"'))
+    assert scheduler.read_text() != original
+    with pytest.raises(UserError, match="made with generator_sha256 v2:.*; restore the generator that it was made"):
+        run.align(longer)
+    scheduler.write_text(original)
+    (folder / "unet").rename(tmp_path / "unet")
+    (folder / "unet").symlink_to(tmp_path / "unet")
+    (folder / "vae/diffusion_pytorch_model.fp16.safetensors").write_text("not loaded")
+    assert run.align(longer).steps == 2
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_DYNAMO_BACKEND"])
+def test_what_accelerate_does_not_start_with_is_one_line(fresh, monkeypatch, variable):
+    monkeypatch.setenv(variable, "nonsense")
+    with pytest.raises(UserError, match="^accelerate does not start: .*(nonsense|NONSENSE).*; correct or unset"):
+        run.align(fresh())
+
+
 @pytest.mark.parametrize("field", ["text_template", "discriminator_template"])
 def test_a_text_too_long_for_the_semantics_is_named_by_file_and_line(fresh, field):
     """The miniature reads 16 tokens, most letters being one."""

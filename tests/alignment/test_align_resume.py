@@ -10,16 +10,17 @@ import sys
 import pytest
 import torch
 from alignment_runs import ADAPTER, lines
+from folders import contents
 from safetensors.torch import load_file
 
 from lbgen import cli
 from lbgen.alignment import checkpoint, run
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration.saved import load, save
-from lbgen.errors import Interrupted
+from lbgen.errors import Interrupted, UserError
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["lbgen.alignment.run"])
+context.set_forkserver_preload(["lbgen.alignment.training"])
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,20 @@ def align_until(config, name, calls):
         return function(*arguments)
 
     setattr(checkpoint, name, fatal)
+    run.align(config)
+
+
+def align_slowly(config, begun, goes_on):
+    """Align, and wait after the first update until the test goes on; in a process of its own."""
+    append = checkpoint.append_line
+
+    def waiting(path, record):
+        append(path, record)
+        if record["step"] == 1 and "loss" in record:
+            begun.set()
+            goes_on.wait(60)
+
+    checkpoint.append_line = waiting
     run.align(config)
 
 
@@ -128,6 +143,23 @@ def test_a_signal_in_the_last_update_or_after_it_ends_the_program_with_the_run_w
             run.align(config)
     assert ended.value.signum == signal.SIGINT
     assert_equal_runs(config, whole)
+
+
+def test_a_second_run_in_the_folder_of_one_that_goes_on_is_refused(whole, tmp_path):
+    """It changes nothing there; the first ends as one that was left alone, and leaves the folder free."""
+    config, begun, goes_on = dataclasses.replace(whole, output=tmp_path / "run"), context.Event(), context.Event()
+    first = context.Process(target=align_slowly, args=(config, begun, goes_on))
+    first.start()
+    assert begun.wait(60)
+    files = contents(config.folder)
+    with pytest.raises(UserError, match="run: another run is writing there; wait for it, or choose another --output$"):
+        run.align(config)
+    assert contents(config.folder) == files
+    goes_on.set()
+    first.join(60)
+    assert first.exitcode == 0
+    assert_equal_runs(config, whole)
+    assert run.align(config).steps == 5
 
 
 def test_an_older_adapter_is_not_taken_for_the_finished_one(whole, tmp_path):

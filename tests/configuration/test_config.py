@@ -23,7 +23,8 @@ from lbgen.configuration.saved import ensure_same, load, plain, save
 from lbgen.configuration.values import convert
 from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
-from lbgen.generation.config import RUNNING, GenerateConfig
+from lbgen.generation.config import RUNNING, GenerateConfig, VerifyConfig
+from lbgen.microworld.config import ExportConfig
 from lbgen.quickstart.run import QuickstartConfig
 
 
@@ -426,3 +427,35 @@ def test_load_names_what_is_missing(tmp_path):
 def test_recipes_are_package_data():
     assert set(built_in_recipes()) >= {"paper", "released-code"}
     assert recipe_path("paper").is_relative_to(Path(recipes_module.__file__).parent)
+
+
+# ---- the home folder ----
+
+PATHS = {
+    AlignConfig: ("output", "vocabulary", "generator", "semantics"),
+    GenerateConfig: ("output", "vocabulary", "generator", "adapter", "screen_semantics"),
+    VerifyConfig: ("directory", "generator", "adapter", "attributes", "screen_semantics"),
+    AuditConfig: ("output", "semantics", "attributes", "features"),
+    QuickstartConfig: ("output",),
+    ExportConfig: ("directory",),
+}
+"""Every field that may name a file or folder of this machine, but for those that need others beside them."""
+
+
+@pytest.mark.parametrize(("config_class", "name"), [(kind, name) for kind, names in PATHS.items() for name in names])
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path, config_class, name):
+    """A shell leaves it as it is in --output=~/x, and nothing replaces it in YAML and Python."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    given = {key: value for key, value in {"model": "microworld", "directory": "x"}.items() if key in fields}
+    for text, place in (("~/x", tmp_path / "x"), ("~", tmp_path), ("a/~", Path("a/~"))):
+        assert str(getattr(resolve(config_class, None, {**given, name: text}), name)) == str(place)
+    with pytest.raises(UserError, match=f"^--{name.replace('_', '-')} ~nobody.here/x: no such user; write ./~nobody"):
+        resolve(config_class, None, {**given, name: "~nobody.here/x"})
+
+
+def test_a_tilde_in_a_recipe_and_in_its_path_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("output: ~/set\nprompt_template: ~/{name}\n")
+    config = resolve(GenerateConfig, "~/mine.yaml", {})
+    assert config.output == str(tmp_path / "set") and config.prompt_template == "~/{name}"

@@ -2,11 +2,13 @@
 
 import collections
 import dataclasses
+import hashlib
 import json
 import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from lbgen.alignment.independence.bank import bank_images, bank_path, load_bank
 from lbgen.alignment.independence.term import Independence
 from lbgen.configuration.saved import save
 from lbgen.errors import UserError
+from lbgen.runs.identity import Identity
 from lbgen.vocabulary.vocabulary import load_vocabulary
 
 # ---- the bank ----
@@ -134,6 +137,23 @@ def test_a_bank_of_other_settings_is_not_taken_for_this_runs(fresh, tmp_path):
 
     assert len({name(), *(name(**changes) for changes in others)}) == 1 + len(others)
     assert name(independence_weight=2.0, max_steps=9, learning_rate=1.0) == name()
+
+
+def test_the_bank_of_a_run_that_an_earlier_version_began_has_the_name_it_gave(fresh):
+    """Its rule written out: a digest of settings, categories and the weights, in this order."""
+    config = fresh(**TERM)
+    weights = {}
+    for name in ("generator", "semantics"):
+        folder = Path(getattr(config, name))
+        files = [(path, hashlib.sha256(path.read_bytes())) for path in sorted(folder.rglob("*.safetensors"))]
+        listed = "\n".join(f"{path.relative_to(folder)}\t{digest.hexdigest()}" for path, digest in files)
+        weights[name] = hashlib.sha256(listed.encode()).hexdigest()
+    names = hashlib.sha256(b"cat\tcat\ndog\tdog\nant\tant\nbee\tbee\ncup\tcup").hexdigest()
+    settings = [0, 16, config.independence_thumbnail, "{name}", "ddpm", 3, 2.0, 0.0, "fp32"]
+    digest = hashlib.sha256(json.dumps([*settings, names, *weights.values()]).encode()).hexdigest()
+    vocabulary = load_vocabulary(config.vocabulary)
+    assert bank_path(config, vocabulary, Identity(weights, ())).name == f"bank-{digest[:12]}.safetensors"
+    assert bank_path(config, vocabulary).name != f"bank-{digest[:12]}.safetensors"
 
 
 def test_texts_that_leave_no_rest_are_refused_before_the_bank_is_made(fresh, tmp_path):

@@ -1,0 +1,145 @@
+"""Whatever can be refused without a model is refused before torch is imported, in every verb."""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lbgen.cli import VERBS
+
+EARLIER = Path(__file__).with_name("earlier")
+PROGRAM = """
+import contextlib, io, json, os, sys
+from lbgen.cli import main
+for case in json.load(sys.stdin):
+    told, code = io.StringIO(), None
+    os.environ.update(case["environment"])
+    try:
+        with contextlib.redirect_stderr(told):
+            main(case["argv"])
+    except SystemExit as ended:
+        code = ended.code
+    for name in case["environment"]:
+        del os.environ[name]
+    print("CASE", json.dumps([code, told.getvalue(), "torch" in sys.modules]))
+"""
+MODELS = "--generator microworld --semantics microworld --vocabulary microworld"
+DATA = "--generator microworld --vocabulary microworld"
+RUN = (
+    "--recipe microworld --vocabulary names.txt --rank 1 --alpha 1 --lora-targets to_q --max-steps 4 --batch-size 2 "
+    "--steps 3 --differentiated-steps 1 --checkpoint-every 2 --evaluate-every 0 --evaluation-images 2 "
+    "--discriminator-hidden 4 --logger none --seed 5 --output run"
+)
+HALF = (
+    "--generator microworld --vocabulary names.txt --images-per-category 3 --shard-size 4 --scheduler ddim --steps 2 "
+    "--seed 3 --screen label duplicate --screen-semantics microworld --label-top-k 12 --duplicate-bits 0 --output half"
+)
+REFUSED = [
+    ("align --vocabulary none.txt", "none.txt: "),
+    (f"align {MODELS} --vocabulary same.txt --no-qualify-names", "the adversarial term needs two"),
+    (f"align {MODELS} --generator none/here/at/all", "there is no such folder"),
+    (f"align {MODELS} --generator one.safetensors", "one.safetensors is a single file; convert it"),
+    (f"align {MODELS} --generator pickled", "pickled: unet has its weights only as diffusion_pytorch_model.bin"),
+    (f"align {MODELS} --generator half-precision", "unet has its weights only as diffusion_pytorch_model.fp16"),
+    (f"align {MODELS} --generator empty", "empty: the folder has no model_index.json"),
+    (f"align {MODELS} --semantics empty", "--semantics empty: the folder has no config.json"),
+    (f"align {MODELS} --semantics one.safetensors", "--semantics one.safetensors is a single file; give the folder"),
+    (f"align {MODELS} --logger wandb", "--logger wandb is not installed"),
+    (f"align {MODELS} --output file/run", "is a file; choose"),
+    (f"align {MODELS} --output busy", "--output busy: another run is writing there; wait for it, or choose another"),
+    (f"align {RUN} --guidance-scale 3", "run was made with guidance_scale "),
+    (f"align {RUN} --batch-size 3", "has 2 images per update, this run 3"),
+    (f"align {RUN} --generator edited", "run was made with generator "),
+    ("align --max-steps 0", "--max-steps 0: give 1 or more"),
+    ("align --recipe none.yaml", "--recipe none.yaml: no such file"),
+    ("generate --vocabulary none.txt", "none.txt: "),
+    (f"generate {DATA} --adapter empty", "empty: no pytorch_lora_weights.safetensors in it"),
+    (f"generate {DATA} --generator one.ckpt", "one.ckpt is a single file; if you trust it"),
+    (f"generate {DATA} --generator ./nowhere", "generator ./nowhere cannot be loaded: there is no such folder"),
+    (f"generate {DATA} --screen label --screen-semantics empty", "empty: the folder has no config.json"),
+    (f"generate {DATA} --balance scene --attributes none.yaml", "none.yaml: "),
+    (f"generate {DATA} --output run", "config.yaml in it is not of lbgen generate"),
+    (f"generate {DATA} --output busy", "--output busy: another run is writing there"),
+    (f"generate {HALF} --steps 3", "half was made with steps 2, this run asks for 3"),
+    ("plan --vocabulary none.txt", "none.txt: "),
+    (f"plan {DATA} --generator empty", "empty: the folder has no model_index.json"),
+    (f"plan {DATA} --adapter empty", "empty: no pytorch_lora_weights.safetensors in it"),
+    (f"plan {HALF} --steps 3", "half was made with steps 2"),
+    ("audit none", "none: no such folder"),
+    ("audit empty --semantics microworld", "empty: no labelled image in it"),
+    ("audit half half --semantics microworld", "given twice"),
+    ("audit half --semantics microworld --attributes none.yaml", "none.yaml: "),
+    ("audit half --semantics empty", "--semantics empty: the folder has no config.json"),
+    ("audit half --semantics microworld --features one.safetensors", "features one.safetensors is a single file"),
+    ("audit half --semantics microworld --output file", "file is a file; choose a folder"),
+    ("audit half --semantics microworld --output busy-audit", "another run is writing there"),
+    ("verify empty", "empty: no dataset.yaml in it"),
+    ("verify foreign --repair", "names generator"),
+    ("quickstart --output file", "file is a file; choose"),
+    ("quickstart --max-steps 0", "--max-steps 0: give 1 or more"),
+    ("export microworld file/x", "choose a folder that can be written"),
+]
+ENVIRONMENTS = [
+    ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED asks for DeepSpeed, and"),
+    ({"ACCELERATE_USE_FSDP": "True"}, "ACCELERATE_USE_FSDP asks for FSDP, and"),
+    ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "ACCELERATE_USE_MEGATRON_LM asks for Megatron-LM, and"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_sd_folder) -> Path:
+    """Everything that a user can get wrong, and what an earlier version made."""
+    root = tmp_path_factory.mktemp("refused")
+    shutil.copytree(EARLIER, root, dirs_exist_ok=True)
+    for name in ("empty", "busy", "busy-audit/cache"):
+        (root / name).mkdir(parents=True)
+    for name in ("file", "one.safetensors", "one.ckpt"):
+        (root / name).touch()
+    (root / "same.txt").write_text("a1\tcrane\nb2\tcrane\n")
+    for name, weights in (("pickled", ".bin"), ("half-precision", ".fp16.safetensors")):
+        shutil.copytree(tiny_sd_folder, root / name)
+        path = root / name / "unet/diffusion_pytorch_model.safetensors"
+        path.rename(path.with_name(f"diffusion_pytorch_model{weights}"))
+    shutil.copytree(tiny_sd_folder, root / "edited")
+    shutil.copytree(EARLIER / "half", root / "foreign")
+    record = root / "foreign/dataset.yaml"
+    record.write_text(record.read_text().replace("generator: microworld", "generator: someone/model"))
+    return root
+
+
+def test_what_needs_no_model_is_refused_before_torch_is_imported(folder, monkeypatch):
+    """All in one process: torch is never imported, and nothing is written."""
+    cases = [{"argv": line.split(), "environment": {}} for line, _ in REFUSED]
+    cases += [{"argv": ["align", *MODELS.split()], "environment": given} for given, _ in ENVIRONMENTS]
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    locks = [os.open(folder / name, os.O_RDWR | os.O_CREAT) for name in ("busy/.lock", "busy-audit/cache/lock")]
+    try:
+        for lock in locks:
+            fcntl.lockf(lock, fcntl.LOCK_EX)
+        program = [sys.executable, "-c", PROGRAM]
+        ended = subprocess.run(
+            program, input=json.dumps(cases), capture_output=True, text=True, cwd=folder, timeout=120
+        )
+    finally:
+        for lock in locks:
+            os.close(lock)
+    assert ended.returncode == 0, ended.stderr
+    told = [json.loads(line.removeprefix("CASE ")) for line in ended.stdout.splitlines() if line.startswith("CASE ")]
+    expected = [*REFUSED, *ENVIRONMENTS]
+    wrong = [
+        (what, text, code, message)
+        for (code, message, imported), (what, text) in zip(told, expected, strict=True)
+        if code != 2 or message.count("\n") != 1 or text not in message or imported
+    ]
+    assert wrong == []
+    (folder / "busy/.lock").unlink()
+    (folder / "busy-audit/cache/lock").unlink()
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert {path for path in before if path.is_file() and after.get(path) != before[path]} == set()
+    assert sorted(set(after) - set(before)) == []
+    assert {line.split()[0] for line, _ in REFUSED} == set(VERBS)
