@@ -514,6 +514,11 @@ def test_a_model_folder_names_no_other_model_to_load(tiny_sd_folder, tmp_path, m
     (folder / place / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/model"}))
     with pytest.raises(UserError, match="adapter_config.json: it names another model to load"):
         load_generator(str(folder))
+    if place:  # the same where the part is a link
+        (folder / place).rename(tmp_path / "part")
+        (folder / place).symlink_to(tmp_path / "part")
+        with pytest.raises(UserError, match="adapter_config.json: it names another model to load"):
+            load_generator(str(folder))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -64,6 +65,26 @@ def test_grown_dataset_makes_what_is_missing_and_changes_no_image(config, tmp_pa
     labels = json.loads((tmp_path / "made/labels.json").read_text())
     assert [label["id"] for label in labels] == ["z1", "a2", "m3", "b7"]  # labels given once stay
     assert generate(more).images == 24
+
+
+def test_a_dataset_does_not_grow_with_another_configuration_of_its_generator(config, tmp_path):
+    """Nor is it repaired; a file that is not loaded makes no difference."""
+    generator = Path(shutil.copytree(config.generator, tmp_path / "generator"))
+    made = replace(config, output=tmp_path / "made", generator=str(generator), images_per_category=1)
+    generate(made)
+    scheduler = generator / "scheduler/scheduler_config.json"
+    original = scheduler.read_text()
+    scheduler.write_text(original.replace('"epsilon"', '"v_prediction"'))
+    assert scheduler.read_text() != original
+    with pytest.raises(UserError, match="made with generator_sha256 v2:"):
+        generate(replace(made, images_per_category=2))
+    (tmp_path / "made/train/z1/z1_00000.png").unlink()
+    with pytest.raises(UserError, match="made with generator_sha256 v2:"):
+        verify(tmp_path / "made", repair=True)
+    scheduler.write_text(original)
+    (generator / "unet/diffusion_pytorch_model.fp16.safetensors").write_text("not loaded")
+    assert verify(tmp_path / "made", repair=True).damaged == ()
+    assert generate(replace(made, images_per_category=2)).images == 6
 
 
 def test_growth_that_is_killed_before_its_card_is_described_all_the_same(config, tmp_path, monkeypatch):

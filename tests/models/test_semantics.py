@@ -141,5 +141,10 @@ def test_folders_that_hold_no_space_are_refused(tmp_path: Path, folder: Path, ti
     del weights[lost]
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     assert f"lacks the weight {lost}" in refusal(broken)
+    for name in ("model.fp16.safetensors", "pytorch_model.bin", "flax_model.msgpack"):
+        only = (broken / "model.safetensors").rename(broken / name)
+        assert f"has its weights only as {name}" in refusal(broken)
+        only.rename(broken / "model.safetensors")
+    assert "is a single file; give the folder that it belongs to" in refusal(broken / "model.safetensors")
     (broken / "model.safetensors").unlink()
     refusal(broken)

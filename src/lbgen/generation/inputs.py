@@ -92,6 +92,8 @@ def adapter_sha256(config: GenerateConfig) -> str | None:
     if config.adapter is None:
         return None
     file = config.adapter / ADAPTER_FILE
+    if config.adapter.is_file():
+        raise UserError(f"--adapter {config.adapter}: it is a file; give the adapter folder of an alignment run")
     if not file.is_file():
         raise UserError(f"--adapter {config.adapter}: no {ADAPTER_FILE} in it; give an alignment run's adapter folder")
     return atomic.sha256(file)

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from lbgen.errors import UserError
-from lbgen.runs.model_folder import missing_message, refuse_unreadable
+from lbgen.runs.model_folder import refuse_unreadable
 from lbgen.runs.parsing import parse_json
 
 MALFORMED = (
@@ -36,16 +36,14 @@ def loading(what: str, where: str, marker: str) -> Iterator[None]:
                     stack.callback(library.enable_progress_bar)
             if is_folder:
                 refuse_redirections(Path(where))
-            else:
-                _ensure_there(where, marker)
             yield
     except UserError:
         raise
     except MALFORMED as error:
-        if not is_folder:
-            raise UserError(missing_message(what, where, error)) from error
         cause = " ".join(str(error).split())
         remedy = "repair the folder or save it again with safetensors"
+        if not is_folder:
+            remedy = "check the connection; its weights must be safetensors, and not only of a variant such as fp16"
         raise UserError(f"{what} {where} cannot be loaded: {remedy} ({cause})") from error
 
 
@@ -55,7 +53,7 @@ def refuse_redirections(folder: Path) -> None:
     transformers loads the base model that an adapter_config.json names, by hub id or path, in place of the folder, and
     runs the attention kernel of a hub repository that a config.json names.
     """
-    for path in sorted(folder.rglob("*.json")):
+    for path in sorted({*folder.rglob("*.json"), *folder.glob("*/*.json")}):  # the second follows links to parts
         if path.name == "adapter_config.json":
             raise UserError(f"{path}: it names another model to load; give a folder that holds a whole model")
         if path.name == "config.json" and path.is_file():
@@ -75,17 +73,6 @@ def _attention_kernels(config: Any) -> Iterator[str]:
             if "attn_implementation" in name and isinstance(inner, str) and "/" in inner:
                 yield inner
         yield from _attention_kernels(value)
-
-
-def _ensure_there(where: str, marker: str) -> None:
-    """Ask the hub once, unless its cache has the file: the libraries would retry for a minute and log each attempt."""
-    try:
-        if not isinstance(try_to_load_from_cache(where, marker), str):
-            get_hf_file_metadata(hf_hub_url(where, marker))
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # of the hub's HTTP library, which has changed its name before
-        raise OSError(str(error)) from error
 
 
 def read_config(where: str, part: str) -> dict[str, Any]:

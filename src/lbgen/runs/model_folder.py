@@ -9,8 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
 from lbgen.errors import UserError
 from lbgen.runs.parsing import parse_json
@@ -29,6 +28,8 @@ SAFETY_CHECKER = ("safety_checker", "feature_extractor")
 """The parts of a checkpoint that only the safety checker needs."""
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 """Suffixes of weights that Python code may hide in."""
+OTHER_FORMS = (".msgpack", ".h5", ".onnx", ".gguf")
+"""Suffixes of weights of other libraries."""
 
 
 # ---- which files are loaded ----
@@ -83,14 +84,14 @@ def _table(path: Path) -> dict[str, Any]:
 
 
 def refuse_unreadable(what: str, where: str, marker: str) -> None:
-    """Refuse a model that is not a folder with weights in safetensors, without loading it; hub ids are accepted.
+    """Refuse, without loading it, a model that is neither a folder with weights in safetensors nor on the hub.
 
     what: the model's name in messages.  marker: the file that every folder of this kind has.
     """
     if os.path.isfile(where):
         raise UserError(f"{what} {where} is a single file; {_remedy_for_file(where, marker)}")
     if not os.path.isdir(where):  # Path.is_dir raises where a name is longer than the file system takes
-        _ensure_hub_id(what, where)
+        _ensure_on_hub(what, where, marker)
         return
     folder = Path(where)
     if not (folder / marker).is_file():
@@ -108,18 +109,15 @@ def _remedy_for_file(where: str, marker: str) -> str:
     return f"{trust}convert it with diffusers, {convert}, and give that folder"
 
 
-def missing_message(what: str, where: str, cause: object) -> str:
-    """For a model that is neither a folder here nor to be had from the hub."""
-    remedy = "there is no such folder; check the hub id and the connection, or give a downloaded folder"
-    remedy += ", or --generator microworld, which comes with lbgen" if what == "generator" else ""
-    return f"{what} {where} cannot be loaded: {remedy} ({' '.join(str(cause).split())})"
-
-
-def _ensure_hub_id(what: str, where: str) -> None:
+def _ensure_on_hub(what: str, where: str, marker: str) -> None:
+    """Ask the hub once, unless its cache has the file: the libraries would retry for a minute and log each attempt."""
     try:
-        validate_repo_id(where)
-    except HFValidationError as error:
-        raise UserError(missing_message(what, where, error)) from None
+        if not isinstance(try_to_load_from_cache(where, marker), str):
+            get_hf_file_metadata(hf_hub_url(where, marker))
+    except Exception as error:  # also of the hub's HTTP library, which has changed its name before
+        remedy = "there is no such folder; check the hub id and the connection, or give a downloaded folder"
+        remedy += ", or --generator microworld, which comes with lbgen" if what == "generator" else ""
+        raise UserError(f"{what} {where} cannot be loaded: {remedy} ({' '.join(str(error).split())})") from error
 
 
 def _refuse_other_weights(place: str, folder: Path) -> None:
@@ -137,3 +135,5 @@ def _refuse_other_weights(place: str, folder: Path) -> None:
                 f"{place} has its weights only as {name}, which may run code and is never loaded; "
                 "give a checkpoint with safetensors, or, if you trust it, load it with its library and save it again"
             )
+        if Path(name).suffix in OTHER_FORMS:
+            raise UserError(f"{place} has its weights only as {name}; give a checkpoint with safetensors")
