@@ -43,6 +43,10 @@ REFUSED = [
     ("align --vocabulary none.txt", "none.txt: "),
     (f"align {MODELS} --vocabulary same.txt --no-qualify-names", "the adversarial term needs two"),
     (f"align {MODELS} --generator none/here/at/all", "there is no such folder"),
+    (
+        "align --vocabulary microworld",
+        "generator stable-diffusion-v1-5/stable-diffusion-v1-5 cannot be loaded: there is",
+    ),
     (f"align {MODELS} --generator one.safetensors", "one.safetensors is a single file; convert it"),
     (f"align {MODELS} --generator pickled", "pickled: unet has its weights only as diffusion_pytorch_model.bin"),
     (f"align {MODELS} --generator half-precision", "unet has its weights only as diffusion_pytorch_model.fp16"),
@@ -73,6 +77,10 @@ REFUSED = [
     ("audit none", "none: no such folder"),
     ("audit empty --semantics microworld", "empty: no labelled image in it"),
     ("audit half half --semantics microworld", "given twice"),
+    (
+        "audit half",
+        "--semantics openai/clip-vit-large-patch14 cannot be loaded: there is no such folder; check the hub",
+    ),
     ("audit half --semantics microworld --attributes none.yaml", "none.yaml: "),
     ("audit half --semantics empty", "--semantics empty: the folder has no config.json"),
     ("audit half --semantics microworld --features one.safetensors", "features one.safetensors is a single file"),
@@ -112,7 +120,7 @@ def folder(tmp_path_factory, tiny_sd_folder) -> Path:
     return root
 
 
-def test_what_needs_no_model_is_refused_before_torch_is_imported(folder, monkeypatch):
+def test_what_needs_no_model_is_refused_before_torch_is_imported(folder, tmp_path):
     """All in one process: torch is never imported, and nothing is written."""
     cases = [{"argv": line.split(), "environment": {}} for line, _ in REFUSED]
     cases += [{"argv": ["align", *MODELS.split()], "environment": given} for given, _ in ENVIRONMENTS]
@@ -122,8 +130,9 @@ def test_what_needs_no_model_is_refused_before_torch_is_imported(folder, monkeyp
         for lock in locks:
             fcntl.lockf(lock, fcntl.LOCK_EX)
         program = [sys.executable, "-c", PROGRAM]
+        offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
         ended = subprocess.run(
-            program, input=json.dumps(cases), capture_output=True, text=True, cwd=folder, timeout=120
+            program, input=json.dumps(cases), capture_output=True, text=True, cwd=folder, env=offline, timeout=120
         )
     finally:
         for lock in locks:
