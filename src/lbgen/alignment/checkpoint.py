@@ -202,7 +202,8 @@ def initial_progress(config: AlignConfig, vocabulary: Vocabulary, processes: int
 def saved_progress(folder: Path) -> Progress:
     """The progress of a complete checkpoint."""
     record = read_record(folder)
-    assert record is not None
+    if record is None:
+        raise UserError(f"{folder}: not complete any more; if another run is writing there, wait for it")
     values: dict[str, Any] = {field.name: record.get(field.name) for field in fields(Progress)}
     numbers = [value for name, value in values.items() if name != "vocabulary"]
     counted = all(type(number) is int and 0 <= number < 2**53 for number in numbers)
