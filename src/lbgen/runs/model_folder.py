@@ -97,7 +97,7 @@ def refuse_unreadable(what: str, where: str, marker: str) -> None:
     if not (folder / marker).is_file():
         raise UserError(f"{what} {where}: the folder has no {marker}; give one that its library saved, or a hub id")
     for part in [part for part in part_names(folder) if part not in SAFETY_CHECKER] or [""]:
-        if not weight_files(folder / part):
+        if (folder / part / "config.json").is_file() and not weight_files(folder / part):
             _refuse_other_weights(f"{what} {where}{part and ': ' + part}", folder / part)
 
 

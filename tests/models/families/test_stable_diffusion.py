@@ -149,6 +149,13 @@ def test_weights_of_a_variant_are_refused(broken: Path) -> None:
     assert "unet has its weights only as diffusion_pytorch_model" in refusal(broken)
 
 
+def test_a_text_encoder_may_bring_the_configuration_of_a_whole_clip(broken: Path, tiny_clip_folder: Path) -> None:
+    """As some checkpoints on the hub do; transformers takes the half that it needs."""
+    shutil.rmtree(broken / "text_encoder")
+    shutil.copytree(tiny_clip_folder, broken / "text_encoder")
+    assert images_of(load_generator(str(broken))).isfinite().all()
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt"])
 def test_a_single_file_is_refused(tmp_path: Path, name: str) -> None:
     """As other programs store a whole checkpoint."""

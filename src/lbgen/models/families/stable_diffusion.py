@@ -126,8 +126,8 @@ def _wrong_inputs(unet: Config, vae: Config, text_encoder: Config) -> Iterator[s
     for name, taken in OTHER_INPUTS.items():
         if (value := unet.get(name)) not in (None, *MADE_FROM_TEXT):
             yield f"unet has {name} {value!r:.40}: it takes {taken}, which lbgen does not give"
-    given, read = text_encoder.get("hidden_size", 512), unet.get("cross_attention_dim", 1280)
-    read = unet.get("encoder_hid_dim") or read
+    given = (text_encoder.get("text_config") or text_encoder).get("hidden_size", 512)
+    read = unet.get("encoder_hid_dim") or unet.get("cross_attention_dim", 1280)
     if isinstance(read, int) and given != read:
         yield f"unet reads texts of {read} channels, text_encoder gives {given!r:.40}"
 
