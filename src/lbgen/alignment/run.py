@@ -14,17 +14,18 @@ from accelerate.utils import AutocastKwargs, LoggerType
 from safetensors import SafetensorError
 
 from lbgen.alignment import batches, checkpoint
+from lbgen.alignment.checkpoint import Progress, saved_progress
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.loop import evaluate, measure_gradients, received_signal, train, write_line
 from lbgen.alignment.monitor import Monitor
 from lbgen.alignment.objective import ensure_reached
-from lbgen.alignment.state import Progress, TrainingState, initial_progress, saved_progress
+from lbgen.alignment.state import TrainingState, initial_progress
 from lbgen.configuration import saved
 from lbgen.errors import Interrupted, UserError
 from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
 from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
-from lbgen.runs.parsing import parse_json
+from lbgen.runs.parsing import read_json
 from lbgen.runs.signals import noted_signals
 from lbgen.vocabulary.vocabulary import Vocabulary, load_vocabulary
 
@@ -88,6 +89,7 @@ def _align(config: AlignConfig) -> AlignResult:
     vocabulary = load_vocabulary(config.vocabulary, config.qualify_names)
     resumed = checkpoint.newest(config.folder)
     if resumed is not None:
+        checkpoint.ensure_unchanged(resumed)
         ensure_resumable(resumed, initial_progress(config, vocabulary, accelerator))
         if (step := saved_progress(resumed).step) >= config.max_steps:
             return finished_result(config, vocabulary, accelerator, resumed, step)
@@ -220,7 +222,8 @@ def ensure_same_weights(config: AlignConfig, vocabulary: Vocabulary) -> None:
     """Refuse to resume a run that was started with other frozen weights; other library versions are allowed."""
     path = config.folder / PROVENANCE
     if path.exists():
-        recorded = Identity.from_plain(read_json(path), (), str(path))
+        content = read_json(atomic.read_bytes(path), Any, str(path))
+        recorded = Identity.from_plain(content, (), str(path))
         identity_of(config, vocabulary).ensure_same_hashes(recorded, str(config.folder))
 
 
@@ -234,13 +237,6 @@ def identity_of(config: AlignConfig, vocabulary: Vocabulary) -> Identity:
         },
         versions=identity.versions(),
     )
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return parse_json(path.read_bytes())
-    except ValueError:
-        raise UserError(f"{path}: not valid JSON; restore it or choose another --output") from None
 
 
 # ---- the run folder ----

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from lbgen.alignment import checkpoint
+from lbgen.alignment.checkpoint import Progress, saved_progress
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.discriminator import seeded_discriminator
 from lbgen.alignment.images import sample_images
@@ -29,42 +29,10 @@ from lbgen.runs import identity
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 
-@dataclass
-class Progress:
-    """How far a run has come, and what a resumed run must share with it: the record in a checkpoint's marker."""
-
-    step: int
-    """Updates of the adapter that are done."""
-    warmup: int
-    """Updates of the discriminator alone that are done."""
-    images_per_update: int
-    """Of all processes together."""
-    vocabulary: str
-    """SHA-256 of the categories."""
-
-    @property
-    def batch_index(self) -> int:
-        """Index of the next batch."""
-        return self.warmup + self.step
-
-
 def initial_progress(config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator) -> Progress:
     """The progress of a run that has made no update."""
     images = config.batch_size * accelerator.num_processes
     return Progress(0, 0, images, identity.vocabulary_sha256(vocabulary))
-
-
-def saved_progress(folder: Path) -> Progress:
-    """The progress of a complete checkpoint."""
-    record = checkpoint.read_record(folder)
-    assert record is not None
-    values: dict[str, Any] = {field.name: record.get(field.name) for field in fields(Progress)}
-    numbers = [value for name, value in values.items() if name != "vocabulary"]
-    counted = all(type(number) is int and 0 <= number < 2**53 for number in numbers)
-    if not counted or not isinstance(values["vocabulary"], str):
-        marker = folder / checkpoint.MARKER
-        raise UserError(f"{marker}: not what lbgen writes there; remove the checkpoint or restore it")
-    return Progress(**values)
 
 
 class TrainingState:
@@ -224,7 +192,7 @@ class TrainingState:
                 checkpoint.save_tensors(folder, self._tensors())
                 with self.averaged_adapter():
                     self.generator.save_adapter(folder / "adapter")
-                checkpoint.mark_complete(folder, asdict(self.progress))
+                checkpoint.mark_complete(folder, self.progress)
             checkpoint.clean(self.config.folder)
         self.accelerator.wait_for_everyone()
 

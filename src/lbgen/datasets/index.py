@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lbgen.errors import UserError
-from lbgen.runs.parsing import parse_json
+from lbgen.runs.parsing import Name, T, parse_json, read_json
 from lbgen.runs.storage import LocalStore, Store
 
 SUFFIXES: dict[str, Literal["png", "jpg", "webp"]] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
@@ -156,10 +156,7 @@ def _has_gaps(column: pa.ChunkedArray, name: str) -> bool:
 
 def _container_hashes(schema: pa.Schema) -> dict[str, str]:
     """The container hashes in the metadata of a part; raises ValueError for anything else there."""
-    containers = parse_json((schema.metadata or {}).get(CONTAINERS, b"{}"))
-    if not isinstance(containers, dict) or not all(isinstance(sha256, str) for sha256 in containers.values()):
-        raise ValueError("its list of files is not that of an index")
-    return containers
+    return parse_json((schema.metadata or {}).get(CONTAINERS, b"{}"), dict[Name, Name])
 
 
 def _row(line: dict[str, Any]) -> Row:
@@ -185,13 +182,10 @@ def read_index(directory: Path | str) -> pa.Table:
     return pa.concat_tables(read_parquet(Path(directory) / "index" / part).select(SCHEMA.names) for part in parts)
 
 
-def read_json(store: Store, name: str) -> Any:
-    """A JSON file of the dataset; None where it does not exist."""
+def read_stored(store: Store, name: str, kind: type[T]) -> T | None:
+    """A JSON file of the dataset, as the type `kind`; None where it does not exist."""
     try:
-        return parse_json(store.read(name))
+        content = store.read(name)
     except FileNotFoundError:
         return None
-    except UserError:
-        raise
-    except ValueError:
-        raise UserError(f"{store}/{name}: not valid JSON; restore it or choose another --output") from None
+    return read_json(content, kind, f"{store}/{name}")

@@ -10,15 +10,20 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 
 from lbgen.datasets.index import is_split_name
 from lbgen.errors import UserError
 from lbgen.generation.screening.balance import target_values
+from lbgen.runs.parsing import REMEDY, Name, Text
 from lbgen.vocabulary.attributes import Attribute
 from lbgen.vocabulary.vocabulary import Category, Vocabulary
+
+MOST_IMAGES = 10**8
+"""Of one target; their order is computed in memory, about 50 bytes for each."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +203,11 @@ def extended(targets: Sequence[Target], wanted: Target, output: str) -> tuple[Ta
 
 
 def target_of(vocabulary: Vocabulary, images_per_category: int, split: str) -> Target:
+    """Raises UserError for more images than a plan may have."""
+    if images_per_category * len(vocabulary.categories) > MOST_IMAGES:
+        raise UserError(
+            f"--images-per-category {images_per_category}: more than {MOST_IMAGES} images in all; make several datasets"
+        )
     return Target(split, images_per_category, vocabulary.categories)
 
 
@@ -212,25 +222,31 @@ def to_json(targets: Iterable[Target]) -> list[dict]:
     ]
 
 
-def from_json(content: Any, source: str) -> tuple[Target, ...]:
-    """The targets that `to_json` wrote to the file `source`; raises UserError for any other content."""
-    if not isinstance(content, list) or not content:
-        raise UserError(f"{source}: not a list of targets; restore it or choose another --output")
-    return tuple(_target(item, source, number) for number, item in enumerate(content, 1))
+@dataclass
+class StoredTarget:
+    """A target as plan.json holds it."""
+
+    split: Name
+    images_per_category: Annotated[int, Meta(ge=1, le=MOST_IMAGES)]
+    categories: Annotated[list[tuple[Name, Text]], Meta(min_length=1, max_length=MOST_IMAGES)]
+    """Id and name of each."""
 
 
-def _target(item: Any, source: str, number: int) -> Target:
-    match item:
-        case {"split": str(split), "images_per_category": int(images), "categories": list(pairs)}:
-            well_formed = all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs)
-            if well_formed and is_split_name(split) and type(images) is int and images >= 1:
-                categories = tuple(Category(category_id, name, source) for category_id, name in pairs)
-                vocabulary = Vocabulary(categories)  # refuses ids that would leave the folder
-                return Target(split, images, vocabulary.categories)
-    raise UserError(
-        f"{source}, item {number}: its split, images_per_category or categories ([id, name] each) are not what lbgen "
-        "writes there; restore the file or choose another --output"
-    )
+def from_json(content: Sequence[StoredTarget], source: str) -> tuple[Target, ...]:
+    """The targets that `to_json` wrote to the file `source`; raises UserError for ones that lbgen does not write."""
+    if not content:
+        raise UserError(f"{source}: no target in it; {REMEDY}")
+    return tuple(_target(item, f"{source}, [{number}]") for number, item in enumerate(content))
+
+
+def _target(item: StoredTarget, source: str) -> Target:
+    if not is_split_name(item.split):
+        raise UserError(f"{source}.split: {item.split!r:.40} cannot be a split's name; {REMEDY}")
+    if item.images_per_category * len(item.categories) > MOST_IMAGES:
+        raise UserError(f"{source}.images_per_category: more than {MOST_IMAGES} images in all; {REMEDY}")
+    categories = tuple(Category(category_id, name, source) for category_id, name in item.categories)
+    vocabulary = Vocabulary(categories)  # refuses ids that would leave the folder
+    return Target(item.split, item.images_per_category, vocabulary.categories)
 
 
 def _order_key(seed: int, split: str, category_id: str) -> np.uint64:

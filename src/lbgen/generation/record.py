@@ -19,7 +19,7 @@ from lbgen.generation import plan as plans
 from lbgen.generation.card.json_files import labels_json
 from lbgen.generation.config import RUNNING, GenerateConfig
 from lbgen.generation.inputs import HASH_NAMES, INPUT_FIELDS, MODEL_REGISTRIES
-from lbgen.generation.plan import Plan, Target
+from lbgen.generation.plan import Plan, StoredTarget, Target
 from lbgen.generation.screening import balance
 from lbgen.runs import atomic
 from lbgen.runs.identity import Identity
@@ -47,7 +47,7 @@ class Record:
 
 def read(store: Store) -> Record | None:
     """The record of the dataset in a store; None if it holds no dataset."""
-    targets = index.read_json(store, PLAN)
+    targets = index.read_stored(store, PLAN, list[StoredTarget])
     if targets is None:
         return None
     content = parse_yaml(store.read(RECORD), f"{store}/{RECORD}") if store.exists(RECORD) else {}

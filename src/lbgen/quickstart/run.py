@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -17,6 +17,7 @@ from lbgen.configuration.recipes import resolve
 from lbgen.configuration.settings import Output
 from lbgen.generation.config import GenerateConfig
 from lbgen.runs import atomic
+from lbgen.runs.parsing import Name, Seconds, read_json
 
 if TYPE_CHECKING:
     from lbgen.quickstart.comparison import Line
@@ -164,24 +165,31 @@ def facts(config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float
 @contextmanager
 def timed(stage: str, output: Path) -> Iterator[None]:
     """Add the block's time to the stage's, unless the stage was finished by an earlier quickstart."""
-    record = _stages(output).get(stage, {"seconds": 0.0, "done": False})
+    record = _stages(output).get(stage, _Spent(0.0, False))
     began, finished = time.monotonic(), False
     try:
         yield
         finished = True
     finally:
-        if not record["done"]:
-            spent = {"seconds": round(record["seconds"] + time.monotonic() - began, 1), "done": finished}
-            atomic.write_text(output / "stages.json", json.dumps({**_stages(output), stage: spent}, indent=2) + "\n")
+        if not record.done:
+            spent = _Spent(round(record.seconds + time.monotonic() - began, 1), finished)
+            stages = {name: asdict(each) for name, each in {**_stages(output), stage: spent}.items()}
+            atomic.write_text(output / "stages.json", json.dumps(stages, indent=2) + "\n")
 
 
 def stage_seconds(output: Path) -> dict[str, float]:
-    return {stage: record["seconds"] for stage, record in _stages(output).items()}
+    return {stage: record.seconds for stage, record in _stages(output).items()}
 
 
-def _stages(output: Path) -> dict[str, dict]:
+@dataclass(frozen=True)
+class _Spent:
+    seconds: Seconds
+    done: bool
+
+
+def _stages(output: Path) -> dict[str, _Spent]:
     path = output / "stages.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(atomic.read_bytes(path), dict[Name, _Spent], str(path)) if path.exists() else {}
 
 
 # ---- what is printed ----

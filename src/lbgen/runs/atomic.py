@@ -32,6 +32,21 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def read_bytes(path: Path, largest: int = 2**28) -> bytes:
+    """The content of a stored file; raises UserError for a pipe, which would wait, a device and more bytes than this.
+
+    A link to a regular file is followed, because users keep files where they want; names from a dataset go through
+    `inside` first.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path}: not a regular file; put one there")
+    with path.open("rb") as stream:
+        content = stream.read(largest + 1)
+    if len(content) > largest:
+        raise UserError(f"{path}: larger than {largest} bytes; give the file that lbgen wrote, or a shorter one")
+    return content
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     with replacing(path) as temporary:
         temporary.write_bytes(content)

@@ -130,7 +130,7 @@ class LocalStore(Store):
             return set()
 
     def read(self, name: str) -> bytes:
-        return atomic.inside(self.root, name).read_bytes()
+        return atomic.read_bytes(atomic.inside(self.root, name))
 
     def publish(self, staged: Mapping[str, Path]) -> None:
         targets = {atomic.inside(self.root, name): path for name, path in staged.items()}

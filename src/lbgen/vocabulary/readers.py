@@ -149,6 +149,8 @@ def json_entries(text: str, file: str) -> list[Entry]:
         content = json.loads(text, object_pairs_hook=_Object)
     except json.JSONDecodeError as error:
         raise UserError(f"{file}, line {error.lineno}: not valid JSON ({error.msg}); repair it") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, or deep nesting
+        raise UserError(f"{file}: not valid JSON (a value in it cannot be read); repair it") from None
     if not isinstance(content, list):
         raise UserError(f'{file}: expected ["name", ...], [{{"id": ..., "name": ...}}, ...] or {{"id": "name", ...}}')
     sources = (f"{file}, item {number}" for number in range(1, len(content) + 1))
