@@ -4,10 +4,13 @@ import copy
 import io
 import json
 import random
+import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
+import handmade
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,10 +21,13 @@ from safetensors.torch import load_file, save
 
 from lbgen.alignment import checkpoint, run
 from lbgen.configuration.saved import ensure_same
+from lbgen.datasets.decode import open_image, to_rgb
+from lbgen.datasets.open import open_dataset
 from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
 from lbgen.models import adapter
 from lbgen.models.generator import load_generator
+from lbgen.models.semantics import load_semantics
 from lbgen.vocabulary.vocabulary import load_vocabulary
 
 
@@ -115,3 +121,61 @@ def test_adapters(finished, tiny_sd_folder):
                     adapter.restore(copy.deepcopy(unet), config, tensors)
 
     fuzz(use)
+
+
+@pytest.fixture(scope="module", params=[*LAYOUTS, "arrow", "listed"])
+def anyones(request, tmp_path_factory):
+    """A labelled dataset in a format that others write too."""
+    folder = tmp_path_factory.mktemp("fuzz-anyones") / request.param
+    if request.param in LAYOUTS:
+        handmade.make(folder, request.param)
+    elif request.param == "arrow":
+        save_to_disk(folder)
+    else:
+        folder.mkdir()
+        lines = [{"file_name": f"{sample.key}.png", "label": sample.label} for sample in handmade.samples()]
+        for sample in handmade.samples():
+            (folder / f"{sample.key}.png").write_bytes(sample.content)
+        (folder / "metadata.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return folder
+
+
+def save_to_disk(folder: Path) -> None:
+    """An .arrow file, as the datasets library writes it."""
+    samples = handmade.samples()
+    labels = datasets.ClassLabel(names=[category.id for category in handmade.CATEGORIES])
+    rows = [{"image": {"bytes": one.content, "path": None}, "label": one.label} for one in samples]
+    features = datasets.Features({"image": datasets.Image(), "label": labels})
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(folder)
+
+
+def test_anyones_datasets(anyones):
+    """What the audit reads: every image, or a fault in its place."""
+    files = sorted(path for path in anyones.rglob("*") if path.is_file() and path.parent.name != "index")
+
+    def use(rng: random.Random) -> None:
+        path = rng.choice(files)
+        with replaced(path, changed_file(path, rng)):
+            reader = open_dataset(anyones)
+            reader.labels()
+            for record in reader.records():
+                if record.content is not None and not isinstance(image := open_image(record.content), str):
+                    to_rgb(image)
+
+    fuzz(use, share=1 / 5)
+
+
+@pytest.mark.parametrize("kind", ["generator", "semantics"])
+def test_models(kind, tiny_sd_folder, tiny_clip_folder, tmp_path):
+    """A model takes a tenth of a second to load, so there are fewer of these."""
+    loads = {"generator": (tiny_sd_folder, load_generator), "semantics": (tiny_clip_folder, load_semantics)}
+    source, load = loads[kind]
+    folder = Path(shutil.copytree(source, tmp_path / "model"))
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+
+    def use(rng: random.Random) -> None:
+        path = rng.choice(files)
+        with replaced(path, changed_file(path, rng)):
+            load(str(folder))
+
+    fuzz(use, share=1 / 20)

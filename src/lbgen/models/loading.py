@@ -10,16 +10,12 @@ from typing import Any
 import torch
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from lbgen.errors import UserError
 
-MALFORMED = (
-    OSError, ValueError, SafetensorError, ImportError, TypeError, AttributeError, LookupError, RecursionError,
-    NotImplementedError,
-)  # fmt: skip
-"""Raised by the libraries for files of a model that are not what they expect."""
+MALFORMED = Exception
+"""For files of a model that are not what they expect, the libraries raise any exception, tokenizers even this one."""
 
 
 @contextmanager
