@@ -154,7 +154,7 @@ class Running(Precision, BatchSize):
     workers: Count | None = None
     """Processes that generate; none is one per GPU, or one where there is no GPU."""
     writers: Count = 2
-    """Processes per worker that encode and write images."""
+    """Threads per worker that encode and write images."""
     shard_of: str | None = None
     """I/N makes every N-th shard only, starting with shard I, for job arrays. Shards are counted from 0; N/N is the
     same as 0/N."""

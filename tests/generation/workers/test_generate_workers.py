@@ -54,12 +54,6 @@ def test_bug_in_a_process_is_a_traceback_and_no_mistake_of_the_users(config, tmp
     assert "ZeroDivisionError: a bug of ours" in capfd.readouterr().err
 
 
-def test_killed_writer_of_a_process_is_one_line(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "serve", failing_writers.serve_with_dying_writers)
-    with pytest.raises(UserError, match="a writer process was killed; if memory ran out, give fewer --writers"):
-        generate(replace(config, output=tmp_path / "made", workers=2))
-
-
 def test_worker_makes_its_gpu_the_current_one_before_it_loads(config, monkeypatch):
     """On a machine without GPUs: the calls, in their order."""
     calls = []
@@ -70,20 +64,18 @@ def test_worker_makes_its_gpu_the_current_one_before_it_loads(config, monkeypatc
     assert calls == ["cuda:1", "load on cuda:1"]
 
 
-def test_writers_start_while_the_generator_loads(config, tmp_path, monkeypatch):
-    """Nothing is loaded before every writer runs: they do not wait for the generator."""
-    load, running = loading.load_generator, []
-
-    def slow_load(*arguments, **options):
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and len(multiprocessing.active_children()) < 3:
-            time.sleep(0.01)
-        running.extend(multiprocessing.active_children())
-        return load(*arguments, **options)
-
-    monkeypatch.setattr(loading, "load_generator", slow_load)
-    generate(replace(config, output=tmp_path / "made", writers=3))
-    assert len(running) == 3
+@pytest.mark.parametrize("how", ["a script", "standard input"])
+def test_a_script_without_a_main_guard(config, whole, tmp_path, how):
+    """Its module is run once: no process of ours imports it again."""
+    names = ("vocabulary", "generator", "images_per_category", "seed", "scheduler", "steps", "batch_size", "shard_size")
+    values = {"output": str(tmp_path / "made"), **{name: getattr(config, name) for name in names}}
+    script = f"import lbgen\nprint('once')\nlbgen.generate(lbgen.GenerateConfig(**{values!r}))\n"
+    (tmp_path / "script.py").write_text(script)
+    file = {"a script": str(tmp_path / "script.py"), "standard input": "-"}[how]
+    done = subprocess.run([sys.executable, file], input=script, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("once") == 1
+    assert contents(tmp_path / "made") == contents(whole)
 
 
 def test_parts_of_a_run_make_the_whole(config, whole, tmp_path):

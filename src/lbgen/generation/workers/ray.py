@@ -22,7 +22,6 @@ from lbgen.generation.workers.local import Engine, Report, interrupted
 from lbgen.generation.workers.preflight import PreflightResult, preflight
 from lbgen.generation.workers.progress import Progress
 from lbgen.generation.workers.shard import Worker, WorkerContext
-from lbgen.generation.workers.writer import start_writers
 from lbgen.runs.storage import is_remote
 
 POLL_SECONDS = 0.5
@@ -46,7 +45,7 @@ class RayWorker:
         """Draw a shard; yields once per batch. At the end the previous shard is published; this one may not be yet."""
         if self.worker is None:
             models = self.models or self._load(context.config, context.plan)
-            self.worker = Worker(context, self.name, models, self.pool)
+            self.worker = Worker(context, self.name, models)
         yield from self.worker.make_shard(shard)
 
     def finish(self) -> Iterator[Progress]:
@@ -58,7 +57,6 @@ class RayWorker:
 
     def _load(self, config: GenerateConfig, plan: Plan) -> Models:
         torch.set_num_threads(self.threads)  # as in the first process: sums depend on it in their last bits
-        self.pool = start_writers(config.writers)
         self.models = load_models(config, plan, self.device)
         return self.models
 
