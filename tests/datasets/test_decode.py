@@ -147,7 +147,7 @@ def test_a_large_picture_is_the_same_picture(small_pieces, mode):
         image.putalpha(Image.new("L", image.size, 128))
         wanted = (SMOOTH * (128 / 255) + 255 * (127 / 255)).round().astype(np.uint8)
     elif mode == "I;16":
-        image = Image.fromarray((SMOOTH[:, :, 0].astype(np.uint16) * 257))
+        image = Image.fromarray(SMOOTH[:, :, 0].astype(np.uint16) * 257)
         wanted = SMOOTH[:, :, [0, 0, 0]]
     elif mode != "RGB":
         image = image.convert(mode)

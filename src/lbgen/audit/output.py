@@ -37,8 +37,8 @@ def write_measures(content: dict[str, Any], measured: list[Measured], comparison
     """Write both files; returns the path of measures.json.  content: see `measures_content`."""
     path = folder / "measures.json"
     atomic.write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    with atomic.replacing(folder / "measures.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(list(_rows(measured, comparisons)), schema=SCHEMA), temporary)
+    with atomic.replacing(folder / "measures.parquet") as temporary, temporary.open("wb") as stream:
+        pq.write_table(pa.Table.from_pylist(list(_rows(measured, comparisons)), schema=SCHEMA), stream)
     return path
 
 

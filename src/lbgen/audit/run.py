@@ -66,11 +66,11 @@ def _audited(
     measures = output.write_measures(content, measured, comparisons, config.folder)
     page = config.folder / "report.html"
     write_page(measured, readers, content, page)
+    print(printable(f"The page: {page}; every figure: {measures}"))
     for one in observed:
         if one.broken or one.skipped:
             skipped = sum(left_out.count for left_out in one.skipped.values())
             print(f"{printable(one.name)}: {len(one.broken):,} broken and {skipped:,} skipped; both files say why")
-    print(printable(f"The page: {page}; every figure: {measures}"))
     return AuditResult(page, measures)
 
 

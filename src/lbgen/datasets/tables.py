@@ -8,6 +8,7 @@ mask    like image, non-zero on the object; the column called `mask`, if there i
 """
 
 import json
+import mmap
 from collections.abc import Container, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -42,9 +43,9 @@ def schema_of(path: Path) -> pa.Schema | None:
     """None where the file is no such table."""
     try:
         if path.suffix == ".arrow":
-            with pa.memory_map(str(path)) as stream:
-                return pa.ipc.open_stream(stream).schema
-        return pq.read_schema(path)
+            return pa.ipc.open_stream(_mapped(path)).schema
+        with path.open("rb") as stream:
+            return pq.read_schema(stream)
     except UNREADABLE:
         return None
 
@@ -57,9 +58,14 @@ def batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 
 def _arrow_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    with pa.memory_map(str(path)) as stream:
-        for batch in pa.ipc.open_stream(stream):
-            yield batch.select(columns)
+    for batch in pa.ipc.open_stream(_mapped(path)):
+        yield batch.select(columns)
+
+
+def _mapped(path: Path) -> pa.BufferReader:
+    """The file in memory, mapped; Arrow itself opens no file whose name is not UTF-8."""
+    with path.open("rb") as stream:
+        return pa.BufferReader(pa.py_buffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
 def _parquet_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -67,7 +73,8 @@ def _parquet_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]
 
     Raises ValueError for a row group that is far larger unpacked than the file.
     """
-    with pq.ParquetFile(path, pre_buffer=False) as file:  # without threads, see lbgen.datasets.index.read_parquet
+    # Without threads, see lbgen.datasets.index.read_parquet.
+    with path.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group).total_byte_size
             if size > path.stat().st_size + MOST_UNPACKED:
@@ -78,7 +85,8 @@ def _parquet_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]
 def row_count(path: Path) -> int:
     try:
         if path.suffix != ".arrow":
-            return int(pq.read_metadata(path).num_rows)
+            with path.open("rb") as stream:
+                return int(pq.read_metadata(stream).num_rows)
         return sum(batch.num_rows for batch in batches(path, []))
     except UNREADABLE:
         return 0
