@@ -18,7 +18,7 @@ from lbgen.report.page import render
 from lbgen.report.thumbnails import thumbnail_uris
 from lbgen.runs import atomic
 
-PAIRS_SHOWN, WORST_SHOWN, BROKEN_SHOWN = 12, 10, 20
+PAIRS_SHOWN, WORST_SHOWN, BROKEN_SHOWN, SPLITS_SHOWN = 12, 10, 20, 6
 PAIR_IMAGES = 4
 SAMPLES, MOST_SAMPLES = 4, 5000
 """Images per category, and the largest number of them on a page; pages with many categories show fewer."""
@@ -113,10 +113,11 @@ def _tile(m: Measured) -> dict[str, Any]:
 
 
 def _split_sizes(m: Measured) -> str:
-    counts = np.bincount(m.observed.split, minlength=len(m.observed.splits))
-    sizes = ", ".join(f"{name} {count:,}" for name, count in zip(m.observed.splits, counts, strict=True))
-    labels = np.bincount(m.observed.label)
-    return f"Splits: {sizes}; {labels.min():,} to {labels.max():,} images a category"
+    names, labels = m.observed.splits, np.bincount(m.observed.label)
+    counts = np.bincount(m.observed.split, minlength=len(names))
+    sizes = [f"{name} {count:,}" for name, count in zip(names, counts, strict=True)]
+    more = [f"and {len(sizes) - SPLITS_SHOWN} more"] if len(sizes) > SPLITS_SHOWN else []
+    return f"Splits: {', '.join(sizes[:SPLITS_SHOWN] + more)}; {labels.min():,} to {labels.max():,} images a category"
 
 
 def number(value: float, percent: bool) -> str:

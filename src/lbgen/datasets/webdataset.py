@@ -177,6 +177,8 @@ class WebDatasetReader(ShardReader):
                     for sample in self._samples(archive, place):
                         if record := self._record(archive, place, sample, split, wanted):
                             yield record
+            except UserError:
+                raise
             except (tarfile.TarError, OSError, EOFError, ValueError) as error:
                 fault = valid_text(f"the shard cannot be read to its end ({error})")
                 yield ImageRecord(valid_text(place), "", split, None, fault=fault)
