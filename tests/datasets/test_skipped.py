@@ -247,6 +247,16 @@ def test_a_member_of_gigabytes_is_a_fault_and_the_others_are_read(tmp_path):
     ]  # fmt: skip
 
 
+def test_an_empty_label_is_none(tmp_path):
+    """In a tar and in a table."""
+    write_tar(tmp_path / "tar/a-0.tar", ("0.png", IMAGES[0]), ("0.cls", b" "), ("1.png", IMAGES[1]), ("1.cls", b"cat"))
+    (tmp_path / "table").mkdir()
+    pq.write_table(pa.table({"image": IMAGES[:2], "label": ["", "cat"]}), tmp_path / "table/a.parquet")
+    for name in ("tar", "table"):
+        first, second = read(tmp_path / name)[0]
+        assert first.fault and first.content is None and (second.category, second.content) == ("cat", IMAGES[1])
+
+
 def test_an_image_file_of_gigabytes_is_a_fault(tmp_path):
     placed(tmp_path, "cat/0.png", "dog/1.png")
     os.truncate(tmp_path / "cat/0.png", LARGEST_FILE + 1)

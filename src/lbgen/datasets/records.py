@@ -149,11 +149,14 @@ class DatasetReader(ABC):
 def read_bounded(path: Path, most: int = LARGEST_FILE) -> bytes:
     """The content of a regular file; raises OSError for anything else, and for more than `most` bytes.
 
-    A pipe would be waited for without end, and a device has no end.
+    A pipe would be waited for without end, and a device has no end; some files of /proc are pipes that say they are
+    regular and empty.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError("it is not a regular file")
+    if not status.st_size:
+        return b""
     if status.st_size > most:
         raise OSError(f"it has {status.st_size:,} bytes, more than the {most:,} that are read")
     with path.open("rb") as stream:

@@ -182,7 +182,7 @@ class TableReader(ShardReader):
                 # The number, because paths may repeat.
                 key = valid_text(f"{place}/{row}/{path}" if path else f"{place}/{row}")
                 row += 1
-                if label is None or label == -1 or content is None:
+                if label in (None, -1, "") or content is None:
                     yield ImageRecord(key, "", split, None, fault="the row has no image or no label")
                 elif len(content) > LARGEST_FILE:
                     yield ImageRecord(key, "", split, None, fault=f"it has more than {LARGEST_FILE:,} bytes")

@@ -237,6 +237,8 @@ class WebDatasetReader(ShardReader):
         if fault := next(filter(None, faults), None):
             return ImageRecord(key, "", split, None, fault=fault)
         category = self.category_of(content_of(archive, label).decode("utf-8", "replace").strip())
+        if not category:
+            return ImageRecord(key, "", split, None, fault="its .cls is empty")
         if wanted is not None and key not in wanted:
             return ImageRecord(key, category, split, None)
         return ImageRecord(
