@@ -145,7 +145,7 @@ def test_links_lead_to_no_image_twice(tmp_path):
     ]  # fmt: skip
     assert [record.category for record in records if "owl" in record.key] == ["owl", "owl"]
     (reason,) = skipped
-    assert reason.startswith("a link to a folder that is read under another name") and skipped[reason] == 8
+    assert reason.startswith("a link to a folder that is read already") and skipped[reason] == 8
 
 
 def test_lists_and_shards_behind_links_are_read_once(tmp_path):

@@ -90,9 +90,9 @@ def mask_of(content: bytes, side: int) -> Image.Image | str:
 
 def is_image(path: Path) -> bool:
     """Whether a regular file is an image by its content, of a format that is read here."""
-    if not path.is_file() or not path.stat().st_size:  # an empty one may be a pipe, see records.read_bounded
-        return False
     try:
+        if not path.is_file() or not path.stat().st_size:  # an empty one may be a pipe, see records.read_bounded
+            return False
         with Image.open(path, formats=FORMATS):
             return True
     except Image.DecompressionBombError:

@@ -88,7 +88,7 @@ class ImageFolderReader(DatasetReader):
         """Every image, also those in folders inside a category's folder; no folder twice, whatever links lead to it."""
         skipped = Skipped() if skipped is None else skipped
         for split in self._splits:
-            yield from ((CategoryFolder(split, "", split.name), path) for path in images_in(split))
+            yield from ((CategoryFolder(split, "", split.name), path) for path in _images_in(split))
         images = dict.fromkeys(self.categories, 0)
         for category, path in self._walk_all(skipped):
             if reason := _not_an_image(path):
@@ -103,7 +103,7 @@ class ImageFolderReader(DatasetReader):
         for category, count in images.items():
             if not count:
                 skipped.add("a category's folder without images", self._place(category.path))
-        for path in images_in(self.folder):
+        for path in _images_in(self.folder):
             if path.name not in NOT_IMAGES:
                 skipped.add("an image beside the folders of splits or categories", path.name)
 
@@ -118,6 +118,8 @@ class ImageFolderReader(DatasetReader):
                     skipped.add(SEEN_FOLDER, self._place(Path(folder)))
                     continue
                 seen.add(target)
+                for name in (name for name in inner if name.startswith(".")):
+                    skipped.add("a hidden folder", self._place(Path(folder, name)))
                 inner[:] = sorted(name for name in inner if not name.startswith("."))
                 links = [Path(folder, name) for name in inner if Path(folder, name).is_symlink()]
                 pending += [(category, link) for link in links if not self._leads_back(link, skipped)]
@@ -159,7 +161,7 @@ def _add_unreadable(skipped: Skipped, error: OSError) -> None:
     skipped.add(f"a folder that cannot be read ({error.strerror})", str(error.filename))
 
 
-def images_in(folder: Path) -> Iterator[Path]:
+def _images_in(folder: Path) -> Iterator[Path]:
     """The image files directly in a folder; nothing for one that cannot be listed."""
     with suppress(OSError), os.scandir(folder) as entries:
         found = (Path(entry) for entry in entries if entry.is_file())
@@ -167,7 +169,7 @@ def images_in(folder: Path) -> Iterator[Path]:
 
 
 def _holds_images(folder: Path) -> bool:
-    return any(True for _ in images_in(folder))
+    return any(True for _ in _images_in(folder))
 
 
 def _not_an_image(path: Path) -> str:

@@ -32,7 +32,7 @@ LARGEST_FILE = 2**30
 """Bytes of an image file; larger ones are not read."""
 LONGEST_LABEL = 2**16
 """Bytes of a file that holds a label."""
-SEEN_FOLDER = "a link to a folder that is read under another name, or that holds the dataset"
+SEEN_FOLDER = "a link to a folder that is read already, or that lies inside or around the dataset"
 """Why a folder is skipped."""
 EXAMPLES = 20
 """Names that are kept of what was left out for one reason."""
