@@ -341,6 +341,17 @@ def test_a_table_that_grows_is_refused_and_never_held_at_once(tmp_path, monkeypa
     assert "row group 0 grows to" in record.fault
 
 
+@pytest.mark.parametrize("compression", ["zstd", "lz4", None])
+def test_a_compressed_arrow_file_is_refused(tmp_path, compression):
+    """Written by pyarrow; `save_to_disk` compresses nothing."""
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_stream(tmp_path / "data-0.arrow", table().schema, options=options) as writer:
+        writer.write_table(table())
+    faults = {record.fault for record in read(tmp_path)[0]}
+    reason = "the file cannot be read to its end (its batches are compressed; write it again with save_to_disk)"
+    assert faults == {reason if compression else ""}
+
+
 @pytest.mark.parametrize("stored", ["x", "[]", '{"info": 5}', '{"info": {"features": {"label": {"names": 5}}}}'])
 def test_schema_metadata_of_another_shape_is_refused(tmp_path, stored):
     pq.write_table(table().replace_schema_metadata({"huggingface": stored}), tmp_path / "train.parquet")

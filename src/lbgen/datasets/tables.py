@@ -9,6 +9,7 @@ mask    like image, non-zero on the object; the column called `mask`, if there i
 
 import json
 import mmap
+import struct
 from collections.abc import Container, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +36,7 @@ COLUMNS = [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
 # ---- reading a file ----
 
 
-UNREADABLE = (pa.ArrowException, OSError, LookupError, ValueError, TypeError, MemoryError)
+UNREADABLE = (pa.ArrowException, OSError, LookupError, ValueError, TypeError, MemoryError, struct.error)
 """What reading a damaged table raises."""
 
 
@@ -58,8 +59,39 @@ def batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 
 def _arrow_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Raises ValueError for compressed batches, which `save_to_disk` does not write: they could have any size."""
+    if any(map(_is_compressed, pa.ipc.MessageReader.open_stream(_mapped(path)))):
+        raise ValueError("its batches are compressed; write it again with save_to_disk")
     for batch in pa.ipc.open_stream(_mapped(path)):
         yield batch.select(columns)
+
+
+def _is_compressed(message: pa.Message) -> bool:
+    """Whether a message of a stream of Arrow says that its buffers are compressed.
+
+    Read from the flatbuffer by the numbers of the fields in Arrow's Message.fbs, because pyarrow does not tell it.
+    """
+    content = memoryview(message.metadata)
+    if message.type not in ("record batch", "dictionary"):
+        return False
+    batch = _table_at(content, _field(content, struct.unpack_from("<I", content)[0], 2))
+    if message.type == "dictionary":
+        batch = _table_at(content, _field(content, batch, 1))
+    return bool(_field(content, batch, 3))
+
+
+def _field(content: memoryview, table: int, number: int) -> int:
+    """Where a flatbuffer's table has its field of this number; 0 where it has none."""
+    entries = table - struct.unpack_from("<i", content, table)[0]
+    place = 4 + 2 * number
+    is_listed = place < struct.unpack_from("<H", content, entries)[0]
+    offset = struct.unpack_from("<H", content, entries + place)[0] if is_listed else 0
+    return table + offset if offset else 0
+
+
+def _table_at(content: memoryview, place: int) -> int:
+    """Where the table lies to which the offset at `place` leads."""
+    return place + struct.unpack_from("<I", content, place)[0]
 
 
 def _mapped(path: Path) -> pa.BufferReader:
