@@ -19,8 +19,8 @@ from lbgen.audit.observe import Observed, Observer, RowCache, cache_identity, ca
 from lbgen.audit.output import AuditResult
 from lbgen.audit.page import write_page
 from lbgen.datasets.open import open_dataset
-from lbgen.datasets.records import DatasetReader
-from lbgen.errors import UserError
+from lbgen.datasets.records import DatasetReader, valid_text
+from lbgen.errors import UserError, printable
 from lbgen.models.registry import ATTRIBUTES
 from lbgen.models.semantics import SemanticSpace, load_semantics
 from lbgen.runs import atomic
@@ -66,7 +66,11 @@ def _audited(
     measures = output.write_measures(content, measured, comparisons, config.folder)
     page = config.folder / "report.html"
     write_page(measured, readers, content, page)
-    print(f"The page: {page}; every figure: {measures}")
+    print(printable(f"The page: {page}; every figure: {measures}"))
+    for one in observed:
+        if one.broken or one.skipped:
+            skipped = sum(left_out.count for left_out in one.skipped.values())
+            print(f"{printable(one.name)}: {len(one.broken):,} broken and {skipped:,} skipped; both files say why")
     return AuditResult(page, measures)
 
 
@@ -98,7 +102,7 @@ def dataset_names(directories: Sequence[Path]) -> list[str]:
         names = ["/".join(path[-length:]).lstrip("/") for path in parts]
         if len(set(names)) == len(names):
             break
-    return names
+    return [valid_text(name) for name in names]
 
 
 def diversity_images(observed: list[Observed]) -> int:
