@@ -13,8 +13,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from lbgen.errors import UserError
-from lbgen.runs.parsing import parse_json
+from lbgen.runs import atomic
+from lbgen.runs.parsing import Text, read_json
 from lbgen.vocabulary.vocabulary import imagenet_entries
 
 NOT_CATEGORIES = ("masks", "index", "screening")
@@ -38,6 +38,14 @@ EXAMPLES = 20
 """Names that are kept of what was left out for one reason."""
 LONGEST_NUMBER = 20
 """Digits of a label that is a number; int() refuses thousands."""
+
+
+@dataclass(frozen=True)
+class StoredLabel:
+    """A category as labels.json holds it; other programs write numbers for ids."""
+
+    id: int | Text
+    name: int | Text
 
 
 class Label(NamedTuple):
@@ -238,11 +246,9 @@ def listed_labels(folder: Path) -> list[Label]:
     path = folder / "labels.json"
     if not path.is_file():
         return []
-    try:
-        lines = parse_json(path.read_text("utf-8"))
-        return [Label(valid_text(str(line["id"])), valid_text(str(line["name"]))) for line in lines]
-    except (ValueError, TypeError, KeyError):
-        raise UserError(f'{path}: not a list of {{"id": ..., "name": ...}}; repair or remove it') from None
+    remedy = 'write a list of {"id": ..., "name": ...}, or remove the file'
+    lines = read_json(atomic.read_bytes(path), list[StoredLabel], str(path), remedy)
+    return [Label(valid_text(str(line.id)), valid_text(str(line.name))) for line in lines]
 
 
 def name_of(category: str, known: dict[str, Label]) -> str:

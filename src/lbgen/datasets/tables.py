@@ -11,6 +11,7 @@ import json
 import mmap
 import struct
 from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from lbgen.datasets.layout import Layout, Stored
 from lbgen.datasets.records import LARGEST_FILE, ImageRecord, Label, ShardReader, listed_labels, valid_text
 from lbgen.datasets.webdataset import split_of
 from lbgen.errors import UserError
-from lbgen.runs.parsing import parse_json
+from lbgen.runs.parsing import Name, Text, checked, read_json
 
 ROWS_AT_ONCE = 100
 """Images in memory at a time when a file is written; the size of a row group, which readers that stream hold."""
@@ -31,6 +32,18 @@ MOST_UNPACKED = 2**30
 """Bytes by which a row group may be larger unpacked than the whole file. Images are stored compressed, so they do not
 grow when they are unpacked."""
 COLUMNS = [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())]
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    features: dict[Name, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoredMetadata:
+    """What `datasets` writes into a schema's metadata, as far as it is read."""
+
+    info: StoredFeatures = field(default_factory=StoredFeatures)
 
 
 # ---- reading a file ----
@@ -44,9 +57,12 @@ def schema_of(path: Path) -> pa.Schema | None:
     """None where the file is no such table."""
     try:
         if path.suffix == ".arrow":
-            return pa.ipc.open_stream(_mapped(path)).schema
-        with path.open("rb") as stream:
-            return pq.read_schema(stream)
+            schema = pa.ipc.open_stream(_mapped(path)).schema
+        else:
+            with path.open("rb") as stream:
+                schema = pq.read_schema(stream)
+        str(schema.names)  # raises UnicodeDecodeError, a ValueError, for names that are not text
+        return schema
     except UNREADABLE:
         return None
 
@@ -228,23 +244,24 @@ def columns_of(shard: Path, schema: pa.Schema) -> Columns:
     """The columns to read; UserError if it is not clear which column holds images or labels."""
     features = _features(shard, schema)
     images = [field.name for field in schema if _holds_files(field.type) and field.name != "mask"]
-    classes = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
     image = _chosen(shard, schema, "image", images, "holds images")
-    label = _chosen(shard, schema, "label", classes, "is a ClassLabel")
-    names = [str(name) for name in features.get(label, {}).get("names", [])]
-    return Columns(image, label, "mask" if "mask" in schema.names else None, names)
+    label = _chosen(shard, schema, "label", [name for name in schema.names if name in features], "is a ClassLabel")
+    return Columns(image, label, "mask" if "mask" in schema.names else None, features.get(label, []))
 
 
-def _features(shard: Path, schema: pa.Schema) -> dict[str, dict]:
-    """What `datasets` says of each column in the schema's metadata; empty where it says nothing."""
-    try:
-        features = parse_json((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        features = {name: feature for name, feature in features.items() if isinstance(feature, dict)}
-        for feature in features.values():
-            list(feature.get("names", []))
-        return features
-    except (ValueError, TypeError, AttributeError):
-        raise UserError(f"{shard}: its schema's metadata is not that of `datasets`; write the file again") from None
+def _features(shard: Path, schema: pa.Schema) -> dict[str, list[str]]:
+    """The names of each column's classes, where `datasets` says in the schema's metadata that it is a ClassLabel."""
+    source, remedy = f"{shard}, its schema's metadata", "write the file again with datasets"
+    content = (schema.metadata or {}).get(b"huggingface", b"{}")
+    features = read_json(content, StoredMetadata, source, remedy).info.features
+    labels = {
+        name: feature for name, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    }  # fmt: skip
+    return {
+        name: [str(one) for one in checked(label.get("names", []), list[int | Text], f"{source}, {name}", remedy)]
+        for name, label in labels.items()
+    }
 
 
 def _chosen(shard: Path, schema: pa.Schema, wanted: str, candidates: list[str], what: str) -> str:

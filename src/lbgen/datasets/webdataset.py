@@ -10,11 +10,11 @@ import re
 import tarfile
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from lbgen.datasets.index import Row, shard_name
 from lbgen.datasets.layout import Layout, Stored
@@ -27,7 +27,8 @@ from lbgen.datasets.records import (
     valid_text,
 )
 from lbgen.errors import UserError
-from lbgen.runs.parsing import parse_json
+from lbgen.runs import atomic
+from lbgen.runs.parsing import Name, Text, Whole, read_json
 
 FIRST_MEMBERS = 100
 """Members at the start of a shard among which a .cls is looked for."""
@@ -147,22 +148,34 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 # ---- anyone's shards ----
 
 
+@dataclass(frozen=True)
+class StoredSplit:
+    filenames: set[Text]
+    shard_lengths: list[Whole] | None = None
+    """Images of each file."""
+
+
+@dataclass(frozen=True)
+class StoredInfo:
+    """The content of _info.json."""
+
+    splits: dict[Name, StoredSplit]
+
+
 class WebDatasetReader(ShardReader):
     @cached_property
-    def _info(self) -> dict[str, Any]:
-        """Split -> {"filenames", "shard_lengths"}, of _info.json."""
+    def _info(self) -> dict[str, StoredSplit]:
+        """The splits of _info.json; empty where there is no such file."""
         path = self.folder / "_info.json"
-        try:
-            splits = parse_json(path.read_text(encoding="utf-8"))["splits"] if path.is_file() else {}
-            for split in splits.values():
-                sum(split.get("shard_lengths") or [])
-            return {name: {**split, "filenames": set(split["filenames"])} for name, split in splits.items()}
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise UserError(f"{path}: no splits with filenames in it; repair or remove it") from None
+        return (
+            read_json(atomic.read_bytes(path), StoredInfo, str(path), "repair or remove it").splits
+            if path.is_file()
+            else {}
+        )
 
     @property
     def count(self) -> int | None:
-        lengths = [split.get("shard_lengths") for split in self._info.values()]
+        lengths = [split.shard_lengths or [] for split in self._info.values()]
         return sum(map(sum, lengths)) if lengths and all(lengths) else None
 
     def _records(self, wanted: Container[str] | None) -> Iterator[ImageRecord]:
@@ -170,7 +183,7 @@ class WebDatasetReader(ShardReader):
         self._skip_missing_shards()
         for shard in self.shards:
             place = shard.relative_to(self.folder).as_posix()
-            listed = (name for name, info in self._info.items() if {place, shard.name} & info["filenames"])
+            listed = (name for name, info in self._info.items() if {place, shard.name} & info.filenames)
             split = valid_text(next(listed, None) or split_of(shard, self.folder))
             try:
                 with opened_tar(shard) as archive:
@@ -187,7 +200,7 @@ class WebDatasetReader(ShardReader):
         """Count the shards that _info.json lists and the folder has not."""
         found = {name for shard in self.shards for name in (shard.name, shard.relative_to(self.folder).as_posix())}
         for info in self._info.values():
-            for name in sorted(set(map(str, info["filenames"])) - found):
+            for name in sorted(info.filenames - found):
                 self.skipped.add("a shard that _info.json lists and that is missing", name)
 
     def _samples(self, archive: tarfile.TarFile, place: str) -> Iterator[Sample]:
