@@ -116,8 +116,8 @@ def ensure_reached(terms: dict[str, Term], norms: dict[str, float]) -> None:
         if term.weight > 0 and not math.isfinite(norms[name]):
             raise UserError(
                 f"the {name} term's gradient on the adapter is {norms[name]}, though the images are finite: the term "
-                "or its gradient overflows; choose --detach-input, fewer --differentiated-steps, another --precision or "
-                "other --semantics"
+                "or its gradient overflows; choose --detach-input, fewer --differentiated-steps, other --semantics or "
+                "another --precision"
             )
         if term.weight > 0 and norms[name] == 0 and not term.zero_at_start:
             raise UserError(

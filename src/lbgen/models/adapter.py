@@ -29,6 +29,7 @@ READ = ("r", "lora_alpha", "target_modules", "init_lora_weights", "base_model_na
 LARGEST_RANK = 65536
 """A file with a larger rank is refused before memory for it is allocated."""
 LARGEST_ALPHA = 2.0**53
+"""Beyond this an alpha is no longer exact, and soon overflows."""
 METADATA = "lora_adapter_metadata"
 """The metadata entry in which diffusers keeps the configurations of a file's adapters."""
 WRITTEN = ("r", "lora_alpha", "target_modules", "init_lora_weights", "rank_pattern", "alpha_pattern", "use_dora",
@@ -38,6 +39,7 @@ know; peft 0.17 knows these."""
 WRAPPER = "text_model."
 """The names in CLIP's text encoder began with this before transformers 5.6. All readers of files know names with it."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Of the weights in a file."""
 
 
 def configuration(rank: int, alpha: float, targets: Sequence[str]) -> LoraConfig:
