@@ -78,7 +78,9 @@ def pure_noise(tiny_sd_v_folder: Path, tmp_path: Path) -> Path:
 
 def with_schedule(folder: Path, copy: Path, **settings: object) -> Path:
     shutil.copytree(folder, copy)
-    DDIMScheduler.from_config(plain(folder).scheduler.config, clip_sample=False, **settings).save_pretrained(copy / "scheduler")
+    DDIMScheduler.from_config(plain(folder).scheduler.config, clip_sample=False, **settings).save_pretrained(
+        copy / "scheduler"
+    )
     index = copy / "model_index.json"
     index.write_text(index.read_text().replace("PNDMScheduler", "DDIMScheduler"))
     return copy

@@ -133,7 +133,7 @@ def save(directory: Path, parts: dict[str, Any]) -> None:
 
 def _scale_b(weights: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
     """The same with every B multiplied by `factor`, and so with the update B A; exact for a power of two."""
-    return {key: tensor * factor if ".lora_B." in key else tensor for key, tensor in weights.items()}
+    return {key: tensor.float() * factor if ".lora_B." in key else tensor for key, tensor in weights.items()}
 
 
 def _stored_name(module: Any, key: str) -> str:

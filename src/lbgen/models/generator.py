@@ -195,11 +195,11 @@ class Generator:
             self._merged.refresh()
 
     def save_adapter(self, directory: Path) -> None:
-        """Write the adapter as a LoRA file that diffusers reads."""
+        """Write the adapter as a LoRA file that diffusers and ComfyUI read."""
         adapter.save(directory, self._adapted())
 
     def load_adapter(self, directory: Path) -> None:
-        """Read a saved adapter back, trainable."""
+        """Read a saved adapter back, trainable. One that is already there keeps its alpha."""
         for part, (config, weights) in adapter.read(directory, tuple(self._parts)).items():
             try:
                 adapter.restore(self._parts[part], config, weights)
