@@ -151,3 +151,11 @@ def test_a_prediction_that_the_scheduler_cannot_read_is_refused(tiny_sd_folder: 
         with pytest.raises(UserError, match=f"generator {folder}: {scheduler} cannot sample .* predicts {prediction}"):
             load_generator(str(folder), scheduler=scheduler)
     assert images_of(load_generator(str(tmp_path / "sample"), scheduler="ddim")).isfinite().all()
+
+
+def test_a_spacing_that_no_scheduler_knows_is_one_line(tiny_sd_folder: Path, tmp_path: Path) -> None:
+    folder = with_schedule(tiny_sd_folder, tmp_path / "middle", timestep_spacing="middle")
+    for scheduler in SCHEDULERS:
+        with pytest.raises(UserError, match="scheduler_config.json: middle is not supported") as caught:
+            load_generator(str(folder), scheduler=scheduler).check_trajectory(STEPS)
+        assert "\n" not in str(caught.value)

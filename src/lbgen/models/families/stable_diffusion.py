@@ -86,7 +86,12 @@ class StableDiffusion:
         """The same for every image size."""
         scheduler, trained = copy.deepcopy(self.scheduler), self.scheduler.config.num_train_timesteps
         if steps <= trained:
-            scheduler.set_timesteps(steps)
+            try:
+                scheduler.set_timesteps(steps)
+            except ValueError as error:  # a spacing that the scheduler does not know
+                raise UserError(
+                    f"generator {self.name}, scheduler_config.json: {' '.join(str(error).split())}"
+                ) from error
         if steps > trained or scheduler.timesteps.max() >= trained:  # an offset may lead beyond the last
             raise UserError(f"steps {steps}: {self.name} was trained on {trained} timesteps; give fewer")
         _refuse_lost_signal(scheduler, self.name)
@@ -113,20 +118,25 @@ def _scheduler(name: str | None, own: Any, checkpoint: str) -> Any:
     if name is not None and name not in SCHEDULERS:
         raise UserError(f"--scheduler {name}: not known; choose one of {', '.join(SCHEDULERS)}")
     kind, settings = SCHEDULERS[name] if name is not None else (type(own), {})
-    if own.config.get("rescale_betas_zero_snr") and not _reaches_pure_noise(kind):
+    _refuse_unsuited(name, kind, own.config, checkpoint)
+    return own if name is None else kind.from_config(own.config, **settings)
+
+
+def _refuse_unsuited(name: str | None, kind: Any, config: Mapping[str, Any], checkpoint: str) -> None:
+    """Refuse a scheduler that does not know how the checkpoint was trained.  config: of the checkpoint's own."""
+    if config.get("rescale_betas_zero_snr") and not _reaches_pure_noise(kind):
         able = ", ".join(other for other, (scheduler, _) in SCHEDULERS.items() if _reaches_pure_noise(scheduler))
         raise UserError(
             f"generator {checkpoint}: {name or kind.__name__} would drop rescale_betas_zero_snr, with which it was "
             f"trained; choose --scheduler {able}"
         )
-    predicts = own.config.get("prediction_type", "epsilon")
+    predicts = config.get("prediction_type", "epsilon")
     if name is not None and predicts not in PREDICTIONS[name]:
         able = ", ".join(other for other, known in PREDICTIONS.items() if predicts in known)
         remedy = f"choose --scheduler {able}" if able else "correct prediction_type in its scheduler_config.json"
         raise UserError(
             f"generator {checkpoint}: {name} cannot sample from a network that predicts {predicts!s:.40}; {remedy}"
         )
-    return own if name is None else kind.from_config(own.config, **settings)
 
 
 def _reaches_pure_noise(kind: Any) -> bool:
