@@ -109,14 +109,13 @@ class TrainingState:
         self.real_features = self.semantics.embed_texts(self.discriminator_texts, normalize=config.normalize_features)
 
     def _add_adapter(self, resumed: Path | None) -> None:
-        """Add a new adapter, equal in every process, or load that of a checkpoint."""
+        """Add a new adapter, equal in every process; then bring that of a checkpoint into it."""
         config = self.config
-        if resumed is not None:
-            self.generator.load_adapter(resumed / "adapter")
-            return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(config.seed, "adapter"))
             self.generator.add_adapter(config.rank, config.alpha, config.lora_targets, config.text_encoder_lora)
+        if resumed is not None:
+            self.generator.load_adapter(resumed / "adapter")
 
     def _add_optimizers(self) -> None:
         """AdamW for adapter and discriminator, the adapter's average (or None), and the loss scaler (on in fp16)."""
@@ -200,7 +199,8 @@ class TrainingState:
         tensors = {name: part.state_dict() for name, part in self._parts().items()}
         if self.independence is not None:
             tensors["independence"] = self.independence.checkpoint_state()
-        if self.average is not None:  # the checkpoint's adapter is then the average
+        # The checkpoint's adapter may be the average, and its B is multiplied by alpha / rank, which rounds.
+        if self.average is not None or self.config.alpha != self.config.rank:
             tensors["parameters"] = [parameter.detach() for parameter in self.parameters]
         return tensors
 

@@ -61,7 +61,7 @@ class Trajectory(Settings):
     """Denoising trajectory."""
 
     scheduler: Scheduler = "ddpm"
-    """Sampler."""
+    """Sampler. All but pndm can sample a checkpoint with zero terminal SNR."""
     steps: Count = 50
     """Number of denoising steps, 1 or more."""
     guidance_scale: Annotated[float, Range(lambda x: x >= 1, "give 1 (no guidance) or more")] = 2.0
