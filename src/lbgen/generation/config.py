@@ -1,13 +1,15 @@
 """What a generation run can be told. The defaults are those of the paper."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from lbgen.configuration.ranges import Count, Range, Seed, Settings, Share, Size, Template, require
 from lbgen.configuration.settings import Categories, GeneratorName, Output, Precision, Scheduler, Trajectory
 from lbgen.datasets.index import is_split_name
 from lbgen.errors import UserError
+from lbgen.models import training
 
 CHECKS = ("label", "quality", "blank", "duplicate", "unsafe")
 """Those of --screen; --balance adds its own, "balance"."""
@@ -87,7 +89,8 @@ class Images(GeneratorName):
     """Images."""
 
     adapter: Path | None = None
-    """Adapter folder of an alignment run, merged into the weights; none uses the generator as it is."""
+    """Adapter folder of an alignment run, merged into the weights; none uses the generator as it is. What it was
+    trained with (scheduler, steps, guidance, prompt template, qualified names) takes the place of lbgen's defaults."""
     images_per_category: Count = 1300
     """Images of each category. With more than a finished dataset has, the missing ones are made."""
     split: Annotated[str, Range(is_split_name, "give a word of letters, digits and _")] = "train"
@@ -173,6 +176,13 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
     output: str = "data/lbgen"
     """Dataset folder, or an address such as s3://bucket/name (also gs, az, hf). It is made if missing; a dataset of the
     same configuration in it is continued or grown."""
+
+    @classmethod
+    def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the adapter was trained with, where its folder says so (models/training.py)."""
+        adapter = given.get("adapter")
+        trained = training.read(adapter) if adapter is not None else None
+        return vars(trained.settings) if trained else {}
 
     def __post_init__(self) -> None:
         super().__post_init__()

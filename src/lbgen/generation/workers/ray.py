@@ -40,7 +40,7 @@ class RayWorker:
         self.worker: Worker | None = None
 
     def preflight(self, config: GenerateConfig, plan: Plan) -> PreflightResult:
-        return preflight(self._load(config, plan).generator, config, plan)
+        return preflight(self._load(config, plan), config, plan)
 
     def make_shard(self, context: WorkerContext, shard: int) -> Iterator[Progress]:
         """Draw a shard; yields once per batch. At the end the previous shard is published; this one may not be yet."""
