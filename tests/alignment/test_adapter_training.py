@@ -13,9 +13,10 @@ from lbgen.alignment.run import align
 from lbgen.configuration.recipes import resolve
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.inputs import adapter_sha256
+from lbgen.generation.inputs import adapter_sha256, training_differences
 from lbgen.generation.run import generate, plan_dataset
 from lbgen.runs.storage import open_store
+from lbgen.vocabulary.vocabulary import load_vocabulary
 
 TRAINED = {
     "qualify_names": False, "prompt_template": "a {name}", "scheduler": "ddim", "steps": 2,
@@ -30,7 +31,7 @@ def aligned(tiny_config, tmp_path_factory):
     (folder / "cranes.txt").write_text("n02012849\nn03126707\nn01440764\n")
     config = replace(
         tiny_config, output=folder / "run", vocabulary=str(folder / "cranes.txt"), differentiated_steps=1, max_steps=1,
-        evaluate_every=0, **TRAINED,
+        evaluate_every=0, text_template="this is {name}", **TRAINED,
     )  # fmt: skip
     align(config)
     return config
@@ -51,7 +52,7 @@ def test_the_folder_says_what_the_adapter_was_trained_with(aligned):
     file = aligned.folder / "adapter/training.json"
     content = json.loads(file.read_text())
     names = {"n02012849": "crane", "n03126707": "crane", "n01440764": "tench"}
-    assert content == {"version": 1, **TRAINED, "names": names}
+    assert content == {"version": 1, **TRAINED, "text_template": "this is {name}", "names": names}
     newest = checkpoint.newest(aligned.folder)
     assert (newest / "adapter/training.json").read_bytes() == file.read_bytes()
     file.unlink()
@@ -63,10 +64,12 @@ def test_generate_has_the_names_and_the_trajectory_of_the_training(aligned, flag
     """Without a flag; against the settings above."""
     config = resolve(GenerateConfig, None, flags)
     assert {name: getattr(config, name) for name in TRAINED} == TRAINED
+    assert config.screen_template == "this is {name}"
     made, _ = plan_dataset(config, open_store(config.output))
     assert [category.name for category in made.categories] == ["crane", "crane", "tench"]
     assert generate(config).finished
-    assert "trained" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "trained" not in shown and "approximated" not in shown
 
 
 def test_flags_and_recipes_win_and_one_line_says_what_differs(flags, tmp_path, capsys):
@@ -82,6 +85,9 @@ def test_flags_and_recipes_win_and_one_line_says_what_differs(flags, tmp_path, c
         '(trained: false); 3 categories have another name, such as "crane bird" (trained: "crane"); '
         '2 categories have no part in the training, such as "owl"'
     )
+    other = replace(config, screen=("label",), screen_template="no {name}")
+    found = training_differences(other, load_vocabulary("microworld").categories)
+    assert "screen_template no {name} (trained: this is {name})" in found
 
 
 def test_an_adapter_without_the_file_is_the_same_adapter_with_the_defaults_of_before(flags):

@@ -14,7 +14,7 @@ from typing import Any
 
 from lbgen.configuration.values import shown
 from lbgen.errors import UserError
-from lbgen.generation.config import GenerateConfig
+from lbgen.generation.config import GenerateConfig, trained_settings
 from lbgen.generation.screening import balance
 from lbgen.models import training
 from lbgen.models.registry import ADAPTER_FILE, GENERATORS, SEMANTICS, resolve
@@ -90,8 +90,8 @@ def training_differences(config: GenerateConfig, categories: Sequence[Category])
         return []
     found = [
         f"{name} {on_one_line(shown(getattr(config, name)))} (trained: {on_one_line(shown(then))})"
-        for name, then in vars(trained.settings).items()
-        if getattr(config, name) != then
+        for name, then in trained_settings(trained).items()
+        if getattr(config, name) != then and (name != "screen_template" or config.checks)
     ]
     renamed = [category for category in categories if trained.names.get(category.id, category.name) != category.name]
     new = [category for category in categories if category.id not in trained.names]

@@ -33,6 +33,7 @@ class TrainingSettings(Trajectory):
 
     qualify_names: bool = True
     prompt_template: Template = "{name}"
+    text_template: Template = "photo of {name}"
 
 
 FIELDS = saved.plain(TrainingSettings())
