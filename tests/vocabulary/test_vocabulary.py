@@ -329,6 +329,12 @@ def test_commas_in_names_are_no_numbering(tmp_path):
     assert load(tmp_path, "\n".join(names)).names == names
 
 
+def test_a_python_dictionary_is_no_numbered_list(tmp_path):
+    """Its quotes would be drawn."""
+    assert "line 1: id" in refusal(tmp_path, "0: 'tench, Tinca tinca',\n1: 'goldfish',\n")
+    assert load(tmp_path, '0: 9" nail\n1: dog\n').names == ['9" nail', "dog"]
+
+
 def test_a_list_numbered_in_part_is_refused(tmp_path):
     message = refusal(tmp_path, "0, tench\n1, shark\npolar bear\n")
     assert message.startswith('animals.txt, line 1: "0," is no id; number every line in the same way, or separate id')

@@ -70,8 +70,8 @@ HEADERS = {"id", "wnid", "synset", "class", "label", "name", "category", "index"
 HEADERS |= {f"{word}_{ending}" for word in ("class", "label", "category") for ending in ("id", "name")}
 """Words that head the columns of a table of categories."""
 
-NUMBERED = re.compile(r"[(\[]?([\w-]++)(?:\s*[,;:|]\s+|[.)\]]\s+|\s+[-–—]\s+|[,;|](?=\S))\s*(.+)")
-"""A number or another id, a sign that separates it, and a name."""
+NUMBERED = re.compile(r"[(\[]?([\w-]++)(\s*[,;:|]\s+|[.)\]]\s+|\s+[-–—]\s+|[,;|](?=\S))\s*(?!['\"].*['\"],?$)(.+)")
+"""A number or another id, a sign that separates it, and a name that is not quoted."""
 
 
 def text_entries(text: str, file: str) -> list[Entry]:
@@ -140,10 +140,10 @@ def _numbered_entries(lines: list[Line]) -> list[Entry]:
     """
     matches = [NUMBERED.fullmatch(line) for _, line in lines]
     found = [match.groups() for match in matches if match and re.search(r"[\d_]", match[1])]
-    letters = sum(name[0].isalpha() for _, name in found)
-    if len(found) < len(lines) or len({number for number, _ in found}) < len(found) or 2 * letters <= len(found):
+    ambiguous = sum(len(sign) == 1 and not name[0].isalpha() for _, sign, name in found)
+    if len(found) < len(lines) or len({number for number, *_ in found}) < len(found) or 2 * ambiguous >= len(found):
         return []
-    return [Entry(number, _one_spaced(name), source) for (number, name), (source, _) in zip(found, lines, strict=True)]
+    return [Entry(id, _one_spaced(name), source) for (id, _, name), (source, _) in zip(found, lines, strict=True)]
 
 
 def _begins_with_id(line: str) -> bool:
