@@ -16,6 +16,10 @@ WHOLE = 0
 """Byte of the lock file: a whole run locks it exclusively, the parts of a run share it."""
 
 
+class NoLocks(UserError):
+    """Neither the output nor this user's temporary folder can be locked; the lock file was created."""
+
+
 @contextmanager
 def locked(path: Path, output: str, part: tuple[int, int] | None = None) -> Iterator[None]:
     """Hold the lock file at `path` for a run that writes to `output`: the whole run, or part (i, n) of it.
@@ -35,7 +39,7 @@ def locked(path: Path, output: str, part: tuple[int, int] | None = None) -> Iter
         raise UserError(
             f"--output {output}: another run is writing there{which}; wait for it, or choose another --output"
         ) from None
-    except UserError:
+    except NoLocks:
         with suppress(OSError):  # leave nothing behind
             for each in created:
                 each.rmdir() if each.is_dir() else each.unlink()
@@ -62,7 +66,7 @@ def _acquire_anywhere(path: Path, output: str, part: tuple[int, int] | None) -> 
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        raise UserError(
+        raise NoLocks(
             f"--output {output}: no locks there ({missing}), nor in {local.parent}; set TMPDIR to a folder on a disk "
             "of this machine"
         ) from None
