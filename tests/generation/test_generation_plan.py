@@ -46,6 +46,17 @@ def test_grown_plan_holds_every_image_once_and_keeps_the_shards_before(data):
         before = shards
 
 
+def test_a_dataset_with_underscores_in_its_names_grows_with_them():
+    """Earlier versions kept them; the new images have the prompts of the old ones."""
+    first, more = (
+        Target("train", images, (Category("a", "apple_pie", ""), Category("b", "b", ""))) for images in (1, 2)
+    )
+    now = Target("train", 2, (Category("a", "apple pie", ""), Category("b", "b", "")))
+    assert extended((first,), now, "there") == (first, more)
+    with pytest.raises(UserError, match='id "b" is "c" here and "b" in there'):
+        extended((first,), Target("train", 2, (*now.categories[:1], Category("b", "c", ""))), "there")
+
+
 def test_every_shard_is_a_fair_sample():
     """Each category's count in a shard stays within one and a half of its share (an unmixed plan would hold one)."""
     plan = Plan((target("abcdefghij", 100),), seed=0, shard_size=50)

@@ -21,11 +21,13 @@ from lbgen.alignment.independence.residual import ensure_residual, image_descrip
 from lbgen.alignment.independence.term import Independence
 from lbgen.alignment.objective import objective
 from lbgen.errors import UserError
+from lbgen.models import training
 from lbgen.models.generator import PRECISIONS, Generator, load_generator
 from lbgen.models.noise import derived_seed
 from lbgen.models.quality import load_quality
 from lbgen.models.semantics import load_semantics
 from lbgen.runs import identity
+from lbgen.vocabulary.distinct import refuse_confusions
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 
@@ -55,6 +57,7 @@ class TrainingState:
 
         # Frozen: models and text features.
         self._load_models()
+        self._refuse_confusions(resumed is not None)
         self._embed_texts()
 
         # Trained: adapter and discriminator, with the terms and optimisers.
@@ -99,6 +102,16 @@ class TrainingState:
         for template in (config.text_template, config.discriminator_template):
             check_tokens(self.semantics.count_tokens, self.semantics.token_limit, template)
         self.quality = load_quality(config.quality, self.semantics)
+
+    @torch.no_grad()
+    def _refuse_confusions(self, resumed: bool) -> None:
+        """Refuse categories that the generator or the language space cannot tell apart."""
+        config = self.config
+        found = self.generator.confusions(self.vocabulary, config.prompt_template)
+        for template in dict.fromkeys((config.text_template, config.discriminator_template)):
+            found += self.semantics.confusions(self.vocabulary, template)
+        known = self.vocabulary.ids if resumed else ()
+        refuse_confusions(found, keep=not config.qualify_names, known=known, show=self.accelerator.print)
 
     @torch.no_grad()
     def _embed_texts(self) -> None:
@@ -191,6 +204,7 @@ class TrainingState:
                 checkpoint.save_tensors(folder, self._tensors())
                 with self.averaged_adapter():
                     self.generator.save_adapter(folder / "adapter")
+                training.write(folder / "adapter", self.config, self.vocabulary)
                 checkpoint.mark_complete(folder, self.progress)
             checkpoint.clean(self.config.folder)
         self.accelerator.wait_for_everyone()

@@ -53,6 +53,11 @@ class Settings:
     DELETED: ClassVar[Mapping[str, Any]] = {}
     """Fields that earlier versions had -> the default value that they had there; a run that has it continues."""
 
+    @classmethod
+    def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Defaults that follow from the given values, such as those of an adapter; none by default."""
+        return {}
+
     def __post_init__(self) -> None:
         config_class: Any = type(self)
         for name, allowed in _ranges(config_class).items():

@@ -7,7 +7,7 @@ the images that earlier targets did not ask for. So existing shards never change
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated
@@ -20,7 +20,7 @@ from lbgen.errors import UserError
 from lbgen.generation.screening.balance import target_values
 from lbgen.runs.parsing import REMEDY, Name, Text
 from lbgen.vocabulary.attributes import Attribute
-from lbgen.vocabulary.vocabulary import Category, Vocabulary
+from lbgen.vocabulary.vocabulary import Category, Vocabulary, spaced
 
 MOST_IMAGES = 10**8
 """Of one target; their order is computed in memory, about 50 bytes for each."""
@@ -181,6 +181,7 @@ def extended(targets: Sequence[Target], wanted: Target, output: str) -> tuple[Ta
     Raises UserError if `wanted` lacks or renames categories of the dataset or asks for fewer images: it can only grow.
     """
     names = {category.id: category.name for target in targets for category in target.categories}
+    wanted = replace(wanted, categories=tuple(_with_recorded_name(category, names) for category in wanted.categories))
     for category in wanted.categories:
         if names.get(category.id, category.name) != category.name:
             raise UserError(
@@ -200,6 +201,15 @@ def extended(targets: Sequence[Target], wanted: Target, output: str) -> tuple[Ta
         )
     included = all(counts.get(category.id, 0) == wanted.images_per_category for category in wanted.categories)
     return tuple(targets) if included else (*targets, wanted)
+
+
+def _with_recorded_name(category: Category, names: Mapping[str, str]) -> Category:
+    """The category with the name that the dataset has for it, if they differ in underscores alone.
+
+    Earlier versions kept the underscores of names in lists.
+    """
+    recorded = names.get(category.id, category.name)
+    return replace(category, name=recorded) if spaced(recorded) == category.name else category
 
 
 def target_of(vocabulary: Vocabulary, images_per_category: int, split: str) -> Target:

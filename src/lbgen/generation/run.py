@@ -9,7 +9,7 @@ from lbgen.datasets import index
 from lbgen.generation import plan as plans
 from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig, approximations, worker_name
-from lbgen.generation.inputs import with_absolute_paths
+from lbgen.generation.inputs import training_differences, with_absolute_paths
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.generation.screening import balance
@@ -89,6 +89,8 @@ def draw_missing(store: Store, config: GenerateConfig, plan: Plan, record: Recor
 
     if used := approximations(config):
         print(f"approximated: {'; '.join(used)}")
+    if differences := training_differences(config, plan.categories):
+        print(f"not as the adapter was trained: {'; '.join(differences)}")
     try:
         draw_shards(store, config, plan, record, missing, read_duplicate_rounds(store, config, plan))
     finally:

@@ -20,6 +20,7 @@ from transformers import CLIPTextModel
 from lbgen.errors import UserError
 from lbgen.models.registry import ADAPTER_FILE
 from lbgen.runs.atomic import replacing
+from lbgen.runs.parsing import Name, read_json
 
 NAME = "default"
 """peft's name of our one adapter."""
@@ -157,7 +158,8 @@ def read(directory: Path, parts: Sequence[str]) -> dict[str, tuple[LoraConfig, d
         )
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = _metadata((file.metadata() or {}).get(METADATA, "{}"), path)
+            description = (file.metadata() or {}).get(METADATA, "{}")
+            metadata = read_json(description, dict[Name, Any], f"{path}, {METADATA}", "write the adapter again")
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}); write it again") from error
@@ -201,16 +203,6 @@ def _refuse_unusable(weights: dict[str, Tensor], path: Path) -> None:
             raise UserError(f"{path}: {key} is of {tensor.dtype}; give an adapter in float32, float16 or bfloat16")
         if not torch.isfinite(tensor).all():
             raise UserError(f"{path}: {key} is not finite; give an earlier checkpoint's adapter, or train it again")
-
-
-def _metadata(text: str, path: Path) -> dict[str, Any]:
-    try:
-        metadata = json.loads(text)
-    except (ValueError, RecursionError):
-        metadata = None
-    if not isinstance(metadata, dict):
-        raise UserError(f"{path}: its {METADATA} is no JSON table; write the adapter again")
-    return metadata
 
 
 def _part(entries: dict[str, Any], part: str) -> dict[str, Any]:

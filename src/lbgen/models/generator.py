@@ -17,7 +17,9 @@ from lbgen.models.deep_cache import DeepCache
 from lbgen.models.families import load_family
 from lbgen.models.families.family import Conditioning, Family, Schedule
 from lbgen.models.guidance import Guidance
+from lbgen.vocabulary.distinct import Confusion, confusions
 from lbgen.vocabulary.tokens import refuse_long_text
+from lbgen.vocabulary.vocabulary import Category
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Name in configs -> torch's type."""
@@ -66,6 +68,11 @@ class Generator:
     def count_tokens(self, prompt: str) -> int:
         """Tokens of `prompt`, those that mark its ends included."""
         return self.family.count_tokens(prompt)
+
+    def confusions(self, categories: Sequence[Category], template: str) -> list[Confusion]:
+        """Categories whose prompts have the same tokens, so that their images differ in noise alone."""
+        prompts = [template.replace("{name}", category.name) for category in categories]
+        return confusions(categories, map(self.family.token_ids, prompts), f"generator {self.name}")
 
     def encode(self, prompts: list[str]) -> Conditioning:
         """Embed prompts; under grad the gradient reaches the text encoders' adapter."""

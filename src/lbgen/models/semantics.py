@@ -1,5 +1,6 @@
 """Semantic spaces of texts and images: CLIP (arXiv 2103.00020) and SigLIP (arXiv 2303.15343), frozen."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -11,7 +12,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from lbgen.errors import UserError
 from lbgen.models.loading import load_model, loading
 from lbgen.models.registry import SEMANTICS, resolve
+from lbgen.vocabulary.distinct import Confusion, confusions
 from lbgen.vocabulary.tokens import refuse_long_text
+from lbgen.vocabulary.vocabulary import Category
 
 MODEL_TYPES = ("clip", "siglip")
 """The transformers model types that embed both texts and images."""
@@ -20,6 +23,8 @@ INTERPOLATION = {2: "bilinear", 3: "bicubic"}
 """PIL's number of a resampling filter -> torch's name of it."""
 
 Pixels = Annotated[int, Meta(ge=1, le=4096)]
+ROUNDING = 1e-5
+"""Texts whose cosine is nearer to 1 than this are one to the space: half precision alone differs by as much."""
 
 TEXTS_AT_ONCE = 256
 """Texts in a batch; all texts of a large vocabulary at once would not fit into memory."""
@@ -53,11 +58,26 @@ class SemanticSpace:
         features = torch.cat([self.model.get_text_features(part).pooler_output.float() for part in parts])
         return F.normalize(features, dim=-1) if normalize else features
 
+    def confusions(self, categories: Sequence[Category], template: str) -> list[Confusion]:
+        """Categories whose texts have the same tokens, or the same features."""
+        texts = [template.replace("{name}", category.name) for category in categories]
+        tokens = [tuple(ids) for ids in self.tokenizer(texts).input_ids]
+        distinct = dict.fromkeys(tokens)  # one text for each sequence of tokens
+        features = self.embed_texts(list({ids: text for ids, text in zip(tokens, texts, strict=True)}.values()))
+        key_of = dict(zip(distinct, first_equal(features), strict=True))
+        return confusions(categories, [key_of[ids] for ids in tokens], self.source)
+
     def embed_images(self, images: Tensor, *, normalize: bool = True) -> Tensor:
         """(B, 3, H, W) in about [0, 1], any size, to (B, D), float32, of unit norm unless told otherwise."""
         pixels = self.preprocessing(images.to(self.device).float()).to(self.dtype)
         features = self.model.get_image_features(pixels).pooler_output.float()
         return F.normalize(features, dim=-1) if normalize else features
+
+
+def first_equal(features: Tensor) -> list[int]:
+    """For each row the index of the first row that equals it up to rounding.  features: (N, D), unit norm."""
+    parts = features.split(TEXTS_AT_ONCE)
+    return torch.cat([(part @ features.T > 1 - ROUNDING).int().argmax(dim=1) for part in parts]).tolist()
 
 
 class Preprocessing:

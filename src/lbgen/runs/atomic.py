@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lbgen.errors import UserError
+from lbgen.runs.limits import NO_FLUSH, say_once
 
 
 @contextmanager
@@ -132,9 +133,17 @@ def sha256(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to disk."""
+    """Flush a file, or the entries of a folder, to disk; where the file system cannot, say so and go on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FLUSH:
+            raise
+        kind = "folders" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "files"
+        say_once(
+            f"warning: the file system of --output cannot flush {kind} to disk ({error.strerror}), so a power cut may "
+            "cost finished work; after one, run lbgen verify on a dataset, and start an align run again"
+        )
     finally:
         os.close(descriptor)

@@ -224,6 +224,45 @@ def test_ray_cluster_of_two_nodes_makes_what_one_process_makes_though_a_worker_i
     assert contents(tmp_path / "ray") == contents(tmp_path / "alone")
 
 
+def test_ray_replaces_workers_that_are_killed_for_memory_or_whose_machine_fails(
+    cluster, config, whole, tmp_path, monkeypatch
+):
+    """Ray's own exceptions, raised in real actors, which hold their slot of the cluster until they are ended."""
+    base = ray.RayWorker
+
+    class Lost(base):
+        def make_shard(self, context, shard):
+            from ray import exceptions
+
+            stream = super().make_shard(context, shard)
+            yield next(stream)
+            if self.name == "ray-1":
+                raise exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.")
+            if self.name == "ray-2":
+                raise exceptions.NodeDiedError("The node is gone.")
+            yield from stream
+
+    monkeypatch.setattr(ray, "RayWorker", Lost)
+    made = replace(config, output=tmp_path / "ray", engine="ray", workers=2, ray_address=cluster.address)
+    assert generate(made).finished
+    assert contents(tmp_path / "ray") == contents(whole)
+
+
+def test_ray_worker_that_dies_of_memory_while_it_loads_is_one_line(cluster, config, tmp_path, monkeypatch):
+    class Lost(ray.RayWorker):
+        def preflight(self, config, plan):
+            from ray import exceptions
+
+            raise exceptions.OutOfMemoryError("Task was killed.\n" + "Top processes:\n" * 1000)
+
+    monkeypatch.setattr(ray, "RayWorker", Lost)
+    with pytest.raises(
+        UserError, match="a Ray worker died while it loaded the generator: .*fewer --workers"
+    ) as refused:
+        generate(replace(config, output=tmp_path / "ray", engine="ray", ray_address=cluster.address))
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 600
+
+
 def test_ray_asks_an_actor_what_only_the_generator_knows(cluster, config, whole, tmp_path, monkeypatch):
     """This process, like a head node without a GPU, cannot load it."""
     monkeypatch.setattr(loading, "load_generator", None)

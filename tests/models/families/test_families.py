@@ -45,6 +45,9 @@ class Flows:
     def count_tokens(self, prompt: str) -> int:
         return len(self.pipeline.tokenizer(prompt).input_ids)
 
+    def token_ids(self, prompt: str) -> tuple[tuple[int, ...], ...]:
+        return (tuple(self.pipeline.tokenizer(prompt).input_ids),)
+
     def encode(self, prompts: list[str]) -> Conditioning:
         tokens = self.pipeline.tokenizer(prompts, padding="max_length", max_length=16, return_tensors="pt")
         text = self.pipeline.text_encoder(tokens.input_ids)[0]

@@ -49,13 +49,13 @@ def this_process(config: GenerateConfig, plan: Plan, count: int) -> Iterator[Eng
     def draw(context: WorkerContext, shards: Sequence[int], report: Report, signals: list[int]) -> None:
         draw_here(Worker(context, worker_name(config), models), shards, report, signals)
 
-    yield Engine(preflight(models.generator, config, plan), draw)
+    yield Engine(preflight(models, config, plan), draw)
 
 
 @contextmanager
 def processes(config: GenerateConfig, plan: Plan, count: int) -> Iterator[Engine]:
     """Distribute the shards in turn among `count` processes, each with its own generator."""
-    result = preflight(load_models(config, plan, device_of(0)).generator, config, plan)
+    result = preflight(load_models(config, plan, device_of(0)), config, plan)
     torch.cuda.empty_cache()
     yield Engine(result, partial(draw_in_processes, count))
 

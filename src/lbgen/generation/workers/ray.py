@@ -28,6 +28,11 @@ POLL_SECONDS = 0.5
 """Time between two looks at the signals."""
 MOST_FAILURES = 3
 """The run gives up after this many actors in a row died without finishing a batch."""
+LOST = ("RayActorError", "OutOfMemoryError", "WorkerCrashedError", "NodeDiedError", "ObjectLostError")
+"""Ray's exceptions for a process that was killed, also for memory, or whose machine failed."""
+MEMORY = "if memory ran out, give fewer --workers or a smaller --batch-size; nothing is lost, start again"
+LONGEST_CAUSE = 300
+"""Characters of Ray's own message in ours; it can list all processes of a machine."""
 
 
 class RayWorker:
@@ -39,7 +44,7 @@ class RayWorker:
         self.worker: Worker | None = None
 
     def preflight(self, config: GenerateConfig, plan: Plan) -> PreflightResult:
-        return preflight(self._load(config, plan).generator, config, plan)
+        return preflight(self._load(config, plan), config, plan)
 
     def make_shard(self, context: WorkerContext, shard: int) -> Iterator[Progress]:
         """Draw a shard; yields once per batch. At the end the previous shard is published; this one may not be yet."""
@@ -71,6 +76,8 @@ def ray_actors(config: GenerateConfig, plan: Plan, count: int) -> Iterator[Engin
             config = replace(config, output=os.path.abspath(config.output))
         pool = ActorPool(ray, config)
         yield Engine(pool.preflight(plan), pool.draw)
+    except ray.exceptions.RayError as error:
+        raise UserError(f"--engine ray: {one_line(error)}; nothing is lost, start again") from error
     finally:
         ray.shutdown()
 
@@ -115,6 +122,7 @@ class ActorPool:
         self.gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         self.size = config.workers or self.gpus or cpus
         self.spawned = self.failures = 0
+        self.lost = tuple(getattr(ray.exceptions, name) for name in LOST)
         self.first: Any = None
 
     def preflight(self, plan: Plan) -> PreflightResult:
@@ -123,8 +131,8 @@ class ActorPool:
         try:
             with self.actor_errors():
                 return self.ray.get(self.first.preflight.remote(self.config, plan))
-        except self.ray.exceptions.RayActorError as error:
-            raise UserError(f"a Ray worker died while it loaded the generator: {one_line(error)}") from None
+        except self.lost as error:
+            raise UserError(f"a Ray worker died while it loaded the generator: {one_line(error)}; {MEMORY}") from None
 
     def draw(self, context: WorkerContext, shards: Sequence[int], report: Report, signals: list[int]) -> None:
         """Draw the shards and report each batch; stop when a signal was noted."""
@@ -155,10 +163,12 @@ class ActorPool:
             if waiting:
                 return self.assign(assignment.actor, waiting.popleft(), publishing=assignment.drawing)
             return Assignment(assignment.actor, None, assignment.drawing, assignment.actor.finish.remote())
-        except self.ray.exceptions.RayActorError as error:
+        except self.lost as error:
+            self.ray.kill(assignment.actor)  # if it lives after all, it would keep its GPU or CPU slot
             self.failures += 1
             if self.failures >= MOST_FAILURES:
-                raise UserError(f"{self.failures} Ray workers in a row died at once: {one_line(error)}") from None
+                message = f"{self.failures} Ray workers in a row died at once: {one_line(error)}; {MEMORY}"
+                raise UserError(message) from None
             lost = (assignment.publishing, assignment.drawing)
             waiting.extend(shard for shard in lost if shard is not None)
             return self.assign(self.spawn(), waiting.popleft())
@@ -183,7 +193,8 @@ class ActorPool:
 
 
 def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    return text if len(text) <= LONGEST_CAUSE else f"{text[:LONGEST_CAUSE]}..."
 
 
 def import_ray() -> Any:

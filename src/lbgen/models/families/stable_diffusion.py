@@ -78,6 +78,9 @@ class StableDiffusion:
     def count_tokens(self, prompt: str) -> int:
         return len(self.pipeline.tokenizer(prompt).input_ids)
 
+    def token_ids(self, prompt: str) -> tuple[tuple[int, ...], ...]:
+        return (tuple(self.pipeline.tokenizer(prompt).input_ids),)
+
     def encode(self, prompts: list[str]) -> Conditioning:
         text, _ = self.pipeline.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)
         return Conditioning({"text": text})  # (B, T, D), the text encoder's last hidden state
