@@ -56,8 +56,13 @@ def plan_dataset(config: GenerateConfig, store: Store) -> tuple[Plan, Record | N
     if record:
         records.ensure_continues(record, config, balanced)
     wanted = plans.target_of(vocabulary, config.images_per_category, config.split)
-    targets = plans.extended(record.targets if record else (), wanted, config.output)
-    return Plan(targets, config.seed, config.shard_size, balanced), record
+    earlier = record.targets if record else ()
+    targets = plans.extended(earlier, wanted, config.output)
+    if config.qualify_names:
+        plans.refuse_shared_names(earlier, wanted, config.output)
+    plan = Plan(targets, config.seed, config.shard_size, balanced)
+    records.ensure_room(store, config, record, plan)
+    return plan, record
 
 
 def make_missing(store: Store, config: GenerateConfig, plan: Plan, record: Record | None) -> GenerateResult:

@@ -52,6 +52,10 @@ class Store(ABC):
         """The names of the entries of a folder; empty if there is no such folder."""
 
     @abstractmethod
+    def folders(self, folder: str = "") -> set[str]:
+        """The names of the entries of a folder that are folders themselves, or links to one."""
+
+    @abstractmethod
     def read(self, name: str) -> bytes:
         """The content of a file; raises FileNotFoundError if there is none."""
 
@@ -128,6 +132,10 @@ class LocalStore(Store):
             return set(os.listdir(atomic.inside(self.root, folder) if folder else self.root))
         except (FileNotFoundError, NotADirectoryError):
             return set()
+
+    def folders(self, folder: str = "") -> set[str]:
+        path = atomic.inside(self.root, folder) if folder else self.root
+        return {name for name in self.names(folder) if os.path.isdir(path / name)}
 
     def read(self, name: str) -> bytes:
         return atomic.inside(self.root, name).read_bytes()
