@@ -138,7 +138,7 @@ def ensure_continues(record: Record, config: GenerateConfig, balanced: Sequence[
     ensure_same_config(record, config)
     _ensure_same_models(record, config)
     _ensure_same_adapter(record, config)
-    _ensure_same_attributes(record, config, balanced)
+    ensure_same_attributes(record, config, balanced)
 
 
 def ensure_same_config(record: Record, config: GenerateConfig) -> None:
@@ -170,7 +170,7 @@ def _ensure_same_adapter(record: Record, config: GenerateConfig) -> None:
         )
 
 
-def _ensure_same_attributes(record: Record, config: GenerateConfig, balanced: Sequence[Attribute]) -> None:
+def ensure_same_attributes(record: Record, config: GenerateConfig, balanced: Sequence[Attribute]) -> None:
     if balance.attributes_sha256(balanced) != record.made_with.hashes["attributes"]:
         raise UserError(
             f"{config.output} was made with other templates or values of {', '.join(config.balance)}; "

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from lbgen.datasets import index
 from lbgen.generation import plan as plans
 from lbgen.generation import record as records
+from lbgen.generation.card.sidecars import lacks_any
 from lbgen.generation.config import GenerateConfig, approximations, worker_name
 from lbgen.generation.inputs import with_absolute_paths
 from lbgen.generation.plan import Plan
@@ -78,8 +79,9 @@ def make_missing(store: Store, config: GenerateConfig, plan: Plan, record: Recor
         done = index.finished_shards(store, split)
 
     # Complete the dataset.
-    if has_all_shards(store, plan) and not store.exists(records.COMPLETION_MARKER):
-        complete(store, config, plan)
+    if has_all_shards(store, plan):
+        if not store.exists(records.COMPLETION_MARKER) or lacks_any(store, config, plan):
+            complete(store, config, plan)
 
     # Report.
     images = sum(plan.shard_images(split, shard) for shard in done)
@@ -105,10 +107,13 @@ def has_all_shards(store: Store, plan: Plan) -> bool:
 
 
 def complete(store: Store, config: GenerateConfig, plan: Plan) -> None:
-    """Once all shards are there: draw near-duplicates again, then write the files that describe the dataset."""
-    from lbgen.generation.card.describe import describe  # late: imports torch
+    """Once all shards are there: draw near-duplicates again, then write the files that describe the dataset.
 
-    if "duplicate" in config.screen:
+    A dataset that has its completion marker was compared already.
+    """
+    from lbgen.generation.card.describe import describe  # late: imports matplotlib
+
+    if "duplicate" in config.screen and not store.exists(records.COMPLETION_MARKER):
         if config.part is not None:  # other parts may be using the shards that this one would change
             print("all shards are there; run once more without --shard-of, to compare images across them")
             return

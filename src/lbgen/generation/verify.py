@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lbgen.datasets.index import Row
 from lbgen.datasets.layouts import LAYOUTS
 from lbgen.errors import UserError, printable
 from lbgen.generation import record as records
+from lbgen.generation.card.sidecars import REMEDY, has_labels, sidecar_faults
 from lbgen.generation.config import GenerateConfig, VerifyConfig
 from lbgen.generation.inputs import identity_of
 from lbgen.generation.plan import Plan
@@ -25,6 +27,7 @@ from lbgen.generation.screening.balance import balanced_attributes
 from lbgen.generation.screening.counts import RejectionCounts
 from lbgen.generation.screening.duplicate_rounds import read_duplicate_rounds
 from lbgen.generation.shard_rows import differences
+from lbgen.generation.strays import LABELS, planned_files, strays
 from lbgen.generation.trust import with_trusted_inputs
 from lbgen.runs import atomic, identity
 from lbgen.runs.lock import locked
@@ -44,7 +47,19 @@ class VerifyResult:
     shards: int
     """Number of shards that the plan has."""
     damaged: tuple[str, ...]
-    """One line for each damaged shard, and one for each file that belongs to no shard."""
+    """One line for each damaged shard, for each file that describes the dataset and is missing or wrong, and for each
+    file that belongs to no shard."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is wrong with a dataset, in one line each."""
+
+    shards: dict[ShardId, str]
+    sidecars: list[str]
+    """Files that describe the dataset; looked at where the shards are whole."""
+    strays: list[str]
+    """Files that readers take, though they belong to no shard."""
 
 
 def verify(directory: str | Path | VerifyConfig, repair: bool = False, **models: Any) -> VerifyResult:
@@ -64,18 +79,21 @@ def verify(directory: str | Path | VerifyConfig, repair: bool = False, **models:
         record, config, plan = read_dataset(store, directory)
 
         # Compare, and repair.
-        damaged, stray_files = find_damage(store, config, plan)
-        if damaged and asked.repair:
+        found = find_damage(store, config, plan)
+        if asked.repair and (found.shards or found.sidecars or awaits_comparison(store, config)):
             inputs = {name: getattr(asked, name) for name in records.INPUT_FIELDS}
-            config, plan = repair_shards(store, record, config, plan, list(damaged), inputs)
-            damaged, stray_files = find_damage(store, config, plan)
+            if found.shards or awaits_comparison(store, config):
+                config, plan = repair_shards(store, record, config, plan, list(found.shards), inputs)
+            else:
+                describe_again(store, record, config, plan, inputs)
+            found = find_damage(store, config, plan)
 
         # Report.
         shards = sum(plan.shards(split) for split in plan.splits)
-        if not damaged and not store.exists(records.COMPLETION_MARKER):
+        if not found.shards and awaits_comparison(store, config):
             print(f"{directory} is not described yet; run its lbgen generate once more, without --shard-of")
-        print(f"{shards - len(damaged)} of {shards} shards of {directory} are whole")
-        return VerifyResult(shards, (*damaged.values(), *stray_files))
+        print(f"{shards - len(found.shards)} of {shards} shards of {directory} are whole")
+        return VerifyResult(shards, (*found.shards.values(), *found.sidecars, *found.strays))
 
 
 def read_dataset(store: Store, directory: str) -> tuple[Record, GenerateConfig, Plan]:
@@ -90,29 +108,40 @@ def read_dataset(store: Store, directory: str) -> tuple[Record, GenerateConfig, 
 # ---- comparing ----
 
 
-def find_damage(store: Store, config: GenerateConfig, plan: Plan) -> tuple[dict[ShardId, str], list[str]]:
-    """One line for each damaged shard, and for each file that belongs to no shard; prints them when they are found."""
+def awaits_comparison(store: Store, config: GenerateConfig) -> bool:
+    """Whether near-duplicates are still to be searched before the dataset is described."""
+    return "duplicate" in config.screen and not store.exists(records.COMPLETION_MARKER)
+
+
+def find_damage(store: Store, config: GenerateConfig, plan: Plan) -> Damage:
+    """Compare everything; prints each fault when it is found."""
     damaged: dict[ShardId, str] = {}
-    indexed_files: set[str] = set()
+    known_files: set[str] = set()
     shards = [(split, shard) for split in plan.splits for shard in range(plan.shards(split))]
     with tqdm(shards, desc="verify", unit="shard", dynamic_ncols=True, disable=None) as progress_bar:
         for split, shard in progress_bar:
-            faults = list(shard_faults(store, config, plan, split, shard, indexed_files))
+            files: set[str] = set()
+            faults = list(shard_faults(store, config, plan, split, shard, files))
+            known_files |= files or set(planned_files(config, plan, split, shard))
             if faults:
                 damaged[split, shard] = f"{index.shard_name(split, shard)}: {'; '.join(faults)}"
                 progress_bar.write(damaged[split, shard])
     for split in plan.splits:
         read_duplicate_rounds(store, replace(config, split=split), plan)  # refuses rounds that do not match the plan
-    stray_files = list(files_of_no_shard(store, config, plan, indexed_files)) if not damaged else []
-    for line in stray_files:
+    if not damaged and not awaits_comparison(store, config):
+        sidecars = list(sidecar_faults(store, config, plan))
+    else:
+        sidecars = [] if has_labels(store, plan) else [f"{LABELS}: missing, or contradicts the plan; {REMEDY}"]
+    found = [f"{printable(name)}: {what}" for name, what in strays(store, config, plan, known_files)]
+    for line in [*sidecars, *found]:
         print(line)
-    return damaged, stray_files
+    return Damage(damaged, sidecars, found)
 
 
 def shard_faults(
-    store: Store, config: GenerateConfig, plan: Plan, split: str, shard: int, indexed_files: set[str]
+    store: Store, config: GenerateConfig, plan: Plan, split: str, shard: int, files: set[str]
 ) -> Iterator[str]:
-    """What is wrong with a shard; adds the files that its index names to `indexed_files`."""
+    """What is wrong with a shard; adds the files that its index names to `files`."""
     # The part of the index: readable, and as planned. Otherwise no file that it names is opened.
     part_name = index.part_name(split, shard)
     try:
@@ -128,7 +157,7 @@ def shard_faults(
     if difference := next(differences(config, plan, rows, containers, split, shard), None):
         yield f"{part_name} is not that of the plan: {difference}"
         return
-    indexed_files.update(row.file for row in rows)
+    files.update(row.file for row in rows)
     try:
         if len(rows) + dropped_images(store, split, shard) != plan.shard_images(split, shard):
             yield f"{part_name} lacks images"
@@ -185,17 +214,6 @@ def damaged_images(store: Store, config: GenerateConfig, rows: Sequence[Row]) ->
     return [row for row in rows if row.key not in intact]
 
 
-def files_of_no_shard(store: Store, config: GenerateConfig, plan: Plan, indexed_files: set[str]) -> Iterator[str]:
-    """Files in the image folders of an imagefolder dataset that its index lacks, but readers would include."""
-    if config.format != "imagefolder":
-        return
-    for split in plan.splits:
-        for folder in sorted(store.names(split)):
-            for name in sorted(store.names(f"{split}/{folder}")):
-                if (file := f"{split}/{folder}/{name}") not in indexed_files:
-                    yield f"{printable(file)}: belongs to no shard; remove it"
-
-
 # ---- repairing ----
 
 
@@ -227,16 +245,39 @@ def repair_shards(
 
 def make_again(config: GenerateConfig, plan: Plan, damaged: Sequence[ShardId]) -> None:
     """Make these shards again. All are removed first, so that no damaged one counts as finished in the meantime."""
+    with locked_store(config, plan) as (store, record):
+        store.remove(records.COMPLETION_MARKER)
+        for split, shard in damaged:
+            store.remove(index.part_name(split, shard))
+        for split in dict.fromkeys(split for split, _ in damaged) or plan.splits[:1]:
+            make_missing(store, replace(config, split=split), plan, record)
+
+
+def describe_again(store: Store, record: Record, config: GenerateConfig, plan: Plan, inputs: Mapping[str, Any]) -> None:
+    """Write the files that describe a dataset, whose shards are all whole; loads no model.
+
+    inputs: as above; only the attributes are read.
+    """
+    from lbgen.generation.card.describe import describe  # late: imports matplotlib
+
+    described = plan
+    if config.balance:
+        config = with_trusted_inputs(config, inputs, store, ["attributes"])
+        described = replace(plan, balanced=balanced_attributes(config))
+        records.ensure_same_attributes(record, config, described.balanced)
+    with locked_store(config, plan) as (locked_one, _):
+        describe(locked_one, config, described)
+
+
+@contextmanager
+def locked_store(config: GenerateConfig, plan: Plan) -> Iterator[tuple[Store, Record]]:
+    """The dataset's store to write to, under its lock, and its record; refuses a plan that changed meanwhile."""
     store = open_store(config.output)
     with locked(store.lock_file, config.output):
         record = records.read(store)
         if record is None or record.targets != plan.targets:
             raise UserError(f"{config.output}: another run changed its plan meanwhile; start again")
-        store.remove(records.COMPLETION_MARKER)
-        for split, shard in damaged:
-            store.remove(index.part_name(split, shard))
-        for split in dict.fromkeys(split for split, _ in damaged):
-            make_missing(store, replace(config, split=split), plan, record)
+        yield store, record
 
 
 def image_hashes(store: Store, split: str, shard: int) -> dict[str, str]:
