@@ -49,8 +49,8 @@ def data(tmp_path_factory, whole) -> Path:
 @pytest.mark.parametrize(
     "verb, name",
     [
-        ("align", "metrics.jsonl"), ("align", "checkpoints/mine"), ("align", "adapter/mine"),
-        ("align", "samples/a.png"), ("align", "Adapter/mine"), ("audit", "report.html"), ("audit", "measures.json"), ("audit", "cache/mine"),
+        ("align", "metrics.jsonl"), ("align", "checkpoints/mine"), ("align", "adapter/mine"), ("align", "samples/a"),
+        ("align", "Adapter/mine"), ("audit", "report.html"), ("audit", "measures.json"), ("audit", "cache/mine"),
         ("audit", "measures.parquet"), ("quickstart", "report.html"), ("quickstart", "base/mine"),
         ("quickstart", "summary.json"),
     ],

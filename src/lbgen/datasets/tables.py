@@ -89,6 +89,9 @@ class ParquetLayout(Layout):
                     raise ValueError(f"{path}: a line in it is empty")
                 yield Stored(image["path"].rpartition(".")[0], image["bytes"], label)
 
+    def class_names(self, path: Path) -> list[str] | None:
+        return [str(name) for name in _features(pq.read_schema(path)).get("label", {}).get("names", [])]
+
 
 def huggingface_metadata(ids: Sequence[str]) -> dict[bytes, bytes]:
     """Schema metadata that tells `datasets` that the columns are an Image and a ClassLabel."""
@@ -155,13 +158,17 @@ class TableReader(ShardReader):
 
 def columns_of(shard: Path, schema: pa.Schema) -> Columns:
     """The columns to read; UserError if it is not clear which column holds images or labels."""
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    features = _features(schema)
     images = [field.name for field in schema if _holds_files(field.type) and field.name != "mask"]
     classes = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
     image = _chosen(shard, schema, "image", images, "holds images")
     label = _chosen(shard, schema, "label", classes, "is a ClassLabel")
     names = [str(name) for name in features.get(label, {}).get("names", [])]
     return Columns(image, label, "mask" if "mask" in schema.names else None, names)
+
+
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    return json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
 
 
 def _chosen(shard: Path, schema: pa.Schema, wanted: str, candidates: list[str], what: str) -> str:

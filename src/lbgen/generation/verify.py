@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import tarfile
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,9 +24,11 @@ from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.generation.run import make_missing
 from lbgen.generation.screening.balance import balanced_attributes
+from lbgen.generation.screening.consistency import counts_match, undrawn_duplicate, unlisted_duplicate
 from lbgen.generation.screening.counts import RejectionCounts
-from lbgen.generation.screening.duplicate_rounds import read_duplicate_rounds
-from lbgen.generation.shard_rows import differences
+from lbgen.generation.screening.duplicate_rounds import FILE as DUPLICATES
+from lbgen.generation.screening.duplicate_rounds import DuplicateRound, read_duplicate_rounds
+from lbgen.generation.shard_rows import differences, is_of_row
 from lbgen.generation.strays import LABELS, planned_files, strays
 from lbgen.generation.trust import with_trusted_inputs
 from lbgen.runs import atomic, identity
@@ -79,14 +81,15 @@ def verify(directory: str | Path | VerifyConfig, repair: bool = False, **models:
         record, config, plan = read_dataset(store, directory)
 
         # Compare, and repair.
-        found = find_damage(store, config, plan)
+        adapter_sha256 = record.made_with.hashes["adapter"]
+        found = find_damage(store, config, plan, adapter_sha256)
         if asked.repair and (found.shards or found.sidecars or awaits_comparison(store, config)):
             inputs = {name: getattr(asked, name) for name in records.INPUT_FIELDS}
             if found.shards or awaits_comparison(store, config):
                 config, plan = repair_shards(store, record, config, plan, list(found.shards), inputs)
             else:
                 describe_again(store, record, config, plan, inputs)
-            found = find_damage(store, config, plan)
+            found = find_damage(store, config, plan, adapter_sha256)
 
         # Report.
         shards = sum(plan.shards(split) for split in plan.splits)
@@ -113,21 +116,23 @@ def awaits_comparison(store: Store, config: GenerateConfig) -> bool:
     return "duplicate" in config.screen and not store.exists(records.COMPLETION_MARKER)
 
 
-def find_damage(store: Store, config: GenerateConfig, plan: Plan) -> Damage:
-    """Compare everything; prints each fault when it is found."""
+def find_damage(store: Store, config: GenerateConfig, plan: Plan, adapter_sha256: str | None) -> Damage:
+    """Compare everything; prints each fault when it is found.
+
+    adapter_sha256: of the dataset's record.  Raises UserError for rounds of near-duplicates that do not match the plan.
+    """
+    rounds = {split: read_duplicate_rounds(store, replace(config, split=split), plan) for split in plan.splits}
     damaged: dict[ShardId, str] = {}
     known_files: set[str] = set()
     shards = [(split, shard) for split in plan.splits for shard in range(plan.shards(split))]
     with tqdm(shards, desc="verify", unit="shard", dynamic_ncols=True, disable=None) as progress_bar:
         for split, shard in progress_bar:
             files: set[str] = set()
-            faults = list(shard_faults(store, config, plan, split, shard, files))
+            faults = list(shard_faults(store, config, plan, split, shard, files, rounds[split], adapter_sha256))
             known_files |= files or set(planned_files(config, plan, split, shard))
             if faults:
                 damaged[split, shard] = f"{index.shard_name(split, shard)}: {'; '.join(faults)}"
                 progress_bar.write(damaged[split, shard])
-    for split in plan.splits:
-        read_duplicate_rounds(store, replace(config, split=split), plan)  # refuses rounds that do not match the plan
     if not damaged and not awaits_comparison(store, config):
         sidecars = list(sidecar_faults(store, config, plan))
     else:
@@ -139,7 +144,14 @@ def find_damage(store: Store, config: GenerateConfig, plan: Plan) -> Damage:
 
 
 def shard_faults(
-    store: Store, config: GenerateConfig, plan: Plan, split: str, shard: int, files: set[str]
+    store: Store,
+    config: GenerateConfig,
+    plan: Plan,
+    split: str,
+    shard: int,
+    files: set[str],
+    rounds: Sequence[DuplicateRound],
+    adapter_sha256: str | None,
 ) -> Iterator[str]:
     """What is wrong with a shard; adds the files that its index names to `files`."""
     # The part of the index: readable, and as planned. Otherwise no file that it names is opened.
@@ -158,60 +170,94 @@ def shard_faults(
         yield f"{part_name} is not that of the plan: {difference}"
         return
     files.update(row.file for row in rows)
+
+    # What was rejected: the counts, and the rounds of near-duplicates.
+    yield from count_faults(store, config, plan, split, shard, rows)
+    if key := unlisted_duplicate(rows, shard, rounds):
+        yield f"{DUPLICATES} does not list {key}, which was rejected as a near-duplicate"
+    if not awaits_comparison(store, config) and (key := undrawn_duplicate(rows, shard, rounds)):
+        yield f"{DUPLICATES} lists {key}, which was not drawn again"
+
+    # The files: containers as a whole, then every image.
+    yield from container_faults(store, config, plan, containers, rows)
+    yield from image_faults(store, config, rows, adapter_sha256)
+
+
+def count_faults(
+    store: Store, config: GenerateConfig, plan: Plan, split: str, shard: int, rows: Sequence[Row]
+) -> Iterator[str]:
+    """Whether a shard has all its images but those that screening left out, and counts that follow from its rows."""
+    name = index.rejections_name(split, shard)
+    if not config.checks:
+        if len(rows) != plan.shard_images(split, shard):
+            yield f"{index.part_name(split, shard)} lacks images"
+        return
     try:
-        if len(rows) + dropped_images(store, split, shard) != plan.shard_images(split, shard):
-            yield f"{part_name} lacks images"
+        counts = RejectionCounts.from_bytes(store.read(name))
+    except FileNotFoundError:
+        yield f"{name} is missing"
+        return
     except UserError:
         raise
     except ValueError:
-        yield f"{index.rejections_name(split, shard)} cannot be read"
-
-    # The files: containers as a whole, then every image.
-    yield from container_faults(store, containers)
-    wrong = [row.key for row in damaged_images(store, config, rows)]
-    if wrong:
-        more = f" and {len(wrong) - NAMED_IMAGES} more" if len(wrong) > NAMED_IMAGES else ""
-        named = ", ".join(wrong[:NAMED_IMAGES])
-        yield f"{len(wrong)} of {len(rows)} images missing or changed ({named}{more})"
+        yield f"{name} cannot be read"
+        return
+    if len(rows) + counts.total().dropped != plan.shard_images(split, shard):
+        yield f"{index.part_name(split, shard)} lacks images"
+    elif not counts_match(counts, rows, plan.shard(split, shard)):
+        yield f"{name} contradicts the index"
 
 
-def container_faults(store: Store, containers: Mapping[str, str]) -> Iterator[str]:
-    """The containers (name -> sha256) that are missing or changed."""
+def container_faults(
+    store: Store, config: GenerateConfig, plan: Plan, containers: Mapping[str, str], rows: Sequence[Row]
+) -> Iterator[str]:
+    """The containers (name -> sha256) that are missing or changed, or that name other categories than the plan."""
+    ids = [category.id for category in plan.categories]
     for name, sha256 in containers.items():
         try:
             with store.fetched(name) as path:
                 if atomic.sha256(path) != sha256:
                     yield f"{name} was changed"
+                    continue
+                names = LAYOUTS[config.format].class_names(path)
         except OSError:
             yield f"{name} is missing"
+            continue
+        except DAMAGE:
+            continue  # its images cannot be read either
+        if names is not None and (names != ids[: len(names)] or len(names) <= max(row.label for row in rows)):
+            yield f"{name} names other categories than the plan"
 
 
-def dropped_images(store: Store, split: str, shard: int) -> int:
-    """Number of images that screening left out of a shard; raises ValueError if the counts cannot be read."""
-    try:
-        return RejectionCounts.from_bytes(store.read(index.rejections_name(split, shard))).total().dropped
-    except FileNotFoundError:
-        return 0
-
-
-def damaged_images(store: Store, config: GenerateConfig, rows: Sequence[Row]) -> list[Row]:
-    """The rows whose image is missing, or differs in bytes or label from the index."""
+def image_faults(
+    store: Store, config: GenerateConfig, rows: Sequence[Row], adapter_sha256: str | None
+) -> Iterator[str]:
+    """The images that are missing, or differ from the index in bytes, label or metadata; and files with others."""
     layout = LAYOUTS[config.format]
-    intact = set()
-    expected = {row.key: row for row in rows}
-    for row in {row.file: row for row in rows}.values():
+    by_file: dict[str, dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        by_file[row.file][row.key] = row
+    intact, others = set(), []
+    for file, own in by_file.items():
+        keys = []
         try:
-            with store.fetched(row.file) as path:
-                for stored in layout.read(path, row):
-                    image = expected.get(stored.key)
-                    same = image and hashlib.sha256(stored.content).hexdigest() == image.sha256
-                    if image and same and stored.label in (None, image.label):
+            with store.fetched(file) as path:
+                for stored in layout.read(path, next(iter(own.values()))):
+                    keys.append(stored.key)
+                    planned = own.get(stored.key)
+                    if planned and is_of_row(stored, planned, config, adapter_sha256):
                         intact.add(stored.key)
         except UserError:
             raise
         except DAMAGE:
-            continue
-    return [row for row in rows if row.key not in intact]
+            keys.append("")  # what follows is none of its images
+        if len(keys) > len(own) or (intact.issuperset(own) and keys != list(own)):
+            others.append(file)
+    if wrong := [row.key for row in rows if row.key not in intact]:
+        more = f" and {len(wrong) - NAMED_IMAGES} more" if len(wrong) > NAMED_IMAGES else ""
+        named = ", ".join(wrong[:NAMED_IMAGES])
+        yield f"{len(wrong)} of {len(rows)} images missing or changed ({named}{more})"
+    yield from (f"{file} holds more than its images, or has them in another order" for file in others)
 
 
 # ---- repairing ----

@@ -70,6 +70,10 @@ class Store(ABC):
     def remove(self, name: str) -> None:
         """Remove a file if it exists."""
 
+    def remove_if_empty(self, folder: str) -> None:
+        """Remove a folder without entries; object storage has none."""
+        return
+
     @abstractmethod
     def fetched(self, name: str) -> AbstractContextManager[Path]:
         """A local path to the file's content, valid within the context and read-only."""
@@ -157,6 +161,10 @@ class LocalStore(Store):
         if path.exists():
             path.unlink(missing_ok=True)
             atomic.flush(path.parent)
+
+    def remove_if_empty(self, folder: str) -> None:
+        with suppress(OSError):
+            atomic.inside(self.root, folder).rmdir()
 
     @contextmanager
     def fetched(self, name: str) -> Iterator[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from io import BytesIO
 
 from PIL import Image
@@ -15,6 +15,7 @@ from lbgen.generation import record as records
 from lbgen.generation.card.croissant import croissant
 from lbgen.generation.card.json_files import info_json, labels_json
 from lbgen.generation.card.merge import merged as merged_card
+from lbgen.generation.card.notes import absent_categories, notes, read_rejection_counts
 from lbgen.generation.card.readme import card
 from lbgen.generation.card.samples import CATEGORIES, IMAGES, evenly_spaced, sample_grid
 from lbgen.generation.card.sidecars import has_labels, split_summary
@@ -22,8 +23,8 @@ from lbgen.generation.card.summary import AttributeBalance, DatasetSummary
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.inputs import generator_name
 from lbgen.generation.plan import Plan
-from lbgen.generation.screening.counts import CategoryCounts, RejectionCounts, merged
-from lbgen.generation.shard_rows import read_counts, read_rows, stored_images
+from lbgen.generation.screening.counts import CategoryCounts, RejectionCounts
+from lbgen.generation.shard_rows import read_rows, stored_images
 from lbgen.generation.strays import CARD, INFO, LABELS, SAMPLES
 from lbgen.runs.storage import Store
 
@@ -33,7 +34,7 @@ SEARCHED_SHARDS = 32
 
 def describe(store: Store, config: GenerateConfig, plan: Plan) -> None:
     """Describe a dataset whose shards are all there; croissant.json, written last, marks it as complete."""
-    counts = read_rejection_counts(store, plan)
+    counts = read_rejection_counts(store, config, plan, plan.splits)
     summary = summarize(store, config, plan, counts)
     text = card(summary)
     if store.exists(CARD):
@@ -46,6 +47,8 @@ def describe(store: Store, config: GenerateConfig, plan: Plan) -> None:
         store.write(INFO, info_json(summary.splits).encode())
     store.write(records.COMPLETION_MARKER, croissant(summary).encode())
     store.clear_staging()
+    for note in summary.notes:
+        print(note)
     for category_id in counts.above(config.report_share):
         print(rejection_line(category_id, counts.categories[category_id]))
 
@@ -53,19 +56,14 @@ def describe(store: Store, config: GenerateConfig, plan: Plan) -> None:
 # ---- the summary ----
 
 
-def read_rejection_counts(store: Store, plan: Plan, splits: Sequence[str] = ()) -> RejectionCounts:
-    """Counts of these splits together, by default of all; empty without screening."""
-    present = store.names("screening")
-    shards = ((split, shard) for split in splits or plan.splits for shard in range(plan.shards(split)))
-    files = (index.rejections_name(split, shard) for split, shard in shards)
-    return merged(read_counts(store, name) for name in files if name.partition("/")[2] in present)
-
-
 def summarize(store: Store, config: GenerateConfig, plan: Plan, counts: RejectionCounts) -> DatasetSummary:
     record = records.read(store)
     assert record is not None
+    absent = absent_categories(store, config, plan)
+    empty = [category for category in plan.categories if all(category in each for each in absent.values())]
+    generator = generator_name(config.generator).rpartition("/")[2]
     return DatasetSummary(
-        title=f"{len(plan.categories):,} categories drawn by {generator_name(config.generator).rpartition('/')[2]}",
+        title=f"{len(plan.categories) - len(empty):,} categories drawn by {generator}",
         layout=config.format,
         suffix=index.SUFFIXES[config.image_format],
         categories=plan.categories,
@@ -79,6 +77,8 @@ def summarize(store: Store, config: GenerateConfig, plan: Plan, counts: Rejectio
             if category.reasons
         },
         balances=balances(store, config, plan) if plan.balanced else (),
+        empty=empty,
+        notes=list(notes(config, plan, absent)),
     )
 
 
