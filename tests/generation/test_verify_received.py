@@ -276,3 +276,16 @@ def test_a_round_that_was_never_drawn_is_named(received):
     rounds = json.loads(path.read_text())
     path.write_text(json.dumps({"train": [*rounds["train"], {"0": {key: 0}}]}))
     assert verify(folder).damaged == (f"train-00000: duplicates.json lists {key}, which was not drawn again",)
+
+
+@pytest.mark.parametrize("image_format", ["jpeg", "webp"])
+def test_metadata_and_size_are_read_in_every_image_format(config, tmp_path, image_format):
+    """A whole dataset is whole; one whose record says another size is not."""
+    made = replace(config, output=tmp_path / "made", image_format=image_format, images_per_category=1, format="parquet")
+    generate(replace(made, stored_size=(16, 24)))
+    assert verify(tmp_path / "made").damaged == ()
+    record = tmp_path / "made/dataset.yaml"
+    content = yaml.safe_load(record.read_text())
+    content["config"]["stored_size"] = [24, 16]
+    record.write_text(yaml.safe_dump(content))
+    assert "3 of 3 images missing or changed" in verify(tmp_path / "made").damaged[0]

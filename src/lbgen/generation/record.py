@@ -97,19 +97,21 @@ def ensure_output_fits(store: Store, config: GenerateConfig) -> None:
     """Refuse an output that cannot be written, or that holds something other than a dataset of lbgen generate."""
     if not is_remote(config.output):
         atomic.ensure_writable(Path(config.output))
-        outputs.ensure_outside(Path(config.output), within=False)
     names = store.names()
     if PLAN in names:
         return  # `read` refuses what is no record
+    if not is_remote(config.output):
+        outputs.ensure_outside(Path(config.output), within=False)
     foreign = strays.foreign_names(store, config)
-    if RECORD in names and _is_record(store):  # a run was stopped before it had a plan
-        if others := [name for name in foreign if name not in (RECORD, strays.LABELS)]:
-            raise UserError(
-                f"{store}: has a {RECORD}, no {PLAN} and {printable(others[0])}; restore {PLAN} or choose another "
-                "--output"
-            )
-    elif foreign:
-        outputs.refuse(config.output, foreign[0], "generate")
+    begun = RECORD in names and _is_record(store)  # a run was stopped before it had a plan
+    others = [name for name in foreign if name not in (RECORD, strays.LABELS)] if begun else foreign
+    if not others or PLAN in store.names():  # another part of the run has recorded it meanwhile
+        return
+    if begun:
+        raise UserError(
+            f"{store}: has a {RECORD}, no {PLAN} and {printable(others[0])}; restore {PLAN} or choose another --output"
+        )
+    outputs.refuse(config.output, others[0], "generate")
 
 
 def _is_record(store: Store) -> bool:

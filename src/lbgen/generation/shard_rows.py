@@ -179,7 +179,7 @@ def is_of_row(stored: Stored, row: Row, config: GenerateConfig, adapter_sha256: 
         found, size = read_metadata(stored.content, config.image_format)
     except UNREADABLE:
         return False
-    return found == asdict(expected) and size == (config.stored_size or config.size or size)
+    return found == asdict(expected) and size == tuple(config.stored_size or config.size or size)
 
 
 def _is_row(content: Any, row: Row) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,32 +11,21 @@ from typing import Any
 from tqdm import tqdm
 
 from lbgen.datasets import index
-from lbgen.datasets.index import Row
-from lbgen.datasets.layouts import LAYOUTS
 from lbgen.errors import UserError, printable
 from lbgen.generation import record as records
 from lbgen.generation.card.sidecars import REMEDY, has_labels, sidecar_faults
 from lbgen.generation.config import GenerateConfig, VerifyConfig
+from lbgen.generation.damage import DAMAGE, awaits_comparison, expected_of, shard_faults
 from lbgen.generation.inputs import identity_of
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.generation.run import make_missing
 from lbgen.generation.screening.balance import balanced_attributes
-from lbgen.generation.screening.consistency import counts_match, undrawn_duplicate, unlisted_duplicate
-from lbgen.generation.screening.counts import RejectionCounts
-from lbgen.generation.screening.duplicate_rounds import FILE as DUPLICATES
-from lbgen.generation.screening.duplicate_rounds import DuplicateRound, read_duplicate_rounds
-from lbgen.generation.shard_rows import differences, is_of_row
 from lbgen.generation.strays import LABELS, planned_files, strays
 from lbgen.generation.trust import with_trusted_inputs
-from lbgen.runs import atomic, identity
+from lbgen.runs import identity
 from lbgen.runs.lock import locked
 from lbgen.runs.storage import Store, open_store, storage_errors, without_scheme
-
-NAMED_IMAGES = 3
-"""Damaged images that are named in the line of a shard, at most."""
-DAMAGE = (OSError, ValueError, KeyError, TypeError, tarfile.TarError)
-"""Raised when a damaged file is read, also by pyarrow. Unreachable storage raises another error (lbgen.runs.remote)."""
 
 ShardId = tuple[str, int]
 """Split and number."""
@@ -111,29 +98,24 @@ def read_dataset(store: Store, directory: str) -> tuple[Record, GenerateConfig, 
 # ---- comparing ----
 
 
-def awaits_comparison(store: Store, config: GenerateConfig) -> bool:
-    """Whether near-duplicates are still to be searched before the dataset is described."""
-    return "duplicate" in config.screen and not store.exists(records.COMPLETION_MARKER)
-
-
 def find_damage(store: Store, config: GenerateConfig, plan: Plan, adapter_sha256: str | None) -> Damage:
     """Compare everything; prints each fault when it is found.
 
     adapter_sha256: of the dataset's record.  Raises UserError for rounds of near-duplicates that do not match the plan.
     """
-    rounds = {split: read_duplicate_rounds(store, replace(config, split=split), plan) for split in plan.splits}
+    expected = expected_of(store, config, plan, adapter_sha256)
     damaged: dict[ShardId, str] = {}
     known_files: set[str] = set()
     shards = [(split, shard) for split in plan.splits for shard in range(plan.shards(split))]
     with tqdm(shards, desc="verify", unit="shard", dynamic_ncols=True, disable=None) as progress_bar:
         for split, shard in progress_bar:
             files: set[str] = set()
-            faults = list(shard_faults(store, config, plan, split, shard, files, rounds[split], adapter_sha256))
+            faults = list(shard_faults(expected, split, shard, files))
             known_files |= files or set(planned_files(config, plan, split, shard))
             if faults:
                 damaged[split, shard] = f"{index.shard_name(split, shard)}: {'; '.join(faults)}"
                 progress_bar.write(damaged[split, shard])
-    if not damaged and not awaits_comparison(store, config):
+    if not damaged and not expected.awaits_comparison:
         sidecars = list(sidecar_faults(store, config, plan))
     else:
         sidecars = [] if has_labels(store, plan) else [f"{LABELS}: missing, or contradicts the plan; {REMEDY}"]
@@ -141,123 +123,6 @@ def find_damage(store: Store, config: GenerateConfig, plan: Plan, adapter_sha256
     for line in [*sidecars, *found]:
         print(line)
     return Damage(damaged, sidecars, found)
-
-
-def shard_faults(
-    store: Store,
-    config: GenerateConfig,
-    plan: Plan,
-    split: str,
-    shard: int,
-    files: set[str],
-    rounds: Sequence[DuplicateRound],
-    adapter_sha256: str | None,
-) -> Iterator[str]:
-    """What is wrong with a shard; adds the files that its index names to `files`."""
-    # The part of the index: readable, and as planned. Otherwise no file that it names is opened.
-    part_name = index.part_name(split, shard)
-    try:
-        rows, containers = index.read_part(store, split, shard)
-    except FileNotFoundError:
-        yield "not made"
-        return
-    except UserError:
-        raise
-    except DAMAGE:
-        yield f"{part_name} cannot be read"
-        return
-    if difference := next(differences(config, plan, rows, containers, split, shard), None):
-        yield f"{part_name} is not that of the plan: {difference}"
-        return
-    files.update(row.file for row in rows)
-
-    # What was rejected: the counts, and the rounds of near-duplicates.
-    yield from count_faults(store, config, plan, split, shard, rows)
-    if key := unlisted_duplicate(rows, shard, rounds):
-        yield f"{DUPLICATES} does not list {key}, which was rejected as a near-duplicate"
-    if not awaits_comparison(store, config) and (key := undrawn_duplicate(rows, shard, rounds)):
-        yield f"{DUPLICATES} lists {key}, which was not drawn again"
-
-    # The files: containers as a whole, then every image.
-    yield from container_faults(store, config, plan, containers, rows)
-    yield from image_faults(store, config, rows, adapter_sha256)
-
-
-def count_faults(
-    store: Store, config: GenerateConfig, plan: Plan, split: str, shard: int, rows: Sequence[Row]
-) -> Iterator[str]:
-    """Whether a shard has all its images but those that screening left out, and counts that follow from its rows."""
-    name = index.rejections_name(split, shard)
-    if not config.checks:
-        if len(rows) != plan.shard_images(split, shard):
-            yield f"{index.part_name(split, shard)} lacks images"
-        return
-    try:
-        counts = RejectionCounts.from_bytes(store.read(name))
-    except FileNotFoundError:
-        yield f"{name} is missing"
-        return
-    except UserError:
-        raise
-    except ValueError:
-        yield f"{name} cannot be read"
-        return
-    if len(rows) + counts.total().dropped != plan.shard_images(split, shard):
-        yield f"{index.part_name(split, shard)} lacks images"
-    elif not counts_match(counts, rows, plan.shard(split, shard)):
-        yield f"{name} contradicts the index"
-
-
-def container_faults(
-    store: Store, config: GenerateConfig, plan: Plan, containers: Mapping[str, str], rows: Sequence[Row]
-) -> Iterator[str]:
-    """The containers (name -> sha256) that are missing or changed, or that name other categories than the plan."""
-    ids = [category.id for category in plan.categories]
-    for name, sha256 in containers.items():
-        try:
-            with store.fetched(name) as path:
-                if atomic.sha256(path) != sha256:
-                    yield f"{name} was changed"
-                    continue
-                names = LAYOUTS[config.format].class_names(path)
-        except OSError:
-            yield f"{name} is missing"
-            continue
-        except DAMAGE:
-            continue  # its images cannot be read either
-        if names is not None and (names != ids[: len(names)] or len(names) <= max(row.label for row in rows)):
-            yield f"{name} names other categories than the plan"
-
-
-def image_faults(
-    store: Store, config: GenerateConfig, rows: Sequence[Row], adapter_sha256: str | None
-) -> Iterator[str]:
-    """The images that are missing, or differ from the index in bytes, label or metadata; and files with others."""
-    layout = LAYOUTS[config.format]
-    by_file: dict[str, dict[str, Row]] = defaultdict(dict)
-    for row in rows:
-        by_file[row.file][row.key] = row
-    intact, others = set(), []
-    for file, own in by_file.items():
-        keys = []
-        try:
-            with store.fetched(file) as path:
-                for stored in layout.read(path, next(iter(own.values()))):
-                    keys.append(stored.key)
-                    planned = own.get(stored.key)
-                    if planned and is_of_row(stored, planned, config, adapter_sha256):
-                        intact.add(stored.key)
-        except UserError:
-            raise
-        except DAMAGE:
-            keys.append("")  # what follows is none of its images
-        if len(keys) > len(own) or (intact.issuperset(own) and keys != list(own)):
-            others.append(file)
-    if wrong := [row.key for row in rows if row.key not in intact]:
-        more = f" and {len(wrong) - NAMED_IMAGES} more" if len(wrong) > NAMED_IMAGES else ""
-        named = ", ".join(wrong[:NAMED_IMAGES])
-        yield f"{len(wrong)} of {len(rows)} images missing or changed ({named}{more})"
-    yield from (f"{file} holds more than its images, or has them in another order" for file in others)
 
 
 # ---- repairing ----
