@@ -23,7 +23,7 @@ from lbgen.alignment.state import TrainingState, initial_progress
 from lbgen.configuration import saved
 from lbgen.errors import Interrupted, UserError
 from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
-from lbgen.runs import atomic, identity
+from lbgen.runs import atomic, identity, outputs
 from lbgen.runs.identity import Identity
 from lbgen.runs.parsing import read_json
 from lbgen.runs.signals import noted_signals
@@ -32,10 +32,13 @@ from lbgen.vocabulary.vocabulary import Vocabulary, load_vocabulary
 PROVENANCE = "provenance.json"
 """The identity of a run: what it was started with."""
 
+CONFIG = "config.yaml"
+"""The configuration of a run. It is the first file that a run writes, and makes the folder its own."""
+
 WRITTEN = (
     "adapter",
     "checkpoints",
-    "config.yaml",
+    CONFIG,
     "evaluations.jsonl",
     "logs",
     "metrics.jsonl",
@@ -71,6 +74,8 @@ def align(config: AlignConfig) -> AlignResult:
     """Fine-tune the generator's adapter on the weighted objective; continue where the run folder stands."""
     atomic.ensure_writable(config.folder)
     atomic.refuse_links(config.folder, WRITTEN)
+    outputs.ensure_outside(config.folder)
+    outputs.ensure_own(config.folder, (config.folder / CONFIG).exists(), WRITTEN, "align")
     try:
         return _align(config)
     except (OSError, SafetensorError) as error:
@@ -83,8 +88,8 @@ def align(config: AlignConfig) -> AlignResult:
 def _align(config: AlignConfig) -> AlignResult:
     """`align`, except that errors of the system are not yet turned into messages for the user."""
     # Refuse a folder that holds another run; find the checkpoint to continue from.
-    if (config.folder / "config.yaml").exists():
-        saved.ensure_same(config, config.folder / "config.yaml", ignore=may_change(config))
+    if (config.folder / CONFIG).exists():
+        saved.ensure_same(config, config.folder / CONFIG, ignore=may_change(config))
     accelerator = start_accelerator(config)
     vocabulary = load_vocabulary(config.vocabulary, config.qualify_names)
     resumed = checkpoint.newest(config.folder)
@@ -245,10 +250,11 @@ def identity_of(config: AlignConfig, vocabulary: Vocabulary) -> Identity:
 def prepare_folder(config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator, step: int | None) -> None:
     """Write the config; remove lines after `step` and incomplete checkpoints.  step: None for a new run."""
     if accelerator.is_main_process:
+        with atomic.making(config.folder):
+            saved.save(config, config.folder / CONFIG)
         if step is None:
             shutil.rmtree(config.folder / "samples", ignore_errors=True)
             write_provenance(config, vocabulary)
-        saved.save(config, config.folder / "config.yaml")
         checkpoint.clean(config.folder)
         for name in ("metrics.jsonl", "evaluations.jsonl"):
             checkpoint.drop_lines_after(config.folder / name, -1 if step is None else step)
@@ -257,7 +263,5 @@ def prepare_folder(config: AlignConfig, vocabulary: Vocabulary, accelerator: Acc
 
 def write_provenance(config: AlignConfig, vocabulary: Vocabulary) -> None:
     """Record the identity of a run at its start; resuming does not change it."""
-    with atomic.making(config.folder):
-        config.folder.mkdir(parents=True, exist_ok=True)
     content = json.dumps(identity_of(config, vocabulary).to_plain(), indent=2) + "\n"
     atomic.write_text(config.folder / PROVENANCE, content)

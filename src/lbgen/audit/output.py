@@ -16,10 +16,14 @@ from lbgen.audit.definitions import ASSOCIATION, DEFINITIONS
 from lbgen.audit.measures import AttributeFigures, Measured
 from lbgen.metrics.intervals import benjamini_hochberg, difference_p_value
 from lbgen.runs import atomic, identity
+from lbgen.runs.parsing import parse_json
 
 FALSE_DISCOVERIES = 0.05
 """Expected share of false discoveries among the associations, pairs and differences that are called significant."""
 PAIRS_KEPT, CATEGORIES_KEPT = 50, 50
+PAGE, MEASURES = "report.html", "measures.json"
+WRITTEN = (PAGE, MEASURES, "measures.parquet", "cache")
+"""Files and folders that an audit writes in its folder."""
 
 SCHEMA = pa.schema(
     [("dataset", pa.string()), ("measure", pa.string()), ("category", pa.string()), ("attribute", pa.string())]
@@ -33,9 +37,20 @@ class AuditResult:
     measures: Path
 
 
+def is_of_audit(folder: Path) -> bool:
+    """Whether a folder was written by an audit, which may have been interrupted, or whose cache was removed."""
+    if (folder / "cache/lock").exists() or any(folder.glob("cache/seen-*.rows")):
+        return True
+    try:
+        content = parse_json((folder / MEASURES).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"datasets", "definitions", "made_with"} <= content.keys()
+
+
 def write_measures(content: dict[str, Any], measured: list[Measured], comparisons: Comparisons, folder: Path) -> Path:
     """Write both files; returns the path of measures.json.  content: see `measures_content`."""
-    path = folder / "measures.json"
+    path = folder / MEASURES
     atomic.write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     with atomic.replacing(folder / "measures.parquet") as temporary, temporary.open("wb") as stream:
         pq.write_table(pa.Table.from_pylist(list(_rows(measured, comparisons)), schema=SCHEMA), stream)

@@ -23,7 +23,7 @@ from lbgen.datasets.records import DatasetReader, valid_text
 from lbgen.errors import UserError, printable
 from lbgen.models.registry import ATTRIBUTES
 from lbgen.models.semantics import SemanticSpace, load_semantics
-from lbgen.runs import atomic
+from lbgen.runs import atomic, outputs
 from lbgen.runs.lock import locked
 from lbgen.vocabulary.attributes import Attribute, load_attributes
 
@@ -36,6 +36,8 @@ def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
     attributes = load_attributes(config.attributes)
     atomic.ensure_writable(config.folder)
     atomic.refuse_links(config.folder, ["cache"])
+    outputs.ensure_outside(config.folder, [Path(directory) for directory in directories])
+    outputs.ensure_own(config.folder, output.is_of_audit(config.folder), output.WRITTEN, "audit")
     with locked(config.folder / "cache" / "lock", str(config.folder)):
         return _audited(readers, names, attributes, config)
 
@@ -64,7 +66,7 @@ def _audited(
     # Write the figures and the page.
     content = output.measures_content(measured, compared_in, comparisons, config, images)
     measures = output.write_measures(content, measured, comparisons, config.folder)
-    page = config.folder / "report.html"
+    page = config.folder / output.PAGE
     write_page(measured, readers, content, page)
     print(printable(f"The page: {page}; every figure: {measures}"))
     for one in observed:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from lbgen.errors import UserError
 from lbgen.runs.parsing import Name, T, parse_json, read_json
 from lbgen.runs.storage import LocalStore, Store
+from lbgen.vocabulary.ids import comparable, fault
 
 SUFFIXES: dict[str, Literal["png", "jpg", "webp"]] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 """Image format -> suffix of its files."""
@@ -33,7 +34,7 @@ LISTS = ("rejections", "target", "found")
 """Columns with a list of texts in each row."""
 CONTAINERS = b"lbgen_containers"
 """Key of the container hashes in the metadata of a part's schema."""
-RESERVED_SPLITS = ("index", "screening", "data", "all")
+RESERVED_SPLITS = ("index", "screening", "data", "all", "masks")
 """Names of other things in a dataset folder, and the one that readers use for all splits together."""
 PART = re.compile(r"(?P<split>.+)-(?P<shard>\d{5,})\.parquet")
 
@@ -99,8 +100,19 @@ SCHEMA = pa.schema(
 
 
 def is_split_name(split: str) -> bool:
-    """Whether a split may have this name; it becomes a folder's name and the first part of file names."""
-    return split.isidentifier() and split not in RESERVED_SPLITS
+    """Whether a split of a dataset can have this name; new ones have to fulfil `split_fault` too."""
+    return split.isidentifier() and split not in ("index", "screening", "data", "all")
+
+
+def split_fault(split: str) -> str | None:
+    """What makes a name unfit for a new split, with the remedy; None for a fit one.
+
+    It becomes a folder's name and the first part of file names, so the rules are those of ids.
+    """
+    if comparable(split) in RESERVED_SPLITS:
+        return f'"{split}" has another meaning in a dataset folder; choose another name'
+    why = fault(split)
+    return f'"{split}" {why}' if why else None
 
 
 def part_name(split: str, shard: int) -> str:

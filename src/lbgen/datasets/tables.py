@@ -169,6 +169,9 @@ class ParquetLayout(Layout):
                     raise ValueError(f"{path}: a line in it is empty")
                 yield Stored(image["path"].rpartition(".")[0], image["bytes"], label)
 
+    def class_names(self, path: Path) -> list[str] | None:
+        return _features(path, pq.read_schema(path)).get("label", [])
+
 
 def huggingface_metadata(ids: Sequence[str]) -> dict[bytes, bytes]:
     """Schema metadata that tells `datasets` that the columns are an Image and a ClassLabel."""

@@ -28,7 +28,7 @@ from lbgen.datasets.records import (
 )
 from lbgen.errors import UserError
 from lbgen.runs import atomic
-from lbgen.runs.parsing import Name, Text, Whole, read_json
+from lbgen.runs.parsing import Name, Text, Whole, parse_json, read_json
 
 FIRST_MEMBERS = 100
 """Members at the start of a shard among which a .cls is looked for."""
@@ -120,14 +120,12 @@ class WebDatasetLayout(Layout):
         return {rows[0].file: path} if rows else {}
 
     def read(self, path: Path, row: Row) -> Iterator[Stored]:
-        current, image = "", b""
         with opened_tar(path) as archive:
-            for key, extension, member in members(archive):
-                content = content_of(archive, member)
-                if extension in IMAGE_SUFFIXES:
-                    current, image = key, content
-                elif extension == ".cls" and key == current:
-                    yield Stored(unescaped(key), image, int(content))
+            parts = ((key, extension, content_of(archive, member)) for key, extension, member in members(archive))
+            for (key, suffix, image), label, line in zip(parts, parts, parts, strict=True):
+                if suffix not in IMAGE_SUFFIXES or (label[:2], line[:2]) != ((key, ".cls"), (key, ".json")):
+                    raise ValueError(f"{path}: {key!r:.80} is not an image with its .cls and .json")
+                yield Stored(unescaped(key), image, int(label[2]), parse_json(line[2]))
 
 
 def escaped(key: str) -> str:

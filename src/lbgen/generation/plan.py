@@ -15,11 +15,12 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from lbgen.datasets.index import is_split_name
+from lbgen.datasets.index import is_split_name, split_fault
 from lbgen.errors import UserError
 from lbgen.generation.screening.balance import target_values
 from lbgen.runs.parsing import REMEDY, Name, Text
 from lbgen.vocabulary.attributes import Attribute
+from lbgen.vocabulary.ids import comparable, difference
 from lbgen.vocabulary.vocabulary import Category, Vocabulary, spaced
 
 MOST_IMAGES = 10**8
@@ -179,9 +180,12 @@ def extended(targets: Sequence[Target], wanted: Target, output: str) -> tuple[Ta
     """The targets and `wanted`, or the targets alone if they already include all of it.
 
     Raises UserError if `wanted` lacks or renames categories of the dataset or asks for fewer images: it can only grow.
+    Ids and splits that are new have to differ from all earlier ones by more than case and Unicode form.
     """
     names = {category.id: category.name for target in targets for category in target.categories}
     wanted = replace(wanted, categories=tuple(_with_recorded_name(category, names) for category in wanted.categories))
+    _refuse_similar_split(targets, wanted, output)
+    _refuse_similar_ids(names, wanted, output)
     for category in wanted.categories:
         if names.get(category.id, category.name) != category.name:
             raise UserError(
@@ -210,6 +214,47 @@ def _with_recorded_name(category: Category, names: Mapping[str, str]) -> Categor
     """
     recorded = names.get(category.id, category.name)
     return replace(category, name=recorded) if spaced(recorded) == category.name else category
+
+
+def _refuse_similar_split(targets: Sequence[Target], wanted: Target, output: str) -> None:
+    """Refuse a new split whose name is unfit, or that of an earlier split to some file systems."""
+    splits = {target.split for target in targets}
+    if wanted.split in splits:
+        return
+    if why := split_fault(wanted.split):
+        raise UserError(f"--split {wanted.split}: {why}")
+    if earlier := next((split for split in splits if comparable(split) == comparable(wanted.split)), None):
+        raise UserError(
+            f'--split {wanted.split}: {output} holds "{earlier}", which differs in {difference(earlier, wanted.split)} '
+            "alone; write it in the same way, or choose another name"
+        )
+
+
+def _refuse_similar_ids(names: Mapping[str, str], wanted: Target, output: str) -> None:
+    """Refuse new categories that some file systems or tokenizers do not tell from those of the dataset.
+
+    names: id -> name in the dataset.
+    """
+    seen = {comparable(category_id): category_id for category_id in names}
+    for category in wanted.categories:
+        earlier = seen.get(comparable(category.id))
+        if earlier is not None and category.id not in names:
+            raise UserError(
+                f'{category.source}: id "{category.id}" and "{earlier}" in {output} differ in '
+                f"{difference(earlier, category.id)} alone; write it in the same way, or choose another --output"
+            )
+
+
+def refuse_shared_names(targets: Sequence[Target], wanted: Target, output: str) -> None:
+    """Refuse new categories that share their name with another category of the dataset."""
+    ids = {comparable(category.name): category.id for target in targets for category in target.categories}
+    known = {category.id for target in targets for category in target.categories}
+    for category in wanted.categories:
+        if category.id not in known and (earlier := ids.get(comparable(category.name))):
+            raise UserError(
+                f'{category.source}: the name "{category.name}" is also that of id "{earlier}" in {output}; add a word '
+                "that tells them apart, or keep both with --no-qualify-names"
+            )
 
 
 def target_of(vocabulary: Vocabulary, images_per_category: int, split: str) -> Target:

@@ -16,7 +16,7 @@ from lbgen.configuration.ranges import Count, NonNegativeInt, Range
 from lbgen.configuration.recipes import resolve
 from lbgen.configuration.settings import Output
 from lbgen.generation.config import GenerateConfig
-from lbgen.runs import atomic
+from lbgen.runs import atomic, outputs
 from lbgen.runs.parsing import Name, Seconds, read_json
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 OWN = ("adapter", "align", "aligned", "base", "config.yaml", "diverse_prompts", "stages.json")
-"""What a quickstart writes in its folder, besides the page and its figures."""
+"""What a quickstart writes in its folder, besides the page and its figures. config.yaml comes first."""
+RESULTS = ("report.html", "summary.json")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ def quickstart(config: QuickstartConfig) -> QuickstartResult:
     output = config.folder
     atomic.ensure_writable(output)
     atomic.refuse_links(output, OWN)
+    outputs.ensure_outside(output)
     record = output / "config.yaml"
+    outputs.ensure_own(output, os.path.lexists(record), (*OWN, *RESULTS), "quickstart")
     if os.path.exists(record):  # Path.exists raises where a name is longer than the file system takes
         saved.ensure_same(config, record)
     align = align_config(config)
@@ -120,17 +123,17 @@ def measure(config: QuickstartConfig, align: AlignConfig) -> QuickstartResult:
     from lbgen.quickstart.page import write_report
 
     output, began = config.folder, time.monotonic()
-    page = output / "report.html"
+    page = output / RESULTS[0]
     seconds = stage_seconds(output)
     folders = [output / name for name in judging.Sets._fields]
     sets = judging.Sets(*judging.judge_sets(folders, align))
     lines, diverse = write_report(sets, align.folder, align, facts(config, align, seconds), page)
     seconds["measure"] = round(time.monotonic() - began, 1)
     content = {**summary(lines, diverse), "images": len(sets.base.images), "seconds": seconds}
-    atomic.write_text(output / "summary.json", json.dumps(content, indent=2) + "\n")
+    atomic.write_text(output / RESULTS[1], json.dumps(content, indent=2) + "\n")
     print(table(lines, diverse))
     print(f"\nThe page, with images and curves: {page}")
-    return QuickstartResult(page, output / "summary.json")
+    return QuickstartResult(page, output / RESULTS[1])
 
 
 def facts(config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float]) -> list[tuple[str, str]]:

@@ -61,7 +61,7 @@ def croissant(summary: DatasetSummary) -> str:
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.1",
         "name": summary.title,
-        "description": f"{summary.images} synthetic images of {len(summary.categories)} categories, drawn by a "
+        "description": f"{summary.images} synthetic images of {summary.stored_categories} categories, drawn by a "
         "text-to-image model from the categories' names.",
         "keywords": ["synthetic", "image classification", "text-to-image", "lbgen"],
         "rai:dataCollection": "Generated; no photograph is in it. Each image's prompt and seed are in the index.",

@@ -21,7 +21,7 @@ from lbgen.datasets import index
 from lbgen.datasets.index import Row
 from lbgen.datasets.layouts import LAYOUTS
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.workers.encode import ImageMetadata, encode
+from lbgen.generation.workers.encode import encode, image_metadata
 from lbgen.runs import atomic
 from lbgen.runs.storage import open_store
 
@@ -91,17 +91,7 @@ def image_file(
     pixels: np.ndarray, row: Row, config: GenerateConfig, generator_name: str, adapter_sha256: str | None
 ) -> bytes:
     """The content of an image's file; pixels: (H, W, 3) bytes."""
-    metadata = ImageMetadata(
-        generator=generator_name,
-        adapter_sha256=adapter_sha256,
-        prompt=row.prompt,
-        seed=row.seed,
-        id=row.id,
-        name=row.name,
-        index=row.index,
-        split=row.split,
-        attempt=row.attempt,
-    )
+    metadata = image_metadata(row, generator_name, adapter_sha256)
     return encode(pixels, metadata, config.image_format, config.compression_quality, config.stored_size)
 
 
