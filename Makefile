@@ -1,6 +1,6 @@
 # Needs Python (3.11 or newer) and make; everything else is installed into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check bench docs clean
+.PHONY: help quickstart test check fuzz bench docs clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -23,6 +23,9 @@ check: $(INSTALLED_DEV)  ## lint, formatting and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+fuzz: $(INSTALLED_DEV)  ## change stored files at random: 25 times as many inputs as the tests take (about an hour)
+	LBGEN_FUZZ=50000 $(BIN)/python -m pytest -n 2 tests/fuzz
 
 bench: $(INSTALLED_DEV)  ## time and memory of one alignment step and of generation, on the CPU
 	$(BIN)/python benchmarks/speed/align_step.py

@@ -1,8 +1,9 @@
-"""Session fixtures: folders of random-weight miniatures, for every test that loads a model."""
+"""Session fixtures: folders of random-weight miniatures, and a small dataset and a small run made with them."""
 
 import os
 import signal
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in every process a test starts: the bits of a sum depend on the threads
@@ -11,6 +12,8 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # which datasets were made he
 import pytest
 from miniatures import write_clip, write_siglip, write_stable_diffusion
 
+from lbgen.alignment import run
+from lbgen.alignment.config import AlignConfig
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.run import generate
 from lbgen.models.generator import Generator, load_generator
@@ -70,3 +73,40 @@ def config(tiny_sd_folder, tmp_path_factory) -> GenerateConfig:
 def whole(config) -> Path:
     """The folder of a run that was never interrupted."""
     return Path(generate(config).output)
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory, tiny_sd_folder, tiny_clip_folder):
+    """A config of the miniatures; `dataclasses.replace` gives variants."""
+    names = tmp_path_factory.mktemp("names") / "names.txt"
+    names.write_text("cat\ndog\nant\nbee\ncup\n")
+    return AlignConfig(
+        output=tmp_path_factory.mktemp("run"),
+        vocabulary=str(names),
+        generator=str(tiny_sd_folder),
+        semantics=str(tiny_clip_folder),
+        steps=3,
+        differentiated_steps=2,
+        rank=2,
+        alpha=2,
+        max_steps=2,
+        batch_size=2,
+        checkpoint_every=1,
+        evaluate_every=1,
+        evaluation_images=5,
+        learning_rate=1e-3,
+        logger="none",
+    )
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_config):
+    """A whole run, with its folder."""
+    run.align(tiny_config)
+    return tiny_config
+
+
+@pytest.fixture
+def fresh(tiny_config, tmp_path):
+    """Variants of the config with a folder of their own."""
+    return lambda **changes: replace(tiny_config, **{"output": tmp_path / "run", **changes})

@@ -310,3 +310,26 @@ def test_unknown_attributes_are_refused_as_usual():
     with pytest.raises(AttributeError, match="no attribute 'alain'"):
         lbgen.alain  # noqa: B018
     assert set(dir(lbgen)) == set(lbgen.__all__)
+
+
+@pytest.mark.parametrize(
+    "end, code, message",
+    [
+        ("| true", 141, ""),
+        ("> /dev/full", 2, "lbgen: standard output: No space left on device; make room, or choose another place\n"),
+    ],
+)
+def test_a_closed_or_full_standard_output(end, code, message):
+    """No traceback; bash gives the exit code of lbgen itself."""
+    command = f"{sys.executable} -m lbgen --version {end}; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (code, message)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--rank 1000000", "--learning-rate 1e38", "--size 100000 100000", "--rank 0"],
+)
+def test_numbers_that_no_machine_could_work_with_are_refused(capsys, flags):
+    verb = "generate" if "size" in flags else "align"
+    assert "give " in refused_here(capsys, verb, "--output", "x", "--vocabulary", "imagenet-1k", *flags.split())

@@ -658,10 +658,10 @@ def test_no_pickle_of_a_checkpoint_runs(received_run, tmp_path, kind):
         "other tensors": lambda path: torch.save({"optimizer": [1]}, path),
         "cut off": lambda path: path.write_bytes(path.read_bytes()[:1000]),
     }
+    progress = checkpoint.saved_progress(folder)
     contents[kind](folder / "state.pt")
-    marker = json.loads((folder / "checkpoint.json").read_text())
-    marker["files"]["state.pt"] = (folder / "state.pt").stat().st_size
-    (folder / "checkpoint.json").write_text(json.dumps(marker))
+    (folder / "checkpoint.json").unlink()
+    checkpoint.mark_complete(folder, progress)
     with pytest.raises(UserError, match="step-000001: its state.pt cannot be read"):
         align(received_run)
     assert not (tmp_path / "ran").exists()

@@ -1,15 +1,20 @@
 """The same small trajectory through lbgen and through diffusers, on the miniatures."""
 
+import json
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
+from peft import get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import Tensor
 
+from lbgen.models.adapter import METADATA
 from lbgen.models.generator import Generator, load_generator
 from lbgen.models.noise import image_noise
+from lbgen.models.registry import ADAPTER_FILE
 from lbgen.models.sampling import sample
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -67,3 +72,15 @@ def gradients_of(generator: Generator, differentiate_at: AbstractSet[int] = froz
         generator, generator.encode(PROMPTS), noise, steps=STEPS, differentiate_at=differentiate_at, rngs=rngs
     )
     return list(torch.autograd.grad(images.square().mean(), [p for _, p in generator.adapter_parameters()]))
+
+
+def write_as_earlier(generator: Generator, folder: Path) -> None:
+    """The file of earlier versions: alpha beside the weights, all of peft's settings, transformers' names."""
+    weights, described = {}, {}
+    for part, module in {"unet": generator.family.unet, "text_encoder": generator.family.text_encoder}.items():
+        state = get_peft_model_state_dict(module, adapter_name="default", save_embedding_layers=False)
+        weights |= {f"{part}.{name}": tensor.contiguous() for name, tensor in state.items()}
+        settings = module.peft_config["default"].to_dict() | {"base_model_name_or_path": None}
+        described |= {f"{part}.{name}": value for name, value in settings.items()}
+    folder.mkdir(exist_ok=True)
+    save_file(weights, folder / ADAPTER_FILE, {METADATA: json.dumps(described, sort_keys=True, default=sorted)})

@@ -1,11 +1,9 @@
 """What `lbgen generate` costs beside its networks: planning, noise, schedulers, encoding, hashing and writing."""
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -66,8 +64,6 @@ def loop_time(config: GenerateConfig) -> LoopTime:
         folder = stack.enter_context(TemporaryDirectory())
         for network in (UNet2DConditionModel, Decoder, CLIPTextModel):
             stack.enter_context(patch.object(network, "forward", networks.around(network.forward)))
-        # The writers import the main module, which is light in the command `lbgen` and not here.
-        stack.enter_context(patch.dict(sys.modules, __main__=ModuleType("__main__")))
         stack.enter_context(patch.object(loading, "load_generator", weights.around(loading.load_generator)))
         began = now()
         made = lbgen.generate(replace(config, output=f"{folder}/made", compile=False))

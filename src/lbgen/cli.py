@@ -3,10 +3,12 @@
 A new stage is a folder with a config.py and a run.py, two lines in lbgen.PUBLIC and one line in VERBS
 (docs/extend.md).
 
-Exit codes: 0 done, 2 the user's mistake (one line on stderr), 3 a damaged dataset (verify), 130 and 143 stopped by
-Ctrl-C and SIGTERM, 1 our bug.
+Exit codes: 0 done, 2 the user's mistake or a full disk (one line on stderr), 3 a damaged dataset (verify), 130, 141
+and 143 stopped by Ctrl-C, a closed pipe and SIGTERM, 1 our bug.
 """
 
+import errno
+import os
 import signal
 import sys
 from argparse import ArgumentParser
@@ -19,6 +21,18 @@ from lbgen.configuration.flags import MOST_USED, add_arguments, flag, group
 from lbgen.configuration.parser import Parser
 from lbgen.configuration.recipes import DELETED, built_in_recipes, deleted_fields, resolve
 from lbgen.errors import Interrupted, UserError, printable
+
+OF_THE_SYSTEM = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EIO,
+)
+"""Errors that a full disk, a missing permission, or a folder in the place of a file raises."""
 
 
 class Verb(NamedTuple):
@@ -52,23 +66,42 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one verb; UserError and signals become a line on stderr and an exit code, anything else a traceback."""
+    """Run one verb; UserError, signals and a full disk become a line on stderr and an exit code; else a traceback."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        run = _parse(sys.argv[1:] if argv is None else argv)
-        result = run()
-        if getattr(result, "damaged", ()):  # of verify
-            sys.exit(3)
+        try:
+            _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         _exit(2, str(error))
     except Interrupted as interrupt:
         _exit(128 + interrupt.signum, str(interrupt))
     except KeyboardInterrupt:
         _exit(128 + signal.SIGINT, "interrupted")
+    except BrokenPipeError:  # the reader of `lbgen ... | head` has enough
+        _discard_output()
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in OF_THE_SYSTEM:
+            raise
+        _discard_output()
+        _exit(2, f"{error.filename or 'standard output'}: {error.strerror}; make room, or choose another place")
+
+
+def _run(argv: Sequence[str]) -> None:
+    result = _parse(argv)()
+    if getattr(result, "damaged", ()):  # of verify
+        sys.exit(3)
 
 
 def _terminate(signum: int, frame: Any) -> NoReturn:
     raise Interrupted(signum, "terminated")
+
+
+def _discard_output() -> None:
+    """Drop what standard output still holds, which Python would otherwise try to write when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _exit(code: int, message: str) -> NoReturn:

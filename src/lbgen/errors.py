@@ -1,5 +1,8 @@
 """The two exceptions that end a run on purpose (anything else that escapes is our bug), and text for messages."""
 
+LONGEST_MESSAGE = 1000
+"""Characters of a message; a longer one, which quotes a stored text, loses its middle."""
+
 
 def printable(text: str) -> str:
     """The text with control characters, which a terminal may obey, and broken ones escaped."""
@@ -9,8 +12,14 @@ def printable(text: str) -> str:
 class UserError(ValueError):
     """The user's mistake: one line that names the file or flag, what is wrong with it and what to do.
 
-    The command line prints it as `lbgen: message` and exits with code 2.
+    The command line prints it as `lbgen: message` and exits with code 2. The message may quote texts that come from
+    someone else, so line ends and control characters in it are escaped, and its length is bounded.
     """
+
+    def __init__(self, message: str) -> None:
+        text = printable(" ".join(message.splitlines()))
+        half = LONGEST_MESSAGE // 2
+        super().__init__(text if len(text) <= LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}")
 
 
 class Interrupted(BaseException):

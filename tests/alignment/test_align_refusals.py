@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import math
 import os
 import resource
 import shutil
@@ -173,3 +174,35 @@ def test_a_field_out_of_range_is_refused_by_its_flag(wrong):
     flag = "--" + next(iter(wrong)).replace("_", "-")
     with pytest.raises(UserError, match=f"^{flag} "):
         AlignConfig(**wrong)
+
+
+def spoiled(folder, copy, part):
+    """A checkpoint of which one number is NaN."""
+    path = Path(shutil.copytree(folder, copy)) / part / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["conv_norm_out.weight" if part == "unet" else "decoder.conv_out.bias"].view(-1)[0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+    return str(copy)
+
+
+@pytest.mark.parametrize("part, name", [("unet", "unet.conv_norm_out.weight"), ("vae", "vae.decoder.conv_out.bias")])
+def test_images_that_are_not_finite_stop_a_run_before_it_begins(fresh, tmp_path, part, name):
+    config = fresh()
+    config = dataclasses.replace(config, generator=spoiled(config.generator, tmp_path / "sd", part))
+    with pytest.raises(UserError, match=f"image 0 of .* is not finite; {name} is not finite: restore the checkpoint"):
+        run.align(config)
+    assert not config.folder.exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_is_not_answered_with_a_weight_of_0(fresh, monkeypatch, value):
+    """A hook spoils the gradient on its way back; the images are as they were."""
+    state = state_of(fresh())
+    state.generator.family.unet.conv_in.register_full_backward_hook(
+        lambda module, inputs, outputs: tuple(None if each is None else each * value for each in inputs)
+    )
+    with pytest.raises(
+        UserError, match="the entire term's gradient on the adapter is (nan|inf).*--detach-input"
+    ) as caught:
+        run.check_gradients(state)
+    assert "--entire-weight" not in str(caught.value)

@@ -9,13 +9,15 @@ import sys
 
 import pytest
 import torch
-from alignment_runs import ADAPTER, lines
+from alignment_runs import ADAPTER, lines, state_of
 from folders import contents
 from safetensors.torch import load_file
+from trajectories import shake, write_as_earlier
 
 from lbgen import cli
-from lbgen.alignment import checkpoint, run
+from lbgen.alignment import checkpoint, loop, run
 from lbgen.alignment.config import AlignConfig
+from lbgen.alignment.state import TrainingState
 from lbgen.configuration.saved import load, save
 from lbgen.errors import Interrupted, UserError
 
@@ -193,6 +195,28 @@ def test_a_half_written_checkpoint_is_passed_over(whole, tmp_path):
     (half / "state.pt").write_bytes(b"half")
     run.align(dataclasses.replace(config, max_steps=5))
     assert_equal_runs(config, whole)
+
+
+@pytest.mark.parametrize("of_version", ["this", "an earlier"])
+def test_where_alpha_is_not_the_rank_the_parameters_come_back_to_the_bit(tiny_config, tmp_path, of_version):
+    """The adapter's file has B times 3 / 2, which rounds; in earlier versions it alone held the parameters."""
+    config = dataclasses.replace(tiny_config, output=tmp_path / "run", alpha=3, text_encoder_lora=True)
+    state = state_of(config)
+    shake(state.generator, 6)
+    state.save()
+    folder = state.checkpoint_path
+    if of_version == "an earlier":
+        write_as_earlier(state.generator, folder / "adapter")
+        tensors = checkpoint.load_tensors(folder, torch.device("cpu"))
+        checkpoint.save_tensors(folder, {name: part for name, part in tensors.items() if name != "parameters"})
+        (folder / checkpoint.MARKER).unlink()
+        checkpoint.mark_complete(folder, dataclasses.asdict(state.progress))
+    again = TrainingState(config, state.vocabulary, state.accelerator, folder)
+    assert len(again.parameters) == 80
+    for ours, theirs in zip(state.parameters, again.parameters, strict=True):
+        assert torch.equal(ours, theirs) and theirs.requires_grad
+    a, b = (loop.training_step(each, 0) for each in (state, again))
+    assert a == b and all(torch.equal(x, y) for x, y in zip(state.parameters, again.parameters, strict=True))
 
 
 LAUNCHERS = {

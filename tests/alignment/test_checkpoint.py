@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lbgen.alignment import checkpoint
+from lbgen.errors import UserError
 
 
 def write(run, step, text="adapter"):
@@ -13,7 +14,7 @@ def write(run, step, text="adapter"):
     with checkpoint.new_folder(path) as folder:
         (folder / "adapter").mkdir()
         (folder / "adapter" / "weights").write_text(text)
-        checkpoint.mark_complete(folder, {"step": step})
+        checkpoint.mark_complete(folder, checkpoint.Progress(step, 0, 4, "the categories"))
     return path
 
 
@@ -21,7 +22,7 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
     assert checkpoint.newest(tmp_path) is None
     write(tmp_path, 9), write(tmp_path, 10)
     assert checkpoint.newest(tmp_path).name == "step-000010"
-    assert checkpoint.read_record(checkpoint.newest(tmp_path))["step"] == 10
+    assert checkpoint.saved_progress(checkpoint.newest(tmp_path)).step == 10
 
 
 @pytest.mark.parametrize("damage", ["no marker", "cut marker", "cut file", "missing file"])
@@ -37,6 +38,24 @@ def test_a_damaged_checkpoint_is_passed_over_and_cleaned_away(tmp_path, damage):
     assert checkpoint.newest(tmp_path) == good
     checkpoint.clean(tmp_path)
     assert sorted((tmp_path / "checkpoints").iterdir()) == [good]
+
+
+def test_a_changed_byte_is_refused(tmp_path):
+    """The size is the same, so only the hash tells."""
+    path = write(tmp_path, 1)
+    checkpoint.ensure_unchanged(path)
+    (path / "adapter" / "weights").write_text("adaptor")
+    with pytest.raises(UserError, match="weights: its content was changed; restore it, or remove this checkpoint"):
+        checkpoint.ensure_unchanged(path)
+
+
+def test_a_marker_of_an_earlier_version_has_no_hashes(tmp_path):
+    path = write(tmp_path, 1)
+    marker = json.loads((path / checkpoint.MARKER).read_text())
+    del marker["sha256"]
+    (path / checkpoint.MARKER).write_text(json.dumps(marker))
+    assert checkpoint.newest(tmp_path) == path
+    checkpoint.ensure_unchanged(path)
 
 
 def test_a_write_that_dies_leaves_the_old_checkpoint(tmp_path):

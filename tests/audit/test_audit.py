@@ -1,6 +1,7 @@
 """The audit as a command: its files, its cache, what it refuses."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 from audited import ATTRIBUTES, photographs, write_image_folder, write_parquet, write_webdataset
 from command_line import refused_here
+from PIL import Image
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 import lbgen
@@ -105,6 +107,40 @@ def test_categories_too_small_for_probes_are_measured_without_them(folder):
     assert found["images"] == 36 and is_figure(found["diversity"]) and is_figure(found["label_agreement"])
     assert found["probed"]["images"] == 0 and all(each["value"] is None for each in found["probes"].values())
     assert (folder / "few" / "report.html").is_file()
+
+
+def test_odd_files_and_names_are_named_with_their_cause(folder, tmp_path, capsys):
+    """Names that are not UTF-8 in dataset, category, file and output; a PNG whose EXIF is no TIFF; what was skipped."""
+    place = tmp_path / os.fsdecode(b"caf\xe9")
+    write_image_folder(place, photographs(24, 5))
+    fish, exif = place / "train" / "fish", b"Exif\0\0no TIFF header"
+    picture = Image.open(fish / "0000.png")
+    for suffix in ("png", "webp"):
+        picture.save(fish / f"odd.{suffix}", exif=exif)
+    (fish / os.fsdecode(b"\xe9.png")).write_bytes(b"")
+    (fish / "note.txt").write_text("x")
+    picture.save(fish / "more.avif")
+    shutil.copytree(place / "train" / "boat", place / "eval" / "boat")
+    (place / "train" / "boat").rename(place / "train" / os.fsdecode(b"bo\xe4t"))
+    out = tmp_path / os.fsdecode(b"\xe4udit")
+    audit(folder, str(place), output=str(out))
+    (found,) = json.loads((out / "measures.json").read_bytes())["datasets"].values()
+    assert found["broken_why"] == {
+        "train/fish/odd.png": "cannot be decoded (not a TIFF file (header b'no TIFF ' not valid))",
+        "train/fish/odd.webp": "cannot be decoded (not a TIFF file (header b'no TIFF ' not valid))",
+        "train/fish/\\udce9.png": "cannot be decoded (empty file)",
+    }
+    assert found["skipped"] == {
+        "not an image that is read (.txt)": {"count": 1, "first": ["train/fish/note.txt"]},
+    }
+    assert found["splits"] == {"eval": 2, "train": 25} and found["category_images"]["fish"] == 3
+    assert found["category_images"]["bo\\udce4t"] == found["category_images"]["boat"] == 2
+    with (out / "measures.parquet").open("rb") as stream:
+        assert "bo\\udce4t" in pq.read_table(stream)["category"].to_pylist()
+    page = (out / "report.html").read_text("utf-8")
+    assert "1: not an image that is read (.txt), for example train/fish/note.txt" in page
+    assert "Splits: eval 2, train 25; 2 to 3 images a category" in page
+    assert "3 broken and 1 skipped" in capsys.readouterr().out
 
 
 def test_a_second_audit_sees_only_what_is_new(folder, monkeypatch):

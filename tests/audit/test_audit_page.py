@@ -21,7 +21,7 @@ from lbgen.audit.definitions import DEFINITIONS
 from lbgen.audit.measures import AttributeFigures, Measured
 from lbgen.audit.output import dataset_figures, differences
 from lbgen.audit.page import write_page
-from lbgen.datasets.records import ImageRecord, Label
+from lbgen.datasets.records import ImageRecord, Label, Skipped
 from lbgen.metrics.information import Association, contingency_table, pairs
 from lbgen.metrics.intervals import Estimate
 from lbgen.metrics.near_duplicates import Duplicates
@@ -42,8 +42,9 @@ def made_up(name: str, categories: int, attributes: int, names: list[str] | None
     titles = names or [f"category {number:04d}" for number in range(categories)]
     observed = SimpleNamespace(
         name=name, folder="/x", labels=[Label(str(i), title) for i, title in enumerate(titles)], label=label, keys=keys,
-        broken={"train/bad.png": "cannot be decoded"}, split=label * 0,
+        broken={"train/bad.png": "cannot be decoded"}, splits=["train"], split=label * 0, skipped=Skipped(),
     )  # fmt: skip
+    observed.skipped.add("not an image that is read (.txt)", "train/notes.txt")
     found = []
     for number in range(attributes):
         value = np.where(label == 0, 0, RNG.integers(0, 8, len(label)))
@@ -182,6 +183,7 @@ def test_every_part_is_there(opened):
     for title in (
         "Categories with the lowest label agreement",
         "Broken and blank files",
+        "Skipped files and folders",
         "Methods and limits",
     ):
         assert title in titles

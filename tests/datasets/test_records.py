@@ -212,5 +212,5 @@ def test_refusals(tmp_path):
     with pytest.raises(UserError, match="no such folder; give"):
         open_dataset(tmp_path / "missing")
     (tmp_path / "labels.json").write_text('{"fish": 1}')
-    with pytest.raises(UserError, match="labels.json: not a list"):
+    with pytest.raises(UserError, match="labels.json: .*; write a list of"):
         open_dataset(tmp_path).labels()

@@ -1,6 +1,7 @@
 """Generation, on the random-weight miniature: 3 categories, 32x32 images, 2 steps."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from folders import pixels
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torchvision.datasets import ImageFolder
 
 from lbgen.datasets.index import read_index
@@ -228,3 +230,27 @@ def test_foreign_folder_is_not_written_into(config, tmp_path):
 def test_folder_without_an_index_is_refused(tmp_path):
     with pytest.raises(UserError, match="no index"):
         read_index(tmp_path)
+
+
+def test_an_image_that_is_not_finite_stops_the_run_and_is_not_stored(config, tmp_path, tiny_sd_folder):
+    """One number of the checkpoint is NaN: as bytes every image would be black."""
+    path = Path(shutil.copytree(tiny_sd_folder, tmp_path / "sd")) / "vae/diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["decoder.conv_out.bias"].view(-1)[0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="image 0 of .* is not finite; vae.decoder.conv_out.bias is not finite"):
+        generate(replace(config, generator=str(tmp_path / "sd"), output=tmp_path / "data"))
+    assert list((tmp_path / "data").rglob("*.png")) == list((tmp_path / "data").rglob("*.parquet")) == []
+
+
+def test_a_schedule_that_the_default_scheduler_would_drop_is_refused_before_anything_is_written(
+    config, tmp_path, tiny_sd_v_folder
+):
+    folder = Path(shutil.copytree(tiny_sd_v_folder, tmp_path / "sd"))
+    settings = folder / "scheduler/scheduler_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"rescale_betas_zero_snr": True}))
+    asked = replace(config, generator=str(folder), output=tmp_path / "data", scheduler=GenerateConfig.scheduler)
+    with pytest.raises(UserError, match="pndm would drop rescale_betas_zero_snr.*choose --scheduler ddpm, ddim"):
+        generate(asked)
+    assert not (tmp_path / "data").exists()
+    assert generate(replace(asked, scheduler="ddim")).finished

@@ -36,13 +36,13 @@ TARGET = {"split": "train", "images_per_category": 4, "categories": [["z1", "cat
 @pytest.mark.parametrize(
     "content, message",
     [
-        ({"split": "train"}, "plan.json: not a list of targets; restore it"),
-        ([], "plan.json: not a list of targets"),
-        ([3], "plan.json, item 1: its split, images_per_category or categories"),
-        ([TARGET, TARGET | {"images_per_category": "4"}], "plan.json, item 2: its split"),
-        ([TARGET | {"categories": [["z1", 3]]}], "plan.json, item 1"),
-        ([TARGET | {"categories": ["z1"]}], "plan.json, item 1"),
-        ([TARGET | {"split": None}], "plan.json, item 1"),
+        ({"split": "train"}, "plan.json: Expected array, got object; restore the file"),
+        ([], "plan.json: no target in it; restore the file"),
+        ([3], "plan.json, [0]: Expected object, got int"),
+        ([TARGET, TARGET | {"images_per_category": "4"}], "plan.json, [1].images_per_category: Expected int, got str"),
+        ([TARGET | {"categories": [["z1", 3]]}], "plan.json, [0].categories[0][1]: Expected str, got int"),
+        ([TARGET | {"categories": ["z1"]}], "plan.json, [0].categories[0]: Expected array, got str"),
+        ([TARGET | {"split": None}], "plan.json, [0].split: Expected str, got null"),
     ],
     ids=str,
 )
@@ -58,8 +58,8 @@ def test_plan_of_another_shape(config, made, content, message):
         ("config", "steps", "many", 'dataset.yaml, config, steps: "many" is not a whole number; restore the file'),
         ("config", "batch_size", {"a": 1}, "dataset.yaml, config, batch_size: "),
         ("config", "generator", 3, "dataset.yaml, config, generator: 3 is not text"),
-        ("made_with", None, None, "dataset.yaml, made_with: not lines"),
-        ("made_with", "versions", 3, "dataset.yaml, made_with, versions: 3 is not a list of values"),
+        ("made_with", None, None, "dataset.yaml, made_with: Expected object, got null"),
+        ("made_with", "versions", 3, "dataset.yaml, made_with, versions: Expected array, got int"),
         ("made_with", "generator_sha256", [1], "dataset.yaml, made_with, generator_sha256: "),
     ],
 )

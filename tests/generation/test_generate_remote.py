@@ -171,7 +171,7 @@ def google(monkeypatch, tmp_path):
     server.start()
     port = server._api._httpd.socket.getsockname()[1]
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("FSSPEC_GCS_TOKEN", "anon")  # for the writers, which are processes of their own
+    monkeypatch.setenv("FSSPEC_GCS_TOKEN", "anon")
     monkeypatch.setattr("fsspec.config.conf", {"gcs": {"token": "anon"}})
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

@@ -39,9 +39,6 @@ def processes():
 
 
 def quiet_generate(config: GenerateConfig) -> None:
-    """Writers are forked from this process, which has imported everything: a kill falls into work, not into imports."""
-    fork = multiprocessing.get_context("fork")
-    writer.multiprocessing.get_context = lambda method: fork
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
     generate(config)
 
@@ -118,15 +115,15 @@ def test_screened_run_killed_at_random_moments_ends_equal_to_the_whole_one(proce
     assert len(attempts) > 1
 
 
-def test_writers_end_with_a_killed_run(processes, config, tmp_path):
+def test_workers_end_with_a_killed_run(processes, config, tmp_path):
     """No process of a killed run is left to write into the folder of the next."""
-    broken = replace(config, output=tmp_path / "broken", images_per_category=400, writers=2)
+    broken = replace(config, output=tmp_path / "broken", images_per_category=400, workers=2)
     process = processes.Process(target=quiet_generate, args=(broken,))
     process.start()
     while not (tmp_path / "broken/index").exists():
         time.sleep(0.01)
     children = [int(pid) for pid in _children(process.pid)]
-    assert len(children) >= broken.writers
+    assert len(children) >= 2
     process.kill()
     process.join()
     deadline = time.monotonic() + 10
@@ -205,7 +202,7 @@ def test_terminated_command_exits_with_143(config, tmp_path):
 
 
 def test_failing_writer_stops_the_run_with_its_cause(config, whole, tmp_path, monkeypatch):
-    """A full disk, met by a writer process."""
+    """A full disk, met by a writer."""
     monkeypatch.setattr(writer, "encode_images", failing_writers.full_disk)
     broken = replace(config, output=tmp_path / "broken")
     with pytest.raises(UserError, match="broken: No space left on device; nothing is lost"):
@@ -215,9 +212,9 @@ def test_failing_writer_stops_the_run_with_its_cause(config, whole, tmp_path, mo
     assert contents(tmp_path / "broken") == contents(whole)
 
 
-def test_writer_that_is_killed_stops_the_run(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "encode_images", failing_writers.die)
-    with pytest.raises(UserError, match="a writer process was killed"):
+def test_memory_that_runs_out_in_a_writer_is_one_line(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "encode_images", failing_writers.no_memory)
+    with pytest.raises(UserError, match="broken: memory ran out; give fewer --writers or a smaller --batch-size"):
         generate(replace(config, output=tmp_path / "broken"))
 
 

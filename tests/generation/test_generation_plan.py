@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbgen.errors import UserError
-from lbgen.generation.plan import Plan, Target, extended, from_json, to_json
+from lbgen.generation.plan import Plan, Target, extended, from_json, refuse_shared_names, to_json
 from lbgen.vocabulary.vocabulary import Category
 
 
@@ -44,6 +44,17 @@ def test_grown_plan_holds_every_image_once_and_keeps_the_shards_before(data):
             Plan(targets, seed, size).shard_images("train", shard) for shard in range(len(shards))
         ]
         before = shards
+
+
+def test_a_dataset_with_underscores_in_its_names_grows_with_them():
+    """Earlier versions kept them; the new images have the prompts of the old ones."""
+    first, more = (
+        Target("train", images, (Category("a", "apple_pie", ""), Category("b", "b", ""))) for images in (1, 2)
+    )
+    now = Target("train", 2, (Category("a", "apple pie", ""), Category("b", "b", "")))
+    assert extended((first,), now, "there") == (first, more)
+    with pytest.raises(UserError, match='id "b" is "c" here and "b" in there'):
+        extended((first,), Target("train", 2, (*now.categories[:1], Category("b", "c", ""))), "there")
 
 
 def test_every_shard_is_a_fair_sample():
@@ -134,3 +145,56 @@ def test_plan_of_a_million_images_is_made_in_moderate_memory():
     counts = Counter(image.category.id for image in plan.shard("train", 700))
     assert len(counts) > 600 and max(counts.values()) <= 3
     assert (plan.images("train"), plan.shards("train")) == (1_300_000, 1300)
+
+
+def of_ids(*ids: str, split: str = "train") -> Target:
+    return Target(split, 3, tuple(Category(id, f"name of {id}", f"more.txt, line {n}") for n, id in enumerate(ids, 1)))
+
+
+@pytest.mark.parametrize(
+    "earlier, new, what",
+    [
+        ("a", "A", "case"),
+        ("stra\u00dfe", "strasse", "case"),
+        ("caf\u00e9", "cafe\u0301", "Unicode form"),
+        ("\uff21", "a", "case and Unicode form"),  # a letter as wide as Chinese ones
+    ],
+)
+def test_ids_and_splits_differ_by_more_than_case_and_form(earlier, new, what):
+    """Across targets of one split and of several; a file system of Windows or macOS keeps one folder of the two."""
+    for split in ("train", "val"):
+        with pytest.raises(UserError) as caught:
+            extended((of_ids(earlier, "b"),), of_ids("b", new, split=split), "there")
+        assert str(caught.value) == (
+            f'more.txt, line 2: id "{new}" and "{earlier}" in there differ in {what} alone; write it in the same way, '
+            "or choose another --output"
+        )
+    with pytest.raises(UserError, match=f'--split {new}: there holds "{earlier}", which differs in {what} alone'):
+        extended((of_ids("a", "b", split=earlier),), of_ids("a", "b", split=new), "there")
+
+
+@pytest.mark.parametrize("split", ["con", "Con", "lpt1", "INDEX", "Data", "ALL", "masks", "__train", "x" * 121])
+def test_a_new_split_has_a_name_that_may_be_a_folder(split):
+    with pytest.raises(UserError, match=f"--split {split}: .*; "):
+        extended((), of_ids("a", "b", split=split), "there")
+    with pytest.raises(UserError, match=f"--split {split}: "):
+        extended((of_ids("a", "b"),), of_ids("a", "b", split=split), "there")
+
+
+def test_a_dataset_that_an_earlier_version_made_with_such_names_goes_on():
+    """Its plan is read, and what it holds is no news; more images of it are asked for as before."""
+    made = (of_ids("a", "b", split="con"), of_ids("A", "b", split="Con"))
+    assert to_json(from_json(to_json(made), "a test")) == to_json(made)
+    for target in made:
+        assert extended(made, target, "there") == made
+        assert len(extended(made, Target(target.split, 4, target.categories), "there")) == 3
+
+
+def test_names_of_other_ids_are_refused_across_targets_as_in_one_vocabulary():
+    """Unless shared names are wanted; what the dataset holds already is no news."""
+    house, home = (Category(id, "House", f"{id}.txt, line 1") for id in ("a", "h"))
+    made = (Target("train", 1, (house, Category("b", "tree", "a.txt, line 2"))),)
+    other = Target("val", 1, (Category("b", "tree", "h.txt, line 2"), home))
+    with pytest.raises(UserError, match='h.txt, line 1: the name "House" is also that of id "a" in there; add a word'):
+        refuse_shared_names(made, other, "there")
+    refuse_shared_names((*made, other), other, "there")

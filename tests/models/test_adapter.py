@@ -67,6 +67,7 @@ def test_a_fresh_adapter_changes_nothing(tiny_sd_folder: Path) -> None:
 def test_a_loaded_adapter_has_the_saved_bits_and_trains_on(
     text_encoder: bool, dtype: torch.dtype, tiny_sd_folder: Path, tmp_path: Path
 ) -> None:
+    """A as it was; B times 3 / 2, alpha over rank, as alpha is now the rank. Divided by it again in the old adapter."""
     saved = adapted(tiny_sd_folder, text_encoder=text_encoder, dtype=dtype)
     saved.save_adapter(tmp_path)
     loaded = load_generator(str(tiny_sd_folder), dtype=dtype)
@@ -76,10 +77,15 @@ def test_a_loaded_adapter_has_the_saved_bits_and_trains_on(
         len(pairs) == 64 + 16 * text_encoder
     )  # A and B of four projections in eight attentions, and in two text layers
     for (name, ours), (again, theirs) in pairs:
-        assert name == again and torch.equal(ours, theirs) and theirs.requires_grad and theirs.dtype == torch.float32
-    shake(loaded, 7)
-    loaded.load_adapter(tmp_path)  # into the adapter that is there
-    assert all(torch.equal(ours, theirs) for (_, ours), (_, theirs) in pairs)
+        stored = ours * 3 / 2 if "lora_B" in name else ours
+        assert name == again and torch.equal(stored, theirs) and theirs.requires_grad and theirs.dtype == torch.float32
+    before = [(ours.detach().clone(), theirs.detach().clone()) for (_, ours), (_, theirs) in pairs]
+    for generator in (saved, loaded):
+        shake(generator, 7)
+        generator.load_adapter(tmp_path)  # into the adapter that is there
+    for (kept, stored), ((_, ours), (_, theirs)) in zip(before, pairs, strict=True):
+        assert torch.equal(theirs, stored)
+        torch.testing.assert_close(ours, kept, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("text_encoder", [False, True])
@@ -93,13 +99,14 @@ def test_merged_equals_unmerged(text_encoder: bool, tiny_sd_folder: Path, tmp_pa
 
 
 def test_merging_weighs_the_product_with_alpha_over_rank(tiny_sd_folder: Path, tmp_path: Path) -> None:
-    """W + 3 / 2 * B A, from the file's own tensors."""
-    adapted(tiny_sd_folder).save_adapter(tmp_path)
-    weights = load_file(tmp_path / "pytorch_lora_weights.safetensors")
+    """W + 3 / 2 * B A, from the adapter's own parameters."""
+    generator = adapted(tiny_sd_folder)
+    generator.save_adapter(tmp_path)
+    weights = dict(generator.adapter_parameters())
     merged, base = load_generator(str(tiny_sd_folder)), plain(tiny_sd_folder)
     merged.merge_adapter(tmp_path)
     layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
-    product = weights[f"unet.{layer}.lora_B.weight"] @ weights[f"unet.{layer}.lora_A.weight"]
+    product = weights[f"unet.{layer}.lora_B.default.weight"] @ weights[f"unet.{layer}.lora_A.default.weight"]
     expected = base.unet.get_submodule(layer).weight + 3 / 2 * product
     torch.testing.assert_close(merged.family.unet.get_submodule(layer).weight, expected)
 

@@ -232,6 +232,140 @@ def test_any_bytes_are_read_or_refused_in_one_line(content, tmp_path_factory):
             assert len(vocabulary) >= 2 and not any(map(fault, vocabulary.ids))
 
 
+# ---- kinds of files ----
+
+
+FISH = [("n1", "night owl"), ("n2", "dog")]
+
+
+@pytest.mark.parametrize(
+    ("content", "file"),
+    [
+        ('{"id": "n1", "name": "night owl"}\n\n{"name": "dog", "id": "n2", "more": [1]}\n', "a.jsonl"),
+        ('{"id": "n1", "name": "night owl"}\n{"id": "n2", "name": "dog"}', "a.NDJSON"),
+        ("id\tname\nn1\tnight owl\nn2\tdog\n", "a.tsv"),
+        ("Name\tnote\tID\nnight owl\tx\tn1\ndog\ty\tn2\n", "a.tsv"),
+        ("n1\tnight owl\n# dogs\nn2\tdog\n", "a.tsv"),
+        ("n1\tnight owl\nn2\tdog\n", "a.tab"),
+        ("n1\tnight owl\nn2\tdog\n", "names.list"),
+        ("n1 night owl\nn2 dog\n", "names"),
+    ],
+)
+def test_each_kind_of_file_gives_the_same_categories(tmp_path, content, file):
+    assert pairs(load(tmp_path, content, file)) == FISH
+
+
+@pytest.mark.parametrize("file", ["a.jsonl", "a.ndjson"])
+def test_json_lines_may_be_mere_names(tmp_path, file):
+    assert pairs(load(tmp_path, '"night owl"\n"dog"\n', file)) == [("night_owl", "night owl"), ("dog", "dog")]
+
+
+def test_a_tab_separated_file_of_names_alone(tmp_path):
+    assert load(tmp_path, 'name\n7" disk\ndog\n', "a.tsv").names == ['7" disk', "dog"]
+
+
+@pytest.mark.parametrize(
+    ("content", "file", "expected"),
+    [
+        ('{"id": "n1", "name": "fish"}\n[1]\n', "a.jsonl", "a.jsonl, line 2: id and name must be text"),
+        ('{"id": "n1", "name": "fish"}\n{"id": \n', "a.jsonl", "a.jsonl, line 2: not valid JSON"),
+        ('{"id": "n1"}\n{"id": "n2"}\n', "a.jsonl", "a.jsonl, line 1: id and name must be text"),
+        ("[" * 100_000, "a.jsonl", "a.jsonl, line 1: not valid JSON"),
+        ("[" * 100_000, "a.json", "a.json, line 1: not valid JSON"),
+        ("class_id\tclass_name\nn1\tfish\nn2\tdog\n", "a.tsv", "a.tsv, line 1: the header needs one `name` column"),
+        ("id\tlabel\nn1\tfish\nn2\tdog\n", "a.txt", "a.txt, line 1: the header needs one `name` column"),
+        ("id\tname\nn1\tfish\nn2\n", "a.tsv", "a.tsv, line 3: 1 columns where the header has 2"),
+        ('{"id": "n1", "name": "fish"}\n{"id": "n2", "name": "dog"}\n', "a.txt", "line 1: it holds JSON; call the"),
+        ('[\n"fish",\n"dog"\n]\n', "a.txt", "a.txt: it holds JSON; call the file .json"),
+        ("id,name\nn1,fish\nn2,dog\n", "a.txt", "a.txt, line 1: it is the header of a table; call the file .csv"),
+        ("wnid class_name\nn_1 fish\nn_2 dog\n", "a.txt", "a.txt, line 1: it is the header of a table"),
+        ("- fish\n- dog\n", "a.yaml", "a.yaml: .yaml is no kind of vocabulary that lbgen reads; give a .txt"),
+        ("fish\ndog\n", "a.xlsx", "a.xlsx: .xlsx is no kind of vocabulary that lbgen reads; give a .txt"),
+        (b"PAR1", "a.parquet", "a.parquet: .parquet is no kind"),
+        (b"\x1f\x8b", "a.json.gz", "a.json.gz: .gz is no kind"),
+    ],
+)
+def test_no_file_is_read_as_what_it_is_not(tmp_path, content, file, expected):
+    assert expected in refusal(tmp_path, content, file)
+
+
+def test_a_text_list_with_a_header_is_a_table(tmp_path):
+    assert pairs(load(tmp_path, "id\tname\nn1\tnight owl\nn2\tdog\n", "a.txt")) == FISH
+
+
+# ---- numbered lists ----
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{}, {}",
+        "{},{}",
+        "{}; {}",
+        "{};{}",
+        "{}: {}",
+        "{}. {}",
+        "{}) {}",
+        "({}) {}",
+        "[{}] {}",
+        "{} {}",
+        "{}|{}",
+        "{} | {}",
+        "{} - {}",
+    ],
+)
+@pytest.mark.parametrize("ids", [("0", "1", "2"), ("1", "2", "3"), ("n01", "n02", "x_3")])
+def test_a_numbered_list_has_the_numbers_as_ids(tmp_path, form, ids):
+    names = ("tench", "great white shark, or pointer", "3d printer")
+    content = "\n".join(form.format(*pair) for pair in zip(ids, names, strict=True))
+    assert pairs(load(tmp_path, content)) == list(zip(ids, names, strict=True))
+
+
+def test_commas_in_names_are_no_numbering(tmp_path):
+    """Chemists and engineers number too, but not their lines."""
+    names = ["1,2-dichloroethane", "2,4-D", "3,4-DCPA", "3.5-inch disk", "cat"]
+    assert load(tmp_path, "\n".join(names)).names == names
+    names = ["Boeing 747, cargo", "F-16, landing", "cat"]
+    assert load(tmp_path, "\n".join(names)).names == names
+
+
+def test_a_python_dictionary_is_no_numbered_list(tmp_path):
+    """Its quotes would be drawn."""
+    assert "line 1: id" in refusal(tmp_path, "0: 'tench, Tinca tinca',\n1: 'goldfish',\n")
+    assert load(tmp_path, '0: 9" nail\n1: dog\n').names == ['9" nail', "dog"]
+
+
+def test_a_list_numbered_in_part_is_refused(tmp_path):
+    message = refusal(tmp_path, "0, tench\n1, shark\npolar bear\n")
+    assert message.startswith('animals.txt, line 1: "0," is no id; number every line in the same way, or separate id')
+
+
+# ---- underscores ----
+
+
+@pytest.mark.parametrize(
+    ("content", "file", "ids"),
+    [
+        ("apple_pie\nhot_dog\n", "a.txt", ["apple_pie", "hot_dog"]),
+        ("n1 apple_pie\nn2 hot_dog\n", "a.txt", ["n1", "n2"]),
+        ("n1\tapple_pie\nn2\thot_dog\n", "a.txt", ["n1", "n2"]),
+        ("name\napple_pie\nhot_dog\n", "a.csv", ["apple_pie", "hot_dog"]),
+        ('["apple_pie", "hot_dog"]', "a.json", ["apple_pie", "hot_dog"]),
+        ('{"a": "apple_pie", "b": "hot_dog"}', "a.json", ["a", "b"]),
+    ],
+)
+def test_an_underscore_in_a_name_is_a_space_wherever_it_was_written(tmp_path, content, file, ids):
+    """As in an ImageFolder, whose folders cannot say it otherwise; ids keep theirs."""
+    assert pairs(load(tmp_path, content, file)) == list(zip(ids, ("apple pie", "hot dog"), strict=True))
+    for name in ("apple_pie", "hot_dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    assert load_vocabulary(str(tmp_path / "photos")).names == ["apple pie", "hot dog"]
+
+
+def test_names_that_differ_in_an_underscore_alone_are_one_name(tmp_path):
+    assert 'the name "apple pie" is also that of id "n1"' in refusal(tmp_path, "n1\tapple pie\nn2\tapple_pie\n")
+
+
 # ---- csv ----
 
 

@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +22,16 @@ from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
 from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
 from lbgen.runs.model_folder import SAFETY_CHECKER
-from lbgen.runs.parsing import parse_json
+from lbgen.runs.parsing import Malformed, Name, Whole, parse_json, read_json
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import torch
 
 MARKER = "checkpoint.json"
-PROVENANCE = "provenance.json"
-"""The identity of a run: what it was started with."""
+CONFIG, PROVENANCE = "config.yaml", "provenance.json"
+"""The configuration of a run, and its identity: what it was started with. CONFIG is the first file that a run writes,
+and makes the folder its own."""
 KEPT = 2
 """Checkpoints kept, the newest ones."""
 DAMAGE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError, pickle.UnpicklingError)
@@ -73,26 +74,81 @@ def load_tensors(folder: Path, device: "torch.device") -> dict[str, Any]:
     return torch.load(folder / "state.pt", map_location=device, weights_only=True)
 
 
-def mark_complete(folder: Path, record: dict[str, Any]) -> None:
-    """Write the marker, the last file of a checkpoint: the record, and the size of every other file."""
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
-    (folder / MARKER).write_text(json.dumps(record | {"files": sizes}, indent=1), encoding="utf-8")
+@dataclass
+class Progress:
+    """How far a run has come, and what a resumed run must share with it."""
+
+    step: Whole
+    """Updates of the adapter that are done."""
+    warmup: Whole
+    """Updates of the discriminator alone that are done."""
+    images_per_update: Whole
+    """Of all processes together."""
+    vocabulary: Name
+    """SHA-256 of the categories."""
+
+    @property
+    def batch_index(self) -> int:
+        """Index of the next batch."""
+        return self.warmup + self.step
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The marker's record with "files", or None if the checkpoint is not complete.
+@dataclass
+class Marker(Progress):
+    """The content of a checkpoint's marker."""
+
+    files: dict[Name, Whole]
+    """Name of every other file -> its size in bytes."""
+    sha256: dict[Name, Name] = field(default_factory=dict)
+    """Name of every other file -> its hash; earlier versions wrote none."""
+
+
+def mark_complete(folder: Path, progress: Progress) -> None:
+    """Write the marker, the last file of a checkpoint: the progress, and size and hash of every other file."""
+    paths = {str(path.relative_to(folder)): path for path in _files(folder)}
+    sizes = {name: path.stat().st_size for name, path in paths.items()}
+    hashes = {name: atomic.sha256(path) for name, path in paths.items()}
+    marker = Marker(**asdict(progress), files=sizes, sha256=hashes)
+    (folder / MARKER).write_text(json.dumps(asdict(marker), indent=1), encoding="utf-8")
+
+
+def read_marker(folder: Path) -> Marker | None:
+    """The marker, or None if the checkpoint is not complete.
 
     Raises UserError if the marker is JSON of another shape, or names files outside the checkpoint.
     """
+    path, remedy = folder / MARKER, "remove the checkpoint or restore it"
     try:
-        record = parse_json((folder / MARKER).read_bytes())
-    except (OSError, ValueError):
+        content = atomic.read_bytes(path)
+        parse_json(content)  # a marker that was cut off is that of an incomplete checkpoint
+    except (OSError, Malformed):
         return None
-    if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
-        raise UserError(f"{folder / MARKER}: not what lbgen writes there; remove the checkpoint or restore it")
-    paths = {atomic.inside(folder, name): size for name, size in record["files"].items()}
-    complete = all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
-    return record if complete else None
+    marker = read_json(content, Marker, str(path), remedy)
+    sizes = {atomic.inside(folder, name): size for name, size in marker.files.items()}
+    complete = all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
+    return marker if complete else None
+
+
+def initial_progress(config: AlignConfig, vocabulary: Vocabulary, processes: int) -> Progress:
+    """The progress of a run that has made no update."""
+    return Progress(0, 0, config.batch_size * processes, identity.vocabulary_sha256(vocabulary))
+
+
+def saved_progress(folder: Path) -> Progress:
+    """The progress of a complete checkpoint."""
+    marker = read_marker(folder)
+    if marker is None:
+        raise UserError(f"{folder}: not complete any more; if another run is writing there, wait for it")
+    return Progress(marker.step, marker.warmup, marker.images_per_update, marker.vocabulary)
+
+
+def ensure_unchanged(folder: Path) -> None:
+    """Refuse to continue from a complete checkpoint with a file whose content is not what was written."""
+    marker = read_marker(folder)
+    assert marker is not None
+    for name in marker.files if marker.sha256 else ():
+        if atomic.sha256(atomic.inside(folder, name)) != marker.sha256.get(name):
+            raise UserError(f"{folder / name}: its content was changed; restore it, or remove this checkpoint")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -107,7 +163,7 @@ def newest(run: Path) -> Path | None:
 
 def _complete(run: Path) -> list[Path]:
     """Complete checkpoints, the oldest first."""
-    paths = [path for path in _checkpoints(run) if path.name.startswith("step-") and read_record(path) is not None]
+    paths = [path for path in _checkpoints(run) if path.name.startswith("step-") and read_marker(path) is not None]
     return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
 
 
@@ -165,52 +221,7 @@ def recorded_identity(run: Path) -> Identity | None:
     path = run / PROVENANCE
     if not path.exists():
         return None
-    try:
-        content = parse_json(path.read_bytes())
-    except ValueError:
-        raise UserError(f"{path}: not valid JSON; restore it or choose another --output") from None
-    return Identity.from_plain(content, (), str(path))
-
-
-# ---- progress: the record in a marker ----
-
-
-@dataclass
-class Progress:
-    """How far a run has come, and what a resumed run must share with it: the record in a checkpoint's marker."""
-
-    step: int
-    """Updates of the adapter that are done."""
-    warmup: int
-    """Updates of the discriminator alone that are done."""
-    images_per_update: int
-    """Of all processes together."""
-    vocabulary: str
-    """SHA-256 of the categories."""
-
-    @property
-    def batch_index(self) -> int:
-        """Index of the next batch."""
-        return self.warmup + self.step
-
-
-def initial_progress(config: AlignConfig, vocabulary: Vocabulary, processes: int) -> Progress:
-    """The progress of a run that has made no update."""
-    return Progress(0, 0, config.batch_size * processes, identity.vocabulary_sha256(vocabulary))
-
-
-def saved_progress(folder: Path) -> Progress:
-    """The progress of a complete checkpoint."""
-    record = read_record(folder)
-    if record is None:
-        raise UserError(f"{folder}: not complete any more; if another run is writing there, wait for it")
-    values: dict[str, Any] = {field.name: record.get(field.name) for field in fields(Progress)}
-    numbers = [value for name, value in values.items() if name != "vocabulary"]
-    counted = all(type(number) is int and 0 <= number < 2**53 for number in numbers)
-    if not counted or not isinstance(values["vocabulary"], str):
-        marker = folder / MARKER
-        raise UserError(f"{marker}: not what lbgen writes there; remove the checkpoint or restore it")
-    return Progress(**values)
+    return Identity.from_plain(read_json(atomic.read_bytes(path), Any, str(path)), (), str(path))
 
 
 # ---- the lines beside the checkpoints ----
@@ -233,6 +244,6 @@ def drop_lines_after(path: Path, step: int) -> None:
 def _step(line: str) -> float:
     """Step of a line of JSON; infinity for a line that was cut off, or is not of a run."""
     try:
-        return float(parse_json(line)["step"])
+        return float(parse_json(line, dict[Name, Any])["step"])
     except (ValueError, TypeError, LookupError, OverflowError):
         return float("inf")

@@ -6,12 +6,14 @@ from typing import Annotated, ClassVar, Literal
 from lbgen.configuration.ranges import (
     Betas,
     Count,
+    LearningRate,
     NonNegative,
     NonNegativeInt,
     Place,
     Positive,
     PositiveShare,
     Range,
+    Rank,
     Settings,
     Template,
     Weight,
@@ -109,7 +111,7 @@ class Objective(IndependenceSettings, Weights):
 class Adapter(Settings):
     """Adapter."""
 
-    rank: Count = 128
+    rank: Rank = 128
     """Rank of the LoRA adapter, 1 or more."""
     alpha: Positive = 128.0
     """Scale of the LoRA adapter: its update is multiplied by alpha / rank."""
@@ -147,7 +149,7 @@ class Gradient(Settings):
 class Optimiser(Settings):
     """Optimiser of the adapter."""
 
-    learning_rate: Positive = 2e-5
+    learning_rate: LearningRate = 2e-5
     """Learning rate of the adapter (AdamW), constant."""
     adam_betas: Betas = (0.9, 0.999)
     """AdamW betas of the adapter, in [0, 1)."""
@@ -164,7 +166,7 @@ class Optimiser(Settings):
 class DiscriminatorSettings(Settings):
     """Discriminator."""
 
-    discriminator_learning_rate: Positive = 1e-5
+    discriminator_learning_rate: LearningRate = 1e-5
     """Learning rate of the discriminator (AdamW). Keep it weak: a strong discriminator collapses the generator
     (docs/microworld.md)."""
     discriminator_betas: Betas = (0.0, 0.999)

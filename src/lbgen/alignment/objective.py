@@ -113,8 +113,13 @@ def gradient_norms(
 def ensure_reached(terms: dict[str, Term], norms: dict[str, float]) -> None:
     """Refuse a run in which the gradient of a weighted term does not reach the adapter or is not finite."""
     for name, term in terms.items():
-        no_gradient = norms[name] == 0 and not term.zero_at_start
-        if term.weight > 0 and (no_gradient or not math.isfinite(norms[name])):
+        if term.weight > 0 and not math.isfinite(norms[name]):
+            raise UserError(
+                f"the {name} term's gradient on the adapter is {norms[name]}, though the images are finite: the term "
+                "or its gradient overflows; choose --detach-input, fewer --differentiated-steps, other --semantics or "
+                "another --precision"
+            )
+        if term.weight > 0 and norms[name] == 0 and not term.zero_at_start:
             raise UserError(
                 f"--{name}-weight {term.weight}: the {name} term's gradient on the adapter is {norms[name]}, so it "
                 f"would train nothing; set --{name}-weight 0, or choose models that pass its gradient on"

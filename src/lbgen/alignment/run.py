@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from lbgen.alignment import checkpoint
-from lbgen.alignment.checkpoint import PROVENANCE, Progress, initial_progress, saved_progress
+from lbgen.alignment.checkpoint import CONFIG, PROVENANCE, Progress, initial_progress, saved_progress
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration import saved
 from lbgen.errors import UserError
 from lbgen.models.registry import ensure_generator, ensure_semantics
-from lbgen.runs import atomic
+from lbgen.runs import atomic, outputs
 from lbgen.runs.lock import locked
 from lbgen.runs.store import LOCK
 from lbgen.vocabulary.vocabulary import Vocabulary, load_vocabulary
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 WRITTEN = (
     "adapter",
     "checkpoints",
-    "config.yaml",
+    CONFIG,
     "evaluations.jsonl",
     "logs",
     "metrics.jsonl",
@@ -68,6 +68,8 @@ def align(config: AlignConfig) -> AlignResult:
     """Fine-tune the generator's adapter on the weighted objective; continue where the run folder stands."""
     atomic.ensure_writable(config.folder)
     atomic.refuse_links(config.folder, WRITTEN)
+    outputs.ensure_outside(config.folder)
+    outputs.ensure_own(config.folder, (config.folder / CONFIG).exists(), WRITTEN, "align")
     with system_errors(config):
         ensure_can_begin(config)  # refuses before anything is written, even the lock
         with lock(config):
@@ -77,6 +79,8 @@ def align(config: AlignConfig) -> AlignResult:
 
 def begin(config: AlignConfig, vocabulary: Vocabulary, resumed: Path | None) -> AlignResult:
     """Train from the checkpoint `resumed`, or from the start; a finished run only publishes its adapter."""
+    if resumed is not None:
+        checkpoint.ensure_unchanged(resumed)
     if resumed is not None and not is_finished(config, resumed):
         ensure_same_weights(config, vocabulary)
     from lbgen.alignment import training  # late: imports torch
@@ -110,8 +114,8 @@ def system_errors(config: AlignConfig) -> Iterator[None]:
 def ensure_can_begin(config: AlignConfig) -> tuple[Vocabulary, Path | None]:
     """The categories, and the checkpoint to continue from. Refuses all that can be refused without reading a model."""
     # The folder holds no other run, and the machine can do what is asked of it.
-    if (config.folder / "config.yaml").exists():
-        saved.ensure_same(config, config.folder / "config.yaml", ignore=may_change(config))
+    if (config.folder / CONFIG).exists():
+        saved.ensure_same(config, config.folder / CONFIG, ignore=may_change(config))
     refuse_engines()
     ensure_logger(config)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,12 @@ from lbgen.alignment.independence.residual import ensure_residual, image_descrip
 from lbgen.alignment.independence.term import Independence
 from lbgen.alignment.objective import objective
 from lbgen.errors import UserError
+from lbgen.models import training
 from lbgen.models.generator import PRECISIONS, Generator, load_generator
 from lbgen.models.noise import derived_seed
 from lbgen.models.quality import load_quality
 from lbgen.models.semantics import load_semantics
+from lbgen.vocabulary.distinct import refuse_confusions
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 
@@ -50,6 +51,7 @@ class TrainingState:
 
         # Frozen: models and text features.
         self._load_models()
+        self._refuse_confusions(resumed is not None)
         self._embed_texts()
 
         # Trained: adapter and discriminator, with the terms and optimisers.
@@ -96,6 +98,16 @@ class TrainingState:
         self.quality = load_quality(config.quality, self.semantics)
 
     @torch.no_grad()
+    def _refuse_confusions(self, resumed: bool) -> None:
+        """Refuse categories that the generator or the language space cannot tell apart."""
+        config = self.config
+        found = self.generator.confusions(self.vocabulary, config.prompt_template)
+        for template in dict.fromkeys((config.text_template, config.discriminator_template)):
+            found += self.semantics.confusions(self.vocabulary, template)
+        known = self.vocabulary.ids if resumed else ()
+        refuse_confusions(found, keep=not config.qualify_names, known=known, show=self.accelerator.print)
+
+    @torch.no_grad()
     def _embed_texts(self) -> None:
         """Features (C, D) of every category's text for L_in and for the discriminator."""
         config = self.config
@@ -104,14 +116,13 @@ class TrainingState:
         self.real_features = self.semantics.embed_texts(self.discriminator_texts, normalize=config.normalize_features)
 
     def _add_adapter(self, resumed: Path | None) -> None:
-        """Add a new adapter, equal in every process, or load that of a checkpoint."""
+        """Add a new adapter, equal in every process; then bring that of a checkpoint into it."""
         config = self.config
-        if resumed is not None:
-            self.generator.load_adapter(resumed / "adapter")
-            return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(config.seed, "adapter"))
             self.generator.add_adapter(config.rank, config.alpha, config.lora_targets, config.text_encoder_lora)
+        if resumed is not None:
+            self.generator.load_adapter(resumed / "adapter")
 
     def _add_optimizers(self) -> None:
         """AdamW for adapter and discriminator, the adapter's average (or None), and the loss scaler (on in fp16)."""
@@ -187,7 +198,8 @@ class TrainingState:
                 checkpoint.save_tensors(folder, self._tensors())
                 with self.averaged_adapter():
                     self.generator.save_adapter(folder / "adapter")
-                checkpoint.mark_complete(folder, asdict(self.progress))
+                training.write(folder / "adapter", self.config, self.vocabulary)
+                checkpoint.mark_complete(folder, self.progress)
             checkpoint.clean(self.config.folder)
         self.accelerator.wait_for_everyone()
 
@@ -195,7 +207,8 @@ class TrainingState:
         tensors = {name: part.state_dict() for name, part in self._parts().items()}
         if self.independence is not None:
             tensors["independence"] = self.independence.checkpoint_state()
-        if self.average is not None:  # the checkpoint's adapter is then the average
+        # The checkpoint's adapter may be the average, and its B is multiplied by alpha / rank, which rounds.
+        if self.average is not None or self.config.alpha != self.config.rank:
             tensors["parameters"] = [parameter.detach() for parameter in self.parameters]
         return tensors
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from lbgen.alignment import checkpoint
-from lbgen.alignment.checkpoint import PROVENANCE, identity_of, saved_progress
+from lbgen.alignment.checkpoint import CONFIG, PROVENANCE, identity_of, saved_progress
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.loop import evaluate, measure_gradients, received_signal, train, write_line
 from lbgen.alignment.monitor import Monitor
@@ -108,10 +108,11 @@ def finished_adapter(
 def prepare_folder(config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator, step: int | None) -> None:
     """Write the config; remove lines after `step` and incomplete checkpoints.  step: None for a new run."""
     if accelerator.is_main_process:
+        with atomic.making(config.folder):
+            saved.save(config, config.folder / CONFIG)
         if step is None:
             shutil.rmtree(config.folder / "samples", ignore_errors=True)
             write_provenance(config, vocabulary)
-        saved.save(config, config.folder / "config.yaml")
         checkpoint.clean(config.folder)
         for name in ("metrics.jsonl", "evaluations.jsonl"):
             checkpoint.drop_lines_after(config.folder / name, -1 if step is None else step)
@@ -120,7 +121,5 @@ def prepare_folder(config: AlignConfig, vocabulary: Vocabulary, accelerator: Acc
 
 def write_provenance(config: AlignConfig, vocabulary: Vocabulary) -> None:
     """Record the identity of a run at its start; resuming does not change it."""
-    with atomic.making(config.folder):
-        config.folder.mkdir(parents=True, exist_ok=True)
     content = json.dumps(identity_of(config, vocabulary).to_plain(), indent=2) + "\n"
     atomic.write_text(config.folder / PROVENANCE, content)

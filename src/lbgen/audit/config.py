@@ -1,4 +1,4 @@
-"""The settings of an audit."""
+"""The settings of an audit, and what it writes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +6,10 @@ from typing import Annotated, ClassVar
 
 from lbgen.configuration.ranges import Count, Place, Range, Seed
 from lbgen.configuration.settings import Output
+
+PAGE, MEASURES = "report.html", "measures.json"
+WRITTEN = (PAGE, MEASURES, "measures.parquet", "cache")
+"""Files and folders that an audit writes in its folder."""
 
 
 @dataclass(frozen=True)

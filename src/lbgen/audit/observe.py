@@ -9,7 +9,6 @@ from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,15 @@ from tqdm import tqdm
 
 from lbgen.audit import views
 from lbgen.audit.views import Decoded
-from lbgen.datasets.records import DatasetReader, ImageRecord, Label, name_of, no_labelled_image
+from lbgen.datasets.records import (
+    DatasetReader,
+    ImageRecord,
+    Label,
+    Skipped,
+    name_of,
+    no_labelled_image,
+    valid_text,
+)
 from lbgen.errors import UserError
 from lbgen.metrics.near_duplicates import small_picture
 from lbgen.metrics.pixels import colour_entropy, edge_density
@@ -34,6 +41,8 @@ VERSION = 3
 LABEL_TEMPLATE = "photo of {name}"
 ROWS_AT_ONCE = 4096
 """Rows of the cache that are read at a time."""
+BATCH_BYTES = 2**28
+"""Of image files in memory at a time."""
 DIGEST = 32
 """Bytes of a cache key, a sha256."""
 
@@ -104,6 +113,8 @@ class Observed:
     cache: RowCache
     broken: dict[str, str] = field(default_factory=dict)
     """Key of each unusable image -> the reason."""
+    skipped: Skipped = field(default_factory=Skipped)
+    """What was left out as no image of the dataset, by reason."""
 
     def column(self, name: str, chosen: NDArray[np.int64] | None = None) -> NDArray:
         """(N, ...) one column of the cache, of all images or of the chosen ones."""
@@ -208,8 +219,7 @@ def observe(reader: DatasetReader, name: str, observer: Observer, cache: RowCach
     known, found, broken = reader.labels(), _Found(), {}
     progress = tqdm(reader.records(), desc=name, total=reader.count, unit=" images", disable=None)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        records = iter(progress)
-        while batch := list(islice(records, batch_size)):
+        for batch in _batches(iter(progress), batch_size):
             # Observe the images that are not in the cache.
             names = [name_of(record.category, known) for record in batch]
             digests = [_digests(record, name) for record, name in zip(batch, names, strict=True)]
@@ -227,6 +237,20 @@ def observe(reader: DatasetReader, name: str, observer: Observer, cache: RowCach
                 else:
                     found.add(record, cache.row_of[digest.key])
     return found.observed(name, reader, cache, known, broken)
+
+
+def _batches(records: Iterator[ImageRecord], size: int) -> Iterator[list[ImageRecord]]:
+    """Of `size` records, fewer where their files take more than BATCH_BYTES."""
+    batch: list[ImageRecord] = []
+    held = 0
+    for record in records:
+        batch.append(record)
+        held += len(record.content or b"") + len(record.mask or b"")
+        if len(batch) == size or held > BATCH_BYTES:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
 
 
 def _decoder(side: int) -> Callable[[ImageRecord], Decoded | str]:
@@ -289,10 +313,11 @@ class _Found:
         self, name: str, reader: DatasetReader, cache: RowCache, known: dict, broken: dict[str, str]
     ) -> Observed:
         if not self.keys:
-            raise no_labelled_image(reader.folder, *next(iter(broken.items()), ()))
+            raise no_labelled_image(reader.folder, broken, reader.skipped)
         (ids, label), (splits, split) = self.sorted("category"), self.sorted("split")
         if len(ids) < 2:
             raise UserError(f"{reader.folder}: only one category, {ids[0]}; an audit compares two or more")
         labels = [Label(id, name_of(id, known)) for id in ids]
         rows = np.array(self.rows)
-        return Observed(name, str(reader.folder), labels, label, splits, split, self.keys, rows, cache, broken)
+        folder = valid_text(str(reader.folder))
+        return Observed(name, folder, labels, label, splits, split, self.keys, rows, cache, broken, reader.skipped)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lbgen.audit.comparison import Comparisons
-from lbgen.audit.config import AuditConfig
+from lbgen.audit.config import MEASURES, AuditConfig
 from lbgen.audit.definitions import ASSOCIATION, DEFINITIONS
 from lbgen.audit.measures import AttributeFigures, Measured
 from lbgen.metrics.intervals import benjamini_hochberg, difference_p_value
@@ -35,10 +35,10 @@ class AuditResult:
 
 def write_measures(content: dict[str, Any], measured: list[Measured], comparisons: Comparisons, folder: Path) -> Path:
     """Write both files; returns the path of measures.json.  content: see `measures_content`."""
-    path = folder / "measures.json"
+    path = folder / MEASURES
     atomic.write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    with atomic.replacing(folder / "measures.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(list(_rows(measured, comparisons)), schema=SCHEMA), temporary)
+    with atomic.replacing(folder / "measures.parquet") as temporary, temporary.open("wb") as stream:
+        pq.write_table(pa.Table.from_pylist(list(_rows(measured, comparisons)), schema=SCHEMA), stream)
     return path
 
 
@@ -78,8 +78,11 @@ def dataset_figures(m: Measured) -> dict[str, Any]:
         "images": len(observed.keys),
         "categories": len(observed.labels),
         **{key: value for key, value in flat.items() if not key.startswith("probes.")},
+        "splits": _sizes(observed.splits, observed.split),
+        "category_images": _sizes([label.id for label in observed.labels], observed.label),
         "broken": list(observed.broken),
         "broken_why": observed.broken,
+        "skipped": {reason: asdict(found) for reason, found in observed.skipped.items()},
         "probes": probes,
         "probed": {"images": len(m.probed), "categories": m.probed_categories},
         "chance": m.chance,
@@ -87,6 +90,11 @@ def dataset_figures(m: Measured) -> dict[str, Any]:
         "shortcuts": [_pair_figures(m, *pair) for pair in strongest_pairs(m, PAIRS_KEPT)],
         "worst_categories": worst_categories(m, CATEGORIES_KEPT),
     }
+
+
+def _sizes(names: list[str], index: np.ndarray) -> dict[str, int]:
+    """Number of images of each split or category.  index: (N,) into names."""
+    return dict(zip(names, np.bincount(index, minlength=len(names)).tolist(), strict=True))
 
 
 def _attribute_figures(a: AttributeFigures) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from lbgen.report.page import render
 from lbgen.report.thumbnails import thumbnail_uris
 from lbgen.runs import atomic
 
-PAIRS_SHOWN, WORST_SHOWN, BROKEN_SHOWN = 12, 10, 20
+PAIRS_SHOWN, WORST_SHOWN, BROKEN_SHOWN, SPLITS_SHOWN = 12, 10, 20, 6
 PAIR_IMAGES = 4
 SAMPLES, MOST_SAMPLES = 4, 5000
 """Images per category, and the largest number of them on a page; pages with many categories show fewer."""
@@ -45,6 +45,7 @@ class AuditPage:
     charts: list[dict[str, Any]]
     worst: list[dict[str, Any]]
     broken: list[dict[str, Any]]
+    skipped: list[dict[str, Any]]
     definitions: list[dict[str, str]]
     facts: list[tuple[str, str]]
     limits: tuple[str, ...]
@@ -65,6 +66,7 @@ def write_page(measured: list[Measured], readers: Sequence[DatasetReader], conte
         charts=_histograms(measured),
         worst=[_worst(m) for m in measured],
         broken=[_broken(m) for m in measured if m.observed.broken],
+        skipped=[_skipped(m) for m in measured if m.observed.skipped],
         definitions=glossary(),
         facts=[(key.replace("_", " "), _text(value)) for key, value in content["made_with"].items()],
         limits=LIMITS,
@@ -95,7 +97,7 @@ def _border(m: Measured) -> str:
 
 def _tile(m: Measured) -> dict[str, Any]:
     observed = m.observed
-    lines = [f"{len(observed.keys):,} images in {len(observed.labels):,} categories"]
+    lines = [f"{len(observed.keys):,} images in {len(observed.labels):,} categories", _split_sizes(m)]
     significant = [a for a in m.attributes if a.q_value < FALSE_DISCOVERIES]
     if significant:
         strongest = max(significant, key=lambda a: a.association.cramers_v.value)
@@ -108,6 +110,14 @@ def _tile(m: Measured) -> dict[str, Any]:
     if m.probed_categories < len(observed.labels):
         lines.append(f"Probes use {m.probed_categories:,} categories, those with {FOLDS} images or more")
     return {"name": observed.name, "lines": lines}
+
+
+def _split_sizes(m: Measured) -> str:
+    names, labels = m.observed.splits, np.bincount(m.observed.label)
+    counts = np.bincount(m.observed.split, minlength=len(names))
+    sizes = [f"{name} {count:,}" for name, count in zip(names, counts, strict=True)]
+    more = [f"and {len(sizes) - SPLITS_SHOWN} more"] if len(sizes) > SPLITS_SHOWN else []
+    return f"Splits: {', '.join(sizes[:SPLITS_SHOWN] + more)}; {labels.min():,} to {labels.max():,} images a category"
 
 
 def number(value: float, percent: bool) -> str:
@@ -217,6 +227,13 @@ def _broken(m: Measured) -> dict[str, Any]:
     lines = [f"{key}: {why}" for key, why in m.observed.broken.items()]
     more = [f"and {len(lines) - BROKEN_SHOWN} more"] if len(lines) > BROKEN_SHOWN else []
     return {"name": m.observed.name, "count": len(lines), "lines": lines[:BROKEN_SHOWN] + more}
+
+
+def _skipped(m: Measured) -> dict[str, Any]:
+    """One line a reason, with the first name as an example."""
+    found = m.observed.skipped
+    lines = [f"{one.count:,}: {reason}, for example {one.first[0]}" for reason, one in found.items()]
+    return {"name": m.observed.name, "count": sum(one.count for one in found.values()), "lines": lines}
 
 
 def _shortcuts(measured: list[Measured], pairs: list[list[Pair]]) -> list[dict[str, Any]]:

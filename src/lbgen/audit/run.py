@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from lbgen.audit.config import AuditConfig
+from lbgen.audit.config import MEASURES, PAGE, WRITTEN, AuditConfig
 from lbgen.datasets.open import open_dataset
-from lbgen.datasets.records import DatasetReader, no_labelled_image
-from lbgen.errors import UserError
+from lbgen.datasets.records import DatasetReader, no_labelled_image, valid_text
+from lbgen.errors import UserError, printable
 from lbgen.models.registry import ATTRIBUTES, ensure_semantics
-from lbgen.runs import atomic
+from lbgen.runs import atomic, outputs
 from lbgen.runs.lock import locked
 from lbgen.runs.model_folder import refuse_unreadable
+from lbgen.runs.parsing import parse_json
 from lbgen.vocabulary.attributes import Attribute, load_attributes
 
 if TYPE_CHECKING:
@@ -39,15 +40,28 @@ def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
     readers = [open_dataset(directory) for directory in directories]
     for reader in readers:
         if next(reader.records(wanted=()), None) is None:
-            raise no_labelled_image(reader.folder)
+            raise no_labelled_image(reader.folder, {}, reader.skipped)
     attributes = load_attributes(config.attributes)
     ensure_semantics(config.semantics)
     if config.features is not None:
         refuse_unreadable("features", config.features, "config.json")
     atomic.ensure_writable(config.folder)
     atomic.refuse_links(config.folder, ["cache"])
+    outputs.ensure_outside(config.folder, directories)
+    outputs.ensure_own(config.folder, is_of_audit(config.folder), WRITTEN, "audit")
     with locked(config.folder / "cache" / "lock", str(config.folder)):
         return _audited(readers, names, attributes, config)
+
+
+def is_of_audit(folder: Path) -> bool:
+    """Whether a folder was written by an audit, which may have been interrupted, or whose cache was removed."""
+    if (folder / "cache/lock").exists() or any(folder.glob("cache/seen-*.rows")):
+        return True
+    try:
+        content = parse_json((folder / MEASURES).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"datasets", "definitions", "made_with"} <= content.keys()
 
 
 def _audited(
@@ -83,9 +97,13 @@ def _audited(
     # Write the figures and the page.
     content = output.measures_content(measured, compared_in, comparisons, config, images)
     measures = output.write_measures(content, measured, comparisons, config.folder)
-    page = config.folder / "report.html"
+    page = config.folder / PAGE
     write_page(measured, readers, content, page)
-    print(f"The page: {page}; every figure: {measures}")
+    print(printable(f"The page: {page}; every figure: {measures}"))
+    for one in observed:
+        if one.broken or one.skipped:
+            skipped = sum(left_out.count for left_out in one.skipped.values())
+            print(f"{printable(one.name)}: {len(one.broken):,} broken and {skipped:,} skipped; both files say why")
     return output.AuditResult(page, measures)
 
 
@@ -119,7 +137,7 @@ def dataset_names(directories: Sequence[Path]) -> list[str]:
         names = ["/".join(path[-length:]).lstrip("/") for path in parts]
         if len(set(names)) == len(names):
             break
-    return names
+    return [valid_text(name) for name in names]
 
 
 def diversity_images(observed: list[Observed]) -> int:

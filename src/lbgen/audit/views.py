@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from lbgen.datasets.decode import centre_square, open_image, to_rgb, upright
+from lbgen.datasets.decode import Square, centre_of, mask_of
 from lbgen.models.semantics import SemanticSpace
 
 HISTOGRAM_LEVELS = 4
@@ -26,8 +26,6 @@ EDGE_SCALES, EDGE_DIRECTIONS, EDGE_STRENGTHS = (1, 2, 4), 8, (0.05, 0.15, 0.3)
 EDGES = len(EDGE_SCALES) * EDGE_DIRECTIONS * (len(EDGE_STRENGTHS) + 1)
 RING_SHARE = 1 / 16
 THUMBNAIL_SHARE = 1 / 16
-BLANK_SPREAD = 2
-"""An image is blank if in every channel its largest and smallest value, of 255, differ by at most this."""
 FORMATS = ("JPEG", "PNG", "WEBP")
 FACTS = ("log width", "log height", "log aspect", "quantisation", *FORMATS)
 """Without the number of bytes, which depends on the picture's detail and so on the object."""
@@ -56,30 +54,28 @@ class Decoded(NamedTuple):
 
 def decode(content: bytes, mask: bytes | None, side: int) -> Decoded | str:
     """The decoded image, or the reason why it cannot be used."""
-    image = open_image(content)
-    if isinstance(image, str):
-        return f"cannot be decoded ({image})"
-    mask_image = open_image(mask) if mask else None
+    seen = centre_of(content, side, Image.Resampling.BICUBIC)
+    if isinstance(seen, str):
+        return f"cannot be decoded ({seen})"
+    mask_image = mask_of(mask, side) if mask else None
     if isinstance(mask_image, str):
         return f"its mask cannot be decoded ({mask_image})"
-    facts, rgb = file_facts(image), to_rgb(image)
-    if all(high - low <= BLANK_SPREAD for low, high in rgb.getextrema()):  # type: ignore[misc]
+    if seen.is_flat:
         return "blank: one flat colour"
-    canvas = torch.from_numpy(np.array(centre_square(rgb, side, Image.Resampling.BICUBIC))).permute(2, 0, 1)
+    canvas = torch.from_numpy(np.array(seen.picture)).permute(2, 0, 1)
     if not mask_image:
-        return Decoded(canvas, None, facts)
-    grey = upright(mask_image).convert("L")
-    found = torch.from_numpy(np.array(centre_square(grey, side, Image.Resampling.NEAREST)) > 0)
-    return Decoded(canvas, found if found.any() else None, facts)
+        return Decoded(canvas, None, file_facts(seen))
+    found = torch.from_numpy(np.array(mask_image) > 0)
+    return Decoded(canvas, found if found.any() else None, file_facts(seen))
 
 
-def file_facts(image: Image.Image) -> Tensor:
+def file_facts(seen: Square) -> Tensor:
     """(F,) properties of the file, see FACTS.  quantisation: mean of a JPEG's tables, 0 for other formats."""
-    width, height = image.size
-    tables = getattr(image, "quantization", None) or {}
+    width, height = seen.size
+    tables = seen.quantization
     coarseness = float(np.mean([np.mean(table) for table in tables.values()])) if tables else 0.0
     logs = [math.log(value) for value in (width, height, width / height)]
-    return torch.tensor([*logs, coarseness, *(float(image.format == name) for name in FORMATS)])
+    return torch.tensor([*logs, coarseness, *(float(seen.format == name) for name in FORMATS)])
 
 
 # ---- views ----

@@ -43,8 +43,9 @@ class Parser(argparse.ArgumentParser):
         return super().format_help()
 
     def _print_message(self, message: str, file: Any = None) -> None:
+        """As argparse, which however ignores a full disk or a closed pipe."""
         file = file or sys.stderr
-        super()._print_message(coloured(message) if shows_colour(file) else message, file)
+        file.write(coloured(message) if shows_colour(file) else message)
 
 
 def shows_colour(file: IO[str]) -> bool:

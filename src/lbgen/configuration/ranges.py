@@ -33,8 +33,15 @@ Weight = Annotated[float, Range(lambda x: x >= 0, "give 0 (off) or more")]
 Share = Annotated[float, Range(lambda x: 0 <= x <= 1, "give a share in [0, 1]")]
 PositiveShare = Annotated[float, Range(lambda x: 0 < x <= 1, "give a share in (0, 1]")]
 Betas = Annotated[tuple[float, float], Range(lambda pair: all(0 <= b < 1 for b in pair), "give two numbers in [0, 1)")]
+LearningRate = Annotated[float, Range(lambda x: 0 < x <= 1, "give a number above 0, 1 at most")]
 Seed = Annotated[int, Range(lambda n: 0 <= n < 2**63, "give 0 or more, below 2**63")]
-Size = Annotated[tuple[int, int], Range(lambda size: min(size) >= 1, "give a height and a width in pixels")]
+LARGEST_SIDE = 8192
+"""Pixels. WebP ends at 16,383, and no generator makes larger images."""
+Size = Annotated[
+    tuple[int, int],
+    Range(lambda size: min(size) >= 1 and max(size) <= LARGEST_SIDE, f"give two numbers from 1 to {LARGEST_SIDE}"),
+]
+Rank = Annotated[int, Range(lambda n: 1 <= n <= 4096, "give 1 to 4096")]
 Template = Annotated[str, Range(lambda text: "{name}" in text, 'write "{name}" where the category\'s name goes')]
 
 
@@ -61,6 +68,11 @@ class Settings:
     """Fields that head the help."""
     DELETED: ClassVar[Mapping[str, Any]] = {}
     """Fields that earlier versions had -> the default value that they had there; a run that has it continues."""
+
+    @classmethod
+    def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Defaults that follow from the given values, such as those of an adapter; none by default."""
+        return {}
 
     def __post_init__(self) -> None:
         config_class: Any = type(self)

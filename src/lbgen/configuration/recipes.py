@@ -18,12 +18,17 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def resolve(config_class: type[Config], recipe: str | None, overrides: Mapping[str, Any]) -> Config:
-    """Defaults, then the recipe (a built-in name or a YAML file), then the overrides (flags, by field name)."""
+    """Defaults, then the recipe (a built-in name or a YAML file), then the overrides (flags, by field name).
+
+    Defaults that follow from the given values take the place of the fields' own (`Settings.inherited`).
+    """
     values: dict[str, Any] = {}
     if recipe is not None:
         path = recipe_path(recipe)
         values |= converted(config_class, read_yaml(path), lambda name: f"{path}, {name}")
     values |= converted(config_class, overrides, flag)
+    if inherited := getattr(config_class, "inherited", None):
+        values = {**inherited(values), **values}
     return build(config_class, values, lambda name: f"{flag(name)} is missing; it has no default")
 
 

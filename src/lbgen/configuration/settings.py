@@ -36,9 +36,9 @@ class Categories(Settings):
     """Categories and texts."""
 
     vocabulary: Place = "imagenet-1k"
-    """The categories: imagenet-1k, microworld, a .txt, .csv or .json file, or an ImageFolder. Each line of a .txt is a
-    name ("night owl"), or an id and a name. A TAB separates the two; so does a space, if the first word has a digit or
-    "_" in it ("n01 owl")."""
+    """The categories: imagenet-1k, microworld, a .txt, .csv, .tsv, .json or .jsonl file, or an ImageFolder. Each line
+    of a .txt is a name ("night owl"), or an id and a name. A TAB separates the two; so does a space, if the first word
+    has a digit or "_" in it ("n01 owl"). In a name, "_" stands for a space."""
     qualify_names: bool = True
     """Add a short qualifier to names that several categories share. The paper does not."""
     prompt_template: Template = "{name}"
@@ -62,7 +62,7 @@ class Trajectory(Settings):
     """Denoising trajectory."""
 
     scheduler: Scheduler = "ddpm"
-    """Sampler."""
+    """Sampler. All but pndm can sample a checkpoint with zero terminal SNR."""
     steps: Count = 50
     """Number of denoising steps, 1 or more."""
     guidance_scale: Annotated[float, Range(lambda x: x >= 1, "give 1 (no guidance) or more")] = 2.0

@@ -8,6 +8,12 @@ from typing import Any
 import yaml
 
 from lbgen.errors import UserError
+from lbgen.runs import atomic
+
+LARGEST_FILE = 2**20
+"""Bytes; PyYAML reads about a megabyte a second."""
+MOST_VALUES, DEEPEST = 100_000, 20
+"""Values in a file after its aliases are replaced by what they stand for, and lists inside lists."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -33,7 +39,7 @@ for _tag, _pattern, _first in [
 def read_yaml(path: Path) -> dict[str, Any]:
     """The values of a file, by field."""
     try:
-        content = path.read_bytes()
+        content = atomic.read_bytes(path, LARGEST_FILE)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give a file that can be read") from None
     return parse_yaml(content, str(path))
@@ -41,6 +47,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def parse_yaml(content: bytes, source: str) -> dict[str, Any]:
     """The values in a file's content, by field; messages call the file `source`."""
+    if len(content) > LARGEST_FILE:
+        raise UserError(f"{source}: larger than {LARGEST_FILE} bytes; shorten it")
     try:
         values = yaml.load(content.decode(), Loader=_Loader)
     except UnicodeDecodeError:
@@ -55,7 +63,20 @@ def parse_yaml(content: bytes, source: str) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise UserError(f"{source}: expected lines of the form `field: value`; repair it")
-    return values
+    if _values_in(values, MOST_VALUES) > MOST_VALUES:
+        raise UserError(f"{source}: more than {MOST_VALUES} values, or nested too deeply; shorten it")
+    return {str(name): value for name, value in values.items()}
+
+
+def _values_in(value: Any, most: int, depth: int = 0) -> int:
+    """Number of values inside a value and itself, where aliases count as often as they are used; stops above `most`."""
+    items = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    count = 1 if depth < DEEPEST else most + 1
+    for item in items:
+        if count > most:
+            break
+        count += _values_in(item, most - count, depth + 1)
+    return count
 
 
 def yaml_text(values: Mapping[str, Any]) -> str:

@@ -1,29 +1,112 @@
-"""From the bytes of an image file to a picture as a viewer shows it."""
+"""From the bytes of an image file to a picture as a viewer shows it, in bounded memory.
+
+Decoded pixels take far more memory than their file: a PNG of 1 MB can hold 169 million of them. Larger pictures than
+LARGE are shrunk while they are decoded or piece by piece afterwards, and all threads together hold at most BYTES_HELD.
+"""
 
 import io
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+Result = TypeVar("Result")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
 """Formats that Pillow may open. It decodes these itself; for others, such as EPS, it starts other programs."""
+NOT_IMAGES = (
+    (b"version https://git-lfs", "it is a Git LFS pointer; run git lfs pull"),
+    (b"<", "it is HTML, XML or SVG"),
+)
+"""First bytes of files that often stand in an image's place -> what they are."""
+
+FLAT_SPREAD = 2
+"""A picture is flat if in every channel its largest and smallest value, of 255, differ by at most this."""
+MOST_PIXELS = 178_956_970
+"""Pillow's own limit, above which it takes a picture for an attack."""
+LARGE = 2**25
+"""Pixels from which on a picture is shrunk before it is converted. 33 million; smaller ones are converted whole."""
+DECODER_BYTES = {"WEBP": 16, "AVIF": 12, "JPEG2000": 24}
+"""Peak memory per pixel while a format is decoded, measured with Pillow 13; 4 for all others."""
+PROGRESSIVE_BYTES = 6
+"""Per stored pixel of a progressive JPEG, whose coefficients are all kept, also where it is shrunk."""
+CONVERSION_BYTES = 16
+"""Peak memory per pixel of the copies that the conversion of a whole picture makes."""
+BYTES_HELD = 3 * 2**29
+"""Largest sum of the estimated memory of all pictures that are being decoded, and of one."""
+OVERSAMPLING = 4
+"""Large pictures are shrunk to no less than this many times the side that is wanted."""
+TILE = 2048
+"""Side in pixels of the pieces in which a large picture is converted."""
 
 
-def open_image(content: bytes) -> Image.Image | str:
-    """The decoded image, or the reason why it cannot be decoded."""
+class Square(NamedTuple):
+    """The centred square of an image file, and facts of the file."""
+
+    picture: Image.Image
+    """RGB or, of a mask, grey; upright."""
+    size: tuple[int, int]
+    """Width and height of the whole picture, as stored."""
+    format: str
+    quantization: dict[int, list[int]]
+    """A JPEG's tables; empty for other formats."""
+    is_flat: bool
+    """Whether the whole picture has one colour."""
+
+
+def centre_of(content: bytes, side: int, resampling: Image.Resampling, enlarge: bool = True) -> Square | str:
+    """The centred square in RGB, resized to `side`, or the reason why it cannot be decoded.
+
+    enlarge: whether a picture that is smaller than `side` is enlarged to it.
+    """
+
+    def use(image: Image.Image, size: tuple[int, int]) -> Square:
+        if image.width * image.height > LARGE:
+            rgb, is_flat = _shrunk(image, side), _extrema_are_close(_tiles(image))
+        else:
+            rgb = to_rgb(image)
+            is_flat = _extrema_are_close([rgb])
+        target = side if enlarge else min(side, *rgb.size)
+        quantization = getattr(image, "quantization", None) or {}
+        return Square(centre_square(rgb, target, resampling), size, str(image.format), quantization, is_flat)
+
+    return _decoded(content, side, use)
+
+
+def mask_of(content: bytes, side: int) -> Image.Image | str:
+    """The centred square of a mask in grey, resized to `side` without interpolation, or why it cannot be decoded."""
+
+    def use(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        if image.width * image.height > LARGE:
+            return _turned_like(image, centre_square(image, side, Image.Resampling.NEAREST)).convert("L")
+        return centre_square(upright(image).convert("L"), side, Image.Resampling.NEAREST)
+
+    return _decoded(content, side, use, shrink=False)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a regular file is an image by its content, of a format that is read here."""
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-        image.load()
-        return image
-    except UnidentifiedImageError:
-        return "its format is not known"
-    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError, NotImplementedError) as error:
-        return " ".join(str(error).split())[:100]
+        if not path.is_file() or not path.stat().st_size:  # an empty one may be a pipe, see records.read_bounded
+            return False
+        with Image.open(path, formats=FORMATS):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # whatever Pillow makes of a file that is no image
+        return False
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """RGB with 8 bits, upright, transparent areas on white, 16-bit greys scaled to 8 bits."""
-    image = upright(image)
+    return _without_alpha(upright(image))
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         image = Image.fromarray((np.array(image).clip(0, 65535) / 257).round().astype(np.uint8))
     if not image.has_transparency_data:
@@ -39,6 +122,142 @@ def upright(image: Image.Image) -> Image.Image:
 
 def centre_square(image: Image.Image, side: int, resampling: Image.Resampling) -> Image.Image:
     """The largest centred square, resized to `side`; cropped first, as a long strip resized whole would be large."""
-    short = min(image.size)
-    left, top = ((length - short) / 2 for length in image.size)
-    return image.resize((side, side), resampling, box=(left, top, left + short, top + short))
+    return image.resize((side, side), resampling, box=_centre(image.size))
+
+
+def _centre(size: tuple[int, int]) -> tuple[float, float, float, float]:
+    short = min(size)
+    left, top = ((length - short) / 2 for length in size)
+    return left, top, left + short, top + short
+
+
+# ---- opening ----
+
+
+class Budget:
+    """A number of bytes that threads share."""
+
+    def __init__(self, total: int) -> None:
+        self.free, self.changed = total, threading.Condition()
+
+    @contextmanager
+    def reserved(self, amount: int) -> Iterator[None]:
+        """Wait until so many bytes are free, and hold them."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.free >= amount)
+            self.free -= amount
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free += amount
+                self.changed.notify_all()
+
+
+HELD = Budget(BYTES_HELD)
+
+
+def _decoded(
+    content: bytes, side: int, use: Callable[[Image.Image, tuple[int, int]], Result], shrink: bool = True
+) -> Result | str:
+    """What `use` makes of the decoded image and its stored size, or the reason why the image cannot be decoded.
+
+    Pillow's readers raise exceptions of any kind on files that are damaged or made up, hence the last clause.
+    """
+    if not content:
+        return "empty file"
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        if too_large := _too_large(image):
+            return too_large
+        stored, pixels = image.size, image.width * image.height
+        coefficients = pixels * PROGRESSIVE_BYTES if image.info.get("progressive") else 0
+        if shrink and pixels > LARGE and image.format == "JPEG":
+            image.draft(None, (OVERSAMPLING * side, OVERSAMPLING * side))
+        with HELD.reserved(min(_bytes_needed(image) + coefficients, BYTES_HELD)):
+            image.load()
+            return use(image, stored if image.width * image.height < pixels else image.size)
+    except UnidentifiedImageError:
+        return _why_unidentified(content)
+    except Image.DecompressionBombError:
+        return f"it has more than {MOST_PIXELS:,} pixels"
+    except Exception as error:
+        return _text(error)
+
+
+def _too_large(image: Image.Image) -> str:
+    """Empty for an image that can be decoded within BYTES_HELD."""
+    pixels = image.width * image.height
+    if pixels <= MOST_PIXELS and _bytes_needed(image) <= BYTES_HELD:
+        return ""
+    most = min(MOST_PIXELS, BYTES_HELD // DECODER_BYTES.get(str(image.format), 4))
+    return f"it has {image.width:,} x {image.height:,} pixels, more than the {most:,} that are read"
+
+
+def _bytes_needed(image: Image.Image) -> int:
+    pixels = image.width * image.height
+    return pixels * (DECODER_BYTES.get(str(image.format), 4) + (CONVERSION_BYTES if pixels <= LARGE else 0))
+
+
+def _why_unidentified(content: bytes) -> str:
+    """What the reader of the format says that the first bytes announce; Pillow itself keeps it back."""
+    for name in FORMATS:
+        factory, accepts = Image.OPEN[name]
+        if name != "PPM" and accepts and accepts(content[:16]) is True:  # a P and a digit begin many texts
+            try:
+                factory(io.BytesIO(content), "")
+            except Exception as error:
+                return f"damaged {name} file: {_text(error)}"
+    return next((what for start, what in NOT_IMAGES if content.lstrip().startswith(start)), "its format is not known")
+
+
+def _text(error: Exception) -> str:
+    text = " ".join(str(error).split())[:100]
+    return text if text and not isinstance(error, LookupError) else f"{type(error).__name__} {text}".rstrip()
+
+
+# ---- large pictures ----
+
+
+def _shrunk(image: Image.Image, side: int) -> Image.Image:
+    """The centred square of a large picture in RGB and upright, at OVERSAMPLING times `side` or more."""
+    left, top, right, bottom = map(int, _centre(image.size))
+    factor = max(1, min(image.size) // (OVERSAMPLING * side))
+    length = min(image.size) // factor
+    small = Image.new("RGB", (length, length))
+    step = max(1, TILE // factor)
+    for x in range(0, length, step):
+        for y in range(0, length, step):
+            box = (left + x * factor, top + y * factor)
+            end = (min(left + (x + step) * factor, right), min(top + (y + step) * factor, bottom))
+            small.paste(_tile(image, (*box, *end)).reduce(factor), (x, y))
+    return _turned_like(image, small)
+
+
+def _tiles(image: Image.Image) -> Iterator[Image.Image]:
+    """The whole picture, piece by piece."""
+    for x in range(0, image.width, TILE):
+        for y in range(0, image.height, TILE):
+            yield _tile(image, (x, y, min(x + TILE, image.width), min(y + TILE, image.height)))
+
+
+def _tile(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """A piece of the stored picture in RGB, not turned."""
+    return _without_alpha(image.crop(box))
+
+
+def _extrema_are_close(pieces: Iterable[Image.Image]) -> bool:
+    """Whether pieces of one RGB picture differ by FLAT_SPREAD or less in every channel."""
+    low, high = np.full(3, 255), np.zeros(3, int)
+    for piece in pieces:
+        extrema = np.array(piece.getextrema())  # (3, 2)
+        low, high = np.minimum(low, extrema[:, 0]), np.maximum(high, extrema[:, 1])
+        if (high - low).max() > FLAT_SPREAD:
+            return False
+    return True
+
+
+def _turned_like(image: Image.Image, part: Image.Image) -> Image.Image:
+    """A part of the stored picture, upright as the EXIF orientation of the whole says."""
+    part.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return upright(part)

@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lbgen.errors import UserError
-from lbgen.runs.parsing import parse_json
+from lbgen.runs.parsing import Name, T, parse_json, read_json
 from lbgen.runs.storage import LocalStore, Store
+from lbgen.vocabulary.ids import comparable, fault
 
 SUFFIXES: dict[str, Literal["png", "jpg", "webp"]] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 """Image format -> suffix of its files."""
@@ -33,7 +34,7 @@ LISTS = ("rejections", "target", "found")
 """Columns with a list of texts in each row."""
 CONTAINERS = b"lbgen_containers"
 """Key of the container hashes in the metadata of a part's schema."""
-RESERVED_SPLITS = ("index", "screening", "data", "all")
+RESERVED_SPLITS = ("index", "screening", "data", "all", "masks")
 """Names of other things in a dataset folder, and the one that readers use for all splits together."""
 PART = re.compile(r"(?P<split>.+)-(?P<shard>\d{5,})\.parquet")
 
@@ -99,8 +100,19 @@ SCHEMA = pa.schema(
 
 
 def is_split_name(split: str) -> bool:
-    """Whether a split may have this name; it becomes a folder's name and the first part of file names."""
-    return split.isidentifier() and split not in RESERVED_SPLITS
+    """Whether a split of a dataset can have this name; new ones have to fulfil `split_fault` too."""
+    return split.isidentifier() and split not in ("index", "screening", "data", "all")
+
+
+def split_fault(split: str) -> str | None:
+    """What makes a name unfit for a new split, with the remedy; None for a fit one.
+
+    It becomes a folder's name and the first part of file names, so the rules are those of ids.
+    """
+    if comparable(split) in RESERVED_SPLITS:
+        return f'"{split}" has another meaning in a dataset folder; choose another name'
+    why = fault(split)
+    return f'"{split}" {why}' if why else None
 
 
 def part_name(split: str, shard: int) -> str:
@@ -156,10 +168,7 @@ def _has_gaps(column: pa.ChunkedArray, name: str) -> bool:
 
 def _container_hashes(schema: pa.Schema) -> dict[str, str]:
     """The container hashes in the metadata of a part; raises ValueError for anything else there."""
-    containers = parse_json((schema.metadata or {}).get(CONTAINERS, b"{}"))
-    if not isinstance(containers, dict) or not all(isinstance(sha256, str) for sha256 in containers.values()):
-        raise ValueError("its list of files is not that of an index")
-    return containers
+    return parse_json((schema.metadata or {}).get(CONTAINERS, b"{}"), dict[Name, Name])
 
 
 def _row(line: dict[str, Any]) -> Row:
@@ -185,13 +194,10 @@ def read_index(directory: Path | str) -> pa.Table:
     return pa.concat_tables(read_parquet(Path(directory) / "index" / part).select(SCHEMA.names) for part in parts)
 
 
-def read_json(store: Store, name: str) -> Any:
-    """A JSON file of the dataset; None where it does not exist."""
+def read_stored(store: Store, name: str, kind: type[T]) -> T | None:
+    """A JSON file of the dataset, as the type `kind`; None where it does not exist."""
     try:
-        return parse_json(store.read(name))
+        content = store.read(name)
     except FileNotFoundError:
         return None
-    except UserError:
-        raise
-    except ValueError:
-        raise UserError(f"{store}/{name}: not valid JSON; restore it or choose another --output") from None
+    return read_json(content, kind, f"{store}/{name}")

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lbgen.datasets.index import Row
 
@@ -16,6 +16,8 @@ class Stored(NamedTuple):
     """The image file."""
     label: int | None
     """None where the layout stores no label beside the image."""
+    row: Any = None
+    """The index row beside the image, as JSON holds it; None where the layout stores none."""
 
 
 class Layout(ABC):
@@ -40,3 +42,7 @@ class Layout(ABC):
         Strict, because verification relies on it. Raises OSError, ValueError or TarError where the file is damaged; an
         image that lacks its label or its content is left out.
         """
+
+    def class_names(self, path: Path) -> list[str] | None:
+        """The category ids that a file names in label order, those of its day; None where the layout names none."""
+        return None

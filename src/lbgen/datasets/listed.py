@@ -4,11 +4,20 @@ There is one list for the dataset, or one in each split's folder. Read only.
 """
 
 import csv
+import os
 from collections.abc import Container, Iterator
 from functools import cached_property
 from pathlib import Path
 
-from lbgen.datasets.records import NOT_CATEGORIES, DatasetReader, ImageRecord
+from lbgen.datasets.records import (
+    IMAGE_SUFFIXES,
+    NOT_CATEGORIES,
+    NOT_IMAGES,
+    DatasetReader,
+    ImageRecord,
+    folders_in,
+    valid_text,
+)
 from lbgen.errors import UserError
 from lbgen.runs.parsing import parse_json
 
@@ -17,7 +26,7 @@ NAMES = ("metadata.csv", "metadata.jsonl")
 
 def metadata_files(folder: Path) -> list[Path]:
     """The lists of images in the folder and in the folders inside it."""
-    inner = sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in NOT_CATEGORIES)
+    inner = [path for path in folders_in(folder, folder) if path.name not in NOT_CATEGORIES]
     found = [place / name for place in (folder, *inner) for name in NAMES if (place / name).is_file()]
     return [path for path in found if "file_name" in (next(_lines(path), None) or {})]
 
@@ -31,26 +40,52 @@ class ListedReader(DatasetReader):
     def count(self) -> int:
         return sum(1 for path in self.lists for _ in _lines(path))
 
-    def records(self, wanted: Container[str] | None = None) -> Iterator[ImageRecord]:
+    def _records(self, wanted: Container[str] | None) -> Iterator[ImageRecord]:
+        listed = set()
         for path in self.lists:
             split = path.parent.name if path.parent != self.folder else "all"
             column = _label_column(path)
             for number, line in enumerate(_lines(path), 1):
                 image = path.parent / str(line.get("file_name") or "")
-                category = "" if line.get(column) is None else str(line[column])
-                if image == path.parent or self.folder not in image.parents or ".." in image.parts:
-                    place = f"{path.relative_to(self.folder).as_posix()}, image {number}"
-                    yield ImageRecord(
-                        place, "", split, None, fault="its file_name is no path inside the dataset folder"
-                    )
-                    continue
-                key = image.relative_to(self.folder).as_posix()
-                if not category:
-                    yield ImageRecord(key, "", split, None, fault=f"{path.name} gives it no {column}")
-                elif wanted is None or key in wanted:
-                    yield self.read_file(image, key, category, split)
-                else:
-                    yield ImageRecord(key, category, split, None)
+                category = "" if line.get(column) is None else valid_text(str(line[column]))
+                listed.add(str(image))
+                yield self._record(path, number, image, column, category, valid_text(split), wanted)
+        for image in _images_below(self.folder):
+            if str(image) not in listed:
+                self.skipped.add("an image that no list names", image.relative_to(self.folder).as_posix())
+
+    def _record(
+        self,
+        path: Path,
+        number: int,
+        image: Path,
+        column: str,
+        category: str,
+        split: str,
+        wanted: Container[str] | None,
+    ) -> ImageRecord:
+        """Line `number` of the list at `path`."""
+        if image == path.parent or self.folder not in image.parents or ".." in image.parts:
+            place = valid_text(f"{path.relative_to(self.folder).as_posix()}, image {number}")
+            return ImageRecord(place, "", split, None, fault="its file_name is no path inside the dataset folder")
+        key = valid_text(image.relative_to(self.folder).as_posix())
+        if not category:
+            return ImageRecord(key, "", split, None, fault=f"{path.name} gives it no {column}")
+        if wanted is None or key in wanted:
+            return self.read_file(image, category, split)
+        return ImageRecord(key, category, split, None)
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    """The images in a folder and in those inside it; masks and other things of a dataset's are no images."""
+    for place, inner, names in os.walk(folder):
+        is_top = place == str(folder)
+        inner[:] = sorted(
+            name for name in inner if not name.startswith(".") and not (is_top and name in NOT_CATEGORIES)
+        )
+        for name in sorted(names):
+            if name.lower().endswith(IMAGE_SUFFIXES) and not (is_top and name in NOT_IMAGES):
+                yield Path(place, name)
 
 
 def _label_column(path: Path) -> str:

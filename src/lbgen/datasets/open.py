@@ -6,6 +6,7 @@ WebDataset     DIR/*.tar or DIR/<any>/*.tar: an image and a `.cls` per sample; `
 tables         DIR/*.parquet or DIR/<any>/*.parquet, or the .arrow files of `save_to_disk`
 """
 
+import os
 from pathlib import Path
 
 from lbgen.datasets.image_folder import ImageFolderReader
@@ -21,6 +22,7 @@ def open_dataset(folder: Path) -> DatasetReader:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give an image folder, a WebDataset or a folder of parquet files")
     try:
+        os.scandir(folder).close()
         shards = find_shards(folder, ".tar")
         if shards and (holds_labels(shards[0]) or not any(ImageFolderReader(folder).files())):
             return WebDatasetReader(folder, shards)

@@ -1,26 +1,52 @@
 """A labelled image dataset as a stream of records: the interface of all readers, whoever wrote the dataset.
 
-Reading is tolerant: an image that cannot be read is a record with a fault, and the images around it are kept.
+Reading is tolerant: an image that cannot be read is a record with a fault, and the images around it are kept. What is
+left out is counted by reason, so nothing vanishes unseen.
 """
 
+import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from lbgen.errors import UserError
-from lbgen.runs.parsing import parse_json
+from lbgen.runs import atomic
+from lbgen.runs.parsing import Text, read_json
 from lbgen.vocabulary.vocabulary import imagenet_entries
 
 NOT_CATEGORIES = ("masks", "index", "screening")
 """Folders beside the images that hold something else, unless there are images directly in them."""
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+NOT_IMAGES = ("samples.png",)
+"""Pictures beside the images that show the dataset."""
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".avifs"),
+    *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+)
+"""Those that Pillow knows for the formats of lbgen.datasets.decode."""
 
-
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".parquet", ".arrow")
+LARGEST_FILE = 2**30
+"""Bytes of an image file; larger ones are not read."""
+LONGEST_LABEL = 2**16
+"""Bytes of a file that holds a label."""
+SEEN_FOLDER = "a link to a folder that is read already, or that lies inside or around the dataset"
+"""Why a folder is skipped."""
+EXAMPLES = 20
+"""Names that are kept of what was left out for one reason."""
 LONGEST_NUMBER = 20
 """Digits of a label that is a number; int() refuses thousands."""
+
+
+@dataclass(frozen=True)
+class StoredLabel:
+    """A category as labels.json holds it; other programs write numbers for ids."""
+
+    id: int | Text
+    name: int | Text
 
 
 class Label(NamedTuple):
@@ -47,20 +73,46 @@ class ImageRecord:
     """Why the image cannot be used; empty for one that can or was not wanted."""
 
 
+@dataclass
+class LeftOut:
+    """What one reason left out."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+    """The first EXAMPLES names."""
+
+
+class Skipped(dict[str, LeftOut]):
+    """Reason -> the files, folders or rows that were left out for it."""
+
+    def add(self, reason: str, name: str) -> None:
+        left_out = self.setdefault(reason, LeftOut())
+        left_out.count += 1
+        if len(left_out.first) < EXAMPLES:
+            left_out.first.append(valid_text(name))
+
+
 class DatasetReader(ABC):
     """A dataset folder of one format."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.skipped = Skipped()
+        """What the last call of `records` left out; complete when all its records were taken."""
 
     @property
     @abstractmethod
     def count(self) -> int | None:
         """Number of images; None where all images would have to be read to know it."""
 
-    @abstractmethod
     def records(self, wanted: Container[str] | None = None) -> Iterator[ImageRecord]:
         """All records, always in the same order; with `wanted`, only images with these keys have content."""
+        self.skipped = Skipped()
+        yield from self._records(wanted)
+
+    @abstractmethod
+    def _records(self, wanted: Container[str] | None) -> Iterator[ImageRecord]:
+        """The same; adds to `skipped`."""
 
     def labels(self) -> dict[str, Label]:
         """The categories that the dataset itself names, by id: those of labels.json, else of the format, if any."""
@@ -75,24 +127,54 @@ class DatasetReader(ABC):
     def _has_masks(self) -> bool:
         return (self.folder / "masks").is_dir()
 
-    def mask_of(self, key: str) -> bytes | None:
-        """The image's mask: masks/<path of the image>, as .png or with the image's own suffix."""
+    def _skip_shards(self, places: list[Path], read: list[Path]) -> None:
+        """Count the shards in these folders that are not among those that are read."""
+        known = set(read)
+        for path in (path for suffix in SHARD_SUFFIXES for path in _files_with(places, suffix)):
+            if path not in known:
+                reason = "a shard beside those that are read" if path.is_file() else "a shard that is no regular file"
+                self.skipped.add(reason, path.relative_to(self.folder).as_posix())
+
+    def mask_of(self, place: str) -> bytes | None:
+        """The mask of the image at this path: masks/<path>, as .png or with the image's own suffix."""
         if not self._has_masks:
             return None
-        path = self.folder / "masks" / key
+        path = self.folder / "masks" / place
         found = next((candidate for candidate in (path.with_suffix(".png"), path) if candidate.is_file()), None)
-        return found.read_bytes() if found else None
+        return read_bounded(found) if found else None
 
-    def read_file(self, path: Path, key: str, category: str, split: str) -> ImageRecord:
-        """The record of an image that is a single file."""
+    def read_file(self, path: Path, category: str, split: str) -> ImageRecord:
+        """The record of an image that is a single file below the folder."""
+        place = path.relative_to(self.folder).as_posix()
+        key, category, split = map(valid_text, (place, category, split))
         try:
-            if path.exists() and not path.is_file():  # a pipe would wait for ever, a device has no end
-                return ImageRecord(key, category, split, None, fault="it is not a regular file")
-            return ImageRecord(key, category, split, path.read_bytes(), self.mask_of(key))
+            return ImageRecord(key, category, split, read_bounded(path), self.mask_of(place))
         except OSError as error:
-            return ImageRecord(key, category, split, None, fault=error.strerror or "unreadable")
+            return ImageRecord(key, category, split, None, fault=error.strerror or str(error))
         except ValueError:  # a zero byte, or half of a surrogate pair
             return ImageRecord(key, category, split, None, fault="no file can have this name")
+
+
+def read_bounded(path: Path, most: int = LARGEST_FILE) -> bytes:
+    """The content of a regular file; raises OSError for anything else, and for more than `most` bytes.
+
+    A pipe would be waited for without end, and a device has no end; some files of /proc are pipes that say they are
+    regular and empty.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("it is not a regular file")
+    if not status.st_size:
+        return b""
+    if status.st_size > most:
+        raise OSError(f"it has {status.st_size:,} bytes, more than the {most:,} that are read")
+    with path.open("rb") as stream:
+        return stream.read(most)
+
+
+def valid_text(text: str) -> str:
+    """The text in Unicode; bytes of a file name that are not UTF-8, and halves of surrogate pairs, are escaped."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class ShardReader(DatasetReader):
@@ -102,6 +184,10 @@ class ShardReader(DatasetReader):
         super().__init__(folder)
         self.shards = shards
 
+    def _skip_other_shards(self) -> None:
+        """Count shards of other formats, in a deeper folder, compressed, or that are no regular file."""
+        self._skip_shards([self.folder, *_folders_of_shards(self.folder)], self.shards)
+
     def category_of(self, value: str) -> str:
         """The category's id: `value` itself, or where it is a number, that of the listed label."""
         listed = self._listed_labels
@@ -109,22 +195,61 @@ class ShardReader(DatasetReader):
         return listed[int(value)].id if is_number and int(value) < len(listed) else value
 
 
-def no_labelled_image(folder: Path, *cause: str) -> UserError:
-    """The refusal of a dataset without images.  cause: the first image that cannot be used, and why."""
+def no_labelled_image(folder: Path, broken: dict[str, str], skipped: Skipped) -> UserError:
+    """The refusal of a dataset without images, with the first broken file (key -> cause) and what was skipped."""
+    first = next((f"; {key}: {why}" for key, why in broken.items()), "")
+    cause = first + "".join(f"; skipped {found.count:,}: {reason}" for reason, found in skipped.items())
     return UserError(
-        f"{folder}: {': '.join(['no labelled image in it', *cause])}; give a folder of category folders, of .tar "
-        "shards with .cls members, or of parquet files with image and label"
+        f"{folder}: no labelled image in it{cause}; give a folder of category folders, of .tar shards with .cls "
+        "members, or of parquet files with image and label"
     )
+
+
+def folders_in(folder: Path, dataset: Path, skipped: Skipped | None = None) -> list[Path]:
+    """The folders in a folder of a dataset, sorted, each once; of links, only those that lead out of the dataset.
+
+    A link to a folder inside or around the dataset would show the same files again, or without end. Empty for a folder
+    that cannot be listed.
+    """
+    root = os.path.realpath(dataset)
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(Path(entry) for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except OSError:
+        return []
+    kept, seen = [], {os.path.realpath(path) for path in found if not path.is_symlink()}
+    for path in found:
+        if path.is_symlink():
+            target = os.path.realpath(path)
+            if target in seen or is_inside(root, target) or is_inside(target, root):
+                if skipped is not None:
+                    skipped.add(SEEN_FOLDER, path.relative_to(dataset).as_posix())
+                continue
+            seen.add(target)
+        kept.append(path)
+    return kept
+
+
+def is_inside(inner: str, outer: str) -> bool:
+    """Whether a resolved path is another or lies inside it."""
+    return os.path.commonpath([inner, outer]) == outer
 
 
 def find_shards(folder: Path, suffix: str) -> list[Path]:
     """Sorted files with this suffix in the folder, or if there are none, in the folders inside it."""
-    inner = sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in NOT_CATEGORIES)
-    for places in ([folder], inner):
-        paths = sorted(path for place in places for path in place.glob(f"*{suffix}"))
-        if found := [path for path in paths if path.is_file() and not path.name.startswith(".")]:
+    for places in ([folder], _folders_of_shards(folder)):
+        if found := [path for path in _files_with(places, suffix) if path.is_file()]:
             return found
     return []
+
+
+def _folders_of_shards(folder: Path) -> list[Path]:
+    return [path for path in folders_in(folder, folder) if path.name not in NOT_CATEGORIES]
+
+
+def _files_with(places: list[Path], suffix: str) -> list[Path]:
+    paths = (path for place in places for path in place.glob(f"*{suffix}"))
+    return sorted(path for path in paths if not path.name.startswith(".") and not path.is_dir())
 
 
 def listed_labels(folder: Path) -> list[Label]:
@@ -132,10 +257,9 @@ def listed_labels(folder: Path) -> list[Label]:
     path = folder / "labels.json"
     if not path.is_file():
         return []
-    try:
-        return [Label(str(line["id"]), str(line["name"])) for line in parse_json(path.read_text("utf-8"))]
-    except (ValueError, TypeError, KeyError):
-        raise UserError(f'{path}: not a list of {{"id": ..., "name": ...}}; repair or remove it') from None
+    remedy = 'write a list of {"id": ..., "name": ...}, or remove the file'
+    lines = read_json(atomic.read_bytes(path), list[StoredLabel], str(path), remedy)
+    return [Label(valid_text(str(line.id)), valid_text(str(line.name))) for line in lines]
 
 
 def name_of(category: str, known: dict[str, Label]) -> str:

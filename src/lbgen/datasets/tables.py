@@ -8,7 +8,10 @@ mask    like image, non-zero on the object; the column called `mask`, if there i
 """
 
 import json
+import mmap
+import struct
 from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,45 +21,122 @@ import pyarrow.parquet as pq
 
 from lbgen.datasets.index import Row, shard_name
 from lbgen.datasets.layout import Layout, Stored
-from lbgen.datasets.records import ImageRecord, Label, ShardReader, listed_labels
+from lbgen.datasets.records import LARGEST_FILE, ImageRecord, Label, ShardReader, listed_labels, valid_text
 from lbgen.datasets.webdataset import split_of
 from lbgen.errors import UserError
+from lbgen.runs.parsing import Name, Text, checked, read_json
 
 ROWS_AT_ONCE = 100
-"""Images in memory at a time; also the size of a row group, which is what readers that stream hold in memory."""
+"""Images in memory at a time when a file is written; the size of a row group, which readers that stream hold."""
+MOST_UNPACKED = 2**30
+"""Bytes by which a row group may be larger unpacked than the whole file. Images are stored compressed, so they do not
+grow when they are unpacked."""
 COLUMNS = [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())]
 
 
+@dataclass(frozen=True)
+class StoredFeatures:
+    features: dict[Name, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoredMetadata:
+    """What `datasets` writes into a schema's metadata, as far as it is read."""
+
+    info: StoredFeatures = field(default_factory=StoredFeatures)
+
+
 # ---- reading a file ----
+
+
+UNREADABLE = (pa.ArrowException, OSError, LookupError, ValueError, TypeError, MemoryError, struct.error)
+"""What reading a damaged table raises."""
 
 
 def schema_of(path: Path) -> pa.Schema | None:
     """None where the file is no such table."""
     try:
         if path.suffix == ".arrow":
-            with pa.memory_map(str(path)) as stream:
-                return pa.ipc.open_stream(stream).schema
-        return pq.read_schema(path)
-    except (pa.ArrowException, OSError):
+            schema = pa.ipc.open_stream(_mapped(path)).schema
+        else:
+            with path.open("rb") as stream:
+                schema = pq.read_schema(stream)
+        str(schema.names)  # raises UnicodeDecodeError, a ValueError, for names that are not text
+        return schema
+    except UNREADABLE:
         return None
 
 
 def batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    if path.suffix == ".arrow":
-        with pa.memory_map(str(path)) as stream:
-            for batch in pa.ipc.open_stream(stream):
-                yield batch.select(columns)
-        return
-    with pq.ParquetFile(path, pre_buffer=False) as file:  # without threads, see lbgen.datasets.index.read_parquet
-        yield from file.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False)
+    """The rows of a table in parts, checked: offsets of a damaged file would lead outside of its memory."""
+    for batch in _arrow_batches(path, columns) if path.suffix == ".arrow" else _parquet_batches(path, columns):
+        batch.validate(full=True)
+        yield batch
+
+
+def _arrow_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Raises ValueError for compressed batches, which `save_to_disk` does not write: they could have any size."""
+    if any(map(_is_compressed, pa.ipc.MessageReader.open_stream(_mapped(path)))):
+        raise ValueError("its batches are compressed; write it again with save_to_disk")
+    for batch in pa.ipc.open_stream(_mapped(path)):
+        yield batch.select(columns)
+
+
+def _is_compressed(message: pa.Message) -> bool:
+    """Whether a message of a stream of Arrow says that its buffers are compressed.
+
+    Read from the flatbuffer by the numbers of the fields in Arrow's Message.fbs, because pyarrow does not tell it.
+    """
+    content = memoryview(message.metadata)
+    if message.type not in ("record batch", "dictionary"):
+        return False
+    batch = _table_at(content, _field(content, struct.unpack_from("<I", content)[0], 2))
+    if message.type == "dictionary":
+        batch = _table_at(content, _field(content, batch, 1))
+    return bool(_field(content, batch, 3))
+
+
+def _field(content: memoryview, table: int, number: int) -> int:
+    """Where a flatbuffer's table has its field of this number; 0 where it has none."""
+    entries = table - struct.unpack_from("<i", content, table)[0]
+    place = 4 + 2 * number
+    is_listed = place < struct.unpack_from("<H", content, entries)[0]
+    offset = struct.unpack_from("<H", content, entries + place)[0] if is_listed else 0
+    return table + offset if offset else 0
+
+
+def _table_at(content: memoryview, place: int) -> int:
+    """Where the table lies to which the offset at `place` leads."""
+    return place + struct.unpack_from("<I", content, place)[0]
+
+
+def _mapped(path: Path) -> pa.BufferReader:
+    """The file in memory, mapped; Arrow itself opens no file whose name is not UTF-8."""
+    with path.open("rb") as stream:
+        return pa.BufferReader(pa.py_buffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)))
+
+
+def _parquet_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """One row at a time: a few bytes of a file can stand for many large rows.
+
+    Raises ValueError for a row group that is far larger unpacked than the file.
+    """
+    # Without threads, see lbgen.datasets.index.read_parquet.
+    with path.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).total_byte_size
+            if size > path.stat().st_size + MOST_UNPACKED:
+                raise ValueError(f"row group {group} grows to {size:,} bytes, far more than the file has")
+            yield from file.iter_batches(1, row_groups=[group], columns=columns, use_threads=False)
 
 
 def row_count(path: Path) -> int:
-    if path.suffix != ".arrow":
-        return int(pq.read_metadata(path).num_rows)
     try:
+        if path.suffix != ".arrow":
+            with path.open("rb") as stream:
+                return int(pq.read_metadata(stream).num_rows)
         return sum(batch.num_rows for batch in batches(path, []))
-    except (pa.ArrowException, OSError):
+    except UNREADABLE:
         return 0
 
 
@@ -89,6 +169,9 @@ class ParquetLayout(Layout):
                     raise ValueError(f"{path}: a line in it is empty")
                 yield Stored(image["path"].rpartition(".")[0], image["bytes"], label)
 
+    def class_names(self, path: Path) -> list[str] | None:
+        return _features(path, pq.read_schema(path)).get("label", [])
+
 
 def huggingface_metadata(ids: Sequence[str]) -> dict[bytes, bytes]:
     """Schema metadata that tells `datasets` that the columns are an Image and a ClassLabel."""
@@ -117,7 +200,7 @@ class TableReader(ShardReader):
     @cached_property
     def _listed_labels(self) -> list[Label]:
         names = self._columns.names
-        return listed_labels(self.folder) or [Label(name, name.replace("_", " ")) for name in names]
+        return listed_labels(self.folder) or [Label(name, name.replace("_", " ")) for name in map(valid_text, names)]
 
     @cached_property
     def _columns(self) -> Columns:
@@ -126,14 +209,18 @@ class TableReader(ShardReader):
             raise UserError(f"{self.shards[0]}: not a {self.shards[0].suffix[1:]} file; download or write it again")
         return columns_of(shard, schema_of(shard))
 
-    def records(self, wanted: Container[str] | None = None) -> Iterator[ImageRecord]:
+    def _records(self, wanted: Container[str] | None) -> Iterator[ImageRecord]:
+        self._skip_other_shards()
         for shard in self.shards:
-            place = shard.relative_to(self.folder).as_posix()
-            split = split_of(shard, self.folder)
+            place = valid_text(shard.relative_to(self.folder).as_posix())
+            split = valid_text(split_of(shard, self.folder))
             try:
                 yield from self._shard_records(shard, place, split, wanted)
-            except (pa.ArrowException, OSError, KeyError) as error:
-                yield ImageRecord(place, "", split, None, fault=f"the file cannot be read to its end ({error})")
+            except UserError:
+                raise
+            except UNREADABLE as error:
+                fault = valid_text(f"the file cannot be read to its end ({error})")
+                yield ImageRecord(place, "", split, None, fault=" ".join(fault.split()))
 
     def _shard_records(
         self, shard: Path, place: str, split: str, wanted: Container[str] | None
@@ -143,10 +230,13 @@ class TableReader(ShardReader):
             masks = batch[columns.mask] if columns.mask else pa.nulls(batch.num_rows)
             for image, label, mask in zip(batch[columns.image], batch[columns.label].to_pylist(), masks, strict=True):
                 content, path = _file(image)
-                key = f"{place}/{row}/{path}" if path else f"{place}/{row}"  # the number, because paths may repeat
+                # The number, because paths may repeat.
+                key = valid_text(f"{place}/{row}/{path}" if path else f"{place}/{row}")
                 row += 1
-                if label is None or label == -1 or content is None:
+                if label in (None, -1, "") or content is None:
                     yield ImageRecord(key, "", split, None, fault="the row has no image or no label")
+                elif len(content) > LARGEST_FILE:
+                    yield ImageRecord(key, "", split, None, fault=f"it has more than {LARGEST_FILE:,} bytes")
                 elif wanted is None or key in wanted:
                     yield ImageRecord(key, self.category_of(str(label)), split, content, _file(mask)[0])
                 else:
@@ -155,13 +245,26 @@ class TableReader(ShardReader):
 
 def columns_of(shard: Path, schema: pa.Schema) -> Columns:
     """The columns to read; UserError if it is not clear which column holds images or labels."""
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    features = _features(shard, schema)
     images = [field.name for field in schema if _holds_files(field.type) and field.name != "mask"]
-    classes = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
     image = _chosen(shard, schema, "image", images, "holds images")
-    label = _chosen(shard, schema, "label", classes, "is a ClassLabel")
-    names = [str(name) for name in features.get(label, {}).get("names", [])]
-    return Columns(image, label, "mask" if "mask" in schema.names else None, names)
+    label = _chosen(shard, schema, "label", [name for name in schema.names if name in features], "is a ClassLabel")
+    return Columns(image, label, "mask" if "mask" in schema.names else None, features.get(label, []))
+
+
+def _features(shard: Path, schema: pa.Schema) -> dict[str, list[str]]:
+    """The names of each column's classes, where `datasets` says in the schema's metadata that it is a ClassLabel."""
+    source, remedy = f"{shard}, its schema's metadata", "write the file again with datasets"
+    content = (schema.metadata or {}).get(b"huggingface", b"{}")
+    features = read_json(content, StoredMetadata, source, remedy).info.features
+    labels = {
+        name: feature for name, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    }  # fmt: skip
+    return {
+        name: [str(one) for one in checked(label.get("names", []), list[int | Text], f"{source}, {name}", remedy)]
+        for name, label in labels.items()
+    }
 
 
 def _chosen(shard: Path, schema: pa.Schema, wanted: str, candidates: list[str], what: str) -> str:

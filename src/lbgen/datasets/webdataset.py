@@ -10,20 +10,31 @@ import re
 import tarfile
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from lbgen.datasets.index import Row, shard_name
 from lbgen.datasets.layout import Layout, Stored
-from lbgen.datasets.records import IMAGE_SUFFIXES, ImageRecord, ShardReader
+from lbgen.datasets.records import (
+    IMAGE_SUFFIXES,
+    LARGEST_FILE,
+    LONGEST_LABEL,
+    ImageRecord,
+    ShardReader,
+    valid_text,
+)
 from lbgen.errors import UserError
-from lbgen.runs.parsing import parse_json
+from lbgen.runs import atomic
+from lbgen.runs.parsing import Name, Text, Whole, parse_json, read_json
 
 FIRST_MEMBERS = 100
 """Members at the start of a shard among which a .cls is looked for."""
+
+DOTTED = "an image with a further dot in its name: readers take all from the first dot on for the extension"
+"""Why an image is skipped that other readers of WebDatasets do not find either."""
 
 Sample = dict[str, tarfile.TarInfo]
 """Extension, with its dot -> the sample's member of this extension."""
@@ -54,7 +65,10 @@ class BoundedFile(io.BufferedReader):
 
     def read(self, size: int | None = -1) -> bytes:
         left = max(0, self.length - self.tell())
-        return super().read(left if size is None or size < 0 else min(size, left))
+        wanted = left if size is None or size < 0 else min(size, left)
+        if wanted > LARGEST_FILE:
+            raise tarfile.ReadError(f"{wanted:,} bytes in one piece, more than the {LARGEST_FILE:,} that are read")
+        return super().read(wanted)
 
 
 def members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
@@ -62,20 +76,6 @@ def members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInf
     for member in archive:
         if member.isfile():
             yield *split_name(member.name), member
-
-
-def samples(archive: tarfile.TarFile) -> Iterator[Sample]:
-    """The members of each sample together."""
-    sample: Sample = {}
-    current: str | None = None
-    for key, extension, member in members(archive):
-        if key != current and sample:
-            yield sample
-            sample = {}
-        current = key
-        sample[extension] = member
-    if sample:
-        yield sample
 
 
 def split_name(member: str) -> tuple[str, str]:
@@ -86,11 +86,18 @@ def split_name(member: str) -> tuple[str, str]:
 
 
 def content_of(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    if member.issparse():  # it may claim any number of zeros
-        raise tarfile.ReadError(f"{member.name!r:.80} is a sparse file")
+    if fault := fault_of(member):
+        raise tarfile.ReadError(f"{member.name!r:.80}: {fault}")
     stream = archive.extractfile(member)
     assert stream is not None, "samples have regular files only"
     return stream.read()
+
+
+def fault_of(member: tarfile.TarInfo, most: int = LARGEST_FILE) -> str:
+    """Why a member's content is not read; empty for one that is."""
+    if member.issparse():  # it may claim any number of zeros
+        return "it is a sparse file"
+    return f"it has {member.size:,} bytes, more than the {most:,} that are read" if member.size > most else ""
 
 
 # ---- lbgen's own shards ----
@@ -113,14 +120,12 @@ class WebDatasetLayout(Layout):
         return {rows[0].file: path} if rows else {}
 
     def read(self, path: Path, row: Row) -> Iterator[Stored]:
-        current, image = "", b""
         with opened_tar(path) as archive:
-            for key, extension, member in members(archive):
-                content = content_of(archive, member)
-                if extension in IMAGE_SUFFIXES:
-                    current, image = key, content
-                elif extension == ".cls" and key == current:
-                    yield Stored(unescaped(key), image, int(content))
+            parts = ((key, extension, content_of(archive, member)) for key, extension, member in members(archive))
+            for (key, suffix, image), label, line in zip(parts, parts, parts, strict=True):
+                if suffix not in IMAGE_SUFFIXES or (label[:2], line[:2]) != ((key, ".cls"), (key, ".json")):
+                    raise ValueError(f"{path}: {key!r:.80} is not an image with its .cls and .json")
+                yield Stored(unescaped(key), image, int(label[2]), parse_json(line[2]))
 
 
 def escaped(key: str) -> str:
@@ -141,49 +146,110 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 # ---- anyone's shards ----
 
 
+@dataclass(frozen=True)
+class StoredSplit:
+    filenames: set[Text]
+    shard_lengths: list[Whole] | None = None
+    """Images of each file."""
+
+
+@dataclass(frozen=True)
+class StoredInfo:
+    """The content of _info.json."""
+
+    splits: dict[Name, StoredSplit]
+
+
 class WebDatasetReader(ShardReader):
     @cached_property
-    def _info(self) -> dict[str, Any]:
-        """Split -> {"filenames", "shard_lengths"}, of _info.json."""
+    def _info(self) -> dict[str, StoredSplit]:
+        """The splits of _info.json; empty where there is no such file."""
         path = self.folder / "_info.json"
-        try:
-            splits = parse_json(path.read_text(encoding="utf-8"))["splits"] if path.is_file() else {}
-            for split in splits.values():
-                sum(split.get("shard_lengths") or [])
-            return {name: {**split, "filenames": set(split["filenames"])} for name, split in splits.items()}
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise UserError(f"{path}: no splits with filenames in it; repair or remove it") from None
+        return (
+            read_json(atomic.read_bytes(path), StoredInfo, str(path), "repair or remove it").splits
+            if path.is_file()
+            else {}
+        )
 
     @property
     def count(self) -> int | None:
-        lengths = [split.get("shard_lengths") for split in self._info.values()]
+        lengths = [split.shard_lengths or [] for split in self._info.values()]
         return sum(map(sum, lengths)) if lengths and all(lengths) else None
 
-    def records(self, wanted: Container[str] | None = None) -> Iterator[ImageRecord]:
+    def _records(self, wanted: Container[str] | None) -> Iterator[ImageRecord]:
+        self._skip_other_shards()
+        self._skip_missing_shards()
         for shard in self.shards:
             place = shard.relative_to(self.folder).as_posix()
-            listed = (name for name, info in self._info.items() if {place, shard.name} & info["filenames"])
-            split = next(listed, None) or split_of(shard, self.folder)
+            listed = (name for name, info in self._info.items() if {place, shard.name} & info.filenames)
+            split = valid_text(next(listed, None) or split_of(shard, self.folder))
             try:
                 with opened_tar(shard) as archive:
-                    for sample in samples(archive):
+                    for sample in self._samples(archive, place):
                         if record := self._record(archive, place, sample, split, wanted):
                             yield record
-            except (tarfile.TarError, OSError, EOFError) as error:
-                yield ImageRecord(place, "", split, None, fault=f"the shard cannot be read to its end ({error})")
+            except UserError:
+                raise
+            except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+                fault = valid_text(f"the shard cannot be read to its end ({error})")
+                yield ImageRecord(valid_text(place), "", split, None, fault=fault)
+
+    def _skip_missing_shards(self) -> None:
+        """Count the shards that _info.json lists and the folder has not."""
+        found = {name for shard in self.shards for name in (shard.name, shard.relative_to(self.folder).as_posix())}
+        for info in self._info.values():
+            for name in sorted(info.filenames - found):
+                self.skipped.add("a shard that _info.json lists and that is missing", name)
+
+    def _samples(self, archive: tarfile.TarFile, place: str) -> Iterator[Sample]:
+        """The members of each sample together: those with one key that follow each other."""
+        sample: Sample = {}
+        current: str | None = None
+        for member in archive:
+            if not member.isfile():
+                if not member.isdir():
+                    self.skipped.add("a link or a special file in an archive", f"{place}/{member.name}")
+                continue
+            key, extension = split_name(member.name)
+            if key != current and sample:
+                yield sample
+                sample = {}
+            current = key
+            if extension in sample and extension in IMAGE_SUFFIXES:
+                self.skipped.add("an image of a sample that has two of this name", f"{place}/{sample[extension].name}")
+            sample[extension] = member
+        if sample:
+            yield sample
+
+    def _image_of(self, sample: Sample, place: str) -> str | None:
+        """The extension of the sample's image: the first that is one. The sample's other images are skipped."""
+        images = [extension for extension in sample if extension in IMAGE_SUFFIXES]
+        for extension in images[1:]:
+            self.skipped.add("an image of a sample that has another", f"{place}/{sample[extension].name}")
+        dotted = [name for name in sample if name.endswith(IMAGE_SUFFIXES) and name not in (*images, ".mask.png")]
+        for extension in dotted:
+            self.skipped.add(DOTTED, f"{place}/{sample[extension].name}")
+        if not images and not dotted:
+            self.skipped.add("a sample without an image", f"{place}/{next(iter(sample.values())).name}")
+        return images[0] if images else None
 
     def _record(
         self, archive: tarfile.TarFile, place: str, sample: Sample, split: str, wanted: Container[str] | None
     ) -> ImageRecord | None:
         """None for a sample without an image."""
-        extension = next((extension for extension in sample if extension in IMAGE_SUFFIXES), None)
+        extension = self._image_of(sample, place)
         if extension is None:
             return None
-        image, mask = sample[extension], sample.get(".mask.png")
-        key = f"{place}/{image.name}"
-        if ".cls" not in sample:
+        image, label, mask = sample[extension], sample.get(".cls"), sample.get(".mask.png")
+        key = valid_text(f"{place}/{image.name}")
+        if label is None:
             return ImageRecord(key, "", split, None, fault="there is no .cls beside it")
-        category = self.category_of(content_of(archive, sample[".cls"]).decode("utf-8", "replace").strip())
+        faults = [fault_of(image), fault_of(mask) if mask else "", fault_of(label, LONGEST_LABEL)]
+        if fault := next(filter(None, faults), None):
+            return ImageRecord(key, "", split, None, fault=fault)
+        category = self.category_of(content_of(archive, label).decode("utf-8", "replace").strip())
+        if not category:
+            return ImageRecord(key, "", split, None, fault="its .cls is empty")
         if wanted is not None and key not in wanted:
             return ImageRecord(key, category, split, None)
         return ImageRecord(

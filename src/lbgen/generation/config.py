@@ -1,13 +1,16 @@
 """What a generation run can be told. The defaults are those of the paper."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from lbgen.configuration.ranges import Count, Place, Range, Seed, Settings, Share, Size, Template, require
 from lbgen.configuration.settings import Categories, GeneratorName, Output, Precision, Scheduler, Trajectory
 from lbgen.datasets.index import is_split_name
 from lbgen.errors import UserError
+from lbgen.models import training
+from lbgen.models.training import Training
 
 CHECKS = ("label", "quality", "blank", "duplicate", "unsafe")
 """Those of --screen; --balance adds its own, "balance"."""
@@ -87,7 +90,8 @@ class Images(GeneratorName):
     """Images."""
 
     adapter: Path | None = None
-    """Adapter folder of an alignment run, merged into the weights; none uses the generator as it is."""
+    """Adapter folder of an alignment run, merged into the weights; none uses the generator as it is. What it was
+    trained with (scheduler, steps, guidance, templates, qualified names) takes the place of lbgen's defaults."""
     images_per_category: Count = 1300
     """Images of each category. With more than a finished dataset has, the missing ones are made."""
     split: Annotated[str, Range(is_split_name, "give a word of letters, digits and _")] = "train"
@@ -154,7 +158,7 @@ class Running(Precision, BatchSize):
     workers: Count | None = None
     """Processes that generate; none is one per GPU, or one where there is no GPU."""
     writers: Count = 2
-    """Processes per worker that encode and write images."""
+    """Threads per worker that encode and write images."""
     shard_of: str | None = None
     """I/N makes every N-th shard only, starting with shard I, for job arrays. Shards are counted from 0; N/N is the
     same as 0/N."""
@@ -173,6 +177,12 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
     output: str = "data/lbgen"
     """Dataset folder, or an address such as s3://bucket/name (also gs, az, hf). It is made if missing; a dataset of the
     same configuration in it is continued or grown."""
+
+    @classmethod
+    def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the adapter was trained with, where its folder says so (models/training.py)."""
+        trained = training.read(given["adapter"]) if given.get("adapter") else None
+        return trained_settings(trained) if trained else {}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -220,11 +230,19 @@ RUNNING = ("output", "engine", "workers", "writers", "shard_of", "ray_address", 
 """Fields that do not affect the images."""
 
 
+def trained_settings(trained: Training) -> dict[str, Any]:
+    """The settings that an adapter was trained with, by the names that they have here."""
+    settings = dict(vars(trained.settings))
+    return settings | {"screen_template": settings.pop("text_template")}
+
+
 def approximations(config: GenerateConfig) -> list[str]:
-    """The settings that deviate from the paper's trajectory for speed, each in a few words."""
+    """The settings that deviate for speed from the trajectory of the adapter's training, or else from the paper's."""
     found = []
-    if config.steps < GenerateConfig.steps:
-        found.append(f"{config.steps} {config.scheduler} steps instead of {GenerateConfig.steps}")
+    trained = training.read(config.adapter) if config.adapter else None
+    steps = trained.settings.steps if trained else GenerateConfig.steps
+    if config.steps < steps:
+        found.append(f"{config.steps} {config.scheduler} steps instead of {steps}")
     if config.guidance_interval is not None:
         lowest, highest = config.guidance_interval
         found.append(f"guidance only at noise levels {lowest:g} to {highest:g}")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from lbgen.datasets import index
 from lbgen.generation.config import GenerateConfig, approximations
-from lbgen.generation.inputs import ensure_loadable, generator_name, with_absolute_paths
+from lbgen.generation.inputs import ensure_loadable, generator_name, training_differences, with_absolute_paths
 from lbgen.generation.plan import Plan, PlannedImage
+from lbgen.generation.record import Record
 from lbgen.generation.run import in_part, plan_dataset
 from lbgen.generation.shard_rows import new_row
 from lbgen.generation.workers.writer import image_file
@@ -61,7 +62,7 @@ def plan(config: GenerateConfig) -> PlanEstimate:
     if missing:
         ensure_loadable(config)
         batch_size = config.batch_size or (record.config["batch_size"] if record else None)
-        size, speed, device = measure(replace(config, batch_size=batch_size), dataset_plan, missing[0])
+        size, speed, device = measure(replace(config, batch_size=batch_size), dataset_plan, missing[0], record)
     estimate = PlanEstimate(
         images=dataset_plan.images(config.split),
         images_missing=sum(dataset_plan.shard_images(config.split, shard) for shard in missing),
@@ -75,16 +76,17 @@ def plan(config: GenerateConfig) -> PlanEstimate:
     return estimate
 
 
-def measure(config: GenerateConfig, plan: Plan, shard: int) -> tuple[float, float, str]:
+def measure(config: GenerateConfig, plan: Plan, shard: int, record: Record | None) -> tuple[float, float, str]:
     """Mean bytes of a stored image, images a second, and the name of the device."""
     import torch  # late, as are all that import it: slow, and not needed where nothing is missing
 
     from lbgen.generation.render import Renderer
     from lbgen.generation.workers.loading import device_of, load_prepared_generator
-    from lbgen.generation.workers.preflight import CPU_BATCH_SIZE, refuse_long_prompts
+    from lbgen.generation.workers.preflight import CPU_BATCH_SIZE, refuse_long_prompts, refuse_new_confusions
 
     generator = load_prepared_generator(config, device_of(0))
     refuse_long_prompts(generator, config, plan)
+    refuse_new_confusions(generator.confusions(plan.categories, config.prompt_template), config, record)
     renderer, images = Renderer(generator, config), plan.shard(config.split, shard)
     batch = images[: config.batch_size or CPU_BATCH_SIZE]
     first = batch if config.compile else batch[:1]  # compiled networks have one batch size
@@ -120,6 +122,8 @@ def as_text(estimate: PlanEstimate, config: GenerateConfig, plan: Plan) -> str:
     ]
     if used := approximations(config):
         lines.append(("approx.", "; ".join(used)))
+    if differences := training_differences(config, plan.categories):
+        lines.append(("adapter", f"not as it was trained: {'; '.join(differences)}"))
     if estimate.images_per_second is None or estimate.bytes_per_image is None:
         return "\n".join(f"{name:8}{value}" for name, value in [*lines, ("to make", "nothing")])
     lines += [

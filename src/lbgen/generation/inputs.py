@@ -7,17 +7,22 @@ A dataset records absolute locations, and identifies each model and file by its 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lbgen.configuration.values import shown
 from lbgen.errors import UserError
-from lbgen.generation.config import GenerateConfig
+from lbgen.generation.config import GenerateConfig, trained_settings
 from lbgen.generation.screening import balance
+from lbgen.models import training
 from lbgen.models.registry import ADAPTER_FILE, GENERATORS, SEMANTICS, ensure_generator, ensure_semantics, resolve
 from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
 from lbgen.runs.model_folder import SAFETY_CHECKER
+from lbgen.vocabulary.tokens import on_one_line
+from lbgen.vocabulary.vocabulary import Category
 
 INPUT_FIELDS = ("generator", "adapter", "attributes", "screen_semantics")
 """Fields that may name a folder or a file. Its content counts, not its location."""
@@ -97,3 +102,27 @@ def adapter_sha256(config: GenerateConfig) -> str | None:
     if not file.is_file():
         raise UserError(f"--adapter {config.adapter}: no {ADAPTER_FILE} in it; give an alignment run's adapter folder")
     return atomic.sha256(file)
+
+
+def training_differences(config: GenerateConfig, categories: Sequence[Category]) -> list[str]:
+    """Settings and names that are not those which the adapter was trained with, each in a few words."""
+    trained = training.read(config.adapter) if config.adapter is not None else None
+    if trained is None:
+        return []
+    found = [
+        f"{name} {on_one_line(shown(getattr(config, name)))} (trained: {on_one_line(shown(then))})"
+        for name, then in trained_settings(trained).items()
+        if getattr(config, name) != then and (name != "screen_template" or config.checks)
+    ]
+    renamed = [category for category in categories if trained.names.get(category.id, category.name) != category.name]
+    new = [category for category in categories if category.id not in trained.names]
+    if renamed:
+        name, then = (on_one_line(name) for name in (renamed[0].name, trained.names[renamed[0].id]))
+        found.append(f'{counted_names(renamed)} another name, such as "{name}" (trained: "{then}")')
+    if new:
+        found.append(f'{counted_names(new)} no part in the training, such as "{on_one_line(new[0].name)}"')
+    return found
+
+
+def counted_names(categories: Sequence[Category]) -> str:
+    return "1 category has" if len(categories) == 1 else f"{len(categories):,} categories have"

@@ -13,21 +13,21 @@ from lbgen.configuration import saved
 from lbgen.configuration.values import convert
 from lbgen.configuration.yaml_lines import parse_yaml, yaml_text
 from lbgen.datasets import index
-from lbgen.errors import UserError
-from lbgen.generation import inputs
+from lbgen.errors import UserError, printable
+from lbgen.generation import inputs, strays
 from lbgen.generation import plan as plans
 from lbgen.generation.card.json_files import labels_json
 from lbgen.generation.config import RUNNING, GenerateConfig
 from lbgen.generation.inputs import HASH_NAMES, INPUT_FIELDS, MODEL_REGISTRIES
-from lbgen.generation.plan import Plan, Target
+from lbgen.generation.plan import Plan, StoredTarget, Target
 from lbgen.generation.screening import balance
-from lbgen.runs import atomic
+from lbgen.runs import atomic, outputs
 from lbgen.runs.identity import Identity
 from lbgen.runs.storage import Store, is_remote
 from lbgen.vocabulary.attributes import Attribute
 
-RECORD, PLAN = "dataset.yaml", "plan.json"
-COMPLETION_MARKER = "croissant.json"
+RECORD, PLAN = outputs.DATASET_RECORD
+COMPLETION_MARKER = strays.CROISSANT
 """Written last of all: a dataset that has this file is whole and described."""
 GROWTH_FIELDS = ("vocabulary", "qualify_names", "images_per_category", "split")
 """Fields that may change, because a dataset may grow; the plan compares them."""
@@ -47,7 +47,7 @@ class Record:
 
 def read(store: Store) -> Record | None:
     """The record of the dataset in a store; None if it holds no dataset."""
-    targets = index.read_json(store, PLAN)
+    targets = index.read_stored(store, PLAN, list[StoredTarget])
     if targets is None:
         return None
     content = parse_yaml(store.read(RECORD), f"{store}/{RECORD}") if store.exists(RECORD) else {}
@@ -80,10 +80,13 @@ def config_of(record: Record, output: str) -> GenerateConfig:
 
 
 def write(store: Store, config: GenerateConfig, made_with: Identity, plan: Plan) -> None:
-    """Record a new dataset, or its growth, before its first image; plan.json, written last, makes the record valid."""
-    store.write("labels.json", labels_json(plan.categories).encode())
+    """Record a new dataset, or its growth, before its first image; plan.json, written last, makes the record valid.
+
+    dataset.yaml comes first: a folder without it is not lbgen's.
+    """
     values = {name: value for name, value in saved.plain(config).items() if name not in RUNNING}
     store.write(RECORD, yaml_text({"config": values, "made_with": made_with.to_plain()}).encode())
+    store.write(strays.LABELS, labels_json(plan.categories).encode())
     store.write(PLAN, (json.dumps(plans.to_json(plan.targets), ensure_ascii=False) + "\n").encode())
 
 
@@ -95,12 +98,41 @@ def ensure_output_fits(store: Store, config: GenerateConfig) -> None:
     if not is_remote(config.output):
         atomic.ensure_writable(Path(config.output))
     names = store.names()
-    if RECORD in names:
+    if PLAN in names:
+        return  # `read` refuses what is no record
+    if not is_remote(config.output):
+        outputs.ensure_outside(Path(config.output), within=False)
+    foreign = strays.foreign_names(store, config)
+    begun = RECORD in names and _is_record(store)  # a run was stopped before it had a plan
+    others = [name for name in foreign if name not in (RECORD, strays.LABELS)] if begun else foreign
+    if not others or PLAN in store.names():  # another part of the run has recorded it meanwhile
         return
-    if foreign := names & {"config.yaml", config.split, "data", "index", "README.md"}:
+    if begun:
         raise UserError(
-            f"--output {config.output}: {min(foreign)} in it is not of lbgen generate; choose another --output"
+            f"{store}: has a {RECORD}, no {PLAN} and {printable(others[0])}; restore {PLAN} or choose another --output"
         )
+    outputs.refuse(config.output, others[0], "generate")
+
+
+def _is_record(store: Store) -> bool:
+    try:
+        content = parse_yaml(store.read(RECORD), RECORD)
+    except (UserError, OSError):
+        return False
+    return {"config", "made_with"} <= content.keys()
+
+
+def ensure_room(store: Store, config: GenerateConfig, record: Record | None, plan: Plan) -> None:
+    """Refuse growth that would overwrite files; what this dataset's runs wrote was recorded before."""
+    if record is None or record.targets == plan.targets:
+        return
+    earlier = Plan(record.targets, plan.seed, plan.shard_size)
+    split = config.split
+    first = earlier.shards(split) if split in earlier.splits else 0
+    found = strays.existing_files(store, config, plan, split, first)
+    file = next(found, None)
+    if file and (now := read(store)) and now.targets == record.targets:  # no other part of the run has recorded it
+        outputs.refuse(config.output, file, "generate")
 
 
 def ensure_continues(record: Record, config: GenerateConfig, balanced: Sequence[Attribute]) -> None:
@@ -108,7 +140,7 @@ def ensure_continues(record: Record, config: GenerateConfig, balanced: Sequence[
     ensure_same_config(record, config)
     _ensure_same_models(record, config)
     _ensure_same_adapter(record, config)
-    _ensure_same_attributes(record, config, balanced)
+    ensure_same_attributes(record, config, balanced)
 
 
 def ensure_same_config(record: Record, config: GenerateConfig) -> None:
@@ -141,7 +173,7 @@ def _ensure_same_adapter(record: Record, config: GenerateConfig) -> None:
         )
 
 
-def _ensure_same_attributes(record: Record, config: GenerateConfig, balanced: Sequence[Attribute]) -> None:
+def ensure_same_attributes(record: Record, config: GenerateConfig, balanced: Sequence[Attribute]) -> None:
     if balance.attributes_sha256(balanced) != record.made_with.hashes["attributes"]:
         raise UserError(
             f"{config.output} was made with other templates or values of {', '.join(config.balance)}; "

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from lbgen.datasets import index
 from lbgen.generation import plan as plans
 from lbgen.generation import record as records
+from lbgen.generation.card.notes import asked_images, dropped_images, named
+from lbgen.generation.card.sidecars import lacks_any
 from lbgen.generation.config import GenerateConfig, approximations, worker_name
-from lbgen.generation.inputs import ensure_loadable, with_absolute_paths
+from lbgen.generation.inputs import ensure_loadable, training_differences, with_absolute_paths
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.generation.screening import balance
@@ -24,7 +27,7 @@ from lbgen.vocabulary.vocabulary import load_vocabulary
 class GenerateResult:
     output: str
     images: int
-    """Images of the split in finished shards, including those that screening dropped."""
+    """Images of the split that are stored in finished shards."""
     finished: bool
     """Whether all shards of the split are there; one part of a run (--shard-of) may end before the others."""
     seconds: float
@@ -56,8 +59,13 @@ def plan_dataset(config: GenerateConfig, store: Store) -> tuple[Plan, Record | N
     if record:
         records.ensure_continues(record, config, balanced)
     wanted = plans.target_of(vocabulary, config.images_per_category, config.split)
-    targets = plans.extended(record.targets if record else (), wanted, config.output)
-    return Plan(targets, config.seed, config.shard_size, balanced), record
+    earlier = record.targets if record else ()
+    targets = plans.extended(earlier, wanted, config.output)
+    if config.qualify_names:
+        plans.refuse_shared_names(earlier, wanted, config.output)
+    plan = Plan(targets, config.seed, config.shard_size, balanced)
+    records.ensure_room(store, config, record, plan)
+    return plan, record
 
 
 def make_missing(store: Store, config: GenerateConfig, plan: Plan, record: Record | None) -> GenerateResult:
@@ -73,14 +81,25 @@ def make_missing(store: Store, config: GenerateConfig, plan: Plan, record: Recor
         done = index.finished_shards(store, split)
 
     # Complete the dataset.
-    if has_all_shards(store, plan) and not store.exists(records.COMPLETION_MARKER):
+    if has_all_shards(store, plan) and lacks_any(store, config, plan):
         complete(store, config, plan)
 
     # Report.
-    images = sum(plan.shard_images(split, shard) for shard in done)
-    print(f"{images} of {plan.images(split)} images of {len(plan.categories)} categories in {config.output}")
+    dropped = dropped_images(store, config, plan, split)
+    images = sum(plan.shard_images(split, shard) for shard in done) - sum(dropped.values())
+    print(report(config, plan, images, dropped))
     finished = done >= set(range(plan.shards(split)))
     return GenerateResult(config.output, images, finished, time.monotonic() - started)
+
+
+def report(config: GenerateConfig, plan: Plan, images: int, dropped: Mapping[str, int]) -> str:
+    """How many images of the split are stored.  dropped: category id -> images that screening left out."""
+    asked = asked_images(plan, config.split)
+    empty = [category_id for category_id, number in asked.items() if dropped.get(category_id, 0) >= number]
+    text = f"{images} of {plan.images(config.split)} images of {len(asked) - len(empty)} categories in {config.output}"
+    if dropped:
+        text += f"; screening left out {sum(dropped.values())}"
+    return text + (f", and with them all of {named(empty)}" if empty else "")
 
 
 def draw_missing(store: Store, config: GenerateConfig, plan: Plan, record: Record | None, missing: list[int]) -> None:
@@ -90,6 +109,8 @@ def draw_missing(store: Store, config: GenerateConfig, plan: Plan, record: Recor
 
     if used := approximations(config):
         print(f"approximated: {'; '.join(used)}")
+    if differences := training_differences(config, plan.categories):
+        print(f"not as the adapter was trained: {'; '.join(differences)}")
     try:
         draw_shards(store, config, plan, record, missing, read_duplicate_rounds(store, config, plan))
     finally:
@@ -101,10 +122,13 @@ def has_all_shards(store: Store, plan: Plan) -> bool:
 
 
 def complete(store: Store, config: GenerateConfig, plan: Plan) -> None:
-    """Once all shards are there: draw near-duplicates again, then write the files that describe the dataset."""
-    from lbgen.generation.card.describe import describe  # late: imports torch
+    """Once all shards are there: draw near-duplicates again, then write the files that describe the dataset.
 
-    if "duplicate" in config.screen:
+    A dataset that has its completion marker was compared already.
+    """
+    from lbgen.generation.card.describe import describe  # late: imports matplotlib
+
+    if "duplicate" in config.screen and not store.exists(records.COMPLETION_MARKER):
         if config.part is not None:  # other parts may be using the shards that this one would change
             print("all shards are there; run once more without --shard-of, to compare images across them")
             return
@@ -115,6 +139,10 @@ def complete(store: Store, config: GenerateConfig, plan: Plan) -> None:
                 deduplicate(store, replace(config, split=split), plan, records.read(store))
         finally:
             store.clear_staging(every=True)
+    if config.format == "imagefolder":
+        for split in plan.splits:  # a category's last image may have been left out when it was drawn again
+            for category_id in dropped_images(store, config, plan, split):
+                store.remove_if_empty(f"{split}/{category_id}")
     describe(store, config, plan)
     store.clear_staging()
 

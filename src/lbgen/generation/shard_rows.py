@@ -10,6 +10,7 @@ import hashlib
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lbgen.datasets import index
@@ -18,9 +19,12 @@ from lbgen.datasets.layout import Stored
 from lbgen.datasets.layouts import LAYOUTS
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
+from lbgen.generation.inputs import generator_name
 from lbgen.generation.plan import Plan, PlannedImage
 from lbgen.generation.screening.balance import prompt
+from lbgen.generation.screening.consistency import DUPLICATE_SCORES, wrong_screening_column
 from lbgen.generation.screening.counts import RejectionCounts
+from lbgen.generation.workers.encode import UNREADABLE, image_metadata, read_metadata
 from lbgen.runs.storage import Store
 
 if TYPE_CHECKING:  # at run time it would bring torch, which a finished dataset does without
@@ -114,6 +118,9 @@ def differences(
 ) -> Iterator[str]:
     """How the rows and containers of a shard differ from those that plan and configuration determine."""
     planned = {image.key: image for image in plan.shard(split, shard)}
+    keys = {row.key for row in rows}
+    if [key for key in planned if key in keys] != [row.key for row in rows if row.key in planned]:
+        yield "the order of its rows"
     for row in rows:
         image = planned.pop(row.key, None)
         if image is None:
@@ -139,7 +146,7 @@ def wrong_column(row: Row, image: PlannedImage, shard: int, config: GenerateConf
     }
     wrong = [name for name, value in expected.items() if getattr(row, name) != value]
     wrong += [name for name, is_valid in valid.items() if not is_valid]
-    return next(iter(wrong), None)
+    return next(iter(wrong), None) or wrong_screening_column(row, config)
 
 
 def stored_images(store: Store, config: GenerateConfig, rows: Sequence[Row]) -> Iterator[Stored]:
@@ -159,3 +166,25 @@ def stored_images(store: Store, config: GenerateConfig, rows: Sequence[Row]) -> 
             damaged = True
         if damaged or matches != sum(one.file == row.file for one in rows):
             raise UserError(f"{store}/{row.file} was changed; {repair_advice(store)}")
+
+
+def is_of_row(stored: Stored, row: Row, config: GenerateConfig, adapter_sha256: str | None) -> bool:
+    """Whether a stored image is the one of its row: its bytes, its label, and what its own metadata say made it."""
+    if hashlib.sha256(stored.content).hexdigest() != row.sha256 or stored.label not in (None, row.label):
+        return False
+    if stored.row is not None and not _is_row(stored.row, row):
+        return False
+    expected = image_metadata(row, generator_name(config.generator), adapter_sha256)
+    try:
+        found, size = read_metadata(stored.content, config.image_format)
+    except UNREADABLE:
+        return False
+    return found == asdict(expected) and size == tuple(config.stored_size or config.size or size)
+
+
+def _is_row(content: Any, row: Row) -> bool:
+    """Whether the row beside an image is that of the index, but for scores that are added when all shards are there."""
+    now = row.to_plain()
+    return isinstance(content, dict) and content | dict.fromkeys(DUPLICATE_SCORES) == now | dict.fromkeys(
+        DUPLICATE_SCORES
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -50,11 +50,15 @@ def _mark(store: Store) -> Path:
     return state / "lbgen" / "datasets" / hashlib.sha256(store.read(RECORD)).hexdigest()
 
 
-def with_trusted_inputs(config: GenerateConfig, flags: Mapping[str, Any], store: Store) -> GenerateConfig:
+def with_trusted_inputs(
+    config: GenerateConfig, flags: Mapping[str, Any], store: Store, fields: Sequence[str] = INPUT_FIELDS
+) -> GenerateConfig:
     """The configuration of a dataset that will be repaired, with inputs that the user trusts.
 
     Inputs come from `flags` (None for a flag that was not given), and from the record if this user made the dataset.
     Inputs that come with lbgen are always trusted. Raises UserError for any other, and for one that does not exist.
+
+    fields: of the inputs that the repair loads.
     """
     files = ("adapter", "attributes")
     given: dict[str, Any] = {
@@ -62,13 +66,13 @@ def with_trusted_inputs(config: GenerateConfig, flags: Mapping[str, Any], store:
     }
     if not is_remembered(store):
         for name, value in loaded_inputs(config).items():
-            if name not in given:
+            if name in fields and name not in given:
                 raise UserError(
                     f"{store}/{RECORD} names {name} {value}, and you have not made this dataset; to load it "
                     f"nevertheless, or another copy of it, give --{name.replace('_', '-')}"
                 )
     trusted = with_absolute_paths(replace(config, **given))
-    _ensure_inputs_exist(trusted)
+    _ensure_inputs_exist(trusted, fields)
     return trusted
 
 
@@ -80,8 +84,8 @@ def loaded_inputs(config: GenerateConfig) -> dict[str, str]:
     return {name: str(value) for name, value in inputs.items() if value is not None and str(value) != "microworld"}
 
 
-def _ensure_inputs_exist(config: GenerateConfig) -> None:
-    for name in INPUT_FIELDS:
+def _ensure_inputs_exist(config: GenerateConfig, fields: Sequence[str]) -> None:
+    for name in fields:
         path = str(getattr(config, name))
         if path.startswith("/") and not os.path.exists(path):
             raise UserError(

@@ -23,6 +23,8 @@ def export_microworld(directory: str | Path | ExportConfig) -> None:
     asked = directory if isinstance(directory, ExportConfig) else ExportConfig("microworld", Path(directory))
     directory = asked.directory
     try:
+        for source in (GENERATOR, SEMANTICS):
+            _refuse_other_files(source, directory / source.name)
         directory.mkdir(parents=True, exist_ok=True)
         for source in (GENERATOR, SEMANTICS):
             shutil.copytree(source, directory / source.name, dirs_exist_ok=True)
@@ -31,3 +33,11 @@ def export_microworld(directory: str | Path | ExportConfig) -> None:
     except OSError as error:
         raise UserError(f"{directory}: {error.strerror}; choose a folder that can be written") from None
     print(f"the micro world is in {directory}: generator (diffusers) and semantics (transformers)")
+
+
+def _refuse_other_files(source: Path, target: Path) -> None:
+    """Refuse to overwrite a file that is not of an earlier export."""
+    for path in source.rglob("*"):
+        there = target / path.relative_to(source)
+        if path.is_file() and there.is_file() and there.read_bytes() != path.read_bytes():
+            raise UserError(f"{there}: it is not of lbgen export; choose another folder, or move it away")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,12 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import CLIPTextModel
 
 from lbgen.errors import UserError
 from lbgen.models.registry import ADAPTER_FILE
 from lbgen.runs.atomic import replacing
+from lbgen.runs.parsing import Name, read_json
 
 NAME = "default"
 """peft's name of our one adapter."""
@@ -28,8 +29,18 @@ READ = ("r", "lora_alpha", "target_modules", "init_lora_weights", "base_model_na
 """The settings of a stored configuration that are read or only say where an adapter comes from."""
 LARGEST_RANK = 65536
 """A file with a larger rank is refused before memory for it is allocated."""
+LARGEST_ALPHA = 2.0**53
+"""Beyond this an alpha is no longer exact, and soon overflows."""
 METADATA = "lora_adapter_metadata"
 """The metadata entry in which diffusers keeps the configurations of a file's adapters."""
+WRITTEN = ("r", "lora_alpha", "target_modules", "init_lora_weights", "rank_pattern", "alpha_pattern", "use_dora",
+           "lora_bias")  # fmt: skip
+"""The settings that are stored. diffusers passes every stored setting to peft, which refuses those that it does not
+know; peft 0.17 knows these."""
+WRAPPER = "text_model."
+"""The names in CLIP's text encoder began with this before transformers 5.6. All readers of files know names with it."""
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Of the weights in a file."""
 
 
 def configuration(rank: int, alpha: float, targets: Sequence[str]) -> LoraConfig:
@@ -101,21 +112,41 @@ class MergedCopy:
 
 
 def save(directory: Path, parts: dict[str, Any]) -> None:
-    """Write the LoRA file that diffusers' `load_lora_weights` reads, with the configurations that hold rank and alpha.
+    """Write a LoRA file that diffusers, from before 0.35 to now, and ComfyUI read alike.
 
-    parts: the modules that have an adapter, by name.  Equal adapters give equal bytes: there is one metadata entry,
-    because safetensors writes several in any order, and no set or path in it.
+    parts: the modules that have an adapter, by name.  Not every reader looks for alpha; those that do not take it for
+    the rank. So B is stored multiplied by alpha / rank, and alpha as the rank.  Equal adapters give equal bytes: there
+    is one metadata entry, because safetensors writes several in any order, and no set or path in it.
     """
     weights: dict[str, Tensor] = {}
     description: dict[str, Any] = {}
     for part, module in parts.items():
         state = get_peft_model_state_dict(module, adapter_name=NAME, save_embedding_layers=False)
-        config = module.peft_config[NAME].to_dict() | {"base_model_name_or_path": None}
-        weights |= {f"{part}.{key}": tensor.contiguous() for key, tensor in state.items()}
-        description |= {f"{part}.{key}": value for key, value in config.items()}
+        config = module.peft_config[NAME]
+        settings = config.to_dict() | {"lora_alpha": config.r}
+        scaled = _scale_b(state, config.lora_alpha / config.r)
+        weights |= {f"{part}.{_stored_name(module, key)}": tensor.contiguous() for key, tensor in scaled.items()}
+        description |= {f"{part}.{name}": settings[name] for name in WRITTEN}
     directory.mkdir(parents=True, exist_ok=True)
     with replacing(directory / ADAPTER_FILE) as temporary:
         save_file(weights, temporary, {METADATA: json.dumps(description, sort_keys=True, default=sorted)})
+
+
+def _scale_b(weights: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """The same with every B multiplied by `factor`, and so with the update B A; exact for a power of two."""
+    return {key: tensor.float() * factor if ".lora_B." in key else tensor for key, tensor in weights.items()}
+
+
+def _stored_name(module: Any, key: str) -> str:
+    """The name in files of a weight that `module` calls `key`."""
+    unwrapped = isinstance(module, CLIPTextModel) and not hasattr(module, "text_model")
+    return WRAPPER + key if unwrapped else key
+
+
+def _own_name(module: Any, key: str) -> str:
+    """The name in `module` of a weight that a file of any version calls `key`."""
+    bare = key.removeprefix(WRAPPER)
+    return WRAPPER + bare if hasattr(module, "text_model") else bare
 
 
 def read(directory: Path, parts: Sequence[str]) -> dict[str, tuple[LoraConfig, dict[str, Tensor]]]:
@@ -127,7 +158,8 @@ def read(directory: Path, parts: Sequence[str]) -> dict[str, tuple[LoraConfig, d
         )
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = _metadata((file.metadata() or {}).get(METADATA, "{}"), path)
+            description = (file.metadata() or {}).get(METADATA, "{}")
+            metadata = read_json(description, dict[Name, Any], f"{path}, {METADATA}", "write the adapter again")
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}); write it again") from error
@@ -137,6 +169,7 @@ def read(directory: Path, parts: Sequence[str]) -> dict[str, tuple[LoraConfig, d
     if unknown or not weights:
         found = unknown[0] if unknown else "no weight"
         raise UserError(f"{path} holds {found}, of neither {' nor '.join(parts)}; give an adapter written by lbgen")
+    _refuse_unusable(weights, path)
     return {
         part: (_read_configuration(_part(metadata, part), f"{path}, {part}"), _part(weights, part))
         for part in parts
@@ -152,8 +185,8 @@ def _read_configuration(values: dict[str, Any], source: str) -> LoraConfig:
     rank, alpha, targets = (values.get(name) for name in ("r", "lora_alpha", "target_modules"))
     if type(rank) is not int or not 1 <= rank <= LARGEST_RANK:
         raise UserError(f"{source}: its rank is {rank!r:.40}, not a number from 1 to {LARGEST_RANK}; write it again")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise UserError(f"{source}: its alpha is {alpha!r:.40}, not a finite number; write it again")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= LARGEST_ALPHA:
+        raise UserError(f"{source}: its alpha is {alpha!r:.40}, not a number up to {LARGEST_ALPHA:g}; write it again")
     if not isinstance(targets, list) or not targets or not all(isinstance(target, str) for target in targets):
         raise UserError(f"{source}: its target_modules are {targets!r:.40}, not a list of names; write it again")
     defaults = LoraConfig().to_dict()
@@ -163,30 +196,33 @@ def _read_configuration(values: dict[str, Any], source: str) -> LoraConfig:
     return configuration(rank, alpha, targets)
 
 
-def _metadata(text: str, path: Path) -> dict[str, Any]:
-    try:
-        metadata = json.loads(text)
-    except (ValueError, RecursionError):
-        metadata = None
-    if not isinstance(metadata, dict):
-        raise UserError(f"{path}: its {METADATA} is no JSON table; write the adapter again")
-    return metadata
+def _refuse_unusable(weights: dict[str, Tensor], path: Path) -> None:
+    """Refuse weights of which one is no floating-point number or not finite: every image would be black."""
+    for key, tensor in weights.items():
+        if tensor.dtype not in DTYPES:
+            raise UserError(f"{path}: {key} is of {tensor.dtype}; give an adapter in float32, float16 or bfloat16")
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: {key} is not finite; give an earlier checkpoint's adapter, or train it again")
 
 
 def _part(entries: dict[str, Any], part: str) -> dict[str, Any]:
     return {key.removeprefix(f"{part}."): value for key, value in entries.items() if key.startswith(f"{part}.")}
 
 
-def restore(module: nn.Module, config: LoraConfig, weights: dict[str, Tensor]) -> None:
-    """Attach an adapter that was read, or bring its values into the one already there.
+def restore(module: Any, config: LoraConfig, weights: dict[str, Tensor]) -> None:
+    """Attach an adapter that was read, or bring its values into the one already there, with that one's alpha.
 
     ValueError names the first weight in which the module and the adapter differ.
     """
     if not any(layers(module)):
         attach(module, config)
+    weights = {_own_name(module, key): tensor for key, tensor in weights.items()}
     own = get_peft_model_state_dict(module, adapter_name=NAME, save_embedding_layers=False)
     for key in sorted(own.keys() | weights.keys()):
         ours, theirs = (list(state[key].shape) if key in state else None for state in (own, weights))
         if ours != theirs:
             raise ValueError(f"{key} is {theirs or 'missing'} in the adapter and {ours or 'missing'} in the generator")
+    own_alpha = module.peft_config[NAME].lora_alpha  # the ranks are equal, as the shapes are
+    if config.lora_alpha != own_alpha:
+        weights = _scale_b(weights, config.lora_alpha / own_alpha)
     set_peft_model_state_dict(module, weights, adapter_name=NAME)

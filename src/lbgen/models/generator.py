@@ -17,7 +17,9 @@ from lbgen.models.deep_cache import DeepCache
 from lbgen.models.families import load_family
 from lbgen.models.families.family import Conditioning, Family, Schedule
 from lbgen.models.guidance import Guidance
+from lbgen.vocabulary.distinct import Confusion, confusions
 from lbgen.vocabulary.tokens import refuse_long_text
+from lbgen.vocabulary.vocabulary import Category
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Name in configs -> torch's type."""
@@ -66,6 +68,11 @@ class Generator:
     def count_tokens(self, prompt: str) -> int:
         """Tokens of `prompt`, those that mark its ends included."""
         return self.family.count_tokens(prompt)
+
+    def confusions(self, categories: Sequence[Category], template: str) -> list[Confusion]:
+        """Categories whose prompts have the same tokens, so that their images differ in noise alone."""
+        prompts = [template.replace("{name}", category.name) for category in categories]
+        return confusions(categories, map(self.family.token_ids, prompts), f"generator {self.name}")
 
     def encode(self, prompts: list[str]) -> Conditioning:
         """Embed prompts; under grad the gradient reaches the text encoders' adapter."""
@@ -138,6 +145,18 @@ class Generator:
     def _padded(self, rows: Rows) -> Rows:
         return padded(rows, self.fixed_batch) if self._compiles else rows
 
+    def why_not_finite(self) -> str:
+        """The likely cause of an image that is not finite, and the remedy: for messages."""
+        for part, module in {**self._parts, "vae": self.family.vae}.items():
+            for name, parameter in module.named_parameters():
+                if f".{adapter.NAME}." not in name and not parameter.isfinite().all():
+                    return f"{part}.{name} is not finite: restore the checkpoint, or give another adapter"
+        if self.dtype == torch.float16:
+            return "float16 overflows beyond 65504: choose --precision bf16 or fp32"
+        if self._adapter_on and any(value.any() for name, value in self.adapter_parameters() if ".lora_B." in name):
+            return "the adapter has diverged: choose another --output and a lower --learning-rate, or --detach-input"
+        return "the trajectory has diverged: choose a lower --guidance-scale, another --scheduler or another adapter"
+
     # ---- the adapter ----
 
     def add_adapter(self, rank: int, alpha: float, targets: Sequence[str], text_encoder: bool = False) -> None:
@@ -183,11 +202,11 @@ class Generator:
             self._merged.refresh()
 
     def save_adapter(self, directory: Path) -> None:
-        """Write the adapter as a LoRA file that diffusers reads."""
+        """Write the adapter as a LoRA file that diffusers and ComfyUI read."""
         adapter.save(directory, self._adapted())
 
     def load_adapter(self, directory: Path) -> None:
-        """Read a saved adapter back, trainable."""
+        """Read a saved adapter back, trainable. One that is already there keeps its alpha."""
         for part, (config, weights) in adapter.read(directory, tuple(self._parts)).items():
             try:
                 adapter.restore(self._parts[part], config, weights)

@@ -9,18 +9,14 @@ from typing import Any
 import torch
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from lbgen.errors import UserError
 from lbgen.runs.model_folder import refuse_unreadable
 from lbgen.runs.parsing import parse_json
 
-MALFORMED = (
-    OSError, ValueError, SafetensorError, ImportError, TypeError, AttributeError, LookupError, RecursionError,
-    NotImplementedError,
-)  # fmt: skip
-"""Raised by the libraries for files of a model that are not what they expect."""
+MALFORMED = Exception
+"""For files of a model that are not what they expect, the libraries raise any exception, tokenizers even this one."""
 
 
 @contextmanager

@@ -62,12 +62,12 @@ def render_images(
 ) -> Tensor:
     """One image for each key and its prompt: noise, encode, sample.
 
-    size: (H, W), by default the generator's.  Returns images (B, 3, H, W) as `sample` does; under grad the gradient
-    reaches the text encoders too.
+    size: (H, W), by default the generator's.  Returns images (B, 3, H, W) as `sample` does, all finite; under grad the
+    gradient reaches the text encoders too.  UserError for an image that is not finite.
     """
     shape = generator.latent_shape(*(size or generator.default_size))
     noise, rngs = stacked_noise(seed, keys, shape)
-    return sample(
+    images = sample(
         generator,
         generator.encode(prompts),
         noise.to(generator.device),
@@ -76,6 +76,17 @@ def render_images(
         detach_input=detach_input,
         rngs=rngs,
     )
+    _ensure_finite(images, keys, generator)
+    return images
+
+
+def _ensure_finite(images: Tensor, keys: Sequence[ImageKey], generator: Generator) -> None:
+    """Stop at the first image of a batch that is not finite: as bytes it would be black."""
+    finite = images.detach().isfinite().flatten(1).all(dim=1)  # (B,)
+    if not finite.all():
+        category, index, _ = keys[finite.tolist().index(False)]
+        cause = generator.why_not_finite()
+        raise UserError(f"generator {generator.name}: image {index} of {category} is not finite; {cause}")
 
 
 def start_count(calls: int, differentiated: int) -> int:

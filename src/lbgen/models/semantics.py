@@ -1,22 +1,30 @@
 """Semantic spaces of texts and images: CLIP (arXiv 2103.00020) and SigLIP (arXiv 2303.15343), frozen."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from msgspec import Meta, convert
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from lbgen.errors import UserError
 from lbgen.models.loading import load_model, loading
 from lbgen.models.registry import SEMANTICS, resolve
+from lbgen.vocabulary.distinct import Confusion, confusions
 from lbgen.vocabulary.tokens import refuse_long_text
+from lbgen.vocabulary.vocabulary import Category
 
 MODEL_TYPES = ("clip", "siglip")
 """The transformers model types that embed both texts and images."""
 
 INTERPOLATION = {2: "bilinear", 3: "bicubic"}
 """PIL's number of a resampling filter -> torch's name of it."""
+
+Pixels = Annotated[int, Meta(ge=1, le=4096)]
+ROUNDING = 1e-5
+"""Texts whose cosine is nearer to 1 than this are one to the space: half precision alone differs by as much."""
 
 TEXTS_AT_ONCE = 256
 """Texts in a batch; all texts of a large vocabulary at once would not fit into memory."""
@@ -26,14 +34,15 @@ class SemanticSpace:
     """Maps texts and images to features in one space. No parameter requires grad; gradients reach the images."""
 
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype, flag: str = "--semantics") -> None:
-        self.model, self.tokenizer, processor = _load(resolve(name, SEMANTICS), dtype, flag)
-        self.model.eval().requires_grad_(False).to(device)
+        where = resolve(name, SEMANTICS)
         self.source, self.device, self.dtype = f"{flag} {name}", device, dtype
-        self.preprocessing = Preprocessing(processor)
-        self.token_limit: int = self.model.config.text_config.max_position_embeddings
-        self.logit_scale: float = self.model.logit_scale.float().exp().item()
-        """What cosines are multiplied by before a softmax: the inverse of the temperature."""
-        self.dimension: int = self.embed_texts([""]).shape[1]
+        with loading(flag, where, marker="config.json"):
+            self.model, self.tokenizer, self.preprocessing = _load(where, dtype, flag)
+            self.model.eval().requires_grad_(False).to(device)
+            self.token_limit: int = self.model.config.text_config.max_position_embeddings
+            self.logit_scale: float = self.model.logit_scale.float().exp().item()
+            """What cosines are multiplied by before a softmax: the inverse of the temperature."""
+            self.dimension: int = self.embed_texts([""]).shape[1]
 
     def count_tokens(self, text: str) -> int:
         """Tokens of `text`, those that mark its ends included."""
@@ -49,6 +58,15 @@ class SemanticSpace:
         features = torch.cat([self.model.get_text_features(part).pooler_output.float() for part in parts])
         return F.normalize(features, dim=-1) if normalize else features
 
+    def confusions(self, categories: Sequence[Category], template: str) -> list[Confusion]:
+        """Categories whose texts have the same tokens, or the same features."""
+        texts = [template.replace("{name}", category.name) for category in categories]
+        tokens = [tuple(ids) for ids in self.tokenizer(texts).input_ids]
+        distinct = dict.fromkeys(tokens)  # one text for each sequence of tokens
+        features = self.embed_texts(list({ids: text for ids, text in zip(tokens, texts, strict=True)}.values()))
+        key_of = dict(zip(distinct, first_equal(features), strict=True))
+        return confusions(categories, [key_of[ids] for ids in tokens], self.source)
+
     def embed_images(self, images: Tensor, *, normalize: bool = True) -> Tensor:
         """(B, 3, H, W) in about [0, 1], any size, to (B, D), float32, of unit norm unless told otherwise."""
         pixels = self.preprocessing(images.to(self.device).float()).to(self.dtype)
@@ -56,12 +74,19 @@ class SemanticSpace:
         return F.normalize(features, dim=-1) if normalize else features
 
 
+def first_equal(features: Tensor) -> list[int]:
+    """For each row the index of the first row that equals it up to rounding.  features: (N, D), unit norm."""
+    parts = features.split(TEXTS_AT_ONCE)
+    return torch.cat([(part @ features.T > 1 - ROUNDING).int().argmax(dim=1) for part in parts]).tolist()
+
+
 class Preprocessing:
     """A transformers image processor's resize, centre crop and normalisation, differentiable and without clamping."""
 
     def __init__(self, processor: Any) -> None:
-        self.size = dict(processor.size)
-        self.crop: dict[str, int] | None = dict(processor.crop_size) if processor.do_center_crop else None
+        """Raises ValueError or another exception for a processor with settings that are not those of an image."""
+        self.size = _sides(processor.size)
+        self.crop = _sides(processor.crop_size) if processor.do_center_crop else None
         self.mode = INTERPOLATION[int(processor.resample)]
         self.mean = torch.tensor(processor.image_mean).view(3, 1, 1)
         self.std = torch.tensor(processor.image_std).view(3, 1, 1)
@@ -83,6 +108,14 @@ class Preprocessing:
         return edge * height // short, edge * width // short
 
 
+def _sides(size: Any) -> dict[str, int]:
+    """Height and width, or the shortest edge alone, of a processor's setting."""
+    sides = convert(dict(size), dict[str, Pixels])
+    if "shortest_edge" not in sides and not {"height", "width"} <= sides.keys():
+        raise ValueError(f"a size of it is {sides}")
+    return sides
+
+
 def load_semantics(
     name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, flag: str = "--semantics"
 ) -> SemanticSpace:
@@ -90,13 +123,12 @@ def load_semantics(
     return SemanticSpace(name, torch.device(device), dtype, flag)
 
 
-def _load(where: str, dtype: torch.dtype, flag: str) -> tuple[Any, Any, Any]:
-    """(model, tokenizer, image processor) from a transformers folder or hub id."""
-    with loading(flag, where, marker="config.json"):
-        model_type = AutoConfig.from_pretrained(where, trust_remote_code=False).model_type
-        if model_type not in MODEL_TYPES:
-            raise UserError(f"{flag} {where} is a {model_type}; give one of {', '.join(MODEL_TYPES)}")
-        model = load_model(AutoModel, where, dtype, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-        processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
-    return model, tokenizer, processor
+def _load(where: str, dtype: torch.dtype, flag: str) -> tuple[Any, Any, Preprocessing]:
+    """(model, tokenizer, preprocessing) from a transformers folder or hub id."""
+    model_type = AutoConfig.from_pretrained(where, trust_remote_code=False).model_type
+    if model_type not in MODEL_TYPES:
+        raise UserError(f"{flag} {where} is a {model_type}; give one of {', '.join(MODEL_TYPES)}")
+    model = load_model(AutoModel, where, dtype, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
+    return model, tokenizer, Preprocessing(processor)

@@ -1,10 +1,10 @@
 """The before/after page: compare the sets, draw strips, maps and curves, write one self-contained HTML file."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +16,7 @@ from lbgen.quickstart.judging import HOMES, Sets
 from lbgen.report import figures
 from lbgen.report.page import render
 from lbgen.runs import atomic
+from lbgen.runs.parsing import Name, read_json
 
 IMAGES_SHOWN = 4
 """Of each category in each set."""
@@ -145,10 +146,12 @@ def scene_map(title: str, judged: Judged, colour: str) -> Chart:
 
 def charts(path: Path, titles: dict[str, tuple[str, str]], smooth: int) -> list[Chart]:
     """A chart for each of `titles` in a file with one JSON object per line; of a repeated step the last line counts."""
-    steps = {line["step"]: line for line in map(json.loads, path.read_text().splitlines())}
+    lines = [read_json(line, dict[Name, Any], str(path)) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if isinstance(line.get("step"), int)]
+    steps = {line["step"]: {key: value for key, value in line.items() if isinstance(value, float)} for line in lines}
     result = []
     for key, (title, note) in titles.items():
-        logged = [step for step in sorted(steps) if steps[step].get(key) is not None]
+        logged = [step for step in sorted(steps) if key in steps[step]]
         if logged:
             values = [steps[step][key] for step in logged]
             result.append(Chart(title, note, figures.curve(logged, values, smooth=smooth)))

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -16,14 +16,16 @@ from lbgen.configuration.ranges import Count, NonNegativeInt, Range
 from lbgen.configuration.recipes import resolve
 from lbgen.configuration.settings import Output
 from lbgen.generation.config import GenerateConfig
-from lbgen.runs import atomic
+from lbgen.runs import atomic, outputs
+from lbgen.runs.parsing import Name, Seconds, read_json
 
 if TYPE_CHECKING:
     from lbgen.quickstart.comparison import Line
 
 
 OWN = ("adapter", "align", "aligned", "base", "config.yaml", "diverse_prompts", "stages.json")
-"""What a quickstart writes in its folder, besides the page and its figures."""
+"""What a quickstart writes in its folder, besides the page and its figures. config.yaml comes first."""
+RESULTS = ("report.html", "summary.json")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ def quickstart(config: QuickstartConfig) -> QuickstartResult:
     output = config.folder
     atomic.ensure_writable(output)
     atomic.refuse_links(output, OWN)
+    outputs.ensure_outside(output)
     record = output / "config.yaml"
+    outputs.ensure_own(output, os.path.lexists(record), (*OWN, *RESULTS), "quickstart")
     if os.path.exists(record):  # Path.exists raises where a name is longer than the file system takes
         saved.ensure_same(config, record)
     align = align_config(config)
@@ -119,17 +123,17 @@ def measure(config: QuickstartConfig, align: AlignConfig) -> QuickstartResult:
     from lbgen.quickstart.page import write_report
 
     output, began = config.folder, time.monotonic()
-    page = output / "report.html"
+    page = output / RESULTS[0]
     seconds = stage_seconds(output)
     folders = [output / name for name in judging.Sets._fields]
     sets = judging.Sets(*judging.judge_sets(folders, align))
     lines, diverse = write_report(sets, align.folder, align, facts(config, align, seconds), page)
     seconds["measure"] = round(time.monotonic() - began, 1)
     content = {**summary(lines, diverse), "images": len(sets.base.images), "seconds": seconds}
-    atomic.write_text(output / "summary.json", json.dumps(content, indent=2) + "\n")
+    atomic.write_text(output / RESULTS[1], json.dumps(content, indent=2) + "\n")
     print(table(lines, diverse))
     print(f"\nThe page, with images and curves: {page}")
-    return QuickstartResult(page, output / "summary.json")
+    return QuickstartResult(page, output / RESULTS[1])
 
 
 def facts(config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float]) -> list[tuple[str, str]]:
@@ -164,24 +168,31 @@ def facts(config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float
 @contextmanager
 def timed(stage: str, output: Path) -> Iterator[None]:
     """Add the block's time to the stage's, unless the stage was finished by an earlier quickstart."""
-    record = _stages(output).get(stage, {"seconds": 0.0, "done": False})
+    record = _stages(output).get(stage, _Spent(0.0, False))
     began, finished = time.monotonic(), False
     try:
         yield
         finished = True
     finally:
-        if not record["done"]:
-            spent = {"seconds": round(record["seconds"] + time.monotonic() - began, 1), "done": finished}
-            atomic.write_text(output / "stages.json", json.dumps({**_stages(output), stage: spent}, indent=2) + "\n")
+        if not record.done:
+            spent = _Spent(round(record.seconds + time.monotonic() - began, 1), finished)
+            stages = {name: asdict(each) for name, each in {**_stages(output), stage: spent}.items()}
+            atomic.write_text(output / "stages.json", json.dumps(stages, indent=2) + "\n")
 
 
 def stage_seconds(output: Path) -> dict[str, float]:
-    return {stage: record["seconds"] for stage, record in _stages(output).items()}
+    return {stage: record.seconds for stage, record in _stages(output).items()}
 
 
-def _stages(output: Path) -> dict[str, dict]:
+@dataclass(frozen=True)
+class _Spent:
+    seconds: Seconds
+    done: bool
+
+
+def _stages(output: Path) -> dict[str, _Spent]:
     path = output / "stages.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(atomic.read_bytes(path), dict[Name, _Spent], str(path)) if path.exists() else {}
 
 
 # ---- what is printed ----

@@ -16,16 +16,18 @@ def thumbnail_uris(reader: DatasetReader, wanted: set[str], side: int) -> dict[s
     found: dict[str, str] = {}
     for record in reader.records(wanted):
         if record.key in wanted and record.content is not None:
-            found[record.key] = webp_uri(record.content, side)
+            if uri := webp_uri(record.content, side):
+                found[record.key] = uri
             if len(found) == len(wanted):
                 break
     return found
 
 
 def webp_uri(content: bytes, side: int) -> str:
-    """A square of `side` pixels or less, decoded like the images that the audit measures."""
-    image = decode.to_rgb(Image.open(io.BytesIO(content), formats=decode.FORMATS))
-    thumbnail = decode.centre_square(image, min(side, *image.size), Image.Resampling.LANCZOS)
+    """A square of `side` pixels or less, decoded like the images that the audit measures; empty where that fails."""
+    seen = decode.centre_of(content, side, Image.Resampling.LANCZOS, enlarge=False)
+    if isinstance(seen, str):
+        return ""
     stream = io.BytesIO()
-    thumbnail.save(stream, "WEBP", quality=QUALITY, method=4)
+    seen.picture.save(stream, "WEBP", quality=QUALITY, method=4)
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lbgen.errors import UserError
+from lbgen.runs.limits import NO_FLUSH, say_once
 
 
 @contextmanager
@@ -30,6 +31,21 @@ def replacing(path: Path) -> Iterator[Path]:
         flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_bytes(path: Path, largest: int = 2**28) -> bytes:
+    """The content of a stored file; raises UserError for a pipe, which would wait, a device and more bytes than this.
+
+    A link to a regular file is followed, because users keep files where they want; names from a dataset go through
+    `inside` first.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path}: not a regular file; put one there")
+    with path.open("rb") as stream:
+        content = stream.read(largest + 1)
+    if len(content) > largest:
+        raise UserError(f"{path}: larger than {largest} bytes; give the file that lbgen wrote, or a shorter one")
+    return content
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -117,9 +133,17 @@ def sha256(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to disk."""
+    """Flush a file, or the entries of a folder, to disk; where the file system cannot, say so and go on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FLUSH:
+            raise
+        kind = "folders" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "files"
+        say_once(
+            f"warning: the file system of --output cannot flush {kind} to disk ({error.strerror}), so a power cut may "
+            "cost finished work; after one, run lbgen verify on a dataset, and start an align run again"
+        )
     finally:
         os.close(descriptor)

@@ -20,6 +20,7 @@ import lbgen
 from lbgen.errors import UserError
 from lbgen.runs import atomic
 from lbgen.runs.model_folder import loaded_files
+from lbgen.runs.parsing import REMEDY, Name, checked
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pyarrow")
 HASH_SUFFIX = "_sha256"
@@ -49,20 +50,17 @@ class Identity:
 
         source: the file and the part of it, for messages.  Raises UserError for content of another shape.
         """
-        remedy = "restore the file or choose another --output"
-        if not isinstance(content, dict):
-            raise UserError(f"{source}: not lines of `field: value`; {remedy}")
+        stored = checked(content, dict[Name, Any], source)
         for field in [*(f"{name}{HASH_SUFFIX}" for name in names), "versions"]:
-            if field not in content:
-                raise UserError(f"{source}, {field}: it is missing; {remedy}")
-        for field, value in content.items():
-            if field == "versions":
-                if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
-                    raise UserError(f"{source}, versions: {value} is not a list of values; {remedy}")
-            elif value is not None and not isinstance(value, str):
-                raise UserError(f"{source}, {field}: {value} is not text; {remedy}")
-        hashes = {field.removesuffix(HASH_SUFFIX): value for field, value in content.items() if field != "versions"}
-        return cls(hashes, tuple(content["versions"]))
+            if field not in stored:
+                raise UserError(f"{source}, {field}: it is missing; {REMEDY}")
+        versions = checked(stored.pop("versions"), list[Name], f"{source}, versions")
+        hash_type: Any = Name | None
+        hashes = {
+            field.removesuffix(HASH_SUFFIX): checked(value, hash_type, f"{source}, {field}")
+            for field, value in stored.items()
+        }
+        return cls(hashes, tuple(versions))
 
     def ensure_same_hashes(self, recorded: "Identity", output: str) -> None:
         """Refuse to continue `output`, which was made with `recorded`, with other content."""

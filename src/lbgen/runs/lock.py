@@ -1,6 +1,7 @@
 """One writer at a time: advisory locks that end with the process that holds them."""
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -8,9 +9,15 @@ from pathlib import Path
 
 from lbgen.errors import UserError
 from lbgen.runs import atomic
+from lbgen.runs.limits import NO_LOCKS, say_once
+from lbgen.runs.remote import private_folder
 
 WHOLE = 0
 """Byte of the lock file: a whole run locks it exclusively, the parts of a run share it."""
+
+
+class NoLocks(UserError):
+    """Neither the output nor this user's temporary folder can be locked; the lock file was created."""
 
 
 @contextmanager
@@ -18,25 +25,56 @@ def locked(path: Path, output: str, part: tuple[int, int] | None = None) -> Iter
     """Hold the lock file at `path` for a run that writes to `output`: the whole run, or part (i, n) of it.
 
     A whole run excludes every other run; part (i, n) excludes whole runs and a second part (i, n). These are POSIX
-    record locks: the system releases them however the process ends, and network file systems support them. If nothing
-    else was written, the lock file and the folders created for it are removed again.
+    record locks: the system releases them however the process ends, and network file systems support them. On a file
+    system without locks a lock on this machine takes their place. If nothing else was written, the lock file and the
+    folders created for it are removed again.
 
     Raises UserError if another process holds the lock or if the file cannot be created.
     """
     created = [each for each in (path, *path.parents) if not os.path.exists(each)]
     try:
-        descriptor = _acquire(path, output, part)
+        descriptor = _acquire_anywhere(path, output, part)
     except BlockingIOError:
         which = "" if part is None else f" as part {part[0]}/{part[1]}"
         raise UserError(
             f"--output {output}: another run is writing there{which}; wait for it, or choose another --output"
         ) from None
+    except NoLocks:
+        with suppress(OSError):  # leave nothing behind
+            for each in created:
+                each.rmdir() if each.is_dir() else each.unlink()
+        raise
     try:
         yield
     finally:
         if path in created:
             _remove_unused(created, descriptor)
         os.close(descriptor)
+
+
+def _acquire_anywhere(path: Path, output: str, part: tuple[int, int] | None) -> int:
+    """Lock the file at `path`, or where its file system has no locks, one in this user's temporary folder."""
+    try:
+        return _acquire(path, output, part)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        missing = error.strerror
+    local = private_folder() / f"{hashlib.sha256(os.path.realpath(path).encode()).hexdigest()[:16]}.lock"
+    try:
+        descriptor = _acquire(local, str(local.parent), part)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise NoLocks(
+            f"--output {output}: no locks there ({missing}), nor in {local.parent}; set TMPDIR to a folder on a disk "
+            "of this machine"
+        ) from None
+    say_once(
+        f"warning: the file system of --output {output} has no locks ({missing}); a lock in {local.parent} keeps out "
+        "your other runs on this machine only, so start none on another machine, except with another --shard-of"
+    )
+    return descriptor
 
 
 def _acquire(path: Path, output: str, part: tuple[int, int] | None) -> int:

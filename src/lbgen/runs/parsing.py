@@ -1,12 +1,77 @@
-"""Reading JSON that may come from someone else."""
+"""The reader of stored JSON, which may come from someone else: types, numbers and size are checked against a type.
 
-import json
-from typing import Any
+A type is written with Python's annotations, dataclasses and msgspec's `Meta` for bounds, for example
+`dict[Name, Whole]`. JSON that nests deeper than Python's recursion limit is refused like any that is malformed.
+"""
+
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from lbgen.errors import UserError
+
+T = TypeVar("T")
+
+REMEDY = "restore the file or choose another --output"
+LARGEST_FILE = 2**28
+"""Bytes; the plan of a million categories has a quarter of it."""
+
+Whole = Annotated[int, Meta(ge=0, lt=2**53)]
+"""A count, an index or a size; a float holds every such number exactly."""
+Seconds = Annotated[float, Meta(ge=0, le=1e12)]
+Name = Annotated[str, Meta(max_length=512)]
+"""A key, an id or a file's name."""
+Text = Annotated[str, Meta(max_length=10_000)]
 
 
-def parse_json(content: str | bytes) -> Any:
-    """The value; raises ValueError for any content that is not JSON, also where it is nested too deeply."""
+class Malformed(ValueError):
+    """Content that is not of the type that was asked for."""
+
+    def __init__(self, problem: str, field: str = "") -> None:
+        """field: the place in the content, such as `[0].split`; empty for the content as a whole."""
+        self.problem, self.field = problem, field
+        super().__init__(f"{field}: {problem}" if field else problem)
+
+
+def parse_json(content: str | bytes, kind: Any = Any) -> Any:
+    """The value of type `kind` that JSON holds; raises Malformed for all else."""
+    if len(content) > LARGEST_FILE:
+        raise Malformed(f"longer than {LARGEST_FILE} bytes")
     try:
-        return json.loads(content)
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.ValidationError as error:
+        raise _malformed(error) from None
+    except (msgspec.DecodeError, UnicodeError) as error:  # UnicodeError: half of a surrogate pair
+        raise Malformed(f"not valid JSON ({error})") from None
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise Malformed("not valid JSON (nested too deeply)") from None
+
+
+def read_json(content: str | bytes, kind: type[T], source: str, remedy: str = REMEDY) -> T:
+    """The same for a file that lbgen wrote, called `source` in messages; raises UserError in place of Malformed."""
+    try:
+        return parse_json(content, kind)
+    except Malformed as error:
+        raise _user_error(error, source, remedy) from None
+
+
+def checked(value: Any, kind: type[T], source: str, remedy: str = REMEDY) -> T:
+    """A value that YAML or JSON gave, as the type `kind`; raises UserError where it is not of that type."""
+    try:
+        return msgspec.convert(value, type=kind)
+    except msgspec.ValidationError as error:
+        raise _user_error(_malformed(error), source, remedy) from None
+    except RecursionError:
+        raise UserError(f"{source}: nested too deeply; {remedy}") from None
+
+
+def _malformed(error: msgspec.ValidationError) -> Malformed:
+    """msgspec's "Expected `int`, got `str` - at `$[0].split`" with the place apart."""
+    problem, _, place = str(error).partition(" - at ")
+    return Malformed(problem.replace("`", ""), place.strip("`").removeprefix("$").removeprefix("."))
+
+
+def _user_error(error: Malformed, source: str, remedy: str) -> UserError:
+    place = f"{source}, {error.field}" if error.field else source
+    return UserError(f"{place}: {error.problem}; {remedy}")

@@ -50,11 +50,17 @@ class RemoteStore(Store):
         return f"{self.root}/{name}"
 
     def names(self, folder: str = "") -> set[str]:
+        return {_last(entry["name"]) for entry in self._entries(folder)}
+
+    def folders(self, folder: str = "") -> set[str]:
+        return {_last(entry["name"]) for entry in self._entries(folder) if entry["type"] == "directory"}
+
+    def _entries(self, folder: str) -> list[dict[str, Any]]:
         try:
-            paths = self.system.ls(self._path(folder) if folder else self.root, detail=False)
+            entries: list[dict[str, Any]] = self.system.ls(self._path(folder) if folder else self.root, detail=True)
         except FileNotFoundError:
-            return set()
-        return {path.rstrip("/").rpartition("/")[2] for path in paths}
+            return []
+        return entries
 
     def read(self, name: str) -> bytes:
         with _reading():
@@ -80,6 +86,10 @@ class RemoteStore(Store):
             yield local
         finally:
             local.unlink(missing_ok=True)
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
 
 
 def private_folder() -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,10 +34,9 @@ def storage_errors(output: str) -> Iterator[None]:
     """Turn failures to read or write `output` into a UserError of one line."""
     try:
         yield
-    except BrokenProcessPool:
+    except MemoryError:
         raise UserError(
-            f"{output}: a writer process was killed; if memory ran out, give fewer --writers or a smaller "
-            "--batch-size; nothing is lost, start again"
+            f"{output}: memory ran out; give fewer --writers or a smaller --batch-size; nothing is lost, start again"
         ) from None
     except OSError as error:
         raise UserError(_message(output, error)) from error

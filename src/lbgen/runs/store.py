@@ -52,6 +52,10 @@ class Store(ABC):
         """The names of the entries of a folder; empty if there is no such folder."""
 
     @abstractmethod
+    def folders(self, folder: str = "") -> set[str]:
+        """The names of the entries of a folder that are folders themselves, or links to one."""
+
+    @abstractmethod
     def read(self, name: str) -> bytes:
         """The content of a file; raises FileNotFoundError if there is none."""
 
@@ -65,6 +69,10 @@ class Store(ABC):
     @abstractmethod
     def remove(self, name: str) -> None:
         """Remove a file if it exists."""
+
+    def remove_if_empty(self, folder: str) -> None:
+        """Remove a folder without entries; object storage has none."""
+        return
 
     @abstractmethod
     def fetched(self, name: str) -> AbstractContextManager[Path]:
@@ -129,8 +137,12 @@ class LocalStore(Store):
         except (FileNotFoundError, NotADirectoryError):
             return set()
 
+    def folders(self, folder: str = "") -> set[str]:
+        path = atomic.inside(self.root, folder) if folder else self.root
+        return {name for name in self.names(folder) if os.path.isdir(path / name)}
+
     def read(self, name: str) -> bytes:
-        return atomic.inside(self.root, name).read_bytes()
+        return atomic.read_bytes(atomic.inside(self.root, name))
 
     def publish(self, staged: Mapping[str, Path]) -> None:
         targets = {atomic.inside(self.root, name): path for name, path in staged.items()}
@@ -149,6 +161,10 @@ class LocalStore(Store):
         if path.exists():
             path.unlink(missing_ok=True)
             atomic.flush(path.parent)
+
+    def remove_if_empty(self, folder: str) -> None:
+        with suppress(OSError):
+            atomic.inside(self.root, folder).rmdir()
 
     @contextmanager
     def fetched(self, name: str) -> Iterator[Path]:

@@ -62,3 +62,11 @@ def id_from_name(name: str) -> str:
 def comparable(text: str) -> str:
     """A form that is equal for texts which some file system or lower-casing tokenizer does not tell apart."""
     return unicodedata.normalize("NFKC", text).casefold()
+
+
+def difference(text: str, other: str) -> str:
+    """What tells two texts apart whose comparable forms are equal."""
+    forms = [unicodedata.normalize("NFKC", each) for each in (text, other)]
+    if forms[0] == forms[1]:
+        return "Unicode form"
+    return "case" if text.casefold() == other.casefold() else "case and Unicode form"

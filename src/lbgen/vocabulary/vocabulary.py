@@ -101,11 +101,21 @@ def load_vocabulary(spec: str, qualify: bool = True) -> Vocabulary:
         entries = imagenet_entries(qualify)
     else:
         entries = _with_imagenet_names(_read(spec), qualify)
-    categories = [Category(id_from_name(e.name) if e.id is None else e.id, e.name, e.source) for e in entries]
-    vocabulary = Vocabulary(tuple(categories))
+    vocabulary = Vocabulary(tuple(map(_category, entries)))
     if qualify:
         _refuse_shared_names(vocabulary)
     return vocabulary
+
+
+def _category(entry: Entry) -> Category:
+    """An underscore in a name stands for a space, wherever the name was written; an id keeps its own."""
+    category_id = id_from_name(entry.name) if entry.id is None else entry.id
+    return Category(category_id, spaced(entry.name), entry.source)
+
+
+def spaced(name: str) -> str:
+    """The name with underscores as spaces, and single spaces."""
+    return " ".join(name.replace("_", " ").split())
 
 
 def imagenet_entries(qualify: bool) -> list[Entry]:

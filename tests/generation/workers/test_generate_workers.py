@@ -54,12 +54,6 @@ def test_bug_in_a_process_is_a_traceback_and_no_mistake_of_the_users(config, tmp
     assert "ZeroDivisionError: a bug of ours" in capfd.readouterr().err
 
 
-def test_killed_writer_of_a_process_is_one_line(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "serve", failing_writers.serve_with_dying_writers)
-    with pytest.raises(UserError, match="a writer process was killed; if memory ran out, give fewer --writers"):
-        generate(replace(config, output=tmp_path / "made", workers=2))
-
-
 def test_worker_makes_its_gpu_the_current_one_before_it_loads(config, monkeypatch):
     """On a machine without GPUs: the calls, in their order."""
     calls = []
@@ -70,20 +64,18 @@ def test_worker_makes_its_gpu_the_current_one_before_it_loads(config, monkeypatc
     assert calls == ["cuda:1", "load on cuda:1"]
 
 
-def test_writers_start_while_the_generator_loads(config, tmp_path, monkeypatch):
-    """Nothing is loaded before every writer runs: they do not wait for the generator."""
-    load, running = loading.load_generator, []
-
-    def slow_load(*arguments, **options):
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and len(multiprocessing.active_children()) < 3:
-            time.sleep(0.01)
-        running.extend(multiprocessing.active_children())
-        return load(*arguments, **options)
-
-    monkeypatch.setattr(loading, "load_generator", slow_load)
-    generate(replace(config, output=tmp_path / "made", writers=3))
-    assert len(running) == 3
+@pytest.mark.parametrize("how", ["a script", "standard input"])
+def test_a_script_without_a_main_guard(config, whole, tmp_path, how):
+    """Its module is run once: no process of ours imports it again."""
+    names = ("vocabulary", "generator", "images_per_category", "seed", "scheduler", "steps", "batch_size", "shard_size")
+    values = {"output": str(tmp_path / "made"), **{name: getattr(config, name) for name in names}}
+    script = f"import lbgen\nprint('once')\nlbgen.generate(lbgen.GenerateConfig(**{values!r}))\n"
+    (tmp_path / "script.py").write_text(script)
+    file = {"a script": str(tmp_path / "script.py"), "standard input": "-"}[how]
+    done = subprocess.run([sys.executable, file], input=script, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("once") == 1
+    assert contents(tmp_path / "made") == contents(whole)
 
 
 def test_parts_of_a_run_make_the_whole(config, whole, tmp_path):
@@ -230,6 +222,45 @@ def test_ray_cluster_of_two_nodes_makes_what_one_process_makes_though_a_worker_i
     killer.join(1)
     assert killed
     assert contents(tmp_path / "ray") == contents(tmp_path / "alone")
+
+
+def test_ray_replaces_workers_that_are_killed_for_memory_or_whose_machine_fails(
+    cluster, config, whole, tmp_path, monkeypatch
+):
+    """Ray's own exceptions, raised in real actors, which hold their slot of the cluster until they are ended."""
+    base = ray.RayWorker
+
+    class Lost(base):
+        def make_shard(self, context, shard):
+            from ray import exceptions
+
+            stream = super().make_shard(context, shard)
+            yield next(stream)
+            if self.name == "ray-1":
+                raise exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.")
+            if self.name == "ray-2":
+                raise exceptions.NodeDiedError("The node is gone.")
+            yield from stream
+
+    monkeypatch.setattr(ray, "RayWorker", Lost)
+    made = replace(config, output=tmp_path / "ray", engine="ray", workers=2, ray_address=cluster.address)
+    assert generate(made).finished
+    assert contents(tmp_path / "ray") == contents(whole)
+
+
+def test_ray_worker_that_dies_of_memory_while_it_loads_is_one_line(cluster, config, tmp_path, monkeypatch):
+    class Lost(ray.RayWorker):
+        def preflight(self, config, plan):
+            from ray import exceptions
+
+            raise exceptions.OutOfMemoryError("Task was killed.\n" + "Top processes:\n" * 1000)
+
+    monkeypatch.setattr(ray, "RayWorker", Lost)
+    with pytest.raises(
+        UserError, match="a Ray worker died while it loaded the generator: .*fewer --workers"
+    ) as refused:
+        generate(replace(config, output=tmp_path / "ray", engine="ray", ray_address=cluster.address))
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 600
 
 
 def test_ray_asks_an_actor_what_only_the_generator_knows(cluster, config, whole, tmp_path, monkeypatch):

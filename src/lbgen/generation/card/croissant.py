@@ -1,11 +1,11 @@
 """croissant.json: the dataset in MLCommons' Croissant 1.1 vocabulary (https://docs.mlcommons.org/croissant).
 
 Record sets: one for each split (image, label, split), "image-index" with all columns of the index, and "label-names".
-Names of splits contain no hyphen, so no split has one of the other names.
+Names of splits contain no hyphen, so no split has one of the other names. "tar-labels" is there for tar shards of
+category ids with a dot or a percent sign, which file names in a tar have in another form than the index.
 
 Limits of mlcroissant 1.1.1: it does not read the WebP files of an ImageFolder; it unpacks tar shards into a cache by
-their relative name only, so a second dataset with tar shards needs its own CROISSANT_CACHE; in tar shards it finds no
-label for an image whose category id contains a dot, because the dot is written as %2E there.
+their relative name only, so a second dataset with tar shards needs its own CROISSANT_CACHE.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from lbgen.datasets.index import SCHEMA
+from lbgen.datasets.webdataset import escaped
 from lbgen.generation.card.json_files import labels_json
 from lbgen.generation.card.summary import DatasetSummary, ShardFile, SplitSummary
 
@@ -51,7 +52,7 @@ def croissant(summary: DatasetSummary) -> str:
         _file_object("labels.json", JSON, hashlib.sha256(labels).hexdigest()),
         _file_set("index-files", PARQUET, "index/*.parquet"),
     ]
-    record_sets = [_labels(), _index()]
+    record_sets = [_labels(), _index()] + ([_tar_labels(summary)] if _has_escaped_names(summary) else [])
     for split in summary.splits:
         distribution += _files(split, summary)
         record_sets.append(_images(split, summary))
@@ -60,7 +61,7 @@ def croissant(summary: DatasetSummary) -> str:
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.1",
         "name": summary.title,
-        "description": f"{summary.images} synthetic images of {len(summary.categories)} categories, drawn by a "
+        "description": f"{summary.images} synthetic images of {summary.stored_categories} categories, drawn by a "
         "text-to-image model from the categories' names.",
         "keywords": ["synthetic", "image classification", "text-to-image", "lbgen"],
         "rai:dataCollection": "Generated; no photograph is in it. Each image's prompt and seed are in the index.",
@@ -90,6 +91,8 @@ def _images(split: SplitSummary, summary: DatasetSummary) -> dict:
             _field(split.name, "image", "sc:ImageObject", _source(images, {"column": "image"}, {"jsonPath": "bytes"})),
             _field(split.name, "label", "cr:Int64", _source(images, {"column": "label"})),
         ]
+    elif _has_escaped_names(summary):
+        fields = _fields_by_tar_labels(split.name, images)
     else:
         # Joined with the index by the path of the image, or for tar shards by its name without the suffix.
         packed = summary.layout == "webdataset"
@@ -102,6 +105,36 @@ def _images(split: SplitSummary, summary: DatasetSummary) -> dict:
         ]
     fields.append(_field(split.name, "split", "sc:Text") | {"value": split.name})
     return _record_set(split.name, fields)
+
+
+def _has_escaped_names(summary: DatasetSummary) -> bool:
+    return summary.layout == "webdataset" and any(escaped(each.id) != each.id for each in summary.categories)
+
+
+def _tar_labels(summary: DatasetSummary) -> dict:
+    """The label of each category by the form that its id has in file names."""
+    fields = [_field("tar-labels", "id", "sc:Text"), _field("tar-labels", "label", "cr:Int64")]
+    rows = [
+        {"tar-labels/id": escaped(category.id), "tar-labels/label": label}
+        for label, category in enumerate(summary.categories)
+    ]
+    return _record_set("tar-labels", fields) | {"key": {"@id": "tar-labels/id"}, "data": rows}
+
+
+def _fields_by_tar_labels(split: str, images: str) -> list[dict]:
+    """Joined with "tar-labels" by the file's name without the image's number.
+
+    mlcroissant changes the joined column in place, so the key comes from another one, and the regular expression
+    leaves its own result as it is.
+    """
+    name = _source(images, {"fileProperty": "filename"}, {"regex": r"(.+?)(?:_\d+\.\w+)?$"})
+    key = _source(images, {"fileProperty": "fullpath"}, {"regex": r"(?:.*/)?(.+?)(?:\.\w+)?$"})
+    return [
+        _field(split, "image", "sc:ImageObject", _source(images, {"fileProperty": "content"})),
+        _field(split, "key", "sc:Text", key),
+        _field(split, "category", "sc:Text", name) | {"references": {"field": {"@id": "tar-labels/id"}}},
+        _field(split, "label", "cr:Int64", {"field": {"@id": "tar-labels/label"}}),
+    ]
 
 
 def _index() -> dict:

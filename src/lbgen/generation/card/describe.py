@@ -12,17 +12,20 @@ from lbgen.configuration.yaml_lines import yaml_text
 from lbgen.datasets import index
 from lbgen.datasets.index import Row
 from lbgen.generation import record as records
-from lbgen.generation.card.attribute_balance import attribute_balances
 from lbgen.generation.card.croissant import croissant
-from lbgen.generation.card.json_files import info_json
+from lbgen.generation.card.json_files import info_json, labels_json
+from lbgen.generation.card.merge import merged as merged_card
+from lbgen.generation.card.notes import absent_categories, notes, read_rejection_counts
 from lbgen.generation.card.readme import card
 from lbgen.generation.card.samples import CATEGORIES, IMAGES, evenly_spaced, sample_grid
-from lbgen.generation.card.summary import DatasetSummary, ShardFile, SplitSummary
+from lbgen.generation.card.sidecars import has_labels, split_summary
+from lbgen.generation.card.summary import AttributeBalance, DatasetSummary
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.inputs import generator_name
 from lbgen.generation.plan import Plan
-from lbgen.generation.screening.counts import CategoryCounts, RejectionCounts, merged
-from lbgen.generation.shard_rows import read_counts, read_rows, stored_images
+from lbgen.generation.screening.counts import CategoryCounts, RejectionCounts
+from lbgen.generation.shard_rows import read_rows, stored_images
+from lbgen.generation.strays import CARD, INFO, LABELS, SAMPLES
 from lbgen.runs.storage import Store
 
 SEARCHED_SHARDS = 32
@@ -31,14 +34,21 @@ SEARCHED_SHARDS = 32
 
 def describe(store: Store, config: GenerateConfig, plan: Plan) -> None:
     """Describe a dataset whose shards are all there; croissant.json, written last, marks it as complete."""
-    counts = read_rejection_counts(store)
+    counts = read_rejection_counts(store, config, plan, plan.splits)
     summary = summarize(store, config, plan, counts)
-    store.write("samples.png", sample_picture(store, config, plan))
-    store.write("README.md", card(summary).encode())
+    text = card(summary)
+    if store.exists(CARD):
+        text = merged_card(text, store.read(CARD).decode("utf-8", "replace"), f"{store}/{CARD}")
+    if not has_labels(store, plan):
+        store.write(LABELS, labels_json(plan.categories).encode())
+    store.write(SAMPLES, sample_picture(store, config, plan))
+    store.write(CARD, text.encode())
     if config.format == "webdataset":
-        store.write("_info.json", info_json(summary.splits).encode())
+        store.write(INFO, info_json(summary.splits).encode())
     store.write(records.COMPLETION_MARKER, croissant(summary).encode())
     store.clear_staging()
+    for note in summary.notes:
+        print(note)
     for category_id in counts.above(config.report_share):
         print(rejection_line(category_id, counts.categories[category_id]))
 
@@ -46,16 +56,14 @@ def describe(store: Store, config: GenerateConfig, plan: Plan) -> None:
 # ---- the summary ----
 
 
-def read_rejection_counts(store: Store) -> RejectionCounts:
-    """Counts of all splits together; empty without screening."""
-    return merged(read_counts(store, f"screening/{name}") for name in sorted(store.names("screening")))
-
-
 def summarize(store: Store, config: GenerateConfig, plan: Plan, counts: RejectionCounts) -> DatasetSummary:
     record = records.read(store)
     assert record is not None
+    absent = absent_categories(store, config, plan)
+    empty = [category for category in plan.categories if all(category in each for each in absent.values())]
+    generator = generator_name(config.generator).rpartition("/")[2]
     return DatasetSummary(
-        title=f"{len(plan.categories):,} categories drawn by {generator_name(config.generator).rpartition('/')[2]}",
+        title=f"{len(plan.categories) - len(empty):,} categories drawn by {generator}",
         layout=config.format,
         suffix=index.SUFFIXES[config.image_format],
         categories=plan.categories,
@@ -68,14 +76,16 @@ def summarize(store: Store, config: GenerateConfig, plan: Plan, counts: Rejectio
             for category_id, category in counts.categories.items()
             if category.reasons
         },
-        balances=attribute_balances(store, config, plan) if plan.balanced else (),
+        balances=balances(store, config, plan) if plan.balanced else (),
+        empty=empty,
+        notes=list(notes(config, plan, absent)),
     )
 
 
-def split_summary(store: Store, plan: Plan, split: str) -> SplitSummary:
-    parts = [index.part_summary(store, split, shard) for shard in range(plan.shards(split))]
-    files = [ShardFile(name, images, sha256) for images, hashes in parts for name, sha256 in hashes.items()]
-    return SplitSummary(split, sum(images for images, _ in parts), files)
+def balances(store: Store, config: GenerateConfig, plan: Plan) -> list[AttributeBalance]:
+    from lbgen.generation.card.attribute_balance import attribute_balances  # late: imports torch
+
+    return attribute_balances(store, config, plan)
 
 
 def rejections_by_reason(counts: CategoryCounts) -> dict[str, int]:

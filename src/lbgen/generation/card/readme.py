@@ -11,6 +11,7 @@ import pyarrow as pa
 import yaml
 
 from lbgen.datasets.index import SCHEMA
+from lbgen.generation.card.merge import signed
 from lbgen.generation.card.summary import DatasetSummary
 from lbgen.report.page import render
 
@@ -24,16 +25,17 @@ def card(summary: DatasetSummary) -> str:
     """The content of README.md."""
     rejections = summary.rejections
     rejected = [(category, rejections[category.id]) for category in summary.categories if category.id in rejections]
-    return render(
+    text = render(
         "card.md.jinja",
         {"as_text": as_text},
         dataset=summary,
-        head=yaml.safe_dump(_head(summary), sort_keys=False, width=10**9),  # ASCII: nothing in it can end the head
+        head=yaml.safe_dump(head(summary), sort_keys=False, width=10**9),  # ASCII: nothing in it can end the head
         rejected=sorted(rejected, key=lambda pair: -sum(pair[1].values())),
         reasons=sorted({reason for counts in rejections.values() for reason in counts}),
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", summary.config)), default=0)),
         long=LONG_TABLE,
     )
+    return signed(text)
 
 
 def as_text(text: str) -> str:
@@ -41,7 +43,8 @@ def as_text(text: str) -> str:
     return re.sub(r"[\x00-\x1f!-&*+./:-@\[-`{-\x7f]", lambda sign: f"&#{ord(sign[0])};", text)
 
 
-def _head(summary: DatasetSummary) -> dict[str, Any]:
+def head(summary: DatasetSummary) -> dict[str, Any]:
+    """The YAML head, by field."""
     pattern, features = DATA_FILES[summary.layout], _features(summary)
     paths = [
         {"split": split.name, "path": pattern.format(split=split.name, suffix=summary.suffix)}

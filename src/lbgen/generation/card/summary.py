@@ -57,6 +57,14 @@ class DatasetSummary:
     """Category id -> reason -> number of rejected attempts; empty without rejections or without screening."""
     balances: Sequence[AttributeBalance] = ()
     """One for each balanced attribute."""
+    empty: Sequence[Category] = ()
+    """Categories without any image."""
+    notes: Sequence[str] = ()
+    """What readers have to know (notes.py)."""
+
+    @property
+    def stored_categories(self) -> int:
+        return len(self.categories) - len(self.empty)
 
     @property
     def against_bias(self) -> bool:

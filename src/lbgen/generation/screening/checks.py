@@ -23,6 +23,7 @@ from lbgen.models.quality.antonyms import AntonymQuality
 from lbgen.models.safety import SafetyChecker
 from lbgen.models.semantics import load_semantics
 from lbgen.vocabulary.attributes import Attribute
+from lbgen.vocabulary.distinct import Confusion
 from lbgen.vocabulary.vocabulary import Category
 
 
@@ -90,6 +91,13 @@ class Screen:
         elif "unsafe" in checks:
             texts = [config.screen_template.replace("{name}", concept) for concept in config.unsafe_concepts]
             self._concepts = self._space.embed_texts(texts)  # (concepts, D)
+
+    @torch.no_grad()
+    def confusions(self, categories: Sequence[Category]) -> list[Confusion]:
+        """Categories that the label check cannot tell apart."""
+        if "label" not in self.config.checks:
+            return []
+        return self._space.confusions(categories, self.config.screen_template)
 
     @torch.no_grad()
     def judge(self, images: Sequence[PlannedImage], pixels: np.ndarray) -> list[Verdict]:

@@ -6,12 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from lbgen.runs.parsing import parse_json
+import msgspec
 
-LONGEST_NAME = 120
-"""Characters of a category's id or of a reason that a file may hold."""
+from lbgen.runs.parsing import Whole, parse_json
+
+ShortName = Annotated[str, msgspec.Meta(max_length=120, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
+"""A category's id or a reason, which is printed."""
 
 
 @dataclass
@@ -91,18 +93,6 @@ class RejectionCounts:
             for category_id, counts in self.categories.items()
         }
 
-    @classmethod
-    def from_json(cls, content: Any) -> RejectionCounts:
-        """The counts that `to_json` returned; raises ValueError for anything else."""
-        if not isinstance(content, dict) or not all(map(_is_category, content.items())):
-            raise ValueError("not counts of rejections")
-        return cls(
-            {
-                category_id: CategoryCounts(**numbers | {"reasons": Counter(numbers.get("reasons", {}))})
-                for category_id, numbers in content.items()
-            }
-        )
-
     def to_bytes(self) -> bytes:
         """The content of a shard's file in screening/."""
         return json.dumps(self.to_json(), sort_keys=True).encode()
@@ -110,23 +100,21 @@ class RejectionCounts:
     @classmethod
     def from_bytes(cls, content: bytes) -> RejectionCounts:
         """The counts that `to_bytes` wrote; raises ValueError for any other content."""
-        return cls.from_json(parse_json(content))
+        stored = parse_json(content, dict[ShortName, StoredCounts])
+        return cls({category_id: counts.to_counts() for category_id, counts in stored.items()})
 
 
-def _is_category(item: tuple[str, Any]) -> bool:
-    """Whether this is a category's id and its counts: whole numbers by field, and by reason."""
-    category_id, numbers = item
-    if not _is_name(category_id) or not isinstance(numbers, dict) or numbers.keys() - vars(CategoryCounts()).keys():
-        return False
-    reasons = numbers.get("reasons", {})
-    if not isinstance(reasons, dict) or not all(map(_is_name, reasons)):
-        return False
-    counts = [count for field, count in numbers.items() if field != "reasons"]
-    return all(type(count) is int and 0 <= count < 2**53 for count in [*counts, *reasons.values()])
+class StoredCounts(msgspec.Struct, forbid_unknown_fields=True):
+    """The counts of a category as JSON holds them, where zeros are left out."""
 
+    images: Whole = 0
+    rejected: Whole = 0
+    kept: Whole = 0
+    dropped: Whole = 0
+    reasons: dict[ShortName, Whole] = {}
 
-def _is_name(text: str) -> bool:
-    return text.isprintable() and len(text) <= LONGEST_NAME
+    def to_counts(self) -> CategoryCounts:
+        return CategoryCounts(self.images, self.rejected, self.kept, self.dropped, Counter(self.reasons))
 
 
 def merged(shards: Iterable[RejectionCounts]) -> RejectionCounts:

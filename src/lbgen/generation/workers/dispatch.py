@@ -16,7 +16,7 @@ from lbgen.generation.record import Record
 from lbgen.generation.screening.duplicate_rounds import DuplicateRound
 from lbgen.generation.trust import remember_record
 from lbgen.generation.workers.local import processes, this_process
-from lbgen.generation.workers.preflight import PreflightResult
+from lbgen.generation.workers.preflight import PreflightResult, refuse_new_confusions
 from lbgen.generation.workers.progress import ProgressBar
 from lbgen.generation.workers.ray import ray_actors
 from lbgen.generation.workers.shard import WorkerContext
@@ -63,12 +63,13 @@ def agreed_context(
     duplicate_rounds: Sequence[DuplicateRound],
 ) -> WorkerContext:
     """The context of all workers, once the dataset's record was found to agree with it, or was written."""
-    batch_size, made_with = preflight_result
+    batch_size, made_with, confusions = preflight_result
     config = replace(config, batch_size=batch_size)
     record = records.read(store)  # once more: another part of the run may have written it while this one was loading
     if record:
         records.ensure_same_config(record, config)
         made_with.ensure_same(record.made_with, config.output)
+    refuse_new_confusions(confusions, config, record)
     store.remove(records.COMPLETION_MARKER)
     if record is None or record.targets != plan.targets:
         records.write(store, config, made_with, plan)

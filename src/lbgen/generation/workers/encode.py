@@ -6,20 +6,28 @@ images and that search engines and photo archives read, and as one line of JSON 
 
 import json
 import re
+import struct
 from dataclasses import asdict, dataclass
 from io import BytesIO
-from typing import Literal
+from typing import Any, Literal
 from xml.sax.saxutils import escape
 
 import numpy as np
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
+from lbgen.datasets.index import Row
+from lbgen.runs.parsing import parse_json
+
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """The IPTC's term for "made by a generative model"."""
 
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 does not allow, not even escaped."""
+
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, EOFError, struct.error,
+              OverflowError, Image.DecompressionBombError)  # fmt: skip
+"""Raised by Pillow for files that are damaged or not of the format, and for a description that is no JSON."""
 
 XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
@@ -65,6 +73,21 @@ class ImageMetadata:
         return json.dumps(asdict(self))
 
 
+def image_metadata(row: Row, generator_name: str, adapter_sha256: str | None) -> ImageMetadata:
+    """What the file of an image in the index says of it."""
+    return ImageMetadata(
+        generator=generator_name,
+        adapter_sha256=adapter_sha256,
+        prompt=row.prompt,
+        seed=row.seed,
+        id=row.id,
+        name=row.name,
+        index=row.index,
+        split=row.split,
+        attempt=row.attempt,
+    )
+
+
 def encode(
     pixels: np.ndarray,
     metadata: ImageMetadata,
@@ -97,6 +120,17 @@ def encode(
             **full_colour,
         )
     return stream.getvalue()
+
+
+def read_metadata(content: bytes, image_format: str) -> tuple[Any, tuple[int, int]]:
+    """The JSON in the description of an image file, and the image's height and width; no pixel is decoded.
+
+    Raises one of UNREADABLE.
+    """
+    with Image.open(BytesIO(content), formats=[image_format]) as image:
+        png = image_format == "png"
+        text = image.info["Description"] if png else image.getexif()[ExifTags.Base.ImageDescription]
+        return parse_json(text), (image.height, image.width)
 
 
 def _png_text(metadata: ImageMetadata) -> PngInfo:

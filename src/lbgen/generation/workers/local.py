@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,9 +22,8 @@ from lbgen.generation.workers.loading import device_of, load_models
 from lbgen.generation.workers.preflight import PreflightResult, preflight
 from lbgen.generation.workers.progress import Progress
 from lbgen.generation.workers.shard import Worker, WorkerContext
-from lbgen.generation.workers.writer import end_with_parent, start_writers
 from lbgen.runs.identity import Identity
-from lbgen.runs.signals import blocked_signals, noted_signals
+from lbgen.runs.signals import SIGNALS, blocked_signals, noted_signals
 from lbgen.runs.storage import storage_errors
 
 POLL_SECONDS = 0.2
@@ -43,20 +44,19 @@ class Engine(NamedTuple):
 
 @contextmanager
 def this_process(config: GenerateConfig, plan: Plan, count: int, recorded: Identity | None) -> Iterator[Engine]:
-    """Draw the shards in this process, one after the other. The writers start while the generator loads."""
-    with start_writers(config.writers) as pool:
-        models = load_models(config, plan, device_of(0))
+    """Draw the shards in this process, one after the other."""
+    models = load_models(config, plan, device_of(0))
 
-        def draw(context: WorkerContext, shards: Sequence[int], report: Report, signals: list[int]) -> None:
-            draw_here(Worker(context, worker_name(config), models, pool), shards, report, signals)
+    def draw(context: WorkerContext, shards: Sequence[int], report: Report, signals: list[int]) -> None:
+        draw_here(Worker(context, worker_name(config), models), shards, report, signals)
 
-        yield Engine(preflight(models.generator, config, plan, recorded), draw)
+    yield Engine(preflight(models, config, plan, recorded), draw)
 
 
 @contextmanager
 def processes(config: GenerateConfig, plan: Plan, count: int, recorded: Identity | None) -> Iterator[Engine]:
     """Distribute the shards in turn among `count` processes, each with its own generator."""
-    result = preflight(load_models(config, plan, device_of(0)).generator, config, plan, recorded)
+    result = preflight(load_models(config, plan, device_of(0)), config, plan, recorded)
     torch.cuda.empty_cache()
     yield Engine(result, partial(draw_in_processes, count))
 
@@ -136,14 +136,29 @@ def serve(context: WorkerContext, number: int, shards: Sequence[int], reports: C
     config = context.config
     torch.set_num_threads(context.threads)  # as in the first process: sums depend on it in their last bits
     try:
-        with noted_signals() as signals, storage_errors(config.output), start_writers(config.writers) as pool:
+        with noted_signals() as signals, storage_errors(config.output):
             models = load_models(config, context.plan, device_of(number))
-            worker = Worker(context, f"{worker_name(config)}.{number}", models, pool)
+            worker = Worker(context, f"{worker_name(config)}.{number}", models)
             draw_here(worker, shards, reports.send, signals)
     except Interrupted:
         pass
     except UserError as error:
         reports.send(str(error))
+
+
+def end_with_parent() -> None:
+    """Make this process ignore SIGINT and SIGTERM, and end when its parent ends for whatever reason."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
 
 
 def interrupted(signum: int, output: str) -> Interrupted:

@@ -7,10 +7,13 @@ from typing import NamedTuple
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.inputs import identity_of
 from lbgen.generation.plan import Plan
+from lbgen.generation.record import Record
 from lbgen.generation.screening.balance import longest_template
 from lbgen.generation.workers.batch_size import batch_that_fits
+from lbgen.generation.workers.loading import Models
 from lbgen.models.generator import Generator
 from lbgen.runs.identity import Identity
+from lbgen.vocabulary.distinct import Confusion, refuse_confusions
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 CPU_BATCH_SIZE = 32
@@ -21,17 +24,27 @@ class PreflightResult(NamedTuple):
     batch_size: int
     made_with: Identity
     """Hashes of the inputs and versions of the libraries, on the machine that loaded the generator."""
+    confusions: list[Confusion]
+    """Categories that the generator, or the language space of the label check, cannot tell apart."""
 
 
-def preflight(
-    generator: Generator, config: GenerateConfig, plan: Plan, recorded: Identity | None = None
-) -> PreflightResult:
+def preflight(models: Models, config: GenerateConfig, plan: Plan, recorded: Identity | None = None) -> PreflightResult:
     """Refuse prompts that are too long for the generator; find a batch size if the configuration gives none.
 
     recorded: the identity of the dataset that this run continues.
     """
+    generator, screen = models
     refuse_long_prompts(generator, config, plan)
-    return PreflightResult(config.batch_size or default_batch_size(config, generator), identity_of(config, recorded))
+    confusions = generator.confusions(plan.categories, config.prompt_template)
+    confusions += screen.confusions(plan.categories) if screen else []
+    batch_size = config.batch_size or default_batch_size(config, generator)
+    return PreflightResult(batch_size, identity_of(config, recorded), confusions)
+
+
+def refuse_new_confusions(found: list[Confusion], config: GenerateConfig, record: Record | None) -> None:
+    """Refuse categories that a model cannot tell apart, unless the dataset holds them already."""
+    known = {category.id for target in record.targets for category in target.categories} if record else ()
+    refuse_confusions(found, keep=not config.qualify_names, known=known)
 
 
 def default_batch_size(config: GenerateConfig, generator: Generator) -> int:

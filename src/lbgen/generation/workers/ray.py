@@ -22,7 +22,6 @@ from lbgen.generation.workers.local import Engine, Report, interrupted
 from lbgen.generation.workers.preflight import PreflightResult, preflight
 from lbgen.generation.workers.progress import Progress
 from lbgen.generation.workers.shard import Worker, WorkerContext
-from lbgen.generation.workers.writer import start_writers
 from lbgen.runs.identity import Identity
 from lbgen.runs.storage import is_remote
 
@@ -30,6 +29,11 @@ POLL_SECONDS = 0.5
 """Time between two looks at the signals."""
 MOST_FAILURES = 3
 """The run gives up after this many actors in a row died without finishing a batch."""
+LOST = ("RayActorError", "OutOfMemoryError", "WorkerCrashedError", "NodeDiedError", "ObjectLostError")
+"""Ray's exceptions for a process that was killed, also for memory, or whose machine failed."""
+MEMORY = "if memory ran out, give fewer --workers or a smaller --batch-size; nothing is lost, start again"
+LONGEST_CAUSE = 300
+"""Characters of Ray's own message in ours; it can list all processes of a machine."""
 
 
 class RayWorker:
@@ -41,13 +45,13 @@ class RayWorker:
         self.worker: Worker | None = None
 
     def preflight(self, config: GenerateConfig, plan: Plan, recorded: Identity | None = None) -> PreflightResult:
-        return preflight(self._load(config, plan).generator, config, plan, recorded)
+        return preflight(self._load(config, plan), config, plan, recorded)
 
     def make_shard(self, context: WorkerContext, shard: int) -> Iterator[Progress]:
         """Draw a shard; yields once per batch. At the end the previous shard is published; this one may not be yet."""
         if self.worker is None:
             models = self.models or self._load(context.config, context.plan)
-            self.worker = Worker(context, self.name, models, self.pool)
+            self.worker = Worker(context, self.name, models)
         yield from self.worker.make_shard(shard)
 
     def finish(self) -> Iterator[Progress]:
@@ -59,7 +63,6 @@ class RayWorker:
 
     def _load(self, config: GenerateConfig, plan: Plan) -> Models:
         torch.set_num_threads(self.threads)  # as in the first process: sums depend on it in their last bits
-        self.pool = start_writers(config.writers)
         self.models = load_models(config, plan, self.device)
         return self.models
 
@@ -74,6 +77,8 @@ def ray_actors(config: GenerateConfig, plan: Plan, count: int, recorded: Identit
             config = replace(config, output=os.path.abspath(config.output))
         pool = ActorPool(ray, config)
         yield Engine(pool.preflight(plan, recorded), pool.draw)
+    except ray.exceptions.RayError as error:
+        raise UserError(f"--engine ray: {one_line(error)}; nothing is lost, start again") from error
     finally:
         ray.shutdown()
 
@@ -118,6 +123,7 @@ class ActorPool:
         self.gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         self.size = config.workers or self.gpus or cpus
         self.spawned = self.failures = 0
+        self.lost = tuple(getattr(ray.exceptions, name) for name in LOST)
         self.first: Any = None
 
     def preflight(self, plan: Plan, recorded: Identity | None) -> PreflightResult:
@@ -126,8 +132,8 @@ class ActorPool:
         try:
             with self.actor_errors():
                 return self.ray.get(self.first.preflight.remote(self.config, plan, recorded))
-        except self.ray.exceptions.RayActorError as error:
-            raise UserError(f"a Ray worker died while it loaded the generator: {one_line(error)}") from None
+        except self.lost as error:
+            raise UserError(f"a Ray worker died while it loaded the generator: {one_line(error)}; {MEMORY}") from None
 
     def draw(self, context: WorkerContext, shards: Sequence[int], report: Report, signals: list[int]) -> None:
         """Draw the shards and report each batch; stop when a signal was noted."""
@@ -158,10 +164,12 @@ class ActorPool:
             if waiting:
                 return self.assign(assignment.actor, waiting.popleft(), publishing=assignment.drawing)
             return Assignment(assignment.actor, None, assignment.drawing, assignment.actor.finish.remote())
-        except self.ray.exceptions.RayActorError as error:
+        except self.lost as error:
+            self.ray.kill(assignment.actor)  # if it lives after all, it would keep its GPU or CPU slot
             self.failures += 1
             if self.failures >= MOST_FAILURES:
-                raise UserError(f"{self.failures} Ray workers in a row died at once: {one_line(error)}") from None
+                message = f"{self.failures} Ray workers in a row died at once: {one_line(error)}; {MEMORY}"
+                raise UserError(message) from None
             lost = (assignment.publishing, assignment.drawing)
             waiting.extend(shard for shard in lost if shard is not None)
             return self.assign(self.spawn(), waiting.popleft())
@@ -186,7 +194,8 @@ class ActorPool:
 
 
 def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    return text if len(text) <= LONGEST_CAUSE else f"{text[:LONGEST_CAUSE]}..."
 
 
 def import_ray() -> Any:

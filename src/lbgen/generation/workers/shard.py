@@ -1,10 +1,10 @@
-"""What a worker does with a shard. A worker is one generator on one device, its screen and its writer processes."""
+"""What a worker does with a shard. A worker is one generator on one device, its screen and its writers."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -71,15 +71,15 @@ class ShardInProgress:
 class Worker:
     """Makes shards one after the other. A shard is published while the next one is drawn."""
 
-    def __init__(self, context: WorkerContext, name: str, models: Models, pool: ProcessPoolExecutor) -> None:
-        """name: the worker's own subfolder of the staging folder; pool: its writer processes."""
+    def __init__(self, context: WorkerContext, name: str, models: Models) -> None:
+        """name: the worker's own subfolder of the staging folder."""
         self.context, self.config = context, context.config
         self.renderer = Renderer(models.generator, self.config)
         self.screen = models.screen
         self.store = open_store(self.config.output, name)
         category_ids = tuple(category.id for category in context.plan.categories)
         writer_context = WriterContext(self.config, name, category_ids, context.generator_name, context.adapter_sha256)
-        self.writers = Writers(writer_context, pool)
+        self.writers = Writers(writer_context)
         self.publishing: Future[None] | None = None
 
     def make_shard(self, number: int) -> Iterator[Progress]:

@@ -1,4 +1,6 @@
-"""Writer processes: they encode images and publish shards, behind a bounded queue. Nothing here imports torch.
+"""Writers: threads that encode images and publish shards, behind a bounded queue. Nothing here imports torch.
+
+Compressing, hashing and writing release Python's global lock, so they run beside the drawing on other cores.
 
 The images of a shard are encoded into a staging folder as they are drawn. When all are there, the shard is packed and
 published: first its files, then the counts of rejections, last its part of the index, which makes the shard exist.
@@ -7,13 +9,9 @@ published: first its files, then the counts of rejections, last its part of the 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 from collections import deque
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,9 +21,8 @@ from lbgen.datasets import index
 from lbgen.datasets.index import Row
 from lbgen.datasets.layouts import LAYOUTS
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.workers.encode import ImageMetadata, encode
+from lbgen.generation.workers.encode import encode, image_metadata
 from lbgen.runs import atomic
-from lbgen.runs.signals import SIGNALS, blocked_signals
 from lbgen.runs.storage import open_store
 
 QUEUED_BATCHES = 2
@@ -55,10 +52,10 @@ class StagedShard:
 
 
 class Writers:
-    """A pool of processes that encode and publish. An error in one of them is raised at a later call."""
+    """A pool of threads that encode and publish. An error in one of them is raised at a later call."""
 
-    def __init__(self, context: WriterContext, pool: ProcessPoolExecutor) -> None:
-        self.context, self.pool = context, pool
+    def __init__(self, context: WriterContext) -> None:
+        self.context, self.pool = context, ThreadPoolExecutor(context.config.writers, "writer")
         self.waiting: deque[Future[list[Row]]] = deque()
         self.limit = QUEUED_BATCHES * context.config.writers
 
@@ -80,31 +77,6 @@ class Writers:
         self.pool.shutdown(cancel_futures=True)
 
 
-def start_writers(count: int) -> ProcessPoolExecutor:
-    """Start the processes for `Writers` at once, so that their imports run while the generator loads."""
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=end_with_parent)
-    with blocked_signals(SIGNALS):
-        for _ in range(count):
-            pool.submit(os.getpid)  # the pool starts one process for each call that finds none idle
-    return pool
-
-
-def end_with_parent() -> None:
-    """Make this process ignore SIGINT and SIGTERM, and end when its parent ends for whatever reason."""
-    for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
-
-
 def encode_images(context: WriterContext, rows: list[Row], pixels: np.ndarray, folder: Path) -> list[Row]:
     """Write each image, (B, H, W, 3) bytes, to the file <key> in `folder`; returns the rows with their hashes."""
     hashed = []
@@ -119,17 +91,7 @@ def image_file(
     pixels: np.ndarray, row: Row, config: GenerateConfig, generator_name: str, adapter_sha256: str | None
 ) -> bytes:
     """The content of an image's file; pixels: (H, W, 3) bytes."""
-    metadata = ImageMetadata(
-        generator=generator_name,
-        adapter_sha256=adapter_sha256,
-        prompt=row.prompt,
-        seed=row.seed,
-        id=row.id,
-        name=row.name,
-        index=row.index,
-        split=row.split,
-        attempt=row.attempt,
-    )
+    metadata = image_metadata(row, generator_name, adapter_sha256)
     return encode(pixels, metadata, config.image_format, config.compression_quality, config.stored_size)
 
 

@@ -114,6 +114,9 @@ class Family(Protocol):
     def count_tokens(self, prompt: str) -> int:
         """Tokens of `prompt`, those that mark its ends included."""
 
+    def token_ids(self, prompt: str) -> tuple[tuple[int, ...], ...]:
+        """What each text encoder is given of `prompt`. Prompts of equal tokens give equal images."""
+
     def encode(self, prompts: list[str]) -> Conditioning:
         """Embed prompts that fit the token limit, without `unconditional`."""
 

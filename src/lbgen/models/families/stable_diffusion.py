@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +32,17 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpm++": (DPMSolverMultistepScheduler, {}),
 }
 """Name -> scheduler, and the settings that latents need whatever the checkpoint's own scheduler says."""
+
+PREDICTIONS = {
+    "ddpm": ("epsilon", "v_prediction", "sample"),
+    "ddim": ("epsilon", "v_prediction", "sample"),
+    "pndm": ("epsilon", "v_prediction"),
+    "dpm++": ("epsilon", "v_prediction", "sample", "flow_prediction"),
+}
+"""Name -> what the network of a checkpoint may predict (`prediction_type`)."""
+
+PURE_NOISE = 1000.0
+"""A noise level from which on nothing is left of the signal; the last timestep of Stable Diffusion 1.5 has 14.6."""
 
 MODELS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 """The parts of a checkpoint that hold weights."""
@@ -64,7 +77,7 @@ class StableDiffusion:
         self.network = self.unet = self.pipeline.unet
         self.vae, self.text_encoder = self.pipeline.vae, self.pipeline.text_encoder
         self.text_encoders: Mapping[str, Any] = {"text_encoder": self.text_encoder}
-        self.scheduler = _scheduler(scheduler, self.pipeline.scheduler)
+        self.scheduler = _scheduler(scheduler, self.pipeline.scheduler, name)
         self.token_limit = self.pipeline.tokenizer.model_max_length
         size, factor = self.unet.config.sample_size, self.pipeline.vae_scale_factor
         height, width = (size, size) if isinstance(size, int) else size
@@ -79,6 +92,9 @@ class StableDiffusion:
     def count_tokens(self, prompt: str) -> int:
         return len(self.pipeline.tokenizer(prompt).input_ids)
 
+    def token_ids(self, prompt: str) -> tuple[tuple[int, ...], ...]:
+        return (tuple(self.pipeline.tokenizer(prompt).input_ids),)
+
     def encode(self, prompts: list[str]) -> Conditioning:
         text, _ = self.pipeline.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)
         return Conditioning({"text": text})  # (B, T, D), the text encoder's last hidden state
@@ -87,9 +103,15 @@ class StableDiffusion:
         """The same for every image size."""
         scheduler, trained = copy.deepcopy(self.scheduler), self.scheduler.config.num_train_timesteps
         if steps <= trained:
-            scheduler.set_timesteps(steps)
+            try:
+                scheduler.set_timesteps(steps)
+            except ValueError as error:  # a spacing that the scheduler does not know
+                raise UserError(
+                    f"generator {self.name}, scheduler_config.json: {' '.join(str(error).split())}"
+                ) from error
         if steps > trained or scheduler.timesteps.max() >= trained:  # an offset may lead beyond the last
             raise UserError(f"steps {steps}: {self.name} was trained on {trained} timesteps; give fewer")
+        _refuse_lost_signal(scheduler, self.name)
         return Schedule(scheduler.timesteps, float(scheduler.init_noise_sigma), scheduler)
 
     def noise_level(self, timestep: Tensor) -> float:
@@ -133,19 +155,52 @@ def _wrong_inputs(unet: Config, vae: Config, text_encoder: Config) -> Iterator[s
 
 
 def noise_level(scheduler: Any, timestep: Tensor) -> float:
-    """sqrt((1 - a) / a), where `a` is the signal's share of the variance at this timestep."""
+    """sqrt((1 - a) / a), where `a` is the signal's share of the variance at this timestep; infinite where a = 0."""
     signal = float(scheduler.alphas_cumprod[int(timestep)])
-    return ((1 - signal) / signal) ** 0.5
+    return ((1 - signal) / signal) ** 0.5 if signal > 0 else math.inf
 
 
-def _scheduler(name: str | None, own: Any) -> Any:
+def _scheduler(name: str | None, own: Any, checkpoint: str) -> Any:
     """The scheduler called `name` with the checkpoint's noise schedule; None is the checkpoint's own."""
-    if name is None:
-        return own
-    if name not in SCHEDULERS:
+    if name is not None and name not in SCHEDULERS:
         raise UserError(f"--scheduler {name}: not known; choose one of {', '.join(SCHEDULERS)}")
-    kind, settings = SCHEDULERS[name]
-    return kind.from_config(own.config, **settings)
+    kind, settings = SCHEDULERS[name] if name is not None else (type(own), {})
+    _refuse_unsuited(name, kind, own.config, checkpoint)
+    return own if name is None else kind.from_config(own.config, **settings)
+
+
+def _refuse_unsuited(name: str | None, kind: Any, config: Mapping[str, Any], checkpoint: str) -> None:
+    """Refuse a scheduler that does not know how the checkpoint was trained.  config: of the checkpoint's own."""
+    if config.get("rescale_betas_zero_snr") and not _reaches_pure_noise(kind):
+        able = ", ".join(other for other, (scheduler, _) in SCHEDULERS.items() if _reaches_pure_noise(scheduler))
+        raise UserError(
+            f"generator {checkpoint}: {name or kind.__name__} would drop rescale_betas_zero_snr, with which it was "
+            f"trained; choose --scheduler {able}"
+        )
+    predicts = config.get("prediction_type", "epsilon")
+    if name is not None and predicts not in PREDICTIONS[name]:
+        able = ", ".join(other for other, known in PREDICTIONS.items() if predicts in known)
+        remedy = f"choose --scheduler {able}" if able else "correct prediction_type in its scheduler_config.json"
+        raise UserError(
+            f"generator {checkpoint}: {name} cannot sample from a network that predicts {predicts!s:.40}; {remedy}"
+        )
+
+
+def _reaches_pure_noise(kind: Any) -> bool:
+    """Whether schedulers of this class can rescale their schedule to zero signal at its end (arXiv 2305.08891)."""
+    return "rescale_betas_zero_snr" in inspect.signature(kind.__init__).parameters
+
+
+def _refuse_lost_signal(scheduler: Any, checkpoint: str) -> None:
+    """Refuse a trajectory that begins at pure noise, if the network predicts noise: the image cannot follow from it."""
+    first = scheduler.timesteps.max()
+    predicts_noise = scheduler.config.get("prediction_type") == "epsilon" and hasattr(scheduler, "alphas_cumprod")
+    if predicts_noise and noise_level(scheduler, first) >= PURE_NOISE:
+        raise UserError(
+            f"generator {checkpoint}: its timestep {int(first)} is pure noise, from which no image follows where the "
+            "network predicts epsilon; correct its scheduler_config.json: with rescale_betas_zero_snr, prediction_type "
+            "is v_prediction"
+        )
 
 
 def _load(where: str, dtype: torch.dtype) -> Any:

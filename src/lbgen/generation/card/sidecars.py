@@ -1,0 +1,103 @@
+"""The files that describe a dataset, compared with its plan and its shards.
+
+A card is compared only in what programs read of it: people may edit the rest, and versions word it differently.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from typing import Any
+
+from PIL import Image
+
+from lbgen.datasets import index
+from lbgen.generation.card.croissant import croissant
+from lbgen.generation.card.json_files import info_json, labels_json
+from lbgen.generation.card.merge import parse
+from lbgen.generation.card.readme import head
+from lbgen.generation.card.summary import DatasetSummary, ShardFile, SplitSummary
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.plan import Plan
+from lbgen.generation.strays import CARD, CROISSANT, INFO, LABELS, SAMPLES
+from lbgen.runs.parsing import parse_json
+from lbgen.runs.storage import Store
+
+DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, Image.DecompressionBombError)
+"""Raised for content of another shape, or that is no PNG."""
+REMEDY = "run lbgen generate again, or lbgen verify --repair"
+
+
+def names(config: GenerateConfig) -> list[str]:
+    """The files that describe a finished dataset, in the order in which they are written."""
+    return [LABELS, SAMPLES, CARD, *([INFO] if config.format == "webdataset" else []), CROISSANT]
+
+
+def has_labels(store: Store, plan: Plan) -> bool:
+    """Whether labels.json names the categories of the plan in its order."""
+    return _is_intact(store, LABELS, lambda content: parse_json(content) == json.loads(labels_json(plan.categories)))
+
+
+def lacks_any(store: Store, config: GenerateConfig, plan: Plan) -> bool:
+    """Whether a file is missing, or the labels are others; the other files are not read."""
+    return not set(names(config)) <= store.names() or not has_labels(store, plan)
+
+
+def sidecar_faults(store: Store, config: GenerateConfig, plan: Plan) -> Iterator[str]:
+    """A line for each file that is missing or contradicts plan and shards, of a dataset whose shards are all whole."""
+    splits = [split_summary(store, plan, split) for split in plan.splits]
+    summary = DatasetSummary("", config.format, index.SUFFIXES[config.image_format], plan.categories, splits, "")
+    compare: dict[str, Callable[[bytes], bool]] = {
+        SAMPLES: _is_png,
+        CARD: lambda content: _facts_of_head(parse(content.decode(), CARD).head) == _facts_of_head(head(summary)),
+        INFO: lambda content: parse_json(content) == json.loads(info_json(splits)),
+        CROISSANT: lambda content: (
+            _facts_of_croissant(parse_json(content)) == _facts_of_croissant(json.loads(croissant(summary)))
+        ),
+    }
+    present = store.names()
+    for name in names(config):
+        if name not in present:
+            yield f"{name}: missing; {REMEDY}"
+        elif name == LABELS and not has_labels(store, plan):
+            yield f"{name}: contradicts the plan; {REMEDY}"
+        elif name != LABELS and not _is_intact(store, name, compare[name]):
+            yield f"{name}: contradicts the dataset; run lbgen verify --repair"
+
+
+def split_summary(store: Store, plan: Plan, split: str) -> SplitSummary:
+    parts = [index.part_summary(store, split, shard) for shard in range(plan.shards(split))]
+    files = [ShardFile(name, images, sha256) for images, hashes in parts for name, sha256 in hashes.items()]
+    return SplitSummary(split, sum(images for images, _ in parts), files)
+
+
+def _is_intact(store: Store, name: str, is_right: Callable[[bytes], bool]) -> bool:
+    try:
+        content = store.read(name)
+    except OSError:  # also a folder of this name
+        return False
+    try:
+        return is_right(content)
+    except DAMAGE:  # UserError is a ValueError: a card whose head is no YAML
+        return False
+
+
+def _is_png(content: bytes) -> bool:
+    with Image.open(BytesIO(content), formats=["PNG"]) as image:
+        image.verify()
+    return True
+
+
+def _facts_of_head(fields: dict[str, Any]) -> tuple[Any, Any]:
+    """The files of the splits, and the names of the labels."""
+    (config,) = [each for each in fields["configs"] if each["config_name"] == "default"]
+    features = (config if "features" in config else fields["dataset_info"])["features"]
+    (label,) = [feature["dtype"]["class_label"] for feature in features if isinstance(feature.get("dtype"), dict)]
+    return config["data_files"], label["names"]
+
+
+def _facts_of_croissant(content: dict[str, Any]) -> tuple[Any, Any]:
+    """The hashes of the files, and the names of the record sets."""
+    files = {node["contentUrl"]: node["sha256"] for node in content["distribution"] if "sha256" in node}
+    return files, sorted(node["name"] for node in content["recordSet"])

@@ -1,0 +1,141 @@
+"""Whether what screening recorded of an image, and of a shard, agrees with itself and with the thresholds.
+
+An index may come from someone else. Scores cannot be computed again without the models, but an image with another score
+would have been rejected, or kept, or counted otherwise.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from lbgen.datasets.index import Row
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.plan import PlannedImage
+from lbgen.generation.screening.counts import CategoryCounts, RejectionCounts
+from lbgen.generation.screening.duplicate_rounds import DuplicateRound
+
+SCORES_OF = {
+    "label": ("label_rank", "label_probability"),
+    "quality": ("quality",),
+    "blank": ("deviation",),
+    "unsafe": ("unsafe",),
+}
+"""Check -> its scores. Near-duplicates get theirs at the end, and not all of them."""
+DUPLICATE_SCORES = ("duplicate_bits", "duplicate_cosine")
+RANGES = {
+    "label_rank": (1, 2**53),
+    "label_probability": (0, 1),
+    "quality": (1, 5),
+    "deviation": (0, 0.5),
+    "unsafe": (-2, 2),
+    "duplicate_bits": (0, 64),
+    "duplicate_cosine": (-1, 1),
+}
+ROUNDING = 2e-3
+"""Scores and thresholds are compared in the precision of the device, 16 bits on a GPU, relative to 1 or more."""
+
+
+def wrong_screening_column(row: Row, config: GenerateConfig) -> str | None:
+    """The first column of a row that no run of this configuration writes; None if there is none."""
+    return next(_wrong_columns(row, config), None)
+
+
+def _wrong_columns(row: Row, config: GenerateConfig) -> Iterator[str]:
+    # Reasons: of checks that were made; a last attempt that failed is kept only if the configuration says so.
+    checks = list(config.checks)
+    entries = [entry.split(",") for entry in row.rejections]
+    if not all(_is_entry(entry, checks) for entry in entries):
+        yield "rejections"
+    if row.failed and not (row.attempt == config.max_attempts - 1 and config.last_resort == "keep"):
+        yield "rejections"
+
+    # Scores: those of the checks, in their ranges.
+    expected = {name for check in checks for name in SCORES_OF.get(check, ())}
+    optional = set(DUPLICATE_SCORES) if "duplicate" in checks else set()
+    yield from sorted((expected - row.scores.keys()) | (row.scores.keys() - expected - optional))
+    for name, score in row.scores.items():
+        lowest, highest = RANGES[name]
+        if not lowest - ROUNDING <= score <= highest + ROUNDING:  # also NaN
+            yield name
+
+    # Scores and reasons: the stored attempt fails the checks that its last entry names, and no others.
+    failed = set(entries[-1]) if row.failed else set()
+    for check in checks:
+        outcome = _fails(check, row, config)
+        if outcome is not None and outcome != (check in failed):
+            yield SCORES_OF[check][0] if check in SCORES_OF else "found"
+    bits, cosine = (row.scores.get(name) for name in DUPLICATE_SCORES)
+    near = bits is not None and cosine is not None and bits <= config.duplicate_bits
+    if near and not row.failed and (cosine or 0) > config.duplicate_cosine + ROUNDING:
+        yield "duplicate_cosine"
+
+
+def _is_entry(entry: Sequence[str], checks: Sequence[str]) -> bool:
+    """Whether these are reasons of one attempt: some of the checks, in their order; near-duplicates stand alone."""
+    in_order = list(entry) == [check for check in checks if check in entry]
+    return in_order and ("duplicate" not in entry or len(entry) == 1)
+
+
+def _fails(check: str, row: Row, config: GenerateConfig) -> bool | None:
+    """Whether the stored attempt fails a check by its columns; None where they do not tell."""
+    if check == "balance":
+        return row.target != row.found
+    score, threshold, sign = {
+        "label": (row.scores.get("label_rank"), config.label_top_k, 1),
+        "quality": (row.scores.get("quality"), config.least_quality, -1),
+        "blank": (row.scores.get("deviation"), config.least_deviation, -1),
+        "unsafe": (row.scores.get("unsafe"), 0.5 if config.unsafe == "checker" else 0.0, 1),
+    }.get(check, (None, 0.0, 1))
+    if score is None or (check != "label" and abs(score - threshold) <= ROUNDING * max(1, abs(threshold))):
+        return None
+    return sign * (score - threshold) > 0
+
+
+# ---- a shard ----
+
+
+def counts_match(counts: RejectionCounts, rows: Iterable[Row], planned: Iterable[PlannedImage]) -> bool:
+    """Whether the counts of a shard follow from its rows, but for the reasons of images that were left out."""
+    kept: dict[str, CategoryCounts] = {}
+    for row in rows:
+        category = kept.setdefault(row.id, CategoryCounts())
+        category.images += 1
+        category.rejected += bool(row.rejections)
+        category.kept += row.failed
+        category.reasons.update(reason for entry in row.rejections for reason in entry.split(","))
+    images = Counter(image.category.id for image in planned)
+    return counts.categories.keys() == images.keys() and all(
+        _agree(counts.categories[category_id], kept.get(category_id, CategoryCounts()), number)
+        for category_id, number in images.items()
+    )
+
+
+def _agree(counted: CategoryCounts, kept: CategoryCounts, planned: int) -> bool:
+    """Every image that was left out failed its first attempt."""
+    dropped = planned - kept.images
+    same = (counted.images, counted.dropped, counted.kept) == (planned, dropped, kept.kept)
+    more = counted.reasons - kept.reasons
+    return (
+        same
+        and counted.rejected == kept.rejected + dropped
+        and not kept.reasons - counted.reasons
+        and more.total() >= dropped
+        and (dropped > 0 or not more)
+    )
+
+
+def unlisted_duplicate(rows: Iterable[Row], shard: int, rounds: Sequence[DuplicateRound]) -> str | None:
+    """The key of an image that was rejected as a near-duplicate, though no round lists it; None if there is none."""
+    listed = {item for found in rounds for item in found.get(shard, {}).items()}
+    for row in rows:
+        for attempt, entry in enumerate(row.rejections):
+            if entry == "duplicate" and (row.key, attempt) not in listed:
+                return row.key
+    return None
+
+
+def undrawn_duplicate(rows: Iterable[Row], shard: int, rounds: Sequence[DuplicateRound]) -> str | None:
+    """The key of an image that a round lists, though it was neither drawn again nor kept as its last attempt."""
+    listed = {item for found in rounds for item in found.get(shard, {}).items()}
+    return next((row.key for row in rows if not row.failed and (row.key, row.attempt) in listed), None)
