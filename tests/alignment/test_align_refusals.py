@@ -13,8 +13,9 @@ import torch
 from alignment_runs import state_of
 from safetensors.torch import load_file, save_file
 
-from lbgen.alignment import loop, run
+from lbgen.alignment import loop, run, training
 from lbgen.alignment.config import AlignConfig
+from lbgen.configuration.saved import save
 from lbgen.errors import UserError
 
 
@@ -140,7 +141,7 @@ def test_a_logger_that_is_not_installed_is_refused(fresh, tmp_path, monkeypatch)
 def test_a_logger_that_does_not_start_is_refused_in_its_words(fresh):
     """TensorBoard, with a file where its folder should be."""
     config = fresh(logger="tensorboard")
-    config.folder.mkdir()
+    save(config, config.folder / "config.yaml")  # a run that was stopped at its start
     (config.folder / "logs").touch()
     with pytest.raises(UserError, match=r"^--logger tensorboard did not start: .*logs.*; fix this, or choose another"):
         run.align(config)
@@ -204,5 +205,5 @@ def test_a_gradient_that_is_not_finite_is_not_answered_with_a_weight_of_0(fresh,
     with pytest.raises(
         UserError, match="the entire term's gradient on the adapter is (nan|inf).*--detach-input"
     ) as caught:
-        run.check_gradients(state)
+        training.check_gradients(state)
     assert "--entire-weight" not in str(caught.value)

@@ -210,7 +210,7 @@ def test_where_alpha_is_not_the_rank_the_parameters_come_back_to_the_bit(tiny_co
         tensors = checkpoint.load_tensors(folder, torch.device("cpu"))
         checkpoint.save_tensors(folder, {name: part for name, part in tensors.items() if name != "parameters"})
         (folder / checkpoint.MARKER).unlink()
-        checkpoint.mark_complete(folder, dataclasses.asdict(state.progress))
+        checkpoint.mark_complete(folder, state.progress)
     again = TrainingState(config, state.vocabulary, state.accelerator, folder)
     assert len(again.parameters) == 80
     for ours, theirs in zip(state.parameters, again.parameters, strict=True):

@@ -41,14 +41,14 @@ def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
     for reader in readers:
         if next(reader.records(wanted=()), None) is None:
             raise no_labelled_image(reader.folder, {}, reader.skipped)
-    attributes = load_attributes(config.attributes)
-    ensure_semantics(config.semantics)
-    if config.features is not None:
-        refuse_unreadable("features", config.features, "config.json")
     atomic.ensure_writable(config.folder)
     atomic.refuse_links(config.folder, ["cache"])
     outputs.ensure_outside(config.folder, directories)
     outputs.ensure_own(config.folder, is_of_audit(config.folder), WRITTEN, "audit")
+    attributes = load_attributes(config.attributes)
+    ensure_semantics(config.semantics)
+    if config.features is not None:
+        refuse_unreadable("features", config.features, "config.json")
     with locked(config.folder / "cache" / "lock", str(config.folder)):
         return _audited(readers, names, attributes, config)
 

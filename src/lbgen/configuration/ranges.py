@@ -33,7 +33,7 @@ Weight = Annotated[float, Range(lambda x: x >= 0, "give 0 (off) or more")]
 Share = Annotated[float, Range(lambda x: 0 <= x <= 1, "give a share in [0, 1]")]
 PositiveShare = Annotated[float, Range(lambda x: 0 < x <= 1, "give a share in (0, 1]")]
 Betas = Annotated[tuple[float, float], Range(lambda pair: all(0 <= b < 1 for b in pair), "give two numbers in [0, 1)")]
-LearningRate = Annotated[float, Range(lambda x: 0 < x <= 1, "give a number above 0, 1 at most")]
+LearningRate = Annotated[float, Range(lambda x: 0 < x <= 1e6, "give a number above 0, 1e6 at most")]
 Seed = Annotated[int, Range(lambda n: 0 <= n < 2**63, "give 0 or more, below 2**63")]
 LARGEST_SIDE = 8192
 """Pixels. WebP ends at 16,383, and no generator makes larger images."""

@@ -291,14 +291,14 @@ def from_json(content: Sequence[StoredTarget], source: str) -> tuple[Target, ...
     """The targets that `to_json` wrote to the file `source`; raises UserError for ones that lbgen does not write."""
     if not content:
         raise UserError(f"{source}: no target in it; {REMEDY}")
-    return tuple(_target(item, f"{source}, [{number}]") for number, item in enumerate(content))
+    return tuple(_target(item, source, number) for number, item in enumerate(content))
 
 
-def _target(item: StoredTarget, source: str) -> Target:
+def _target(item: StoredTarget, source: str, number: int) -> Target:
     if not is_split_name(item.split):
-        raise UserError(f"{source}.split: {item.split!r:.40} cannot be a split's name; {REMEDY}")
+        raise UserError(f"{source}, [{number}].split: {item.split!r:.40} cannot be a split's name; {REMEDY}")
     if item.images_per_category * len(item.categories) > MOST_IMAGES:
-        raise UserError(f"{source}.images_per_category: more than {MOST_IMAGES} images in all; {REMEDY}")
+        raise UserError(f"{source}, [{number}].images_per_category: more than {MOST_IMAGES} images in all; {REMEDY}")
     categories = tuple(Category(category_id, name, source) for category_id, name in item.categories)
     vocabulary = Vocabulary(categories)  # refuses ids that would leave the folder
     return Target(item.split, item.images_per_category, vocabulary.categories)

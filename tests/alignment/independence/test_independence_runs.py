@@ -94,10 +94,9 @@ def test_a_resumed_run_equals_one_that_was_longer_from_the_start(fresh, tmp_path
 
 def add_to_state(folder, **buffers):
     """More tensors of the independence term in a checkpoint, as if the run had saved them."""
-    state = checkpoint.load_tensors(folder, "cpu")
+    progress, state = checkpoint.saved_progress(folder), checkpoint.load_tensors(folder, "cpu")
     state["independence"] |= {name: torch.tensor(value) for name, value in buffers.items()}
     checkpoint.save_tensors(folder, state)
-    progress = checkpoint.saved_progress(folder)
     (folder / checkpoint.MARKER).unlink()
     checkpoint.mark_complete(folder, progress)
 
