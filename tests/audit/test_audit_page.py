@@ -16,7 +16,7 @@ from audited import png
 from PIL import Image
 
 from lbgen.audit.attributes import Reading
-from lbgen.audit.content import LabelRanks
+from lbgen.audit.content import LabelRanks, Names
 from lbgen.audit.definitions import DEFINITIONS
 from lbgen.audit.measures import AttributeFigures, Measured
 from lbgen.audit.output import dataset_figures, differences
@@ -55,10 +55,12 @@ def made_up(name: str, categories: int, attributes: int, names: list[str] | None
             AttributeFigures(reading, Association(FIGURE, FIGURE, 0.001), 0.002, table, pairs(table), q_values)
         )
     figures = {d.key: FIGURE for d in DEFINITIONS if d.group != "comparison"}
-    ranks = LabelRanks(label % 2 == 0, label >= 0, (label + 1) % categories)
+    ranks = LabelRanks((label % 2 == 0) * 1.0, label * 0 + 1.0, (label + label % 2) % categories)
     alone = Duplicates(label < 0, label < 0, label < 0)
     quality, vendi = RNG.uniform(1, 5, len(label)), RNG.uniform(1, 4, categories)
-    return Measured(observed, figures, found, ranks, quality, vendi, vendi / 4, alone, *[np.arange(len(label))] * 2)
+    return Measured(
+        observed, figures, found, ranks, quality, vendi, vendi / 4, alone, *[np.arange(len(label))] * 2, Names([], [])
+    )
 
 
 class Pictures:

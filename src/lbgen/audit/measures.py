@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from lbgen.audit import content
 from lbgen.audit.attributes import Reading, read_attributes
 from lbgen.audit.config import AuditConfig
-from lbgen.audit.content import LabelRanks
+from lbgen.audit.content import LabelRanks, Names
 from lbgen.audit.observe import Observed
 from lbgen.audit.probes import FOLDS, probe, without_square_position
 from lbgen.metrics.information import Association, Pairs, associate, contingency_table, evenness, pairs
@@ -72,6 +72,7 @@ class Measured:
     """Images of the probes, without repeated near-duplicates: a copy in another fold would leak the label."""
     compared: NDArray[np.int64]
     """Images on which the dataset is compared with others."""
+    names: Names
 
     @property
     def probed_categories(self) -> int:
@@ -97,7 +98,7 @@ def measure(
     """
     label, seed = observed.label, config.seed
     step("labels and quality")
-    ranks, quality = content.label_ranks(observed, space), content.quality(observed, space)
+    (ranks, names), quality = content.label_ranks(observed, space), content.quality(observed, space)
     figures = _image_figures(observed, ranks, quality, seed)
     step("duplicates")
     duplicates = content.duplicates(observed)
@@ -127,6 +128,7 @@ def measure(
         duplicates,
         probed,
         compared,
+        names,
     )
 
 

@@ -14,12 +14,15 @@ from lbgen.audit.comparison import Comparisons
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.definitions import ASSOCIATION, DEFINITIONS
 from lbgen.audit.measures import AttributeFigures, Measured
+from lbgen.errors import printable
 from lbgen.metrics.intervals import benjamini_hochberg, difference_p_value
 from lbgen.runs import atomic, identity
 
 FALSE_DISCOVERIES = 0.05
 """Expected share of false discoveries among the associations, pairs and differences that are called significant."""
 PAIRS_KEPT, CATEGORIES_KEPT = 50, 50
+NAMES_LISTED, GROUPS_NAMED = 6, 3
+"""Names in a note, and groups of names with a note of their own."""
 
 SCHEMA = pa.schema(
     [("dataset", pa.string()), ("measure", pa.string()), ("category", pa.string()), ("attribute", pa.string())]
@@ -84,6 +87,8 @@ def dataset_figures(m: Measured) -> dict[str, Any]:
         "probed": {"images": len(m.probed), "categories": m.probed_categories},
         "chance": m.chance,
         "attributes": {a.reading.name: _attribute_figures(a) for a in m.attributes},
+        "names": name_figures(m),
+        "notes": notes(m),
         "shortcuts": [_pair_figures(m, *pair) for pair in strongest_pairs(m, PAIRS_KEPT)],
         "worst_categories": worst_categories(m, CATEGORIES_KEPT),
     }
@@ -97,6 +102,39 @@ def _attribute_figures(a: AttributeFigures) -> dict[str, Any]:
         "q_value": a.q_value,
         "significant": a.q_value < FALSE_DISCOVERIES,
     }
+
+
+def name_figures(m: Measured) -> dict[str, Any]:
+    """Ids of the categories whose names the model cannot tell apart, in groups, and of those that it does not know."""
+    ids = [label.id for label in m.observed.labels]
+    return {
+        "coinciding": [[ids[category] for category in group] for group in m.names.coinciding],
+        "unknown": [ids[category] for category in m.names.unknown],
+    }
+
+
+def notes(m: Measured) -> list[str]:
+    """What must be known to read the dataset's figures, a sentence each."""
+    return name_notes(m)
+
+
+def name_notes(m: Measured) -> list[str]:
+    """On names that the model does not know or cannot tell apart."""
+    labels, found = m.observed.labels, []
+    if len(m.names.unknown) == len(labels):
+        found.append("The model knows none of the category names, so label agreement says nothing about the images")
+    elif m.names.unknown:
+        found.append(f"The model does not know {_listed([labels[c].name for c in m.names.unknown])}")
+    for group in m.names.coinciding[:GROUPS_NAMED]:
+        found.append(f"To the model, these names are one text: {_listed([labels[c].name for c in group])}")
+    if len(m.names.coinciding) > GROUPS_NAMED:
+        found.append(f"{len(m.names.coinciding) - GROUPS_NAMED} more groups of names are one text to the model")
+    return found
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
+    return ", ".join(printable(name) for name in names[:NAMES_LISTED]) + more
 
 
 def strongest_pairs(m: Measured, most: int) -> list[tuple[int, int, int]]:
@@ -129,13 +167,13 @@ def category_means(m: Measured, values: np.ndarray) -> np.ndarray:
 
 def worst_categories(m: Measured, most: int) -> list[dict[str, Any]]:
     """The categories with the lowest label agreement, lowest first."""
-    agreement = category_means(m, m.ranks.first.astype(float))
+    agreement = category_means(m, m.ranks.first)
     return [_category_figures(m, category) for category in np.argsort(agreement, kind="stable")[:most]]
 
 
 def _category_figures(m: Measured, category: int) -> dict[str, Any]:
     rows = m.observed.label == category
-    mistaken, counts = np.unique(m.ranks.nearest[rows & ~m.ranks.first], return_counts=True)
+    mistaken, counts = np.unique(m.ranks.nearest[rows & (m.ranks.nearest != m.observed.label)], return_counts=True)
     return {
         "id": m.observed.labels[category].id,
         "name": m.observed.labels[category].name,

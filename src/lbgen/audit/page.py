@@ -10,7 +10,7 @@ import numpy as np
 
 from lbgen.audit.definitions import DEFINITIONS, GROUPS, LIMITS, Definition, glossary
 from lbgen.audit.measures import CHANCE_FLOOR, Measured
-from lbgen.audit.output import FALSE_DISCOVERIES, strongest_pairs, worst_categories
+from lbgen.audit.output import FALSE_DISCOVERIES, notes, strongest_pairs, worst_categories
 from lbgen.audit.probes import FOLDS
 from lbgen.datasets.records import DatasetReader
 from lbgen.metrics.intervals import Estimate
@@ -107,7 +107,7 @@ def _tile(m: Measured) -> dict[str, Any]:
     lines.append(f"Label agreement {number(agreement.value, True)}, diversity {number(vendi.value, False)}")
     if m.probed_categories < len(observed.labels):
         lines.append(f"Probes use {m.probed_categories:,} categories, those with {FOLDS} images or more")
-    return {"name": observed.name, "lines": lines}
+    return {"name": observed.name, "lines": lines + notes(m)}
 
 
 def number(value: float, percent: bool) -> str:
