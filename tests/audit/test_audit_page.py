@@ -56,7 +56,7 @@ def made_up(name: str, categories: int, attributes: int, names: list[str] | None
         )
     figures = {d.key: FIGURE for d in DEFINITIONS if d.group != "comparison"}
     ranks = LabelRanks((label % 2 == 0) * 1.0, label * 0 + 1.0, (label + label % 2) % categories)
-    alone = Duplicates(label < 0, label < 0, label < 0)
+    alone = Duplicates(label < 0, label < 0, np.arange(len(label)))
     quality, vendi = RNG.uniform(1, 5, len(label)), RNG.uniform(1, 4, categories)
     return Measured(
         observed, figures, found, ranks, quality, vendi, vendi / 4, alone, *[np.arange(len(label))] * 2, Names([], [])

@@ -6,11 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scipy.sparse.csgraph import connected_components
 from sklearn.linear_model import RidgeClassifier
 
 from lbgen.audit import comparison, content, measures, probes
-from lbgen.metrics import distances, intervals, near_duplicates
+from lbgen.metrics import distances, intervals
 from lbgen.metrics.diversity import vendi_score, vendi_scores
 from lbgen.metrics.information import evenness
 
@@ -283,42 +282,3 @@ def test_balance_of_known_sizes():
     """Equal sizes: 1. Sizes 3:1: entropy 0.8113 bits of 1."""
     assert evenness(np.array([4, 4, 4])) == pytest.approx(1)
     assert evenness(np.array([3, 1])) == pytest.approx(0.811278, abs=1e-5)
-
-
-def test_near_duplicates_by_hand(monkeypatch):
-    """Two almost equal pictures in different splits, two equal ones in one split, one alone; across blocks too."""
-    pictures = RNG.integers(0, 255, (5, 192)).astype(np.uint8)
-    pictures[4] = np.clip(pictures[0].astype(int) + 1, 0, 255)
-    pictures[3] = pictures[1]
-    observed = SimpleNamespace(
-        chunks=lambda name: iter([pictures[:2], pictures[2:]]),
-        column=lambda name, rows: pictures[rows],
-        split=np.array([0, 0, 0, 0, 1]),
-    )
-    for block in (1, 2, 100):
-        monkeypatch.setattr(near_duplicates, "PICTURES_AT_ONCE", block)
-        found = content.duplicates(observed)
-        assert found.anywhere.tolist() == [True, True, False, True, True]
-        assert found.in_another_split.tolist() == [True, False, False, False, True]
-        brighter = int(pictures[4].mean() > pictures[0].mean()) * 4
-        assert [row for row in range(5) if found.repeated[row]] == sorted([3, brighter])
-
-
-def test_near_duplicates_of_many_are_those_of_all_pairs(monkeypatch):
-    """Against every pair, among pictures that come in clusters closer and wider than the distance."""
-    monkeypatch.setattr(near_duplicates, "PICTURES_AT_ONCE", 16)
-    rng = np.random.default_rng(2)
-    centres = rng.integers(60, 200, (40, 192))
-    pictures = np.concatenate([centres + rng.normal(0, spread, centres.shape) for spread in (1, 2.5, 2.8, 6)])
-    pictures = pictures.round().astype(np.uint8)
-    split = rng.integers(0, 2, len(pictures))
-    observed = SimpleNamespace(
-        chunks=lambda name: iter([pictures]), column=lambda name, rows: pictures[rows], split=split
-    )
-    apart = np.sqrt(((pictures[:, None] / 255 - pictures / 255) ** 2).mean(axis=2))
-    near = (apart < near_duplicates.PICTURE_DISTANCE) & ~np.eye(len(pictures), dtype=bool)
-    found = content.duplicates(observed)
-    assert 0 < near.any(axis=1).sum() < len(pictures) and (found.anywhere == near.any(axis=1)).all()
-    assert (found.in_another_split == (near & (split[:, None] != split)).any(axis=1)).all()
-    kept, (groups, group) = np.flatnonzero(~found.repeated), connected_components(near)
-    assert not near[np.ix_(kept, kept)].any() and set(group[kept]) == set(range(groups))

@@ -23,6 +23,7 @@ TINY_RUN = "--steps 2 --differentiated-steps 1 --batch-size 2 --discriminator-wa
 SMALLEST = {
     "audit/floors.py": ("--sets 1 --images 48 --draws 2", "\n1 sets with masks:\n"),
     "audit/memory.py": ("--images 48", "48 images: "),
+    "audit/near_duplicates.py": ("--pictures 4", "\n| sparse | today | "),
     "independence/gradient_norms.py": (f"--updates 1 --independence-bank 16 {TINY_RUN}", "| independence | "),
     "independence/memory_length.py": ("--categories 2 --memories 8 --images 4 --updates 2", "| after 2 updates | "),
     "independence/residual_content.py": ("--fitted 48 --tested 24 --images 48", "| scene, linked / free | "),

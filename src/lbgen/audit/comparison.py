@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModel
 from lbgen.audit import views
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.measures import Measured
-from lbgen.audit.observe import VERSION, RowCache
+from lbgen.audit.observe import RowCache
 from lbgen.datasets.records import DatasetReader
 from lbgen.metrics import distances
 from lbgen.metrics.intervals import FEW_RESAMPLES, Estimate, mean, normal_interval, resample, widened
@@ -23,6 +23,8 @@ from lbgen.models.semantics import Preprocessing
 from lbgen.runs import identity
 
 DEFAULT = "facebook/dinov2-base"
+VERSION = 3
+"""Of the cached features. A run with another number starts a new cache."""
 LabelledFeatures = tuple[NDArray, NDArray[np.int64]]
 """Features (N, D) and labels (N,)."""
 Comparisons = dict[str, dict[str, Estimate]]

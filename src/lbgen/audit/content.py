@@ -130,5 +130,4 @@ def _resampled(grams: list[tuple[int, Tensor, NDArray]], rng: np.random.Generato
 
 def duplicates(observed: Observed) -> Duplicates:
     """Near-duplicates among all images, also across categories and splits."""
-    brightness = np.concatenate([pictures.mean(axis=1) / 255 for pictures in observed.chunks("fingerprint")])
-    return duplicate_pictures(brightness, lambda rows: observed.column("fingerprint", rows), observed.split)
+    return duplicate_pictures(observed.chunks("picture"), lambda rows: observed.column("picture", rows), observed.split)

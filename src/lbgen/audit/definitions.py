@@ -126,11 +126,12 @@ DEFINITIONS = (
         "duplicates",
         "Near duplicates",
         "content",
-        "Share of images whose 8x8-pixel version differs by less than 0.015 (root mean square, of 1) from that of "
-        "another image of the dataset.",
+        "Share of images that are a copy of another image of the dataset, also a mirrored, slightly cropped, brighter, "
+        "recompressed or resized one: their perceptual hashes differ in at most 12 of 64 bits, and at 32x32 pixels one "
+        "explains at least 92% of the other's variance after alignment, everywhere in the image.",
         "0 to 1",
         "lower",
-        "Exact search over all pairs",
+        "pHash (Zauner 2010); alignment as in Lucas and Kanade (1981)",
         True,
     ),
     Definition(
@@ -140,7 +141,7 @@ DEFINITIONS = (
         "The same, with an image of another split: such images leak from training into testing.",
         "0 to 1",
         "lower",
-        "Exact search over all pairs",
+        "The same search",
         True,
     ),
     Definition(
