@@ -77,6 +77,7 @@ def test_the_same_images_in_another_layout_have_the_same_figures(folder):
         assert biased[part]["value"] == pytest.approx(packed[part]["value"], abs=0.02)
     assert biased["attributes"]["scene"]["cramers_v"]["value"] == packed["attributes"]["scene"]["cramers_v"]["value"]
     same = measures(folder)["comparisons"]["datasets"]["packed"]
+    assert same["shared_images"]["value"] == 1
     assert same["frechet_distance"]["value"] == pytest.approx(0, abs=1e-6)
     assert all(same[name]["value"] == pytest.approx(1) for name in ("precision", "recall", "coverage"))
 

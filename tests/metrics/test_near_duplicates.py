@@ -127,7 +127,7 @@ def duplicates(pictures: np.ndarray, split: np.ndarray) -> near_duplicates.Dupli
 @pytest.mark.parametrize("kind", SETS)
 def test_edited_copies_are_found_and_other_pictures_are_not(kind: str) -> None:
     """40 pictures of one kind, then edited copies: only those that are pairs by construction are joined."""
-    missed = {"noise": {"crop 2%", "JPEG"}, "textured": {"crop 2%"}}  # fine grain: benchmarks/RESULTS.md
+    missed = {"textured": {"crop 2%"}}  # half of them, as the lowest frequencies show nothing: benchmarks/RESULTS.md
     originals = SETS[kind](40, 0)
     alone = duplicates(small(originals), np.zeros(40, int))
     assert alone.anywhere.sum() <= (4 if kind == "sparse" else 0)  # two small objects of a kind can be in one place

@@ -128,7 +128,7 @@ DEFINITIONS = (
         "content",
         "Share of images that are a copy of another image of the dataset, also a mirrored, slightly cropped, brighter, "
         "recompressed or resized one: their perceptual hashes differ in at most 12 of 64 bits, and at 32x32 pixels one "
-        "explains at least 92% of the other's variance after alignment, everywhere in the image.",
+        "explains nearly all of the other's variance after alignment, everywhere in the image.",
         "0 to 1",
         "lower",
         "pHash (Zauner 2010); alignment as in Lucas and Kanade (1981)",
@@ -174,6 +174,18 @@ DEFINITIONS = (
         "Shannon entropy",
     ),
     Definition(
+        "shared_images",
+        "Images shared with the first dataset",
+        "comparison",
+        "Share of the compared images that are near-duplicates of one of the first dataset. Shared images are left "
+        "out of, or drawn together in, what assumes independent draws: the correction of the Fréchet distance, the "
+        "kernel distance, and the intervals of both. So are images with equal paths, which may be made from one noise.",
+        "0 to 1",
+        "neither",
+        "The search of the near duplicates",
+        True,
+    ),
+    Definition(
         "frechet_distance",
         "Fréchet distance",
         "comparison",
@@ -189,7 +201,7 @@ DEFINITIONS = (
         "Kernel distance",
         "comparison",
         "Squared maximum mean discrepancy with a cubic kernel; unbiased for images drawn independently inside each "
-        "category, so it may be slightly below 0 by chance.",
+        "category, paired images left out, so it may be slightly below 0 by chance.",
         "about 0 upwards",
         "neither",
         "Binkowski et al., arXiv 1801.01401",

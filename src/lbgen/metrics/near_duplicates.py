@@ -129,9 +129,12 @@ CANDIDATES = 100
 """Most earlier pictures, those with the nearest hashes, that a picture is compared with pixel by pixel."""
 PAIRS_AT_ONCE = 256
 
-EXPLAINED = 0.92
-"""Least share of a copy's variance that the other picture explains."""
-CORRELATED = 0.75
+UNEXPLAINED = 0.08
+"""Largest share of a copy's variance that the other picture does not explain."""
+ROUGH, MOST_ROUGH = 0.5, 5.0
+"""Squared change a pixel, of a picture's variance, above which more is allowed, as alignment is less exact and chance
+explains less: UNEXPLAINED grows with the square of its multiple, to so many times."""
+CORRELATED = 0.5
 """Least correlation of a copy before it is aligned; saves the alignment of most other candidates."""
 WORST_TILE, TILE_SLACK = 4.0, 0.02
 """A copy's residual is spread evenly: the worst tile's share is at most this many times the picture's, plus this."""
@@ -253,7 +256,11 @@ def _explained(images: Tensor, others: Tensor) -> Tensor:
     variance = tiles(images.square()).sum(dim=1) - tiles(images).square().sum(dim=1)
     worst = tiles(residual.square()).sum(dim=1) / (variance + TILE_FLOOR / GRID**2)
     evenly = worst.flatten(1).amax(dim=1) <= WORST_TILE * (1 - explained) + TILE_SLACK
-    return (explained >= EXPLAINED) & evenly
+
+    # Allow more where the picture changes from pixel to pixel.
+    roughness = across.square().sum(dim=(1, 2, 3)) + down.square().sum(dim=(1, 2, 3))
+    allowed = UNEXPLAINED * ((roughness / ROUGH) ** 2).clamp(1, MOST_ROUGH)
+    return (1 - explained <= allowed) & evenly
 
 
 class Duplicates(NamedTuple):
