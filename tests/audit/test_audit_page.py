@@ -59,7 +59,17 @@ def made_up(name: str, categories: int, attributes: int, names: list[str] | None
     alone = Duplicates(label < 0, label < 0, np.arange(len(label)))
     quality, vendi = RNG.uniform(1, 5, len(label)), RNG.uniform(1, 4, categories)
     return Measured(
-        observed, figures, found, ranks, quality, vendi, vendi / 4, alone, *[np.arange(len(label))] * 2, Names([], [])
+        observed,
+        figures,
+        found,
+        ranks,
+        quality,
+        vendi,
+        vendi / 4,
+        alone,
+        *[np.arange(len(label))] * 2,
+        Names([], []),
+        {},
     )
 
 
@@ -209,7 +219,7 @@ def test_what_is_said_to_be_tested_is_tested(small):
     """The rows whose differences have a p-value, and no others, are of the two groups that the caption names."""
     tested = differences([made_up("first", 4, 2), made_up("second", 4, 2)])["second"]
     assert set(tested) == {d.key for d in DEFINITIONS if d.group in ("shortcuts", "content")}
-    assert "over the rows of shortcuts and content; differences of the other rows are not tested" in small.read_text()
+    assert "over the rows of shortcuts and over those of content; a shortcut is marked" in small.read_text()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (360, "light")])

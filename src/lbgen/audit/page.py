@@ -161,9 +161,8 @@ def _figure_cell(definition: Definition, m: Measured, first: Measured, content: 
         found = content["comparisons"]["datasets"].get(name, {}).get(key)
         return _cell(_estimate(found) if found else None, definition.percent)
     verdict, estimate = "", m.figures[key]
-    if m is not first and content["differences"][name][key]["significant"]:
-        higher = estimate.value > first.figures[key].value
-        verdict = "differs" if definition.better == "neither" else _verdict(higher, definition.better)
+    if m is not first and (test := content["differences"][name][key])["significant"]:
+        verdict = "differs" if definition.better == "neither" else _verdict(test["higher"], definition.better)
     return _cell(estimate, definition.percent, verdict)
 
 
