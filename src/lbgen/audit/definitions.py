@@ -271,7 +271,9 @@ LIMITS = (
     "An interval covers other samples of the same size, with probes trained on them, but not another vision-language "
     "model. With masks and without any association, one interval in forty still begins above chance.",
     "Tests between datasets assume independent samples. Datasets that share images or noise differ more certainly than "
-    "the tests say.",
+    "the tests say; only their distances take it into account.",
+    "Where the categories of a set were balanced over a cue by design, its cross-validated probe reads below chance. A "
+    "bias no larger than that gap cannot be told from it.",
     "Less bias does not by itself make a better training set (arXiv 2404.01509), so there is no overall score.",
 )
 """Printed on every page."""

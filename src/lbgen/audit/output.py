@@ -221,7 +221,8 @@ def differences(measured: list[Measured]) -> dict[str, dict[str, dict[str, Any]]
     q is adjusted over the figures of one kind, probes or content, of all datasets. A probe's difference is significant
     only where all probes together differ.
     """
-    first, result = measured[0], {m.observed.name: {} for m in measured[1:]}
+    first = measured[0]
+    result: dict[str, dict[str, dict[str, Any]]] = {m.observed.name: {} for m in measured[1:]}
     tests = {(m.observed.name, key): _difference(first, m, key) for m in measured[1:] for key in m.figures}
     together = {name: test["significant"] for name, test in differences_together(measured).items()}
     for of_probes in (True, False):

@@ -65,12 +65,12 @@ def distances(hashes: Hashes, mirrored: Hashes | None = None) -> Iterator[tuple[
     block = max(1, min(BLOCK, CELLS // max(1, len(hashes))))
     for start in range(0, len(hashes), block):
         rows = np.arange(start, min(start + block, len(hashes)))
-        before = hashes[: rows[-1] + 1]
+        end = rows[-1] + 1
         bits = np.full((len(rows), len(hashes)), NO_PAIR, np.uint8)
-        bits[:, : len(before)] = np.bitwise_count(hashes[rows, None] ^ before)
+        bits[:, :end] = np.bitwise_count(hashes[rows, None] ^ hashes[:end])
         if mirrored is not None:
-            bits[:, : len(before)] = np.minimum(bits[:, : len(before)], np.bitwise_count(mirrored[rows, None] ^ before))
-        bits[np.arange(len(hashes)) >= rows[:, None]] = NO_PAIR
+            bits[:, :end] = np.minimum(bits[:, :end], np.bitwise_count(mirrored[rows, None] ^ hashes[:end]))
+        bits[:, start:end][np.triu_indices(len(rows))] = NO_PAIR
         yield rows, bits
 
 
@@ -164,15 +164,14 @@ def originals(hashes: Hashes, mirrored: Hashes, pictures: Callable[[Rows], NDArr
 
     pictures: row numbers to bytes (n, 3072).
     """
-    original, everyone = np.arange(len(hashes)), np.arange(len(hashes))
+    original = np.arange(len(hashes))
     for rows, bits in distances(hashes, mirrored):
-        bits[bits > COPY_BITS] = NO_PAIR
         # Compare with accepted pictures before this block, then those that are left with each other.
         for columns in (slice(0, rows[0]), slice(rows[0], rows[-1] + 1)):
-            left = np.flatnonzero(original[rows] == rows)
-            candidates = np.where(original[columns] == everyone[columns], bits[left, columns], NO_PAIR)
-            later, earlier = _nearest_candidates(candidates)
-            later, earlier = rows[left[later]], earlier + columns.start
+            later, earlier = np.nonzero(bits[:, columns] <= COPY_BITS)
+            later, earlier, near = rows[later], earlier + columns.start, bits[:, columns][later, earlier]
+            open_ = (original[later] == later) & (original[earlier] == earlier)
+            later, earlier = _nearest_candidates(later[open_], earlier[open_], near[open_])
             confirmed = _confirmed(later, earlier, pictures)
             for row, first in zip(later[confirmed].tolist(), earlier[confirmed].tolist(), strict=True):
                 if original[row] == row and original[first] == first:
@@ -180,13 +179,12 @@ def originals(hashes: Hashes, mirrored: Hashes, pictures: Callable[[Rows], NDArr
     return original
 
 
-def _nearest_candidates(bits: NDArray[np.uint8]) -> tuple[Rows, Rows]:
-    """Rows and columns of the pairs, at most CANDIDATES per row, in the order of rows and columns."""
-    if bits.shape[1] > CANDIDATES:
-        order = np.argsort(bits, axis=1, kind="stable")[:, CANDIDATES:]
-        np.put_along_axis(bits, order, NO_PAIR, axis=1)
-    later, earlier = np.nonzero(bits < NO_PAIR)
-    return later, earlier
+def _nearest_candidates(later: Rows, earlier: Rows, bits: NDArray[np.uint8]) -> tuple[Rows, Rows]:
+    """The pairs sorted by the later picture and then by distance, at most CANDIDATES for each."""
+    order = np.lexsort((earlier, bits, later))
+    later, earlier = later[order], earlier[order]
+    rank = np.arange(len(later)) - np.searchsorted(later, later)
+    return later[rank < CANDIDATES], earlier[rank < CANDIDATES]
 
 
 def _confirmed(later: Rows, earlier: Rows, pictures: Callable[[Rows], NDArray[np.uint8]]) -> NDArray[np.bool_]:
