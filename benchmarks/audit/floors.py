@@ -12,11 +12,12 @@ how often an attribute's holds the strength that was drawn. `--sets 0` prints th
 the one in half of the categories and of the other in the rest, and sets where backdrops are drawn by a coin; each with
 masks, each tested alone, and against an unlinked set as the page compares two datasets. "Before" are the tests of the
 versions up to 2026-11: the interval of a probe's accuracy, and z-tests of two accuracies, adjusted over all figures.
+Every pair of two unlinked sets is tested, and every linked set against every unlinked one.
 """
 
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -127,19 +128,21 @@ def tested(first: Measured, second: Measured) -> Tested:
 def print_power(sets: int, images: int) -> None:
     space = load_semantics("microworld")
     observer, config = Observer(space, canvas_side(space)), AuditConfig(permutations=99)
-    found: dict[str, list[Tested]] = {"backdrops by a coin": [], f"backdrops linked by {LINKED:.0%}": []}
+    unlinked, linked = [], []
     for seed in tqdm(range(sets), unit=" sets", disable=None):
-        drawn = [on_two_backdrops(images, 3 * seed + number, home) for number, home in enumerate((0.5, 0.5, LINKED))]
-        with TemporaryDirectory() as name:
-            cache, measured = RowCache(Path(name) / "cache", "microworld", observer.fields()), []
-            for number, scenes in enumerate(drawn):
-                folder = Path(name) / str(number)
+        for number, (home, measured) in enumerate(((0.5, unlinked), (LINKED, linked))):
+            scenes = on_two_backdrops(images, 2 * seed + number, home)
+            with TemporaryDirectory() as name:
+                folder = Path(name) / "set"
                 write(scenes.images, scenes.categories, folder)
                 write(scenes.masks, scenes.categories, folder / "masks")
-                observed = observe(open_dataset(folder), str(number), observer, cache, config.batch_size)
+                cache = RowCache(Path(name) / "cache", "microworld", observer.fields())
+                observed = observe(open_dataset(folder), f"{home} {seed}", observer, cache, config.batch_size)
                 measured.append(measure(observed, space, [], config, 40, lambda step: None))
-            for title, second in zip(found, measured[1:], strict=True):
-                found[title].append(tested(measured[0], second))
+    found = {
+        "backdrops by a coin": [tested(*pair) for pair in combinations(unlinked, 2)],
+        f"backdrops linked by {LINKED:.0%}": [tested(*pair) for pair in product(unlinked, linked)],
+    }
     rows = []
     for title, cases in found.items():
         for test in ("alone", "apart"):

@@ -92,6 +92,15 @@ def test_sets_that_are_balanced_exactly_read_below_chance_and_are_known_by_it():
     assert min(drawn) > 0.005 and np.mean(drawn) == pytest.approx(0.5, abs=0.25)
 
 
+def test_rounding_is_no_variance():
+    """Two sets whose files all have one size: nothing is explained, nothing differs."""
+    label = np.arange(240) % CATEGORIES
+    sets = [explained(np.full((240, 2), np.log(size)) + 1e-9 * (label[:, None] % 2), label) for size in (64, 224)]
+    assert [each.share for each in sets] == [0, 0] and [each.p_above for each in sets] == [1, 1]
+    told = Estimate(1 / CATEGORIES, 0.11, 0.14)
+    assert difference_test(*((told, each) for each in sets)).p_value == 1
+
+
 def test_the_combined_p_value():
     """Equal p-values combine to themselves; one strong one among nine without effect is still found."""
     assert combined_p_value(np.full(6, 0.03)) == pytest.approx(0.03)

@@ -12,8 +12,8 @@ from lbgen.metrics.explained_variance import Explained
 from lbgen.metrics.intervals import UNKNOWN, WIDENING, Estimate, balanced_mean, difference_p_value, widened
 
 FOLDS = 5
-TINY = 1e-12
-"""Smallest standard error."""
+LEAST_ERROR = 1e-4
+"""Smallest standard error of an accuracy or of a share of variance; below it lies rounding."""
 PENALTIES = tuple(10.0**power for power in range(-3, 5))
 """Candidate ridge penalties, for standardised features; chosen on the training folds alone."""
 
@@ -44,7 +44,7 @@ class CueTest(NamedTuple):
 
 def association_test(told: Estimate, chance: float, explained: Explained) -> CueTest:
     """One-sided, by the better of two tests: of the probe's accuracy, and of the variance that categories explain."""
-    error = max(told.standard_error, TINY)
+    error = max(told.standard_error, LEAST_ERROR)
     of_accuracy = math.erfc((told.value - chance) / error / math.sqrt(2)) / 2
     return CueTest(min(1.0, 2 * min(of_accuracy, explained.p_above)), told.value > chance)
 
@@ -57,7 +57,7 @@ def difference_test(first: tuple[Estimate, Explained | None], second: tuple[Esti
     of_accuracy, higher = difference_p_value(first[0], second[0]), second[0].value > first[0].value
     if not (first[1] and second[1]):
         return CueTest(of_accuracy, higher)
-    error = max(WIDENING * math.hypot(first[1].standard_error, second[1].standard_error), TINY)
+    error = max(WIDENING * math.hypot(first[1].standard_error, second[1].standard_error), LEAST_ERROR)
     apart = second[1].share - first[1].share
     of_variance = math.erfc(abs(apart) / error / math.sqrt(2))
     return CueTest(min(1.0, 2 * min(of_accuracy, of_variance)), apart > 0 if of_variance < of_accuracy else higher)

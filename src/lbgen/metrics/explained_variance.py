@@ -19,6 +19,9 @@ from torch import Tensor
 SHUFFLES, FEW_SHUFFLES, MANY_IMAGES = 499, 199, 5000
 """Of the labels in the test; the smaller number with more images than MANY_IMAGES."""
 
+ROUNDING = 1e-10
+"""Share of the features' mean square below which their variance is none."""
+
 
 class Explained(NamedTuple):
     share: float
@@ -61,10 +64,11 @@ def explained_variance(blocks: list[NDArray], label: NDArray[np.int64], shuffled
 
 
 def _unit_variance(block: NDArray) -> Tensor:
-    """(N, D) centred, the squared norm of a row 1 on average."""
-    rows = torch.from_numpy(block.astype(np.float32))
-    rows = rows - rows.mean(dim=0)
-    return rows / rows.square().sum(dim=1).mean().sqrt().clamp_min(1e-6)
+    """(N, D) centred, the squared norm of a row 1 on average; 0 where nothing varies by more than rounding."""
+    rows = torch.from_numpy(block.astype(np.float64))
+    size, rows = rows.square().sum(dim=1).mean(), rows - rows.mean(dim=0)
+    variance = rows.square().sum(dim=1).mean()
+    return (rows / variance.sqrt() if variance > ROUNDING * size else torch.zeros_like(rows)).float()
 
 
 def _sums(features: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
