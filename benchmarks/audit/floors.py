@@ -8,7 +8,7 @@ p is below 0.05. `--link colour` fixes that factor in every category.
 Then the intervals, on sets drawn from known distributions: how often a probe's holds what such probes tell on average,
 how often an attribute's holds the strength that was drawn. `--sets 0` prints these alone.
 
-`--power SETS` prints instead how often a planted bias is found: sets of photographs on two backdrops, seven in ten of
+`--power SETS` prints instead how often a planted bias is found: sets of photographs on two backdrops, nine in ten of
 the one in half of the categories and of the other in the rest, and sets where backdrops are drawn by a coin; each with
 masks, each tested alone, and against an unlinked set as the page compares two datasets. "Before" are the tests of the
 versions up to 2026-11: the interval of a probe's accuracy, and z-tests of two accuracies, adjusted over all figures.
@@ -46,8 +46,6 @@ from lbgen.vocabulary.attributes import load_attributes
 
 CHANCE = 1 / len(CATEGORIES)
 PLACE, HUE, COLOUR = "the hidden square's place alone", "measured colour", "colour"
-LINKED = 0.7
-"""Share of a category's images on its own one of two backdrops, in the sets with a planted bias."""
 FEATURES = 96
 """How many the drawn features are."""
 
@@ -125,12 +123,12 @@ def tested(first: Measured, second: Measured) -> Tested:
     )
 
 
-def print_power(sets: int, images: int) -> None:
+def print_power(sets: int, images: int, link: float) -> None:
     space = load_semantics("microworld")
     observer, config = Observer(space, canvas_side(space)), AuditConfig(permutations=99)
     unlinked, linked = [], []
     for seed in tqdm(range(sets), unit=" sets", disable=None):
-        for number, (home, measured) in enumerate(((0.5, unlinked), (LINKED, linked))):
+        for number, (home, measured) in enumerate(((0.5, unlinked), (link, linked))):
             scenes = on_two_backdrops(images, 2 * seed + number, home)
             with TemporaryDirectory() as name:
                 folder = Path(name) / "set"
@@ -141,7 +139,7 @@ def print_power(sets: int, images: int) -> None:
                 measured.append(measure(observed, space, [], config, 40, lambda step: None))
     found = {
         "backdrops by a coin": [tested(*pair) for pair in combinations(unlinked, 2)],
-        f"backdrops linked by {LINKED:.0%}": [tested(*pair) for pair in product(unlinked, linked)],
+        f"backdrops linked by {link:.0%}": [tested(*pair) for pair in product(unlinked, linked)],
     }
     rows = []
     for title, cases in found.items():
@@ -234,10 +232,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--draws", type=int, default=150, help="sets drawn a line for the intervals (default: 150)")
     parser.add_argument("--link", choices=FACTORS, help="a factor that the category fixes")
     parser.add_argument("--power", type=int, metavar="SETS", help="how often a planted bias is found, in so many sets")
+    parser.add_argument("--linked", type=float, default=0.9, help="share on the category's own backdrop (default: 0.9)")
     arguments = parser.parse_args(argv)
     print(heading())
     if arguments.power:
-        print_power(arguments.power, arguments.images)
+        print_power(arguments.power, arguments.images, arguments.linked)
         return
     world = World(links={arguments.link: 1.0} if arguments.link else {}, styles=("photo",))
     if arguments.sets:

@@ -93,6 +93,11 @@ def test_script_runs_at_its_smallest_size(script, tmp_path, monkeypatch, capfd):
     assert printed in capfd.readouterr().out
 
 
+def test_the_audits_power_is_printed(monkeypatch, capfd):
+    run("audit/floors.py", ["--power", "2", "--images", "96"], monkeypatch)
+    assert "\n| backdrops by a coin | against an unlinked set | " in capfd.readouterr().out
+
+
 def test_study_makes_rows_tables_and_pictures(tmp_path, monkeypatch, capsys):
     """Of a plan with one alignment of one update; a second start makes nothing again."""
     ours = {"independence_weight": 1.0, "independence_bank": 16, "steps": 2, "differentiated_steps": 1}
