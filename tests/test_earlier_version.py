@@ -1,7 +1,9 @@
 """A dataset, a run and an audit's cache begun by an earlier version go on with this one (earlier/README.md)."""
 
+import hashlib
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from safetensors.torch import load_file
 
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.run import align
+from lbgen.audit.comparison import open_cache
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.run import audit
 from lbgen.configuration.recipes import resolve
@@ -82,10 +85,22 @@ def test_a_stopped_run_goes_on(earlier):
         assert torch.allclose(ended[key], value, rtol=1e-4, atol=1e-6), key
 
 
-def test_an_audits_cache_is_known_again(earlier):
-    """No row is added for images that are in it."""
+def test_an_audits_cache_of_another_kind_is_neither_read_nor_changed(earlier):
+    """Its rows hold no pictures of today's size. The figures are those of an audit without any cache."""
     (cache,) = (earlier / "audit/cache").iterdir()
     before = cache.read_bytes()
-    audit([earlier / "half"], AuditConfig(output=earlier / "audit", semantics="microworld"))
-    assert [path.name for path in (earlier / "audit/cache").glob("*.rows")] == [cache.name]
-    assert cache.read_bytes() == before
+    for output in ("audit", "fresh"):
+        audit([earlier / "half"], AuditConfig(output=earlier / output, semantics="microworld"))
+    assert len(list((earlier / "audit/cache").glob("*.rows"))) == 2 and cache.read_bytes() == before
+    assert (earlier / "audit/measures.json").read_text() == (earlier / "fresh/measures.json").read_text()
+
+
+def test_a_vision_models_features_are_known_again(tmp_path):
+    """By the name that the earlier version gave their cache: what is in it depends on nothing that has changed."""
+    model = SimpleNamespace(where=str(tmp_path / "model"), side=8, dimension=4)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model.safetensors").write_bytes(b"weights")
+    name = f"features, version 3, {identity.model_identity(model.where)}, side 8"
+    dtype = np.dtype([("key", np.uint8, (32,)), ("features", np.float16, (4,))])
+    expected = hashlib.sha256(f"{name}\n{dtype.descr}".encode()).hexdigest()[:16]
+    assert open_cache(tmp_path / "cache", model).path.name == f"seen-{expected}.rows"

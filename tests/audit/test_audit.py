@@ -79,6 +79,7 @@ def test_the_same_images_in_another_layout_have_the_same_figures(folder):
         assert biased[part]["value"] == pytest.approx(packed[part]["value"], abs=0.02)
     assert biased["attributes"]["scene"]["cramers_v"]["value"] == packed["attributes"]["scene"]["cramers_v"]["value"]
     same = measures(folder)["comparisons"]["datasets"]["packed"]
+    assert same["shared_images"]["value"] == 1
     assert same["frechet_distance"]["value"] == pytest.approx(0, abs=1e-6)
     assert all(same[name]["value"] == pytest.approx(1) for name in ("precision", "recall", "coverage"))
 
@@ -97,6 +98,23 @@ def test_parquet_holds_every_figure(folder):
         (border,) = [line for line in mine if line["measure"] == "probes.border"]
         assert {key: border[key] for key in ("value", "low", "high")} == found["probes"]["border"]
         assert len([line for line in mine if line["measure"] == "lift" and line["attribute"] == "scene"]) == 72
+
+
+def test_names_that_the_model_does_not_know_agree_by_chance(folder):
+    """Three of twelve categories get names of unknown words: they tie, so a third of each agrees at most; the page and
+
+    measures.json name them."""
+    renamed, names = folder / "renamed", {"fish": "zebra", "key": "unicorn", "cup": "walrus"}
+    shutil.copytree(folder / "biased", renamed)
+    for old, new in names.items():
+        (renamed / "train" / old).rename(renamed / "train" / new)
+    audit(folder, "renamed", output="names")
+    found = json.loads((folder / "names" / "measures.json").read_text())["datasets"]["renamed"]
+    assert found["names"] == {"coinciding": [["unicorn", "walrus", "zebra"]], "unknown": ["unicorn", "walrus", "zebra"]}
+    assert found["notes"][0] == "The model does not know unicorn, walrus, zebra"
+    assert found["notes"][0] in (folder / "names" / "report.html").read_text()
+    told = {each["id"]: each["label_agreement"] for each in found["worst_categories"]}
+    assert all(told[name] <= 1 / 3 + 1e-6 for name in names.values())
 
 
 def test_categories_too_small_for_probes_are_measured_without_them(folder):

@@ -16,7 +16,7 @@ from audited import png
 from PIL import Image
 
 from lbgen.audit.attributes import Reading
-from lbgen.audit.content import LabelRanks
+from lbgen.audit.content import LabelRanks, Names
 from lbgen.audit.definitions import DEFINITIONS
 from lbgen.audit.measures import AttributeFigures, Measured
 from lbgen.audit.output import dataset_figures, differences
@@ -56,10 +56,22 @@ def made_up(name: str, categories: int, attributes: int, names: list[str] | None
             AttributeFigures(reading, Association(FIGURE, FIGURE, 0.001), 0.002, table, pairs(table), q_values)
         )
     figures = {d.key: FIGURE for d in DEFINITIONS if d.group != "comparison"}
-    ranks = LabelRanks(label % 2 == 0, label >= 0, (label + 1) % categories)
-    alone = Duplicates(label < 0, label < 0, label < 0)
+    ranks = LabelRanks((label % 2 == 0) * 1.0, label * 0 + 1.0, (label + label % 2) % categories)
+    alone = Duplicates(label < 0, label < 0, np.arange(len(label)))
     quality, vendi = RNG.uniform(1, 5, len(label)), RNG.uniform(1, 4, categories)
-    return Measured(observed, figures, found, ranks, quality, vendi, vendi / 4, alone, *[np.arange(len(label))] * 2)
+    return Measured(
+        observed,
+        figures,
+        found,
+        ranks,
+        quality,
+        vendi,
+        vendi / 4,
+        alone,
+        *[np.arange(len(label))] * 2,
+        Names([], []),
+        {},
+    )
 
 
 class Pictures:
@@ -209,7 +221,7 @@ def test_what_is_said_to_be_tested_is_tested(small):
     """The rows whose differences have a p-value, and no others, are of the two groups that the caption names."""
     tested = differences([made_up("first", 4, 2), made_up("second", 4, 2)])["second"]
     assert set(tested) == {d.key for d in DEFINITIONS if d.group in ("shortcuts", "content")}
-    assert "over the rows of shortcuts and content; differences of the other rows are not tested" in small.read_text()
+    assert "over the rows of shortcuts and over those of content; a shortcut is marked" in small.read_text()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (360, "light")])

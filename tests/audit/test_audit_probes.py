@@ -6,11 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scipy.sparse.csgraph import connected_components
 from sklearn.linear_model import RidgeClassifier
 
 from lbgen.audit import comparison, content, measures, probes
-from lbgen.metrics import distances, intervals, near_duplicates
+from lbgen.metrics import distances, intervals
 from lbgen.metrics.diversity import vendi_score, vendi_scores
 from lbgen.metrics.information import evenness
 
@@ -193,6 +192,56 @@ def test_intervals_of_a_frechet_distance_hold_the_closed_form(count, shift, scal
     assert np.mean([e.value for e in estimates]) == pytest.approx(truth, abs=0.15 if count == 240 else 0.4)
 
 
+def edited_copy(seed: int, count: int = 200) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """A set, and the same with a small change of every image and a small shift of all."""
+    features, label = gaussian(count, seed)
+    changed = features + 0.05 + 0.1 * np.random.default_rng(1000 + seed).normal(size=features.shape)
+    return (features, label), (changed, label)
+
+
+def test_distances_of_a_set_and_its_edited_copy_hold_the_truth():
+    """Fréchet: 16 (0.05^2 + (sqrt(1.01) - 1)^2), in 16 of 20 intervals, with its mean near; without pairs it is near 0.
+
+    Kernel: on unit features, that of 4,000 pairs; no interval lies below 0."""
+    truth = 16 * (0.05**2 + (math.sqrt(1.01) - 1) ** 2)
+    pairs = np.stack([np.arange(200)] * 2, axis=1)
+    found = [comparison.compare(*edited_copy(seed), seed, pairs) for seed in range(20)]
+    frechet = [each["frechet_distance"] for each in found]
+    assert sum(e.low <= truth <= e.high for e in frechet) >= 16
+    assert np.mean([e.value for e in frechet]) == pytest.approx(truth, rel=0.25)
+    independent = [comparison.compare(*edited_copy(seed), seed)["frechet_distance"].value for seed in range(5)]
+    assert max(independent) < truth / 2
+    assert all(each["kernel_distance"].high >= 0 for each in found)
+
+
+def test_a_kernel_distance_without_pairs_is_the_double_sum_without_them():
+    """Written out over the pairs of images that are left, in one category."""
+    x, y = torch.randn(7, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+
+    def kernel(a, b):
+        return (float(a @ b) + 1) ** 3
+
+    among = [
+        sum(kernel(a, b) for i, a in enumerate(f) for j, b in enumerate(f) if i != j) / len(f) / (len(f) - 1)
+        for f in (x, y)
+    ]
+    between = sum(kernel(a, b) for i, a in enumerate(x) for j, b in enumerate(y) if i != j) / 30
+    one = torch.zeros(7, dtype=torch.long), torch.zeros(5, dtype=torch.long)
+    found = distances.kernel_distance(x, y, *one, torch.arange(7), torch.arange(5))
+    assert found == pytest.approx(sum(among) - 2 * between)
+
+
+def test_halves_keep_pairs_together():
+    """Half of each set; every pair is in one of them; each image once."""
+    label_x, label_y = np.arange(40) % 4, np.arange(30) % 3
+    pairs = np.stack([np.arange(12), np.arange(12)[::-1] + 5], axis=1)
+    halves = intervals.joint_halves(label_x, label_y, pairs, np.random.default_rng(0))
+    for side, count in ((0, 40), (1, 30)):
+        assert sorted(np.concatenate([half[side] for half in halves])) == list(range(count))
+        assert abs(len(halves[0][side]) - count / 2) <= 1
+    assert all(np.isin(x, halves[0][0]) == np.isin(y, halves[0][1]) for x, y in pairs)
+
+
 def test_a_frechet_distance_of_three_images_is_unknown():
     """There are no halves with a spread; nothing fails."""
     assert math.isnan(comparison.compare(gaussian(3, 1), gaussian(240, 2), 0)["frechet_distance"].value)
@@ -283,42 +332,3 @@ def test_balance_of_known_sizes():
     """Equal sizes: 1. Sizes 3:1: entropy 0.8113 bits of 1."""
     assert evenness(np.array([4, 4, 4])) == pytest.approx(1)
     assert evenness(np.array([3, 1])) == pytest.approx(0.811278, abs=1e-5)
-
-
-def test_near_duplicates_by_hand(monkeypatch):
-    """Two almost equal pictures in different splits, two equal ones in one split, one alone; across blocks too."""
-    pictures = RNG.integers(0, 255, (5, 192)).astype(np.uint8)
-    pictures[4] = np.clip(pictures[0].astype(int) + 1, 0, 255)
-    pictures[3] = pictures[1]
-    observed = SimpleNamespace(
-        chunks=lambda name: iter([pictures[:2], pictures[2:]]),
-        column=lambda name, rows: pictures[rows],
-        split=np.array([0, 0, 0, 0, 1]),
-    )
-    for block in (1, 2, 100):
-        monkeypatch.setattr(near_duplicates, "PICTURES_AT_ONCE", block)
-        found = content.duplicates(observed)
-        assert found.anywhere.tolist() == [True, True, False, True, True]
-        assert found.in_another_split.tolist() == [True, False, False, False, True]
-        brighter = int(pictures[4].mean() > pictures[0].mean()) * 4
-        assert [row for row in range(5) if found.repeated[row]] == sorted([3, brighter])
-
-
-def test_near_duplicates_of_many_are_those_of_all_pairs(monkeypatch):
-    """Against every pair, among pictures that come in clusters closer and wider than the distance."""
-    monkeypatch.setattr(near_duplicates, "PICTURES_AT_ONCE", 16)
-    rng = np.random.default_rng(2)
-    centres = rng.integers(60, 200, (40, 192))
-    pictures = np.concatenate([centres + rng.normal(0, spread, centres.shape) for spread in (1, 2.5, 2.8, 6)])
-    pictures = pictures.round().astype(np.uint8)
-    split = rng.integers(0, 2, len(pictures))
-    observed = SimpleNamespace(
-        chunks=lambda name: iter([pictures]), column=lambda name, rows: pictures[rows], split=split
-    )
-    apart = np.sqrt(((pictures[:, None] / 255 - pictures / 255) ** 2).mean(axis=2))
-    near = (apart < near_duplicates.PICTURE_DISTANCE) & ~np.eye(len(pictures), dtype=bool)
-    found = content.duplicates(observed)
-    assert 0 < near.any(axis=1).sum() < len(pictures) and (found.anywhere == near.any(axis=1)).all()
-    assert (found.in_another_split == (near & (split[:, None] != split)).any(axis=1)).all()
-    kept, (groups, group) = np.flatnonzero(~found.repeated), connected_components(near)
-    assert not near[np.ix_(kept, kept)].any() and set(group[kept]) == set(range(groups))

@@ -23,6 +23,7 @@ TINY_RUN = "--steps 2 --differentiated-steps 1 --batch-size 2 --discriminator-wa
 SMALLEST = {
     "audit/floors.py": ("--sets 1 --images 48 --draws 2", "\n1 sets with masks:\n"),
     "audit/memory.py": ("--images 48", "48 images: "),
+    "audit/near_duplicates.py": ("--pictures 4", "\n| sparse | today | "),
     "independence/gradient_norms.py": (f"--updates 1 --independence-bank 16 {TINY_RUN}", "| independence | "),
     "independence/memory_length.py": ("--categories 2 --memories 8 --images 4 --updates 2", "| after 2 updates | "),
     "independence/residual_content.py": ("--fitted 48 --tested 24 --images 48", "| scene, linked / free | "),
@@ -90,6 +91,11 @@ def test_script_runs_at_its_smallest_size(script, tmp_path, monkeypatch, capfd):
     flags, printed = SMALLEST[script]
     run(script, flags.format(names=tmp_path / "names.txt").split(), monkeypatch)
     assert printed in capfd.readouterr().out
+
+
+def test_the_audits_power_is_printed(monkeypatch, capfd):
+    run("audit/floors.py", ["--power", "2", "--images", "96"], monkeypatch)
+    assert "\n| backdrops by a coin | against an unlinked set | " in capfd.readouterr().out
 
 
 def test_study_makes_rows_tables_and_pictures(tmp_path, monkeypatch, capsys):

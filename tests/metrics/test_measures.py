@@ -8,7 +8,7 @@ from lbgen.metrics.diversity import mean_category_vendi, vendi_score
 from lbgen.metrics.information import bits, contingency_table, miller_madow_information, mutual_information
 from lbgen.metrics.intervals import bootstrap_intervals
 from lbgen.metrics.pixels import colour_entropy, edge_density
-from lbgen.metrics.zero_shot import label_agreement, label_ranks
+from lbgen.metrics.zero_shot import chance_among_first, coinciding_texts, label_agreement, label_ranks
 
 
 def information_bits(label: np.ndarray, value: np.ndarray) -> float:
@@ -101,13 +101,25 @@ def test_label_agreement_counts_nearest_texts():
     assert label_agreement(images, torch.eye(2), torch.tensor([0, 1, 0, 0])) == 0.75
 
 
-def test_images_of_categories_that_share_a_text_agree_with_either():
-    """A tie is no error: only a strictly nearer text is one."""
+def test_a_tie_of_k_texts_is_a_kth_of_an_agreement():
+    """The share that a coin tossed at every tie agrees with on average; only strictly nearer texts count for a rank."""
     texts = torch.tensor([[1.0, 0], [1, 0], [0, 1]])
     images = torch.tensor([[1.0, 0], [1, 0], [0.8, 0.6], [0.8, 0.6]])
     labels = torch.tensor([0, 1, 1, 2])
-    assert label_ranks(images @ texts.T, labels).tolist() == [0, 0, 0, 2]
-    assert label_agreement(images, texts, labels) == 0.75
+    cosines = images @ texts.T
+    assert label_ranks(cosines, labels).tolist() == [0, 0, 0, 2]
+    assert chance_among_first(cosines, labels).tolist() == [0.5, 0.5, 0.5, 0]
+    assert chance_among_first(cosines, labels, first=2).tolist() == [1, 1, 1, 0]
+    assert label_agreement(images, texts, labels) == 0.375
+    rounded = torch.tensor([[0.5, 0.5 + 1e-7, 0.1]])  # equal texts in different batches
+    assert chance_among_first(rounded, torch.tensor([0])).tolist() == [0.5]
+
+
+def test_a_model_that_knows_no_name_agrees_by_chance():
+    """Ten equal texts: a tenth, and not every image."""
+    texts, images = torch.eye(4)[[0] * 10], torch.nn.functional.normalize(torch.randn(50, 4), dim=1)
+    assert label_agreement(images, texts, torch.arange(50) % 10) == pytest.approx(0.1)
+    assert coinciding_texts(torch.eye(4)[[0, 1, 0, 2, 1]]) == [[0, 2], [1, 4]]
 
 
 def test_bootstrap_interval_of_a_mean_is_the_normal_one():

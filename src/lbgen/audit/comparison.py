@@ -1,6 +1,7 @@
 """Distances of datasets from the first one, in features of a vision model or, without one, of the semantic space."""
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,15 +15,18 @@ from transformers import AutoImageProcessor, AutoModel
 from lbgen.audit import views
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.measures import Measured
-from lbgen.audit.observe import VERSION, RowCache
+from lbgen.audit.observe import RowCache
 from lbgen.datasets.records import DatasetReader
 from lbgen.metrics import distances
-from lbgen.metrics.intervals import FEW_RESAMPLES, Estimate, mean, normal_interval, resample, widened
+from lbgen.metrics.intervals import FEW_RESAMPLES, Estimate, joint_resample, mean, normal_interval, widened
+from lbgen.metrics.near_duplicates import originals, picture_hashes
 from lbgen.models.loading import load_model, loading
 from lbgen.models.semantics import Preprocessing
 from lbgen.runs import identity
 
 DEFAULT = "facebook/dinov2-base"
+VERSION = 3
+"""Of the cached features. A run with another number starts a new cache."""
 LabelledFeatures = tuple[NDArray, NDArray[np.int64]]
 """Features (N, D) and labels (N,)."""
 Comparisons = dict[str, dict[str, Estimate]]
@@ -37,12 +41,43 @@ def compare_with_first(
         return "", {}
     space, features = features_of(measured, readers, config)
     first, *others = [(f, m.observed.label[m.compared]) for f, m in zip(features, measured, strict=True)]
-    names = [m.observed.name for m in measured[1:]]
-    return space, {name: compare(first, other, config.seed) for name, other in zip(names, others, strict=True)}
+    found: Comparisons = {}
+    for m, other in zip(measured[1:], others, strict=True):
+        copies = copies_between(measured[0], m)
+        copied = np.isin(np.arange(len(m.compared)), copies[:, 1])
+        found[m.observed.name] = {
+            "shared_images": mean(copied, other[1], config.seed, (0, 1)),
+            **compare(first, other, config.seed, with_equal_keys(copies, measured[0], m)),
+        }
+    return space, found
 
 
-def compare(reference: LabelledFeatures, other: LabelledFeatures, seed: int) -> dict[str, Estimate]:
-    """Distances of a set from the reference.
+def copies_between(first: Measured, other: Measured) -> distances.Pairs:
+    """(P, 2) pairs of near-duplicates among the compared images of two datasets, each image in one pair at most."""
+    pictures = np.concatenate([m.observed.column("picture", m.compared) for m in (first, other)])
+    original = originals(*picture_hashes(pictures), lambda rows: pictures[rows]).tolist()
+    count, unpaired, pairs = len(first.compared), defaultdict(list), []
+    for row, group in enumerate(original[:count]):
+        unpaired[group].append(row)
+    for row, group in enumerate(original[count:]):
+        if unpaired[group]:
+            pairs.append((unpaired[group].pop(0), row))
+    return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def with_equal_keys(copies: distances.Pairs, first: Measured, other: Measured) -> distances.Pairs:
+    """The same pairs, and those of the other images whose keys are equal, as they may be made from the same noise."""
+    left, right = ({m.observed.keys[row]: place for place, row in enumerate(m.compared)} for m in (first, other))
+    paired = (set(copies[:, 0].tolist()), set(copies[:, 1].tolist()))
+    more = [(left[key], place) for key, place in right.items() if key in left]
+    more = [pair for pair in more if pair[0] not in paired[0] and pair[1] not in paired[1]]
+    return np.concatenate([copies, np.array(more, np.int64).reshape(-1, 2)])
+
+
+def compare(
+    reference: LabelledFeatures, other: LabelledFeatures, seed: int, pairs: distances.Pairs = distances.NO_PAIRS
+) -> dict[str, Estimate]:
+    """Distances of a set from the reference.  pairs: (P, 2) rows of images of both that are no independent draws.
 
     The bootstrap of precision, recall, density and coverage resamples only the set whose images are counted; their
     intervals are widened because the other set varies too.
@@ -63,15 +98,22 @@ def compare(reference: LabelledFeatures, other: LabelledFeatures, seed: int) -> 
         for name, (label, most) in counted.items()
     }
 
-    # Fréchet and kernel distance, from the same resamples of both sets.
+    # Fréchet and kernel distance, from the same resamples of both sets; what is paired is drawn together.
     rng = np.random.default_rng(seed)
-    resamples = [(resample(label_x, rng), resample(label_y, rng)) for _ in range(FEW_RESAMPLES // 3)]
+    resamples = [joint_resample(label_x, label_y, pairs, rng) for _ in range(FEW_RESAMPLES // 3)]
     frechet = np.array([distances.frechet_distance(x[a], y[b]) for a, b in resamples])
-    extrapolated = distances.extrapolated_frechet_distance(x, y, label_x, label_y, rng)
+    extrapolated = distances.extrapolated_frechet_distance(x, y, label_x, label_y, rng, pairs)
     found["frechet_distance"] = normal_interval(extrapolated, frechet, (0, np.inf))
-    by_x, by_y = torch.from_numpy(label_x), torch.from_numpy(label_y)
-    kernel = np.array([distances.kernel_distance(x[a], y[b], by_x[a], by_y[b]) for a, b in resamples])
-    found["kernel_distance"] = normal_interval(distances.kernel_distance(x, y, by_x, by_y), kernel)
+    partner_y = len(x) + np.arange(len(y))
+    partner_y[pairs[:, 1]] = pairs[:, 0]
+    by_x, by_y, partners = torch.from_numpy(label_x), torch.from_numpy(label_y), torch.from_numpy(partner_y)
+
+    def kernel(a: NDArray, b: NDArray) -> float:
+        rows = torch.from_numpy(a)
+        return distances.kernel_distance(x[a], y[b], by_x[a], by_y[b], rows, partners[b])
+
+    kernels = np.array([kernel(a, b) for a, b in resamples])
+    found["kernel_distance"] = normal_interval(kernel(np.arange(len(x)), np.arange(len(y))), kernels)
     return found
 
 

@@ -22,27 +22,37 @@ DIVERSITY_IMAGES = 50
 class LabelRanks(NamedTuple):
     """Zero-shot classification of N images among the dataset's categories, (N,) each."""
 
-    first: NDArray[np.bool_]
-    """No text is nearer than the own category's."""
-    among_five: NDArray[np.bool_]
-    """Fewer than five texts are nearer."""
+    first: NDArray[np.float64]
+    """1 where the own category's text is the nearest, 1 / k where it ties with k - 1 others, else 0."""
+    among_five: NDArray[np.float64]
+    """1 where it is among the five nearest; ties at the fifth place are counted in the same way."""
     nearest: NDArray[np.int64]
-    """The category of the nearest text."""
+    """The category of the nearest text; the own one where it ties."""
+
+
+class Names(NamedTuple):
+    """How the model reads the names of C categories."""
+
+    coinciding: list[list[int]]
+    """Groups of categories whose texts have equal features."""
+    unknown: list[int]
+    """Categories of whose names the model knows no word."""
 
 
 @torch.no_grad()
-def label_ranks(observed: Observed, space: SemanticSpace) -> LabelRanks:
-    names = [LABEL_TEMPLATE.replace("{name}", label.name) for label in observed.labels]
-    texts = space.embed_texts(names).cpu()  # (C, D)
-    ranks, nearest, start = [], [], 0
+def label_ranks(observed: Observed, space: SemanticSpace) -> tuple[LabelRanks, Names]:
+    texts = space.embed_texts([LABEL_TEMPLATE.replace("{name}", label.name) for label in observed.labels]).cpu()
+    first, among_five, nearest, start = [], [], [], 0
     for features in observed.chunks("image"):
         cosines = torch.from_numpy(features.astype(np.float32)) @ texts.T  # (B, C)
         own = torch.from_numpy(observed.label[start : start + len(features)])
-        ranks.append(zero_shot.label_ranks(cosines, own))
-        nearest.append(cosines.argmax(dim=1))
+        first.append(zero_shot.chance_among_first(cosines, own))
+        among_five.append(zero_shot.chance_among_first(cosines, own, first=5))
+        nearest.append(torch.where(first[-1] > 0, own, cosines.argmax(dim=1)))
         start += len(features)
-    rank = torch.cat(ranks).numpy()
-    return LabelRanks(rank == 0, rank < 5, torch.cat(nearest).numpy())
+    unknown = [number for number, label in enumerate(observed.labels) if not space.knows(label.name)]
+    ranks = LabelRanks(*(torch.cat(parts).numpy() for parts in (first, among_five, nearest)))
+    return ranks, Names(zero_shot.coinciding_texts(texts), unknown)
 
 
 @torch.no_grad()
@@ -120,5 +130,4 @@ def _resampled(grams: list[tuple[int, Tensor, NDArray]], rng: np.random.Generato
 
 def duplicates(observed: Observed) -> Duplicates:
     """Near-duplicates among all images, also across categories and splits."""
-    brightness = np.concatenate([pictures.mean(axis=1) / 255 for pictures in observed.chunks("fingerprint")])
-    return duplicate_pictures(brightness, lambda rows: observed.column("fingerprint", rows), observed.split)
+    return duplicate_pictures(observed.chunks("picture"), lambda rows: observed.column("picture", rows), observed.split)

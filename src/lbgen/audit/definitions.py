@@ -76,8 +76,9 @@ DEFINITIONS = (
         "label_agreement",
         "Label agreement",
         "content",
-        "Share of images for which no text of the dataset's categories is nearer than that of their own label.",
-        "0 to 1",
+        "Share of images whose nearest text, of those of the dataset's categories, is that of their own label. A tie "
+        "of k texts counts 1 / k, so names that the model cannot tell apart are at chance.",
+        "chance (1 / categories) to 1",
         "higher",
         "Zero-shot classification (Radford et al., arXiv 2103.00020)",
         True,
@@ -86,7 +87,7 @@ DEFINITIONS = (
         "label_agreement_top5",
         "Label agreement, first five",
         "content",
-        "Share of images for which fewer than five texts are nearer than that of their own label.",
+        "Share of images for which the text of their own label is among the five nearest, ties counted in proportion.",
         "0 to 1",
         "higher",
         "Zero-shot classification (Radford et al., arXiv 2103.00020)",
@@ -125,11 +126,12 @@ DEFINITIONS = (
         "duplicates",
         "Near duplicates",
         "content",
-        "Share of images whose 8x8-pixel version differs by less than 0.015 (root mean square, of 1) from that of "
-        "another image of the dataset.",
+        "Share of images that are a copy of another image of the dataset, also a mirrored, slightly cropped, brighter, "
+        "recompressed or resized one: their perceptual hashes differ in at most 12 of 64 bits, and at 32x32 pixels one "
+        "explains nearly all of the other's variance after alignment, everywhere in the image.",
         "0 to 1",
         "lower",
-        "Exact search over all pairs",
+        "pHash (Zauner 2010); alignment as in Lucas and Kanade (1981)",
         True,
     ),
     Definition(
@@ -139,7 +141,7 @@ DEFINITIONS = (
         "The same, with an image of another split: such images leak from training into testing.",
         "0 to 1",
         "lower",
-        "Exact search over all pairs",
+        "The same search",
         True,
     ),
     Definition(
@@ -172,6 +174,18 @@ DEFINITIONS = (
         "Shannon entropy",
     ),
     Definition(
+        "shared_images",
+        "Images shared with the first dataset",
+        "comparison",
+        "Share of the compared images that are near-duplicates of one of the first dataset. Shared images are left "
+        "out of, or drawn together in, what assumes independent draws: the correction of the Fréchet distance, the "
+        "kernel distance, and the intervals of both. So are images with equal paths, which may be made from one noise.",
+        "0 to 1",
+        "neither",
+        "The search of the near duplicates",
+        True,
+    ),
+    Definition(
         "frechet_distance",
         "Fréchet distance",
         "comparison",
@@ -187,7 +201,7 @@ DEFINITIONS = (
         "Kernel distance",
         "comparison",
         "Squared maximum mean discrepancy with a cubic kernel; unbiased for images drawn independently inside each "
-        "category, so it may be slightly below 0 by chance.",
+        "category, paired images left out, so it may be slightly below 0 by chance.",
         "about 0 upwards",
         "neither",
         "Binkowski et al., arXiv 1801.01401",
@@ -257,7 +271,9 @@ LIMITS = (
     "An interval covers other samples of the same size, with probes trained on them, but not another vision-language "
     "model. With masks and without any association, one interval in forty still begins above chance.",
     "Tests between datasets assume independent samples. Datasets that share images or noise differ more certainly than "
-    "the tests say.",
+    "the tests say; only their distances take it into account.",
+    "Where the categories of a set were balanced over a cue by design, its cross-validated probe reads below chance. A "
+    "bias no larger than that gap cannot be told from it.",
     "Less bias does not by itself make a better training set (arXiv 2404.01509), so there is no overall score.",
 )
 """Printed on every page."""

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from lbgen.audit import content
 from lbgen.audit.attributes import Reading, read_attributes
 from lbgen.audit.config import AuditConfig
-from lbgen.audit.content import LabelRanks
+from lbgen.audit.content import LabelRanks, Names
 from lbgen.audit.observe import Observed
 from lbgen.audit.probes import FOLDS, probe, without_square_position
+from lbgen.metrics.explained_variance import Explained, explained_variance, shuffles
 from lbgen.metrics.information import Association, Pairs, associate, contingency_table, evenness, pairs
 from lbgen.metrics.intervals import FEW_RESAMPLES, Estimate, benjamini_hochberg, mean, normal_interval
 from lbgen.metrics.near_duplicates import Duplicates
@@ -72,6 +73,9 @@ class Measured:
     """Images of the probes, without repeated near-duplicates: a copy in another fold would leak the label."""
     compared: NDArray[np.int64]
     """Images on which the dataset is compared with others."""
+    names: Names
+    explained: dict[str, Explained]
+    """Probe -> share of its cue's variance that the categories explain; empty where too few images are probed."""
 
     @property
     def probed_categories(self) -> int:
@@ -97,7 +101,7 @@ def measure(
     """
     label, seed = observed.label, config.seed
     step("labels and quality")
-    ranks, quality = content.label_ranks(observed, space), content.quality(observed, space)
+    (ranks, names), quality = content.label_ranks(observed, space), content.quality(observed, space)
     figures = _image_figures(observed, ranks, quality, seed)
     step("duplicates")
     duplicates = content.duplicates(observed)
@@ -110,7 +114,8 @@ def measure(
     # Probes and attributes see near-duplicates once.
     distinct = np.flatnonzero(~duplicates.repeated)
     probed = distinct[probe_sample(label[distinct], config.probe_images, seed)]
-    figures |= _probe_figures(observed, probed, seed, step)
+    probe_figures, explained = _probe_figures(observed, probed, seed, step)
+    figures |= probe_figures
     step("attributes")
     readings = list(read_attributes(observed, attributes, space))
     attribute_figures = list(_attribute_figures(observed, distinct, readings, config))
@@ -127,6 +132,8 @@ def measure(
         duplicates,
         probed,
         compared,
+        names,
+        explained,
     )
 
 
@@ -145,15 +152,20 @@ def _image_figures(observed: Observed, ranks: LabelRanks, quality: NDArray, seed
 
 def _probe_figures(
     observed: Observed, probed: NDArray[np.int64], seed: int, step: Callable[[str], None]
-) -> dict[str, Estimate]:
-    figures = {}
+) -> tuple[dict[str, Estimate], dict[str, Explained]]:
+    figures, explained = {}, {}
+    classes, label = np.unique(observed.label[probed], return_inverse=True)
+    shuffled = shuffles(label, seed)
     for name, columns in PROBES.items():
         step(f"probe: {name.replace('_', ' ')}")
-        features = np.concatenate([observed.column(column, probed) for column in columns], axis=1)
+        blocks = [observed.column(column, probed) for column in columns]
         if name in OBJECT_HIDDEN:
-            features = without_square_position(features, observed.column("place", probed))
-        figures[f"probes.{name}"] = probe(features, observed.label[probed], seed)
-    return figures
+            blocks = [without_square_position(block, observed.column("place", probed)) for block in blocks]
+        figures[f"probes.{name}"] = probe(np.concatenate(blocks, axis=1), label, seed)
+        if len(classes) > 1:
+            units = list(blocks[0].T[:, :, None]) if name == "file_facts" else blocks  # facts have units of their own
+            explained[name] = explained_variance(units, label, shuffled)
+    return figures, explained
 
 
 def probe_sample(label: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:

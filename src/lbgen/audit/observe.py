@@ -30,13 +30,13 @@ from lbgen.datasets.records import (
     valid_text,
 )
 from lbgen.errors import UserError
-from lbgen.metrics.near_duplicates import small_picture
+from lbgen.metrics.near_duplicates import GRID, small_picture
 from lbgen.metrics.pixels import colour_entropy, edge_density
 from lbgen.models.registry import SEMANTICS, resolve
 from lbgen.models.semantics import SemanticSpace
 from lbgen.runs import identity
 
-VERSION = 3
+VERSION = 4
 """Of the cached columns. A run with another number starts a new cache."""
 LABEL_TEMPLATE = "photo of {name}"
 ROWS_AT_ONCE = 4096
@@ -144,7 +144,7 @@ class Observer:
             *((name, byte, (pixels,)) for name in ("thumbnail", "thumbnail_outside")),
             *((name, half, (views.HISTOGRAM_LEVELS**3,)) for name in ("histogram", "histogram_outside")),
             *((name, half, (views.EDGES,)) for name in ("edges", "edges_outside")),
-            ("fingerprint", byte, (192,)),
+            ("picture", byte, (3 * GRID**2,)),
             ("content", byte, (DIGEST,)),
             ("facts", single, (len(views.FACTS),)),
             ("place", single, (4,)),
@@ -176,7 +176,7 @@ class Observer:
             "histogram_outside": views.colour_histogram(surroundings),
             "edges": views.edge_histogram(shuffled),
             "edges_outside": views.edge_histogram(shuffled_outside),
-            "fingerprint": (small_picture(canvas) * 255).round(),
+            "picture": (small_picture(canvas) * 255).round(),
             "facts": torch.stack([image.facts for image in images]),
             "place": views.square_edges(hidden),
             "hue": views.dominant_hue(canvas, objects),

@@ -10,7 +10,7 @@ import numpy as np
 
 from lbgen.audit.definitions import DEFINITIONS, GROUPS, LIMITS, Definition, glossary
 from lbgen.audit.measures import CHANCE_FLOOR, Measured
-from lbgen.audit.output import FALSE_DISCOVERIES, strongest_pairs, worst_categories
+from lbgen.audit.output import FALSE_DISCOVERIES, notes, strongest_pairs, worst_categories
 from lbgen.audit.probes import FOLDS
 from lbgen.datasets.records import DatasetReader
 from lbgen.metrics.intervals import Estimate
@@ -109,7 +109,7 @@ def _tile(m: Measured) -> dict[str, Any]:
     lines.append(f"Label agreement {number(agreement.value, True)}, diversity {number(vendi.value, False)}")
     if m.probed_categories < len(observed.labels):
         lines.append(f"Probes use {m.probed_categories:,} categories, those with {FOLDS} images or more")
-    return {"name": observed.name, "lines": lines}
+    return {"name": observed.name, "lines": lines + notes(m)}
 
 
 def _split_sizes(m: Measured) -> str:
@@ -171,9 +171,8 @@ def _figure_cell(definition: Definition, m: Measured, first: Measured, content: 
         found = content["comparisons"]["datasets"].get(name, {}).get(key)
         return _cell(_estimate(found) if found else None, definition.percent)
     verdict, estimate = "", m.figures[key]
-    if m is not first and content["differences"][name][key]["significant"]:
-        higher = estimate.value > first.figures[key].value
-        verdict = "differs" if definition.better == "neither" else _verdict(higher, definition.better)
+    if m is not first and (test := content["differences"][name][key])["significant"]:
+        verdict = "differs" if definition.better == "neither" else _verdict(test["higher"], definition.better)
     return _cell(estimate, definition.percent, verdict)
 
 

@@ -7,12 +7,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lbgen.metrics.intervals import random_halves
+from lbgen.metrics.intervals import joint_halves
 
 NEIGHBOURS = 5
 """k of the manifolds of precision, recall, density and coverage."""
 ROWS_AT_ONCE = 1024
 """Rows of the distance matrix in memory at a time."""
+Pairs = NDArray[np.int64]
+"""(P, 2) rows of x and y that belong together; a row is in one pair at most."""
+NO_PAIRS: Pairs = np.empty((0, 2), np.int64)
 HALVINGS = 5
 """Random halvings of both sets, from which the bias of the Fréchet distance is estimated."""
 
@@ -27,43 +30,63 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 
 
 def extrapolated_frechet_distance(
-    x: Tensor, y: Tensor, label_x: NDArray, label_y: NDArray, rng: np.random.Generator
+    x: Tensor, y: Tensor, label_x: NDArray, label_y: NDArray, rng: np.random.Generator, pairs: Pairs = NO_PAIRS
 ) -> float:
     """The Fréchet distance extrapolated to infinitely many images; NaN where a set has fewer than 4.
 
     The distance of N images is biased upward by about 1 / N (Chong and Forsyth, arXiv 1911.07023), so that of half the
-    images by twice as much.
+    images by twice as much. Paired images, such as an image and its edited copy, have a smaller bias, so both go into
+    the same half.
     """
     if min(len(x), len(y)) < 4:
         return math.nan
-    halvings = [zip(random_halves(label_x, rng), random_halves(label_y, rng), strict=True) for _ in range(HALVINGS)]
+    halvings = [joint_halves(label_x, label_y, pairs, rng) for _ in range(HALVINGS)]
     of_halves = np.mean([frechet_distance(x[a], y[b]) for halving in halvings for a, b in halving])
     return 2 * frechet_distance(x, y) - float(of_halves)
 
 
-def kernel_distance(x: Tensor, y: Tensor, label_x: Tensor, label_y: Tensor) -> float:
+def kernel_distance(
+    x: Tensor,
+    y: Tensor,
+    label_x: Tensor,
+    label_y: Tensor,
+    partner_x: Tensor | None = None,
+    partner_y: Tensor | None = None,
+) -> float:
     """Squared maximum mean discrepancy with the kernel (x.y + 1)^3 of unit features.  Labels: (N,), (M,).
 
     As in Binkowski et al., arXiv 1801.01401, but stratified. They leave out the pairs of an image with itself. Here
     every set has a fixed number of images per category, and two images of one category are more alike than two of the
     whole set; the mean pair of the image's own category therefore takes the place of the pair with itself. This makes
     the estimate unbiased for sets whose images are drawn independently inside each category.
+    partner_x, partner_y: (N,), (M,), a number that images of both sets share where they are paired. Their pairs are
+    left out in the same way, as they are no independent draws.
     """
     x, y = x.double(), y.double()
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (a @ b.T + 1) ** 3
 
-    def within(a: Tensor, label: Tensor) -> Tensor:
-        others = kernel(a, a).fill_diagonal_(0)
-        same = label[:, None] == label
-        others_of_category = same.sum(dim=1) - 1
-        category_mean = (others * same).sum(dim=1) / others_of_category.clamp_min(1)
-        overall_mean = others.sum() / (len(a) * (len(a) - 1))
-        diagonal = torch.where(others_of_category > 0, category_mean, overall_mean)
-        return (others.sum() + diagonal.sum()) / len(a) ** 2
+    within = [_mean_of_others(kernel(a, a), label, label, torch.eye(len(a), dtype=torch.bool))
+              for a, label in ((x, label_x), (y, label_y))]  # fmt: skip
+    if partner_x is None or partner_y is None:
+        return float(sum(within) - 2 * kernel(x, y).mean())
+    paired = partner_x[:, None] == partner_y
+    return float(sum(within) - 2 * _mean_of_others(kernel(x, y), label_x, label_y, paired))
 
-    return float(within(x, label_x) + within(y, label_y) - 2 * kernel(x, y).mean())
+
+def _mean_of_others(values: Tensor, rows: Tensor, columns: Tensor, left_out: Tensor) -> Tensor:
+    """Mean of (N, M) values, those left out replaced by the mean of the others of the same two categories.
+
+    rows: (N,), columns: (M,) categories.  left_out: (N, M) bool.  Where no others are, the mean of all others is used.
+    """
+    kept = (~left_out).double()
+    row, column = (torch.nn.functional.one_hot(labels).double() for labels in (rows, columns))  # (N, C), (M, D)
+    sums, counts = (row.T @ each @ column for each in (values * kept, kept))  # (C, D)
+    overall = (values * kept).sum() / kept.sum()
+    means = torch.where(counts > 0, sums / counts.clamp_min(1), overall)
+    missing = row.T @ left_out.double() @ column
+    return (sums.sum() + (means * missing).sum()) / values.numel()
 
 
 def neighbourhoods(x: Tensor, y: Tensor) -> dict[str, Tensor]:

@@ -99,6 +99,36 @@ def random_halves(label: NDArray[np.int64], rng: np.random.Generator) -> tuple[N
     return order[::2], order[1::2]
 
 
+def joint_resample(
+    label_x: NDArray[np.int64], label_y: NDArray[np.int64], pairs: NDArray[np.int64], rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of two sets redrawn inside each category, paired images together.  pairs: (P, 2) rows of both."""
+    return _jointly(lambda label: (resample(label, rng),), label_x, label_y, pairs)[0]
+
+
+def joint_halves(
+    label_x: NDArray[np.int64], label_y: NDArray[np.int64], pairs: NDArray[np.int64], rng: np.random.Generator
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Two disjoint random halves, the rows of both sets, with the images of a pair in the same half."""
+    return _jointly(lambda label: random_halves(label, rng), label_x, label_y, pairs)
+
+
+def _jointly(
+    draw: Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], ...]],
+    label_x: NDArray[np.int64],
+    label_y: NDArray[np.int64],
+    pairs: NDArray[np.int64],
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Parts of both sets: `draw` is called for the pairs, whose categories are those of both images, and the rest."""
+    first, second = pairs.T
+    of_pairs = draw(label_x[first] * (label_y.max(initial=0) + 1) + label_y[second])
+    parts = []
+    for label, paired in ((label_x, first), (label_y, second)):
+        rest = np.setdiff1d(np.arange(len(label)), paired)
+        parts.append([np.concatenate([paired[a], rest[b]]) for a, b in zip(of_pairs, draw(label[rest]), strict=True)])
+    return list(zip(*parts, strict=True))
+
+
 def bootstrap_intervals(
     statistics: Callable[[Tensor], Tensor], label: Tensor, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> list[Interval]:

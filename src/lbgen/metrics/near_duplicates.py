@@ -1,16 +1,18 @@
-"""Near-duplicates, found in two ways that answer different questions.
+"""Near-duplicates: images whose perceptual hashes are near, confirmed by what the hashes do not see.
 
-Perceptual hashes, for screening: is an image a copy of an earlier one of its category? A hash has 64 bits, is stored in
-the index, and is compared category by category; features confirm what hashes propose.
-8x8 pictures, for the audit: which images of a whole dataset are copies, also resized or recompressed ones, of any other
-image in it? They keep colour, which hashes do not, and the search over all pairs is exact.
+An image is a near-duplicate if it is near an accepted image before it; otherwise it is accepted. Hashes have 64 bits
+and propose pairs. What confirms them differs with what is asked:
+
+screening   copies of a category, by the language features of both images; hashes are stored in the index
+audit       copies in a whole dataset or in another one, also mirrored, slightly cropped, brighter, recompressed or
+            resized ones, by the pixels of both images at 32x32
 
 B images; N images of one category, in the order of the plan, or of one dataset.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+from lbgen.metrics.pixels import LUMA
 
 # ---- perceptual hashes ----
 
@@ -29,8 +33,8 @@ _k, _n = np.arange(LOW)[:, None], np.arange(GRID)
 DCT = np.cos(np.pi * _k * (2 * _n + 1) / (2 * GRID))  # (LOW, GRID)
 """The lowest frequencies of the discrete cosine transform (DCT-II, unscaled): DCT @ image @ DCT.T."""
 
-BLOCK = 256
-"""Hashes compared at a time with all hashes before them."""
+BLOCK, CELLS = 256, 2**22
+"""Hashes compared at a time with all hashes before them; fewer where that would be more pairs than CELLS."""
 NO_PAIR = 65
 """Distance in bits where there is no pair; two hashes differ in at most 64 bits."""
 
@@ -52,15 +56,21 @@ def perceptual_hash(brightness: Tensor) -> Hashes:
     return np.packbits(bits, axis=1).view(">u8")[:, 0].astype(np.uint64)
 
 
-def distances(hashes: Hashes) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
-    """Hamming distances of images and those before them, BLOCK rows at a time: rows (n,), bits (n, N).
+def distances(hashes: Hashes, mirrored: Hashes | None = None) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
+    """Hamming distances of images and those before them, some rows at a time: rows (n,), bits (n, N).
 
     NO_PAIR stands for an image with itself and with later ones.
+    mirrored: hashes of the mirrored images; where given, the distance is that of the nearer one of the two.
     """
-    for start in range(0, len(hashes), BLOCK):
-        rows = np.arange(start, min(start + BLOCK, len(hashes)))
-        bits = np.bitwise_count(hashes[rows, None] ^ hashes)
-        bits[np.arange(len(hashes)) >= rows[:, None]] = NO_PAIR
+    block = max(1, min(BLOCK, CELLS // max(1, len(hashes))))
+    for start in range(0, len(hashes), block):
+        rows = np.arange(start, min(start + block, len(hashes)))
+        end = rows[-1] + 1
+        bits = np.full((len(rows), len(hashes)), NO_PAIR, np.uint8)
+        bits[:, :end] = np.bitwise_count(hashes[rows, None] ^ hashes[:end])
+        if mirrored is not None:
+            bits[:, :end] = np.minimum(bits[:, :end], np.bitwise_count(mirrored[rows, None] ^ hashes[:end]))
+        bits[:, start:end][np.triu_indices(len(rows))] = NO_PAIR
         yield rows, bits
 
 
@@ -111,18 +121,144 @@ def nearest_bits(hashes: Hashes, accepted: NDArray[np.bool_]) -> NDArray[np.int6
     return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
 
 
-# ---- 8x8 pictures ----
+# ---- pictures: copies anywhere in a dataset ----
 
-PICTURE_SIDE = 8
-PICTURE_DISTANCE = 0.015
-"""Root mean square difference, of 1, below which two 8x8 pictures are near-duplicates."""
-PICTURES_AT_ONCE = 2048
-"""Pictures that are compared with as many others at a time."""
+COPY_BITS = 12
+"""Most bits in which the hashes of a picture and of its copy differ."""
+CANDIDATES = 100
+"""Most earlier pictures, those with the nearest hashes, that a picture is compared with pixel by pixel."""
+PAIRS_AT_ONCE = 256
+
+UNEXPLAINED = 0.08
+"""Largest share of a copy's variance that the other picture does not explain."""
+ROUGH, MOST_ROUGH = 0.5, 5.0
+"""Squared change a pixel, of a picture's variance, above which more is allowed, as alignment is less exact and chance
+explains less: UNEXPLAINED grows with the square of its multiple, to so many times."""
+CORRELATED = 0.5
+"""Least correlation of a copy before it is aligned; saves the alignment of most other candidates."""
+WORST_TILE, TILE_SLACK = 4.0, 0.02
+"""A copy's residual is spread evenly: the worst tile's share is at most this many times the picture's, plus this."""
+TILE = 8
+"""Side in pixels of the tiles of a picture; they overlap by half."""
+TILE_FLOOR = 0.3
+"""Variance, of the picture's mean variance, that is added to that of every tile."""
+SHIFT_PENALTY = 0.02
+"""Of the picture's variance, for a shift by one pixel of 32, or a scaling that moves the edges by one."""
 
 
 def small_picture(images: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1] -> (B, 192), the image averaged to 8x8 pixels."""
-    return F.interpolate(images, (PICTURE_SIDE, PICTURE_SIDE), mode="area").flatten(1)
+    """The image averaged to 32x32 pixels and stretched to full contrast.  (B, 3, H, W) -> (B, 3072) in [0, 1]."""
+    small = F.adaptive_avg_pool2d(images, GRID).flatten(1)
+    centred = small - small.mean(dim=1, keepdim=True)
+    return 0.5 + 0.5 * centred / centred.abs().amax(dim=1, keepdim=True).clamp_min(1e-6)
+
+
+def picture_hashes(pictures: NDArray[np.uint8]) -> tuple[Hashes, Hashes]:
+    """Perceptual hashes (N,) of pictures, as they are and mirrored.  pictures: bytes (N, 3072)."""
+    brightness = torch.einsum("bchw,c->bhw", _as_images(pictures), torch.tensor(LUMA))
+    return perceptual_hash(brightness), perceptual_hash(brightness.flip(-1))
+
+
+def originals(hashes: Hashes, mirrored: Hashes, pictures: Callable[[Rows], NDArray[np.uint8]]) -> Rows:
+    """(N,) the accepted picture of which each is a near-duplicate; its own number for an accepted one.
+
+    pictures: row numbers to bytes (n, 3072).
+    """
+    original = np.arange(len(hashes))
+    for rows, bits in distances(hashes, mirrored):
+        # Compare with accepted pictures before this block, then those that are left with each other.
+        for columns in (slice(0, rows[0]), slice(rows[0], rows[-1] + 1)):
+            later, earlier = np.nonzero(bits[:, columns] <= COPY_BITS)
+            later, earlier, near = rows[later], earlier + columns.start, bits[:, columns][later, earlier]
+            open_ = (original[later] == later) & (original[earlier] == earlier)
+            later, earlier = _nearest_candidates(later[open_], earlier[open_], near[open_])
+            confirmed = _confirmed(later, earlier, pictures)
+            for row, first in zip(later[confirmed].tolist(), earlier[confirmed].tolist(), strict=True):
+                if original[row] == row and original[first] == first:
+                    original[row] = first
+    return original
+
+
+def _nearest_candidates(later: Rows, earlier: Rows, bits: NDArray[np.uint8]) -> tuple[Rows, Rows]:
+    """The pairs sorted by the later picture and then by distance, at most CANDIDATES for each."""
+    order = np.lexsort((earlier, bits, later))
+    later, earlier = later[order], earlier[order]
+    rank = np.arange(len(later)) - np.searchsorted(later, later)
+    return later[rank < CANDIDATES], earlier[rank < CANDIDATES]
+
+
+def _confirmed(later: Rows, earlier: Rows, pictures: Callable[[Rows], NDArray[np.uint8]]) -> NDArray[np.bool_]:
+    """(pairs,) which pairs are copies."""
+    found = np.zeros(len(later), bool)
+    for start in range(0, len(later), PAIRS_AT_ONCE):
+        block = slice(start, start + PAIRS_AT_ONCE)
+        rows, places = np.unique(np.stack([later[block], earlier[block]]), return_inverse=True)
+        first, second = comparable(pictures(rows))[torch.from_numpy(places).view(2, -1)]
+        found[block] = are_copies(first, second).numpy()
+    return found
+
+
+def are_copies(images: Tensor, others: Tensor) -> Tensor:
+    """(n,) whether each image is the other one, possibly mirrored, brighter, or cropped by a few percent.
+
+    images, others: (n, 3, 32, 32) of `comparable`.
+    """
+    correlations = torch.stack([(images * shown).sum(dim=(1, 2, 3)) for shown in (others, others.flip(-1))])
+    best = correlations.max(dim=0)
+    found = best.values >= CORRELATED
+    rows = torch.nonzero(found).flatten()
+    shown = torch.where(best.indices[rows].bool().view(-1, 1, 1, 1), others[rows].flip(-1), others[rows])
+    found[rows] = _explained(images[rows], shown)
+    return found
+
+
+def _as_images(pictures: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(pictures).float().view(-1, 3, GRID, GRID) / 255
+
+
+def comparable(pictures: NDArray[np.uint8]) -> Tensor:
+    """(n, 3, 32, 32), blurred by (1, 2, 1) / 4 in both directions, every channel's mean 0, unit norm.
+
+    pictures: bytes (n, 3072).
+    """
+    images = _as_images(pictures)
+    for shape in ((1, 1, 3, 1), (1, 1, 1, 3)):
+        weights = torch.tensor([0.25, 0.5, 0.25]).view(shape).expand(3, *shape[1:])
+        padding = (0, 0, 1, 1) if shape[2] == 3 else (1, 1, 0, 0)
+        images = F.conv2d(F.pad(images, padding, mode="replicate"), weights, groups=3)
+    images = images - images.mean(dim=(2, 3), keepdim=True)
+    return images / images.flatten(1).norm(dim=1).clamp_min(1e-6).view(-1, 1, 1, 1)
+
+
+def _explained(images: Tensor, others: Tensor) -> Tensor:
+    """(n,) whether the others, moved and scaled a little, explain the images, and do so everywhere.
+
+    Least squares on the other image and on its change under small shifts and scalings (Lucas and Kanade 1981), with a
+    penalty on these.  images, others: (n, 3, 32, 32) of `comparable`.
+    """
+    # Fit.
+    across, down = torch.gradient(others, dim=(3, 2))
+    axis = torch.linspace(-1, 1, GRID)
+    columns = torch.stack([others, across, across * axis, down, down * axis[:, None]], dim=1)  # (n, 5, 3, 32, 32)
+    columns = (columns - columns.mean(dim=(3, 4), keepdim=True)).flatten(2)
+    penalty = torch.diag(torch.tensor([1e-6] + 4 * [SHIFT_PENALTY]))
+    products = columns @ images.flatten(1)[:, :, None]  # (n, 5, 1)
+    weights = torch.linalg.solve(columns @ columns.transpose(1, 2) + penalty, products)
+    explained = (weights * products).sum(dim=(1, 2))
+    residual = images - (weights * columns).sum(dim=1).view_as(images)
+
+    # Compare the residual with the variance, tile by tile.
+    def tiles(values: Tensor) -> Tensor:
+        return F.avg_pool2d(values, TILE, stride=TILE // 2)  # (n, channels, 7, 7)
+
+    variance = tiles(images.square()).sum(dim=1) - tiles(images).square().sum(dim=1)
+    worst = tiles(residual.square()).sum(dim=1) / (variance + TILE_FLOOR / GRID**2)
+    evenly = worst.flatten(1).amax(dim=1) <= WORST_TILE * (1 - explained) + TILE_SLACK
+
+    # Allow more where the picture changes from pixel to pixel.
+    roughness = across.square().sum(dim=(1, 2, 3)) + down.square().sum(dim=(1, 2, 3))
+    allowed = UNEXPLAINED * ((roughness / ROUGH) ** 2).clamp(1, MOST_ROUGH)
+    return (1 - explained <= allowed) & evenly
 
 
 class Duplicates(NamedTuple):
@@ -131,48 +267,26 @@ class Duplicates(NamedTuple):
     anywhere: NDArray[np.bool_]
     """Has a near-duplicate."""
     in_another_split: NDArray[np.bool_]
-    """Has a near-duplicate in another split."""
-    repeated: NDArray[np.bool_]
-    """Has a near-duplicate that is darker. The images that are not repeated contain no near-duplicates, and at least
-    one image of every group of near-duplicates is among them."""
+    """Has one in another split, or one of the same original."""
+    original: Rows
+    """Number of the image of which it is a near-duplicate, its own for all others."""
+
+    @property
+    def repeated(self) -> NDArray[np.bool_]:
+        """Is a near-duplicate of an earlier image; the others contain none."""
+        return self.original != np.arange(len(self.original))
 
 
 def duplicate_pictures(
-    brightness: NDArray, pictures: Callable[[Rows], NDArray[np.uint8]], split: NDArray[np.int64]
+    chunks: Iterable[NDArray[np.uint8]], pictures: Callable[[Rows], NDArray[np.uint8]], split: NDArray[np.int64]
 ) -> Duplicates:
-    """Exact search for images whose 8x8 pictures are closer than PICTURE_DISTANCE.
+    """Near-duplicates among all images of a dataset.
 
-    Two pictures' mean brightness differs by at most their distance. In the order of brightness the near-duplicates of a
-    picture are therefore in a short stretch beside it, and only this stretch is read.
-
-    brightness: (N,) mean of each picture in [0, 1]. pictures: row indices to bytes (n, 192). split: (N,).
+    chunks: all pictures, bytes (n, 3072), in order.  pictures: row numbers to the same.  split: (N,).
     """
-    order = np.argsort(brightness, kind="stable")
-    ends = np.searchsorted(brightness[order], brightness[order] + PICTURE_DISTANCE + 1e-9, "right")
-    found = Duplicates(*np.zeros((3, len(order)), bool))
-    for start in range(0, len(order), PICTURES_AT_ONCE):
-        rows = order[start : start + PICTURES_AT_ONCE]
-        block, end = _centred(pictures(rows)), ends[start + len(rows) - 1]
-        for first in range(start, end, PICTURES_AT_ONCE):
-            diagonal = first == start  # the block against itself, then against brighter ones
-            others = rows if diagonal else order[first : min(first + PICTURES_AT_ONCE, end)]
-            near = _near(block, block if diagonal else _centred(pictures(others)))
-            if diagonal:
-                np.fill_diagonal(near, False)
-            split_apart = near & (split[rows][:, None] != split[others])
-            for has, pairs in ((found.anywhere, near), (found.in_another_split, split_apart)):
-                has[rows] |= pairs.any(axis=1)
-                has[others] |= pairs.any(axis=0)
-            found.repeated[others] |= (np.triu(near) if diagonal else near).any(axis=0)
-    return found
-
-
-def _centred(pictures: NDArray[np.uint8]) -> Tensor:
-    """(n, 192) integers from -128 to 127: small enough for float32 to add their products exactly."""
-    return torch.from_numpy(pictures).float() - 128
-
-
-def _near(pictures: Tensor, others: Tensor) -> NDArray[np.bool_]:
-    """(n, m) whether each of the first is a near-duplicate of each of the others."""
-    squares = (pictures**2).sum(dim=1)[:, None] + (others**2).sum(dim=1)
-    return (squares - 2 * pictures @ others.T < (255 * PICTURE_DISTANCE) ** 2 * pictures.shape[1]).numpy()
+    hashes, mirrored = (np.concatenate(parts) for parts in zip(*map(picture_hashes, chunks), strict=True))
+    original = originals(hashes, mirrored, pictures)
+    sizes = np.bincount(original, minlength=len(original))
+    in_split = np.unique(np.stack([original, split]), axis=1)[0]  # once for every split that a group is in
+    splits = np.bincount(in_split, minlength=len(original))
+    return Duplicates(sizes[original] > 1, splits[original] > 1, original)

@@ -48,6 +48,11 @@ class SemanticSpace:
         """Tokens of `text`, those that mark its ends included."""
         return len(self.tokenizer(text).input_ids)
 
+    def knows(self, text: str) -> bool:
+        """Whether the tokenizer has a token for any part of `text`; a text of unknown words has only that for those."""
+        tokens = self.tokenizer(text, add_special_tokens=False).input_ids
+        return any(token != self.tokenizer.unk_token_id for token in tokens)
+
     def embed_texts(self, texts: list[str], *, normalize: bool = True) -> Tensor:
         """N texts, also 21,000 of them, to (N, D), float32, of unit norm unless told otherwise."""
         for text in texts:
