@@ -60,7 +60,7 @@ def ensure_loadable(config: GenerateConfig) -> None:
     if config.engine == "local":
         ensure_generator(config.generator)
         if config.checks:
-            ensure_semantics(config.screen_semantics)
+            ensure_semantics(config.screen_semantics, "--screen-semantics")
 
 
 def generator_name(generator: str) -> str:
