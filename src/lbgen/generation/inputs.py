@@ -59,7 +59,7 @@ def ensure_loadable(config: GenerateConfig) -> None:
     adapter_sha256(config)
     if config.engine == "local":
         ensure_generator(config.generator)
-        if config.checks:
+        if config.compares_with_texts:
             ensure_semantics(config.screen_semantics, "--screen-semantics")
 
 
