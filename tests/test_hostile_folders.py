@@ -324,7 +324,7 @@ def test_repair_does_not_run_as_the_sender_did(received, screened, monkeypatch):
 )
 def test_repair_asks_for_the_models_of_a_received_dataset(received, screened, monkeypatch, changes, flag):
     """Before the network, or the folder, is touched."""
-    monkeypatch.setattr("lbgen.models.loading._ensure_there", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr("lbgen.runs.model_folder._ensure_on_hub", lambda *_: pytest.fail("asked the hub"))
     edit_record(received, **changes)
     (received / "index/train-00001.parquet").unlink()
     given = {} if flag == "--generator" else {"generator": screened.generator}
@@ -425,7 +425,7 @@ def test_descriptions_of_another_shape_are_refused(tmp_path, file, content):
             archive.addfile(member, io.BytesIO(stored))
     assert records_of(tmp_path)[0].category == "9" * 6000
     (tmp_path / file).write_text(content)
-    with pytest.raises(UserError, match=f"{file}: "):
+    with pytest.raises(UserError, match=f"{file}[:,] "):
         records_of(tmp_path)
 
 
@@ -556,7 +556,7 @@ def adapter_with(folder: Path, **changes: object) -> Path:
         ({"something_new": "value"}, "something_new"),
         ({"r": "2"}, "rank"),
         ({"r": 10**30}, "rank"),
-        ({"lora_alpha": float("nan")}, "alpha"),
+        ({"lora_alpha": "nan"}, "alpha"),
         ({"target_modules": "all-linear"}, "target_modules"),
     ],
 )
