@@ -191,7 +191,7 @@ def read_index(directory: Path | str) -> pa.Table:
     parts = sorted(name for name in store.names("index") if PART.fullmatch(name))
     if not parts:
         raise UserError(f"{directory}: no index/*.parquet; give a folder that lbgen generate made")
-    return pa.concat_tables(read_parquet(Path(directory) / "index" / part).select(SCHEMA.names) for part in parts)
+    return pa.concat_tables(read_parquet(BytesIO(store.read(f"index/{part}"))).select(SCHEMA.names) for part in parts)
 
 
 def read_stored(store: Store, name: str, kind: type[T]) -> T | None:
