@@ -9,6 +9,8 @@ from collections.abc import Container, Iterator
 
 from lbgen.datasets import index
 from lbgen.datasets.layouts import LAYOUTS
+from lbgen.datasets.listed import NAMES as LISTS
+from lbgen.datasets.records import IMAGE_SUFFIXES
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan
 from lbgen.generation.shard_rows import file_of
@@ -22,10 +24,8 @@ WRITTEN = (
 )  # fmt: skip
 """Names that are a dataset's; config.yaml is that of an alignment run."""
 SHARD_SUFFIXES = (".tar", ".parquet", ".arrow")
-LISTS = ("metadata.csv", "metadata.jsonl")
-"""Lists of images, which `datasets` and the audit read beside images."""
-PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-"""Suffixes of the files that torchvision or the audit take for images, also hidden files."""
+DEEPEST = 32
+"""Folders inside folders that are searched for pictures; a deeper one is itself a stray."""
 
 BELONGS_TO_NO_SHARD = "belongs to no shard; remove it"
 
@@ -91,6 +91,10 @@ def _strays_of_split(store: Store, split: str, known: Container[str]) -> Iterato
 
 
 def _pictures_below(store: Store, folder: str) -> Iterator[str]:
+    """The pictures in a folder and in those inside it, and every folder that lies too deep to be searched."""
+    if folder.count("/") > DEEPEST:
+        yield folder
+        return
     inner = store.folders(folder)
     yield from (f"{folder}/{name}" for name in sorted(store.names(folder) - inner) if is_picture(name))
     for name in sorted(inner):
@@ -105,7 +109,8 @@ def planned_files(config: GenerateConfig, plan: Plan, split: str, shard: int) ->
 
 
 def is_picture(name: str) -> bool:
-    return name.lower().endswith(PICTURES)
+    """Whether torchvision or the audit take a file of this name for an image; torchvision takes hidden ones too."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _is_shard(name: str) -> bool:
