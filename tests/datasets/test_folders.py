@@ -80,6 +80,12 @@ def test_a_line_that_names_no_file_inside_the_folder_is_a_fault(tmp_path):
     ]
 
 
+def test_cells_without_a_header_are_no_column(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,kind\n0.png,fish,more\n")
+    (tmp_path / "0.png").write_bytes(b"image")
+    assert [record.category for record in open_dataset(tmp_path).records()] == ["fish"]
+
+
 def test_listed_images_have_masks(tmp_path):
     placed(tmp_path, "0.png", "1.png", "masks/0.png")
     listed(tmp_path, *({"file_name": f"{number}.png", "label": number} for number in range(2)))

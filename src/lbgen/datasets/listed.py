@@ -90,7 +90,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
 
 def _label_column(path: Path) -> str:
     """`label`, else the only column besides the file's name."""
-    others = [name for name in next(_lines(path)) if name != "file_name"]
+    others = [name for name in next(_lines(path)) if name not in ("file_name", None)]  # None: cells without a header
     if "label" in others or len(others) == 1:
         return "label" if "label" in others else others[0]
     raise UserError(f"{path}: none of its columns {', '.join(others)} is called `label`; rename the one that is meant")
