@@ -15,6 +15,7 @@ from lbgen.datasets.index import Row
 from lbgen.datasets.layout import Layout, Stored
 from lbgen.datasets.records import (
     IMAGE_SUFFIXES,
+    LARGEST_FILE,
     NOT_CATEGORIES,
     NOT_IMAGES,
     SEEN_FOLDER,
@@ -25,6 +26,7 @@ from lbgen.datasets.records import (
     is_inside,
     valid_text,
 )
+from lbgen.runs import atomic
 
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation")
 """Names of splits' folders, perhaps with a number behind, as `datasets` knows them."""
@@ -42,7 +44,7 @@ class ImageFolderLayout(Layout):
         return {row.file: staged / row.key for row in rows}
 
     def read(self, path: Path, row: Row) -> Iterator[Stored]:
-        yield Stored(row.key, path.read_bytes(), None)
+        yield Stored(row.key, atomic.read_bounded(path, LARGEST_FILE), None)
 
 
 class CategoryFolder(NamedTuple):
