@@ -1,7 +1,11 @@
 """Image folders and listed images that are not as tidy as the others: nothing vanishes, nothing is made up."""
 
 import json
+import os
+import subprocess
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -51,6 +55,35 @@ def test_a_category_may_have_the_name_of_a_folder_of_lbgens(tmp_path, name):
     """Where images lie in it; masks lie a folder deeper."""
     placed(tmp_path, f"{name}/0.png", "hats/1.png", f"train/{name}/2.png")
     assert sorted(category for _, category, _ in found(tmp_path)) == sorted([name, "hats", name])
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_folders_too_deep_inside_each_other_are_not_walked(tmp_path, is_listed):
+    """Python's own walk of a thousand ended in an error."""
+    placed(tmp_path, "cat/0.png")
+    if is_listed:
+        listed(tmp_path, {"file_name": "cat/0.png", "label": "cat"})
+    with inside_each_other(tmp_path / "cat", 1200):
+        reader = open_dataset(tmp_path)
+        assert [record.key for record in reader.records()] == ["cat/0.png"]
+        assert is_listed or [reason for reason in reader.skipped] == ["a folder that lies deeper than 100 folders"]
+
+
+@contextmanager
+def inside_each_other(folder: Path, number: int) -> Iterator[None]:
+    """So many folders, which Python makes and removes only one by one."""
+    here = os.open(".", os.O_RDONLY)
+    try:
+        os.chdir(folder)
+        for _ in range(number):
+            os.mkdir("a")
+            os.chdir("a")
+        os.fchdir(here)
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
+        subprocess.run(["rm", "-rf", folder], check=True)
 
 
 def test_an_archive_beside_an_image_folder_is_no_shard(tmp_path):

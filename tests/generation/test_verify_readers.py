@@ -115,7 +115,7 @@ def test_what_lbgens_own_readers_take_is_named(copy, layout, name):
 def test_a_folder_too_deep_to_be_searched_is_named(copy):
     """A search of a thousand folders inside each other takes minutes, and more than Python's stack."""
     folder = copy("imagefolder")
-    (folder / "train/z1" / "/".join("a" * 50)).mkdir(parents=True)
+    (folder / "train/z1" / "/".join("a" * 110)).mkdir(parents=True)
     (found,) = verify(folder).damaged
     assert found.startswith("train/z1/a/") and found.endswith(f"/a: {STRAY}")
 

@@ -14,6 +14,7 @@ from lbgen.datasets.decode import is_image
 from lbgen.datasets.index import Row
 from lbgen.datasets.layout import Layout, Stored
 from lbgen.datasets.records import (
+    DEEP_FOLDER,
     IMAGE_SUFFIXES,
     LARGEST_FILE,
     NOT_CATEGORIES,
@@ -120,6 +121,10 @@ class ImageFolderReader(DatasetReader):
                     skipped.add(SEEN_FOLDER, self._place(Path(folder)))
                     continue
                 seen.add(target)
+                if atomic.is_too_deep(folder, self.folder):
+                    inner.clear()
+                    skipped.add(DEEP_FOLDER, self._place(Path(folder)))
+                    continue
                 for name in (name for name in inner if name.startswith(".")):
                     skipped.add("a hidden folder", self._place(Path(folder, name)))
                 inner[:] = sorted(name for name in inner if not name.startswith("."))

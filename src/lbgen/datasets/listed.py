@@ -19,6 +19,7 @@ from lbgen.datasets.records import (
     valid_text,
 )
 from lbgen.errors import UserError
+from lbgen.runs import atomic
 from lbgen.runs.parsing import parse_json
 
 NAMES = ("metadata.csv", "metadata.jsonl")
@@ -83,6 +84,8 @@ def _images_below(folder: Path) -> Iterator[Path]:
         inner[:] = sorted(
             name for name in inner if not name.startswith(".") and not (is_top and name in NOT_CATEGORIES)
         )
+        if atomic.is_too_deep(place, folder):
+            inner.clear()
         for name in sorted(names):
             if name.lower().endswith(IMAGE_SUFFIXES) and not (is_top and name in NOT_IMAGES):
                 yield Path(place, name)

@@ -34,6 +34,8 @@ LONGEST_LABEL = 2**16
 """Bytes of a file that holds a label."""
 SEEN_FOLDER = "a link to a folder that is read already, or that lies inside or around the dataset"
 """Why a folder is skipped."""
+DEEP_FOLDER = f"a folder that lies deeper than {atomic.DEEPEST} folders"
+"""The same."""
 EXAMPLES = 20
 """Names that are kept of what was left out for one reason."""
 LONGEST_NUMBER = 20

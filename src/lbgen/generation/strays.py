@@ -14,6 +14,7 @@ from lbgen.datasets.records import IMAGE_SUFFIXES
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan
 from lbgen.generation.shard_rows import file_of
+from lbgen.runs import atomic
 from lbgen.runs.outputs import DATASET_RECORD, taken_names
 from lbgen.runs.storage import Store
 
@@ -24,8 +25,6 @@ WRITTEN = (
 )  # fmt: skip
 """Names that are a dataset's; config.yaml is that of an alignment run."""
 SHARD_SUFFIXES = (".tar", ".parquet", ".arrow")
-DEEPEST = 32
-"""Folders inside folders that are searched for pictures; a deeper one is itself a stray."""
 
 BELONGS_TO_NO_SHARD = "belongs to no shard; remove it"
 
@@ -92,7 +91,7 @@ def _strays_of_split(store: Store, split: str, known: Container[str]) -> Iterato
 
 def _pictures_below(store: Store, folder: str) -> Iterator[str]:
     """The pictures in a folder and in those inside it, and every folder that lies too deep to be searched."""
-    if folder.count("/") > DEEPEST:
+    if folder.count("/") > atomic.DEEPEST:
         yield folder
         return
     inner = store.folders(folder)

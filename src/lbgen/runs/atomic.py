@@ -7,9 +7,10 @@ and neither follows a link.
 
 import hashlib
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lbgen.errors import UserError
@@ -17,6 +18,8 @@ from lbgen.runs.limits import NO_FLUSH, say_once
 
 LARGEST_FILE = 2**28
 """Bytes of a stored file that is read at once; the plan of a million categories has a quarter of it."""
+DEEPEST = 100
+"""Folders inside each other that are walked. A thousand would be more than Python's stack."""
 
 
 @contextmanager
@@ -133,12 +136,25 @@ def refuse_special(path: Path) -> None:
 
 
 def refuse_links(folder: Path, names: Iterable[str]) -> None:
-    """Refuse links and special files at and below these names in `folder`, before a run writes there."""
+    """Refuse links, special files and too many folders inside each other at these names, before a run writes there."""
     for name in names:
         refuse_special(folder / name)
         for parent, folders, files in os.walk(folder / name):
+            if is_too_deep(parent, folder):
+                raise UserError(f"{parent}: more than {DEEPEST} folders inside each other; remove them")
             for entry in sorted([*folders, *files]):
                 refuse_special(Path(parent, entry))
+
+
+def is_too_deep(folder: Path | str, root: Path) -> bool:
+    """Whether a folder lies more than DEEPEST folders below `root`."""
+    return len(Path(folder).parts) - len(root.parts) > DEEPEST
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder as far as that is possible; links in it are removed, never what they point to."""
+    with suppress(RecursionError):  # a thousand folders inside each other
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def temporary_name(path: Path) -> Path:
