@@ -1,7 +1,7 @@
 """Start-up of `lbgen generate` on a finished dataset of 1.3 million images: `python benchmarks/speed/start_up.py`.
 
-1,300 empty files stand for the index parts of finished shards: what is measured is how a run finds out that there is
-nothing to do.
+Empty files stand for the descriptions and for the 1,300 index parts of finished shards: what is measured is how a run
+finds out that there is nothing to do.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from benchmarks.commands import run_lbgen
 from lbgen.configuration import saved
 from lbgen.configuration.yaml_lines import yaml_text
 from lbgen.generation import plan as plans
+from lbgen.generation.card.json_files import labels_json
 from lbgen.generation.config import RUNNING, GenerateConfig
 from lbgen.vocabulary.vocabulary import load_vocabulary
 
@@ -31,7 +32,9 @@ def write_finished_dataset(folder: Path) -> None:
     (folder / "index").mkdir(parents=True)
     (folder / "dataset.yaml").write_text(yaml_text({"config": values, "made_with": made_with}))
     (folder / "plan.json").write_text(json.dumps(plans.to_json([target])))
-    (folder / "croissant.json").write_text("{}")
+    (folder / "labels.json").write_text(labels_json(target.categories))
+    for name in ("README.md", "samples.png", "croissant.json"):
+        (folder / name).touch()
     for shard in range(1300):
         (folder / f"index/train-{shard:05d}.parquet").touch()
 

@@ -62,11 +62,8 @@ def changed_index(content: bytes, rng: random.Random) -> bytes:
 def dataset(request, config, tmp_path_factory):
     """A screened dataset in each format."""
     output = str(tmp_path_factory.mktemp("fuzz") / request.param)
-    generate(
-        replace(
-            config, output=output, format=request.param, screen=("duplicate",), duplicate_bits=0, images_per_category=2
-        )
-    )
+    made = replace(config, output=output, format=request.param, images_per_category=2)
+    generate(replace(made, screen=("duplicate",), screen_semantics="microworld", duplicate_bits=0))
     return Path(output)
 
 

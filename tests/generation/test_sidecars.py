@@ -175,3 +175,11 @@ def test_the_balance_in_a_card_is_written_again_by_the_file_of_attributes(config
     file.write_text(text)
     assert verify(tmp_path / "made", repair=True).damaged == ()
     assert contents(tmp_path / "made") == before
+
+
+def test_a_description_of_a_damaged_index_is_refused_in_one_line(copy):
+    made, folder = copy("imagefolder")
+    (folder / "README.md").unlink()
+    (folder / "index/val-00000.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match="index/val-00000.parquet cannot be read .*run lbgen verify .* --repair"):
+        generate(made)

@@ -197,6 +197,12 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
         return tuple(check for check in CHECKS if check in self.screen) + (("balance",) if self.balance else ())
 
     @property
+    def compares_with_texts(self) -> bool:
+        """Whether a check needs the language space. Near-duplicates need it only where it finds some."""
+        by_checker = {"unsafe"} if self.unsafe == "checker" else set()
+        return bool(set(self.checks) - {"blank", "duplicate"} - by_checker)
+
+    @property
     def part(self) -> tuple[int, int] | None:
         """(i, n) with 0 <= i < n of shard_of; UserError for anything but I/N."""
         if self.shard_of is None:

@@ -59,8 +59,8 @@ def ensure_loadable(config: GenerateConfig) -> None:
     adapter_sha256(config)
     if config.engine == "local":
         ensure_generator(config.generator)
-        if config.checks:
-            ensure_semantics(config.screen_semantics)
+        if config.compares_with_texts:
+            ensure_semantics(config.screen_semantics, "--screen-semantics")
 
 
 def generator_name(generator: str) -> str:

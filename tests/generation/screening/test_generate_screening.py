@@ -89,7 +89,9 @@ def reject(monkeypatch, keys: set[str], attempts: int) -> None:
         Screen,
         "judge",
         lambda self, images, pixels: [
-            Verdict({"deviation": 0.0}, ("blank",) if image.key in keys and image.attempt < attempts else ())
+            Verdict({"deviation": 0.0}, ("blank",))
+            if image.key in keys and image.attempt < attempts
+            else Verdict({"deviation": 0.2}, ())
             for image in images
         ],
     )

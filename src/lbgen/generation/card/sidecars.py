@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from lbgen.datasets import index
+from lbgen.errors import UserError
 from lbgen.generation.card.croissant import croissant
 from lbgen.generation.card.json_files import info_json, labels_json
 from lbgen.generation.card.merge import parse
@@ -20,6 +21,7 @@ from lbgen.generation.card.readme import head
 from lbgen.generation.card.summary import DatasetSummary, ShardFile, SplitSummary
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan
+from lbgen.generation.shard_rows import repair_advice
 from lbgen.generation.strays import CARD, CROISSANT, INFO, LABELS, SAMPLES
 from lbgen.generation.workers.encode import UNREADABLE
 from lbgen.runs.parsing import parse_json
@@ -66,9 +68,20 @@ def sidecar_faults(store: Store, config: GenerateConfig, plan: Plan) -> Iterator
 
 
 def split_summary(store: Store, plan: Plan, split: str) -> SplitSummary:
-    parts = [index.part_summary(store, split, shard) for shard in range(plan.shards(split))]
+    """Raises UserError for a part of the index that cannot be read."""
+    parts = [_part_summary(store, split, shard) for shard in range(plan.shards(split))]
     files = [ShardFile(name, images, sha256) for images, hashes in parts for name, sha256 in hashes.items()]
     return SplitSummary(split, sum(images for images, _ in parts), files)
+
+
+def _part_summary(store: Store, split: str, shard: int) -> tuple[int, dict[str, str]]:
+    try:
+        return index.part_summary(store, split, shard)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        name = f"{store}/{index.part_name(split, shard)}"
+        raise UserError(f"{name} cannot be read ({error}); {repair_advice(store)}") from None
 
 
 def _is_intact(store: Store, name: str, is_right: Callable[[bytes], bool]) -> bool:

@@ -74,8 +74,7 @@ class Screen:
         self.config, self.device = config, device
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         checks, by_checker = set(config.checks), config.unsafe == "checker"
-        self._needs_features = bool(checks - {"blank", "duplicate"} - ({"unsafe"} if by_checker else set()))
-        if self._needs_features:
+        if config.compares_with_texts:
             self._space = load_semantics(config.screen_semantics, device, dtype, "--screen-semantics")
         if "label" in checks or ("unsafe" in checks and not by_checker):
             texts = [config.screen_template.replace("{name}", category.name) for category in categories]
@@ -128,7 +127,9 @@ class Screen:
         levels = torch.tensor(pixels, device=self.device).permute(0, 3, 1, 2)  # (B, 3, H, W)
         colours = levels.float() / 255
         brightness = torch.einsum("bchw,c->bhw", colours, torch.tensor(LUMA, device=self.device))
-        features = self._space.embed_images(colours) if self._needs_features else colours.new_empty(len(images), 0)
+        features = (
+            self._space.embed_images(colours) if self.config.compares_with_texts else colours.new_empty(len(images), 0)
+        )
         return Batch(images, levels, brightness, features)
 
     def _detected_values(self, batch: Batch) -> list[tuple[str, ...]]:
