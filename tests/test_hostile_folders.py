@@ -324,7 +324,7 @@ def test_repair_does_not_run_as_the_sender_did(received, screened, monkeypatch):
 )
 def test_repair_asks_for_the_models_of_a_received_dataset(received, screened, monkeypatch, changes, flag):
     """Before the network, or the folder, is touched."""
-    monkeypatch.setattr("lbgen.models.loading._ensure_there", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr("lbgen.runs.model_folder._ensure_on_hub", lambda *_: pytest.fail("asked the hub"))
     edit_record(received, **changes)
     (received / "index/train-00001.parquet").unlink()
     given = {} if flag == "--generator" else {"generator": screened.generator}
