@@ -103,7 +103,7 @@ ROWS: dict[str, tuple[Callable[[dict], bool], dict]] = {
     "deviation, above": (first, {"deviation": 0.6}),
     "unsafe": (first, {"unsafe": -0.5}),
     "duplicate_bits": (first, {"duplicate_bits": 70.0}),
-    "duplicate_cosine": (first, {"duplicate_bits": 4.0, "duplicate_cosine": 0.999}),
+    "duplicate_cosine": (first, {"duplicate_bits": 4.0, "duplicate_cosine": 1.1}),
     "rejections": (again, {"rejections": ["unsafe"]}),
     "rejections, kept": (kept, {"rejections": ["label", "label", "blank"]}),
     "rejections, fewer": (kept, {"rejections": ["label"] * 2}),

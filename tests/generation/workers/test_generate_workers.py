@@ -250,7 +250,7 @@ def test_ray_replaces_workers_that_are_killed_for_memory_or_whose_machine_fails(
 
 def test_ray_worker_that_dies_of_memory_while_it_loads_is_one_line(cluster, config, tmp_path, monkeypatch):
     class Lost(ray.RayWorker):
-        def preflight(self, config, plan, recorded=None):
+        def preflight(self, config, plan, recorded):
             from ray import exceptions
 
             raise exceptions.OutOfMemoryError("Task was killed.\n" + "Top processes:\n" * 1000)
