@@ -130,6 +130,13 @@ def test_rows_in_another_order_are_found(received):
     assert "the order of its rows" in verify(folder).damaged[0]
 
 
+def test_an_index_of_far_more_rows_is_not_unpacked(received):
+    """Half a megabyte stood for 4.6 GB."""
+    folder = received("webdataset")
+    edit(folder, lambda rows: rows * 2000)
+    assert verify(folder).damaged[0].startswith("train-00000: index/train-00000.parquet cannot be read")
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"prompt_template": "a {name}"}, {"generator": "other"}])
 def test_a_record_that_the_images_contradict_is_found(received, change):
     """The index changed with it: the image files say what made them."""

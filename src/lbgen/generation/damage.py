@@ -61,7 +61,7 @@ def shard_faults(expected: Expected, split: str, shard: int, files: set[str]) ->
     # The part of the index: readable, and as planned. Otherwise no file that it names is opened.
     part_name = index.part_name(split, shard)
     try:
-        rows, containers = index.read_part(store, split, shard)
+        rows, containers = index.read_part(store, split, shard, plan.shard_images(split, shard))
     except FileNotFoundError:
         yield "not made"
         return
