@@ -146,7 +146,7 @@ def huge(path: Path) -> None:
 @pytest.mark.parametrize("damage", [cut, nested, incomplete, pipe, huge])
 def test_a_damaged_file_is_one_line(flags, damage):
     damage(flags["adapter"] / "training.json")
-    with pytest.raises(UserError, match="training.json[:,] .*(restore the file, or remove|put one there|larger than)"):
+    with pytest.raises(UserError, match="training.json[:,] .*(restore the file, or remove|give a regular file)"):
         resolve(GenerateConfig, None, flags)
 
 

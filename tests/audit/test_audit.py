@@ -12,9 +12,10 @@ import torch
 from audited import ATTRIBUTES, photographs, write_image_folder, write_parquet, write_webdataset
 from command_line import refused_here
 from PIL import Image
-from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
 
 import lbgen
+from lbgen.audit.comparison import VisionModel
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.observe import Observer
 from lbgen.cli import main
@@ -219,6 +220,14 @@ def test_datasets_are_compared_in_a_vision_model_of_ones_choice(folder, tmp_path
     packed, balanced = found["datasets"]["packed"], found["datasets"]["balanced"]
     assert packed["frechet_distance"]["value"] == pytest.approx(0, abs=1e-6) and packed["precision"]["value"] == 1
     assert balanced["precision"]["value"] < 1
+
+
+def test_a_vision_model_without_one_feature_vector_an_image_is_refused(tmp_path):
+    """A ResNet, whose configuration has sizes of several stages, and no `hidden_size`."""
+    ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])).save_pretrained(tmp_path)
+    BitImageProcessor(size={"height": 28, "width": 28}, do_center_crop=False).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="features .* cannot be loaded: repair the folder .*hidden_size"):
+        VisionModel(str(tmp_path), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,11 @@
 """Image folders and listed images that are not as tidy as the others: nothing vanishes, nothing is made up."""
 
 import json
+import os
+import subprocess
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,6 +57,35 @@ def test_a_category_may_have_the_name_of_a_folder_of_lbgens(tmp_path, name):
     assert sorted(category for _, category, _ in found(tmp_path)) == sorted([name, "hats", name])
 
 
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_folders_too_deep_inside_each_other_are_not_walked(tmp_path, is_listed):
+    """Python's own walk of a thousand ended in an error."""
+    placed(tmp_path, "cat/0.png")
+    if is_listed:
+        listed(tmp_path, {"file_name": "cat/0.png", "label": "cat"})
+    with inside_each_other(tmp_path / "cat", 1200):
+        reader = open_dataset(tmp_path)
+        assert [record.key for record in reader.records()] == ["cat/0.png"]
+        assert is_listed or [reason for reason in reader.skipped] == ["a folder that lies deeper than 100 folders"]
+
+
+@contextmanager
+def inside_each_other(folder: Path, number: int) -> Iterator[None]:
+    """So many folders, which Python makes and removes only one by one."""
+    here = os.open(".", os.O_RDONLY)
+    try:
+        os.chdir(folder)
+        for _ in range(number):
+            os.mkdir("a")
+            os.chdir("a")
+        os.fchdir(here)
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
+        subprocess.run(["rm", "-rf", folder], check=True)
+
+
 def test_an_archive_beside_an_image_folder_is_no_shard(tmp_path):
     placed(tmp_path, "cat/0.png", "dog/1.png")
     with tarfile.open(tmp_path / "all.tar", "w") as archive:
@@ -78,6 +111,12 @@ def test_a_line_that_names_no_file_inside_the_folder_is_a_fault(tmp_path):
     assert [(r.key, r.fault) for r in records[1:]] == [
         (f"metadata.jsonl, image {n}", "its file_name is no path inside the dataset folder") for n in range(2, 7)
     ]
+
+
+def test_cells_without_a_header_are_no_column(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,kind\n0.png,fish,more\n")
+    (tmp_path / "0.png").write_bytes(b"image")
+    assert [record.category for record in open_dataset(tmp_path).records()] == ["fish"]
 
 
 def test_listed_images_have_masks(tmp_path):

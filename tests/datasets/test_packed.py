@@ -4,6 +4,8 @@ import shutil
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from audited import photographs, png, write_webdataset
 
@@ -42,6 +44,13 @@ def test_shards_of_one_name_have_keys_of_their_own(numbered, scenes):
     for split in ("test", "train"):
         (numbered / split / "00000.tar").write_bytes(b"damaged" * 100)
     assert [r.key for r in open_dataset(numbered).records()] == ["test/00000.tar", "train/00000.tar"]
+
+
+@pytest.mark.parametrize("columns", [{"image": ["a.png"]}, {"image": [b"image"], "mask": [1]}])
+def test_a_column_that_holds_no_files_is_a_fault(tmp_path, columns):
+    pq.write_table(pa.table({**columns, "label": [0]}), tmp_path / "train.parquet")
+    (record,) = open_dataset(tmp_path).records()
+    assert record.content is None and record.fault == "its image or its mask is not the content of a file"
 
 
 def test_rows_of_one_path_have_keys_of_their_own(tmp_path, scenes):

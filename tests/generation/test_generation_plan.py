@@ -130,6 +130,12 @@ def test_targets_survive_their_file():
     assert through_a_file(targets) == targets
 
 
+def test_a_file_in_which_a_target_shrinks_a_category_is_refused():
+    """No run writes one: a growth would have a negative number of images."""
+    with pytest.raises(UserError, match=r"a test, \[1\].images_per_category: fewer than in an earlier target"):
+        through_a_file((target("ab", 10), target("acd", 5)))
+
+
 @pytest.mark.parametrize(
     "wanted, message",
     [

@@ -101,7 +101,8 @@ def test_what_no_reader_reads_is_no_fault(copy, tmp_path, layout, name):
 @pytest.mark.parametrize(
     "layout, name",
     [("imagefolder", "x.tar"), ("imagefolder", "x.parquet"), ("imagefolder", "metadata.csv"),
-     ("imagefolder", "train/x.png"), ("webdataset", "other.tar"), ("parquet", "x.parquet"), ("parquet", "data/x.arrow"),
+     ("imagefolder", "train/x.png"), ("imagefolder", "train/z1/x.avif"), ("imagefolder", "train/z1/x.jfif"),
+     ("webdataset", "other.tar"), ("parquet", "x.parquet"), ("parquet", "data/x.arrow"),
      ("webdataset", "index/train-00099.parquet"), ("webdataset", "index/old.parquet")],
 )  # fmt: skip
 def test_what_lbgens_own_readers_take_is_named(copy, layout, name):
@@ -109,6 +110,14 @@ def test_what_lbgens_own_readers_take_is_named(copy, layout, name):
     folder = copy(layout)
     shutil.copy(next(folder.glob("index/*.parquet")), folder / name)
     assert verify(folder).damaged == (f"{name}: {STRAY}",)
+
+
+def test_a_folder_too_deep_to_be_searched_is_named(copy):
+    """A search of a thousand folders inside each other takes minutes, and more than Python's stack."""
+    folder = copy("imagefolder")
+    (folder / "train/z1" / "/".join("a" * 110)).mkdir(parents=True)
+    (found,) = verify(folder).damaged
+    assert found.startswith("train/z1/a/") and found.endswith(f"/a: {STRAY}")
 
 
 def test_strays_are_named_beside_a_damaged_shard(copy):

@@ -130,6 +130,13 @@ def test_rows_in_another_order_are_found(received):
     assert "the order of its rows" in verify(folder).damaged[0]
 
 
+def test_an_index_of_far_more_rows_is_not_unpacked(received):
+    """Half a megabyte stood for 4.6 GB."""
+    folder = received("webdataset")
+    edit(folder, lambda rows: rows * 2000)
+    assert verify(folder).damaged[0].startswith("train-00000: index/train-00000.parquet cannot be read")
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"prompt_template": "a {name}"}, {"generator": "other"}])
 def test_a_record_that_the_images_contradict_is_found(received, change):
     """The index changed with it: the image files say what made them."""
@@ -214,7 +221,7 @@ def test_a_container_outside_the_folder_is_found(received):
     assert "its list of files" in verify(folder).damaged[0]
 
 
-@pytest.mark.parametrize("change", ["names", "order", "more"])
+@pytest.mark.parametrize("change", ["names", "metadata", "order", "more"])
 def test_a_changed_table_is_found(received, change):
     """Its class list, with which `datasets` reads it alone; its rows."""
     folder = received("parquet")
@@ -224,12 +231,14 @@ def test_a_changed_table_is_found(received, change):
         metadata = {b"huggingface": table.schema.metadata[b"huggingface"].replace(b'"cup", "fish"', b'"fish", "cup"')}
         assert metadata != table.schema.metadata
         table = table.replace_schema_metadata(metadata)
+    elif change == "metadata":
+        table = table.replace_schema_metadata({b"huggingface": b'{"info": 5}'})
     else:
         table = table.take([2, 1, 0] if change == "order" else [0, 1, 2, 0])
     pq.write_table(table, path)
     edit(folder, lambda rows: rows, **{"data/train-00000.parquet": hashlib.sha256(path.read_bytes()).hexdigest()})
-    message = "names other categories than the plan" if change == "names" else "holds more than its images"
-    assert message in verify(folder).damaged[0]
+    messages = {"names": "names other categories than the plan", "metadata": "parquet cannot be read"}
+    assert messages.get(change, "holds more than its images") in verify(folder).damaged[0]
 
 
 # ---- counts and rounds ----

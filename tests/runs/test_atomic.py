@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from lbgen.errors import UserError
 from lbgen.runs import atomic
 
 
@@ -40,3 +41,9 @@ def test_what_a_killed_writer_left_is_overwritten(tmp_path):
 def test_sha256_is_that_of_the_bytes(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert atomic.sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_folders_too_deep_inside_each_other_are_refused(tmp_path):
+    (tmp_path / "samples" / "/".join("a" * 110)).mkdir(parents=True)
+    with pytest.raises(UserError, match="more than 100 folders inside each other; remove them"):
+        atomic.refuse_links(tmp_path, ["samples"])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from diffusers import StableDiffusionPipeline
 
 from lbgen.errors import UserError
 from lbgen.models.generator import load_generator
+from lbgen.models.loading import read_config
 from lbgen.models.semantics import load_semantics
-from lbgen.runs.identity import weights_sha256
+from lbgen.runs.identity import model_identity, weights_sha256
 
 
 def of_all_weights(folder: Path) -> str:
@@ -113,3 +115,13 @@ def test_a_hash_of_an_earlier_version_is_compared_by_its_rule(generator):
     assert weights_sha256(str(generator), recorded) == recorded != weights_sha256(str(generator))
     now = weights_sha256(str(generator))
     assert weights_sha256(str(generator), now) == now
+
+
+def test_pipes_in_a_model_folder_are_not_waited_for(tmp_path):
+    """In place of a configuration, and beside the weights that are hashed by the rule of earlier versions."""
+    os.mkfifo(tmp_path / "other.safetensors")
+    (tmp_path / "unet").mkdir()
+    os.mkfifo(tmp_path / "unet/config.json")
+    assert model_identity(str(tmp_path)) == hashlib.sha256().hexdigest()
+    with pytest.raises(UserError, match="config.json: it is not a regular file"):
+        read_config(str(tmp_path), "unet")

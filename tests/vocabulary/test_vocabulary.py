@@ -1,6 +1,7 @@
 """Category lists: what is read, what is refused and where it says the mistake stands."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path, PureWindowsPath
 
@@ -495,3 +496,10 @@ def test_seventy_five_words_may_fit_and_seventy_six_cannot():
     vocabulary_of("cat", "a " * 75)
     with pytest.raises(UserError, match="77 tokens"):
         vocabulary_of("cat", "a " * 76)
+
+
+def test_a_pipe_is_not_waited_for_and_a_device_not_read(tmp_path):
+    os.mkfifo(tmp_path / "names.txt")
+    for path in (tmp_path / "names.txt", Path("/dev/zero")):
+        with pytest.raises(UserError, match=f"{path}: it is not a regular file; give a regular file of at most"):
+            load_vocabulary(str(path))

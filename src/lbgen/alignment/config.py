@@ -112,7 +112,7 @@ class Adapter(Settings):
     """Adapter."""
 
     rank: Rank = 128
-    """Rank of the LoRA adapter, 1 or more."""
+    """Rank of the LoRA adapter, 1 to 4096."""
     alpha: Positive = 128.0
     """Scale of the LoRA adapter: its update is multiplied by alpha / rank."""
     lora_targets: Annotated[tuple[str, ...], Range(lambda names: len(names) > 0, "name at least one module")] = (

@@ -128,9 +128,9 @@ class VisionModel:
             model = load_model(AutoModel, where, torch.float32, trust_remote_code=False)
             self.model = model.eval().requires_grad_(False).to(device)
             self.preprocessing = Preprocessing(AutoImageProcessor.from_pretrained(where, trust_remote_code=False))
+            self.side = (self.preprocessing.crop or self.preprocessing.size)["height"]
+            self.dimension: int = self.model.config.hidden_size
         self.where, self.device = where, device
-        self.side = (self.preprocessing.crop or self.preprocessing.size)["height"]
-        self.dimension: int = self.model.config.hidden_size
 
     @torch.no_grad()
     def embed(self, canvas: torch.Tensor) -> torch.Tensor:

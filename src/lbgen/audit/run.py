@@ -58,7 +58,7 @@ def is_of_audit(folder: Path) -> bool:
     if (folder / "cache/lock").exists() or any(folder.glob("cache/seen-*.rows")):
         return True
     try:
-        content = parse_json((folder / MEASURES).read_bytes())
+        content = parse_json(atomic.read_bytes(folder / MEASURES))
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"datasets", "definitions", "made_with"} <= content.keys()

@@ -14,6 +14,8 @@ LARGEST_FILE = 2**20
 """Bytes; PyYAML reads about a megabyte a second."""
 MOST_VALUES, DEEPEST = 100_000, 20
 """Values in a file after its aliases are replaced by what they stand for, and lists inside lists."""
+YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
+"""What PyYAML raises, also for values that it cannot make and for lists that are nested too deeply."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -57,7 +59,7 @@ def parse_yaml(content: bytes, source: str) -> dict[str, Any]:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         place = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{source}{place}: not valid YAML ({problem or type(error).__name__}); repair it") from None
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):  # PyYAML's own, for values and depth
+    except YAML_ERRORS:
         raise UserError(f"{source}: not valid YAML (a value in it cannot be read); repair it") from None
     if values is None:
         return {}

@@ -91,7 +91,7 @@ def mask_of(content: bytes, side: int) -> Image.Image | str:
 def is_image(path: Path) -> bool:
     """Whether a regular file is an image by its content, of a format that is read here."""
     try:
-        if not path.is_file() or not path.stat().st_size:  # an empty one may be a pipe, see records.read_bounded
+        if not path.is_file() or not path.stat().st_size:  # an empty one may be a pipe, see runs.atomic.read_bounded
             return False
         with Image.open(path, formats=FORMATS):
             return True

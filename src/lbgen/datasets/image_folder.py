@@ -14,7 +14,9 @@ from lbgen.datasets.decode import is_image
 from lbgen.datasets.index import Row
 from lbgen.datasets.layout import Layout, Stored
 from lbgen.datasets.records import (
+    DEEP_FOLDER,
     IMAGE_SUFFIXES,
+    LARGEST_FILE,
     NOT_CATEGORIES,
     NOT_IMAGES,
     SEEN_FOLDER,
@@ -25,6 +27,7 @@ from lbgen.datasets.records import (
     is_inside,
     valid_text,
 )
+from lbgen.runs import atomic
 
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation")
 """Names of splits' folders, perhaps with a number behind, as `datasets` knows them."""
@@ -42,7 +45,7 @@ class ImageFolderLayout(Layout):
         return {row.file: staged / row.key for row in rows}
 
     def read(self, path: Path, row: Row) -> Iterator[Stored]:
-        yield Stored(row.key, path.read_bytes(), None)
+        yield Stored(row.key, atomic.read_bounded(path, LARGEST_FILE), None)
 
 
 class CategoryFolder(NamedTuple):
@@ -118,6 +121,10 @@ class ImageFolderReader(DatasetReader):
                     skipped.add(SEEN_FOLDER, self._place(Path(folder)))
                     continue
                 seen.add(target)
+                if atomic.is_too_deep(folder, self.folder):
+                    inner.clear()
+                    skipped.add(DEEP_FOLDER, self._place(Path(folder)))
+                    continue
                 for name in (name for name in inner if name.startswith(".")):
                     skipped.add("a hidden folder", self._place(Path(folder, name)))
                 inner[:] = sorted(name for name in inner if not name.startswith("."))

@@ -36,6 +36,8 @@ CONTAINERS = b"lbgen_containers"
 """Key of the container hashes in the metadata of a part's schema."""
 RESERVED_SPLITS = ("index", "screening", "data", "all", "masks")
 """Names of other things in a dataset folder, and the one that readers use for all splits together."""
+MOST_TIMES = 10
+"""A part with more rows than so many times its shard's images is not read; other wrong rows are named."""
 PART = re.compile(r"(?P<split>.+)-(?P<shard>\d{5,})\.parquet")
 
 
@@ -143,9 +145,16 @@ def index_bytes(rows: Sequence[Row], containers: dict[str, str]) -> bytes:
     return stream.getvalue()
 
 
-def read_part(store: Store, split: str, shard: int) -> tuple[list[Row], dict[str, str]]:
-    """One shard's rows and container hashes; raises OSError or ValueError where the file is damaged."""
-    table = read_parquet(BytesIO(store.read(part_name(split, shard))))
+def read_part(store: Store, split: str, shard: int, images: int) -> tuple[list[Row], dict[str, str]]:
+    """One shard's rows and container hashes; raises OSError or ValueError where the file is damaged.
+
+    images: those of the shard by the plan. A few bytes of a Parquet file can stand for millions of rows.
+    """
+    with pq.ParquetFile(BytesIO(store.read(part_name(split, shard))), pre_buffer=False) as file:
+        rows = sum(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+        if rows > MOST_TIMES * images:
+            raise ValueError(f"it has {rows:,} rows for {images:,} images")
+        table = file.read(use_threads=False)  # see read_parquet
     containers = _container_hashes(table.schema)
     table = table.select(SCHEMA.names)
     if table.schema.types != SCHEMA.types or any(map(_has_gaps, table.columns, SCHEMA.names)):

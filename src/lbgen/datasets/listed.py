@@ -19,6 +19,7 @@ from lbgen.datasets.records import (
     valid_text,
 )
 from lbgen.errors import UserError
+from lbgen.runs import atomic
 from lbgen.runs.parsing import parse_json
 
 NAMES = ("metadata.csv", "metadata.jsonl")
@@ -83,6 +84,8 @@ def _images_below(folder: Path) -> Iterator[Path]:
         inner[:] = sorted(
             name for name in inner if not name.startswith(".") and not (is_top and name in NOT_CATEGORIES)
         )
+        if atomic.is_too_deep(place, folder):
+            inner.clear()
         for name in sorted(names):
             if name.lower().endswith(IMAGE_SUFFIXES) and not (is_top and name in NOT_IMAGES):
                 yield Path(place, name)
@@ -90,7 +93,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
 
 def _label_column(path: Path) -> str:
     """`label`, else the only column besides the file's name."""
-    others = [name for name in next(_lines(path)) if name != "file_name"]
+    others = [name for name in next(_lines(path)) if name not in ("file_name", None)]  # None: cells without a header
     if "label" in others or len(others) == 1:
         return "label" if "label" in others else others[0]
     raise UserError(f"{path}: none of its columns {', '.join(others)} is called `label`; rename the one that is meant")

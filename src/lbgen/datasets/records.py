@@ -5,7 +5,6 @@ left out is counted by reason, so nothing vanishes unseen.
 """
 
 import os
-import stat
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
@@ -35,6 +34,8 @@ LONGEST_LABEL = 2**16
 """Bytes of a file that holds a label."""
 SEEN_FOLDER = "a link to a folder that is read already, or that lies inside or around the dataset"
 """Why a folder is skipped."""
+DEEP_FOLDER = f"a folder that lies deeper than {atomic.DEEPEST} folders"
+"""The same."""
 EXAMPLES = 20
 """Names that are kept of what was left out for one reason."""
 LONGEST_NUMBER = 20
@@ -141,35 +142,19 @@ class DatasetReader(ABC):
             return None
         path = self.folder / "masks" / place
         found = next((candidate for candidate in (path.with_suffix(".png"), path) if candidate.is_file()), None)
-        return read_bounded(found) if found else None
+        return atomic.read_bounded(found, LARGEST_FILE) if found else None
 
     def read_file(self, path: Path, category: str, split: str) -> ImageRecord:
         """The record of an image that is a single file below the folder."""
         place = path.relative_to(self.folder).as_posix()
         key, category, split = map(valid_text, (place, category, split))
         try:
-            return ImageRecord(key, category, split, read_bounded(path), self.mask_of(place))
+            content = atomic.read_bounded(path, LARGEST_FILE)
+            return ImageRecord(key, category, split, content, self.mask_of(place))
         except OSError as error:
             return ImageRecord(key, category, split, None, fault=error.strerror or str(error))
         except ValueError:  # a zero byte, or half of a surrogate pair
             return ImageRecord(key, category, split, None, fault="no file can have this name")
-
-
-def read_bounded(path: Path, most: int = LARGEST_FILE) -> bytes:
-    """The content of a regular file; raises OSError for anything else, and for more than `most` bytes.
-
-    A pipe would be waited for without end, and a device has no end; some files of /proc are pipes that say they are
-    regular and empty.
-    """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError("it is not a regular file")
-    if not status.st_size:
-        return b""
-    if status.st_size > most:
-        raise OSError(f"it has {status.st_size:,} bytes, more than the {most:,} that are read")
-    with path.open("rb") as stream:
-        return stream.read(most)
 
 
 def valid_text(text: str) -> str:

@@ -229,16 +229,18 @@ class TableReader(ShardReader):
         for batch in batches(shard, [name for name in columns[:3] if name]):
             masks = batch[columns.mask] if columns.mask else pa.nulls(batch.num_rows)
             for image, label, mask in zip(batch[columns.image], batch[columns.label].to_pylist(), masks, strict=True):
-                content, path = _file(image)
+                (content, path), (mask_content, _) = _file(image), _file(mask)
                 # The number, because paths may repeat.
                 key = valid_text(f"{place}/{row}/{path}" if path else f"{place}/{row}")
                 row += 1
                 if label in (None, -1, "") or content is None:
                     yield ImageRecord(key, "", split, None, fault="the row has no image or no label")
+                elif not isinstance(content, bytes) or not isinstance(mask_content, bytes | None):
+                    yield ImageRecord(key, "", split, None, fault="its image or its mask is not the content of a file")
                 elif len(content) > LARGEST_FILE:
                     yield ImageRecord(key, "", split, None, fault=f"it has more than {LARGEST_FILE:,} bytes")
                 elif wanted is None or key in wanted:
-                    yield ImageRecord(key, self.category_of(str(label)), split, content, _file(mask)[0])
+                    yield ImageRecord(key, self.category_of(str(label)), split, content, mask_content)
                 else:
                     yield ImageRecord(key, self.category_of(str(label)), split, None)
 

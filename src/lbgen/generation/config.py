@@ -198,7 +198,7 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
 
     @property
     def compares_with_texts(self) -> bool:
-        """Whether a check needs the language space. Near-duplicates need it only where it finds some."""
+        """Whether a check needs the language space. Near-duplicates need it only for images with near hashes."""
         by_checker = {"unsafe"} if self.unsafe == "checker" else set()
         return bool(set(self.checks) - {"blank", "duplicate"} - by_checker)
 

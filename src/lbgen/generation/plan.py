@@ -291,7 +291,15 @@ def from_json(content: Sequence[StoredTarget], source: str) -> tuple[Target, ...
     """The targets that `to_json` wrote to the file `source`; raises UserError for ones that lbgen does not write."""
     if not content:
         raise UserError(f"{source}: no target in it; {REMEDY}")
-    return tuple(_target(item, source, number) for number, item in enumerate(content))
+    targets = tuple(_target(item, source, number) for number, item in enumerate(content))
+    for number, target in enumerate(targets):
+        earlier = image_counts(each for each in targets[:number] if each.split == target.split)
+        if any(earlier.get(category.id, 0) > target.images_per_category for category in target.categories):
+            raise UserError(
+                f"{source}, [{number}].images_per_category: fewer than in an earlier target, and a dataset only grows; "
+                f"{REMEDY}"
+            )
+    return targets
 
 
 def _target(item: StoredTarget, source: str, number: int) -> Target:

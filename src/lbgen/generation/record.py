@@ -23,6 +23,7 @@ from lbgen.generation.plan import Plan, StoredTarget, Target
 from lbgen.generation.screening import balance
 from lbgen.runs import atomic, outputs
 from lbgen.runs.identity import Identity
+from lbgen.runs.parsing import REMEDY
 from lbgen.runs.storage import Store, is_remote
 from lbgen.vocabulary.attributes import Attribute
 
@@ -60,17 +61,16 @@ def read(store: Store) -> Record | None:
 
 def ensure_config_shape(values: Any, source: str) -> None:
     """Refuse a recorded configuration whose values do not have the types of their fields."""
-    remedy = "restore the file or choose another --output"
     if not isinstance(values, dict):
-        raise UserError(f"{source}: not lines of `field: value`; {remedy}")
+        raise UserError(f"{source}: not lines of `field: value`; {REMEDY}")
     for name, hint in typing.get_type_hints(GenerateConfig).items():
         if name in values:
             try:
                 convert(values[name], hint)
             except ValueError as error:
-                raise UserError(f"{source}, {name}: {error}; {remedy}") from None
+                raise UserError(f"{source}, {name}: {error}; {REMEDY}") from None
         elif name in ("batch_size", *INPUT_FIELDS):
-            raise UserError(f"{source}, {name}: it is missing; {remedy}")
+            raise UserError(f"{source}, {name}: it is missing; {REMEDY}")
 
 
 def config_of(record: Record, output: str) -> GenerateConfig:

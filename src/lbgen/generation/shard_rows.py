@@ -88,7 +88,7 @@ def read_rows(
     """
     name = index.part_name(split, shard)
     try:
-        rows, containers = index.read_part(store, split, shard)
+        rows, containers = index.read_part(store, split, shard, plan.shard_images(split, shard))
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -9,9 +9,12 @@ from collections.abc import Container, Iterator
 
 from lbgen.datasets import index
 from lbgen.datasets.layouts import LAYOUTS
+from lbgen.datasets.listed import NAMES as LISTS
+from lbgen.datasets.records import IMAGE_SUFFIXES
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan
 from lbgen.generation.shard_rows import file_of
+from lbgen.runs import atomic
 from lbgen.runs.outputs import DATASET_RECORD, taken_names
 from lbgen.runs.storage import Store
 
@@ -22,10 +25,6 @@ WRITTEN = (
 )  # fmt: skip
 """Names that are a dataset's; config.yaml is that of an alignment run."""
 SHARD_SUFFIXES = (".tar", ".parquet", ".arrow")
-LISTS = ("metadata.csv", "metadata.jsonl")
-"""Lists of images, which `datasets` and the audit read beside images."""
-PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-"""Suffixes of the files that torchvision or the audit take for images, also hidden files."""
 
 BELONGS_TO_NO_SHARD = "belongs to no shard; remove it"
 
@@ -91,6 +90,10 @@ def _strays_of_split(store: Store, split: str, known: Container[str]) -> Iterato
 
 
 def _pictures_below(store: Store, folder: str) -> Iterator[str]:
+    """The pictures in a folder and in those inside it, and every folder that lies too deep to be searched."""
+    if folder.count("/") > atomic.DEEPEST:
+        yield folder
+        return
     inner = store.folders(folder)
     yield from (f"{folder}/{name}" for name in sorted(store.names(folder) - inner) if is_picture(name))
     for name in sorted(inner):
@@ -105,7 +108,8 @@ def planned_files(config: GenerateConfig, plan: Plan, split: str, shard: int) ->
 
 
 def is_picture(name: str) -> bool:
-    return name.lower().endswith(PICTURES)
+    """Whether torchvision or the audit take a file of this name for an image; torchvision takes hidden ones too."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _is_shard(name: str) -> bool:

@@ -147,10 +147,10 @@ def repair_shards(
     plan = replace(plan, balanced=balanced_attributes(config))
 
     # Make the shards again, and compare.
-    recorded = {shard: image_hashes(store, *shard) for shard in damaged}
+    recorded = {shard: image_hashes(store, plan, *shard) for shard in damaged}
     make_again(config, plan, damaged)
     for shard, hashes in recorded.items():
-        print(f"{index.shard_name(*shard)}: {comparison(hashes, image_hashes(store, *shard))}")
+        print(f"{index.shard_name(*shard)}: {comparison(hashes, image_hashes(store, plan, *shard))}")
     return config, plan
 
 
@@ -191,10 +191,11 @@ def locked_store(config: GenerateConfig, plan: Plan) -> Iterator[tuple[Store, Re
         yield store, record
 
 
-def image_hashes(store: Store, split: str, shard: int) -> dict[str, str]:
+def image_hashes(store: Store, plan: Plan, split: str, shard: int) -> dict[str, str]:
     """Key -> sha256 of a shard's images; empty if its part of the index cannot be read."""
     try:
-        return {row.key: row.sha256 for row in index.read_part(store, split, shard)[0]}
+        rows, _ = index.read_part(store, split, shard, plan.shard_images(split, shard))
+        return {row.key: row.sha256 for row in rows}
     except UserError:
         raise
     except DAMAGE:

@@ -12,6 +12,7 @@ from huggingface_hub import hf_hub_download
 from transformers.utils import logging as transformers_logging
 
 from lbgen.errors import UserError
+from lbgen.runs import atomic
 from lbgen.runs.model_folder import refuse_unreadable
 from lbgen.runs.parsing import parse_json
 
@@ -53,7 +54,7 @@ def refuse_redirections(folder: Path) -> None:
         if path.name == "adapter_config.json":
             raise UserError(f"{path}: it names another model to load; give a folder that holds a whole model")
         if path.name == "config.json" and path.is_file():
-            config = parse_json(path.read_bytes())
+            config = parse_json(atomic.read_bytes(path))
             if isinstance(config, dict) and config.get("transformers_weights") is not None:
                 raise UserError(
                     f"{path}: it names a file of weights; call that file model.safetensors, remove the entry"
@@ -75,7 +76,7 @@ def read_config(where: str, part: str) -> dict[str, Any]:
     """The config.json of a part of a checkpoint, a folder or a hub id; ValueError where it is no table."""
     name = f"{part}/config.json"
     path = Path(where, name) if os.path.isdir(where) else Path(hf_hub_download(where, name))
-    config = parse_json(path.read_bytes())
+    config = parse_json(atomic.read_bytes(path))
     if not isinstance(config, dict):
         raise ValueError(f"{name} is not a table")
     return config

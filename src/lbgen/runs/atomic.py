@@ -7,13 +7,19 @@ and neither follows a link.
 
 import hashlib
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lbgen.errors import UserError
 from lbgen.runs.limits import NO_FLUSH, say_once
+
+LARGEST_FILE = 2**28
+"""Bytes of a stored file that is read at once; the plan of a million categories has a quarter of it."""
+DEEPEST = 100
+"""Folders inside each other that are walked. A thousand would be more than Python's stack."""
 
 
 @contextmanager
@@ -33,19 +39,34 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def read_bytes(path: Path, largest: int = 2**28) -> bytes:
-    """The content of a stored file; raises UserError for a pipe, which would wait, a device and more bytes than this.
+class Unreadable(OSError):
+    """What lies at a path is not read: it is no regular file, or too large."""
 
-    A link to a regular file is followed, because users keep files where they want; names from a dataset go through
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The content of a regular file; raises Unreadable for anything else, and for more than `most` bytes.
+
+    A pipe would be waited for without end, and a device has no end; some files of /proc are pipes that say they are
+    regular and empty. A link is followed, because users keep files where they want; names from a dataset go through
     `inside` first.
     """
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"{path}: not a regular file; put one there")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise Unreadable("it is not a regular file")
+    if not status.st_size:
+        return b""
+    if status.st_size > most:
+        raise Unreadable(f"it has {status.st_size:,} bytes, more than the {most:,} that are read")
     with path.open("rb") as stream:
-        content = stream.read(largest + 1)
-    if len(content) > largest:
-        raise UserError(f"{path}: larger than {largest} bytes; give the file that lbgen wrote, or a shorter one")
-    return content
+        return stream.read(most)
+
+
+def read_bytes(path: Path, largest: int = LARGEST_FILE) -> bytes:
+    """The same for a file that a run needs; raises UserError in place of Unreadable."""
+    try:
+        return read_bounded(path, largest)
+    except Unreadable as error:
+        raise UserError(f"{path}: {error}; give a regular file of at most {largest:,} bytes") from None
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -115,12 +136,25 @@ def refuse_special(path: Path) -> None:
 
 
 def refuse_links(folder: Path, names: Iterable[str]) -> None:
-    """Refuse links and special files at and below these names in `folder`, before a run writes there."""
+    """Refuse links, special files and too many folders inside each other at these names, before a run writes there."""
     for name in names:
         refuse_special(folder / name)
         for parent, folders, files in os.walk(folder / name):
+            if is_too_deep(parent, folder):
+                raise UserError(f"{parent}: more than {DEEPEST} folders inside each other; remove them")
             for entry in sorted([*folders, *files]):
                 refuse_special(Path(parent, entry))
+
+
+def is_too_deep(folder: Path | str, root: Path) -> bool:
+    """Whether a folder lies more than DEEPEST folders below `root`."""
+    return len(Path(folder).parts) - len(root.parts) > DEEPEST
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder as far as that is possible; links in it are removed, never what they point to."""
+    with suppress(RecursionError):  # a thousand folders inside each other
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def temporary_name(path: Path) -> Path:

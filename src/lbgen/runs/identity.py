@@ -117,7 +117,7 @@ def weights_sha256(location: str, recorded: str | None = None, without: Collecti
 
 def _all_weights_sha256(folder: Path) -> str:
     """By the rule of earlier versions: all safetensors files, whether they are loaded or not, and nothing else."""
-    return _sha256_of_files(folder, sorted(folder.rglob("*.safetensors")))
+    return _sha256_of_files(folder, sorted(path for path in folder.rglob("*.safetensors") if path.is_file()))
 
 
 def model_identity(where: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
 from lbgen.errors import UserError
+from lbgen.runs import atomic
 from lbgen.runs.parsing import parse_json
 
 INDEX = "model_index.json"
@@ -74,8 +75,8 @@ def weight_files(folder: Path) -> list[Path]:
 def _table(path: Path) -> dict[str, Any]:
     """The JSON table in a file; empty where there is none, which loading will then complain of."""
     try:
-        content = parse_json(path.read_bytes()) if path.is_file() else {}
-    except (OSError, ValueError):
+        content = parse_json(atomic.read_bytes(path)) if path.is_file() else {}
+    except (OSError, ValueError):  # UserError is a ValueError
         return {}
     return content if isinstance(content, dict) else {}
 

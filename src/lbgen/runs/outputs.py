@@ -30,18 +30,13 @@ def refuse(output: str, name: str, verb: str) -> None:
 def ensure_outside(output: Path, datasets: Sequence[Path] = (), within: bool = True) -> None:
     """Refuse a folder that is one of `datasets` or a dataset of lbgen generate, or lies inside one.
 
-    within: whether the folder itself may not be a dataset of lbgen generate either.
+    within: also refuse the folder where it is itself a dataset of lbgen generate.
     """
     place = output.resolve()
     places = [place, *place.parents]
     inside = {folder.resolve(): folder for folder in datasets}
     found = next((inside[folder] for folder in places if folder in inside), None)
-    made = (
-        folder
-        for folder in places[not within :]
-        if all(map(os.path.exists, (folder / name for name in DATASET_RECORD)))
-    )
-    if found := found or next(made, None):
+    if found := found or next(filter(_is_dataset, places[not within :]), None):
         raise UserError(
             f"--output {output}: it lies in the dataset {found}, whose readers would take what is written there; "
             "choose another --output"

@@ -10,12 +10,11 @@ import msgspec
 from msgspec import Meta
 
 from lbgen.errors import UserError
+from lbgen.runs.atomic import LARGEST_FILE
 
 T = TypeVar("T")
 
 REMEDY = "restore the file or choose another --output"
-LARGEST_FILE = 2**28
-"""Bytes; the plan of a million categories has a quarter of it."""
 
 Whole = Annotated[int, Meta(ge=0, lt=2**53)]
 """A count, an index or a size; a float holds every such number exactly."""

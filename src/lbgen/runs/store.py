@@ -6,7 +6,6 @@ Every operation checks the name that it is given: no name may leave the folder o
 from __future__ import annotations
 
 import os
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -96,7 +95,7 @@ class Store(ABC):
         folder = self.staging
         if name:
             folder = folder / name
-            shutil.rmtree(folder, ignore_errors=True)  # left by a killed worker of the same name
+            atomic.remove_tree(folder)  # left by a killed worker of the same name
         create_staging_folder(folder, new=bool(name))
         return folder
 
@@ -104,7 +103,7 @@ class Store(ABC):
         """Remove unfinished files of this worker and of its processes, or, with `every`, of all workers."""
         staging = self.staging
         for path in [staging.parent] if every else [staging, *staging.parent.glob(f"{staging.name}.*")]:
-            shutil.rmtree(path, ignore_errors=True)  # removes links themselves, never what they point to
+            atomic.remove_tree(path)
         with suppress(OSError):  # it holds another worker's folder, or does not exist any more
             staging.parent.rmdir()
 

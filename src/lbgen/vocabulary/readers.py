@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lbgen.errors import UserError
+from lbgen.runs import atomic
 from lbgen.runs.parsing import parse_json
 from lbgen.vocabulary.ids import fault, reserved
 from lbgen.vocabulary.tokens import on_one_line
@@ -52,7 +53,7 @@ def read_entries(path: Path) -> list[Entry]:
 def _read_text(path: Path) -> str:
     """The file's text with line ends as \\n; a byte-order mark is dropped."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = atomic.read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None
@@ -156,8 +157,8 @@ def _id_entry(line: str, source: str) -> Entry:
     words = line.split(maxsplit=1)
     if not _begins_with_id(line) and fault(words[0]) is None:
         raise UserError(
-            f'{source}: "{line}" is not an id and a name, as other lines are; separate id and name with a TAB on every '
-            "line, or put mere names into a .csv with a `name` column"
+            f'{source}: "{on_one_line(line)}" is not an id and a name, as other lines are; separate id and name with a '
+            "TAB on every line, or put mere names into a .csv with a `name` column"
         )
     if len(words) == 2 and re.search(r"^[(\[{\"']|[,;)\]}\"']$", words[0]):
         raise UserError(

@@ -86,10 +86,17 @@ def test_fields_of_the_head_survive():
     assert new["size_categories"] == ours["size_categories"] == ["10K<n<100K"]
 
 
-@pytest.mark.parametrize("head", ["a: [", "a: !!int ''", "[" * 3000, "a: !!python/object:os.system x"])
+@pytest.mark.parametrize(
+    "head", ["a: [", "a: !!int ''", "[" * 3000, f"a: {'[' * 400}{']' * 400}", "a: !!python/object:os.system x"]
+)
 def test_a_head_that_nobody_reads_is_named(head):
     with pytest.raises(UserError, match="README.md: its head is not valid YAML; repair it, or remove the file"):
         merged(text_of(), f"---\n{head}\n---\n# mine\n", "README.md")
+
+
+def test_many_empty_lines_are_read_in_no_time():
+    """Before a form feed, a million of them took hours."""
+    assert "mine" in merged(text_of(), text_of() + "\n" * 1_000_000 + "\fmine\n", "README.md")
 
 
 @pytest.mark.parametrize(

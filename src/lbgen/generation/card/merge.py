@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from lbgen.configuration.yaml_lines import YAML_ERRORS
 from lbgen.errors import UserError
 
 NOTE = re.compile(r"<!-- lbgen wrote the blocks ([0-9a-f ]*) and keeps all others -->")
@@ -20,7 +21,6 @@ HEADINGS = ("How to load it", "How it was made", "Balance", "Screening", "Classe
 """Second-level headings that lbgen writes."""
 TITLE = "categories drawn by"
 """In every title that lbgen writes."""
-YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 
 
 class Card(NamedTuple):
@@ -41,7 +41,10 @@ def merged(new: str, old: str, source: str) -> str:
     merged_head, added = _merged_head(head, earlier.head), _added_blocks(earlier.blocks)
     if merged_head == head and not added:
         return new
-    text = yaml.safe_dump(merged_head, sort_keys=False, width=10**9)
+    try:
+        text = yaml.safe_dump(merged_head, sort_keys=False, width=10**9)
+    except YAML_ERRORS:  # nested too deeply
+        raise _wrong_head(source) from None
     return f"---\n{text}---\n\n" + "\n\n".join(_with_added(blocks, added)) + "\n"
 
 
@@ -51,10 +54,12 @@ def parse(text: str, source: str) -> Card:
     try:
         values = yaml.safe_load(head)
     except YAML_ERRORS:
-        raise UserError(
-            f"{source}: its head is not valid YAML; repair it, or remove the file, and start again"
-        ) from None
+        raise _wrong_head(source) from None
     return Card(values if isinstance(values, dict) else {}, _blocks(body))
+
+
+def _wrong_head(source: str) -> UserError:
+    return UserError(f"{source}: its head is not valid YAML; repair it, or remove the file, and start again")
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -64,7 +69,7 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _blocks(body: str) -> list[str]:
-    return re.split(r"\n[ \t]*(?:\n[ \t]*)+(?=\S)", body.strip()) if body.strip() else []
+    return re.split(r"\n[ \t]*(?:\n[ \t]*)+", body.strip()) if body.strip() else []
 
 
 def _hash(block: str) -> str:

@@ -23,11 +23,10 @@ from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan
 from lbgen.generation.shard_rows import repair_advice
 from lbgen.generation.strays import CARD, CROISSANT, INFO, LABELS, SAMPLES
+from lbgen.generation.workers.encode import UNREADABLE
 from lbgen.runs.parsing import parse_json
 from lbgen.runs.storage import Store
 
-DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, Image.DecompressionBombError)
-"""Raised for content of another shape, or that is no PNG."""
 REMEDY = "run lbgen generate again, or lbgen verify --repair"
 
 
@@ -92,7 +91,7 @@ def _is_intact(store: Store, name: str, is_right: Callable[[bytes], bool]) -> bo
         return False
     try:
         return is_right(content)
-    except DAMAGE:  # UserError is a ValueError: a card whose head is no YAML
+    except UNREADABLE:  # of another shape, or no PNG; a UserError, which is a ValueError, for a head that is no YAML
         return False
 
 

@@ -30,6 +30,8 @@ POLL_SECONDS = 0.2
 """Time between two looks at the signals."""
 GRACE_SECONDS = 60.0
 """Time that a process has to finish its batch when the run ends early."""
+MEMORY = "if memory ran out, give fewer --workers or a smaller --batch-size; nothing is lost, start again"
+"""The remedy for a worker that was killed."""
 
 Report = Callable[[Progress], None]
 
@@ -123,8 +125,7 @@ def raise_failure(process: SpawnProcess, output: str) -> None:
     if process.exitcode < 0:
         raise UserError(
             f"{output}: worker process {process.name} (pid {process.pid}) was killed by "
-            f"{signal.Signals(-process.exitcode).name}; if memory ran out, give fewer --workers or a smaller "
-            "--batch-size; nothing is lost, start again"
+            f"{signal.Signals(-process.exitcode).name}; {MEMORY}"
         )
     if process.exitcode > 0:
         raise RuntimeError(f"worker process {process.name} failed, see its traceback above")

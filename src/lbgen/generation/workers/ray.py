@@ -18,7 +18,7 @@ from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan
 from lbgen.generation.workers.loading import Models, load_models
-from lbgen.generation.workers.local import Engine, Report, interrupted
+from lbgen.generation.workers.local import MEMORY, Engine, Report, interrupted
 from lbgen.generation.workers.preflight import PreflightResult, preflight
 from lbgen.generation.workers.progress import Progress
 from lbgen.generation.workers.shard import Worker, WorkerContext
@@ -31,7 +31,6 @@ MOST_FAILURES = 3
 """The run gives up after this many actors in a row died without finishing a batch."""
 LOST = ("RayActorError", "OutOfMemoryError", "WorkerCrashedError", "NodeDiedError", "ObjectLostError")
 """Ray's exceptions for a process that was killed, also for memory, or whose machine failed."""
-MEMORY = "if memory ran out, give fewer --workers or a smaller --batch-size; nothing is lost, start again"
 LONGEST_CAUSE = 300
 """Characters of Ray's own message in ours; it can list all processes of a machine."""
 
