@@ -18,8 +18,10 @@ from PIL import Image
 from lbgen.audit.attributes import Reading
 from lbgen.audit.content import LabelRanks, Names
 from lbgen.audit.definitions import DEFINITIONS
-from lbgen.audit.measures import AttributeFigures, Measured
-from lbgen.audit.output import dataset_figures, differences
+from lbgen.audit.findings.images import find_images
+from lbgen.audit.findings.significance import differences
+from lbgen.audit.measures import PROBES, AttributeFigures, Measured
+from lbgen.audit.output import dataset_figures
 from lbgen.audit.page import write_page
 from lbgen.datasets.records import ImageRecord, Label, Skipped
 from lbgen.metrics.information import Association, contingency_table, pairs
@@ -32,6 +34,13 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
              "--disable-sync", "--no-first-run", "--disable-quic"]  # fmt: skip
 HOSTILE = '<script>document.title = "hacked"</script><b id="hostile">'
 RNG = np.random.default_rng(0)
+COLUMNS = {
+    "mask_given": np.ones,
+    "facts": lambda count: np.log(np.full((count, 2), 96.0)),
+    "brightness": lambda count: np.full(count, 0.5),
+    "sharpness": lambda count: np.full(count, 0.5),
+    "picture": lambda count: RNG.integers(0, 255, (count, 3072)).astype(np.uint8),
+}
 FIGURE = Estimate(0.5, 0.4, 0.6)
 
 
@@ -43,6 +52,7 @@ def made_up(name: str, categories: int, attributes: int, names: list[str] | None
     observed = SimpleNamespace(
         name=name, folder="/x", labels=[Label(str(i), title) for i, title in enumerate(titles)], label=label, keys=keys,
         broken={"train/bad.png": "cannot be decoded"}, splits=["train"], split=label * 0, skipped=Skipped(),
+        column=lambda column, chosen=None: COLUMNS[column](len(label if chosen is None else chosen)),
     )  # fmt: skip
     observed.skipped.add("not an image that is read (.txt)", "train/notes.txt")
     found = []
@@ -56,7 +66,8 @@ def made_up(name: str, categories: int, attributes: int, names: list[str] | None
             AttributeFigures(reading, Association(FIGURE, FIGURE, 0.001), 0.002, table, pairs(table), q_values)
         )
     figures = {d.key: FIGURE for d in DEFINITIONS if d.group != "comparison"}
-    ranks = LabelRanks((label % 2 == 0) * 1.0, label * 0 + 1.0, (label + label % 2) % categories)
+    odd = label % 2
+    ranks = LabelRanks((odd == 0) * 1.0, label * 0 + 1.0, (label + odd) % categories, 0.05 - odd * 0.1)
     alone = Duplicates(label < 0, label < 0, np.arange(len(label)))
     quality, vendi = RNG.uniform(1, 5, len(label)), RNG.uniform(1, 4, categories)
     return Measured(
@@ -71,6 +82,7 @@ def made_up(name: str, categories: int, attributes: int, names: list[str] | None
         *[np.arange(len(label))] * 2,
         Names([], []),
         {},
+        {name: np.full(len(label), np.nan) for name in PROBES},
     )
 
 
@@ -119,7 +131,7 @@ def page_of(measured: list[Measured], path: Path) -> Path:
         "differences": differences(measured),
         "made_with": {"seed": 0},
     }
-    write_page(measured, [Pictures(m) for m in measured], content, path)
+    write_page(measured, [Pictures(m) for m in measured], content, find_images(measured), path)
     return path
 
 
@@ -194,8 +206,8 @@ def test_every_part_is_there(opened):
     titles = opened.locator("h2").all_text_contents()
     for title in (
         "Categories with the lowest label agreement",
-        "Broken and blank files",
-        "Skipped files and folders",
+        "Broken and skipped files",
+        "Images to check",
         "Methods and limits",
     ):
         assert title in titles

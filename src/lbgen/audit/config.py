@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar
 from lbgen.configuration.ranges import Count, Place, Range, Seed
 from lbgen.configuration.settings import Output
 
-PAGE, MEASURES = "report.html", "measures.json"
-WRITTEN = (PAGE, MEASURES, "measures.parquet", "cache")
+PAGE, MEASURES, IMAGES = "report.html", "measures.json", "images.parquet"
+WRITTEN = (PAGE, MEASURES, "measures.parquet", IMAGES, "cache")
 """Files and folders that an audit writes in its folder."""
 
 
@@ -19,7 +19,8 @@ class AuditConfig(Output):
     MOST_USED: ClassVar = ("output", "semantics", "attributes")
 
     output: str = "runs/audit"
-    """Folder for report.html, measures.json, measures.parquet and the cache of what was measured of each image."""
+    """Folder for report.html, measures.json, measures.parquet, images.parquet and the cache of what was measured of
+    each image."""
     semantics: Place = "clip-vit-l-14"
     """Language space in which images are read: microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
     attributes: Path | None = None
