@@ -277,3 +277,46 @@ def test_the_page_loads_nothing(small):
     sources += [source.strip("\"' ") for source in re.findall(r"url\(([^)]*)\)", small.read_text())]
     assert sources and all(source.startswith(("data:", "#")) for source in sources)
     assert not re.search(r"http|@import|fetch\(|XMLHttpRequest|WebSocket|[\"'(]//\w", small.read_text())
+
+
+BROKEN_WORDS = """() => {
+  const words = [], walk = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+  for (let node; (node = walk.nextNode());) {
+    if (!node.parentElement.checkVisibility()) continue;
+    for (const found of node.data.matchAll(/[\\p{L}\\p{N}]+/gu)) {
+      const range = document.createRange();
+      range.setStart(node, found.index);
+      range.setEnd(node, found.index + found[0].length);
+      const tops = new Set([...range.getClientRects()].map((box) => Math.round(box.top)));
+      if (tops.size > 1) words.push(found[0]);
+    }
+  }
+  return words;
+}"""
+"""The words that stand on two lines."""
+WORDS = ["umbrella stand", "chrysanthemum", "photosynthesis", "ant"]
+
+
+def test_on_a_phone_no_word_is_broken_and_wide_tables_say_so(browser, tmp_path):
+    """390 pixels: tables scroll in their own boxes, with a line above those that are cut and above no others."""
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    measured = [made_up(name, 4, 2, WORDS) for name in ("imagenet-validation", "second", "third", "fourth")]
+    page.goto(page_of(measured, tmp_path / "report.html").as_uri())
+    page.wait_for_function("document.querySelector('.frame.cut')")
+    assert page.evaluate(BROKEN_WORDS) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    boxes = page.locator(".scroll").all()
+    assert len(boxes) == 6
+    for box in boxes:
+        is_wide = box.evaluate("(box) => box.scrollWidth > box.clientWidth + 2")
+        assert box.evaluate("(box) => !box.parentElement.previousElementSibling.hidden") == is_wide
+    assert page.locator("#figures").evaluate("(table) => table.closest('.frame').classList.contains('cut')")
+    page.close()
+
+
+def test_what_a_row_measures_is_said_beside_it(opened):
+    row = opened.locator("#figures tr", has=opened.locator("text=Label from the border")).first
+    explained = row.locator("xpath=following-sibling::tr[1]")
+    assert explained.is_hidden()
+    row.locator("button").click()
+    assert explained.is_visible() and "outermost sixteenth" in explained.inner_text()

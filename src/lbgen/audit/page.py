@@ -123,7 +123,8 @@ def _tile(m: Measured, among_others: bool) -> dict[str, Any]:
     lines.append(f"Label agreement {number(agreement.value, True)}, diversity {number(vendi.value, False)}")
     if m.probed_categories < len(observed.labels):
         lines.append(f"Probes use {m.probed_categories:,} categories, those with {FOLDS} images or more")
-    return {"name": observed.name, "lines": lines + notes(m)}
+    shown_above = language_warning(m)
+    return {"name": observed.name, "lines": lines + [note for note in notes(m) if note != shown_above]}
 
 
 def _split_sizes(m: Measured) -> str:
@@ -131,7 +132,9 @@ def _split_sizes(m: Measured) -> str:
     counts = np.bincount(m.observed.split, minlength=len(names))
     sizes = [f"{name} {count:,}" for name, count in zip(names, counts, strict=True)]
     more = [f"and {len(sizes) - SPLITS_SHOWN} more"] if len(sizes) > SPLITS_SHOWN else []
-    return f"Splits: {', '.join(sizes[:SPLITS_SHOWN] + more)}; {labels.min():,} to {labels.max():,} images a category"
+    least, most = f"{labels.min():,}", f"{labels.max():,}"
+    of_categories = f"{least} to {most}" if least != most else least
+    return f"Splits: {', '.join(sizes[:SPLITS_SHOWN] + more)}; {of_categories} images a category"
 
 
 def interval(estimate: Estimate, percent: bool) -> str:

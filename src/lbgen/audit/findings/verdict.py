@@ -19,6 +19,8 @@ CUES = {
     "file_facts": "the size and format of the files",
 }
 """Probe -> what it sees, as the subject of a sentence."""
+PLURAL = ("color_histogram", "color_histogram_outside", "file_facts")
+"""Probes whose subject is plural."""
 NAMES_LISTED, GROUPS_NAMED = 6, 3
 """Names in a note, and groups of names with a note of their own."""
 NEAR_CHANCE = 0.1
@@ -89,7 +91,7 @@ def _apart(first: Measured, m: Measured, key: str, more: int) -> str:
 
 
 def _predicts(name: str) -> str:
-    return "predict" if CUES[name].startswith("the colours") else "predicts"
+    return "predict" if name in PLURAL else "predicts"
 
 
 def shortcut_cues(m: Measured) -> list[str]:
@@ -121,7 +123,7 @@ def verdict(m: Measured) -> str:
         rest = f"; {more} more {'cue is' if more == 1 else 'cues are'} associated with them" if more else ""
         if told.low > m.chance:
             return f"In {name}, {CUES[cues[0]]} alone {_predicts(cues[0])} {what}{rest}"
-        verb = "depend" if _predicts(cues[0]) == "predict" else "depends"
+        verb = "depend" if cues[0] in PLURAL else "depends"
         return f"In {name}, {CUES[cues[0]]} {verb} on the label, but alone {_predicts(cues[0])} only {what}{rest}"
     if tests["together"]["significant"]:
         return f"In {name}, something besides the object predicts the label, but no single cue stands out"
@@ -131,7 +133,7 @@ def verdict(m: Measured) -> str:
             f"In {name}, no probe finds a shortcut, but {attributes[0].reading.name} is associated with the label "
             f"(Cramér's V {strength})"
         )
-    return f"No shortcut found in {name}: nothing besides the object predicts the label"
+    return f"No shortcut found in {name}: nothing besides the object is found to predict the label"
 
 
 # ---- what to do next ----

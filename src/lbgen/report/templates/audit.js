@@ -126,18 +126,18 @@ for (const button of document.querySelectorAll("button.explain")) {
 
 // ---- wide tables ----
 
-// A shadow and a line of text say that a table goes on to the side.
+// A shadow and a line above it say that a table goes on to the side.
 function markCut(box) {
   const left = box.scrollWidth - box.clientWidth - box.scrollLeft;
   box.parentElement.classList.toggle("cut", left > 2);
-  box.parentElement.classList.toggle("wide", box.scrollWidth - box.clientWidth > 2);
+  box.parentElement.previousElementSibling.hidden = box.scrollWidth - box.clientWidth <= 2;
 }
 
 const resized = new ResizeObserver((entries) => entries.forEach((entry) => markCut(entry.target.closest(".scroll"))));
 for (const box of document.querySelectorAll(".scroll")) {
   const frame = element("div", null, { class: "frame" });
-  box.replaceWith(frame);
-  frame.append(element("p", "This table is wider than the screen: scroll it sideways →", { class: "hint" }), box);
+  box.replaceWith(element("p", "Scroll the table sideways →", { class: "hint" }), frame);
+  frame.append(box);
   box.onscroll = () => markCut(box);
   resized.observe(box);
   resized.observe(box.firstElementChild);
