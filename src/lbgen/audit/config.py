@@ -23,6 +23,9 @@ class AuditConfig(Output):
     each image."""
     semantics: Place = "clip-vit-l-14"
     """Language space in which images are read: microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
+    label_column: str | None = None
+    """Column of a table or of a list of images, or key of a WebDataset's .json, that holds the label. none is `label`,
+    or the only column that can be it, and the .cls of a WebDataset."""
     attributes: Path | None = None
     """YAML file of the attributes to look for (docs/audit.md describes it); none is the built-in list. The micro
     world's language space has its own list, that of its scenes."""

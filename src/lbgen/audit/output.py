@@ -64,6 +64,7 @@ def measures_content(
         "made_with": {
             "folders": {m.observed.name: m.observed.folder for m in measured},
             "semantics": config.semantics,
+            "label_column": config.label_column,
             "attributes": str(config.attributes or "built-in"),
             "seed": config.seed,
             "permutations": config.permutations,

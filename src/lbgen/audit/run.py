@@ -37,7 +37,12 @@ def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
     config = replace(config, attributes=config.attributes or ATTRIBUTES.get(config.semantics))
     directories = [Path(os.path.expanduser(directory)) for directory in directories]
     names = dataset_names(directories)
-    readers = [open_dataset(directory) for directory in directories]
+    readers = [open_dataset(directory, config.label_column) for directory in directories]
+    if config.label_column is not None and not any(reader.has_columns for reader in readers):
+        raise UserError(
+            f"--label-column {config.label_column}: {readers[0].folder} is an image folder, whose folders are the "
+            "labels; drop the flag"
+        )
     for reader in readers:
         if next(reader.records(wanted=()), None) is None:
             raise no_labelled_image(reader.folder, {}, reader.skipped)
