@@ -121,7 +121,7 @@ def test_rows_of_images_add_up_to_the_figures(dirty):
     background = {
         line["category"]: line["value"]
         for line in lines
-        if (line["dataset"], line["measure"]) == ("dirty", "probes.background") and line["category"]
+        if (line["dataset"], line["measure"]) == ("dirty", "told_by_background")
     }
     assert background == pytest.approx(accuracy)
 
@@ -130,7 +130,7 @@ def test_sizes_of_categories_and_splits_are_rows(dirty):
     lines = [
         line
         for line in pq.read_table(dirty / "measures.parquet").to_pylist()
-        if line["dataset"] == "dirty" and line["measure"] == "images" and not line["attribute"]
+        if line["dataset"] == "dirty" and line["measure"] in ("category_images", "split_images")
     ]
     figures = json.loads((dirty / "measures.json").read_text())["datasets"]["dirty"]
     assert {x["category"]: x["value"] for x in lines if not x["split"]} == figures["category_images"]

@@ -193,7 +193,7 @@ def _rows(measured: list[Measured], comparisons: Comparisons) -> Iterator[dict[s
         for probe in PROBES:
             told = told_categories(m, probe)
             for category in np.flatnonzero(np.isfinite(told)).tolist():
-                shared = {"dataset": name, "measure": f"probes.{probe}", "category": names[category]}
+                shared = {"dataset": name, "measure": f"told_by_{probe}", "category": names[category]}
                 yield {**shared, "value": float(told[category])}
         for a in m.attributes:
             yield from _attribute_rows(a, name, names)
@@ -203,11 +203,11 @@ def _size_rows(m: Measured) -> Iterator[dict[str, Any]]:
     """Number of images: of each category, of each split, and of each category in each split."""
     splits, names = m.observed.splits, [label.name for label in m.observed.labels]
     counts = contingency_table(m.observed.label, m.observed.split, len(names), len(splits))
-    shared = {"dataset": m.observed.name, "measure": "images"}
+    shared = {"dataset": m.observed.name, "measure": "category_images"}
     for category, count in zip(names, counts.sum(axis=1).tolist(), strict=True):
         yield {**shared, "category": category, "value": count}
     for split, count in zip(splits, counts.sum(axis=0).tolist(), strict=True):
-        yield {**shared, "split": split, "value": count}
+        yield {**shared, "measure": "split_images", "split": split, "value": count}
     for (category, split), count in np.ndenumerate(counts):
         yield {**shared, "category": names[category], "split": splits[split], "value": int(count)}
 
