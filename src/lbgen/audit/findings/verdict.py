@@ -56,7 +56,8 @@ def headline(measured: list[Measured]) -> str:
     found = [(m, key) for m in others for key, test in tests[m.observed.name].items() if test["significant"]]
     shortcuts = [(m, key) for m, key in found if key.startswith("probes.")]
     if shortcuts:
-        return _apart(first, *max(shortcuts, key=lambda pair: _importance(first, *pair)), len(shortcuts) - 1)
+        m, key = max(shortcuts, key=lambda pair: _importance(first, *pair))
+        return _apart(first, m, key, sum(other is m for other, _ in shortcuts) - 1)
     content = [(m, key) for m, key in found if TITLES[key].better != "neither"]
     if content:
         m, key = min(content, key=lambda pair: tests[pair[0].observed.name][pair[1]]["p_value"])
