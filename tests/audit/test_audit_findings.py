@@ -143,7 +143,7 @@ def test_the_page_shows_the_worst_images_and_says_what_to_do(dirty):
     page = (dirty / "report.html").read_text()
     for title in ("Near-duplicates", "Copies in another dataset", "Suspect labels", "Tiny", "Dark", "Blurred"):
         assert f"<h4>{title}: " in page, title
-    assert "Repair or remove the 1 broken files" in header(dirty)
+    assert "Repair or remove the broken file that is listed below" in header(dirty)
     assert page.index("dirty: 1 broken, 1 skipped") < page.index("<h2>All figures")
     assert "there are no splits" in page  # of `clean`
 

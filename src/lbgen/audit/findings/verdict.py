@@ -158,7 +158,8 @@ def _of_language(m: Measured) -> str:
 def _of_broken(m: Measured) -> str:
     broken = len(m.observed.broken)
     many = broken > MANY_BROKEN * (broken + len(m.observed.keys))
-    return f"Repair or remove the {broken:,} broken files that are listed below, and audit again" if many else ""
+    files = "broken file that is" if broken == 1 else f"{broken:,} broken files that are"
+    return f"Repair or remove the {files} listed below, and audit again" if many else ""
 
 
 def _of_leaks(m: Measured) -> str:
