@@ -156,7 +156,7 @@ def test_odd_files_and_names_are_named_with_their_cause(folder, tmp_path, capsys
     assert found["category_images"]["bo\\udce4t"] == found["category_images"]["boat"] == 2
     with (out / "measures.parquet").open("rb") as stream:
         assert "bo\\udce4t" in pq.read_table(stream)["category"].to_pylist()
-    page = (out / "report.html").read_text("utf-8")
+    page = (out / "report.html").read_text("utf-8").replace("<wbr>", "")
     assert "1: not an image that is read (.txt), for example train/fish/note.txt" in page
     assert "Splits: eval 2, train 25; 2 to 3 images a category" in page
     assert "3 broken and 1 skipped" in capsys.readouterr().out

@@ -18,8 +18,10 @@ from PIL import Image
 from lbgen.audit.attributes import Reading
 from lbgen.audit.content import LabelRanks, Names
 from lbgen.audit.definitions import DEFINITIONS
-from lbgen.audit.measures import AttributeFigures, Measured
-from lbgen.audit.output import dataset_figures, differences
+from lbgen.audit.findings.images import find_images
+from lbgen.audit.findings.significance import differences
+from lbgen.audit.measures import PROBES, AttributeFigures, Measured
+from lbgen.audit.output import dataset_figures
 from lbgen.audit.page import write_page
 from lbgen.datasets.records import ImageRecord, Label, Skipped
 from lbgen.metrics.information import Association, contingency_table, pairs
@@ -32,6 +34,13 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
              "--disable-sync", "--no-first-run", "--disable-quic"]  # fmt: skip
 HOSTILE = '<script>document.title = "hacked"</script><b id="hostile">'
 RNG = np.random.default_rng(0)
+COLUMNS = {
+    "mask_given": np.ones,
+    "facts": lambda count: np.log(np.full((count, 2), 96.0)),
+    "brightness": lambda count: np.full(count, 0.5),
+    "sharpness": lambda count: np.full(count, 0.5),
+    "picture": lambda count: RNG.integers(0, 255, (count, 3072)).astype(np.uint8),
+}
 FIGURE = Estimate(0.5, 0.4, 0.6)
 
 
@@ -43,6 +52,7 @@ def made_up(name: str, categories: int, attributes: int, names: list[str] | None
     observed = SimpleNamespace(
         name=name, folder="/x", labels=[Label(str(i), title) for i, title in enumerate(titles)], label=label, keys=keys,
         broken={"train/bad.png": "cannot be decoded"}, splits=["train"], split=label * 0, skipped=Skipped(),
+        column=lambda column, chosen=None: COLUMNS[column](len(label if chosen is None else chosen)),
     )  # fmt: skip
     observed.skipped.add("not an image that is read (.txt)", "train/notes.txt")
     found = []
@@ -56,7 +66,8 @@ def made_up(name: str, categories: int, attributes: int, names: list[str] | None
             AttributeFigures(reading, Association(FIGURE, FIGURE, 0.001), 0.002, table, pairs(table), q_values)
         )
     figures = {d.key: FIGURE for d in DEFINITIONS if d.group != "comparison"}
-    ranks = LabelRanks((label % 2 == 0) * 1.0, label * 0 + 1.0, (label + label % 2) % categories)
+    odd = label % 2
+    ranks = LabelRanks((odd == 0) * 1.0, label * 0 + 1.0, (label + odd) % categories, 0.05 - odd * 0.1)
     alone = Duplicates(label < 0, label < 0, np.arange(len(label)))
     quality, vendi = RNG.uniform(1, 5, len(label)), RNG.uniform(1, 4, categories)
     return Measured(
@@ -71,6 +82,7 @@ def made_up(name: str, categories: int, attributes: int, names: list[str] | None
         *[np.arange(len(label))] * 2,
         Names([], []),
         {},
+        {name: np.full(len(label), np.nan) for name in PROBES},
     )
 
 
@@ -119,7 +131,7 @@ def page_of(measured: list[Measured], path: Path) -> Path:
         "differences": differences(measured),
         "made_with": {"seed": 0},
     }
-    write_page(measured, [Pictures(m) for m in measured], content, path)
+    write_page(measured, [Pictures(m) for m in measured], content, find_images(measured), path)
     return path
 
 
@@ -194,8 +206,8 @@ def test_every_part_is_there(opened):
     titles = opened.locator("h2").all_text_contents()
     for title in (
         "Categories with the lowest label agreement",
-        "Broken and blank files",
-        "Skipped files and folders",
+        "Broken and skipped files",
+        "Images to check",
         "Methods and limits",
     ):
         assert title in titles
@@ -265,3 +277,46 @@ def test_the_page_loads_nothing(small):
     sources += [source.strip("\"' ") for source in re.findall(r"url\(([^)]*)\)", small.read_text())]
     assert sources and all(source.startswith(("data:", "#")) for source in sources)
     assert not re.search(r"http|@import|fetch\(|XMLHttpRequest|WebSocket|[\"'(]//\w", small.read_text())
+
+
+BROKEN_WORDS = """() => {
+  const words = [], walk = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+  for (let node; (node = walk.nextNode());) {
+    if (!node.parentElement.checkVisibility()) continue;
+    for (const found of node.data.matchAll(/[\\p{L}\\p{N}]+/gu)) {
+      const range = document.createRange();
+      range.setStart(node, found.index);
+      range.setEnd(node, found.index + found[0].length);
+      const tops = new Set([...range.getClientRects()].map((box) => Math.round(box.top)));
+      if (tops.size > 1) words.push(found[0]);
+    }
+  }
+  return words;
+}"""
+"""The words that stand on two lines."""
+WORDS = ["umbrella stand", "chrysanthemum", "photosynthesis", "ant"]
+
+
+def test_on_a_phone_no_word_is_broken_and_wide_tables_say_so(browser, tmp_path):
+    """390 pixels: tables scroll in their own boxes, with a line above those that are cut and above no others."""
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    measured = [made_up(name, 4, 2, WORDS) for name in ("imagenet-validation", "second", "third", "fourth")]
+    page.goto(page_of(measured, tmp_path / "report.html").as_uri())
+    page.wait_for_function("document.querySelector('.frame.cut')")
+    assert page.evaluate(BROKEN_WORDS) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    boxes = page.locator(".scroll").all()
+    assert len(boxes) == 6
+    for box in boxes:
+        is_wide = box.evaluate("(box) => box.scrollWidth > box.clientWidth + 2")
+        assert box.evaluate("(box) => !box.parentElement.previousElementSibling.hidden") == is_wide
+    assert page.locator("#figures").evaluate("(table) => table.closest('.frame').classList.contains('cut')")
+    page.close()
+
+
+def test_what_a_row_measures_is_said_beside_it(opened):
+    row = opened.locator("#figures tr", has=opened.locator("text=Label from the border")).first
+    explained = row.locator("xpath=following-sibling::tr[1]")
+    assert explained.is_hidden()
+    row.locator("button").click()
+    assert explained.is_visible() and "outermost sixteenth" in explained.inner_text()

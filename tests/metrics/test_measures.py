@@ -7,7 +7,7 @@ import torch
 from lbgen.metrics.diversity import mean_category_vendi, vendi_score
 from lbgen.metrics.information import bits, contingency_table, miller_madow_information, mutual_information
 from lbgen.metrics.intervals import bootstrap_intervals
-from lbgen.metrics.pixels import colour_entropy, edge_density
+from lbgen.metrics.pixels import brightness, colour_entropy, edge_density, sharpness
 from lbgen.metrics.zero_shot import chance_among_first, coinciding_texts, label_agreement, label_ranks
 
 
@@ -148,3 +148,22 @@ def test_bootstrap_interval_covers_the_true_information():
         ((low, high),) = bootstrap_intervals(information, labels, resamples=100)
         hits += low <= truth <= high
     assert hits >= 34
+
+
+def test_sharpness_is_one_less_the_blur_metric_of_crete():
+    """Against loops over the pixels, with a mean over 11 replicated neighbours; a blurred picture is less sharp."""
+    image = np.random.default_rng(0).random((1, 3, 9, 7))
+    grey = np.tensordot(np.array([0.299, 0.587, 0.114]), image[0], axes=1)
+    shares = []
+    for picture in (grey, grey.T):
+        length = picture.shape[1]
+        kept = lost = 0.0
+        for line in picture:
+            blurred = [np.mean([line[min(max(i + k, 0), length - 1)] for k in range(-5, 6)]) for i in range(length)]
+            for i in range(length - 1):
+                before, after = abs(line[i + 1] - line[i]), abs(blurred[i + 1] - blurred[i])
+                kept, lost = kept + before, lost + max(0.0, before - after)
+        shares.append(lost / kept)
+    assert sharpness(torch.from_numpy(image)).item() == pytest.approx(min(shares), abs=1e-6)
+    assert brightness(torch.from_numpy(image)).item() == pytest.approx(grey.mean())
+    assert sharpness(torch.full((1, 3, 9, 9), 0.5)).item() == 0

@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar
 from lbgen.configuration.ranges import Count, Place, Range, Seed
 from lbgen.configuration.settings import Output
 
-PAGE, MEASURES = "report.html", "measures.json"
-WRITTEN = (PAGE, MEASURES, "measures.parquet", "cache")
+PAGE, MEASURES, IMAGES = "report.html", "measures.json", "images.parquet"
+WRITTEN = (PAGE, MEASURES, "measures.parquet", IMAGES, "cache")
 """Files and folders that an audit writes in its folder."""
 
 
@@ -19,9 +19,13 @@ class AuditConfig(Output):
     MOST_USED: ClassVar = ("output", "semantics", "attributes")
 
     output: str = "runs/audit"
-    """Folder for report.html, measures.json, measures.parquet and the cache of what was measured of each image."""
+    """Folder for report.html, measures.json, measures.parquet, images.parquet and the cache of what was measured of
+    each image."""
     semantics: Place = "clip-vit-l-14"
     """Language space in which images are read: microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
+    label_column: str | None = None
+    """Column of a table or of a list of images, or key of a WebDataset's .json, that holds the label. none is `label`,
+    or the only column that can be it, and the .cls of a WebDataset."""
     attributes: Path | None = None
     """YAML file of the attributes to look for (docs/audit.md describes it); none is the built-in list. The micro
     world's language space has its own list, that of its scenes."""

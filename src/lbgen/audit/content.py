@@ -28,6 +28,8 @@ class LabelRanks(NamedTuple):
     """1 where it is among the five nearest; ties at the fifth place are counted in the same way."""
     nearest: NDArray[np.int64]
     """The category of the nearest text; the own one where it ties."""
+    margin: NDArray[np.float64]
+    """Cosine of the own category's text less that of the nearest other one: negative where another one fits better."""
 
 
 class Names(NamedTuple):
@@ -42,16 +44,18 @@ class Names(NamedTuple):
 @torch.no_grad()
 def label_ranks(observed: Observed, space: SemanticSpace) -> tuple[LabelRanks, Names]:
     texts = space.embed_texts([LABEL_TEMPLATE.replace("{name}", label.name) for label in observed.labels]).cpu()
-    first, among_five, nearest, start = [], [], [], 0
+    first, among_five, nearest, margin, start = [], [], [], [], 0
     for features in observed.chunks("image"):
         cosines = torch.from_numpy(features.astype(np.float32)) @ texts.T  # (B, C)
         own = torch.from_numpy(observed.label[start : start + len(features)])
         first.append(zero_shot.chance_among_first(cosines, own))
         among_five.append(zero_shot.chance_among_first(cosines, own, first=5))
         nearest.append(torch.where(first[-1] > 0, own, cosines.argmax(dim=1)))
+        of_own = cosines.gather(1, own[:, None])
+        margin.append((of_own - cosines.scatter(1, own[:, None], -2)).amin(dim=1).double())
         start += len(features)
     unknown = [number for number, label in enumerate(observed.labels) if not space.knows(label.name)]
-    ranks = LabelRanks(*(torch.cat(parts).numpy() for parts in (first, among_five, nearest)))
+    ranks = LabelRanks(*(torch.cat(parts).numpy() for parts in (first, among_five, nearest, margin)))
     return ranks, Names(zero_shot.coinciding_texts(texts), unknown)
 
 

@@ -277,12 +277,3 @@ LIMITS = (
     "Less bias does not by itself make a better training set (arXiv 2404.01509), so there is no overall score.",
 )
 """Printed on every page."""
-
-
-def glossary() -> list[dict[str, str]]:
-    """Title, text and note of every measure, for the page."""
-    lines = [{"title": d.title, "text": d.definition, "note": f"Range: {d.range}. {d.source}."} for d in DEFINITIONS]
-    titles = {"normalized_mutual_information": "Normalised mutual information", "cramers_v": "Cramér's V"}
-    for key, text in ASSOCIATION.items():
-        lines.append({"title": titles.get(key, key.replace("_", " ")), "text": text, "note": ""})
-    return lines

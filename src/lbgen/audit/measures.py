@@ -1,5 +1,6 @@
 """The figures of one dataset: labels, quality, diversity, duplicates, probes and attributes."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from lbgen.audit.attributes import Reading, read_attributes
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.content import LabelRanks, Names
 from lbgen.audit.observe import Observed
-from lbgen.audit.probes import FOLDS, probe, without_square_position
+from lbgen.audit.probes import FOLDS, accuracy, held_out_hits, without_square_position
 from lbgen.metrics.explained_variance import Explained, explained_variance, shuffles
 from lbgen.metrics.information import Association, Pairs, associate, contingency_table, evenness, pairs
 from lbgen.metrics.intervals import FEW_RESAMPLES, Estimate, benjamini_hochberg, mean, normal_interval
@@ -76,6 +77,8 @@ class Measured:
     names: Names
     explained: dict[str, Explained]
     """Probe -> share of its cue's variance that the categories explain; empty where too few images are probed."""
+    hits: dict[str, NDArray[np.float32]]
+    """Probe -> (N,) 1 where it predicts the held-out image's category, else 0; NaN for images that are not probed."""
 
     @property
     def probed_categories(self) -> int:
@@ -83,8 +86,8 @@ class Measured:
 
     @property
     def chance(self) -> float:
-        """Balanced accuracy of a probe that has learned nothing."""
-        return 1 / max(1, self.probed_categories)
+        """Balanced accuracy of a probe that has learned nothing; NaN where fewer than two categories are probed."""
+        return 1 / self.probed_categories if self.probed_categories > 1 else math.nan
 
 
 def measure(
@@ -114,7 +117,7 @@ def measure(
     # Probes and attributes see near-duplicates once.
     distinct = np.flatnonzero(~duplicates.repeated)
     probed = distinct[probe_sample(label[distinct], config.probe_images, seed)]
-    probe_figures, explained = _probe_figures(observed, probed, seed, step)
+    probe_figures, explained, hits = _probe_figures(observed, probed, seed, step)
     figures |= probe_figures
     step("attributes")
     readings = list(read_attributes(observed, attributes, space))
@@ -134,6 +137,7 @@ def measure(
         compared,
         names,
         explained,
+        hits,
     )
 
 
@@ -152,8 +156,8 @@ def _image_figures(observed: Observed, ranks: LabelRanks, quality: NDArray, seed
 
 def _probe_figures(
     observed: Observed, probed: NDArray[np.int64], seed: int, step: Callable[[str], None]
-) -> tuple[dict[str, Estimate], dict[str, Explained]]:
-    figures, explained = {}, {}
+) -> tuple[dict[str, Estimate], dict[str, Explained], dict[str, NDArray[np.float32]]]:
+    figures, explained, hits = {}, {}, {}
     classes, label = np.unique(observed.label[probed], return_inverse=True)
     shuffled = shuffles(label, seed)
     for name, columns in PROBES.items():
@@ -161,11 +165,13 @@ def _probe_figures(
         blocks = [observed.column(column, probed) for column in columns]
         if name in OBJECT_HIDDEN:
             blocks = [without_square_position(block, observed.column("place", probed)) for block in blocks]
-        figures[f"probes.{name}"] = probe(np.concatenate(blocks, axis=1), label, seed)
+        hits[name] = np.full(len(observed.label), np.nan, np.float32)
+        hits[name][probed] = held_out_hits(np.concatenate(blocks, axis=1), label, seed)
+        figures[f"probes.{name}"] = accuracy(hits[name][probed], label, seed)
         if len(classes) > 1:
             units = list(blocks[0].T[:, :, None]) if name == "file_facts" else blocks  # facts have units of their own
             explained[name] = explained_variance(units, label, shuffled)
-    return figures, explained
+    return figures, explained, hits
 
 
 def probe_sample(label: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:

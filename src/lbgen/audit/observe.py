@@ -31,7 +31,7 @@ from lbgen.datasets.records import (
 )
 from lbgen.errors import UserError
 from lbgen.metrics.near_duplicates import GRID, small_picture
-from lbgen.metrics.pixels import colour_entropy, edge_density
+from lbgen.metrics.pixels import brightness, colour_entropy, edge_density, sharpness
 from lbgen.models.registry import SEMANTICS, resolve
 from lbgen.models.semantics import SemanticSpace
 from lbgen.runs import identity
@@ -152,6 +152,8 @@ class Observer:
             ("mask_given", byte, ()),
             ("edge_density", single, ()),
             ("colour_entropy", single, ()),
+            ("brightness", single, ()),
+            ("sharpness", single, ()),
         ]
 
     @torch.no_grad()
@@ -183,6 +185,8 @@ class Observer:
             "mask_given": torch.tensor([image.mask is not None for image in images]),
             "edge_density": edge_density(canvas),
             "colour_entropy": colour_entropy(canvas),
+            "brightness": brightness(canvas),
+            "sharpness": sharpness(canvas),
         }
         return {name: values.cpu().numpy() for name, values in columns.items()}
 

@@ -13,22 +13,19 @@ import pyarrow.parquet as pq
 from lbgen.audit.comparison import Comparisons
 from lbgen.audit.config import MEASURES, AuditConfig
 from lbgen.audit.definitions import ASSOCIATION, DEFINITIONS
-from lbgen.audit.measures import CHANCE_FLOOR, PROBES, AttributeFigures, Measured
-from lbgen.audit.probes import CueTest, association_test, difference_test
-from lbgen.errors import printable
-from lbgen.metrics.explained_variance import combined_p_value
-from lbgen.metrics.intervals import benjamini_hochberg
+from lbgen.audit.findings.curation import told_categories
+from lbgen.audit.findings.significance import FALSE_DISCOVERIES, differences, differences_together, probe_tests
+from lbgen.audit.findings.verdict import notes
+from lbgen.audit.measures import PROBES, AttributeFigures, Measured
+from lbgen.metrics.information import contingency_table
 from lbgen.runs import atomic, identity
 
-FALSE_DISCOVERIES = 0.05
-"""Expected share of false discoveries among the associations, pairs and differences that are called significant."""
 PAIRS_KEPT, CATEGORIES_KEPT = 50, 50
-NAMES_LISTED, GROUPS_NAMED = 6, 3
-"""Names in a note, and groups of names with a note of their own."""
 
 SCHEMA = pa.schema(
     [("dataset", pa.string()), ("measure", pa.string()), ("category", pa.string()), ("attribute", pa.string())]
     + [("attribute_value", pa.string()), ("value", pa.float64()), ("low", pa.float64()), ("high", pa.float64())]
+    + [("split", pa.string())]
 )
 
 
@@ -67,6 +64,7 @@ def measures_content(
         "made_with": {
             "folders": {m.observed.name: m.observed.folder for m in measured},
             "semantics": config.semantics,
+            "label_column": config.label_column,
             "attributes": str(config.attributes or "built-in"),
             "seed": config.seed,
             "permutations": config.permutations,
@@ -91,7 +89,7 @@ def dataset_figures(m: Measured) -> dict[str, Any]:
         "skipped": {reason: asdict(found) for reason, found in observed.skipped.items()},
         "probes": probes,
         "probed": {"images": len(m.probed), "categories": m.probed_categories},
-        "chance": m.chance,
+        "chance": m.chance if np.isfinite(m.chance) else None,
         "probe_tests": probe_tests(m),
         "attributes": {a.reading.name: _attribute_figures(a) for a in m.attributes},
         "names": name_figures(m),
@@ -123,53 +121,6 @@ def name_figures(m: Measured) -> dict[str, Any]:
         "coinciding": [[ids[category] for category in group] for group in m.names.coinciding],
         "unknown": [ids[category] for category in m.names.unknown],
     }
-
-
-def notes(m: Measured) -> list[str]:
-    """What must be known to read the dataset's figures, a sentence each."""
-    return [*name_notes(m), *probe_notes(m)]
-
-
-def probe_notes(m: Measured) -> list[str]:
-    """The verdict of all probes together, and those cues that the categories share more evenly than by chance."""
-    tests = probe_tests(m)
-    if not tests:
-        return []
-    together = tests.pop("together")
-    p_value = f"p = {max(together['p_value'], 0.001):.3f}, one test of all probes that do not see the object"
-    found = f"Nothing besides the object is found to predict the label ({p_value})"
-    if together["significant"]:
-        masked = m.observed.column("mask_given").all()
-        doubt = "" if masked else "; without masks this can be parts of the object that stay visible"
-        found = f"Something besides the object predicts the label ({p_value}){doubt}"
-    limit = FALSE_DISCOVERIES / 2 / len(tests)
-    even = [name.replace("_", " ") for name, test in tests.items() if test["p_more_even_than_chance"] < limit]
-    notes = [found]
-    if even:
-        notes.append(
-            f"The categories are more alike in {', '.join(even)} than independent draws would be: cross-validated "
-            "probes then read below chance, and a bias no larger than that gap stays hidden"
-        )
-    return notes
-
-
-def name_notes(m: Measured) -> list[str]:
-    """On names that the model does not know or cannot tell apart."""
-    labels, found = m.observed.labels, []
-    if len(m.names.unknown) == len(labels):
-        found.append("The model knows none of the category names, so label agreement says nothing about the images")
-    elif m.names.unknown:
-        found.append(f"The model does not know {_listed([labels[c].name for c in m.names.unknown])}")
-    for group in m.names.coinciding[:GROUPS_NAMED]:
-        found.append(f"To the model, these names are one text: {_listed([labels[c].name for c in group])}")
-    if len(m.names.coinciding) > GROUPS_NAMED:
-        found.append(f"{len(m.names.coinciding) - GROUPS_NAMED} more groups of names are one text to the model")
-    return found
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
-    return ", ".join(printable(name) for name in names[:NAMES_LISTED]) + more
 
 
 def strongest_pairs(m: Measured, most: int) -> list[tuple[int, int, int]]:
@@ -223,67 +174,6 @@ def _category_figures(m: Measured, category: int) -> dict[str, Any]:
     }
 
 
-def differences(measured: list[Measured]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Dataset -> figure -> test of its difference from the first dataset.
-
-    q is adjusted over the figures of one kind, probes or content, of all datasets. A probe's difference is significant
-    only where all probes together differ.
-    """
-    first = measured[0]
-    result: dict[str, dict[str, dict[str, Any]]] = {m.observed.name: {} for m in measured[1:]}
-    tests = {(m.observed.name, key): _difference(first, m, key) for m in measured[1:] for key in m.figures}
-    together = {name: test["significant"] for name, test in differences_together(measured).items()}
-    for of_probes in (True, False):
-        chosen = [pair for pair in tests if pair[1].startswith("probes.") == of_probes]
-        q_values = benjamini_hochberg(np.array([tests[pair].p_value for pair in chosen]))
-        for (name, key), q in zip(chosen, q_values.tolist(), strict=True):
-            test, open_ = tests[name, key], not of_probes or together[name]
-            found = {"p_value": test.p_value, "q_value": q, "significant": bool(open_ and q < FALSE_DISCOVERIES)}
-            result[name][key] = found | {"higher": bool(test.higher)}
-    return {name: {key: found[key] for key in first.figures} for name, found in result.items()}
-
-
-def _difference(first: Measured, m: Measured, key: str) -> CueTest:
-    name = key.removeprefix("probes.")
-    return difference_test(*((each.figures[key], each.explained.get(name)) for each in (first, m)))
-
-
-def differences_together(measured: list[Measured]) -> dict[str, dict[str, Any]]:
-    """Dataset -> one test of whether any of its probes differs from the first dataset's."""
-    result = {}
-    for m in measured[1:]:
-        p_values = [_difference(measured[0], m, f"probes.{name}").p_value for name in PROBES]
-        result[m.observed.name] = _together(p_values)
-    return result
-
-
-def _together(p_values: list[float]) -> dict[str, Any]:
-    p_value = combined_p_value(np.array(p_values))
-    return {"p_value": p_value, "significant": bool(p_value < FALSE_DISCOVERIES)}
-
-
-def probe_tests(m: Measured) -> dict[str, dict[str, Any]]:
-    """Probe that does not see the object -> test of its association with the category; q is adjusted over them.
-
-    Significant only where all of them together are.
-    """
-    if not m.explained:
-        return {}
-    tests = {name: association_test(m.figures[f"probes.{name}"], m.chance, m.explained[name]) for name in CHANCE_FLOOR}
-    q_values = benjamini_hochberg(np.array([test.p_value for test in tests.values()])).tolist()
-    together = _together([test.p_value for test in tests.values()])
-    found: dict[str, dict[str, Any]] = {"together": together}
-    for (name, test), q in zip(tests.items(), q_values, strict=True):
-        found[name] = {
-            "explained_variance": m.explained[name].share,
-            "p_value": test.p_value,
-            "q_value": q,
-            "significant": together["significant"] and q < FALSE_DISCOVERIES,
-            "p_more_even_than_chance": m.explained[name].p_below,
-        }
-    return found
-
-
 # ---- measures.parquet ----
 
 
@@ -299,8 +189,27 @@ def _rows(measured: list[Measured], comparisons: Comparisons) -> Iterator[dict[s
                 {"dataset": name, "measure": key, "category": category, "value": float(value)}
                 for category, value in zip(names, values, strict=True)
             )
+        yield from _size_rows(m)
+        for probe in PROBES:
+            told = told_categories(m, probe)
+            for category in np.flatnonzero(np.isfinite(told)).tolist():
+                shared = {"dataset": name, "measure": f"told_by_{probe}", "category": names[category]}
+                yield {**shared, "value": float(told[category])}
         for a in m.attributes:
             yield from _attribute_rows(a, name, names)
+
+
+def _size_rows(m: Measured) -> Iterator[dict[str, Any]]:
+    """Number of images: of each category, of each split, and of each category in each split."""
+    splits, names = m.observed.splits, [label.name for label in m.observed.labels]
+    counts = contingency_table(m.observed.label, m.observed.split, len(names), len(splits))
+    shared = {"dataset": m.observed.name, "measure": "category_images"}
+    for category, count in zip(names, counts.sum(axis=1).tolist(), strict=True):
+        yield {**shared, "category": category, "value": count}
+    for split, count in zip(splits, counts.sum(axis=0).tolist(), strict=True):
+        yield {**shared, "measure": "split_images", "split": split, "value": count}
+    for (category, split), count in np.ndenumerate(counts):
+        yield {**shared, "category": names[category], "split": splits[split], "value": int(count)}
 
 
 def _attribute_rows(a: AttributeFigures, name: str, names: list[str]) -> Iterator[dict[str, Any]]:

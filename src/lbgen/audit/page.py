@@ -8,25 +8,35 @@ from typing import Any
 
 import numpy as np
 
-from lbgen.audit.definitions import DEFINITIONS, GROUPS, LIMITS, Definition, glossary
+from lbgen.audit.definitions import ASSOCIATION, DEFINITIONS, GROUPS, LIMITS, Definition
+from lbgen.audit.findings.curation import check_texts, cue_texts
+from lbgen.audit.findings.images import ImageFindings
+from lbgen.audit.findings.pictures import Gallery, samples
+from lbgen.audit.findings.significance import FALSE_DISCOVERIES
+from lbgen.audit.findings.verdict import (
+    chance_text,
+    headline,
+    language_warning,
+    next_step,
+    notes,
+    number,
+    shortcut_cues,
+    verdict,
+)
 from lbgen.audit.measures import CHANCE_FLOOR, Measured
-from lbgen.audit.output import FALSE_DISCOVERIES, notes, strongest_pairs, worst_categories
+from lbgen.audit.output import strongest_pairs, worst_categories
 from lbgen.audit.probes import FOLDS
 from lbgen.datasets.records import DatasetReader
 from lbgen.metrics.intervals import Estimate
 from lbgen.report.page import render
-from lbgen.report.thumbnails import thumbnail_uris
 from lbgen.runs import atomic
 
 PAIRS_SHOWN, WORST_SHOWN, BROKEN_SHOWN, SPLITS_SHOWN = 12, 10, 20, 6
 PAIR_IMAGES = 4
-SAMPLES, MOST_SAMPLES = 4, 5000
-"""Images per category, and the largest number of them on a page; pages with many categories show fewer."""
-LARGE, SMALL, MANY = 96, 56, 1500
-"""Pixels of a thumbnail, the smaller size for pages with more than MANY."""
 BARS = 20
 """Of a histogram."""
 
+NO_SPLITS = {"value": "–", "interval": "there are no splits", "verdict": ""}
 NEEDS_MASKS = {"value": "–", "interval": "needs masks", "verdict": ""}
 
 Pair = tuple[int, int, int]
@@ -39,40 +49,57 @@ class AuditPage:
 
     names: list[str]
     headline: str
+    next_step: str
+    warnings: list[tuple[str, str]]
+    """Dataset and text."""
     tiles: list[dict[str, Any]]
+    left_out: list[dict[str, Any]]
     groups: list[dict[str, Any]]
+    cues: list[dict[str, Any]]
+    checks: list[dict[str, Any]]
     shortcuts: list[dict[str, Any]]
     charts: list[dict[str, Any]]
     worst: list[dict[str, Any]]
-    broken: list[dict[str, Any]]
-    skipped: list[dict[str, Any]]
-    definitions: list[dict[str, str]]
     facts: list[tuple[str, str]]
     limits: tuple[str, ...]
     data: dict[str, Any]
     """For the page's script."""
 
 
-def write_page(measured: list[Measured], readers: Sequence[DatasetReader], content: dict[str, Any], path: Path) -> None:
+def write_page(
+    measured: list[Measured],
+    readers: Sequence[DatasetReader],
+    content: dict[str, Any],
+    images: list[ImageFindings],
+    path: Path,
+) -> None:
     """Write the page to `path`.  content: of measures.json."""
-    pairs = [strongest_pairs(m, PAIRS_SHOWN) for m in measured]
-    pictures = _pictures(measured, readers, pairs)
+    gallery = Gallery()
+    groups = samples(measured, gallery)
+    shortcuts = [_shortcuts(measured, place, gallery) for place in range(len(measured))]
+    checks = [check_texts(m, found, measured, gallery) for m, found in zip(measured, images, strict=True)]
+    uris = gallery.uris(measured, readers)
     page = AuditPage(
         names=[m.observed.name for m in measured],
         headline=headline(measured),
-        tiles=[_tile(m) for m in measured],
+        next_step=next_step(measured),
+        warnings=[(m.observed.name, warning) for m in measured if (warning := language_warning(m))],
+        tiles=[_tile(m, len(measured) > 1) for m in measured],
+        left_out=[_left_out(m) for m in measured if m.observed.broken or m.observed.skipped],
         groups=[*_figure_groups(measured, content), _attribute_group(measured)],
-        shortcuts=_shortcuts(measured, pairs),
+        cues=[cue_texts(m) for m in measured if shortcut_cues(m)],
+        checks=[check for check in checks if check["kinds"]],
+        shortcuts=shortcuts,
         charts=_histograms(measured),
         worst=[_worst(m) for m in measured],
-        broken=[_broken(m) for m in measured if m.observed.broken],
-        skipped=[_skipped(m) for m in measured if m.observed.skipped],
-        definitions=glossary(),
         facts=[(key.replace("_", " "), _text(value)) for key, value in content["made_with"].items()],
         limits=LIMITS,
         data={
-            "datasets": [_script_data(m, samples) for m, (samples, _) in zip(measured, pictures, strict=True)],
-            "pairs": [uris for _, examples in pictures for uris in examples],
+            "datasets": [
+                _script_data(m, [uris[number] for number in numbers])
+                for m, numbers in zip(measured, groups, strict=True)
+            ],
+            "thumbnails": {number: uris[number] for number in range(groups[-1].stop, len(uris))},
         },
     )
     atomic.write_text(path, render("audit.html", page=page))
@@ -81,23 +108,10 @@ def write_page(measured: list[Measured], readers: Sequence[DatasetReader], conte
 # ---- header ----
 
 
-def headline(measured: list[Measured]) -> str:
-    """Accuracy of the border probe on the dataset where it is highest and, of several, where it is lowest."""
-    known = [m for m in measured if math.isfinite(m.figures["probes.border"].value)]
-    if not known:
-        return "Too few images per category to find shortcuts"
-    highest, lowest = (pick(known, key=lambda m: m.figures["probes.border"].value) for pick in (max, min))
-    text = f"In {highest.observed.name}, the border of an image alone predicts {_border(highest)}"
-    return text if lowest is highest else f"{text}; in {lowest.observed.name}, {_border(lowest)}"
-
-
-def _border(m: Measured) -> str:
-    return f"{m.figures['probes.border'].value:.0%} of the labels (chance {number(m.chance, True)})"
-
-
-def _tile(m: Measured) -> dict[str, Any]:
+def _tile(m: Measured, among_others: bool) -> dict[str, Any]:
     observed = m.observed
-    lines = [f"{len(observed.keys):,} images in {len(observed.labels):,} categories", _split_sizes(m)]
+    lines = [f"{verdict(m)}."] if among_others else []
+    lines += [f"{len(observed.keys):,} images in {len(observed.labels):,} categories", _split_sizes(m)]
     significant = [a for a in m.attributes if a.q_value < FALSE_DISCOVERIES]
     if significant:
         strongest = max(significant, key=lambda a: a.association.cramers_v.value)
@@ -109,7 +123,8 @@ def _tile(m: Measured) -> dict[str, Any]:
     lines.append(f"Label agreement {number(agreement.value, True)}, diversity {number(vendi.value, False)}")
     if m.probed_categories < len(observed.labels):
         lines.append(f"Probes use {m.probed_categories:,} categories, those with {FOLDS} images or more")
-    return {"name": observed.name, "lines": lines + notes(m)}
+    shown_above = language_warning(m)
+    return {"name": observed.name, "lines": lines + [note for note in notes(m) if note != shown_above]}
 
 
 def _split_sizes(m: Measured) -> str:
@@ -117,13 +132,9 @@ def _split_sizes(m: Measured) -> str:
     counts = np.bincount(m.observed.split, minlength=len(names))
     sizes = [f"{name} {count:,}" for name, count in zip(names, counts, strict=True)]
     more = [f"and {len(sizes) - SPLITS_SHOWN} more"] if len(sizes) > SPLITS_SHOWN else []
-    return f"Splits: {', '.join(sizes[:SPLITS_SHOWN] + more)}; {labels.min():,} to {labels.max():,} images a category"
-
-
-def number(value: float, percent: bool) -> str:
-    if not math.isfinite(value):
-        return "–"
-    return f"{value:.1%}" if percent else f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
+    least, most = f"{labels.min():,}", f"{labels.max():,}"
+    of_categories = f"{least} to {most}" if least != most else least
+    return f"Splits: {', '.join(sizes[:SPLITS_SHOWN] + more)}; {of_categories} images a category"
 
 
 def interval(estimate: Estimate, percent: bool) -> str:
@@ -148,9 +159,16 @@ def _figure_groups(measured: list[Measured], content: dict[str, Any]) -> list[di
         for definition in (d for d in DEFINITIONS if d.group == key):
             cells = [_figure_cell(definition, m, measured[0], content) for m in measured]
             if any(cell["value"] for cell in cells):
-                rows.append({"title": definition.title, "note": _note(definition, measured), "cells": cells})
+                rows.append(
+                    {
+                        "title": definition.title,
+                        "note": _note(definition, measured),
+                        "explained": f"{definition.definition} Range: {definition.range}. {definition.source}.",
+                        "cells": cells,
+                    }
+                )
         if rows:
-            groups.append({"title": title, "rows": rows})
+            groups.append({"title": title, "explained": "", "rows": rows})
     return groups
 
 
@@ -161,8 +179,8 @@ def _note(definition: Definition, measured: list[Measured]) -> str:
         return better
     if name not in CHANCE_FLOOR:
         return f"{better}; sees the object"
-    chances = {number(m.chance, True) for m in measured}
-    return f"{better}; chance {' or '.join(sorted(chances))}"
+    chances = sorted(set(filter(None, map(chance_text, measured))))
+    return "; ".join([better, *([" or ".join(chances)] if chances else [])])
 
 
 def _figure_cell(definition: Definition, m: Measured, first: Measured, content: dict[str, Any]) -> dict[str, str]:
@@ -170,6 +188,8 @@ def _figure_cell(definition: Definition, m: Measured, first: Measured, content: 
     if definition.group == "comparison":
         found = content["comparisons"]["datasets"].get(name, {}).get(key)
         return _cell(_estimate(found) if found else None, definition.percent)
+    if key == "duplicates_across_splits" and len(m.observed.splits) < 2:
+        return NO_SPLITS
     verdict, estimate = "", m.figures[key]
     if m is not first and (test := content["differences"][name][key])["significant"]:
         verdict = "differs" if definition.better == "neither" else _verdict(test["higher"], definition.better)
@@ -198,13 +218,13 @@ def _attribute_group(measured: list[Measured]) -> dict[str, Any]:
         cells = []
         for m in measured:
             found = next((a for a in m.attributes if a.reading.name == name), None)
-            cell = _cell(found.association.cramers_v, False) if found else NEEDS_MASKS
+            cell = _cell(found.association.cramers_v, False) if found else dict(NEEDS_MASKS)
             if found and found.q_value >= FALSE_DISCOVERIES:
                 cell["verdict"] = "not significant"
             cells.append(cell)
-        rows.append({"title": name, "note": "", "cells": cells})
+        rows.append({"title": name, "note": "", "explained": "", "cells": cells})
     title = "Attributes: association with the label, Cramér's V (0 none, 1 the category determines the value)"
-    return {"title": title, "rows": rows}
+    return {"title": title, "explained": f"{ASSOCIATION['cramers_v']} {ASSOCIATION['p_value']}", "rows": rows}
 
 
 def _worst(m: Measured) -> dict[str, Any]:
@@ -222,28 +242,28 @@ def _worst(m: Measured) -> dict[str, Any]:
     return {"name": m.observed.name, "rows": rows}
 
 
-def _broken(m: Measured) -> dict[str, Any]:
-    lines = [f"{key}: {why}" for key, why in m.observed.broken.items()]
-    more = [f"and {len(lines) - BROKEN_SHOWN} more"] if len(lines) > BROKEN_SHOWN else []
-    return {"name": m.observed.name, "count": len(lines), "lines": lines[:BROKEN_SHOWN] + more}
+def _left_out(m: Measured) -> dict[str, Any]:
+    """Broken files with the cause of each, and one line for each reason to skip, with the first name as an example."""
+    broken = [f"{key}: {why}" for key, why in m.observed.broken.items()]
+    more = [f"and {len(broken) - BROKEN_SHOWN} more"] if len(broken) > BROKEN_SHOWN else []
+    skipped = [f"{one.count:,}: {reason}, for example {one.first[0]}" for reason, one in m.observed.skipped.items()]
+    return {
+        "name": m.observed.name,
+        "broken": len(broken),
+        "skipped": sum(one.count for one in m.observed.skipped.values()),
+        "broken_lines": broken[:BROKEN_SHOWN] + more,
+        "skipped_lines": skipped,
+    }
 
 
-def _skipped(m: Measured) -> dict[str, Any]:
-    """One line a reason, with the first name as an example."""
-    found = m.observed.skipped
-    lines = [f"{one.count:,}: {reason}, for example {one.first[0]}" for reason, one in found.items()]
-    return {"name": m.observed.name, "count": sum(one.count for one in found.values()), "lines": lines}
-
-
-def _shortcuts(measured: list[Measured], pairs: list[list[Pair]]) -> list[dict[str, Any]]:
-    """The pairs shown for each dataset.  "number": index of the pair in the script's list, which spans all datasets."""
-    result: list[dict[str, Any]] = []
-    count = 0
-    for m, of_dataset in zip(measured, pairs, strict=True):
-        lines = [{**_pair_texts(m, pair), "number": count + place} for place, pair in enumerate(of_dataset)]
-        count += len(lines)
-        result.append({"name": m.observed.name, "pairs": lines})
-    return result
+def _shortcuts(measured: list[Measured], place: int, gallery: Gallery) -> dict[str, Any]:
+    """The strongest pairs of a dataset; adds some images of each to the gallery."""
+    m, lines = measured[place], []
+    for attribute, category, value in strongest_pairs(m, PAIRS_SHOWN):
+        of_pair = (m.observed.label == category) & (m.attributes[attribute].reading.value == value)
+        number = gallery.add((place, row) for row in np.flatnonzero(of_pair)[:PAIR_IMAGES].tolist())
+        lines.append({**_pair_texts(m, (attribute, category, value)), "number": number})
+    return {"name": m.observed.name, "pairs": lines}
 
 
 def _pair_texts(m: Measured, pair: Pair) -> dict[str, Any]:
@@ -260,32 +280,7 @@ def _pair_texts(m: Measured, pair: Pair) -> dict[str, Any]:
     }
 
 
-# ---- pictures ----
-
-
-def _pictures(
-    measured: list[Measured], readers: Sequence[DatasetReader], pairs: list[list[Pair]]
-) -> list[tuple[list[list[str]], list[list[str]]]]:
-    """For each dataset the data URIs of every category's samples, and of every pair's examples."""
-    total = sum(len(m.observed.labels) for m in measured)
-    each = max(1, min(SAMPLES, MOST_SAMPLES // total))
-    side = LARGE if each * total <= MANY else SMALL
-    result = []
-    for m, reader, of_dataset in zip(measured, readers, pairs, strict=True):
-        observed, values = m.observed, [a.reading.value for a in m.attributes]
-        samples = _first_of_each(observed.label, len(observed.labels), each)
-        examples = [np.flatnonzero((observed.label == c) & (values[a] == v))[:PAIR_IMAGES] for a, c, v in of_dataset]
-        keys = [[observed.keys[row] for row in rows] for rows in [*samples, *examples]]
-        found = thumbnail_uris(reader, {key for group in keys for key in group}, side)
-        uris = [[found[key] for key in group if key in found] for group in keys]
-        result.append((uris[: len(samples)], uris[len(samples) :]))
-    return result
-
-
-def _first_of_each(label: np.ndarray, categories: int, each: int) -> list[np.ndarray]:
-    order = np.argsort(label, kind="stable")
-    starts = np.searchsorted(label[order], np.arange(categories + 1))
-    return [order[start : min(start + each, end)] for start, end in zip(starts, starts[1:], strict=False)]
+# ---- charts and data ----
 
 
 def _histograms(measured: list[Measured]) -> list[dict[str, Any]]:

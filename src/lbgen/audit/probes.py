@@ -25,13 +25,26 @@ def probe(features: NDArray, label: NDArray[np.int64], seed: int) -> Estimate:
     bootstrap interval, because another sample also trains another probe and because the folds share most of their
     training images (Bengio and Grandvalet 2004). Categories with fewer images than folds are left out.
     """
-    sizes = np.bincount(label)
-    used = np.flatnonzero(sizes[label] >= FOLDS)
-    if len(np.unique(label[used])) < 2:
+    return accuracy(held_out_hits(features, label, seed), label, seed)
+
+
+def held_out_hits(features: NDArray, label: NDArray[np.int64], seed: int) -> NDArray[np.float32]:
+    """(N,) 1 where the probe that did not learn from an image predicts its category, else 0; NaN for those left out."""
+    hits = np.full(len(label), np.nan, np.float32)
+    used = np.flatnonzero(np.bincount(label)[label] >= FOLDS)
+    if len(np.unique(label[used])) > 1:
+        _, classes = np.unique(label[used], return_inverse=True)
+        hits[used] = predict_held_out(features[used], classes, seed) == classes
+    return hits
+
+
+def accuracy(hits: NDArray[np.float32], label: NDArray[np.int64], seed: int) -> Estimate:
+    """Balanced accuracy from the hits of `held_out_hits`."""
+    used = np.isfinite(hits)
+    if not used.any():
         return UNKNOWN
     _, classes = np.unique(label[used], return_inverse=True)
-    correct = predict_held_out(features[used], classes, seed) == classes
-    return widened(balanced_mean(correct, classes, seed, (0, 1)), (0, 1))
+    return widened(balanced_mean(hits[used] > 0, classes, seed, (0, 1)), (0, 1))
 
 
 class CueTest(NamedTuple):

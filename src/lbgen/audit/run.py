@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from lbgen.audit.config import MEASURES, PAGE, WRITTEN, AuditConfig
+from lbgen.audit.config import IMAGES, MEASURES, PAGE, WRITTEN, AuditConfig
 from lbgen.datasets.open import open_dataset
 from lbgen.datasets.records import DatasetReader, no_labelled_image, valid_text
 from lbgen.errors import UserError, printable
@@ -37,7 +37,12 @@ def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
     config = replace(config, attributes=config.attributes or ATTRIBUTES.get(config.semantics))
     directories = [Path(os.path.expanduser(directory)) for directory in directories]
     names = dataset_names(directories)
-    readers = [open_dataset(directory) for directory in directories]
+    readers = [open_dataset(directory, config.label_column) for directory in directories]
+    if config.label_column is not None and not any(reader.has_columns for reader in readers):
+        raise UserError(
+            f"--label-column {config.label_column}: {readers[0].folder} is an image folder, whose folders are the "
+            "labels; drop the flag"
+        )
     for reader in readers:
         if next(reader.records(wanted=()), None) is None:
             raise no_labelled_image(reader.folder, {}, reader.skipped)
@@ -72,6 +77,7 @@ def _audited(
     from lbgen.audit import output
     from lbgen.audit.attributes import ensure_short
     from lbgen.audit.comparison import compare_with_first
+    from lbgen.audit.findings.images import find_images, write_images
     from lbgen.audit.observe import Observer, RowCache, cache_identity, canvas_side, observe
     from lbgen.audit.page import write_page
     from lbgen.models.semantics import load_semantics
@@ -90,16 +96,18 @@ def _audited(
     ]
 
     # Measure and compare.
-    images = diversity_images(observed)
-    measured = _measured(observed, space, attributes, config, images)
+    diversity = diversity_images(observed)
+    measured = _measured(observed, space, attributes, config, diversity)
     compared_in, comparisons = compare_with_first(measured, readers, config)
 
     # Write the figures and the page.
-    content = output.measures_content(measured, compared_in, comparisons, config, images)
+    content = output.measures_content(measured, compared_in, comparisons, config, diversity)
     measures = output.write_measures(content, measured, comparisons, config.folder)
+    images = find_images(measured)
+    write_images(measured, images, config.folder / IMAGES)
     page = config.folder / PAGE
-    write_page(measured, readers, content, page)
-    print(printable(f"The page: {page}; every figure: {measures}"))
+    write_page(measured, readers, content, images, page)
+    print(printable(f"The page: {page}; every figure: {measures}; every image: {config.folder / IMAGES}"))
     for one in observed:
         if one.broken or one.skipped:
             skipped = sum(left_out.count for left_out in one.skipped.values())

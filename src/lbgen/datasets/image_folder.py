@@ -56,6 +56,8 @@ class CategoryFolder(NamedTuple):
 
 
 class ImageFolderReader(DatasetReader):
+    has_columns = False
+
     @cached_property
     def _splits(self) -> dict[Path, list[Path]]:
         """Each split's folder -> the folders of its categories.

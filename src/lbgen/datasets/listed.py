@@ -16,6 +16,7 @@ from lbgen.datasets.records import (
     DatasetReader,
     ImageRecord,
     folders_in,
+    no_such_column,
     valid_text,
 )
 from lbgen.errors import UserError
@@ -45,7 +46,7 @@ class ListedReader(DatasetReader):
         listed = set()
         for path in self.lists:
             split = path.parent.name if path.parent != self.folder else "all"
-            column = _label_column(path)
+            column = _label_column(path, self.label_column)
             for number, line in enumerate(_lines(path), 1):
                 image = path.parent / str(line.get("file_name") or "")
                 category = "" if line.get(column) is None else valid_text(str(line[column]))
@@ -91,12 +92,16 @@ def _images_below(folder: Path) -> Iterator[Path]:
                 yield Path(place, name)
 
 
-def _label_column(path: Path) -> str:
-    """`label`, else the only column besides the file's name."""
+def _label_column(path: Path, wanted: str | None) -> str:
+    """The wanted one; without one `label`, else the only column besides the file's name."""
     others = [name for name in next(_lines(path)) if name not in ("file_name", None)]  # None: cells without a header
+    if wanted is not None:
+        if wanted not in others:
+            raise no_such_column(path, wanted, others)
+        return wanted
     if "label" in others or len(others) == 1:
         return "label" if "label" in others else others[0]
-    raise UserError(f"{path}: none of its columns {', '.join(others)} is called `label`; rename the one that is meant")
+    raise UserError(f"{path}: none of its columns {', '.join(others)} is called `label`; name one with --label-column")
 
 
 def _lines(path: Path) -> Iterator[dict]:

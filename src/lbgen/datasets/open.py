@@ -2,7 +2,7 @@
 
 image folder   DIR/<category>/*.jpg or DIR/<split>/<category>/*.jpg
 listed images  DIR/metadata.csv or .jsonl, or one in each split's folder, with `file_name` and `label`
-WebDataset     DIR/*.tar or DIR/<any>/*.tar: an image and a `.cls` per sample; `_info.json` names the splits
+WebDataset     DIR/*.tar or DIR/<any>/*.tar: an image and a `.cls` or `.json` per sample; `_info.json` names the splits
 tables         DIR/*.parquet or DIR/<any>/*.parquet, or the .arrow files of `save_to_disk`
 """
 
@@ -17,8 +17,14 @@ from lbgen.datasets.webdataset import WebDatasetReader, holds_labels
 from lbgen.errors import UserError
 
 
-def open_dataset(folder: Path) -> DatasetReader:
-    """The reader of the folder's format, found by its files."""
+def open_dataset(folder: Path, label_column: str | None = None) -> DatasetReader:
+    """The reader of the folder's format, found by its files.  label_column: see DatasetReader."""
+    reader = _reader(folder)
+    reader.label_column = label_column
+    return reader
+
+
+def _reader(folder: Path) -> DatasetReader:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give an image folder, a WebDataset or a folder of parquet files")
     try:

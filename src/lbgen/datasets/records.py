@@ -96,6 +96,11 @@ class Skipped(dict[str, LeftOut]):
 class DatasetReader(ABC):
     """A dataset folder of one format."""
 
+    label_column: str | None = None
+    """Name of the column, or in a WebDataset of the .json's key, that holds the label; None is the usual one."""
+    has_columns = True
+    """Whether a column can hold the label; in an image folder the folders' names are the labels."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.skipped = Skipped()
@@ -188,6 +193,11 @@ def no_labelled_image(folder: Path, broken: dict[str, str], skipped: Skipped) ->
         f"{folder}: no labelled image in it{cause}; give a folder of category folders, of .tar shards with .cls "
         "members, or of parquet files with image and label"
     )
+
+
+def no_such_column(path: Path, wanted: str, names: list[str]) -> UserError:
+    """The refusal of a label column that a file does not have."""
+    return UserError(f"{path}: --label-column {wanted}: it has no such column; name one of {', '.join(names)}")
 
 
 def folders_in(folder: Path, dataset: Path, skipped: Skipped | None = None) -> list[Path]:

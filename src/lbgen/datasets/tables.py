@@ -3,7 +3,7 @@
 Written: data/SPLIT-00000.parquet with an Image and a ClassLabel column.
 Read: *.parquet or <any>/*.parquet, or the .arrow files that `save_to_disk` writes. Columns:
 image   struct<bytes, path> or binary; the column called `image`, else the only one that holds images
-label   an integer or a text; the column called `label`, else the only ClassLabel
+label   an integer or a text; the column that is named, else the one called `label`, else the only ClassLabel
 mask    like image, non-zero on the object; the column called `mask`, if there is one
 """
 
@@ -21,7 +21,15 @@ import pyarrow.parquet as pq
 
 from lbgen.datasets.index import Row, shard_name
 from lbgen.datasets.layout import Layout, Stored
-from lbgen.datasets.records import LARGEST_FILE, ImageRecord, Label, ShardReader, listed_labels, valid_text
+from lbgen.datasets.records import (
+    LARGEST_FILE,
+    ImageRecord,
+    Label,
+    ShardReader,
+    listed_labels,
+    no_such_column,
+    valid_text,
+)
 from lbgen.datasets.webdataset import split_of
 from lbgen.errors import UserError
 from lbgen.runs.parsing import Name, Text, checked, read_json
@@ -207,7 +215,7 @@ class TableReader(ShardReader):
         shard = next(filter(schema_of, self.shards), None)
         if shard is None:
             raise UserError(f"{self.shards[0]}: not a {self.shards[0].suffix[1:]} file; download or write it again")
-        return columns_of(shard, schema_of(shard))
+        return columns_of(shard, schema_of(shard), self.label_column)
 
     def _records(self, wanted: Container[str] | None) -> Iterator[ImageRecord]:
         self._skip_other_shards()
@@ -245,13 +253,28 @@ class TableReader(ShardReader):
                     yield ImageRecord(key, self.category_of(str(label)), split, None)
 
 
-def columns_of(shard: Path, schema: pa.Schema) -> Columns:
+def columns_of(shard: Path, schema: pa.Schema, label_column: str | None = None) -> Columns:
     """The columns to read; UserError if it is not clear which column holds images or labels."""
     features = _features(shard, schema)
     images = [field.name for field in schema if _holds_files(field.type) and field.name != "mask"]
     image = _chosen(shard, schema, "image", images, "holds images")
-    label = _chosen(shard, schema, "label", [name for name in schema.names if name in features], "is a ClassLabel")
+    if label_column is not None:
+        _ensure_labels(shard, schema, label_column)
+    candidates = [name for name in schema.names if name in features]
+    label = label_column or _chosen(shard, schema, "label", candidates, "is a ClassLabel")
     return Columns(image, label, "mask" if "mask" in schema.names else None, features.get(label, []))
+
+
+def _ensure_labels(shard: Path, schema: pa.Schema, name: str) -> None:
+    """Refuse a label column that is not there, or that holds neither whole numbers nor texts."""
+    if name not in schema.names:
+        raise no_such_column(shard, name, schema.names)
+    kind = schema.field(name).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    are_labels = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean)
+    if not any(is_kind(kind) for is_kind in are_labels):
+        raise UserError(f"{shard}: --label-column {name}: it holds {kind}; name one of whole numbers or texts")
 
 
 def _features(shard: Path, schema: pa.Schema) -> dict[str, list[str]]:
@@ -275,7 +298,8 @@ def _chosen(shard: Path, schema: pa.Schema, wanted: str, candidates: list[str], 
     if len(candidates) == 1:
         return candidates[0]
     why = f"{' and '.join(candidates)} could be it" if candidates else f"none of {', '.join(schema.names)} {what}"
-    raise UserError(f"{shard}: no column is called `{wanted}`, and {why}; rename the one that is meant")
+    remedy = "name it with --label-column" if wanted == "label" else "rename the one that is meant"
+    raise UserError(f"{shard}: no column is called `{wanted}`, and {why}; {remedy}")
 
 
 def _holds_files(kind: pa.DataType) -> bool:

@@ -1,7 +1,8 @@
 """WebDataset: tar shards in which the files of one sample share a key and follow each other.
 
 Written: SPLIT-00000.tar with <key>.png, <key>.cls (the label's number) and <key>.json (the index row).
-Read: *.tar or <any>/*.tar with an image and a .cls per sample, and .mask.png if there is one; _info.json names splits.
+Read: *.tar or <any>/*.tar with, for each sample, an image, a .cls or a .json with a `label`, and perhaps a .mask.png;
+_info.json names the splits.
 """
 
 import io
@@ -233,6 +234,26 @@ class WebDatasetReader(ShardReader):
             self.skipped.add("a sample without an image", f"{place}/{next(iter(sample.values())).name}")
         return images[0] if images else None
 
+    @property
+    def _json_key(self) -> str:
+        return self.label_column or "label"
+
+    def _label_of(self, sample: Sample) -> tarfile.TarInfo | None:
+        """The member that holds the label: the .cls, or the .json where there is none or where its key is named."""
+        names = (".json",) if self.label_column else (".cls", ".json")
+        return next((sample[name] for name in names if name in sample), None)
+
+    def _label_text(self, content: bytes, name: str) -> str:
+        """The label in a .cls or a .json, which is a text or a whole number; empty where there is none."""
+        if not name.lower().endswith(".json"):
+            return content.decode("utf-8", "replace").strip()
+        try:
+            stored = parse_json(content)
+        except ValueError:
+            return ""
+        value = stored.get(self._json_key) if isinstance(stored, dict) else None
+        return valid_text(str(value)).strip() if isinstance(value, str | int) else ""
+
     def _record(
         self, archive: tarfile.TarFile, place: str, sample: Sample, split: str, wanted: Container[str] | None
     ) -> ImageRecord | None:
@@ -240,16 +261,18 @@ class WebDatasetReader(ShardReader):
         extension = self._image_of(sample, place)
         if extension is None:
             return None
-        image, label, mask = sample[extension], sample.get(".cls"), sample.get(".mask.png")
+        image, label, mask = sample[extension], self._label_of(sample), sample.get(".mask.png")
         key = valid_text(f"{place}/{image.name}")
         if label is None:
-            return ImageRecord(key, "", split, None, fault="there is no .cls beside it")
+            return ImageRecord(key, "", split, None, fault="there is no .cls or .json beside it")
         faults = [fault_of(image), fault_of(mask) if mask else "", fault_of(label, LONGEST_LABEL)]
         if fault := next(filter(None, faults), None):
             return ImageRecord(key, "", split, None, fault=fault)
-        category = self.category_of(content_of(archive, label).decode("utf-8", "replace").strip())
-        if not category:
-            return ImageRecord(key, "", split, None, fault="its .cls is empty")
+        text = self._label_text(content_of(archive, label), label.name)
+        if not text:
+            kind = "its .cls is empty" if label is sample.get(".cls") else f"its .json has no label `{self._json_key}`"
+            return ImageRecord(key, "", split, None, fault=kind)
+        category = self.category_of(text)
         if wanted is not None and key not in wanted:
             return ImageRecord(key, category, split, None)
         return ImageRecord(

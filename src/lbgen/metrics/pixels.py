@@ -13,13 +13,40 @@ EDGE_THRESHOLD = 0.1
 COLOUR_LEVELS = 8
 """Levels per channel of the colour histogram, which so has 512 bins."""
 
+BLUR_WIDTH = 11
+"""Pixels over which `sharpness` blurs an image once more."""
+
+
+def brightness(images: Tensor) -> Tensor:
+    """Mean brightness of each image, (B,) in [0, 1]."""
+    return _grey(images).mean(dim=(1, 2, 3))
+
+
+def sharpness(images: Tensor) -> Tensor:
+    """Share of the differences between neighbouring pixels that is lost when the image is blurred, (B,) in [0, 1].
+
+    A blurred image loses little, so it is near 0. One minus the blur metric of Crete et al. 2007; its worse direction.
+    """
+    grey, shares = _grey(images), []
+    for axis, window in ((2, (BLUR_WIDTH, 1)), (3, (1, BLUR_WIDTH))):
+        half = BLUR_WIDTH // 2
+        padding = (0, 0, half, half) if axis == 2 else (half, half, 0, 0)
+        blurred = F.avg_pool2d(F.pad(grey, padding, mode="replicate"), window, stride=1)
+        before, after = grey.diff(dim=axis).abs(), blurred.diff(dim=axis).abs()
+        lost = (before - after).clamp_min(0).sum(dim=(1, 2, 3))
+        shares.append(lost / before.sum(dim=(1, 2, 3)).clamp_min(1e-9))
+    return torch.stack(shares).amin(dim=0)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """(B, 1, H, W) brightness."""
+    return (images.clamp(0, 1) * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+
 
 def edge_density(images: Tensor) -> Tensor:
     """Share of the inner pixels whose brightness gradient (Sobel) exceeds EDGE_THRESHOLD.  (B,) in [0, 1]."""
-    weights = images.new_tensor(LUMA).view(1, 3, 1, 1)
-    brightness = (images.clamp(0, 1) * weights).sum(dim=1, keepdim=True)  # (B, 1, H, W)
     sobel = images.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
-    gradients = F.conv2d(brightness, torch.stack([sobel, sobel.T]).unsqueeze(1))  # (B, 2, H-2, W-2)
+    gradients = F.conv2d(_grey(images), torch.stack([sobel, sobel.T]).unsqueeze(1))  # (B, 2, H-2, W-2)
     return (gradients.norm(dim=1) > EDGE_THRESHOLD).float().mean(dim=(1, 2))
 
 

@@ -115,6 +115,32 @@ byId("heat-filter").oninput = () => { heat.rows = ROWS; drawHeat(); };
 byId("heat-more").onclick = () => { heat.rows += 5 * ROWS; drawHeat(); };
 byId("grid-dataset").onchange = byId("grid-filter").oninput = () => { shown = ROWS; drawGrid(); };
 byId("grid-more").onclick = () => { shown += 5 * ROWS; drawGrid(); };
-for (const place of document.querySelectorAll("[data-thumbs]")) place.replaceWith(thumbnails(data.pairs[place.dataset.thumbs]));
+for (const place of document.querySelectorAll("[data-thumbs]")) place.replaceWith(thumbnails(data.thumbnails[place.dataset.thumbs]));
+for (const button of document.querySelectorAll("button.explain")) {
+  button.onclick = () => {
+    const text = button.closest("tr").nextElementSibling;
+    text.hidden = !text.hidden;
+    button.setAttribute("aria-expanded", !text.hidden);
+  };
+}
+
+// ---- wide tables ----
+
+// A shadow and a line above it say that a table goes on to the side.
+function markCut(box) {
+  const left = box.scrollWidth - box.clientWidth - box.scrollLeft;
+  box.parentElement.classList.toggle("cut", left > 2);
+  box.parentElement.previousElementSibling.hidden = box.scrollWidth - box.clientWidth <= 2;
+}
+
+const resized = new ResizeObserver((entries) => entries.forEach((entry) => markCut(entry.target.closest(".scroll"))));
+for (const box of document.querySelectorAll(".scroll")) {
+  const frame = element("div", null, { class: "frame" });
+  box.replaceWith(element("p", "Scroll the table sideways →", { class: "hint" }), frame);
+  frame.append(box);
+  box.onscroll = () => markCut(box);
+  resized.observe(box);
+  resized.observe(box.firstElementChild);
+}
 chooseHeatDataset();
 drawGrid();

@@ -1,0 +1,1 @@
+"""What the measures say, for people and scripts: the tests, the verdict in words, and one row an image."""

@@ -1,0 +1,276 @@
+"""The audit in words: headline, verdict of each dataset, warnings, and what to do next."""
+
+import math
+
+from lbgen.audit.definitions import DEFINITIONS
+from lbgen.audit.findings.significance import FALSE_DISCOVERIES, differences, probe_tests
+from lbgen.audit.measures import CHANCE_FLOOR, AttributeFigures, Measured
+from lbgen.errors import printable
+
+CUES = {
+    "background": "the background",
+    "border": "the border of an image",
+    "thumbnail": "a tiny picture",
+    "thumbnail_outside": "a tiny picture without the object",
+    "color_histogram": "the colours",
+    "color_histogram_outside": "the colours around the object",
+    "patch_shuffle": "the texture",
+    "patch_shuffle_outside": "the texture around the object",
+    "file_facts": "the size and format of the files",
+}
+"""Probe -> what it sees, as the subject of a sentence."""
+PLURAL = ("color_histogram", "color_histogram_outside", "file_facts")
+"""Probes whose subject is plural."""
+NAMES_LISTED, GROUPS_NAMED = 6, 3
+"""Names in a note, and groups of names with a note of their own."""
+NEAR_CHANCE = 0.1
+"""Label agreement is near chance below this share of the way from chance to 1."""
+MANY_BROKEN = 0.01
+"""Share of the files from which on repairing them comes first."""
+
+TITLES = {definition.key: definition for definition in DEFINITIONS}
+
+
+def number(value: float, percent: bool) -> str:
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:.1%}" if percent else f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
+
+
+def chance_text(m: Measured) -> str:
+    """ "chance 8.3%"; empty where no two categories could be probed."""
+    return f"chance {number(m.chance, True)}" if math.isfinite(m.chance) else ""
+
+
+# ---- headline ----
+
+
+def headline(measured: list[Measured]) -> str:
+    """The most important significant finding: of one dataset its verdict, of several how one differs from the first."""
+    first, *others = measured
+    if not any(m.explained for m in measured):
+        return "Too few images per category to find shortcuts"
+    if not others:
+        return verdict(first)
+    tests = differences(measured)
+    found = [(m, key) for m in others for key, test in tests[m.observed.name].items() if test["significant"]]
+    shortcuts = [(m, key) for m, key in found if key.startswith("probes.")]
+    if shortcuts:
+        m, key = max(shortcuts, key=lambda pair: _importance(first, *pair))
+        return _apart(first, m, key, sum(other is m for other, _ in shortcuts) - 1)
+    content = [(m, key) for m, key in found if TITLES[key].better != "neither"]
+    if content:
+        m, key = min(content, key=lambda pair: tests[pair[0].observed.name][pair[1]]["p_value"])
+        value, reference = (number(each.figures[key].value, TITLES[key].percent) for each in (m, first))
+        title, name = TITLES[key].title, m.observed.name
+        return f"Shortcuts do not differ significantly; {title} does: {value} in {name}, {reference} in " + (
+            first.observed.name
+        )
+    strongest = max(measured, key=lambda m: max((_above_chance(m, name) for name in shortcut_cues(m)), default=-1))
+    return f"No significant difference between the datasets. {verdict(strongest)}"
+
+
+def _importance(first: Measured, m: Measured, key: str) -> tuple[bool, float]:
+    """Of a difference: cues that do not see the object come first."""
+    apart = abs(m.figures[key].value - first.figures[key].value)
+    return key.removeprefix("probes.") in CHANCE_FLOOR, apart if math.isfinite(apart) else 0.0
+
+
+def _apart(first: Measured, m: Measured, key: str, more: int) -> str:
+    """That a probe differs between the first dataset and another one, the higher one named first."""
+    name = key.removeprefix("probes.")
+    high, low = sorted((first, m), key=lambda each: -each.figures[key].value)
+    is_floor = name in CHANCE_FLOOR
+    chances = list(dict.fromkeys(filter(None, map(chance_text, (high, low)))))
+    values = [number(each.figures[key].value, True) for each in (high, low)]
+    chance = f" ({' or '.join(chances)})" if is_floor and chances else ""
+    rest = f"; {more} more {'cue differs' if more == 1 else 'cues differ'}" if more else ""
+    return (
+        f"In {high.observed.name}, {CUES[name]} alone {_predicts(name)} {values[0]} of the labels, "
+        f"in {low.observed.name} {values[1]}{chance}{rest}"
+    )
+
+
+def _predicts(name: str) -> str:
+    return "predict" if name in PLURAL else "predicts"
+
+
+def shortcut_cues(m: Measured) -> list[str]:
+    """The probes with a significant association, the most accurate first."""
+    tests = probe_tests(m)
+    found = [name for name in CHANCE_FLOOR if tests and tests[name]["significant"]]
+    return sorted(found, key=lambda name: -m.figures[f"probes.{name}"].value)
+
+
+def linked_attributes(m: Measured) -> list[AttributeFigures]:
+    """The attributes with a significant association, the strongest first."""
+    found = [a for a in m.attributes if a.q_value < FALSE_DISCOVERIES]
+    return sorted(found, key=lambda a: -a.association.cramers_v.value)
+
+
+def _above_chance(m: Measured, name: str) -> float:
+    return m.figures[f"probes.{name}"].value - m.chance
+
+
+def verdict(m: Measured) -> str:
+    """What is found in one dataset, in a sentence."""
+    name, tests, cues, attributes = m.observed.name, probe_tests(m), shortcut_cues(m), linked_attributes(m)
+    if not tests:
+        return f"Too few images per category to find shortcuts in {name}"
+    if cues:
+        told = m.figures[f"probes.{cues[0]}"]
+        what = f"{number(told.value, True)} of the labels ({chance_text(m)})"
+        more = len(cues) - 1
+        rest = f"; {more} more {'cue is' if more == 1 else 'cues are'} associated with them" if more else ""
+        if told.low > m.chance:
+            return f"In {name}, {CUES[cues[0]]} alone {_predicts(cues[0])} {what}{rest}"
+        verb = "depend" if cues[0] in PLURAL else "depends"
+        return f"In {name}, {CUES[cues[0]]} {verb} on the label, but alone {_predicts(cues[0])} only {what}{rest}"
+    if tests["together"]["significant"]:
+        return f"In {name}, something besides the object predicts the label, but no single cue stands out"
+    if attributes:
+        strength = number(attributes[0].association.cramers_v.value, False)
+        return (
+            f"In {name}, no probe finds a shortcut, but {attributes[0].reading.name} is associated with the label "
+            f"(Cramér's V {strength})"
+        )
+    return f"No shortcut found in {name}: nothing besides the object is found to predict the label"
+
+
+# ---- what to do next ----
+
+
+def next_step(measured: list[Measured]) -> str:
+    """What to do first: that without which other figures mislead, else that which changes the data most."""
+    for step in (_of_language, _of_broken, _of_leaks, _of_shortcuts, _of_attributes, _of_labels):
+        for m in measured:
+            if found := step(m):
+                return f"{found} ({m.observed.name})" if len(measured) > 1 else found
+    return "Look at the images under “Images to check”, then compare with another dataset: lbgen audit FIRST SECOND"
+
+
+def _of_language(m: Measured) -> str:
+    if not language_warning(m):
+        return ""
+    return "Choose another language space (--semantics), or give the categories readable names in labels.json"
+
+
+def _of_broken(m: Measured) -> str:
+    broken = len(m.observed.broken)
+    many = broken > MANY_BROKEN * (broken + len(m.observed.keys))
+    files = "broken file that is" if broken == 1 else f"{broken:,} broken files that are"
+    return f"Repair or remove the {files} listed below, and audit again" if many else ""
+
+
+def _of_leaks(m: Measured) -> str:
+    leaks = int(m.duplicates.in_another_split.sum())
+    return (
+        f"Remove near-duplicates from one of the splits: {leaks:,} images have one in another split "
+        "(images.parquet, columns split and duplicate_of_split)"
+        if leaks
+        else ""
+    )
+
+
+def _of_shortcuts(m: Measured) -> str:
+    cues = shortcut_cues(m)
+    if not cues:
+        return ""
+    if cues[0] == "file_facts":
+        return "Store the images of all categories in one size, format and quality, and audit again"
+    look = "Look at “Categories that a cue tells”"
+    if not masks_given(m):
+        return (
+            f"{look}; give masks of the objects, or compare with a set without the shortcut, to exclude that visible "
+            "parts of the object are the cause"
+        )
+    return f"{look}, and add images of these categories in which this cue varies as it does in the others"
+
+
+def _of_attributes(m: Measured) -> str:
+    found = linked_attributes(m)
+    if not found:
+        return ""
+    name = found[0].reading.name
+    return f"Look at “Strongest shortcuts”, and add images of these categories with other values of {name}"
+
+
+def _of_labels(m: Measured) -> str:
+    suspects = int((m.ranks.first == 0).sum())
+    return (
+        f"Check the {suspects:,} images that another category's name fits better (images.parquet, suspect_label)"
+        if suspects
+        else ""
+    )
+
+
+def masks_given(m: Measured) -> bool:
+    """Whether every image has a mask."""
+    return bool(m.observed.column("mask_given").all())
+
+
+# ---- warnings and notes ----
+
+
+def language_warning(m: Measured) -> str:
+    """That the language space is out of its depth; empty where it is not."""
+    categories, agreement = len(m.observed.labels), m.figures["label_agreement"]
+    chance, unknown = 1 / categories, len(m.names.unknown)
+    if 2 * unknown >= categories:
+        cause = f"it does not know {unknown:,} of the {categories:,} category names"
+    elif agreement.low <= chance or agreement.value < chance + NEAR_CHANCE * (1 - chance):
+        cause = f"label agreement, {number(agreement.value, True)}, is near chance, {number(chance, True)}"
+    else:
+        return ""
+    place = "" if masks_given(m) else ", and the place where the object is hidden"
+    return (
+        f"The language space is out of its depth: {cause}. Do not trust label agreement, suspect labels, quality and "
+        f"attributes{place}"
+    )
+
+
+def notes(m: Measured) -> list[str]:
+    """What must be known to read the dataset's figures, a sentence each."""
+    warning = language_warning(m)
+    return [*name_notes(m), *([warning] if warning else []), *probe_notes(m)]
+
+
+def probe_notes(m: Measured) -> list[str]:
+    """The verdict of all probes together, and those cues that the categories share more evenly than by chance."""
+    tests = probe_tests(m)
+    if not tests:
+        return []
+    together = tests.pop("together")
+    p_value = f"p = {max(together['p_value'], 0.001):.3f}, one test of all probes that do not see the object"
+    found = f"Nothing besides the object is found to predict the label ({p_value})"
+    if together["significant"]:
+        doubt = "" if masks_given(m) else "; without masks this can be parts of the object that stay visible"
+        found = f"Something besides the object predicts the label ({p_value}){doubt}"
+    limit = FALSE_DISCOVERIES / 2 / len(tests)
+    even = [name.replace("_", " ") for name, test in tests.items() if test["p_more_even_than_chance"] < limit]
+    notes = [found]
+    if even:
+        notes.append(
+            f"The categories are more alike in {', '.join(even)} than independent draws would be: cross-validated "
+            "probes then read below chance, and a bias no larger than that gap stays hidden"
+        )
+    return notes
+
+
+def name_notes(m: Measured) -> list[str]:
+    """On names that the model does not know or cannot tell apart."""
+    labels, found = m.observed.labels, []
+    if len(m.names.unknown) == len(labels):
+        found.append("The model knows none of the category names, so label agreement says nothing about the images")
+    elif m.names.unknown:
+        found.append(f"The model does not know {_listed([labels[c].name for c in m.names.unknown])}")
+    for group in m.names.coinciding[:GROUPS_NAMED]:
+        found.append(f"To the model, these names are one text: {_listed([labels[c].name for c in group])}")
+    if len(m.names.coinciding) > GROUPS_NAMED:
+        found.append(f"{len(m.names.coinciding) - GROUPS_NAMED} more groups of names are one text to the model")
+    return found
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
+    return ", ".join(printable(name) for name in names[:NAMES_LISTED]) + more
