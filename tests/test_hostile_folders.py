@@ -557,6 +557,7 @@ def adapter_with(folder: Path, **changes: object) -> Path:
         ({"r": "2"}, "rank"),
         ({"r": 10**30}, "rank"),
         ({"lora_alpha": "nan"}, "alpha"),
+        ({"lora_alpha": 0}, "alpha"),
         ({"target_modules": "all-linear"}, "target_modules"),
     ],
 )
