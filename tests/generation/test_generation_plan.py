@@ -210,3 +210,10 @@ def test_names_of_other_ids_are_refused_across_targets_as_in_one_vocabulary():
     with pytest.raises(UserError, match='h.txt, line 1: the name "House" is also that of id "a" in there; add a word'):
         refuse_shared_names(made, other, "there")
     refuse_shared_names((*made, other), other, "there")
+
+
+def test_more_shards_than_a_folder_can_list_are_refused():
+    """A received record may say so: 10^8 images in shards of one."""
+    assert Plan((target("ab", 50_000),), 0, 100).shards("train") == 1000
+    with pytest.raises(UserError, match="--shard-size 1: more than 1000000 shards; give a larger one"):
+        Plan((target("ab", 50_000_000),), 0, 1)

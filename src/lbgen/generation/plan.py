@@ -25,6 +25,7 @@ from lbgen.vocabulary.vocabulary import Category, Vocabulary, spaced
 
 MOST_IMAGES = 10**8
 """Of one target; their order is computed in memory, about 50 bytes for each."""
+MOST_SHARDS = 10**6
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,11 @@ class Plan:
     seed: int
     shard_size: int
     balanced: tuple[Attribute, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises UserError for more shards than a folder can list in a reasonable time."""
+        if sum(map(self.shards, self.splits)) > MOST_SHARDS:
+            raise UserError(f"--shard-size {self.shard_size}: more than {MOST_SHARDS} shards; give a larger one")
 
     @cached_property
     def labels(self) -> dict[str, int]:
