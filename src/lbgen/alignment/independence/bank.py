@@ -15,12 +15,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
+from lbgen.alignment import checkpoint
 from lbgen.alignment.config import AlignConfig
 from lbgen.errors import UserError
-from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
-from lbgen.runs import atomic, identity
+from lbgen.runs import atomic
 from lbgen.runs.identity import Identity
-from lbgen.runs.model_folder import SAFETY_CHECKER
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 CHUNK = 16
@@ -46,12 +45,10 @@ def bank_path(config: AlignConfig, vocabulary: Vocabulary, recorded: Identity | 
 
     recorded: the identity of the run that is resumed; its hashes say by which rule the name was made.
     """
-    then = recorded.hashes if recorded else {}
+    hashes = checkpoint.identity_of(config, vocabulary, recorded).hashes
     key = [
         *(getattr(config, name) for name in DEPENDS_ON),
-        identity.vocabulary_sha256(vocabulary),
-        identity.weights_sha256(resolve(config.generator, GENERATORS), then.get("generator"), SAFETY_CHECKER),
-        identity.weights_sha256(resolve(config.semantics, SEMANTICS), then.get("semantics")),
+        *(hashes[name] for name in ("vocabulary", "generator", "semantics")),
     ]
     return config.folder / f"bank-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}.safetensors"
 
