@@ -73,3 +73,14 @@ def write_parquet(folder: Path, scenes: Scenes) -> Path:
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "data" / "train-00000.parquet")
     return folder
+
+
+IMAGES = [png(image) for image in photographs(4, seed=0).images]
+
+
+def placed(folder: Path, *places: str) -> Path:
+    """The folder, with one of IMAGES in each of these places."""
+    for number, place in enumerate(places):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_bytes(IMAGES[number % len(IMAGES)])
+    return folder

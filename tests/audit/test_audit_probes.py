@@ -124,8 +124,9 @@ def test_frechet_distance_of_gaussians_in_closed_form():
     assert distances.frechet_distance(torch.from_numpy(x), torch.from_numpy(x)) == pytest.approx(0, abs=1e-9)
 
 
-def test_kernel_distance_is_the_double_sum():
-    """Written out over pairs."""
+@pytest.mark.parametrize("paired", [False, True])
+def test_kernel_distance_is_the_double_sum(paired):
+    """Written out over pairs of images, in one category; the i-th images of both sets are then no pair."""
     x, y = torch.randn(7, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
 
     def kernel(a, b):
@@ -135,9 +136,11 @@ def test_kernel_distance_is_the_double_sum():
         sum(kernel(a, b) for i, a in enumerate(f) for j, b in enumerate(f) if i != j) / len(f) / (len(f) - 1)
         for f in (x, y)
     ]
-    between = sum(kernel(a, b) for a in x for b in y) / 35
+    between = [kernel(a, b) for i, a in enumerate(x) for j, b in enumerate(y) if i != j or not paired]
     one = torch.zeros(7, dtype=torch.long), torch.zeros(5, dtype=torch.long)
-    assert distances.kernel_distance(x, y, *one) == pytest.approx(sum(among) - 2 * between)
+    drawn_together = (torch.arange(7), torch.arange(5)) if paired else ()
+    found = distances.kernel_distance(x, y, *one, *drawn_together)
+    assert found == pytest.approx(sum(among) - 2 * sum(between) / len(between))
 
 
 def unit_blobs(count: int, seed: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -212,23 +215,6 @@ def test_distances_of_a_set_and_its_edited_copy_hold_the_truth():
     independent = [comparison.compare(*edited_copy(seed), seed)["frechet_distance"].value for seed in range(5)]
     assert max(independent) < truth / 2
     assert all(each["kernel_distance"].high >= 0 for each in found)
-
-
-def test_a_kernel_distance_without_pairs_is_the_double_sum_without_them():
-    """Written out over the pairs of images that are left, in one category."""
-    x, y = torch.randn(7, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
-
-    def kernel(a, b):
-        return (float(a @ b) + 1) ** 3
-
-    among = [
-        sum(kernel(a, b) for i, a in enumerate(f) for j, b in enumerate(f) if i != j) / len(f) / (len(f) - 1)
-        for f in (x, y)
-    ]
-    between = sum(kernel(a, b) for i, a in enumerate(x) for j, b in enumerate(y) if i != j) / 30
-    one = torch.zeros(7, dtype=torch.long), torch.zeros(5, dtype=torch.long)
-    found = distances.kernel_distance(x, y, *one, torch.arange(7), torch.arange(5))
-    assert found == pytest.approx(sum(among) - 2 * between)
 
 
 def test_halves_keep_pairs_together():

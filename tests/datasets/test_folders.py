@@ -9,18 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from audited import photographs, png
+from audited import IMAGES, placed
 
 from lbgen.datasets.open import open_dataset
-
-IMAGES = [png(image) for image in photographs(4, seed=0).images]
-
-
-def placed(folder: Path, *places: str) -> Path:
-    for number, place in enumerate(places):
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        (folder / place).write_bytes(IMAGES[number % len(IMAGES)])
-    return folder
 
 
 def listed(folder: Path, *lines: dict) -> Path:

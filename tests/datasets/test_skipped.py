@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from audited import photographs, png
+from audited import IMAGES, placed
 from PIL import Image
 
 from lbgen.datasets import tables
@@ -21,15 +21,6 @@ from lbgen.datasets.decode import FORMATS
 from lbgen.datasets.open import open_dataset
 from lbgen.datasets.records import IMAGE_SUFFIXES, LARGEST_FILE, ImageRecord
 from lbgen.errors import UserError
-
-IMAGES = [png(image) for image in photographs(4, seed=0).images]
-
-
-def placed(folder: Path, *places: str) -> Path:
-    for number, place in enumerate(places):
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        (folder / place).write_bytes(IMAGES[number % len(IMAGES)])
-    return folder
 
 
 def read(folder: Path) -> tuple[list[ImageRecord], dict[str, int]]:
