@@ -1,5 +1,6 @@
-"""What is in a folder."""
+"""What is in a folder, and what a sender may put there."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,3 +16,30 @@ def contents(folder: Path) -> dict[str, str]:
 
 def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path)).astype(int)
+
+
+def link(path: Path, target: Path) -> None:
+    """A link in the place of what was there, whose content goes where the link points."""
+    if path.is_dir():
+        shutil.copytree(path, target, dirs_exist_ok=True)
+        shutil.rmtree(path)
+    elif path.exists():
+        shutil.copy(path, target) if target.is_file() or not target.exists() else None
+        path.unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+
+
+def tree(folder: Path) -> dict[str, tuple]:
+    """Every entry, with its kind, its content and the time of its last change."""
+    found = {}
+    for path in [folder, *folder.rglob("*")]:
+        state = path.lstat()
+        content = path.read_bytes() if path.is_file() and not path.is_symlink() else None
+        found[str(path)] = (state.st_mode, state.st_size if content is not None else 0, state.st_mtime_ns, content)
+    return found
+
+
+def nested(depth: int = 100_000) -> str:
+    """JSON that is nested too deeply."""
+    return "[" * depth
