@@ -193,6 +193,13 @@ def test_duplicate_rounds_of_another_shape_are_refused(received, stored):
         verify(str(received))
 
 
+def test_a_record_of_more_shards_than_can_be_listed_is_refused(received):
+    edit_plan(received, images_per_category=500_000)
+    edit_record(received, shard_size=1)
+    with pytest.raises(UserError, match="dataset.yaml: --shard-size 1: more than 1000000 shards; .*restore the file"):
+        verify(received)
+
+
 @pytest.mark.parametrize("name", ["plan.json", "duplicates.json"])
 def test_a_link_is_called_a_link(received, outside, name):
     link(received / name, outside / "known.txt")

@@ -81,8 +81,8 @@ def begin(config: AlignConfig, vocabulary: Vocabulary, resumed: Path | None) -> 
     """Train from the checkpoint `resumed`, or from the start; a finished run only publishes its adapter."""
     if resumed is not None:
         checkpoint.ensure_unchanged(resumed)
-    if resumed is not None and not is_finished(config, resumed):
-        ensure_same_weights(config, vocabulary)
+        if not is_finished(config, resumed):
+            ensure_same_weights(config, vocabulary)
     from lbgen.alignment import training  # late: imports torch
 
     accelerator = start_accelerator(config)

@@ -92,7 +92,10 @@ def read_dataset(store: Store, directory: str) -> tuple[Record, GenerateConfig, 
     if record is None:
         raise UserError(f"{directory}: no {records.RECORD} in it; give a folder that lbgen generate made")
     config = records.config_of(record, directory)
-    return record, config, Plan(record.targets, config.seed, config.shard_size)
+    try:
+        return record, config, Plan(record.targets, config.seed, config.shard_size)
+    except UserError as error:
+        raise UserError(f"{directory}/{records.RECORD}: {error}; restore the file") from None
 
 
 # ---- comparing ----
