@@ -19,7 +19,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.measuring import DEVICE, flags_parser, heading, measured, parse_with, table
-from benchmarks.speed.flops import network_calls, work_of
+from benchmarks.speed.flops import network_calls, update_tflop, work_of
 from benchmarks.updates import align_update
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration import recipes
@@ -144,14 +144,6 @@ class PlainUpdate:
         return torch.autocast(DEVICE, PLAIN_DTYPE, enabled=DEVICE == "cuda")
 
 
-def update_tflop(config: AlignConfig) -> float:
-    """The least work behind one training image: guidance doubles every call of the UNet; a differentiated call and the
-    decoding also run backwards, to their inputs. What is recomputed, the adapter and CLIP are left out.
-    """
-    work = work_of(config.generator)
-    return 2 * work.call * (network_calls(config) + config.differentiated_steps) + 2 * work.decoding
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = flags_parser(__doc__)
     parser.add_argument("--recipe", default="microworld", help="settings of `lbgen align` (default: microworld)")
@@ -163,7 +155,8 @@ def main(argv: list[str] | None = None) -> None:
     if config.compile:
         results["lbgen, eager"] = measured(repeats, align_update, replace(config, compile=False))
     results["lbgen"] = measured(repeats, align_update, config)
-    print(table(results, config.batch_size, dict.fromkeys(results, update_tflop(config))))
+    tflop = update_tflop(config, work_of(config.generator), network_calls(config))
+    print(table(results, config.batch_size, dict.fromkeys(results, tflop)))
 
 
 if __name__ == "__main__":
