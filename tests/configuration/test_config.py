@@ -419,6 +419,22 @@ def test_ensure_same_refuses_the_config_of_another_version(tmp_path):
     assert "no field minutes" in refusal(ensure_same, made, path)
 
 
+def test_a_field_that_was_added_has_in_an_earlier_folder_the_value_of_before(tmp_path):
+    """Not its default: a run with the new default is not the run that was begun."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Later(Baking):
+        steam: int = 2
+        ADDED = {"steam": 0}
+
+    made = Baking(output=Path("a"))
+    path = tmp_path / "config.yaml"
+    save(made, path)
+    later = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+    ensure_same(Later(**later, steam=0), path)
+    assert "was made with steam 0, this run asks for 2" in refusal(ensure_same, Later(**later), path)
+
+
 def test_load_names_what_is_missing(tmp_path):
     (tmp_path / "config.yaml").write_text("minutes: 3\n")
     assert refusal(load, Baking, tmp_path / "config.yaml").endswith("config.yaml: output is missing")
