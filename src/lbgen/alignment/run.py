@@ -141,9 +141,11 @@ def is_finished(config: AlignConfig, resumed: Path | None) -> bool:
 def may_change(config: AlignConfig) -> tuple[str, ...]:
     """Fields that may differ when this run is resumed.
 
-    The released script's texts are those of one process's batch, so batch_size must then stay.
+    What the released script does with texts and noise, and batches of two sizes, depend on the batch of one process, so
+    batch_size must then stay.
     """
-    fixed = "batch_size" if config.discriminator_texts == "released-code" else None
+    by_process = config.discriminator_texts == "released-code" or config.shared_noise
+    fixed = "batch_size" if by_process or config.discriminator_warmup_batch else None
     return tuple(name for name in MAY_CHANGE if name != fixed)
 
 
