@@ -4,11 +4,13 @@ Weights are drawn larger than the usual initialisation: the layers that training
 every output depends on every input and gradients reach every weight.
 """
 
+import json
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -16,6 +18,11 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaTokenizer,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
@@ -92,6 +99,111 @@ def write_siglip(folder: Path) -> Path:
     vision = {**_tower(), "image_size": 16, "patch_size": 8}
     config = SiglipConfig(text_config=_text_settings(tokenizer), vision_config=vision)
     return _write(folder, SiglipModel(config), tokenizer, SiglipImageProcessor(size={"height": 16, "width": 16}))
+
+
+class QAlignParts:
+    """What a Q-Align is made of, in transformers' own classes where it has them, with random weights.
+
+    Tokens of images have other keys, values and norms in the language model: those of `for_images`. The abstractor is
+    a table of tensors by their names in the released checkpoints.
+    """
+
+    def __init__(self) -> None:
+        tower = {"hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 3}
+        vision = CLIPVisionConfig(**tower, image_size=28, patch_size=14, layer_norm_eps=1e-6)
+        language = {
+            **tower,
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-5,
+        }
+        self.tokenizer = llama_tokenizer()
+        llama = LlamaConfig(**language, vocab_size=len(self.tokenizer), max_position_embeddings=64)
+        self.vision = CLIPVisionModel(vision)
+        self.language, self.for_images = LlamaForCausalLM(llama), LlamaForCausalLM(llama)
+        for seed, part in enumerate((self.vision, self.language, self.for_images)):
+            randomize(part.eval().requires_grad_(False), seed, gain=2)
+        self.abstractor_config = {"num_learnable_queries": 3, "num_hidden_layers": 2, "num_attention_heads": 2}
+        self.abstractor_config |= {
+            "hidden_size": 24,
+            "encoder_hidden_size": 24,
+            "intermediate_size": 12,
+            "grid_size": 2,
+        }
+        self.abstractor = self._abstractor()
+        self.config = {**language, "model_type": "mplug_owl2", "vocab_size": len(self.tokenizer)}
+        visual = {"visual_model": {**tower, "image_size": 28, "patch_size": 14, "layer_norm_eps": 1e-6}}
+        self.config["visual_config"] = visual | {"visual_abstractor": self.abstractor_config}
+
+    def _abstractor(self) -> dict[str, Tensor]:
+        shapes = {
+            "query_embeds": (1, 3, 24),
+            "visual_fc.weight": (32, 24),
+            "visual_fc.bias": (32,),
+            "vit_eos": (1, 1, 32),
+        }
+        linear = {"attention.query": (24, 24), "attention.key": (24, 24), "attention.value": (24, 24)}
+        linear |= {"output.out_proj": (24, 24), "output.mlp.w1": (12, 24), "output.mlp.w2": (24, 12)}
+        linear |= {"output.mlp.w3": (12, 24)}
+        norms = {"norm1": 24, "normk": 24, "output.norm2": 24, "output.mlp.ffn_ln": 12}
+        for layer in ("encoder.layers.0.crossattention.", "encoder.layers.1.crossattention."):
+            shapes |= {f"{layer}attention.q_pos_embed": (3, 24), f"{layer}attention.k_pos_embed": (5, 24)}
+            for name, shape in linear.items():
+                shapes |= {f"{layer}{name}.weight": shape, f"{layer}{name}.bias": shape[:1]}
+            shapes |= {f"{layer}{name}.{part}": (n,) for name, n in norms.items() for part in ("weight", "bias")}
+        rng = torch.Generator().manual_seed(5)
+        return {name: torch.randn(shape, generator=rng) * 0.4 for name, shape in shapes.items()}
+
+    def released(self) -> dict[str, Tensor]:
+        """All weights by their names in the released checkpoints."""
+        renamed = {f"model.visual_abstractor.{name}": tensor for name, tensor in self.abstractor.items()}
+        for name, tensor in self.language.state_dict().items():
+            module, _, kind = name.rpartition(".")
+            if module.endswith(("k_proj", "v_proj", "layernorm")):
+                renamed[f"{module}.multiway.0.{kind}"] = tensor
+                renamed[f"{module}.multiway.1.{kind}"] = self.for_images.state_dict()[name]
+            else:
+                renamed[name] = tensor
+        weights = {name.removeprefix("vision_model."): each for name, each in self.vision.state_dict().items()}
+        into = "model.vision_model.embeddings."
+        renamed[f"{into}cls_token"] = weights.pop("embeddings.class_embedding").view(1, 1, -1)
+        renamed[f"{into}position_embedding"] = weights.pop("embeddings.position_embedding.weight")[None]
+        renamed[f"{into}patch_embed.weight"] = weights.pop("embeddings.patch_embedding.weight")
+        weights = {name.replace("pre_layrnorm", "embeddings.pre_layernorm"): each for name, each in weights.items()}
+        changes = {"layer_norm1": "input_layernorm", "layer_norm2": "post_attention_layernorm", "out_proj": "dense"}
+        for name in [name for name in weights if "k_proj" in name]:
+            heads = [weights.pop(name.replace("k_proj", f"{part}_proj")).unflatten(0, (3, 8)) for part in "qkv"]
+            weights[name.replace("k_proj", "query_key_value")] = torch.stack(heads, dim=1).flatten(0, 2)
+        for name, tensor in weights.items():
+            for old, new in changes.items():
+                name = name.replace(old, new)
+            renamed[f"model.vision_model.{name}"] = tensor
+        return {name: tensor.contiguous().clone() for name, tensor in renamed.items()}
+
+
+def write_q_align(folder: Path, parts: QAlignParts, shards: int = 1) -> Path:
+    """A Q-Align folder for 28x28 pixels, one file of weights, or several and an index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(parts.config))
+    parts.tokenizer.save_pretrained(folder)
+    weights = parts.released()
+    names = [f"model-{n:05d}-of-{shards:05d}.safetensors" if shards > 1 else "model.safetensors" for n in range(shards)]
+    weight_map = {name: names[number % shards] for number, name in enumerate(weights)}
+    for file in names:
+        save_file({n: weights[n] for n, into in weight_map.items() if into == file}, folder / file, {"format": "pt"})
+    if shards > 1:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+def llama_tokenizer() -> LlamaTokenizer:
+    """LLaMA's tokenizer over single letters; the first letter of a word is one token with the space before it."""
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{code:02X}>" for code in range(256)), "\u2581", *letters]
+    words += [f"\u2581{letter}" for letter in letters]
+    vocab = {word: number for number, word in enumerate(words)}
+    return LlamaTokenizer(vocab=vocab, merges=[("\u2581", letter) for letter in letters])
 
 
 def clip_tokenizer() -> CLIPTokenizer:
