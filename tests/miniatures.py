@@ -12,6 +12,8 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
+    Aimv2Config,
+    Aimv2Model,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
@@ -23,9 +25,16 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaTokenizer,
+    MetaClip2Config,
+    MetaClip2Model,
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2Model,
+    Siglip2Tokenizer,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
+    XLMRobertaTokenizer,
 )
 
 TOKEN_LIMIT = 16
@@ -99,6 +108,46 @@ def write_siglip(folder: Path) -> Path:
     vision = {**_tower(), "image_size": 16, "patch_size": 8}
     config = SiglipConfig(text_config=_text_settings(tokenizer), vision_config=vision)
     return _write(folder, SiglipModel(config), tokenizer, SiglipImageProcessor(size={"height": 16, "width": 16}))
+
+
+def write_siglip2(folder: Path) -> Path:
+    """A SigLIP 2 folder of any aspect ratio: up to 9 patches of 8x8 pixels, 16 dimensions."""
+    tokenizer = Siglip2Tokenizer(
+        vocab=_letters("<pad>", "<eos>", "<bos>", "<unk>", "<mask>"),
+        merges=[],
+        padding_side="right",
+        add_eos_token=True,
+    )
+    text = _text_settings(tokenizer)
+    vision = {**_tower(), "num_patches": 9, "patch_size": 8}
+    processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=9)
+    return _write(folder, Siglip2Model(Siglip2Config(text_config=text, vision_config=vision)), tokenizer, processor)
+
+
+def write_metaclip2(folder: Path) -> Path:
+    """A MetaCLIP 2 folder: 16x16 pixels, 12 dimensions, with XLM-R's tokenizer."""
+    words = _letters("<s>", "<pad>", "</s>", "<unk>")
+    tokenizer = XLMRobertaTokenizer(vocab=[(word, -float(number)) for word, number in words.items()])
+    vision = {**_tower(), "image_size": 16, "patch_size": 8}
+    text = _text_settings(tokenizer)
+    config = MetaClip2Config(text_config=text, vision_config=vision, projection_dim=12)
+    processor = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    return _write(folder, MetaClip2Model(config), tokenizer, processor)
+
+
+def write_aimv2(folder: Path) -> Path:
+    """An AIMv2 folder: 16x16 pixels, 12 dimensions, logit scale limited to 5."""
+    tokenizer = clip_tokenizer()
+    vision, text = {**_tower(), "image_size": 16, "patch_size": 8}, _text_settings(tokenizer)
+    config = Aimv2Config(text_config=text, vision_config=vision, projection_dim=12, max_logit_scale=5.0)
+    processor = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    return _write(folder, Aimv2Model(config), tokenizer, processor)
+
+
+def _letters(*special: str) -> dict[str, int]:
+    """A vocabulary of special tokens, letters, and the mark of a space."""
+    words = [*special, "\u2581", *(chr(code) for code in range(ord("!"), ord("~") + 1))]
+    return {word: number for number, word in enumerate(words)}
 
 
 class QAlignParts:
@@ -227,7 +276,9 @@ def randomize(module: nn.Module, seed: int, gain: float = 1.0) -> None:
 
 
 def _is_norm_scale(module: nn.Module, parameter: nn.Parameter) -> bool:
-    norms = (child for child in module.modules() if isinstance(child, nn.GroupNorm | nn.LayerNorm))
+    """The class of a norm without a mean has another name in every model."""
+    norms = [child for child in module.modules() if isinstance(child, nn.GroupNorm | nn.LayerNorm)]
+    norms += [child for child in module.modules() if type(child).__name__.endswith("RMSNorm")]
     return any(child.weight is parameter for child in norms)
 
 
