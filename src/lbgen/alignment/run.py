@@ -20,7 +20,7 @@ from lbgen.alignment.checkpoint import CONFIG, PROVENANCE, Progress, initial_pro
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration import saved
 from lbgen.errors import UserError
-from lbgen.models.registry import ensure_generator, ensure_semantics
+from lbgen.models.registry import ensure_generator, ensure_quality, ensure_semantics
 from lbgen.runs import atomic, outputs
 from lbgen.runs.lock import locked
 from lbgen.runs.store import LOCK
@@ -131,6 +131,7 @@ def ensure_can_begin(config: AlignConfig) -> tuple[Vocabulary, Path | None]:
     if not is_finished(config, resumed):
         ensure_generator(config.generator)
         ensure_semantics(config.semantics)
+        ensure_quality(config.quality)
     return vocabulary, resumed
 
 
