@@ -2,14 +2,17 @@
 
 import io
 import json
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lbgen.datasets import index, tables
+from lbgen.datasets import index, listed, tables
+from lbgen.datasets.open import open_dataset
 from lbgen.datasets.parquet_pages import read_table, unpacked_size
+from lbgen.errors import UserError
 from lbgen.runs.store import LocalStore
 
 
@@ -87,19 +90,13 @@ def test_damaged_headers_are_refused():
     for place in range(metadata.row_group(0).column(0).total_compressed_size + 4):
         for bit in (1, 16, 128):
             content[place] ^= bit
-            try:
+            with suppress(ValueError, LookupError):
                 unpacked_size(memoryview(content), metadata, 0)
-            except (ValueError, LookupError):
-                pass
             content[place] ^= bit
 
 
 def test_a_long_line_of_a_list_is_refused(tmp_path):
     """A line of a gigabyte would be held in memory; the audit names the list."""
-    from lbgen.datasets import listed
-    from lbgen.datasets.open import open_dataset
-    from lbgen.errors import UserError
-
     line = json.dumps({"file_name": "a.png", "label": "x", "caption": "x" * listed.LONGEST_LINE})
     (tmp_path / "metadata.jsonl").write_text(line + "\n")
     with pytest.raises(UserError, match=r"metadata.jsonl: a line of 4,194,304 characters or more"):

@@ -206,7 +206,9 @@ def edits_of_archive(folder: Path) -> Iterator[Edit]:
         contents = {"removed": None, "renamed": (f"x{name}", content)}
         if name.endswith(".json"):
             row = json.loads(content)
-            contents |= {place: (name, json.dumps(change(copy.deepcopy(row))).encode()) for place, change in changes(row)}
+            contents |= {
+                place: (name, json.dumps(change(copy.deepcopy(row))).encode()) for place, change in changes(row)
+            }
         elif name.endswith(".cls"):
             contents["other"] = name, b"1"
         else:
@@ -273,7 +275,7 @@ def test_every_changed_field_is_found(made, layout, tmp_path):
             missed.append(name)
         restore(whole, folder)
     unlisted = [name for name in missed if not any(re.fullmatch(pattern, name) for pattern in EXCEPTIONS)]
-    assert unlisted == [], unlisted
+    assert not unlisted, "\n".join(unlisted)
 
 
 def restore(whole: Path, folder: Path) -> None:

@@ -518,7 +518,7 @@ def test_what_a_command_prints_is_a_vocabulary(tmp_path):
     """As bash passes `<(...)`: a slow command, read twice as a run does; one without end is cut off."""
     script = "from lbgen import load_vocabulary; import sys; a, b = (load_vocabulary(sys.argv[1]) for _ in 'ab'); "
     script += "assert a == b; print(a.names)"
-    command = f"{sys.executable} -c \"$0\" <(echo polar bear; sleep 0.3; echo red_fox)"
+    command = f'{sys.executable} -c "$0" <(echo polar bear; sleep 0.3; echo red_fox)'
     done = subprocess.run(["bash", "-c", command, script], capture_output=True, text=True)
     assert done.stdout == "['polar bear', 'red fox']\n", done.stderr
     with subprocess.Popen(["yes", "cat"], stdout=subprocess.PIPE) as endless:

@@ -149,7 +149,9 @@ def load_categories(config: AlignConfig, resumed: Path | None) -> Vocabulary:
 def refuse_pipe(vocabulary: str) -> None:
     """Of several processes that read a pipe, each gets another part."""
     if os.path.exists(vocabulary) and stat.S_ISFIFO(os.stat(vocabulary).st_mode):
-        raise UserError(f"--vocabulary {vocabulary}: every process of this run reads it, and a pipe only once; give a file")
+        raise UserError(
+            f"--vocabulary {vocabulary}: every process of this run reads it, and a pipe only once; give a file"
+        )
 
 
 def is_finished(config: AlignConfig, resumed: Path | None) -> bool:

@@ -1,4 +1,4 @@
-"""How large a Parquet file becomes when it is read, by its pages: the footer of a file from elsewhere may understate it.
+"""How large a Parquet file becomes when it is read, by its pages: the footer of a received file may understate it.
 
 A page's header, before its data, says how many bytes it has as stored and unpacked, and the reader reserves what it
 says. Headers are Thrift structs in the compact protocol, of which only two fields are read; see PageHeader in

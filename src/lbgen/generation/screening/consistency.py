@@ -92,7 +92,9 @@ def _fails(check: str, row: Row, config: GenerateConfig) -> bool | None:
 
 def pixels_were_judged(config: GenerateConfig) -> bool:
     """Whether a score follows from pixels alone, and the files hold the very pixels that were judged."""
-    return config.image_format == "png" and config.stored_size is None and bool({"blank", "duplicate"} & {*config.screen})
+    return (
+        config.image_format == "png" and config.stored_size is None and bool({"blank", "duplicate"} & {*config.screen})
+    )
 
 
 # ---- a shard ----

@@ -182,7 +182,8 @@ def _refuse_unsuited(name: str | None, kind: Any, config: Mapping[str, Any], che
         able = ", ".join(other for other, (scheduler, _) in SCHEDULERS.items() if _reaches_pure_noise(scheduler))
         raise UserError(
             f"generator {checkpoint}: {name or kind.__name__} would drop rescale_betas_zero_snr, with which it was "
-            f"trained; choose --scheduler {able}, and for a dataset or a run that was begun with another, a new --output"
+            f"trained; choose --scheduler {able}, and for a dataset or a run that was begun with another, a new "
+            "--output"
         )
     predicts = config.get("prediction_type", "epsilon")
     if name is not None and predicts not in PREDICTIONS[name]:
