@@ -152,7 +152,7 @@ def ensure_unchanged(folder: Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(atomic.files_below(folder))
 
 
 def newest(run: Path) -> Path | None:
