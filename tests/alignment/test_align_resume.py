@@ -246,4 +246,4 @@ def test_two_processes_with_half_the_batch_each_give_the_same_adapter(whole, tmp
         lines(halves.folder / "metrics.jsonl"), lines(whole.folder / "metrics.jsonl"), strict=True
     ):
         assert ours_line.get("loss") == pytest.approx(line.get("loss"), abs=1e-4)
-    assert result.stdout.count("gradient norms") == result.stdout.count("images per update: 2, processes: 2") == 1
+    assert result.stdout.count("gradient norms") == result.stdout.count("2 images (2 processes of 1)") == 1

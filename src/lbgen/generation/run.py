@@ -11,13 +11,15 @@ from lbgen.generation import plan as plans
 from lbgen.generation import record as records
 from lbgen.generation.card.notes import asked_images, dropped_images, named
 from lbgen.generation.card.sidecars import lacks_any
-from lbgen.generation.config import GenerateConfig, approximations, worker_name
-from lbgen.generation.inputs import ensure_loadable, training_differences, with_absolute_paths
+from lbgen.generation.config import GenerateConfig, worker_name
+from lbgen.generation.inputs import ensure_loadable, with_absolute_paths
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
+from lbgen.generation.reports.lines import say_next
 from lbgen.generation.screening import balance
 from lbgen.generation.screening.duplicate_rounds import read_duplicate_rounds
 from lbgen.generation.trust import names_same_inputs, remember_record
+from lbgen.runs.console import say
 from lbgen.runs.lock import locked
 from lbgen.runs.storage import Store, open_store, storage_errors
 from lbgen.vocabulary.vocabulary import load_vocabulary
@@ -60,6 +62,8 @@ def plan_dataset(config: GenerateConfig, store: Store) -> tuple[Plan, Record | N
         records.ensure_continues(record, config, balanced)
     wanted = plans.target_of(vocabulary, config.images_per_category, config.split)
     earlier = record.targets if record else ()
+    if record is None:  # an earlier version accepted other templates
+        balance.ensure_prompts_read(config, balanced, vocabulary[0].name)
     targets = plans.extended(earlier, wanted, config.output)
     if config.qualify_names:
         plans.refuse_shared_names(earlier, wanted, config.output)
@@ -87,8 +91,10 @@ def make_missing(store: Store, config: GenerateConfig, plan: Plan, record: Recor
     # Report.
     dropped = dropped_images(store, config, plan, split)
     images = sum(plan.shard_images(split, shard) for shard in done) - sum(dropped.values())
-    print(report(config, plan, images, dropped))
+    say(report(config, plan, images, dropped))
     finished = done >= set(range(plan.shards(split)))
+    if finished:
+        say_next(config)
     return GenerateResult(config.output, images, finished, time.monotonic() - started)
 
 
@@ -107,10 +113,6 @@ def draw_missing(store: Store, config: GenerateConfig, plan: Plan, record: Recor
     ensure_loadable(config)
     from lbgen.generation.workers.dispatch import draw_shards  # late: imports torch, not needed by a finished dataset
 
-    if used := approximations(config):
-        print(f"approximated: {'; '.join(used)}")
-    if differences := training_differences(config, plan.categories):
-        print(f"not as the adapter was trained: {'; '.join(differences)}")
     try:
         draw_shards(store, config, plan, record, missing, read_duplicate_rounds(store, config, plan))
     finally:
@@ -130,7 +132,7 @@ def complete(store: Store, config: GenerateConfig, plan: Plan) -> None:
 
     if "duplicate" in config.screen and not store.exists(records.COMPLETION_MARKER):
         if config.part is not None:  # other parts may be using the shards that this one would change
-            print("all shards are there; run once more without --shard-of, to compare images across them")
+            say("all shards are there; run once more without --shard-of, to compare images across them")
             return
         from lbgen.generation.screening.deduplicate import deduplicate  # late: imports torch
 
