@@ -19,6 +19,7 @@ from lbgen.generation.reports.lines import say_next
 from lbgen.generation.screening import balance
 from lbgen.generation.screening.duplicate_rounds import read_duplicate_rounds
 from lbgen.generation.trust import names_same_inputs, remember_record
+from lbgen.generation.workers.journal import collect
 from lbgen.runs.console import say
 from lbgen.runs.lock import locked
 from lbgen.runs.storage import Store, open_store, storage_errors
@@ -75,7 +76,7 @@ def plan_dataset(config: GenerateConfig, store: Store) -> tuple[Plan, Record | N
 def make_missing(store: Store, config: GenerateConfig, plan: Plan, record: Record | None) -> GenerateResult:
     """Draw the missing shards of this run's part; complete the dataset if all shards of all parts are there."""
     started, split = time.monotonic(), config.split
-    store.clear_staging(every=config.part is None)
+    collect(store, every=config.part is None)
 
     # Draw what is missing.
     done = index.finished_shards(store, split)
@@ -87,6 +88,7 @@ def make_missing(store: Store, config: GenerateConfig, plan: Plan, record: Recor
     # Complete the dataset.
     if has_all_shards(store, plan) and lacks_any(store, config, plan):
         complete(store, config, plan)
+    store.clear_staging(every=config.part is None)
 
     # Report.
     dropped = dropped_images(store, config, plan, split)
@@ -109,14 +111,11 @@ def report(config: GenerateConfig, plan: Plan, images: int, dropped: Mapping[str
 
 
 def draw_missing(store: Store, config: GenerateConfig, plan: Plan, record: Record | None, missing: list[int]) -> None:
-    """Draw these shards; leave no unfinished files."""
+    """Draw these shards; if that ends early, what is drawn of a shard stays for the next run (workers/journal.py)."""
     ensure_loadable(config)
     from lbgen.generation.workers.dispatch import draw_shards  # late: imports torch, not needed by a finished dataset
 
-    try:
-        draw_shards(store, config, plan, record, missing, read_duplicate_rounds(store, config, plan))
-    finally:
-        store.clear_staging(every=config.part is None)
+    draw_shards(store, config, plan, record, missing, read_duplicate_rounds(store, config, plan))
 
 
 def has_all_shards(store: Store, plan: Plan) -> bool:
@@ -136,11 +135,8 @@ def complete(store: Store, config: GenerateConfig, plan: Plan) -> None:
             return
         from lbgen.generation.screening.deduplicate import deduplicate  # late: imports torch
 
-        try:
-            for split in plan.splits:
-                deduplicate(store, replace(config, split=split), plan, records.read(store))
-        finally:
-            store.clear_staging(every=True)
+        for split in plan.splits:
+            deduplicate(store, replace(config, split=split), plan, records.read(store))
     if config.format == "imagefolder":
         for split in plan.splits:  # a category's last image may have been left out when it was drawn again
             for category_id in dropped_images(store, config, plan, split):

@@ -158,6 +158,7 @@ def repair_shards(
 def make_again(config: GenerateConfig, plan: Plan, damaged: Sequence[ShardId]) -> None:
     """Make these shards again. All are removed first, so that no damaged one counts as finished in the meantime."""
     with locked_store(config, plan) as (store, record):
+        store.clear_staging(every=True)
         store.remove(records.COMPLETION_MARKER)
         for split, shard in damaged:
             store.remove(index.part_name(split, shard))
