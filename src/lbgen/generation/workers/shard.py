@@ -245,7 +245,5 @@ def verdict_of(drawn: DrawnImage) -> Verdict:
 
 def with_hash(row: Row, sha256: str | None) -> Row:
     if sha256 is None:  # not written by a run of this configuration
-        raise UserError(
-            f"the staging folder contradicts itself at {row.key}; remove the folder .staging and start again"
-        )
+        raise UserError(f"the staging folder contradicts itself at {row.key}; remove .staging and start again")
     return replace(row, sha256=sha256)
