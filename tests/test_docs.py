@@ -113,7 +113,18 @@ def test_the_tree_of_the_architecture_page_is_the_packages():
 def flags():
     """Every flag of lbgen and of its verbs, as the helps say."""
     found = set()
-    for verb in ([], ["align"], ["generate"], ["plan"], ["quickstart"], ["audit"], ["export"], ["verify"]):
+    for verb in (
+        [],
+        ["align"],
+        ["generate"],
+        ["plan"],
+        ["quickstart"],
+        ["audit"],
+        ["export"],
+        ["verify"],
+        ["doctor"],
+        ["recipes"],
+    ):
         shown = subprocess.run([sys.executable, "-m", "lbgen", *verb, "--help"], capture_output=True, text=True)
         found |= set(re.findall(r"--[a-z][a-z0-9-]+", shown.stdout))
     return found
@@ -136,7 +147,7 @@ def test_the_reference_has_every_public_name():
 
 def test_recipes_that_pages_name_exist():
     text = "\n".join(page.read_text() for page in [*TASKS, ROOT / "README.md"])
-    named = set(re.findall(r"--recipe ([a-z0-9-]+)", text))
+    named = set(re.findall(r"--recipe ([a-z0-9-]+)(?![\w./-])", text))
     assert {"paper", "diverse-prompts"} <= named
     assert named <= {file.stem for file in Path(lbgen.__file__).parent.glob("configuration/recipes/*/*.yaml")}
 

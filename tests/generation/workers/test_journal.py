@@ -1,4 +1,4 @@
-"""A shard that was interrupted goes on where it was; every dataset here is compared with one that was never interrupted."""
+"""A shard that was interrupted goes on where it was; every dataset is compared with one that was not interrupted."""
 
 import json
 import os
@@ -67,10 +67,11 @@ def test_a_run_that_is_interrupted_at_every_batch_comes_to_its_end(config, whole
     assert contents(tmp_path / "made") == contents(tmp_path / "at once")
 
 
+BALANCE = {"balance": ("scene",), "attributes": Path("microworld"), "balance_template": "{name} {value}"}
 SCREENS = {
     "screen": {"screen": ("label", "blank", "duplicate"), "label_top_k": 1, "qualify_names": False},
-    "balance": {"balance": ("scene",), "attributes": Path("microworld"), "balance_template": "{name} {value}"},
-    "drop": {"balance": ("scene",), "attributes": Path("microworld"), "last_resort": "drop"},
+    "balance": BALANCE,
+    "drop": {**BALANCE, "last_resort": "drop"},
 }
 
 
