@@ -24,7 +24,7 @@ from lbgen.configuration.parser import Parser
 from lbgen.configuration.recipes import DELETED, built_in_recipes, deleted_fields, resolve
 from lbgen.configuration.yaml_lines import yaml_text
 from lbgen.errors import Interrupted, UserError, printable
-from lbgen.runs.console import Verbosity, is_verbose, showing
+from lbgen.runs.console import Verbosity, is_verbose, say, showing
 
 OF_THE_SYSTEM = (
     errno.ENOSPC,
@@ -113,6 +113,8 @@ def _run(argv: Sequence[str]) -> None:
             if is_verbose():
                 traceback.print_exc()
             raise
+        if following := getattr(result, "next_command", ""):
+            say(f"next: {following}")
     if getattr(result, "damaged", ()):  # of verify
         sys.exit(3)
 

@@ -23,7 +23,7 @@ def rows(shown: str) -> dict[str, str]:
 
 def test_a_run_opens_with_what_it_does_and_ends_with_the_next_command(fresh, capsys):
     config = fresh(discriminator_warmup_steps=1)
-    run.align(config)
+    result = run.align(config)
     shown = capsys.readouterr().out
     opening = rows(shown)
     assert opening["generator"] == f"{config.generator}, with a LoRA of rank 2"
@@ -31,12 +31,11 @@ def test_a_run_opens_with_what_it_does_and_ends_with_the_next_command(fresh, cap
     assert opening["categories"] == f'5 of {config.vocabulary}, the first is "cat"'
     assert opening["update"] == "2 images" and opening["updates"] == "2, after 1 of the discriminator alone"
     assert opening["output"] == str(config.folder) and opening["device"].endswith(", fp32")
-    *_, end, following = shown.splitlines()
-    assert end == f"2 updates; the adapter is in {config.folder}/adapter"
+    assert shown.splitlines()[-1] == f"2 updates; the adapter is in {config.folder}/adapter"
     assert "going on" not in shown
 
     # The command is one that lbgen takes, and it generates with this adapter.
-    program, *argv = shlex.split(following.removeprefix("next: "))
+    program, *argv = shlex.split(result.next_command)
     assert program == "lbgen"
     main([*argv, "--print-config"])
     printed = yaml.safe_load(capsys.readouterr().out)
@@ -50,9 +49,8 @@ def test_a_run_opens_with_what_it_does_and_ends_with_the_next_command(fresh, cap
     run.align(replace(config, max_steps=3))
     assert "\ngoing on from step 2 of 3\n" in capsys.readouterr().out
     run.align(replace(config, max_steps=3))
-    assert capsys.readouterr().out.splitlines() == [
-        f"{config.folder} is finished: 3 steps; the adapter is in {config.folder}/adapter", following,
-    ]  # fmt: skip
+    finished = f"{config.folder} is finished: 3 steps; the adapter is in {config.folder}/adapter\n"
+    assert capsys.readouterr().out == finished
 
 
 def test_a_run_that_was_stopped_in_its_warm_up_says_where_it_goes_on(fresh, capsys):

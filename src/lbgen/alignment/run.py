@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from lbgen.alignment import checkpoint
 from lbgen.alignment.checkpoint import CONFIG, PROVENANCE, Progress, initial_progress, saved_progress
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.reports.lines import say_next, say_opening
+from lbgen.alignment.reports.lines import next_command, say_opening
 from lbgen.configuration import saved
 from lbgen.errors import UserError
 from lbgen.models.registry import ensure_generator, ensure_semantics
@@ -64,6 +64,8 @@ class AlignResult:
     """Folder of the adapter, a standard diffusers LoRA."""
     steps: int
     """Updates of the adapter, including those of earlier runs in the same folder."""
+    next_command: str
+    """The command that generates with the adapter."""
 
 
 def align(config: AlignConfig) -> AlignResult:
@@ -104,9 +106,7 @@ def begin(config: AlignConfig, vocabulary: Vocabulary, resumed: Path | None) -> 
         if accelerator.is_main_process:
             say_opening(config, vocabulary, progress, accelerator.num_processes, device_name(accelerator.device))
         adapter, steps = training.train_adapter(config, vocabulary, accelerator, resumed)
-    if accelerator.is_main_process:
-        say_next(config)
-    return AlignResult(config.folder, adapter, steps)
+    return AlignResult(config.folder, adapter, steps, next_command(config, adapter))
 
 
 @contextmanager

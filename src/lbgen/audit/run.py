@@ -117,8 +117,7 @@ def _audited(
         if one.broken or one.skipped:
             skipped = sum(left_out.count for left_out in one.skipped.values())
             say(f"{one.name}: {len(one.broken):,} broken and {skipped:,} skipped; both files say why")
-    say(f"next: {next_step(readers, config)}")
-    return output.AuditResult(page, measures)
+    return output.AuditResult(page, measures, next_step(readers, config))
 
 
 def say_opening(readers: Sequence[DatasetReader], names: Sequence[str], config: AuditConfig, device: str) -> None:

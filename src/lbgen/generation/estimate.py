@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lbgen.datasets import index
-from lbgen.generation.config import GenerateConfig
-from lbgen.generation.inputs import ensure_loadable, generator_name, with_absolute_paths
+from lbgen.generation.config import GenerateConfig, approximations
+from lbgen.generation.inputs import ensure_loadable, generator_name, training_differences, with_absolute_paths
 from lbgen.generation.plan import Plan, PlannedImage
 from lbgen.generation.record import Record
 from lbgen.generation.reports.lines import trajectory_lines
@@ -120,6 +120,10 @@ def as_text(estimate: PlanEstimate, config: GenerateConfig, plan: Plan) -> str:
         ("images", f"{estimate.images:,} of {len(plan.categories):,} categories, split {config.split}{others}"),
         ("shards", f"{estimate.shards:,} of up to {config.shard_size:,} images, {config.format}"),
     ]
+    if used := approximations(config):
+        lines.append(("approx.", "; ".join(used)))
+    if differences := training_differences(config, plan.categories):
+        lines.append(("adapter", f"not as it was trained: {'; '.join(differences)}"))
     if estimate.images_per_second is None or estimate.bytes_per_image is None:
         return table([*lines, ("to make", "nothing")])
     lines += [

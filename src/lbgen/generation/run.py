@@ -15,7 +15,7 @@ from lbgen.generation.config import GenerateConfig, worker_name
 from lbgen.generation.inputs import ensure_loadable, with_absolute_paths
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
-from lbgen.generation.reports.lines import say_next
+from lbgen.generation.reports.lines import next_command
 from lbgen.generation.screening import balance
 from lbgen.generation.screening.duplicate_rounds import read_duplicate_rounds
 from lbgen.generation.trust import names_same_inputs, remember_record
@@ -35,6 +35,8 @@ class GenerateResult:
     """Whether all shards of the split are there; one part of a run (--shard-of) may end before the others."""
     seconds: float
     """Wall time of this call."""
+    next_command: str
+    """The command that audits the dataset; empty if it is not finished."""
 
 
 def generate(config: GenerateConfig) -> GenerateResult:
@@ -95,9 +97,8 @@ def make_missing(store: Store, config: GenerateConfig, plan: Plan, record: Recor
     images = sum(plan.shard_images(split, shard) for shard in done) - sum(dropped.values())
     say(report(config, plan, images, dropped))
     finished = done >= set(range(plan.shards(split)))
-    if finished:
-        say_next(config)
-    return GenerateResult(config.output, images, finished, time.monotonic() - started)
+    following = next_command(config) if finished else ""
+    return GenerateResult(config.output, images, finished, time.monotonic() - started, following)
 
 
 def report(config: GenerateConfig, plan: Plan, images: int, dropped: Mapping[str, int]) -> str:

@@ -40,12 +40,8 @@ def updates(config: AlignConfig) -> str:
     return f"{config.max_steps:,}" + (f", after {warmup:,} of the discriminator alone" if warmup else "")
 
 
-def say_next(config: AlignConfig) -> None:
-    """The command that generates with the finished adapter."""
-    say(f"next: {next_command(config, config.folder / 'adapter')}")
-
-
 def next_command(config: AlignConfig, adapter: Path) -> str:
+    """The command that generates with the finished adapter."""
     inputs = ["--vocabulary", config.vocabulary, "--generator", config.generator]
     output = f"data/{config.folder.resolve().name}"
     return shlex.join(["lbgen", "generate", "--adapter", str(adapter), *inputs, "--output", output])

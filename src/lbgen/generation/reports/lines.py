@@ -17,17 +17,12 @@ from lbgen.runs.identity import versions
 
 
 def trajectory_lines(config: GenerateConfig, plan: Plan) -> list[tuple[str, str]]:
-    """What is asked of the generator, and how that differs from the adapter's training or the paper's trajectory."""
+    """What is asked of the generator."""
     first = plan.shard(config.split, 0)[0]
-    rows = [
+    return [
         ("prompt", f'"{prompt(config, first.category.name, first.target_values)}", of the first image'),
         ("steps", f"{config.steps} {config.scheduler} steps, guidance {config.guidance_scale:g}"),
     ]
-    if used := approximations(config):
-        rows.append(("approximated", "; ".join(used)))
-    if differences := training_differences(config, plan.categories):
-        rows.append(("not as the adapter was trained", "; ".join(differences)))
-    return rows
 
 
 def say_opening(config: GenerateConfig, plan: Plan, missing: Sequence[int], device: str) -> None:
@@ -47,17 +42,16 @@ def say_opening(config: GenerateConfig, plan: Plan, missing: Sequence[int], devi
     say(table(rows))
     if is_verbose():
         say(f"versions: {', '.join(versions())}\n{yaml_text(saved.plain(config))}")
+    if used := approximations(config):
+        say(f"approximated: {'; '.join(used)}")
+    if differences := training_differences(config, plan.categories):
+        say(f"not as the adapter was trained: {'; '.join(differences)}")
     if made < images:
         say(f"going on from image {images - made:,} of {images:,}")
 
 
-def say_next(config: GenerateConfig) -> None:
-    """The command that looks for shortcuts in the finished dataset."""
-    say(f"next: {next_command(config)}")
-
-
 def next_command(config: GenerateConfig) -> str:
-    """The audit; in the language space that goes by the generator's name, if there is one."""
+    """The audit of the finished dataset, in the language space of the generator's name, if there is one."""
     space = ["--semantics", config.generator] if config.generator in SEMANTICS else []
     name = config.output.rstrip("/").rpartition("/")[2]
     return shlex.join(["lbgen", "audit", config.output, *space, "--output", f"audits/{name}"])
