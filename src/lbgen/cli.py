@@ -106,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(argv: Sequence[str]) -> None:
     call, verbosity, heading = _parse(argv)
+    if verbosity == Verbosity.QUIET:  # read by huggingface_hub when it is imported, which is later
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with showing(verbosity, heading):
         try:
             result = call()

@@ -272,7 +272,12 @@ def test_other_loggers_have_them_too(fresh, tmp_path, monkeypatch, logger):
     run.align(config)
     if logger == "wandb":  # its service may still be writing
         library.teardown()
+        pictures = [np.asarray(Image.open(path)) for path in (tmp_path / "logged").rglob("media/images/samples_*.png")]
+        grids = [np.asarray(Image.open(path)) for path in (config.folder / "samples").glob("*.png")]
+        assert len(pictures) == len(grids) == 3
+        assert all(any((picture == grid).all() for picture in pictures) for grid in grids)
     logged = b"".join(path.read_bytes() for path in (tmp_path / "logged").rglob("*") if path.is_file())
+    assert config.folder.name.encode() in logged and b"discriminator_learning_rate" in logged
     for file, name in (("metrics", "loss"), ("metrics", "discriminator"), ("evaluations", "diversity")):
         values = [line[name] for line in lines(config.folder / f"{file}.jsonl") if name in line]
         assert values and all(str(value).encode() in logged for value in values)

@@ -37,7 +37,7 @@ def train_adapter(
     monitor = make_monitor(state)
 
     # Train, then publish the adapter of the last checkpoint.
-    with noted_signals(FINISHING) as signals:
+    with noted_signals(FINISHING if accelerator.is_main_process else "") as signals:
         if resumed is None:
             shown = {"entire": 0.0, "individual": 0.0, "quality": 0.0, **norms}
             write_line(state, "metrics.jsonl", {"step": 0, "gradient_norms": shown})

@@ -78,11 +78,11 @@ def plan_dataset(config: GenerateConfig, store: Store) -> tuple[Plan, Record | N
 def make_missing(store: Store, config: GenerateConfig, plan: Plan, record: Record | None) -> GenerateResult:
     """Draw the missing shards of this run's part; complete the dataset if all shards of all parts are there."""
     started, split = time.monotonic(), config.split
-    collect(store, every=config.part is None)
 
-    # Draw what is missing.
+    # Draw what is missing; an earlier run may have drawn some of it.
     done = index.finished_shards(store, split)
     missing = [shard for shard in range(plan.shards(split)) if shard not in done and in_part(shard, config)]
+    collect(store, shards_to_draw(store, config, plan, missing), every=config.part is None)
     if missing:
         draw_missing(store, config, plan, record, missing)
         done = index.finished_shards(store, split)
@@ -117,6 +117,13 @@ def draw_missing(store: Store, config: GenerateConfig, plan: Plan, record: Recor
     from lbgen.generation.workers.dispatch import draw_shards  # late: imports torch, not needed by a finished dataset
 
     draw_shards(store, config, plan, record, missing, read_duplicate_rounds(store, config, plan))
+
+
+def shards_to_draw(store: Store, config: GenerateConfig, plan: Plan, missing: list[int]) -> set[str]:
+    """Names of the shards that this run may draw: the missing ones, and all while near-duplicates are looked for."""
+    if "duplicate" in config.screen and config.part is None and not store.exists(records.COMPLETION_MARKER):
+        return {index.shard_name(split, shard) for split in plan.splits for shard in range(plan.shards(split))}
+    return {index.shard_name(config.split, shard) for shard in missing}
 
 
 def has_all_shards(store: Store, plan: Plan) -> bool:

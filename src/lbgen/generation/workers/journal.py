@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,8 +112,8 @@ def _is_of(drawn: Sequence[DrawnImage], batch: Sequence[PlannedImage], folder: P
 # ---- from one run to the next ----
 
 
-def collect(store: Store, every: bool) -> None:
-    """Put aside what workers of an earlier run left of their shards, and remove all else that they left.
+def collect(store: Store, shards: Collection[str], every: bool) -> None:
+    """Put aside what workers of an earlier run left of these shards, and remove all else that they left.
 
     every: of all workers; otherwise of this one and its processes.
     """
@@ -121,8 +121,9 @@ def collect(store: Store, every: bool) -> None:
     root = staging.parent
     workers = root.glob("*") if every else [staging, *root.glob(f"{staging.name}.*")]
     for worker in sorted(path for path in workers if path.name != UNFINISHED):
-        for folder in sorted(_real_folders(worker)):  # train-00001.earlier comes after train-00001
-            _move_files(folder, root / UNFINISHED / folder.name.removesuffix(EARLIER))
+        for folder in sorted(_real_folders(worker)):
+            if (shard := folder.name.removesuffix(EARLIER)) in shards:
+                _move_files(folder, root / UNFINISHED / shard)
         atomic.remove_tree(worker)
 
 
