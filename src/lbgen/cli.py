@@ -38,6 +38,10 @@ OF_THE_SYSTEM = (
 )
 """Errors that a full disk, a missing permission, or a folder in the place of a file raises."""
 
+PASSIVE_THREADS = ("OMP_WAIT_POLICY", "PASSIVE")
+"""Read by OpenMP when torch is loaded, here and in the processes started from here: threads that wait sleep. By default
+they spin, and on cores that do other work too everything then takes up to twenty times as long."""
+
 
 class Verb(NamedTuple):
     """Names of `lbgen`'s public config class and function; the function's module is imported when the verb runs."""
@@ -82,6 +86,7 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb; UserError, signals and a full disk become a line on stderr and an exit code; else a traceback."""
     argv = sys.argv[1:] if argv is None else argv
+    os.environ.setdefault(*PASSIVE_THREADS)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         try:

@@ -83,7 +83,8 @@ def test_models_in_the_hubs_cache_and_parts_of_them(capsys, hub, tiny_sd_folder)
 def test_downloads_are_named_with_their_sizes_and_have_to_fit(capsys, hub, monkeypatch):
     shown = page(capsys)
     assert "stable-diffusion-v1-5/stable-diffusion-v1-5 from the hub, about 4.27 GB" in shown["generator"]
-    assert "about 1.71 GB" in shown["language space"]
+    assert "about 1.71 GB" in shown["language space"] and "scorer" not in shown
+    assert "q-future/one-align from the hub, about 15.4 GB" in page(capsys, "--quality", "q-align")["scorer"]
     monkeypatch.setattr(run, "free_bytes", lambda _: 5 * 10**9)  # of a small disk
     assert "1 thing missing: room for 5.98 GB of models; set HF_HOME" in missing(capsys)
 

@@ -16,5 +16,7 @@ class DoctorConfig(GeneratorName, Settings):
 
     semantics: Place = "clip-vit-l-14"
     """Language space that runs will use: microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
+    quality: Place = "antonyms"
+    """Quality scorer that runs will use: antonyms or none, which need no weights, q-align or q-align:PLACE."""
     output: Path = Path(".")
     """Where runs will write: the free space of its disk is shown."""

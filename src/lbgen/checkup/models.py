@@ -10,7 +10,16 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from lbgen.errors import UserError
-from lbgen.models.registry import GENERATORS, MICROWORLD, SEMANTICS, ensure_generator, ensure_semantics, resolve
+from lbgen.models.registry import (
+    GENERATORS,
+    MICROWORLD,
+    SEMANTICS,
+    ensure_generator,
+    ensure_quality,
+    ensure_semantics,
+    q_align_location,
+    resolve,
+)
 from lbgen.runs.console import SIZES, in_units
 from lbgen.runs.model_folder import INDEX, SAFETY_CHECKER, part_names, weight_files
 
@@ -18,8 +27,10 @@ DOWNLOADS = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": 4.27e9,
     "openai/clip-vit-large-patch14": 1.71e9,
     "google/siglip-base-patch16-224": 0.81e9,
+    "stabilityai/stable-diffusion-xl-base-1.0": 13.9e9,
+    "q-future/one-align": 15.4e9,
 }
-"""Hub id -> bytes of the files that lbgen loads, from the repositories' lists of files (2026)."""
+"""Hub id -> bytes of the weights that lbgen loads: parameters times 4, of Q-Align times 2."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +53,19 @@ def find_semantics(name: str) -> Model:
     return _find("language space", name, resolve(name, SEMANTICS))
 
 
+def find_quality(name: str) -> list[Model]:
+    """The scorer's model; none for a scorer without weights of its own."""
+    where = q_align_location(name)
+    return [_find("scorer", name, where)] if where is not None else []
+
+
+ENSURE = {"generator": ensure_generator, "language space": ensure_semantics, "scorer": ensure_quality}
+
+
 def _find(kind: str, name: str, where: str) -> Model:
     if os.path.exists(where):
         try:
-            ensure_generator(name) if kind == "generator" else ensure_semantics(name)
+            ENSURE[kind](name)
         except UserError as error:
             return Model(kind, name, "it cannot be loaded", fault=str(error))
         return Model(kind, name, "comes with lbgen" if Path(where).is_relative_to(MICROWORLD) else f"folder {where}")

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 import lbgen
 from lbgen.checkup.config import DoctorConfig
-from lbgen.checkup.models import find_generator, find_semantics
+from lbgen.checkup.models import find_generator, find_quality, find_semantics
 from lbgen.errors import UserError, printable
 from lbgen.runs.console import SIZES, counted, in_units, table
 
@@ -117,7 +117,7 @@ def free_bytes(folder: Path) -> int:
 
 def models(config: DoctorConfig, missing: list[str]) -> Iterator[tuple[str, str]]:
     """Where each model is, or what its download takes."""
-    found = [find_generator(config.generator), find_semantics(config.semantics)]
+    found = [find_generator(config.generator), find_semantics(config.semantics), *find_quality(config.quality)]
     for model in found:
         yield model.kind, f"{model.name}: {model.state}"
         if model.fault:
