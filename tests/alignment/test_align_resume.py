@@ -132,7 +132,7 @@ def test_a_signal_saves_and_the_next_start_goes_on_bit_identically(whole, tmp_pa
 
 
 @pytest.mark.parametrize("moment", ["append_line", "publish_adapter"])
-def test_a_signal_in_the_last_update_or_after_it_ends_the_program_with_the_run_whole(whole, tmp_path, moment):
+def test_a_signal_in_the_last_update_or_after_it_ends_the_program_with_the_run_whole(whole, tmp_path, moment, capsys):
     config = dataclasses.replace(whole, output=tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
         function = getattr(checkpoint, moment)
@@ -146,6 +146,8 @@ def test_a_signal_in_the_last_update_or_after_it_ends_the_program_with_the_run_w
         with pytest.raises(Interrupted, match="run is finished; the adapter is in") as ended:
             run.align(config)
     assert ended.value.signum == signal.SIGINT
+    answer = "lbgen: interrupted; finishing this update and its evaluation, and saving a checkpoint first (once more "
+    assert answer in capsys.readouterr().err
     assert_equal_runs(config, whole)
 
 
