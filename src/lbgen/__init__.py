@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 PUBLIC = {
     "AlignConfig": "lbgen.alignment.config",
     "align": "lbgen.alignment.run",
+    "plan_align": "lbgen.alignment.reports.estimate",
     "GenerateConfig": "lbgen.generation.config",
     "generate": "lbgen.generation.run",
     "plan": "lbgen.generation.estimate",
@@ -22,6 +23,10 @@ PUBLIC = {
     "quickstart": "lbgen.quickstart.run",
     "ExportConfig": "lbgen.microworld.config",
     "export_microworld": "lbgen.microworld",
+    "RecipesConfig": "lbgen.configuration.catalogue",
+    "recipes": "lbgen.configuration.catalogue",
+    "DoctorConfig": "lbgen.checkup.config",
+    "doctor": "lbgen.checkup.run",
     "Category": "lbgen.vocabulary.vocabulary",
     "Vocabulary": "lbgen.vocabulary.vocabulary",
     "load_vocabulary": "lbgen.vocabulary.vocabulary",
@@ -32,9 +37,14 @@ __all__ = ["__version__", *PUBLIC]
 
 if TYPE_CHECKING:  # the same for type checkers, which do not follow `__getattr__`
     from lbgen.alignment.config import AlignConfig as AlignConfig
+    from lbgen.alignment.reports.estimate import plan_align as plan_align
     from lbgen.alignment.run import align as align
     from lbgen.audit.config import AuditConfig as AuditConfig
     from lbgen.audit.run import audit as audit
+    from lbgen.checkup.config import DoctorConfig as DoctorConfig
+    from lbgen.checkup.run import doctor as doctor
+    from lbgen.configuration.catalogue import RecipesConfig as RecipesConfig
+    from lbgen.configuration.catalogue import recipes as recipes
     from lbgen.errors import UserError as UserError
     from lbgen.generation.config import GenerateConfig as GenerateConfig
     from lbgen.generation.config import VerifyConfig as VerifyConfig
