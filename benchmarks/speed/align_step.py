@@ -21,7 +21,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.measuring import DEVICE, Measured, flags_parser, heading, measured, parse_with, table
-from benchmarks.speed.flops import network_calls, work_of
+from benchmarks.speed.flops import network_calls, update_tflop, work_of
 from benchmarks.updates import align_update
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration import recipes
@@ -152,14 +152,6 @@ class PlainUpdate:
         return torch.autocast(DEVICE, PLAIN_DTYPE, enabled=DEVICE == "cuda")
 
 
-def update_tflop(config: AlignConfig) -> float:
-    """The least work behind one training image: guidance doubles every call of the UNet; a differentiated call and the
-    decoding also run backwards, to their inputs. What is recomputed, the adapter and CLIP are left out.
-    """
-    work = work_of(config.generator)
-    return 2 * work.call * (network_calls(config) + config.differentiated_steps) + 2 * work.decoding
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = flags_parser(__doc__)
     parser.add_argument("--recipe", default="microworld", help="settings of `lbgen align` (default: microworld)")
@@ -167,11 +159,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--checkpointing", choices=("on", "off", "both"), default="both", help="(default: both)")
     arguments, given = parse_with(parser, AlignConfig, argv)
     config = recipes.resolve(AlignConfig, arguments.recipe, {**given, "logger": "none"})
+    tflop = update_tflop(config, work_of(config.generator), network_calls(config))
     print(heading(), flush=True)
     for setting in ("on", "off") if arguments.checkpointing == "both" else (arguments.checkpointing,):
         results = compared(replace(config, gradient_checkpointing=setting == "on"), arguments.repeats)
         print(f"gradient checkpointing {setting}, in every line:\n")
-        print(table(results, config.batch_size, dict.fromkeys(results, update_tflop(config))) + "\n", flush=True)
+        print(table(results, config.batch_size, dict.fromkeys(results, tflop)) + "\n", flush=True)
 
 
 def compared(config: AlignConfig, repeats: int) -> dict[str, Measured]:

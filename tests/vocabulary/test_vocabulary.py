@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path, PureWindowsPath
 
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbgen.errors import UserError
+from lbgen.runs import atomic
 from lbgen.vocabulary.ids import MAX_BYTES, fault, id_from_name
 from lbgen.vocabulary.vocabulary import Category, Vocabulary, load_vocabulary
 
@@ -524,8 +527,27 @@ def test_seventy_five_words_may_fit_and_seventy_six_cannot():
         vocabulary_of("cat", "a " * 76)
 
 
-def test_a_pipe_is_not_waited_for_and_a_device_not_read(tmp_path):
+def test_a_device_is_not_read_and_a_pipe_without_a_writer_not_waited_for(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "names.txt")
-    for path in (tmp_path / "names.txt", Path("/dev/zero")):
-        with pytest.raises(UserError, match=f"{path}: it is not a regular file; give a regular file of at most"):
+    messages = {tmp_path / "names.txt": "nobody writes to this pipe", Path("/dev/zero"): "it is not a regular file"}
+    for path, message in messages.items():
+        with pytest.raises(UserError, match=f"{path}: {message}; give a "):
             load_vocabulary(str(path))
+    monkeypatch.setattr(atomic, "PIPE_SECONDS", 0.2)
+    writer = os.open(tmp_path / "names.txt", os.O_RDWR)  # it has the pipe open, and never writes
+    with pytest.raises(UserError, match=r"nothing came from this pipe in 0\.2 seconds"):
+        load_vocabulary(str(tmp_path / "names.txt"))
+    os.close(writer)
+
+
+def test_what_a_command_prints_is_a_vocabulary(tmp_path):
+    """As bash passes `<(...)`: a slow command, read twice as a run does; one without end is cut off."""
+    script = "from lbgen import load_vocabulary; import sys; a, b = (load_vocabulary(sys.argv[1]) for _ in 'ab'); "
+    script += "assert a == b; print(a.names)"
+    command = f'{sys.executable} -c "$0" <(echo polar bear; sleep 0.3; echo red_fox)'
+    done = subprocess.run(["bash", "-c", command, script], capture_output=True, text=True)
+    assert done.stdout == "['polar bear', 'red fox']\n", done.stderr
+    with subprocess.Popen(["yes", "cat"], stdout=subprocess.PIPE) as endless:
+        with pytest.raises(UserError, match="more than 1,000,000 bytes came from this pipe"):
+            atomic.read_pipe(Path(f"/dev/fd/{endless.stdout.fileno()}"), 10**6)
+        endless.kill()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lbgen.alignment.config import AlignConfig
 from lbgen.errors import UserError
-from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
+from lbgen.models.registry import GENERATORS, SEMANTICS, q_align_location, resolve
 from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
 from lbgen.runs.model_folder import SAFETY_CHECKER
@@ -152,7 +152,7 @@ def ensure_unchanged(folder: Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(atomic.files_below(folder))
 
 
 def newest(run: Path) -> Path | None:
@@ -206,14 +206,14 @@ def identity_of(config: AlignConfig, vocabulary: Vocabulary, recorded: Identity 
     """
     then = recorded.hashes if recorded else {}
     generator, semantics = resolve(config.generator, GENERATORS), resolve(config.semantics, SEMANTICS)
-    return Identity(
-        hashes={
-            "vocabulary": identity.vocabulary_sha256(vocabulary),
-            "generator": identity.weights_sha256(generator, then.get("generator"), SAFETY_CHECKER),
-            "semantics": identity.weights_sha256(semantics, then.get("semantics")),
-        },
-        versions=identity.versions(),
-    )
+    hashes = {
+        "vocabulary": identity.vocabulary_sha256(vocabulary),
+        "generator": identity.weights_sha256(generator, then.get("generator"), SAFETY_CHECKER),
+        "semantics": identity.weights_sha256(semantics, then.get("semantics")),
+    }
+    if (scorer := q_align_location(config.quality)) is not None:
+        hashes["quality"] = identity.weights_sha256(scorer, then.get("quality"))
+    return Identity(hashes, versions=identity.versions())
 
 
 def recorded_identity(run: Path) -> Identity | None:

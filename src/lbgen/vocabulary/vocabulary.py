@@ -89,7 +89,7 @@ class Vocabulary(Sequence[Category]):
         return iter(self.categories)
 
 
-def load_vocabulary(spec: str, qualify: bool = True) -> Vocabulary:
+def load_vocabulary(spec: str, qualify: bool = True, underscores: bool = False) -> Vocabulary:
     """The vocabulary that `spec` names: one of BUILT_IN, or a file or folder (see readers.py).
 
     `imagenet-1k-lbgen` is ImageNet with the names of lbGen's released code, which are CLIP's ("rooster" for "cock").
@@ -97,6 +97,8 @@ def load_vocabulary(spec: str, qualify: bool = True) -> Vocabulary:
     qualify: ensure that no two categories share a name. In the built-in lists a word is added to the names that they
     use twice (crane bird, crane machine); a user's file with a shared name is refused. Without it names stay as they
     are, as in the paper.
+
+    underscores: keep underscores in the names of a list, as earlier versions did; the names of folders had none.
     """
     if spec == "microworld":
         entries = _packaged_entries("microworld.txt")
@@ -104,16 +106,17 @@ def load_vocabulary(spec: str, qualify: bool = True) -> Vocabulary:
         entries = imagenet_entries(qualify, spec)
     else:
         entries = _with_imagenet_names(_read(spec), qualify)
-    vocabulary = Vocabulary(tuple(map(_category, entries)))
+    as_spaces = not underscores or os.path.isdir(spec)
+    vocabulary = Vocabulary(tuple(_category(entry, as_spaces) for entry in entries))
     if qualify:
         _refuse_shared_names(vocabulary)
     return vocabulary
 
 
-def _category(entry: Entry) -> Category:
+def _category(entry: Entry, underscores_as_spaces: bool) -> Category:
     """An underscore in a name stands for a space, wherever the name was written; an id keeps its own."""
     category_id = id_from_name(entry.name) if entry.id is None else entry.id
-    return Category(category_id, spaced(entry.name), entry.source)
+    return Category(category_id, spaced(entry.name) if underscores_as_spaces else entry.name, entry.source)
 
 
 def spaced(name: str) -> str:
