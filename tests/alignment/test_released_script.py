@@ -175,6 +175,14 @@ def test_the_warm_up_has_its_own_batch_and_as_many_of_the_first_texts(fresh):
     assert loop.real_category_indices(state, 1) == [0, 1, 2, 3] and loop.real_category_indices(state, 2) == [0, 1]
 
 
+def test_gradients_are_checked_on_a_batch_of_the_adapters_size(fresh):
+    """Not on the larger one of the warm-up, for which there may be no memory: the norm is that of batch 2."""
+    state = state_of(fresh(**OBJECTIVE, discriminator_warmup_steps=2, discriminator_warmup_batch=4))
+    logits = state.discriminator(loop.sample_batch(state, 2, differentiate=True).discriminator_features)
+    gradients = torch.autograd.grad(F.softplus(-logits).mean(), state.parameters)
+    assert loop.measure_gradients(state)["entire"] == pytest.approx(get_total_norm(gradients).item(), rel=1e-4)
+
+
 def test_batches_of_two_sizes_or_shared_noise_keep_the_size_of_a_process_batch(fresh):
     assert "batch_size" in run.may_change(fresh())
     for change in ({"discriminator_warmup_batch": 4}, {"shared_noise": True}):
