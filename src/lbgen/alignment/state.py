@@ -20,6 +20,7 @@ from lbgen.alignment.independence.bank import BankImage, bank_images, bank_path,
 from lbgen.alignment.independence.residual import ensure_residual, image_descriptors
 from lbgen.alignment.independence.term import Independence
 from lbgen.alignment.objective import objective
+from lbgen.alignment.reports import adapter_card
 from lbgen.errors import UserError
 from lbgen.models import training
 from lbgen.models.generator import PRECISIONS, Generator, load_generator
@@ -209,6 +210,7 @@ class TrainingState:
                 with self.averaged_adapter():
                     self.generator.save_adapter(folder / "adapter")
                 training.write(folder / "adapter", self.config, self.vocabulary)
+                adapter_card.write(folder / "adapter", self.config, self.vocabulary)
                 checkpoint.mark_complete(folder, self.progress)
             checkpoint.clean(self.config.folder)
         self.accelerator.wait_for_everyone()
