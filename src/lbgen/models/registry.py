@@ -16,6 +16,7 @@ MICROWORLD = Path(__file__).parents[1] / "microworld" / "weights"
 GENERATORS = {
     "microworld": str(MICROWORLD / "generator"),
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 """Text-to-image checkpoints: diffusers folders or hub ids."""
 

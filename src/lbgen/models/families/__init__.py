@@ -11,10 +11,14 @@ from diffusers import DiffusionPipeline
 from lbgen.errors import UserError
 from lbgen.models.families.family import Family
 from lbgen.models.families.stable_diffusion import StableDiffusion
+from lbgen.models.families.stable_diffusion_xl import StableDiffusionXL
 from lbgen.models.loading import loading
 from lbgen.models.registry import GENERATORS, resolve
 
-FAMILIES: dict[str, type[Family]] = {"StableDiffusionPipeline": StableDiffusion}
+FAMILIES: dict[str, type[Family]] = {
+    "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
+}
 """`_class_name` in model_index.json -> the family."""
 
 
