@@ -38,7 +38,7 @@ def test_the_site_builds_with_strict_links_a_search_and_an_api_reference(tmp_pat
         page.relative_to(site) for page in site.rglob("*.html")
     }
     assert "truncated gradient" in (site / "search.json").read_text()
-    assert 'id="lbgen.models.sampling.sample"' in (site / "reference.html").read_text()
+    assert 'id="lbgen.models.sampling.sample"' in (site / "api.html").read_text()
     loaded = re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?:[^"]*)"', (site / "index.html").read_text())
     assert loaded == []  # fonts and scripts come with the site
 
@@ -132,7 +132,7 @@ def test_flags_that_pages_name_exist(page, flags):
 
 
 def test_the_reference_has_every_public_name():
-    text = (DOCS / "reference.md").read_text()
+    text = (DOCS / "api.md").read_text()
     public = [f"::: {module}.{name}\n" for name, module in lbgen.PUBLIC.items()]
     assert [line.strip() for line in public if line not in text] == []
 

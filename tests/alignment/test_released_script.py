@@ -4,6 +4,8 @@ The script: vvvvvjdy/lbGen on GitHub, commit cebd517. Its discriminator calls im
 round; here it is written as there, which is ours with the last layer's signs turned.
 """
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,8 +21,10 @@ from trajectories import PROMPTS, STEPS, draws, images_of, plain
 from lbgen.alignment import batches, loop, run
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration.recipes import RECIPES, resolve
+from lbgen.configuration.values import shown
 from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
+from lbgen.generation.config import GenerateConfig
 from lbgen.models import sampling
 from lbgen.models.generator import load_generator
 
@@ -171,6 +175,14 @@ def test_the_warm_up_has_its_own_batch_and_as_many_of_the_first_texts(fresh):
     assert loop.real_category_indices(state, 1) == [0, 1, 2, 3] and loop.real_category_indices(state, 2) == [0, 1]
 
 
+def test_gradients_are_checked_on_a_batch_of_the_adapters_size(fresh):
+    """Not on the larger one of the warm-up, for which there may be no memory: the norm is that of batch 2."""
+    state = state_of(fresh(**OBJECTIVE, discriminator_warmup_steps=2, discriminator_warmup_batch=4))
+    logits = state.discriminator(loop.sample_batch(state, 2, differentiate=True).discriminator_features)
+    gradients = torch.autograd.grad(F.softplus(-logits).mean(), state.parameters)
+    assert loop.measure_gradients(state)["entire"] == pytest.approx(get_total_norm(gradients).item(), rel=1e-4)
+
+
 def test_batches_of_two_sizes_or_shared_noise_keep_the_size_of_a_process_batch(fresh):
     assert "batch_size" in run.may_change(fresh())
     for change in ({"discriminator_warmup_batch": 4}, {"shared_noise": True}):
@@ -299,3 +311,35 @@ def test_a_script_that_clips_an_iterator_which_its_optimiser_has_used_up_does_no
     with pytest.warns(UserWarning, match="empty generator"):
         nn.utils.clip_grad_norm_(parameters, 1.0)
     assert layer.weight.grad.norm() > 100
+
+
+# ---- the page ----
+
+PAGE = Path(__file__).parents[2] / "docs/reference.md"
+
+
+def fields_of(columns):
+    """Of the table whose first columns are these, the rows about fields: name -> the other cells."""
+    _, _, *rows = PAGE.read_text().split(f"\n| {columns} |")[1].split("\n\n")[0].splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return {first.strip("`"): others for first, *others in cells if first.startswith("`")}
+
+
+def test_the_page_has_every_setting_and_its_value_in_every_recipe():
+    rows = fields_of("field | theirs | line")
+    assert set(rows) >= set(REFERENCE) - {"base_weight", "independence_weight", "ema_decay"}
+    for column, recipe in enumerate(("released-code", "paper", "microworld", "independent"), 2):
+        config = resolve(AlignConfig, recipe, {})
+        expected = {name: written(getattr(config, name)) for name in rows}
+        assert {name: cells[column] for name, cells in rows.items()} == expected
+
+
+def test_the_page_has_the_defaults_of_generation():
+    rows = fields_of("field | theirs | line of data_gen/sd15gen.py")
+    config = GenerateConfig(output="made")
+    assert len(rows) >= 10
+    assert {name: cells[2] for name, cells in rows.items()} == {name: written(getattr(config, name)) for name in rows}
+
+
+def written(value):
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else shown(value)
