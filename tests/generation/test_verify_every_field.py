@@ -30,14 +30,27 @@ from lbgen.generation.verify import verify
 Edit = tuple[str, Callable[[Path], None]]
 """The name of a field, and its change in a dataset folder."""
 
-NOT_STORED = "how images are drawn: nothing else in a dataset determines it, and a repair draws other bytes and says so"
-NOT_DRAWN = "a setting of what this dataset does not do"
-GROWTH = "what the next growth asks for; plan.json holds what is there"
-UNUSED = "nothing is read of it"
-SCORE = "a score of the language space, inside what the thresholds allow: only the model can compute it again"
-WORDS = "words for people, which they may edit"
+DRAWN = "how the images were drawn: nothing else in a dataset tells it, and a repair says that its bytes differ"
+THRESHOLD = "a threshold so near the recorded one that no stored score lies between them"
+GROWTH = "what the last run asked for; plan.json tells what is there"
+NOT_USED = "a setting of what this dataset does without"
+MADE_WITH = "weights and libraries: a repair compares them with its own"
+SCORE = "a score of the language space that passes the same checks: it takes the model to compute it again"
+FOR_PEOPLE = "for people, who may write their own"
 
-EXCEPTIONS: dict[str, str] = {}
+EXCEPTIONS = {
+    r"dataset.yaml.config.(batch_size|scheduler|steps|guidance_.*|deep_cache_interval|precision|compile|size).*": DRAWN,
+    r"dataset.yaml.config.(label_top_k|least_.*|duplicate_.*|max_attempts|screen_.*)": THRESHOLD,
+    r"dataset.yaml.config.(vocabulary|qualify_names|images_per_category|split).*": GROWTH,
+    r"dataset.yaml.config.(balance|unsafe|compression_quality|screen removed|last_resort removed).*": NOT_USED,
+    r"dataset.yaml.config.(seed|format|image_format|stored_size|prompt_template) removed": "the default, which it has",
+    r"dataset.yaml.made_with.*": MADE_WITH,
+    r"index.(quality|label_probability|unsafe|duplicate_cosine)": SCORE,
+    r"README.md.(pretty_name|size_categories|task_categories|tags).*": FOR_PEOPLE,
+    r"croissant.json.(name|description|keywords|rai:.*)": FOR_PEOPLE,
+    r"samples.png other": FOR_PEOPLE,
+}
+"""Changes that verify cannot find -> why."""
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +287,7 @@ def test_every_changed_field_is_found(made, layout, tmp_path):
         if answer(folder) not in (2, 3):
             missed.append(name)
         restore(whole, folder)
-    unlisted = [name for name in missed if not any(re.fullmatch(pattern, name) for pattern in EXCEPTIONS)]
+    unlisted = [name for name in missed if not any(re.match(pattern, name) for pattern in EXCEPTIONS)]
     assert not unlisted, "\n".join(unlisted)
 
 
