@@ -86,8 +86,8 @@ def other(value: Any) -> Any:
 
 
 def changes(content: Any, place: str = "") -> Iterator[tuple[str, Callable[[Any], Any]]]:
-    """Each scalar with another value of its type, and each entry removed, of plain values."""
-    entries = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    """Each scalar with another value of its type, and each entry removed, of plain values; of a list the first one."""
+    entries = content.items() if isinstance(content, dict) else enumerate(content[:1])
     for key, value in entries:
         inner = f"{place}.{key}"
         yield f"{inner} removed", removing(key)
@@ -122,15 +122,21 @@ def within(key: Any, change: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def edits_of(folder: Path) -> Iterator[Edit]:
-    """Every change of every file; of files of one kind, those of the first."""
-    for name in ("plan.json", "labels.json", "duplicates.json", "screening/train-00000.json", "_info.json"):
-        if (folder / name).exists():
+    """Every change of every file; of files of one kind, those of one of them."""
+    # What is the same in every format.
+    if folder.name == "imagefolder":
+        for name in ("plan.json", "labels.json", "duplicates.json", "screening/train-00000.json"):
             yield from edits_of_text(folder, name, json.loads, json.dumps)
-    yield from edits_of_text(folder, "dataset.yaml", yaml.safe_load, yaml.safe_dump)
+        yield from edits_of_text(folder, "dataset.yaml", yaml.safe_load, yaml.safe_dump)
+        picture = (folder / "samples.png").read_bytes()
+        yield "samples.png cut", lambda copy: (copy / "samples.png").write_bytes(picture[:99])
+        yield "samples.png other", lambda copy: Image.new("RGB", (9, 9)).save(copy / "samples.png")
+    if folder.name == "webdataset":
+        yield from edits_of_text(folder, "_info.json", json.loads, json.dumps)
+
+    # What depends on it.
     yield from edits_of_text(folder, "croissant.json", json.loads, json.dumps)
     yield from edits_of_text(folder, "README.md", lambda text: yaml.safe_load(text.split("---\n")[1]), headed(folder))
-    yield "samples.png cut", lambda copy: (copy / "samples.png").write_bytes((folder / "samples.png").read_bytes()[:99])
-    yield "samples.png other", lambda copy: Image.new("RGB", (9, 9)).save(copy / "samples.png")
     yield from edits_of_index(folder)
     files = {"imagefolder": edits_of_image, "webdataset": edits_of_archive, "parquet": edits_of_table}
     yield from files[folder.name](folder)
@@ -144,6 +150,8 @@ def headed(folder: Path) -> Callable[[Any], str]:
 def edits_of_text(folder: Path, name: str, read: Callable, write: Callable) -> Iterator[Edit]:
     content = read((folder / name).read_text())
     for place, change in changes(content):
+        if place.startswith(".@context.") and folder.name != "imagefolder":
+            continue
         text = write(change(copy.deepcopy(content)))
         yield name + place, lambda other, text=text: (other / name).write_text(text)
 

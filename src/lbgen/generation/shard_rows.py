@@ -142,9 +142,7 @@ def wrong_column(row: Row, image: PlannedImage, shard: int, config: GenerateConf
         "target": len(row.target) == len(config.balance),
         "found": len(row.found) == len(config.balance),
         "sha256": SHA256.fullmatch(row.sha256) is not None,
-        "perceptual_hash": _is_hash(row.perceptual_hash)
-        if "duplicate" in config.screen
-        else row.perceptual_hash is None,
+        "perceptual_hash": _is_hash(row.perceptual_hash, "duplicate" in config.screen),
     }
     wrong = [name for name, value in expected.items() if getattr(row, name) != value]
     wrong += [name for name, is_valid in valid.items() if not is_valid]
