@@ -174,6 +174,25 @@ def test_an_image_that_does_not_say_what_made_it_is_found(received, content):
     assert f"1 of 15 images missing or changed ({row['key']})" in verify(folder).damaged[0]
 
 
+@pytest.mark.parametrize("number", range(3))
+def test_an_image_whose_pixels_are_damaged_is_found(received, number):
+    """Whatever Pillow raises for it; its hash and its metadata, which stand before the pixels, are right."""
+    folder = received("imagefolder")
+    row = rows_of(folder)[0]
+    content = (folder / row["file"]).read_bytes()
+    start = content.index(b"IDAT")
+    length = int.from_bytes(content[start - 4 : start], "big")
+    damaged = [
+        content[: start + 40],
+        content[: start + 4] + bytes(length) + content[start + 4 + length :],
+        content[: start + 4 + length // 2] + content[start + 4 + length :],
+    ][number]
+    (folder / row["file"]).write_bytes(damaged)
+    digest = hashlib.sha256(damaged).hexdigest()
+    edit(folder, lambda rows: [rows[0] | {"sha256": digest}, *rows[1:]])
+    assert f"({row['key']})" in verify(folder).damaged[0] or f"(pixels of {row['key']})" in verify(folder).damaged[0]
+
+
 # ---- containers ----
 
 
