@@ -25,6 +25,7 @@ PUBLIC = {
     "Category": "lbgen.vocabulary.vocabulary",
     "Vocabulary": "lbgen.vocabulary.vocabulary",
     "load_vocabulary": "lbgen.vocabulary.vocabulary",
+    "load_quality": "lbgen.models.quality",
     "UserError": "lbgen.errors",
 }
 __all__ = ["__version__", *PUBLIC]
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # the same for type checkers, which do not follow `__getattr_
     from lbgen.generation.verify import verify as verify
     from lbgen.microworld import export_microworld as export_microworld
     from lbgen.microworld.config import ExportConfig as ExportConfig
+    from lbgen.models.quality import load_quality as load_quality
     from lbgen.quickstart.run import QuickstartConfig as QuickstartConfig
     from lbgen.quickstart.run import quickstart as quickstart
     from lbgen.vocabulary.vocabulary import Category as Category

@@ -1,5 +1,6 @@
 """Category lists: what is read, what is refused and where it says the mistake stands."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -69,6 +70,30 @@ def test_shared_imagenet_names_are_told_apart_unless_the_paper_is_wanted():
     changed = [(a.name, b.name) for a, b in zip(plain, qualified, strict=True) if a != b]
     assert len(changed) == 10 and all(after.startswith(before + " ") for before, after in changed)
     assert ("crane", "crane bird") in changed and ("crane", "crane machine") in changed
+
+
+def test_the_lbgen_names_are_those_of_the_released_code():
+    """Written as in its classnames.txt, "id name" a line, they have that file's git object id (commit cebd517)."""
+    plain = load_vocabulary("imagenet-1k-lbgen", qualify=False)
+    content = "".join(f"{id} {name}\n" for id, name in pairs(plain)).encode()
+    git_object = hashlib.sha1(b"blob %d\0" % len(content) + content)
+    assert git_object.hexdigest() == "91710b143a9ea19996f66d1b92af859f99e96e8e"
+    usual = load_vocabulary("imagenet-1k", qualify=False)
+    assert plain.ids == usual.ids
+    assert sum(theirs != ours for theirs, ours in zip(plain.names, usual.names, strict=True)) == 361
+
+
+def test_names_that_the_lbgen_list_shares_are_told_apart_and_no_others():
+    """It has "crane bird" and "construction crane", so that crane is not shared there; missile and sunglasses are."""
+    plain, qualified = (load_vocabulary("imagenet-1k-lbgen", qualify) for qualify in (False, True))
+    changed = [(a.name, b.name) for a, b in zip(plain, qualified, strict=True) if a != b]
+    assert changed == [
+        ("missile", "missile rocket"),
+        ("missile", "missile projectile"),
+        ("sunglasses", "sunglasses lens"),
+        ("sunglasses", "sunglasses eyewear"),
+    ]
+    assert len({name.lower() for name in qualified.names}) == 1000
 
 
 def test_microworld_is_built_in():
@@ -461,7 +486,8 @@ def test_folders_that_do_not_do_are_refused(tmp_path):
 
 
 def test_an_unknown_vocabulary_names_the_built_in_ones():
-    with pytest.raises(UserError, match="no such file or folder, nor a built-in list .imagenet-1k, microworld."):
+    names = "imagenet-1k, imagenet-1k-lbgen, microworld"
+    with pytest.raises(UserError, match=f"no such file or folder, nor a built-in list .{names}."):
         load_vocabulary("animals")
 
 

@@ -21,7 +21,7 @@ from lbgen.alignment.checkpoint import CONFIG, PROVENANCE, Progress, initial_pro
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration import saved
 from lbgen.errors import UserError
-from lbgen.models.registry import ensure_generator, ensure_semantics
+from lbgen.models.registry import ensure_generator, ensure_quality, ensure_semantics
 from lbgen.runs import atomic, identity, outputs
 from lbgen.runs.lock import locked
 from lbgen.runs.store import LOCK
@@ -134,6 +134,7 @@ def ensure_can_begin(config: AlignConfig) -> tuple[Vocabulary, Path | None]:
     if not is_finished(config, resumed):
         ensure_generator(config.generator)
         ensure_semantics(config.semantics)
+        ensure_quality(config.quality)
     return vocabulary, resumed
 
 
@@ -161,9 +162,11 @@ def is_finished(config: AlignConfig, resumed: Path | None) -> bool:
 def may_change(config: AlignConfig) -> tuple[str, ...]:
     """Fields that may differ when this run is resumed.
 
-    The released script's texts are those of one process's batch, so batch_size must then stay.
+    What the released script does with texts and noise, and batches of two sizes, depend on the batch of one process, so
+    batch_size must then stay.
     """
-    fixed = "batch_size" if config.discriminator_texts == "released-code" else None
+    by_process = config.discriminator_texts == "released-code" or config.shared_noise
+    fixed = "batch_size" if by_process or config.discriminator_warmup_batch else None
     return tuple(name for name in MAY_CHANGE if name != fixed)
 
 

@@ -174,7 +174,7 @@ def patch_relevance(space: SemanticSpace, canvas: Tensor, texts: Tensor) -> Tens
     canvas: (B, 3, S, S), texts: (B, D).
     """
     vision = getattr(space.model, "vision_model", None)
-    if vision is None or not hasattr(space.model, "visual_projection"):
+    if vision is None or not hasattr(vision, "pre_layrnorm"):  # the architecture of CLIP and MetaCLIP 2
         return None
     pixels = space.preprocessing(canvas.to(space.device).float()).to(space.dtype)
     states = vision(pixels, output_hidden_states=True).hidden_states

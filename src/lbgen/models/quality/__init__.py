@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lbgen.errors import UserError
 from lbgen.models.quality.antonyms import AntonymQuality
+from lbgen.models.registry import q_align_location
 from lbgen.models.semantics import SemanticSpace
 
 
@@ -29,9 +30,16 @@ SCORERS: dict[str, Callable[[SemanticSpace], QualityScorer]] = {"antonyms": Anto
 
 
 def load_quality(name: str, semantics: SemanticSpace) -> QualityScorer | None:
-    """The scorer of this name; "none" for no scorer."""
+    """The scorer of this name, q-align:DIR for the Q-Align or DeQA-Score in a folder; "none" for no scorer.
+
+    It computes on the device and in the precision of `semantics`.
+    """
     if name == "none":
         return None
+    if (where := q_align_location(name)) is not None:
+        from lbgen.models.quality.q_align import QAlign  # late: the other scorers need no language model
+
+        return QAlign(where, semantics.device, semantics.dtype)
     if name not in SCORERS:
-        raise UserError(f"quality {name!r} is not known; choose {', '.join(SCORERS)} or none")
+        raise UserError(f"quality {name!r} is not known; choose {', '.join(SCORERS)}, q-align, q-align:DIR or none")
     return SCORERS[name](semantics)
