@@ -90,7 +90,7 @@ def test_damaged_headers_are_refused():
     for place in range(metadata.row_group(0).column(0).total_compressed_size + 4):
         for bit in (1, 16, 128):
             content[place] ^= bit
-            with suppress(ValueError, LookupError):
+            with suppress(ValueError):
                 unpacked_size(memoryview(content), metadata, 0)
             content[place] ^= bit
 

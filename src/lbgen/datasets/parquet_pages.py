@@ -40,14 +40,17 @@ def read_table(content: bytes, most: int) -> pa.Table:
 
 
 def unpacked_size(content: memoryview, metadata: pq.FileMetaData, group: int) -> int:
-    """Bytes of all pages of a row group without compression; raises ValueError or LookupError where it is damaged."""
+    """Bytes of all pages of a row group without compression; raises ValueError where it is damaged."""
     row_group = metadata.row_group(group)
     size = 0
     for number in range(row_group.num_columns):
         column = row_group.column(number)
         starts = [column.data_page_offset, column.dictionary_page_offset or 0]
         start = min(offset for offset in starts if offset > 0)
-        size += sum(page_sizes(content, start, start + column.total_compressed_size))
+        try:
+            size += sum(page_sizes(content, start, start + column.total_compressed_size))
+        except LookupError:
+            raise ValueError("a page that goes on beyond the end of the file") from None
     return size
 
 

@@ -33,7 +33,7 @@ from lbgen.datasets.records import (
 )
 from lbgen.datasets.webdataset import split_of
 from lbgen.errors import UserError
-from lbgen.runs.parsing import Name, Text, checked, read_json
+from lbgen.runs.parsing import Name, Text, checked, parse_json, read_json
 
 ROWS_AT_ONCE = 100
 """Images in memory at a time when a file is written; the size of a row group, which readers that stream hold."""
@@ -185,7 +185,11 @@ class ParquetLayout(Layout):
                 yield Stored(image["path"].rpartition(".")[0], image["bytes"], label)
 
     def class_names(self, path: Path) -> list[str] | None:
-        return _features(path, pq.read_schema(path)).get("label", [])
+        schema = pq.read_schema(path)
+        names = _features(path, schema).get("label", [])
+        if parse_json(schema.metadata[b"huggingface"]) != parse_json(huggingface_metadata(names)[b"huggingface"]):
+            raise ValueError(f"{path}: its schema's metadata are not those of a shard")
+        return names
 
 
 def huggingface_metadata(ids: Sequence[str]) -> dict[bytes, bytes]:

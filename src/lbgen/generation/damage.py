@@ -24,6 +24,7 @@ from lbgen.generation.screening.counts import RejectionCounts
 from lbgen.generation.screening.duplicate_rounds import FILE as DUPLICATES
 from lbgen.generation.screening.duplicate_rounds import DuplicateRound, read_duplicate_rounds
 from lbgen.generation.shard_rows import differences, is_of_row
+from lbgen.generation.workers.encode import UNREADABLE
 from lbgen.runs import atomic
 from lbgen.runs.storage import Store
 
@@ -184,5 +185,9 @@ def _contradictions(content: bytes, row: Row, config: GenerateConfig) -> Iterato
         return
     from lbgen.generation.screening.recomputed import wrong_pixel_column  # late: imports torch
 
-    if column := wrong_pixel_column(content, row, config):
+    try:
+        column = wrong_pixel_column(content, row, config)
+    except UNREADABLE:
+        column = "pixels"
+    if column:
         yield f"{column} of {row.key}"
