@@ -152,10 +152,6 @@ def _add_verb_arguments(parser: ArgumentParser, verb: Verb) -> None:
 def _call(name: str, arguments: dict[str, Any]) -> Callable[[], object]:
     """The verb's function, with the config that defaults, recipe and flags make."""
     verb, recipe = VERBS[name], arguments.pop("recipe", None)
-    owner = built_in_recipes().get(recipe)
-    if owner and VERBS[owner].config_class != verb.config_class:
-        has = f"lbgen {name} has {_recipes(verb) or 'none'}"
-        raise UserError(f"--recipe {recipe}: it belongs to lbgen {owner}; {has}")
     directories = [arguments.pop("directories")] if name == "audit" else []
     config: Any = resolve(_config_class(verb), recipe, arguments)
     return lambda: getattr(lbgen, verb.function)(*directories, config)

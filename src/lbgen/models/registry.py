@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lbgen.configuration.extensions import is_extension
 from lbgen.runs.model_folder import INDEX, refuse_unreadable
 
 MICROWORLD = Path(__file__).parents[1] / "microworld" / "weights"
@@ -19,6 +20,9 @@ SEMANTICS = {
     "siglip-base": "google/siglip-base-patch16-224",
 }
 """Language-image models: transformers folders or hub ids."""
+
+QUALITY = ("none", "antonyms")
+"""Quality scorers that come with lbgen."""
 
 ATTRIBUTES = {"microworld": Path("microworld")}
 """Language-image model -> the list of attributes whose words it has learned (vocabulary/attributes.py), where that is
@@ -41,4 +45,5 @@ def ensure_generator(name: str) -> None:
 
 def ensure_semantics(name: str, flag: str = "--semantics") -> None:
     """The same for a language space.  flag: the one that names it, for messages."""
-    refuse_unreadable(flag, resolve(name, SEMANTICS), "config.json")
+    if not is_extension("semantics", name, SEMANTICS):
+        refuse_unreadable(flag, resolve(name, SEMANTICS), "config.json")

@@ -94,6 +94,14 @@ def load_vocabulary(spec: str, qualify: bool = True) -> Vocabulary:
     qualify: ensure that no two categories share a name. In the built-in list a word is added to the names that ImageNet
     uses twice (crane bird, crane machine); a user's file with a shared name is refused. Without it names stay as they
     are, as in the paper.
+
+    Raises UserError, with the file and the line, for fewer than two categories, ids that are not safe as folder names,
+    and names or ids that occur twice.
+
+    >>> import lbgen
+    >>> vocabulary = lbgen.load_vocabulary("microworld")
+    >>> first = vocabulary[0].name  # "fish"
+    >>> prompts = vocabulary.texts("photo of {name}")
     """
     if spec == "microworld":
         entries = _packaged_entries("microworld.txt")

@@ -6,8 +6,10 @@ A new scorer is one file beside antonyms.py and one line in SCORERS.
 from collections.abc import Callable
 from typing import Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from lbgen.configuration import extensions
 from lbgen.errors import UserError
 from lbgen.models.quality.antonyms import AntonymQuality
 from lbgen.models.semantics import SemanticSpace
@@ -24,6 +26,8 @@ class QualityScorer(Protocol):
         """
 
 
+PROBED_SIDE = 256
+"""Pixels of the images of noise on which a scorer from elsewhere is tried."""
 SCORERS: dict[str, Callable[[SemanticSpace], QualityScorer]] = {"antonyms": AntonymQuality}
 """Name -> scorer, made with the run's semantic space."""
 
@@ -32,6 +36,29 @@ def load_quality(name: str, semantics: SemanticSpace) -> QualityScorer | None:
     """The scorer of this name; "none" for no scorer."""
     if name == "none":
         return None
-    if name not in SCORERS:
-        raise UserError(f"quality {name!r} is not known; choose {', '.join(SCORERS)} or none")
-    return SCORERS[name](semantics)
+    if name in SCORERS:
+        return SCORERS[name](semantics)
+    found = extensions.find("quality", name, SCORERS)
+    if found is None:
+        raise UserError(f"quality {name!r} is not known; choose {extensions.names('quality', SCORERS)} or none")
+    scorer = found if hasattr(found, "score") and not isinstance(found, type) else found(semantics)
+    ensure_scorer(name, scorer, semantics.device)
+    return scorer
+
+
+def ensure_scorer(name: str, scorer: QualityScorer, device: torch.device) -> None:
+    """Freeze a scorer from elsewhere, and refuse one that does not keep what `QualityScorer` promises."""
+    if isinstance(scorer, nn.Module):
+        scorer.eval().requires_grad_(False)
+    if not callable(getattr(scorer, "score", None)):
+        raise UserError(f"quality {name}: a {type(scorer).__name__} has no method `score`; give a QualityScorer")
+    with torch.enable_grad():
+        images = torch.rand(2, 3, PROBED_SIDE, PROBED_SIDE, device=device, requires_grad=True)
+        scores = scorer.score(images)
+    if not isinstance(scores, Tensor) or scores.shape != (2,):
+        given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise UserError(f"quality {name}: two images have scores {given}; give a tensor of shape (2,)")
+    if not ((scores >= 1) & (scores <= 5)).all():
+        raise UserError(f"quality {name}: {scores.tolist()} are the scores of two images; give scores in [1, 5]")
+    if not scores.requires_grad:
+        raise UserError(f"quality {name}: no gradient reaches the images; do not detach them")
