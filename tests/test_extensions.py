@@ -208,7 +208,7 @@ def test_a_term_from_python_trains_the_adapter_as_its_gradient_says(fresh):
 
     config = fresh(
         entire_weight=0, individual_weight=0, quality="none", extra_terms=("brightness=2",), max_steps=6,
-        evaluate_every=0, learning_rate=1e-2, max_grad_norm=10.0, differentiated_steps=3,
+        evaluate_every=0, learning_rate=5e-2, max_grad_norm=10.0, differentiated_steps=3,
     )  # fmt: skip
     lbgen.align(config, extra_terms={"brightness": (2, watched)})
     updates = lines(config.folder / "metrics.jsonl")[1:]

@@ -149,6 +149,7 @@ def facts(config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float
     """How the page's figures were made, for its last section."""
     weights = {"entire": align.entire_weight, "individual": align.individual_weight, "quality": align.quality_weight}
     weights |= {"independence": align.independence_weight, "pull towards the base": align.base_weight}
+    weights |= align.extra_weights
     command = f"lbgen quickstart --output {config.folder} --images-per-category {config.images_per_category}"
     command += f" --align-recipe {config.align_recipe} --seed {config.seed}"
     command += f" --max-steps {config.max_steps}" if config.max_steps is not None else ""
