@@ -147,7 +147,7 @@ def test_a_run_uses_what_a_distribution_offers_and_records_it(installed, fresh, 
         total = line["entire"] + line["individual"] + 0.1 * line["quality"] + 0.5 * line["darkness"]
         assert line["loss"] == pytest.approx(total, rel=1e-5) and 0 < line["darkness"] < 1
     identity = json.loads((config.folder / "provenance.json").read_text())
-    assert (identity["semantics_sha256"], identity["quality_sha256"]) == ("shades 1.5", "shades 1.5")
+    assert {identity[f"{name}_sha256"] for name in ("semantics", "quality", "family")} == {"shades 1.5"}
     assert "shades 1.5" in identity["versions"] and plain(config)["extra_terms"] == ["darkness=0.5"]
 
 
@@ -174,6 +174,13 @@ def test_a_dataset_is_screened_in_the_space_of_a_distribution(installed, config,
     assert lbgen.generate(made).images == 3
     assert "semantics_sha256: shades 1.5" in (tmp_path / "data/dataset.yaml").read_text()
     assert lbgen.verify(tmp_path / "data").damaged == ()
+
+
+def test_what_is_registered_in_one_process_is_refused_where_others_would_need_it(config, mirrored_folder, tmp_path):
+    lbgen.register("families", "MirroredPipeline", object)
+    many = replace(config, output=tmp_path / "data", generator=str(mirrored_folder), workers=2)
+    assert refusal(lbgen.generate, many).startswith("MirroredPipeline was registered in families of this process, and")
+    assert not (tmp_path / "data/dataset.yaml").exists()
 
 
 def test_a_name_that_lbgen_has_stays_its_own(installed, tiny_clip_folder, monkeypatch):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration.extensions import origin
 from lbgen.errors import UserError
-from lbgen.models.registry import GENERATORS, QUALITY, SEMANTICS, resolve
+from lbgen.models.registry import GENERATORS, QUALITY, SEMANTICS, family_origin, resolve
 from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
 from lbgen.runs.model_folder import SAFETY_CHECKER
@@ -213,6 +213,8 @@ def identity_of(config: AlignConfig, vocabulary: Vocabulary, recorded: Identity 
         "generator": identity.weights_sha256(generator, then.get("generator"), SAFETY_CHECKER),
         "semantics": extension or identity.weights_sha256(semantics, then.get("semantics")),
     }
+    if family := family_origin(config.generator):
+        hashes["family"] = family
     if scorer := origin("quality", config.quality, QUALITY):
         hashes["quality"] = scorer
     terms = {origin("terms", name, ()) or name for name in config.extra_weights}

@@ -12,16 +12,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lbgen.configuration import extensions
 from lbgen.configuration.extensions import origin
 from lbgen.configuration.values import shown
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig, trained_settings
 from lbgen.generation.screening import balance
 from lbgen.models import training
-from lbgen.models.registry import ADAPTER_FILE, GENERATORS, SEMANTICS, ensure_generator, ensure_semantics, resolve
+from lbgen.models.registry import (
+    ADAPTER_FILE,
+    GENERATORS,
+    SEMANTICS,
+    ensure_generator,
+    ensure_semantics,
+    family_origin,
+    resolve,
+)
 from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
-from lbgen.runs.model_folder import SAFETY_CHECKER
+from lbgen.runs.model_folder import SAFETY_CHECKER, pipeline_class
 from lbgen.vocabulary.tokens import on_one_line
 from lbgen.vocabulary.vocabulary import Category
 
@@ -74,15 +83,27 @@ def identity_of(config: GenerateConfig, recorded: Identity | None) -> Identity:
 
     recorded: what this one will be compared with, None for a new dataset.
     """
-    return Identity(
-        hashes={
-            "generator": weights_sha256(config, "generator", recorded),
-            "adapter": adapter_sha256(config),
-            "semantics": weights_sha256(config, "screen_semantics", recorded) if config.checks else None,
-            "attributes": balance.attributes_sha256(balance.balanced_attributes(config)),
-        },
-        versions=identity.versions(),
-    )
+    hashes = {
+        "generator": weights_sha256(config, "generator", recorded),
+        "adapter": adapter_sha256(config),
+        "semantics": weights_sha256(config, "screen_semantics", recorded) if config.checks else None,
+        "attributes": balance.attributes_sha256(balance.balanced_attributes(config)),
+    }
+    if family := family_origin(config.generator):
+        hashes["family"] = family
+    return Identity(hashes, versions=identity.versions())
+
+
+def refuse_registered(config: GenerateConfig) -> None:
+    """Refuse extensions that were registered in this process alone, for workers that are other processes."""
+    kind = pipeline_class(resolve(config.generator, GENERATORS))
+    named = {"families": kind, "semantics": config.screen_semantics if config.checks else None}
+    for group, name in named.items():
+        if name in extensions.REGISTERED[group]:
+            raise UserError(
+                f"{name} was registered in {group} of this process, and workers are processes of their own; install it "
+                f"as an entry point (docs/extend.md), or give --workers 1 and --engine local"
+            )
 
 
 def weights_sha256(config: GenerateConfig, field: str, recorded: Identity | None) -> str | None:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from lbgen.configuration.extensions import is_extension
-from lbgen.runs.model_folder import INDEX, refuse_unreadable
+from lbgen.configuration.extensions import is_extension, origin
+from lbgen.runs.model_folder import INDEX, pipeline_class, refuse_unreadable
 
 MICROWORLD = Path(__file__).parents[1] / "microworld" / "weights"
 """The models that come with lbgen (lbgen/microworld)."""
@@ -13,6 +13,9 @@ GENERATORS = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
 }
 """Text-to-image checkpoints: diffusers folders or hub ids."""
+
+PIPELINES = ("StableDiffusionPipeline",)
+"""The `_class_name` of the generators whose families come with lbgen (models/families)."""
 
 SEMANTICS = {
     "microworld": str(MICROWORLD / "semantics"),
@@ -36,6 +39,12 @@ ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 def resolve(name: str, table: dict[str, str]) -> str:
     """Where the weights called `name` are: a folder or a hub id."""
     return table.get(name, name)
+
+
+def family_origin(generator: str) -> str | None:
+    """Where the family of a generator comes from, if it does not come with lbgen."""
+    kind = pipeline_class(resolve(generator, GENERATORS))
+    return origin("families", kind, PIPELINES) if kind else None
 
 
 def ensure_generator(name: str) -> None:

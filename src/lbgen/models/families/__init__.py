@@ -1,6 +1,6 @@
 """The families of text-to-image checkpoints: the table of those that lbgen reads, and loading one.
 
-A new family of generators is one file beside stable_diffusion.py and one line in FAMILIES.
+A new family of generators is one file beside stable_diffusion.py and its name in PIPELINES and FAMILIES.
 """
 
 import inspect
@@ -14,9 +14,9 @@ from lbgen.errors import UserError
 from lbgen.models.families.family import Family
 from lbgen.models.families.stable_diffusion import StableDiffusion
 from lbgen.models.loading import loading
-from lbgen.models.registry import GENERATORS, resolve
+from lbgen.models.registry import GENERATORS, PIPELINES, resolve
 
-FAMILIES: dict[str, type[Family]] = {"StableDiffusionPipeline": StableDiffusion}
+FAMILIES: dict[str, type[Family]] = dict(zip(PIPELINES, (StableDiffusion,), strict=True))
 """`_class_name` in model_index.json -> the family."""
 MEMBERS = [*Family.__annotations__, *(name for name, member in vars(Family).items() if inspect.isfunction(member))]
 """What a family has: attributes and methods."""
