@@ -231,7 +231,10 @@ def test_an_interrupted_run_goes_on_with_the_same_terms_and_weights_only(fresh, 
     with pytest.raises(Interrupted):
         lbgen.align(config, extra_terms=term)
     monkeypatch.undo()
-    for other in ({}, {"brightness": (0.4, bright)}, {"light": (0.5, bright)}, {**term, "light": (0, bright)}):
+    assert refusal(lbgen.align, config).endswith(
+        "this run asks for empty; choose another --output or give --extra-terms brightness=0.5"
+    )
+    for other in ({"brightness": (0.4, bright)}, {"light": (0.5, bright)}, {**term, "light": (0, bright)}):
         message = refusal(lbgen.align, config, extra_terms=other)
         assert message.startswith(f"{config.output} was made with extra_terms brightness=0.5, this run asks for ")
     assert lbgen.align(config, extra_terms=term).steps == 3

@@ -32,6 +32,7 @@ TAKEN = (
     "base",
     "independence",
     "discriminator",
+    "gradient_norms",
     "images_per_second",
     "step",
 )

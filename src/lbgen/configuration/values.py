@@ -98,7 +98,7 @@ def shown(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return " ".join(map(shown, value)) if isinstance(value, tuple | list) else str(value)
+    return " ".join(map(shown, value)) or "empty" if isinstance(value, tuple | list) else str(value)
 
 
 def _quoted(value: Any) -> str:
