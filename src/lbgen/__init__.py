@@ -31,6 +31,7 @@ PUBLIC = {
     "Category": "lbgen.vocabulary.vocabulary",
     "Vocabulary": "lbgen.vocabulary.vocabulary",
     "load_vocabulary": "lbgen.vocabulary.vocabulary",
+    "load_quality": "lbgen.models.quality",
     "Batch": "lbgen.alignment.objective",
     "register": "lbgen.configuration.extensions",
     "UserError": "lbgen.errors",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:  # the same for type checkers, which do not follow `__getattr_
     from lbgen.generation.verify import verify as verify
     from lbgen.microworld import export_microworld as export_microworld
     from lbgen.microworld.config import ExportConfig as ExportConfig
+    from lbgen.models.quality import load_quality as load_quality
     from lbgen.quickstart.run import QuickstartConfig as QuickstartConfig
     from lbgen.quickstart.run import QuickstartResult as QuickstartResult
     from lbgen.quickstart.run import quickstart as quickstart

@@ -174,7 +174,8 @@ def patch_relevance(space: SemanticSpace, canvas: Tensor, texts: Tensor) -> Tens
     canvas: (B, 3, S, S), texts: (B, D).
     """
     vision = getattr(space.model, "vision_model", None) if isinstance(space, TransformersSpace) else None
-    if not isinstance(space, TransformersSpace) or vision is None or not hasattr(space.model, "visual_projection"):
+    # The architecture of CLIP and MetaCLIP 2.
+    if not isinstance(space, TransformersSpace) or vision is None or not hasattr(vision, "pre_layrnorm"):
         return None
     pixels = space.preprocessing(canvas.to(space.device).float()).to(space.dtype)
     states = vision(pixels, output_hidden_states=True).hidden_states

@@ -1,5 +1,10 @@
-"""Semantic spaces of texts and images: CLIP (arXiv 2103.00020) and SigLIP (arXiv 2303.15343), frozen."""
+"""Semantic spaces of texts and images, frozen: those of transformers.
 
+CLIP (arXiv 2103.00020), SigLIP (arXiv 2303.15343), SigLIP 2 (arXiv 2502.14786), MetaCLIP 2 (arXiv 2507.22062) and AIMv2
+(arXiv 2411.14402).
+"""
+
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -9,6 +14,7 @@ import torch.nn.functional as F
 from msgspec import Meta, convert
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
 
 from lbgen.configuration import extensions
 from lbgen.errors import UserError
@@ -18,7 +24,7 @@ from lbgen.vocabulary.distinct import Confusion, confusions
 from lbgen.vocabulary.tokens import refuse_long_text
 from lbgen.vocabulary.vocabulary import Category
 
-MODEL_TYPES = ("clip", "siglip")
+MODEL_TYPES = ("clip", "siglip", "siglip2", "metaclip_2", "aimv2")
 """The transformers model types that embed both texts and images."""
 
 INTERPOLATION = {2: "bilinear", 3: "bicubic"}
@@ -92,7 +98,8 @@ class TransformersSpace(SemanticSpace):
             self.model, self.tokenizer, self.preprocessing = _load(where, dtype, flag)
             self.model.eval().requires_grad_(False).to(device)
             self.token_limit = self.model.config.text_config.max_position_embeddings
-            self.logit_scale = self.model.logit_scale.float().exp().item()
+            largest = getattr(self.model.config, "max_logit_scale", math.inf)
+            self.logit_scale = min(self.model.logit_scale.float().exp().item(), largest)
             self.dimension = self.embed_texts([""]).shape[1]
 
     @property
@@ -113,17 +120,33 @@ class TransformersSpace(SemanticSpace):
         """See `SemanticSpace`."""
         for text in texts:
             refuse_long_text(text, self.count_tokens, self.token_limit, source=f"{self.source}, text")
-        # Padded to the limit and never masked: SigLIP was trained so, and CLIP's causal text model sees no padding.
+        # Padded to the limit and never masked: SigLIP was trained so, and the others' causal models see no padding.
         tokens = self.tokenizer(texts, padding="max_length", max_length=self.token_limit, return_tensors="pt")
         parts = tokens.input_ids.to(self.device).split(TEXTS_AT_ONCE)
-        features = torch.cat([self.model.get_text_features(part).pooler_output.float() for part in parts])
+        features = torch.cat([self._text_features(part).float() for part in parts])
         return F.normalize(features, dim=-1) if normalize else features
 
     def embed_images(self, images: Tensor, *, normalize: bool = True) -> Tensor:
         """See `SemanticSpace`."""
         pixels = self.preprocessing(images.to(self.device).float()).to(self.dtype)
-        features = self.model.get_image_features(pixels).pooler_output.float()
+        features = self._image_features(pixels).float()
         return F.normalize(features, dim=-1) if normalize else features
+
+    def _text_features(self, token_ids: Tensor) -> Tensor:
+        """(N, L) to (N, D)."""
+        if self.model.config.model_type != "aimv2":
+            return self.model.get_text_features(token_ids).pooler_output
+        # In transformers only a mask makes AIMv2's text model causal, as it was trained.
+        return self.model.get_text_features(token_ids, attention_mask=torch.ones_like(token_ids)).pooler_output
+
+    def _image_features(self, pixels: Tensor) -> Tensor:
+        """(B, 3, h, w), preprocessed, to (B, D)."""
+        if self.model.config.model_type != "siglip2":
+            return self.model.get_image_features(pixels).pooler_output
+        patches, grid = cut_into_patches(pixels, self.preprocessing.patch)
+        inputs = {"pixel_attention_mask": patches.new_ones(patches.shape[:2], dtype=torch.int32)}
+        inputs["spatial_shapes"] = torch.tensor([grid] * len(pixels), device=self.device)
+        return self.model.get_image_features(patches, **inputs).pooler_output
 
 
 def first_equal(features: Tensor) -> list[int]:
@@ -137,7 +160,13 @@ class Preprocessing:
 
     def __init__(self, processor: Any) -> None:
         """Raises ValueError or another exception for a processor with settings that are not those of an image."""
-        self.size = _sides(processor.size)
+        self.patch, self.most_patches = 0, getattr(processor, "max_num_patches", None)
+        """Of a model that takes any aspect ratio (SigLIP 2's NaFlex): a patch's side, and how many it takes."""
+        if self.most_patches is None:
+            self.size = _sides(processor.size)
+        else:
+            self.patch, self.most_patches = convert([processor.patch_size, self.most_patches], tuple[Pixels, Pixels])
+            self.size = dict.fromkeys(("height", "width"), self.patch * math.isqrt(self.most_patches))
         self.crop = _sides(processor.crop_size) if processor.do_center_crop else None
         self.mode = INTERPOLATION[int(processor.resample)]
         self.mean = torch.tensor(processor.image_mean).view(3, 1, 1)
@@ -153,11 +182,19 @@ class Preprocessing:
         return (pixels - self.mean.to(pixels)) / self.std.to(pixels)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """The size before the crop: a fixed one, or the short side brought to a fixed length."""
+        """The size before the crop: a fixed one, a fixed length of the short side, or as many patches as fit."""
+        if self.most_patches is not None:
+            return get_image_size_for_max_num_patches(height, width, self.patch, self.most_patches)
         if "shortest_edge" not in self.size:
             return self.size["height"], self.size["width"]
         edge, short = self.size["shortest_edge"], min(height, width)
         return edge * height // short, edge * width // short
+
+
+def cut_into_patches(pixels: Tensor, patch: int) -> tuple[Tensor, tuple[int, int]]:
+    """(B, 3, h, w) to patches row by row, (B, N, patch * patch * 3), and their numbers down and across."""
+    cut = pixels.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, 3, down, across, patch, patch)
+    return cut.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2), (cut.shape[2], cut.shape[3])
 
 
 def _sides(size: Any) -> dict[str, int]:
@@ -208,6 +245,8 @@ def _load(where: str, dtype: torch.dtype, flag: str) -> tuple[Any, Any, Preproce
     if model_type not in MODEL_TYPES:
         raise UserError(f"{flag} {where} is a {model_type}; give one of {', '.join(MODEL_TYPES)}")
     model = load_model(AutoModel, where, dtype, trust_remote_code=False)
+    if model_type == "aimv2":  # transformers drops a mask of ones under any other attention
+        model.text_model.set_attn_implementation("eager")
     tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
     return model, tokenizer, Preprocessing(processor)

@@ -4,7 +4,7 @@ A new scorer is one file beside antonyms.py and one line in SCORERS.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lbgen.configuration import extensions
 from lbgen.errors import UserError
 from lbgen.models.quality.antonyms import AntonymQuality
+from lbgen.models.registry import q_align_location, refuse_unknown_quality
 from lbgen.models.semantics import SemanticSpace
 
 
@@ -33,14 +34,20 @@ SCORERS: dict[str, Callable[[SemanticSpace], QualityScorer]] = {"antonyms": Anto
 
 
 def load_quality(name: str, semantics: SemanticSpace) -> QualityScorer | None:
-    """The scorer of this name; "none" for no scorer."""
+    """The scorer of this name, q-align:DIR for the Q-Align or DeQA-Score in a folder; "none" for no scorer.
+
+    It computes on the device and in the precision of `semantics`.
+    """
     if name == "none":
         return None
+    if (where := q_align_location(name)) is not None:
+        from lbgen.models.quality.q_align import QAlign  # late: the other scorers need no language model
+
+        return QAlign(where, semantics.device, semantics.dtype)
     if name in SCORERS:
         return SCORERS[name](semantics)
-    found = extensions.find("quality", name, SCORERS)
-    if found is None:
-        raise UserError(f"quality {name!r} is not known; choose {extensions.names('quality', SCORERS)} or none")
+    refuse_unknown_quality(name)
+    found: Any = extensions.find("quality", name, SCORERS)
     scorer = found if hasattr(found, "score") and not isinstance(found, type) else found(semantics)
     ensure_scorer(name, scorer, semantics.device)
     return scorer
