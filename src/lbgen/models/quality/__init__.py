@@ -36,7 +36,13 @@ SCORERS: dict[str, Callable[[SemanticSpace], QualityScorer]] = {"antonyms": Anto
 def load_quality(name: str, semantics: SemanticSpace) -> QualityScorer | None:
     """The scorer of this name, q-align:DIR for the Q-Align or DeQA-Score in a folder; "none" for no scorer.
 
-    It computes on the device and in the precision of `semantics`.
+    It computes on the device and in the precision of `semantics`. Its `score` maps images (B, 3, H, W) in about [0, 1]
+    to scores (B,) in [1, 5]. Raises UserError for a name that is not known, and for weights that cannot be read.
+
+    >>> import lbgen, torch
+    >>> from lbgen.models.semantics import load_semantics
+    >>> scorer = lbgen.load_quality("antonyms", load_semantics("microworld"))
+    >>> scores = scorer.score(torch.rand(2, 3, 64, 64)) if scorer else None  # (2,)
     """
     if name == "none":
         return None
