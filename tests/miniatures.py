@@ -5,10 +5,18 @@ every output depends on every input and gradients reach every weight.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
@@ -19,6 +27,7 @@ from transformers import (
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -62,14 +71,7 @@ def write_stable_diffusion(folder: Path, prediction_type: str = "epsilon") -> Pa
         use_linear_projection=version_2,
         norm_num_groups=4,
     )
-    vae = AutoencoderKL(
-        latent_channels=4,
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        norm_num_groups=4,
-        sample_size=32,
-    )
+    vae = _autoencoder()
     scheduler = PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -91,6 +93,63 @@ def write_stable_diffusion(folder: Path, prediction_type: str = "epsilon") -> Pa
         requires_safety_checker=False,
     ).save_pretrained(folder)
     return folder
+
+
+def write_stable_diffusion_xl(folder: Path, *, zeros_for_no_prompt: bool = True) -> Path:
+    """A Stable Diffusion XL folder for 32x32 images, latents 4x8x8.
+
+    The second text encoder is wider than the first, and its tokenizer knows letters only.
+    """
+    tokenizer, second = clip_tokenizer(), clip_tokenizer(merges=())
+    text = _text_settings(tokenizer)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        cross_attention_dim=16 + 24,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        norm_num_groups=4,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 12,
+    )
+    parts = {
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**text)),
+        "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**{**text, "hidden_size": 24}, projection_dim=12)),
+        "unet": unet,
+        "vae": _autoencoder(scaling_factor=0.13025),
+    }
+    for seed, module in enumerate(parts.values()):
+        randomize(module, seed)
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
+    )
+    StableDiffusionXLPipeline(
+        **parts,
+        tokenizer=tokenizer,
+        tokenizer_2=second,
+        scheduler=scheduler,
+        force_zeros_for_empty_prompt=zeros_for_no_prompt,
+        add_watermarker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def _autoencoder(**settings: float) -> AutoencoderKL:
+    """Images 3x32x32, latents 4x8x8."""
+    return AutoencoderKL(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
+        sample_size=32,
+        **settings,
+    )
 
 
 def write_clip(folder: Path) -> Path:
@@ -255,13 +314,15 @@ def llama_tokenizer() -> LlamaTokenizer:
     return LlamaTokenizer(vocab=vocab, merges=[("\u2581", letter) for letter in letters])
 
 
-def clip_tokenizer() -> CLIPTokenizer:
+MERGES = (("p", "h"), ("ph", "o"), ("t", "o</w>"), ("pho", "to</w>"), ("o", "f</w>"))
+
+
+def clip_tokenizer(merges: Sequence[tuple[str, str]] = MERGES) -> CLIPTokenizer:
     """CLIP's byte-pair tokenizer over single letters, with a few merges; the end token has the highest id."""
     letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
-    merges = [("p", "h"), ("ph", "o"), ("t", "o</w>"), ("pho", "to</w>"), ("o", "f</w>")]
     words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges), START, END]
     return CLIPTokenizer(
-        vocab={word: number for number, word in enumerate(words)}, merges=merges, model_max_length=TOKEN_LIMIT
+        vocab={word: number for number, word in enumerate(words)}, merges=list(merges), model_max_length=TOKEN_LIMIT
     )
 
 

@@ -20,8 +20,10 @@ from lbgen.audit.run import audit
 from lbgen.configuration import extensions
 from lbgen.configuration.saved import plain
 from lbgen.errors import Interrupted, UserError
+from lbgen.models.families import FAMILIES
 from lbgen.models.generator import load_generator
 from lbgen.models.quality import load_quality
+from lbgen.models.registry import PIPELINES
 from lbgen.models.semantics import SemanticSpace, load_semantics
 
 MODULE = '''
@@ -156,6 +158,11 @@ def test_a_family_of_a_distribution_makes_the_images(installed, tiny_sd_folder, 
     own, mirrored = load_generator(str(tiny_sd_folder)), load_generator(str(mirrored_folder))
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     assert torch.equal(mirrored.decode(latents), own.decode(latents.flip(-1)))
+
+
+def test_the_registry_names_every_family_of_lbgen():
+    """It is read without torch, which the families need."""
+    assert list(PIPELINES) == list(FAMILIES)
 
 
 def test_an_audit_reads_images_in_the_space_of_a_distribution_and_names_it(installed, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +133,11 @@ class Generator:
 
         As many are decoded at once without grad as with it, because another number changes the last bits.
         """
-        parts = self._padded(self.family.to_decoder(latents)).to(self.dtype).split(self._decoded_at_once)
-        return torch.cat([self._decoded(part) for part in parts])[: len(latents)].float() / 2 + 0.5
+        dtype = self.family.vae.dtype  # float32 in a generator of half precision whose autoencoder would overflow
+        parts = self._padded(self.family.to_decoder(latents)).to(dtype).split(self._decoded_at_once)
+        with torch.autocast(self.device.type, enabled=False) if dtype == torch.float32 else nullcontext():
+            images = torch.cat([self._decoded(part) for part in parts])
+        return images[: len(latents)].float() / 2 + 0.5
 
     def _decoded(self, latents: Tensor) -> Tensor:
         """The autoencoder's own `decode`; without grad, its decoder may be the compiled one."""

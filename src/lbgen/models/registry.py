@@ -17,11 +17,12 @@ MICROWORLD = Path(__file__).parents[1] / "microworld" / "weights"
 GENERATORS = {
     "microworld": str(MICROWORLD / "generator"),
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 """Text-to-image checkpoints: diffusers folders or hub ids."""
 
-PIPELINES = ("StableDiffusionPipeline",)
-"""The `_class_name` of the generators whose families come with lbgen (models/families)."""
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+"""The `_class_name` of the generators whose families come with lbgen: the keys of FAMILIES (models/families)."""
 
 SEMANTICS = {
     "microworld": str(MICROWORLD / "semantics"),

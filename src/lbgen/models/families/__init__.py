@@ -13,10 +13,14 @@ from lbgen.configuration import extensions
 from lbgen.errors import UserError
 from lbgen.models.families.family import Family
 from lbgen.models.families.stable_diffusion import StableDiffusion
+from lbgen.models.families.stable_diffusion_xl import StableDiffusionXL
 from lbgen.models.loading import loading
-from lbgen.models.registry import GENERATORS, PIPELINES, resolve
+from lbgen.models.registry import GENERATORS, resolve
 
-FAMILIES: dict[str, type[Family]] = dict(zip(PIPELINES, (StableDiffusion,), strict=True))
+FAMILIES: dict[str, type[Family]] = {
+    "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
+}
 """`_class_name` in model_index.json -> the family."""
 MEMBERS = [*Family.__annotations__, *(name for name, member in vars(Family).items() if inspect.isfunction(member))]
 """What a family has: attributes and methods."""
