@@ -14,10 +14,12 @@ import pytest
 import torch
 from command_line import refused, refused_here, run
 from diffusers import StableDiffusionPipeline
+from huggingface_hub import constants
 from transformers import CLIPModel
 
 import lbgen
 from lbgen.cli import VERBS, main
+from lbgen.runs import model_folder
 
 
 @pytest.fixture(autouse=True)
@@ -195,6 +197,29 @@ def test_models_that_do_not_do_are_refused_and_no_folder_is_left(capsys, tmp_pat
     vocabulary = [] if words[0] == "audit" else ["--vocabulary", "microworld"]
     refused_here(capsys, *words, *vocabulary, "--output", str(tmp_path / "outer/out"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nothing", "photographs"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "flag"),
+    [("generate --balance scene", "--screen-semantics"), ("align", "--semantics"), ("audit here", "--semantics")],
+)
+def test_a_language_space_that_cannot_be_had_is_answered_with_the_one_that_is_here(
+    monkeypatch, capsys, tmp_path, verb, flag
+):
+    """As for generators, below; here the hub answers nobody, and its cache is empty."""
+
+    def unreachable(*_, **__):
+        raise OSError("no connection")
+
+    monkeypatch.setattr(model_folder, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here/cat").mkdir(parents=True)
+    (tmp_path / "here/cat/1.png").touch()
+    rest = [] if verb.startswith("audit") else ["--generator", "microworld", "--vocabulary", "microworld"]
+    shown = refused_here(capsys, *verb.split(), *rest, flag, "somebody/space", "--output", "out")
+    assert f"{flag} somebody/space cannot be loaded: there is no such folder" in shown
+    assert f"or {flag} microworld, which comes with lbgen (no connection)" in shown
 
 
 def test_weights_that_cannot_be_had_are_one_line_at_once(monkeypatch, tmp_path):

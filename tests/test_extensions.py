@@ -4,6 +4,7 @@ The distribution is one as pip leaves it: a module and a dist-info folder with e
 """
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -137,12 +138,13 @@ def refusal(call, *arguments, **options) -> str:
 # ---- from a distribution ----
 
 
-def test_a_run_uses_what_a_distribution_offers_and_records_it(installed, fresh, mirrored_folder):
+def test_a_run_uses_what_a_distribution_offers_and_records_it(installed, fresh, mirrored_folder, capsys):
     """The logged loss is the weighted sum of the logged terms; 0.1 and 0.5 are the weights of the config."""
     config = fresh(
         generator=str(mirrored_folder), semantics="thumbnails", quality="contrast", extra_terms=("darkness=.5",)
     )
     lbgen.align(config)
+    assert re.search(r"^extra terms +darkness=0\.5$", capsys.readouterr().out, re.MULTILINE)
     start, *updates = lines(config.folder / "metrics.jsonl")
     assert start["gradient_norms"]["darkness"] > 0 and start["gradient_norms"]["quality"] > 0
     for line in updates:

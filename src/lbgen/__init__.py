@@ -12,6 +12,8 @@ PUBLIC = {
     "AlignConfig": "lbgen.alignment.config",
     "AlignResult": "lbgen.alignment.run",
     "align": "lbgen.alignment.run",
+    "AlignEstimate": "lbgen.alignment.reports.estimate",
+    "plan_align": "lbgen.alignment.reports.estimate",
     "GenerateConfig": "lbgen.generation.config",
     "GenerateResult": "lbgen.generation.run",
     "generate": "lbgen.generation.run",
@@ -28,6 +30,10 @@ PUBLIC = {
     "quickstart": "lbgen.quickstart.run",
     "ExportConfig": "lbgen.microworld.config",
     "export_microworld": "lbgen.microworld",
+    "RecipesConfig": "lbgen.configuration.catalogue",
+    "recipes": "lbgen.configuration.catalogue",
+    "DoctorConfig": "lbgen.checkup.config",
+    "doctor": "lbgen.checkup.run",
     "Category": "lbgen.vocabulary.vocabulary",
     "Vocabulary": "lbgen.vocabulary.vocabulary",
     "load_vocabulary": "lbgen.vocabulary.vocabulary",
@@ -41,11 +47,17 @@ __all__ = ["__version__", *PUBLIC]
 if TYPE_CHECKING:  # the same for type checkers, which do not follow `__getattr__`
     from lbgen.alignment.config import AlignConfig as AlignConfig
     from lbgen.alignment.objective import Batch as Batch
+    from lbgen.alignment.reports.estimate import AlignEstimate as AlignEstimate
+    from lbgen.alignment.reports.estimate import plan_align as plan_align
     from lbgen.alignment.run import AlignResult as AlignResult
     from lbgen.alignment.run import align as align
     from lbgen.audit.config import AuditConfig as AuditConfig
     from lbgen.audit.output import AuditResult as AuditResult
     from lbgen.audit.run import audit as audit
+    from lbgen.checkup.config import DoctorConfig as DoctorConfig
+    from lbgen.checkup.run import doctor as doctor
+    from lbgen.configuration.catalogue import RecipesConfig as RecipesConfig
+    from lbgen.configuration.catalogue import recipes as recipes
     from lbgen.configuration.extensions import register as register
     from lbgen.errors import UserError as UserError
     from lbgen.generation.config import GenerateConfig as GenerateConfig

@@ -11,15 +11,16 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from lbgen.alignment import batches, checkpoint
 from lbgen.alignment.images import differentiated_calls, sample_images
 from lbgen.alignment.losses import discriminator_loss
 from lbgen.alignment.monitor import Monitor, check_diversity, diversity_share
 from lbgen.alignment.objective import Batch, gradient_norms, term_values, total_loss
+from lbgen.alignment.reports.trackers import log_pictures
 from lbgen.alignment.state import TrainingState
 from lbgen.errors import Interrupted, UserError
+from lbgen.runs.console import Progress, warn
 
 
 def training_step(state: TrainingState, batch_index: int) -> dict[str, float]:
@@ -242,6 +243,7 @@ def evaluate(state: TrainingState, monitor: Monitor | None) -> None:
         with state.averaged_adapter():
             statistics = monitor.evaluate(step)
         write_line(state, "evaluations.jsonl", {"step": step, **statistics})
+        log_pictures(accelerator, monitor.grid_path(step), step)
         share = diversity_share(statistics["diversity"], monitor.base_diversity)
     if config.guard == "off":
         return
@@ -252,7 +254,7 @@ def evaluate(state: TrainingState, monitor: Monitor | None) -> None:
         accelerator.end_training()
         raise UserError(warning)
     if warning and accelerator.is_main_process:
-        tqdm.write(f"lbgen: {warning}")
+        warn(warning)
 
 
 def leave_if_asked(state: TrainingState, signals: list[int]) -> None:
@@ -290,11 +292,10 @@ def write_line(state: TrainingState, name: str, line: dict[str, Any]) -> None:
     state.accelerator.log(numbers, step=line["step"])
 
 
-def progress_bar(state: TrainingState, name: str, total: int, done: int) -> tqdm:
-    return tqdm(total=total, initial=done, desc=name, disable=not state.accelerator.is_main_process or done >= total)
+def progress_bar(state: TrainingState, name: str, total: int, done: int) -> Progress:
+    return Progress(name, total, "updates", done=done, shown=state.accelerator.is_main_process)
 
 
-def advance(bar: tqdm, losses: dict[str, float]) -> None:
-    """Count one update and show its numbers beside the bar."""
-    bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
-    bar.update()
+def advance(progress: Progress, losses: dict[str, float]) -> None:
+    """Count one update and show its numbers."""
+    progress.advance(note=", ".join(f"{name} {value:.3f}" for name, value in losses.items()))

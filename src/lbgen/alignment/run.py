@@ -19,10 +19,12 @@ from safetensors import SafetensorError
 from lbgen.alignment import checkpoint
 from lbgen.alignment.checkpoint import CONFIG, PROVENANCE, Progress, initial_progress, saved_progress
 from lbgen.alignment.config import AlignConfig
+from lbgen.alignment.reports.lines import next_command, say_opening
 from lbgen.configuration import extensions, saved
 from lbgen.errors import UserError
 from lbgen.models.registry import ensure_generator, ensure_quality, ensure_semantics
 from lbgen.runs import atomic, identity, outputs
+from lbgen.runs.console import device_name
 from lbgen.runs.lock import locked
 from lbgen.runs.store import LOCK
 from lbgen.vocabulary.vocabulary import Vocabulary, load_vocabulary
@@ -66,6 +68,8 @@ class AlignResult:
     """Folder of the adapter, a standard diffusers LoRA."""
     steps: int
     """Updates of the adapter, including those of earlier runs in the same folder."""
+    next_command: str
+    """The command that generates with the adapter."""
 
 
 def align(
@@ -87,10 +91,7 @@ def align(
     >>> dataset = lbgen.GenerateConfig.from_recipe(None, output="data/toy", adapter=result.adapter)
     """
     config = with_extra_terms(config, extra_terms or {})
-    atomic.ensure_writable(config.folder)
-    atomic.refuse_links(config.folder, WRITTEN)
-    outputs.ensure_outside(config.folder)
-    outputs.ensure_own(config.folder, (config.folder / CONFIG).exists(), WRITTEN, "align")
+    ensure_output(config)
     with system_errors(config):
         ensure_can_begin(config)  # refuses before anything is written, even the lock
         with lock(config):
@@ -106,6 +107,14 @@ def with_extra_terms(config: AlignConfig, terms: Mapping[str, tuple[float, Calla
     return replace(config, extra_terms=tuple(f"{name}={weight}" for name, weight in weights.items()))
 
 
+def ensure_output(config: AlignConfig) -> None:
+    """Refuse a run folder that cannot be written, or is not one."""
+    atomic.ensure_writable(config.folder)
+    atomic.refuse_links(config.folder, WRITTEN)
+    outputs.ensure_outside(config.folder)
+    outputs.ensure_own(config.folder, (config.folder / CONFIG).exists(), WRITTEN, "align")
+
+
 def begin(config: AlignConfig, vocabulary: Vocabulary, resumed: Path | None) -> AlignResult:
     """Train from the checkpoint `resumed`, or from the start; a finished run only publishes its adapter."""
     if resumed is not None:
@@ -115,14 +124,18 @@ def begin(config: AlignConfig, vocabulary: Vocabulary, resumed: Path | None) -> 
     from lbgen.alignment import training  # late: imports torch
 
     accelerator = start_accelerator(config)
+    progress = initial_progress(config, vocabulary, accelerator.num_processes)
     if resumed is not None:
-        ensure_resumable(resumed, initial_progress(config, vocabulary, accelerator.num_processes))
+        ensure_resumable(resumed, progress)
+        progress = saved_progress(resumed)
     if is_finished(config, resumed):
         assert resumed is not None
         adapter, steps = training.finished_adapter(config, vocabulary, accelerator, resumed)
     else:
+        if accelerator.is_main_process:
+            say_opening(config, vocabulary, progress, accelerator.num_processes, device_name(accelerator.device))
         adapter, steps = training.train_adapter(config, vocabulary, accelerator, resumed)
-    return AlignResult(config.folder, adapter, steps)
+    return AlignResult(config.folder, adapter, steps, next_command(config, adapter))
 
 
 @contextmanager

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from lbgen.audit import views
 from lbgen.audit.views import Decoded
@@ -36,6 +35,7 @@ from lbgen.metrics.pixels import brightness, colour_entropy, edge_density, sharp
 from lbgen.models.registry import SEMANTICS, resolve
 from lbgen.models.semantics import SemanticSpace
 from lbgen.runs import identity
+from lbgen.runs.console import tracked
 
 VERSION = 4
 """Of the cached columns. A run with another number starts a new cache."""
@@ -223,9 +223,9 @@ def cache_identity(semantics: str) -> str:
 def observe(reader: DatasetReader, name: str, observer: Observer, cache: RowCache, batch_size: int) -> Observed:
     """Observe every image of the dataset; known images are taken from the cache."""
     known, found, broken = reader.labels(), _Found(), {}
-    progress = tqdm(reader.records(), desc=name, total=reader.count, unit=" images", disable=None)
+    records = tracked(reader.records(), name, reader.count, "images")
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for batch in _batches(iter(progress), batch_size):
+        for batch in _batches(records, batch_size):
             # Observe the images that are not in the cache.
             names = [name_of(record.category, known) for record in batch]
             digests = [_digests(record, name) for record, name in zip(batch, names, strict=True)]

@@ -30,6 +30,8 @@ class FieldHelp(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
     """Add one flag per field, or a positional argument where the field has no default.
 
+    A field that its class lists in POSITIONAL is a positional argument that may be left out.
+
     Only what is given ends up in the parsed namespace. Values stay text here; `recipes.resolve` converts them, so that
     recipes and flags are checked by the same lines.
     """
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     missing = [name for name in fields if name not in helps]
     assert not missing, f"{config_class.__name__}: no docstring after {missing}"
-    most_used = getattr(config_class, "MOST_USED", ())
+    most_used, positional = (getattr(config_class, name, ()) for name in ("MOST_USED", "POSITIONAL"))
     for name in [*most_used, *(name for name in fields if name not in most_used)]:
         heading = MOST_USED if name in most_used else helps[name].heading
         text = helps[name].text.replace("%", "%%")
@@ -45,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
         if is_required(fields[name]):
             choices = typing.get_args(hints[name]) if typing.get_origin(hints[name]) is Literal else None
             parser.add_argument(name, **options | {"metavar": name.upper(), "choices": choices, "help": text})
+        elif name in positional:
+            parser.add_argument(name, **options | {"metavar": name.upper(), "nargs": "?", "help": text})
         else:
             options["help"] = f"{text} (default: {_shown_default(fields[name])})"
             group(parser, heading).add_argument(flag(name), dest=name, **options)

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from lbgen.datasets import index
 from lbgen.errors import UserError, printable
 from lbgen.generation import record as records
@@ -24,6 +22,7 @@ from lbgen.generation.screening.balance import balanced_attributes
 from lbgen.generation.strays import LABELS, planned_files, strays
 from lbgen.generation.trust import with_trusted_inputs
 from lbgen.runs import identity
+from lbgen.runs.console import result, tracked
 from lbgen.runs.lock import locked
 from lbgen.runs.storage import Store, open_store, storage_errors, without_scheme
 
@@ -86,8 +85,8 @@ def verify(directory: str | Path | VerifyConfig, repair: bool = False, **models:
         # Report.
         shards = sum(plan.shards(split) for split in plan.splits)
         if not found.shards and awaits_comparison(store, config):
-            print(f"{directory} is not described yet; run its lbgen generate once more, without --shard-of")
-        print(f"{shards - len(found.shards)} of {shards} shards of {directory} are whole")
+            result(f"{directory} is not described yet; run its lbgen generate once more, without --shard-of")
+        result(f"{shards - len(found.shards)} of {shards} shards of {directory} are whole")
         return VerifyResult(shards, (*found.shards.values(), *found.sidecars, *found.strays))
 
 
@@ -115,14 +114,13 @@ def find_damage(store: Store, config: GenerateConfig, plan: Plan, adapter_sha256
     damaged: dict[ShardId, str] = {}
     known_files: set[str] = set()
     shards = [(split, shard) for split in plan.splits for shard in range(plan.shards(split))]
-    with tqdm(shards, desc="verify", unit="shard", dynamic_ncols=True, disable=None) as progress_bar:
-        for split, shard in progress_bar:
-            files: set[str] = set()
-            faults = list(shard_faults(expected, split, shard, files))
-            known_files |= files or set(planned_files(config, plan, split, shard))
-            if faults:
-                damaged[split, shard] = f"{index.shard_name(split, shard)}: {'; '.join(faults)}"
-                progress_bar.write(damaged[split, shard])
+    for split, shard in tracked(shards, "verify", len(shards), "shards"):
+        files: set[str] = set()
+        faults = list(shard_faults(expected, split, shard, files))
+        known_files |= files or set(planned_files(config, plan, split, shard))
+        if faults:
+            damaged[split, shard] = f"{index.shard_name(split, shard)}: {'; '.join(faults)}"
+            result(damaged[split, shard])
     if "duplicate" in config.screen and not damaged and not expected.awaits_comparison:
         damaged |= distance_faults(store, config, plan)
     if not damaged and not expected.awaits_comparison:
@@ -131,7 +129,7 @@ def find_damage(store: Store, config: GenerateConfig, plan: Plan, adapter_sha256
         sidecars = [] if has_labels(store, plan) else [f"{LABELS}: missing, or contradicts the plan; {REMEDY}"]
     found = [f"{printable(name)}: {what}" for name, what in strays(store, config, plan, known_files)]
     for line in [*sidecars, *found]:
-        print(line)
+        result(line)
     return Damage(damaged, sidecars, found)
 
 
@@ -147,7 +145,7 @@ def distance_faults(store: Store, config: GenerateConfig, plan: Plan) -> dict[Sh
                     f"{index.shard_name(split, shard)}: {index.part_name(split, shard)} contradicts its hashes: "
                     f"{column} of {key}"
                 )
-                print(found[split, shard])
+                result(found[split, shard])
     return found
 
 
@@ -176,13 +174,14 @@ def repair_shards(
     recorded = {shard: image_hashes(store, plan, *shard) for shard in damaged}
     make_again(config, plan, damaged)
     for shard, hashes in recorded.items():
-        print(f"{index.shard_name(*shard)}: {comparison(hashes, image_hashes(store, plan, *shard))}")
+        result(f"{index.shard_name(*shard)}: {comparison(hashes, image_hashes(store, plan, *shard))}")
     return config, plan
 
 
 def make_again(config: GenerateConfig, plan: Plan, damaged: Sequence[ShardId]) -> None:
     """Make these shards again. All are removed first, so that no damaged one counts as finished in the meantime."""
     with locked_store(config, plan) as (store, record):
+        store.clear_staging(every=True)
         store.remove(records.COMPLETION_MARKER)
         for split, shard in damaged:
             store.remove(index.part_name(split, shard))

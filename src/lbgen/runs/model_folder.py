@@ -32,6 +32,8 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 """Suffixes of weights that Python code may hide in."""
 OTHER_FORMS = (".msgpack", ".h5", ".onnx", ".gguf")
 """Suffixes of weights of other libraries."""
+EMBEDDED = {"generator": "--generator", "--semantics": "--semantics", "--screen-semantics": "--screen-semantics"}
+"""Name of a model in messages -> the flag that can choose the one that comes with lbgen."""
 
 
 # ---- which files are loaded ----
@@ -128,7 +130,8 @@ def _ensure_on_hub(what: str, where: str, marker: str) -> None:
             get_hf_file_metadata(hf_hub_url(where, marker))
     except Exception as error:  # also of the hub's HTTP library, which has changed its name before
         remedy = "there is no such folder; check the hub id and the connection, or give a downloaded folder"
-        remedy += ", or --generator microworld, which comes with lbgen" if what == "generator" else ""
+        flag = EMBEDDED.get(what)
+        remedy += f", or {flag} microworld, which comes with lbgen" if flag else ""
         raise UserError(f"{what} {where} cannot be loaded: {remedy} ({' '.join(str(error).split())})") from error
 
 

@@ -44,7 +44,6 @@ def test_process_that_is_killed_ends_the_run_in_one_line(config, whole, tmp_path
     assert process.returncode == 2
     expected = f"pid {drawing[0]}) was killed by SIGKILL; if memory ran out, give fewer --workers"
     assert [line for line in shown.splitlines() if "lbgen: " in line and expected in line], shown
-    assert not (tmp_path / "out/.staging").exists()
 
 
 def test_bug_in_a_process_is_a_traceback_and_no_mistake_of_the_users(config, tmp_path, monkeypatch, capfd):

@@ -26,6 +26,7 @@ from lbgen.generation.plan import Plan
 from lbgen.generation.screening.counts import CategoryCounts, RejectionCounts
 from lbgen.generation.shard_rows import read_rows, stored_images
 from lbgen.generation.strays import CARD, INFO, LABELS, SAMPLES
+from lbgen.runs.console import say
 from lbgen.runs.storage import Store
 
 SEARCHED_SHARDS = 32
@@ -48,9 +49,9 @@ def describe(store: Store, config: GenerateConfig, plan: Plan) -> None:
     store.write(records.COMPLETION_MARKER, croissant(summary).encode())
     store.clear_staging()
     for note in summary.notes:
-        print(note)
+        say(note)
     for category_id in counts.above(config.report_share):
-        print(rejection_line(category_id, counts.categories[category_id]))
+        say(rejection_line(category_id, counts.categories[category_id]))
 
 
 # ---- the summary ----

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from lbgen.datasets import index
 from lbgen.datasets.index import Row
@@ -44,6 +43,7 @@ from lbgen.metrics.near_duplicates import (
     nearest_bits,
 )
 from lbgen.models.semantics import load_semantics
+from lbgen.runs.console import say, tracked
 from lbgen.runs.storage import Store
 
 IMAGES_AT_ONCE = 32
@@ -76,7 +76,7 @@ def deduplicate(store: Store, config: GenerateConfig, plan: Plan, record: Record
             return
         rounds.append(round_of(store, config, plan, images, duplicates))
         write_duplicate_rounds(store, config.split, rounds)
-        print(
+        say(
             f"near-duplicates: {duplicates.sum()} of {len(accepted)} images, in {len(rounds[-1])} shards, "
             "are drawn again"
         )
@@ -129,7 +129,7 @@ class SplitImages:
 def read_images(store: Store, config: GenerateConfig, plan: Plan) -> SplitImages:
     """The columns of the index that the comparison needs."""
     hashes, columns, shards = [], [], range(plan.shards(config.split))
-    for shard in tqdm(shards, desc="compare", unit="shard", dynamic_ncols=True, disable=None):
+    for shard in tracked(shards, "compare", len(shards), "shards"):
         rows, _ = read_rows(store, config, plan, config.split, shard)
         hashes.append(np.array([hash_of(row) for row in rows], np.uint64))
         numbers = [

@@ -75,6 +75,7 @@ def draw_here(worker: Worker, shards: Sequence[int], report: Report, signals: li
                     worker.finish()
                     raise interrupted(signals[0], worker.config.output)
         worker.finish()
+        worker.clear()
     finally:
         worker.close()
 
@@ -183,4 +184,4 @@ def end_with_parent() -> None:
 
 
 def interrupted(signum: int, output: str) -> Interrupted:
-    return Interrupted(signum, f"{output} keeps its finished shards; start again to go on")
+    return Interrupted(signum, f"{output} keeps its finished shards and what is drawn of others; start again to go on")

@@ -23,7 +23,7 @@ class StableDiffusionXL(StableDiffusion):
 
     title = "Stable Diffusion XL"
     pipeline_class = StableDiffusionXLPipeline
-    models = StableDiffusion.models | {"text_encoder_2": CLIPTextModelWithProjection}
+    models = {**StableDiffusion.models, "text_encoder_2": CLIPTextModelWithProjection}
     absent = {"image_encoder": None, "feature_extractor": None, "add_watermarker": False}
     inputs = ("addition_embed_type",)
 
