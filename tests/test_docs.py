@@ -6,8 +6,10 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 import lbgen
@@ -149,10 +151,15 @@ def python_blocks(page):
 
 
 def test_the_python_page_runs_on_the_micro_world():
-    """Its second example as it stands; the first needs weights, so only its calls are looked at."""
-    stages, building_blocks = python_blocks(DOCS / "python.md")
+    """Its last example as it stands; the first needs weights, so only its calls are looked at.
+
+    The term of the second is tried on images of one grey.
+    """
+    stages, term, building_blocks = python_blocks(DOCS / "python.md")
     names = re.findall(r"lbgen\.(\w+)\(", stages)
     assert {"align", "generate", "plan", "verify", "audit"} <= set(names) <= set(lbgen.PUBLIC)
-    result = {}
+    result = {"lbgen": lbgen}
+    exec(term.partition("\n\n\n")[0], result)
+    assert result["darkness"](SimpleNamespace(images=torch.full((2, 3, 4, 4), 0.25))).item() == 0.25
     exec(building_blocks, result)
     assert result["images"].shape == (2, 3, 64, 64) and result["cosines"].shape == (2, 2)

@@ -212,10 +212,6 @@ def _function(name: str, arguments: dict[str, Any]) -> Callable[[], object]:
     """The verb's function, with the config that defaults, recipe and flags make."""
     verb, recipe = VERBS[name], arguments.pop("recipe", None)
     prints, plans = arguments.pop("print_config", False), arguments.pop("plan", False)
-    owner = built_in_recipes().get(recipe)
-    if owner and VERBS[owner].config_class != verb.config_class:
-        has = f"lbgen {name} has {_recipes(verb) or 'none'}"
-        raise UserError(f"--recipe {recipe}: it belongs to lbgen {owner}; {has}")
     directories = [arguments.pop("directories")] if name == "audit" else []
     config: Any = resolve(_config_class(verb), recipe, arguments)
     if prints:

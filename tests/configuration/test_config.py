@@ -411,6 +411,15 @@ def test_the_remedy_of_ensure_same_is_a_flag_that_works(tmp_path, field, value):
     assert list(given) == ["output", field]
 
 
+def test_an_empty_list_is_had_by_leaving_its_flag_out(tmp_path):
+    path = tmp_path / "config.yaml"
+    save(GenerateConfig(), path)
+    message = refusal(ensure_same, GenerateConfig(screen=("label",)), path)
+    assert message.endswith(
+        "made with screen empty, this run asks for label; choose another --output or leave out --screen"
+    )
+
+
 def test_ensure_same_refuses_the_config_of_another_version(tmp_path):
     path = tmp_path / "config.yaml"
     made = Baking(output=Path("a"))

@@ -17,8 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbgen.alignment.config import AlignConfig
+from lbgen.configuration.extensions import origin
 from lbgen.errors import UserError
-from lbgen.models.registry import ADAPTER_CARD, GENERATORS, SEMANTICS, q_align_location, resolve
+from lbgen.models.registry import (
+    ADAPTER_CARD,
+    GENERATORS,
+    QUALITY,
+    SEMANTICS,
+    family_origin,
+    q_align_location,
+    resolve,
+)
 from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
 from lbgen.runs.model_folder import SAFETY_CHECKER
@@ -209,14 +218,20 @@ def identity_of(config: AlignConfig, vocabulary: Vocabulary, recorded: Identity 
     """
     then = recorded.hashes if recorded else {}
     generator, semantics = resolve(config.generator, GENERATORS), resolve(config.semantics, SEMANTICS)
+    extension = origin("semantics", config.semantics, SEMANTICS)
     hashes = {
         "vocabulary": identity.vocabulary_sha256(vocabulary),
         "generator": identity.weights_sha256(generator, then.get("generator"), SAFETY_CHECKER),
-        "semantics": identity.weights_sha256(semantics, then.get("semantics")),
+        "semantics": extension or identity.weights_sha256(semantics, then.get("semantics")),
     }
-    if (scorer := q_align_location(config.quality)) is not None:
-        hashes["quality"] = identity.weights_sha256(scorer, then.get("quality"))
-    return Identity(hashes, versions=identity.versions())
+    if family := family_origin(config.generator):
+        hashes["family"] = family
+    if (where := q_align_location(config.quality)) is not None:
+        hashes["quality"] = identity.weights_sha256(where, then.get("quality"))
+    elif scorer := origin("quality", config.quality, QUALITY):
+        hashes["quality"] = scorer
+    terms = {origin("terms", name, ()) or name for name in config.extra_weights}
+    return Identity(hashes, versions=(*identity.versions(), *sorted(terms)))
 
 
 def recorded_identity(run: Path) -> Identity | None:

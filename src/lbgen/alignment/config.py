@@ -1,5 +1,6 @@
 """What an alignment run can be told. The defaults are those of the paper, at the size of one process."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -19,7 +20,31 @@ from lbgen.configuration.ranges import (
     Weight,
     require,
 )
+from lbgen.configuration.recipes import TakesRecipes
 from lbgen.configuration.settings import Categories, GeneratorName, Output, Precision, Trajectory
+from lbgen.configuration.values import convert
+
+TAKEN = (
+    "loss",
+    "entire",
+    "individual",
+    "quality",
+    "base",
+    "independence",
+    "discriminator",
+    "gradient_norms",
+    "images_per_second",
+    "step",
+)
+"""Names in metrics.jsonl that are lbgen's own."""
+
+
+def parsed_term(text: str) -> tuple[str, float]:
+    """Name and weight of NAME=WEIGHT; ValueError for anything else."""
+    name, equals, weight = text.partition("=")
+    if not re.fullmatch(r"[a-z]\w*", name, re.ASCII) or name in TAKEN or not convert(weight, float) >= 0:
+        raise ValueError(text)
+    return name, convert(weight, float)
 
 
 @dataclass(frozen=True)
@@ -113,6 +138,25 @@ class Objective(IndependenceSettings, Weights):
 
     normalize_features: bool = True
     """Give the discriminator features of unit norm. The released script does not."""
+    extra_terms: tuple[str, ...] = ()
+    """Further terms, each as NAME=WEIGHT: of installed extensions, or passed from Python (docs/extend.md). A term of
+    weight 0 is only logged."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            weights = dict(map(parsed_term, self.extra_terms))
+        except ValueError:
+            weights = {}
+        remedy = f"give NAME=WEIGHT, weights of 0 or more, each name once and none of {', '.join(TAKEN)}"
+        require(self, "extra_terms", len(weights) == len(self.extra_terms), remedy)
+        ordered = tuple(f"{name}={weight}" for name, weight in sorted(weights.items()))
+        object.__setattr__(self, "extra_terms", ordered)
+
+    @property
+    def extra_weights(self) -> dict[str, float]:
+        """Name -> weight of the further terms, sorted."""
+        return dict(map(parsed_term, self.extra_terms))
 
 
 @dataclass(frozen=True)
@@ -231,9 +275,11 @@ class AlignConfig(  # dataclasses put the fields of the last base first
     ModelNames,
     Texts,
     Output,
+    TakesRecipes,
 ):
     """Everything that an alignment run can be told."""
 
+    VERB: ClassVar = "align"
     MOST_USED: ClassVar = ("vocabulary", "generator", "output", "max_steps", "batch_size")
     DELETED: ClassVar = {
         "independence_form": "kernel",
@@ -242,8 +288,8 @@ class AlignConfig(  # dataclasses put the fields of the last base first
         "independence_r1": 1.0,
         "independence_hidden": 64,
     }
-
     ADDED: ClassVar = {
+        "extra_terms": [],
         "whole_passes": False,
         "shared_noise": False,
         "latent_precision": "fp32",
@@ -262,9 +308,10 @@ class AlignConfig(  # dataclasses put the fields of the last base first
         require(self, "differentiated_steps", within, f"give 1 to {self.steps} (--steps)")
         total = self.entire_weight + self.individual_weight + self.independence_weight
         total += self.quality_weight if self.quality != "none" else 0
+        total += sum(self.extra_weights.values())
         remedy = (
-            "nothing would be trained: raise it, --individual-weight, --independence-weight, or --quality-weight with "
-            "a --quality scorer"
+            "nothing would be trained: raise it, --individual-weight, --independence-weight, --extra-terms, or "
+            "--quality-weight with a --quality scorer"
         )
         require(self, "entire_weight", total > 0, remedy)
         equal = self.discriminator_warmup_batch == 0 or self.independence_weight == 0

@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from lbgen.alignment import checkpoint
 from lbgen.alignment.checkpoint import CONFIG, PROVENANCE, Progress, initial_progress, saved_progress
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.reports.lines import next_command, say_opening
-from lbgen.configuration import saved
+from lbgen.configuration import extensions, saved
 from lbgen.errors import UserError
 from lbgen.models.registry import ensure_generator, ensure_quality, ensure_semantics
 from lbgen.runs import atomic, identity, outputs
@@ -31,6 +31,9 @@ from lbgen.vocabulary.vocabulary import Vocabulary, load_vocabulary
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import Tensor
+
+    from lbgen.alignment.objective import Batch
 
 WRITTEN = (
     "adapter",
@@ -69,14 +72,39 @@ class AlignResult:
     """The command that generates with the adapter."""
 
 
-def align(config: AlignConfig) -> AlignResult:
-    """Fine-tune the generator's adapter on the weighted objective; continue where the run folder stands."""
+def align(
+    config: AlignConfig, *, extra_terms: Mapping[str, tuple[float, Callable[[Batch], Tensor]]] | None = None
+) -> AlignResult:
+    """Fine-tune the generator's adapter on the weighted objective; continue where the run folder stands.
+
+    extra_terms: name -> (weight, function) of further terms: of a `Batch` of B images a scalar, which is minimised.
+    Its images are (B, 3, H, W) in about [0, 1], its features (B, D) of unit norm. Each term is logged by its name and
+    checked at the start, as lbgen's own are: its gradient must reach the adapter. A run is resumed with the same names
+    and weights only.
+
+    Writes the adapter, checkpoints, metrics.jsonl, evaluations.jsonl and samples to `config.output`, and returns where
+    the adapter is. Raises UserError for a mistake of the user, and Interrupted at a signal, after saving a checkpoint.
+
+    >>> import lbgen
+    >>> config = lbgen.AlignConfig.from_recipe("independent", output="runs/toy", max_steps=20)
+    >>> result = lbgen.align(config, extra_terms={"darkness": (0.1, lambda batch: batch.images.mean())})
+    >>> dataset = lbgen.GenerateConfig.from_recipe(None, output="data/toy", adapter=result.adapter)
+    """
+    config = with_extra_terms(config, extra_terms or {})
     ensure_output(config)
     with system_errors(config):
         ensure_can_begin(config)  # refuses before anything is written, even the lock
         with lock(config):
             vocabulary, resumed = ensure_can_begin(config)
             return begin(config, vocabulary, resumed)
+
+
+def with_extra_terms(config: AlignConfig, terms: Mapping[str, tuple[float, Callable[[Batch], Tensor]]]) -> AlignConfig:
+    """The config with the names and weights of terms passed from Python, whose functions are registered."""
+    for name, (_, function) in terms.items():
+        extensions.register("terms", name, function)
+    weights = {**config.extra_weights, **{name: weight for name, (weight, _) in terms.items()}}
+    return replace(config, extra_terms=tuple(f"{name}={weight}" for name, weight in weights.items()))
 
 
 def ensure_output(config: AlignConfig) -> None:
@@ -145,6 +173,7 @@ def ensure_can_begin(config: AlignConfig) -> tuple[Vocabulary, Path | None]:
 
     # The models are there, in a form that can be read.
     if not is_finished(config, resumed):
+        ensure_terms(config)
         ensure_generator(config.generator)
         ensure_semantics(config.semantics)
         ensure_quality(config.quality)
@@ -207,6 +236,17 @@ def ensure_same_weights(config: AlignConfig, vocabulary: Vocabulary) -> None:
     if recorded is not None:
         now = checkpoint.identity_of(config, vocabulary, recorded)
         now.ensure_same_hashes(recorded, str(config.folder))
+
+
+def ensure_terms(config: AlignConfig) -> None:
+    """Refuse the name of an extra term that nothing offers."""
+    for name in config.extra_weights:
+        if not extensions.is_extension("terms", name, ()):
+            known = extensions.names("terms", ()) or "none"
+            raise UserError(
+                f"--extra-terms {name}: no such term (installed: {known}); install its package, or pass its function: "
+                f'lbgen.align(config, extra_terms={{"{name}": (weight, function)}})'
+            )
 
 
 def ensure_logger(config: AlignConfig) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lbgen.audit import views
 from lbgen.audit.views import Decoded
+from lbgen.configuration.extensions import origin
 from lbgen.datasets.records import (
     DatasetReader,
     ImageRecord,
@@ -210,12 +211,13 @@ class Observer:
 
 def canvas_side(space: SemanticSpace) -> int:
     """Side in pixels of the model's input."""
-    return (space.preprocessing.crop or space.preprocessing.size)["height"]
+    return space.image_side
 
 
 def cache_identity(semantics: str) -> str:
     """Everything besides the image that the rows depend on."""
-    return f"version {VERSION}, {identity.model_identity(resolve(semantics, SEMANTICS))}"
+    model = origin("semantics", semantics, SEMANTICS) or identity.model_identity(resolve(semantics, SEMANTICS))
+    return f"version {VERSION}, {model}"
 
 
 def observe(reader: DatasetReader, name: str, observer: Observer, cache: RowCache, batch_size: int) -> Observed:

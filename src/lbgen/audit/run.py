@@ -35,12 +35,24 @@ if TYPE_CHECKING:
     from lbgen.models.semantics import SemanticSpace
 
 
-def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
-    """Measure labelled image datasets side by side; the first is the reference of comparisons."""
+def audit(directories: str | Path | Sequence[str | Path], config: AuditConfig | None = None) -> AuditResult:
+    """Measure labelled image datasets side by side; the first is the reference of comparisons.
+
+    directories: one dataset folder or several: image folders, WebDatasets, tables. Images may have any size.
+
+    Writes report.html, measures.json and images.parquet to `config.output`, and returns where they are. Raises
+    UserError for a folder without labelled images, for two folders that are one, and for a setting that does not fit.
+
+    >>> import lbgen
+    >>> result = lbgen.audit("data/toy", lbgen.AuditConfig(output="audits/toy", semantics="microworld"))
+    >>> compared = lbgen.audit(["data/toy", "data/other"])
+    """
+    config = config or AuditConfig()
     config = replace(config, attributes=config.attributes or ATTRIBUTES.get(config.semantics))
-    directories = [Path(os.path.expanduser(directory)) for directory in directories]
-    names = dataset_names(directories)
-    readers = [open_dataset(directory, config.label_column) for directory in directories]
+    given = [directories] if isinstance(directories, str | Path) else directories
+    folders = [Path(os.path.expanduser(directory)) for directory in given]
+    names = dataset_names(folders)
+    readers = [open_dataset(folder, config.label_column) for folder in folders]
     if config.label_column is not None and not any(reader.has_columns for reader in readers):
         raise UserError(
             f"--label-column {config.label_column}: {readers[0].folder} is an image folder, whose folders are the "
@@ -51,7 +63,7 @@ def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
             raise no_labelled_image(reader.folder, {}, reader.skipped)
     atomic.ensure_writable(config.folder)
     atomic.refuse_links(config.folder, ["cache"])
-    outputs.ensure_outside(config.folder, directories)
+    outputs.ensure_outside(config.folder, folders)
     outputs.ensure_own(config.folder, is_of_audit(config.folder), WRITTEN, "audit")
     attributes = load_attributes(config.attributes)
     ensure_semantics(config.semantics)

@@ -24,9 +24,12 @@ OLDEST_PYTHON = (3, 11)
 
 
 def doctor(config: DoctorConfig | None = None) -> None:
-    """Print what this machine has and lacks; raises UserError, with what is missing, if it lacks something.
+    """Print what this machine has and lacks. Raises UserError, with what is missing, if it lacks something.
 
     Models that are not here yet are no fault, unless the hub is switched off or their download would not fit.
+
+    >>> import lbgen
+    >>> lbgen.doctor()
     """
     config = config or DoctorConfig()
     missing: list[str] = []

@@ -20,7 +20,13 @@ class RecipesConfig(Settings):
 
 
 def recipes(name: str | RecipesConfig | None = None) -> None:
-    """Print the built-in recipes, one a line with its verb and its first sentence; or one recipe, as its file is."""
+    """Print the built-in recipes, one a line with its verb and its first sentence; or one recipe, as its file is.
+
+    Raises UserError for a name that is neither a recipe's nor a file's.
+
+    >>> import lbgen
+    >>> lbgen.recipes("paper")
+    """
     asked = name if isinstance(name, RecipesConfig) else RecipesConfig(name)
     if asked.name is not None:
         shown = recipe_path(asked.name)

@@ -37,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
     """
     hints, helps = typing.get_type_hints(config_class), field_help(config_class)
     fields = {field.name: field for field in dataclasses.fields(config_class)}
+    missing = [name for name in fields if name not in helps]
+    assert not missing, f"{config_class.__name__}: no docstring after {missing}"
     most_used, positional = (getattr(config_class, name, ()) for name in ("MOST_USED", "POSITIONAL"))
     for name in [*most_used, *(name for name in fields if name not in most_used)]:
         heading = MOST_USED if name in most_used else helps[name].heading
@@ -73,8 +75,6 @@ def field_help(config_class: type) -> dict[str, FieldHelp]:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                     declared = found[name].heading if name in found else heading
                     found[name] = FieldHelp(declared, " ".join(text.split()))
-    missing = [field.name for field in dataclasses.fields(config_class) if field.name not in found]
-    assert not missing, f"{config_class.__name__}: no docstring after {missing}"
     return found
 
 

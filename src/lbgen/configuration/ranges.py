@@ -1,4 +1,4 @@
-"""Ranges of fields as part of their types, checked in one place; there "~" becomes the home folder too."""
+"""Types and ranges of fields, checked in one place when a config is made; there "~" becomes the home folder too."""
 
 import dataclasses
 import functools
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
-from lbgen.configuration.values import flag, shown, split_optional
+from lbgen.configuration.documentation import Documentation
+from lbgen.configuration.values import convert, flag, shown, split_optional
 from lbgen.errors import UserError
 
 
@@ -18,6 +19,9 @@ class Range(NamedTuple):
 
     contains: Callable[[Any], bool]
     remedy: str
+
+    def __repr__(self) -> str:
+        return f"Range({self.remedy!r})"  # as help() shows it
 
 
 class IsPlace(NamedTuple):
@@ -62,7 +66,10 @@ def expand_home(config: Any, name: str) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """Checks the range of every field; the base of all groups."""
+    """Converts every field to its type, as a flag or a recipe is, and checks its range; the base of all groups.
+
+    A class with checks of its own makes them after `super().__post_init__()`, on values that have their types.
+    """
 
     MOST_USED: ClassVar[tuple[str, ...]] = ()
     """Fields that head the help."""
@@ -76,13 +83,30 @@ class Settings:
         """Defaults that follow from the given values, such as those of an adapter; none by default."""
         return {}
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        documentation: Any = Documentation(vars(cls).get("__doc__"))
+        cls.__doc__ = documentation
+
     def __post_init__(self) -> None:
         config_class: Any = type(self)
+        for name, hint in _types(config_class).items():
+            try:
+                object.__setattr__(self, name, convert(getattr(self, name), hint))
+            except ValueError as error:
+                raise UserError(f"{flag(name)}: {error}") from None
         for name in _places(config_class):
             expand_home(self, name)
         for name, allowed in _ranges(config_class).items():
             value = getattr(self, name)
             require(self, name, value is None or allowed.contains(value), allowed.remedy)
+
+
+@functools.cache
+def _types(config_class: type) -> dict[str, Any]:
+    """Field -> its type."""
+    hints = typing.get_type_hints(config_class)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import os
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from lbgen.configuration.values import convert, flag
 from lbgen.configuration.yaml_lines import read_yaml
@@ -30,11 +30,39 @@ def resolve(config_class: type[Config], recipe: str | None, overrides: Mapping[s
     """
     values: dict[str, Any] = {}
     if recipe is not None:
+        _refuse_recipe_of_another(config_class, recipe)
         values |= recipe_values(config_class, recipe_path(recipe))
     values |= converted(config_class, overrides, flag)
     if inherited := getattr(config_class, "inherited", None):
         values = {**inherited(values), **values}
     return build(config_class, values, lambda name: f"{flag(name)} is missing; it has no default")
+
+
+class TakesRecipes:
+    """A config whose defaults a recipe may replace."""
+
+    VERB: ClassVar[str]
+    """The verb of the command line that the config and its built-in recipes are for."""
+
+    @classmethod
+    def from_recipe(cls, recipe: str | Path | None, **fields: Any) -> Self:
+        """The config of a recipe, a built-in name or a YAML file, with these fields changed: as by flags.
+
+        None is no recipe: the defaults, or for generation those of an `adapter`, as on the command line. Raises
+        UserError for a recipe or a field that does not exist, and for a value that a flag may not have.
+
+        >>> import lbgen
+        >>> config = lbgen.AlignConfig.from_recipe("independent", output="runs/animals", vocabulary="animals.txt")
+        """
+        return resolve(cls, None if recipe is None else os.fspath(recipe), fields)
+
+
+def _refuse_recipe_of_another(config_class: type, recipe: str) -> None:
+    """Refuse a built-in recipe that is for another verb."""
+    owners, verb = built_in_recipes(), getattr(config_class, "VERB", None)
+    if verb and owners.get(recipe, verb) != verb:
+        own = ", ".join(name for name, owner in owners.items() if owner == verb)
+        raise UserError(f"--recipe {recipe}: it belongs to lbgen {owners[recipe]}; lbgen {verb} has {own or 'none'}")
 
 
 def recipe_values(config_class: type, path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

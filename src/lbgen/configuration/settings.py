@@ -20,10 +20,10 @@ class Output(Settings):
     """Folder for everything that is made. From Python, a Path is accepted too."""
 
     def __post_init__(self) -> None:
-        require(self, "output", bool(str(self.output)), "name a folder")
-        object.__setattr__(self, "output", without_scheme(str(self.output)))
-        expand_home(self, "output")
         super().__post_init__()
+        require(self, "output", bool(self.output), "name a folder")
+        object.__setattr__(self, "output", without_scheme(self.output))
+        expand_home(self, "output")
 
     @property
     def folder(self) -> Path:

@@ -58,7 +58,12 @@ def verify(directory: str | Path | VerifyConfig, repair: bool = False, **models:
     A repair makes the damaged shards again, and only those, and prints whether their images have the bytes that the
     index recorded; the faults that remain are returned. It uses the settings that determine images, but not the engine
     and workers of the original run. It loads the models that the record names only if this user made the dataset;
-    otherwise `models` must name them.
+    otherwise `models` must name them. Raises UserError for a folder that holds no dataset, and for a repair that cannot
+    be made; damage is no error.
+
+    >>> import lbgen
+    >>> result = lbgen.verify("data/toy")
+    >>> assert not result.damaged, result.damaged
     """
     asked = directory if isinstance(directory, VerifyConfig) else VerifyConfig(str(directory), repair, **models)
     directory = without_scheme(asked.directory)

@@ -5,9 +5,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lbgen.configuration.extensions import is_extension, names, origin
 from lbgen.errors import UserError
 from lbgen.runs import atomic
-from lbgen.runs.model_folder import INDEX, refuse_unreadable
+from lbgen.runs.model_folder import INDEX, pipeline_class, refuse_unreadable
 from lbgen.runs.parsing import Name, read_json
 
 MICROWORLD = Path(__file__).parents[1] / "microworld" / "weights"
@@ -20,6 +21,9 @@ GENERATORS = {
 }
 """Text-to-image checkpoints: diffusers folders or hub ids."""
 
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+"""The `_class_name` of the generators whose families come with lbgen: the keys of FAMILIES (models/families)."""
+
 SEMANTICS = {
     "microworld": str(MICROWORLD / "semantics"),
     "clip-vit-l-14": "openai/clip-vit-large-patch14",
@@ -27,6 +31,8 @@ SEMANTICS = {
 }
 """Language-image models: transformers folders or hub ids."""
 
+QUALITY = ("none", "antonyms")
+"""Quality scorers that come with lbgen, besides q-align."""
 Q_ALIGN = "q-future/one-align"
 """Weights of the quality scorer q-align: a hub id."""
 Q_ALIGN_TYPE = "mplug_owl2"
@@ -48,6 +54,12 @@ def resolve(name: str, table: dict[str, str]) -> str:
     return table.get(name, name)
 
 
+def family_origin(generator: str) -> str | None:
+    """Where the family of a generator comes from, if it does not come with lbgen."""
+    kind = pipeline_class(resolve(generator, GENERATORS))
+    return origin("families", kind, PIPELINES) if kind else None
+
+
 def ensure_generator(name: str) -> None:
     """Refuse a generator that lbgen cannot read, without torch; refuse_unreadable says which."""
     refuse_unreadable("generator", resolve(name, GENERATORS), INDEX)
@@ -55,7 +67,15 @@ def ensure_generator(name: str) -> None:
 
 def ensure_semantics(name: str, flag: str = "--semantics") -> None:
     """The same for a language space.  flag: the one that names it, for messages."""
-    refuse_unreadable(flag, resolve(name, SEMANTICS), "config.json")
+    if not is_extension("semantics", name, SEMANTICS):
+        refuse_unreadable(flag, resolve(name, SEMANTICS), "config.json")
+
+
+def refuse_unknown_quality(name: str) -> None:
+    """Refuse a quality scorer that is neither lbgen's nor an extension."""
+    if name not in QUALITY and not is_extension("quality", name, QUALITY):
+        known = names("quality", QUALITY[1:])
+        raise UserError(f"quality {name!r} is not known; choose {known}, q-align, q-align:DIR or none")
 
 
 def q_align_location(quality: str) -> str | None:
@@ -70,7 +90,7 @@ def ensure_quality(quality: str) -> None:
     """Refuse a quality scorer whose weights lbgen cannot read, without torch."""
     where = q_align_location(quality)
     if where is None:
-        return
+        return refuse_unknown_quality(quality)
     refuse_unreadable(f"--quality {quality}:", where, "config.json")
     if os.path.isdir(where):
         path = Path(where, "config.json")

@@ -5,6 +5,7 @@ CLIP (arXiv 2103.00020), SigLIP (arXiv 2303.15343), SigLIP 2 (arXiv 2502.14786),
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
 
+from lbgen.configuration import extensions
 from lbgen.errors import UserError
 from lbgen.models.loading import load_model, loading
 from lbgen.models.registry import SEMANTICS, resolve
@@ -36,8 +38,58 @@ TEXTS_AT_ONCE = 256
 """Texts in a batch; all texts of a large vocabulary at once would not fit into memory."""
 
 
-class SemanticSpace:
-    """Maps texts and images to features in one space. No parameter requires grad; gradients reach the images."""
+class SemanticSpace(ABC):
+    """Maps texts and images to features in one space. No parameter requires grad; gradients reach the images.
+
+    A space from elsewhere is a subclass that sets the attributes and has the abstract methods (docs/extend.md).
+    """
+
+    source: str
+    """What the user called it, for messages."""
+    device: torch.device
+    dtype: torch.dtype
+    """Of the weights and of the computation."""
+    dimension: int
+    """D, the number of features."""
+    token_limit: int
+    """Largest number of tokens of a text, those that mark its ends included."""
+    logit_scale: float
+    """What cosines are multiplied by before a softmax: the inverse of the temperature."""
+    image_side: int
+    """Pixels of the square that the model reads of an image."""
+
+    @abstractmethod
+    def embed_texts(self, texts: list[str], *, normalize: bool = True) -> Tensor:
+        """N texts, also 21,000 of them, to (N, D), float32, of unit norm unless told otherwise."""
+
+    @abstractmethod
+    def embed_images(self, images: Tensor, *, normalize: bool = True) -> Tensor:
+        """(B, 3, H, W) in about [0, 1], any size, to (B, D), float32, of unit norm unless told otherwise."""
+
+    @abstractmethod
+    def tokens(self, texts: list[str]) -> list[tuple[int, ...]]:
+        """What the model reads of each text, with the tokens that mark its ends; equal tokens give equal features."""
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of `text`, those that mark its ends included."""
+        return len(self.tokens([text])[0])
+
+    def knows(self, text: str) -> bool:
+        """Whether the model has a word for any part of `text`."""
+        return True
+
+    def confusions(self, categories: Sequence[Category], template: str) -> list[Confusion]:
+        """Categories whose texts have the same tokens, or the same features."""
+        texts = [template.replace("{name}", category.name) for category in categories]
+        tokens = self.tokens(texts)
+        distinct = dict.fromkeys(tokens)  # one text for each sequence of tokens
+        features = self.embed_texts(list({ids: text for ids, text in zip(tokens, texts, strict=True)}.values()))
+        key_of = dict(zip(distinct, first_equal(features), strict=True))
+        return confusions(categories, [key_of[ids] for ids in tokens], self.source)
+
+
+class TransformersSpace(SemanticSpace):
+    """A CLIP or SigLIP of transformers."""
 
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype, flag: str = "--semantics") -> None:
         where = resolve(name, SEMANTICS)
@@ -45,15 +97,19 @@ class SemanticSpace:
         with loading(flag, where, marker="config.json"):
             self.model, self.tokenizer, self.preprocessing = _load(where, dtype, flag)
             self.model.eval().requires_grad_(False).to(device)
-            self.token_limit: int = self.model.config.text_config.max_position_embeddings
+            self.token_limit = self.model.config.text_config.max_position_embeddings
             largest = getattr(self.model.config, "max_logit_scale", math.inf)
-            self.logit_scale: float = min(self.model.logit_scale.float().exp().item(), largest)
-            """What cosines are multiplied by before a softmax: the inverse of the temperature."""
-            self.dimension: int = self.embed_texts([""]).shape[1]
+            self.logit_scale = min(self.model.logit_scale.float().exp().item(), largest)
+            self.dimension = self.embed_texts([""]).shape[1]
 
-    def count_tokens(self, text: str) -> int:
-        """Tokens of `text`, those that mark its ends included."""
-        return len(self.tokenizer(text).input_ids)
+    @property
+    def image_side(self) -> int:  # type: ignore[override]
+        """See `SemanticSpace`."""
+        return (self.preprocessing.crop or self.preprocessing.size)["height"]
+
+    def tokens(self, texts: list[str]) -> list[tuple[int, ...]]:
+        """See `SemanticSpace`."""
+        return [tuple(ids) for ids in self.tokenizer(texts).input_ids]
 
     def knows(self, text: str) -> bool:
         """Whether the tokenizer has a token for any part of `text`; a text of unknown words has only that for those."""
@@ -61,7 +117,7 @@ class SemanticSpace:
         return any(token != self.tokenizer.unk_token_id for token in tokens)
 
     def embed_texts(self, texts: list[str], *, normalize: bool = True) -> Tensor:
-        """N texts, also 21,000 of them, to (N, D), float32, of unit norm unless told otherwise."""
+        """See `SemanticSpace`."""
         for text in texts:
             refuse_long_text(text, self.count_tokens, self.token_limit, source=f"{self.source}, text")
         # Padded to the limit and never masked: SigLIP was trained so, and the others' causal models see no padding.
@@ -70,17 +126,8 @@ class SemanticSpace:
         features = torch.cat([self._text_features(part).float() for part in parts])
         return F.normalize(features, dim=-1) if normalize else features
 
-    def confusions(self, categories: Sequence[Category], template: str) -> list[Confusion]:
-        """Categories whose texts have the same tokens, or the same features."""
-        texts = [template.replace("{name}", category.name) for category in categories]
-        tokens = [tuple(ids) for ids in self.tokenizer(texts).input_ids]
-        distinct = dict.fromkeys(tokens)  # one text for each sequence of tokens
-        features = self.embed_texts(list({ids: text for ids, text in zip(tokens, texts, strict=True)}.values()))
-        key_of = dict(zip(distinct, first_equal(features), strict=True))
-        return confusions(categories, [key_of[ids] for ids in tokens], self.source)
-
     def embed_images(self, images: Tensor, *, normalize: bool = True) -> Tensor:
-        """(B, 3, H, W) in about [0, 1], any size, to (B, D), float32, of unit norm unless told otherwise."""
+        """See `SemanticSpace`."""
         pixels = self.preprocessing(images.to(self.device).float()).to(self.dtype)
         features = self._image_features(pixels).float()
         return F.normalize(features, dim=-1) if normalize else features
@@ -161,8 +208,35 @@ def _sides(size: Any) -> dict[str, int]:
 def load_semantics(
     name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, flag: str = "--semantics"
 ) -> SemanticSpace:
-    """Load a space by registry name, folder or hub id.  flag: the one that names it, for messages."""
-    return SemanticSpace(name, torch.device(device), dtype, flag)
+    """Load a space by registry name, name of an extension, folder or hub id.  flag: the one that names it."""
+    extension = extensions.find("semantics", name, SEMANTICS)
+    if extension is None or name in SEMANTICS:
+        return TransformersSpace(name, torch.device(device), dtype, flag)
+    space = extension(torch.device(device), dtype)
+    if not isinstance(space, SemanticSpace):
+        raise UserError(f"{flag} {name}: it makes a {type(space).__name__}, and not a lbgen SemanticSpace")
+    space.source = f"{flag} {name}"
+    ensure_space(space)
+    return space
+
+
+def ensure_space(space: SemanticSpace) -> None:
+    """Refuse a space from elsewhere that does not keep what `SemanticSpace` promises."""
+    if lacking := [name for name in SemanticSpace.__annotations__ if not hasattr(space, name)]:
+        raise UserError(f"{space.source}: it has no {lacking[0]}, which a SemanticSpace has")
+    with torch.enable_grad():
+        images = torch.rand(2, 3, space.image_side, space.image_side, device=space.device, requires_grad=True)
+        texts, seen = space.embed_texts(["a cat", "a dog"]), space.embed_images(images)
+    for what, features in (("texts", texts), ("images", seen)):
+        if features.shape != (2, space.dimension) or features.dtype != torch.float32:
+            shape = f"{tuple(features.shape)}, {features.dtype}"
+            raise UserError(f"{space.source}: features of two {what} are {shape}, not (2, {space.dimension}), float32")
+        if not torch.allclose(features.norm(dim=-1), torch.ones(2, device=features.device), atol=1e-3):
+            raise UserError(f"{space.source}: features of {what} do not have unit norm; normalise them")
+    if texts.requires_grad:
+        raise UserError(f"{space.source}: its weights require grad; freeze them with requires_grad_(False)")
+    if not seen.requires_grad:
+        raise UserError(f"{space.source}: no gradient reaches the images; do not detach them")
 
 
 def _load(where: str, dtype: torch.dtype, flag: str) -> tuple[Any, Any, Preprocessing]:

@@ -13,7 +13,7 @@ import lbgen
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration import saved
 from lbgen.configuration.ranges import Count, NonNegativeInt, Range
-from lbgen.configuration.recipes import resolve
+from lbgen.configuration.recipes import TakesRecipes, resolve
 from lbgen.configuration.settings import Output
 from lbgen.generation.config import GenerateConfig
 from lbgen.runs import atomic, outputs
@@ -29,9 +29,10 @@ RESULTS = ("report.html", "summary.json")
 
 
 @dataclass(frozen=True)
-class QuickstartConfig(Output):
+class QuickstartConfig(Output, TakesRecipes):
     """Quickstart."""
 
+    VERB: ClassVar = "quickstart"
     MOST_USED: ClassVar = ("output", "images_per_category", "align_recipe", "max_steps", "seed")
 
     output: str = "runs/quickstart"
@@ -54,7 +55,15 @@ class QuickstartResult:
 
 
 def quickstart(config: QuickstartConfig) -> QuickstartResult:
-    """Run the stages that are not finished yet, and write `summary.json` and `report.html`."""
+    """Run the stages that are not finished yet, and write `summary.json` and `report.html`.
+
+    Aligns the micro world's generator, makes three datasets of images of 64 x 64 pixels, and compares them; minutes on
+    a CPU. Raises UserError for a mistake of the user, and Interrupted at a signal; the same call then goes on.
+
+    >>> import lbgen
+    >>> result = lbgen.quickstart(lbgen.QuickstartConfig(output="runs/quickstart"))
+    >>> print(result.page)
+    """
     output = config.folder
     atomic.ensure_writable(output)
     atomic.refuse_links(output, OWN)
@@ -140,6 +149,7 @@ def facts(config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float
     """How the page's figures were made, for its last section."""
     weights = {"entire": align.entire_weight, "individual": align.individual_weight, "quality": align.quality_weight}
     weights |= {"independence": align.independence_weight, "pull towards the base": align.base_weight}
+    weights |= align.extra_weights
     command = f"lbgen quickstart --output {config.folder} --images-per-category {config.images_per_category}"
     command += f" --align-recipe {config.align_recipe} --seed {config.seed}"
     command += f" --max-steps {config.max_steps}" if config.max_steps is not None else ""

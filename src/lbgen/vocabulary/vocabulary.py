@@ -99,6 +99,14 @@ def load_vocabulary(spec: str, qualify: bool = True, underscores: bool = False) 
     are, as in the paper.
 
     underscores: keep underscores in the names of a list, as earlier versions did; the names of folders had none.
+
+    Raises UserError, with the file and the line, for fewer than two categories, ids that are not safe as folder names,
+    and names or ids that occur twice.
+
+    >>> import lbgen
+    >>> vocabulary = lbgen.load_vocabulary("microworld")
+    >>> first = vocabulary[0].name  # "fish"
+    >>> prompts = vocabulary.texts("photo of {name}")
     """
     if spec == "microworld":
         entries = _packaged_entries("microworld.txt")

@@ -47,8 +47,11 @@ class AlignEstimate:
 def plan_align(config: AlignConfig) -> AlignEstimate:
     """Print and return what `align(config)` would do and cost; nothing is written.
 
-    One or two updates and one batch without gradient are made to measure them. Raises what `align` would raise before
-    its first update.
+    One or two updates and one batch without gradient are made to measure them. Raises UserError where `align` would
+    before its first update.
+
+    >>> import lbgen
+    >>> estimate = lbgen.plan_align(lbgen.AlignConfig.from_recipe("independent"))
     """
     ensure_output(config)
     with system_errors(config):

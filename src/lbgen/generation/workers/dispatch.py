@@ -10,7 +10,7 @@ import torch
 from lbgen.datasets import index
 from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.inputs import adapter_sha256, without_folder
+from lbgen.generation.inputs import adapter_sha256, refuse_registered, without_folder
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.generation.reports.lines import say_opening
@@ -52,6 +52,8 @@ def draw_shards(
     # Start the engine: it loads the generator, here or in an actor.
     count = min(config.workers or max(1, torch.cuda.device_count()), len(shards))
     engine = ray_actors if config.engine == "ray" else this_process if count == 1 else processes
+    if engine is not this_process:
+        refuse_registered(config)
     with engine(config, plan, count, record.made_with if record else None) as (preflight_result, draw):
         # Compare with the record, or write it.
         context = agreed_context(store, config, plan, preflight_result, duplicate_rounds)
