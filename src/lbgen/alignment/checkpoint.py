@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lbgen.alignment.config import AlignConfig
 from lbgen.errors import UserError
-from lbgen.models.registry import GENERATORS, SEMANTICS, q_align_location, resolve
+from lbgen.models.registry import GENERATORS, q_align_location, resolve, semantics_location
 from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
 from lbgen.runs.model_folder import SAFETY_CHECKER
@@ -205,7 +205,7 @@ def identity_of(config: AlignConfig, vocabulary: Vocabulary, recorded: Identity 
     recorded: what this one will be compared with.
     """
     then = recorded.hashes if recorded else {}
-    generator, semantics = resolve(config.generator, GENERATORS), resolve(config.semantics, SEMANTICS)
+    generator, semantics = resolve(config.generator, GENERATORS), semantics_location(config.semantics)
     hashes = {
         "vocabulary": identity.vocabulary_sha256(vocabulary),
         "generator": identity.weights_sha256(generator, then.get("generator"), SAFETY_CHECKER),

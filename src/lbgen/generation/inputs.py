@@ -17,7 +17,15 @@ from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig, trained_settings
 from lbgen.generation.screening import balance
 from lbgen.models import training
-from lbgen.models.registry import ADAPTER_FILE, GENERATORS, SEMANTICS, ensure_generator, ensure_semantics, resolve
+from lbgen.models.registry import (
+    ADAPTER_FILE,
+    GENERATORS,
+    SEMANTICS,
+    ensure_generator,
+    ensure_semantics,
+    resolve,
+    semantics_location,
+)
 from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
 from lbgen.runs.model_folder import SAFETY_CHECKER
@@ -44,6 +52,8 @@ def with_absolute_paths(config: GenerateConfig) -> GenerateConfig:
         value = getattr(config, name)
         if value not in registry and os.path.isdir(value):
             changed[name] = os.path.abspath(value)
+    if os.path.isfile(weights := semantics_location(config.screen_semantics)):
+        changed["screen_semantics"] = config.screen_semantics.removesuffix(weights) + os.path.abspath(weights)
     if config.adapter is not None and config.adapter.is_dir():
         changed["adapter"] = config.adapter.absolute()
     if config.attributes not in (None, Path("microworld")) and os.path.isfile(config.attributes):
@@ -86,7 +96,8 @@ def identity_of(config: GenerateConfig, recorded: Identity | None) -> Identity:
 
 def weights_sha256(config: GenerateConfig, field: str, recorded: Identity | None) -> str | None:
     """Hash of the model that a field of MODEL_REGISTRIES names, by the rule of `recorded`, if there is one."""
-    where = resolve(getattr(config, field), MODEL_REGISTRIES[field])
+    name = getattr(config, field)
+    where = semantics_location(name) if field == "screen_semantics" else resolve(name, GENERATORS)
     checker = "unsafe" in config.checks and config.unsafe == "checker"
     then = None if recorded is None else recorded.hashes[HASH_NAMES[field]]
     return identity.weights_sha256(where, then, without=() if checker else SAFETY_CHECKER)

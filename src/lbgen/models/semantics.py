@@ -16,8 +16,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
 
 from lbgen.errors import UserError
-from lbgen.models.loading import load_model, loading
-from lbgen.models.registry import SEMANTICS, resolve
+from lbgen.models.loading import load_model, one_line
+from lbgen.models.registry import OPEN_CLIP, SEMANTICS, ensure_semantics, open_clip_parts, resolve
+from lbgen.models.spaces import open_clip
 from lbgen.vocabulary.distinct import Confusion, confusions
 from lbgen.vocabulary.tokens import refuse_long_text
 from lbgen.vocabulary.vocabulary import Category
@@ -40,10 +41,10 @@ class SemanticSpace:
     """Maps texts and images to features in one space. No parameter requires grad; gradients reach the images."""
 
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype, flag: str = "--semantics") -> None:
-        where = resolve(name, SEMANTICS)
         self.source, self.device, self.dtype = f"{flag} {name}", device, dtype
-        with loading(flag, where, marker="config.json"):
-            self.model, self.tokenizer, self.preprocessing = _load(where, dtype, flag)
+        ensure_semantics(name, flag)
+        with one_line(flag, resolve(name, SEMANTICS)):
+            self.model, self.tokenizer, self.preprocessing = _load(name, dtype, flag)
             self.model.eval().requires_grad_(False).to(device)
             self.token_limit: int = self.model.config.text_config.max_position_embeddings
             largest = getattr(self.model.config, "max_logit_scale", math.inf)
@@ -51,9 +52,13 @@ class SemanticSpace:
             """What cosines are multiplied by before a softmax: the inverse of the temperature."""
             self.dimension: int = self.embed_texts([""]).shape[1]
 
+    def tokens(self, texts: list[str]) -> list[tuple[int, ...]]:
+        """The token ids of each text, those that mark its ends included, neither padded nor cut."""
+        return [tuple(ids) for ids in self.tokenizer(texts).input_ids]
+
     def count_tokens(self, text: str) -> int:
         """Tokens of `text`, those that mark its ends included."""
-        return len(self.tokenizer(text).input_ids)
+        return len(self.tokens([text])[0])
 
     def knows(self, text: str) -> bool:
         """Whether the tokenizer has a token for any part of `text`; a text of unknown words has only that for those."""
@@ -64,16 +69,14 @@ class SemanticSpace:
         """N texts, also 21,000 of them, to (N, D), float32, of unit norm unless told otherwise."""
         for text in texts:
             refuse_long_text(text, self.count_tokens, self.token_limit, source=f"{self.source}, text")
-        # Padded to the limit and never masked: SigLIP was trained so, and the others' causal models see no padding.
-        tokens = self.tokenizer(texts, padding="max_length", max_length=self.token_limit, return_tensors="pt")
-        parts = tokens.input_ids.to(self.device).split(TEXTS_AT_ONCE)
+        parts = self._padded_ids(texts).to(self.device).split(TEXTS_AT_ONCE)
         features = torch.cat([self._text_features(part).float() for part in parts])
         return F.normalize(features, dim=-1) if normalize else features
 
     def confusions(self, categories: Sequence[Category], template: str) -> list[Confusion]:
         """Categories whose texts have the same tokens, or the same features."""
         texts = [template.replace("{name}", category.name) for category in categories]
-        tokens = [tuple(ids) for ids in self.tokenizer(texts).input_ids]
+        tokens = self.tokens(texts)
         distinct = dict.fromkeys(tokens)  # one text for each sequence of tokens
         features = self.embed_texts(list({ids: text for ids, text in zip(tokens, texts, strict=True)}.values()))
         key_of = dict(zip(distinct, first_equal(features), strict=True))
@@ -84,6 +87,13 @@ class SemanticSpace:
         pixels = self.preprocessing(images.to(self.device).float()).to(self.dtype)
         features = self._image_features(pixels).float()
         return F.normalize(features, dim=-1) if normalize else features
+
+    def _padded_ids(self, texts: list[str]) -> Tensor:
+        """Token ids (N, L), padded to the limit and never masked.
+
+        SigLIP was trained so, and the causal text models of the others see no padding.
+        """
+        return self.tokenizer(texts, padding="max_length", max_length=self.token_limit, return_tensors="pt").input_ids
 
     def _text_features(self, token_ids: Tensor) -> Tensor:
         """(N, L) to (N, D)."""
@@ -161,12 +171,16 @@ def _sides(size: Any) -> dict[str, int]:
 def load_semantics(
     name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, flag: str = "--semantics"
 ) -> SemanticSpace:
-    """Load a space by registry name, folder or hub id.  flag: the one that names it, for messages."""
+    """Load a space by registry name, folder, hub id or open_clip:NAME/PRETRAINED.  flag: the one that names it."""
     return SemanticSpace(name, torch.device(device), dtype, flag)
 
 
-def _load(where: str, dtype: torch.dtype, flag: str) -> tuple[Any, Any, Preprocessing]:
-    """(model, tokenizer, preprocessing) from a transformers folder or hub id."""
+def _load(name: str, dtype: torch.dtype, flag: str) -> tuple[Any, Any, Preprocessing]:
+    """(model, tokenizer, preprocessing) of open_clip, or from a transformers folder or hub id."""
+    if name.startswith(OPEN_CLIP):
+        model, tokenizer, settings = open_clip.load(*open_clip_parts(name, flag), dtype, f"{flag} {name}")
+        return model, tokenizer, Preprocessing(settings)
+    where = resolve(name, SEMANTICS)
     model_type = AutoConfig.from_pretrained(where, trust_remote_code=False).model_type
     if model_type not in MODEL_TYPES:
         raise UserError(f"{flag} {where} is a {model_type}; give one of {', '.join(MODEL_TYPES)}")
