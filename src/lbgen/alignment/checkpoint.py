@@ -205,11 +205,12 @@ def identity_of(config: AlignConfig, vocabulary: Vocabulary, recorded: Identity 
     recorded: what this one will be compared with.
     """
     then = recorded.hashes if recorded else {}
-    generator, semantics = resolve(config.generator, GENERATORS), semantics_location(config.semantics)
+    generator = resolve(config.generator, GENERATORS)
+    spaces = [identity.weights_sha256(semantics_location(name), then.get("semantics")) for name in config.spaces]
     hashes = {
         "vocabulary": identity.vocabulary_sha256(vocabulary),
         "generator": identity.weights_sha256(generator, then.get("generator"), SAFETY_CHECKER),
-        "semantics": identity.weights_sha256(semantics, then.get("semantics")),
+        "semantics": " + ".join(map(str, spaces)) if len(spaces) > 1 else spaces[0],
     }
     if (scorer := q_align_location(config.quality)) is not None:
         hashes["quality"] = identity.weights_sha256(scorer, then.get("quality"))

@@ -130,7 +130,8 @@ def ensure_can_begin(config: AlignConfig) -> tuple[Vocabulary, Path | None]:
     # The models are there, in a form that can be read.
     if not is_finished(config, resumed):
         ensure_generator(config.generator)
-        ensure_semantics(config.semantics)
+        for name in config.spaces:
+            ensure_semantics(name)
         ensure_quality(config.quality)
     return vocabulary, resumed
 

@@ -1,6 +1,7 @@
 """The value of one field: converted from a flag's text or from YAML, and shown as one would type it.
 
-Field types may be str, int, float, bool, Path, Literal[...], tuple[T, ...], tuple[T, T] and any of these `| None`.
+Field types may be str, int, float, bool, Path, Literal[...], tuple[T, ...], tuple[T, T] and any of these `| None`;
+or OneOrMore.
 """
 
 import math
@@ -9,6 +10,8 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
+OneOrMore = str | tuple[str, ...]
+"""A text; or several as a list, on the command line and in YAML."""
 EXPECTED = {
     str: "text (quote it)",
     int: "a whole number",
@@ -20,6 +23,9 @@ EXPECTED = {
 
 def convert(value: Any, hint: Any) -> Any:
     """`value`, text from a flag or a value from YAML, as the type `hint`; ValueError says what was expected."""
+    if hint == OneOrMore:
+        several = convert(value if isinstance(value, list | tuple) else [value], tuple[str, ...])
+        return several[0] if len(several) == 1 else several
     hint, optional = split_optional(hint)
     if optional and (value is None or value == "none"):
         return None
@@ -68,6 +74,8 @@ def _parsed(number_type: type, value: Any, wrong: ValueError) -> Any:
 
 def split_optional(hint: Any) -> tuple[Any, bool]:
     """`T | None` -> (T, True), anything else -> (hint, False)."""
+    if hint == OneOrMore:
+        return hint, False
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return hint, False
     (inner,) = [argument for argument in typing.get_args(hint) if argument is not types.NoneType]

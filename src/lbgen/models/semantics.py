@@ -52,6 +52,11 @@ class SemanticSpace:
             """What cosines are multiplied by before a softmax: the inverse of the temperature."""
             self.dimension: int = self.embed_texts([""]).shape[1]
 
+    @property
+    def parts(self) -> list["SemanticSpace"]:
+        """The spaces that this one is made of: itself, unless it is a joint space."""
+        return [self]
+
     def tokens(self, texts: list[str]) -> list[tuple[int, ...]]:
         """The token ids of each text, those that mark its ends included, neither padded nor cut."""
         return [tuple(ids) for ids in self.tokenizer(texts).input_ids]
@@ -71,7 +76,7 @@ class SemanticSpace:
             refuse_long_text(text, self.count_tokens, self.token_limit, source=f"{self.source}, text")
         parts = self._padded_ids(texts).to(self.device).split(TEXTS_AT_ONCE)
         features = torch.cat([self._text_features(part).float() for part in parts])
-        return F.normalize(features, dim=-1) if normalize else features
+        return self.unit_norm(features) if normalize else features
 
     def confusions(self, categories: Sequence[Category], template: str) -> list[Confusion]:
         """Categories whose texts have the same tokens, or the same features."""
@@ -86,7 +91,11 @@ class SemanticSpace:
         """(B, 3, H, W) in about [0, 1], any size, to (B, D), float32, of unit norm unless told otherwise."""
         pixels = self.preprocessing(images.to(self.device).float()).to(self.dtype)
         features = self._image_features(pixels).float()
-        return F.normalize(features, dim=-1) if normalize else features
+        return self.unit_norm(features) if normalize else features
+
+    def unit_norm(self, features: Tensor) -> Tensor:
+        """Features (N, D) as embedded without `normalize`, brought to unit norm."""
+        return F.normalize(features, dim=-1)
 
     def _padded_ids(self, texts: list[str]) -> Tensor:
         """Token ids (N, L), padded to the limit and never masked.

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from lbgen.errors import UserError
 from lbgen.models.quality.antonyms import AntonymQuality
+from lbgen.models.quality.joint import JointQuality
 from lbgen.models.registry import q_align_location
 from lbgen.models.semantics import SemanticSpace
+from lbgen.models.spaces.joint import JointSpace
 
 
 class QualityScorer(Protocol):
@@ -40,6 +42,8 @@ def load_quality(name: str, semantics: SemanticSpace) -> QualityScorer | None:
         from lbgen.models.quality.q_align import QAlign  # late: the other scorers need no language model
 
         return QAlign(where, semantics.device, semantics.dtype)
+    if isinstance(semantics, JointSpace):
+        return JointQuality(semantics, [load_quality(name, part) for part in semantics.parts])
     if name not in SCORERS:
         raise UserError(f"quality {name!r} is not known; choose {', '.join(SCORERS)}, q-align, q-align:DIR or none")
     return SCORERS[name](semantics)
