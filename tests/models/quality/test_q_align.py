@@ -1,6 +1,7 @@
 """Q-Align against transformers' CLIP and LLaMA, PIL, and the numbers of the authors' code."""
 
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -177,6 +178,23 @@ def test_activations_are_computed_again_and_not_kept(scorer: QAlign, pixels: Ten
         scorer.model.level_logits(pixels.requires_grad_(), PROMPT, LEVELS)
     between_layers = 2 * (3 * 5 * 24 + 3 * 3 * 24 + 3 * 10 * 32)  # images * (vision + abstractor + language)
     assert 0 < sum(kept.values()) < pixels.numel() + between_layers
+
+
+def test_weights_that_are_pickled_can_be_converted_as_the_page_says(
+    parts: QAlignParts, scorer: QAlign, space: SemanticSpace, pixels: Tensor, tmp_path: Path
+) -> None:
+    """Two .bin files; the page's own lines."""
+    folder = write_q_align(tmp_path, parts)
+    (folder / "model.safetensors").unlink()
+    for number, names in enumerate((list(parts.released())[::2], list(parts.released())[1::2])):
+        torch.save({name: parts.released()[name] for name in names}, folder / f"pytorch_model-{number}-of-2.bin")
+    with pytest.raises(UserError, match="which may run code and is never loaded"):
+        lbgen.load_quality(f"q-align:{folder}", space)
+    page = Path(__file__).parents[3] / "docs" / "models.md"
+    (lines,) = re.findall(r"```python\n(import torch\n.*?)```", page.read_text(), re.DOTALL)
+    exec(lines, {"folder": folder})
+    converted = lbgen.load_quality(f"q-align:{folder}", space)
+    assert torch.equal(*(each.model.level_logits(pixels, PROMPT, LEVELS) for each in (converted, scorer)))
 
 
 # ---- from pixels to the score ----
