@@ -83,6 +83,34 @@ def test_images_have_open_clips_own_features(height: int, width: int, name: str,
     torch.testing.assert_close(unit, normalize(raw, dim=1))
 
 
+def test_a_tag_brings_its_own_weights_and_preprocessing(name: str, tmp_path: Path, monkeypatch) -> None:
+    """A tag added to open_clip's own table, its repository in the hub's cache; PE-Core's settings of images."""
+    architecture, _, file = name.removeprefix("open_clip:").partition("/")
+    settings = {"mean": (0.5,) * 3, "std": (0.4,) * 3, "interpolation": "bilinear", "resize_mode": "squash"}
+    tags = {"mine": {"hf_hub": "someone/tiny/", **settings}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, architecture, tags)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository, commit = tmp_path / "models--someone--tiny", "0" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text(commit)
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    weights = repository / "snapshots" / commit / "open_clip_model.safetensors"
+    weights.write_bytes(Path(file).read_bytes())
+    model, _, transform = open_clip.create_model_and_transforms(architecture, pretrained="mine")
+    image = pictures(50, 90)[0]
+    with torch.no_grad():
+        expected = model.eval().encode_image(transform(image)[None])
+        tensor = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None] / 255
+        features = load_semantics(f"open_clip:{architecture}/mine").embed_images(tensor, normalize=False)
+    torch.testing.assert_close(features, expected, rtol=0, atol=0.03 * expected.abs().max().item())
+
+    # Without safetensors the tag is refused, though the repository has other weights.
+    weights.rename(weights.with_name("open_clip_pytorch_model.bin"))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_semantics(f"open_clip:{architecture}/mine")
+
+
 def test_texts_have_open_clips_own_features(name: str, space: SemanticSpace) -> None:
     model, _, tokenizer = own(name)
     with torch.no_grad():
