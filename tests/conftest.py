@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in every process a test starts: the bits of a sum depend on the threads
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the tests run in several processes on the same cores
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # which datasets were made here is noted there
 
 import pytest

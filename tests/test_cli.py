@@ -333,3 +333,17 @@ def test_a_closed_or_full_standard_output(end, code, message):
 def test_numbers_that_no_machine_could_work_with_are_refused(capsys, flags):
     verb = "generate" if "size" in flags else "align"
     assert "give " in refused_here(capsys, verb, "--output", "x", "--vocabulary", "imagenet-1k", *flags.split())
+
+
+@pytest.mark.parametrize("asked, spins", [(None, "0"), ("ACTIVE", "30000000000")])
+def test_threads_wait_without_spinning_unless_the_user_says_otherwise(asked, spins):
+    """What OpenMP itself prints when torch loads it."""
+    program = """
+import contextlib, lbgen.cli
+with contextlib.suppress(SystemExit):
+    lbgen.cli.main(["--version"])
+import torch"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "verbose"} | ({"OMP_WAIT_POLICY": asked} if asked else {})
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert f"GOMP_SPINCOUNT = '{spins}'" in shown.stderr

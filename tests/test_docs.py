@@ -122,7 +122,9 @@ def flags():
 @pytest.mark.parametrize("page", [*TASKS, ROOT / "README.md"], ids=by_name)
 def test_flags_that_pages_name_exist(page, flags):
     """Those of lbgen in code; the flags of other programs stand on lines that begin with these programs."""
-    others = re.compile(r"^\s*(?:#|ray |srun |python |accelerate )|python benchmarks|accelerate launch|--sets|uv pip")
+    others = re.compile(
+        r"^\s*(?:#|ray |srun |python |accelerate |hf )|python benchmarks|accelerate launch|--sets|uv pip"
+    )
     lines = [line for line in page.read_text().splitlines() if not others.search(line)]
     named = {flag for line in lines for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", line)}
     assert named - flags - {"--stages", "--categories", "--images", "--memories", "--help"} == set()
@@ -136,7 +138,7 @@ def test_the_reference_has_every_public_name():
 
 def test_recipes_that_pages_name_exist():
     text = "\n".join(page.read_text() for page in [*TASKS, ROOT / "README.md"])
-    named = set(re.findall(r"--recipe ([a-z0-9-]+)", text))
+    named = set(re.findall(r"--recipe ([a-z0-9-]+)(?![\w./-])", text))
     assert {"paper", "diverse-prompts"} <= named
     assert named <= {file.stem for file in Path(lbgen.__file__).parent.glob("configuration/recipes/*/*.yaml")}
 

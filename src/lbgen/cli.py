@@ -34,6 +34,10 @@ OF_THE_SYSTEM = (
 )
 """Errors that a full disk, a missing permission, or a folder in the place of a file raises."""
 
+PASSIVE_THREADS = ("OMP_WAIT_POLICY", "PASSIVE")
+"""Read by OpenMP when torch is loaded, here and in the processes started from here: threads that wait sleep. By default
+they spin, and on cores that do other work too everything then takes up to twenty times as long."""
+
 
 class Verb(NamedTuple):
     """Names of `lbgen`'s public config class and function; the function's module is imported when the verb runs."""
@@ -67,6 +71,7 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb; UserError, signals and a full disk become a line on stderr and an exit code; else a traceback."""
+    os.environ.setdefault(*PASSIVE_THREADS)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         try:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lbgen.alignment.config import AlignConfig
 from lbgen.errors import UserError
-from lbgen.models.registry import GENERATORS, q_align_location, resolve, semantics_location
+from lbgen.models.registry import ADAPTER_CARD, GENERATORS, q_align_location, resolve, semantics_location
 from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
 from lbgen.runs.model_folder import SAFETY_CHECKER
@@ -152,7 +152,7 @@ def ensure_unchanged(folder: Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(atomic.files_below(folder))
 
 
 def newest(run: Path) -> Path | None:
@@ -183,15 +183,18 @@ def clean(run: Path) -> None:
 
 
 def publish_adapter(folder: Path, adapter: Path) -> None:
-    """Copy the checkpoint's adapter to the folder `adapter`."""
+    """Copy the checkpoint's adapter to the folder `adapter`. A card that is there stays: it may have been edited."""
     with new_folder(adapter) as copy:
         shutil.copytree(folder / "adapter", copy, dirs_exist_ok=True)
+        if (adapter / ADAPTER_CARD).is_file():
+            shutil.copy(adapter / ADAPTER_CARD, copy)
 
 
 def is_published(folder: Path, adapter: Path) -> bool:
-    """Whether `adapter` holds the same files as the checkpoint's adapter, byte for byte."""
+    """Whether `adapter` holds the same files as the checkpoint's adapter, byte for byte but for the card."""
     published, saved = (
-        {path.relative_to(root): path.read_bytes() for path in _files(root)} for root in (adapter, folder / "adapter")
+        {path.relative_to(root): path.read_bytes() for path in _files(root) if path.name != ADAPTER_CARD}
+        for root in (adapter, folder / "adapter")
     )
     return published == saved
 

@@ -72,6 +72,12 @@ class Duration(Settings):
     """Updates between evaluations; 0 evaluates at the start and at the end only."""
     evaluation_images: Annotated[int, Range(lambda n: n >= 2, "give 2 or more")] = 32
     """Number of images in the fixed evaluation set, four of each category, 2 or more in all."""
+    whole_passes: bool = False
+    """Begin every pass over the categories with a new update. The last update of a pass is filled up with the first
+    categories of the same pass, as accelerate fills it."""
+    shared_noise: bool = False
+    """Give the images of all processes the same noise: the first image of each, the second of each, and so on. The
+    released script does, because it sets the same seed in every process."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,9 @@ class Gradient(Settings):
     compile: bool = False
     """Compile the network of the steps without gradient with torch.compile. This takes minutes at the start; steps are
     faster on a GPU."""
+    latent_precision: Literal["fp32", "network"] = "fp32"
+    """Precision of the latents, of guidance and of the scheduler's steps: fp32, or that of the network (--precision) as
+    in the released script."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +196,8 @@ class DiscriminatorSettings(Settings):
     (docs/microworld.md)."""
     discriminator_betas: Betas = (0.0, 0.999)
     """AdamW betas of the discriminator, in [0, 1)."""
-    discriminator_max_grad_norm: Positive = 1.0
-    """The discriminator's gradient is clipped to this norm."""
+    discriminator_max_grad_norm: NonNegative = 1.0
+    """The discriminator's gradient is clipped to this norm; 0 does not clip it."""
     discriminator_warmup_steps: NonNegativeInt = 0
     """Updates of the discriminator, and of the independence term's memory, before the adapter's first. They do not
     count as --max-steps."""
@@ -199,6 +208,15 @@ class DiscriminatorSettings(Settings):
     batch_size categories (released-code)."""
     discriminator_template: Template = "photo of {name}"
     """Template of the discriminator's texts. The released script uses the bare name."""
+    discriminator_activation: Literal["relu", "leaky-relu"] = "relu"
+    """Activation of the discriminator's hidden units. leaky-relu has slope 0.2 below 0, as in the released script."""
+    discriminator_loss_weight: Positive = 1.0
+    """Factor on the discriminator's loss. The released script averages texts and images together: half of the paper's
+    sum."""
+    discriminator_warmup_batch: NonNegativeInt = 0
+    """Images per update of the warm-up in each process; 0 takes --batch-size."""
+    update_first: Literal["discriminator", "adapter"] = "discriminator"
+    """Which of the two an update trains first. The released script trains the adapter first."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +257,16 @@ class AlignConfig(  # dataclasses put the fields of the last base first
         "independence_hidden": 64,
     }
 
+    ADDED: ClassVar = {
+        "whole_passes": False,
+        "shared_noise": False,
+        "latent_precision": "fp32",
+        "discriminator_activation": "relu",
+        "discriminator_loss_weight": 1.0,
+        "discriminator_warmup_batch": 0,
+        "update_first": "discriminator",
+    }
+
     output: str = "runs/align"
     """Run folder. It is made if missing; a run of the same configuration in it is resumed."""
 
@@ -253,3 +281,10 @@ class AlignConfig(  # dataclasses put the fields of the last base first
             "a --quality scorer"
         )
         require(self, "entire_weight", total > 0, remedy)
+        equal = self.discriminator_warmup_batch == 0 or self.independence_weight == 0
+        require(self, "discriminator_warmup_batch", equal, "give 0: the independence term needs batches of one size")
+
+    @property
+    def warmup_batch(self) -> int:
+        """Images per update of the warm-up in each process."""
+        return self.discriminator_warmup_batch or self.batch_size

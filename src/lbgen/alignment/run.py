@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from lbgen.alignment.config import AlignConfig
 from lbgen.configuration import saved
 from lbgen.errors import UserError
 from lbgen.models.registry import ensure_generator, ensure_quality, ensure_semantics
-from lbgen.runs import atomic, outputs
+from lbgen.runs import atomic, identity, outputs
 from lbgen.runs.lock import locked
 from lbgen.runs.store import LOCK
 from lbgen.vocabulary.vocabulary import Vocabulary, load_vocabulary
@@ -120,10 +121,12 @@ def ensure_can_begin(config: AlignConfig) -> tuple[Vocabulary, Path | None]:
     ensure_logger(config)
 
     # The categories have texts that the run can use, and are those of the checkpoint.
-    vocabulary = load_vocabulary(config.vocabulary, config.qualify_names)
+    if is_launched():
+        refuse_pipe(config.vocabulary)
+    resumed = checkpoint.newest(config.folder)
+    vocabulary = load_categories(config, resumed)
     if config.discriminator_texts == "others":
         ensure_different_texts(vocabulary.texts(config.discriminator_template))
-    resumed = checkpoint.newest(config.folder)
     if resumed is not None and not is_launched():
         ensure_resumable(resumed, initial_progress(config, vocabulary, processes=1))
 
@@ -136,6 +139,23 @@ def ensure_can_begin(config: AlignConfig) -> tuple[Vocabulary, Path | None]:
     return vocabulary, resumed
 
 
+def load_categories(config: AlignConfig, resumed: Path | None) -> Vocabulary:
+    """The vocabulary, by the rule for underscores in names by which the checkpoint `resumed` was made."""
+    if resumed is not None:
+        as_written = load_vocabulary(config.vocabulary, config.qualify_names, underscores=True)
+        if saved_progress(resumed).vocabulary == identity.vocabulary_sha256(as_written):
+            return as_written
+    return load_vocabulary(config.vocabulary, config.qualify_names)
+
+
+def refuse_pipe(vocabulary: str) -> None:
+    """Of several processes that read a pipe, each gets another part."""
+    if os.path.exists(vocabulary) and stat.S_ISFIFO(os.stat(vocabulary).st_mode):
+        raise UserError(
+            f"--vocabulary {vocabulary}: every process of this run reads it, and a pipe only once; give a file"
+        )
+
+
 def is_finished(config: AlignConfig, resumed: Path | None) -> bool:
     return resumed is not None and saved_progress(resumed).step >= config.max_steps
 
@@ -143,9 +163,11 @@ def is_finished(config: AlignConfig, resumed: Path | None) -> bool:
 def may_change(config: AlignConfig) -> tuple[str, ...]:
     """Fields that may differ when this run is resumed.
 
-    The released script's texts are those of one process's batch, so batch_size must then stay.
+    What the released script does with texts and noise, and batches of two sizes, depend on the batch of one process, so
+    batch_size must then stay.
     """
-    fixed = "batch_size" if config.discriminator_texts == "released-code" else None
+    by_process = config.discriminator_texts == "released-code" or config.shared_noise
+    fixed = "batch_size" if by_process or config.discriminator_warmup_batch else None
     return tuple(name for name in MAY_CHANGE if name != fixed)
 
 

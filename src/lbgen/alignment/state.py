@@ -20,6 +20,7 @@ from lbgen.alignment.independence.bank import BankImage, bank_images, bank_path,
 from lbgen.alignment.independence.residual import ensure_residual, image_descriptors
 from lbgen.alignment.independence.term import Independence
 from lbgen.alignment.objective import objective
+from lbgen.alignment.reports import adapter_card
 from lbgen.errors import UserError
 from lbgen.models import training
 from lbgen.models.generator import PRECISIONS, Generator, load_generator
@@ -44,9 +45,6 @@ class TrainingState:
         self.config, self.vocabulary, self.accelerator = config, vocabulary, accelerator
         new = initial_progress(config, vocabulary, accelerator.num_processes)
         self.progress = new if resumed is None else saved_progress(resumed)
-        first = config.batch_size * accelerator.process_index
-        self.positions = range(first, first + config.batch_size)
-        """Of this process's images in the global batch."""
         self.recorded = None if resumed is None else checkpoint.recorded_identity(config.folder)
 
         # Frozen: models and text features.
@@ -57,7 +55,9 @@ class TrainingState:
         # Trained: adapter and discriminator, with the terms and optimisers.
         self._add_adapter(resumed)
         self.parameters = [parameter for _, parameter in self.generator.adapter_parameters()]
-        discriminator = discriminator_of(self.semantics, config.discriminator_hidden, config.seed)
+        discriminator = discriminator_of(
+            self.semantics, config.discriminator_hidden, config.seed, config.discriminator_activation
+        )
         self.discriminator = discriminator.to(accelerator.device)
         self.independence = self._independence() if config.independence_weight > 0 else None
         self.terms = objective(config, self.discriminator, self.independence)
@@ -73,6 +73,16 @@ class TrainingState:
     def images_per_update(self) -> int:
         return self.config.batch_size * self.accelerator.num_processes
 
+    def process_batch(self, batch_index: int) -> int:
+        """Images of this process in a batch."""
+        in_warmup = batch_index < self.config.discriminator_warmup_steps
+        return self.config.warmup_batch if in_warmup else self.config.batch_size
+
+    def positions(self, batch_index: int) -> range:
+        """Of this process's images in the global batch."""
+        size = self.process_batch(batch_index)
+        return range(size * self.accelerator.process_index, size * (self.accelerator.process_index + 1))
+
     # ---- making the parts ----
 
     def _load_models(self) -> None:
@@ -87,6 +97,7 @@ class TrainingState:
             guidance_rescale=config.guidance_rescale,
             merged_sampler=config.merged_sampler,
             compile=config.compile,
+            latent_dtype=dtype if config.latent_precision == "network" else torch.float32,
         )
         if config.gradient_checkpointing:
             self.generator.enable_gradient_checkpointing()
@@ -200,6 +211,7 @@ class TrainingState:
                 with self.averaged_adapter():
                     self.generator.save_adapter(folder / "adapter")
                 training.write(folder / "adapter", self.config, self.vocabulary)
+                adapter_card.write(folder / "adapter", self.config, self.vocabulary)
                 checkpoint.mark_complete(folder, self.progress)
             checkpoint.clean(self.config.folder)
         self.accelerator.wait_for_everyone()

@@ -71,6 +71,8 @@ class Settings:
     """Fields that head the help."""
     DELETED: ClassVar[Mapping[str, Any]] = {}
     """Fields that earlier versions had -> the default value that they had there; a run that has it continues."""
+    ADDED: ClassVar[Mapping[str, Any]] = {}
+    """Fields that earlier versions did not have -> the value with which a run goes on as they began it."""
 
     @classmethod
     def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:

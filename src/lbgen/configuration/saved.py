@@ -51,9 +51,11 @@ def ensure_same_values(
 ) -> None:
     """The same for values `then` that were already read; `place` is the output that was made with them.
 
-    A field that was deleted since is accepted at the default that it had.
+    A field that was deleted since is accepted at the default that it had, one that was added at the value that leaves
+    all as it was.
     """
     now, deleted = plain(config), deleted_fields(type(config))
+    then = {**getattr(config, "ADDED", {}), **then}
     for name in [*now, *(set(then) - set(now))]:
         if name in ignore or (name in deleted and then[name] == deleted[name]):
             continue

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from lbgen.datasets.index import Row, shard_name
 from lbgen.datasets.layout import Layout, Stored
+from lbgen.datasets.parquet_pages import unpacked_size
 from lbgen.datasets.records import (
     LARGEST_FILE,
     ImageRecord,
@@ -118,10 +119,15 @@ def _table_at(content: memoryview, place: int) -> int:
     return place + struct.unpack_from("<I", content, place)[0]
 
 
-def _mapped(path: Path) -> pa.BufferReader:
-    """The file in memory, mapped; Arrow itself opens no file whose name is not UTF-8."""
+def _memory(path: Path) -> memoryview:
+    """The content of a file, mapped into memory."""
     with path.open("rb") as stream:
-        return pa.BufferReader(pa.py_buffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)))
+        return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _mapped(path: Path) -> pa.BufferReader:
+    """The same for Arrow, which itself opens no file whose name is not UTF-8."""
+    return pa.BufferReader(pa.py_buffer(_memory(path)))
 
 
 def _parquet_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -131,9 +137,10 @@ def _parquet_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]
     """
     # Without threads, see lbgen.datasets.index.read_parquet.
     with path.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
+        content = _memory(path)
         for group in range(file.num_row_groups):
-            size = file.metadata.row_group(group).total_byte_size
-            if size > path.stat().st_size + MOST_UNPACKED:
+            size = unpacked_size(content, file.metadata, group)
+            if size > len(content) + MOST_UNPACKED:
                 raise ValueError(f"row group {group} grows to {size:,} bytes, far more than the file has")
             yield from file.iter_batches(1, row_groups=[group], columns=columns, use_threads=False)
 

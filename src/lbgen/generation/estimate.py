@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lbgen.datasets import index
 from lbgen.generation.config import GenerateConfig, approximations
-from lbgen.generation.inputs import ensure_loadable, generator_name, training_differences, with_absolute_paths
+from lbgen.generation.inputs import ensure_loadable, training_differences, with_absolute_paths, without_folder
 from lbgen.generation.plan import Plan, PlannedImage
 from lbgen.generation.record import Record
 from lbgen.generation.run import in_part, plan_dataset
@@ -106,7 +106,7 @@ def timed(renderer: Renderer, batch: Sequence[PlannedImage], config: GenerateCon
     pixels = renderer.render(batch)
     seconds = time.perf_counter() - began
     rows = [new_row(image, 0, config, UNCHECKED) for image in batch]
-    name = generator_name(config.generator)
+    name = without_folder(config.generator)
     return seconds, [len(image_file(image, row, config, name, None)) for image, row in zip(pixels, rows, strict=True)]
 
 

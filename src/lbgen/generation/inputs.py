@@ -7,7 +7,7 @@ A dataset records absolute locations, and identifies each model and file by its 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,9 +73,18 @@ def ensure_loadable(config: GenerateConfig) -> None:
             ensure_semantics(config.screen_semantics, "--screen-semantics")
 
 
-def generator_name(generator: str) -> str:
-    """The generator's name in image metadata: for an absolute path, the name of the folder only."""
-    return generator.rpartition("/")[2] if generator.startswith("/") else generator
+def without_folder(place: str) -> str:
+    """What image metadata and cards call a model or a file: of an absolute path the last part, all else as it is."""
+    return place.rstrip("/").rpartition("/")[2] if place.startswith("/") else place
+
+
+def without_folders(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A dataset's recorded configuration for its card, which says nothing of where files lie on this machine."""
+    places = ("vocabulary", *INPUT_FIELDS)
+    return {
+        name: without_folder(value) if name in places and isinstance(value, str) else value
+        for name, value in values.items()
+    }
 
 
 def identity_of(config: GenerateConfig, recorded: Identity | None) -> Identity:

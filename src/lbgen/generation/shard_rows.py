@@ -19,7 +19,7 @@ from lbgen.datasets.layout import Stored
 from lbgen.datasets.layouts import LAYOUTS
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.inputs import generator_name
+from lbgen.generation.inputs import without_folder
 from lbgen.generation.plan import Plan, PlannedImage
 from lbgen.generation.screening.balance import prompt
 from lbgen.generation.screening.consistency import DUPLICATE_SCORES, wrong_screening_column
@@ -174,7 +174,7 @@ def is_of_row(stored: Stored, row: Row, config: GenerateConfig, adapter_sha256: 
         return False
     if stored.row is not None and not _is_row(stored.row, row):
         return False
-    expected = image_metadata(row, generator_name(config.generator), adapter_sha256)
+    expected = image_metadata(row, without_folder(config.generator), adapter_sha256)
     try:
         found, size = read_metadata(stored.content, config.image_format)
     except UNREADABLE:

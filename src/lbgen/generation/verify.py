@@ -118,6 +118,8 @@ def find_damage(store: Store, config: GenerateConfig, plan: Plan, adapter_sha256
             if faults:
                 damaged[split, shard] = f"{index.shard_name(split, shard)}: {'; '.join(faults)}"
                 progress_bar.write(damaged[split, shard])
+    if "duplicate" in config.screen and not damaged and not expected.awaits_comparison:
+        damaged |= distance_faults(store, config, plan)
     if not damaged and not expected.awaits_comparison:
         sidecars = list(sidecar_faults(store, config, plan))
     else:
@@ -126,6 +128,22 @@ def find_damage(store: Store, config: GenerateConfig, plan: Plan, adapter_sha256
     for line in [*sidecars, *found]:
         print(line)
     return Damage(damaged, sidecars, found)
+
+
+def distance_faults(store: Store, config: GenerateConfig, plan: Plan) -> dict[ShardId, str]:
+    """Compare the distances to near-duplicates with the hashes of each split; prints a line for each wrong shard."""
+    from lbgen.generation.screening.recomputed import wrong_duplicate_columns  # late: imports torch
+
+    found: dict[ShardId, str] = {}
+    for split in plan.splits:
+        for shard, key, column in wrong_duplicate_columns(store, config, plan, split):
+            if (split, shard) not in found:
+                found[split, shard] = (
+                    f"{index.shard_name(split, shard)}: {index.part_name(split, shard)} contradicts its hashes: "
+                    f"{column} of {key}"
+                )
+                print(found[split, shard])
+    return found
 
 
 # ---- repairing ----

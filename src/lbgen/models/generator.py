@@ -30,7 +30,7 @@ kernels can index. A few images keep a GPU busy."""
 
 
 class Generator:
-    """Text to image, differentiable where asked. Latents are float32; the networks compute in `dtype`.
+    """Text to image, differentiable where asked. Latents are in `latent_dtype`; the networks compute in `dtype`.
 
     Under grad the family's own network runs, with the adapter on it. Without grad a faster form of it runs, if one
     was asked for: a copy with the adapter merged, with cached deep blocks, compiled.
@@ -44,9 +44,10 @@ class Generator:
         deep_cache_interval: int = 1,
         merged_sampler: bool = False,
         compile: bool = False,
+        latent_dtype: torch.dtype = torch.float32,
     ) -> None:
         """See `load_generator`."""
-        self.family, self.guidance = family, guidance
+        self.family, self.guidance, self.latent_dtype = family, guidance, latent_dtype
         self.name, self.device, self.dtype = family.name, family.device, family.dtype
         self.default_size, self.token_limit = family.default_size, family.token_limit
         self._parts: dict[str, Any] = {family.network_name: family.network, **family.text_encoders}
@@ -125,7 +126,7 @@ class Generator:
             self._deep_cache.begin_call(len(latents))
         with torch.autocast(self.device.type, self.dtype, enabled=training and self.dtype != torch.float32):
             predicted = self.family.predict(network, latents, timestep.to(self.device), conditioning)
-        return predicted.to(torch.float32, copy=True)  # a CUDA graph's next run overwrites the output of this one
+        return predicted.to(self.latent_dtype, copy=True)  # a CUDA graph's next run overwrites the output of this one
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) to images (B, 3, H, W), float32, nominally in [0, 1], never clamped.
@@ -250,6 +251,7 @@ def load_generator(
     deep_cache_interval: int = 1,
     merged_sampler: bool = False,
     compile: bool = False,
+    latent_dtype: torch.dtype = torch.float32,
 ) -> Generator:
     """Load a checkpoint by registry name, folder or hub id.
 
@@ -258,6 +260,7 @@ def load_generator(
     deep_cache_interval: without grad the deep blocks are computed once in this many calls (arXiv 2312.00858); 1 is off.
     merged_sampler: predict without grad through a copy with the adapter merged (see `refresh_sampler`).
     compile: torch.compile the networks that predict and decode without grad.
+    latent_dtype: of the latents, of guidance and of the scheduler's steps.
     """
     return Generator(
         load_family(name, dtype=dtype, device=torch.device(device), scheduler=scheduler),
@@ -265,4 +268,5 @@ def load_generator(
         deep_cache_interval=deep_cache_interval,
         merged_sampler=merged_sampler,
         compile=compile,
+        latent_dtype=latent_dtype,
     )

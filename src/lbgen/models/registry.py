@@ -41,6 +41,8 @@ not the list for photographs."""
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 """The file in an adapter's folder, by the name that diffusers looks for."""
+ADAPTER_CARD = "README.md"
+"""The adapter's card beside it, by the name that the Hub shows. Its owner may edit it."""
 
 
 def resolve(name: str, table: dict[str, str]) -> str:

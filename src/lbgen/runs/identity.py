@@ -121,13 +121,14 @@ def weights_sha256(location: str, recorded: str | None = None, without: Collecti
 
 def _all_weights_sha256(folder: Path) -> str:
     """By the rule of earlier versions: all safetensors files, whether they are loaded or not, and nothing else."""
-    return _sha256_of_files(folder, sorted(path for path in folder.rglob("*.safetensors") if path.is_file()))
+    paths = sorted(path for path in atomic.files_below(folder) if path.suffix == ".safetensors")
+    return _sha256_of_files(folder, paths)
 
 
 def model_identity(where: str) -> str:
     """Hash of the weights and, for a folder, of its files for preprocessing and tokenising; it names caches."""
-    paths = sorted(path for path in Path(where).rglob("*") if path.suffix in (".json", ".txt", ".model"))
-    settings = [f"{path.relative_to(where).as_posix()}\t{atomic.sha256(path)}" for path in paths if path.is_file()]
+    paths = sorted(path for path in atomic.files_below(Path(where)) if path.suffix in (".json", ".txt", ".model"))
+    settings = [f"{path.relative_to(where).as_posix()}\t{atomic.sha256(path)}" for path in paths]
     weights = _all_weights_sha256(Path(where)) if os.path.isdir(where) else weights_sha256(where)
     return "\n".join([weights or where, *settings])
 

@@ -10,7 +10,7 @@ import torch
 from lbgen.datasets import index
 from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.inputs import adapter_sha256, generator_name
+from lbgen.generation.inputs import adapter_sha256, without_folder
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.generation.screening.duplicate_rounds import DuplicateRound
@@ -78,7 +78,7 @@ def agreed_context(
         config,
         plan,
         made_with.hashes["adapter"],
-        generator_name(config.generator),
+        without_folder(config.generator),
         torch.get_num_threads(),
         duplicate_rounds,
     )

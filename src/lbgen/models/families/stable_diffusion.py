@@ -73,6 +73,7 @@ class StableDiffusion:
     ) -> None:
         self.name, self.device, self.dtype = name, device, dtype
         refuse_other_parts(where)
+        _refuse_scheduler(scheduler, read_config(where, "scheduler", "scheduler_config.json"), name)
         self.pipeline = _load(where, dtype).to(device)
         self.network = self.unet = self.pipeline.unet
         self.vae, self.text_encoder = self.pipeline.vae, self.pipeline.text_encoder
@@ -160,10 +161,16 @@ def noise_level(scheduler: Any, timestep: Tensor) -> float:
     return ((1 - signal) / signal) ** 0.5 if signal > 0 else math.inf
 
 
-def _scheduler(name: str | None, own: Any, checkpoint: str) -> Any:
-    """The scheduler called `name` with the checkpoint's noise schedule; None is the checkpoint's own."""
+def _refuse_scheduler(name: str | None, config: Config, checkpoint: str) -> None:
+    """Refuse a scheduler before the weights are loaded.  config: of the checkpoint's own."""
     if name is not None and name not in SCHEDULERS:
         raise UserError(f"--scheduler {name}: not known; choose one of {', '.join(SCHEDULERS)}")
+    if name is not None:
+        _refuse_unsuited(name, SCHEDULERS[name][0], config, checkpoint)
+
+
+def _scheduler(name: str | None, own: Any, checkpoint: str) -> Any:
+    """The scheduler called `name` with the checkpoint's noise schedule; None is the checkpoint's own."""
     kind, settings = SCHEDULERS[name] if name is not None else (type(own), {})
     _refuse_unsuited(name, kind, own.config, checkpoint)
     return own if name is None else kind.from_config(own.config, **settings)
@@ -175,7 +182,8 @@ def _refuse_unsuited(name: str | None, kind: Any, config: Mapping[str, Any], che
         able = ", ".join(other for other, (scheduler, _) in SCHEDULERS.items() if _reaches_pure_noise(scheduler))
         raise UserError(
             f"generator {checkpoint}: {name or kind.__name__} would drop rescale_betas_zero_snr, with which it was "
-            f"trained; choose --scheduler {able}"
+            f"trained; choose --scheduler {able}, and for a dataset or a run that was begun with another, a new "
+            "--output"
         )
     predicts = config.get("prediction_type", "epsilon")
     if name is not None and predicts not in PREDICTIONS[name]:
