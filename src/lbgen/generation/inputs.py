@@ -20,6 +20,7 @@ from lbgen.models import training
 from lbgen.models.registry import (
     ADAPTER_FILE,
     GENERATORS,
+    OPEN_CLIP,
     SEMANTICS,
     ensure_generator,
     ensure_semantics,
@@ -75,6 +76,9 @@ def ensure_loadable(config: GenerateConfig) -> None:
 
 def without_folder(place: str) -> str:
     """What image metadata and cards call a model or a file: of an absolute path the last part, all else as it is."""
+    if place.startswith(OPEN_CLIP):
+        architecture, slash, weights = place.partition("/")
+        return architecture + slash + without_folder(weights)
     return place.rstrip("/").rpartition("/")[2] if place.startswith("/") else place
 
 
