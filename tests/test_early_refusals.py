@@ -52,6 +52,7 @@ REFUSED = [
     (f"align {MODELS} --generator half-precision", "unet has its weights only as diffusion_pytorch_model.fp16"),
     (f"align {MODELS} --generator empty", "empty: the folder has no model_index.json"),
     (f"align {MODELS} --semantics empty", "--semantics empty: the folder has no config.json"),
+    (f"align {MODELS} --semantics open_clip:ViT-B-32", "write open_clip:NAME/PRETRAINED"),
     (f"align {MODELS} --semantics one.safetensors", "--semantics one.safetensors is a single file; give the folder"),
     (f"align {MODELS} --quality q-align", "q-future/one-align cannot be loaded: there is no such folder"),
     (f"align {MODELS} --quality q-align:empty", "empty: the folder has no config.json"),

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from lbgen.errors import UserError
+from lbgen.generation.inputs import without_folder
 from lbgen.models.semantics import SemanticSpace, cut_into_patches, load_semantics
 
 TEXTS = ["photo of cup", "a", "fish on to of"]
@@ -165,3 +166,14 @@ def test_folders_that_hold_no_space_are_refused(tmp_path: Path, folder: Path, ti
     assert "is a single file; give the folder that it belongs to" in refusal(broken / "model.safetensors")
     (broken / "model.safetensors").unlink()
     refusal(broken)
+
+
+def test_names_in_cards_say_nothing_of_the_machines_folders() -> None:
+    """A file of open_clip keeps its architecture; names and tags stay as they are."""
+    names = {
+        "/home/me/models/clip": "clip",
+        "openai/clip-vit-large-patch14": "openai/clip-vit-large-patch14",
+        "open_clip:ViT-B-32//home/me/weights.safetensors": "open_clip:ViT-B-32/weights.safetensors",
+        "open_clip:ViT-B-32/laion2b_s34b_b79k": "open_clip:ViT-B-32/laion2b_s34b_b79k",
+    }
+    assert {name: without_folder(name) for name in names} == names

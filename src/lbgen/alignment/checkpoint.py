@@ -27,6 +27,7 @@ from lbgen.models.registry import (
     family_origin,
     q_align_location,
     resolve,
+    semantics_location,
 )
 from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
@@ -217,12 +218,15 @@ def identity_of(config: AlignConfig, vocabulary: Vocabulary, recorded: Identity 
     recorded: what this one will be compared with.
     """
     then = recorded.hashes if recorded else {}
-    generator, semantics = resolve(config.generator, GENERATORS), resolve(config.semantics, SEMANTICS)
-    extension = origin("semantics", config.semantics, SEMANTICS)
+    generator = resolve(config.generator, GENERATORS)
+    spaces = [
+        origin("semantics", name, SEMANTICS) or identity.weights_sha256(semantics_location(name), then.get("semantics"))
+        for name in config.spaces
+    ]
     hashes = {
         "vocabulary": identity.vocabulary_sha256(vocabulary),
         "generator": identity.weights_sha256(generator, then.get("generator"), SAFETY_CHECKER),
-        "semantics": extension or identity.weights_sha256(semantics, then.get("semantics")),
+        "semantics": " + ".join(map(str, spaces)) if len(spaces) > 1 else spaces[0],
     }
     if family := family_origin(config.generator):
         hashes["family"] = family

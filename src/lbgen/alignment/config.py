@@ -10,7 +10,7 @@ from lbgen.configuration.ranges import (
     LearningRate,
     NonNegative,
     NonNegativeInt,
-    Place,
+    Places,
     Positive,
     PositiveShare,
     Range,
@@ -59,12 +59,26 @@ class Texts(Categories):
 class ModelNames(GeneratorName):
     """Models."""
 
-    semantics: Place = "clip-vit-l-14"
-    """Language space (CLIP, SigLIP, SigLIP 2, MetaCLIP 2 or AIMv2): microworld, clip-vit-l-14, siglip-base, a hub id or
-    a folder."""
+    semantics: Places = "clip-vit-l-14"
+    """Language space (CLIP, SigLIP, SigLIP 2, MetaCLIP 2 or AIMv2): microworld, clip-vit-l-14, siglip-base, a hub id, a
+    folder, or open_clip:NAME/PRETRAINED. Of several every term is the mean of theirs."""
     quality: str = "antonyms"
     """Quality scorer: antonyms (opposite prompts in the language space, as in CLIP-IQA), q-align (the paper's; 15 GB),
     q-align:DIR for a folder or a hub id of Q-Align or DeQA-Score, or none."""
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """The language spaces, one or more."""
+        return self.semantics if isinstance(self.semantics, tuple) else (self.semantics,)
+
+    def __post_init__(self) -> None:
+        if isinstance(
+            self.semantics, list | tuple
+        ):  # of one its name, as the configurations of earlier versions have it
+            spaces = tuple(self.semantics)
+            object.__setattr__(self, "semantics", spaces[0] if len(spaces) == 1 else spaces)
+        super().__post_init__()
+        require(self, "semantics", 0 < len(self.spaces) == len(set(self.spaces)), "name one or more, each once")
 
 
 @dataclass(frozen=True)

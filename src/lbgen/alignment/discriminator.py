@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lbgen.models.noise import derived_seed
+from lbgen.models.semantics import SemanticSpace
+from lbgen.models.spaces.joint import JointSpace
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "leaky-relu": lambda: nn.LeakyReLU(0.2)}
 """By name in configs."""
@@ -24,6 +26,27 @@ class Discriminator(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """features: (B, D).  Returns logits (B,)."""
         return self.layers(features).squeeze(-1)
+
+
+class JointDiscriminator(nn.Module):
+    """One for each part of a joint space. A loss that is a mean over its logits is the mean of their losses."""
+
+    def __init__(self, space: JointSpace, discriminators: list[Discriminator]) -> None:
+        super().__init__()
+        self.split, self.discriminators = space.split, nn.ModuleList(discriminators)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: (B, D).  Returns logits (B, S)."""
+        blocks = zip(self.discriminators, self.split(features), strict=True)
+        return torch.stack([discriminator(block) for discriminator, block in blocks], dim=-1)
+
+
+def discriminator_of(
+    space: SemanticSpace, hidden: int, seed: int, activation: str
+) -> Discriminator | JointDiscriminator:
+    """The discriminator of a run, the same in every process."""
+    each = [seeded_discriminator(part.dimension, hidden, seed, activation) for part in space.parts]
+    return JointDiscriminator(space, each) if isinstance(space, JointSpace) else each[0]
 
 
 def seeded_discriminator(dimension: int, hidden: int, seed: int, activation: str = "relu") -> Discriminator:

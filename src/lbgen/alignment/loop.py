@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -86,7 +85,7 @@ def sample_batch(state: TrainingState, batch_index: int, *, differentiate: bool)
     with state.accelerator.autocast(), torch.set_grad_enabled(differentiate):
         images = training_images(state, batch_index, differentiate_at=calls)
         raw_features = state.semantics.embed_images(images, normalize=False)
-        features = F.normalize(raw_features, dim=-1)
+        features = state.semantics.unit_norm(raw_features)
         scores = state.quality.score(images, features).float() if state.quality is not None else torch.empty(0)
         base_images = torch.empty(0)
         if differentiate and config.base_weight > 0:

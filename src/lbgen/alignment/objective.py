@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.discriminator import Discriminator
+from lbgen.alignment.discriminator import Discriminator, JointDiscriminator
 from lbgen.alignment.independence.term import Independence
 from lbgen.alignment.losses import base_pull, entire_alignment, individual_alignment, quality_assurance
 from lbgen.configuration.extensions import find
@@ -47,7 +47,9 @@ class Term:
 
 
 def objective(
-    config: AlignConfig, discriminator: Discriminator, independence: Independence | None = None
+    config: AlignConfig,
+    discriminator: Discriminator | JointDiscriminator,
+    independence: Independence | None = None,
 ) -> dict[str, Term]:
     """L = L_en + L_in + lambda_1 L_q (lbGen section 3) and our own terms, with the weights of the config."""
     terms = {

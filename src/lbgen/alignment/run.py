@@ -175,7 +175,8 @@ def ensure_can_begin(config: AlignConfig) -> tuple[Vocabulary, Path | None]:
     if not is_finished(config, resumed):
         ensure_terms(config)
         ensure_generator(config.generator)
-        ensure_semantics(config.semantics)
+        for name in config.spaces:
+            ensure_semantics(name)
         ensure_quality(config.quality)
     return vocabulary, resumed
 

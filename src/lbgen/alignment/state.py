@@ -14,7 +14,7 @@ from torch import Tensor
 from lbgen.alignment import checkpoint
 from lbgen.alignment.checkpoint import initial_progress, saved_progress
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.discriminator import seeded_discriminator
+from lbgen.alignment.discriminator import discriminator_of
 from lbgen.alignment.images import sample_images
 from lbgen.alignment.independence.bank import BankImage, bank_images, bank_path, load_bank
 from lbgen.alignment.independence.residual import ensure_residual, image_descriptors
@@ -26,7 +26,7 @@ from lbgen.models import training
 from lbgen.models.generator import PRECISIONS, Generator, load_generator
 from lbgen.models.noise import derived_seed
 from lbgen.models.quality import load_quality
-from lbgen.models.semantics import load_semantics
+from lbgen.models.spaces.joint import load_spaces
 from lbgen.vocabulary.distinct import refuse_confusions
 from lbgen.vocabulary.vocabulary import Vocabulary
 
@@ -55,8 +55,8 @@ class TrainingState:
         # Trained: adapter and discriminator, with the terms and optimisers.
         self._add_adapter(resumed)
         self.parameters = [parameter for _, parameter in self.generator.adapter_parameters()]
-        discriminator = seeded_discriminator(
-            self.semantics.dimension, config.discriminator_hidden, config.seed, config.discriminator_activation
+        discriminator = discriminator_of(
+            self.semantics, config.discriminator_hidden, config.seed, config.discriminator_activation
         )
         self.discriminator = discriminator.to(accelerator.device)
         self.independence = self._independence() if config.independence_weight > 0 else None
@@ -103,9 +103,10 @@ class TrainingState:
             self.generator.enable_gradient_checkpointing()
         check_tokens = self.vocabulary.check_tokens
         check_tokens(self.generator.count_tokens, self.generator.token_limit, config.prompt_template)
-        self.semantics = load_semantics(config.semantics, device, dtype)
+        self.semantics = load_spaces(config.spaces, device, dtype)
         for template in (config.text_template, config.discriminator_template):
-            check_tokens(self.semantics.count_tokens, self.semantics.token_limit, template)
+            for space in self.semantics.parts:
+                check_tokens(space.count_tokens, space.token_limit, template)
         self.quality = load_quality(config.quality, self.semantics)
 
     @torch.no_grad()
@@ -236,7 +237,7 @@ class TrainingState:
 
     def _parts(self) -> dict[str, Any]:
         """Whatever has a state dictionary, by its name in checkpoints."""
-        parts = {
+        parts: dict[str, Any] = {
             "optimizer": self.optimizer,
             "discriminator": self.discriminator,
             "discriminator_optimizer": self.discriminator_optimizer,

@@ -32,7 +32,7 @@ from lbgen.datasets.records import (
 from lbgen.errors import UserError
 from lbgen.metrics.near_duplicates import GRID, small_picture
 from lbgen.metrics.pixels import brightness, colour_entropy, edge_density, sharpness
-from lbgen.models.registry import SEMANTICS, resolve
+from lbgen.models.registry import OPEN_CLIP, SEMANTICS, semantics_location
 from lbgen.models.semantics import SemanticSpace
 from lbgen.runs import identity
 from lbgen.runs.console import tracked
@@ -216,7 +216,9 @@ def canvas_side(space: SemanticSpace) -> int:
 
 def cache_identity(semantics: str) -> str:
     """Everything besides the image that the rows depend on."""
-    model = origin("semantics", semantics, SEMANTICS) or identity.model_identity(resolve(semantics, SEMANTICS))
+    extension = origin("semantics", semantics, SEMANTICS)
+    architecture = f"{semantics}, " if semantics.startswith(OPEN_CLIP) else ""  # is not in the weights
+    model = extension or f"{architecture}{identity.model_identity(semantics_location(semantics))}"
     return f"version {VERSION}, {model}"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lbgen.configuration.recipes import is_required
-from lbgen.configuration.values import flag, shown, split_optional
+from lbgen.configuration.values import OneOrMore, flag, shown, split_optional
 
 MOST_USED = "most used"
 """The first group, which lbgen.cli adds --recipe to."""
@@ -92,6 +92,8 @@ def _class_nodes(module: str) -> dict[str, ast.ClassDef]:
 def _argparse_options(hint: Any) -> dict[str, Any]:
     """How argparse takes a value of this type."""
     hint, _ = split_optional(hint)
+    if hint == OneOrMore:
+        return {"nargs": "+", "metavar": "TEXT"}
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}

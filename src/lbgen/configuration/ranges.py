@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from lbgen.configuration.documentation import Documentation
-from lbgen.configuration.values import convert, flag, shown, split_optional
+from lbgen.configuration.values import OneOrMore, convert, flag, shown, split_optional
 from lbgen.errors import UserError
 
 
@@ -29,6 +29,7 @@ class IsPlace(NamedTuple):
 
 
 Place = Annotated[str, IsPlace()]
+Places = Annotated[OneOrMore, IsPlace()]
 Count = Annotated[int, Range(lambda n: n >= 1, "give 1 or more")]
 NonNegativeInt = Annotated[int, Range(lambda n: n >= 0, "give 0 or more")]
 NonNegative = Annotated[float, Range(lambda x: x >= 0, "give 0 or more")]
@@ -58,10 +59,12 @@ def require(config: Any, name: str, holds: bool, remedy: str) -> None:
 def expand_home(config: Any, name: str) -> None:
     """Replace "~" at the start of a field's path, as a shell does except in --output=~/x."""
     value = getattr(config, name)
-    if value is not None and str(value).startswith("~"):
-        expanded = os.path.expanduser(value)
-        require(config, name, not str(expanded).startswith("~"), f"no such user; write ./{value} for that file itself")
-        object.__setattr__(config, name, type(value)(expanded))
+    several = value if isinstance(value, tuple) else (value,)
+    expanded = tuple(place if place is None else type(place)(os.path.expanduser(place)) for place in several)
+    for before, after in zip(several, expanded, strict=True):
+        require(config, name, not str(after).startswith("~"), f"no such user; write ./{before} for that file itself")
+    if expanded != several:
+        object.__setattr__(config, name, expanded if isinstance(value, tuple) else expanded[0])
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def _ranges(config_class: type) -> dict[str, Range]:
 @functools.cache
 def _places(config_class: type) -> list[str]:
     """The fields that may hold a path."""
-    return [name for name, hint in _hints(config_class).items() if hint in (Path, Place)]
+    return [name for name, hint in _hints(config_class).items() if hint in (Path, Place, Places)]
 
 
 def _hints(config_class: type) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The value of one field: converted from a flag's text or from YAML, and shown as one would type it.
 
 Field types may be str, int, float, bool, PathOrText, Literal[...], tuple[T, ...], tuple[T, T] and any of these
-`| None`.
+`| None`; or OneOrMore.
 """
 
 import math
@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 PathOrText = Path | str
 """A path, which Python code may give as text too; the field always holds a Path."""
-
+OneOrMore = str | tuple[str, ...]
+"""A text; or several as a list, on the command line and in YAML."""
 EXPECTED = {
     str: "text (quote it)",
     int: "a whole number",
@@ -28,6 +29,9 @@ def convert(value: Any, hint: Any) -> Any:
 
     A converted value converts to itself.
     """
+    if hint == OneOrMore:
+        several = convert(value if isinstance(value, list | tuple) else [value], tuple[str, ...])
+        return several[0] if len(several) == 1 else several
     hint, optional = split_optional(hint)
     if optional and (value is None or value == "none"):
         return None
@@ -76,6 +80,8 @@ def _parsed(number_type: type, value: Any, wrong: ValueError) -> Any:
 
 def split_optional(hint: Any) -> tuple[Any, bool]:
     """`T | None` -> (T, True), anything else -> (hint, False); PathOrText counts as Path."""
+    if hint == OneOrMore:
+        return hint, False
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return hint, False
     inner = [argument for argument in typing.get_args(hint) if argument is not types.NoneType]

@@ -22,11 +22,13 @@ from lbgen.models import training
 from lbgen.models.registry import (
     ADAPTER_FILE,
     GENERATORS,
+    OPEN_CLIP,
     SEMANTICS,
     ensure_generator,
     ensure_semantics,
     family_origin,
     resolve,
+    semantics_location,
 )
 from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
@@ -54,6 +56,8 @@ def with_absolute_paths(config: GenerateConfig) -> GenerateConfig:
         value = getattr(config, name)
         if value not in registry and os.path.isdir(value):
             changed[name] = os.path.abspath(value)
+    if os.path.isfile(weights := semantics_location(config.screen_semantics)):
+        changed["screen_semantics"] = config.screen_semantics.removesuffix(weights) + os.path.abspath(weights)
     if config.adapter is not None and os.path.isdir(config.adapter):
         changed["adapter"] = Path(config.adapter).absolute()
     if config.attributes not in (None, Path("microworld")) and os.path.isfile(config.attributes):
@@ -75,6 +79,9 @@ def ensure_loadable(config: GenerateConfig) -> None:
 
 def without_folder(place: str) -> str:
     """What image metadata and cards call a model or a file: of an absolute path the last part, all else as it is."""
+    if place.startswith(OPEN_CLIP):
+        architecture, slash, weights = place.partition("/")
+        return architecture + slash + without_folder(weights)
     return place.rstrip("/").rpartition("/")[2] if place.startswith("/") else place
 
 
@@ -120,7 +127,7 @@ def weights_sha256(config: GenerateConfig, field: str, recorded: Identity | None
     name, registry = getattr(config, field), MODEL_REGISTRIES[field]
     if field == "screen_semantics" and (extension := origin("semantics", name, registry)):
         return extension
-    where = resolve(name, registry)
+    where = semantics_location(name) if field == "screen_semantics" else resolve(name, registry)
     checker = "unsafe" in config.checks and config.unsafe == "checker"
     then = None if recorded is None else recorded.hashes[HASH_NAMES[field]]
     return identity.weights_sha256(where, then, without=() if checker else SAFETY_CHECKER)

@@ -24,6 +24,13 @@ MALFORMED = Exception
 def loading(what: str, where: str, marker: str) -> Iterator[None]:
     """Load `what` from `where`, a folder or a hub id, within this context.  marker: the file every such folder has."""
     refuse_unreadable(what, where, marker)
+    with one_line(what, where):
+        yield
+
+
+@contextmanager
+def one_line(what: str, where: str) -> Iterator[None]:
+    """The same for what is known to be readable: errors become one line, progress bars are off."""
     is_folder = os.path.isdir(where)  # Path.is_dir raises where a name is longer than the file system takes
     try:
         with ExitStack() as stack:

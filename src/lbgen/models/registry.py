@@ -38,6 +38,9 @@ Q_ALIGN = "q-future/one-align"
 Q_ALIGN_TYPE = "mplug_owl2"
 """The model type in the config.json of Q-Align and of DeQA-Score."""
 
+OPEN_CLIP = "open_clip:"
+"""Begins the name of a language space of the package open_clip: open_clip:NAME/PRETRAINED."""
+
 ATTRIBUTES = {"microworld": Path("microworld")}
 """Language-image model -> the list of attributes whose words it has learned (vocabulary/attributes.py), where that is
 not the list for photographs."""
@@ -67,8 +70,37 @@ def ensure_generator(name: str) -> None:
 
 def ensure_semantics(name: str, flag: str = "--semantics") -> None:
     """The same for a language space.  flag: the one that names it, for messages."""
-    if not is_extension("semantics", name, SEMANTICS):
+    if is_extension("semantics", name, SEMANTICS):
+        return
+    if name.startswith(OPEN_CLIP):
+        open_clip_parts(name, flag)
+    else:
         refuse_unreadable(flag, resolve(name, SEMANTICS), "config.json")
+
+
+def open_clip_parts(name: str, flag: str) -> tuple[str, str]:
+    """Architecture and weights of open_clip:NAME/PRETRAINED; UserError where they cannot be loaded."""
+    architecture, slash, weights = name.removeprefix(OPEN_CLIP).partition("/")
+    weights = os.path.expanduser(weights)
+    if not (architecture and slash and weights):
+        raise UserError(f"{flag} {name}: write open_clip:NAME/PRETRAINED, a model's name and its weights' in open_clip")
+    if find_spec("open_clip") is None:
+        raise UserError(f"{flag} {name}: the package open_clip is not installed; pip install open_clip_torch")
+    if "/" in weights or os.path.exists(weights):
+        if not weights.endswith(".safetensors"):
+            raise UserError(
+                f"{flag} {name}: {weights} is no .safetensors; other files may run code and are never loaded"
+            )
+        if not os.path.isfile(weights):
+            raise UserError(f"{flag} {name}: there is no file {weights}; give one, or a tag of open_clip")
+    return architecture, weights
+
+
+def semantics_location(name: str) -> str:
+    """Where the weights of a language space are: a folder, a hub id, or of open_clip a file or a tag."""
+    if name.startswith(OPEN_CLIP):
+        return os.path.expanduser(name.removeprefix(OPEN_CLIP).partition("/")[2])
+    return resolve(name, SEMANTICS)
 
 
 def refuse_unknown_quality(name: str) -> None:

@@ -18,8 +18,9 @@ from transformers.models.siglip2.image_processing_siglip2 import get_image_size_
 
 from lbgen.configuration import extensions
 from lbgen.errors import UserError
-from lbgen.models.loading import load_model, loading
-from lbgen.models.registry import SEMANTICS, resolve
+from lbgen.models.loading import load_model, one_line
+from lbgen.models.registry import OPEN_CLIP, SEMANTICS, ensure_semantics, open_clip_parts, resolve
+from lbgen.models.spaces import open_clip
 from lbgen.vocabulary.distinct import Confusion, confusions
 from lbgen.vocabulary.tokens import refuse_long_text
 from lbgen.vocabulary.vocabulary import Category
@@ -70,6 +71,15 @@ class SemanticSpace(ABC):
     def tokens(self, texts: list[str]) -> list[tuple[int, ...]]:
         """What the model reads of each text, with the tokens that mark its ends; equal tokens give equal features."""
 
+    @property
+    def parts(self) -> list["SemanticSpace"]:
+        """The spaces that this one is made of: itself, unless it is a joint space."""
+        return [self]
+
+    def unit_norm(self, features: Tensor) -> Tensor:
+        """Features (N, D) as embedded without `normalize`, brought to unit norm."""
+        return F.normalize(features, dim=-1)
+
     def count_tokens(self, text: str) -> int:
         """Tokens of `text`, those that mark its ends included."""
         return len(self.tokens([text])[0])
@@ -89,13 +99,13 @@ class SemanticSpace(ABC):
 
 
 class TransformersSpace(SemanticSpace):
-    """A CLIP or SigLIP of transformers."""
+    """A model of transformers, or one of open_clip with the same interface."""
 
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype, flag: str = "--semantics") -> None:
-        where = resolve(name, SEMANTICS)
         self.source, self.device, self.dtype = f"{flag} {name}", device, dtype
-        with loading(flag, where, marker="config.json"):
-            self.model, self.tokenizer, self.preprocessing = _load(where, dtype, flag)
+        ensure_semantics(name, flag)
+        with one_line(flag, resolve(name, SEMANTICS)):
+            self.model, self.tokenizer, self.preprocessing = _load(name, dtype, flag)
             self.model.eval().requires_grad_(False).to(device)
             self.token_limit = self.model.config.text_config.max_position_embeddings
             largest = getattr(self.model.config, "max_logit_scale", math.inf)
@@ -120,17 +130,22 @@ class TransformersSpace(SemanticSpace):
         """See `SemanticSpace`."""
         for text in texts:
             refuse_long_text(text, self.count_tokens, self.token_limit, source=f"{self.source}, text")
-        # Padded to the limit and never masked: SigLIP was trained so, and the others' causal models see no padding.
-        tokens = self.tokenizer(texts, padding="max_length", max_length=self.token_limit, return_tensors="pt")
-        parts = tokens.input_ids.to(self.device).split(TEXTS_AT_ONCE)
+        parts = self._padded_ids(texts).to(self.device).split(TEXTS_AT_ONCE)
         features = torch.cat([self._text_features(part).float() for part in parts])
-        return F.normalize(features, dim=-1) if normalize else features
+        return self.unit_norm(features) if normalize else features
 
     def embed_images(self, images: Tensor, *, normalize: bool = True) -> Tensor:
         """See `SemanticSpace`."""
         pixels = self.preprocessing(images.to(self.device).float()).to(self.dtype)
         features = self._image_features(pixels).float()
-        return F.normalize(features, dim=-1) if normalize else features
+        return self.unit_norm(features) if normalize else features
+
+    def _padded_ids(self, texts: list[str]) -> Tensor:
+        """Token ids (N, L), padded to the limit and never masked.
+
+        SigLIP was trained so, and the causal text models of the others see no padding.
+        """
+        return self.tokenizer(texts, padding="max_length", max_length=self.token_limit, return_tensors="pt").input_ids
 
     def _text_features(self, token_ids: Tensor) -> Tensor:
         """(N, L) to (N, D)."""
@@ -208,7 +223,10 @@ def _sides(size: Any) -> dict[str, int]:
 def load_semantics(
     name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, flag: str = "--semantics"
 ) -> SemanticSpace:
-    """Load a space by registry name, name of an extension, folder or hub id.  flag: the one that names it."""
+    """Load a space by registry name, extension's name, folder, hub id or open_clip:NAME/PRETRAINED.
+
+    flag: the one that names it, for messages.
+    """
     extension = extensions.find("semantics", name, SEMANTICS)
     if extension is None or name in SEMANTICS:
         return TransformersSpace(name, torch.device(device), dtype, flag)
@@ -239,8 +257,12 @@ def ensure_space(space: SemanticSpace) -> None:
         raise UserError(f"{space.source}: no gradient reaches the images; do not detach them")
 
 
-def _load(where: str, dtype: torch.dtype, flag: str) -> tuple[Any, Any, Preprocessing]:
-    """(model, tokenizer, preprocessing) from a transformers folder or hub id."""
+def _load(name: str, dtype: torch.dtype, flag: str) -> tuple[Any, Any, Preprocessing]:
+    """(model, tokenizer, preprocessing) of open_clip, or from a transformers folder or hub id."""
+    if name.startswith(OPEN_CLIP):
+        model, tokenizer, settings = open_clip.load(*open_clip_parts(name, flag), dtype, f"{flag} {name}")
+        return model, tokenizer, Preprocessing(settings)
+    where = resolve(name, SEMANTICS)
     model_type = AutoConfig.from_pretrained(where, trust_remote_code=False).model_type
     if model_type not in MODEL_TYPES:
         raise UserError(f"{flag} {where} is a {model_type}; give one of {', '.join(MODEL_TYPES)}")

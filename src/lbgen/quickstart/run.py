@@ -111,7 +111,7 @@ def generate_configs(config: QuickstartConfig, align: AlignConfig) -> dict[str, 
     def named(name: str, recipe: str | None = None, **own: object) -> GenerateConfig:
         return resolve(GenerateConfig, recipe, {"output": str(config.folder / name), **shared, **own})
 
-    words = {"attributes": "microworld", "balance_template": "{name} {value}", "screen_semantics": align.semantics}
+    words = {"attributes": "microworld", "balance_template": "{name} {value}", "screen_semantics": align.spaces[0]}
     return {
         "base": named("base"),
         "aligned": named("aligned", adapter=config.folder / "adapter"),

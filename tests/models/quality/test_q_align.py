@@ -1,6 +1,8 @@
 """Q-Align against transformers' CLIP and LLaMA, PIL, and the numbers of the authors' code."""
 
+import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +15,11 @@ from alignment_runs import lines
 from miniatures import QAlignParts, write_q_align
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor, nn
-from transformers import CLIPImageProcessor, LlamaTokenizer
+from transformers import CLIPImageProcessor, LlamaTokenizer, PreTrainedTokenizerFast
 
 import lbgen
 from lbgen.alignment import checkpoint, run
@@ -179,6 +184,23 @@ def test_activations_are_computed_again_and_not_kept(scorer: QAlign, pixels: Ten
     assert 0 < sum(kept.values()) < pixels.numel() + between_layers
 
 
+def test_weights_that_are_pickled_can_be_converted_as_the_page_says(
+    parts: QAlignParts, scorer: QAlign, space: SemanticSpace, pixels: Tensor, tmp_path: Path
+) -> None:
+    """Two .bin files; the page's own lines."""
+    folder = write_q_align(tmp_path, parts)
+    (folder / "model.safetensors").unlink()
+    for number, names in enumerate((list(parts.released())[::2], list(parts.released())[1::2])):
+        torch.save({name: parts.released()[name] for name in names}, folder / f"pytorch_model-{number}-of-2.bin")
+    with pytest.raises(UserError, match="which may run code and is never loaded"):
+        lbgen.load_quality(f"q-align:{folder}", space)
+    page = Path(__file__).parents[3] / "docs" / "models.md"
+    (lines,) = re.findall(r"```python\n(import torch\n.*?)```", page.read_text(), re.DOTALL)
+    exec(lines, {"folder": folder})
+    converted = lbgen.load_quality(f"q-align:{folder}", space)
+    assert torch.equal(*(each.model.level_logits(pixels, PROMPT, LEVELS) for each in (converted, scorer)))
+
+
 # ---- from pixels to the score ----
 
 
@@ -245,9 +267,42 @@ def test_the_prompt_of_a_sentencepiece_tokenizer(folder: Path, space: SemanticSp
         remove_extra_whitespaces=False, character_coverage=1.0, minloglevel=2,
     )  # fmt: skip
     library = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "model/tokenizer.model"))
-    prompt, levels = lbgen.load_quality(f"q-align:{tmp_path / 'model'}", space)._tokens
-    assert prompt.tolist() == [1, *library.encode(texts[0]), -200, *library.encode(texts[1])]
-    assert levels.tolist() == [library.encode(word)[0] for word in words]
+    for settings in (None, {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}):  # as released
+        if settings:
+            (tmp_path / "model/tokenizer_config.json").write_text(json.dumps(settings))
+        prompt, levels = lbgen.load_quality(f"q-align:{tmp_path / 'model'}", space)._tokens
+        assert prompt.tolist() == [1, *library.encode(texts[0]), -200, *library.encode(texts[1])]
+        assert levels.tolist() == [library.encode(word)[0] for word in words]
+
+
+def test_a_tokenizer_of_another_class_is_read_as_what_it_is(folder: Path, space: SemanticSpace, tmp_path: Path) -> None:
+    """Whole words, against their numbers; the start token is added once."""
+    copy = shutil.copytree(folder, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*", "special*"))
+    question, answer = "USER: How would you rate the quality of this image?", "ASSISTANT: The quality of the image is"
+    named = "excellent good fair poor bad"
+    words = list(dict.fromkeys(f"<unk> <s> {question} {answer} {named}".split()))
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>").save_pretrained(copy)
+    prompt, levels = lbgen.load_quality(f"q-align:{copy}", space)._tokens
+    read = [words[id] if id >= 0 else "IMAGE" for id in prompt.tolist()]
+    assert " ".join(read) == f"<s> {question} IMAGE {answer}"
+    assert " ".join(words[id] for id in levels) == named
+
+
+def test_no_code_of_a_checkpoint_runs(folder: Path, space: SemanticSpace, tmp_path: Path) -> None:
+    """The released one names modules of its own for everything."""
+    copy, ran = Path(shutil.copytree(folder, tmp_path / "model")), tmp_path / "ran"
+    for module in ("modeling", "tokenization"):
+        (copy / f"{module}_own.py").write_text(f"open({str(ran)!r}, 'w')\nclass Own: pass\n")
+    for file, names in (("config.json", ("AutoConfig", "AutoModelForCausalLM")), ("tokenizer_config.json", ())):
+        settings = json.loads((copy / file).read_text())
+        settings["auto_map"] = dict.fromkeys(names, "modeling_own.Own") or {
+            "AutoTokenizer": ["tokenization_own.Own", None]
+        }
+        (copy / file).write_text(json.dumps(settings))
+    scorer = lbgen.load_quality(f"q-align:{copy}", space)
+    assert scorer.score(torch.rand(1, 3, 8, 8)).shape == (1,) and not ran.exists()
 
 
 # ---- runs, and what is refused ----

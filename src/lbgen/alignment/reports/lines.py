@@ -17,7 +17,7 @@ def say_opening(config: AlignConfig, vocabulary: Vocabulary, progress: Progress,
     each = f" ({processes} processes of {config.batch_size})" if processes > 1 else ""
     rows = [
         ("generator", f"{config.generator}, with a LoRA of rank {config.rank}"),
-        ("language space", config.semantics),
+        ("language space", ", ".join(config.spaces)),
         ("scorer", config.quality if config.quality_weight > 0 else f"{config.quality}, for the log only (weight 0)"),
         *([("extra terms", ", ".join(config.extra_terms))] if config.extra_terms else []),
         ("categories", f'{len(vocabulary):,} of {config.vocabulary}, the first is "{vocabulary[0].name}"'),

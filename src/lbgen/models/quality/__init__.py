@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from lbgen.configuration import extensions
 from lbgen.errors import UserError
 from lbgen.models.quality.antonyms import AntonymQuality
+from lbgen.models.quality.joint import JointQuality
 from lbgen.models.registry import q_align_location, refuse_unknown_quality
 from lbgen.models.semantics import SemanticSpace
+from lbgen.models.spaces.joint import JointSpace
 
 
 class QualityScorer(Protocol):
@@ -50,9 +52,11 @@ def load_quality(name: str, semantics: SemanticSpace) -> QualityScorer | None:
         from lbgen.models.quality.q_align import QAlign  # late: the other scorers need no language model
 
         return QAlign(where, semantics.device, semantics.dtype)
+    refuse_unknown_quality(name)
+    if isinstance(semantics, JointSpace):
+        return JointQuality(semantics, [load_quality(name, part) for part in semantics.parts])
     if name in SCORERS:
         return SCORERS[name](semantics)
-    refuse_unknown_quality(name)
     found: Any = extensions.find("quality", name, SCORERS)
     scorer = found if hasattr(found, "score") and not isinstance(found, type) else found(semantics)
     ensure_scorer(name, scorer, semantics.device)

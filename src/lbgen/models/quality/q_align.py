@@ -5,8 +5,9 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import LlamaTokenizer
+from transformers import AutoTokenizer, LlamaConfig, LlamaTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from lbgen.errors import UserError
 from lbgen.models.loading import load_model, loading
@@ -47,7 +48,9 @@ class QAlign:
         """Ids of the prompt (L,), and of each level's first token (5,)."""
         ensure_tokenizer(self.where)
         with loading(FLAG, self.where, marker="config.json"):
-            tokenizer = LlamaTokenizer.from_pretrained(self.where)
+            named = "tokenizer_class" in get_tokenizer_config(self.where)  # else it is that of LLaMA
+            kind = AutoTokenizer if named else LlamaTokenizer
+            tokenizer = kind.from_pretrained(self.where, config=LlamaConfig(), trust_remote_code=False)
             texts = (QUESTION, ANSWER, *LEVELS)
             question, answer, *words = (tokenizer.encode(text, add_special_tokens=False) for text in texts)
             prompt = [tokenizer.bos_token_id, *question, IMAGE_TOKEN, *answer]
