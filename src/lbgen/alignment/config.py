@@ -72,10 +72,8 @@ class ModelNames(GeneratorName):
         return self.semantics if isinstance(self.semantics, tuple) else (self.semantics,)
 
     def __post_init__(self) -> None:
-        if isinstance(
-            self.semantics, list | tuple
-        ):  # of one its name, as the configurations of earlier versions have it
-            spaces = tuple(self.semantics)
+        if isinstance(self.semantics, list | tuple):
+            spaces = tuple(self.semantics)  # one is stored by its name, as earlier versions did
             object.__setattr__(self, "semantics", spaces[0] if len(spaces) == 1 else spaces)
         super().__post_init__()
         require(self, "semantics", 0 < len(self.spaces) == len(set(self.spaces)), "name one or more, each once")
@@ -320,9 +318,7 @@ class AlignConfig(  # dataclasses put the fields of the last base first
         super().__post_init__()
         within = 1 <= self.differentiated_steps <= self.steps
         require(self, "differentiated_steps", within, f"give 1 to {self.steps} (--steps)")
-        total = self.entire_weight + self.individual_weight + self.independence_weight
-        total += self.quality_weight if self.quality != "none" else 0
-        total += sum(self.extra_weights.values())
+        total = sum(self.weights.values()) - self.base_weight
         remedy = (
             "nothing would be trained: raise it, --individual-weight, --independence-weight, --extra-terms, or "
             "--quality-weight with a --quality scorer"
@@ -330,6 +326,18 @@ class AlignConfig(  # dataclasses put the fields of the last base first
         require(self, "entire_weight", total > 0, remedy)
         equal = self.discriminator_warmup_batch == 0 or self.independence_weight == 0
         require(self, "discriminator_warmup_batch", equal, "give 0: the independence term needs batches of one size")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Term -> its weight in the objective, 0 for one that is off."""
+        own = {
+            "entire": self.entire_weight,
+            "individual": self.individual_weight,
+            "quality": self.quality_weight if self.quality != "none" else 0.0,
+            "independence": self.independence_weight,
+            "base": self.base_weight,
+        }
+        return own | self.extra_weights
 
     @property
     def warmup_batch(self) -> int:

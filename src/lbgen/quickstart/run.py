@@ -147,9 +147,6 @@ def measure(config: QuickstartConfig, align: AlignConfig) -> QuickstartResult:
 
 def facts(config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float]) -> list[tuple[str, str]]:
     """How the page's figures were made, for its last section."""
-    weights = {"entire": align.entire_weight, "individual": align.individual_weight, "quality": align.quality_weight}
-    weights |= {"independence": align.independence_weight, "pull towards the base": align.base_weight}
-    weights |= align.extra_weights
     command = f"lbgen quickstart --output {config.folder} --images-per-category {config.images_per_category}"
     command += f" --align-recipe {config.align_recipe} --seed {config.seed}"
     command += f" --max-steps {config.max_steps}" if config.max_steps is not None else ""
@@ -159,7 +156,7 @@ def facts(config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float
             "Alignment",
             f"{config.align_recipe}: {align.max_steps} updates of {align.batch_size} images, LoRA of rank {align.rank}",
         ),
-        ("Objective", ", ".join(f"{name} x {weight:g}" for name, weight in weights.items() if weight)),
+        ("Objective", ", ".join(f"{name} x {weight:g}" for name, weight in align.weights.items() if weight)),
         (
             "Images",
             f"{config.images_per_category} of each category in each set, the same noise in all; {align.scheduler}, "

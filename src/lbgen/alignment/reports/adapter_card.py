@@ -42,12 +42,8 @@ def head(base: str | None) -> dict[str, Any]:
 
 def settings(config: AlignConfig) -> list[tuple[str, str]]:
     """What a reader of the card wants to know first."""
-    weights = {
-        "entire": config.entire_weight, "individual": config.individual_weight, "quality": config.quality_weight,
-        "independence": config.independence_weight, "base": config.base_weight,
-    }  # fmt: skip
     return [
-        ("objective", ", ".join(f"{weight:g} x {name}" for name, weight in weights.items() if weight)),
+        ("objective", ", ".join(f"{weight:g} x {name}" for name, weight in config.weights.items() if weight)),
         ("LoRA", f"rank {config.rank}, alpha {config.alpha:g}"),
         ("sampling", f"{config.scheduler}, {config.steps} steps, guidance {config.guidance_scale:g}"),
         ("seed", str(config.seed)),

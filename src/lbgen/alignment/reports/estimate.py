@@ -105,7 +105,7 @@ def measure(
     from lbgen.alignment.loop import training_images, training_step
     from lbgen.alignment.state import TrainingState
 
-    others = config.entire_weight + config.individual_weight + (config.quality != "none") * config.quality_weight
+    others = sum(config.weights.values()) - config.independence_weight - config.base_weight
     config = replace(config, individual_weight=config.individual_weight if others else 1.0, independence_weight=0.0)
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
