@@ -27,7 +27,7 @@ from lbgen.datasets.open import open_dataset
 from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
 from lbgen.models import adapter
-from lbgen.models.families.stable_diffusion import refuse_other_parts
+from lbgen.models.families.stable_diffusion import StableDiffusion
 from lbgen.models.generator import load_generator
 from lbgen.models.loading import loading
 from lbgen.models.semantics import load_semantics
@@ -171,7 +171,7 @@ def test_anyones_datasets(anyones):
 def read_generator(folder: str) -> None:
     """What lbgen itself reads of a checkpoint: before it loads one, and to know it again."""
     with loading("generator", folder, "model_index.json"):
-        refuse_other_parts(folder)
+        StableDiffusion.refuse_other_parts(folder)
     identity.weights_sha256(folder)
 
 

@@ -35,7 +35,7 @@ def ensure_made_once(shown: str, folder: Path, whole: Path, *workers: int) -> No
     assert all(contents(folder / str(number)) == contents(whole) for number in workers)
 
 
-@pytest.mark.parametrize(("name", "workers"), [("make.py", (1, 2)), ("-", (2,))])
+@pytest.mark.parametrize(("name", "workers"), [("make.py", (1, 2)), ("-", (1, 2))])
 def test_a_script_without_a_main_guard_runs_once_whatever_the_number_of_workers(code, whole, tmp_path, name, workers):
     """The script is a file, or comes from standard input."""
     (tmp_path / "make.py").write_text(code(*workers))

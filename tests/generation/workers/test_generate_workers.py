@@ -63,20 +63,6 @@ def test_worker_makes_its_gpu_the_current_one_before_it_loads(config, monkeypatc
     assert calls == ["cuda:1", "load on cuda:1"]
 
 
-@pytest.mark.parametrize("how", ["a script", "standard input"])
-def test_a_script_without_a_main_guard(config, whole, tmp_path, how):
-    """Its module is run once: no process of ours imports it again."""
-    names = ("vocabulary", "generator", "images_per_category", "seed", "scheduler", "steps", "batch_size", "shard_size")
-    values = {"output": str(tmp_path / "made"), **{name: getattr(config, name) for name in names}}
-    script = f"import lbgen\nprint('once')\nlbgen.generate(lbgen.GenerateConfig(**{values!r}))\n"
-    (tmp_path / "script.py").write_text(script)
-    file = {"a script": str(tmp_path / "script.py"), "standard input": "-"}[how]
-    done = subprocess.run([sys.executable, file], input=script, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("once") == 1
-    assert contents(tmp_path / "made") == contents(whole)
-
-
 def test_parts_of_a_run_make_the_whole(config, whole, tmp_path):
     """As in a job array: no part knows of another, in any order; the last one to end describes the dataset."""
     parts = [replace(config, output=tmp_path / "made", shard_of=f"{i}/3") for i in (2, 0, 1)]

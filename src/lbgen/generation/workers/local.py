@@ -89,10 +89,8 @@ def draw_in_processes(
     for number in range(min(count, len(shards))):
         receiving, sending = spawn.Pipe(duplex=False)
         running[receiving] = spawn.Process(target=serve, args=(context, number, shards[number::count], sending))
-        with (
-            blocked_signals([signal.SIGINT]),
-            hidden_main(),
-        ):  # SIGTERM, which `terminate` sends, may end it while it imports
+        # While it imports, Ctrl-C does not end it, but SIGTERM, which `terminate` sends, may.
+        with blocked_signals([signal.SIGINT]), hidden_main():
             running[receiving].start()
         sending.close()
     started = list(running.values())

@@ -76,7 +76,7 @@ class StableDiffusion:
         self, name: str, where: str, *, dtype: torch.dtype, device: torch.device, scheduler: str | None
     ) -> None:
         self.name, self.device, self.dtype = name, device, dtype
-        self._refuse_other_parts(where)
+        self.refuse_other_parts(where)
         _refuse_scheduler(scheduler, read_config(where, "scheduler", "scheduler_config.json"), name)
         self.pipeline = self._load(where, dtype).to(device)
         self.network = self.unet = self.pipeline.unet
@@ -132,11 +132,12 @@ class StableDiffusion:
 
     # ---- loading ----
 
-    def _refuse_other_parts(self, where: str) -> None:
+    @classmethod
+    def refuse_other_parts(cls, where: str) -> None:
         """Refuse, by their configurations, parts of other classes and a UNet with inputs that are not given."""
-        configs = {part: read_config(where, part) for part in self.models}
-        for fault in (*_wrong_classes(configs, self.models), *_wrong_inputs(configs, self.inputs)):
-            raise UserError(f"generator {where}: {fault}; give a text-to-image checkpoint of {self.title}")
+        configs = {part: read_config(where, part) for part in cls.models}
+        for fault in (*_wrong_classes(configs, cls.models), *_wrong_inputs(configs, cls.inputs)):
+            raise UserError(f"generator {where}: {fault}; give a text-to-image checkpoint of {cls.title}")
 
     def _load(self, where: str, dtype: torch.dtype) -> Any:
         """diffusers' pipeline, without the parts that only other uses need."""

@@ -65,12 +65,13 @@ class StableDiffusionXL(StableDiffusion):
 
     # ---- loading ----
 
-    def _refuse_other_parts(self, where: str) -> None:
-        super()._refuse_other_parts(where)
+    @classmethod
+    def refuse_other_parts(cls, where: str) -> None:
+        super().refuse_other_parts(where)
         if (kind := read_config(where, "unet").get("addition_embed_type")) != "text_time":
             raise UserError(
                 f"generator {where}: unet has addition_embed_type {kind!r:.40}, not 'text_time'; give a text-to-image "
-                f"checkpoint of {self.title}"
+                f"checkpoint of {cls.title}"
             )
 
     def _load(self, where: str, dtype: torch.dtype) -> Any:
