@@ -178,7 +178,7 @@ def test_the_card_is_read_by_the_hub_names_no_folder_and_draws(aligned, tmp_path
     assert "base_model" not in card.data.to_dict()  # the generator is a folder
     assert str(Path(aligned.generator).parent) not in card.content
     (code,) = re.findall(r"```python\n(.*?)```", card.content, re.DOTALL)
-    code = code.replace(repr(Path(aligned.generator).name), repr(aligned.generator))
+    code = code.replace("'GENERATOR'", repr(aligned.generator))
     code = code.replace('"ADAPTER"', repr(str(aligned.folder / "adapter")))
     drawn: dict = {}
     exec(code, drawn)
@@ -187,7 +187,9 @@ def test_the_card_is_read_by_the_hub_names_no_folder_and_draws(aligned, tmp_path
 
 def test_a_card_of_a_generator_on_the_hub_links_to_it(tmp_path, tiny_config):
     adapter_card.write(tmp_path, replace(tiny_config, generator="sd15"), load_vocabulary(tiny_config.vocabulary))
-    data = ModelCard.load(tmp_path / "README.md").data
+    card = ModelCard.load(tmp_path / "README.md")
+    assert f"from_pretrained('{GENERATORS['sd15']}')" in card.content
+    data = card.data
     assert (data.base_model, data.base_model_relation) == (GENERATORS["sd15"], "adapter")
 
 
@@ -199,3 +201,9 @@ def test_what_a_user_adds_to_the_card_stays(aligned):
     align(aligned)
     assert (aligned.folder / "adapter/training.json").is_file()
     assert card.read_text().endswith("License: mine.\n")
+
+
+def test_a_card_calls_a_generator_of_lbgen_by_its_name(tmp_path, tiny_config):
+    adapter_card.write(tmp_path, replace(tiny_config, generator="microworld"), load_vocabulary(tiny_config.vocabulary))
+    text = (tmp_path / "README.md").read_text()
+    assert "# LoRA for microworld" in text and "lbgen generate --generator microworld --adapter" in text

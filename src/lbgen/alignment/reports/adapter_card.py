@@ -17,13 +17,14 @@ def write(adapter: Path, config: AlignConfig, vocabulary: Vocabulary) -> None:
     """Write the card into the adapter's folder. It names no folder of this machine."""
     where = resolve(config.generator, GENERATORS)
     on_hub = not Path(where).is_dir()
-    base = where if on_hub else Path(where).name
+    base = where if on_hub else config.generator if config.generator in GENERATORS else Path(where).name
     prompt = config.prompt_template.replace("{name}", vocabulary[0].name)
     text = render(
         "adapter.md.jinja",
         head=yaml.safe_dump(head(where if on_hub else None), sort_keys=False),
         base=base,
-        base_repr=repr(base),
+        base_repr=repr(base if on_hub else "GENERATOR"),
+        on_hub=on_hub,
         categories=len(vocabulary),
         prompt_repr=repr(prompt),
         steps=config.steps,
