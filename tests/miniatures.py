@@ -11,8 +11,16 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     PNDMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -43,6 +51,9 @@ from transformers import (
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
     XLMRobertaTokenizer,
 )
 
@@ -137,6 +148,90 @@ def write_stable_diffusion_xl(folder: Path, *, zeros_for_no_prompt: bool = True)
         add_watermarker=False,
     ).save_pretrained(folder)
     return folder
+
+
+def write_pixart_sigma(folder: Path) -> Path:
+    """A PixArt-Sigma folder for 32x32 images, latents 4x8x8 in patches of 2x2; it predicts a variance too."""
+    tokenizer, text_encoder = t5(32)
+    parts = {
+        "transformer": PixArtTransformer2DModel(
+            sample_size=8, num_layers=2, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+            in_channels=4, out_channels=8, caption_channels=32, norm_num_groups=4, use_additional_conditions=False,
+        ),
+        "vae": _autoencoder(),
+        "text_encoder": text_encoder,
+    }  # fmt: skip
+    for seed, module in enumerate(parts.values()):
+        randomize(module, seed)
+    scheduler = DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02)
+    PixArtSigmaPipeline(**parts, tokenizer=tokenizer, scheduler=scheduler).save_pretrained(folder)
+    return folder
+
+
+def write_stable_diffusion_3(folder: Path, *, with_t5: bool = True, dynamic: bool = False) -> Path:
+    """A Stable Diffusion 3.5 folder for 32x32 images, latents 4x8x8 in patches of 2x2.
+
+    dynamic: the shift of its sigmas depends on the image's size.
+    """
+    tokenizer, second = clip_tokenizer(), clip_tokenizer(merges=())
+    text = _text_settings(tokenizer)
+    tokenizer_3, encoder_3 = t5(48) if with_t5 else (None, None)
+    parts = {
+        "transformer": SD3Transformer2DModel(
+            sample_size=8, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+            joint_attention_dim=48, caption_projection_dim=16, pooled_projection_dim=22, pos_embed_max_size=8,
+            dual_attention_layers=(0,), qk_norm="rms_norm",
+        ),
+        "vae": _autoencoder(scaling_factor=1.5305, shift_factor=0.0609, **NO_CONVOLUTIONS),
+        "text_encoder": CLIPTextModelWithProjection(CLIPTextConfig(**text, projection_dim=10)),
+        "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**{**text, "hidden_size": 24}, projection_dim=12)),
+        "text_encoder_3": encoder_3,
+    }  # fmt: skip
+    for seed, module in enumerate(parts.values()):
+        if module is not None:
+            randomize(module, seed)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic, base_image_seq_len=4)
+    StableDiffusion3Pipeline(
+        **parts, tokenizer=tokenizer, tokenizer_2=second, tokenizer_3=tokenizer_3, scheduler=scheduler
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_flux(folder: Path, *, guidance_embeds: bool = True) -> Path:
+    """A FLUX.1 folder for 32x32 images, latents 4x8x8 in patches of 2x2: dev, or schnell, which reads no guidance."""
+    tokenizer = clip_tokenizer()
+    tokenizer_2, encoder_2 = t5(48)
+    parts = {
+        "transformer": FluxTransformer2DModel(
+            in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=48, pooled_projection_dim=16, guidance_embeds=guidance_embeds,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        "vae": _autoencoder(scaling_factor=0.3611, shift_factor=0.1159, **NO_CONVOLUTIONS),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**_text_settings(tokenizer))),
+        "text_encoder_2": encoder_2,
+    }  # fmt: skip
+    for seed, module in enumerate(parts.values()):
+        randomize(module, seed)
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        shift=3.0 if guidance_embeds else 1.0, use_dynamic_shifting=guidance_embeds, base_image_seq_len=4
+    )
+    FluxPipeline(**parts, tokenizer=tokenizer, tokenizer_2=tokenizer_2, scheduler=scheduler).save_pretrained(folder)
+    return folder
+
+
+def t5(width: int) -> tuple[T5Tokenizer, T5EncoderModel]:
+    """T5's tokenizer over single letters, and an encoder of that width."""
+    words = ["<pad>", "</s>", "<unk>", "\u2581", *(chr(code) for code in range(ord("!"), ord("~") + 1))]
+    tokenizer = T5Tokenizer(vocab=[(word, -float(number)) for number, word in enumerate(words)], extra_ids=0)
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+        feed_forward_proj="gated-gelu", decoder_start_token_id=0,
+    )  # fmt: skip
+    return tokenizer, T5EncoderModel(config)
+
+
+NO_CONVOLUTIONS = {"use_quant_conv": False, "use_post_quant_conv": False}
 
 
 def _autoencoder(**settings: float) -> AutoencoderKL:

@@ -12,6 +12,7 @@ from lbgen.configuration.values import PathOrText
 from lbgen.datasets.index import is_split_name
 from lbgen.errors import UserError
 from lbgen.models import training
+from lbgen.models.registry import suited_settings
 from lbgen.models.training import Training
 
 CHECKS = ("label", "quality", "blank", "duplicate", "unsafe")
@@ -175,6 +176,7 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
     """Everything that a generation run can be told."""
 
     VERB: ClassVar = "generate"
+    ADDED: ClassVar = {"true_cfg_scale": 1.0}
     MOST_USED: ClassVar = ("vocabulary", "generator", "adapter", "output", "images_per_category", "batch_size")
 
     output: str = "data/lbgen"
@@ -183,9 +185,10 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
 
     @classmethod
     def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the adapter was trained with, where its folder says so (models/training.py)."""
+        """What suits the generator, and what the adapter was trained with, where its folder says so."""
         trained = training.read(given["adapter"]) if given.get("adapter") else None
-        return trained_settings(trained) if trained else {}
+        suited = suited_settings(given.get("generator", cls.generator))
+        return {**suited, **(trained_settings(trained) if trained else {})}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,6 +18,8 @@ class Guidance:
     """1 or less: no guidance."""
     rescale: float = 0.0
     """In [0, 1]; 0 is off."""
+    true_scale: float = 1.0
+    """Of guidance by two calls, for a network that reads `scale` itself; other families take none but 1."""
     interval: tuple[float, float] | None = None
     """Guidance acts only at noise levels above the first and up to the second; None: at all levels."""
 

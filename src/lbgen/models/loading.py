@@ -1,6 +1,7 @@
 """Loading weights with other libraries: their errors become one line for the user, their progress bars are off."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from lbgen.runs import atomic
 from lbgen.runs.model_folder import refuse_unreadable
 from lbgen.runs.parsing import parse_json
 
+NOT_FINITE = re.compile(rb"(:\s*)(?:-?Infinity|NaN)(?=\s*[,}])")
+"""A number as Python's json writes it, `lambda_min_clipped` of DPM-Solver for example."""
 MALFORMED = Exception
 """For files of a model that are not what they expect, the libraries raise any exception, tokenizers even this one."""
 
@@ -81,10 +84,13 @@ def _attention_kernels(config: Any) -> Iterator[str]:
 
 
 def read_config(where: str, part: str, file: str = "config.json") -> dict[str, Any]:
-    """The configuration of a part of a checkpoint, a folder or a hub id; ValueError where it is no table."""
+    """The configuration of a part of a checkpoint, a folder or a hub id; ValueError where it is no table.
+
+    Numbers that are not finite, which schedulers have and JSON does not know, are None.
+    """
     name = f"{part}/{file}"
     path = Path(where, name) if os.path.isdir(where) else Path(hf_hub_download(where, name))
-    config = parse_json(atomic.read_bytes(path))
+    config = parse_json(NOT_FINITE.sub(rb"\1null", atomic.read_bytes(path)))
     if not isinstance(config, dict):
         raise ValueError(f"{name} is not a table")
     return config

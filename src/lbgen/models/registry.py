@@ -8,7 +8,7 @@ from typing import Any
 from lbgen.configuration.extensions import is_extension, names, origin
 from lbgen.errors import UserError
 from lbgen.runs import atomic
-from lbgen.runs.model_folder import INDEX, pipeline_class, refuse_unreadable
+from lbgen.runs.model_folder import INDEX, cached_config, pipeline_class, refuse_unreadable
 from lbgen.runs.parsing import Name, read_json
 
 MICROWORLD = Path(__file__).parents[1] / "microworld" / "weights"
@@ -18,11 +18,34 @@ GENERATORS = {
     "microworld": str(MICROWORLD / "generator"),
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "pixart-sigma": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+    "sd3-medium": "stabilityai/stable-diffusion-3-medium-diffusers",
+    "sd35-medium": "stabilityai/stable-diffusion-3.5-medium",
+    "sd35-large": "stabilityai/stable-diffusion-3.5-large",
+    "flux-dev": "black-forest-labs/FLUX.1-dev",
+    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
 }
 """Text-to-image checkpoints: diffusers folders or hub ids."""
 
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "PixArtSigmaPipeline",
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+)
 """The `_class_name` of the generators whose families come with lbgen: the keys of FAMILIES (models/families)."""
+
+NAMED = {
+    "sd3-medium": "StableDiffusion3Pipeline",
+    "sd35-medium": "StableDiffusion3Pipeline",
+    "sd35-large": "StableDiffusion3Pipeline",
+    "flux-dev": "FluxPipeline",
+    "flux-schnell": "FluxPipeline",
+}
+"""Short name -> class, of those that need other settings than lbgen's defaults and may not be downloaded yet."""
+FLOW_MATCHING = ("StableDiffusion3Pipeline", "FluxPipeline")
+"""Classes of generators that match flows: they are sampled with their own scheduler."""
 
 SEMANTICS = {
     "microworld": str(MICROWORLD / "semantics"),
@@ -61,6 +84,23 @@ def family_origin(generator: str) -> str | None:
     """Where the family of a generator comes from, if it does not come with lbgen."""
     kind = pipeline_class(resolve(generator, GENERATORS))
     return origin("families", kind, PIPELINES) if kind else None
+
+
+def suited_settings(generator: str) -> dict[str, Any]:
+    """The defaults that take the place of lbgen's for this generator; without torch, nothing is downloaded.
+
+    Where neither the name nor a folder nor the hub's cache says what it is, the family refuses what does not suit it.
+    """
+    where = os.path.expanduser(resolve(generator, GENERATORS))
+    kind = pipeline_class(where) or NAMED.get(generator)
+    if kind not in FLOW_MATCHING:
+        return {}
+    settings: dict[str, Any] = {"scheduler": "native"}
+    if kind == "FluxPipeline":
+        config = cached_config(where, "transformer/config.json")
+        reads_scale = config.get("guidance_embeds", False) if config else "schnell" not in generator.lower()
+        settings["guidance_scale"] = 3.5 if reads_scale else 1.0
+    return settings
 
 
 def ensure_generator(name: str) -> None:

@@ -105,6 +105,7 @@ def generate_configs(config: QuickstartConfig, align: AlignConfig) -> dict[str, 
         "steps": align.steps,
         "guidance_scale": align.guidance_scale,
         "guidance_rescale": align.guidance_rescale,
+        "true_cfg_scale": align.true_cfg_scale,
         "shard_size": 128,
     }
 

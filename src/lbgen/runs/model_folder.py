@@ -55,12 +55,17 @@ def part_names(folder: Path) -> list[str]:
 
 def pipeline_class(where: str) -> str | None:
     """The `_class_name` of a generator in a folder or in the hub's cache; None where it is not known."""
-    try:
-        index = os.path.join(where, INDEX) if os.path.isdir(where) else try_to_load_from_cache(where, INDEX)
-    except HFValidationError:
-        return None
-    name = _table(Path(index)).get("_class_name") if isinstance(index, str) else None
+    name = cached_config(where, INDEX).get("_class_name")
     return name if isinstance(name, str) else None
+
+
+def cached_config(where: str, name: str) -> dict[str, Any]:
+    """The JSON table in a file of a folder or of the hub's cache; empty where there is none."""
+    try:
+        path = os.path.join(where, name) if os.path.isdir(where) else try_to_load_from_cache(where, name)
+    except HFValidationError:
+        return {}
+    return _table(Path(path)) if isinstance(path, str) else {}
 
 
 def _is_part(value: Any) -> bool:

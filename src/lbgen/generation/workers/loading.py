@@ -42,6 +42,7 @@ def load_prepared_generator(config: GenerateConfig, device: str) -> Generator:
         device=device,
         scheduler=config.scheduler,
         guidance_scale=config.guidance_scale,
+        true_cfg_scale=config.true_cfg_scale,
         guidance_rescale=config.guidance_rescale,
         guidance_interval=config.guidance_interval,
         deep_cache_interval=config.deep_cache_interval,

@@ -4,6 +4,7 @@ A new family of generators is one file beside stable_diffusion.py and its name i
 """
 
 import inspect
+import re
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ from diffusers import DiffusionPipeline
 from lbgen.configuration import extensions
 from lbgen.errors import UserError
 from lbgen.models.families.family import Family
+from lbgen.models.families.flux import Flux
+from lbgen.models.families.pixart_sigma import PixArtSigma
 from lbgen.models.families.stable_diffusion import StableDiffusion
+from lbgen.models.families.stable_diffusion_3 import StableDiffusion3
 from lbgen.models.families.stable_diffusion_xl import StableDiffusionXL
 from lbgen.models.loading import loading
 from lbgen.models.registry import GENERATORS, resolve
@@ -20,8 +24,13 @@ from lbgen.models.registry import GENERATORS, resolve
 FAMILIES: dict[str, type[Family]] = {
     "StableDiffusionPipeline": StableDiffusion,
     "StableDiffusionXLPipeline": StableDiffusionXL,
+    "PixArtSigmaPipeline": PixArtSigma,
+    "StableDiffusion3Pipeline": StableDiffusion3,
+    "FluxPipeline": Flux,
 }
 """`_class_name` in model_index.json -> the family."""
+OTHER_USE = re.compile("Inpaint|Fill|Img2Img|Edit|Kontext|Control|Depth|Redux|Upscale|Pix2Pix|Variation")
+"""In the names of pipelines that need an image to begin with."""
 MEMBERS = [*Family.__annotations__, *(name for name, member in vars(Family).items() if inspect.isfunction(member))]
 """What a family has: attributes and methods."""
 
@@ -45,7 +54,8 @@ def _family_of(kind: object, where: str) -> type[Family]:
     family = extensions.find("families", kind, FAMILIES) if isinstance(kind, str) else None
     if family is None:
         known = ", ".join(f"{pipeline} ({family.title})" for pipeline, family in FAMILIES.items())
-        raise UserError(f"generator {where} is a {kind}, which lbgen cannot read; give one of: {known}")
+        fault = "changes or follows an image" if OTHER_USE.search(str(kind)) else "lbgen cannot read"
+        raise UserError(f"generator {where} is a {kind}, which {fault}; give one of: {known}")
     return family
 
 
