@@ -204,8 +204,8 @@ class Gradient(Settings):
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass instead of keeping them. This needs less memory and more time."""
     merged_sampler: bool = True
-    """Run the steps without gradient on a copy of the network with the adapter merged. This is faster and needs some more
-    memory."""
+    """Run the steps without gradient on a copy of the network with the adapter merged. This is faster and needs some
+    more memory."""
     compile: bool = False
     """Compile the network of the steps without gradient with torch.compile. This takes minutes at the start; steps are
     faster on a GPU."""

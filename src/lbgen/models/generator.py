@@ -49,7 +49,8 @@ class Generator:
     ) -> None:
         """See `load_generator`."""
         self.family, self.latent_dtype = family, latent_dtype
-        self.guidance = guidance_left(family, guidance)
+        left = getattr(family, "take_guidance", lambda guidance: guidance.without_true_scale(family.name))
+        self.guidance = left(guidance)  # what two calls of the network have to do
         self.name, self.device, self.dtype = family.name, family.device, family.dtype
         self.default_size, self.token_limit = family.default_size, family.token_limit
         self._parts: dict[str, Any] = {family.network_name: family.network, **family.text_encoders}
@@ -253,7 +254,8 @@ class Generator:
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
         self.family.network.enable_gradient_checkpointing()
-        self.family.vae.enable_gradient_checkpointing()
+        if self.family.vae._supports_gradient_checkpointing:
+            self.family.vae.enable_gradient_checkpointing()
         self._decoded_at_once = 1  # so that only one image's activations exist at a time
 
     def optimize(self) -> None:
@@ -262,18 +264,6 @@ class Generator:
             self.family.network.fuse_qkv_projections()
         for module in (self.family.network, self.family.vae):
             module.to(memory_format=torch.channels_last)
-
-
-def guidance_left(family: Any, guidance: Guidance) -> Guidance:
-    """What two calls of the network have to do: all of it, except in families whose network reads the scale."""
-    if hasattr(family, "take_guidance"):
-        return family.take_guidance(guidance)
-    if guidance.true_scale > 1:
-        raise UserError(
-            f"generator {family.name}: --true-cfg-scale {guidance.true_scale:g} is for generators whose network reads "
-            "the guidance scale, such as FLUX.1 dev; give --guidance-scale alone"
-        )
-    return guidance
 
 
 def is_unet(network: Any) -> bool:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lbgen.errors import UserError
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -26,6 +28,15 @@ class Guidance:
     @property
     def is_on(self) -> bool:
         return self.scale > 1
+
+    def without_true_scale(self, checkpoint: str) -> Guidance:
+        """The same; UserError where `true_scale` asks for guidance besides `scale`."""
+        if self.true_scale > 1:
+            raise UserError(
+                f"generator {checkpoint}: --true-cfg-scale {self.true_scale:g} is for generators whose network reads "
+                "the guidance scale, such as FLUX.1 dev; give --guidance-scale alone"
+            )
+        return self
 
     def covers(self, noise_level: float) -> bool:
         """Whether the noise level lies in the interval."""

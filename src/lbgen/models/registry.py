@@ -24,16 +24,24 @@ GENERATORS = {
     "sd35-large": "stabilityai/stable-diffusion-3.5-large",
     "flux-dev": "black-forest-labs/FLUX.1-dev",
     "flux-schnell": "black-forest-labs/FLUX.1-schnell",
+    "flux2-klein-base-4b": "black-forest-labs/FLUX.2-klein-base-4B",
+    "flux2-klein-4b": "black-forest-labs/FLUX.2-klein-4B",
+    "sana-600m": "Efficient-Large-Model/Sana_600M_1024px_diffusers",
+    "sana-1600m": "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
+    "z-image": "Tongyi-MAI/Z-Image",
+    "z-image-turbo": "Tongyi-MAI/Z-Image-Turbo",
 }
 """Text-to-image checkpoints: diffusers folders or hub ids."""
 
-PIPELINES = (
-    "StableDiffusionPipeline",
-    "StableDiffusionXLPipeline",
-    "PixArtSigmaPipeline",
+FLOW_MATCHING = (
     "StableDiffusion3Pipeline",
     "FluxPipeline",
+    "Flux2KleinPipeline",
+    "SanaPipeline",
+    "ZImagePipeline",
 )
+"""Classes of generators that match flows: they are sampled with their own scheduler."""
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "PixArtSigmaPipeline", *FLOW_MATCHING)
 """The `_class_name` of the generators whose families come with lbgen: the keys of FAMILIES (models/families)."""
 
 NAMED = {
@@ -42,10 +50,17 @@ NAMED = {
     "sd35-large": "StableDiffusion3Pipeline",
     "flux-dev": "FluxPipeline",
     "flux-schnell": "FluxPipeline",
+    "flux2-klein-base-4b": "Flux2KleinPipeline",
+    "flux2-klein-4b": "Flux2KleinPipeline",
+    "sana-600m": "SanaPipeline",
+    "sana-1600m": "SanaPipeline",
+    "z-image": "ZImagePipeline",
+    "z-image-turbo": "ZImagePipeline",
 }
 """Short name -> class, of those that need other settings than lbgen's defaults and may not be downloaded yet."""
-FLOW_MATCHING = ("StableDiffusion3Pipeline", "FluxPipeline")
-"""Classes of generators that match flows: they are sampled with their own scheduler."""
+
+TURBO = "turbo"
+"""In the name of a Z-Image that was distilled to sample without guidance; nothing in its files says so."""
 
 SEMANTICS = {
     "microworld": str(MICROWORLD / "semantics"),
@@ -96,11 +111,22 @@ def suited_settings(generator: str) -> dict[str, Any]:
     if kind not in FLOW_MATCHING:
         return {}
     settings: dict[str, Any] = {"scheduler": "native"}
-    if kind == "FluxPipeline":
-        config = cached_config(where, "transformer/config.json")
-        reads_scale = config.get("guidance_embeds", False) if config else "schnell" not in generator.lower()
-        settings["guidance_scale"] = 3.5 if reads_scale else 1.0
+    if _is_distilled(kind, where, generator):
+        settings["guidance_scale"] = 1.0
+    elif kind == "FluxPipeline":
+        settings["guidance_scale"] = 3.5
     return settings
+
+
+def _is_distilled(kind: str, where: str, generator: str) -> bool:
+    """Whether it samples without guidance: by its files, and where they do not say it, by its name."""
+    if kind == "FluxPipeline" and (config := cached_config(where, "transformer/config.json")):
+        return not config.get("guidance_embeds", False)
+    if kind == "Flux2KleinPipeline" and (index := cached_config(where, INDEX)):
+        return bool(index.get("is_distilled"))
+    mark = {"FluxPipeline": "schnell", "Flux2KleinPipeline": "klein", "ZImagePipeline": TURBO}.get(kind)
+    name = Path(generator).name.lower()
+    return mark is not None and mark in name and "base" not in name
 
 
 def ensure_generator(name: str) -> None:

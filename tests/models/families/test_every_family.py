@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from miniatures import write_flux, write_pixart_sigma, write_stable_diffusion_3, write_stable_diffusion_xl
+from miniatures import (
+    write_flux,
+    write_flux_2_klein,
+    write_pixart_sigma,
+    write_sana,
+    write_stable_diffusion_3,
+    write_stable_diffusion_xl,
+    write_z_image,
+)
 from safetensors.torch import load_file
 
 from lbgen.alignment import checkpoint
@@ -29,6 +37,9 @@ WRITERS = {
     "pixart-sigma": write_pixart_sigma,
     "sd3": write_stable_diffusion_3,
     "flux": write_flux,
+    "flux-2-klein": write_flux_2_klein,
+    "sana": write_sana,
+    "z-image": write_z_image,
 }
 """Family -> what writes its miniature."""
 TERMS = ("entire", "individual", "quality", "independence")

@@ -14,10 +14,13 @@ from lbgen.configuration import extensions
 from lbgen.errors import UserError
 from lbgen.models.families.family import Family
 from lbgen.models.families.flux import Flux
+from lbgen.models.families.flux_2_klein import Flux2Klein
 from lbgen.models.families.pixart_sigma import PixArtSigma
+from lbgen.models.families.sana import Sana
 from lbgen.models.families.stable_diffusion import StableDiffusion
 from lbgen.models.families.stable_diffusion_3 import StableDiffusion3
 from lbgen.models.families.stable_diffusion_xl import StableDiffusionXL
+from lbgen.models.families.z_image import ZImage
 from lbgen.models.loading import loading
 from lbgen.models.registry import GENERATORS, resolve
 
@@ -27,6 +30,9 @@ FAMILIES: dict[str, type[Family]] = {
     "PixArtSigmaPipeline": PixArtSigma,
     "StableDiffusion3Pipeline": StableDiffusion3,
     "FluxPipeline": Flux,
+    "Flux2KleinPipeline": Flux2Klein,
+    "SanaPipeline": Sana,
+    "ZImagePipeline": ZImage,
 }
 """`_class_name` in model_index.json -> the family."""
 OTHER_USE = re.compile("Inpaint|Fill|Img2Img|Edit|Kontext|Control|Depth|Redux|Upscale|Pix2Pix|Variation")

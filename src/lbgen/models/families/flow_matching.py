@@ -16,10 +16,20 @@ from torch import Tensor
 from lbgen.errors import UserError
 from lbgen.models.families.family import Schedule
 from lbgen.models.families.transformer import Config, TransformerFamily
+from lbgen.models.guidance import Guidance
 
 NAMES = ("dpm++",)
 """Schedulers by name, besides the checkpoint's own."""
 EULER, DPM = "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler"
+
+
+def refuse_guidance(checkpoint: str, guidance: Guidance) -> None:
+    """Refuse a scale above 1 for a network that was distilled."""
+    if guidance.is_on:
+        raise UserError(
+            f"generator {checkpoint}: --guidance-scale {guidance.scale:g}: it was distilled to sample without "
+            "guidance; give 1"
+        )
 
 
 class FlowMatching(TransformerFamily):

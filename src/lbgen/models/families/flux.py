@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
+from torch.nn import functional
 from transformers import CLIPTextModel, T5EncoderModel
 
 from lbgen.errors import UserError
 from lbgen.models.families.family import Conditioning
-from lbgen.models.families.flow_matching import FlowMatching
+from lbgen.models.families.flow_matching import FlowMatching, refuse_guidance
 from lbgen.models.guidance import Guidance
 
 
@@ -42,11 +43,8 @@ class Flux(FlowMatching):
         """dev reads the scale; schnell was distilled to do without. Two calls are for --true-cfg-scale alone."""
         if self.network.config.guidance_embeds:
             self.embedded_guidance = guidance.scale
-        elif guidance.is_on:
-            raise UserError(
-                f"generator {self.name}: --guidance-scale {guidance.scale:g}: it was distilled to sample without "
-                "guidance, and its network reads no scale; give 1"
-            )
+        else:
+            refuse_guidance(self.name, guidance)
         if guidance.interval is not None and guidance.true_scale <= 1:
             raise UserError(
                 f"generator {self.name}: --guidance-interval: its guidance is no second call of the network that could "
@@ -65,7 +63,7 @@ class Flux(FlowMatching):
         text, (batch, _, height, width) = conditioning.tensors["text"], latents.shape
         scale = self.embedded_guidance
         prediction = network(
-            hidden_states=packed(latents),
+            hidden_states=functional.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2),
             timestep=(timestep / 1000).expand(batch),
             guidance=None if scale is None else torch.full((batch,), scale, device=latents.device),
             pooled_projections=conditioning.tensors["pooled"],
@@ -74,21 +72,8 @@ class Flux(FlowMatching):
             img_ids=positions(height // 2, width // 2, latents.device),
             return_dict=False,
         )[0]
-        return unpacked(prediction, height, width)
-
-
-def packed(latents: Tensor) -> Tensor:
-    """(B, C, h, w) as patches of 2x2 in a row, (B, h w / 4, 4 C)."""
-    batch, channels, height, width = latents.shape
-    patches = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
-    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, height * width // 4, 4 * channels)
-
-
-def unpacked(patches: Tensor, height: int, width: int) -> Tensor:
-    """What `packed` was given, (B, C, height, width)."""
-    batch, _, channels = patches.shape
-    grid = patches.reshape(batch, height // 2, width // 2, channels // 4, 2, 2)
-    return grid.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels // 4, height, width)
+        patches = prediction.transpose(1, 2).unflatten(2, (height // 2, width // 2))
+        return functional.pixel_shuffle(patches, 2)
 
 
 def positions(rows: int, columns: int, device: torch.device) -> Tensor:

@@ -28,10 +28,6 @@ class PixArtSigma(TransformerFamily):
         text, mask, _, _ = self.pipeline.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
         return Conditioning({"text": text, "mask": mask})  # (B, T, D), (B, T)
 
-    def token_ids(self, prompt: str) -> tuple[tuple[int, ...], ...]:
-        (cleaned,) = self.pipeline._text_preprocessing(prompt)
-        return super().token_ids(cleaned)
-
     def predict(self, network: Any, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         prediction = network(
             latents,

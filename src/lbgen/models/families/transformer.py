@@ -59,7 +59,7 @@ class TransformerFamily:
         self.refuse_scheduler(scheduler, read_config(where, "scheduler", "scheduler_config.json"))
         self.pipeline = self._load(where, dtype)
         self.network, self.vae = self.pipeline.transformer.to(device), self.pipeline.vae.to(device)
-        self.patch_size = self.packs * self.network.config.patch_size
+        self.patch_size = self.side_of_patch()
         # Not every transformer says for which size it was trained.
         latents = self.network.config.get("sample_size")
         side = latents * self.pipeline.vae_scale_factor if latents else self.vae.config.sample_size
@@ -77,6 +77,10 @@ class TransformerFamily:
 
     # ---- sizes and tokens ----
 
+    def side_of_patch(self) -> int:
+        """In latents, of what the transformer sees as one token."""
+        return self.packs * self.network.config.patch_size
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         factor = self.pipeline.vae_scale_factor
         multiple = factor * self.patch_size
@@ -90,7 +94,17 @@ class TransformerFamily:
         return self.token_limit + max(len(ids) - limit for ids, limit in counts)
 
     def token_ids(self, prompt: str) -> tuple[tuple[int, ...], ...]:
+        if hasattr(self.pipeline, "_text_preprocessing"):  # lower case, for example
+            (prompt,) = self.pipeline._text_preprocessing(prompt)
         return tuple(tuple(getattr(self.pipeline, each)(prompt).input_ids) for each in self._limits)
+
+    def chat_ids(self, prompt: str, *, enable_thinking: bool) -> tuple[int, ...]:
+        """Of a prompt that a user says to a chat model."""
+        tokenizer, says = self.pipeline.tokenizer, [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(
+            says, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
+        )
+        return tuple(tokenizer(text).input_ids)
 
     # ---- what a subclass has ----
 
