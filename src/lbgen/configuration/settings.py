@@ -77,6 +77,12 @@ class Trajectory(Settings):
     """Share by which the guided prediction is rescaled to the standard deviation of the conditional one, 0 to 1
     (arXiv 2305.08891); 0 is off."""
 
+    @property
+    def guidance(self) -> str:
+        """In words."""
+        true = f", true CFG scale {self.true_cfg_scale:g}" if self.true_cfg_scale > 1 else ""
+        return f"guidance {self.guidance_scale:g}{true}"
+
 
 @dataclass(frozen=True)
 class Precision(Settings):

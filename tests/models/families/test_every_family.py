@@ -6,6 +6,7 @@ Sampling, gradients and refusals of a family are in its own test file.
 import json
 import multiprocessing
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,18 @@ def test_every_term_reaches_the_adapter(aligned: AlignConfig) -> None:
     first = json.loads((aligned.folder / "metrics.jsonl").read_text().splitlines()[0])
     assert all(first["gradient_norms"][name] > 0 for name in TERMS)
     assert all(tensor.any() for name, tensor in adapter_of(aligned.folder).items())
+
+
+def test_the_adapters_card_says_how_diffusers_makes_its_images(aligned: AlignConfig) -> None:
+    """The code on it runs, on smaller images than its pipeline's default."""
+    card = (aligned.folder / "adapter/README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    code = code.replace("'GENERATOR'", repr(aligned.generator))
+    code = code.replace('"ADAPTER"', repr(str(aligned.folder / "adapter")))
+    code = code.replace("num_inference_steps=3", "num_inference_steps=3, height=32, width=32")
+    drawn: dict = {}
+    exec(code, drawn)
+    assert drawn["image"].size == (32, 32)
 
 
 def align_until_killed(config: AlignConfig) -> None:
