@@ -305,6 +305,7 @@ class AlignConfig(  # dataclasses put the fields of the last base first
     ADDED: ClassVar = {
         "extra_terms": [],
         "true_cfg_scale": 1.0,
+        "pipeline_instruction": False,
         "whole_passes": False,
         "shared_noise": False,
         "latent_precision": "fp32",

@@ -96,6 +96,7 @@ class TrainingState:
             guidance_scale=config.guidance_scale,
             true_cfg_scale=config.true_cfg_scale,
             guidance_rescale=config.guidance_rescale,
+            pipeline_instruction=config.pipeline_instruction,
             merged_sampler=config.merged_sampler,
             compile=config.compile,
             latent_dtype=dtype if config.latent_precision == "network" else torch.float32,

@@ -76,6 +76,9 @@ class Trajectory(Settings):
     guidance_rescale: Annotated[float, Range(lambda x: 0 <= x <= 1, "give a number in [0, 1]")] = 0.0
     """Share by which the guided prediction is rescaled to the standard deviation of the conditional one, 0 to 1
     (arXiv 2305.08891); 0 is off."""
+    pipeline_instruction: bool = False
+    """Put the instruction of the generator's own pipeline before each prompt: Sana's asks a language model to embellish
+    it. Without it, prompts say nothing but what their template says."""
 
     @property
     def guidance(self) -> str:

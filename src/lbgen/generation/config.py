@@ -176,7 +176,7 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
     """Everything that a generation run can be told."""
 
     VERB: ClassVar = "generate"
-    ADDED: ClassVar = {"true_cfg_scale": 1.0}
+    ADDED: ClassVar = {"true_cfg_scale": 1.0, "pipeline_instruction": False}
     MOST_USED: ClassVar = ("vocabulary", "generator", "adapter", "output", "images_per_category", "batch_size")
 
     output: str = "data/lbgen"

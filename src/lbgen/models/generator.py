@@ -281,6 +281,7 @@ def load_generator(
     true_cfg_scale: float = 1.0,
     guidance_rescale: float = 0.0,
     guidance_interval: tuple[float, float] | None = None,
+    pipeline_instruction: bool = False,
     deep_cache_interval: int = 1,
     merged_sampler: bool = False,
     compile: bool = False,
@@ -291,15 +292,21 @@ def load_generator(
     scheduler: by name; None and "native" are the checkpoint's own.
     true_cfg_scale: of classifier-free guidance where the network reads `guidance_scale` itself; 1 is off.
     guidance_interval: guidance only at noise levels above the first and up to the second (arXiv 2404.07724).
+    pipeline_instruction: put the instruction of the family's pipeline before each prompt.
     deep_cache_interval: without grad the deep blocks are computed once in this many calls (arXiv 2312.00858); 1 is off.
     merged_sampler: predict without grad through a copy with the adapter merged (see `refresh_sampler`).
     compile: torch.compile the networks that predict and decode without grad.
     latent_dtype: of the latents, of guidance and of the scheduler's steps.
     """
+    family = load_family(
+        name, dtype=dtype, device=torch.device(device), scheduler=None if scheduler == "native" else scheduler
+    )
+    if pipeline_instruction:
+        if not hasattr(family, "use_instruction"):
+            raise UserError(f"--pipeline-instruction: the pipeline of {family.title} has none; leave it out")
+        family.use_instruction()
     return Generator(
-        load_family(
-            name, dtype=dtype, device=torch.device(device), scheduler=None if scheduler == "native" else scheduler
-        ),
+        family,
         Guidance(guidance_scale, guidance_rescale, true_cfg_scale, guidance_interval),
         deep_cache_interval=deep_cache_interval,
         merged_sampler=merged_sampler,

@@ -22,7 +22,7 @@ from lbgen.vocabulary.vocabulary import Category
 
 FILE = "training.json"
 VERSION = 1
-ADDED = {"true_cfg_scale": 1.0}
+ADDED = {"true_cfg_scale": 1.0, "pipeline_instruction": False}
 """Settings that files of earlier versions do not have -> the value that they stand for."""
 REMEDY = "restore the file, or remove it to generate with lbgen's own defaults"
 

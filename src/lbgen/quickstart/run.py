@@ -106,6 +106,7 @@ def generate_configs(config: QuickstartConfig, align: AlignConfig) -> dict[str, 
         "guidance_scale": align.guidance_scale,
         "guidance_rescale": align.guidance_rescale,
         "true_cfg_scale": align.true_cfg_scale,
+        "pipeline_instruction": align.pipeline_instruction,
         "shard_size": 128,
     }
 

@@ -23,7 +23,7 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 CONFIGURATIONS = (
     "config.json", "scheduler_config.json", "preprocessor_config.json", "processor_config.json",
     "tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json",
-    "added_tokens.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+    "added_tokens.json", "chat_template.jinja", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
 )  # fmt: skip
 """The files besides weights that models, schedulers, tokenizers and image processors are made from."""
 SAFETY_CHECKER = ("safety_checker", "feature_extractor")

@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +289,20 @@ def test_flux_reads_the_scale_and_needs_no_second_call(folders: Callable[[Case],
         equal(image, images_of_diffusers(case, pipeline, guidance_scale=scale, **alone))
     assert (ours[0] - ours[1]).abs().max() > 0.01
     assert load(case, folders(case), **alone).encode(PROMPTS).unconditional is None
+
+
+def test_sanas_instruction_is_put_before_prompts_where_it_is_asked_for(
+    folders: Callable[[Case], Path], tmp_path: Path
+) -> None:
+    """Not before the empty prompt."""
+    case = CASES["sana"]
+    folder = folders(case)
+    ours = images_of(load(case, folder, pipeline_instruction=True))
+    theirs = {name: value for name, value in case.theirs.items() if name != "complex_human_instruction"}
+    equal(ours, images_of_diffusers(replace(case, theirs=theirs), plain(folder)))
+    assert (ours - images_of(load(case, folder))).abs().max() > 0.01
+    message = refusal(lambda: load(CASES["sd3"], folders(CASES["sd3"]), pipeline_instruction=True))
+    assert message == "--pipeline-instruction: the pipeline of Stable Diffusion 3 and 3.5 has none; leave it out"
 
 
 # ---- gradients and the adapter ----

@@ -56,6 +56,8 @@ def call(kind: str | None, prompt: str, config: AlignConfig) -> dict[str, str]:
     if kind == "ZImagePipeline" and config.guidance_scale == 1:
         guidance = {"guidance_scale": 0.0}  # it counts from 0
     own = {name: value for pipeline, name, value in AS_LBGEN if pipeline == kind}
+    if config.pipeline_instruction:
+        own.pop("complex_human_instruction", None)
     arguments = {"prompt": prompt, "num_inference_steps": config.steps, **guidance, **own}
     return {name: repr(value) for name, value in arguments.items()}
 

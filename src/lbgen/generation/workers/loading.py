@@ -45,6 +45,7 @@ def load_prepared_generator(config: GenerateConfig, device: str) -> Generator:
         true_cfg_scale=config.true_cfg_scale,
         guidance_rescale=config.guidance_rescale,
         guidance_interval=config.guidance_interval,
+        pipeline_instruction=config.pipeline_instruction,
         deep_cache_interval=config.deep_cache_interval,
         compile=config.compile,
     )

@@ -87,6 +87,7 @@ class Family(Protocol):
     A family may also have:
     - `keeps_prompts = True`: its text encoders are large; prompts are encoded once and the encoders leave the device
       (kept_prompts.py), so they carry no adapter and `text_encoder_targets` is empty
+    - `use_instruction()`: from now on `encode` puts the pipeline's instruction before each prompt that is not empty
     - `take_guidance(guidance)`: returns the guidance that is left to do by two network calls, for a network that reads
       the scale itself or takes none
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from inspect import signature
 from typing import Any
 
 from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
@@ -15,10 +16,7 @@ from lbgen.models.families.transformer import Config
 
 
 class Sana(FlowMatching):
-    """Gemma 2, an autoencoder that makes images 32 times smaller, DPM-Solver. See `Family`.
-
-    The pipeline's instruction to embellish a prompt is left out: a prompt is what it says.
-    """
+    """Gemma 2, an autoencoder that makes images 32 times smaller, DPM-Solver. See `Family`."""
 
     title = "Sana"
     pipeline_class = SanaPipeline
@@ -26,8 +24,19 @@ class Sana(FlowMatching):
     limits = {"tokenizer": 300}
     widths = {"caption_channels": (("text_encoder", "hidden_size"),)}
 
+    instruction: list[str] | None = None
+    """The pipeline's lines that ask to embellish the prompt after them; by default a prompt is what it says."""
+
+    def use_instruction(self) -> None:
+        self.instruction = signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+
     def encode(self, prompts: list[str]) -> Conditioning:
-        text, mask, _, _ = self.pipeline.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
+        text, mask, _, _ = self.pipeline.encode_prompt(
+            prompts,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            complex_human_instruction=self.instruction if all(prompts) else None,
+        )
         return Conditioning({"text": text, "mask": mask})  # (B, T, D), (B, T)
 
     def predict(self, network: Any, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:

@@ -62,7 +62,7 @@ class TransformerFamily:
         self.patch_size = self.side_of_patch()
         # Not every transformer says for which size it was trained.
         latents = self.network.config.get("sample_size")
-        side = latents * self.pipeline.vae_scale_factor if latents else self.vae.config.sample_size
+        side = int(latents * self.pipeline.vae_scale_factor if latents else self.vae.config.sample_size)
         self.default_size = (side, side)
         self.text_encoders: Mapping[str, Any] = {
             part: getattr(self.pipeline, part) for part in self.models if "text" in part and part not in self.absences
@@ -74,6 +74,9 @@ class TransformerFamily:
             if getattr(self.pipeline, each) is not None
         }
         self.token_limit = min(self._limits.values())
+        # What a damaged configuration makes impossible is found here, where errors become one line.
+        self.count_tokens("")
+        self.timesteps(1, self.latent_shape(*self.default_size))
 
     # ---- sizes and tokens ----
 
