@@ -36,7 +36,7 @@ from lbgen.models.registry import SEMANTICS, resolve
 from lbgen.models.semantics import SemanticSpace
 from lbgen.runs import identity
 
-VERSION = 4
+VERSION = 5
 """Of the cached columns. A run with another number starts a new cache."""
 LABEL_TEMPLATE = "photo of {name}"
 ROWS_AT_ONCE = 4096

@@ -1,6 +1,7 @@
 """The audit in words: headline, verdict of each dataset, warnings, and what to do next."""
 
 import math
+from typing import Any
 
 from lbgen.audit.definitions import DEFINITIONS
 from lbgen.audit.findings.significance import FALSE_DISCOVERIES, differences, probe_tests
@@ -246,15 +247,30 @@ def probe_notes(m: Measured) -> list[str]:
     if together["significant"]:
         doubt = "" if masks_given(m) else "; without masks this can be parts of the object that stay visible"
         found = f"Something besides the object predicts the label ({p_value}){doubt}"
+    return [found, *_balance_notes(tests)]
+
+
+def _balance_notes(tests: dict[str, dict[str, Any]]) -> list[str]:
+    """On cues that were balanced over the categories: those that the probes leave out, and those that they do not."""
     limit = FALSE_DISCOVERIES / 2 / len(tests)
-    even = [name.replace("_", " ") for name, test in tests.items() if test["p_more_even_than_chance"] < limit]
-    notes = [found]
+    left_out = [name for name, test in tests.items() if test["balanced_directions"]]
+    even = [n for n, test in tests.items() if test["p_more_even_than_chance"] < limit and n not in left_out]
+    notes = []
+    if left_out:
+        notes.append(
+            f"The categories are balanced over {_subjects(left_out)}, more evenly than by chance. What is balanced "
+            "predicts no label; it is left out before the probe learns, because held-out images would read below chance"
+        )
     if even:
         notes.append(
-            f"The categories are more alike in {', '.join(even)} than independent draws would be: cross-validated "
-            "probes then read below chance, and a bias no larger than that gap stays hidden"
+            f"The categories are more alike in {_subjects(even)} than independent draws would be: the probe then reads "
+            "below chance, and a bias no larger than that gap stays hidden"
         )
     return notes
+
+
+def _subjects(names: list[str]) -> str:
+    return ", ".join(CUES[name] for name in names)
 
 
 def name_notes(m: Measured) -> list[str]:
