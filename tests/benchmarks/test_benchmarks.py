@@ -95,7 +95,7 @@ def test_script_runs_at_its_smallest_size(script, tmp_path, monkeypatch, capfd):
 
 def test_the_audits_power_is_printed(monkeypatch, capfd):
     run("audit/floors.py", ["--power", "2", "--images", "96"], monkeypatch)
-    assert "\n| backdrops by a coin | against an unlinked set | " in capfd.readouterr().out
+    assert "\n| 90% linked | against the same objects, 2 | " in capfd.readouterr().out
 
 
 def test_study_makes_rows_tables_and_pictures(tmp_path, monkeypatch, capsys):

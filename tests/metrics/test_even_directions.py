@@ -1,4 +1,4 @@
-"""Cues that were balanced over the categories, against sets of which it is known what was balanced and what is linked."""
+"""Cues that were balanced over the categories, in sets of which it is known what was balanced and what is linked."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_a_set_that_is_drawn_keeps_its_directions():
 
 
 def test_variance_between_categories_is_chi_squared_by_chance():
-    """By scipy: the chance of category means as close, for one component of unequal categories, agrees with shuffles."""
+    """By scipy, for one component and unequal categories, of shuffled labels."""
     rng, label = np.random.default_rng(0), np.repeat([0, 1, 2], [20, 30, 50])
     component = rng.normal(size=100)
     component = (component - component.mean()) / np.linalg.norm(component - component.mean())

@@ -128,31 +128,31 @@ def test_without_figures_nothing_is_different():
 
 
 def test_pairs_of_the_same_objects_are_tested_as_pairs():
-    """Objects that half predict the label, in two sets with an own backdrop each; the second one's is linked.
+    """Objects that predict half of the labels, in two sets with backdrops of their own; the second one's are linked.
 
-    Paired, a link is found in 9 of 12 sets or more where one in two is missed without the pairs; without a link one is
-    marked at most. Pairs that have nothing in common change nothing."""
+    With pairs the link is found in each of 8 sets, without them in half of these at most; of sets without a link one
+    is marked at most. Pairs that have nothing in common hardly change a p-value."""
     pairs = np.stack([np.arange(240)] * 2, axis=1)
     paired, unpaired, unlinked, unrelated = [], [], [], []
-    for seed in range(12):
+    for seed in range(8):
         first, same, linked, others = (shown_on_backdrops(*each) for each in objects_on_backdrops(seed))
         unlinked.append(difference_test(first, same, pairs).p_value < 0.05)
-        paired.append(difference_test(first, linked, pairs).p_value < 0.05)
-        unpaired.append(difference_test(first, linked).p_value < 0.05)
+        paired.append(difference_test(first, linked, pairs).p_value < 0.01)
+        unpaired.append(difference_test(first, linked).p_value < 0.01)
         unrelated.append((difference_test(first, others, pairs).p_value, difference_test(first, others).p_value))
-    assert np.sum(paired) >= 9 and np.mean(unpaired) <= 0.5 and np.sum(unlinked) <= 1
+    assert all(paired) and np.mean(unpaired) <= 0.5 and np.sum(unlinked) <= 1
     assert np.abs(np.diff(np.array(unrelated), axis=1)).mean() < 0.1
 
 
 def objects_on_backdrops(seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """The same objects three times, on the third time on linked backdrops; then other objects."""
     found = []
-    for objects, home in ((seed, 0.5), (seed, 0.5), (seed, 0.8), (1000 + seed, 0.5)):
+    for objects, home in ((seed, 0.5), (seed, 0.5), (seed, 0.9), (1000 + seed, 0.5)):
         rng, label = np.random.default_rng(objects), np.arange(240) % CATEGORIES
-        shown = 0.35 * np.eye(CATEGORIES)[label] @ np.random.default_rng(0).normal(size=(CATEGORIES, 40))
+        shown = 0.3 * np.eye(CATEGORIES)[label] @ np.random.default_rng(0).normal(size=(CATEGORIES, 40))
         shown = shown + rng.normal(size=(240, 40))
         own = np.random.default_rng(10_000 * (len(found) + 1) + seed)
-        shown[:, 0] += 2 * np.where(own.random(240) < home, label % 2, 1 - label % 2)
+        shown[:, 0] += 3 * np.where(own.random(240) < home, label % 2, 1 - label % 2)
         found.append((shown, label))
     return found
 

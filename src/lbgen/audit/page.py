@@ -37,6 +37,8 @@ BARS = 20
 """Of a histogram."""
 
 NO_SPLITS = {"value": "–", "interval": "there are no splits", "verdict": ""}
+LINKED = "linked"
+"""Verdict on a cue that is significantly associated with the label and does not differ from the first dataset's."""
 NEEDS_MASKS = {"value": "–", "interval": "needs masks", "verdict": ""}
 
 Pair = tuple[int, int, int]
@@ -134,7 +136,8 @@ def _split_sizes(m: Measured) -> str:
     more = [f"and {len(sizes) - SPLITS_SHOWN} more"] if len(sizes) > SPLITS_SHOWN else []
     least, most = f"{labels.min():,}", f"{labels.max():,}"
     of_categories = f"{least} to {most}" if least != most else least
-    return f"Splits: {', '.join(sizes[:SPLITS_SHOWN] + more)}; {of_categories} images a category"
+    splits = f"Splits: {', '.join(sizes[:SPLITS_SHOWN] + more)}" if len(sizes) > 1 else "No splits"
+    return f"{splits}; {of_categories} images a category"
 
 
 def interval(estimate: Estimate, percent: bool) -> str:
@@ -190,7 +193,8 @@ def _figure_cell(definition: Definition, m: Measured, first: Measured, content: 
         return _cell(_estimate(found) if found else None, definition.percent)
     if key == "duplicates_across_splits" and len(m.observed.splits) < 2:
         return NO_SPLITS
-    verdict, estimate = "", m.figures[key]
+    probe, estimate = key.removeprefix("probes."), m.figures[key]
+    verdict = LINKED if probe in shortcut_cues(m) else ""
     if m is not first and (test := content["differences"][name][key])["significant"]:
         verdict = "differs" if definition.better == "neither" else _verdict(test["higher"], definition.better)
     return _cell(estimate, definition.percent, verdict)

@@ -24,7 +24,7 @@ def differences(measured: list[Measured]) -> dict[str, dict[str, dict[str, Any]]
     result: dict[str, dict[str, dict[str, Any]]] = {m.observed.name: {} for m in measured[1:]}
     pairs = {m.observed.name: equal_keys(first, m) for m in measured[1:]}
     tests = {
-        (m.observed.name, key): _difference(first, m, key, pairs[m.observed.name])
+        (m.observed.name, key): difference(first, m, key, pairs[m.observed.name])
         for m in measured[1:]
         for key in m.figures
     }
@@ -39,7 +39,8 @@ def differences(measured: list[Measured]) -> dict[str, dict[str, dict[str, Any]]
     return {name: {key: found[key] for key in first.figures} for name, found in result.items()}
 
 
-def _difference(first: Measured, m: Measured, key: str, pairs: NDArray[np.int64]) -> CueTest:
+def difference(first: Measured, m: Measured, key: str, pairs: NDArray[np.int64]) -> CueTest:
+    """Test of one figure.  pairs: (P, 2) rows of images of both datasets that are no independent draws."""
     name = key.removeprefix("probes.")
     return difference_test(_told(first, key, name), _told(m, key, name), pairs)
 
@@ -74,7 +75,7 @@ def differences_together(measured: list[Measured]) -> dict[str, dict[str, Any]]:
     result = {}
     for m in measured[1:]:
         pairs = equal_keys(measured[0], m)
-        p_values = [_difference(measured[0], m, f"probes.{name}", pairs).p_value for name in PROBES]
+        p_values = [difference(measured[0], m, f"probes.{name}", pairs).p_value for name in PROBES]
         result[m.observed.name] = _together(p_values)
     return result
 
