@@ -272,9 +272,9 @@ LIMITS = (
     "model. With masks and without any association, one interval in forty still begins above chance.",
     "Images of two datasets that have the same path and category are tested as pairs. Other images that two datasets "
     "share, or that were made from one noise, count as independent in the tests of probes and of content.",
-    "Where the categories of a set were balanced over a cue by design, the balanced part of it is left out before a probe "
-    "of the surroundings learns. With two or three categories this cannot be told from chance; the probe then reads "
-    "below chance.",
+    "Where the categories of a set were balanced over a cue by design, the balanced part of it is left out before a "
+    "probe of the surroundings learns. With two or three categories this cannot be told from chance; the probe then "
+    "reads below chance.",
     "Less bias does not by itself make a better training set (arXiv 2404.01509), so there is no overall score.",
 )
 """Printed on every page."""
