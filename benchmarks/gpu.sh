@@ -43,8 +43,8 @@ sizes=(--generator "$models/generator" --precision bf16 --compile)
 
 part machine 10 "${machine[@]}"
 part full_size 50 "$python" benchmarks/speed/full_size.py "$models" "${models_size[@]}"
-part align_step 140 "$python" benchmarks/speed/align_step.py --recipe paper --semantics "$models/semantics" \
-  "${sizes[@]}" "${align_size[@]}"
+part align_step 140 "$python" benchmarks/speed/align_step.py --recipe paper --checkpointing on \
+  --semantics "$models/semantics" "${sizes[@]}" "${align_size[@]}"
 part generate 170 "$python" benchmarks/speed/generate.py --vocabulary imagenet-1k --rank 128 --repeats 2 \
   "${sizes[@]}" "${generate_size[@]}"
 # Eager, as each preset would be compiled anew: they are compared with one another.

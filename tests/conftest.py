@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in every process a test starts: the bits of a sum depend on the threads
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the tests run in several processes on the same cores
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # which datasets were made here is noted there
 
 import pytest
-from miniatures import write_clip, write_siglip, write_stable_diffusion
+from miniatures import write_aimv2, write_clip, write_metaclip2, write_siglip, write_siglip2, write_stable_diffusion
 
 from lbgen.alignment import run
 from lbgen.alignment.config import AlignConfig
@@ -42,6 +43,21 @@ def tiny_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_siglip(tmp_path_factory.mktemp("tiny-siglip"))
+
+
+@pytest.fixture(scope="session")
+def tiny_siglip2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_siglip2(tmp_path_factory.mktemp("tiny-siglip2"))
+
+
+@pytest.fixture(scope="session")
+def tiny_metaclip2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_metaclip2(tmp_path_factory.mktemp("tiny-metaclip2"))
+
+
+@pytest.fixture(scope="session")
+def tiny_aimv2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_aimv2(tmp_path_factory.mktemp("tiny-aimv2"))
 
 
 @pytest.fixture

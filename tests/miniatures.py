@@ -4,21 +4,46 @@ Weights are drawn larger than the usual initialisation: the layers that training
 every output depends on every input and gradients reach every weight.
 """
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import nn
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import (
+    Aimv2Config,
+    Aimv2Model,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaTokenizer,
+    MetaClip2Config,
+    MetaClip2Model,
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2Model,
+    Siglip2Tokenizer,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
+    XLMRobertaTokenizer,
 )
 
 TOKEN_LIMIT = 16
@@ -46,14 +71,7 @@ def write_stable_diffusion(folder: Path, prediction_type: str = "epsilon") -> Pa
         use_linear_projection=version_2,
         norm_num_groups=4,
     )
-    vae = AutoencoderKL(
-        latent_channels=4,
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        norm_num_groups=4,
-        sample_size=32,
-    )
+    vae = _autoencoder()
     scheduler = PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -77,6 +95,63 @@ def write_stable_diffusion(folder: Path, prediction_type: str = "epsilon") -> Pa
     return folder
 
 
+def write_stable_diffusion_xl(folder: Path, *, zeros_for_no_prompt: bool = True) -> Path:
+    """A Stable Diffusion XL folder for 32x32 images, latents 4x8x8.
+
+    The second text encoder is wider than the first, and its tokenizer knows letters only.
+    """
+    tokenizer, second = clip_tokenizer(), clip_tokenizer(merges=())
+    text = _text_settings(tokenizer)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        cross_attention_dim=16 + 24,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        norm_num_groups=4,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 12,
+    )
+    parts = {
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**text)),
+        "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**{**text, "hidden_size": 24}, projection_dim=12)),
+        "unet": unet,
+        "vae": _autoencoder(scaling_factor=0.13025),
+    }
+    for seed, module in enumerate(parts.values()):
+        randomize(module, seed)
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
+    )
+    StableDiffusionXLPipeline(
+        **parts,
+        tokenizer=tokenizer,
+        tokenizer_2=second,
+        scheduler=scheduler,
+        force_zeros_for_empty_prompt=zeros_for_no_prompt,
+        add_watermarker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def _autoencoder(**settings: float) -> AutoencoderKL:
+    """Images 3x32x32, latents 4x8x8."""
+    return AutoencoderKL(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
+        sample_size=32,
+        **settings,
+    )
+
+
 def write_clip(folder: Path) -> Path:
     """A CLIP folder: 16x16 pixels, 12 dimensions."""
     tokenizer = clip_tokenizer()
@@ -94,13 +169,160 @@ def write_siglip(folder: Path) -> Path:
     return _write(folder, SiglipModel(config), tokenizer, SiglipImageProcessor(size={"height": 16, "width": 16}))
 
 
-def clip_tokenizer() -> CLIPTokenizer:
+def write_siglip2(folder: Path) -> Path:
+    """A SigLIP 2 folder of any aspect ratio: up to 9 patches of 8x8 pixels, 16 dimensions."""
+    tokenizer = Siglip2Tokenizer(
+        vocab=_letters("<pad>", "<eos>", "<bos>", "<unk>", "<mask>"),
+        merges=[],
+        padding_side="right",
+        add_eos_token=True,
+    )
+    text = _text_settings(tokenizer)
+    vision = {**_tower(), "num_patches": 9, "patch_size": 8}
+    processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=9)
+    return _write(folder, Siglip2Model(Siglip2Config(text_config=text, vision_config=vision)), tokenizer, processor)
+
+
+def write_metaclip2(folder: Path) -> Path:
+    """A MetaCLIP 2 folder: 16x16 pixels, 12 dimensions, with XLM-R's tokenizer."""
+    words = _letters("<s>", "<pad>", "</s>", "<unk>")
+    tokenizer = XLMRobertaTokenizer(vocab=[(word, -float(number)) for word, number in words.items()])
+    vision = {**_tower(), "image_size": 16, "patch_size": 8}
+    text = _text_settings(tokenizer)
+    config = MetaClip2Config(text_config=text, vision_config=vision, projection_dim=12)
+    processor = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    return _write(folder, MetaClip2Model(config), tokenizer, processor)
+
+
+def write_aimv2(folder: Path) -> Path:
+    """An AIMv2 folder: 16x16 pixels, 12 dimensions, logit scale limited to 5."""
+    tokenizer = clip_tokenizer()
+    vision, text = {**_tower(), "image_size": 16, "patch_size": 8}, _text_settings(tokenizer)
+    config = Aimv2Config(text_config=text, vision_config=vision, projection_dim=12, max_logit_scale=5.0)
+    processor = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    return _write(folder, Aimv2Model(config), tokenizer, processor)
+
+
+def _letters(*special: str) -> dict[str, int]:
+    """A vocabulary of special tokens, letters, and the mark of a space."""
+    words = [*special, "\u2581", *(chr(code) for code in range(ord("!"), ord("~") + 1))]
+    return {word: number for number, word in enumerate(words)}
+
+
+class QAlignParts:
+    """What a Q-Align is made of, in transformers' own classes where it has them, with random weights.
+
+    Tokens of images have other keys, values and norms in the language model: those of `for_images`. The abstractor is
+    a table of tensors by their names in the released checkpoints.
+    """
+
+    def __init__(self) -> None:
+        tower = {"hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 3}
+        vision = CLIPVisionConfig(**tower, image_size=28, patch_size=14, layer_norm_eps=1e-6)
+        language = {
+            **tower,
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-5,
+        }
+        self.tokenizer = llama_tokenizer()
+        llama = LlamaConfig(**language, vocab_size=len(self.tokenizer), max_position_embeddings=64)
+        self.vision = CLIPVisionModel(vision)
+        self.language, self.for_images = LlamaForCausalLM(llama), LlamaForCausalLM(llama)
+        for seed, part in enumerate((self.vision, self.language, self.for_images)):
+            randomize(part.eval().requires_grad_(False), seed, gain=2)
+        self.abstractor_config = {"num_learnable_queries": 3, "num_hidden_layers": 2, "num_attention_heads": 2}
+        self.abstractor_config |= {
+            "hidden_size": 24,
+            "encoder_hidden_size": 24,
+            "intermediate_size": 12,
+            "grid_size": 2,
+        }
+        self.abstractor = self._abstractor()
+        self.config = {**language, "model_type": "mplug_owl2", "vocab_size": len(self.tokenizer)}
+        visual = {"visual_model": {**tower, "image_size": 28, "patch_size": 14, "layer_norm_eps": 1e-6}}
+        self.config["visual_config"] = visual | {"visual_abstractor": self.abstractor_config}
+
+    def _abstractor(self) -> dict[str, Tensor]:
+        shapes = {
+            "query_embeds": (1, 3, 24),
+            "visual_fc.weight": (32, 24),
+            "visual_fc.bias": (32,),
+            "vit_eos": (1, 1, 32),
+        }
+        linear = {"attention.query": (24, 24), "attention.key": (24, 24), "attention.value": (24, 24)}
+        linear |= {"output.out_proj": (24, 24), "output.mlp.w1": (12, 24), "output.mlp.w2": (24, 12)}
+        linear |= {"output.mlp.w3": (12, 24)}
+        norms = {"norm1": 24, "normk": 24, "output.norm2": 24, "output.mlp.ffn_ln": 12}
+        for layer in ("encoder.layers.0.crossattention.", "encoder.layers.1.crossattention."):
+            shapes |= {f"{layer}attention.q_pos_embed": (3, 24), f"{layer}attention.k_pos_embed": (5, 24)}
+            for name, shape in linear.items():
+                shapes |= {f"{layer}{name}.weight": shape, f"{layer}{name}.bias": shape[:1]}
+            shapes |= {f"{layer}{name}.{part}": (n,) for name, n in norms.items() for part in ("weight", "bias")}
+        rng = torch.Generator().manual_seed(5)
+        return {name: torch.randn(shape, generator=rng) * 0.4 for name, shape in shapes.items()}
+
+    def released(self) -> dict[str, Tensor]:
+        """All weights by their names in the released checkpoints."""
+        renamed = {f"model.visual_abstractor.{name}": tensor for name, tensor in self.abstractor.items()}
+        for name, tensor in self.language.state_dict().items():
+            module, _, kind = name.rpartition(".")
+            if module.endswith(("k_proj", "v_proj", "layernorm")):
+                renamed[f"{module}.multiway.0.{kind}"] = tensor
+                renamed[f"{module}.multiway.1.{kind}"] = self.for_images.state_dict()[name]
+            else:
+                renamed[name] = tensor
+        weights = {name.removeprefix("vision_model."): each for name, each in self.vision.state_dict().items()}
+        into = "model.vision_model.embeddings."
+        renamed[f"{into}cls_token"] = weights.pop("embeddings.class_embedding").view(1, 1, -1)
+        renamed[f"{into}position_embedding"] = weights.pop("embeddings.position_embedding.weight")[None]
+        renamed[f"{into}patch_embed.weight"] = weights.pop("embeddings.patch_embedding.weight")
+        weights = {name.replace("pre_layrnorm", "embeddings.pre_layernorm"): each for name, each in weights.items()}
+        changes = {"layer_norm1": "input_layernorm", "layer_norm2": "post_attention_layernorm", "out_proj": "dense"}
+        for name in [name for name in weights if "k_proj" in name]:
+            heads = [weights.pop(name.replace("k_proj", f"{part}_proj")).unflatten(0, (3, 8)) for part in "qkv"]
+            weights[name.replace("k_proj", "query_key_value")] = torch.stack(heads, dim=1).flatten(0, 2)
+        for name, tensor in weights.items():
+            for old, new in changes.items():
+                name = name.replace(old, new)
+            renamed[f"model.vision_model.{name}"] = tensor
+        return {name: tensor.contiguous().clone() for name, tensor in renamed.items()}
+
+
+def write_q_align(folder: Path, parts: QAlignParts, shards: int = 1) -> Path:
+    """A Q-Align folder for 28x28 pixels, one file of weights, or several and an index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(parts.config))
+    parts.tokenizer.save_pretrained(folder)
+    weights = parts.released()
+    names = [f"model-{n:05d}-of-{shards:05d}.safetensors" if shards > 1 else "model.safetensors" for n in range(shards)]
+    weight_map = {name: names[number % shards] for number, name in enumerate(weights)}
+    for file in names:
+        save_file({n: weights[n] for n, into in weight_map.items() if into == file}, folder / file, {"format": "pt"})
+    if shards > 1:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+def llama_tokenizer() -> LlamaTokenizer:
+    """LLaMA's tokenizer over single letters; the first letter of a word is one token with the space before it."""
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{code:02X}>" for code in range(256)), "\u2581", *letters]
+    words += [f"\u2581{letter}" for letter in letters]
+    vocab = {word: number for number, word in enumerate(words)}
+    return LlamaTokenizer(vocab=vocab, merges=[("\u2581", letter) for letter in letters])
+
+
+MERGES = (("p", "h"), ("ph", "o"), ("t", "o</w>"), ("pho", "to</w>"), ("o", "f</w>"))
+
+
+def clip_tokenizer(merges: Sequence[tuple[str, str]] = MERGES) -> CLIPTokenizer:
     """CLIP's byte-pair tokenizer over single letters, with a few merges; the end token has the highest id."""
     letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
-    merges = [("p", "h"), ("ph", "o"), ("t", "o</w>"), ("pho", "to</w>"), ("o", "f</w>")]
     words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges), START, END]
     return CLIPTokenizer(
-        vocab={word: number for number, word in enumerate(words)}, merges=merges, model_max_length=TOKEN_LIMIT
+        vocab={word: number for number, word in enumerate(words)}, merges=list(merges), model_max_length=TOKEN_LIMIT
     )
 
 
@@ -115,7 +337,9 @@ def randomize(module: nn.Module, seed: int, gain: float = 1.0) -> None:
 
 
 def _is_norm_scale(module: nn.Module, parameter: nn.Parameter) -> bool:
-    norms = (child for child in module.modules() if isinstance(child, nn.GroupNorm | nn.LayerNorm))
+    """The class of a norm without a mean has another name in every model."""
+    norms = [child for child in module.modules() if isinstance(child, nn.GroupNorm | nn.LayerNorm)]
+    norms += [child for child in module.modules() if type(child).__name__.endswith("RMSNorm")]
     return any(child.weight is parameter for child in norms)
 
 

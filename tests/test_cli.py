@@ -14,10 +14,12 @@ import pytest
 import torch
 from command_line import refused, refused_here, run
 from diffusers import StableDiffusionPipeline
+from huggingface_hub import constants
 from transformers import CLIPModel
 
 import lbgen
 from lbgen.cli import VERBS, main
+from lbgen.runs import model_folder
 
 
 @pytest.fixture(autouse=True)
@@ -197,6 +199,29 @@ def test_models_that_do_not_do_are_refused_and_no_folder_is_left(capsys, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nothing", "photographs"]
 
 
+@pytest.mark.parametrize(
+    ("verb", "flag"),
+    [("generate --balance scene", "--screen-semantics"), ("align", "--semantics"), ("audit here", "--semantics")],
+)
+def test_a_language_space_that_cannot_be_had_is_answered_with_the_one_that_is_here(
+    monkeypatch, capsys, tmp_path, verb, flag
+):
+    """As for generators, below; here the hub answers nobody, and its cache is empty."""
+
+    def unreachable(*_, **__):
+        raise OSError("no connection")
+
+    monkeypatch.setattr(model_folder, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here/cat").mkdir(parents=True)
+    (tmp_path / "here/cat/1.png").touch()
+    rest = [] if verb.startswith("audit") else ["--generator", "microworld", "--vocabulary", "microworld"]
+    shown = refused_here(capsys, *verb.split(), *rest, flag, "somebody/space", "--output", "out")
+    assert f"{flag} somebody/space cannot be loaded: there is no such folder" in shown
+    assert f"or {flag} microworld, which comes with lbgen (no connection)" in shown
+
+
 def test_weights_that_cannot_be_had_are_one_line_at_once(monkeypatch, tmp_path):
     """A hub where nobody answers: no retries, no noise of other libraries."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
@@ -302,7 +327,7 @@ def test_public_names_are_the_functions_whatever_was_imported_before():
 def test_type_checkers_see_the_public_names_where_they_are_found():
     """The imports for type checkers, read from the source, against the table that Python uses."""
     tree = ast.parse(Path(lbgen.__file__).read_text())
-    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    (block,) = [node for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name)]
     assert {alias.asname: node.module for node in block.body for alias in node.names} == lbgen.PUBLIC
 
 
@@ -333,3 +358,17 @@ def test_a_closed_or_full_standard_output(end, code, message):
 def test_numbers_that_no_machine_could_work_with_are_refused(capsys, flags):
     verb = "generate" if "size" in flags else "align"
     assert "give " in refused_here(capsys, verb, "--output", "x", "--vocabulary", "imagenet-1k", *flags.split())
+
+
+@pytest.mark.parametrize("asked, spins", [(None, "0"), ("ACTIVE", "30000000000")])
+def test_threads_wait_without_spinning_unless_the_user_says_otherwise(asked, spins):
+    """What OpenMP itself prints when torch loads it."""
+    program = """
+import contextlib, lbgen.cli
+with contextlib.suppress(SystemExit):
+    lbgen.cli.main(["--version"])
+import torch"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "verbose"} | ({"OMP_WAIT_POLICY": asked} if asked else {})
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert f"GOMP_SPINCOUNT = '{spins}'" in shown.stderr

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 import lbgen
+from lbgen.cli import VERBS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -37,7 +40,7 @@ def test_the_site_builds_with_strict_links_a_search_and_an_api_reference(tmp_pat
         page.relative_to(site) for page in site.rglob("*.html")
     }
     assert "truncated gradient" in (site / "search.json").read_text()
-    assert 'id="lbgen.models.sampling.sample"' in (site / "reference.html").read_text()
+    assert 'id="lbgen.models.sampling.sample"' in (site / "api.html").read_text()
     loaded = re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?:[^"]*)"', (site / "index.html").read_text())
     assert loaded == []  # fonts and scripts come with the site
 
@@ -113,7 +116,7 @@ def test_the_tree_of_the_architecture_page_is_the_packages():
 def flags():
     """Every flag of lbgen and of its verbs, as the helps say."""
     found = set()
-    for verb in ([], ["align"], ["generate"], ["plan"], ["quickstart"], ["audit"], ["export"], ["verify"]):
+    for verb in ([], *([name] for name in VERBS)):
         shown = subprocess.run([sys.executable, "-m", "lbgen", *verb, "--help"], capture_output=True, text=True)
         found |= set(re.findall(r"--[a-z][a-z0-9-]+", shown.stdout))
     return found
@@ -122,21 +125,23 @@ def flags():
 @pytest.mark.parametrize("page", [*TASKS, ROOT / "README.md"], ids=by_name)
 def test_flags_that_pages_name_exist(page, flags):
     """Those of lbgen in code; the flags of other programs stand on lines that begin with these programs."""
-    others = re.compile(r"^\s*(?:#|ray |srun |python |accelerate )|python benchmarks|accelerate launch|--sets|uv pip")
+    others = re.compile(
+        r"^\s*(?:#|ray |srun |python |accelerate |hf )|python benchmarks|accelerate launch|--sets|uv pip"
+    )
     lines = [line for line in page.read_text().splitlines() if not others.search(line)]
     named = {flag for line in lines for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", line)}
     assert named - flags - {"--stages", "--categories", "--images", "--memories", "--help"} == set()
 
 
 def test_the_reference_has_every_public_name():
-    text = (DOCS / "reference.md").read_text()
+    text = (DOCS / "api.md").read_text()
     public = [f"::: {module}.{name}\n" for name, module in lbgen.PUBLIC.items()]
     assert [line.strip() for line in public if line not in text] == []
 
 
 def test_recipes_that_pages_name_exist():
     text = "\n".join(page.read_text() for page in [*TASKS, ROOT / "README.md"])
-    named = set(re.findall(r"--recipe ([a-z0-9-]+)", text))
+    named = set(re.findall(r"--recipe ([a-z0-9-]+)(?![\w./-])", text))
     assert {"paper", "diverse-prompts"} <= named
     assert named <= {file.stem for file in Path(lbgen.__file__).parent.glob("configuration/recipes/*/*.yaml")}
 
@@ -146,10 +151,15 @@ def python_blocks(page):
 
 
 def test_the_python_page_runs_on_the_micro_world():
-    """Its second example as it stands; the first needs weights, so only its calls are looked at."""
-    stages, building_blocks = python_blocks(DOCS / "python.md")
+    """Its last example as it stands; the first needs weights, so only its calls are looked at.
+
+    The term of the second is tried on images of one grey.
+    """
+    stages, term, building_blocks = python_blocks(DOCS / "python.md")
     names = re.findall(r"lbgen\.(\w+)\(", stages)
     assert {"align", "generate", "plan", "verify", "audit"} <= set(names) <= set(lbgen.PUBLIC)
-    result = {}
+    result = {"lbgen": lbgen}
+    exec(term.partition("\n\n\n")[0], result)
+    assert result["darkness"](SimpleNamespace(images=torch.full((2, 3, 4, 4), 0.25))).item() == 0.25
     exec(building_blocks, result)
     assert result["images"].shape == (2, 3, 64, 64) and result["cosines"].shape == (2, 2)

@@ -13,7 +13,6 @@ which nothing is linked to the label and one in which a cue is, on nine in ten i
 Each is tested alone, and against an unlinked set as the page compares two datasets: one of the same objects, where the
 pictures allow it, and those of other objects. Of unlinked sets any mark is false. "Accuracies" are the tests of the
 versions up to 2026-11: the interval of a probe's accuracy, and z-tests of two accuracies, adjusted over all figures.
-"Without pairs" are those of 2026-11-29: independent samples, and p-values combined up to 0.99.
 """
 
 import sys
@@ -34,10 +33,10 @@ from benchmarks.audit.planted import Planted, emoji, photographs, scenes
 from benchmarks.audit.planted import write as write_planted
 from benchmarks.measuring import flags_parser, heading, markdown
 from lbgen.audit.config import AuditConfig
-from lbgen.audit.findings.significance import difference, differences, differences_together, probe_tests
+from lbgen.audit.findings.significance import differences, differences_together, probe_tests
 from lbgen.audit.measures import CHANCE_FLOOR, PROBES, Measured, measure
 from lbgen.audit.observe import Observer, RowCache, canvas_side, observe
-from lbgen.audit.probes import NO_PAIRS, probe
+from lbgen.audit.probes import probe
 from lbgen.datasets.open import open_dataset
 from lbgen.metrics.information import Association, associate, mutual_information, normalized
 from lbgen.metrics.intervals import WIDENING, Estimate, benjamini_hochberg, difference_p_value
@@ -87,40 +86,28 @@ def audited(sets: int, images: int, world: World) -> Iterator[tuple[Found, Found
 
 
 class Marked(NamedTuple):
-    """What two sets, or one, are said to be, by the tests of three versions: names of the probes that are marked."""
+    """What two sets, or one, are said to be: names of the probes that are marked."""
 
     accuracies: set[str]
-    without_pairs: set[str]
     today: set[str]
     together: bool
     """All probes together, today."""
-
-
-def marked(names: Sequence[str], p_values: list[float]) -> set[str]:
-    """By one test of all, in which p-values up to 0.99 count, and then by the false discovery rate."""
-    tangents = np.tan((0.5 - np.clip(p_values, 1e-15, 0.99)) * np.pi)
-    if 0.5 - np.arctan(tangents.mean()) / np.pi >= 0.05:
-        return set()
-    return {name for name, q in zip(names, benjamini_hochberg(np.array(p_values)), strict=True) if q < 0.05}
 
 
 def alone(m: Measured) -> Marked:
     above = {name for name in CHANCE_FLOOR if m.figures[f"probes.{name}"].low > m.chance}
     tests = probe_tests(m)
     today = {name for name in CHANCE_FLOOR if tests[name]["significant"]}
-    before = marked(CHANCE_FLOOR, [tests[name]["p_value"] for name in CHANCE_FLOOR])
-    return Marked(above, before, today, tests["together"]["significant"])
+    return Marked(above, today, tests["together"]["significant"])
 
 
 def apart(first: Measured, second: Measured) -> Marked:
     keys = [key for key in first.figures if key.startswith("probes.")]
     p_values = [difference_p_value(first.figures[key], second.figures[key]) for key in first.figures]
     by_accuracy = zip(first.figures, benjamini_hochberg(np.array(p_values)) < 0.05, strict=True)
-    unpaired = [difference(first, second, key, NO_PAIRS).p_value for key in keys]
     today = differences([first, second])[second.observed.name]
     return Marked(
         {key for key, found in by_accuracy if found and key in keys},
-        marked(keys, unpaired),
         {key for key in keys if today[key]["significant"]},
         differences_together([first, second])[second.observed.name]["significant"],
     )
@@ -149,10 +136,10 @@ def print_power(sets: int, images: int, link: float, draw: Callable[..., Planted
             "against other objects": [apart(each[one][0], each[other][number]) for one, other in others],
         }
         for test, found in cases.items():
-            columns = [[case[place] for case in found] for place in range(3)]
+            columns = [[case[place] for case in found] for place in range(2)]
             cells = [f"{share(map(bool, names))}, {np.mean([len(n) for n in names]):.1f}" for names in columns]
             rows.append([title, f"{test}, {len(found)}", *cells, share(case.together for case in found)])
-    titles = ["pictures", "test", "accuracies", "without pairs", "today: some row, rows", "today: all probes together"]
+    titles = ["pictures", "test", "accuracies: some row, rows", "today: some row, rows", "today: all probes together"]
     print_table(titles, rows)
 
 

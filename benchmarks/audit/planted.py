@@ -1,7 +1,7 @@
 """Sets of pictures in which a cue besides the object is linked to the label, for the audit's power.
 
 Half of the categories share each of two values of the cue. An image has its category's value with probability `home`;
-at 0.5 nothing is linked. Sets of the same `objects` seed show the same objects, so their images form pairs.
+at 0.5 nothing is linked. Sets of the same `objects` seed show the same objects.
 
 scenes       micro-world photographs, the cue is one of two drawn scenes
 photographs  micro-world objects on crops of the two photographs that come with scikit-learn

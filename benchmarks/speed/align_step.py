@@ -1,7 +1,9 @@
 """Time and peak memory of one alignment update, lbgen's beside one written the reference's way: `make bench`.
 
-The micro world's recipe unless flags say otherwise; every flag of `lbgen align` is there. With `--compile` lbgen is
-measured eager too. The reference's way computes in fp16 on a GPU whatever `--precision` says, in fp32 on a CPU.
+Like for like: one table in which both versions use gradient checkpointing, as the reference runs, and one in which
+neither does; `--checkpointing on` or `off` makes one of them (`--gradient-checkpointing` has no effect here). The micro
+world's recipe unless flags say otherwise; every flag of `lbgen align` is there. With `--compile` lbgen is measured
+eager too. The reference's way computes in fp16 on a GPU whatever `--precision` says, in fp32 on a CPU.
 """
 
 import sys
@@ -18,8 +20,8 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.measuring import DEVICE, flags_parser, heading, measured, parse_with, table
-from benchmarks.speed.flops import network_calls, work_of
+from benchmarks.measuring import DEVICE, Measured, flags_parser, heading, measured, parse_with, table
+from benchmarks.speed.flops import network_calls, update_tflop, work_of
 from benchmarks.updates import align_update
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration import recipes
@@ -31,9 +33,11 @@ PLAIN_DTYPE = torch.float16 if DEVICE == "cuda" else torch.float32
 
 
 class PlainUpdate:
-    """The same update as a training script on plain diffusers makes it: LoRA unmerged, eager, autocast, the UNet
-    checkpointed, images decoded all at once. Their own code scores quality with a network of 8 billion parameters;
-    here both versions use the antonym prompts.
+    """One update as the reference's script makes it (docs/reference.md), on plain diffusers: LoRA unmerged, eager,
+    autocast, images decoded all at once, the adapter before the discriminator, prompts encoded at every update.
+
+    With gradient checkpointing it recomputes the UNet alone; lbgen recomputes the decoder too. The terms are those of
+    the config. Theirs scores quality with a network of 8 billion parameters; here both use the antonym prompts.
     """
 
     def __init__(self, config: AlignConfig) -> None:
@@ -49,11 +53,11 @@ class PlainUpdate:
         self.scheduler = scheduler.from_config(self.pipeline.scheduler.config, clip_sample=False)
         self._add_adapter()
         self._load_clip()
-        self.discriminator = nn.Sequential(
-            nn.Linear(self.texts.shape[1], config.discriminator_hidden),
-            nn.ReLU(),
-            nn.Linear(config.discriminator_hidden, 1),
-        ).to(DEVICE)
+        self.discriminator = nn.Sequential(nn.Linear(self.texts.shape[1], 3), nn.LeakyReLU(0.2), nn.Linear(3, 1)).to(
+            DEVICE
+        )
+        with torch.no_grad():
+            self.empty = self.pipeline.encode_prompt([""] * config.batch_size, DEVICE, 1, False)[0]  # (B, T, D)
         self.optimizer = torch.optim.AdamW(self.parameters, config.learning_rate)
         self.discriminator_optimizer = torch.optim.AdamW(
             self.discriminator.parameters(), config.discriminator_learning_rate
@@ -69,39 +73,36 @@ class PlainUpdate:
             init_lora_weights="gaussian",
         )
         self.unet.add_adapter(lora)
-        self.unet.enable_gradient_checkpointing()
+        if self.config.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
         self.unet.train()
         self.parameters = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
         for parameter in self.parameters:
             parameter.data = parameter.data.float()
 
     def _load_clip(self) -> None:
-        """CLIP, the features of every category's text (categories, D), and of a good photo and a bad one (2, D)."""
+        """CLIP, the features of every category's name (categories, D), and of a good photo and a bad one (2, D)."""
         where = resolve(self.config.semantics, SEMANTICS)
         self.clip = CLIPModel.from_pretrained(where, dtype=PLAIN_DTYPE).to(DEVICE).requires_grad_(False)
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        self.tokenizer = AutoTokenizer.from_pretrained(where)
+        self.texts, self.antonyms = self.text_features(self.names), self.text_features(list(ANTONYMS[0]))
 
-        def features(texts: list[str]) -> Tensor:
-            tokens = tokenizer(texts, padding=True, return_tensors="pt").to(DEVICE)
-            found = self.clip.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-            return F.normalize(found.pooler_output.float(), dim=-1)
-
-        self.texts = features([f"photo of {name}" for name in self.names])
-        self.antonyms = features(list(ANTONYMS[0]))
+    def text_features(self, texts: list[str]) -> Tensor:
+        """CLIP features (N, D), unit norm."""
+        tokens = self.tokenizer(texts, padding=True, return_tensors="pt").to(DEVICE)
+        found = self.clip.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        return F.normalize(found.pooler_output.float(), dim=-1)
 
     def __call__(self) -> None:
-        """One update of the discriminator, then one of the adapter, on one batch."""
+        """One update of the adapter, then one of the discriminator, on one batch."""
         categories = torch.randint(len(self.names), (self.config.batch_size,))
-        features = self.embedded(self.sampled([self.names[category] for category in categories]))
-        others = (categories + torch.randint(1, len(self.names), categories.shape)) % len(self.names)
-        real, fake = self.discriminator(self.texts[others]), self.discriminator(features.detach())
-        self.discriminator_optimizer.zero_grad()
-        (F.softplus(-real).mean() + F.softplus(fake).mean()).backward()
-        nn.utils.clip_grad_norm_(self.discriminator.parameters(), self.config.discriminator_max_grad_norm)
-        self.discriminator_optimizer.step()
+        names = [self.names[category] for category in categories]
+        features = self.embedded(self.sampled(names))
+        own_texts = self.text_features([f"photo of {name}" for name in names])
 
-        entire = F.softplus(-self.discriminator(features)).mean()
-        individual = 1 - (features * self.texts[categories]).sum(dim=-1).mean()
+        logits = self.discriminator(features)  # high for images, as in their code
+        entire = F.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))
+        individual = 1 - (features * own_texts).sum(dim=-1).mean()
         preference = self.clip.logit_scale.float().exp() * features @ self.antonyms.T  # (B, 2)
         quality = 1 - (1 + 4 * preference.softmax(dim=-1)[:, 0]).mean() / 5
         self.optimizer.zero_grad()
@@ -111,12 +112,19 @@ class PlainUpdate:
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
+        fake, real = self.discriminator(features.detach()), self.discriminator(self.texts[: len(features)])
+        labels = torch.cat([torch.ones_like(fake), torch.zeros_like(real)])
+        self.discriminator_optimizer.zero_grad()
+        F.binary_cross_entropy_with_logits(torch.cat([fake, real]), labels).backward()
+        self.discriminator_optimizer.step()
+
     def sampled(self, prompts: list[str]) -> Tensor:
         """Images (B, 3, H, W), with the gradient of K evenly spaced calls of the UNet."""
         config, size = self.config, self.unet.config.sample_size
         with torch.no_grad():
-            positive, negative = self.pipeline.encode_prompt(prompts, DEVICE, 1, do_classifier_free_guidance=True)
-        embeddings = torch.cat([negative, positive])  # (2B, T, D)
+            embeddings = torch.cat(
+                [self.empty, self.pipeline.encode_prompt(prompts, DEVICE, 1, False)[0]]
+            )  # (2B, T, D)
         self.scheduler.set_timesteps(config.steps)
         interval = config.steps // config.differentiated_steps
         start = int(torch.randint(config.steps - interval * (config.differentiated_steps - 1), ()))
@@ -144,26 +152,28 @@ class PlainUpdate:
         return torch.autocast(DEVICE, PLAIN_DTYPE, enabled=DEVICE == "cuda")
 
 
-def update_tflop(config: AlignConfig) -> float:
-    """The least work behind one training image: guidance doubles every call of the UNet; a differentiated call and the
-    decoding also run backwards, to their inputs. What is recomputed, the adapter and CLIP are left out.
-    """
-    work = work_of(config.generator)
-    return 2 * work.call * (network_calls(config) + config.differentiated_steps) + 2 * work.decoding
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = flags_parser(__doc__)
     parser.add_argument("--recipe", default="microworld", help="settings of `lbgen align` (default: microworld)")
     parser.add_argument("--repeats", type=int, default=5, help="updates measured, after one that is not (default: 5)")
+    parser.add_argument("--checkpointing", choices=("on", "off", "both"), default="both", help="(default: both)")
     arguments, given = parse_with(parser, AlignConfig, argv)
-    repeats, config = arguments.repeats, recipes.resolve(AlignConfig, arguments.recipe, {**given, "logger": "none"})
+    config = recipes.resolve(AlignConfig, arguments.recipe, {**given, "logger": "none"})
+    tflop = update_tflop(config, work_of(config.generator), network_calls(config))
     print(heading(), flush=True)
+    for setting in ("on", "off") if arguments.checkpointing == "both" else (arguments.checkpointing,):
+        results = compared(replace(config, gradient_checkpointing=setting == "on"), arguments.repeats)
+        print(f"gradient checkpointing {setting}, in every line:\n")
+        print(table(results, config.batch_size, dict.fromkeys(results, tflop)) + "\n", flush=True)
+
+
+def compared(config: AlignConfig, repeats: int) -> dict[str, Measured]:
+    """The reference's way and lbgen, both with or both without gradient checkpointing."""
     results = {"plain diffusers": measured(repeats, PlainUpdate, config)}
     if config.compile:
         results["lbgen, eager"] = measured(repeats, align_update, replace(config, compile=False))
     results["lbgen"] = measured(repeats, align_update, config)
-    print(table(results, config.batch_size, dict.fromkeys(results, update_tflop(config))))
+    return results
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """TFLOP (two a multiply-add) behind an image, counted on networks without weights: `python benchmarks/speed/flops.py`.
 
-Prints what 1.3 M images at 512x512 take of Stable Diffusion 1.5, as it is and with each preset of `lbgen generate`. The
-text encoder is left out: each prompt is encoded once.
+Prints what 1.3 M images at 512x512 take of Stable Diffusion 1.5, as it is and with each preset of `lbgen generate`, and
+what an alignment by recipe `paper` takes. The text encoder is left out: each prompt is encoded once.
 """
 
 import sys
@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.measuring import PRESETS, flags_parser, markdown, with_recipe
 from benchmarks.speed import full_size
 from lbgen.alignment.config import AlignConfig
+from lbgen.configuration.recipes import resolve as resolve_recipe
 from lbgen.generation.config import GenerateConfig
 from lbgen.models.deep_cache import DeepCache
 from lbgen.models.families.stable_diffusion import SCHEDULERS, noise_level
@@ -26,6 +27,8 @@ from lbgen.models.registry import GENERATORS, resolve
 IMAGES = 1_300_000
 CEILING, GOAL = 780, 6
 """TFLOP/s of an H200 on 8192 x 8192 bf16 products (the middle of 769 to 798), and the goal in images/s."""
+UPDATE = 32
+"""Images of an update in the paper's runs, over all GPUs."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,21 @@ def image_tflop(config: GenerateConfig, work: Work, scheduler: Any) -> float:
     return total
 
 
+def update_tflop(config: AlignConfig, work: Work, calls: int) -> float:
+    """The least work behind one training image: guidance doubles every call of the UNet; a differentiated call and the
+    decoding also run backwards, to their inputs. What is recomputed, the adapter and CLIP are left out.
+    """
+    return 2 * work.call * (calls + config.differentiated_steps) + 2 * work.decoding
+
+
+def alignment_pflop(config: AlignConfig, images: int, work: Work, calls: int) -> float:
+    """A whole run of `images` images an update: warm-up, updates, and evaluations with that of the base."""
+    sampled = 2 * work.call * calls + work.decoding
+    evaluations = 2 + config.max_steps // config.evaluate_every
+    drawn = config.discriminator_warmup_steps * images + evaluations * config.evaluation_images
+    return (config.max_steps * images * update_tflop(config, work, calls) + drawn * sampled) / 1000
+
+
 def main(argv: list[str] | None = None) -> None:
     flags_parser(__doc__).parse_args(argv)
     with torch.device("meta"):
@@ -110,6 +128,13 @@ def main(argv: list[str] | None = None) -> None:
         of_each_rate = [f"{IMAGES * tflop / rate / 3600:.1f}" for rate in (CEILING, sustained)]
         lines.append([name, f"{tflop:.1f}", f"{tflop * GOAL / sustained:.0%}", *of_each_rate])
     print(markdown(lines))
+
+    paper = resolve_recipe(AlignConfig, "paper", {})
+    calls = len(scheduler_of(paper, base).timesteps)
+    total = alignment_pflop(paper, UPDATE, work, calls)
+    each, hours = update_tflop(paper, work, calls), 1000 * total / CEILING / 3600
+    print(f"\nalign --recipe paper, {UPDATE} images an update: {each:.1f} TFLOP a training image,")
+    print(f"{total:.0f} PFLOP in all, {hours:.2f} GPU-hours at {CEILING} TFLOP/s")
 
 
 if __name__ == "__main__":

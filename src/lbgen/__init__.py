@@ -10,39 +10,69 @@ __version__ = "0.1.0"
 
 PUBLIC = {
     "AlignConfig": "lbgen.alignment.config",
+    "AlignResult": "lbgen.alignment.run",
     "align": "lbgen.alignment.run",
+    "AlignEstimate": "lbgen.alignment.reports.estimate",
+    "plan_align": "lbgen.alignment.reports.estimate",
     "GenerateConfig": "lbgen.generation.config",
+    "GenerateResult": "lbgen.generation.run",
     "generate": "lbgen.generation.run",
+    "PlanEstimate": "lbgen.generation.estimate",
     "plan": "lbgen.generation.estimate",
     "VerifyConfig": "lbgen.generation.config",
+    "VerifyResult": "lbgen.generation.verify",
     "verify": "lbgen.generation.verify",
     "AuditConfig": "lbgen.audit.config",
+    "AuditResult": "lbgen.audit.output",
     "audit": "lbgen.audit.run",
     "QuickstartConfig": "lbgen.quickstart.run",
+    "QuickstartResult": "lbgen.quickstart.run",
     "quickstart": "lbgen.quickstart.run",
     "ExportConfig": "lbgen.microworld.config",
     "export_microworld": "lbgen.microworld",
+    "RecipesConfig": "lbgen.configuration.catalogue",
+    "recipes": "lbgen.configuration.catalogue",
+    "DoctorConfig": "lbgen.checkup.config",
+    "doctor": "lbgen.checkup.run",
     "Category": "lbgen.vocabulary.vocabulary",
     "Vocabulary": "lbgen.vocabulary.vocabulary",
     "load_vocabulary": "lbgen.vocabulary.vocabulary",
+    "load_quality": "lbgen.models.quality",
+    "Batch": "lbgen.alignment.objective",
+    "register": "lbgen.configuration.extensions",
     "UserError": "lbgen.errors",
 }
 __all__ = ["__version__", *PUBLIC]
 
 if TYPE_CHECKING:  # the same for type checkers, which do not follow `__getattr__`
     from lbgen.alignment.config import AlignConfig as AlignConfig
+    from lbgen.alignment.objective import Batch as Batch
+    from lbgen.alignment.reports.estimate import AlignEstimate as AlignEstimate
+    from lbgen.alignment.reports.estimate import plan_align as plan_align
+    from lbgen.alignment.run import AlignResult as AlignResult
     from lbgen.alignment.run import align as align
     from lbgen.audit.config import AuditConfig as AuditConfig
+    from lbgen.audit.output import AuditResult as AuditResult
     from lbgen.audit.run import audit as audit
+    from lbgen.checkup.config import DoctorConfig as DoctorConfig
+    from lbgen.checkup.run import doctor as doctor
+    from lbgen.configuration.catalogue import RecipesConfig as RecipesConfig
+    from lbgen.configuration.catalogue import recipes as recipes
+    from lbgen.configuration.extensions import register as register
     from lbgen.errors import UserError as UserError
     from lbgen.generation.config import GenerateConfig as GenerateConfig
     from lbgen.generation.config import VerifyConfig as VerifyConfig
+    from lbgen.generation.estimate import PlanEstimate as PlanEstimate
     from lbgen.generation.estimate import plan as plan
+    from lbgen.generation.run import GenerateResult as GenerateResult
     from lbgen.generation.run import generate as generate
+    from lbgen.generation.verify import VerifyResult as VerifyResult
     from lbgen.generation.verify import verify as verify
     from lbgen.microworld import export_microworld as export_microworld
     from lbgen.microworld.config import ExportConfig as ExportConfig
+    from lbgen.models.quality import load_quality as load_quality
     from lbgen.quickstart.run import QuickstartConfig as QuickstartConfig
+    from lbgen.quickstart.run import QuickstartResult as QuickstartResult
     from lbgen.quickstart.run import quickstart as quickstart
     from lbgen.vocabulary.vocabulary import Category as Category
     from lbgen.vocabulary.vocabulary import Vocabulary as Vocabulary
@@ -55,10 +85,12 @@ for _name in ("audit", "quickstart"):
     del globals()[_name]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(PUBLIC[name]), name)
+if not TYPE_CHECKING:  # else every name would exist for type checkers, misspelt ones too
+
+    def __getattr__(name: str) -> Any:
+        if name not in PUBLIC:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:

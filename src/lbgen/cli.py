@@ -11,16 +11,20 @@ import errno
 import os
 import signal
 import sys
-from argparse import ArgumentParser
+import traceback
+from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import lbgen
+from lbgen.configuration import saved
 from lbgen.configuration.completion import PrintCompletion
 from lbgen.configuration.flags import MOST_USED, add_arguments, flag, group
 from lbgen.configuration.parser import Parser
 from lbgen.configuration.recipes import DELETED, built_in_recipes, deleted_fields, resolve
+from lbgen.configuration.yaml_lines import yaml_text
 from lbgen.errors import Interrupted, UserError, printable
+from lbgen.runs.console import Verbosity, is_verbose, say, showing
 
 OF_THE_SYSTEM = (
     errno.ENOSPC,
@@ -34,6 +38,10 @@ OF_THE_SYSTEM = (
 )
 """Errors that a full disk, a missing permission, or a folder in the place of a file raises."""
 
+PASSIVE_THREADS = ("OMP_WAIT_POLICY", "PASSIVE")
+"""Read by OpenMP when torch is loaded, here and in the processes started from here: threads that wait sleep. By default
+they spin, and on cores that do other work too everything then takes up to twenty times as long."""
+
 
 class Verb(NamedTuple):
     """Names of `lbgen`'s public config class and function; the function's module is imported when the verb runs."""
@@ -42,11 +50,15 @@ class Verb(NamedTuple):
     function: str
     summary: str
     takes_recipes: bool = True
+    plan: str | None = None
+    """The function of --plan, if the verb has it."""
 
 
 VERBS = {
-    "align": Verb("AlignConfig", "align", "fine-tune a text-to-image generator from category names alone"),
-    "generate": Verb("GenerateConfig", "generate", "generate a labelled image dataset"),
+    "align": Verb(
+        "AlignConfig", "align", "fine-tune a text-to-image generator from category names alone", plan="plan_align"
+    ),
+    "generate": Verb("GenerateConfig", "generate", "generate a labelled image dataset", plan="plan"),
     "plan": Verb("GenerateConfig", "plan", "show what generate would make with these flags, and what it would cost"),
     "quickstart": Verb("QuickstartConfig", "quickstart", "run all stages once, on the built-in micro world"),
     "audit": Verb(
@@ -54,7 +66,6 @@ VERBS = {
         "audit",
         "find shortcuts in labelled image datasets (cues other than the object that predict the label), and compare "
         "the datasets",
-        False,
     ),
     "export": Verb(
         "ExportConfig", "export_microworld", "write a built-in model's folders, for diffusers and transformers", False
@@ -62,15 +73,24 @@ VERBS = {
     "verify": Verb(
         "VerifyConfig", "verify", "compare a generated dataset with its index; exit code 3 if it is damaged", False
     ),
+    "recipes": Verb("RecipesConfig", "recipes", "list the built-in recipes, or show one", False),
+    "doctor": Verb(
+        "DoctorConfig",
+        "doctor",
+        "say what this machine has and lacks for a run: libraries, device, models, disk; exit code 2 if it lacks some",
+        False,
+    ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb; UserError, signals and a full disk become a line on stderr and an exit code; else a traceback."""
+    argv = sys.argv[1:] if argv is None else argv
+    os.environ.setdefault(*PASSIVE_THREADS)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         try:
-            _run(sys.argv[1:] if argv is None else argv)
+            _run(argv)
         finally:
             sys.stdout.flush()
     except UserError as error:
@@ -90,7 +110,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(argv: Sequence[str]) -> None:
-    result = _parse(argv)()
+    call, verbosity, heading = _parse(argv)
+    if verbosity == Verbosity.QUIET:  # read by huggingface_hub when it is imported, which is later
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with showing(verbosity, heading):
+        try:
+            result = call()
+        except UserError:
+            if is_verbose():
+                traceback.print_exc()
+            raise
+        if following := getattr(result, "next_command", ""):
+            say(f"next: {following}")
     if getattr(result, "damaged", ()):  # of verify
         sys.exit(3)
 
@@ -112,8 +143,15 @@ def _exit(code: int, message: str) -> NoReturn:
 # ---- from the command line to a call ----
 
 
-def _parse(argv: Sequence[str]) -> Callable[[], object]:
-    """The command line as a call to make."""
+class Call(NamedTuple):
+    """The command line as a call to make, and what is shown of it."""
+
+    function: Callable[[], object]
+    verbosity: Verbosity
+    heading: str
+
+
+def _parse(argv: Sequence[str]) -> Call:
     parser, verbs = _parsers(argv)
     if not argv:
         parser.print_help(sys.stderr)
@@ -123,7 +161,10 @@ def _parse(argv: Sequence[str]) -> Callable[[], object]:
     name = arguments.pop("verb")
     if unknown:
         _refuse_unknown(unknown, verbs[name], _config_class(VERBS[name]))
-    return _call(name, arguments)
+    verbosity = arguments.pop("verbosity", Verbosity.NORMAL)
+    recipe = arguments.get("recipe")
+    heading = f"lbgen {name}, recipe {recipe}" if recipe else f"lbgen {name}"
+    return Call(_function(name, arguments), verbosity, heading)
 
 
 def _parsers(argv: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
@@ -147,18 +188,36 @@ def _add_verb_arguments(parser: ArgumentParser, verb: Verb) -> None:
         text = "YAML file of defaults for all other flags" + (f", or one of lbgen's: {recipes}" if recipes else "")
         group(parser, MOST_USED).add_argument("--recipe", metavar="NAME|PATH" if recipes else "PATH", help=text)
     add_arguments(parser, _config_class(verb))
+    _add_display_arguments(parser, verb)
 
 
-def _call(name: str, arguments: dict[str, Any]) -> Callable[[], object]:
+def _add_display_arguments(parser: ArgumentParser, verb: Verb) -> None:
+    """The flags that are no fields of a config: they say what is shown, or that nothing is to be made."""
+    shown = parser.add_argument_group("what is shown")
+    for name, level, text in (
+        ("--quiet", Verbosity.QUIET, "show results that were asked for, warnings and errors only"),
+        ("--verbose", Verbosity.VERBOSE, "show every setting, a line for every step, and the traceback of an error"),
+    ):
+        options: dict[str, Any] = {"action": "store_const", "const": level, "default": SUPPRESS, "help": text}
+        shown.add_argument(name, dest="verbosity", **options)
+    if verb.takes_recipes:
+        text = "print the settings as YAML, which is itself a recipe, and exit"
+        shown.add_argument("--print-config", action="store_true", default=SUPPRESS, help=text)
+    if verb.plan:
+        text = "show what would be made and what it costs, by a short calibration, and exit; nothing is written"
+        shown.add_argument("--plan", action="store_true", default=SUPPRESS, help=text)
+
+
+def _function(name: str, arguments: dict[str, Any]) -> Callable[[], object]:
     """The verb's function, with the config that defaults, recipe and flags make."""
     verb, recipe = VERBS[name], arguments.pop("recipe", None)
-    owner = built_in_recipes().get(recipe)
-    if owner and VERBS[owner].config_class != verb.config_class:
-        has = f"lbgen {name} has {_recipes(verb) or 'none'}"
-        raise UserError(f"--recipe {recipe}: it belongs to lbgen {owner}; {has}")
+    prints, plans = arguments.pop("print_config", False), arguments.pop("plan", False)
     directories = [arguments.pop("directories")] if name == "audit" else []
     config: Any = resolve(_config_class(verb), recipe, arguments)
-    return lambda: getattr(lbgen, verb.function)(*directories, config)
+    if prints:
+        return lambda: print(yaml_text(saved.plain(config)), end="")
+    function = verb.plan if plans and verb.plan else verb.function
+    return lambda: getattr(lbgen, function)(*directories, config)
 
 
 def _refuse_unknown(arguments: Sequence[str], parser: Parser, config_class: type) -> NoReturn:

@@ -2,19 +2,23 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from lbgen.alignment import checkpoint
+from lbgen.alignment.reports import adapter_card
 from lbgen.alignment.run import align
 from lbgen.configuration.recipes import resolve
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.inputs import adapter_sha256, training_differences
 from lbgen.generation.run import generate, plan_dataset
+from lbgen.models.registry import GENERATORS
 from lbgen.runs.storage import open_store
 from lbgen.vocabulary.vocabulary import load_vocabulary
 
@@ -165,3 +169,41 @@ def test_a_checkpoint_without_the_file_that_its_marker_names_is_not_whole(aligne
     newest = checkpoint.newest(run)
     (newest / "adapter/training.json").unlink()
     assert checkpoint.newest(run) != newest
+
+
+def test_the_card_is_read_by_the_hub_names_no_folder_and_draws(aligned, tmp_path):
+    """By the Hub's own reader; its example as it stands, with the places of the models filled in."""
+    card = ModelCard.load(aligned.folder / "adapter/README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("diffusers", "text-to-image")
+    assert "base_model" not in card.data.to_dict()  # the generator is a folder
+    assert str(Path(aligned.generator).parent) not in card.content
+    (code,) = re.findall(r"```python\n(.*?)```", card.content, re.DOTALL)
+    code = code.replace("'GENERATOR'", repr(aligned.generator))
+    code = code.replace('"ADAPTER"', repr(str(aligned.folder / "adapter")))
+    drawn: dict = {}
+    exec(code, drawn)
+    assert drawn["image"].size == (32, 32)
+
+
+def test_a_card_of_a_generator_on_the_hub_links_to_it(tmp_path, tiny_config):
+    adapter_card.write(tmp_path, replace(tiny_config, generator="sd15"), load_vocabulary(tiny_config.vocabulary))
+    card = ModelCard.load(tmp_path / "README.md")
+    assert f"from_pretrained('{GENERATORS['sd15']}')" in card.content
+    data = card.data
+    assert (data.base_model, data.base_model_relation) == (GENERATORS["sd15"], "adapter")
+
+
+def test_what_a_user_adds_to_the_card_stays(aligned):
+    """Also when the adapter is published again."""
+    card = aligned.folder / "adapter/README.md"
+    card.write_text(card.read_text() + "\nLicense: mine.\n")
+    (aligned.folder / "adapter/training.json").unlink()
+    align(aligned)
+    assert (aligned.folder / "adapter/training.json").is_file()
+    assert card.read_text().endswith("License: mine.\n")
+
+
+def test_a_card_calls_a_generator_of_lbgen_by_its_name(tmp_path, tiny_config):
+    adapter_card.write(tmp_path, replace(tiny_config, generator="microworld"), load_vocabulary(tiny_config.vocabulary))
+    text = (tmp_path / "README.md").read_text()
+    assert "# LoRA for microworld" in text and "lbgen generate --generator microworld --adapter" in text

@@ -1,6 +1,8 @@
 """Runs that are killed, interrupted or spread over processes end as one that was left alone."""
 
 import dataclasses
+import hashlib
+import json
 import multiprocessing
 import os
 import signal
@@ -130,7 +132,7 @@ def test_a_signal_saves_and_the_next_start_goes_on_bit_identically(whole, tmp_pa
 
 
 @pytest.mark.parametrize("moment", ["append_line", "publish_adapter"])
-def test_a_signal_in_the_last_update_or_after_it_ends_the_program_with_the_run_whole(whole, tmp_path, moment):
+def test_a_signal_in_the_last_update_or_after_it_ends_the_program_with_the_run_whole(whole, tmp_path, moment, capsys):
     config = dataclasses.replace(whole, output=tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
         function = getattr(checkpoint, moment)
@@ -144,6 +146,8 @@ def test_a_signal_in_the_last_update_or_after_it_ends_the_program_with_the_run_w
         with pytest.raises(Interrupted, match="run is finished; the adapter is in") as ended:
             run.align(config)
     assert ended.value.signum == signal.SIGINT
+    answer = "lbgen: interrupted; finishing this update and its evaluation, and saving a checkpoint first (once more "
+    assert answer in capsys.readouterr().err
     assert_equal_runs(config, whole)
 
 
@@ -246,4 +250,24 @@ def test_two_processes_with_half_the_batch_each_give_the_same_adapter(whole, tmp
         lines(halves.folder / "metrics.jsonl"), lines(whole.folder / "metrics.jsonl"), strict=True
     ):
         assert ours_line.get("loss") == pytest.approx(line.get("loss"), abs=1e-4)
-    assert result.stdout.count("gradient norms") == result.stdout.count("images per update: 2, processes: 2") == 1
+    assert result.stdout.count("gradient norms") == result.stdout.count("2 images (2 processes of 1)") == 1
+
+
+def test_a_run_of_names_with_underscores_goes_on_as_it_began(tiny_config, tmp_path):
+    """Begun by an earlier version, which kept the underscores of a list: the checkpoint has the hash of such names."""
+    (tmp_path / "names.txt").write_text("red_fox\npolar bear\nant\n")
+    config = dataclasses.replace(
+        tiny_config, output=tmp_path / "run", vocabulary=str(tmp_path / "names.txt"), max_steps=1
+    )
+    run.align(config)
+    lines_of = "red_fox\tred_fox\npolar_bear\tpolar bear\nant\tant"
+    then, now = (hashlib.sha256(text.encode()).hexdigest() for text in (lines_of, lines_of.replace("\tred_", "\tred ")))
+    for path in (config.folder / "provenance.json", *config.folder.glob("checkpoints/*/checkpoint.json")):
+        assert now in path.read_text()
+        path.write_text(path.read_text().replace(now, then))
+    assert run.align(dataclasses.replace(config, max_steps=2)).steps == 2
+    described = json.loads((config.folder / "adapter/training.json").read_text())
+    assert described["names"] == {"red_fox": "red_fox", "polar_bear": "polar bear", "ant": "ant"}
+    (tmp_path / "names.txt").write_text("red_fox\npolar bear\nbee\n")
+    with pytest.raises(UserError, match="was made with other categories"):
+        run.align(dataclasses.replace(config, max_steps=3))

@@ -176,6 +176,18 @@ def test_a_second_audit_sees_only_what_is_new(folder, monkeypatch):
     assert sum(map(len, seen)) == 12 and measures(folder)["datasets"]["grown"]["images"] == 132
 
 
+def test_an_audit_says_what_it_reads_how_far_it_is_and_what_comes_next(folder, capsys):
+    """Off a terminal, with a line for every step; `out` has its cache already, `fresh` none."""
+    for output in ("fresh", "out"):
+        places = [str(folder / name) for name in ("biased", output)]
+        main(["audit", places[0], "--semantics", "microworld", "--output", places[1], "--verbose"])
+        shown = capsys.readouterr()
+        assert f"dataset biased  {folder}/biased\nlanguage space  microworld\n" in shown.out
+        assert ("going on with the cache" in shown.out) == (output == "out") and "\npermutations: 999\n" in shown.out
+        assert f"next: open {folder}/{output}/report.html in a browser" in shown.out.splitlines()[-1]
+        assert "biased: 122 of 122 images" in shown.err and "probe: " in shown.err and "\r" not in shown.err
+
+
 def test_two_audits_give_the_same_figures(folder):
     audit(folder, "biased", output="out")
     first = measures(folder)["datasets"]["biased"]

@@ -23,7 +23,7 @@ def estimate(value: float, error: float = ERROR) -> Estimate:
 
 def cue(share: float) -> Explained:
     """Of 499 shuffles none, or where the share is 0 all, explain as much."""
-    return Explained(share, 0.01, np.zeros(499), np.zeros(20))
+    return Explained(share, 0.01, np.zeros(499))
 
 
 def above_chance(p_value: float) -> float:

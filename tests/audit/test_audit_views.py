@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lbgen.audit import views
-from lbgen.audit.observe import Observer, RowCache
+from lbgen.audit.observe import Observer, RowCache, canvas_side
 from lbgen.datasets import decode
 from lbgen.models.semantics import load_semantics
 from lbgen.runs.identity import model_identity
@@ -177,10 +177,11 @@ def test_the_square_of_relevance_is_where_the_relevance_is():
 
 
 @torch.no_grad()
-def test_patch_relevance_is_what_attention_brings_to_the_class_token(tiny_clip_folder, monkeypatch):
+@pytest.mark.parametrize("kind", ["clip", "metaclip2"])
+def test_patch_relevance_is_what_attention_brings_to_the_class_token(kind, request, monkeypatch):
     """Patches and class token together: the last attention's own output, as torch computes it, along the text."""
     monkeypatch.setattr(views, "LAYERS_SHARE", 0.01)  # the last layer only
-    space = load_semantics(str(tiny_clip_folder))
+    space = load_semantics(str(request.getfixturevalue(f"tiny_{kind}_folder")))
     canvas, text = torch.rand(1, 3, 16, 16), space.embed_texts(["fish"])
     found = views.patch_relevance(space, canvas, text)
     vision = space.model.vision_model
@@ -201,8 +202,10 @@ def test_patch_relevance_is_what_attention_brings_to_the_class_token(tiny_clip_f
     assert not torch.allclose(patches, attended_all)
 
 
-def test_a_space_without_a_class_token_has_no_relevance(tiny_siglip_folder):
-    space = load_semantics(str(tiny_siglip_folder))
+@pytest.mark.parametrize("kind", ["siglip", "siglip2", "aimv2"])
+def test_a_space_without_a_class_token_has_no_relevance(kind, request):
+    space = load_semantics(str(request.getfixturevalue(f"tiny_{kind}_folder")))
+    assert canvas_side(space) == (24 if kind == "siglip2" else 16)
     assert views.patch_relevance(space, torch.rand(1, 3, 16, 16), space.embed_texts(["fish"])) is None
     seen = views.decode(encoded((16, 16)), None, 16)
     hidden = Observer(space, 16).hidden([seen], seen.canvas[None] / 255, ["fish"])

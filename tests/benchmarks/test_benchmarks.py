@@ -29,6 +29,10 @@ SMALLEST = {
     "independence/memory_length.py": ("--categories 2 --memories 8 --images 4 --updates 2", "| after 2 updates | "),
     "independence/residual_content.py": ("--fitted 48 --tested 24 --images 48", "| scene, linked / free | "),
     "independence/step_cost.py": ("--categories 2 --banks 16 --side 8 --repeats 1", "| 2 | 16 | "),
+    "speed/align_step.py": (
+        "--vocabulary {names} --batch-size 1 --steps 2 --differentiated-steps 1 --repeats 1",
+        "\ngradient checkpointing off, in every line:\n",
+    ),
     "speed/approximations.py": (
         "--vocabulary {names} --images-per-category 1 --batch-size 2 --steps 4",
         "| fast-deepcache | ",
@@ -38,6 +42,7 @@ SMALLEST = {
         "--vocabulary {names} --batch-size 2 --batch-sizes 1 --formats 1 --steps 1 --repeats 1",
         "| webdataset, webp | 2 | ",
     ),
+    "speed/memory.py": ("--images 2 --generated 2 --miniature", "| align --recipe paper | 2 | "),
     "speed/render.py": ("--images 12 --repeats 1", "balanced corpus: "),
     "speed/stored_size.py": ("", "| webp | 256 | "),
 }
@@ -142,6 +147,7 @@ def test_what_a_gpu_will_run_is_rehearsed(tmp_path):
     parts = {path.stem: path.read_text() for path in (tmp_path / "out").iterdir()}
     assert set(parts) == {"machine", "full_size", "align_step", "generate", "presets", "independence", "tests"}
     assert "| lbgen, eager | " in parts["align_step"]
+    assert "gradient checkpointing on, in every line" in parts["align_step"]
     assert "| lbgen, compiled | " in parts["generate"]
     assert "| lbgen, fast-deepcache | " in parts["presets"]
     assert "| the paper's, again | " in parts["independence"]

@@ -183,9 +183,11 @@ EARLIER = Path(__file__).parents[1] / "earlier"
 
 
 def test_files_have_the_fields_of_the_version_before_in_the_same_order():
-    """Against the files of the version before, without the fields that are deleted or that say how a run was run."""
+    """Against the files of the version before, without the fields that are deleted or that say how a run was run, and
+    without those that were added since."""
     run, dataset = read_yaml(EARLIER / "run/config.yaml"), read_yaml(EARLIER / "half/dataset.yaml")["config"]
-    assert list(plain(AlignConfig())) == [name for name in run if name not in AlignConfig.DELETED]
+    now = [name for name in plain(AlignConfig()) if name not in AlignConfig.ADDED]
+    assert now == [name for name in run if name not in AlignConfig.DELETED]
     assert [name for name in plain(GenerateConfig()) if name not in RUNNING] == list(dataset)
 
 
@@ -409,6 +411,15 @@ def test_the_remedy_of_ensure_same_is_a_flag_that_works(tmp_path, field, value):
     assert list(given) == ["output", field]
 
 
+def test_an_empty_list_is_had_by_leaving_its_flag_out(tmp_path):
+    path = tmp_path / "config.yaml"
+    save(GenerateConfig(), path)
+    message = refusal(ensure_same, GenerateConfig(screen=("label",)), path)
+    assert message.endswith(
+        "made with screen empty, this run asks for label; choose another --output or leave out --screen"
+    )
+
+
 def test_ensure_same_refuses_the_config_of_another_version(tmp_path):
     path = tmp_path / "config.yaml"
     made = Baking(output=Path("a"))
@@ -417,6 +428,22 @@ def test_ensure_same_refuses_the_config_of_another_version(tmp_path):
     assert "the field sugar" in refusal(ensure_same, made, path)
     path.write_text("output: a\n")
     assert "no field minutes" in refusal(ensure_same, made, path)
+
+
+def test_a_field_that_was_added_has_in_an_earlier_folder_the_value_of_before(tmp_path):
+    """Not its default: a run with the new default is not the run that was begun."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Later(Baking):
+        steam: int = 2
+        ADDED = {"steam": 0}
+
+    made = Baking(output=Path("a"))
+    path = tmp_path / "config.yaml"
+    save(made, path)
+    later = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+    ensure_same(Later(**later, steam=0), path)
+    assert "was made with steam 0, this run asks for 2" in refusal(ensure_same, Later(**later), path)
 
 
 def test_load_names_what_is_missing(tmp_path):

@@ -3,11 +3,13 @@
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import s3fs
@@ -18,6 +20,7 @@ from lbgen.datasets.index import read_part
 from lbgen.errors import UserError
 from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
+from lbgen.runs import atomic
 from lbgen.runs.storage import open_store
 
 
@@ -137,6 +140,23 @@ def test_link_that_fails_is_no_damage(bucket, config, monkeypatch, call, cause):
         verify(output, repair=True)
     monkeypatch.undo()
     assert objects(system, f"{name}/far") == before
+
+
+def test_objects_that_are_too_large_are_not_fetched(bucket, monkeypatch):
+    """By their size, before a byte is read: one that is read at once, and one that this disk has no room for."""
+    system, name = bucket
+    system.pipe_file(f"{name}/set/plan.json", b"x" * 100)
+    system.pipe_file(f"{name}/set/empty", b"")
+    store = open_store(f"s3://{name}/set")
+    assert store.read("plan.json") == b"x" * 100 and store.read("empty") == b""
+    monkeypatch.setattr(type(system), "_cat_file", None)
+    monkeypatch.setattr(type(system), "_get_file", None)
+    monkeypatch.setattr(atomic, "LARGEST_FILE", 99)
+    with pytest.raises(UserError, match="set/plan.json: it has 100 bytes, more than the 99 that are read"):
+        store.read("plan.json")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50))
+    with pytest.raises(UserError, match="set/plan.json: it has 100 bytes, .* has room for 50; make room"):
+        store.fetched("plan.json").__enter__()
 
 
 def test_missing_bucket_is_one_line(bucket, config):

@@ -100,6 +100,10 @@ ROWS: dict[str, tuple[Callable[[dict], bool], dict]] = {
     "quality, above": (first, {"quality": 6.0}),
     "quality, nan": (first, {"quality": float("nan")}),
     "deviation": (first, {"deviation": 0.0}),
+    "deviation, of other pixels": (first, {"deviation": 0.3}),
+    "perceptual_hash, of other pixels": (first, {"perceptual_hash": "00000000ffffffff"}),
+    "duplicate_bits, of other hashes": (first, {"duplicate_bits": 63.0}),
+    "duplicate_cosine, of none": (first, {"duplicate_cosine": 0.5}),
     "deviation, above": (first, {"deviation": 0.6}),
     "unsafe": (first, {"unsafe": -0.5}),
     "duplicate_bits": (first, {"duplicate_bits": 70.0}),
@@ -168,6 +172,25 @@ def test_an_image_that_does_not_say_what_made_it_is_found(received, content):
     digest = hashlib.sha256(content).hexdigest()
     edit(folder, lambda rows: [rows[0] | {"sha256": digest}, *rows[1:]])
     assert f"1 of 15 images missing or changed ({row['key']})" in verify(folder).damaged[0]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_an_image_whose_pixels_are_damaged_is_found(received, number):
+    """Whatever Pillow raises for it; its hash and its metadata, which stand before the pixels, are right."""
+    folder = received("imagefolder")
+    row = rows_of(folder)[0]
+    content = (folder / row["file"]).read_bytes()
+    start = content.index(b"IDAT")
+    length = int.from_bytes(content[start - 4 : start], "big")
+    damaged = [
+        content[: start + 40],
+        content[: start + 4] + bytes(length) + content[start + 4 + length :],
+        content[: start + 4 + length // 2] + content[start + 4 + length :],
+    ][number]
+    (folder / row["file"]).write_bytes(damaged)
+    digest = hashlib.sha256(damaged).hexdigest()
+    edit(folder, lambda rows: [rows[0] | {"sha256": digest}, *rows[1:]])
+    assert f"({row['key']})" in verify(folder).damaged[0] or f"(pixels of {row['key']})" in verify(folder).damaged[0]
 
 
 # ---- containers ----

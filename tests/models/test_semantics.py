@@ -13,14 +13,15 @@ from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from lbgen.errors import UserError
-from lbgen.models.semantics import SemanticSpace, load_semantics
+from lbgen.generation.inputs import without_folder
+from lbgen.models.semantics import SemanticSpace, cut_into_patches, load_semantics
 
 TEXTS = ["photo of cup", "a", "fish on to of"]
 
 
-@pytest.fixture(params=["tiny_clip_folder", "tiny_siglip_folder"])
+@pytest.fixture(params=["clip", "siglip", "siglip2", "metaclip2", "aimv2"])
 def folder(request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue(request.param)
+    return request.getfixturevalue(f"tiny_{request.param}_folder")
 
 
 @pytest.fixture
@@ -47,12 +48,16 @@ def test_images_are_seen_as_by_transformers_own_processor(
     height: int, width: int, folder: Path, space: SemanticSpace
 ) -> None:
     """Up to its rounding to 8 bits between resize and normalisation."""
-    images = pictures(height, width)
-    pixels = AutoImageProcessor.from_pretrained(folder)(images, return_tensors="pt").pixel_values
-    assert (space.preprocessing(as_tensor(images)) - pixels).abs().max() < 2.5 / 255 / 0.26
-    model = AutoModel.from_pretrained(folder)
+    images, model = pictures(height, width), AutoModel.from_pretrained(folder)
+    inputs = AutoImageProcessor.from_pretrained(folder)(images, return_tensors="pt")
+    seen = space.preprocessing(as_tensor(images))
+    if model.config.model_type == "siglip2":  # its processor gives patches, and pads them with zeros
+        seen, grid = cut_into_patches(seen, 8)
+        assert inputs.spatial_shapes.tolist() == [list(grid)] * 2
+        seen = torch.cat([seen, torch.zeros(2, 9 - seen.shape[1], 3 * 8 * 8)], dim=1)
+    assert (seen - inputs.pixel_values).abs().max() < 2.5 / 255 / 0.26
     with torch.no_grad():
-        expected = model.get_image_features(pixels).pooler_output
+        expected = model.get_image_features(**inputs).pooler_output
         raw, unit = (space.embed_images(as_tensor(images), normalize=choice) for choice in (False, True))
     torch.testing.assert_close(raw, expected, rtol=0, atol=0.03 * expected.abs().max().item())
     torch.testing.assert_close(unit, normalize(raw, dim=1))
@@ -61,9 +66,9 @@ def test_images_are_seen_as_by_transformers_own_processor(
 
 
 def test_texts_are_seen_as_by_transformers_own_tokenizer(folder: Path, space: SemanticSpace) -> None:
-    """Padded to the limit, as SigLIP's model card asks; for CLIP, with the mask its processor passes."""
+    """Padded to the limit, as the model cards of SigLIP ask; for the others, with the mask their processor passes."""
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    if model.config.model_type == "clip":
+    if not model.config.model_type.startswith("siglip"):
         tokens = tokenizer(TEXTS, padding=True, return_tensors="pt")
     else:
         tokens = {"input_ids": tokenizer(TEXTS, padding="max_length", max_length=16, return_tensors="pt").input_ids}
@@ -73,15 +78,29 @@ def test_texts_are_seen_as_by_transformers_own_tokenizer(folder: Path, space: Se
     torch.testing.assert_close(space.embed_texts(TEXTS, normalize=False), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("is_long", [False, True])
+def test_a_text_alone_has_the_features_that_it_has_among_others(is_long: bool, space: SemanticSpace) -> None:
+    """Also one that needs no padding."""
+    text = longest_text(space) if is_long else "cup"
+    torch.testing.assert_close(space.embed_texts([text]), space.embed_texts([text, *TEXTS])[:1], rtol=1e-4, atol=1e-5)
+
+
+def longest_text(space: SemanticSpace) -> str:
+    """A letter is a token in every miniature; what marks the ends differs."""
+    return "abcdefghijklmnop"[: 16 + 1 - space.count_tokens("a")]
+
+
 def test_the_logit_scale_is_the_models(folder: Path, space: SemanticSpace) -> None:
-    """Cosine times scale against the model's own logits (SigLIP adds a bias)."""
+    """Cosine times scale against the model's own logits (SigLIP adds a bias, AIMv2 has a largest scale)."""
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    images, tokens = pictures(16, 16), tokenizer(TEXTS, padding="max_length", max_length=16, return_tensors="pt")
-    pixels = AutoImageProcessor.from_pretrained(folder)(images, return_tensors="pt").pixel_values
+    side = 24 if model.config.model_type == "siglip2" else 16  # nothing to resize
+    images, tokens = pictures(side, side), tokenizer(TEXTS, padding="max_length", max_length=16, return_tensors="pt")
+    inputs = AutoImageProcessor.from_pretrained(folder)(images, return_tensors="pt")
+    mask = {} if model.config.model_type.startswith("siglip") else {"attention_mask": tokens.attention_mask}
     with torch.no_grad():
-        logits = model(input_ids=tokens.input_ids, pixel_values=pixels).logits_per_image
+        logits = model(input_ids=tokens.input_ids, **mask, **inputs).logits_per_image
         cosines = space.embed_images(as_tensor(images)) @ space.embed_texts(TEXTS).T
-    bias = model.logit_bias if model.config.model_type == "siglip" else 0
+    bias = getattr(model, "logit_bias", 0)
     torch.testing.assert_close(space.logit_scale * cosines + bias, logits, rtol=1e-3, atol=1e-3)
 
 
@@ -118,12 +137,11 @@ def test_half_precision_gives_single_precision_features(folder: Path, space: Sem
 
 
 def test_a_text_that_would_be_cut_is_refused(space: SemanticSpace) -> None:
-    assert space.count_tokens("abcdefghijklmn") == space.token_limit == 16
-    space.embed_texts(["abcdefghijklmn"])
-    with pytest.raises(
-        UserError, match='text: "abcdefghijklmno" is 17 tokens long, the text encoder reads 16; shorten it'
-    ):
-        space.embed_texts(["a", "abcdefghijklmno"])
+    text = longest_text(space)
+    assert space.count_tokens(text) == space.token_limit == 16
+    space.embed_texts([text])
+    with pytest.raises(UserError, match=f'text: "{text}z" is 17 tokens long, the text encoder reads 16; shorten it'):
+        space.embed_texts(["a", f"{text}z"])
 
 
 def test_folders_that_hold_no_space_are_refused(tmp_path: Path, folder: Path, tiny_sd_folder: Path) -> None:
@@ -148,3 +166,14 @@ def test_folders_that_hold_no_space_are_refused(tmp_path: Path, folder: Path, ti
     assert "is a single file; give the folder that it belongs to" in refusal(broken / "model.safetensors")
     (broken / "model.safetensors").unlink()
     refusal(broken)
+
+
+def test_names_in_cards_say_nothing_of_the_machines_folders() -> None:
+    """A file of open_clip keeps its architecture; names and tags stay as they are."""
+    names = {
+        "/home/me/models/clip": "clip",
+        "openai/clip-vit-large-patch14": "openai/clip-vit-large-patch14",
+        "open_clip:ViT-B-32//home/me/weights.safetensors": "open_clip:ViT-B-32/weights.safetensors",
+        "open_clip:ViT-B-32/laion2b_s34b_b79k": "open_clip:ViT-B-32/laion2b_s34b_b79k",
+    }
+    assert {name: without_folder(name) for name in names} == names

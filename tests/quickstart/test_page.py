@@ -124,3 +124,8 @@ def test_terms_of_no_weight_have_no_curve():
     shown = {recipe: before_after.shown_losses(resolve(AlignConfig, recipe, {})) for recipe in ("independent", "paper")}
     assert not {"entire", "discriminator"} & set(shown["independent"]) and "independence" in shown["independent"]
     assert {"entire", "discriminator", "individual", "quality"} <= set(shown["paper"])
+
+
+def test_an_extra_term_has_a_curve_under_its_name():
+    shown = before_after.shown_losses(AlignConfig(extra_terms=("darkness=0.1",)))
+    assert shown["darkness"] == ("darkness", "Extra term, weight 0.1.")

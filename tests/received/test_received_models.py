@@ -17,6 +17,7 @@ from lbgen.errors import UserError
 from lbgen.models.adapter import METADATA, read
 from lbgen.models.generator import load_generator
 from lbgen.models.semantics import load_semantics
+from lbgen.runs import identity
 
 # ---- code from models, adapters and pictures ----
 
@@ -141,3 +142,12 @@ def test_a_picture_is_handed_to_no_other_program(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no labelled image in it"):
         audit([tmp_path / "pictures"], AuditConfig(output=tmp_path / "audit", semantics="microworld"))
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_folder_is_not_searched_to_any_depth(tiny_sd_folder, tmp_path):
+    """150 folders inside each other; a thousand are more than the stack of Python."""
+    folder = Path(shutil.copytree(tiny_sd_folder, tmp_path / "sd"))
+    (folder / "/".join("a" * 150)).mkdir(parents=True)
+    for use in (load_generator, identity.model_identity):
+        with pytest.raises(UserError, match=f"{folder}/a/.*: more than 100 folders inside each other; remove them"):
+            use(str(folder))

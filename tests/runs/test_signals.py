@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -35,3 +37,35 @@ def test_works_in_a_thread():
     thread.start()
     thread.join()
     assert lists == [[]]
+
+
+BUSY = """
+import hashlib, signal
+from lbgen.runs.signals import noted_signals
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with noted_signals("the update") as signals:
+    print("busy", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # a call into C of many minutes
+"""
+
+
+@pytest.mark.parametrize(("signum", "what"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_the_first_signal_is_answered_at_once_also_while_python_is_in_a_long_call(signum, what):
+    """Python's own handler would run after the call; the line is read while the program is still in it."""
+    process = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "busy\n"
+        process.send_signal(signum)
+        assert process.stderr.readline() == f"lbgen: {what}; finishing the update first (once more to stop at once)\n"
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_wakeup_descriptor_is_put_back():
+    before = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(before)
+    with noted_signals("this"):
+        pass
+    assert signal.set_wakeup_fd(before) == before

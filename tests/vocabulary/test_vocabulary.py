@@ -1,7 +1,10 @@
 """Category lists: what is read, what is refused and where it says the mistake stands."""
 
+import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path, PureWindowsPath
 
@@ -10,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbgen.errors import UserError
+from lbgen.runs import atomic
 from lbgen.vocabulary.ids import MAX_BYTES, fault, id_from_name
 from lbgen.vocabulary.vocabulary import Category, Vocabulary, load_vocabulary
 
@@ -66,6 +70,30 @@ def test_shared_imagenet_names_are_told_apart_unless_the_paper_is_wanted():
     changed = [(a.name, b.name) for a, b in zip(plain, qualified, strict=True) if a != b]
     assert len(changed) == 10 and all(after.startswith(before + " ") for before, after in changed)
     assert ("crane", "crane bird") in changed and ("crane", "crane machine") in changed
+
+
+def test_the_lbgen_names_are_those_of_the_released_code():
+    """Written as in its classnames.txt, "id name" a line, they have that file's git object id (commit cebd517)."""
+    plain = load_vocabulary("imagenet-1k-lbgen", qualify=False)
+    content = "".join(f"{id} {name}\n" for id, name in pairs(plain)).encode()
+    git_object = hashlib.sha1(b"blob %d\0" % len(content) + content)
+    assert git_object.hexdigest() == "91710b143a9ea19996f66d1b92af859f99e96e8e"
+    usual = load_vocabulary("imagenet-1k", qualify=False)
+    assert plain.ids == usual.ids
+    assert sum(theirs != ours for theirs, ours in zip(plain.names, usual.names, strict=True)) == 361
+
+
+def test_names_that_the_lbgen_list_shares_are_told_apart_and_no_others():
+    """It has "crane bird" and "construction crane", so that crane is not shared there; missile and sunglasses are."""
+    plain, qualified = (load_vocabulary("imagenet-1k-lbgen", qualify) for qualify in (False, True))
+    changed = [(a.name, b.name) for a, b in zip(plain, qualified, strict=True) if a != b]
+    assert changed == [
+        ("missile", "missile rocket"),
+        ("missile", "missile projectile"),
+        ("sunglasses", "sunglasses lens"),
+        ("sunglasses", "sunglasses eyewear"),
+    ]
+    assert len({name.lower() for name in qualified.names}) == 1000
 
 
 def test_microworld_is_built_in():
@@ -458,7 +486,8 @@ def test_folders_that_do_not_do_are_refused(tmp_path):
 
 
 def test_an_unknown_vocabulary_names_the_built_in_ones():
-    with pytest.raises(UserError, match="no such file or folder, nor a built-in list .imagenet-1k, microworld."):
+    names = "imagenet-1k, imagenet-1k-lbgen, microworld"
+    with pytest.raises(UserError, match=f"no such file or folder, nor a built-in list .{names}."):
         load_vocabulary("animals")
 
 
@@ -498,8 +527,27 @@ def test_seventy_five_words_may_fit_and_seventy_six_cannot():
         vocabulary_of("cat", "a " * 76)
 
 
-def test_a_pipe_is_not_waited_for_and_a_device_not_read(tmp_path):
+def test_a_device_is_not_read_and_a_pipe_without_a_writer_not_waited_for(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "names.txt")
-    for path in (tmp_path / "names.txt", Path("/dev/zero")):
-        with pytest.raises(UserError, match=f"{path}: it is not a regular file; give a regular file of at most"):
+    messages = {tmp_path / "names.txt": "nobody writes to this pipe", Path("/dev/zero"): "it is not a regular file"}
+    for path, message in messages.items():
+        with pytest.raises(UserError, match=f"{path}: {message}; give a "):
             load_vocabulary(str(path))
+    monkeypatch.setattr(atomic, "PIPE_SECONDS", 0.2)
+    writer = os.open(tmp_path / "names.txt", os.O_RDWR)  # it has the pipe open, and never writes
+    with pytest.raises(UserError, match=r"nothing came from this pipe in 0\.2 seconds"):
+        load_vocabulary(str(tmp_path / "names.txt"))
+    os.close(writer)
+
+
+def test_what_a_command_prints_is_a_vocabulary(tmp_path):
+    """As bash passes `<(...)`: a slow command, read twice as a run does; one without end is cut off."""
+    script = "from lbgen import load_vocabulary; import sys; a, b = (load_vocabulary(sys.argv[1]) for _ in 'ab'); "
+    script += "assert a == b; print(a.names)"
+    command = f'{sys.executable} -c "$0" <(echo polar bear; sleep 0.3; echo red_fox)'
+    done = subprocess.run(["bash", "-c", command, script], capture_output=True, text=True)
+    assert done.stdout == "['polar bear', 'red fox']\n", done.stderr
+    with subprocess.Popen(["yes", "cat"], stdout=subprocess.PIPE) as endless:
+        with pytest.raises(UserError, match="more than 1,000,000 bytes came from this pipe"):
+            atomic.read_pipe(Path(f"/dev/fd/{endless.stdout.fileno()}"), 10**6)
+        endless.kill()

@@ -1,10 +1,11 @@
 """Which categories and texts a batch has: functions of (seed, batch index, position in the global batch) alone.
 
 Batches are counted from 0, those of the discriminator's warm-up first. A run can therefore resume from this count
-alone, and it does not matter how many processes share a global batch. The one exception is `first_category_indices`:
-the texts of the released script depend on the batch size of one process.
+alone, and it does not matter how many processes share a global batch. The two exceptions are of the released script:
+`first_category_indices` and `places_in_process` depend on the batch size of one process.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -14,11 +15,38 @@ from lbgen.models.noise import derived_seed
 
 
 def batch_category_indices(
-    seed: int, batch_index: int, positions: Sequence[int], global_batch: int, categories: int
+    seed: int,
+    batch_index: int,
+    positions: Sequence[int],
+    global_batch: int,
+    categories: int,
+    *,
+    warmup: tuple[int, int] = (0, 0),
+    whole_passes: bool = False,
 ) -> list[int]:
-    """The category index at each position: pass after pass over the vocabulary, each pass shuffled anew."""
-    passes = (divmod(batch_index * global_batch + position, categories) for position in positions)
-    return [_shuffled_categories(seed, epoch, categories)[index] for epoch, index in passes]
+    """The category index at each position: pass after pass over the vocabulary, each pass shuffled anew.
+
+    warmup: number of batches of the warm-up, and images of each; the batches after it have `global_batch` images.
+    whole_passes: a pass begins with a batch, also after the warm-up; where it ends within a batch, this batch is filled
+    up with the first categories of the same pass (accelerate's BatchSamplerShard does so).
+    """
+    warmup_steps, warmup_batch = warmup
+    before = min(batch_index, warmup_steps) * warmup_batch  # images of the warm-up before this batch
+    first = max(batch_index - warmup_steps, 0) * global_batch
+    if whole_passes and batch_index >= warmup_steps:
+        earlier_passes, length = math.ceil(before / filled(categories, warmup_batch)), filled(categories, global_batch)
+    else:
+        first, earlier_passes = first + before, 0
+        length = filled(categories, warmup_batch) if whole_passes else categories
+    places = (divmod(first + position, length) for position in positions)
+    return [
+        _shuffled_categories(seed, earlier_passes + epoch, categories)[index % categories] for epoch, index in places
+    ]
+
+
+def filled(categories: int, batch: int) -> int:
+    """Images of a pass over the categories in whole batches."""
+    return math.ceil(categories / batch) * batch if batch else categories
 
 
 @lru_cache(maxsize=4)
@@ -48,6 +76,11 @@ def first_category_indices(positions: Sequence[int], batch_size: int, categories
     batch_size is that of one process.  The script shuffles them; this cannot change the mean loss and is left out.
     """
     return [position % batch_size % categories for position in positions]
+
+
+def places_in_process(positions: Sequence[int], batch_size: int) -> list[int]:
+    """Each image's place among those of its process, equal in all processes.  batch_size: images of one process."""
+    return [position % batch_size for position in positions]
 
 
 def first_differentiated_call(seed: int, batch_index: int, starts: int) -> int:

@@ -17,8 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbgen.alignment.config import AlignConfig
+from lbgen.configuration.extensions import origin
 from lbgen.errors import UserError
-from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
+from lbgen.models.registry import (
+    ADAPTER_CARD,
+    GENERATORS,
+    QUALITY,
+    SEMANTICS,
+    family_origin,
+    q_align_location,
+    resolve,
+    semantics_location,
+)
 from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
 from lbgen.runs.model_folder import SAFETY_CHECKER
@@ -152,7 +162,7 @@ def ensure_unchanged(folder: Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(atomic.files_below(folder))
 
 
 def newest(run: Path) -> Path | None:
@@ -183,15 +193,18 @@ def clean(run: Path) -> None:
 
 
 def publish_adapter(folder: Path, adapter: Path) -> None:
-    """Copy the checkpoint's adapter to the folder `adapter`."""
+    """Copy the checkpoint's adapter to the folder `adapter`. A card that is there stays: it may have been edited."""
     with new_folder(adapter) as copy:
         shutil.copytree(folder / "adapter", copy, dirs_exist_ok=True)
+        if (adapter / ADAPTER_CARD).is_file():
+            shutil.copy(adapter / ADAPTER_CARD, copy)
 
 
 def is_published(folder: Path, adapter: Path) -> bool:
-    """Whether `adapter` holds the same files as the checkpoint's adapter, byte for byte."""
+    """Whether `adapter` holds the same files as the checkpoint's adapter, byte for byte but for the card."""
     published, saved = (
-        {path.relative_to(root): path.read_bytes() for path in _files(root)} for root in (adapter, folder / "adapter")
+        {path.relative_to(root): path.read_bytes() for path in _files(root) if path.name != ADAPTER_CARD}
+        for root in (adapter, folder / "adapter")
     )
     return published == saved
 
@@ -205,15 +218,24 @@ def identity_of(config: AlignConfig, vocabulary: Vocabulary, recorded: Identity 
     recorded: what this one will be compared with.
     """
     then = recorded.hashes if recorded else {}
-    generator, semantics = resolve(config.generator, GENERATORS), resolve(config.semantics, SEMANTICS)
-    return Identity(
-        hashes={
-            "vocabulary": identity.vocabulary_sha256(vocabulary),
-            "generator": identity.weights_sha256(generator, then.get("generator"), SAFETY_CHECKER),
-            "semantics": identity.weights_sha256(semantics, then.get("semantics")),
-        },
-        versions=identity.versions(),
-    )
+    generator = resolve(config.generator, GENERATORS)
+    spaces = [
+        origin("semantics", name, SEMANTICS) or identity.weights_sha256(semantics_location(name), then.get("semantics"))
+        for name in config.spaces
+    ]
+    hashes = {
+        "vocabulary": identity.vocabulary_sha256(vocabulary),
+        "generator": identity.weights_sha256(generator, then.get("generator"), SAFETY_CHECKER),
+        "semantics": " + ".join(map(str, spaces)) if len(spaces) > 1 else spaces[0],
+    }
+    if family := family_origin(config.generator):
+        hashes["family"] = family
+    if (where := q_align_location(config.quality)) is not None:
+        hashes["quality"] = identity.weights_sha256(where, then.get("quality"))
+    elif scorer := origin("quality", config.quality, QUALITY):
+        hashes["quality"] = scorer
+    terms = {origin("terms", name, ()) or name for name in config.extra_weights}
+    return Identity(hashes, versions=(*identity.versions(), *sorted(terms)))
 
 
 def recorded_identity(run: Path) -> Identity | None:

@@ -1,5 +1,6 @@
 """What an alignment run can be told. The defaults are those of the paper, at the size of one process."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -9,7 +10,7 @@ from lbgen.configuration.ranges import (
     LearningRate,
     NonNegative,
     NonNegativeInt,
-    Place,
+    Places,
     Positive,
     PositiveShare,
     Range,
@@ -19,7 +20,31 @@ from lbgen.configuration.ranges import (
     Weight,
     require,
 )
+from lbgen.configuration.recipes import TakesRecipes
 from lbgen.configuration.settings import Categories, GeneratorName, Output, Precision, Trajectory
+from lbgen.configuration.values import convert
+
+TAKEN = (
+    "loss",
+    "entire",
+    "individual",
+    "quality",
+    "base",
+    "independence",
+    "discriminator",
+    "gradient_norms",
+    "images_per_second",
+    "step",
+)
+"""Names in metrics.jsonl that are lbgen's own."""
+
+
+def parsed_term(text: str) -> tuple[str, float]:
+    """Name and weight of NAME=WEIGHT; ValueError for anything else."""
+    name, equals, weight = text.partition("=")
+    if not re.fullmatch(r"[a-z]\w*", name, re.ASCII) or name in TAKEN or not convert(weight, float) >= 0:
+        raise ValueError(text)
+    return name, convert(weight, float)
 
 
 @dataclass(frozen=True)
@@ -34,10 +59,24 @@ class Texts(Categories):
 class ModelNames(GeneratorName):
     """Models."""
 
-    semantics: Place = "clip-vit-l-14"
-    """Language space (CLIP or SigLIP): microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
+    semantics: Places = "clip-vit-l-14"
+    """Language space (CLIP, SigLIP, SigLIP 2, MetaCLIP 2 or AIMv2): microworld, clip-vit-l-14, siglip-base, a hub id, a
+    folder, or open_clip:NAME/PRETRAINED. Of several every term is the mean of theirs."""
     quality: str = "antonyms"
-    """Quality scorer: antonyms (opposite prompts in the language space, as in CLIP-IQA) or none."""
+    """Quality scorer: antonyms (opposite prompts in the language space, as in CLIP-IQA), q-align (the paper's; 15 GB),
+    q-align:DIR for a folder or a hub id of Q-Align or DeQA-Score, or none."""
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """The language spaces, one or more."""
+        return self.semantics if isinstance(self.semantics, tuple) else (self.semantics,)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.semantics, list | tuple):
+            spaces = tuple(self.semantics)  # one is stored by its name, as earlier versions did
+            object.__setattr__(self, "semantics", spaces[0] if len(spaces) == 1 else spaces)
+        super().__post_init__()
+        require(self, "semantics", 0 < len(self.spaces) == len(set(self.spaces)), "name one or more, each once")
 
 
 @dataclass(frozen=True)
@@ -56,6 +95,12 @@ class Duration(Settings):
     """Updates between evaluations; 0 evaluates at the start and at the end only."""
     evaluation_images: Annotated[int, Range(lambda n: n >= 2, "give 2 or more")] = 32
     """Number of images in the fixed evaluation set, four of each category, 2 or more in all."""
+    whole_passes: bool = False
+    """Begin every pass over the categories with a new update. The last update of a pass is filled up with the first
+    categories of the same pass, as accelerate fills it."""
+    shared_noise: bool = False
+    """Give the images of all processes the same noise: the first image of each, the second of each, and so on. The
+    released script does, because it sets the same seed in every process."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +150,25 @@ class Objective(IndependenceSettings, Weights):
 
     normalize_features: bool = True
     """Give the discriminator features of unit norm. The released script does not."""
+    extra_terms: tuple[str, ...] = ()
+    """Further terms, each as NAME=WEIGHT: of installed extensions, or passed from Python (docs/extend.md). A term of
+    weight 0 is only logged."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            weights = dict(map(parsed_term, self.extra_terms))
+        except ValueError:
+            weights = {}
+        remedy = f"give NAME=WEIGHT, weights of 0 or more, each name once and none of {', '.join(TAKEN)}"
+        require(self, "extra_terms", len(weights) == len(self.extra_terms), remedy)
+        ordered = tuple(f"{name}={weight}" for name, weight in sorted(weights.items()))
+        object.__setattr__(self, "extra_terms", ordered)
+
+    @property
+    def extra_weights(self) -> dict[str, float]:
+        """Name -> weight of the further terms, sorted."""
+        return dict(map(parsed_term, self.extra_terms))
 
 
 @dataclass(frozen=True)
@@ -143,6 +207,9 @@ class Gradient(Settings):
     compile: bool = False
     """Compile the network of the steps without gradient with torch.compile. This takes minutes at the start; steps are
     faster on a GPU."""
+    latent_precision: Literal["fp32", "network"] = "fp32"
+    """Precision of the latents, of guidance and of the scheduler's steps: fp32, or that of the network (--precision) as
+    in the released script."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +238,8 @@ class DiscriminatorSettings(Settings):
     (docs/microworld.md)."""
     discriminator_betas: Betas = (0.0, 0.999)
     """AdamW betas of the discriminator, in [0, 1)."""
-    discriminator_max_grad_norm: Positive = 1.0
-    """The discriminator's gradient is clipped to this norm."""
+    discriminator_max_grad_norm: NonNegative = 1.0
+    """The discriminator's gradient is clipped to this norm; 0 does not clip it."""
     discriminator_warmup_steps: NonNegativeInt = 0
     """Updates of the discriminator, and of the independence term's memory, before the adapter's first. They do not
     count as --max-steps."""
@@ -183,6 +250,15 @@ class DiscriminatorSettings(Settings):
     batch_size categories (released-code)."""
     discriminator_template: Template = "photo of {name}"
     """Template of the discriminator's texts. The released script uses the bare name."""
+    discriminator_activation: Literal["relu", "leaky-relu"] = "relu"
+    """Activation of the discriminator's hidden units. leaky-relu has slope 0.2 below 0, as in the released script."""
+    discriminator_loss_weight: Positive = 1.0
+    """Factor on the discriminator's loss. The released script averages texts and images together: half of the paper's
+    sum."""
+    discriminator_warmup_batch: NonNegativeInt = 0
+    """Images per update of the warm-up in each process; 0 takes --batch-size."""
+    update_first: Literal["discriminator", "adapter"] = "discriminator"
+    """Which of the two an update trains first. The released script trains the adapter first."""
 
 
 @dataclass(frozen=True)
@@ -211,9 +287,11 @@ class AlignConfig(  # dataclasses put the fields of the last base first
     ModelNames,
     Texts,
     Output,
+    TakesRecipes,
 ):
     """Everything that an alignment run can be told."""
 
+    VERB: ClassVar = "align"
     MOST_USED: ClassVar = ("vocabulary", "generator", "output", "max_steps", "batch_size")
     DELETED: ClassVar = {
         "independence_form": "kernel",
@@ -221,6 +299,16 @@ class AlignConfig(  # dataclasses put the fields of the last base first
         "independence_learning_rate": 2e-3,
         "independence_r1": 1.0,
         "independence_hidden": 64,
+    }
+    ADDED: ClassVar = {
+        "extra_terms": [],
+        "whole_passes": False,
+        "shared_noise": False,
+        "latent_precision": "fp32",
+        "discriminator_activation": "relu",
+        "discriminator_loss_weight": 1.0,
+        "discriminator_warmup_batch": 0,
+        "update_first": "discriminator",
     }
 
     output: str = "runs/align"
@@ -230,10 +318,28 @@ class AlignConfig(  # dataclasses put the fields of the last base first
         super().__post_init__()
         within = 1 <= self.differentiated_steps <= self.steps
         require(self, "differentiated_steps", within, f"give 1 to {self.steps} (--steps)")
-        total = self.entire_weight + self.individual_weight + self.independence_weight
-        total += self.quality_weight if self.quality != "none" else 0
+        total = sum(self.weights.values()) - self.base_weight
         remedy = (
-            "nothing would be trained: raise it, --individual-weight, --independence-weight, or --quality-weight with "
-            "a --quality scorer"
+            "nothing would be trained: raise it, --individual-weight, --independence-weight, --extra-terms, or "
+            "--quality-weight with a --quality scorer"
         )
         require(self, "entire_weight", total > 0, remedy)
+        equal = self.discriminator_warmup_batch == 0 or self.independence_weight == 0
+        require(self, "discriminator_warmup_batch", equal, "give 0: the independence term needs batches of one size")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Term -> its weight in the objective, 0 for one that is off."""
+        own = {
+            "entire": self.entire_weight,
+            "individual": self.individual_weight,
+            "quality": self.quality_weight if self.quality != "none" else 0.0,
+            "independence": self.independence_weight,
+            "base": self.base_weight,
+        }
+        return own | self.extra_weights
+
+    @property
+    def warmup_batch(self) -> int:
+        """Images per update of the warm-up in each process."""
+        return self.discriminator_warmup_batch or self.batch_size

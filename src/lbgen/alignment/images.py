@@ -27,11 +27,13 @@ def sample_images(
 ) -> Tensor:
     """Sample B images, one for each triple of category index, image index and attempt, each from its own noise.
 
-    purpose: what the images are for; each purpose has its own noise.
+    purpose: what the images are for; each purpose has its own noise. With `shared_noise` that of training is the same
+    for all categories.
     differentiate_at: the network calls that keep their gradient.
     Returns (B, 3, H, W) on the generator's device, nominally in [0, 1], not clamped.
     """
-    category_ids = [vocabulary[index].id for index in category_indices]
+    shared = purpose == "training" and config.shared_noise
+    category_ids = ["any category" if shared else vocabulary[index].id for index in category_indices]
     prompts = vocabulary.texts(config.prompt_template)
     return render_images(
         generator,

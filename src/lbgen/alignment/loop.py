@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from lbgen.alignment import batches, checkpoint
 from lbgen.alignment.images import differentiated_calls, sample_images
 from lbgen.alignment.losses import discriminator_loss
 from lbgen.alignment.monitor import Monitor, check_diversity, diversity_share
 from lbgen.alignment.objective import Batch, gradient_norms, term_values, total_loss
+from lbgen.alignment.reports.trackers import log_pictures
 from lbgen.alignment.state import TrainingState
 from lbgen.errors import Interrupted, UserError
+from lbgen.runs.console import Progress, warn
 
 
 def training_step(state: TrainingState, batch_index: int) -> dict[str, float]:
@@ -32,7 +32,9 @@ def training_step(state: TrainingState, batch_index: int) -> dict[str, float]:
     batch = sample_batch(state, batch_index, differentiate=True)
 
     # Discriminator: texts are real, these images are fake.
-    discriminator = update_discriminator(state, batch, batch_index)
+    discriminator_first = state.config.update_first == "discriminator"
+    if discriminator_first:
+        discriminator = update_discriminator(state, batch, batch_index)
 
     # Independence: remember the images of all processes; the term compares with earlier updates only.
     remember_images(state, batch)
@@ -48,6 +50,10 @@ def training_step(state: TrainingState, batch_index: int) -> dict[str, float]:
         state.scaler.step(state.optimizer)
     state.scaler.update()
     ensure_finite(state, norm, batch_index)
+
+    # The released script's order: the adapter met the discriminator as the last update left it.
+    if not discriminator_first:
+        discriminator = update_discriminator(state, batch, batch_index)
 
     # Average the adapter over the updates, and copy it into the merged network that samples without gradient.
     if state.average is not None:
@@ -79,7 +85,7 @@ def sample_batch(state: TrainingState, batch_index: int, *, differentiate: bool)
     with state.accelerator.autocast(), torch.set_grad_enabled(differentiate):
         images = training_images(state, batch_index, differentiate_at=calls)
         raw_features = state.semantics.embed_images(images, normalize=False)
-        features = F.normalize(raw_features, dim=-1)
+        features = state.semantics.unit_norm(raw_features)
         scores = state.quality.score(images, features).float() if state.quality is not None else torch.empty(0)
         base_images = torch.empty(0)
         if differentiate and config.base_weight > 0:
@@ -98,10 +104,12 @@ def sample_batch(state: TrainingState, batch_index: int, *, differentiate: bool)
 
 def training_images(state: TrainingState, batch_index: int, differentiate_at: AbstractSet[int] = frozenset()) -> Tensor:
     """This process's images of the batch, (B, 3, H, W); `differentiate_at` as in `sample_images`."""
-    category_indices, positions = local_category_indices(state, batch_index), state.positions
+    places: Sequence[int] = state.positions(batch_index)
+    if state.config.shared_noise:
+        places = batches.places_in_process(places, state.process_batch(batch_index))
     return sample_images(
         state.config, state.vocabulary, state.generator,
-        category_indices, [batch_index] * len(positions), positions,
+        local_category_indices(state, batch_index), [batch_index] * len(places), places,
         purpose="training", differentiate_at=differentiate_at,
     )  # fmt: skip
 
@@ -109,16 +117,23 @@ def training_images(state: TrainingState, batch_index: int, differentiate_at: Ab
 def local_category_indices(state: TrainingState, batch_index: int) -> list[int]:
     """The categories of this process's images."""
     config, categories = state.config, len(state.vocabulary)
+    warmup_images = config.warmup_batch * state.accelerator.num_processes
     return batches.batch_category_indices(
-        config.seed, batch_index, state.positions, state.images_per_update, categories
+        config.seed,
+        batch_index,
+        state.positions(batch_index),
+        state.images_per_update,
+        categories,
+        warmup=(config.discriminator_warmup_steps, warmup_images),
+        whole_passes=config.whole_passes,
     )
 
 
 def real_category_indices(state: TrainingState, batch_index: int) -> list[int]:
     """The categories whose texts the discriminator sees as real, one for each of this process's images."""
-    config, positions = state.config, state.positions
+    config, positions = state.config, state.positions(batch_index)
     if config.discriminator_texts == "released-code":
-        return batches.first_category_indices(positions, config.batch_size, len(state.vocabulary))
+        return batches.first_category_indices(positions, state.process_batch(batch_index), len(state.vocabulary))
     shown = local_category_indices(state, batch_index)
     return batches.other_category_indices(config.seed, batch_index, positions, shown, state.discriminator_texts)
 
@@ -126,10 +141,11 @@ def real_category_indices(state: TrainingState, batch_index: int) -> list[int]:
 def update_discriminator(state: TrainingState, batch: Batch, batch_index: int) -> float:
     """One step on this batch's features and as many texts.  Returns the loss on the global batch."""
     real_logits = state.discriminator(state.real_features[real_category_indices(state, batch_index)])
-    loss = discriminator_loss(real_logits, state.discriminator(batch.discriminator_features.detach()))
+    fake_logits = state.discriminator(batch.discriminator_features.detach())
+    loss = state.config.discriminator_loss_weight * discriminator_loss(real_logits, fake_logits)
     parameters = list(state.discriminator.parameters())
     set_gradients(state.accelerator, parameters, loss)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, state.config.discriminator_max_grad_norm)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, state.config.discriminator_max_grad_norm or math.inf)
     if torch.isfinite(norm):  # else an overflow in fp16 would make the weights NaN
         state.discriminator_optimizer.step()
     return mean_over_processes(state.accelerator, [loss.detach()])[0].item()
@@ -170,8 +186,9 @@ def ensure_finite(state: TrainingState, norm: Tensor, batch_index: int) -> None:
 
 
 def measure_gradients(state: TrainingState) -> dict[str, float]:
-    """Norm of each weighted term's gradient on the adapter, for the first batch."""
-    values = term_values(state.terms, sample_batch(state, 0, differentiate=True))
+    """Norm of each weighted term's gradient on the adapter, for the first batch of the adapter's size."""
+    first = state.config.discriminator_warmup_steps if state.config.discriminator_warmup_batch else 0
+    values = term_values(state.terms, sample_batch(state, first, differentiate=True))
 
     def average(gradients: list[Tensor]) -> list[Tensor]:
         return mean_over_processes(state.accelerator, gradients)
@@ -225,6 +242,7 @@ def evaluate(state: TrainingState, monitor: Monitor | None) -> None:
         with state.averaged_adapter():
             statistics = monitor.evaluate(step)
         write_line(state, "evaluations.jsonl", {"step": step, **statistics})
+        log_pictures(accelerator, monitor.grid_path(step), step)
         share = diversity_share(statistics["diversity"], monitor.base_diversity)
     if config.guard == "off":
         return
@@ -235,7 +253,7 @@ def evaluate(state: TrainingState, monitor: Monitor | None) -> None:
         accelerator.end_training()
         raise UserError(warning)
     if warning and accelerator.is_main_process:
-        tqdm.write(f"lbgen: {warning}")
+        warn(warning)
 
 
 def leave_if_asked(state: TrainingState, signals: list[int]) -> None:
@@ -273,11 +291,10 @@ def write_line(state: TrainingState, name: str, line: dict[str, Any]) -> None:
     state.accelerator.log(numbers, step=line["step"])
 
 
-def progress_bar(state: TrainingState, name: str, total: int, done: int) -> tqdm:
-    return tqdm(total=total, initial=done, desc=name, disable=not state.accelerator.is_main_process or done >= total)
+def progress_bar(state: TrainingState, name: str, total: int, done: int) -> Progress:
+    return Progress(name, total, "updates", done=done, shown=state.accelerator.is_main_process)
 
 
-def advance(bar: tqdm, losses: dict[str, float]) -> None:
-    """Count one update and show its numbers beside the bar."""
-    bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
-    bar.update()
+def advance(progress: Progress, losses: dict[str, float]) -> None:
+    """Count one update and show its numbers."""
+    progress.advance(note=", ".join(f"{name} {value:.3f}" for name, value in losses.items()))

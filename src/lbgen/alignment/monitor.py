@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Tensor
-from tqdm import trange
 
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.images import sample_images
@@ -23,7 +22,7 @@ from lbgen.metrics.zero_shot import label_agreement
 from lbgen.models.generator import Generator
 from lbgen.models.quality import QualityScorer
 from lbgen.models.semantics import SemanticSpace
-from lbgen.runs import atomic
+from lbgen.runs import atomic, console
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 IMAGES_PER_CATEGORY = 4
@@ -59,7 +58,7 @@ class Monitor:
     def evaluate(self, step: int) -> dict[str, float]:
         """Write the sample grid and return statistics of the current adapter's images; step 0 is the base model."""
         images = self.base if step == 0 else self.sample()
-        write_grid(self.config.folder / "samples" / f"step-{step:06d}.png", images)
+        write_grid(self.grid_path(step), images)
         features, scores = self._features_and_scores(images)
         difference = (images.float() - self.base.float()) / 255
         statistics = {
@@ -73,12 +72,17 @@ class Monitor:
         }
         return statistics | ({"quality": scores.mean().item()} if scores is not None else {})
 
+    def grid_path(self, step: int) -> Path:
+        """The picture of an evaluation."""
+        return self.config.folder / "samples" / f"step-{step:06d}.png"
+
     @torch.no_grad()
     def sample(self) -> Tensor:
         """Evaluation images with the current adapter, bytes (N, 3, H, W) on the CPU."""
         size, chunks = self.config.batch_size, []
-        for start in trange(0, len(self.images), size, desc="evaluation", leave=False):
-            category_indices, image_indices = zip(*self.images[start : start + size], strict=True)
+        batches = [self.images[start : start + size] for start in range(0, len(self.images), size)]
+        for batch in console.tracked(batches, "evaluation", len(batches), "batches", leave=False):
+            category_indices, image_indices = zip(*batch, strict=True)
             attempts = [0] * len(category_indices)
             with self.autocast():
                 images = sample_images(

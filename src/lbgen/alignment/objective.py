@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.discriminator import Discriminator
+from lbgen.alignment.discriminator import Discriminator, JointDiscriminator
 from lbgen.alignment.independence.term import Independence
 from lbgen.alignment.losses import base_pull, entire_alignment, individual_alignment, quality_assurance
+from lbgen.configuration.extensions import find
 from lbgen.errors import UserError
 
 
@@ -41,10 +42,14 @@ class Term:
     """Returns a scalar."""
     zero_at_start: bool = False
     """Whether a gradient of zero is correct for this term as long as the adapter is zero."""
+    is_extra: bool = False
+    """Whether it is one of --extra-terms, and not lbgen's own."""
 
 
 def objective(
-    config: AlignConfig, discriminator: Discriminator, independence: Independence | None = None
+    config: AlignConfig,
+    discriminator: Discriminator | JointDiscriminator,
+    independence: Independence | None = None,
 ) -> dict[str, Term]:
     """L = L_en + L_in + lambda_1 L_q (lbGen section 3) and our own terms, with the weights of the config."""
     terms = {
@@ -68,7 +73,23 @@ def objective(
                 independence.descriptors(batch.features, batch.images), batch.category_indices
             ),
         )
+    for name, weight in config.extra_weights.items():
+        terms[name] = Term(weight, checked_term(name, find("terms", name, {})), is_extra=True)
     return terms
+
+
+def checked_term(name: str, function: Callable[[Batch], Tensor] | None) -> Callable[[Batch], Tensor]:
+    """The function of an extra term; it raises UserError for a result that is no scalar."""
+    assert function is not None, name  # `ensure_terms` has found it
+
+    def value(batch: Batch) -> Tensor:
+        result = function(batch)
+        if not isinstance(result, Tensor) or result.shape != ():
+            given = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+            raise UserError(f"--extra-terms {name}: its function gives {given}; let it return a scalar tensor")
+        return result
+
+    return value
 
 
 def term_values(terms: dict[str, Term], batch: Batch) -> dict[str, Tensor]:
@@ -120,7 +141,8 @@ def ensure_reached(terms: dict[str, Term], norms: dict[str, float]) -> None:
                 "another --precision"
             )
         if term.weight > 0 and norms[name] == 0 and not term.zero_at_start:
+            setting = f"--extra-terms {name}=" if term.is_extra else f"--{name}-weight "
             raise UserError(
-                f"--{name}-weight {term.weight}: the {name} term's gradient on the adapter is {norms[name]}, so it "
-                f"would train nothing; set --{name}-weight 0, or choose models that pass its gradient on"
+                f"{setting}{term.weight}: the {name} term's gradient on the adapter is {norms[name]}, so it "
+                f"would train nothing; set {setting}0, or choose models that pass its gradient on"
             )

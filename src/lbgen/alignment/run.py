@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,16 +19,21 @@ from safetensors import SafetensorError
 from lbgen.alignment import checkpoint
 from lbgen.alignment.checkpoint import CONFIG, PROVENANCE, Progress, initial_progress, saved_progress
 from lbgen.alignment.config import AlignConfig
-from lbgen.configuration import saved
+from lbgen.alignment.reports.lines import next_command, say_opening
+from lbgen.configuration import extensions, saved
 from lbgen.errors import UserError
-from lbgen.models.registry import ensure_generator, ensure_semantics
-from lbgen.runs import atomic, outputs
+from lbgen.models.registry import ensure_generator, ensure_quality, ensure_semantics
+from lbgen.runs import atomic, identity, outputs
+from lbgen.runs.console import device_name
 from lbgen.runs.lock import locked
 from lbgen.runs.store import LOCK
 from lbgen.vocabulary.vocabulary import Vocabulary, load_vocabulary
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import Tensor
+
+    from lbgen.alignment.objective import Batch
 
 WRITTEN = (
     "adapter",
@@ -62,19 +68,51 @@ class AlignResult:
     """Folder of the adapter, a standard diffusers LoRA."""
     steps: int
     """Updates of the adapter, including those of earlier runs in the same folder."""
+    next_command: str
+    """The command that generates with the adapter."""
 
 
-def align(config: AlignConfig) -> AlignResult:
-    """Fine-tune the generator's adapter on the weighted objective; continue where the run folder stands."""
-    atomic.ensure_writable(config.folder)
-    atomic.refuse_links(config.folder, WRITTEN)
-    outputs.ensure_outside(config.folder)
-    outputs.ensure_own(config.folder, (config.folder / CONFIG).exists(), WRITTEN, "align")
+def align(
+    config: AlignConfig, *, extra_terms: Mapping[str, tuple[float, Callable[[Batch], Tensor]]] | None = None
+) -> AlignResult:
+    """Fine-tune the generator's adapter on the weighted objective; continue where the run folder stands.
+
+    extra_terms: name -> (weight, function) of further terms: of a `Batch` of B images a scalar, which is minimised.
+    Its images are (B, 3, H, W) in about [0, 1], its features (B, D) of unit norm. Each term is logged by its name and
+    checked at the start, as lbgen's own are: its gradient must reach the adapter. A run is resumed with the same names
+    and weights only.
+
+    Writes the adapter, checkpoints, metrics.jsonl, evaluations.jsonl and samples to `config.output`, and returns where
+    the adapter is. Raises UserError for a mistake of the user, and Interrupted at a signal, after saving a checkpoint.
+
+    >>> import lbgen
+    >>> config = lbgen.AlignConfig.from_recipe("independent", output="runs/toy", max_steps=20)
+    >>> result = lbgen.align(config, extra_terms={"darkness": (0.1, lambda batch: batch.images.mean())})
+    >>> dataset = lbgen.GenerateConfig.from_recipe(None, output="data/toy", adapter=result.adapter)
+    """
+    config = with_extra_terms(config, extra_terms or {})
+    ensure_output(config)
     with system_errors(config):
         ensure_can_begin(config)  # refuses before anything is written, even the lock
         with lock(config):
             vocabulary, resumed = ensure_can_begin(config)
             return begin(config, vocabulary, resumed)
+
+
+def with_extra_terms(config: AlignConfig, terms: Mapping[str, tuple[float, Callable[[Batch], Tensor]]]) -> AlignConfig:
+    """The config with the names and weights of terms passed from Python, whose functions are registered."""
+    for name, (_, function) in terms.items():
+        extensions.register("terms", name, function)
+    weights = {**config.extra_weights, **{name: weight for name, (weight, _) in terms.items()}}
+    return replace(config, extra_terms=tuple(f"{name}={weight}" for name, weight in weights.items()))
+
+
+def ensure_output(config: AlignConfig) -> None:
+    """Refuse a run folder that cannot be written, or is not one."""
+    atomic.ensure_writable(config.folder)
+    atomic.refuse_links(config.folder, WRITTEN)
+    outputs.ensure_outside(config.folder)
+    outputs.ensure_own(config.folder, (config.folder / CONFIG).exists(), WRITTEN, "align")
 
 
 def begin(config: AlignConfig, vocabulary: Vocabulary, resumed: Path | None) -> AlignResult:
@@ -86,14 +124,18 @@ def begin(config: AlignConfig, vocabulary: Vocabulary, resumed: Path | None) -> 
     from lbgen.alignment import training  # late: imports torch
 
     accelerator = start_accelerator(config)
+    progress = initial_progress(config, vocabulary, accelerator.num_processes)
     if resumed is not None:
-        ensure_resumable(resumed, initial_progress(config, vocabulary, accelerator.num_processes))
+        ensure_resumable(resumed, progress)
+        progress = saved_progress(resumed)
     if is_finished(config, resumed):
         assert resumed is not None
         adapter, steps = training.finished_adapter(config, vocabulary, accelerator, resumed)
     else:
+        if accelerator.is_main_process:
+            say_opening(config, vocabulary, progress, accelerator.num_processes, device_name(accelerator.device))
         adapter, steps = training.train_adapter(config, vocabulary, accelerator, resumed)
-    return AlignResult(config.folder, adapter, steps)
+    return AlignResult(config.folder, adapter, steps, next_command(config, adapter))
 
 
 @contextmanager
@@ -120,18 +162,40 @@ def ensure_can_begin(config: AlignConfig) -> tuple[Vocabulary, Path | None]:
     ensure_logger(config)
 
     # The categories have texts that the run can use, and are those of the checkpoint.
-    vocabulary = load_vocabulary(config.vocabulary, config.qualify_names)
+    if is_launched():
+        refuse_pipe(config.vocabulary)
+    resumed = checkpoint.newest(config.folder)
+    vocabulary = load_categories(config, resumed)
     if config.discriminator_texts == "others":
         ensure_different_texts(vocabulary.texts(config.discriminator_template))
-    resumed = checkpoint.newest(config.folder)
     if resumed is not None and not is_launched():
         ensure_resumable(resumed, initial_progress(config, vocabulary, processes=1))
 
     # The models are there, in a form that can be read.
     if not is_finished(config, resumed):
+        ensure_terms(config)
         ensure_generator(config.generator)
-        ensure_semantics(config.semantics)
+        for name in config.spaces:
+            ensure_semantics(name)
+        ensure_quality(config.quality)
     return vocabulary, resumed
+
+
+def load_categories(config: AlignConfig, resumed: Path | None) -> Vocabulary:
+    """The vocabulary, by the rule for underscores in names by which the checkpoint `resumed` was made."""
+    if resumed is not None:
+        as_written = load_vocabulary(config.vocabulary, config.qualify_names, underscores=True)
+        if saved_progress(resumed).vocabulary == identity.vocabulary_sha256(as_written):
+            return as_written
+    return load_vocabulary(config.vocabulary, config.qualify_names)
+
+
+def refuse_pipe(vocabulary: str) -> None:
+    """Of several processes that read a pipe, each gets another part."""
+    if os.path.exists(vocabulary) and stat.S_ISFIFO(os.stat(vocabulary).st_mode):
+        raise UserError(
+            f"--vocabulary {vocabulary}: every process of this run reads it, and a pipe only once; give a file"
+        )
 
 
 def is_finished(config: AlignConfig, resumed: Path | None) -> bool:
@@ -141,9 +205,11 @@ def is_finished(config: AlignConfig, resumed: Path | None) -> bool:
 def may_change(config: AlignConfig) -> tuple[str, ...]:
     """Fields that may differ when this run is resumed.
 
-    The released script's texts are those of one process's batch, so batch_size must then stay.
+    What the released script does with texts and noise, and batches of two sizes, depend on the batch of one process, so
+    batch_size must then stay.
     """
-    fixed = "batch_size" if config.discriminator_texts == "released-code" else None
+    by_process = config.discriminator_texts == "released-code" or config.shared_noise
+    fixed = "batch_size" if by_process or config.discriminator_warmup_batch else None
     return tuple(name for name in MAY_CHANGE if name != fixed)
 
 
@@ -171,6 +237,17 @@ def ensure_same_weights(config: AlignConfig, vocabulary: Vocabulary) -> None:
     if recorded is not None:
         now = checkpoint.identity_of(config, vocabulary, recorded)
         now.ensure_same_hashes(recorded, str(config.folder))
+
+
+def ensure_terms(config: AlignConfig) -> None:
+    """Refuse the name of an extra term that nothing offers."""
+    for name in config.extra_weights:
+        if not extensions.is_extension("terms", name, ()):
+            known = extensions.names("terms", ()) or "none"
+            raise UserError(
+                f"--extra-terms {name}: no such term (installed: {known}); install its package, or pass its function: "
+                f'lbgen.align(config, extra_terms={{"{name}": (weight, function)}})'
+            )
 
 
 def ensure_logger(config: AlignConfig) -> None:

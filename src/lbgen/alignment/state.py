@@ -14,18 +14,19 @@ from torch import Tensor
 from lbgen.alignment import checkpoint
 from lbgen.alignment.checkpoint import initial_progress, saved_progress
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.discriminator import seeded_discriminator
+from lbgen.alignment.discriminator import discriminator_of
 from lbgen.alignment.images import sample_images
 from lbgen.alignment.independence.bank import BankImage, bank_images, bank_path, load_bank
 from lbgen.alignment.independence.residual import ensure_residual, image_descriptors
 from lbgen.alignment.independence.term import Independence
 from lbgen.alignment.objective import objective
+from lbgen.alignment.reports import adapter_card
 from lbgen.errors import UserError
 from lbgen.models import training
 from lbgen.models.generator import PRECISIONS, Generator, load_generator
 from lbgen.models.noise import derived_seed
 from lbgen.models.quality import load_quality
-from lbgen.models.semantics import load_semantics
+from lbgen.models.spaces.joint import load_spaces
 from lbgen.vocabulary.distinct import refuse_confusions
 from lbgen.vocabulary.vocabulary import Vocabulary
 
@@ -44,9 +45,6 @@ class TrainingState:
         self.config, self.vocabulary, self.accelerator = config, vocabulary, accelerator
         new = initial_progress(config, vocabulary, accelerator.num_processes)
         self.progress = new if resumed is None else saved_progress(resumed)
-        first = config.batch_size * accelerator.process_index
-        self.positions = range(first, first + config.batch_size)
-        """Of this process's images in the global batch."""
         self.recorded = None if resumed is None else checkpoint.recorded_identity(config.folder)
 
         # Frozen: models and text features.
@@ -57,7 +55,9 @@ class TrainingState:
         # Trained: adapter and discriminator, with the terms and optimisers.
         self._add_adapter(resumed)
         self.parameters = [parameter for _, parameter in self.generator.adapter_parameters()]
-        discriminator = seeded_discriminator(self.semantics.dimension, config.discriminator_hidden, config.seed)
+        discriminator = discriminator_of(
+            self.semantics, config.discriminator_hidden, config.seed, config.discriminator_activation
+        )
         self.discriminator = discriminator.to(accelerator.device)
         self.independence = self._independence() if config.independence_weight > 0 else None
         self.terms = objective(config, self.discriminator, self.independence)
@@ -73,6 +73,16 @@ class TrainingState:
     def images_per_update(self) -> int:
         return self.config.batch_size * self.accelerator.num_processes
 
+    def process_batch(self, batch_index: int) -> int:
+        """Images of this process in a batch."""
+        in_warmup = batch_index < self.config.discriminator_warmup_steps
+        return self.config.warmup_batch if in_warmup else self.config.batch_size
+
+    def positions(self, batch_index: int) -> range:
+        """Of this process's images in the global batch."""
+        size = self.process_batch(batch_index)
+        return range(size * self.accelerator.process_index, size * (self.accelerator.process_index + 1))
+
     # ---- making the parts ----
 
     def _load_models(self) -> None:
@@ -87,14 +97,16 @@ class TrainingState:
             guidance_rescale=config.guidance_rescale,
             merged_sampler=config.merged_sampler,
             compile=config.compile,
+            latent_dtype=dtype if config.latent_precision == "network" else torch.float32,
         )
         if config.gradient_checkpointing:
             self.generator.enable_gradient_checkpointing()
         check_tokens = self.vocabulary.check_tokens
         check_tokens(self.generator.count_tokens, self.generator.token_limit, config.prompt_template)
-        self.semantics = load_semantics(config.semantics, device, dtype)
+        self.semantics = load_spaces(config.spaces, device, dtype)
         for template in (config.text_template, config.discriminator_template):
-            check_tokens(self.semantics.count_tokens, self.semantics.token_limit, template)
+            for space in self.semantics.parts:
+                check_tokens(space.count_tokens, space.token_limit, template)
         self.quality = load_quality(config.quality, self.semantics)
 
     @torch.no_grad()
@@ -199,6 +211,7 @@ class TrainingState:
                 with self.averaged_adapter():
                     self.generator.save_adapter(folder / "adapter")
                 training.write(folder / "adapter", self.config, self.vocabulary)
+                adapter_card.write(folder / "adapter", self.config, self.vocabulary)
                 checkpoint.mark_complete(folder, self.progress)
             checkpoint.clean(self.config.folder)
         self.accelerator.wait_for_everyone()
@@ -224,7 +237,7 @@ class TrainingState:
 
     def _parts(self) -> dict[str, Any]:
         """Whatever has a state dictionary, by its name in checkpoints."""
-        parts = {
+        parts: dict[str, Any] = {
             "optimizer": self.optimizer,
             "discriminator": self.discriminator,
             "discriminator_optimizer": self.discriminator_optimizer,

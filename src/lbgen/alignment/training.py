@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -13,12 +12,17 @@ from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.loop import evaluate, measure_gradients, received_signal, train, write_line
 from lbgen.alignment.monitor import Monitor
 from lbgen.alignment.objective import ensure_reached
+from lbgen.alignment.reports.trackers import start_logger
 from lbgen.alignment.state import TrainingState
 from lbgen.configuration import saved
-from lbgen.errors import Interrupted, UserError
+from lbgen.errors import Interrupted
 from lbgen.runs import atomic
+from lbgen.runs.console import counted, say
 from lbgen.runs.signals import noted_signals
 from lbgen.vocabulary.vocabulary import Vocabulary
+
+FINISHING = "this update and its evaluation, and saving a checkpoint"
+"""What a run does before it ends at a signal."""
 
 
 def train_adapter(
@@ -27,14 +31,13 @@ def train_adapter(
     """Train from a checkpoint, or from the start.  Returns the adapter's folder and the number of updates."""
     # Load the models; a new run checks that every weighted term reaches the adapter.
     state = TrainingState(config, vocabulary, accelerator, resumed)
-    accelerator.print(f"images per update: {state.images_per_update}, processes: {accelerator.num_processes}")
     norms = check_gradients(state) if resumed is None else {}
     prepare_folder(config, vocabulary, accelerator, state.progress.step if resumed is not None else None)
     start_logger(config, accelerator)
     monitor = make_monitor(state)
 
     # Train, then publish the adapter of the last checkpoint.
-    with noted_signals() as signals:
+    with noted_signals(FINISHING if accelerator.is_main_process else "") as signals:
         if resumed is None:
             shown = {"entire": 0.0, "individual": 0.0, "quality": 0.0, **norms}
             write_line(state, "metrics.jsonl", {"step": 0, "gradient_norms": shown})
@@ -44,18 +47,6 @@ def train_adapter(
 
 
 # ---- start and end ----
-
-
-def start_logger(config: AlignConfig, accelerator: Accelerator) -> None:
-    """Start the logger of the config, if any, and give it the settings."""
-    if config.logger == "none":
-        return
-    settings = {name: str(value) for name, value in asdict(config).items()}
-    try:
-        accelerator.init_trackers("align", settings)
-    except Exception as error:  # every logger raises its own: no account, no connection, no space
-        reason = f"{error}; fix this, or choose another --logger"
-        raise UserError(f"--logger {config.logger} did not start: {reason}") from error
 
 
 def make_monitor(state: TrainingState) -> Monitor | None:
@@ -70,7 +61,7 @@ def check_gradients(state: TrainingState) -> dict[str, float]:
     """Measure and print each weighted term's gradient norm on the adapter; refuse a term that does not reach it."""
     norms = measure_gradients(state)
     shown = (f"{name} {norm:.3g}" for name, norm in norms.items() if state.terms[name].weight > 0)
-    state.accelerator.print("gradient norms: " + ", ".join(shown))
+    say_once(state.accelerator, "gradient norms: " + ", ".join(shown))
     ensure_reached(state.terms, norms)
     return norms
 
@@ -84,6 +75,7 @@ def finish(state: TrainingState, signals: list[int]) -> tuple[Path, int]:
         checkpoint.publish_adapter(state.checkpoint_path, adapter)
     signum = received_signal(accelerator, signals)
     accelerator.end_training()
+    say_once(accelerator, f"{counted(state.progress.step, 'update')}; the adapter is in {adapter}")
     if signum:
         raise Interrupted(signum, f"{output} is finished; the adapter is in {adapter}")
     return adapter, state.progress.step
@@ -98,8 +90,14 @@ def finished_adapter(
         prepare_folder(config, vocabulary, accelerator, step)
         if accelerator.is_main_process:
             checkpoint.publish_adapter(resumed, adapter)
-    accelerator.print(f"{config.folder} is finished: {step} steps; the adapter is in {adapter}")
+    say_once(accelerator, f"{config.folder} is finished: {step} steps; the adapter is in {adapter}")
     return adapter, step
+
+
+def say_once(accelerator: Accelerator, text: str) -> None:
+    """A line of the main process."""
+    if accelerator.is_main_process:
+        say(text)
 
 
 # ---- the run folder ----

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
 from lbgen.audit import views
@@ -23,6 +22,7 @@ from lbgen.metrics.near_duplicates import originals, picture_hashes
 from lbgen.models.loading import load_model, loading
 from lbgen.models.semantics import Preprocessing
 from lbgen.runs import identity
+from lbgen.runs.console import tracked
 
 DEFAULT = "facebook/dinov2-base"
 VERSION = 3
@@ -180,7 +180,7 @@ def _batches(reader: DatasetReader, wanted: set[str], size: int, name: str) -> I
     if not wanted:
         return
     batch: list[bytes] = []
-    for record in tqdm(reader.records(wanted), desc=f"{name}, features", total=reader.count, disable=None):
+    for record in tracked(reader.records(wanted), f"{name}, features", reader.count, "images"):
         if record.content is not None and record.key in wanted:
             batch.append(record.content)
         if len(batch) == size:

@@ -1,11 +1,12 @@
 """The settings of an audit, and what it writes."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar
 
 from lbgen.configuration.ranges import Count, Place, Range, Seed
+from lbgen.configuration.recipes import TakesRecipes
 from lbgen.configuration.settings import Output
+from lbgen.configuration.values import PathOrText
 
 PAGE, MEASURES, IMAGES = "report.html", "measures.json", "images.parquet"
 WRITTEN = (PAGE, MEASURES, "measures.parquet", IMAGES, "cache")
@@ -13,9 +14,10 @@ WRITTEN = (PAGE, MEASURES, "measures.parquet", IMAGES, "cache")
 
 
 @dataclass(frozen=True)
-class AuditConfig(Output):
+class AuditConfig(Output, TakesRecipes):
     """Measures."""
 
+    VERB: ClassVar = "audit"
     MOST_USED: ClassVar = ("output", "semantics", "attributes")
 
     output: str = "runs/audit"
@@ -26,7 +28,7 @@ class AuditConfig(Output):
     label_column: str | None = None
     """Column of a table or of a list of images, or key of a WebDataset's .json, that holds the label. none is `label`,
     or the only column that can be it, and the .cls of a WebDataset."""
-    attributes: Path | None = None
+    attributes: PathOrText | None = None
     """YAML file of the attributes to look for (docs/audit.md describes it); none is the built-in list. The micro
     world's language space has its own list, that of its scenes."""
     features: Place | None = None

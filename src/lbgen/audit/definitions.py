@@ -270,8 +270,8 @@ LIMITS = (
     "A linear probe gives a lower bound: a deeper network may find more.",
     "An interval covers other samples of the same size, with probes trained on them, but not another vision-language "
     "model. With masks and without any association, one interval in forty still begins above chance.",
-    "Images of two datasets that have the same path and category are tested as pairs. Other images that two datasets "
-    "share, or that were made from one noise, count as independent in the tests of probes and of content.",
+    "Tests between datasets assume independent samples. Datasets that share images or noise differ more certainly than "
+    "the tests say; only their distances take it into account.",
     "Where the categories of a set were balanced over a cue by design, the balanced part of it is left out before a "
     "probe of the surroundings learns. With two or three categories this cannot be told from chance; the probe then "
     "reads below chance.",

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from lbgen.audit import views
 from lbgen.audit.views import Decoded
+from lbgen.configuration.extensions import origin
 from lbgen.datasets.records import (
     DatasetReader,
     ImageRecord,
@@ -32,9 +32,10 @@ from lbgen.datasets.records import (
 from lbgen.errors import UserError
 from lbgen.metrics.near_duplicates import GRID, small_picture
 from lbgen.metrics.pixels import brightness, colour_entropy, edge_density, sharpness
-from lbgen.models.registry import SEMANTICS, resolve
+from lbgen.models.registry import OPEN_CLIP, SEMANTICS, semantics_location
 from lbgen.models.semantics import SemanticSpace
 from lbgen.runs import identity
+from lbgen.runs.console import tracked
 
 VERSION = 5
 """Of the cached columns. A run with another number starts a new cache."""
@@ -210,20 +211,23 @@ class Observer:
 
 def canvas_side(space: SemanticSpace) -> int:
     """Side in pixels of the model's input."""
-    return (space.preprocessing.crop or space.preprocessing.size)["height"]
+    return space.image_side
 
 
 def cache_identity(semantics: str) -> str:
     """Everything besides the image that the rows depend on."""
-    return f"version {VERSION}, {identity.model_identity(resolve(semantics, SEMANTICS))}"
+    extension = origin("semantics", semantics, SEMANTICS)
+    architecture = f"{semantics}, " if semantics.startswith(OPEN_CLIP) else ""  # is not in the weights
+    model = extension or f"{architecture}{identity.model_identity(semantics_location(semantics))}"
+    return f"version {VERSION}, {model}"
 
 
 def observe(reader: DatasetReader, name: str, observer: Observer, cache: RowCache, batch_size: int) -> Observed:
     """Observe every image of the dataset; known images are taken from the cache."""
     known, found, broken = reader.labels(), _Found(), {}
-    progress = tqdm(reader.records(), desc=name, total=reader.count, unit=" images", disable=None)
+    records = tracked(reader.records(), name, reader.count, "images")
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for batch in _batches(iter(progress), batch_size):
+        for batch in _batches(records, batch_size):
             # Observe the images that are not in the cache.
             names = [name_of(record.category, known) for record in batch]
             digests = [_digests(record, name) for record, name in zip(batch, names, strict=True)]

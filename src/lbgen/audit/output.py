@@ -33,6 +33,8 @@ SCHEMA = pa.schema(
 class AuditResult:
     page: Path
     measures: Path
+    next_command: str
+    """What to do with them."""
 
 
 def write_measures(content: dict[str, Any], measured: list[Measured], comparisons: Comparisons, folder: Path) -> Path:

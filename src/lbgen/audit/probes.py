@@ -9,22 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lbgen.metrics.explained_variance import Explained
-from lbgen.metrics.intervals import (
-    UNKNOWN,
-    WIDENING,
-    Estimate,
-    balanced_mean,
-    difference_error,
-    difference_p_value,
-    widened,
-)
+from lbgen.metrics.intervals import UNKNOWN, WIDENING, Estimate, balanced_mean, difference_p_value, widened
 
 FOLDS = 5
 LEAST_ERROR = 1e-4
 """Smallest standard error of an accuracy or of a share of variance; below it lies rounding."""
-MOST_CORRELATED = 0.95
-"""Largest correlation of two estimates that is believed."""
-NO_PAIRS = np.empty((0, 2), np.int64)
 PENALTIES = tuple(10.0**power for power in range(-3, 5))
 """Candidate ridge penalties, for standardised features; chosen on the training folds alone."""
 
@@ -73,48 +62,18 @@ def association_test(told: Estimate, chance: float, explained: Explained) -> Cue
     return CueTest(min(1.0, 2 * min(of_accuracy, explained.p_above)), told.value > chance)
 
 
-class Told(NamedTuple):
-    """What is known of a cue in one dataset of N images."""
-
-    accuracy: Estimate
-    explained: Explained | None
-    influence: NDArray[np.float64] = np.zeros((2, 0))
-    """(2, N) of each image on the accuracy and on the explained share, 0 for images that are not probed."""
-
-
-def difference_test(first: Told, second: Told, pairs: NDArray[np.int64] = NO_PAIRS) -> CueTest:
-    """Two-sided, in the same way, of two datasets.  pairs: (P, 2) rows of images of both that are no independent draws.
+def difference_test(first: tuple[Estimate, Explained | None], second: tuple[Estimate, Explained | None]) -> CueTest:
+    """Two-sided, in the same way, of two datasets.
 
     Standard errors of the variance are widened: with 8 images a category they were up to a third too small.
     """
-    influences = zip(first.influence, second.influence, strict=True)
-    of_accuracies, of_shares = (_correlation(*both, pairs) for both in influences)
-    of_accuracy = difference_p_value(first.accuracy, second.accuracy, of_accuracies)
-    higher = second.accuracy.value > first.accuracy.value
-    if not (first.explained and second.explained):
+    of_accuracy, higher = difference_p_value(first[0], second[0]), second[0].value > first[0].value
+    if not (first[1] and second[1]):
         return CueTest(of_accuracy, higher)
-    errors = (first.explained.standard_error, second.explained.standard_error)
-    error = max(WIDENING * difference_error(*errors, of_shares), LEAST_ERROR)
-    apart = second.explained.share - first.explained.share
+    error = max(WIDENING * math.hypot(first[1].standard_error, second[1].standard_error), LEAST_ERROR)
+    apart = second[1].share - first[1].share
     of_variance = math.erfc(abs(apart) / error / math.sqrt(2))
     return CueTest(min(1.0, 2 * min(of_accuracy, of_variance)), apart > 0 if of_variance < of_accuracy else higher)
-
-
-def _correlation(first: NDArray, second: NDArray, pairs: NDArray[np.int64]) -> float:
-    """Of two estimates, from the influence of every image (N,) and from the pairs, in [0, MOST_CORRELATED]."""
-    size = math.sqrt(np.square(first).sum() * np.square(second).sum())
-    shared = float((first[pairs[:, 0]] * second[pairs[:, 1]]).sum())
-    return min(max(shared / size, 0.0), MOST_CORRELATED) if size else 0.0
-
-
-def accuracy_influence(hits: NDArray[np.float32], label: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(N,) of each image on the balanced accuracy, 0 where hits are NaN."""
-    used = np.isfinite(hits)
-    influence = np.zeros(len(hits))
-    _, place, counts = np.unique(label[used], return_inverse=True, return_counts=True)
-    mean = np.bincount(place, hits[used]) / counts
-    influence[used] = (hits[used] - mean[place]) / (len(counts) * counts[place])
-    return influence
 
 
 def without_square_position(features: NDArray, square_edges: NDArray) -> NDArray[np.float32]:

@@ -6,20 +6,23 @@ Torch is imported only once nothing is left to refuse without it.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from lbgen.audit.config import IMAGES, MEASURES, PAGE, WRITTEN, AuditConfig
+from lbgen.configuration import saved
+from lbgen.configuration.yaml_lines import yaml_text
 from lbgen.datasets.open import open_dataset
 from lbgen.datasets.records import DatasetReader, no_labelled_image, valid_text
-from lbgen.errors import UserError, printable
+from lbgen.errors import UserError
 from lbgen.models.registry import ATTRIBUTES, ensure_semantics
-from lbgen.runs import atomic, outputs
+from lbgen.runs import atomic, identity, outputs
+from lbgen.runs.console import SIZES, Progress, device_name, in_units, is_verbose, say, table
 from lbgen.runs.lock import locked
 from lbgen.runs.model_folder import refuse_unreadable
 from lbgen.runs.parsing import parse_json
@@ -32,12 +35,24 @@ if TYPE_CHECKING:
     from lbgen.models.semantics import SemanticSpace
 
 
-def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
-    """Measure labelled image datasets side by side; the first is the reference of comparisons."""
+def audit(directories: str | Path | Sequence[str | Path], config: AuditConfig | None = None) -> AuditResult:
+    """Measure labelled image datasets side by side; the first is the reference of comparisons.
+
+    directories: one dataset folder or several: image folders, WebDatasets, tables. Images may have any size.
+
+    Writes report.html, measures.json and images.parquet to `config.output`, and returns where they are. Raises
+    UserError for a folder without labelled images, for two folders that are one, and for a setting that does not fit.
+
+    >>> import lbgen
+    >>> result = lbgen.audit("data/toy", lbgen.AuditConfig(output="audits/toy", semantics="microworld"))
+    >>> compared = lbgen.audit(["data/toy", "data/other"])
+    """
+    config = config or AuditConfig()
     config = replace(config, attributes=config.attributes or ATTRIBUTES.get(config.semantics))
-    directories = [Path(os.path.expanduser(directory)) for directory in directories]
-    names = dataset_names(directories)
-    readers = [open_dataset(directory, config.label_column) for directory in directories]
+    given = [directories] if isinstance(directories, str | Path) else directories
+    folders = [Path(os.path.expanduser(directory)) for directory in given]
+    names = dataset_names(folders)
+    readers = [open_dataset(folder, config.label_column) for folder in folders]
     if config.label_column is not None and not any(reader.has_columns for reader in readers):
         raise UserError(
             f"--label-column {config.label_column}: {readers[0].folder} is an image folder, whose folders are the "
@@ -48,7 +63,7 @@ def audit(directories: Sequence[Path], config: AuditConfig) -> AuditResult:
             raise no_labelled_image(reader.folder, {}, reader.skipped)
     atomic.ensure_writable(config.folder)
     atomic.refuse_links(config.folder, ["cache"])
-    outputs.ensure_outside(config.folder, directories)
+    outputs.ensure_outside(config.folder, folders)
     outputs.ensure_own(config.folder, is_of_audit(config.folder), WRITTEN, "audit")
     attributes = load_attributes(config.attributes)
     ensure_semantics(config.semantics)
@@ -82,6 +97,8 @@ def _audited(
     from lbgen.audit.page import write_page
     from lbgen.models.semantics import load_semantics
 
+    say_opening(readers, names, config, device_name("cuda" if torch.cuda.is_available() else "cpu"))
+
     # Load the semantic space, and refuse attributes that it cannot read.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     space = load_semantics(config.semantics, device)
@@ -107,12 +124,38 @@ def _audited(
     write_images(measured, images, config.folder / IMAGES)
     page = config.folder / PAGE
     write_page(measured, readers, content, images, page)
-    print(printable(f"The page: {page}; every figure: {measures}; every image: {config.folder / IMAGES}"))
+    say(f"The page: {page}; every figure: {measures}; every image: {config.folder / IMAGES}")
     for one in observed:
         if one.broken or one.skipped:
             skipped = sum(left_out.count for left_out in one.skipped.values())
-            print(f"{printable(one.name)}: {len(one.broken):,} broken and {skipped:,} skipped; both files say why")
-    return output.AuditResult(page, measures)
+            say(f"{one.name}: {len(one.broken):,} broken and {skipped:,} skipped; both files say why")
+    return output.AuditResult(page, measures, next_step(readers, config))
+
+
+def say_opening(readers: Sequence[DatasetReader], names: Sequence[str], config: AuditConfig, device: str) -> None:
+    """What the audit will read, and with what."""
+    folders = [(f"dataset {name}", str(reader.folder)) for name, reader in zip(names, readers, strict=True)]
+    rows = [
+        *folders,
+        ("language space", config.semantics),
+        ("attributes", str(config.attributes or "the built-in list")),
+        ("output", str(config.folder)),
+        ("device", device),
+    ]
+    say(table(rows))
+    if is_verbose():
+        say(f"versions: {', '.join(identity.versions())}\n{yaml_text(saved.plain(config))}")
+    if known := sum(path.stat().st_size for path in (config.folder / "cache").glob("seen-*.rows")):
+        say(f"going on with the cache ({in_units(known, SIZES)}): images that are in it are not measured again")
+
+
+def next_step(readers: Sequence[DatasetReader], config: AuditConfig) -> str:
+    """Look at the page; a single dataset can be compared with another one."""
+    look = f"open {config.folder / PAGE} in a browser"
+    if len(readers) > 1:
+        return look
+    compare = ["lbgen", "audit", str(readers[0].folder), "ANOTHER", "--semantics", config.semantics]
+    return f"{look}; to compare with another dataset: {shlex.join([*compare, '--output', str(config.folder)])}"
 
 
 def _measured(
@@ -124,11 +167,10 @@ def _measured(
 ) -> list[Measured]:
     from lbgen.audit.measures import PROGRESS_STEPS, measure
 
-    with tqdm(total=PROGRESS_STEPS * len(observed), desc="measures", disable=None, unit=" steps") as progress:
+    with Progress("measures", PROGRESS_STEPS * len(observed), "steps") as progress:
 
         def step(what: str) -> None:
-            progress.set_postfix_str(what)
-            progress.update()
+            progress.advance(note=what)
 
         return [measure(each, space, attributes, config, diversity_images, step) for each in observed]
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from lbgen.datasets.decode import Square, centre_of, mask_of
-from lbgen.models.semantics import SemanticSpace
+from lbgen.models.semantics import SemanticSpace, TransformersSpace
 
 HISTOGRAM_LEVELS = 4
 SHUFFLED_GRID = 4
@@ -173,8 +173,9 @@ def patch_relevance(space: SemanticSpace, canvas: Tensor, texts: Tensor) -> Tens
     of the last layers are projected on the text, without gradients. Returns None for a model without a class token.
     canvas: (B, 3, S, S), texts: (B, D).
     """
-    vision = getattr(space.model, "vision_model", None)
-    if vision is None or not hasattr(space.model, "visual_projection"):
+    vision = getattr(space.model, "vision_model", None) if isinstance(space, TransformersSpace) else None
+    # The architecture of CLIP and MetaCLIP 2.
+    if not isinstance(space, TransformersSpace) or vision is None or not hasattr(vision, "pre_layrnorm"):
         return None
     pixels = space.preprocessing(canvas.to(space.device).float()).to(space.dtype)
     states = vision(pixels, output_hidden_states=True).hidden_states

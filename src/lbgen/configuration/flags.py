@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lbgen.configuration.recipes import is_required
-from lbgen.configuration.values import flag, shown, split_optional
+from lbgen.configuration.values import OneOrMore, flag, shown, split_optional
 
 MOST_USED = "most used"
 """The first group, which lbgen.cli adds --recipe to."""
@@ -30,12 +30,16 @@ class FieldHelp(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
     """Add one flag per field, or a positional argument where the field has no default.
 
+    A field that its class lists in POSITIONAL is a positional argument that may be left out.
+
     Only what is given ends up in the parsed namespace. Values stay text here; `recipes.resolve` converts them, so that
     recipes and flags are checked by the same lines.
     """
     hints, helps = typing.get_type_hints(config_class), field_help(config_class)
     fields = {field.name: field for field in dataclasses.fields(config_class)}
-    most_used = getattr(config_class, "MOST_USED", ())
+    missing = [name for name in fields if name not in helps]
+    assert not missing, f"{config_class.__name__}: no docstring after {missing}"
+    most_used, positional = (getattr(config_class, name, ()) for name in ("MOST_USED", "POSITIONAL"))
     for name in [*most_used, *(name for name in fields if name not in most_used)]:
         heading = MOST_USED if name in most_used else helps[name].heading
         text = helps[name].text.replace("%", "%%")
@@ -43,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
         if is_required(fields[name]):
             choices = typing.get_args(hints[name]) if typing.get_origin(hints[name]) is Literal else None
             parser.add_argument(name, **options | {"metavar": name.upper(), "choices": choices, "help": text})
+        elif name in positional:
+            parser.add_argument(name, **options | {"metavar": name.upper(), "nargs": "?", "help": text})
         else:
             options["help"] = f"{text} (default: {_shown_default(fields[name])})"
             group(parser, heading).add_argument(flag(name), dest=name, **options)
@@ -69,8 +75,6 @@ def field_help(config_class: type) -> dict[str, FieldHelp]:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                     declared = found[name].heading if name in found else heading
                     found[name] = FieldHelp(declared, " ".join(text.split()))
-    missing = [field.name for field in dataclasses.fields(config_class) if field.name not in found]
-    assert not missing, f"{config_class.__name__}: no docstring after {missing}"
     return found
 
 
@@ -88,6 +92,8 @@ def _class_nodes(module: str) -> dict[str, ast.ClassDef]:
 def _argparse_options(hint: Any) -> dict[str, Any]:
     """How argparse takes a value of this type."""
     hint, _ = split_optional(hint)
+    if hint == OneOrMore:
+        return {"nargs": "+", "metavar": "TEXT"}
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}

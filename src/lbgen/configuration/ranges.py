@@ -1,4 +1,4 @@
-"""Ranges of fields as part of their types, checked in one place; there "~" becomes the home folder too."""
+"""Types and ranges of fields, checked in one place when a config is made; there "~" becomes the home folder too."""
 
 import dataclasses
 import functools
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
-from lbgen.configuration.values import flag, shown, split_optional
+from lbgen.configuration.documentation import Documentation
+from lbgen.configuration.values import OneOrMore, convert, flag, shown, split_optional
 from lbgen.errors import UserError
 
 
@@ -19,12 +20,16 @@ class Range(NamedTuple):
     contains: Callable[[Any], bool]
     remedy: str
 
+    def __repr__(self) -> str:
+        return f"Range({self.remedy!r})"  # as help() shows it
+
 
 class IsPlace(NamedTuple):
     """Marks a text that may be a path of this machine, besides a name or an address."""
 
 
 Place = Annotated[str, IsPlace()]
+Places = Annotated[OneOrMore, IsPlace()]
 Count = Annotated[int, Range(lambda n: n >= 1, "give 1 or more")]
 NonNegativeInt = Annotated[int, Range(lambda n: n >= 0, "give 0 or more")]
 NonNegative = Annotated[float, Range(lambda x: x >= 0, "give 0 or more")]
@@ -54,33 +59,57 @@ def require(config: Any, name: str, holds: bool, remedy: str) -> None:
 def expand_home(config: Any, name: str) -> None:
     """Replace "~" at the start of a field's path, as a shell does except in --output=~/x."""
     value = getattr(config, name)
-    if value is not None and str(value).startswith("~"):
-        expanded = os.path.expanduser(value)
-        require(config, name, not str(expanded).startswith("~"), f"no such user; write ./{value} for that file itself")
-        object.__setattr__(config, name, type(value)(expanded))
+    several = value if isinstance(value, tuple) else (value,)
+    expanded = tuple(place if place is None else type(place)(os.path.expanduser(place)) for place in several)
+    for before, after in zip(several, expanded, strict=True):
+        require(config, name, not str(after).startswith("~"), f"no such user; write ./{before} for that file itself")
+    if expanded != several:
+        object.__setattr__(config, name, expanded if isinstance(value, tuple) else expanded[0])
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Checks the range of every field; the base of all groups."""
+    """Converts every field to its type, as a flag or a recipe is, and checks its range; the base of all groups.
+
+    A class with checks of its own makes them after `super().__post_init__()`, on values that have their types.
+    """
 
     MOST_USED: ClassVar[tuple[str, ...]] = ()
     """Fields that head the help."""
     DELETED: ClassVar[Mapping[str, Any]] = {}
     """Fields that earlier versions had -> the default value that they had there; a run that has it continues."""
+    ADDED: ClassVar[Mapping[str, Any]] = {}
+    """Fields that earlier versions did not have -> the value with which a run goes on as they began it."""
 
     @classmethod
     def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """Defaults that follow from the given values, such as those of an adapter; none by default."""
         return {}
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        documentation: Any = Documentation(vars(cls).get("__doc__"))
+        cls.__doc__ = documentation
+
     def __post_init__(self) -> None:
         config_class: Any = type(self)
+        for name, hint in _types(config_class).items():
+            try:
+                object.__setattr__(self, name, convert(getattr(self, name), hint))
+            except ValueError as error:
+                raise UserError(f"{flag(name)}: {error}") from None
         for name in _places(config_class):
             expand_home(self, name)
         for name, allowed in _ranges(config_class).items():
             value = getattr(self, name)
             require(self, name, value is None or allowed.contains(value), allowed.remedy)
+
+
+@functools.cache
+def _types(config_class: type) -> dict[str, Any]:
+    """Field -> its type."""
+    hints = typing.get_type_hints(config_class)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
 
 
 @functools.cache
@@ -93,7 +122,7 @@ def _ranges(config_class: type) -> dict[str, Range]:
 @functools.cache
 def _places(config_class: type) -> list[str]:
     """The fields that may hold a path."""
-    return [name for name, hint in _hints(config_class).items() if hint in (Path, Place)]
+    return [name for name, hint in _hints(config_class).items() if hint in (Path, Place, Places)]
 
 
 def _hints(config_class: type) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""How a config gets its values: the fields' defaults, then a YAML recipe, then the flags."""
+"""How a config gets its values: the fields' defaults, then a YAML recipe, then the flags.
+
+A recipe may build on another one: `base: NAME` or `base: FILE`, relative to its own folder, names the recipe that gives
+the values which it does not set itself.
+"""
 
 import dataclasses
 import difflib
@@ -6,7 +10,7 @@ import os
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from lbgen.configuration.values import convert, flag
 from lbgen.configuration.yaml_lines import read_yaml
@@ -15,6 +19,8 @@ from lbgen.errors import UserError
 Config = TypeVar("Config")
 RECIPES = Path(__file__).parent / "recipes"
 """The built-in recipes: VERB/NAME.yaml."""
+BASE = "base"
+"""The entry of a recipe that names the recipe it builds on."""
 
 
 def resolve(config_class: type[Config], recipe: str | None, overrides: Mapping[str, Any]) -> Config:
@@ -24,12 +30,63 @@ def resolve(config_class: type[Config], recipe: str | None, overrides: Mapping[s
     """
     values: dict[str, Any] = {}
     if recipe is not None:
-        path = recipe_path(recipe)
-        values |= converted(config_class, read_yaml(path), lambda name: f"{path}, {name}")
+        _refuse_recipe_of_another(config_class, recipe)
+        values |= recipe_values(config_class, recipe_path(recipe))
     values |= converted(config_class, overrides, flag)
     if inherited := getattr(config_class, "inherited", None):
         values = {**inherited(values), **values}
     return build(config_class, values, lambda name: f"{flag(name)} is missing; it has no default")
+
+
+class TakesRecipes:
+    """A config whose defaults a recipe may replace."""
+
+    VERB: ClassVar[str]
+    """The verb of the command line that the config and its built-in recipes are for."""
+
+    @classmethod
+    def from_recipe(cls, recipe: str | Path | None, **fields: Any) -> Self:
+        """The config of a recipe, a built-in name or a YAML file, with these fields changed: as by flags.
+
+        None is no recipe: the defaults, or for generation those of an `adapter`, as on the command line. Raises
+        UserError for a recipe or a field that does not exist, and for a value that a flag may not have.
+
+        >>> import lbgen
+        >>> config = lbgen.AlignConfig.from_recipe("independent", output="runs/animals", vocabulary="animals.txt")
+        """
+        return resolve(cls, None if recipe is None else os.fspath(recipe), fields)
+
+
+def _refuse_recipe_of_another(config_class: type, recipe: str) -> None:
+    """Refuse a built-in recipe that is for another verb."""
+    owners, verb = built_in_recipes(), getattr(config_class, "VERB", None)
+    if verb and owners.get(recipe, verb) != verb:
+        own = ", ".join(name for name, owner in owners.items() if owner == verb)
+        raise UserError(f"--recipe {recipe}: it belongs to lbgen {owners[recipe]}; lbgen {verb} has {own or 'none'}")
+
+
+def recipe_values(config_class: type, path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a recipe and of those that it builds on.  above: the recipes that build on this one."""
+    if path.resolve() in above:
+        raise UserError(f"{above[-1]}, {BASE}: {path} builds on this recipe itself; remove one of the two")
+    given = read_yaml(path)
+    base = given.pop(BASE, None)
+    values = converted(config_class, given, lambda name: f"{path}, {name}")
+    if base is None:
+        return values
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{path}, {BASE}: give the name of a built-in recipe or a file")
+    file = _base_path(base, path)
+    return {**recipe_values(config_class, file, (*above, path.resolve())), **values}
+
+
+def _base_path(base: str, path: Path) -> Path:
+    """The file of the recipe that the one at `path` builds on; a file's name is relative to its folder."""
+    verbs = built_in_recipes()
+    file = RECIPES / verbs[base] / f"{base}.yaml" if base in verbs else path.parent / os.path.expanduser(base)
+    if not os.path.isfile(file):
+        raise UserError(f"{path}, {BASE} {base}: no such file, nor one of the built-in recipes ({', '.join(verbs)})")
+    return file
 
 
 def recipe_path(recipe: str) -> Path:

@@ -51,9 +51,11 @@ def ensure_same_values(
 ) -> None:
     """The same for values `then` that were already read; `place` is the output that was made with them.
 
-    A field that was deleted since is accepted at the default that it had.
+    A field that was deleted since is accepted at the default that it had, one that was added at the value that leaves
+    all as it was.
     """
     now, deleted = plain(config), deleted_fields(type(config))
+    then = {**getattr(config, "ADDED", {}), **then}
     for name in [*now, *(set(then) - set(now))]:
         if name in ignore or (name in deleted and then[name] == deleted[name]):
             continue
@@ -68,13 +70,15 @@ def ensure_same_values(
         if then[name] != now[name]:
             raise UserError(
                 f"{place} was made with {name} {shown(then[name])}, this run asks for {shown(now[name])}; "
-                f"choose another --output or {remedy or 'give ' + _as_flag(name, then[name])}"
+                f"choose another --output or {remedy or _as_flag(name, then[name])}"
             )
 
 
 def _as_flag(name: str, value: Any) -> str:
-    """`size`, [64, 64] -> `--size 64 64`."""
+    """What to do on the command line for this value: `size`, [64, 64] -> `give --size 64 64`."""
     if isinstance(value, bool):
-        return flag(name) if value else flag(f"no-{name}")
+        return f"give {flag(name) if value else flag(f'no-{name}')}"
+    if value == []:
+        return f"leave out {flag(name)}"
     each = value if isinstance(value, list) else [value]
-    return shlex.join([flag(name), *map(shown, each)])
+    return f"give {shlex.join([flag(name), *map(shown, each)])}"

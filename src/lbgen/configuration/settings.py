@@ -20,10 +20,10 @@ class Output(Settings):
     """Folder for everything that is made. From Python, a Path is accepted too."""
 
     def __post_init__(self) -> None:
-        require(self, "output", bool(str(self.output)), "name a folder")
-        object.__setattr__(self, "output", without_scheme(str(self.output)))
-        expand_home(self, "output")
         super().__post_init__()
+        require(self, "output", bool(self.output), "name a folder")
+        object.__setattr__(self, "output", without_scheme(self.output))
+        expand_home(self, "output")
 
     @property
     def folder(self) -> Path:
@@ -36,9 +36,10 @@ class Categories(Settings):
     """Categories and texts."""
 
     vocabulary: Place = "imagenet-1k"
-    """The categories: imagenet-1k, microworld, a .txt, .csv, .tsv, .json or .jsonl file, or an ImageFolder. Each line
-    of a .txt is a name ("night owl"), or an id and a name. A TAB separates the two; so does a space, if the first word
-    has a digit or "_" in it ("n01 owl"). In a name, "_" stands for a space."""
+    """The categories: imagenet-1k, imagenet-1k-lbgen (with the names of lbGen's released code), microworld, a .txt,
+    .csv, .tsv, .json or .jsonl file, or an ImageFolder. Each line of a .txt is a name ("night owl"), or an id and a
+    name. A TAB separates the two; so does a space, if the first word has a digit or "_" in it ("n01 owl"). In a name,
+    "_" stands for a space."""
     qualify_names: bool = True
     """Add a short qualifier to names that several categories share. The paper does not."""
     prompt_template: Template = "{name}"

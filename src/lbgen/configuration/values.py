@@ -1,14 +1,20 @@
 """The value of one field: converted from a flag's text or from YAML, and shown as one would type it.
 
-Field types may be str, int, float, bool, Path, Literal[...], tuple[T, ...], tuple[T, T] and any of these `| None`.
+Field types may be str, int, float, bool, PathOrText, Literal[...], tuple[T, ...], tuple[T, T] and any of these
+`| None`; or OneOrMore.
 """
 
 import math
+import numbers
 import types
 import typing
 from pathlib import Path
 from typing import Any, Literal
 
+PathOrText = Path | str
+"""A path, which Python code may give as text too; the field always holds a Path."""
+OneOrMore = str | tuple[str, ...]
+"""A text; or several as a list, on the command line and in YAML."""
 EXPECTED = {
     str: "text (quote it)",
     int: "a whole number",
@@ -19,7 +25,13 @@ EXPECTED = {
 
 
 def convert(value: Any, hint: Any) -> Any:
-    """`value`, text from a flag or a value from YAML, as the type `hint`; ValueError says what was expected."""
+    """`value`, text from a flag or a value from YAML or Python, as the type `hint`; ValueError says what was expected.
+
+    A converted value converts to itself.
+    """
+    if hint == OneOrMore:
+        several = convert(value if isinstance(value, list | tuple) else [value], tuple[str, ...])
+        return several[0] if len(several) == 1 else several
     hint, optional = split_optional(hint)
     if optional and (value is None or value == "none"):
         return None
@@ -50,11 +62,11 @@ def _convert_scalar(value: Any, hint: type) -> Any:
         return str(value)
     if hint in (str, bool) and isinstance(value, hint):
         return value
-    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+    if hint is float and isinstance(value, numbers.Real | str) and not isinstance(value, bool):
         number = _parsed(float, value, wrong)
         if math.isfinite(number):
             return number
-    if hint is int and isinstance(value, int | str) and not isinstance(value, bool):
+    if hint is int and isinstance(value, numbers.Integral | str) and not isinstance(value, bool):
         return _parsed(int, value, wrong)
     raise wrong
 
@@ -67,11 +79,16 @@ def _parsed(number_type: type, value: Any, wrong: ValueError) -> Any:
 
 
 def split_optional(hint: Any) -> tuple[Any, bool]:
-    """`T | None` -> (T, True), anything else -> (hint, False)."""
+    """`T | None` -> (T, True), anything else -> (hint, False); PathOrText counts as Path."""
+    if hint == OneOrMore:
+        return hint, False
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return hint, False
-    (inner,) = [argument for argument in typing.get_args(hint) if argument is not types.NoneType]
-    return inner, True
+    inner = [argument for argument in typing.get_args(hint) if argument is not types.NoneType]
+    if set(inner) == {Path, str}:
+        inner = [Path]
+    (one,) = inner
+    return one, types.NoneType in typing.get_args(hint)
 
 
 def plain(value: Any) -> Any:
@@ -87,7 +104,7 @@ def shown(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return " ".join(map(shown, value)) if isinstance(value, tuple | list) else str(value)
+    return " ".join(map(shown, value)) or "empty" if isinstance(value, tuple | list) else str(value)
 
 
 def _quoted(value: Any) -> str:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lbgen.datasets.parquet_pages import read_table
 from lbgen.errors import UserError
 from lbgen.runs.parsing import Name, T, parse_json, read_json
 from lbgen.runs.storage import LocalStore, Store
@@ -38,6 +39,8 @@ RESERVED_SPLITS = ("index", "screening", "data", "all", "masks")
 """Names of other things in a dataset folder, and the one that readers use for all splits together."""
 MOST_TIMES = 10
 """A part with more rows than so many times its shard's images is not read; other wrong rows are named."""
+LARGEST_PART, LARGEST_ROW = 2**20, 2**16
+"""Bytes that a part has in memory, and besides them for each of its shard's images, at most."""
 PART = re.compile(r"(?P<split>.+)-(?P<shard>\d{5,})\.parquet")
 
 
@@ -150,11 +153,12 @@ def read_part(store: Store, split: str, shard: int, images: int) -> tuple[list[R
 
     images: those of the shard by the plan. A few bytes of a Parquet file can stand for millions of rows.
     """
-    with pq.ParquetFile(BytesIO(store.read(part_name(split, shard))), pre_buffer=False) as file:
+    content = store.read(part_name(split, shard))
+    with pq.ParquetFile(BytesIO(content), pre_buffer=False) as file:
         rows = sum(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
-        if rows > MOST_TIMES * images:
-            raise ValueError(f"it has {rows:,} rows for {images:,} images")
-        table = file.read(use_threads=False)  # see read_parquet
+    if rows > MOST_TIMES * images:
+        raise ValueError(f"it has {rows:,} rows for {images:,} images")
+    table = read_table(content, LARGEST_PART + images * LARGEST_ROW)
     containers = _container_hashes(table.schema)
     table = table.select(SCHEMA.names)
     if table.schema.types != SCHEMA.types or any(map(_has_gaps, table.columns, SCHEMA.names)):

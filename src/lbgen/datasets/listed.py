@@ -8,6 +8,7 @@ import os
 from collections.abc import Container, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import TextIO
 
 from lbgen.datasets.records import (
     IMAGE_SUFFIXES,
@@ -24,6 +25,8 @@ from lbgen.runs import atomic
 from lbgen.runs.parsing import parse_json
 
 NAMES = ("metadata.csv", "metadata.jsonl")
+LONGEST_LINE = 2**22
+"""Characters of a line, which may hold boxes and captions of an image too."""
 
 
 def metadata_files(folder: Path) -> list[Path]:
@@ -107,9 +110,18 @@ def _label_column(path: Path, wanted: str | None) -> str:
 def _lines(path: Path) -> Iterator[dict]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
         try:
-            yield from csv.DictReader(stream) if path.suffix == ".csv" else map(_json_line, stream)
+            lines = _bounded(stream)
+            yield from csv.DictReader(lines) if path.suffix == ".csv" else map(_json_line, lines)
         except (ValueError, csv.Error) as error:
             raise UserError(f"{path}: {error}; repair it") from None
+
+
+def _bounded(stream: TextIO) -> Iterator[str]:
+    """The lines of a text; raises ValueError at one that is too long, before the whole of it is read."""
+    while line := stream.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise ValueError(f"a line of {LONGEST_LINE:,} characters or more")
+        yield line
 
 
 def _json_line(text: str) -> dict:

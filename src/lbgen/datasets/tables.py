@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from lbgen.datasets.index import Row, shard_name
 from lbgen.datasets.layout import Layout, Stored
+from lbgen.datasets.parquet_pages import unpacked_size
 from lbgen.datasets.records import (
     LARGEST_FILE,
     ImageRecord,
@@ -32,7 +33,7 @@ from lbgen.datasets.records import (
 )
 from lbgen.datasets.webdataset import split_of
 from lbgen.errors import UserError
-from lbgen.runs.parsing import Name, Text, checked, read_json
+from lbgen.runs.parsing import Name, Text, checked, parse_json, read_json
 
 ROWS_AT_ONCE = 100
 """Images in memory at a time when a file is written; the size of a row group, which readers that stream hold."""
@@ -118,10 +119,15 @@ def _table_at(content: memoryview, place: int) -> int:
     return place + struct.unpack_from("<I", content, place)[0]
 
 
-def _mapped(path: Path) -> pa.BufferReader:
-    """The file in memory, mapped; Arrow itself opens no file whose name is not UTF-8."""
+def _memory(path: Path) -> memoryview:
+    """The content of a file, mapped into memory."""
     with path.open("rb") as stream:
-        return pa.BufferReader(pa.py_buffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)))
+        return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _mapped(path: Path) -> pa.BufferReader:
+    """The same for Arrow, which itself opens no file whose name is not UTF-8."""
+    return pa.BufferReader(pa.py_buffer(_memory(path)))
 
 
 def _parquet_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -131,9 +137,10 @@ def _parquet_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]
     """
     # Without threads, see lbgen.datasets.index.read_parquet.
     with path.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
+        content = _memory(path)
         for group in range(file.num_row_groups):
-            size = file.metadata.row_group(group).total_byte_size
-            if size > path.stat().st_size + MOST_UNPACKED:
+            size = unpacked_size(content, file.metadata, group)
+            if size > len(content) + MOST_UNPACKED:
                 raise ValueError(f"row group {group} grows to {size:,} bytes, far more than the file has")
             yield from file.iter_batches(1, row_groups=[group], columns=columns, use_threads=False)
 
@@ -178,7 +185,11 @@ class ParquetLayout(Layout):
                 yield Stored(image["path"].rpartition(".")[0], image["bytes"], label)
 
     def class_names(self, path: Path) -> list[str] | None:
-        return _features(path, pq.read_schema(path)).get("label", [])
+        schema = pq.read_schema(path)
+        names = _features(path, schema).get("label", [])
+        if parse_json(schema.metadata[b"huggingface"]) != parse_json(huggingface_metadata(names)[b"huggingface"]):
+            raise ValueError(f"{path}: its schema's metadata are not those of a shard")
+        return names
 
 
 def huggingface_metadata(ids: Sequence[str]) -> dict[bytes, bytes]:

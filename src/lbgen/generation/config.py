@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from lbgen.configuration.ranges import Count, Place, Range, Seed, Settings, Share, Size, Template, require
+from lbgen.configuration.recipes import TakesRecipes
 from lbgen.configuration.settings import Categories, GeneratorName, Output, Precision, Scheduler, Trajectory
+from lbgen.configuration.values import PathOrText
 from lbgen.datasets.index import is_split_name
 from lbgen.errors import UserError
 from lbgen.models import training
@@ -56,9 +58,9 @@ class ScreeningConfig(Settings):
     """A category is named at the end if more than this share of its images, 0 to 1, failed at the first attempt."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if unknown := set(self.screen) - set(CHECKS):
             raise UserError(f"--screen {min(unknown)}: no such check; choose of {', '.join(CHECKS)}")
-        super().__post_init__()
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Balance(Settings):
     balance: tuple[str, ...] = ()
     """Attributes, such as scene, whose values each category's images have equally often. The prompt of an image names
     its value. An image in which --screen-semantics sees another value is made again, like one that fails a check."""
-    attributes: Path | None = None
+    attributes: PathOrText | None = None
     """YAML file of the attributes that --balance may name, each with a template and values; or microworld. none is
     lbgen's own list, for photographs."""
     balance_template: str = "{name}, {value}"
@@ -76,20 +78,20 @@ class Balance(Settings):
     several separated by commas."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         names = tuple(name.strip() for given in self.balance for name in given.split(","))  # "scene,style" is accepted
         object.__setattr__(self, "balance", names)
         require(self, "balance", all(names) and len(set(names)) == len(names), "name each attribute once")
         whole = "{name}" in self.balance_template and "{value}" in self.balance_template
         require(self, "balance_template", whole, 'write "{name}" and "{value}" where they go')
         require(self, "attributes", bool(names) or self.attributes is None, "say which to balance with --balance")
-        super().__post_init__()
 
 
 @dataclass(frozen=True)
 class Images(GeneratorName):
     """Images."""
 
-    adapter: Path | None = None
+    adapter: PathOrText | None = None
     """Adapter folder of an alignment run, merged into the weights; none uses the generator as it is. What it was
     trained with (scheduler, steps, guidance, templates, qualified names) takes the place of lbgen's defaults."""
     images_per_category: Count = 1300
@@ -116,10 +118,10 @@ class ApproximatedTrajectory(Trajectory):
     """Height and width in pixels; none is the size that the generator was made for."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         interval = self.guidance_interval
         ordered = interval is None or 0 <= interval[0] < interval[1]
         require(self, "guidance_interval", ordered, "give the lower number first")
-        super().__post_init__()
 
 
 @dataclass(frozen=True)
@@ -168,10 +170,11 @@ class Running(Precision, BatchSize):
 
 @dataclass(frozen=True)
 class GenerateConfig(  # dataclasses put the fields of the last base first
-    Running, Files, ApproximatedTrajectory, Images, Balance, Categories, Output, ScreeningConfig
+    Running, Files, ApproximatedTrajectory, Images, Balance, Categories, Output, ScreeningConfig, TakesRecipes
 ):
     """Everything that a generation run can be told."""
 
+    VERB: ClassVar = "generate"
     MOST_USED: ClassVar = ("vocabulary", "generator", "adapter", "output", "images_per_category", "batch_size")
 
     output: str = "data/lbgen"
@@ -223,9 +226,9 @@ class VerifyConfig(Settings):
     """Make the damaged shards again, and no others."""
     generator: Place | None = None
     """With --repair: the generator that the dataset was made with. Needed if another user made the dataset."""
-    adapter: Path | None = None
+    adapter: PathOrText | None = None
     """With --repair: the adapter folder that the dataset was made with. Needed if another user made the dataset."""
-    attributes: Path | None = None
+    attributes: PathOrText | None = None
     """With --repair: the file of balanced attributes that the dataset was made with. Needed if another user made the
     dataset."""
     screen_semantics: Place | None = None
@@ -245,7 +248,7 @@ def trained_settings(trained: Training) -> dict[str, Any]:
 def approximations(config: GenerateConfig) -> list[str]:
     """The settings that deviate for speed from the trajectory of the adapter's training, or else from the paper's."""
     found = []
-    trained = training.read(config.adapter) if config.adapter else None
+    trained = training.read(Path(config.adapter)) if config.adapter else None
     steps = trained.settings.steps if trained else GenerateConfig.steps
     if config.steps < steps:
         found.append(f"{config.steps} {config.scheduler} steps instead of {steps}")

@@ -14,11 +14,17 @@ from lbgen.errors import UserError
 from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan
-from lbgen.generation.screening.consistency import counts_match, undrawn_duplicate, unlisted_duplicate
+from lbgen.generation.screening.consistency import (
+    counts_match,
+    pixels_were_judged,
+    undrawn_duplicate,
+    unlisted_duplicate,
+)
 from lbgen.generation.screening.counts import RejectionCounts
 from lbgen.generation.screening.duplicate_rounds import FILE as DUPLICATES
 from lbgen.generation.screening.duplicate_rounds import DuplicateRound, read_duplicate_rounds
 from lbgen.generation.shard_rows import differences, is_of_row
+from lbgen.generation.workers.encode import UNREADABLE
 from lbgen.runs import atomic
 from lbgen.runs.storage import Store
 
@@ -138,18 +144,24 @@ def image_faults(expected: Expected, rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         by_file[row.file][row.key] = row
     intact: set[str] = set()
-    others = [file for file, own in by_file.items() if not _holds_only(expected, file, own, intact)]
+    contradictions: list[str] = []
+    others = [file for file, own in by_file.items() if not _holds_only(expected, file, own, intact, contradictions)]
     if wrong := [row.key for row in rows if row.key not in intact]:
         more = f" and {len(wrong) - NAMED_IMAGES} more" if len(wrong) > NAMED_IMAGES else ""
         named = ", ".join(wrong[:NAMED_IMAGES])
         yield f"{len(wrong)} of {len(rows)} images missing or changed ({named}{more})"
+    if contradictions:
+        yield f"{len(contradictions)} of {len(rows)} images contradict the index ({contradictions[0]})"
     yield from (f"{file} holds more than its images, or has them in another order" for file in others)
 
 
-def _holds_only(expected: Expected, file: str, own: Mapping[str, Row], intact: set[str]) -> bool:
+def _holds_only(
+    expected: Expected, file: str, own: Mapping[str, Row], intact: set[str], contradictions: list[str]
+) -> bool:
     """Whether a file holds nothing besides its images (by key), in their order; adds those that are there to `intact`.
 
-    An image that is missing or changed does not count here.
+    An image that is missing or changed does not count here. Of an image whose pixels have other scores than its row,
+    `contradictions` gets the column and the key.
     """
     keys = []
     try:
@@ -159,8 +171,23 @@ def _holds_only(expected: Expected, file: str, own: Mapping[str, Row], intact: s
                 row = own.get(stored.key)
                 if row and is_of_row(stored, row, expected.config, expected.adapter_sha256):
                     intact.add(stored.key)
+                    contradictions += _contradictions(stored.content, row, expected.config)
     except UserError:
         raise
     except DAMAGE:
         keys.append("")  # what follows is none of its images
     return len(keys) <= len(own) and (keys == list(own) or not intact.issuperset(own))
+
+
+def _contradictions(content: bytes, row: Row, config: GenerateConfig) -> Iterator[str]:
+    """The first column that contradicts the pixels of an image, and its key."""
+    if not pixels_were_judged(config):
+        return
+    from lbgen.generation.screening.recomputed import wrong_pixel_column  # late: imports torch
+
+    try:
+        column = wrong_pixel_column(content, row, config)
+    except UNREADABLE:
+        column = "pixels"
+    if column:
+        yield f"{column} of {row.key}"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lbgen.datasets import index
 from lbgen.generation.config import GenerateConfig, approximations
-from lbgen.generation.inputs import ensure_loadable, generator_name, training_differences, with_absolute_paths
+from lbgen.generation.inputs import ensure_loadable, training_differences, with_absolute_paths, without_folder
 from lbgen.generation.plan import Plan, PlannedImage
 from lbgen.generation.record import Record
+from lbgen.generation.reports.lines import trajectory_lines
 from lbgen.generation.run import in_part, plan_dataset
 from lbgen.generation.shard_rows import new_row
 from lbgen.generation.workers.writer import image_file
+from lbgen.runs.console import SIZES, TIMES, counted, device_name, in_units, table
 from lbgen.runs.storage import open_store, storage_errors
 
 if TYPE_CHECKING:
@@ -48,7 +50,11 @@ class PlanEstimate:
 def plan(config: GenerateConfig) -> PlanEstimate:
     """Print and return what `generate(config)` would make, without writing anything.
 
-    Renders one or two batches to measure speed and size. Raises what `generate` would raise.
+    Renders one or two batches to measure images a second and bytes an image. Raises UserError where `generate` would.
+
+    >>> import lbgen
+    >>> estimate = lbgen.plan(lbgen.GenerateConfig(vocabulary="microworld", generator="microworld"))
+    >>> print(estimate.images_missing, "images,", estimate.hours, "hours")
     """
     config = with_absolute_paths(config)
     with storage_errors(config.output):
@@ -78,9 +84,7 @@ def plan(config: GenerateConfig) -> PlanEstimate:
 
 def measure(config: GenerateConfig, plan: Plan, shard: int, record: Record | None) -> tuple[float, float, str]:
     """Mean bytes of a stored image, images a second, and the name of the device."""
-    import torch  # late, as are all that import it: slow, and not needed where nothing is missing
-
-    from lbgen.generation.render import Renderer
+    from lbgen.generation.render import Renderer  # late, as are all that import torch: slow, and not always needed
     from lbgen.generation.workers.loading import device_of, load_prepared_generator
     from lbgen.generation.workers.preflight import CPU_BATCH_SIZE, refuse_long_prompts, refuse_new_confusions
 
@@ -94,8 +98,7 @@ def measure(config: GenerateConfig, plan: Plan, shard: int, record: Record | Non
     seconds, sizes = timed(renderer, first, config)
     if len(first) < len(batch) and seconds * len(batch) < LONGEST_BATCH:
         seconds, sizes = timed(renderer, batch, config)
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    return sum(sizes) / len(sizes), len(sizes) / seconds, name
+    return sum(sizes) / len(sizes), len(sizes) / seconds, device_name(generator.device)
 
 
 def timed(renderer: Renderer, batch: Sequence[PlannedImage], config: GenerateConfig) -> tuple[float, list[int]]:
@@ -106,7 +109,7 @@ def timed(renderer: Renderer, batch: Sequence[PlannedImage], config: GenerateCon
     pixels = renderer.render(batch)
     seconds = time.perf_counter() - began
     rows = [new_row(image, 0, config, UNCHECKED) for image in batch]
-    name = generator_name(config.generator)
+    name = without_folder(config.generator)
     return seconds, [len(image_file(image, row, config, name, None)) for image, row in zip(pixels, rows, strict=True)]
 
 
@@ -117,6 +120,7 @@ def as_text(estimate: PlanEstimate, config: GenerateConfig, plan: Plan) -> str:
     first = plan.categories[0]
     lines = [
         ("first", f'category "{first.name}", id {first.id}'),
+        *trajectory_lines(config, plan),
         ("images", f"{estimate.images:,} of {len(plan.categories):,} categories, split {config.split}{others}"),
         ("shards", f"{estimate.shards:,} of up to {config.shard_size:,} images, {config.format}"),
     ]
@@ -125,7 +129,7 @@ def as_text(estimate: PlanEstimate, config: GenerateConfig, plan: Plan) -> str:
     if differences := training_differences(config, plan.categories):
         lines.append(("adapter", f"not as it was trained: {'; '.join(differences)}"))
     if estimate.images_per_second is None or estimate.bytes_per_image is None:
-        return "\n".join(f"{name:8}{value}" for name, value in [*lines, ("to make", "nothing")])
+        return table([*lines, ("to make", "nothing")])
     lines += [
         ("to make", f"{counted(estimate.images_missing, 'image')} in {counted(estimate.shards_missing, 'shard')}"),
         ("speed", f"{estimate.images_per_second:.3g} images/s per worker, measured here ({estimate.device})"),
@@ -136,20 +140,4 @@ def as_text(estimate: PlanEstimate, config: GenerateConfig, plan: Plan) -> str:
             f"{in_units(estimate.bytes_per_image, SIZES)} per image",
         ),
     ]
-    return "\n".join(f"{name:8}{value}" for name, value in lines)
-
-
-TIMES = {"hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
-SIZES = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
-
-
-def in_units(value: float, units: Mapping[str, float]) -> str:
-    """Three significant digits in the largest unit that gives 1 or more, otherwise in the smallest unit."""
-    name, size = next((pair for pair in units.items() if value >= pair[1]), list(units.items())[-1])
-    number = value / size
-    shown = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-    return f"{shown} {name.removesuffix('s') if shown == '1' else name}"
-
-
-def counted(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+    return table(lines)

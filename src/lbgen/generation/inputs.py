@@ -7,20 +7,32 @@ A dataset records absolute locations, and identifies each model and file by its 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lbgen.configuration import extensions
+from lbgen.configuration.extensions import origin
 from lbgen.configuration.values import shown
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig, trained_settings
 from lbgen.generation.screening import balance
 from lbgen.models import training
-from lbgen.models.registry import ADAPTER_FILE, GENERATORS, SEMANTICS, ensure_generator, ensure_semantics, resolve
+from lbgen.models.registry import (
+    ADAPTER_FILE,
+    GENERATORS,
+    OPEN_CLIP,
+    SEMANTICS,
+    ensure_generator,
+    ensure_semantics,
+    family_origin,
+    resolve,
+    semantics_location,
+)
 from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
-from lbgen.runs.model_folder import SAFETY_CHECKER
+from lbgen.runs.model_folder import SAFETY_CHECKER, pipeline_class
 from lbgen.vocabulary.tokens import on_one_line
 from lbgen.vocabulary.vocabulary import Category
 
@@ -44,10 +56,12 @@ def with_absolute_paths(config: GenerateConfig) -> GenerateConfig:
         value = getattr(config, name)
         if value not in registry and os.path.isdir(value):
             changed[name] = os.path.abspath(value)
-    if config.adapter is not None and config.adapter.is_dir():
-        changed["adapter"] = config.adapter.absolute()
+    if os.path.isfile(weights := semantics_location(config.screen_semantics)):
+        changed["screen_semantics"] = config.screen_semantics.removesuffix(weights) + os.path.abspath(weights)
+    if config.adapter is not None and os.path.isdir(config.adapter):
+        changed["adapter"] = Path(config.adapter).absolute()
     if config.attributes not in (None, Path("microworld")) and os.path.isfile(config.attributes):
-        changed["attributes"] = config.attributes.absolute()
+        changed["attributes"] = Path(config.attributes).absolute()
     return replace(config, **changed)
 
 
@@ -63,9 +77,21 @@ def ensure_loadable(config: GenerateConfig) -> None:
             ensure_semantics(config.screen_semantics, "--screen-semantics")
 
 
-def generator_name(generator: str) -> str:
-    """The generator's name in image metadata: for an absolute path, the name of the folder only."""
-    return generator.rpartition("/")[2] if generator.startswith("/") else generator
+def without_folder(place: str) -> str:
+    """What image metadata and cards call a model or a file: of an absolute path the last part, all else as it is."""
+    if place.startswith(OPEN_CLIP):
+        architecture, slash, weights = place.partition("/")
+        return architecture + slash + without_folder(weights)
+    return place.rstrip("/").rpartition("/")[2] if place.startswith("/") else place
+
+
+def without_folders(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A dataset's recorded configuration for its card, which says nothing of where files lie on this machine."""
+    places = ("vocabulary", *INPUT_FIELDS)
+    return {
+        name: without_folder(value) if name in places and isinstance(value, str) else value
+        for name, value in values.items()
+    }
 
 
 def identity_of(config: GenerateConfig, recorded: Identity | None) -> Identity:
@@ -73,20 +99,35 @@ def identity_of(config: GenerateConfig, recorded: Identity | None) -> Identity:
 
     recorded: what this one will be compared with, None for a new dataset.
     """
-    return Identity(
-        hashes={
-            "generator": weights_sha256(config, "generator", recorded),
-            "adapter": adapter_sha256(config),
-            "semantics": weights_sha256(config, "screen_semantics", recorded) if config.checks else None,
-            "attributes": balance.attributes_sha256(balance.balanced_attributes(config)),
-        },
-        versions=identity.versions(),
-    )
+    hashes = {
+        "generator": weights_sha256(config, "generator", recorded),
+        "adapter": adapter_sha256(config),
+        "semantics": weights_sha256(config, "screen_semantics", recorded) if config.checks else None,
+        "attributes": balance.attributes_sha256(balance.balanced_attributes(config)),
+    }
+    if family := family_origin(config.generator):
+        hashes["family"] = family
+    return Identity(hashes, versions=identity.versions())
+
+
+def refuse_registered(config: GenerateConfig) -> None:
+    """Refuse extensions that were registered in this process alone, for workers that are other processes."""
+    kind = pipeline_class(resolve(config.generator, GENERATORS))
+    named = {"families": kind, "semantics": config.screen_semantics if config.checks else None}
+    for group, name in named.items():
+        if name in extensions.REGISTERED[group]:
+            raise UserError(
+                f"{name} was registered in {group} of this process, and workers are processes of their own; install it "
+                f"as an entry point (docs/extend.md), or give --workers 1 and --engine local"
+            )
 
 
 def weights_sha256(config: GenerateConfig, field: str, recorded: Identity | None) -> str | None:
     """Hash of the model that a field of MODEL_REGISTRIES names, by the rule of `recorded`, if there is one."""
-    where = resolve(getattr(config, field), MODEL_REGISTRIES[field])
+    name, registry = getattr(config, field), MODEL_REGISTRIES[field]
+    if field == "screen_semantics" and (extension := origin("semantics", name, registry)):
+        return extension
+    where = semantics_location(name) if field == "screen_semantics" else resolve(name, registry)
     checker = "unsafe" in config.checks and config.unsafe == "checker"
     then = None if recorded is None else recorded.hashes[HASH_NAMES[field]]
     return identity.weights_sha256(where, then, without=() if checker else SAFETY_CHECKER)
@@ -96,8 +137,8 @@ def adapter_sha256(config: GenerateConfig) -> str | None:
     """Hash of the adapter's weights, None without an adapter; raises UserError if the folder holds none."""
     if config.adapter is None:
         return None
-    file = config.adapter / ADAPTER_FILE
-    if config.adapter.is_file():
+    file = Path(config.adapter, ADAPTER_FILE)
+    if os.path.isfile(config.adapter):
         raise UserError(f"--adapter {config.adapter}: it is a file; give the adapter folder of an alignment run")
     if not file.is_file():
         raise UserError(f"--adapter {config.adapter}: no {ADAPTER_FILE} in it; give an alignment run's adapter folder")
@@ -106,7 +147,7 @@ def adapter_sha256(config: GenerateConfig) -> str | None:
 
 def training_differences(config: GenerateConfig, categories: Sequence[Category]) -> list[str]:
     """Settings and names that are not those which the adapter was trained with, each in a few words."""
-    trained = training.read(config.adapter) if config.adapter is not None else None
+    trained = training.read(Path(config.adapter)) if config.adapter is not None else None
     if trained is None:
         return []
     found = [

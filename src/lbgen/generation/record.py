@@ -155,7 +155,7 @@ def _ensure_same_models(record: Record, config: GenerateConfig) -> None:
         now, then = getattr(config, name), record.config[name]
         if now == then or (name == "screen_semantics" and not config.checks):
             continue
-        same_name = inputs.generator_name(now) == inputs.generator_name(then) or name == "screen_semantics"
+        same_name = inputs.without_folder(now) == inputs.without_folder(then) or name == "screen_semantics"
         recorded = record.made_with.hashes[HASH_NAMES[name]]
         if not same_name or inputs.weights_sha256(config, name, record.made_with) != recorded:
             raise UserError(

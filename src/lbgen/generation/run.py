@@ -11,13 +11,16 @@ from lbgen.generation import plan as plans
 from lbgen.generation import record as records
 from lbgen.generation.card.notes import asked_images, dropped_images, named
 from lbgen.generation.card.sidecars import lacks_any
-from lbgen.generation.config import GenerateConfig, approximations, worker_name
-from lbgen.generation.inputs import ensure_loadable, training_differences, with_absolute_paths
+from lbgen.generation.config import GenerateConfig, worker_name
+from lbgen.generation.inputs import ensure_loadable, with_absolute_paths
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
+from lbgen.generation.reports.lines import next_command
 from lbgen.generation.screening import balance
 from lbgen.generation.screening.duplicate_rounds import read_duplicate_rounds
 from lbgen.generation.trust import names_same_inputs, remember_record
+from lbgen.generation.workers.journal import collect
+from lbgen.runs.console import say
 from lbgen.runs.lock import locked
 from lbgen.runs.storage import Store, open_store, storage_errors
 from lbgen.vocabulary.vocabulary import load_vocabulary
@@ -32,12 +35,20 @@ class GenerateResult:
     """Whether all shards of the split are there; one part of a run (--shard-of) may end before the others."""
     seconds: float
     """Wall time of this call."""
+    next_command: str
+    """The command that audits the dataset; empty if it is not finished."""
 
 
 def generate(config: GenerateConfig) -> GenerateResult:
     """Make the dataset `config.output`, continue it, or grow it; lbgen.datasets.index describes its files.
 
-    Raises UserError for mistakes of the user and Interrupted at a signal. Finished shards are kept in both cases.
+    Images are (H, W, 3) bytes of `config.size` pixels. Returns how many are there, and the wall time in seconds. Raises
+    UserError for mistakes of the user and Interrupted at a signal. Finished shards are kept in both cases.
+
+    >>> import lbgen
+    >>> config = lbgen.GenerateConfig(output="data/toy", vocabulary="microworld", generator="microworld")
+    >>> result = lbgen.generate(config)
+    >>> print(result.images, "images in", result.output)
     """
     config = with_absolute_paths(config)
     store = open_store(config.output, worker_name(config))
@@ -60,6 +71,8 @@ def plan_dataset(config: GenerateConfig, store: Store) -> tuple[Plan, Record | N
         records.ensure_continues(record, config, balanced)
     wanted = plans.target_of(vocabulary, config.images_per_category, config.split)
     earlier = record.targets if record else ()
+    if record is None:  # an earlier version accepted other templates
+        balance.ensure_prompts_read(config, balanced, vocabulary[0].name)
     targets = plans.extended(earlier, wanted, config.output)
     if config.qualify_names:
         plans.refuse_shared_names(earlier, wanted, config.output)
@@ -71,11 +84,11 @@ def plan_dataset(config: GenerateConfig, store: Store) -> tuple[Plan, Record | N
 def make_missing(store: Store, config: GenerateConfig, plan: Plan, record: Record | None) -> GenerateResult:
     """Draw the missing shards of this run's part; complete the dataset if all shards of all parts are there."""
     started, split = time.monotonic(), config.split
-    store.clear_staging(every=config.part is None)
 
-    # Draw what is missing.
+    # Draw what is missing; an earlier run may have drawn some of it.
     done = index.finished_shards(store, split)
     missing = [shard for shard in range(plan.shards(split)) if shard not in done and in_part(shard, config)]
+    collect(store, shards_to_draw(store, config, plan, missing), every=config.part is None)
     if missing:
         draw_missing(store, config, plan, record, missing)
         done = index.finished_shards(store, split)
@@ -83,13 +96,15 @@ def make_missing(store: Store, config: GenerateConfig, plan: Plan, record: Recor
     # Complete the dataset.
     if has_all_shards(store, plan) and lacks_any(store, config, plan):
         complete(store, config, plan)
+    store.clear_staging(every=config.part is None)
 
     # Report.
     dropped = dropped_images(store, config, plan, split)
     images = sum(plan.shard_images(split, shard) for shard in done) - sum(dropped.values())
-    print(report(config, plan, images, dropped))
+    say(report(config, plan, images, dropped))
     finished = done >= set(range(plan.shards(split)))
-    return GenerateResult(config.output, images, finished, time.monotonic() - started)
+    following = next_command(config) if finished else ""
+    return GenerateResult(config.output, images, finished, time.monotonic() - started, following)
 
 
 def report(config: GenerateConfig, plan: Plan, images: int, dropped: Mapping[str, int]) -> str:
@@ -103,18 +118,18 @@ def report(config: GenerateConfig, plan: Plan, images: int, dropped: Mapping[str
 
 
 def draw_missing(store: Store, config: GenerateConfig, plan: Plan, record: Record | None, missing: list[int]) -> None:
-    """Draw these shards; leave no unfinished files."""
+    """Draw these shards; if that ends early, what is drawn of a shard stays for the next run (workers/journal.py)."""
     ensure_loadable(config)
     from lbgen.generation.workers.dispatch import draw_shards  # late: imports torch, not needed by a finished dataset
 
-    if used := approximations(config):
-        print(f"approximated: {'; '.join(used)}")
-    if differences := training_differences(config, plan.categories):
-        print(f"not as the adapter was trained: {'; '.join(differences)}")
-    try:
-        draw_shards(store, config, plan, record, missing, read_duplicate_rounds(store, config, plan))
-    finally:
-        store.clear_staging(every=config.part is None)
+    draw_shards(store, config, plan, record, missing, read_duplicate_rounds(store, config, plan))
+
+
+def shards_to_draw(store: Store, config: GenerateConfig, plan: Plan, missing: list[int]) -> set[str]:
+    """Names of the shards that this run may draw: the missing ones, and all while near-duplicates are looked for."""
+    if "duplicate" in config.screen and config.part is None and not store.exists(records.COMPLETION_MARKER):
+        return {index.shard_name(split, shard) for split in plan.splits for shard in range(plan.shards(split))}
+    return {index.shard_name(config.split, shard) for shard in missing}
 
 
 def has_all_shards(store: Store, plan: Plan) -> bool:
@@ -130,15 +145,12 @@ def complete(store: Store, config: GenerateConfig, plan: Plan) -> None:
 
     if "duplicate" in config.screen and not store.exists(records.COMPLETION_MARKER):
         if config.part is not None:  # other parts may be using the shards that this one would change
-            print("all shards are there; run once more without --shard-of, to compare images across them")
+            say("all shards are there; run once more without --shard-of, to compare images across them")
             return
         from lbgen.generation.screening.deduplicate import deduplicate  # late: imports torch
 
-        try:
-            for split in plan.splits:
-                deduplicate(store, replace(config, split=split), plan, records.read(store))
-        finally:
-            store.clear_staging(every=True)
+        for split in plan.splits:
+            deduplicate(store, replace(config, split=split), plan, records.read(store))
     if config.format == "imagefolder":
         for split in plan.splits:  # a category's last image may have been left out when it was drawn again
             for category_id in dropped_images(store, config, plan, split):

@@ -19,7 +19,7 @@ from lbgen.datasets.layout import Stored
 from lbgen.datasets.layouts import LAYOUTS
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.inputs import generator_name
+from lbgen.generation.inputs import without_folder
 from lbgen.generation.plan import Plan, PlannedImage
 from lbgen.generation.screening.balance import prompt
 from lbgen.generation.screening.consistency import DUPLICATE_SCORES, wrong_screening_column
@@ -142,11 +142,16 @@ def wrong_column(row: Row, image: PlannedImage, shard: int, config: GenerateConf
         "target": len(row.target) == len(config.balance),
         "found": len(row.found) == len(config.balance),
         "sha256": SHA256.fullmatch(row.sha256) is not None,
-        "perceptual_hash": "duplicate" not in config.screen or HASH.fullmatch(row.perceptual_hash or "") is not None,
+        "perceptual_hash": _is_hash(row.perceptual_hash, "duplicate" in config.screen),
     }
     wrong = [name for name, value in expected.items() if getattr(row, name) != value]
     wrong += [name for name, is_valid in valid.items() if not is_valid]
     return next(iter(wrong), None) or wrong_screening_column(row, config)
+
+
+def _is_hash(text: str | None, is_made: bool) -> bool:
+    """Whether this is a hash where hashes are made, and nothing where they are not."""
+    return HASH.fullmatch(text or "") is not None if is_made else text is None
 
 
 def stored_images(store: Store, config: GenerateConfig, rows: Sequence[Row]) -> Iterator[Stored]:
@@ -174,7 +179,7 @@ def is_of_row(stored: Stored, row: Row, config: GenerateConfig, adapter_sha256: 
         return False
     if stored.row is not None and not _is_row(stored.row, row):
         return False
-    expected = image_metadata(row, generator_name(config.generator), adapter_sha256)
+    expected = image_metadata(row, without_folder(config.generator), adapter_sha256)
     try:
         found, size = read_metadata(stored.content, config.image_format)
     except UNREADABLE:

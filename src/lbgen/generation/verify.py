@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from lbgen.datasets import index
 from lbgen.errors import UserError, printable
 from lbgen.generation import record as records
@@ -24,6 +22,7 @@ from lbgen.generation.screening.balance import balanced_attributes
 from lbgen.generation.strays import LABELS, planned_files, strays
 from lbgen.generation.trust import with_trusted_inputs
 from lbgen.runs import identity
+from lbgen.runs.console import result, tracked
 from lbgen.runs.lock import locked
 from lbgen.runs.storage import Store, open_store, storage_errors, without_scheme
 
@@ -59,7 +58,12 @@ def verify(directory: str | Path | VerifyConfig, repair: bool = False, **models:
     A repair makes the damaged shards again, and only those, and prints whether their images have the bytes that the
     index recorded; the faults that remain are returned. It uses the settings that determine images, but not the engine
     and workers of the original run. It loads the models that the record names only if this user made the dataset;
-    otherwise `models` must name them.
+    otherwise `models` must name them. Raises UserError for a folder that holds no dataset, and for a repair that cannot
+    be made; damage is no error.
+
+    >>> import lbgen
+    >>> result = lbgen.verify("data/toy")
+    >>> assert not result.damaged, result.damaged
     """
     asked = directory if isinstance(directory, VerifyConfig) else VerifyConfig(str(directory), repair, **models)
     directory = without_scheme(asked.directory)
@@ -81,8 +85,8 @@ def verify(directory: str | Path | VerifyConfig, repair: bool = False, **models:
         # Report.
         shards = sum(plan.shards(split) for split in plan.splits)
         if not found.shards and awaits_comparison(store, config):
-            print(f"{directory} is not described yet; run its lbgen generate once more, without --shard-of")
-        print(f"{shards - len(found.shards)} of {shards} shards of {directory} are whole")
+            result(f"{directory} is not described yet; run its lbgen generate once more, without --shard-of")
+        result(f"{shards - len(found.shards)} of {shards} shards of {directory} are whole")
         return VerifyResult(shards, (*found.shards.values(), *found.sidecars, *found.strays))
 
 
@@ -110,22 +114,39 @@ def find_damage(store: Store, config: GenerateConfig, plan: Plan, adapter_sha256
     damaged: dict[ShardId, str] = {}
     known_files: set[str] = set()
     shards = [(split, shard) for split in plan.splits for shard in range(plan.shards(split))]
-    with tqdm(shards, desc="verify", unit="shard", dynamic_ncols=True, disable=None) as progress_bar:
-        for split, shard in progress_bar:
-            files: set[str] = set()
-            faults = list(shard_faults(expected, split, shard, files))
-            known_files |= files or set(planned_files(config, plan, split, shard))
-            if faults:
-                damaged[split, shard] = f"{index.shard_name(split, shard)}: {'; '.join(faults)}"
-                progress_bar.write(damaged[split, shard])
+    for split, shard in tracked(shards, "verify", len(shards), "shards"):
+        files: set[str] = set()
+        faults = list(shard_faults(expected, split, shard, files))
+        known_files |= files or set(planned_files(config, plan, split, shard))
+        if faults:
+            damaged[split, shard] = f"{index.shard_name(split, shard)}: {'; '.join(faults)}"
+            result(damaged[split, shard])
+    if "duplicate" in config.screen and not damaged and not expected.awaits_comparison:
+        damaged |= distance_faults(store, config, plan)
     if not damaged and not expected.awaits_comparison:
         sidecars = list(sidecar_faults(store, config, plan))
     else:
         sidecars = [] if has_labels(store, plan) else [f"{LABELS}: missing, or contradicts the plan; {REMEDY}"]
     found = [f"{printable(name)}: {what}" for name, what in strays(store, config, plan, known_files)]
     for line in [*sidecars, *found]:
-        print(line)
+        result(line)
     return Damage(damaged, sidecars, found)
+
+
+def distance_faults(store: Store, config: GenerateConfig, plan: Plan) -> dict[ShardId, str]:
+    """Compare the distances to near-duplicates with the hashes of each split; prints a line for each wrong shard."""
+    from lbgen.generation.screening.recomputed import wrong_duplicate_columns  # late: imports torch
+
+    found: dict[ShardId, str] = {}
+    for split in plan.splits:
+        for shard, key, column in wrong_duplicate_columns(store, config, plan, split):
+            if (split, shard) not in found:
+                found[split, shard] = (
+                    f"{index.shard_name(split, shard)}: {index.part_name(split, shard)} contradicts its hashes: "
+                    f"{column} of {key}"
+                )
+                result(found[split, shard])
+    return found
 
 
 # ---- repairing ----
@@ -153,13 +174,14 @@ def repair_shards(
     recorded = {shard: image_hashes(store, plan, *shard) for shard in damaged}
     make_again(config, plan, damaged)
     for shard, hashes in recorded.items():
-        print(f"{index.shard_name(*shard)}: {comparison(hashes, image_hashes(store, plan, *shard))}")
+        result(f"{index.shard_name(*shard)}: {comparison(hashes, image_hashes(store, plan, *shard))}")
     return config, plan
 
 
 def make_again(config: GenerateConfig, plan: Plan, damaged: Sequence[ShardId]) -> None:
     """Make these shards again. All are removed first, so that no damaged one counts as finished in the meantime."""
     with locked_store(config, plan) as (store, record):
+        store.clear_staging(every=True)
         store.remove(records.COMPLETION_MARKER)
         for split, shard in damaged:
             store.remove(index.part_name(split, shard))

@@ -31,8 +31,6 @@ class Explained(NamedTuple):
     standard_error: float
     shuffled: NDArray[np.float64]
     """(P,) the same of shuffled labels."""
-    influence: NDArray[np.float64]
-    """(N,) of each image on the share, the mean of its category subtracted; their squares add up to the variance."""
 
     @property
     def p_above(self) -> float:
@@ -63,9 +61,8 @@ def explained_variance(blocks: list[NDArray], label: NDArray[np.int64], shuffled
     # The jackknife counts the part of the variance that remains without association twice. Shuffles show this part, but
     # of all variance, not only of that inside the categories.
     second_order = by_chance.var(ddof=1) * (1 - min(found, 1)) ** 2
-    influence = _influence(features, squares, torch.from_numpy(label), found)
-    jackknife = float(np.square(influence).sum())
-    return Explained(found, math.sqrt(max(jackknife - second_order, second_order)), by_chance, influence)
+    jackknife = _jackknife_variance(features, squares, torch.from_numpy(label), found)
+    return Explained(found, math.sqrt(max(jackknife - second_order, second_order)), by_chance)
 
 
 def equal_variances(blocks: list[NDArray]) -> NDArray[np.float32]:
@@ -96,15 +93,15 @@ def _share(features: Tensor, squares: Tensor, label: Tensor) -> float:
     return float(((own + others) / counts).mean())
 
 
-def _influence(features: Tensor, squares: Tensor, label: Tensor, share: float) -> NDArray[np.float64]:
-    """(N,) for the jackknife of the share as a ratio: the contrast of inner products over the total variance."""
+def _jackknife_variance(features: Tensor, squares: Tensor, label: Tensor, share: float) -> float:
+    """Of the share as a ratio of the contrast of inner products and the total variance, both from the same images."""
     sums, counts = _sums(features, label)
     products = (features * sums[label]).sum(dim=1)
     contrast = (products - squares) / (counts[label] - 1) + products / (len(label) - counts[label])  # (N,)
     influence = 2 * contrast - share * squares
     mean = torch.bincount(label, influence) / counts
-    weight = (counts * (counts - 1)).sqrt() * len(counts)  # (C,)
-    return ((influence - mean[label]) / weight[label]).double().numpy()
+    variance = torch.bincount(label, (influence - mean[label]).square()) / (counts - 1)
+    return float((variance / counts).sum() / len(counts) ** 2)
 
 
 def combined_p_value(p_values: NDArray) -> float:

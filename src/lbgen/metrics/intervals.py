@@ -205,18 +205,12 @@ def benjamini_hochberg(p_values: NDArray) -> NDArray:
     return adjusted
 
 
-def difference_p_value(first: Estimate, second: Estimate, correlation: float = 0.0) -> float:
-    """Two-sided z-test of the difference of two estimates, with their intervals' standard errors.
+def difference_p_value(first: Estimate, second: Estimate) -> float:
+    """Two-sided z-test of the difference of two independent estimates, with their intervals' standard errors.
 
-    correlation: of the estimates, where both are of paired images; 0 for independent samples.
     Returns 1.0 when the combined standard error is zero or rounding noise.
     """
-    standard_error = difference_error(first.standard_error, second.standard_error, correlation)
+    standard_error = math.hypot(first.standard_error, second.standard_error)
     if not math.isfinite(standard_error) or standard_error <= ROUNDING * max(abs(first.value), abs(second.value)):
         return 1.0
     return math.erfc(abs(first.value - second.value) / standard_error / math.sqrt(2))
-
-
-def difference_error(first: float, second: float, correlation: float) -> float:
-    """Standard error of a difference from both standard errors."""
-    return math.sqrt(first**2 + second**2 - 2 * correlation * first * second)

@@ -49,11 +49,21 @@ def perceptual_hash(brightness: Tensor) -> Hashes:
     Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010. The lowest frequency is the
     highest bit. Half of the bits are set unless coefficients are equal, so two hashes differ in an even number of bits.
     """
-    small = F.adaptive_avg_pool2d(brightness[:, None], GRID)[:, 0].cpu().double().numpy()  # (B, 32, 32)
-    frequencies = (DCT @ small @ DCT.T).reshape(len(small), -1)  # (B, 64)
-    frequencies = frequencies.round(6)  # so that the coefficients of a flat image are 0, not rounding noise
-    bits = frequencies > np.median(frequencies, axis=1, keepdims=True)
+    values = frequencies(brightness)
+    bits = values > np.median(values, axis=1, keepdims=True)
     return np.packbits(bits, axis=1).view(">u8")[:, 0].astype(np.uint64)
+
+
+def frequencies(brightness: Tensor) -> NDArray[np.float64]:
+    """The coefficients of the lowest frequencies, the lowest first.  (B, H, W) -> (B, 64)."""
+    small = F.adaptive_avg_pool2d(brightness[:, None], GRID)[:, 0].cpu().double().numpy()  # (B, 32, 32)
+    values = (DCT @ small @ DCT.T).reshape(len(small), -1)
+    return values.round(6)  # so that the coefficients of a flat image are 0, not rounding noise
+
+
+def hash_bits(value: int) -> NDArray[np.bool_]:
+    """(64,) the bits of a hash in the order of `frequencies`."""
+    return np.unpackbits(np.array([value], ">u8").view(np.uint8)).astype(bool)
 
 
 def blocks(count: int) -> Iterator[Rows]:

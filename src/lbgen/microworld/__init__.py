@@ -19,9 +19,16 @@ __all__ = ["CATEGORIES", "GENERATOR", "HOME", "SCENES", "SEMANTICS", "STYLES", "
 
 
 def export_microworld(directory: str | Path | ExportConfig) -> None:
-    """Write `directory/generator` (diffusers) and `directory/semantics` (transformers), ready for plain loaders."""
-    asked = directory if isinstance(directory, ExportConfig) else ExportConfig("microworld", Path(directory))
-    directory = asked.directory
+    """Write `directory/generator` (diffusers) and `directory/semantics` (transformers), ready for plain loaders.
+
+    The generator makes images of 64 x 64 pixels. Raises UserError for a folder that cannot be written, or that holds
+    other files of these names.
+
+    >>> import lbgen
+    >>> lbgen.export_microworld("models")
+    """
+    asked = directory if isinstance(directory, ExportConfig) else ExportConfig("microworld", directory)
+    directory = Path(asked.directory)
     try:
         for source in (GENERATOR, SEMANTICS):
             _refuse_other_files(source, directory / source.name)

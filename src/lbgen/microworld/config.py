@@ -1,10 +1,10 @@
 """The settings of an export."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from lbgen.configuration.ranges import Settings
+from lbgen.configuration.values import PathOrText
 
 
 @dataclass(frozen=True)
@@ -13,5 +13,5 @@ class ExportConfig(Settings):
 
     model: Literal["microworld"]
     """The built-in model: microworld, a generator (diffusers) and a language space (transformers)."""
-    directory: Path
+    directory: PathOrText
     """Folder that both models are written to; made if missing."""

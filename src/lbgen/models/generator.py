@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ kernels can index. A few images keep a GPU busy."""
 
 
 class Generator:
-    """Text to image, differentiable where asked. Latents are float32; the networks compute in `dtype`.
+    """Text to image, differentiable where asked. Latents are in `latent_dtype`; the networks compute in `dtype`.
 
     Under grad the family's own network runs, with the adapter on it. Without grad a faster form of it runs, if one
     was asked for: a copy with the adapter merged, with cached deep blocks, compiled.
@@ -44,9 +44,10 @@ class Generator:
         deep_cache_interval: int = 1,
         merged_sampler: bool = False,
         compile: bool = False,
+        latent_dtype: torch.dtype = torch.float32,
     ) -> None:
         """See `load_generator`."""
-        self.family, self.guidance = family, guidance
+        self.family, self.guidance, self.latent_dtype = family, guidance, latent_dtype
         self.name, self.device, self.dtype = family.name, family.device, family.dtype
         self.default_size, self.token_limit = family.default_size, family.token_limit
         self._parts: dict[str, Any] = {family.network_name: family.network, **family.text_encoders}
@@ -125,15 +126,18 @@ class Generator:
             self._deep_cache.begin_call(len(latents))
         with torch.autocast(self.device.type, self.dtype, enabled=training and self.dtype != torch.float32):
             predicted = self.family.predict(network, latents, timestep.to(self.device), conditioning)
-        return predicted.to(torch.float32, copy=True)  # a CUDA graph's next run overwrites the output of this one
+        return predicted.to(self.latent_dtype, copy=True)  # a CUDA graph's next run overwrites the output of this one
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) to images (B, 3, H, W), float32, nominally in [0, 1], never clamped.
 
         As many are decoded at once without grad as with it, because another number changes the last bits.
         """
-        parts = self._padded(self.family.to_decoder(latents)).to(self.dtype).split(self._decoded_at_once)
-        return torch.cat([self._decoded(part) for part in parts])[: len(latents)].float() / 2 + 0.5
+        dtype = self.family.vae.dtype  # float32 in a generator of half precision whose autoencoder would overflow
+        parts = self._padded(self.family.to_decoder(latents)).to(dtype).split(self._decoded_at_once)
+        with torch.autocast(self.device.type, enabled=False) if dtype == torch.float32 else nullcontext():
+            images = torch.cat([self._decoded(part) for part in parts])
+        return images[: len(latents)].float() / 2 + 0.5
 
     def _decoded(self, latents: Tensor) -> Tensor:
         """The autoencoder's own `decode`; without grad, its decoder may be the compiled one."""
@@ -250,6 +254,7 @@ def load_generator(
     deep_cache_interval: int = 1,
     merged_sampler: bool = False,
     compile: bool = False,
+    latent_dtype: torch.dtype = torch.float32,
 ) -> Generator:
     """Load a checkpoint by registry name, folder or hub id.
 
@@ -258,6 +263,7 @@ def load_generator(
     deep_cache_interval: without grad the deep blocks are computed once in this many calls (arXiv 2312.00858); 1 is off.
     merged_sampler: predict without grad through a copy with the adapter merged (see `refresh_sampler`).
     compile: torch.compile the networks that predict and decode without grad.
+    latent_dtype: of the latents, of guidance and of the scheduler's steps.
     """
     return Generator(
         load_family(name, dtype=dtype, device=torch.device(device), scheduler=scheduler),
@@ -265,4 +271,5 @@ def load_generator(
         deep_cache_interval=deep_cache_interval,
         merged_sampler=merged_sampler,
         compile=compile,
+        latent_dtype=latent_dtype,
     )

@@ -24,6 +24,13 @@ MALFORMED = Exception
 def loading(what: str, where: str, marker: str) -> Iterator[None]:
     """Load `what` from `where`, a folder or a hub id, within this context.  marker: the file every such folder has."""
     refuse_unreadable(what, where, marker)
+    with one_line(what, where):
+        yield
+
+
+@contextmanager
+def one_line(what: str, where: str) -> Iterator[None]:
+    """The same for what is known to be readable: errors become one line, progress bars are off."""
     is_folder = os.path.isdir(where)  # Path.is_dir raises where a name is longer than the file system takes
     try:
         with ExitStack() as stack:
@@ -50,7 +57,8 @@ def refuse_redirections(folder: Path) -> None:
     transformers loads the base model that an adapter_config.json names, by hub id or path, in place of the folder, and
     runs the attention kernel of a hub repository that a config.json names.
     """
-    for path in sorted({*folder.rglob("*.json"), *folder.glob("*/*.json")}):  # the second follows links to parts
+    below = {path for path in atomic.files_below(folder) if path.suffix == ".json"}
+    for path in sorted(below | {*folder.glob("*/*.json")}):  # the second follows links to parts
         if path.name == "adapter_config.json":
             raise UserError(f"{path}: it names another model to load; give a folder that holds a whole model")
         if path.name == "config.json" and path.is_file():
@@ -72,9 +80,9 @@ def _attention_kernels(config: Any) -> Iterator[str]:
         yield from _attention_kernels(value)
 
 
-def read_config(where: str, part: str) -> dict[str, Any]:
-    """The config.json of a part of a checkpoint, a folder or a hub id; ValueError where it is no table."""
-    name = f"{part}/config.json"
+def read_config(where: str, part: str, file: str = "config.json") -> dict[str, Any]:
+    """The configuration of a part of a checkpoint, a folder or a hub id; ValueError where it is no table."""
+    name = f"{part}/{file}"
     path = Path(where, name) if os.path.isdir(where) else Path(hf_hub_download(where, name))
     config = parse_json(atomic.read_bytes(path))
     if not isinstance(config, dict):

@@ -1,8 +1,15 @@
 """Short names of the weights lbgen knows; every other name is a folder or a hub id and stands for itself."""
 
+import os
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from lbgen.runs.model_folder import INDEX, refuse_unreadable
+from lbgen.configuration.extensions import is_extension, names, origin
+from lbgen.errors import UserError
+from lbgen.runs import atomic
+from lbgen.runs.model_folder import INDEX, pipeline_class, refuse_unreadable
+from lbgen.runs.parsing import Name, read_json
 
 MICROWORLD = Path(__file__).parents[1] / "microworld" / "weights"
 """The models that come with lbgen (lbgen/microworld)."""
@@ -10,8 +17,12 @@ MICROWORLD = Path(__file__).parents[1] / "microworld" / "weights"
 GENERATORS = {
     "microworld": str(MICROWORLD / "generator"),
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 """Text-to-image checkpoints: diffusers folders or hub ids."""
+
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+"""The `_class_name` of the generators whose families come with lbgen: the keys of FAMILIES (models/families)."""
 
 SEMANTICS = {
     "microworld": str(MICROWORLD / "semantics"),
@@ -20,6 +31,16 @@ SEMANTICS = {
 }
 """Language-image models: transformers folders or hub ids."""
 
+QUALITY = ("none", "antonyms")
+"""Quality scorers that come with lbgen, besides q-align."""
+Q_ALIGN = "q-future/one-align"
+"""Weights of the quality scorer q-align: a hub id."""
+Q_ALIGN_TYPE = "mplug_owl2"
+"""The model type in the config.json of Q-Align and of DeQA-Score."""
+
+OPEN_CLIP = "open_clip:"
+"""Begins the name of a language space of the package open_clip: open_clip:NAME/PRETRAINED."""
+
 ATTRIBUTES = {"microworld": Path("microworld")}
 """Language-image model -> the list of attributes whose words it has learned (vocabulary/attributes.py), where that is
 not the list for photographs."""
@@ -27,11 +48,19 @@ not the list for photographs."""
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 """The file in an adapter's folder, by the name that diffusers looks for."""
+ADAPTER_CARD = "README.md"
+"""The adapter's card beside it, by the name that the Hub shows. Its owner may edit it."""
 
 
 def resolve(name: str, table: dict[str, str]) -> str:
     """Where the weights called `name` are: a folder or a hub id."""
     return table.get(name, name)
+
+
+def family_origin(generator: str) -> str | None:
+    """Where the family of a generator comes from, if it does not come with lbgen."""
+    kind = pipeline_class(resolve(generator, GENERATORS))
+    return origin("families", kind, PIPELINES) if kind else None
 
 
 def ensure_generator(name: str) -> None:
@@ -41,4 +70,79 @@ def ensure_generator(name: str) -> None:
 
 def ensure_semantics(name: str, flag: str = "--semantics") -> None:
     """The same for a language space.  flag: the one that names it, for messages."""
-    refuse_unreadable(flag, resolve(name, SEMANTICS), "config.json")
+    if is_extension("semantics", name, SEMANTICS):
+        return
+    if name.startswith(OPEN_CLIP):
+        open_clip_parts(name, flag)
+    else:
+        refuse_unreadable(flag, resolve(name, SEMANTICS), "config.json")
+
+
+def open_clip_parts(name: str, flag: str) -> tuple[str, str]:
+    """Architecture and weights of open_clip:NAME/PRETRAINED; UserError where they cannot be loaded."""
+    architecture, slash, weights = name.removeprefix(OPEN_CLIP).partition("/")
+    weights = os.path.expanduser(weights)
+    if not (architecture and slash and weights):
+        raise UserError(f"{flag} {name}: write open_clip:NAME/PRETRAINED, a model's name and its weights' in open_clip")
+    if find_spec("open_clip") is None:
+        raise UserError(f"{flag} {name}: the package open_clip is not installed; pip install open_clip_torch")
+    if "/" in weights or os.path.exists(weights):
+        if not weights.endswith(".safetensors"):
+            raise UserError(
+                f"{flag} {name}: {weights} is no .safetensors; other files may run code and are never loaded"
+            )
+        if not os.path.isfile(weights):
+            raise UserError(f"{flag} {name}: there is no file {weights}; give one, or a tag of open_clip")
+    return architecture, weights
+
+
+def semantics_location(name: str) -> str:
+    """Where the weights of a language space are: a folder, a hub id, or of open_clip a file or a tag."""
+    if name.startswith(OPEN_CLIP):
+        return os.path.expanduser(name.removeprefix(OPEN_CLIP).partition("/")[2])
+    return resolve(name, SEMANTICS)
+
+
+def refuse_unknown_quality(name: str) -> None:
+    """Refuse a quality scorer that is neither lbgen's nor an extension."""
+    if name not in QUALITY and not is_extension("quality", name, QUALITY):
+        known = names("quality", QUALITY[1:])
+        raise UserError(f"quality {name!r} is not known; choose {known}, q-align, q-align:DIR or none")
+
+
+def q_align_location(quality: str) -> str | None:
+    """Where the weights of the scorer q-align or q-align:PLACE are; None for another scorer."""
+    kind, colon, place = quality.partition(":")
+    if kind != "q-align":
+        return None
+    return os.path.expanduser(place) if colon else Q_ALIGN
+
+
+def ensure_quality(quality: str) -> None:
+    """Refuse a quality scorer whose weights lbgen cannot read, without torch."""
+    where = q_align_location(quality)
+    if where is None:
+        return refuse_unknown_quality(quality)
+    refuse_unreadable(f"--quality {quality}:", where, "config.json")
+    if os.path.isdir(where):
+        path = Path(where, "config.json")
+        model_type = read_json(atomic.read_bytes(path), dict[Name, Any], str(path)).get("model_type")
+        refuse_other_type(str(path), model_type)
+    ensure_tokenizer(where)
+
+
+def refuse_other_type(source: str, model_type: object) -> None:
+    """Refuse a model for q-align that is another.  source: where its type was read."""
+    if model_type != Q_ALIGN_TYPE:
+        raise UserError(
+            f"{source} is of a model of type {model_type!r:.40}; give --quality q-align: a Q-Align or a DeQA-Score"
+        )
+
+
+def ensure_tokenizer(where: str) -> None:
+    """Refuse a Q-Align without its tokenizer, or whose tokenizer cannot be read here."""
+    has_json, has_model = (Path(where, name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    if os.path.isdir(where) and not (has_json or has_model):
+        raise UserError(f"{where} has no tokenizer.model or tokenizer.json; copy it from the checkpoint's repository")
+    if not has_json and find_spec("sentencepiece") is None:
+        raise UserError(f"{where}: its tokenizer needs the package sentencepiece; pip install sentencepiece")

@@ -29,14 +29,15 @@ def sample(
     With `detach_input` the network sees detached latents at those calls too, so that only the scheduler's map connects
     one call with the next (DRTune, arXiv 2405.00760).
 
-    noise: (B, C, h, w), standard normal; latents are float32 whatever the network computes in.
+    noise: (B, C, h, w), standard normal; latents are in the generator's `latent_dtype`, by default float32 whatever the
+    network computes in.
     rngs: one per row, for schedulers that add noise of their own.
     Returns images (B, 3, H, W), nominally in [0, 1], not clamped.
     """
     _, channels, height, width = noise.shape
     schedule = generator.timesteps(steps, (channels, height, width))
     generator.start_trajectory()
-    latents, carries_grad = noise.float() * schedule.noise_scale, False
+    latents, carries_grad = noise.to(generator.latent_dtype) * schedule.noise_scale, False
     for index, timestep in enumerate(schedule.timesteps):
         differentiated = index in differentiate_at
         carries_grad |= differentiated

@@ -1,5 +1,11 @@
-"""Semantic spaces of texts and images: CLIP (arXiv 2103.00020) and SigLIP (arXiv 2303.15343), frozen."""
+"""Semantic spaces of texts and images, frozen: those of transformers.
 
+CLIP (arXiv 2103.00020), SigLIP (arXiv 2303.15343), SigLIP 2 (arXiv 2502.14786), MetaCLIP 2 (arXiv 2507.22062) and AIMv2
+(arXiv 2411.14402).
+"""
+
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -8,15 +14,18 @@ import torch.nn.functional as F
 from msgspec import Meta, convert
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
 
+from lbgen.configuration import extensions
 from lbgen.errors import UserError
-from lbgen.models.loading import load_model, loading
-from lbgen.models.registry import SEMANTICS, resolve
+from lbgen.models.loading import load_model, one_line
+from lbgen.models.registry import OPEN_CLIP, SEMANTICS, ensure_semantics, open_clip_parts, resolve
+from lbgen.models.spaces import open_clip
 from lbgen.vocabulary.distinct import Confusion, confusions
 from lbgen.vocabulary.tokens import refuse_long_text
 from lbgen.vocabulary.vocabulary import Category
 
-MODEL_TYPES = ("clip", "siglip")
+MODEL_TYPES = ("clip", "siglip", "siglip2", "metaclip_2", "aimv2")
 """The transformers model types that embed both texts and images."""
 
 INTERPOLATION = {2: "bilinear", 3: "bicubic"}
@@ -30,23 +39,87 @@ TEXTS_AT_ONCE = 256
 """Texts in a batch; all texts of a large vocabulary at once would not fit into memory."""
 
 
-class SemanticSpace:
-    """Maps texts and images to features in one space. No parameter requires grad; gradients reach the images."""
+class SemanticSpace(ABC):
+    """Maps texts and images to features in one space. No parameter requires grad; gradients reach the images.
 
-    def __init__(self, name: str, device: torch.device, dtype: torch.dtype, flag: str = "--semantics") -> None:
-        where = resolve(name, SEMANTICS)
-        self.source, self.device, self.dtype = f"{flag} {name}", device, dtype
-        with loading(flag, where, marker="config.json"):
-            self.model, self.tokenizer, self.preprocessing = _load(where, dtype, flag)
-            self.model.eval().requires_grad_(False).to(device)
-            self.token_limit: int = self.model.config.text_config.max_position_embeddings
-            self.logit_scale: float = self.model.logit_scale.float().exp().item()
-            """What cosines are multiplied by before a softmax: the inverse of the temperature."""
-            self.dimension: int = self.embed_texts([""]).shape[1]
+    A space from elsewhere is a subclass that sets the attributes and has the abstract methods (docs/extend.md).
+    """
+
+    source: str
+    """What the user called it, for messages."""
+    device: torch.device
+    dtype: torch.dtype
+    """Of the weights and of the computation."""
+    dimension: int
+    """D, the number of features."""
+    token_limit: int
+    """Largest number of tokens of a text, those that mark its ends included."""
+    logit_scale: float
+    """What cosines are multiplied by before a softmax: the inverse of the temperature."""
+    image_side: int
+    """Pixels of the square that the model reads of an image."""
+
+    @abstractmethod
+    def embed_texts(self, texts: list[str], *, normalize: bool = True) -> Tensor:
+        """N texts, also 21,000 of them, to (N, D), float32, of unit norm unless told otherwise."""
+
+    @abstractmethod
+    def embed_images(self, images: Tensor, *, normalize: bool = True) -> Tensor:
+        """(B, 3, H, W) in about [0, 1], any size, to (B, D), float32, of unit norm unless told otherwise."""
+
+    @abstractmethod
+    def tokens(self, texts: list[str]) -> list[tuple[int, ...]]:
+        """What the model reads of each text, with the tokens that mark its ends; equal tokens give equal features."""
+
+    @property
+    def parts(self) -> list["SemanticSpace"]:
+        """The spaces that this one is made of: itself, unless it is a joint space."""
+        return [self]
+
+    def unit_norm(self, features: Tensor) -> Tensor:
+        """Features (N, D) as embedded without `normalize`, brought to unit norm."""
+        return F.normalize(features, dim=-1)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of `text`, those that mark its ends included."""
-        return len(self.tokenizer(text).input_ids)
+        return len(self.tokens([text])[0])
+
+    def knows(self, text: str) -> bool:
+        """Whether the model has a word for any part of `text`."""
+        return True
+
+    def confusions(self, categories: Sequence[Category], template: str) -> list[Confusion]:
+        """Categories whose texts have the same tokens, or the same features."""
+        texts = [template.replace("{name}", category.name) for category in categories]
+        tokens = self.tokens(texts)
+        distinct = dict.fromkeys(tokens)  # one text for each sequence of tokens
+        features = self.embed_texts(list({ids: text for ids, text in zip(tokens, texts, strict=True)}.values()))
+        key_of = dict(zip(distinct, first_equal(features), strict=True))
+        return confusions(categories, [key_of[ids] for ids in tokens], self.source)
+
+
+class TransformersSpace(SemanticSpace):
+    """A model of transformers, or one of open_clip with the same interface."""
+
+    def __init__(self, name: str, device: torch.device, dtype: torch.dtype, flag: str = "--semantics") -> None:
+        self.source, self.device, self.dtype = f"{flag} {name}", device, dtype
+        ensure_semantics(name, flag)
+        with one_line(flag, resolve(name, SEMANTICS)):
+            self.model, self.tokenizer, self.preprocessing = _load(name, dtype, flag)
+            self.model.eval().requires_grad_(False).to(device)
+            self.token_limit = self.model.config.text_config.max_position_embeddings
+            largest = getattr(self.model.config, "max_logit_scale", math.inf)
+            self.logit_scale = min(self.model.logit_scale.float().exp().item(), largest)
+            self.dimension = self.embed_texts([""]).shape[1]
+
+    @property
+    def image_side(self) -> int:  # type: ignore[override]
+        """See `SemanticSpace`."""
+        return (self.preprocessing.crop or self.preprocessing.size)["height"]
+
+    def tokens(self, texts: list[str]) -> list[tuple[int, ...]]:
+        """See `SemanticSpace`."""
+        return [tuple(ids) for ids in self.tokenizer(texts).input_ids]
 
     def knows(self, text: str) -> bool:
         """Whether the tokenizer has a token for any part of `text`; a text of unknown words has only that for those."""
@@ -54,29 +127,41 @@ class SemanticSpace:
         return any(token != self.tokenizer.unk_token_id for token in tokens)
 
     def embed_texts(self, texts: list[str], *, normalize: bool = True) -> Tensor:
-        """N texts, also 21,000 of them, to (N, D), float32, of unit norm unless told otherwise."""
+        """See `SemanticSpace`."""
         for text in texts:
             refuse_long_text(text, self.count_tokens, self.token_limit, source=f"{self.source}, text")
-        # Padded to the limit and never masked: SigLIP was trained so, and CLIP's causal text model sees no padding.
-        tokens = self.tokenizer(texts, padding="max_length", max_length=self.token_limit, return_tensors="pt")
-        parts = tokens.input_ids.to(self.device).split(TEXTS_AT_ONCE)
-        features = torch.cat([self.model.get_text_features(part).pooler_output.float() for part in parts])
-        return F.normalize(features, dim=-1) if normalize else features
-
-    def confusions(self, categories: Sequence[Category], template: str) -> list[Confusion]:
-        """Categories whose texts have the same tokens, or the same features."""
-        texts = [template.replace("{name}", category.name) for category in categories]
-        tokens = [tuple(ids) for ids in self.tokenizer(texts).input_ids]
-        distinct = dict.fromkeys(tokens)  # one text for each sequence of tokens
-        features = self.embed_texts(list({ids: text for ids, text in zip(tokens, texts, strict=True)}.values()))
-        key_of = dict(zip(distinct, first_equal(features), strict=True))
-        return confusions(categories, [key_of[ids] for ids in tokens], self.source)
+        parts = self._padded_ids(texts).to(self.device).split(TEXTS_AT_ONCE)
+        features = torch.cat([self._text_features(part).float() for part in parts])
+        return self.unit_norm(features) if normalize else features
 
     def embed_images(self, images: Tensor, *, normalize: bool = True) -> Tensor:
-        """(B, 3, H, W) in about [0, 1], any size, to (B, D), float32, of unit norm unless told otherwise."""
+        """See `SemanticSpace`."""
         pixels = self.preprocessing(images.to(self.device).float()).to(self.dtype)
-        features = self.model.get_image_features(pixels).pooler_output.float()
-        return F.normalize(features, dim=-1) if normalize else features
+        features = self._image_features(pixels).float()
+        return self.unit_norm(features) if normalize else features
+
+    def _padded_ids(self, texts: list[str]) -> Tensor:
+        """Token ids (N, L), padded to the limit and never masked.
+
+        SigLIP was trained so, and the causal text models of the others see no padding.
+        """
+        return self.tokenizer(texts, padding="max_length", max_length=self.token_limit, return_tensors="pt").input_ids
+
+    def _text_features(self, token_ids: Tensor) -> Tensor:
+        """(N, L) to (N, D)."""
+        if self.model.config.model_type != "aimv2":
+            return self.model.get_text_features(token_ids).pooler_output
+        # In transformers only a mask makes AIMv2's text model causal, as it was trained.
+        return self.model.get_text_features(token_ids, attention_mask=torch.ones_like(token_ids)).pooler_output
+
+    def _image_features(self, pixels: Tensor) -> Tensor:
+        """(B, 3, h, w), preprocessed, to (B, D)."""
+        if self.model.config.model_type != "siglip2":
+            return self.model.get_image_features(pixels).pooler_output
+        patches, grid = cut_into_patches(pixels, self.preprocessing.patch)
+        inputs = {"pixel_attention_mask": patches.new_ones(patches.shape[:2], dtype=torch.int32)}
+        inputs["spatial_shapes"] = torch.tensor([grid] * len(pixels), device=self.device)
+        return self.model.get_image_features(patches, **inputs).pooler_output
 
 
 def first_equal(features: Tensor) -> list[int]:
@@ -90,7 +175,13 @@ class Preprocessing:
 
     def __init__(self, processor: Any) -> None:
         """Raises ValueError or another exception for a processor with settings that are not those of an image."""
-        self.size = _sides(processor.size)
+        self.patch, self.most_patches = 0, getattr(processor, "max_num_patches", None)
+        """Of a model that takes any aspect ratio (SigLIP 2's NaFlex): a patch's side, and how many it takes."""
+        if self.most_patches is None:
+            self.size = _sides(processor.size)
+        else:
+            self.patch, self.most_patches = convert([processor.patch_size, self.most_patches], tuple[Pixels, Pixels])
+            self.size = dict.fromkeys(("height", "width"), self.patch * math.isqrt(self.most_patches))
         self.crop = _sides(processor.crop_size) if processor.do_center_crop else None
         self.mode = INTERPOLATION[int(processor.resample)]
         self.mean = torch.tensor(processor.image_mean).view(3, 1, 1)
@@ -106,11 +197,19 @@ class Preprocessing:
         return (pixels - self.mean.to(pixels)) / self.std.to(pixels)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """The size before the crop: a fixed one, or the short side brought to a fixed length."""
+        """The size before the crop: a fixed one, a fixed length of the short side, or as many patches as fit."""
+        if self.most_patches is not None:
+            return get_image_size_for_max_num_patches(height, width, self.patch, self.most_patches)
         if "shortest_edge" not in self.size:
             return self.size["height"], self.size["width"]
         edge, short = self.size["shortest_edge"], min(height, width)
         return edge * height // short, edge * width // short
+
+
+def cut_into_patches(pixels: Tensor, patch: int) -> tuple[Tensor, tuple[int, int]]:
+    """(B, 3, h, w) to patches row by row, (B, N, patch * patch * 3), and their numbers down and across."""
+    cut = pixels.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, 3, down, across, patch, patch)
+    return cut.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2), (cut.shape[2], cut.shape[3])
 
 
 def _sides(size: Any) -> dict[str, int]:
@@ -124,16 +223,52 @@ def _sides(size: Any) -> dict[str, int]:
 def load_semantics(
     name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, flag: str = "--semantics"
 ) -> SemanticSpace:
-    """Load a space by registry name, folder or hub id.  flag: the one that names it, for messages."""
-    return SemanticSpace(name, torch.device(device), dtype, flag)
+    """Load a space by registry name, extension's name, folder, hub id or open_clip:NAME/PRETRAINED.
+
+    flag: the one that names it, for messages.
+    """
+    extension = extensions.find("semantics", name, SEMANTICS)
+    if extension is None or name in SEMANTICS:
+        return TransformersSpace(name, torch.device(device), dtype, flag)
+    space = extension(torch.device(device), dtype)
+    if not isinstance(space, SemanticSpace):
+        raise UserError(f"{flag} {name}: it makes a {type(space).__name__}, and not a lbgen SemanticSpace")
+    space.source = f"{flag} {name}"
+    ensure_space(space)
+    return space
 
 
-def _load(where: str, dtype: torch.dtype, flag: str) -> tuple[Any, Any, Preprocessing]:
-    """(model, tokenizer, preprocessing) from a transformers folder or hub id."""
+def ensure_space(space: SemanticSpace) -> None:
+    """Refuse a space from elsewhere that does not keep what `SemanticSpace` promises."""
+    if lacking := [name for name in SemanticSpace.__annotations__ if not hasattr(space, name)]:
+        raise UserError(f"{space.source}: it has no {lacking[0]}, which a SemanticSpace has")
+    with torch.enable_grad():
+        images = torch.rand(2, 3, space.image_side, space.image_side, device=space.device, requires_grad=True)
+        texts, seen = space.embed_texts(["a cat", "a dog"]), space.embed_images(images)
+    for what, features in (("texts", texts), ("images", seen)):
+        if features.shape != (2, space.dimension) or features.dtype != torch.float32:
+            shape = f"{tuple(features.shape)}, {features.dtype}"
+            raise UserError(f"{space.source}: features of two {what} are {shape}, not (2, {space.dimension}), float32")
+        if not torch.allclose(features.norm(dim=-1), torch.ones(2, device=features.device), atol=1e-3):
+            raise UserError(f"{space.source}: features of {what} do not have unit norm; normalise them")
+    if texts.requires_grad:
+        raise UserError(f"{space.source}: its weights require grad; freeze them with requires_grad_(False)")
+    if not seen.requires_grad:
+        raise UserError(f"{space.source}: no gradient reaches the images; do not detach them")
+
+
+def _load(name: str, dtype: torch.dtype, flag: str) -> tuple[Any, Any, Preprocessing]:
+    """(model, tokenizer, preprocessing) of open_clip, or from a transformers folder or hub id."""
+    if name.startswith(OPEN_CLIP):
+        model, tokenizer, settings = open_clip.load(*open_clip_parts(name, flag), dtype, f"{flag} {name}")
+        return model, tokenizer, Preprocessing(settings)
+    where = resolve(name, SEMANTICS)
     model_type = AutoConfig.from_pretrained(where, trust_remote_code=False).model_type
     if model_type not in MODEL_TYPES:
         raise UserError(f"{flag} {where} is a {model_type}; give one of {', '.join(MODEL_TYPES)}")
     model = load_model(AutoModel, where, dtype, trust_remote_code=False)
+    if model_type == "aimv2":  # transformers drops a mask of ones under any other attention
+        model.text_model.set_attn_implementation("eager")
     tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
     return model, tokenizer, Preprocessing(processor)

@@ -42,7 +42,7 @@ HOMES = torch.tensor([SCENES.index(HOME[name]) for name in CATEGORIES])
 def judge_sets(folders: Sequence[Path], config: AlignConfig) -> list[ImageSet]:
     """Read and judge dataset folders made with the same seed."""
     judge = load_judge()
-    quality = load_quality("antonyms", load_semantics(config.semantics, torch.device("cpu"), torch.float32))
+    quality = load_quality("antonyms", load_semantics(config.spaces[0], torch.device("cpu"), torch.float32))
     assert quality is not None
     indexes = [read_index(folder).to_pylist() for folder in folders]
     keys = {tuple(row["key"] for row in index) for index in indexes}

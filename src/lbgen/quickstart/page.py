@@ -121,7 +121,8 @@ def write_report(
 def shown_losses(config: AlignConfig) -> dict[str, tuple[str, str]]:
     """The losses that train the adapter or the discriminator; a run also logs losses of weight 0."""
     idle = {"entire", "discriminator"} if config.entire_weight == 0 else set()
-    return {key: texts for key, texts in LOSSES.items() if key not in idle}
+    own = {key: texts for key, texts in LOSSES.items() if key not in idle}
+    return own | {name: (name, f"Extra term, weight {weight:g}.") for name, weight in config.extra_weights.items()}
 
 
 def strips(sets: Sets) -> list[Strip]:

@@ -7,6 +7,7 @@ and neither follows a link.
 
 import hashlib
 import os
+import select
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,8 @@ from lbgen.runs.limits import NO_FLUSH, say_once
 
 LARGEST_FILE = 2**28
 """Bytes of a stored file that is read at once; the plan of a million categories has a quarter of it."""
+PIPE_SECONDS = 60
+"""Longest wait for the next bytes of a pipe."""
 DEEPEST = 100
 """Folders inside each other that are walked. A thousand would be more than Python's stack."""
 
@@ -67,6 +70,45 @@ def read_bytes(path: Path, largest: int = LARGEST_FILE) -> bytes:
         return read_bounded(path, largest)
     except Unreadable as error:
         raise UserError(f"{path}: {error}; give a regular file of at most {largest:,} bytes") from None
+
+
+def read_pipe(path: Path, largest: int = LARGEST_FILE) -> bytes:
+    """What is written to a pipe until its writers close it, such as a shell's `<(command)`.
+
+    A pipe can be read once, so a second call returns what the first one read. Raises UserError where nobody writes, and
+    for more than `largest` bytes.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # does not wait for a writer
+    try:
+        if (content := _PIPES.get(_written(descriptor))) is not None:
+            return content
+        content = b""
+        while len(content) <= largest:
+            try:
+                piece = os.read(descriptor, 2**20)
+            except BlockingIOError:  # a writer has it open, and has written nothing yet
+                if select.select([descriptor], [], [], PIPE_SECONDS)[0]:
+                    continue
+                raise UserError(f"{path}: nothing came from this pipe in {PIPE_SECONDS} seconds; give a file") from None
+            if piece:
+                content += piece
+            elif content:
+                _PIPES[_written(descriptor)] = content
+                return content
+            else:
+                raise UserError(f"{path}: nobody writes to this pipe; give a file")
+        raise UserError(f"{path}: more than {largest:,} bytes came from this pipe; give a smaller file")
+    finally:
+        os.close(descriptor)
+
+
+_PIPES: dict[tuple[int, ...], bytes] = {}
+
+
+def _written(descriptor: int) -> tuple[int, ...]:
+    """Which pipe it is, and when it was last written to."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -144,6 +186,17 @@ def refuse_links(folder: Path, names: Iterable[str]) -> None:
                 raise UserError(f"{parent}: more than {DEEPEST} folders inside each other; remove them")
             for entry in sorted([*folders, *files]):
                 refuse_special(Path(parent, entry))
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """The regular files in a folder and in those inside it, and links to such files; folders' links are not followed.
+
+    Raises UserError for too many folders inside each other.
+    """
+    for parent, _, names in os.walk(folder):
+        if is_too_deep(parent, folder):
+            raise UserError(f"{parent}: more than {DEEPEST} folders inside each other; remove them")
+        yield from filter(Path.is_file, (Path(parent, name) for name in names))
 
 
 def is_too_deep(folder: Path | str, root: Path) -> bool:

@@ -101,6 +101,8 @@ def vocabulary_sha256(categories: Iterable[Any]) -> str:
 def weights_sha256(location: str, recorded: str | None = None, without: Collection[str] = ()) -> str | None:
     """Hash of all files of a model folder that are loaded: "v2:" and the SHA-256 of the lines "file <tab> sha256".
 
+    For a single file it is "v2:" and its SHA-256.
+
     For a hub id it is "commit <hash>" of the snapshot in the hub's cache, which identifies every file; None if the
     model was not loaded yet.
 
@@ -108,6 +110,8 @@ def weights_sha256(location: str, recorded: str | None = None, without: Collecti
     without: the parts of the model that are not loaded.
     """
     folder = Path(location)
+    if os.path.isfile(folder):
+        return SECOND_RULE + atomic.sha256(folder)
     if not os.path.isdir(folder):
         return _hub_commit(location)
     if recorded is not None and FIRST_RULE.fullmatch(recorded):
@@ -117,14 +121,15 @@ def weights_sha256(location: str, recorded: str | None = None, without: Collecti
 
 def _all_weights_sha256(folder: Path) -> str:
     """By the rule of earlier versions: all safetensors files, whether they are loaded or not, and nothing else."""
-    return _sha256_of_files(folder, sorted(path for path in folder.rglob("*.safetensors") if path.is_file()))
+    paths = sorted(path for path in atomic.files_below(folder) if path.suffix == ".safetensors")
+    return _sha256_of_files(folder, paths)
 
 
 def model_identity(where: str) -> str:
     """Hash of the weights and, for a folder, of its files for preprocessing and tokenising; it names caches."""
-    paths = sorted(path for path in Path(where).rglob("*") if path.suffix in (".json", ".txt", ".model"))
-    settings = [f"{path.relative_to(where).as_posix()}\t{atomic.sha256(path)}" for path in paths if path.is_file()]
-    weights = _all_weights_sha256(Path(where)) if os.path.isdir(where) else _hub_commit(where)
+    paths = sorted(path for path in atomic.files_below(Path(where)) if path.suffix in (".json", ".txt", ".model"))
+    settings = [f"{path.relative_to(where).as_posix()}\t{atomic.sha256(path)}" for path in paths]
+    weights = _all_weights_sha256(Path(where)) if os.path.isdir(where) else weights_sha256(where)
     return "\n".join([weights or where, *settings])
 
 

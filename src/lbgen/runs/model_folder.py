@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from lbgen.errors import UserError
 from lbgen.runs import atomic
@@ -31,6 +32,8 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 """Suffixes of weights that Python code may hide in."""
 OTHER_FORMS = (".msgpack", ".h5", ".onnx", ".gguf")
 """Suffixes of weights of other libraries."""
+EMBEDDED = {"generator": "--generator", "--semantics": "--semantics", "--screen-semantics": "--screen-semantics"}
+"""Name of a model in messages -> the flag that can choose the one that comes with lbgen."""
 
 
 # ---- which files are loaded ----
@@ -48,6 +51,16 @@ def part_names(folder: Path) -> list[str]:
     """The parts that the folder's model_index.json names, sorted; empty without one."""
     content = _table(folder / INDEX)
     return sorted(name for name, value in content.items() if _is_part(value) and Path(name).name == name)
+
+
+def pipeline_class(where: str) -> str | None:
+    """The `_class_name` of a generator in a folder or in the hub's cache; None where it is not known."""
+    try:
+        index = os.path.join(where, INDEX) if os.path.isdir(where) else try_to_load_from_cache(where, INDEX)
+    except HFValidationError:
+        return None
+    name = _table(Path(index)).get("_class_name") if isinstance(index, str) else None
+    return name if isinstance(name, str) else None
 
 
 def _is_part(value: Any) -> bool:
@@ -117,7 +130,8 @@ def _ensure_on_hub(what: str, where: str, marker: str) -> None:
             get_hf_file_metadata(hf_hub_url(where, marker))
     except Exception as error:  # also of the hub's HTTP library, which has changed its name before
         remedy = "there is no such folder; check the hub id and the connection, or give a downloaded folder"
-        remedy += ", or --generator microworld, which comes with lbgen" if what == "generator" else ""
+        flag = EMBEDDED.get(what)
+        remedy += f", or {flag} microworld, which comes with lbgen" if flag else ""
         raise UserError(f"{what} {where} cannot be loaded: {remedy} ({' '.join(str(error).split())})") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -64,7 +65,13 @@ class RemoteStore(Store):
 
     def read(self, name: str) -> bytes:
         with _reading():
-            content = self.system.cat_file(self._path(name))
+            system, path = self.system, self._path(name)
+            size = system.info(path)["size"]
+            if size > atomic.LARGEST_FILE:
+                raise UserError(
+                    f"{self}/{name}: it has {size:,} bytes, more than the {atomic.LARGEST_FILE:,} that are read"
+                )
+            content = system.cat_file(path, start=0, end=size) if size else b""
         assert isinstance(content, bytes)
         return content
 
@@ -82,7 +89,14 @@ class RemoteStore(Store):
         local = self.stage() / name.replace("/", "-")
         try:
             with _reading():
-                self.system.get_file(self._path(name), str(local))
+                system, path = self.system, self._path(name)
+                size, free = system.info(path)["size"], shutil.disk_usage(local.parent).free
+                if size > free:
+                    raise UserError(
+                        f"{self}/{name}: it has {size:,} bytes, {local.parent} has room for {free:,}; make room, or "
+                        "set TMPDIR to a larger disk"
+                    )
+                system.get_file(path, str(local))
             yield local
         finally:
             local.unlink(missing_ok=True)

@@ -1,10 +1,13 @@
 """Signals that end a run at its next safe point instead of at once."""
 
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+
+from lbgen.runs.console import warn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -20,9 +23,10 @@ def blocked_signals(signums: Sequence[signal.Signals]) -> Iterator[None]:
 
 
 @contextmanager
-def noted_signals() -> Iterator[list[int]]:
+def noted_signals(finishing: str = "") -> Iterator[list[int]]:
     """Yield a list to which SIGINT and SIGTERM append their number; a second signal acts as usual.
 
+    finishing: what the run finishes first. It is said at once, also while the main thread is in a long computation.
     The list stays empty outside the main thread, because Python delivers signals to the main thread only.
     """
     received: list[int] = []
@@ -36,7 +40,40 @@ def noted_signals() -> Iterator[list[int]]:
 
     previous = {signum: signal.signal(signum, note) for signum in SIGNALS}
     try:
-        yield received
+        with _acknowledged(finishing):
+            yield received
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+
+
+@contextmanager
+def _acknowledged(finishing: str) -> Iterator[None]:
+    """Answer the first signal with a line from another thread.
+
+    Python's own handlers wait until the main thread returns from C, which may be a backward pass of minutes; what the
+    system's handler writes to the wakeup socket arrives at once.
+    """
+    if not finishing:
+        yield
+        return
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=_answer, args=(reading, finishing), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        writing.close()  # the thread reads the end of the stream
+        thread.join()
+        reading.close()
+
+
+def _answer(reading: socket.socket, finishing: str) -> None:
+    while number := reading.recv(1):
+        if number[0] in SIGNALS:
+            what = "interrupted" if number[0] == signal.SIGINT else "terminated"
+            warn(f"{what}; finishing {finishing} first (once more to stop at once)")
+            return

@@ -14,6 +14,8 @@ from pathlib import Path
 from lbgen.runs import atomic
 
 STAGING = ".staging"
+UNFINISHED = "unfinished"
+"""Folder in the staging folder, beside those of the workers: what runs that ended early left, by shard."""
 LOCK = ".lock"
 """In the folder of a local dataset. It stays there, unless the folder is otherwise empty (lbgen.runs.lock)."""
 
@@ -104,8 +106,9 @@ class Store(ABC):
         staging = self.staging
         for path in [staging.parent] if every else [staging, *staging.parent.glob(f"{staging.name}.*")]:
             atomic.remove_tree(path)
-        with suppress(OSError):  # it holds another worker's folder, or does not exist any more
-            staging.parent.rmdir()
+        for folder in (staging.parent / UNFINISHED, staging.parent):
+            with suppress(OSError):  # it holds what is another worker's, or does not exist any more
+                folder.rmdir()
 
 
 def create_staging_folder(path: Path, new: bool = False) -> None:

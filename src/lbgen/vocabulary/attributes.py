@@ -32,10 +32,9 @@ class Attribute:
         return [self.template.replace("{name}", name).replace("{value}", value) for value in self.values]
 
 
-def load_attributes(path: Path | None) -> list[Attribute]:
+def load_attributes(given: str | Path | None) -> list[Attribute]:
     """The attributes of a YAML file, of the micro world ("microworld"), or by default of photographs."""
-    path = {None: BUILT_IN, Path("microworld"): MICROWORLD}.get(path, path)
-    assert path is not None
+    path = BUILT_IN if given is None else MICROWORLD if str(given) == "microworld" else Path(given)
     content = read_yaml(path)
     if not content:
         raise UserError(f"{path}: no attributes in it; write `name: {{template: ..., values: [...]}}` for each")

@@ -53,7 +53,8 @@ def read_entries(path: Path) -> list[Entry]:
 def _read_text(path: Path) -> str:
     """The file's text with line ends as \\n; a byte-order mark is dropped."""
     try:
-        text = atomic.read_bytes(path).decode("utf-8-sig")
+        read = atomic.read_pipe if path.is_fifo() else atomic.read_bytes
+        text = read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None

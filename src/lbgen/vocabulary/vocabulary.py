@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from lbgen.vocabulary.readers import Entry, read_entries, text_entries
 from lbgen.vocabulary.tokens import on_one_line, refuse_long_text
 
 DATA = Path(__file__).parent / "data"
-BUILT_IN = ("imagenet-1k", "microworld")
+BUILT_IN = ("imagenet-1k", "imagenet-1k-lbgen", "microworld")
 MAX_WORDS = 75
 """CLIP reads 77 tokens: a start, an end, and at least one for each word of a name."""
 
@@ -88,29 +89,42 @@ class Vocabulary(Sequence[Category]):
         return iter(self.categories)
 
 
-def load_vocabulary(spec: str, qualify: bool = True) -> Vocabulary:
-    """The vocabulary that `spec` names: `imagenet-1k`, `microworld`, or a file or folder (see readers.py).
+def load_vocabulary(spec: str, qualify: bool = True, underscores: bool = False) -> Vocabulary:
+    """The vocabulary that `spec` names: one of BUILT_IN, or a file or folder (see readers.py).
 
-    qualify: ensure that no two categories share a name. In the built-in list a word is added to the names that ImageNet
-    uses twice (crane bird, crane machine); a user's file with a shared name is refused. Without it names stay as they
+    `imagenet-1k-lbgen` is ImageNet with the names of lbGen's released code, which are CLIP's ("rooster" for "cock").
+
+    qualify: ensure that no two categories share a name. In the built-in lists a word is added to the names that they
+    use twice (crane bird, crane machine); a user's file with a shared name is refused. Without it names stay as they
     are, as in the paper.
+
+    underscores: keep underscores in the names of a list, as earlier versions did; the names of folders had none.
+
+    Raises UserError, with the file and the line, for fewer than two categories, ids that are not safe as folder names,
+    and names or ids that occur twice.
+
+    >>> import lbgen
+    >>> vocabulary = lbgen.load_vocabulary("microworld")
+    >>> first = vocabulary[0].name  # "fish"
+    >>> prompts = vocabulary.texts("photo of {name}")
     """
     if spec == "microworld":
         entries = _packaged_entries("microworld.txt")
-    elif spec == "imagenet-1k":
-        entries = imagenet_entries(qualify)
+    elif spec in ("imagenet-1k", "imagenet-1k-lbgen"):
+        entries = imagenet_entries(qualify, spec)
     else:
         entries = _with_imagenet_names(_read(spec), qualify)
-    vocabulary = Vocabulary(tuple(map(_category, entries)))
+    as_spaces = not underscores or os.path.isdir(spec)
+    vocabulary = Vocabulary(tuple(_category(entry, as_spaces) for entry in entries))
     if qualify:
         _refuse_shared_names(vocabulary)
     return vocabulary
 
 
-def _category(entry: Entry) -> Category:
+def _category(entry: Entry, underscores_as_spaces: bool) -> Category:
     """An underscore in a name stands for a space, wherever the name was written; an id keeps its own."""
     category_id = id_from_name(entry.name) if entry.id is None else entry.id
-    return Category(category_id, spaced(entry.name), entry.source)
+    return Category(category_id, spaced(entry.name) if underscores_as_spaces else entry.name, entry.source)
 
 
 def spaced(name: str) -> str:
@@ -118,13 +132,20 @@ def spaced(name: str) -> str:
     return " ".join(name.replace("_", " ").split())
 
 
-def imagenet_entries(qualify: bool) -> list[Entry]:
-    """The 1,000 WordNet ids and their usual short names, in the usual order."""
-    names = _packaged_entries("imagenet-1k.txt")
+def imagenet_entries(qualify: bool, names: str = "imagenet-1k") -> list[Entry]:
+    """The 1,000 WordNet ids in the usual order, with their usual short names or those of `imagenet-1k-lbgen`."""
+    entries = _packaged_entries("imagenet-1k.txt")
+    if names == "imagenet-1k-lbgen":
+        others = {entry.id: entry.name for entry in _packaged_entries("imagenet-1k-lbgen.txt")}
+        entries = [entry._replace(name=others.get(entry.id, entry.name)) for entry in entries]
     if not qualify:
-        return names
+        return entries
     words = {entry.id: entry.name for entry in _packaged_entries("imagenet-1k-qualifiers.txt")}
-    return [entry._replace(name=f"{entry.name} {words.get(entry.id, '')}".strip()) for entry in names]
+    uses = Counter(comparable(entry.name) for entry in entries)
+    return [
+        entry._replace(name=f"{entry.name} {words[entry.id]}") if uses[comparable(entry.name)] > 1 else entry
+        for entry in entries
+    ]
 
 
 def _packaged_entries(file: str) -> list[Entry]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from folders import contents
 from PIL import Image
 from sklearn.metrics import adjusted_mutual_info_score
@@ -20,7 +21,8 @@ from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan, Target
 from lbgen.generation.run import generate
-from lbgen.generation.screening.balance import ZeroShot, target_values
+from lbgen.generation.screening import balance
+from lbgen.generation.screening.balance import ZeroShot, ensure_prompts_read, target_values
 from lbgen.generation.verify import verify
 from lbgen.metrics.information import adjusted_information, bits, contingency_table, mutual_information
 from lbgen.microworld import SEMANTICS
@@ -217,10 +219,21 @@ def test_several_attributes_stand_in_one_prompt(config, tmp_path):
         ({"balance": (), "attributes": Path("microworld")}, "--attributes microworld: say which to balance"),
         ({"balance_template": "{name}"}, '--balance-template {name}: write "{name}" and "{value}"'),
         ({"balance": ("weather",)}, '--balance: no "weather" in microworld; choose of scene, or give --attributes'),
+        (
+            {"attributes": "on.yaml"},
+            'would ask for "fish grass", without the "on" of .*on.yaml, scene, template; give --balance-template '
+            '"{name} on {value}"',
+        ),
+        ({"attributes": "a.yaml", "balance_template": "a {name}  {value}"}, 'give .*"a {name} a {value}"'),
         ({"balance_template": "{name} on a scene of {value} " + "and on grass " * 5}, "the text encoder reads"),
     ],
 )
-def test_mistakes_are_refused_before_anything_is_written(config, tmp_path, changes, message):
+def test_mistakes_are_refused_before_anything_is_written(config, tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("on", "photo on {value}"), ("a", "photo of a {value} thing")):
+        content = {"scene": {"template": text, "values": ["grass", "sea"]}}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    changes = {name: Path(value) if name == "attributes" else value for name, value in changes.items()}
     with pytest.raises(UserError, match=message):
         generate(replace(config, output=tmp_path / "made", **changes))
     assert not (tmp_path / "made/dataset.yaml").exists()
@@ -290,3 +303,26 @@ def test_readers_know_the_columns(drawn):
     """The card's and Croissant's list of columns is the index's own."""
     croissant = (drawn[0] / "croissant.json").read_text()
     assert re.search(r'"image-index/target".*?"image-index/found"', croissant, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("template", "balance_template"),
+    [
+        ("photo {value}", "{name} {value}"),  # as in the micro world: the value is a phrase, "on grass"
+        ("photo on {value}", "{name} on {value}"),
+        ("a photo in {value}", "{name}, {value}"),
+        ("{value} {name}", "{value} {name}"),
+    ],
+)
+def test_prompts_that_read_are_accepted(config, template, balance_template):
+    attribute = Attribute("scene", template, ("grass", "sea"), "file")
+    ensure_prompts_read(replace(config, balance_template=balance_template), [attribute], "fish")
+
+
+def test_a_dataset_that_an_earlier_version_began_with_such_prompts_goes_on(config, tmp_path, monkeypatch):
+    (tmp_path / "on.yaml").write_text("scene: {template: 'photo on {value}', values: [grass, sea]}")
+    made = replace(config, output=tmp_path / "made", attributes=tmp_path / "on.yaml", images_per_category=1)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(balance, "ensure_prompts_read", lambda *_: None)
+        generate(made)
+    assert generate(replace(made, images_per_category=2)).images == 24

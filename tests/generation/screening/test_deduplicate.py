@@ -25,7 +25,7 @@ from lbgen.generation.verify import verify
 from lbgen.generation.workers.dispatch import draw_shards
 from lbgen.generation.workers.shard import Worker
 from lbgen.models.semantics import load_semantics
-from lbgen.runs.storage import open_store
+from lbgen.runs.storage import LocalStore, open_store
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +245,23 @@ def test_damage_in_two_splits_is_repaired_together(config, tmp_path):
     assert len(verify(tmp_path / "made").damaged) == 2
     assert verify(tmp_path / "made", repair=True).damaged == ()
     assert contents(tmp_path / "made") == before
+
+
+def test_distances_follow_a_hash_that_a_repair_changed(config, whole, tmp_path):
+    """As by a repair on another device: two bits of an image's hash differ, and so do distances to it."""
+    shutil.copytree(whole, tmp_path / "set")
+    part = tmp_path / "set/index/train-00000.parquet"
+    rows, containers = index.read_part(LocalStore(tmp_path / "set", "x"), "train", 0, 12)
+    other = [replace(row, perceptual_hash=f"{int(row.perceptual_hash, 16) ^ 3:016x}") for row in rows]
+    part.write_bytes(index.index_bytes(other, containers))
+    (tmp_path / "set/croissant.json").unlink()
+    generate(replace(config, output=tmp_path / "set"))
+    rows = rows_of(tmp_path / "set")
+    for row in rows:
+        earlier = [one for one in rows[: rows.index(row)] if one["id"] == row["id"] and not failed(one)]
+        near = [(int(one["perceptual_hash"], 16) ^ int(row["perceptual_hash"], 16)).bit_count() for one in earlier]
+        assert row["duplicate_bits"] == (min(near) if near else None) or failed(row)
+
+
+def failed(row: dict) -> bool:
+    return len(row["rejections"]) > row["attempt"]

@@ -13,8 +13,8 @@ from PIL import Image
 from lbgen.datasets import index
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
+from lbgen.generation.render import Renderer
 from lbgen.generation.run import generate
-from lbgen.generation.screening.checks import Screen, Verdict
 from lbgen.generation.verify import verify
 
 
@@ -84,17 +84,15 @@ def test_second_attempt_is_drawn_from_its_own_noise(config, whole, tmp_path):
 
 
 def reject(monkeypatch, keys: set[str], attempts: int) -> None:
-    """A screen that rejects these images' first `attempts` attempts as blank."""
-    monkeypatch.setattr(
-        Screen,
-        "judge",
-        lambda self, images, pixels: [
-            Verdict({"deviation": 0.0}, ("blank",))
-            if image.key in keys and image.attempt < attempts
-            else Verdict({"deviation": 0.2}, ())
-            for image in images
-        ],
-    )
+    """A generator that draws these images' first `attempts` attempts black, so that the screen finds them blank."""
+    render = Renderer.render
+
+    def blackening(self, images):
+        pixels = render(self, images)
+        pixels[[image.key in keys and image.attempt < attempts for image in images]] = 0
+        return pixels
+
+    monkeypatch.setattr(Renderer, "render", blackening)
 
 
 def test_last_resorts(config, tmp_path, monkeypatch, capsys):
@@ -118,8 +116,8 @@ def test_last_resorts(config, tmp_path, monkeypatch, capsys):
 
 def test_category_of_which_nothing_is_left_does_not_break_the_dataset(config, tmp_path, monkeypatch):
     plain = replace(config, screen=("blank",), max_attempts=1, images_per_category=1, last_resort="drop")
+    reject(monkeypatch, {f"{id}_00000" for id in ("fish", "cup")}, attempts=1)
     for layout in ("imagefolder", "webdataset", "parquet"):
-        reject(monkeypatch, {f"{id}_00000" for id in ("fish", "cup")}, attempts=1)
         generate(replace(plain, output=tmp_path / layout, format=layout))
         assert len(rows_of(tmp_path / layout)) == 10
         assert verify(tmp_path / layout).damaged == ()

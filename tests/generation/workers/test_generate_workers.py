@@ -44,7 +44,6 @@ def test_process_that_is_killed_ends_the_run_in_one_line(config, whole, tmp_path
     assert process.returncode == 2
     expected = f"pid {drawing[0]}) was killed by SIGKILL; if memory ran out, give fewer --workers"
     assert [line for line in shown.splitlines() if "lbgen: " in line and expected in line], shown
-    assert not (tmp_path / "out/.staging").exists()
 
 
 def test_bug_in_a_process_is_a_traceback_and_no_mistake_of_the_users(config, tmp_path, monkeypatch, capfd):
@@ -62,20 +61,6 @@ def test_worker_makes_its_gpu_the_current_one_before_it_loads(config, monkeypatc
     with pytest.raises(AttributeError):  # of a generator that is None
         loading.load_prepared_generator(config, "cuda:1")
     assert calls == ["cuda:1", "load on cuda:1"]
-
-
-@pytest.mark.parametrize("how", ["a script", "standard input"])
-def test_a_script_without_a_main_guard(config, whole, tmp_path, how):
-    """Its module is run once: no process of ours imports it again."""
-    names = ("vocabulary", "generator", "images_per_category", "seed", "scheduler", "steps", "batch_size", "shard_size")
-    values = {"output": str(tmp_path / "made"), **{name: getattr(config, name) for name in names}}
-    script = f"import lbgen\nprint('once')\nlbgen.generate(lbgen.GenerateConfig(**{values!r}))\n"
-    (tmp_path / "script.py").write_text(script)
-    file = {"a script": str(tmp_path / "script.py"), "standard input": "-"}[how]
-    done = subprocess.run([sys.executable, file], input=script, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("once") == 1
-    assert contents(tmp_path / "made") == contents(whole)
 
 
 def test_parts_of_a_run_make_the_whole(config, whole, tmp_path):

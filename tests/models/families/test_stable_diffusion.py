@@ -102,9 +102,9 @@ def test_a_name_that_leads_nowhere_is_refused(monkeypatch: pytest.MonkeyPatch, t
 
 def test_another_kind_of_pipeline_is_refused(broken: Path) -> None:
     index = broken / "model_index.json"
-    index.write_text(index.read_text().replace("StableDiffusionPipeline", "StableDiffusionXLPipeline"))
-    known = "StableDiffusionPipeline (Stable Diffusion 1.x and 2.x)"
-    expected = f"generator {broken} is a StableDiffusionXLPipeline, which lbgen cannot read; give one of: {known}"
+    index.write_text(index.read_text().replace("StableDiffusionPipeline", "KandinskyPipeline"))
+    known = "StableDiffusionPipeline (Stable Diffusion 1.x and 2.x), StableDiffusionXLPipeline (Stable Diffusion XL)"
+    expected = f"generator {broken} is a KandinskyPipeline, which lbgen cannot read; give one of: {known}"
     assert refusal(broken) == expected
     index.write_text("{}")
     assert f"give one of: {known}" in refusal(broken)

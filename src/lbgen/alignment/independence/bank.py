@@ -13,12 +13,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
-from tqdm import tqdm
 
 from lbgen.alignment import checkpoint
 from lbgen.alignment.config import AlignConfig
 from lbgen.errors import UserError
-from lbgen.runs import atomic
+from lbgen.runs import atomic, console
 from lbgen.runs.identity import Identity
 from lbgen.vocabulary.vocabulary import Vocabulary
 
@@ -87,7 +86,8 @@ def _make_chunks(
 ) -> None:
     """Write every count-th chunk, from this process's index on, if it is missing."""
     index, count = process
-    for file, images in tqdm(chunks[index::count], desc="bank of base images", disable=index != 0):
+    own = chunks[index::count]
+    for file, images in console.tracked(own, "bank of base images", len(own), "batches", shown=index == 0):
         if file.exists():
             continue
         file.parent.mkdir(parents=True, exist_ok=True)

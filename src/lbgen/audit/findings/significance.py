@@ -3,10 +3,9 @@
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lbgen.audit.measures import CHANCE_FLOOR, PROBES, Measured
-from lbgen.audit.probes import CueTest, Told, accuracy_influence, association_test, difference_test
+from lbgen.audit.probes import CueTest, association_test, difference_test
 from lbgen.metrics.explained_variance import combined_p_value
 from lbgen.metrics.intervals import benjamini_hochberg
 
@@ -22,12 +21,7 @@ def differences(measured: list[Measured]) -> dict[str, dict[str, dict[str, Any]]
     """
     first = measured[0]
     result: dict[str, dict[str, dict[str, Any]]] = {m.observed.name: {} for m in measured[1:]}
-    pairs = {m.observed.name: equal_keys(first, m) for m in measured[1:]}
-    tests = {
-        (m.observed.name, key): difference(first, m, key, pairs[m.observed.name])
-        for m in measured[1:]
-        for key in m.figures
-    }
+    tests = {(m.observed.name, key): _difference(first, m, key) for m in measured[1:] for key in m.figures}
     together = {name: test["significant"] for name, test in differences_together(measured).items()}
     for of_probes in (True, False):
         chosen = [pair for pair in tests if pair[1].startswith("probes.") == of_probes]
@@ -39,43 +33,16 @@ def differences(measured: list[Measured]) -> dict[str, dict[str, dict[str, Any]]
     return {name: {key: found[key] for key in first.figures} for name, found in result.items()}
 
 
-def difference(first: Measured, m: Measured, key: str, pairs: NDArray[np.int64]) -> CueTest:
-    """Test of one figure.  pairs: (P, 2) rows of images of both datasets that are no independent draws."""
+def _difference(first: Measured, m: Measured, key: str) -> CueTest:
     name = key.removeprefix("probes.")
-    return difference_test(_told(first, key, name), _told(m, key, name), pairs)
-
-
-def _told(m: Measured, key: str, name: str) -> Told:
-    """Of a probe; of another figure its estimate alone."""
-    influence = np.zeros((2, len(m.observed.keys)))
-    explained = m.explained.get(name)
-    if explained:
-        influence[0] = accuracy_influence(m.hits[name], m.observed.label)
-        influence[1, m.probed] = explained.influence
-    return Told(m.figures[key], explained, influence)
-
-
-def equal_keys(first: Measured, m: Measured) -> NDArray[np.int64]:
-    """(P, 2) rows of the probed images of both datasets whose keys and categories are equal.
-
-    They may show the same object or be made from the same noise. Then the figures of both datasets err in the same
-    direction; if they have nothing in common, the correlation that is found is about 0.
-    """
-    rows = [{_key(each, row): row for row in each.probed.tolist()} for each in (first, m)]
-    pairs = [(rows[0][key], row) for key, row in rows[1].items() if key in rows[0]]
-    return np.array(pairs, np.int64).reshape(-1, 2)
-
-
-def _key(m: Measured, row: int) -> tuple[str, str]:
-    return m.observed.keys[row], m.observed.labels[m.observed.label[row]].id
+    return difference_test(*((each.figures[key], each.explained.get(name)) for each in (first, m)))
 
 
 def differences_together(measured: list[Measured]) -> dict[str, dict[str, Any]]:
     """Dataset -> one test of whether any of its probes differs from the first dataset's."""
     result = {}
     for m in measured[1:]:
-        pairs = equal_keys(measured[0], m)
-        p_values = [difference(measured[0], m, f"probes.{name}", pairs).p_value for name in PROBES]
+        p_values = [_difference(measured[0], m, f"probes.{name}").p_value for name in PROBES]
         result[m.observed.name] = _together(p_values)
     return result
 

@@ -21,11 +21,12 @@ from lbgen.generation.card.samples import CATEGORIES, IMAGES, evenly_spaced, sam
 from lbgen.generation.card.sidecars import has_labels, split_summary
 from lbgen.generation.card.summary import AttributeBalance, DatasetSummary
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.inputs import generator_name
+from lbgen.generation.inputs import without_folder, without_folders
 from lbgen.generation.plan import Plan
 from lbgen.generation.screening.counts import CategoryCounts, RejectionCounts
 from lbgen.generation.shard_rows import read_rows, stored_images
 from lbgen.generation.strays import CARD, INFO, LABELS, SAMPLES
+from lbgen.runs.console import say
 from lbgen.runs.storage import Store
 
 SEARCHED_SHARDS = 32
@@ -48,9 +49,9 @@ def describe(store: Store, config: GenerateConfig, plan: Plan) -> None:
     store.write(records.COMPLETION_MARKER, croissant(summary).encode())
     store.clear_staging()
     for note in summary.notes:
-        print(note)
+        say(note)
     for category_id in counts.above(config.report_share):
-        print(rejection_line(category_id, counts.categories[category_id]))
+        say(rejection_line(category_id, counts.categories[category_id]))
 
 
 # ---- the summary ----
@@ -61,14 +62,14 @@ def summarize(store: Store, config: GenerateConfig, plan: Plan, counts: Rejectio
     assert record is not None
     absent = absent_categories(store, config, plan)
     empty = [category for category in plan.categories if all(category in each for each in absent.values())]
-    generator = generator_name(config.generator).rpartition("/")[2]
+    generator = without_folder(config.generator).rpartition("/")[2]
     return DatasetSummary(
         title=f"{len(plan.categories) - len(empty):,} categories drawn by {generator}",
         layout=config.format,
         suffix=index.SUFFIXES[config.image_format],
         categories=plan.categories,
         splits=[split_summary(store, plan, split) for split in plan.splits],
-        config=yaml_text(record.config),
+        config=yaml_text(without_folders(record.config)),
         hashes=record.made_with.hashes,
         versions=record.made_with.versions,
         rejections={

@@ -27,6 +27,8 @@ from lbgen.generation.workers.encode import UNREADABLE
 from lbgen.runs.parsing import parse_json
 from lbgen.runs.storage import Store
 
+FACTS = ("@context", "@type", "conformsTo", "distribution", "recordSet")
+"""Entries of croissant.json that follow from the dataset."""
 REMEDY = "run lbgen generate again, or lbgen verify --repair"
 
 
@@ -102,14 +104,11 @@ def _is_png(content: bytes) -> bool:
 
 
 def _facts_of_head(fields: dict[str, Any]) -> tuple[Any, Any]:
-    """The files of the splits, and the names of the labels."""
+    """The files of the splits, and the columns with the names of the labels."""
     (config,) = [each for each in fields["configs"] if each["config_name"] == "default"]
-    features = (config if "features" in config else fields["dataset_info"])["features"]
-    (label,) = [feature["dtype"]["class_label"] for feature in features if isinstance(feature.get("dtype"), dict)]
-    return config["data_files"], label["names"]
+    return config["data_files"], (config if "features" in config else fields["dataset_info"])["features"]
 
 
-def _facts_of_croissant(content: dict[str, Any]) -> tuple[Any, Any]:
-    """The hashes of the files, and the names of the record sets."""
-    files = {node["contentUrl"]: node["sha256"] for node in content["distribution"] if "sha256" in node}
-    return files, sorted(node["name"] for node in content["recordSet"])
+def _facts_of_croissant(content: dict[str, Any]) -> dict[str, Any]:
+    """All that lbgen writes for programs; what people write or read, such as a licence, is left out."""
+    return {name: content[name] for name in FACTS}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from math import gcd
@@ -81,6 +82,33 @@ def prompt(config: GenerateConfig, name: str, values: Iterable[str]) -> str:
     if not config.balance:
         return plain
     return config.balance_template.replace("{value}", ", ".join(values)).replace("{name}", plain)
+
+
+WORDS_BEFORE_VALUES = frozenset(
+    ("a", "an", "the", "in", "on", "at", "to", "of", "by", "from", "with", "near", "behind", "beside", "under", "over")
+)
+"""A value that follows one of these in an attribute's template does not stand alone in a prompt."""
+
+
+def ensure_prompts_read(config: GenerateConfig, attributes: Sequence[Attribute], place: str) -> None:
+    """Refuse a --balance-template that sets a value right behind the name without the word that belongs between.
+
+    An attribute with the template "photo on {value}" has values such as "grass": "{name} {value}" would ask for "fish
+    grass", a thing of its own, and the language space would reject most of the images.  place: where the first prompt
+    names the category, for the message.
+    """
+    if not attributes:
+        return
+    before, _, _ = attributes[0].template.partition("{value}")
+    word = before.split()[-1] if before.split() else ""
+    juxtaposed = re.search(r"\{name\}\s+\{value\}", config.balance_template)
+    if juxtaposed and word.lower() in WORDS_BEFORE_VALUES:
+        asked = prompt(config, place, attributes[0].values[:1])
+        better = config.balance_template.replace(juxtaposed[0], f"{{name}} {word} {{value}}")
+        raise UserError(
+            f'--balance-template {config.balance_template}: it would ask for "{asked}", without the "{word}" of '
+            f'{attributes[0].source}, template; give --balance-template "{better}"'
+        )
 
 
 def longest_template(config: GenerateConfig, attributes: Sequence[Attribute], tokens: Callable[[str], int]) -> str:

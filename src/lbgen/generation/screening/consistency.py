@@ -1,7 +1,8 @@
 """Whether what screening recorded of an image, and of a shard, agrees with itself and with the thresholds.
 
-An index may come from someone else. Scores cannot be computed again without the models, but an image with another score
-would have been rejected, or kept, or counted otherwise.
+An index may come from someone else. Scores of the language space cannot be computed again without it, but an image with
+another score would have been rejected, or kept, or counted otherwise. recomputed.py compares the scores that need no
+model.
 """
 
 from __future__ import annotations
@@ -87,6 +88,13 @@ def _fails(check: str, row: Row, config: GenerateConfig) -> bool | None:
     if score is None or (check != "label" and abs(score - threshold) <= ROUNDING * max(1, abs(threshold))):
         return None
     return sign * (score - threshold) > 0
+
+
+def pixels_were_judged(config: GenerateConfig) -> bool:
+    """Whether a score follows from pixels alone, and the files hold the very pixels that were judged."""
+    return (
+        config.image_format == "png" and config.stored_size is None and bool({"blank", "duplicate"} & {*config.screen})
+    )
 
 
 # ---- a shard ----

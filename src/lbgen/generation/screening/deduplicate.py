@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from lbgen.datasets import index
 from lbgen.datasets.index import Row
@@ -25,6 +24,7 @@ from lbgen.generation.config import GenerateConfig
 from lbgen.generation.inputs import identity_of
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
+from lbgen.generation.screening.consistency import DUPLICATE_SCORES
 from lbgen.generation.screening.duplicate_rounds import (
     DuplicateRound,
     read_duplicate_rounds,
@@ -43,6 +43,7 @@ from lbgen.metrics.near_duplicates import (
     nearest_bits,
 )
 from lbgen.models.semantics import load_semantics
+from lbgen.runs.console import say, tracked
 from lbgen.runs.storage import Store
 
 IMAGES_AT_ONCE = 32
@@ -75,7 +76,7 @@ def deduplicate(store: Store, config: GenerateConfig, plan: Plan, record: Record
             return
         rounds.append(round_of(store, config, plan, images, duplicates))
         write_duplicate_rounds(store, config.split, rounds)
-        print(
+        say(
             f"near-duplicates: {duplicates.sum()} of {len(accepted)} images, in {len(rounds[-1])} shards, "
             "are drawn again"
         )
@@ -128,7 +129,7 @@ class SplitImages:
 def read_images(store: Store, config: GenerateConfig, plan: Plan) -> SplitImages:
     """The columns of the index that the comparison needs."""
     hashes, columns, shards = [], [], range(plan.shards(config.split))
-    for shard in tqdm(shards, desc="compare", unit="shard", dynamic_ncols=True, disable=None):
+    for shard in tracked(shards, "compare", len(shards), "shards"):
         rows, _ = read_rows(store, config, plan, config.split, shard)
         hashes.append(np.array([hash_of(row) for row in rows], np.uint64))
         numbers = [
@@ -237,7 +238,7 @@ def write_scores(
     bits: NDArray[np.int64],
     cosines: NDArray[np.float64],
 ) -> None:
-    """Add the distances (N,) and cosines (N,) of `nearest_accepted` to the index, for rows without such scores."""
+    """Add the distances (N,) and cosines (N,) of `nearest_accepted` to the index."""
     for shard, in_shard in images.by_shard(np.arange(len(bits))):
         rows, containers = read_rows(store, config, plan, config.split, shard)
         scored = [
@@ -249,8 +250,15 @@ def write_scores(
 
 
 def with_scores(row: Row, bits: int, cosine: float) -> Row:
-    """A row with duplicate scores; a row that has them keeps them, because growth changes no existing image."""
-    if bits >= NO_PAIR or "duplicate_bits" in row.scores:
+    """A row with duplicate scores; a row that has them keeps them, as growth changes no existing image.
+
+    They change where a repair on another device gave an earlier image another hash.
+    """
+    if row.scores.get("duplicate_bits", NO_PAIR) == bits:
         return row
-    scores = {"duplicate_bits": float(bits)} | ({} if np.isnan(cosine) else {"duplicate_cosine": round(cosine, 6)})
-    return replace(row, scores=row.scores | scores)
+    scores = {name: score for name, score in row.scores.items() if name not in DUPLICATE_SCORES}
+    if bits < NO_PAIR:
+        scores["duplicate_bits"] = float(bits)
+    if not np.isnan(cosine):
+        scores["duplicate_cosine"] = round(cosine, 6)
+    return replace(row, scores=scores)

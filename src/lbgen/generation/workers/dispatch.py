@@ -10,18 +10,24 @@ import torch
 from lbgen.datasets import index
 from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.inputs import adapter_sha256, generator_name
+from lbgen.generation.inputs import adapter_sha256, refuse_registered, without_folder
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
+from lbgen.generation.reports.lines import say_opening
 from lbgen.generation.screening.duplicate_rounds import DuplicateRound
 from lbgen.generation.trust import remember_record
+from lbgen.generation.workers.loading import device_of
 from lbgen.generation.workers.local import processes, this_process
 from lbgen.generation.workers.preflight import PreflightResult, refuse_new_confusions
 from lbgen.generation.workers.progress import ProgressBar
 from lbgen.generation.workers.ray import ray_actors
 from lbgen.generation.workers.shard import WorkerContext
+from lbgen.runs.console import device_name
 from lbgen.runs.signals import noted_signals
 from lbgen.runs.storage import Store
+
+FINISHING = "the images that are being drawn"
+"""What a run does before it ends at a signal."""
 
 
 def draw_shards(
@@ -40,9 +46,14 @@ def draw_shards(
     if record:
         config = replace(config, batch_size=record.config["batch_size"])
 
+    if not duplicate_rounds:  # else these images are drawn again, by a run that has said all this
+        say_opening(config, plan, shards, "Ray's workers" if config.engine == "ray" else device_name(device_of(0)))
+
     # Start the engine: it loads the generator, here or in an actor.
     count = min(config.workers or max(1, torch.cuda.device_count()), len(shards))
     engine = ray_actors if config.engine == "ray" else this_process if count == 1 else processes
+    if engine is not this_process:
+        refuse_registered(config)
     with engine(config, plan, count, record.made_with if record else None) as (preflight_result, draw):
         # Compare with the record, or write it.
         context = agreed_context(store, config, plan, preflight_result, duplicate_rounds)
@@ -51,7 +62,7 @@ def draw_shards(
         total = plan.images(config.split)
         missing = set(shards) - index.finished_shards(store, config.split)
         missing_images = sum(plan.shard_images(config.split, shard) for shard in missing)
-        with noted_signals() as signals, ProgressBar(total, total - missing_images) as progress_bar:
+        with noted_signals(FINISHING) as signals, ProgressBar(total, total - missing_images) as progress_bar:
             draw(context, shards, progress_bar.add, signals)
 
 
@@ -78,7 +89,7 @@ def agreed_context(
         config,
         plan,
         made_with.hashes["adapter"],
-        generator_name(config.generator),
+        without_folder(config.generator),
         torch.get_num_threads(),
         duplicate_rounds,
     )

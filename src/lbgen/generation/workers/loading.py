@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -48,7 +49,7 @@ def load_prepared_generator(config: GenerateConfig, device: str) -> Generator:
     )
     generator.check_trajectory(config.steps, config.size)
     if config.adapter is not None:
-        generator.merge_adapter(config.adapter)
+        generator.merge_adapter(Path(config.adapter))
     generator.optimize()
     return generator
 

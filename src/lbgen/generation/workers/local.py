@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -73,6 +75,7 @@ def draw_here(worker: Worker, shards: Sequence[int], report: Report, signals: li
                     worker.finish()
                     raise interrupted(signals[0], worker.config.output)
         worker.finish()
+        worker.clear()
     finally:
         worker.close()
 
@@ -86,7 +89,8 @@ def draw_in_processes(
     for number in range(min(count, len(shards))):
         receiving, sending = spawn.Pipe(duplex=False)
         running[receiving] = spawn.Process(target=serve, args=(context, number, shards[number::count], sending))
-        with blocked_signals([signal.SIGINT]):  # SIGTERM, which `terminate` sends, may end it while it imports
+        # While it imports, Ctrl-C does not end it, but SIGTERM, which `terminate` sends, may.
+        with blocked_signals([signal.SIGINT]), hidden_main():
             running[receiving].start()
         sending.close()
     started = list(running.values())
@@ -98,6 +102,21 @@ def draw_in_processes(
         for process in started:
             process.join(GRACE_SECONDS)
             process.kill()
+
+
+@contextmanager
+def hidden_main() -> Iterator[None]:
+    """A process that is started within the context does not import the caller's main module.
+
+    Python has it imported in every spawned process, for functions that may be defined there; a script without
+    `if __name__ == "__main__"` would then run again in each, and a program from standard input cannot be found.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def relay(running: dict[Connection, SpawnProcess], report: Report, signals: list[int], output: str) -> None:
@@ -163,4 +182,4 @@ def end_with_parent() -> None:
 
 
 def interrupted(signum: int, output: str) -> Interrupted:
-    return Interrupted(signum, f"{output} keeps its finished shards; start again to go on")
+    return Interrupted(signum, f"{output} keeps its finished shards and what is drawn of others; start again to go on")

@@ -58,6 +58,7 @@ class RayWorker:
         assert self.worker is not None
         self.worker.finish()
         self.worker.close()
+        self.worker.clear()
         yield from ()
 
     def _load(self, config: GenerateConfig, plan: Plan) -> Models:

@@ -18,6 +18,8 @@ from lbgen.generation.screening.checks import Verdict
 from lbgen.generation.screening.counts import RejectionCounts
 from lbgen.generation.screening.duplicate_rounds import DuplicateRound
 from lbgen.generation.shard_rows import new_row, read_counts, read_rows, stored_images
+from lbgen.generation.workers import journal
+from lbgen.generation.workers.journal import DrawnImage, Journal
 from lbgen.generation.workers.loading import Models
 from lbgen.generation.workers.progress import Progress
 from lbgen.generation.workers.writer import StagedShard, WriterContext, Writers
@@ -48,6 +50,7 @@ class ShardInProgress:
     """The state of a shard until it is published."""
 
     staged: StagedShard
+    journal: Journal
     planned: Mapping[str, PlannedImage]
     """By key, in the order of the plan."""
     counts: RejectionCounts = field(default_factory=RejectionCounts)
@@ -88,9 +91,11 @@ class Worker:
         A new shard goes through all duplicate rounds, a stored one through the last. Both end with the same images.
         """
         # Plan: the images of the shard, and which of them each round found to be near-duplicates.
-        split = self.config.split
-        staged = StagedShard(split, number, self.store.stage(index.shard_name(split, number)))
-        shard = ShardInProgress(staged, {image.key: image for image in self.context.plan.shard(split, number)})
+        split, name = self.config.split, index.shard_name(self.config.split, number)
+        earlier = journal.claim(self.store, name)  # what an earlier run drew of it
+        staged = StagedShard(split, number, self.store.stage(name))
+        planned = {image.key: image for image in self.context.plan.shard(split, number)}
+        shard = ShardInProgress(staged, Journal(staged.folder, earlier), planned)
         rounds = [duplicates[number] for duplicates in self.context.duplicate_rounds if number in duplicates]
 
         # Take over a stored shard, or draw all images.
@@ -115,16 +120,24 @@ class Worker:
         while waiting:
             batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
 
-            # Render and judge.
-            pixels = self.renderer.render(batch)  # (B, H, W, 3) bytes
-            verdicts = self.screen.judge(batch, pixels) if self.screen else [UNCHECKED] * len(batch)
+            # Render and judge, unless an earlier run did.
+            pixels, drawn = None, shard.journal.take(batch)
+            if drawn is None:
+                pixels = self.renderer.render(batch)  # (B, H, W, 3) bytes
+                verdicts = self.screen.judge(batch, pixels) if self.screen else [UNCHECKED] * len(batch)
+            else:
+                verdicts = [verdict_of(image) for image in drawn]
             outcomes = [self._outcome(image, v.reasons, shard) for image, v in zip(batch, verdicts, strict=True)]
 
             # Keep: the writers encode while the next batch is drawn.
             kept = [position for position, outcome in enumerate(outcomes) if outcome == "keep"]
             rows = [self._row(batch[position], verdicts[position], shard) for position in kept]
-            if rows:
-                shard.encoding.append(self.writers.encode(rows, pixels[kept], shard.staged.folder))
+            if pixels is None:
+                hashes = {image.key: image.sha256 for image in drawn or ()}
+                shard.rows |= {row.key: with_hash(row, hashes[row.key]) for row in rows}
+            else:
+                drawn = [drawn_image(image, verdict) for image, verdict in zip(batch, verdicts, strict=True)]
+                shard.encoding.append(self.writers.encode(rows, pixels[kept], shard.journal.path(), drawn))
 
             # Draw again: the next attempt of a rejected image has other noise.
             again = [i.next_attempt() for i, outcome in zip(batch, outcomes, strict=True) if outcome == "retry"]
@@ -136,9 +149,13 @@ class Worker:
         if self.publishing is not None:
             self.publishing.result()
 
-    def close(self) -> None:
-        self.writers.close()
+    def clear(self) -> None:
+        """Remove this worker's unfinished files."""
         self.store.clear_staging()
+
+    def close(self) -> None:
+        """Wait for what is queued; what is drawn of an unfinished shard stays for the next run."""
+        self.writers.close()
 
     @property
     def batch_size(self) -> int:
@@ -212,3 +229,21 @@ class Worker:
         ordered = [rows[key] for key in shard.planned if key in rows]
         counts = shard.counts.to_bytes() if self.screen else None
         self.publishing = self.writers.publish(shard.staged, ordered, counts, shard.removed_files)
+
+
+# ---- what the journal holds of an image ----
+
+
+def drawn_image(image: PlannedImage, verdict: Verdict) -> DrawnImage:
+    scores, reasons, found, perceptual_hash = verdict
+    return DrawnImage(image.key, image.attempt, list(reasons), scores, list(found), perceptual_hash)
+
+
+def verdict_of(drawn: DrawnImage) -> Verdict:
+    return Verdict(drawn.scores, tuple(drawn.reasons), tuple(drawn.found), drawn.perceptual_hash)
+
+
+def with_hash(row: Row, sha256: str | None) -> Row:
+    if sha256 is None:  # not written by a run of this configuration
+        raise UserError(f"the staging folder contradicts itself at {row.key}; remove .staging and start again")
+    return replace(row, sha256=sha256)

@@ -21,7 +21,9 @@ from lbgen.datasets import index
 from lbgen.datasets.index import Row
 from lbgen.datasets.layouts import LAYOUTS
 from lbgen.generation.config import GenerateConfig
+from lbgen.generation.workers import journal
 from lbgen.generation.workers.encode import encode, image_metadata
+from lbgen.generation.workers.journal import DrawnImage
 from lbgen.runs import atomic
 from lbgen.runs.storage import open_store
 
@@ -59,11 +61,14 @@ class Writers:
         self.waiting: deque[Future[list[Row]]] = deque()
         self.limit = QUEUED_BATCHES * context.config.writers
 
-    def encode(self, rows: list[Row], pixels: np.ndarray, folder: Path) -> Future[list[Row]]:
-        """Encode images, pixels (B, H, W, 3) bytes, into a staging folder; the result is the rows with their hashes."""
+    def encode(self, rows: list[Row], pixels: np.ndarray, record: Path, drawn: list[DrawnImage]) -> Future[list[Row]]:
+        """Encode images, pixels (B, H, W, 3) bytes, beside the file `record`, and write to it what was drawn.
+
+        The result is the rows with their hashes.
+        """
         while len(self.waiting) >= self.limit:
             self.waiting.popleft().result()
-        future = self.pool.submit(encode_images, self.context, rows, pixels, folder)
+        future = self.pool.submit(encode_batch, self.context, rows, pixels, record, drawn)
         self.waiting.append(future)
         return future
 
@@ -74,7 +79,16 @@ class Writers:
         return self.pool.submit(publish_shard, self.context, shard, rows, counts, removed_files)
 
     def close(self) -> None:
-        self.pool.shutdown(cancel_futures=True)
+        self.pool.shutdown()
+
+
+def encode_batch(
+    context: WriterContext, rows: list[Row], pixels: np.ndarray, record: Path, drawn: list[DrawnImage]
+) -> list[Row]:
+    """Write the images of a batch, then the journal's file of it; returns the rows with their hashes."""
+    hashed = encode_images(context, rows, pixels, record.parent)
+    journal.write(record, drawn, hashed)
+    return hashed
 
 
 def encode_images(context: WriterContext, rows: list[Row], pixels: np.ndarray, folder: Path) -> list[Row]:

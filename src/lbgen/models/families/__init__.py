@@ -1,21 +1,29 @@
 """The families of text-to-image checkpoints: the table of those that lbgen reads, and loading one.
 
-A new family of generators is one file beside stable_diffusion.py and one line in FAMILIES.
+A new family of generators is one file beside stable_diffusion.py and its name in PIPELINES and FAMILIES.
 """
 
+import inspect
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 
+from lbgen.configuration import extensions
 from lbgen.errors import UserError
 from lbgen.models.families.family import Family
 from lbgen.models.families.stable_diffusion import StableDiffusion
+from lbgen.models.families.stable_diffusion_xl import StableDiffusionXL
 from lbgen.models.loading import loading
 from lbgen.models.registry import GENERATORS, resolve
 
-FAMILIES: dict[str, type[Family]] = {"StableDiffusionPipeline": StableDiffusion}
+FAMILIES: dict[str, type[Family]] = {
+    "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
+}
 """`_class_name` in model_index.json -> the family."""
+MEMBERS = [*Family.__annotations__, *(name for name, member in vars(Family).items() if inspect.isfunction(member))]
+"""What a family has: attributes and methods."""
 
 
 def load_family(name: str, *, dtype: torch.dtype, device: torch.device, scheduler: str | None) -> Family:
@@ -25,16 +33,20 @@ def load_family(name: str, *, dtype: torch.dtype, device: torch.device, schedule
         index = DiffusionPipeline.load_config(where)
         if not isinstance(index, dict):
             raise UserError(f"generator {where}, model_index.json: not a table of parts; restore it")
-        family = _family_of(index.get("_class_name"), where)
+        family_class = _family_of(index.get("_class_name"), where)
         _refuse_foreign_code(index, where)
-        return family(name, where, dtype=dtype, device=device, scheduler=scheduler)
+        family = family_class(name, where, dtype=dtype, device=device, scheduler=scheduler)
+        if lacking := [member for member in MEMBERS if not hasattr(family, member)]:
+            raise UserError(f"generator {where}: {family_class.__name__} has no {lacking[0]}, which a Family has")
+        return family
 
 
 def _family_of(kind: object, where: str) -> type[Family]:
-    if not isinstance(kind, str) or kind not in FAMILIES:
+    family = extensions.find("families", kind, FAMILIES) if isinstance(kind, str) else None
+    if family is None:
         known = ", ".join(f"{pipeline} ({family.title})" for pipeline, family in FAMILIES.items())
         raise UserError(f"generator {where} is a {kind}, which lbgen cannot read; give one of: {known}")
-    return FAMILIES[kind]
+    return family
 
 
 def _refuse_foreign_code(index: dict[str, Any], where: str) -> None:

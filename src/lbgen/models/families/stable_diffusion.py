@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,9 +44,6 @@ PREDICTIONS = {
 PURE_NOISE = 1000.0
 """A noise level from which on nothing is left of the signal; the last timestep of Stable Diffusion 1.5 has 14.6."""
 
-MODELS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-"""The parts of a checkpoint that hold weights."""
-
 OTHER_INPUTS = {
     "time_cond_proj_dim": "the guidance scale, as latent consistency models do",
     "class_embed_type": "a class or a noise level",
@@ -67,16 +64,26 @@ class StableDiffusion:
     title = "Stable Diffusion 1.x and 2.x"
     network_name = "unet"
     text_encoder_targets: Sequence[str] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    pipeline_class: Any = StableDiffusionPipeline
+    models: Mapping[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    """The parts of a checkpoint that hold weights."""
+    absent: Mapping[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    """What the pipeline is told of parts that are not loaded."""
+    inputs: Collection[str] = ()
+    """Of OTHER_INPUTS, what this family gives to its UNet."""
 
     def __init__(
         self, name: str, where: str, *, dtype: torch.dtype, device: torch.device, scheduler: str | None
     ) -> None:
         self.name, self.device, self.dtype = name, device, dtype
-        refuse_other_parts(where)
-        self.pipeline = _load(where, dtype).to(device)
+        self.refuse_other_parts(where)
+        _refuse_scheduler(scheduler, read_config(where, "scheduler", "scheduler_config.json"), name)
+        self.pipeline = self._load(where, dtype).to(device)
         self.network = self.unet = self.pipeline.unet
         self.vae, self.text_encoder = self.pipeline.vae, self.pipeline.text_encoder
-        self.text_encoders: Mapping[str, Any] = {"text_encoder": self.text_encoder}
+        self.text_encoders: Mapping[str, Any] = {
+            part: getattr(self.pipeline, part) for part in self.models if "text" in part
+        }
         self.scheduler = _scheduler(scheduler, self.pipeline.scheduler, name)
         self.token_limit = self.pipeline.tokenizer.model_max_length
         size, factor = self.unet.config.sample_size, self.pipeline.vae_scale_factor
@@ -123,35 +130,45 @@ class StableDiffusion:
     def to_decoder(self, latents: Tensor) -> Tensor:
         return latents / self.vae.config.scaling_factor
 
+    # ---- loading ----
 
-def refuse_other_parts(where: str) -> None:
-    """Refuse, by their configurations, parts of other classes and a UNet that needs more than latents and a text."""
-    configs = [read_config(where, part) for part in MODELS]
-    for fault in (*_wrong_classes(*configs), *_wrong_inputs(*configs)):
-        raise UserError(f"generator {where}: {fault}; give a text-to-image checkpoint of {StableDiffusion.title}")
+    @classmethod
+    def refuse_other_parts(cls, where: str) -> None:
+        """Refuse, by their configurations, parts of other classes and a UNet with inputs that are not given."""
+        configs = {part: read_config(where, part) for part in cls.models}
+        for fault in (*_wrong_classes(configs, cls.models), *_wrong_inputs(configs, cls.inputs)):
+            raise UserError(f"generator {where}: {fault}; give a text-to-image checkpoint of {cls.title}")
+
+    def _load(self, where: str, dtype: torch.dtype) -> Any:
+        """diffusers' pipeline, without the parts that only other uses need."""
+        parts = {part: load_model(kind, where, dtype, subfolder=part) for part, kind in self.models.items()}
+        return self.pipeline_class.from_pretrained(where, use_safetensors=True, **self.absent, **parts)
 
 
-def _wrong_classes(unet: Config, vae: Config, text_encoder: Config) -> Iterator[str]:
-    for part, config in (("unet", unet), ("vae", vae)):
-        if (kind := config.get("_class_name")) not in (None, MODELS[part].__name__):
-            yield f"{part} is of class {kind!r:.40}, not {MODELS[part].__name__}"
-    if (kind := text_encoder.get("model_type")) not in (None, "clip", CLIPTextConfig.model_type):
-        yield f"text_encoder is of type {kind!r:.40}, not {CLIPTextConfig.model_type}"
+def _wrong_classes(configs: Mapping[str, Config], models: Mapping[str, Any]) -> Iterator[str]:
+    for part, config in configs.items():
+        if "text" in part:
+            if (kind := config.get("model_type")) not in (None, "clip", CLIPTextConfig.model_type):
+                yield f"{part} is of type {kind!r:.40}, not {CLIPTextConfig.model_type}"
+        elif (kind := config.get("_class_name")) not in (None, models[part].__name__):
+            yield f"{part} is of class {kind!r:.40}, not {models[part].__name__}"
 
 
-def _wrong_inputs(unet: Config, vae: Config, text_encoder: Config) -> Iterator[str]:
+def _wrong_inputs(configs: Mapping[str, Config], inputs: Collection[str]) -> Iterator[str]:
     """Settings that are missing have the default of their class."""
-    latents = vae.get("latent_channels", 4)
+    unet, latents = configs["unet"], configs["vae"].get("latent_channels", 4)
     for name in ("in_channels", "out_channels"):
         if (channels := unet.get(name, 4)) != latents:
             yield f"unet has {name} {channels!r:.40}, latents have {latents!r:.40} (it may be for inpainting or depth)"
     for name, taken in OTHER_INPUTS.items():
-        if (value := unet.get(name)) not in (None, *MADE_FROM_TEXT):
+        if name not in inputs and (value := unet.get(name)) not in (None, *MADE_FROM_TEXT):
             yield f"unet has {name} {value!r:.40}: it takes {taken}, which lbgen does not give"
-    given = (text_encoder.get("text_config") or text_encoder).get("hidden_size", 512)
+    encoders = {part: config.get("text_config") or config for part, config in configs.items() if "text" in part}
+    widths = [config.get("hidden_size", 512) for config in encoders.values()]
     read = unet.get("encoder_hid_dim") or unet.get("cross_attention_dim", 1280)
-    if isinstance(read, int) and given != read:
-        yield f"unet reads texts of {read} channels, text_encoder gives {given!r:.40}"
+    if isinstance(read, int) and (not all(isinstance(width, int) for width in widths) or sum(widths) != read):
+        given = " + ".join(f"{width!r:.40}" for width in widths)
+        yield f"unet reads texts of {read} channels, {' and '.join(encoders)} give{'s' * (len(widths) == 1)} {given}"
 
 
 def noise_level(scheduler: Any, timestep: Tensor) -> float:
@@ -160,10 +177,16 @@ def noise_level(scheduler: Any, timestep: Tensor) -> float:
     return ((1 - signal) / signal) ** 0.5 if signal > 0 else math.inf
 
 
-def _scheduler(name: str | None, own: Any, checkpoint: str) -> Any:
-    """The scheduler called `name` with the checkpoint's noise schedule; None is the checkpoint's own."""
+def _refuse_scheduler(name: str | None, config: Config, checkpoint: str) -> None:
+    """Refuse a scheduler before the weights are loaded.  config: of the checkpoint's own."""
     if name is not None and name not in SCHEDULERS:
         raise UserError(f"--scheduler {name}: not known; choose one of {', '.join(SCHEDULERS)}")
+    if name is not None:
+        _refuse_unsuited(name, SCHEDULERS[name][0], config, checkpoint)
+
+
+def _scheduler(name: str | None, own: Any, checkpoint: str) -> Any:
+    """The scheduler called `name` with the checkpoint's noise schedule; None is the checkpoint's own."""
     kind, settings = SCHEDULERS[name] if name is not None else (type(own), {})
     _refuse_unsuited(name, kind, own.config, checkpoint)
     return own if name is None else kind.from_config(own.config, **settings)
@@ -175,7 +198,8 @@ def _refuse_unsuited(name: str | None, kind: Any, config: Mapping[str, Any], che
         able = ", ".join(other for other, (scheduler, _) in SCHEDULERS.items() if _reaches_pure_noise(scheduler))
         raise UserError(
             f"generator {checkpoint}: {name or kind.__name__} would drop rescale_betas_zero_snr, with which it was "
-            f"trained; choose --scheduler {able}"
+            f"trained; choose --scheduler {able}, and for a dataset or a run that was begun with another, a new "
+            "--output"
         )
     predicts = config.get("prediction_type", "epsilon")
     if name is not None and predicts not in PREDICTIONS[name]:
@@ -201,16 +225,3 @@ def _refuse_lost_signal(scheduler: Any, checkpoint: str) -> None:
             "network predicts epsilon; correct its scheduler_config.json: with rescale_betas_zero_snr, prediction_type "
             "is v_prediction"
         )
-
-
-def _load(where: str, dtype: torch.dtype) -> Any:
-    """diffusers' pipeline, without the safety checker."""
-    parts = {part: load_model(kind, where, dtype, subfolder=part) for part, kind in MODELS.items()}
-    return StableDiffusionPipeline.from_pretrained(
-        where,
-        use_safetensors=True,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-        **parts,
-    )

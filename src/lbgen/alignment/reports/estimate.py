@@ -1,0 +1,158 @@
+"""`lbgen align --plan`: what a run would make and cost, from its configuration and two updates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lbgen.alignment.checkpoint import Progress, initial_progress, saved_progress
+from lbgen.alignment.config import AlignConfig
+from lbgen.alignment.reports.lines import updates
+from lbgen.alignment.run import ensure_can_begin, ensure_output, is_finished, start_accelerator, system_errors
+from lbgen.runs.console import SIZES, TIMES, counted, device_name, in_units, peak_memory, table
+from lbgen.vocabulary.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+LONGEST_UPDATE = 60.0
+"""Seconds. Where the first update takes longer, with all that happens only once, no second one is measured."""
+
+
+@dataclass(frozen=True)
+class AlignEstimate:
+    updates: int
+    """Updates of the adapter that are still to be made."""
+    sampled_images: int
+    """Images that are sampled without gradient: warm-up, evaluations and the bank of the independence term."""
+    seconds_per_update: float | None
+    """Measured; None if nothing is to be made."""
+    seconds_per_image: float | None
+    """Of sampling without gradient, in one process."""
+    bytes_of_memory: int | None
+    """Peak of one process: of the GPU's memory, or of the process's where there is no GPU."""
+    device: str
+
+    @property
+    def hours(self) -> float | None:
+        """Wall time of the run, without loading models and writing checkpoints."""
+        if self.seconds_per_update is None or self.seconds_per_image is None:
+            return None
+        return (self.updates * self.seconds_per_update + self.sampled_images * self.seconds_per_image) / 3600
+
+
+def plan_align(config: AlignConfig) -> AlignEstimate:
+    """Print and return what `align(config)` would do and cost; nothing is written.
+
+    One or two updates and one batch without gradient are made to measure them. Raises UserError where `align` would
+    before its first update.
+
+    >>> import lbgen
+    >>> estimate = lbgen.plan_align(lbgen.AlignConfig.from_recipe("independent"))
+    """
+    ensure_output(config)
+    with system_errors(config):
+        vocabulary, resumed = ensure_can_begin(config)
+        accelerator = start_accelerator(config)
+        processes = accelerator.num_processes
+        progress = initial_progress(config, vocabulary, processes) if resumed is None else saved_progress(resumed)
+        measured = None if is_finished(config, resumed) else measure(config, vocabulary, accelerator, resumed)
+    estimate = AlignEstimate(
+        updates=max(0, config.max_steps - progress.step),
+        sampled_images=sampled_images(config, vocabulary, progress),
+        seconds_per_update=measured and measured[0],
+        seconds_per_image=measured and measured[1],
+        bytes_of_memory=measured and measured[2],
+        device=device_name(accelerator.device),
+    )
+    if accelerator.is_main_process:
+        print(as_text(estimate, config, vocabulary, progress, processes))
+    return estimate
+
+
+def sampled_images(config: AlignConfig, vocabulary: Vocabulary, progress: Progress) -> int:
+    """Images that one process, the main one, samples without gradient in the rest of the run."""
+    from lbgen.alignment.independence.bank import bank_images  # late: imports torch
+
+    warmup = (config.discriminator_warmup_steps - progress.warmup) * config.batch_size
+    bank = 0
+    if config.independence_weight > 0 and not (progress.step or progress.warmup):
+        share = config.batch_size / progress.images_per_update
+        bank = round(share * len(bank_images(config.independence_bank, len(vocabulary))))
+    return warmup + evaluations(config, progress.step) * config.evaluation_images + bank
+
+
+def evaluations(config: AlignConfig, done: int) -> int:
+    """Evaluations after `done` updates: at the start of a run, at every `evaluate_every`-th update and at the end."""
+    every = config.evaluate_every or config.max_steps
+    regular = config.max_steps // every - done // every
+    last = 1 if config.max_steps % every and done < config.max_steps else 0
+    return regular + last + (done == 0)
+
+
+def measure(
+    config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator, resumed: Path | None
+) -> tuple[float, float, int]:
+    """Seconds of an update, seconds of one image without gradient, and peak memory in bytes.
+
+    The independence term is left out: it costs little in an update (docs/independence.md), and its bank would be made.
+    """
+    import torch  # late, as are all that import it
+
+    from lbgen.alignment.loop import training_images, training_step
+    from lbgen.alignment.state import TrainingState
+
+    others = sum(config.weights.values()) - config.independence_weight - config.base_weight
+    config = replace(config, individual_weight=config.individual_weight if others else 1.0, independence_weight=0.0)
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(accelerator.device)
+    state = TrainingState(config, vocabulary, accelerator, resumed)
+    batch_index = state.progress.batch_index
+
+    def sample() -> None:
+        with torch.no_grad(), accelerator.autocast():
+            training_images(state, batch_index)
+
+    update = timed(lambda: training_step(state, batch_index), accelerator)
+    if update < LONGEST_UPDATE:
+        update = timed(lambda: training_step(state, batch_index + 1), accelerator)
+    return update, timed(sample, accelerator) / config.batch_size, peak_memory(accelerator.device)
+
+
+def timed(work: Callable[[], object], accelerator: Accelerator) -> float:
+    """Seconds until the device has done the work."""
+    import torch
+
+    began = time.perf_counter()
+    work()
+    if accelerator.device.type == "cuda":
+        torch.cuda.synchronize(accelerator.device)
+    return time.perf_counter() - began
+
+
+def as_text(
+    estimate: AlignEstimate, config: AlignConfig, vocabulary: Vocabulary, progress: Progress, processes: int
+) -> str:
+    """The lines that `lbgen align --plan` prints."""
+    prompt = vocabulary.texts(config.prompt_template)[0]
+    steps = f"{config.steps} {config.scheduler} steps, {config.differentiated_steps} of them with gradient"
+    rows = [
+        ("prompt", f'"{prompt}", of the first of {len(vocabulary):,} categories, id {vocabulary[0].id}'),
+        ("steps", f"{steps}, guidance {config.guidance_scale:g}"),
+        ("update", counted(progress.images_per_update, "image")),
+        ("updates", updates(config) + (f"; {progress.step:,} of them are made" if progress.step else "")),
+    ]
+    if estimate.hours is None or estimate.seconds_per_update is None or estimate.bytes_of_memory is None:
+        return table([*rows, ("to make", "nothing")])
+    where = "GPU memory" if estimate.device.partition(",")[0] != "CPU" else "memory"
+    devices = "one such device" if processes == 1 else f"{processes} such devices"
+    rows += [
+        ("besides", f"{counted(estimate.sampled_images, 'image')} to evaluate, warm up and compare with, no gradient"),
+        ("speed", f"{in_units(estimate.seconds_per_update, TIMES)} an update, measured here ({estimate.device})"),
+        ("time", f"{in_units(estimate.hours * 3600, TIMES)} of {devices}"),
+        ("memory", f"{in_units(estimate.bytes_of_memory, SIZES)} of {where} a process, measured"),
+    ]
+    return table(rows)

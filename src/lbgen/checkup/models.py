@@ -1,0 +1,99 @@
+"""Where the models that a run would load are: in lbgen, in a folder, in the hub's cache, or still on the hub."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+from lbgen.errors import UserError
+from lbgen.models.registry import (
+    GENERATORS,
+    MICROWORLD,
+    SEMANTICS,
+    ensure_generator,
+    ensure_quality,
+    ensure_semantics,
+    q_align_location,
+    resolve,
+)
+from lbgen.runs.console import SIZES, in_units
+from lbgen.runs.model_folder import INDEX, SAFETY_CHECKER, part_names, weight_files
+
+DOWNLOADS = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": 4.27e9,
+    "openai/clip-vit-large-patch14": 1.71e9,
+    "google/siglip-base-patch16-224": 0.81e9,
+    "stabilityai/stable-diffusion-xl-base-1.0": 13.9e9,
+    "q-future/one-align": 15.4e9,
+}
+"""Hub id -> bytes of the weights that lbgen loads: parameters times 4, of Q-Align times 2."""
+
+
+@dataclass(frozen=True)
+class Model:
+    kind: str
+    name: str
+    state: str
+    """Where it is, for people."""
+    fault: str | None = None
+    """Why it cannot be loaded."""
+    download: float | None = None
+    """Bytes that loading it would fetch from the hub, 0 if that is not known; None if it is here."""
+
+
+def find_generator(name: str) -> Model:
+    return _find("generator", name, resolve(name, GENERATORS))
+
+
+def find_semantics(name: str) -> Model:
+    return _find("language space", name, resolve(name, SEMANTICS))
+
+
+def find_quality(name: str) -> list[Model]:
+    """The scorer's model; none for a scorer without weights of its own."""
+    where = q_align_location(name)
+    return [_find("scorer", name, where)] if where is not None else []
+
+
+ENSURE = {"generator": ensure_generator, "language space": ensure_semantics, "scorer": ensure_quality}
+
+
+def _find(kind: str, name: str, where: str) -> Model:
+    if os.path.exists(where):
+        try:
+            ENSURE[kind](name)
+        except UserError as error:
+            return Model(kind, name, "it cannot be loaded", fault=str(error))
+        return Model(kind, name, "comes with lbgen" if Path(where).is_relative_to(MICROWORLD) else f"folder {where}")
+    try:
+        snapshot = Path(snapshot_download(where, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError) as error:
+        if isinstance(error, HFValidationError):
+            return Model(kind, name, "no such folder", fault=f"{kind} {name}: no such folder, and no hub id")
+        return _on_hub(kind, name, where, "not downloaded yet")
+    if not _is_whole(kind, snapshot):
+        return _on_hub(kind, name, where, "downloaded in part")
+    return Model(kind, name, f"in the hub's cache, {in_units(_bytes_of(snapshot), SIZES)} at {snapshot}")
+
+
+def _on_hub(kind: str, name: str, where: str, what: str) -> Model:
+    size = DOWNLOADS.get(where)
+    shown = f"about {in_units(size, SIZES)}" if size else "whose size only the hub knows"
+    return Model(kind, name, f"{what}; a run downloads {where} from the hub, {shown}", download=size or 0.0)
+
+
+def _is_whole(kind: str, snapshot: Path) -> bool:
+    """Whether the cached snapshot holds the weights of every part that is loaded."""
+    if kind == "generator" and not (snapshot / INDEX).is_file():
+        return False
+    parts = [snapshot / part for part in part_names(snapshot) if part not in SAFETY_CHECKER]
+    with_weights = [part for part in parts if part.name in ("unet", "vae", "transformer") or "encoder" in part.name]
+    return all(weight_files(part) for part in with_weights or [snapshot])
+
+
+def _bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,43 @@
+"""The docstring of a config class, for `help()`: its own text, and that of every field, inherited ones included."""
+
+import dataclasses
+import inspect
+import textwrap
+import typing
+from typing import Any
+
+from lbgen.configuration.flags import field_help
+from lbgen.configuration.recipes import is_required
+
+WIDTH = 100
+
+
+class Documentation:
+    """Stands in for a class's `__doc__`. The fields' texts are read from the source when someone asks for them."""
+
+    def __init__(self, summary: str | None) -> None:
+        self.summary = summary
+
+    def __get__(self, instance: object, owner: Any) -> str | None:
+        made = "__match_args__" in vars(owner)  # set by `dataclass` after it has looked for a docstring
+        return (
+            f"{inspect.cleandoc(self.summary)}\n\n{described_fields(owner)}" if made and self.summary else self.summary
+        )
+
+
+def described_fields(config_class: Any) -> str:
+    """Every field with its type, default and text, under the headings of `--help`."""
+    hints, helps = typing.get_type_hints(config_class), field_help(config_class)
+    lines, heading = [], ""
+    for field in [field for field in dataclasses.fields(config_class) if field.name in helps]:
+        if helps[field.name].heading != heading:
+            heading = helps[field.name].heading
+            lines += [f"{heading}:"]
+        default = "" if is_required(field) else f" = {_default(field)!r}"
+        lines += [f"  {field.name}: {inspect.formatannotation(hints[field.name])}{default}"]
+        lines += textwrap.wrap(helps[field.name].text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

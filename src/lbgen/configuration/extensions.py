@@ -1,0 +1,93 @@
+"""What others add to lbgen without changing it: loss terms, quality scorers, language spaces, generator families.
+
+An extension has a name in a group. `register` adds an object in this process; an installed distribution adds one in
+every process, by an entry point of the group `lbgen.GROUP`. A name that lbgen has itself stays lbgen's.
+"""
+
+from collections.abc import Container, Iterable, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, get_args
+
+from lbgen.errors import UserError
+
+Group = Literal["families", "semantics", "quality", "terms"]
+REGISTERED: dict[str, dict[str, Any]] = {group: {} for group in get_args(Group)}
+"""Group -> name -> what was registered in this process."""
+
+
+def register(group: Group, name: str, extension: Any) -> None:
+    """Add an extension in this process, under a name that a configuration may then give; docs/extend.md says more.
+
+    group: "terms", a function of a `Batch` of B images that returns a scalar; "quality", a scorer or a function that
+    makes one for the run's language space; "semantics", a function of (device, dtype) that makes a language space;
+    "families", a class of generators, by the `_class_name` in their model_index.json.
+
+    A second call with the same name replaces the first. Other processes, such as `--workers 2`, do not see it: install
+    an entry point for them. Raises UserError for a group that does not exist, and for what cannot be called.
+
+    >>> import lbgen
+    >>> def darkness(batch: lbgen.Batch):
+    ...     return batch.images.mean()  # images (B, 3, H, W), about 0 to 1
+    >>> lbgen.register("terms", "darkness", darkness)
+    >>> config = lbgen.AlignConfig(extra_terms=("darkness=0.1",))
+    """
+    if group not in REGISTERED:
+        raise UserError(f"register: {group} is no group of extensions; give one of {', '.join(REGISTERED)}")
+    if not name or not (callable(extension) or (group == "quality" and hasattr(extension, "score"))):
+        raise UserError(f"register: {name or 'an empty name'} in {group}: give a name and a function or a class")
+    REGISTERED[group][name] = extension
+
+
+def find(group: Group, name: str, own: Mapping[str, Any]) -> Any | None:
+    """What `name` stands for: lbgen's own entry in the table `own`, else the extension, else None."""
+    if name in own or name in REGISTERED[group]:
+        return own[name] if name in own else REGISTERED[group][name]
+    point = _entry_point(group, name)
+    if point is None:
+        return None
+    try:
+        return point.load()
+    except Exception as error:  # whatever the import of someone else's module raises
+        raise UserError(
+            f'{_distribution(point)}, entry point "{name}" of lbgen.{group}: it cannot be loaded '
+            f"({type(error).__name__}: {error}); repair that package or uninstall it"
+        ) from error
+
+
+def is_extension(group: Group, name: str, own: Container[str]) -> bool:
+    """Whether an extension has this name; it is not loaded."""
+    return name not in own and (name in REGISTERED[group] or _entry_point(group, name) is not None)
+
+
+def names(group: Group, own: Iterable[str]) -> str:
+    """All names of a group, lbgen's own first, for messages."""
+    installed = {point.name for point in entry_points(group=f"lbgen.{group}")}
+    return ", ".join(dict.fromkeys([*own, *sorted(installed | set(REGISTERED[group]))]))
+
+
+def origin(group: Group, name: str, own: Container[str]) -> str | None:
+    """Where an extension comes from, for records: "DISTRIBUTION VERSION", or the object that was registered.
+
+    None for a name that is no extension.
+    """
+    if name in own:
+        return None
+    if name in REGISTERED[group]:
+        extension = REGISTERED[group][name]
+        named = extension if hasattr(extension, "__qualname__") else type(extension)
+        return f"registered {named.__module__}.{named.__qualname__}"
+    point = _entry_point(group, name)
+    return None if point is None else _distribution(point)
+
+
+def _entry_point(group: Group, name: str) -> EntryPoint | None:
+    """The entry point of this name; UserError where two distributions have it."""
+    found = list({point.value: point for point in entry_points(group=f"lbgen.{group}", name=name)}.values())
+    if len(found) > 1:
+        who = " and ".join(sorted(map(_distribution, found)))
+        raise UserError(f"{name}: {who} both have it in lbgen.{group}; uninstall one of them")
+    return found[0] if found else None
+
+
+def _distribution(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value

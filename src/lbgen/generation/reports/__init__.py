@@ -1,0 +1,1 @@
+"""What a generation run says of itself."""

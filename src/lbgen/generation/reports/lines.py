@@ -1,0 +1,57 @@
+"""What `lbgen generate` says when it begins and when it has finished."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from lbgen.configuration import saved
+from lbgen.configuration.yaml_lines import yaml_text
+from lbgen.generation.config import GenerateConfig, approximations
+from lbgen.generation.inputs import training_differences
+from lbgen.generation.plan import Plan
+from lbgen.generation.screening.balance import prompt
+from lbgen.models.registry import SEMANTICS
+from lbgen.runs.console import counted, is_verbose, say, table
+from lbgen.runs.identity import versions
+
+
+def trajectory_lines(config: GenerateConfig, plan: Plan) -> list[tuple[str, str]]:
+    """What is asked of the generator."""
+    first = plan.shard(config.split, 0)[0]
+    return [
+        ("prompt", f'"{prompt(config, first.category.name, first.target_values)}", of the first image'),
+        ("steps", f"{config.steps} {config.scheduler} steps, guidance {config.guidance_scale:g}"),
+    ]
+
+
+def say_opening(config: GenerateConfig, plan: Plan, missing: Sequence[int], device: str) -> None:
+    """What the run will make, and where it goes on if it was begun before.  missing: its shards."""
+    images, made = plan.images(config.split), sum(plan.shard_images(config.split, shard) for shard in missing)
+    shards = counted(plan.shards(config.split), "shard")
+    part = "" if config.part is None else f", part {config.part[0]} of {config.part[1]}"
+    rows = [
+        ("generator", f"{config.generator}, {f'adapter {config.adapter}' if config.adapter else 'no adapter'}"),
+        *trajectory_lines(config, plan),
+        ("checks", ", ".join(config.checks) or "none"),
+        ("categories", f'{len(plan.categories):,} of {config.vocabulary}, the first is "{plan.categories[0].name}"'),
+        ("images", f"{images:,} in {shards}, {config.format}, {config.image_format}"),
+        ("output", f"{config.output}, split {config.split}{part}"),
+        ("device", f"{device}, {config.precision}"),
+    ]
+    say(table(rows))
+    if is_verbose():
+        say(f"versions: {', '.join(versions())}\n{yaml_text(saved.plain(config))}")
+    if used := approximations(config):
+        say(f"approximated: {'; '.join(used)}")
+    if differences := training_differences(config, plan.categories):
+        say(f"not as the adapter was trained: {'; '.join(differences)}")
+    if made < images:
+        say(f"going on from image {images - made:,} of {images:,}")
+
+
+def next_command(config: GenerateConfig) -> str:
+    """The audit of the finished dataset, in the language space of the generator's name, if there is one."""
+    space = ["--semantics", config.generator] if config.generator in SEMANTICS else []
+    name = config.output.rstrip("/").rpartition("/")[2]
+    return shlex.join(["lbgen", "audit", config.output, *space, "--output", f"audits/{name}"])

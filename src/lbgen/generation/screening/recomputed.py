@@ -1,0 +1,104 @@
+"""Scores that follow from stored images and hashes without a model, computed again and compared with the index.
+
+The spread of brightness and the perceptual hash follow from the pixels that were judged. Only PNG at the size of the
+generator holds these; other files hold them approximately, and are not compared. Distances to near-duplicates follow
+from the hashes of a split. All other scores need the language space or the safety checker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from io import BytesIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from lbgen.datasets.index import Row
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.plan import Plan
+from lbgen.generation.screening.consistency import ROUNDING
+from lbgen.generation.shard_rows import read_rows
+from lbgen.metrics.near_duplicates import NO_PAIR, Hashes, distances, frequencies, hash_bits
+from lbgen.metrics.pixels import LUMA
+from lbgen.runs.storage import Store
+
+MOST_PIXELS = 2**25
+"""Of an image that is decoded: 100 MB."""
+LEVEL = 0.02
+"""Rounding of an image's frequencies on another device: a hash's bit within this of the median may be either."""
+
+
+def wrong_pixel_column(content: bytes, row: Row, config: GenerateConfig) -> str | None:
+    """The first column of a row that contradicts the pixels of its image; None if all agree.
+
+    Raises one of lbgen.generation.workers.encode.UNREADABLE for an image that cannot be decoded.
+    """
+    with Image.open(BytesIO(content), formats=[config.image_format]) as image:
+        if image.width * image.height > MOST_PIXELS:
+            return None
+        levels = torch.tensor(np.asarray(image.convert("RGB")))  # (H, W, 3)
+    brightness = (levels / 255) @ torch.tensor(LUMA)  # (H, W) in [0, 1]
+    if "blank" in config.screen and abs(row.scores["deviation"] - float(brightness.std(correction=0))) > ROUNDING:
+        return "deviation"
+    if "duplicate" in config.screen and not _is_hash_of(row.perceptual_hash, brightness):
+        return "perceptual_hash"
+    return None
+
+
+def _is_hash_of(recorded: str | None, brightness: torch.Tensor) -> bool:
+    """Whether every bit is that of the image, except where rounding decides.  brightness: (H, W)."""
+    found = frequencies(brightness[None])[0]  # (64,)
+    above = found - np.median(found)
+    return recorded is not None and not (((above > 0) != hash_bits(int(recorded, 16))) & (abs(above) > LEVEL)).any()
+
+
+# ---- distances to near-duplicates ----
+
+
+def wrong_duplicate_columns(
+    store: Store, config: GenerateConfig, plan: Plan, split: str
+) -> Iterator[tuple[int, str, str]]:
+    """Shard, key and column of images of a compared split whose distance does not follow from the hashes.
+
+    The distance is that to the nearest accepted image before it in its category, or to another one with a near hash,
+    which may be nearer by its features.
+    """
+    rows = [
+        row
+        for shard in range(plan.shards(split))
+        for row in map(_slim, read_rows(store, config, plan, split, shard)[0])
+    ]
+    labels = np.array([row.label for row in rows], np.int64)
+    order = np.argsort(labels, kind="stable")
+    for numbers in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
+        images = [rows[number] for number in numbers]
+        hashes = np.array([int(row.perceptual_hash or "", 16) for row in images], np.uint64)
+        accepted = np.array([not row.failed for row in images], bool)
+        recorded = np.array([row.scores.get("duplicate_bits", NO_PAIR) for row in images])
+        are_right, has_near = _right_distances(hashes, accepted, recorded, config.duplicate_bits)
+        for row, is_right, near in zip(images, are_right, has_near, strict=True):
+            if not is_right:
+                yield row.shard, row.key, "duplicate_bits"
+            elif near != ("duplicate_cosine" in row.scores):
+                yield row.shard, row.key, "duplicate_cosine"
+
+
+def _slim(row: Row) -> Row:
+    """A row without the texts that take most of its memory."""
+    return replace(row, prompt="", file="", sha256="", name="")
+
+
+def _right_distances(
+    hashes: Hashes, accepted: NDArray[np.bool_], recorded: NDArray[np.float64], near_bits: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(N,) whether each recorded distance is right, and (N,) whether an accepted image before has a near hash."""
+    right, near = np.zeros(len(hashes), bool), np.zeros(len(hashes), bool)
+    for rows, bits in distances(hashes):
+        usable = np.where(accepted, bits, NO_PAIR)  # (n, N)
+        own, nearest = recorded[rows], usable.min(axis=1)
+        near[rows] = nearest <= near_bits
+        right[rows] = (own == nearest) | ((own <= near_bits) & (usable == own[:, None]).any(axis=1))
+    return right, near

@@ -1,0 +1,157 @@
+"""What is drawn of an unfinished shard, so that a run which ended in the middle of it does not draw it again.
+
+A shard is drawn batch by batch, and which images a batch holds follows from the batches before it. Beside the images in
+the staging folder lies a file for each batch: its images, the verdicts on them, the hashes of those that were kept. The
+next run takes batches over as long as they hold the images that it would draw and the files have these hashes; it draws
+from the first one on that does not. So nothing has to be written in a certain order or flushed, and a shard ends with
+the same bytes whether and wherever it was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from lbgen.datasets.index import Row
+from lbgen.generation.plan import PlannedImage
+from lbgen.runs import atomic
+from lbgen.runs.parsing import Malformed, Name, Text, Whole, parse_json
+from lbgen.runs.store import UNFINISHED, Store
+
+EARLIER = ".earlier"
+"""Suffix of the folder from which a worker takes batches over."""
+
+
+@dataclass
+class DrawnImage:
+    """An attempt at an image, and the verdict on it."""
+
+    key: Name
+    attempt: Whole
+    reasons: list[Name]
+    """The checks that it failed."""
+    scores: dict[Name, float]
+    found: list[Text]
+    """The detected value of each balanced attribute."""
+    perceptual_hash: Name | None
+    sha256: Name | None = None
+    """Of its file, beside this one; None for an image that was not kept."""
+
+
+class Journal:
+    """The batches of one shard, those of an earlier run and those of this one."""
+
+    def __init__(self, folder: Path, earlier: Path | None) -> None:
+        """folder: the shard's own, new and empty.  earlier: the one that an earlier run left."""
+        self.folder, self.earlier, self.batches = folder, earlier, 0
+
+    def take(self, batch: Sequence[PlannedImage]) -> list[DrawnImage] | None:
+        """The next batch as an earlier run drew it, with its files moved here; None if it has to be drawn."""
+        self.batches += 1
+        if self.earlier is None:
+            return None
+        drawn = _read(self.earlier / _file(self.batches))
+        if drawn is None or not _is_of(drawn, batch, self.earlier):
+            self.earlier = None
+            return None
+        for name in [*(image.key for image in drawn if image.sha256 is not None), _file(self.batches)]:
+            os.replace(self.earlier / name, self.folder / name)
+        return drawn
+
+    def path(self) -> Path:
+        """The file of the batch that was asked for last."""
+        return self.folder / _file(self.batches)
+
+
+def write(path: Path, drawn: Sequence[DrawnImage], rows: Sequence[Row]) -> None:
+    """Record a batch whose kept images are encoded beside the file.  rows: of those, with their hashes."""
+    hashes = {row.key: row.sha256 for row in rows}
+    for image in drawn:
+        image.sha256 = hashes.get(image.key)
+    atomic.write_new(path, msgspec.json.encode(drawn))
+
+
+def _file(number: int) -> str:
+    return f"batch-{number:06d}.json"  # no image has this name: a key ends with its index
+
+
+def _read(path: Path) -> list[DrawnImage] | None:
+    """The batch in a file; None if there is none, or it was cut off or changed."""
+    try:
+        return parse_json(_content(path), list[DrawnImage])
+    except (OSError, Malformed):
+        return None
+
+
+def _content(path: Path) -> bytes:
+    """Of a regular file, never of what a link points to."""
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise atomic.Unreadable("it is not a regular file")
+    return atomic.read_bounded(path, atomic.LARGEST_FILE)
+
+
+def _is_of(drawn: Sequence[DrawnImage], batch: Sequence[PlannedImage], folder: Path) -> bool:
+    """Whether this is the batch, and the files of its images are there, as they were written."""
+    if [(image.key, image.attempt) for image in drawn] != [(image.key, image.attempt) for image in batch]:
+        return False
+    if any(image.sha256 is None and not image.reasons for image in drawn):
+        return False
+    try:
+        kept = [image for image in drawn if image.sha256 is not None]
+        return all(hashlib.sha256(_content(folder / image.key)).hexdigest() == image.sha256 for image in kept)
+    except OSError:
+        return False
+
+
+# ---- from one run to the next ----
+
+
+def collect(store: Store, shards: Collection[str], every: bool) -> None:
+    """Put aside what workers of an earlier run left of these shards, and remove all else that they left.
+
+    every: of all workers; otherwise of this one and its processes.
+    """
+    staging = store.staging
+    root = staging.parent
+    workers = root.glob("*") if every else [staging, *root.glob(f"{staging.name}.*")]
+    for worker in sorted(path for path in workers if path.name != UNFINISHED):
+        for folder in sorted(_real_folders(worker)):
+            if (shard := folder.name.removesuffix(EARLIER)) in shards:
+                _move_files(folder, root / UNFINISHED / shard)
+        atomic.remove_tree(worker)
+
+
+def claim(store: Store, shard: str) -> Path | None:
+    """Make what an earlier run left of a shard this worker's own; None if there is nothing."""
+    left, own = store.staging.parent / UNFINISHED / shard, store.staging / f"{shard}{EARLIER}"
+    if left.parent.is_symlink() or left.is_symlink() or not left.is_dir():
+        return None
+    store.stage()
+    atomic.remove_tree(own)
+    try:
+        os.rename(left, own)
+    except OSError:  # another worker has it, or something is in the way
+        return None
+    return own
+
+
+def _real_folders(folder: Path) -> Iterator[Path]:
+    if not folder.is_symlink() and folder.is_dir():
+        yield from (path for path in folder.iterdir() if not path.is_symlink() and path.is_dir())
+
+
+def _move_files(source: Path, target: Path) -> None:
+    """Move the regular files of a folder to another one; links stay behind."""
+    for folder in (target.parent, target):
+        if folder.is_symlink():
+            folder.unlink()
+        folder.mkdir(exist_ok=True)
+    for path in source.iterdir():
+        if stat.S_ISREG(path.lstat().st_mode):
+            os.replace(path, target / path.name)

@@ -1,0 +1,193 @@
+"""What a run tells its user: lines on standard output, progress and warnings on standard error.
+
+This is the one place that decides what is shown. With --quiet there are only results that were asked for, warnings and
+errors; with --verbose there is a line for every step. Progress is a bar in a terminal, and elsewhere plain lines at
+growing intervals, because a log keeps every carriage return.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from tqdm import tqdm
+
+from lbgen.errors import printable
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+FIRST_LINE, LONGEST_PAUSE = 5.0, 300.0
+"""Seconds to the first plain line of progress; the pause between lines doubles from there up to the longest."""
+TIMES = {"hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
+SIZES = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
+
+
+class Verbosity(IntEnum):
+    QUIET = 0
+    NORMAL = 1
+    VERBOSE = 2
+
+
+@dataclass
+class _Shown:
+    verbosity: Verbosity = Verbosity.NORMAL
+    heading: str = ""
+    """Printed before the first line, once."""
+
+
+_shown = _Shown()
+
+
+@contextmanager
+def showing(verbosity: Verbosity, heading: str = "") -> Iterator[None]:
+    """Show this much within the context; `heading` comes before the first line that is said."""
+    before = _shown.verbosity, _shown.heading
+    _shown.verbosity, _shown.heading = verbosity, heading
+    try:
+        yield
+    finally:
+        _shown.verbosity, _shown.heading = before
+
+
+def is_verbose() -> bool:
+    return _shown.verbosity == Verbosity.VERBOSE
+
+
+# ---- lines ----
+
+
+def say(text: str) -> None:
+    """Lines on standard output about the run; none with --quiet."""
+    if _shown.verbosity == Verbosity.QUIET:
+        return
+    lines = [_shown.heading] * bool(_shown.heading) + text.splitlines()
+    _shown.heading = ""
+    tqdm.write("\n".join(map(printable, lines)), file=sys.stdout)
+    sys.stdout.flush()  # a log shows where the run is
+
+
+def result(text: str) -> None:
+    """A line on standard output that was asked for, also with --quiet: what a comparison found."""
+    tqdm.write(text, file=sys.stdout)
+
+
+def warn(text: str) -> None:
+    """A line on standard error, also with --quiet."""
+    tqdm.write(f"lbgen: {printable(text)}", file=sys.stderr)
+
+
+def table(rows: Sequence[tuple[str, str]]) -> str:
+    """Names in a column, what they are beside it."""
+    width = max(len(name) for name, _ in rows) + 2
+    return "\n".join(f"{name:{width}}{value}" for name, value in rows)
+
+
+# ---- progress ----
+
+
+class Progress:
+    """Progress through a number of steps: a bar in a terminal, plain lines at growing intervals elsewhere."""
+
+    def __init__(
+        self, name: str, total: int | None, unit: str, *, done: int = 0, leave: bool = True, shown: bool = True
+    ) -> None:
+        """unit: what is counted, in the plural.  leave: whether the end is shown; off a terminal a
+        short task shows nothing.  shown: whether anything is."""
+        self.name, self.total, self.unit, self.done, self.leave = name, total, unit, done, leave
+        self.shown = shown and _shown.verbosity > Verbosity.QUIET and (total is None or done < total)
+        in_terminal = sys.stderr.isatty()
+        self.plain = self.shown and not in_terminal
+        self.bar = tqdm(
+            desc=name, total=total, initial=done, unit=f" {unit}", dynamic_ncols=True, leave=leave,
+            disable=not self.shown or not in_terminal,
+        )  # fmt: skip
+        self.began, self.first, self.note = time.monotonic(), done, ""
+        self.pause = FIRST_LINE
+        self.next_line = self.began + self.pause
+
+    def advance(self, number: int = 1, note: str = "") -> None:
+        """Count steps; `note` says more of where the run is, until the next one."""
+        self.done, self.note = self.done + number, note or self.note
+        if note:
+            self.bar.set_postfix_str(note, refresh=False)
+        self.bar.update(number)
+        now = time.monotonic()
+        if self.plain and (is_verbose() or now >= self.next_line) and self.done != self.total:
+            self._print_line(now)
+            self.pause = min(2 * self.pause, LONGEST_PAUSE)
+            self.next_line = now + self.pause
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.bar.close()
+        now = time.monotonic()
+        if self.plain and self.leave and kind is None and (is_verbose() or now - self.began >= FIRST_LINE):
+            self._print_line(now)
+
+    def _print_line(self, now: float) -> None:
+        total = "" if self.total is None else f" of {self.total:,}"
+        parts = [f"{self.name}: {self.done:,}{total} {self.unit}"]
+        seconds, made = now - self.began, self.done - self.first
+        if made > 0 and self.total is not None and self.done < self.total:
+            parts.append(f"{in_units(seconds / made * (self.total - self.done), TIMES)} left")
+        elif self.done == self.total:
+            parts.append(f"in {in_units(seconds, TIMES)}")
+        tqdm.write(printable(", ".join([*parts, self.note] if self.note else parts)), file=sys.stderr)
+        sys.stderr.flush()
+
+
+def tracked(
+    steps: Iterable[T], name: str, total: int | None, unit: str, *, leave: bool = True, shown: bool = True
+) -> Iterator[T]:
+    """The steps, one after the other, with their progress."""
+    with Progress(name, total, unit, leave=leave, shown=shown) as progress:
+        for step in steps:
+            yield step
+            progress.advance()
+
+
+# ---- numbers for people ----
+
+
+def in_units(value: float, units: Mapping[str, float]) -> str:
+    """Three significant digits in the largest unit that gives 1 or more, otherwise in the smallest unit."""
+    name, size = next((pair for pair in units.items() if value >= pair[1]), list(units.items())[-1])
+    number = value / size
+    shown = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+    return f"{shown} {name.removesuffix('s') if shown == '1' else name}"
+
+
+def counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+# ---- the device ----
+
+
+def device_name(device: torch.device | str) -> str:
+    import torch  # late: slow
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {counted(torch.get_num_threads(), 'thread')}"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process has had on a GPU since its counter was set back, or in all on a CPU."""
+    import torch  # late: slow
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,103 @@
+"""Sizes of Parquet pages against the footer that pyarrow writes, and against files whose footer lies."""
+
+import io
+import json
+from contextlib import suppress
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lbgen.datasets import index, listed, tables
+from lbgen.datasets.open import open_dataset
+from lbgen.datasets.parquet_pages import read_table, unpacked_size
+from lbgen.errors import UserError
+from lbgen.runs.store import LocalStore
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy", "gzip", "zstd"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_sizes_are_those_of_the_footer(codec, version, dictionary):
+    """The footer counts the headers of pages too, of at most 100 bytes each here."""
+    texts = [f"{number % 97:05d}" * 20 for number in range(5000)]
+    table = pa.table({"text": texts, "list": [[text, None] for text in texts], "number": np.arange(5000) / 7})
+    stream = io.BytesIO()
+    options = {"data_page_version": version, "use_dictionary": dictionary, "data_page_size": 2**14}
+    pq.write_table(table, stream, compression=codec, row_group_size=2000, write_page_checksum=True, **options)
+    metadata = pq.read_metadata(stream)
+    for group in range(metadata.num_row_groups):
+        columns = [metadata.row_group(group).column(number) for number in range(3)]
+        expected = sum(column.total_uncompressed_size for column in columns)
+        assert 0.9 * expected < unpacked_size(memoryview(stream.getvalue()), metadata, group) < expected
+    assert read_table(stream.getvalue(), 2**24).equals(table)
+
+
+def varint(number: int, length: int = 0) -> bytes:
+    """As Thrift writes a whole number, with more bytes than are needed where `length` asks for them."""
+    number, pieces = number << 1, []
+    while number or len(pieces) < max(1, length):
+        pieces.append(number & 127)
+        number >>= 7
+    return bytes([*(piece | 128 for piece in pieces[:-1]), pieces[-1]])
+
+
+def lying(table: pa.Table) -> bytes:
+    """A Parquet file whose footer says that the table has 1,000 bytes unpacked."""
+    stream = io.BytesIO()
+    pq.write_table(table, stream, compression="zstd", use_dictionary=False, write_statistics=False)
+    content, metadata = stream.getvalue(), pq.read_metadata(stream)
+    group = metadata.row_group(0)
+    sizes = {group.total_byte_size, group.column(0).total_uncompressed_size}
+    footer = content.rindex(b"PAR1") - 4 - metadata.serialized_size
+    for size in sizes:
+        content = content[:footer] + content[footer:].replace(varint(size), varint(1000, len(varint(size))))
+    assert pq.read_metadata(io.BytesIO(content)).row_group(0).total_byte_size == 1000
+    return content
+
+
+def test_a_footer_that_lies_is_not_believed(tmp_path, monkeypatch):
+    """64 MB in a file of 10 kB; with the bound as it is, the file would take a gigabyte in this test."""
+    monkeypatch.setattr(tables, "MOST_UNPACKED", 2**20)
+    (tmp_path / "x.parquet").write_bytes(lying(pa.table({"image": [bytes(2**26)], "label": [0]})))
+    with pytest.raises(ValueError, match="row group 0 grows to 67,108,"):
+        list(tables.batches(tmp_path / "x.parquet", ["image", "label"]))
+
+
+def part(rows: list[dict], **options) -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, index.SCHEMA), stream, compression="zstd", **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_a_part_of_the_index_is_not_unpacked_without_bound(tmp_path, dictionary):
+    """One text of 60 MB, once; or one of 2 MB that stands once in the file and in all of 40 rows."""
+    row = index.Row("a", "a", 0, "a", 0, 0, "train", 0, "a_00000", "a.png", "0").to_plain()
+    rows = [row | {"prompt": "x" * 2**21}] * 40 if dictionary else [row | {"prompt": "x" * (60 * 2**20)}]
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index/train-00000.parquet").write_bytes(part(rows, use_dictionary=dictionary))
+    with pytest.raises(ValueError, match="it grows to .* that are read"):
+        index.read_part(LocalStore(tmp_path, "x"), "train", 0, 40)
+
+
+def test_damaged_headers_are_refused():
+    """Every byte of a small file flipped: an answer, or a refusal that readers expect, and never more than that."""
+    stream = io.BytesIO()
+    pq.write_table(pa.table({"x": ["a", "b"] * 20}), stream)
+    content, metadata = bytearray(stream.getvalue()), pq.read_metadata(stream)
+    for place in range(metadata.row_group(0).column(0).total_compressed_size + 4):
+        for bit in (1, 16, 128):
+            content[place] ^= bit
+            with suppress(ValueError):
+                unpacked_size(memoryview(content), metadata, 0)
+            content[place] ^= bit
+
+
+def test_a_long_line_of_a_list_is_refused(tmp_path):
+    """A line of a gigabyte would be held in memory; the audit names the list."""
+    line = json.dumps({"file_name": "a.png", "label": "x", "caption": "x" * listed.LONGEST_LINE})
+    (tmp_path / "metadata.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=r"metadata.jsonl: a line of 4,194,304 characters or more"):
+        list(open_dataset(tmp_path).records())

@@ -1,0 +1,125 @@
+"""What runs print: lines, progress off and in a terminal, and how much of it."""
+
+import ast
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+import lbgen
+from lbgen.runs import console
+from lbgen.runs.console import Progress, Verbosity, say, showing, table, tracked, warn
+
+PACKAGE = Path(lbgen.__file__).parent
+
+
+def test_no_other_file_has_a_bar_of_its_own():
+    """Read from the source: one place decides what is shown."""
+    users = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom) and "tqdm" in ast.dump(node)
+    }
+    assert users == {"runs/console.py"}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that is set by hand; [0] is the time in seconds."""
+    now = [1000.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_off_a_terminal_lines_come_at_pauses_that_double_up_to_five_minutes(clock, capsys):
+    """2,000 steps of a second: the moments by hand, 5, 15, 35, 75, 155 and 315 s, then every 300 s, and the end."""
+    with Progress("draw", 2000, "images") as progress:
+        for _ in range(2000):
+            clock[0] += 1
+            progress.advance(note="loss 1.5")
+    shown = capsys.readouterr()
+    lines = shown.err.splitlines()
+    expected = [5, 15, 35, 75, 155, 315, 615, 915, 1215, 1515, 1815]
+    assert [int(line.split()[1].replace(",", "")) for line in lines] == [*expected, 2000]
+    assert lines[2] == "draw: 35 of 2,000 images, 32.8 minutes left, loss 1.5"
+    assert lines[-1] == "draw: 2,000 of 2,000 images, in 33.3 minutes, loss 1.5"
+    assert "\r" not in shown.err and shown.out == ""
+
+
+def test_a_run_that_goes_on_counts_its_own_pace(clock, capsys):
+    """6 steps in 6 seconds, 4 still to go: 4 seconds, whatever an earlier run had made."""
+    with showing(Verbosity.VERBOSE), Progress("draw", 100, "images", done=90) as progress:
+        for _ in range(6):
+            clock[0] += 1
+            progress.advance()
+    assert capsys.readouterr().err.splitlines()[5] == "draw: 96 of 100 images, 4 seconds left"
+
+
+def test_a_short_task_an_empty_one_and_an_interrupted_one_say_nothing(clock, capsys):
+    assert list(tracked(range(3), "short", 3, "steps")) == [0, 1, 2]
+    assert list(tracked([], "empty", 0, "steps")) == []
+    with pytest.raises(KeyboardInterrupt), Progress("cut", 9, "steps"):
+        clock[0] += 100
+        raise KeyboardInterrupt
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_number_of_steps_that_is_not_known_is_not_invented(clock, capsys):
+    with Progress("read", None, "images") as progress:
+        clock[0] += 5
+        progress.advance(7)
+    assert capsys.readouterr().err.splitlines()[0] == "read: 7 images"
+
+
+def test_quiet_leaves_results_and_warnings(clock, capsys):
+    with showing(Verbosity.QUIET, "heading"):
+        say("said")
+        warn("warned")
+        console.result("found")
+        with Progress("draw", 5, "images") as progress:
+            clock[0] += 1000
+            progress.advance(3)
+    assert capsys.readouterr() == ("found\n", "lbgen: warned\n")
+
+
+def test_the_heading_comes_once_before_the_first_line(capsys):
+    with showing(Verbosity.NORMAL, "lbgen align"):
+        say("a")
+        say("b\nc")
+    say("d")
+    assert capsys.readouterr().out == "lbgen align\na\nb\nc\nd\n"
+
+
+def test_what_a_terminal_would_obey_is_escaped(capsys):
+    say("a\033[31m\nb")
+    assert capsys.readouterr().out == "a\\x1b[31m\nb\n"
+
+
+def test_columns_line_up():
+    assert table([("a", "1"), ("long", "2")]) == "a     1\nlong  2"
+
+
+PROGRAM = """
+from lbgen.runs.console import Progress, say
+with Progress("draw", 3, "images") as progress:
+    for _ in range(3):
+        progress.advance()
+"""
+
+
+def test_in_a_terminal_there_is_a_bar():
+    """A terminal of the system's; the bar overwrites itself, which a carriage return does."""
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    subprocess.run([sys.executable, "-c", PROGRAM], stderr=terminal, check=True)
+    os.close(terminal)
+    shown = os.read(main, 100_000).decode()
+    os.close(main)
+    assert "\r" in shown and "draw: 100%" in shown and "3/3" in shown
