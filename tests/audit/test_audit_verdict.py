@@ -36,7 +36,12 @@ def above_chance(p_value: float) -> float:
 
 
 def dataset(
-    name: str = "ours", attribute: float | None = None, suspects: int = 0, leaks: int = 0, **values: Any
+    name: str = "ours",
+    attribute: float | None = None,
+    attribute_name: str = "scene",
+    suspects: int = 0,
+    leaks: int = 0,
+    **values: Any,
 ) -> Any:
     """Of 20 images, all figures at a half and the probes at chance.  values: figures, or share_x of a cue."""
     label = np.arange(20) % CATEGORIES
@@ -48,7 +53,7 @@ def dataset(
             explained[key.removeprefix("share_")] = cue(value)
         else:
             figures[f"probes.{key}" if key in PROBES else key] = estimate(value)
-    found = SimpleNamespace(q_value=0.001, reading=SimpleNamespace(name="scene"),
+    found = SimpleNamespace(q_value=0.001, reading=SimpleNamespace(name=attribute_name),
                             association=SimpleNamespace(cramers_v=estimate(attribute or 0)))  # fmt: skip
     return SimpleNamespace(
         observed=SimpleNamespace(
@@ -93,8 +98,26 @@ def dataset(
             "In ours, something besides the object predicts the label, but no single cue stands out",
         ),
         (
+            {"background": 0.4, "attribute": 0.62},
+            "In ours, the background alone predicts 40.0% of the labels (chance 10.0%); scene (Cramér's V 0.620) is "
+            "associated with them",
+        ),
+        (
+            {"background": 0.4, "border": 0.3, "attribute": 0.62},
+            "In ours, the background alone predicts 40.0% of the labels (chance 10.0%); 1 more cue and scene "
+            "(Cramér's V 0.620) are associated with them",
+        ),
+        (
+            {"attribute": 0.14, "attribute_name": "measured position"},
+            "No shortcut found in ours: nothing besides the object is found to predict the label",
+        ),
+        (
+            {"attribute": 0.3, "attribute_name": "measured position"},
+            "In ours, no probe finds a shortcut, but measured position (Cramér's V 0.300) is associated with the label",
+        ),
+        (
             {"attribute": 0.62},
-            "In ours, no probe finds a shortcut, but scene is associated with the label (Cramér's V 0.620)",
+            "In ours, no probe finds a shortcut, but scene (Cramér's V 0.620) is associated with the label",
         ),
     ],
 )  # fmt: skip

@@ -124,7 +124,7 @@ DEFINITIONS = (
     ),
     Definition(
         "duplicates",
-        "Near duplicates",
+        "Near-duplicates",
         "content",
         "Share of images that are a copy of another image of the dataset, also a mirrored, slightly cropped, brighter, "
         "recompressed or resized one: their perceptual hashes differ in at most 12 of 64 bits, and at 32x32 pixels one "
@@ -136,7 +136,7 @@ DEFINITIONS = (
     ),
     Definition(
         "duplicates_across_splits",
-        "Near duplicates across splits",
+        "Near-duplicates across splits",
         "content",
         "The same, with an image of another split: such images leak from training into testing.",
         "0 to 1",
@@ -182,7 +182,7 @@ DEFINITIONS = (
         "kernel distance, and the intervals of both. So are images with equal paths, which may be made from one noise.",
         "0 to 1",
         "neither",
-        "The search of the near duplicates",
+        "The search of the near-duplicates",
         True,
     ),
     Definition(

@@ -53,7 +53,7 @@ class AuditPage:
     headline: str
     next_step: str
     warnings: list[tuple[str, str]]
-    """Dataset and text."""
+    """Datasets and text."""
     tiles: list[dict[str, Any]]
     left_out: list[dict[str, Any]]
     groups: list[dict[str, Any]]
@@ -85,7 +85,7 @@ def write_page(
         names=[m.observed.name for m in measured],
         headline=headline(measured),
         next_step=next_step(measured),
-        warnings=[(m.observed.name, warning) for m in measured if (warning := language_warning(m))],
+        warnings=_warnings(measured),
         tiles=[_tile(m, len(measured) > 1) for m in measured],
         left_out=[_left_out(m) for m in measured if m.observed.broken or m.observed.skipped],
         groups=[*_figure_groups(measured, content), _attribute_group(measured)],
@@ -108,6 +108,16 @@ def write_page(
 
 
 # ---- header ----
+
+
+def _warnings(measured: list[Measured]) -> list[tuple[str, str]]:
+    """Each warning once, with the names of the datasets it concerns."""
+    texts = [language_warning(m) for m in measured]
+    names = [m.observed.name for m in measured]
+    return [
+        (", ".join(name for name, other in zip(names, texts, strict=True) if other == text), text)
+        for text in dict.fromkeys(filter(None, texts))
+    ]
 
 
 def _tile(m: Measured, among_others: bool) -> dict[str, Any]:

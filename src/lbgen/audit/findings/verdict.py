@@ -7,6 +7,7 @@ from lbgen.audit.definitions import DEFINITIONS
 from lbgen.audit.findings.significance import FALSE_DISCOVERIES, differences, probe_tests
 from lbgen.audit.measures import CHANCE_FLOOR, AttributeFigures, Measured
 from lbgen.errors import printable
+from lbgen.vocabulary.attributes import MEASURED
 
 CUES = {
     "background": "the background",
@@ -26,6 +27,8 @@ NAMES_LISTED, GROUPS_NAMED = 6, 3
 """Names in a note, and groups of names with a note of their own."""
 NEAR_CHANCE = 0.1
 """Label agreement is near chance below this share of the way from chance to 1."""
+BY_SHAPE = 0.2
+"""Cramér's V up to which the measured position follows from the objects' shapes, which are not symmetric."""
 MANY_BROKEN = 0.01
 """Share of the files from which on repairing them comes first."""
 
@@ -104,9 +107,13 @@ def shortcut_cues(m: Measured) -> list[str]:
 
 
 def linked_attributes(m: Measured) -> list[AttributeFigures]:
-    """The attributes with a significant association, the strongest first."""
-    found = [a for a in m.attributes if a.q_value < FALSE_DISCOVERIES]
+    """The attributes with a significant association that the shape of the object does not explain, strongest first."""
+    found = [a for a in m.attributes if a.q_value < FALSE_DISCOVERIES and not _follows_from_shape(a)]
     return sorted(found, key=lambda a: -a.association.cramers_v.value)
+
+
+def _follows_from_shape(a: AttributeFigures) -> bool:
+    return a.reading.name == MEASURED[0] and a.association.cramers_v.value < BY_SHAPE
 
 
 def _above_chance(m: Measured, name: str) -> float:
@@ -120,22 +127,29 @@ def verdict(m: Measured) -> str:
         return f"Too few images per category to find shortcuts in {name}"
     if cues:
         told = m.figures[f"probes.{cues[0]}"]
-        what = f"{number(told.value, True)} of the labels ({chance_text(m)})"
-        more = len(cues) - 1
-        rest = f"; {more} more {'cue is' if more == 1 else 'cues are'} associated with them" if more else ""
+        what = f"{number(told.value, True)} of the labels ({chance_text(m)}){_also_linked(cues[1:], attributes)}"
         if told.low > m.chance:
-            return f"In {name}, {CUES[cues[0]]} alone {_predicts(cues[0])} {what}{rest}"
+            return f"In {name}, {CUES[cues[0]]} alone {_predicts(cues[0])} {what}"
         verb = "depend" if cues[0] in PLURAL else "depends"
-        return f"In {name}, {CUES[cues[0]]} {verb} on the label, but alone {_predicts(cues[0])} only {what}{rest}"
+        return f"In {name}, {CUES[cues[0]]} {verb} on the label, but alone {_predicts(cues[0])} only {what}"
     if tests["together"]["significant"]:
         return f"In {name}, something besides the object predicts the label, but no single cue stands out"
     if attributes:
-        strength = number(attributes[0].association.cramers_v.value, False)
-        return (
-            f"In {name}, no probe finds a shortcut, but {attributes[0].reading.name} is associated with the label "
-            f"(Cramér's V {strength})"
-        )
+        return f"In {name}, no probe finds a shortcut, but {_with_strength(attributes[0])} is associated with the label"
     return f"No shortcut found in {name}: nothing besides the object is found to predict the label"
+
+
+def _also_linked(cues: list[str], attributes: list[AttributeFigures]) -> str:
+    """How many more cues, and the strongest attribute."""
+    found = [f"{len(cues)} more {'cue' if len(cues) == 1 else 'cues'}"] if cues else []
+    found += [_with_strength(attributes[0])] if attributes else []
+    if not found:
+        return ""
+    return f"; {' and '.join(found)} {'is' if len(found) == 1 and len(cues) < 2 else 'are'} associated with them"
+
+
+def _with_strength(a: AttributeFigures) -> str:
+    return f"{a.reading.name} (Cramér's V {number(a.association.cramers_v.value, False)})"
 
 
 # ---- what to do next ----
@@ -218,7 +232,8 @@ def language_warning(m: Measured) -> str:
     categories, agreement = len(m.observed.labels), m.figures["label_agreement"]
     chance, unknown = 1 / categories, len(m.names.unknown)
     if 2 * unknown >= categories:
-        cause = f"it does not know {unknown:,} of the {categories:,} category names"
+        known = f"{categories - unknown:,}" if unknown < categories else "none"
+        cause = f"it knows {known} of the {categories:,} category names"
     elif agreement.low <= chance or agreement.value < chance + NEAR_CHANCE * (1 - chance):
         cause = f"label agreement, {number(agreement.value, True)}, is near chance, {number(chance, True)}"
     else:
@@ -242,10 +257,12 @@ def probe_notes(m: Measured) -> list[str]:
     if not tests:
         return []
     together = tests.pop("together")
-    p_value = f"p = {max(together['p_value'], 0.001):.3f}, one test of all probes that do not see the object"
+    p_value = "p < 0.001" if together["p_value"] < 0.001 else f"p = {together['p_value']:.3f}"
+    p_value += ", one test of all probes that do not see the object"
     found = f"Nothing besides the object is found to predict the label ({p_value})"
     if together["significant"]:
-        doubt = "" if masks_given(m) else "; without masks this can be parts of the object that stay visible"
+        certain = masks_given(m) or shortcut_cues(m) == ["file_facts"]
+        doubt = "" if certain else "; without masks this can be parts of the object that stay visible"
         found = f"Something besides the object predicts the label ({p_value}){doubt}"
     return [found, *_balance_notes(tests)]
 
@@ -276,9 +293,7 @@ def _subjects(names: list[str]) -> str:
 def name_notes(m: Measured) -> list[str]:
     """On names that the model does not know or cannot tell apart."""
     labels, found = m.observed.labels, []
-    if len(m.names.unknown) == len(labels):
-        found.append("The model knows none of the category names, so label agreement says nothing about the images")
-    elif m.names.unknown:
+    if 0 < len(m.names.unknown) < len(labels):  # the warning says where it knows none
         found.append(f"The model does not know {_listed([labels[c].name for c in m.names.unknown])}")
     for group in m.names.coinciding[:GROUPS_NAMED]:
         found.append(f"To the model, these names are one text: {_listed([labels[c].name for c in group])}")
