@@ -112,6 +112,10 @@ def dataset(
             "No shortcut found in ours: nothing besides the object is found to predict the label",
         ),
         (
+            {"attribute": 0.62, "label_agreement": 0.11},
+            "No shortcut found in ours: nothing besides the object is found to predict the label",
+        ),
+        (
             {"attribute": 0.3, "attribute_name": "measured position"},
             "In ours, no probe finds a shortcut, but measured position (Cramér's V 0.300) is associated with the label",
         ),

@@ -107,8 +107,9 @@ def shortcut_cues(m: Measured) -> list[str]:
 
 
 def linked_attributes(m: Measured) -> list[AttributeFigures]:
-    """The attributes with a significant association that the shape of the object does not explain, strongest first."""
-    found = [a for a in m.attributes if a.q_value < FALSE_DISCOVERIES and not _follows_from_shape(a)]
+    """The attributes with a significant association that can be trusted, the strongest first."""
+    trusted = [a for a in m.attributes if a.reading.name in MEASURED or not language_warning(m)]
+    found = [a for a in trusted if a.q_value < FALSE_DISCOVERIES and not _follows_from_shape(a)]
     return sorted(found, key=lambda a: -a.association.cramers_v.value)
 
 
