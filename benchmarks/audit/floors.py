@@ -129,9 +129,9 @@ def print_power(sets: int, images: int, link: float, draw: Callable[..., Planted
     each = [[measured(seed, *set_) for set_ in enumerate((0.5, 0.5, link))] for seed in tqdm(range(sets), disable=None)]
     others = [(one, other) for one, other in product(range(sets), repeat=2) if one != other]
     rows = []
-    for number, title in ((1, "not linked"), (2, f"{link:.0%} linked")):
+    for number, first, title in ((1, 0, "not linked"), (2, 2, f"{link:.0%} linked")):
         cases = {
-            "one set": [alone(of_seed[number]) for of_seed in each],
+            "one set": [alone(m) for of_seed in each for m in of_seed[first : number + 1]],
             "against the same objects": [apart(of_seed[0], of_seed[number]) for of_seed in each],
             "against other objects": [apart(each[one][0], each[other][number]) for one, other in others],
         }
