@@ -1,19 +1,22 @@
 """Estimates with 95% intervals, and tests of their differences.
 
-Most intervals are percentiles of a stratified bootstrap: images are redrawn with replacement inside each category, so every
+Most are percentiles of a stratified bootstrap: images are redrawn with replacement inside each category, so every
 resample has the same number of images per category. A resample repeats images, which by itself raises information and
 lowers diversity; intervals are therefore shifted by the bootstrap's own estimate of this bias (Efron and Tibshirani
 1993, chapter 10).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NORMAL_QUANTILE = 1.959963984540054
 """Of a two-sided 95% interval."""
@@ -179,6 +182,8 @@ def bootstrap_intervals(
 
     statistics: row indices (N,) to values (K,).  label: (N,) integers.
     """
+    import torch  # late: slow, and only needed here
+
     rng = torch.Generator().manual_seed(seed)
     members = [torch.nonzero(label == category).flatten() for category in label.unique()]
     resampled = []

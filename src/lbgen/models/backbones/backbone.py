@@ -69,6 +69,12 @@ class Backbone:
         }
 
     @property
+    def outputs(self) -> int:
+        """Number of classes that it tells apart; 0 for one without a classifier."""
+        model: Any = self.model
+        return int(model.num_classes)
+
+    @property
     def key(self) -> str:
         """Names caches of what the backbone computed: SHA-256 of the identity without the name, 64 hex digits."""
         parts = [f"{name}\t{value}" for name, value in self.identity.items() if name != "name"]
