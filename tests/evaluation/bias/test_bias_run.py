@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 
 from lbgen.errors import UserError
 from lbgen.evaluation.bias import measure
-from lbgen.evaluation.bias.benchmark import find_folder
+from lbgen.evaluation.bias.benchmark import find_folder, incompleteness
 from lbgen.evaluation.bias.classes import imagenet_ids
 from lbgen.evaluation.bias.config import BiasConfig
 from lbgen.evaluation.bias.cue_conflict import CATEGORIES
 from lbgen.evaluation.bias.imagenet9 import VARIATIONS
 from lbgen.evaluation.bias.imagenet_c import ALEXNET
-from lbgen.evaluation.bias.run import BENCHMARKS, bias, file_names, incompleteness
+from lbgen.evaluation.bias.run import BENCHMARKS, bias, file_names
 
 MEAN, STD, SIDE = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), 32
 DOGS, FISH = "n02085620", "n01440764"
@@ -228,6 +228,12 @@ def test_a_finished_run_is_not_measured_again(config, finished, monkeypatch):
 def test_another_configuration_other_images_and_other_weights_are_refused(config, finished, data, model, tmp_path):
     with pytest.raises(UserError, match="was made with benchmarks"):
         bias(replace(config, benchmarks=("focus",)))
+    shutil.copytree(data / "imagenet-r", tmp_path / "data")
+    more = replace(config, benchmarks=("imagenet-r",), data=str(tmp_path / "data"), output=str(tmp_path / "more"))
+    bias(more)
+    picture(1).save(tmp_path / "data/n01443537/art_1.jpg")
+    with pytest.raises(UserError, match="imagenet-r.csv is of 1 images, and --data has 2 of imagenet-r now"):
+        bias(more)
     own = write_run(tmp_path / "net", model, imagenet_ids())
     small = replace(config, backbones=(str(own),), benchmarks=("imagenet-r",), output=str(tmp_path / "out"))
     bias(small)
@@ -246,9 +252,10 @@ def test_a_backbone_of_other_classes_is_refused_before_anything_is_written(confi
     told = refused_here(capsys, "bias", str(run), *arguments)
     assert "998 of ImageNet's 1,000 classes" in told and "(n01484850, n01491361, n01494475 and 995 more)" in told
     save_file(few.state_dict(), tmp_path / "few.safetensors")
-    told = refused_here(capsys, "bias", f"test_resnet:{tmp_path}/few.safetensors", *arguments)
-    assert "the names of its 3 classes are not known" in told
-    assert not (tmp_path / "out").exists() or not (tmp_path / "out/config.yaml").exists()
+    own = replace(config, backbones=(f"test_resnet:{tmp_path}/few.safetensors",), output=str(tmp_path / "out"))
+    with pytest.raises(UserError, match="the names of its 3 classes are not known"):
+        bias(own)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_missing_is_named_with_its_page_and_the_others_go_on(data, backbone, tmp_path, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -132,6 +132,53 @@ def images_of_classes(folder: Path, names: Sequence[str], *before: str) -> list[
         if name in there
         for path in images_in(there[name])
     ]
+
+
+class Sources(dict[str, list[Part]]):
+    """Benchmark -> the parts of it that are in --data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.missing: dict[str, str] = {}
+        """Benchmark -> what to do about it."""
+        self.counts: dict[str, dict[str, dict[str, int]]] = {}
+        """Benchmark -> part -> images found and published."""
+
+
+def find_sources(data: Path, benchmarks: Mapping[str, Benchmark]) -> Sources:
+    """Find every benchmark's images and count them; a benchmark that is not there is left out, unless none is."""
+    found = Sources()
+    if not data.is_dir():
+        raise UserError(f"--data {data}: no such folder")
+    for name, benchmark in benchmarks.items():
+        folder = find_folder(benchmark, data, len(benchmarks) == 1)
+        if folder is None:
+            found.missing[name] = (
+                f"--data {data}: no folder {benchmark.folders[0]} in it with {benchmark.layout}; get {name} at "
+                f"{benchmark.source}"
+            )
+            continue
+        found[name] = benchmark.parts(folder)
+        found.counts[name] = {
+            part.name: {"found": len(part.items()), "published": part.published} for part in found[name]
+        }
+        if not sum(part["found"] for part in found.counts[name].values()):
+            raise UserError(f"{folder}: no image of {name} in it; get it again from {benchmark.source}")
+    if not found:
+        raise UserError(next(iter(found.missing.values())))
+    return found
+
+
+def incompleteness(name: str, counts: dict[str, dict[str, int]]) -> str:
+    """One line on the parts whose number of images is not the published one; empty where there is none."""
+    wrong = {part: count for part, count in counts.items() if count["found"] != count["published"]}
+    if not wrong:
+        return ""
+    part, count = next(iter(wrong.items()))
+    first = f"{count['found']:,} of the {count['published']:,} published images"
+    if len(counts) == 1:
+        return f"{name}: {first}"
+    return f"{name}: {len(wrong)} of {len(counts)} parts have another number of images than published, {part} {first}"
 
 
 # ---- figures for JSON and for people ----

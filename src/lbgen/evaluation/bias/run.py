@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from lbgen.configuration import saved
 from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
 from lbgen.evaluation.bias import cue_conflict, focus, imagenet9, imagenet_c, imagenet_variants, output
-from lbgen.evaluation.bias.benchmark import Benchmark, Part, find_folder
+from lbgen.evaluation.bias.benchmark import Benchmark, Sources, find_sources, incompleteness
 from lbgen.evaluation.bias.classes import outputs_of_imagenet
 from lbgen.evaluation.bias.config import ANSWERS, CONFIG, FIGURES, LOCK, WRITTEN, BiasConfig
 from lbgen.models.backbones import display_names
@@ -66,7 +67,7 @@ def bias(config: BiasConfig) -> BiasResult:
     if config.answers is not None and not os.path.isfile(config.answers):
         raise UserError(f"--answers {config.answers}: no such file")
     names = _names(config)
-    sources = _sources(config, benchmarks)
+    sources = find_sources(Path(config.data), benchmarks) if config.data is not None else Sources()
     atomic.ensure_writable(folder)
     outputs.ensure_own(folder, _is_of_bias(folder), WRITTEN, "bias")
     atomic.refuse_links(folder, WRITTEN)
@@ -109,45 +110,7 @@ def _names(config: BiasConfig) -> list[str]:
     return names
 
 
-class Source(dict[str, list[Part]]):
-    """Benchmark -> the parts of it that are in --data."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.missing: dict[str, str] = {}
-        """Benchmark -> what to do about it."""
-        self.counts: dict[str, dict[str, dict[str, int]]] = {}
-        """Benchmark -> part -> images found and published."""
-
-
-def _sources(config: BiasConfig, benchmarks: dict[str, Benchmark]) -> Source:
-    """Find every benchmark's images and count them; a benchmark that is not there is left out, unless none is."""
-    found = Source()
-    if config.data is None:
-        return found
-    data = Path(config.data)
-    if not data.is_dir():
-        raise UserError(f"--data {config.data}: no such folder")
-    for name, benchmark in benchmarks.items():
-        folder = find_folder(benchmark, data, len(benchmarks) == 1)
-        if folder is None:
-            found.missing[name] = (
-                f"--data {config.data}: no folder {benchmark.folders[0]} in it with {benchmark.layout}; get {name} at "
-                f"{benchmark.source}"
-            )
-            continue
-        found[name] = benchmark.parts(folder)
-        found.counts[name] = {
-            part.name: {"found": len(part.items()), "published": part.published} for part in found[name]
-        }
-        if not sum(part["found"] for part in found.counts[name].values()):
-            raise UserError(f"{folder}: no image of {name} in it; get it again from {benchmark.source}")
-    if not found:
-        raise UserError(next(iter(found.missing.values())))
-    return found
-
-
-def _measured(config: BiasConfig, names: list[str], benchmarks: dict[str, Benchmark], sources: Source) -> BiasResult:
+def _measured(config: BiasConfig, names: list[str], benchmarks: dict[str, Benchmark], sources: Sources) -> BiasResult:
     say(_opening(config, sources))
     for missing in sources.missing.values():
         warn(f"warning: {missing}; the others go on")
@@ -156,8 +119,15 @@ def _measured(config: BiasConfig, names: list[str], benchmarks: dict[str, Benchm
             warn(f"warning: {incomplete}; get it again from {benchmarks[name].source}, or mind the number of images")
     results: output.Results = {}
     made_of: dict[str, Any] = {}
-    for name, place, backbone in zip(names, file_names(names), config.backbones, strict=True):
-        folder = config.folder / ANSWERS / place
+    folders = [config.folder / ANSWERS / place for place in file_names(names)]
+    for folder in folders:
+        _ensure_of_these_images(folder, benchmarks, sources)
+    _download(
+        backbone
+        for backbone, folder in zip(config.backbones, folders, strict=True)
+        if any(not (folder / f"{key}.csv").is_file() for key in sources)
+    )
+    for name, folder, backbone in zip(names, folders, config.backbones, strict=True):
         made_of[name] = _answered(config, backbone, folder, benchmarks, sources)
         results[name] = {}
         for key in sources:
@@ -173,7 +143,7 @@ def _measured(config: BiasConfig, names: list[str], benchmarks: dict[str, Benchm
 
 
 def _answered(
-    config: BiasConfig, name: str, folder: Path, benchmarks: dict[str, Benchmark], sources: Source
+    config: BiasConfig, name: str, folder: Path, benchmarks: dict[str, Benchmark], sources: Sources
 ) -> dict[str, Any]:
     """The identity of a backbone, after its answers to all benchmarks were saved."""
     record = folder / "backbone.json"
@@ -199,6 +169,27 @@ def _answered(
     for key in waiting:
         answer(benchmarks[key], sources[key], backbone, folder / f"{key}.csv", config.batch_size)
     return backbone.identity
+
+
+def _ensure_of_these_images(folder: Path, benchmarks: dict[str, Benchmark], sources: Sources) -> None:
+    """Refuse answers that were finished when --data held another number of images."""
+    for key, counts in sources.counts.items():
+        path = folder / f"{key}.csv"
+        now = sum(part["found"] for part in counts.values())
+        if path.is_file() and (then := len(benchmarks[key].read_answers(path))) != now:
+            raise UserError(
+                f"{path} is of {then:,} images, and --data has {now:,} of {key} now; restore them, or choose another "
+                "--output"
+            )
+
+
+def _download(backbones: Iterable[str]) -> None:
+    """Have the files of every backbone here before the first one is measured for hours."""
+    for name in backbones:
+        if find_local(name) is None:
+            from lbgen.models.backbones.backbone import locate  # late: it imports torch
+
+            locate(name)
 
 
 def _loaded(name: str) -> Backbone:
@@ -237,19 +228,7 @@ def file_names(names: list[str]) -> list[str]:
 # ---- what is said ----
 
 
-def incompleteness(name: str, counts: dict[str, dict[str, int]]) -> str:
-    """One line on the parts whose number of images is not the published one; empty where there is none."""
-    wrong = {part: count for part, count in counts.items() if count["found"] != count["published"]}
-    if not wrong:
-        return ""
-    part, count = next(iter(wrong.items()))
-    first = f"{count['found']:,} of the {count['published']:,} published images"
-    if len(counts) == 1:
-        return f"{name}: {first}"
-    return f"{name}: {len(wrong)} of {len(counts)} parts have another number of images than published, {part} {first}"
-
-
-def _opening(config: BiasConfig, sources: Source) -> str:
+def _opening(config: BiasConfig, sources: Sources) -> str:
     rows = [("backbones", ", ".join(config.backbones))]
     for name, counts in sources.counts.items():
         rows.append((name, f"{sum(part['found'] for part in counts.values()):,} images"))

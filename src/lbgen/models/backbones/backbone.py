@@ -92,9 +92,14 @@ class Backbone:
             return self.model(images.to(self.device))
 
 
+def locate(name: str) -> Location:
+    """The backbone's files; one that timm knows by this name is downloaded to the hub's cache."""
+    return find_local(name) or _on_hub(name)
+
+
 def load(name: str, device: torch.device | str) -> Backbone:
     """See `lbgen.models.backbones.load_backbone`."""
-    location = find_local(name) or _on_hub(name)
+    location = locate(name)
     with _one_line(name):
         model = _create(location)
     settings = resolve_data_config({}, model=model)
