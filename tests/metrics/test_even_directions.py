@@ -6,8 +6,7 @@ import torch
 from scipy import stats
 
 from lbgen.audit.probes import association_test, probe
-from lbgen.metrics.even_directions import even_components, without_even_directions
-from lbgen.metrics.explained_variance import explained_variance, shuffles
+from lbgen.metrics.explained_variance import even_components, explained_variance, shuffles, without_even_directions
 from lbgen.metrics.intervals import Estimate
 
 CATEGORIES, BACKDROPS, EACH = 8, 5, 40

@@ -14,8 +14,13 @@ from lbgen.audit.config import AuditConfig
 from lbgen.audit.content import LabelRanks, Names
 from lbgen.audit.observe import Observed
 from lbgen.audit.probes import FOLDS, accuracy, held_out_hits, without_square_position
-from lbgen.metrics.even_directions import without_even_directions
-from lbgen.metrics.explained_variance import Explained, equal_variances, explained_variance, shuffles
+from lbgen.metrics.explained_variance import (
+    Explained,
+    equal_variances,
+    explained_variance,
+    shuffles,
+    without_even_directions,
+)
 from lbgen.metrics.information import Association, Pairs, associate, contingency_table, evenness, pairs
 from lbgen.metrics.intervals import FEW_RESAMPLES, Estimate, benjamini_hochberg, mean, normal_interval
 from lbgen.metrics.near_duplicates import Duplicates
