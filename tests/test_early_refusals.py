@@ -97,7 +97,7 @@ REFUSED = [
     ("bias", "--backbones empty: name one or more, or give --answers"),
     ("bias resnet50", "--data none: give the folder that holds the benchmarks"),
     ("bias resnet50 --data none", "--data none: give the folder"),
-    ("bias resnet50 --data ./nowhere", "--data ./nowhere: no such folder"),
+    ("bias resnet50 --data ./nowhere", "nowhere: no such folder"),
     ("bias resnet50 --data empty --benchmarks focus", "no folder focus in it with images, and annotations.db"),
     ("bias resnet50:a.pth --data empty", "a.pth may run code and is never loaded"),
     ("bias empty --data empty", "the folder has no backbone.safetensors"),

@@ -172,5 +172,6 @@ BENCHMARK = Benchmark(
     figures=figures,
     shown=shown,
     read=read,
+    takes_cut_off=True,
 )
 assert all(id in positions() for category in CATEGORIES.values() for id in category.classes)
