@@ -25,6 +25,9 @@ PUBLIC = {
     "AuditConfig": "lbgen.audit.config",
     "AuditResult": "lbgen.audit.output",
     "audit": "lbgen.audit.run",
+    "BiasConfig": "lbgen.evaluation.bias.config",
+    "BiasResult": "lbgen.evaluation.bias.run",
+    "bias": "lbgen.evaluation.bias.run",
     "QuickstartConfig": "lbgen.quickstart.run",
     "QuickstartResult": "lbgen.quickstart.run",
     "quickstart": "lbgen.quickstart.run",
@@ -60,6 +63,9 @@ if TYPE_CHECKING:  # the same for type checkers, which do not follow `__getattr_
     from lbgen.configuration.catalogue import recipes as recipes
     from lbgen.configuration.extensions import register as register
     from lbgen.errors import UserError as UserError
+    from lbgen.evaluation.bias.config import BiasConfig as BiasConfig
+    from lbgen.evaluation.bias.run import BiasResult as BiasResult
+    from lbgen.evaluation.bias.run import bias as bias
     from lbgen.generation.config import GenerateConfig as GenerateConfig
     from lbgen.generation.config import VerifyConfig as VerifyConfig
     from lbgen.generation.estimate import PlanEstimate as PlanEstimate

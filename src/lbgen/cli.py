@@ -67,6 +67,9 @@ VERBS = {
         "find shortcuts in labelled image datasets (cues other than the object that predict the label), and compare "
         "the datasets",
     ),
+    "bias": Verb(
+        "BiasConfig", "bias", "measure what image classifiers lean on: shape, texture, context, background", False
+    ),
     "export": Verb(
         "ExportConfig", "export_microworld", "write a built-in model's folders, for diffusers and transformers", False
     ),
