@@ -58,7 +58,7 @@ REFUSED = [
     (f"align {MODELS} --quality q-align:empty", "empty: the folder has no config.json"),
     (f"align {MODELS} --quality q-align:pickled/unet", "has its weights only as diffusion_pytorch_model.bin"),
     (f"align {MODELS} --quality q-align:edited/unet", "is of a model of type None; give"),
-    (f"align {MODELS} --logger wandb", "--logger wandb is not installed"),
+    (f"align {MODELS} --logger trackio", "--logger trackio is not installed"),
     (f"align {MODELS} --output file/run", "is a file; choose"),
     (f"align {MODELS} --output busy", "--output busy: another run is writing there; wait for it, or choose another"),
     (f"align {RUN} --guidance-scale 3", "run was made with guidance_scale "),
