@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +60,11 @@ def find_quality(name: str) -> list[Model]:
     return [_find("scorer", name, where)] if where is not None else []
 
 
-ENSURE = {"generator": ensure_generator, "language space": ensure_semantics, "scorer": ensure_quality}
+ENSURE: dict[str, Callable[[str], None]] = {
+    "generator": ensure_generator,
+    "language space": ensure_semantics,
+    "scorer": ensure_quality,
+}
 
 
 def _find(kind: str, name: str, where: str) -> Model:
