@@ -101,11 +101,10 @@ REFUSED = [
     ("export microworld file/x", "choose a folder that can be written"),
     ("export adapter empty out.safetensors", "empty: no adapter/pytorch_lora_weights.safetensors in it; give the run"),
     ("export adapter run out --format kohya", "out: for kohya give the name of a file that ends in .safetensors"),
-    ("export merged run run/merged", "run/merged: it lies in the run folder run"),
-    ("export merged run empty --generator nowhere/model", "generator nowhere/model cannot be loaded"),
-    (f"generate {DATA} --generator edited --variant fp8", "--variant fp8: generator edited has no such weights; it ha"),
+    ("export merged run out", "the run has not published its adapter yet: run lbgen align again to its end"),
+    (f"generate {DATA} --generator edited --variant fp8", "edited has no such weights; it has none; leave it out"),
     (f"align {MODELS} --variant fp8", "--variant fp8: generator "),
-    (f"plan {DATA} --generator edited --revision v1", "--revision v1: generator edited is a folder, and only the hub"),
+    (f"plan {DATA} --generator edited --revision v1", "edited is a folder, and only the hub has revisions"),
     (f"plan {DATA} --generator nowhere/model --revision v1", "generator nowhere/model at revision v1 cannot be loaded"),
 ]
 ENVIRONMENTS = [
