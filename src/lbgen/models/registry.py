@@ -8,6 +8,7 @@ from typing import Any
 from lbgen.configuration.extensions import is_extension, names, origin
 from lbgen.errors import UserError
 from lbgen.models.checkpoints import forms
+from lbgen.models.checkpoints.licences import LICENCES, Licence
 from lbgen.runs import atomic
 from lbgen.runs.model_folder import pipeline_class, refuse_unreadable
 from lbgen.runs.parsing import Name, read_json
@@ -67,6 +68,11 @@ def family_origin(generator: str, revision: str | None = None) -> str | None:
     """Where the family of a generator comes from, if it does not come with lbgen."""
     kind = generator_class(generator, revision)
     return origin("families", kind, PIPELINES) if kind else None
+
+
+def licence(generator: str) -> Licence | None:
+    """The licence of a generator, by short name or hub id; None where lbgen does not know it."""
+    return LICENCES.get(generator) or LICENCES.get(resolve(generator, GENERATORS))
 
 
 def ensure_generator(name: str, revision: str | None = None, variant: str | None = None) -> None:
