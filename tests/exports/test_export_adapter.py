@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from miniatures import write_stable_diffusion_xl
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from trajectories import PROMPTS, STEPS, adapted, draws, images_of, images_of_diffusers, plain, write_as_earlier
 
@@ -36,10 +36,11 @@ def trained(tiny_config: AlignConfig, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def saved(tiny_sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor]:
-    """The folder of a random adapter of rank 2 and alpha 3 on network and text encoder, and the images it makes."""
+    """The run folder of a random adapter of rank 2 and alpha 3 on network and text encoder, and the images it makes."""
     folder = tmp_path_factory.mktemp("saved")
     generator = adapted(tiny_sd_folder, text_encoder=True)
-    generator.save_adapter(folder)
+    generator.save_adapter(folder / "adapter")
+    (folder / "config.yaml").write_text("alpha: 3.0\n")
     return folder, images_of(generator).clamp(0, 1)
 
 
@@ -55,6 +56,8 @@ def test_diffusers_loads_every_format_and_draws_the_same_image(
     after = images_of_diffusers(pipeline, guidance_scale=2.0)
     assert (before - after).abs().max() > 0.05
     torch.testing.assert_close(ours, after, rtol=1e-4, atol=2e-5)
+    alphas = {tensor.item() for name, tensor in load_file(file).items() if name.endswith(".alpha")}
+    assert alphas == (set() if format == "diffusers" else {3.0})
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -130,8 +133,9 @@ def test_the_file_of_an_earlier_version_is_exported_by_the_names_of_today(tiny_s
         torch.testing.assert_close(images_of(generator).clamp(0, 1), theirs, rtol=1e-4, atol=2e-5)
 
 
-def test_a_folder_is_enough_for_diffusers(saved: tuple[Path, Tensor], tmp_path: Path) -> None:
-    assert export_adapter(ExportAdapterConfig(saved[0], tmp_path / "out")) == tmp_path / "out" / ADAPTER_FILE
+def test_a_folder_is_enough_for_diffusers_and_is_written_again(saved: tuple[Path, Tensor], tmp_path: Path) -> None:
+    for _ in range(2):
+        assert export_adapter(ExportAdapterConfig(saved[0], tmp_path / "out")) == tmp_path / "out" / ADAPTER_FILE
 
 
 def test_transformers_keep_their_dots_for_comfyui() -> None:
@@ -160,6 +164,8 @@ def test_transformers_keep_their_dots_for_comfyui() -> None:
         ("saved", "saved/a.safetensors", "it lies in the run folder"),
         ("saved", "folder.safetensors", "it is a folder; give the name of a file"),
         ("saved", "file/a.safetensors", "File exists; choose a folder that can be written"),
+        ("saved", "other.safetensors", "other.safetensors: it is not of lbgen export; choose another name"),
+        ("saved", "model.safetensors", "model.safetensors: it is not of lbgen export; choose another name"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(
@@ -168,6 +174,8 @@ def test_what_cannot_be_exported_is_one_line(
     (tmp_path / "empty").mkdir()
     (tmp_path / "folder.safetensors").mkdir()
     (tmp_path / "file").touch()
+    (tmp_path / "other.safetensors").touch()
+    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "saved").symlink_to(saved[0])
     with pytest.raises(UserError) as caught:
         export_adapter(ExportAdapterConfig(tmp_path / run, tmp_path / output, format="kohya"))

@@ -73,7 +73,8 @@ def _find(kind: str, name: str, where: str) -> Model:
             ENSURE[kind](name)
         except UserError as error:
             return Model(kind, name, "it cannot be loaded", fault=str(error))
-        return Model(kind, name, "comes with lbgen" if Path(where).is_relative_to(MICROWORLD) else f"folder {where}")
+        form = "file" if os.path.isfile(where) else "folder"
+        return Model(kind, name, "comes with lbgen" if Path(where).is_relative_to(MICROWORLD) else f"{form} {where}")
     try:
         snapshot = Path(snapshot_download(where, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError) as error:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError, safe_open
+
 from lbgen.errors import UserError
 from lbgen.exports.config import ExportAdapterConfig
 from lbgen.exports.sources import adapter_folder, made_by, refuse_inside, trained_alpha, writing
@@ -37,8 +39,7 @@ def export_adapter(config: ExportAdapterConfig) -> Path:
     run, output = Path(config.run), Path(config.output)
     folder, file = adapter_folder(run), output if output.suffix == ".safetensors" else output / ADAPTER_FILE
     refuse_inside(run, file)
-    if os.path.isdir(file):
-        raise UserError(f"{file}: it is a folder; give the name of a file")
+    refuse_other_file(file)
     from lbgen.models import adapter  # late: imports torch
 
     parts = {part: (lora, _common(state)) for part, (lora, state) in adapter.read(folder).items()}
@@ -53,6 +54,20 @@ def export_adapter(config: ExportAdapterConfig) -> Path:
             _save(file, weights, {**metadata, **_described(weights)})
     say(f"the adapter is in {file}, by the names of {config.format}")
     return file
+
+
+def refuse_other_file(file: Path) -> None:
+    """Refuse to overwrite what is not an earlier export."""
+    if os.path.isdir(file):
+        raise UserError(f"{file}: it is a folder; give the name of a file")
+    if os.path.lexists(file):
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                is_own = METADATA in (tensors.metadata() or {})
+        except (SafetensorError, OSError):
+            is_own = False
+        if not is_own:
+            raise UserError(f"{file}: it is not of lbgen export; choose another name, or move it away")
 
 
 # ---- names ----

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 import lbgen
 from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
@@ -86,5 +88,6 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror or error}; choose a folder that can be written") from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{folder}: {reason}; choose a folder that can be written") from None

@@ -1,7 +1,10 @@
 """Single files, variants and revisions: the images of the folder they come from, and what is refused."""
 
+import json
 import shutil
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -228,6 +231,46 @@ def test_a_revision_is_what_is_loaded_from_the_hubs_cache(
     with pytest.raises(UserError, match="--variant fp8: generator somebody/tiny has no such weights; choose of fp16"):
         load_generator("somebody/tiny", revision="v1", variant="fp8")
     assert "generator somebody/tiny at revision v2 cannot be loaded" in refusal("somebody/tiny", revision="v2")
+
+
+class Listing(BaseHTTPRequestHandler):
+    """A hub with one repository, of which it has the list of files and no content."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        for name, value in (("ETag", '"a"'), ("X-Repo-Commit", "a" * 40), ("Content-Length", "2")):
+            self.send_header(name, value)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        names = ("model_index.json", "unet/diffusion_pytorch_model.fp16.safetensors", "vae/model.bf16.safetensors")
+        body = json.dumps([{"type": "file", "path": name, "oid": "a", "size": 2} for name in names]).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *values: object) -> None:
+        pass
+
+
+def test_a_variant_that_the_hub_lacks_is_refused_before_a_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Listing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    try:
+        with pytest.raises(UserError) as caught:
+            load_generator("somebody/tiny", variant="fp8")
+    finally:
+        server.shutdown()
+    assert str(caught.value).endswith("somebody/tiny has no such weights; choose of bf16, fp16, or leave it out")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
