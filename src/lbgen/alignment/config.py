@@ -22,9 +22,9 @@ from lbgen.configuration.ranges import (
     require,
 )
 from lbgen.configuration.recipes import TakesRecipes
-from lbgen.configuration.settings import Categories, GeneratorName, Output, Precision, Trajectory
+from lbgen.configuration.settings import Categories, GeneratorWeights, Output, Precision, Trajectory
 from lbgen.configuration.values import convert
-from lbgen.models.registry import suited_settings
+from lbgen.models.checkpoints.suited import suited_settings
 
 TAKEN = (
     "loss",
@@ -58,7 +58,7 @@ class Texts(Categories):
 
 
 @dataclass(frozen=True)
-class ModelNames(GeneratorName):
+class ModelNames(GeneratorWeights):
     """Models."""
 
     semantics: Places = "clip-vit-l-14"
@@ -314,12 +314,14 @@ class AlignConfig(  # dataclasses put the fields of the last base first
         "discriminator_loss_weight": 1.0,
         "discriminator_warmup_batch": 0,
         "update_first": "discriminator",
+        "revision": None,
+        "variant": None,
     }
 
     @classmethod
     def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """What suits the generator."""
-        return suited_settings(given.get("generator", cls.generator))
+        return suited_settings(given.get("generator", cls.generator), given.get("revision"))
 
     output: str = "runs/align"
     """Run folder. It is made if missing; a run of the same configuration in it is resumed."""

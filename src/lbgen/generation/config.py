@@ -7,12 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from lbgen.configuration.ranges import Count, Place, Range, Seed, Settings, Share, Size, Template, require
 from lbgen.configuration.recipes import TakesRecipes
-from lbgen.configuration.settings import Categories, GeneratorName, Output, Precision, Scheduler, Trajectory
+from lbgen.configuration.settings import Categories, GeneratorWeights, Output, Precision, Scheduler, Trajectory
 from lbgen.configuration.values import PathOrText
 from lbgen.datasets.index import is_split_name
 from lbgen.errors import UserError
 from lbgen.models import training
-from lbgen.models.registry import suited_settings
+from lbgen.models.checkpoints.suited import suited_settings
 from lbgen.models.training import Training
 
 CHECKS = ("label", "quality", "blank", "duplicate", "unsafe")
@@ -89,7 +89,7 @@ class Balance(Settings):
 
 
 @dataclass(frozen=True)
-class Images(GeneratorName):
+class Images(GeneratorWeights):
     """Images."""
 
     adapter: PathOrText | None = None
@@ -176,8 +176,8 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
     """Everything that a generation run can be told."""
 
     VERB: ClassVar = "generate"
-    ADDED: ClassVar = {"true_cfg_scale": 1.0, "pipeline_instruction": False}
     MOST_USED: ClassVar = ("vocabulary", "generator", "adapter", "output", "images_per_category", "batch_size")
+    ADDED: ClassVar = {"revision": None, "variant": None, "true_cfg_scale": 1.0, "pipeline_instruction": False}
 
     output: str = "data/lbgen"
     """Dataset folder, or an address such as s3://bucket/name (also gs, az, hf). It is made if missing; a dataset of the
@@ -187,7 +187,7 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
     def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """What suits the generator, and what the adapter was trained with, where its folder says so."""
         trained = training.read(given["adapter"]) if given.get("adapter") else None
-        suited = suited_settings(given.get("generator", cls.generator))
+        suited = suited_settings(given.get("generator", cls.generator), given.get("revision"))
         return {**suited, **(trained_settings(trained) if trained else {})}
 
     def __post_init__(self) -> None:

@@ -286,8 +286,10 @@ def load_generator(
     merged_sampler: bool = False,
     compile: bool = False,
     latent_dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    variant: str | None = None,
 ) -> Generator:
-    """Load a checkpoint by registry name, folder or hub id.
+    """Load a checkpoint by registry name, folder, hub id or single .safetensors file.
 
     scheduler: by name; None and "native" are the checkpoint's own.
     true_cfg_scale: of classifier-free guidance where the network reads `guidance_scale` itself; 1 is off.
@@ -297,10 +299,10 @@ def load_generator(
     merged_sampler: predict without grad through a copy with the adapter merged (see `refresh_sampler`).
     compile: torch.compile the networks that predict and decode without grad.
     latent_dtype: of the latents, of guidance and of the scheduler's steps.
+    revision: of a hub id, None is main.  variant: of the weights, such as fp16; "ema" of a single file.
     """
-    family = load_family(
-        name, dtype=dtype, device=torch.device(device), scheduler=None if scheduler == "native" else scheduler
-    )
+    where: dict[str, Any] = {"device": torch.device(device), "revision": revision, "variant": variant}
+    family = load_family(name, dtype=dtype, scheduler=None if scheduler == "native" else scheduler, **where)
     if pipeline_instruction:
         if not hasattr(family, "use_instruction"):
             raise UserError(f"--pipeline-instruction: the pipeline of {family.title} has none; leave it out")

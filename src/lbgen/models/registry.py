@@ -7,8 +7,10 @@ from typing import Any
 
 from lbgen.configuration.extensions import is_extension, names, origin
 from lbgen.errors import UserError
+from lbgen.models.checkpoints import forms
+from lbgen.models.checkpoints.licences import LICENCES, Licence
 from lbgen.runs import atomic
-from lbgen.runs.model_folder import INDEX, cached_config, pipeline_class, refuse_unreadable
+from lbgen.runs.model_folder import pipeline_class, refuse_unreadable
 from lbgen.runs.parsing import Name, read_json
 
 MICROWORLD = Path(__file__).parents[1] / "microworld" / "weights"
@@ -44,24 +46,6 @@ FLOW_MATCHING = (
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "PixArtSigmaPipeline", *FLOW_MATCHING)
 """The `_class_name` of the generators whose families come with lbgen: the keys of FAMILIES (models/families)."""
 
-NAMED = {
-    "sd3-medium": "StableDiffusion3Pipeline",
-    "sd35-medium": "StableDiffusion3Pipeline",
-    "sd35-large": "StableDiffusion3Pipeline",
-    "flux-dev": "FluxPipeline",
-    "flux-schnell": "FluxPipeline",
-    "flux2-klein-base-4b": "Flux2KleinPipeline",
-    "flux2-klein-4b": "Flux2KleinPipeline",
-    "sana-600m": "SanaPipeline",
-    "sana-1600m": "SanaPipeline",
-    "z-image": "ZImagePipeline",
-    "z-image-turbo": "ZImagePipeline",
-}
-"""Short name -> class, of those that need other settings than lbgen's defaults and may not be downloaded yet."""
-
-TURBO = "turbo"
-"""In the name of a Z-Image that was distilled to sample without guidance; nothing in its files says so."""
-
 SEMANTICS = {
     "microworld": str(MICROWORLD / "semantics"),
     "clip-vit-l-14": "openai/clip-vit-large-patch14",
@@ -95,43 +79,29 @@ def resolve(name: str, table: dict[str, str]) -> str:
     return table.get(name, name)
 
 
-def family_origin(generator: str) -> str | None:
+def generator_class(name: str, revision: str | None = None) -> str | None:
+    """The `_class_name` of a generator's pipeline; None where it is not on this machine."""
+    return pipeline_class(forms.pipeline_folder(resolve(name, GENERATORS)), revision)
+
+
+def family_origin(generator: str, revision: str | None = None) -> str | None:
     """Where the family of a generator comes from, if it does not come with lbgen."""
-    kind = pipeline_class(resolve(generator, GENERATORS))
+    kind = generator_class(generator, revision)
     return origin("families", kind, PIPELINES) if kind else None
 
 
-def suited_settings(generator: str) -> dict[str, Any]:
-    """The defaults that take the place of lbgen's for this generator; without torch, nothing is downloaded.
-
-    Where neither the name nor a folder nor the hub's cache says what it is, the family refuses what does not suit it.
-    """
-    where = os.path.expanduser(resolve(generator, GENERATORS))
-    kind = pipeline_class(where) or NAMED.get(generator)
-    if kind not in FLOW_MATCHING:
-        return {}
-    settings: dict[str, Any] = {"scheduler": "native"}
-    if _is_distilled(kind, where, generator):
-        settings["guidance_scale"] = 1.0
-    elif kind == "FluxPipeline":
-        settings["guidance_scale"] = 3.5
-    return settings
+def licence(generator: str) -> Licence | None:
+    """The licence of a generator, by short name or hub id; None where lbgen does not know it."""
+    return LICENCES.get(generator) or LICENCES.get(resolve(generator, GENERATORS))
 
 
-def _is_distilled(kind: str, where: str, generator: str) -> bool:
-    """Whether it samples without guidance: by its files, and where they do not say it, by its name."""
-    if kind == "FluxPipeline" and (config := cached_config(where, "transformer/config.json")):
-        return not config.get("guidance_embeds", False)
-    if kind == "Flux2KleinPipeline" and (index := cached_config(where, INDEX)):
-        return bool(index.get("is_distilled"))
-    mark = {"FluxPipeline": "schnell", "Flux2KleinPipeline": "klein", "ZImagePipeline": TURBO}.get(kind)
-    name = Path(generator).name.lower()
-    return mark is not None and mark in name and "base" not in name
-
-
-def ensure_generator(name: str) -> None:
-    """Refuse a generator that lbgen cannot read, without torch; refuse_unreadable says which."""
-    refuse_unreadable("generator", resolve(name, GENERATORS), INDEX)
+def ensure_generator(name: str, revision: str | None = None, variant: str | None = None) -> None:
+    """Refuse a generator that lbgen cannot read, without torch."""
+    place = resolve(name, GENERATORS)
+    forms.ensure_readable(place, revision, variant)
+    kind = generator_class(name, revision)
+    if kind is not None and not is_extension("families", kind, PIPELINES):
+        forms.refuse_other_use(kind, place)
 
 
 def ensure_semantics(name: str, flag: str = "--semantics") -> None:

@@ -31,7 +31,8 @@ from lbgen.datasets import index
 from lbgen.generation.config import GenerateConfig, VerifyConfig
 from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
-from lbgen.models.registry import ADAPTER_FILE, suited_settings
+from lbgen.models.checkpoints.suited import suited_settings
+from lbgen.models.registry import ADAPTER_FILE
 
 WRITERS = {
     "sdxl": write_stable_diffusion_xl,

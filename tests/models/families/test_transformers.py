@@ -26,10 +26,11 @@ from torch import Tensor
 from trajectories import PROMPTS, STEPS, TARGETS, adapted, draws, images_of
 
 from lbgen.errors import UserError
+from lbgen.models.checkpoints.suited import NAMED, suited_settings
 from lbgen.models.families.kept_prompts import KeptPrompts
 from lbgen.models.families.stable_diffusion_3 import StableDiffusion3
 from lbgen.models.generator import Generator, load_generator
-from lbgen.models.registry import ADAPTER_FILE, FLOW_MATCHING, GENERATORS, NAMED, suited_settings
+from lbgen.models.registry import ADAPTER_FILE, FLOW_MATCHING, GENERATORS
 from lbgen.models.sampling import sample
 
 GUIDANCE = 2.0
@@ -497,15 +498,23 @@ def test_parts_that_do_not_fit_are_refused_by_their_configuration(
     assert expected in refusal(lambda: load(CASES[name], changed))
 
 
-@pytest.mark.parametrize("kind", ["FluxFillPipeline", "StableDiffusion3InpaintPipeline", "FluxControlPipeline"])
+@pytest.mark.parametrize(
+    ("kind", "use"),
+    [
+        ("FluxFillPipeline", "inpainting"),
+        ("StableDiffusion3InpaintPipeline", "inpainting"),
+        ("FluxControlPipeline", "control images"),
+        ("FluxKontextPipeline", "editing images"),
+    ],
+)
 def test_pipelines_that_change_or_follow_an_image_are_refused_by_name(
-    kind: str, folders: Callable[[Case], Path], tmp_path: Path
+    kind: str, use: str, folders: Callable[[Case], Path], tmp_path: Path
 ) -> None:
     changed = Path(shutil.copytree(folders(CASES["flux-dev"]), tmp_path / "changed"))
     index = changed / "model_index.json"
     index.write_text(index.read_text().replace("FluxPipeline", kind))
     message = refusal(lambda: load_generator(str(changed)))
-    assert f"is a {kind}, which changes or follows an image" in message and "FluxPipeline (FLUX.1)" in message
+    assert f"is a {kind}, which is for {use}; give a text-to-image checkpoint" in message
 
 
 def test_schedulers_of_diffusions_are_refused_where_flows_are_matched(case: Case, folder: Path) -> None:

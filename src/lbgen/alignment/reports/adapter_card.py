@@ -7,10 +7,10 @@ import yaml
 
 from lbgen import __version__
 from lbgen.alignment.config import AlignConfig
-from lbgen.models.registry import ADAPTER_CARD, ADAPTER_FILE, GENERATORS, NAMED, resolve
+from lbgen.models.checkpoints.suited import pipeline_of
+from lbgen.models.registry import ADAPTER_CARD, ADAPTER_FILE, GENERATORS, resolve
 from lbgen.report.page import render
 from lbgen.runs import atomic
-from lbgen.runs.model_folder import pipeline_class
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 WITHOUT_LOADER = ("PixArtSigmaPipeline",)
@@ -28,9 +28,9 @@ AS_LBGEN = (
 def write(adapter: Path, config: AlignConfig, vocabulary: Vocabulary) -> None:
     """Write the card into the adapter's folder. It names no folder of this machine."""
     where = resolve(config.generator, GENERATORS)
-    on_hub = not Path(where).is_dir()
+    on_hub = not Path(where).exists()
     base = where if on_hub else config.generator if config.generator in GENERATORS else Path(where).name
-    kind = pipeline_class(where) or NAMED.get(config.generator)
+    kind = pipeline_of(config.generator, config.revision)
     prompt = config.prompt_template.replace("{name}", vocabulary[0].name)
     text = render(
         "adapter.md.jinja",

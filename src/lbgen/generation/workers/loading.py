@@ -48,6 +48,8 @@ def load_prepared_generator(config: GenerateConfig, device: str) -> Generator:
         pipeline_instruction=config.pipeline_instruction,
         deep_cache_interval=config.deep_cache_interval,
         compile=config.compile,
+        revision=config.revision,
+        variant=config.variant,
     )
     generator.check_trajectory(config.steps, config.size)
     if config.adapter is not None:

@@ -14,22 +14,11 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from torch import Tensor
 
 from lbgen.errors import UserError
+from lbgen.models.checkpoints.suited import refuse_scheduler
 from lbgen.models.families.family import Schedule
 from lbgen.models.families.transformer import Config, TransformerFamily
-from lbgen.models.guidance import Guidance
 
-NAMES = ("dpm++",)
-"""Schedulers by name, besides the checkpoint's own."""
 EULER, DPM = "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler"
-
-
-def refuse_guidance(checkpoint: str, guidance: Guidance) -> None:
-    """Refuse a scale above 1 for a network that was distilled."""
-    if guidance.is_on:
-        raise UserError(
-            f"generator {checkpoint}: --guidance-scale {guidance.scale:g}: it was distilled to sample without "
-            "guidance; give 1"
-        )
 
 
 class FlowMatching(TransformerFamily):
@@ -76,12 +65,7 @@ class FlowMatching(TransformerFamily):
     # ---- schedulers ----
 
     def refuse_scheduler(self, name: str | None, config: Config) -> None:
-        if name not in (None, *NAMES):
-            choices = ", ".join(("native", *NAMES))
-            raise UserError(
-                f"generator {self.name}: {name} cannot sample from {self.title}, which matches flows; choose "
-                f"--scheduler {choices}"
-            )
+        refuse_scheduler(self.name, name or "native")
         kind = config.get("_class_name")
         if not (kind == EULER or (kind == DPM and config.get("use_flow_sigmas"))) or config.get("invert_sigmas"):
             raise UserError(

@@ -13,8 +13,9 @@ from torch.nn import functional
 from transformers import CLIPTextModel, T5EncoderModel
 
 from lbgen.errors import UserError
+from lbgen.models.checkpoints.suited import refuse_guidance
 from lbgen.models.families.family import Conditioning
-from lbgen.models.families.flow_matching import FlowMatching, refuse_guidance
+from lbgen.models.families.flow_matching import FlowMatching
 from lbgen.models.guidance import Guidance
 
 
@@ -44,7 +45,7 @@ class Flux(FlowMatching):
         if self.network.config.guidance_embeds:
             self.embedded_guidance = guidance.scale
         else:
-            refuse_guidance(self.name, guidance)
+            refuse_guidance(self.name, guidance.scale)
         if guidance.interval is not None and guidance.true_scale <= 1:
             raise UserError(
                 f"generator {self.name}: --guidance-interval: its guidance is no second call of the network that could "

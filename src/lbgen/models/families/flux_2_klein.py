@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen3ForCausalLM
 
+from lbgen.models.checkpoints.suited import refuse_guidance
 from lbgen.models.families.family import Conditioning
-from lbgen.models.families.flow_matching import FlowMatching, refuse_guidance
+from lbgen.models.families.flow_matching import FlowMatching
 from lbgen.models.guidance import Guidance
 
 
@@ -30,7 +31,7 @@ class Flux2Klein(FlowMatching):
 
     def take_guidance(self, guidance: Guidance) -> Guidance:
         if self.pipeline.config.is_distilled:
-            refuse_guidance(self.name, guidance)
+            refuse_guidance(self.name, guidance.scale)
         return guidance.without_true_scale(self.name)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen3Model
 
+from lbgen.models.checkpoints.suited import TURBO, refuse_guidance
 from lbgen.models.families.family import Conditioning
-from lbgen.models.families.flow_matching import FlowMatching, refuse_guidance
+from lbgen.models.families.flow_matching import FlowMatching
 from lbgen.models.families.transformer import Config
 from lbgen.models.guidance import Guidance
-from lbgen.models.registry import TURBO
 
 
 class ZImage(FlowMatching):
@@ -36,7 +36,7 @@ class ZImage(FlowMatching):
     def take_guidance(self, guidance: Guidance) -> Guidance:
         """1 is off, as everywhere. Nothing in a Turbo's files says that it was distilled, only its name."""
         if TURBO in Path(self.name).name.lower():
-            refuse_guidance(self.name, guidance)
+            refuse_guidance(self.name, guidance.scale)
         guidance = guidance.without_true_scale(self.name)
         return replace(guidance, scale=guidance.scale + 1) if guidance.is_on else guidance
 
