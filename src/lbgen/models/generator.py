@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lbgen.errors import UserError
 from lbgen.models import adapter
+from lbgen.models.checkpoints.suited import suited_settings
 from lbgen.models.compilation import Rows, compiled, padded
 from lbgen.models.deep_cache import DeepCache
 from lbgen.models.families import load_family
@@ -277,7 +278,7 @@ def load_generator(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     scheduler: str | None = None,
-    guidance_scale: float = 2.0,
+    guidance_scale: float | None = None,
     true_cfg_scale: float = 1.0,
     guidance_rescale: float = 0.0,
     guidance_interval: tuple[float, float] | None = None,
@@ -292,6 +293,7 @@ def load_generator(
     """Load a checkpoint by registry name, folder, hub id or single .safetensors file.
 
     scheduler: by name; None and "native" are the checkpoint's own.
+    guidance_scale: None is 2, or what suits the generator: 1, which is off, for those that were distilled.
     true_cfg_scale: of classifier-free guidance where the network reads `guidance_scale` itself; 1 is off.
     guidance_interval: guidance only at noise levels above the first and up to the second (arXiv 2404.07724).
     pipeline_instruction: put the instruction of the family's pipeline before each prompt.
@@ -307,6 +309,8 @@ def load_generator(
         if not hasattr(family, "use_instruction"):
             raise UserError(f"--pipeline-instruction: the pipeline of {family.title} has none; leave it out")
         family.use_instruction()
+    if guidance_scale is None:
+        guidance_scale = suited_settings(name, revision).get("guidance_scale", Guidance.scale)
     return Generator(
         family,
         Guidance(guidance_scale, guidance_rescale, true_cfg_scale, guidance_interval),

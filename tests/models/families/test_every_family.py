@@ -23,15 +23,19 @@ from miniatures import (
     write_z_image,
 )
 from safetensors.torch import load_file
+from trajectories import images_of
 
 from lbgen.alignment import checkpoint
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.run import align
 from lbgen.datasets import index
+from lbgen.exports.config import ExportMergedConfig
+from lbgen.exports.merged import export_merged
 from lbgen.generation.config import GenerateConfig, VerifyConfig
 from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
 from lbgen.models.checkpoints.suited import suited_settings
+from lbgen.models.generator import load_generator
 from lbgen.models.registry import ADAPTER_FILE
 
 WRITERS = {
@@ -90,6 +94,14 @@ def test_the_adapters_card_says_how_diffusers_makes_its_images(aligned: AlignCon
     drawn: dict = {}
     exec(code, drawn)
     assert drawn["image"].size == (32, 32)
+
+
+def test_the_merged_checkpoint_makes_the_adapters_images(aligned: AlignConfig, tmp_path: Path) -> None:
+    merged = export_merged(ExportMergedConfig(str(aligned.folder), str(tmp_path / "merged")))
+    settings = {"scheduler": "native", "guidance_scale": aligned.guidance_scale}
+    ours, theirs = (load_generator(str(place), **settings) for place in (merged, aligned.generator))
+    theirs.load_adapter(aligned.folder / "adapter")
+    torch.testing.assert_close(images_of(ours), images_of(theirs), rtol=1e-3, atol=1e-4)
 
 
 def align_until_killed(config: AlignConfig) -> None:

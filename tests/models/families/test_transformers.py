@@ -540,6 +540,7 @@ def test_guidance_that_a_checkpoint_does_not_take_is_refused_with_the_reason(
     message = refusal(lambda: load(schnell, folders(schnell), guidance_scale=3.5))
     reason = "--guidance-scale 3.5: it was distilled to sample without guidance; give 1"
     assert message.endswith(reason)
+    assert load_generator(str(folders(schnell))).encode(["fish"]).unconditional is None
     klein = write_flux_2_klein(tmp_path / "klein", distilled=True)
     assert refusal(lambda: load_generator(str(klein), guidance_scale=3.5)).endswith(reason)
     assert load_generator(str(klein), guidance_scale=1.0).encode(["fish"]).unconditional is None
