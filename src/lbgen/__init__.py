@@ -25,6 +25,12 @@ PUBLIC = {
     "AuditConfig": "lbgen.audit.config",
     "AuditResult": "lbgen.audit.output",
     "audit": "lbgen.audit.run",
+    "TransferConfig": "lbgen.evaluation.transfer.config",
+    "TransferResult": "lbgen.evaluation.transfer.run",
+    "transfer": "lbgen.evaluation.transfer.run",
+    "CompareConfig": "lbgen.evaluation.transfer.config",
+    "Compared": "lbgen.evaluation.transfer.compare",
+    "compare": "lbgen.evaluation.transfer.compare",
     "QuickstartConfig": "lbgen.quickstart.run",
     "QuickstartResult": "lbgen.quickstart.run",
     "quickstart": "lbgen.quickstart.run",
@@ -60,6 +66,12 @@ if TYPE_CHECKING:  # the same for type checkers, which do not follow `__getattr_
     from lbgen.configuration.catalogue import recipes as recipes
     from lbgen.configuration.extensions import register as register
     from lbgen.errors import UserError as UserError
+    from lbgen.evaluation.transfer.compare import Compared as Compared
+    from lbgen.evaluation.transfer.compare import compare as compare
+    from lbgen.evaluation.transfer.config import CompareConfig as CompareConfig
+    from lbgen.evaluation.transfer.config import TransferConfig as TransferConfig
+    from lbgen.evaluation.transfer.run import TransferResult as TransferResult
+    from lbgen.evaluation.transfer.run import transfer as transfer
     from lbgen.generation.config import GenerateConfig as GenerateConfig
     from lbgen.generation.config import VerifyConfig as VerifyConfig
     from lbgen.generation.estimate import PlanEstimate as PlanEstimate

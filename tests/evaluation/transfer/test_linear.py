@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from lbgen.evaluation.transfer import linear
+from lbgen.evaluation.transfer.methods import linear
 
 
 def blobs(rows, dimensions, categories, seed=0):

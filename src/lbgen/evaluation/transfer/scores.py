@@ -1,21 +1,23 @@
 """From answers to values: accuracy, or its mean over the categories, with 95% intervals."""
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from lbgen.evaluation.transfer.values import Metric
 from lbgen.metrics import intervals
 from lbgen.metrics.intervals import Estimate
 
-Metric = Literal["accuracy", "mean_per_class"]
 BOOTSTRAP_SEED = 0
 
 
 def score(prediction: NDArray, label: NDArray, metric: Metric) -> float:
     """Share of right answers in [0, 1]: of all images, or the mean of the categories' shares.  Both (N,)."""
-    right = prediction == label
+    return score_right(prediction == label, label, metric)
+
+
+def score_right(right: NDArray[np.bool_], label: NDArray, metric: Metric) -> float:
+    """The same, from which answers are right.  Both (N,)."""
     if metric == "accuracy":
         return float(right.mean())
     _, place, counts = np.unique(label, return_inverse=True, return_counts=True)

@@ -4,9 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, from_numpy
 
-from lbgen.evaluation.transfer import linear
-from lbgen.evaluation.transfer.scores import Metric, score
-from lbgen.evaluation.transfer.splits import Division, Rows
+from lbgen.evaluation.transfer.methods import linear
+from lbgen.evaluation.transfer.scores import score
+from lbgen.evaluation.transfer.sets.splits import Division, Rows
+from lbgen.evaluation.transfer.values import Metric
 
 
 def linear_probe(features: Tensor, division: Division, metric: Metric) -> tuple[NDArray[np.int64], dict[str, float]]:

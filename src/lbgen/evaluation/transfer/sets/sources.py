@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from lbgen.errors import UserError
-from lbgen.evaluation.transfer.scores import Metric
-from lbgen.evaluation.transfer.splits import ANY, TEST, TRAIN, VAL
+from lbgen.evaluation.transfer.sets.splits import ANY, TEST, TRAIN, VAL
+from lbgen.evaluation.transfer.values import Metric
 from lbgen.runs import atomic
 
 DIGITS = "digits"
@@ -52,7 +52,9 @@ PUBLISHED = {
     "flowers102": Published("Flowers102", "flowers-102", "mean_per_class", ALL_SPLITS),
     "food101": Published("Food101", "food-101", "accuracy", {TRAIN: "train", TEST: "test"}),
     "oxfordiiitpet": Published("OxfordIIITPet", "oxford-iiit-pet", "mean_per_class", {TRAIN: "trainval", TEST: "test"}),
-    "sun397": Published("SUN397", "SUN397", "accuracy", None, f"{DOWNLOAD}; and unpack {PARTITIONS} in {{root}}/SUN397"),
+    "sun397": Published(
+        "SUN397", "SUN397", "accuracy", None, f"{DOWNLOAD}; and unpack {PARTITIONS} in {{root}}/SUN397"
+    ),
 }
 SHORT = {
     "aircraft": "fgvcaircraft",
@@ -134,7 +136,7 @@ def fingerprint_of(files: Iterable[Path]) -> str:
 
 def open_digits() -> Source:
     """1,797 scans of 8x8 pixels (UCI's optical digits, the test part), with grey values from 0 to 16."""
-    from sklearn.datasets import load_digits  # late: slow
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # late: slow
 
     digits = load_digits()
     pixels = (digits.images * 255 / 16).round().astype(np.uint8)
@@ -148,7 +150,7 @@ def open_digits() -> Source:
 
 def open_published(name: str, root: Path) -> Source:
     """One of the eight sets. Raises NotHere where a part of it is missing."""
-    from torchvision import datasets  # late: slow
+    from torchvision import datasets  # type: ignore[import-untyped]  # late: slow
 
     published = PUBLISHED[name]
     loader = getattr(datasets, published.loader)

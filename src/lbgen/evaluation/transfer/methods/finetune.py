@@ -14,11 +14,12 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-untyped]
 
-from lbgen.evaluation.transfer.features import Seen
-from lbgen.evaluation.transfer.scores import Metric, score
-from lbgen.evaluation.transfer.splits import Division, Rows
+from lbgen.evaluation.transfer.methods.features import Seen
+from lbgen.evaluation.transfer.scores import score
+from lbgen.evaluation.transfer.sets.splits import Division, Rows
+from lbgen.evaluation.transfer.values import Metric
 from lbgen.models.backbones.backbone import Backbone
 from lbgen.runs.console import Progress
 
@@ -70,8 +71,9 @@ def fine_tune(
 
 def train(setup: FineTuning, pair: Pair, rows: Rows, label: Rows) -> nn.Module:
     """A copy of the backbone with a new classifier, trained on these rows by AdamW with a cosine schedule."""
-    device, count = setup.backbone.device, len(rows)
-    steps = setup.epochs * -(-count // setup.batch_size)
+    device = setup.backbone.device
+    batches = Batches(rows, setup.epochs, setup.batch_size, setup.seed)
+    steps = len(batches)
     with torch.random.fork_rng(), Progress(f"{setup.name}: fine-tuning", steps, "updates", leave=False) as progress:
         # A model with a new classifier.
         torch.manual_seed(setup.seed)
@@ -80,12 +82,13 @@ def train(setup: FineTuning, pair: Pair, rows: Rows, label: Rows) -> nn.Module:
         model.to(device).train()
         optimizer = create_optimizer_v2(model, "adamw", lr=pair.learning_rate, weight_decay=pair.weight_decay)
         warm_up = round(WARM_UP * steps)
-        schedule = CosineLRScheduler(optimizer, steps, warmup_t=warm_up, warmup_prefix=True, t_in_epochs=False)
+        schedule = CosineLRScheduler(
+            optimizer, steps, warmup_t=warm_up, warmup_lr_init=pair.learning_rate / steps, t_in_epochs=False
+        )
 
         # Train.
         augmented = Augmented(setup.images, augmentation(setup.backbone, setup.mirrored), setup.seed)
-        batches = Batches(rows, setup.epochs, setup.batch_size, setup.seed)
-        loader = DataLoader(augmented, batch_sampler=batches, num_workers=setup.workers(count))
+        loader = DataLoader(augmented, batch_sampler=batches, num_workers=setup.workers(len(rows)))
         for step, (images, row) in enumerate(loader):
             schedule.step_update(step)
             loss = F.cross_entropy(model(images.to(device)), torch.from_numpy(label)[row].to(device))
@@ -126,12 +129,17 @@ class Batches:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for epoch in range(self.epochs):
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.rows).tolist()
-            for start in range(0, len(order), self.batch_size):
-                yield [(epoch, row) for row in order[start : start + self.batch_size]]
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+            for part in np.array_split(order, self.in_epoch):
+                yield [(epoch, row) for row in part.tolist()]
+
+    @property
+    def in_epoch(self) -> int:
+        """Of nearly equal size, because batch normalisation cannot train on a single image that is left over."""
+        return -(-len(self.rows) // self.batch_size)
 
     def __len__(self) -> int:
-        return self.epochs * -(-len(self.rows) // self.batch_size)
+        return self.epochs * self.in_epoch
 
 
 @dataclass

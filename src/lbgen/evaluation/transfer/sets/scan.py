@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from lbgen.evaluation.transfer.sources import Source
+from lbgen.evaluation.transfer.sets.sources import Source
 from lbgen.runs import atomic
 from lbgen.runs.console import Progress
 
@@ -108,4 +108,3 @@ def data_sha256(source: Source, content: Sequence[str], rows: Iterable[NDArray[n
         for row in part.tolist():
             digest.update(f"{content[row]} {label[row]} {source.categories[label[row]]}\n".encode())
     return digest.hexdigest()
-

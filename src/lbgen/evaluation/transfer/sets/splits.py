@@ -72,7 +72,7 @@ def divide(
 
     # Images with the same pixels: those of the test stay there, then those of train.
     rows = {name: np.flatnonzero(readable & (split == name)) for name in (TRAIN, VAL, TEST)}
-    tested, trained = ({content[row] for row in rows[name]} for name in (TEST, TRAIN))
+    tested, trained = ({content[row] for row in rows[name].tolist()} for name in (TEST, TRAIN))
     is_tested, is_trained = ((lambda row, known=known: content[row] in known) for known in (tested, trained))
     rows[TRAIN], twice = _without(rows[TRAIN], is_tested)
     rows[VAL], also_twice = _without(rows[VAL], is_tested)

@@ -42,7 +42,9 @@ class FeatureCache:
         """workers: of a number of images, how many processes decode them."""
         self.folder, self.batch_size, self.workers = folder, batch_size, workers
 
-    def features(self, backbone: Backbone, images: Any, hashes: list[str], rows: NDArray[np.int64], name: str) -> Tensor:
+    def features(
+        self, backbone: Backbone, images: Any, hashes: list[str], rows: NDArray[np.int64], name: str
+    ) -> Tensor:
         """(N, D) on the CPU, of the images of these sorted rows; zeros for the others.  name: for the progress."""
         parts = [rows[start : start + PART] for start in range(0, len(rows), PART)]
         paths = [self._path(backbone, [hashes[row] for row in part.tolist()]) for part in parts]
@@ -51,8 +53,9 @@ class FeatureCache:
         with Progress(f"{name}: features", len(rows), "images", done=done, leave=False) as progress:
             for index, part in enumerate(parts):
                 if found[index] is None:
-                    found[index] = self._compute(backbone, images, part, progress)
-                    _write(paths[index], found[index])
+                    computed = self._compute(backbone, images, part, progress)
+                    _write(paths[index], computed)
+                    found[index] = computed
         columns = [each for each in found if each is not None]
         all_rows = np.zeros((len(hashes), columns[0].shape[1]), np.float32)
         all_rows[rows] = np.concatenate(columns)
@@ -81,7 +84,7 @@ def _read(path: Path, rows: int) -> NDArray | None:
     return stored if stored.dtype == np.float32 and stored.ndim == 2 and len(stored) == rows else None
 
 
-def _write(path: Path, features: NDArray | None) -> None:
+def _write(path: Path, features: NDArray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic.replacing(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, features, allow_pickle=False)

@@ -7,9 +7,9 @@ from PIL import Image
 
 from lbgen.datasets.decode import picture_of
 from lbgen.datasets.open import open_dataset
-from lbgen.datasets.records import DatasetReader, ImageRecord, name_of, no_labelled_image
-from lbgen.evaluation.transfer.sources import Source, fingerprint_of
-from lbgen.evaluation.transfer.splits import ANY, TEST, TRAIN, VAL
+from lbgen.datasets.records import DatasetReader, ImageRecord, no_labelled_image
+from lbgen.evaluation.transfer.sets.sources import Source, fingerprint_of
+from lbgen.evaluation.transfer.sets.splits import ANY, TEST, TRAIN, VAL
 
 NAMES = {
     TRAIN: ("train", "training"),
@@ -49,12 +49,11 @@ def open_folder(folder: Path) -> Source:
         broken = {record.key: record.fault for record in records}
         raise no_labelled_image(folder, broken, reader.skipped)
     index = {category: number for number, category in enumerate(ids)}
-    known = reader.labels()
     return Source(
         Pictures(reader, records, [index.get(record.category, -1) for record in records]),
         tuple(record.key for record in records),
         tuple(split_of(record.split) for record in records),
-        tuple(name_of(category, known) for category in ids),
+        tuple(ids),
         fingerprint=fingerprint_of({folder / record.location.file for record in records if record.location}),
     )
 
