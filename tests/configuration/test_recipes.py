@@ -61,8 +61,8 @@ def test_what_print_config_prints_is_itself_a_recipe(capsys, tmp_path, recipe):
 
 @pytest.mark.parametrize("verb", [verb for verb, what in VERBS.items() if what.takes_recipes])
 def test_every_verb_with_recipes_prints_its_defaults(capsys, tmp_path, verb):
-    directory = [str(tmp_path)] if verb == "audit" else []
-    values = yaml.safe_load(printed(capsys, verb, *directory, "--print-config"))
+    operands = [str(tmp_path)] if VERBS[verb].operands else []
+    values = yaml.safe_load(printed(capsys, verb, *operands, "--print-config"))
     config = getattr(lbgen, VERBS[verb].config_class)()
     assert values.keys() == vars(config).keys() and values["output"] == config.output
 

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from lbgen.configuration.ranges import (
     Count,
@@ -18,14 +18,15 @@ from lbgen.configuration.ranges import (
 from lbgen.configuration.recipes import TakesRecipes
 from lbgen.configuration.settings import Output
 
-CONFIG, LOCK = "config.yaml", "lock"
+CONFIG, LOCK = "config.yaml", "cache/transfer.lock"
 PAGE, TRANSFER = "report.html", "transfer.json"
 RESULTS, ANSWERS, CACHE = "results", "answers", "cache"
-WRITTEN = (CONFIG, LOCK, PAGE, TRANSFER, RESULTS, ANSWERS, CACHE)
+WRITTEN = (CONFIG, PAGE, TRANSFER, RESULTS, ANSWERS, CACHE)
 """Files and folders that a transfer writes in its folder."""
 COMPARISON, COMPARISON_PAGE = "comparison.json", "comparison.html"
 
 Method = Literal["linear", "finetune"]
+METHODS = get_args(Method)
 SHOT = re.compile(r"[1-9][0-9]{0,5}|(?:[1-9][0-9]?|0?\.[0-9]*[1-9]|[1-9][0-9]?\.[0-9]*[1-9])%")
 """A number of images of each category, or a share of them below 100%."""
 FREE = ("output", "datasets", "data", "method", "shots", "workers")

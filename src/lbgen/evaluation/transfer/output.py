@@ -10,7 +10,7 @@ import numpy as np
 
 from lbgen.configuration import saved
 from lbgen.evaluation.transfer.comparison import Measured, differences
-from lbgen.evaluation.transfer.config import PAGE, TRANSFER, TransferConfig
+from lbgen.evaluation.transfer.config import METHODS, PAGE, TRANSFER, TransferConfig
 from lbgen.evaluation.transfer.measure import Prepared
 from lbgen.evaluation.transfer.page import write_page
 from lbgen.evaluation.transfer.stored import Result, all_results
@@ -46,10 +46,9 @@ def _sorted(results: list[Result], backbones: Sequence[str], datasets: Sequence[
     def place(name: str, names: Sequence[str]) -> tuple[int, str]:
         return (names.index(name) if name in names else len(names)), name
 
-    def method(name: str) -> tuple[str, bool, float]:
+    def method(name: str) -> tuple[int, bool, float]:
         base, _, shot = name.partition("-")
-        number = float(shot.rstrip("%shot") or 0)
-        return base, shot.endswith("%"), number
+        return METHODS.index(base), shot.endswith("%"), float(shot.removesuffix("%").removesuffix("shot") or 0)
 
     order = {id(each): (place(each.backbone, backbones), place(each.dataset, datasets)) for each in results}
     return sorted(results, key=lambda each: (*order[id(each)], method(each.method)))

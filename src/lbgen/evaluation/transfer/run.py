@@ -6,7 +6,7 @@ Torch is imported only once nothing is left to refuse without it.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,11 +62,16 @@ def transfer(backbones: str | Path | Sequence[str | Path], config: TransferConfi
     atomic.refuse_links(folder, WRITTEN)
     places = [place for name in datasets if (place := sources.place_of(name, Path(config.data)))]
     outputs.ensure_outside(folder, places)
-    outputs.ensure_own(folder, (folder / CONFIG).is_file() and (folder / RESULTS).is_dir(), WRITTEN, "transfer")
+    outputs.ensure_own(folder, is_of_transfer(folder), WRITTEN, "transfer")
     if (folder / CONFIG).is_file():
         saved.ensure_same(config, folder / CONFIG, ignore=FREE)
     with locked(folder / LOCK, str(folder)):
         return _measured(names, datasets, missing, config)
+
+
+def is_of_transfer(folder: Path) -> bool:
+    """Whether a folder was written by a transfer, which may have been interrupted, or whose cache was removed."""
+    return (folder / LOCK).exists() or ((folder / CONFIG).is_file() and (folder / RESULTS).is_dir())
 
 
 def find_datasets(config: TransferConfig) -> tuple[list[str], dict[str, str]]:
@@ -84,10 +89,18 @@ def find_datasets(config: TransferConfig) -> tuple[list[str], dict[str, str]]:
             found.append(name)
         except NotHere as error:
             missing[name] = str(error)
-            warn(str(error))
     if not found:
-        raise UserError(f"--datasets: none of them is in {root}; get one, or add digits, which is always there")
+        raise nothing_here(missing)
+    for text in missing.values():
+        warn(text)
     return found, missing
+
+
+def nothing_here(missing: Mapping[str, str]) -> UserError:
+    """The refusal of a run without any data set."""
+    return UserError(
+        f"--datasets: none is there; add digits, which always is, or get one ({'; '.join(missing.values())})"
+    )
 
 
 def _measured(
@@ -112,9 +125,9 @@ def _measured(
             prepared.append(prepare(name, config))
         except NotHere as error:
             missing[name] = str(error)
+            if len(missing) == len(config.datasets):
+                raise nothing_here(missing) from None
             warn(str(error))
-    if not prepared:
-        raise UserError(f"--datasets: none of them can be read in {config.data}; add digits, which is always there")
 
     # Measure every backbone on every set.
     for name, place in names.items():
