@@ -32,6 +32,21 @@ def test_coefficients_are_those_of_scikit_learn(cost, categories):
     np.testing.assert_allclose(bias + shift, theirs.intercept_, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("cost", [1e-3, 10.0])
+def test_fewer_rows_than_dimensions(cost):
+    """As of few shots, where most directions have no variance; one column is constant."""
+    features, label = blobs(12, 40, 4)
+    features[:, 7] = 3
+    theirs = LogisticRegression(C=cost, solver="newton-cg", max_iter=20000, tol=1e-10).fit(features, label)
+    ours = linear.fit(torch.tensor(features), torch.tensor(label), 4, cost)
+    np.testing.assert_allclose(ours.weight.numpy(), theirs.coef_, rtol=1e-3, atol=1e-5 * np.abs(theirs.coef_).max())
+
+
+def test_features_without_variance_give_the_most_frequent_category():
+    ours = linear.fit(torch.ones(5, 3), torch.tensor([0, 1, 1, 2, 1]), 3, 1.0)
+    assert ours.predict(torch.ones(2, 3)).tolist() == [1, 1]
+
+
 def test_answers_on_digits_are_those_of_scikit_learn():
     """In single precision too, as on a GPU."""
     digits = load_digits()

@@ -71,7 +71,7 @@ def prepare(name: str, config: TransferConfig) -> Prepared:
         first = int(each.rows[0])
         fault = f": {seen.faults[first]}" if first in seen.faults else ""
         count = len(each.rows)
-        warn(f"{name}: {count:,} image{'s' * (count > 1)} left out that {each.reason} ({source.keys[first]}{fault})")
+        warn(f"{name}: {count:,} image{'s' * (count > 1)} left out, {each.reason} ({source.keys[first]}{fault})")
     ensure_usable(division, name, left)
     rows = (division.train, division.val, division.test)
     return Prepared(name, source, division, seen.hashes, left, data_sha256(source, seen.hashes, rows, division.label))

@@ -234,7 +234,7 @@ def _notes(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What is missing and what was left out."""
     notes = list(content.get("missing", {}).items())
     for name, dataset in content.get("datasets", {}).items():
-        notes += [(name, f"{count:,} images left out that {why}") for why, count in dataset.get("left_out", {}).items()]
+        notes += [(name, f"{count:,} images left out, {why}") for why, count in dataset.get("left_out", {}).items()]
     return notes
 
 

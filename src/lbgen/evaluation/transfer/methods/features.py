@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lbgen.errors import UserError
 from lbgen.models.backbones.backbone import Backbone
 from lbgen.runs import atomic
 from lbgen.runs.console import Progress
@@ -54,6 +55,8 @@ class FeatureCache:
             for index, part in enumerate(parts):
                 if found[index] is None:
                     computed = self._compute(backbone, images, part, progress)
+                    if not np.isfinite(computed).all():
+                        raise UserError(f"{name}: the backbone's features are not finite; give another backbone")
                     _write(paths[index], computed)
                     found[index] = computed
         columns = [each for each in found if each is not None]

@@ -83,7 +83,7 @@ def train(setup: FineTuning, pair: Pair, rows: Rows, label: Rows) -> nn.Module:
         optimizer = create_optimizer_v2(model, "adamw", lr=pair.learning_rate, weight_decay=pair.weight_decay)
         warm_up = round(WARM_UP * steps)
         schedule = CosineLRScheduler(
-            optimizer, steps, warmup_t=warm_up, warmup_lr_init=pair.learning_rate / steps, t_in_epochs=False
+            optimizer, max(steps, 2), warmup_t=warm_up, warmup_lr_init=pair.learning_rate / steps, t_in_epochs=False
         )
 
         # Train.

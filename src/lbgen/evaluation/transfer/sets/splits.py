@@ -59,11 +59,11 @@ def divide(
     """
     split = np.array(published, dtype="<U5")
     readable = label >= 0
-    left = [Left("cannot be read", np.flatnonzero(~readable))]
+    left = [Left("unreadable", np.flatnonzero(~readable))]
 
     # Draw what is not published.
     if TEST in split:
-        left.append(Left("are of none of the splits train, val and test", np.flatnonzero(readable & (split == ANY))))
+        left.append(Left("in none of the splits train, val and test", np.flatnonzero(readable & (split == ANY))))
     else:
         split = np.where(_drawn(label, readable & (split == ANY), keys, "test"), TEST, split)
         split[split == ANY] = TRAIN
@@ -78,8 +78,8 @@ def divide(
     rows[VAL], also_twice = _without(rows[VAL], is_tested)
     rows[VAL], trains_too = _without(rows[VAL], is_trained)
     left += [
-        Left("of train and val are test images too", np.sort(np.concatenate([twice, also_twice]))),
-        Left("of val are train images too", trains_too),
+        Left("in train or val with the pixels of a test image", np.sort(np.concatenate([twice, also_twice]))),
+        Left("in val with the pixels of a train image", trains_too),
     ]
     final = np.sort(np.concatenate([rows[TRAIN], rows[VAL]]))
     division = Division(label, rows[TRAIN], rows[VAL], rows[TEST], final)
