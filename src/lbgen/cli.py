@@ -52,6 +52,8 @@ class Verb(NamedTuple):
     takes_recipes: bool = True
     plan: str | None = None
     """The function of --plan, if the verb has it."""
+    takes_datasets: bool = False
+    """Whether dataset folders come first."""
 
 
 VERBS = {
@@ -66,6 +68,14 @@ VERBS = {
         "audit",
         "find shortcuts in labelled image datasets (cues other than the object that predict the label), and compare "
         "the datasets",
+        takes_datasets=True,
+    ),
+    "pretrain": Verb(
+        "PretrainConfig",
+        "pretrain",
+        "train a backbone of timm on labelled image datasets, generated or real",
+        plan="plan_pretrain",
+        takes_datasets=True,
     ),
     "export": Verb(
         "ExportConfig", "export_microworld", "write a built-in model's folders, for diffusers and transformers", False
@@ -181,7 +191,7 @@ def _parsers(argv: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
 
 
 def _add_verb_arguments(parser: ArgumentParser, verb: Verb) -> None:
-    if verb.function == "audit":
+    if verb.takes_datasets:
         parser.add_argument("directories", nargs="+", metavar="DIR", help="image folders, WebDatasets or parquet")
     if verb.takes_recipes:
         recipes = _recipes(verb)
@@ -212,7 +222,7 @@ def _function(name: str, arguments: dict[str, Any]) -> Callable[[], object]:
     """The verb's function, with the config that defaults, recipe and flags make."""
     verb, recipe = VERBS[name], arguments.pop("recipe", None)
     prints, plans = arguments.pop("print_config", False), arguments.pop("plan", False)
-    directories = [arguments.pop("directories")] if name == "audit" else []
+    directories = [arguments.pop("directories")] if verb.takes_datasets else []
     config: Any = resolve(_config_class(verb), recipe, arguments)
     if prints:
         return lambda: print(yaml_text(saved.plain(config)), end="")
