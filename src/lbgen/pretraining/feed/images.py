@@ -7,6 +7,7 @@ it is the same in whichever process and batch the image comes.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import signal
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
@@ -111,7 +112,21 @@ def transforms(config: PretrainConfig, mean: Sequence[float], std: Sequence[floa
         interpolation=config.interpolation,
         **shared,
     )
+    for step in augment.transforms:
+        keep_one_bit(step)
     return augment, create_transform(crop_pct=config.crop_share, interpolation=resized, **shared)
+
+
+def keep_one_bit(step: Any) -> None:
+    """Let timm's posterisation keep one bit or more: at the highest level it keeps none, which Pillow 13 refuses."""
+    policies = [getattr(step, "ops", []), *getattr(step, "policy", [])]
+    for op in itertools.chain(*policies):
+        if op.name.startswith("Posterize"):
+            op.aug_fn = posterized
+
+
+def posterized(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    return ImageOps.posterize(image, max(1, bits)) if bits < 8 else image
 
 
 def decoded(catalogue: Catalogue, row: int, side: int) -> Image.Image | str:
