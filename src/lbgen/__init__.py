@@ -25,6 +25,11 @@ PUBLIC = {
     "AuditConfig": "lbgen.audit.config",
     "AuditResult": "lbgen.audit.output",
     "audit": "lbgen.audit.run",
+    "PretrainConfig": "lbgen.pretraining.config",
+    "PretrainResult": "lbgen.pretraining.run",
+    "pretrain": "lbgen.pretraining.run",
+    "PretrainEstimate": "lbgen.pretraining.estimate",
+    "plan_pretrain": "lbgen.pretraining.estimate",
     "TransferConfig": "lbgen.evaluation.transfer.config",
     "TransferResult": "lbgen.evaluation.transfer.run",
     "transfer": "lbgen.evaluation.transfer.run",
@@ -83,6 +88,11 @@ if TYPE_CHECKING:  # the same for type checkers, which do not follow `__getattr_
     from lbgen.microworld import export_microworld as export_microworld
     from lbgen.microworld.config import ExportConfig as ExportConfig
     from lbgen.models.quality import load_quality as load_quality
+    from lbgen.pretraining.config import PretrainConfig as PretrainConfig
+    from lbgen.pretraining.estimate import PretrainEstimate as PretrainEstimate
+    from lbgen.pretraining.estimate import plan_pretrain as plan_pretrain
+    from lbgen.pretraining.run import PretrainResult as PretrainResult
+    from lbgen.pretraining.run import pretrain as pretrain
     from lbgen.quickstart.run import QuickstartConfig as QuickstartConfig
     from lbgen.quickstart.run import QuickstartResult as QuickstartResult
     from lbgen.quickstart.run import quickstart as quickstart

@@ -64,6 +64,7 @@ class Verb(NamedTuple):
     plan: str | None = None
     """The function of --plan, if the verb has it."""
     operands: Operands | None = None
+    """What its function takes before the config, if anything."""
 
 
 VERBS = {
@@ -80,13 +81,18 @@ VERBS = {
         "the datasets",
         operands=DATASETS,
     ),
+    "pretrain": Verb(
+        "PretrainConfig",
+        "pretrain",
+        "train a backbone of timm on labelled image datasets, generated or real",
+        plan="plan_pretrain",
+        operands=DATASETS,
+    ),
     "transfer": Verb(
         "TransferConfig",
         "transfer",
         "measure how backbones transfer to other data sets: linear probe, fine-tuning, few-shot",
-        operands=Operands(
-            "BACKBONE", "runs of lbgen pretrain, names or folders of timm, ARCHITECTURE:FILE.safetensors"
-        ),
+        operands=BACKBONES,
     ),
     "compare": Verb(
         "CompareConfig",
