@@ -37,9 +37,9 @@ def test_fewer_rows_than_dimensions(cost):
     """As of few shots, where most directions have no variance; one column is constant."""
     features, label = blobs(12, 40, 4)
     features[:, 7] = 3
-    theirs = LogisticRegression(C=cost, solver="newton-cg", max_iter=20000, tol=1e-10).fit(features, label)
+    theirs = LogisticRegression(C=cost, max_iter=20000, tol=1e-10).fit(features, label)
     ours = linear.fit(torch.tensor(features), torch.tensor(label), 4, cost)
-    np.testing.assert_allclose(ours.weight.numpy(), theirs.coef_, rtol=1e-3, atol=1e-5 * np.abs(theirs.coef_).max())
+    np.testing.assert_allclose(ours.weight.numpy(), theirs.coef_, rtol=1e-3, atol=3e-4 * np.abs(theirs.coef_).max())
 
 
 def test_features_without_variance_give_the_most_frequent_category():
@@ -55,7 +55,7 @@ def test_answers_on_digits_are_those_of_scikit_learn():
     for dtype in (torch.float64, torch.float32):
         rows = torch.tensor(features, dtype=dtype)
         ours = linear.fit(rows[:1000], torch.tensor(label[:1000]), 10, 1.0)
-        np.testing.assert_allclose(ours.weight.numpy(), theirs.coef_, atol=2e-3)
+        np.testing.assert_allclose(ours.weight.numpy(), theirs.coef_, atol=1e-4 if dtype == torch.float64 else 5e-3)
         assert (ours.predict(rows[1000:]).numpy() == theirs.predict(features[1000:])).all()
 
 

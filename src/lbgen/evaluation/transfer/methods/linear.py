@@ -16,7 +16,7 @@ COSTS = tuple(float(cost) for cost in 1 / np.logspace(5, -6, 45))
 ITERATIONS = 1000
 """Of L-BFGS, at most."""
 HISTORY = 10
-TOLERANCE = 1e-8
+TOLERANCE = 1e-6
 """Of the largest entry of the gradient of the mean loss; a step that is lost in rounding ends the search too."""
 
 
