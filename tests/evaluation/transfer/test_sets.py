@@ -188,8 +188,20 @@ def test_every_command_that_downloads_names_a_loader_of_torchvision():
 def test_a_set_without_its_lists_is_missing_too(tmp_path):
     (tmp_path / "SUN397").mkdir()
     (tmp_path / "SUN397/ClassName.txt").write_text("/a/abbey\n")
-    with pytest.raises(sources.NotHere, match=r"Partitions.zip in .*SUN397 \(.*Training_01.txt"):
+    with pytest.raises(sources.NotHere, match=r"Partitions.zip in .*SUN397 \(torchvision cannot .*Training_01.txt"):
         sources.open_published("sun397", tmp_path)
+
+
+def test_a_damaged_set_is_left_out_like_one_that_is_missing(tmp_path):
+    """Lists of other shapes than the loader expects."""
+    for writer in (fgvcaircraft, dtd, food101):
+        writer(tmp_path, Painter(tmp_path))
+    (tmp_path / "fgvc-aircraft-2013b/data/images_variant_val.txt").write_text("no_variant\n")
+    (tmp_path / "dtd/dtd/labels/test1.txt").write_text("one/two/three\n")
+    (tmp_path / "food-101/meta/test.json").write_text('{"apple_pie": 3')
+    for name in ("fgvcaircraft", "dtd", "food101"):
+        with pytest.raises(sources.NotHere, match=f"^{name}: not there as .*torchvision cannot read it: "):
+            sources.open_published(name, tmp_path)
 
 
 # ---- folders ----

@@ -11,12 +11,14 @@ import numpy as np
 from lbgen.configuration.values import shown
 from lbgen.evaluation.transfer.comparison import AVERAGE, Difference, Measured
 from lbgen.evaluation.transfer.tables import datasets_of, methods_of, p_text, percent, points
+from lbgen.evaluation.transfer.values import Value
 from lbgen.report import figures
 from lbgen.report.page import render
 from lbgen.runs import atomic
 
 SPOKES = 3
 """Data sets that a radar chart needs at least."""
+NO_VALUE = {"value": "–", "interval": "", "chance": "", "kind": ""}
 METRICS = {"accuracy": "accuracy", "mean_per_class": "mean per class"}
 TITLES = {"linear": "Linear probe", "finetune": "Full fine-tuning"}
 HOW = (
@@ -84,7 +86,7 @@ def write_page(
         radar=_radar(measured, drawn) if drawn else "",
         radar_title=method_title(drawn) if drawn else "",
         charts=_few_shot_charts(measured),
-        differences=[_difference(each) for each in differences],
+        differences=_difference_tables(measured, differences),
         reference=measured[0].name,
         notes=_notes(content),
         how=HOW,
@@ -134,35 +136,25 @@ def _table(measured: Sequence[Measured], method: str) -> dict[str, Any]:
     datasets = datasets_of(measured, method)
     rows = []
     for number, each in enumerate(measured):
-        found = [each.values.get((dataset, method)) for dataset in datasets]
-        if any(found):
-            cells = [
-                {"value": percent(one.value), "interval": _interval(one.low, one.high)}
-                if one
-                else {"value": "–", "interval": ""}
-                for one in found
-            ]
-            rows.append(
-                {
-                    "name": each.name,
-                    "colour": _colour(number),
-                    "cells": cells,
-                    "average": percent(each.average(method, datasets)),
-                }
-            )
+        cells = [_cell(each.values.get((dataset, method))) for dataset in datasets]
+        if any(cell["value"] != NO_VALUE["value"] for cell in cells):
+            average = percent(each.average(method, datasets))
+            rows.append({"name": each.name, "colour": _colour(number), "cells": cells, "average": average})
     _mark_best(rows, len(datasets))
-    metrics = [next(one.values[name, method] for one in measured if (name, method) in one.values) for name in datasets]
+    values = [next(one.values[name, method] for one in measured if (name, method) in one.values) for name in datasets]
     columns = [
-        {"name": name, "metric": METRICS[value.metric], "images": f"{value.n_test:,}"}
-        for name, value in zip(datasets, metrics, strict=True)
+        {"name": name, "metric": METRICS[value.metric], "images": f"{value.n_test:,} images"}
+        for name, value in zip(datasets, values, strict=True)
     ]
-    return {
-        "title": method_title(method),
-        "columns": columns,
-        "rows": rows,
-        "has_average": len(datasets) > 1,
-        "is_few": "-" in method,
-    }
+    more = {"has_average": len(datasets) > 1, "is_few": "-" in method}
+    return {"title": method_title(method), "columns": columns, "rows": rows, **more}
+
+
+def _cell(one: Value | None) -> dict[str, str]:
+    if one is None:
+        return dict(NO_VALUE)
+    interval = "" if one.low is None or one.high is None else f"{percent(one.low)} to {percent(one.high)}"
+    return {"value": percent(one.value), "interval": interval, "chance": "", "kind": ""}
 
 
 def _mark_best(rows: list[dict[str, Any]], columns: int) -> None:
@@ -170,11 +162,8 @@ def _mark_best(rows: list[dict[str, Any]], columns: int) -> None:
     for column in range(columns):
         values = [float(row["cells"][column]["value"].replace("–", "nan")) for row in rows]
         for row, value in zip(rows, values, strict=True):
-            row["cells"][column]["best"] = len(rows) > 1 and value == np.nanmax(values)
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{percent(low)} to {percent(high)}"
+            if len(rows) > 1 and value == np.nanmax(values):
+                row["cells"][column]["kind"] = "best"
 
 
 def _radar(measured: Sequence[Measured], method: str) -> str:
@@ -208,20 +197,36 @@ def _ends(one: Measured, dataset: str, method: str) -> tuple[float, float, float
     return value, low, high
 
 
-def _difference(each: Difference) -> dict[str, Any]:
+def _difference_tables(measured: Sequence[Measured], found: Sequence[Difference]) -> list[dict[str, Any]]:
+    """For each method, a line for each backbone but the reference, a column for each data set, the average last."""
+    tables = []
+    for method in dict.fromkeys(each.method for each in found):
+        own = {(each.backbone, each.dataset): each for each in found if each.method == method}
+        columns = list(dict.fromkeys(dataset for _, dataset in own))
+        columns.sort(key=lambda dataset: dataset == AVERAGE)  # stable: the others stay in their order
+        rows = []
+        for number, one in enumerate(measured):
+            cells = [own.get((one.name, dataset)) for dataset in columns]
+            if any(cells):
+                rows.append({"name": one.name, "colour": _colour(number), "cells": list(map(_difference_cell, cells))})
+        headings = [{"name": name, "metric": "", "images": ""} for name in columns]
+        tables.append(
+            {"title": method_title(method), "columns": headings, "rows": rows, "is_few": "-" in method}
+            | {"has_average": False}
+        )
+    return tables
+
+
+def _difference_cell(each: Difference | None) -> dict[str, str]:
+    if each is None:
+        return NO_VALUE
     low, high = each.estimate.low, each.estimate.high
-    is_tested = math.isfinite(each.p_value)
-    chance = each.q_value if math.isfinite(each.q_value) else each.p_value
+    is_tested, is_adjusted = math.isfinite(each.p_value), math.isfinite(each.q_value)
+    chance = each.q_value if is_adjusted else each.p_value
     return {
-        "backbone": each.backbone,
-        "method": method_title(each.method),
-        "dataset": each.dataset,
-        "is_average": each.dataset == AVERAGE,
         "value": _with_minus(points(each.estimate.value)),
         "interval": _with_minus(f"{points(low)} to {points(high)}") if math.isfinite(low) else "",
-        "p_value": p_text(each.p_value) if is_tested else "–",
-        "q_value": p_text(each.q_value) if math.isfinite(each.q_value) else "",
-        "test": each.note,
+        "chance": f"{'q' if is_adjusted else 'p'} {p_text(chance)}" if is_tested else each.note,
         "kind": "" if not is_tested or chance >= 0.05 else "better" if each.estimate.value > 0 else "worse",
     }
 

@@ -119,7 +119,7 @@ def ensure_here(name: str, root: Path) -> None:
 def not_here(name: str, root: Path) -> NotHere:
     published = PUBLISHED[known_name(name)]
     remedy = published.remedy.format(loader=published.loader, root=root)
-    return NotHere(f"{name}: not in {root / published.folder}; to get it: {remedy}")
+    return NotHere(f"{name}: not there as {root / published.folder}; to get it: {remedy}")
 
 
 def fingerprint_of(files: Iterable[Path]) -> str:
@@ -161,8 +161,9 @@ def open_published(name: str, root: Path) -> Source:
             images = loader(str(root))
             source = _of_lists(images, published, root) if name == "sun397" else _of_files(images, published)
         return replace(source, fingerprint=fingerprint_of(atomic.files_below(root / published.folder)))
-    except (RuntimeError, FileNotFoundError) as error:
-        raise NotHere(f"{not_here(name, root)} ({error})") from None
+    except Exception as error:  # loaders raise exceptions of any kind where a file is missing or damaged
+        cause = " ".join(str(error).split())[:200]
+        raise NotHere(f"{not_here(name, root)} (torchvision cannot read it: {cause})") from error
 
 
 def _of_splits(loader: Any, published: Published, root: Path) -> Source:
@@ -172,7 +173,7 @@ def _of_splits(loader: Any, published: Published, root: Path) -> Source:
     parts = {split: loader(str(root), split=theirs) for split, theirs in published.splits.items()}
     categories = {tuple(part.classes) for part in parts.values()}
     if len(categories) > 1:
-        raise UserError(f"{root / published.folder}: its splits have different categories; get it again")
+        raise ValueError("its splits have different categories")
     keys = [(split, f"{split}/{number}") for split, part in parts.items() for number in range(len(part))]
     split, names = zip(*keys, strict=True)
     return Source(ConcatDataset(parts.values()), names, split, categories.pop(), published.metric)
