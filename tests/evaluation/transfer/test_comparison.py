@@ -66,6 +66,14 @@ def test_the_interval_of_a_difference_is_that_of_paired_images():
     assert (estimate.low, estimate.high) == pytest.approx((gain.mean() - half, gain.mean() + half), abs=half / 8)
 
 
+def test_equal_answers_still_have_an_interval():
+    """If 3 / N of all images differed, none of N would in 5% of the samples."""
+    right = np.arange(100) % 3 > 0
+    estimate = comparison.difference_estimate(right, right, np.zeros(100, int), "accuracy")
+    assert estimate.value == 0 and estimate.high == -estimate.low
+    assert (1 - estimate.high) ** 100 == pytest.approx(0.05, abs=0.005)
+
+
 # ---- lbgen compare ----
 
 DATASETS = {"pets": ("mean_per_class", 60), "dtd": ("accuracy", 80), "food": ("accuracy", 50)}

@@ -136,6 +136,9 @@ def difference_estimate(
     first: NDArray[np.bool_], second: NDArray[np.bool_], label: NDArray, metric: Metric
 ) -> Estimate:
     """Second minus first, with the interval of a bootstrap that redraws images.  All (N,)."""
+    if (first == second).all():  # every resample is zero; of so many images, fewer than 3 / N differ (rule of three)
+        half = -math.log(0.05) / len(label)
+        return Estimate(0.0, -half, half)
     mean = intervals.mean if metric == "accuracy" else intervals.balanced_mean
     return mean(second.astype(float) - first.astype(float), label, BOOTSTRAP_SEED, LIMITS)
 

@@ -94,5 +94,5 @@ def measured_of(results: Sequence[Result], folder: Path) -> list[Measured]:
     for each in results:
         one = found.setdefault(each.backbone, Measured(each.backbone, {}, {}))
         one.values[each.dataset, each.method] = Value(each.metric, each.value, each.low, each.high, each.n_test)
-        one.answers[each.dataset, each.method] = folder / each.answers
+        one.answers[each.dataset, each.method] = atomic.inside(folder, each.answers)
     return list(found.values())

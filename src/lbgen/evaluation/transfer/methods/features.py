@@ -81,7 +81,7 @@ class FeatureCache:
 def _read(path: Path, rows: int) -> NDArray | None:
     """The features of so many rows; None where the file is missing or holds something else."""
     try:
-        stored = np.load(path, allow_pickle=False)
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)  # a wrong size is refused before it is read
     except (OSError, ValueError):
         return None
     return stored if stored.dtype == np.float32 and stored.ndim == 2 and len(stored) == rows else None

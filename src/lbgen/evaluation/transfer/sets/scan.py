@@ -79,12 +79,12 @@ def _key(source: Source) -> str:
 def _read(path: Path, rows: int) -> Scan | None:
     """What `scan` wrote; None where there is nothing of this shape."""
     try:
-        table = np.load(path, allow_pickle=False)
+        table = np.load(path, mmap_mode="r", allow_pickle=False)  # a wrong size is refused before it is read
     except (OSError, ValueError):
         return None
     if table.shape != (rows, 8 + DIGEST) or table.dtype != np.uint8:
         return None
-    return Scan(np.ascontiguousarray(table[:, :8]).view(np.int64)[:, 0], table[:, 8:], {})
+    return Scan(np.ascontiguousarray(table[:, :8]).view(np.int64)[:, 0], np.array(table[:, 8:]), {})
 
 
 def _write(path: Path, table: NDArray) -> None:
