@@ -202,7 +202,9 @@ class Journal:
     def known(self, pair: Pair, compute: Callable[[], float]) -> float:
         """The noted value of a pair, or the computed one, which is then noted."""
         key = f"{pair.learning_rate!r} {pair.weight_decay!r}"
-        values = read_json(atomic.read_bytes(self.path), dict[str, float], str(self.path)) if self.path.is_file() else {}
+        values = (
+            read_json(atomic.read_bytes(self.path), dict[str, float], str(self.path)) if self.path.is_file() else {}
+        )
         if key not in values:
             values[key] = compute()
             atomic.write_text(self.path, json.dumps(values, indent=2) + "\n")

@@ -69,6 +69,12 @@ class Backbone:
         }
 
     @property
+    def outputs(self) -> int:
+        """Number of classes that it tells apart; 0 for one without a classifier."""
+        model: Any = self.model
+        return int(model.num_classes)
+
+    @property
     def key(self) -> str:
         """Names caches of what the backbone computed: SHA-256 of the identity without the name, 64 hex digits."""
         parts = [f"{name}\t{value}" for name, value in self.identity.items() if name != "name"]
@@ -86,9 +92,14 @@ class Backbone:
             return self.model(images.to(self.device))
 
 
+def locate(name: str) -> Location:
+    """The backbone's files; one that timm knows by this name is downloaded to the hub's cache."""
+    return find_local(name) or _on_hub(name)
+
+
 def load(name: str, device: torch.device | str) -> Backbone:
     """See `lbgen.models.backbones.load_backbone`."""
-    location = find_local(name) or _on_hub(name)
+    location = locate(name)
     with _one_line(name):
         model = _create(location)
     settings = resolve_data_config({}, model=model)
