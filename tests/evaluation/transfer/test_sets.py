@@ -148,7 +148,7 @@ def test_a_published_set_gives_its_images_labels_and_splits(writer, tmp_path, mo
             files[name] = (files[name][0], hashlib.md5(path.read_bytes()).hexdigest())
         monkeypatch.setattr(Flowers102, "_file_dict", files)
     config = TransferConfig(data=str(tmp_path / "data"), output=str(tmp_path / "out"), datasets=(writer.__name__,))
-    prepared = prepare(writer.__name__, config)
+    prepared = prepare("shown", writer.__name__, config)
     division, source = prepared.division, prepared.source
     assert source.metric == METRICS.get(writer.__name__, "accuracy") and prepared.left == []
     found, drawn = {}, []
@@ -173,7 +173,7 @@ def test_a_published_set_gives_its_images_labels_and_splits(writer, tmp_path, mo
 def test_a_missing_set_is_named_with_the_way_to_get_it_and_the_others_go_on(tmp_path, capsys):
     config = TransferConfig(data=str(tmp_path), datasets=("digits", "dtd", "cars", "SUN397"))
     found, missing = find_datasets(config)
-    assert found == ["digits"] and list(missing) == ["dtd", "cars", "SUN397"]
+    assert found == {"digits": "digits"} and list(missing) == ["dtd", "cars", "SUN397"]
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 3 and f'DTD("{tmp_path}", download=True)' in told[0]
     assert "kaggle datasets download" in told[1] and "Partitions.zip" in told[2]
@@ -222,7 +222,7 @@ def test_an_image_folder_is_a_set_and_its_copies_are_found_by_their_pixels(tmp_p
     Image.open(tmp_path / "own/test/dog/3.png").save(tmp_path / "own/train/dog/copy.bmp")
     (tmp_path / "own/train/cat/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     config = TransferConfig(output=str(tmp_path / "out"), data=str(tmp_path), datasets=("own",))
-    prepared = prepare("own", config)
+    prepared = prepare("own", "own", config)
     sizes = [len(getattr(prepared.division, part)) for part in ("train", "val", "test")]
     assert sizes == [20, 8, 12]
     told = capsys.readouterr().err
@@ -238,7 +238,7 @@ def test_a_saved_hugging_face_set_is_a_set(tmp_path):
         str(tmp_path / "saved")
     )
     config = TransferConfig(output=str(tmp_path / "out"), datasets=(str(tmp_path / "saved"),))
-    saved, own = (prepare(str(tmp_path / name), config) for name in ("saved", "own"))
+    saved, own = (prepare(name, str(tmp_path / name), config) for name in ("saved", "own"))
 
     def uses(prepared, part):
         rows = getattr(prepared.division, part).tolist()
@@ -248,8 +248,17 @@ def test_a_saved_hugging_face_set_is_a_set(tmp_path):
     assert uses(saved, "train") | uses(saved, "val") == uses(own, "train") | uses(own, "val")
 
 
+def test_a_path_is_shown_by_its_last_folder_unless_two_end_in_the_same(tmp_path):
+    for name in ("a/own", "b/own", "b/other"):
+        (tmp_path / name).mkdir(parents=True)
+    a, b, other = (str(tmp_path / name) for name in ("a/own", "b/own", "b/other"))
+    assert find_datasets(TransferConfig(datasets=(a, other)))[0] == {"own": a, "other": other}
+    assert find_datasets(TransferConfig(datasets=(a, b, "digits")))[0] == {a: a, b: b, "digits": "digits"}
+    assert find_datasets(TransferConfig(datasets=("own/",), data=str(tmp_path / "b")))[0] == {"own": "own/"}
+
+
 def test_a_folder_without_a_test_is_refused(tmp_path):
     own_folder(tmp_path / "own", {"train": 3, "val": 2})
     config = TransferConfig(output=str(tmp_path / "out"), datasets=(str(tmp_path / "own"),))
     with pytest.raises(UserError, match="no image for test; give a set with train and test images"):
-        prepare(str(tmp_path / "own"), config)
+        prepare("own", str(tmp_path / "own"), config)

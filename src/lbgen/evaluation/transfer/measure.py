@@ -54,15 +54,18 @@ class Prepared:
     sha256: str
 
 
-def prepare(name: str, config: TransferConfig) -> Prepared:
-    """Open a set, hash its images, divide them; says in one line for each reason what is left out."""
-    root, known = Path(config.data), sources.known_name(name)
+def prepare(name: str, given: str, config: TransferConfig) -> Prepared:
+    """Open a set, hash its images, divide them; says in one line for each reason what is left out.
+
+    name: as it is shown.  given: a known name or a folder.
+    """
+    root, known = Path(config.data), sources.known_name(given)
     if known == DIGITS:
         source = sources.open_digits()
     elif known in PUBLISHED:
         source = sources.open_published(known, root)
     else:
-        place = sources.place_of(name, root)
+        place = sources.place_of(given, root)
         assert place is not None
         source = open_folder(place)
     seen = scan(source, name, config.folder / CACHE, config.workers)

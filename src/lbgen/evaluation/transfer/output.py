@@ -30,7 +30,7 @@ def write_transfer(
     first: Sequence[str], prepared: Sequence[Prepared], missing: Mapping[str, str], config: TransferConfig
 ) -> Written:
     """Write transfer.json and the page from all results in the folder.  first: the backbones that come first."""
-    results = _sorted(all_results(config.folder), first, config.datasets)
+    results = _sorted(all_results(config.folder), first, [each.name for each in prepared])
     path = config.folder / TRANSFER
     content = transfer_content(results, prepared, missing, config)
     atomic.write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -60,7 +60,7 @@ def transfer(backbones: str | Path | Sequence[str | Path], config: TransferConfi
     folder = config.folder
     atomic.ensure_writable(folder)
     atomic.refuse_links(folder, WRITTEN)
-    places = [place for name in datasets if (place := sources.place_of(name, Path(config.data)))]
+    places = [place for given in datasets.values() if (place := sources.place_of(given, Path(config.data)))]
     outputs.ensure_outside(folder, places)
     outputs.ensure_own(folder, is_of_transfer(folder), WRITTEN, "transfer")
     if (folder / CONFIG).is_file():
@@ -74,19 +74,21 @@ def is_of_transfer(folder: Path) -> bool:
     return (folder / LOCK).exists() or ((folder / CONFIG).is_file() and (folder / RESULTS).is_dir())
 
 
-def find_datasets(config: TransferConfig) -> tuple[list[str], dict[str, str]]:
-    """The sets that are there, and those that are not with the way to get them; a line is said about each of these.
+def find_datasets(config: TransferConfig) -> tuple[dict[str, str], dict[str, str]]:
+    """The sets that are there, by the names that are shown; and those that are not with the way to get them.
+
+    A set is shown as it was given, a path by its last folder. A line is said about each set that is not there.
 
     Raises UserError for a name that nobody knows, for a set that is given twice and where none is there.
     """
-    root, found, missing = Path(config.data), [], {}
+    root, found, missing = Path(config.data), {}, {}
     known = [sources.known_name(name) for name in config.datasets]
     if twice := next((name for name in known if known.count(name) > 1), None):
         raise UserError(f"--datasets {twice}: given twice; name every set once")
     for name in config.datasets:
         try:
             sources.ensure_here(name, root)
-            found.append(name)
+            found[shown_name(name, config.datasets)] = name
         except NotHere as error:
             missing[name] = str(error)
     if not found:
@@ -94,6 +96,12 @@ def find_datasets(config: TransferConfig) -> tuple[list[str], dict[str, str]]:
     for text in missing.values():
         warn(text)
     return found, missing
+
+
+def shown_name(name: str, names: Sequence[str]) -> str:
+    """The last folder of a path, or all of it where another one ends in the same folder."""
+    last = [Path(each).name for each in names]
+    return Path(name).name if last.count(Path(name).name) == 1 else name
 
 
 def nothing_here(missing: Mapping[str, str]) -> UserError:
@@ -104,7 +112,7 @@ def nothing_here(missing: Mapping[str, str]) -> UserError:
 
 
 def _measured(
-    names: dict[str, str], datasets: Sequence[str], missing: dict[str, str], config: TransferConfig
+    names: dict[str, str], datasets: dict[str, str], missing: dict[str, str], config: TransferConfig
 ) -> TransferResult:
     import torch  # late, as are all that import it
 
@@ -120,9 +128,9 @@ def _measured(
 
     # Read every data set once.
     prepared: list[Prepared] = []
-    for name in datasets:
+    for name, given in datasets.items():
         try:
-            prepared.append(prepare(name, config))
+            prepared.append(prepare(name, given, config))
         except NotHere as error:
             missing[name] = str(error)
             if len(missing) == len(config.datasets):
@@ -144,7 +152,7 @@ def _measured(
     return TransferResult(written.path, config.folder / PAGE, f"open {config.folder / PAGE}; with others: {compare}")
 
 
-def say_opening(names: dict[str, str], datasets: Sequence[str], config: TransferConfig, device: str) -> None:
+def say_opening(names: dict[str, str], datasets: dict[str, str], config: TransferConfig, device: str) -> None:
     """What will be measured."""
     shots = f"; few-shot: {', '.join(config.shots)}, {config.seeds} draws" if config.shots else ""
     rows = [
