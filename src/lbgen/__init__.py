@@ -25,6 +25,9 @@ PUBLIC = {
     "AuditConfig": "lbgen.audit.config",
     "AuditResult": "lbgen.audit.output",
     "audit": "lbgen.audit.run",
+    "BiasConfig": "lbgen.evaluation.bias.config",
+    "BiasResult": "lbgen.evaluation.bias.run",
+    "bias": "lbgen.evaluation.bias.run",
     "QuickstartConfig": "lbgen.quickstart.run",
     "QuickstartResult": "lbgen.quickstart.run",
     "quickstart": "lbgen.quickstart.run",
@@ -64,6 +67,9 @@ if TYPE_CHECKING:  # the same for type checkers, which do not follow `__getattr_
     from lbgen.configuration.catalogue import recipes as recipes
     from lbgen.configuration.extensions import register as register
     from lbgen.errors import UserError as UserError
+    from lbgen.evaluation.bias.config import BiasConfig as BiasConfig
+    from lbgen.evaluation.bias.run import BiasResult as BiasResult
+    from lbgen.evaluation.bias.run import bias as bias
     from lbgen.exports.adapter import export_adapter as export_adapter
     from lbgen.exports.config import ExportAdapterConfig as ExportAdapterConfig
     from lbgen.exports.config import ExportMergedConfig as ExportMergedConfig

@@ -88,6 +88,9 @@ VERBS = {
         "find shortcuts in labelled image datasets (cues other than the object that predict the label), and compare "
         "the datasets",
     ),
+    "bias": Verb(
+        "BiasConfig", "bias", "measure what image classifiers lean on: shape, texture, context, background", False
+    ),
     "export": Verb(
         "ExportConfig",
         "export_microworld",

@@ -93,8 +93,9 @@ class Duration(Settings):
     """Updates between checkpoints; the last two checkpoints are kept."""
     evaluate_every: NonNegativeInt = 25
     """Updates between evaluations; 0 evaluates at the start and at the end only."""
-    evaluation_images: Annotated[int, Range(lambda n: n >= 2, "give 2 or more")] = 32
-    """Number of images in the fixed evaluation set, four of each category, 2 or more in all."""
+    evaluation_images: Annotated[int, Range(lambda n: n >= 2, "give 2 or more")] | None = None
+    """Number of images in the fixed evaluation set, four of each category, 2 or more in all. Default: 32, or in a short
+    run a quarter of the images that it is to train on, at least 4. A resumed run keeps its own."""
     whole_passes: bool = False
     """Begin every pass over the categories with a new update. The last update of a pass is filled up with the first
     categories of the same pass, as accelerate fills it."""

@@ -21,6 +21,7 @@ from lbgen.alignment.checkpoint import CONFIG, PROVENANCE, Progress, initial_pro
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.reports.lines import next_command, say_opening
 from lbgen.configuration import extensions, saved
+from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
 from lbgen.models.registry import ensure_generator, ensure_quality, ensure_semantics
 from lbgen.runs import atomic, identity, outputs
@@ -60,6 +61,10 @@ MAY_CHANGE = (
 """Fields that may differ when a run is resumed; instead of batch_size, the images per update are compared."""
 
 
+EVALUATION_IMAGES = 32
+"""Of a run that is long enough and not told another number."""
+
+
 @dataclass(frozen=True)
 class AlignResult:
     output: Path
@@ -92,6 +97,7 @@ def align(
     """
     config = with_extra_terms(config, extra_terms or {})
     ensure_output(config)
+    config = with_evaluation_images(config)
     with system_errors(config):
         ensure_can_begin(config)  # refuses before anything is written, even the lock
         with lock(config):
@@ -105,6 +111,17 @@ def with_extra_terms(config: AlignConfig, terms: Mapping[str, tuple[float, Calla
         extensions.register("terms", name, function)
     weights = {**config.extra_weights, **{name: weight for name, (weight, _) in terms.items()}}
     return replace(config, extra_terms=tuple(f"{name}={weight}" for name, weight in weights.items()))
+
+
+def with_evaluation_images(config: AlignConfig) -> AlignConfig:
+    """The config with a number of evaluation images: its own, else the resumed run's, else one by the run's length."""
+    if config.evaluation_images is not None:
+        return config
+    if (config.folder / CONFIG).exists():
+        number = read_yaml(config.folder / CONFIG).get("evaluation_images") or EVALUATION_IMAGES
+    else:
+        number = max(4, min(EVALUATION_IMAGES, config.max_steps * config.batch_size // 4))
+    return replace(config, evaluation_images=number)
 
 
 def ensure_output(config: AlignConfig) -> None:

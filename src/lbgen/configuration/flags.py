@@ -49,7 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser, config_class: type, without: 
             choices = typing.get_args(hints[name]) if typing.get_origin(hints[name]) is Literal else None
             parser.add_argument(name, **options | {"metavar": name.upper(), "choices": choices, "help": text})
         elif name in positional:
-            parser.add_argument(name, **options | {"metavar": name.upper(), "nargs": "?", "help": text})
+            several = typing.get_origin(hints[name]) is tuple
+            options |= (
+                {"metavar": name.upper().removesuffix("S"), "nargs": "*"}
+                if several
+                else {"metavar": name.upper(), "nargs": "?"}
+            )
+            parser.add_argument(name, **options | {"help": text})
         else:
             options["help"] = f"{text} (default: {_shown_default(fields[name])})"
             group(parser, heading).add_argument(flag(name), dest=name, **options)

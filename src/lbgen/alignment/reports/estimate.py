@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 from lbgen.alignment.checkpoint import Progress, initial_progress, saved_progress
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.reports.lines import updates
-from lbgen.alignment.run import ensure_can_begin, ensure_output, is_finished, start_accelerator, system_errors
+from lbgen.alignment.run import (
+    ensure_can_begin,
+    ensure_output,
+    is_finished,
+    start_accelerator,
+    system_errors,
+    with_evaluation_images,
+)
 from lbgen.runs.console import SIZES, TIMES, counted, device_name, in_units, peak_memory, table
 from lbgen.vocabulary.vocabulary import Vocabulary
 
@@ -54,6 +61,7 @@ def plan_align(config: AlignConfig) -> AlignEstimate:
     >>> estimate = lbgen.plan_align(lbgen.AlignConfig.from_recipe("independent"))
     """
     ensure_output(config)
+    config = with_evaluation_images(config)
     with system_errors(config):
         vocabulary, resumed = ensure_can_begin(config)
         accelerator = start_accelerator(config)
@@ -82,6 +90,7 @@ def sampled_images(config: AlignConfig, vocabulary: Vocabulary, progress: Progre
     if config.independence_weight > 0 and not (progress.step or progress.warmup):
         share = config.batch_size / progress.images_per_update
         bank = round(share * len(bank_images(config.independence_bank, len(vocabulary))))
+    assert config.evaluation_images is not None
     return warmup + evaluations(config, progress.step) * config.evaluation_images + bank
 
 

@@ -1,0 +1,1 @@
+"""What a backbone is worth: where it leans on texture, background and context."""
