@@ -201,6 +201,25 @@ def test_diffusers_merges_a_transformers_adapter_to_the_same_weights(family: str
         torch.testing.assert_close(plain_network.get_submodule(name).weight, ours, rtol=1e-5, atol=1e-5)
 
 
+def test_an_adapter_with_a_missing_factor_or_another_rank_is_refused(
+    saved: tuple[Path, Tensor], tmp_path: Path
+) -> None:
+    file = saved[0] / "adapter" / ADAPTER_FILE
+    weights = load_file(file)
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    first = min(weights)
+    for changed in (
+        {name: each for name, each in weights.items() if name != first},
+        {**weights, first: torch.ones(5, 8)},
+        {**weights, "unet.conv_in.bias": torch.ones(8)},
+    ):
+        save_file(changed, tmp_path / ADAPTER_FILE, metadata)
+        for format in FORMATS:
+            with pytest.raises(UserError, match="is not one of two factors of rank 2; write the adapter again"):
+                export_adapter(ExportAdapterConfig(tmp_path, tmp_path.with_name(f"{format}.safetensors"), format))
+
+
 @pytest.mark.parametrize(
     ("run", "output", "expected"),
     [

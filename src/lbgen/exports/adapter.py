@@ -44,6 +44,8 @@ def export_adapter(config: ExportAdapterConfig) -> Path:
     from lbgen.models import adapter  # late: imports torch
 
     parts = {part: (lora, _common(state)) for part, (lora, state) in adapter.read(folder).items()}
+    for part, (lora, state) in parts.items():
+        ensure_whole(state, lora.r, f"{folder / ADAPTER_FILE}, {part}")
     origin = made_by(run, folder)
     metadata = {METADATA: json.dumps(origin, sort_keys=True, ensure_ascii=False)}
     with writing(file.parent):
@@ -55,6 +57,16 @@ def export_adapter(config: ExportAdapterConfig) -> Path:
             _save(file, weights, {**metadata, **_described(weights)})
     say(f"the adapter is in {file}, by the names of {config.format}")
     return file
+
+
+def ensure_whole(weights: Mapping[str, Tensor], rank: int, source: str) -> None:
+    """Refuse an adapter of which a layer lacks A or B, or has them of another rank than the file says."""
+    for key, tensor in weights.items():
+        layer, factor, kind = key.partition(".lora_B." if ".lora_B." in key else ".lora_A.")
+        other = f"{layer}{'.lora_A.' if factor == '.lora_B.' else '.lora_B.'}{kind}"
+        ranked = tensor.dim() >= 2 and tensor.shape[factor == ".lora_B."] == rank
+        if not (factor and other in weights and ranked):
+            raise UserError(f"{source}: {key} is not one of two factors of rank {rank}; write the adapter again")
 
 
 def refuse_other_file(file: Path) -> None:
