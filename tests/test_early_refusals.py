@@ -47,7 +47,7 @@ REFUSED = [
         "align --vocabulary microworld",
         "/stable-diffusion-v1-5 cannot be loaded: there is no such folder",
     ),
-    (f"align {MODELS} --generator one.safetensors", "one.safetensors is a single file; convert it"),
+    (f"align {MODELS} --generator one.safetensors", "generator one.safetensors is damaged ("),
     (f"align {MODELS} --generator pickled", "pickled: unet has its weights only as diffusion_pytorch_model.bin"),
     (f"align {MODELS} --generator half-precision", "unet has its weights only as diffusion_pytorch_model.fp16"),
     (f"align {MODELS} --generator empty", "empty: the folder has no model_index.json"),
@@ -109,6 +109,13 @@ REFUSED = [
     ("quickstart --output file", "file is a file; choose"),
     ("quickstart --max-steps 0", "--max-steps 0: give 1 or more"),
     ("export microworld file/x", "choose a folder that can be written"),
+    ("export adapter empty out.safetensors", "empty: no adapter/pytorch_lora_weights.safetensors in it; give the run"),
+    ("export adapter run out --format kohya", "out: for kohya give the name of a file that ends in .safetensors"),
+    ("export merged run out", "the run has not published its adapter yet: run lbgen align again to its end"),
+    (f"generate {DATA} --generator edited --variant fp8", "edited has no such weights; it has none; leave it out"),
+    (f"align {MODELS} --variant fp8", "--variant fp8: generator "),
+    (f"plan {DATA} --generator edited --revision v1", "edited is a folder, and only the hub has revisions"),
+    (f"plan {DATA} --generator nowhere/model --revision v1", "generator nowhere/model at revision v1 cannot be loaded"),
 ]
 ENVIRONMENTS = [
     ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED asks for DeepSpeed, and"),

@@ -12,7 +12,7 @@ import pytest
 import lbgen
 
 PACKAGE = Path(lbgen.__file__).parent
-STAGES = ("alignment", "generation", "audit", "evaluation", "quickstart", "checkup")
+STAGES = ("alignment", "generation", "audit", "evaluation", "quickstart", "checkup", "exports")
 SHARED = ("models", "datasets", "metrics", "microworld", "report")
 GROUND = ("vocabulary", "configuration", "runs", "errors")
 STOREY = {room: storey for storey, rooms in enumerate((GROUND, SHARED, STAGES)) for room in rooms}

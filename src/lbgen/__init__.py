@@ -33,6 +33,10 @@ PUBLIC = {
     "quickstart": "lbgen.quickstart.run",
     "ExportConfig": "lbgen.microworld.config",
     "export_microworld": "lbgen.microworld",
+    "ExportAdapterConfig": "lbgen.exports.config",
+    "export_adapter": "lbgen.exports.adapter",
+    "ExportMergedConfig": "lbgen.exports.config",
+    "export_merged": "lbgen.exports.merged",
     "RecipesConfig": "lbgen.configuration.catalogue",
     "recipes": "lbgen.configuration.catalogue",
     "DoctorConfig": "lbgen.checkup.config",
@@ -66,6 +70,10 @@ if TYPE_CHECKING:  # the same for type checkers, which do not follow `__getattr_
     from lbgen.evaluation.bias.config import BiasConfig as BiasConfig
     from lbgen.evaluation.bias.run import BiasResult as BiasResult
     from lbgen.evaluation.bias.run import bias as bias
+    from lbgen.exports.adapter import export_adapter as export_adapter
+    from lbgen.exports.config import ExportAdapterConfig as ExportAdapterConfig
+    from lbgen.exports.config import ExportMergedConfig as ExportMergedConfig
+    from lbgen.exports.merged import export_merged as export_merged
     from lbgen.generation.config import GenerateConfig as GenerateConfig
     from lbgen.generation.config import VerifyConfig as VerifyConfig
     from lbgen.generation.estimate import PlanEstimate as PlanEstimate

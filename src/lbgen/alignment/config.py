@@ -21,7 +21,7 @@ from lbgen.configuration.ranges import (
     require,
 )
 from lbgen.configuration.recipes import TakesRecipes
-from lbgen.configuration.settings import Categories, GeneratorName, Output, Precision, Trajectory
+from lbgen.configuration.settings import Categories, GeneratorWeights, Output, Precision, Trajectory
 from lbgen.configuration.values import convert
 
 TAKEN = (
@@ -56,7 +56,7 @@ class Texts(Categories):
 
 
 @dataclass(frozen=True)
-class ModelNames(GeneratorName):
+class ModelNames(GeneratorWeights):
     """Models."""
 
     semantics: Places = "clip-vit-l-14"
@@ -310,6 +310,8 @@ class AlignConfig(  # dataclasses put the fields of the last base first
         "discriminator_loss_weight": 1.0,
         "discriminator_warmup_batch": 0,
         "update_first": "discriminator",
+        "revision": None,
+        "variant": None,
     }
 
     output: str = "runs/align"

@@ -191,7 +191,7 @@ def ensure_can_begin(config: AlignConfig) -> tuple[Vocabulary, Path | None]:
     # The models are there, in a form that can be read.
     if not is_finished(config, resumed):
         ensure_terms(config)
-        ensure_generator(config.generator)
+        ensure_generator(config.generator, config.revision, config.variant)
         for name in config.spaces:
             ensure_semantics(name)
         ensure_quality(config.quality)

@@ -98,6 +98,8 @@ class TrainingState:
             merged_sampler=config.merged_sampler,
             compile=config.compile,
             latent_dtype=dtype if config.latent_precision == "network" else torch.float32,
+            revision=config.revision,
+            variant=config.variant,
         )
         if config.gradient_checkpointing:
             self.generator.enable_gradient_checkpointing()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +60,11 @@ def find_quality(name: str) -> list[Model]:
     return [_find("scorer", name, where)] if where is not None else []
 
 
-ENSURE = {"generator": ensure_generator, "language space": ensure_semantics, "scorer": ensure_quality}
+ENSURE: dict[str, Callable[[str], None]] = {
+    "generator": ensure_generator,
+    "language space": ensure_semantics,
+    "scorer": ensure_quality,
+}
 
 
 def _find(kind: str, name: str, where: str) -> Model:
@@ -68,7 +73,8 @@ def _find(kind: str, name: str, where: str) -> Model:
             ENSURE[kind](name)
         except UserError as error:
             return Model(kind, name, "it cannot be loaded", fault=str(error))
-        return Model(kind, name, "comes with lbgen" if Path(where).is_relative_to(MICROWORLD) else f"folder {where}")
+        form = "file" if os.path.isfile(where) else "folder"
+        return Model(kind, name, "comes with lbgen" if Path(where).is_relative_to(MICROWORLD) else f"{form} {where}")
     try:
         snapshot = Path(snapshot_download(where, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError) as error:

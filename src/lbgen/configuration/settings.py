@@ -51,7 +51,19 @@ class GeneratorName(Settings):
     """Models."""
 
     generator: Place = "sd15"
-    """Stable Diffusion 1.x or 2.x checkpoint: microworld, sd15, a hub id or a diffusers folder."""
+    """Stable Diffusion 1.x or 2.x checkpoint: microworld, sd15, a hub id, a diffusers folder, or a single .safetensors
+    file."""
+
+
+@dataclass(frozen=True)
+class GeneratorWeights(GeneratorName):
+    """Models."""
+
+    revision: str | None = None
+    """Revision of a generator on the hub: a branch, a tag or a commit; none is its main branch."""
+    variant: str | None = None
+    """Variant of the generator's weights, such as fp16 or non_ema, by the names of its files; of a single file that has
+    them, ema. none is the weights without such a name."""
 
 
 Scheduler = Literal["ddpm", "ddim", "pndm", "dpm++"]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from lbgen.configuration.ranges import Count, Place, Range, Seed, Settings, Share, Size, Template, require
 from lbgen.configuration.recipes import TakesRecipes
-from lbgen.configuration.settings import Categories, GeneratorName, Output, Precision, Scheduler, Trajectory
+from lbgen.configuration.settings import Categories, GeneratorWeights, Output, Precision, Scheduler, Trajectory
 from lbgen.configuration.values import PathOrText
 from lbgen.datasets.index import is_split_name
 from lbgen.errors import UserError
@@ -88,7 +88,7 @@ class Balance(Settings):
 
 
 @dataclass(frozen=True)
-class Images(GeneratorName):
+class Images(GeneratorWeights):
     """Images."""
 
     adapter: PathOrText | None = None
@@ -176,6 +176,7 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
 
     VERB: ClassVar = "generate"
     MOST_USED: ClassVar = ("vocabulary", "generator", "adapter", "output", "images_per_category", "batch_size")
+    ADDED: ClassVar = {"revision": None, "variant": None}
 
     output: str = "data/lbgen"
     """Dataset folder, or an address such as s3://bucket/name (also gs, az, hf). It is made if missing; a dataset of the

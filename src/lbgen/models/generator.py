@@ -255,8 +255,10 @@ def load_generator(
     merged_sampler: bool = False,
     compile: bool = False,
     latent_dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    variant: str | None = None,
 ) -> Generator:
-    """Load a checkpoint by registry name, folder or hub id.
+    """Load a checkpoint by registry name, folder, hub id or single .safetensors file.
 
     scheduler: by name; None is the checkpoint's own.
     guidance_interval: guidance only at noise levels above the first and up to the second (arXiv 2404.07724).
@@ -264,9 +266,11 @@ def load_generator(
     merged_sampler: predict without grad through a copy with the adapter merged (see `refresh_sampler`).
     compile: torch.compile the networks that predict and decode without grad.
     latent_dtype: of the latents, of guidance and of the scheduler's steps.
+    revision: of a hub id, None is main.  variant: of the weights, such as fp16; "ema" of a single file.
     """
+    where: dict[str, Any] = {"device": torch.device(device), "revision": revision, "variant": variant}
     return Generator(
-        load_family(name, dtype=dtype, device=torch.device(device), scheduler=scheduler),
+        load_family(name, dtype=dtype, scheduler=scheduler, **where),
         Guidance(guidance_scale, guidance_rescale, guidance_interval),
         deep_cache_interval=deep_cache_interval,
         merged_sampler=merged_sampler,

@@ -12,8 +12,10 @@ from huggingface_hub import hf_hub_download
 from transformers.utils import logging as transformers_logging
 
 from lbgen.errors import UserError
+from lbgen.models.checkpoints.forms import Checkpoint
+from lbgen.models.checkpoints.single_file import from_single_file
 from lbgen.runs import atomic
-from lbgen.runs.model_folder import refuse_unreadable
+from lbgen.runs.model_folder import refuse_unreadable, variants_of
 from lbgen.runs.parsing import parse_json
 
 MALFORMED = Exception
@@ -21,9 +23,11 @@ MALFORMED = Exception
 
 
 @contextmanager
-def loading(what: str, where: str, marker: str) -> Iterator[None]:
+def loading(
+    what: str, where: str, marker: str, revision: str | None = None, variant: str | None = None
+) -> Iterator[None]:
     """Load `what` from `where`, a folder or a hub id, within this context.  marker: the file every such folder has."""
-    refuse_unreadable(what, where, marker)
+    refuse_unreadable(what, where, marker, revision, variant)
     with one_line(what, where):
         yield
 
@@ -45,10 +49,12 @@ def one_line(what: str, where: str) -> Iterator[None]:
         raise
     except MALFORMED as error:
         cause = " ".join(str(error).split())
-        remedy = "repair the folder or save it again with safetensors"
-        if not is_folder:
+        remedy, file = "repair the folder or save it again with safetensors", getattr(where, "file", None)
+        if file is not None:
+            remedy = f"{where} must have the configurations of its architecture, and the file all of their weights"
+        elif not is_folder:
             remedy = "check the connection; its weights must be safetensors, and not only of a variant such as fp16"
-        raise UserError(f"{what} {where} cannot be loaded: {remedy} ({cause})") from error
+        raise UserError(f"{what} {file or where} cannot be loaded: {remedy} ({cause})") from error
 
 
 def refuse_redirections(folder: Path) -> None:
@@ -91,7 +97,15 @@ def read_config(where: str, part: str, file: str = "config.json") -> dict[str, A
 
 
 def load_model(kind: Any, where: str, dtype: torch.dtype, **options: Any) -> Any:
-    """A model of class `kind` with every weight read from safetensors: none may be missing and left at random."""
+    """A model of class `kind` with every weight read from safetensors: none may be missing and left at random.
+
+    where: a folder or a hub id; of a `Checkpoint` its single file and its variant are heeded.
+    """
+    if isinstance(where, Checkpoint) and where.file is not None:
+        return from_single_file(kind, where, dtype, **options)
+    variant = getattr(where, "variant", None)
+    if variant is not None and variant in variants_of(Path(where, options.get("subfolder", ""))):
+        options["variant"] = variant
     model, report = kind.from_pretrained(where, use_safetensors=True, dtype=dtype, output_loading_info=True, **options)
     if report["missing_keys"]:
         raise ValueError(f"{options.get('subfolder', 'model')} lacks the weight {min(report['missing_keys'])}")

@@ -7,8 +7,10 @@ from typing import Any
 
 from lbgen.configuration.extensions import is_extension, names, origin
 from lbgen.errors import UserError
+from lbgen.models.checkpoints import forms
+from lbgen.models.checkpoints.licences import LICENCES, Licence
 from lbgen.runs import atomic
-from lbgen.runs.model_folder import INDEX, pipeline_class, refuse_unreadable
+from lbgen.runs.model_folder import pipeline_class, refuse_unreadable
 from lbgen.runs.parsing import Name, read_json
 
 MICROWORLD = Path(__file__).parents[1] / "microworld" / "weights"
@@ -57,15 +59,29 @@ def resolve(name: str, table: dict[str, str]) -> str:
     return table.get(name, name)
 
 
-def family_origin(generator: str) -> str | None:
+def generator_class(name: str, revision: str | None = None) -> str | None:
+    """The `_class_name` of a generator's pipeline; None where it is not on this machine."""
+    return pipeline_class(forms.pipeline_folder(resolve(name, GENERATORS)), revision)
+
+
+def family_origin(generator: str, revision: str | None = None) -> str | None:
     """Where the family of a generator comes from, if it does not come with lbgen."""
-    kind = pipeline_class(resolve(generator, GENERATORS))
+    kind = generator_class(generator, revision)
     return origin("families", kind, PIPELINES) if kind else None
 
 
-def ensure_generator(name: str) -> None:
-    """Refuse a generator that lbgen cannot read, without torch; refuse_unreadable says which."""
-    refuse_unreadable("generator", resolve(name, GENERATORS), INDEX)
+def licence(generator: str) -> Licence | None:
+    """The licence of a generator, by short name or hub id; None where lbgen does not know it."""
+    return LICENCES.get(generator) or LICENCES.get(resolve(generator, GENERATORS))
+
+
+def ensure_generator(name: str, revision: str | None = None, variant: str | None = None) -> None:
+    """Refuse a generator that lbgen cannot read, without torch."""
+    place = resolve(name, GENERATORS)
+    forms.ensure_readable(place, revision, variant)
+    kind = generator_class(name, revision)
+    if kind is not None and not is_extension("families", kind, PIPELINES):
+        forms.refuse_other_use(kind, place)
 
 
 def ensure_semantics(name: str, flag: str = "--semantics") -> None:

@@ -16,7 +16,7 @@ from lbgen.vocabulary.vocabulary import Vocabulary
 def write(adapter: Path, config: AlignConfig, vocabulary: Vocabulary) -> None:
     """Write the card into the adapter's folder. It names no folder of this machine."""
     where = resolve(config.generator, GENERATORS)
-    on_hub = not Path(where).is_dir()
+    on_hub = not Path(where).exists()
     base = where if on_hub else config.generator if config.generator in GENERATORS else Path(where).name
     prompt = config.prompt_template.replace("{name}", vocabulary[0].name)
     text = render(

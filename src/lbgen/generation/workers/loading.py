@@ -46,6 +46,8 @@ def load_prepared_generator(config: GenerateConfig, device: str) -> Generator:
         guidance_interval=config.guidance_interval,
         deep_cache_interval=config.deep_cache_interval,
         compile=config.compile,
+        revision=config.revision,
+        variant=config.variant,
     )
     generator.check_trajectory(config.steps, config.size)
     if config.adapter is not None:

@@ -11,10 +11,11 @@ from diffusers import DiffusionPipeline
 
 from lbgen.configuration import extensions
 from lbgen.errors import UserError
+from lbgen.models.checkpoints.located import located
 from lbgen.models.families.family import Family
 from lbgen.models.families.stable_diffusion import StableDiffusion
 from lbgen.models.families.stable_diffusion_xl import StableDiffusionXL
-from lbgen.models.loading import loading
+from lbgen.models.loading import one_line
 from lbgen.models.registry import GENERATORS, resolve
 
 FAMILIES: dict[str, type[Family]] = {
@@ -26,10 +27,21 @@ MEMBERS = [*Family.__annotations__, *(name for name, member in vars(Family).item
 """What a family has: attributes and methods."""
 
 
-def load_family(name: str, *, dtype: torch.dtype, device: torch.device, scheduler: str | None) -> Family:
-    """Load a checkpoint by registry name, folder or hub id; its model_index.json says of which family it is."""
-    where = resolve(name, GENERATORS)
-    with loading("generator", where, marker="model_index.json"):
+def load_family(
+    name: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    scheduler: str | None,
+    revision: str | None = None,
+    variant: str | None = None,
+) -> Family:
+    """Load a checkpoint by registry name, folder, hub id or single file.
+
+    The model_index.json says of which family it is.  revision: of a hub id.  variant: of the weights.
+    """
+    where = located(resolve(name, GENERATORS), revision, variant)
+    with one_line("generator", where):
         index = DiffusionPipeline.load_config(where)
         if not isinstance(index, dict):
             raise UserError(f"generator {where}, model_index.json: not a table of parts; restore it")

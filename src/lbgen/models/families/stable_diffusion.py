@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lbgen.errors import UserError
+from lbgen.models.checkpoints.forms import UNET_USES
 from lbgen.models.families.family import Conditioning, Schedule
 from lbgen.models.loading import load_model, read_config
 
@@ -159,7 +160,8 @@ def _wrong_inputs(configs: Mapping[str, Config], inputs: Collection[str]) -> Ite
     unet, latents = configs["unet"], configs["vae"].get("latent_channels", 4)
     for name in ("in_channels", "out_channels"):
         if (channels := unet.get(name, 4)) != latents:
-            yield f"unet has {name} {channels!r:.40}, latents have {latents!r:.40} (it may be for inpainting or depth)"
+            use = UNET_USES.get(channels, "inpainting or depth") if isinstance(channels, int) else "another use"
+            yield f"unet has {name} {channels!r:.40}, latents have {latents!r:.40} (it may be for {use})"
     for name, taken in OTHER_INPUTS.items():
         if name not in inputs and (value := unet.get(name)) not in (None, *MADE_FROM_TEXT):
             yield f"unet has {name} {value!r:.40}: it takes {taken}, which lbgen does not give"
