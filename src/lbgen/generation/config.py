@@ -1,5 +1,6 @@
 """What a generation run can be told. The defaults are those of the paper."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,7 +185,8 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
     @classmethod
     def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the adapter was trained with, where its folder says so (models/training.py)."""
-        trained = training.read(given["adapter"]) if given.get("adapter") else None
+        adapter = given.get("adapter")
+        trained = training.read(Path(os.path.expanduser(adapter))) if adapter else None
         return trained_settings(trained) if trained else {}
 
     def __post_init__(self) -> None:

@@ -85,7 +85,7 @@ def sampled_images(config: AlignConfig, vocabulary: Vocabulary, progress: Progre
     """Images that one process, the main one, samples without gradient in the rest of the run."""
     from lbgen.alignment.independence.bank import bank_images  # late: imports torch
 
-    warmup = (config.discriminator_warmup_steps - progress.warmup) * config.batch_size
+    warmup = (config.discriminator_warmup_steps - progress.warmup) * config.warmup_batch
     bank = 0
     if config.independence_weight > 0 and not (progress.step or progress.warmup):
         share = config.batch_size / progress.images_per_update
@@ -119,7 +119,7 @@ def measure(
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     state = TrainingState(config, vocabulary, accelerator, resumed)
-    batch_index = state.progress.batch_index
+    batch_index = max(state.progress.batch_index, config.discriminator_warmup_steps)  # the warm-up's may be larger
 
     def sample() -> None:
         with torch.no_grad(), accelerator.autocast():
