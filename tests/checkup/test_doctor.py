@@ -12,6 +12,8 @@ from huggingface_hub import constants
 
 from lbgen.checkup import run
 from lbgen.cli import main
+from lbgen.configuration import extensions
+from lbgen.models import registry
 
 MICROWORLD = ("--generator", "microworld", "--semantics", "microworld")
 
@@ -78,6 +80,27 @@ def test_models_in_the_hubs_cache_and_parts_of_them(capsys, hub, tiny_sd_folder)
     assert "in the hub's cache" in shown and f"{size / 1e3:.0f} kB" in shown
     next(hub.glob("*/snapshots/*/unet/*.safetensors")).unlink()
     assert "downloaded in part; a run downloads" in page(capsys, "--generator", name)["generator"]
+
+
+def test_models_that_are_not_of_the_hub(capsys, hub, monkeypatch):
+    """Language spaces of open_clip, and extensions, are not looked for in folders and on the hub."""
+    monkeypatch.setitem(extensions.REGISTERED["semantics"], "own-space", page)
+    monkeypatch.setitem(extensions.REGISTERED["quality"], "own-scorer", page)
+    shown = page(capsys, "--generator", "microworld", "--semantics", "own-space", "--quality", "own-scorer")
+    assert shown["language space"].strip() == f"own-space: registered {page.__module__}.page"
+    assert shown["scorer"].strip() == f"own-scorer: registered {page.__module__}.page"
+
+    monkeypatch.setattr(registry, "find_spec", lambda _: "there is an open_clip")
+    name = "open_clip:ViT-B-32/laion2b_s34b_b79k"
+    assert (
+        page(capsys, "--generator", "microworld", "--semantics", name)["language space"].strip().startswith(f"{name}: ")
+    )
+    monkeypatch.setattr(registry, "find_spec", lambda _: None)
+    assert "pip install open_clip_torch" in missing(capsys, "--generator", "microworld", "--semantics", name)
+
+
+def test_a_scorer_that_nobody_offers_is_missing(capsys, hub):
+    assert "quality 'antonym' is not known; choose antonyms" in missing(capsys, *MICROWORLD, "--quality", "antonym")
 
 
 def test_downloads_are_named_with_their_sizes_and_have_to_fit(capsys, hub, monkeypatch):

@@ -94,10 +94,7 @@ def device(missing: list[str]) -> Iterator[tuple[str, str]]:
         yield "device", f"torch cannot be imported: {' '.join(str(error).split())}"
         return
     if not torch.cuda.is_available():
-        yield (
-            "device",
-            f"no GPU that torch {torch.__version__} can use; runs use the CPU",
-        )
+        yield "device", f"no GPU that torch {torch.__version__} can use; runs use the CPU"
         return
     for number in range(torch.cuda.device_count()):
         unused, all_of_it = torch.cuda.mem_get_info(number)
