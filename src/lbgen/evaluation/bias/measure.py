@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -127,21 +128,27 @@ def _preparation(benchmark: Benchmark, backbone: Backbone) -> Callable[[str], Te
 def _picture(path: str) -> Image.Image:
     """In RGB, not turned by EXIF, as the published evaluations read it; also a file that is cut off."""
     try:
-        return _decoded(path)
-    except OSError:
-        with _CUT_OFF:
-            ImageFile.LOAD_TRUNCATED_IMAGES = True
-            try:
+        try:
+            return _decoded(path)
+        except OSError:  # perhaps it is cut off
+            with _files_cut_off():
                 return _decoded(path)
-            except Exception as error:
-                raise UserError(f"{path}: it is not an image that can be read ({error}); get it again") from None
-            finally:
-                ImageFile.LOAD_TRUNCATED_IMAGES = False
     except Exception as error:  # whatever Pillow makes of a file that is no image
         raise UserError(f"{path}: it is not an image that can be read ({error}); get it again") from None
 
 
 _CUT_OFF = threading.Lock()
+
+
+@contextmanager
+def _files_cut_off() -> Iterator[None]:
+    """Within the context Pillow reads a file that ends too early as far as it goes."""
+    with _CUT_OFF:
+        ImageFile.LOAD_TRUNCATED_IMAGES = True
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
 def _decoded(path: str) -> Image.Image:
