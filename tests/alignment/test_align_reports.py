@@ -61,6 +61,20 @@ def test_a_run_that_was_stopped_in_its_warm_up_says_where_it_goes_on(fresh, caps
     assert shown.endswith("going on from warm-up update 4 of 9\n") and "2 images (2 processes of 2)" in shown
 
 
+@pytest.mark.parametrize(
+    ("fields", "scorer"),
+    [
+        ({"quality": "none", "quality_weight": 0.0}, "none"),
+        ({"quality": "none"}, "none"),
+        ({"quality_weight": 0.0}, "antonyms, for the log only (weight 0)"),
+    ],
+)
+def test_the_scorer_of_a_run_is_named_as_it_is_used(fresh, capsys, fields, scorer):
+    config = fresh(**fields)
+    run.say_opening(config, load_vocabulary(config.vocabulary), Progress(0, 0, 2, ""), processes=1, device="a device")
+    assert rows(capsys.readouterr().out)["scorer"] == scorer
+
+
 def test_quiet_prints_nothing_and_verbose_every_setting_and_step(fresh, capsys):
     config = fresh()
     with showing(Verbosity.QUIET):
