@@ -12,6 +12,7 @@ from lbgen.generation.plan import Plan
 from lbgen.generation.screening.balance import prompt
 from lbgen.models.registry import SEMANTICS
 from lbgen.runs.console import counted, say, table
+from lbgen.runs.storage import is_remote
 
 
 def trajectory_lines(config: GenerateConfig, plan: Plan) -> list[tuple[str, str]]:
@@ -48,7 +49,12 @@ def say_opening(config: GenerateConfig, plan: Plan, missing: Sequence[int], devi
 
 
 def next_command(config: GenerateConfig) -> str:
-    """The audit of the finished dataset, in the language space of the generator's name, if there is one."""
+    """The audit of the finished dataset, in the language space of the generator's name, if there is one.
+
+    An audit reads folders, so a dataset on object storage is verified instead.
+    """
+    if is_remote(config.output):
+        return shlex.join(["lbgen", "verify", config.output])
     space = ["--semantics", config.generator] if config.generator in SEMANTICS else []
     name = config.output.rstrip("/").rpartition("/")[2]
     return shlex.join(["lbgen", "audit", config.output, *space, "--output", f"audits/{name}"])
