@@ -41,10 +41,11 @@ TAKEN = (
 
 def parsed_term(text: str) -> tuple[str, float]:
     """Name and weight of NAME=WEIGHT; ValueError for anything else."""
-    name, equals, weight = text.partition("=")
-    if not re.fullmatch(r"[a-z]\w*", name, re.ASCII) or name in TAKEN or not convert(weight, float) >= 0:
+    name, _, number = text.partition("=")
+    weight = convert(number, float)
+    if not re.fullmatch(r"[a-z]\w*", name, re.ASCII) or name in TAKEN or weight < 0:
         raise ValueError(text)
-    return name, convert(weight, float)
+    return name, weight
 
 
 @dataclass(frozen=True)
