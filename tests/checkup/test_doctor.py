@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from transformers import LlamaConfig
 
 from lbgen.checkup import run
+from lbgen.checkup.models import DOWNLOADS
 from lbgen.cli import main
 from lbgen.configuration import extensions
 from lbgen.models import registry
+from lbgen.models.quality.mplug_owl2 import MPlugOwl2, MPlugOwl2Config
 
 MICROWORLD = ("--generator", "microworld", "--semantics", "microworld")
 
@@ -103,11 +106,22 @@ def test_a_scorer_that_nobody_offers_is_missing(capsys, hub):
     assert "quality 'antonym' is not known; choose antonyms" in missing(capsys, *MICROWORLD, "--quality", "antonym")
 
 
+def test_the_size_of_q_align_is_that_of_its_parameters():
+    """Counted on a network of the published sizes: LLaMA-2 7B, CLIP ViT-L/14 at 448 pixels, the abstractor."""
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    vision |= {"image_size": 448, "patch_size": 14}
+    language = LlamaConfig(vocab_size=32000).to_dict()  # the defaults are those of LLaMA 7B
+    config = MPlugOwl2Config(**language, visual_config={"visual_model": vision})
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in MPlugOwl2(config).parameters())
+    assert DOWNLOADS["q-future/one-align"] == pytest.approx(2 * parameters, rel=0.005)  # of 2 bytes each
+
+
 def test_downloads_are_named_with_their_sizes_and_have_to_fit(capsys, hub, monkeypatch):
     shown = page(capsys)
     assert "stable-diffusion-v1-5/stable-diffusion-v1-5 from the hub, about 4.27 GB" in shown["generator"]
     assert "about 1.71 GB" in shown["language space"] and "scorer" not in shown
-    assert "q-future/one-align from the hub, about 15.4 GB" in page(capsys, "--quality", "q-align")["scorer"]
+    assert "q-future/one-align from the hub, about 16.4 GB" in page(capsys, "--quality", "q-align")["scorer"]
     monkeypatch.setattr(run, "free_bytes", lambda _: 5 * 10**9)  # of a small disk
     assert "1 thing missing: room for 5.98 GB of models; set HF_HOME" in missing(capsys)
 

@@ -64,7 +64,7 @@ class ModelNames(GeneratorName):
     """Language space (CLIP, SigLIP, SigLIP 2, MetaCLIP 2 or AIMv2): microworld, clip-vit-l-14, siglip-base, a hub id, a
     folder, or open_clip:NAME/PRETRAINED. Of several every term is the mean of theirs."""
     quality: str = "antonyms"
-    """Quality scorer: antonyms (opposite prompts in the language space, as in CLIP-IQA), q-align (the paper's; 15 GB),
+    """Quality scorer: antonyms (opposite prompts in the language space, as in CLIP-IQA), q-align (the paper's; 16 GB),
     q-align:DIR for a folder or a hub id of Q-Align or DeQA-Score, or none."""
 
     @property

@@ -32,7 +32,7 @@ DOWNLOADS = {
     "openai/clip-vit-large-patch14": 1.71e9,
     "google/siglip-base-patch16-224": 0.81e9,
     "stabilityai/stable-diffusion-xl-base-1.0": 13.9e9,
-    "q-future/one-align": 15.4e9,
+    "q-future/one-align": 16.4e9,
 }
 """Hub id -> bytes of the weights that lbgen loads: parameters times 4, of Q-Align times 2."""
 
