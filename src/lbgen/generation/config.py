@@ -28,7 +28,8 @@ class ScreeningConfig(Settings):
     """Checks to make: label, quality, blank, duplicate, unsafe. An image that fails one is made again, from other
     noise."""
     screen_semantics: Place = "clip-vit-l-14"
-    """Language space that checks images: microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
+    """Language space that checks images: microworld, clip-vit-l-14, siglip-base, a hub id, a folder, or
+    open_clip:NAME/PRETRAINED."""
     screen_template: Template = "photo of {name}"
     """The text that stands for a category in the label check, with {name} where the category's name goes."""
     label_top_k: Count = 5
