@@ -61,7 +61,6 @@ MAY_CHANGE = (
 )
 """Fields that may differ when a run is resumed; instead of batch_size, the images per update are compared."""
 
-
 EVALUATION_IMAGES = 32
 """Of a run that is long enough and not told another number."""
 
@@ -224,8 +223,8 @@ def is_finished(config: AlignConfig, resumed: Path | None) -> bool:
 def may_change(config: AlignConfig) -> tuple[str, ...]:
     """Fields that may differ when this run is resumed.
 
-    What the released script does with texts and noise, and batches of two sizes, depend on the batch of one process, so
-    batch_size must then stay.
+    batch_size must stay where the batch of one process decides something: the released script's texts and noise, and
+    batches of two sizes.
     """
     by_process = config.discriminator_texts == "released-code" or config.shared_noise
     fixed = "batch_size" if by_process or config.discriminator_warmup_batch else None
