@@ -185,9 +185,10 @@ def begin(config: PretrainConfig, folders: Sequence[Path], sources: Sources) -> 
         if accelerator.is_main_process:
             say_opening(config, folders, sources, state, device_name(accelerator.device))
         if state.progress.epoch < config.epochs:
+            course = make_course(state, sources, received)
             prepare_folder(state, folders, sources)
             start_logger(config.logger, config.folder, saved.plain(config), accelerator)
-            train(state, make_course(state, sources, received))
+            train(state, course)
             accelerator.end_training()
     best = state.progress.best
     backbone = config.folder / BACKBONE
