@@ -25,6 +25,7 @@ from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
 from lbgen.generation.config import RUNNING, GenerateConfig, VerifyConfig
 from lbgen.microworld.config import ExportConfig
+from lbgen.pretraining.config import PretrainConfig
 from lbgen.quickstart.run import QuickstartConfig
 
 

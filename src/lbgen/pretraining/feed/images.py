@@ -191,8 +191,23 @@ class Feed:
         )  # fmt: skip
 
     def batches(self, requests: list[Request]) -> Iterator[Batch]:
+        """Raises UserError if a worker process dies, mostly because memory ran out."""
         self.requests.requests = requests
-        yield from self.loader
+        batches = iter(self.loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                cause = " ".join(str(error).split())[:150]
+                raise UserError(
+                    f"a process that loads images ended ({cause}); give fewer --workers and start again, the run goes on "
+                    "from its checkpoint"
+                ) from error
+            yield batch
 
 
 def _unchanged(batch: Any) -> Any:
