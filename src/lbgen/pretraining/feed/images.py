@@ -204,8 +204,8 @@ class Feed:
                     raise
                 cause = " ".join(str(error).split())[:150]
                 raise UserError(
-                    f"a process that loads images ended ({cause}); give fewer --workers and start again, the run goes on "
-                    "from its checkpoint"
+                    f"a process that loads images ended ({cause}); give fewer --workers and start again, the run goes "
+                    "on from its checkpoint"
                 ) from error
             yield batch
 
