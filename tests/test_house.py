@@ -12,7 +12,7 @@ import pytest
 import lbgen
 
 PACKAGE = Path(lbgen.__file__).parent
-STAGES = ("alignment", "generation", "audit", "pretraining", "quickstart", "checkup")
+STAGES = ("alignment", "generation", "audit", "pretraining", "evaluation", "quickstart", "checkup", "exports")
 SHARED = ("models", "datasets", "metrics", "microworld", "training", "report")
 GROUND = ("vocabulary", "configuration", "runs", "errors")
 STOREY = {room: storey for storey, rooms in enumerate((GROUND, SHARED, STAGES)) for room in rooms}

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.measuring import PRESETS, flags_parser, markdown, with_recipe
 from benchmarks.speed import full_size
 from lbgen.alignment.config import AlignConfig
+from lbgen.alignment.run import EVALUATION_IMAGES
 from lbgen.configuration.recipes import resolve as resolve_recipe
 from lbgen.generation.config import GenerateConfig
 from lbgen.models.deep_cache import DeepCache
@@ -107,7 +108,7 @@ def alignment_pflop(config: AlignConfig, images: int, work: Work, calls: int) ->
     """A whole run of `images` images an update: warm-up, updates, and evaluations with that of the base."""
     sampled = 2 * work.call * calls + work.decoding
     evaluations = 2 + config.max_steps // config.evaluate_every
-    drawn = config.discriminator_warmup_steps * images + evaluations * config.evaluation_images
+    drawn = config.discriminator_warmup_steps * images + evaluations * (config.evaluation_images or EVALUATION_IMAGES)
     return (config.max_steps * images * update_tflop(config, work, calls) + drawn * sampled) / 1000
 
 

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     with TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         write_finished_dataset(data)
-        results = [run_lbgen("generate", "--quiet", "--output", str(data)) for _ in range(repeats)]
+        results = [run_lbgen("generate", "--output", str(data)) for _ in range(repeats)]
     seconds, peak = (statistics.median(column) for column in zip(*results, strict=True))
     print(f"median of {repeats}: {seconds:.2f} s, {peak / 1e6:.0f} MB")
 

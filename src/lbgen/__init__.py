@@ -30,11 +30,24 @@ PUBLIC = {
     "pretrain": "lbgen.pretraining.run",
     "PretrainEstimate": "lbgen.pretraining.estimate",
     "plan_pretrain": "lbgen.pretraining.estimate",
+    "TransferConfig": "lbgen.evaluation.transfer.config",
+    "TransferResult": "lbgen.evaluation.transfer.run",
+    "transfer": "lbgen.evaluation.transfer.run",
+    "CompareConfig": "lbgen.evaluation.transfer.config",
+    "Compared": "lbgen.evaluation.transfer.compare",
+    "compare": "lbgen.evaluation.transfer.compare",
+    "BiasConfig": "lbgen.evaluation.bias.config",
+    "BiasResult": "lbgen.evaluation.bias.run",
+    "bias": "lbgen.evaluation.bias.run",
     "QuickstartConfig": "lbgen.quickstart.run",
     "QuickstartResult": "lbgen.quickstart.run",
     "quickstart": "lbgen.quickstart.run",
     "ExportConfig": "lbgen.microworld.config",
     "export_microworld": "lbgen.microworld",
+    "ExportAdapterConfig": "lbgen.exports.config",
+    "export_adapter": "lbgen.exports.adapter",
+    "ExportMergedConfig": "lbgen.exports.config",
+    "export_merged": "lbgen.exports.merged",
     "RecipesConfig": "lbgen.configuration.catalogue",
     "recipes": "lbgen.configuration.catalogue",
     "DoctorConfig": "lbgen.checkup.config",
@@ -65,6 +78,19 @@ if TYPE_CHECKING:  # the same for type checkers, which do not follow `__getattr_
     from lbgen.configuration.catalogue import recipes as recipes
     from lbgen.configuration.extensions import register as register
     from lbgen.errors import UserError as UserError
+    from lbgen.evaluation.bias.config import BiasConfig as BiasConfig
+    from lbgen.evaluation.bias.run import BiasResult as BiasResult
+    from lbgen.evaluation.bias.run import bias as bias
+    from lbgen.evaluation.transfer.compare import Compared as Compared
+    from lbgen.evaluation.transfer.compare import compare as compare
+    from lbgen.evaluation.transfer.config import CompareConfig as CompareConfig
+    from lbgen.evaluation.transfer.config import TransferConfig as TransferConfig
+    from lbgen.evaluation.transfer.run import TransferResult as TransferResult
+    from lbgen.evaluation.transfer.run import transfer as transfer
+    from lbgen.exports.adapter import export_adapter as export_adapter
+    from lbgen.exports.config import ExportAdapterConfig as ExportAdapterConfig
+    from lbgen.exports.config import ExportMergedConfig as ExportMergedConfig
+    from lbgen.exports.merged import export_merged as export_merged
     from lbgen.generation.config import GenerateConfig as GenerateConfig
     from lbgen.generation.config import VerifyConfig as VerifyConfig
     from lbgen.generation.estimate import PlanEstimate as PlanEstimate

@@ -260,6 +260,21 @@ def test_tensorboard_has_numbers_pictures_and_configuration_under_the_folders_na
     assert (config.folder / "config.yaml").read_text() in text
 
 
+def test_without_a_number_short_runs_evaluate_few_images_and_a_resumed_run_keeps_its_own(fresh):
+    """A quarter of the images trained on, from 4 to 32; a run that is made longer stays comparable with itself."""
+
+    def number(**changes):
+        return run.with_evaluation_images(fresh(evaluation_images=None, batch_size=4, **changes)).evaluation_images
+
+    assert [number(max_steps=updates) for updates in (1, 8, 32, 1000)] == [4, 8, 32, 32]
+    short = fresh(evaluation_images=None, batch_size=2, max_steps=1)
+    run.align(short)
+    run.align(dataclasses.replace(short, max_steps=17))  # 17 updates from the start would evaluate 8
+    assert lines(short.folder / "evaluations.jsonl")[-1]["step"] == 17
+    (images,) = load_file(short.folder / "samples/base.safetensors").values()
+    assert len(images) == 4
+
+
 @pytest.mark.parametrize("logger", ["wandb", "trackio"])
 def test_other_loggers_have_them_too(fresh, tmp_path, monkeypatch, logger):
     """Logging to local files, which hold names and numbers as text."""

@@ -47,6 +47,7 @@ class Monitor:
     ) -> None:
         self.config, self.vocabulary = config, vocabulary
         self.generator, self.semantics, self.quality, self.autocast = generator, semantics, quality, autocast
+        assert config.evaluation_images is not None
         self.images = evaluation_images(config.evaluation_images, len(vocabulary))
         self.labels = torch.tensor([category_index for category_index, _ in self.images])
         with torch.no_grad():

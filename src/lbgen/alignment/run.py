@@ -20,7 +20,9 @@ from lbgen.alignment.checkpoint import CONFIG, PROVENANCE, Progress, initial_pro
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.reports.lines import next_command, say_opening
 from lbgen.configuration import extensions, saved
+from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
+from lbgen.models.checkpoints.suited import ensure_suited
 from lbgen.models.registry import ensure_generator, ensure_quality, ensure_semantics
 from lbgen.runs import atomic, identity, outputs
 from lbgen.runs.console import device_name
@@ -58,6 +60,9 @@ MAY_CHANGE = (
 )
 """Fields that may differ when a run is resumed; instead of batch_size, the images per update are compared."""
 
+EVALUATION_IMAGES = 32
+"""Of a run that is long enough and not told another number."""
+
 
 @dataclass(frozen=True)
 class AlignResult:
@@ -91,6 +96,7 @@ def align(
     """
     config = with_extra_terms(config, extra_terms or {})
     ensure_output(config)
+    config = with_evaluation_images(config)
     with system_errors(config):
         ensure_can_begin(config)  # refuses before anything is written, even the lock
         with lock(config):
@@ -104,6 +110,17 @@ def with_extra_terms(config: AlignConfig, terms: Mapping[str, tuple[float, Calla
         extensions.register("terms", name, function)
     weights = {**config.extra_weights, **{name: weight for name, (weight, _) in terms.items()}}
     return replace(config, extra_terms=tuple(f"{name}={weight}" for name, weight in weights.items()))
+
+
+def with_evaluation_images(config: AlignConfig) -> AlignConfig:
+    """The config with a number of evaluation images: its own, else the resumed run's, else one by the run's length."""
+    if config.evaluation_images is not None:
+        return config
+    if (config.folder / CONFIG).exists():
+        number = read_yaml(config.folder / CONFIG).get("evaluation_images") or EVALUATION_IMAGES
+    else:
+        number = max(4, min(EVALUATION_IMAGES, config.max_steps * config.batch_size // 4))
+    return replace(config, evaluation_images=number)
 
 
 def ensure_output(config: AlignConfig) -> None:
@@ -173,7 +190,8 @@ def ensure_can_begin(config: AlignConfig) -> tuple[Vocabulary, Path | None]:
     # The models are there, in a form that can be read.
     if not is_finished(config, resumed):
         ensure_terms(config)
-        ensure_generator(config.generator)
+        ensure_generator(config.generator, config.revision, config.variant)
+        ensure_suited(config.generator, config.revision, config.scheduler, config.guidance_scale)
         for name in config.spaces:
             ensure_semantics(name)
         ensure_quality(config.quality)
@@ -204,8 +222,8 @@ def is_finished(config: AlignConfig, resumed: Path | None) -> bool:
 def may_change(config: AlignConfig) -> tuple[str, ...]:
     """Fields that may differ when this run is resumed.
 
-    What the released script does with texts and noise, and batches of two sizes, depend on the batch of one process, so
-    batch_size must then stay.
+    batch_size must stay where the batch of one process decides something: the released script's texts and noise, and
+    batches of two sizes.
     """
     by_process = config.discriminator_texts == "released-code" or config.shared_noise
     fixed = "batch_size" if by_process or config.discriminator_warmup_batch else None

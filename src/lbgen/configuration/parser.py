@@ -37,7 +37,8 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """The help with one line of usage, since all flags are listed below it."""
         places = [
-            f"{action.metavar}{' ...' if action.nargs == '+' else ''}" for action in self._get_positional_actions()
+            f"{action.metavar}{' ...' if action.nargs in ('+', '*') else ''}"
+            for action in self._get_positional_actions()
         ]
         self.usage = " ".join(["%(prog)s", *places, "[flags]"])
         return super().format_help()

@@ -132,7 +132,15 @@ def _without_alpha(image: Image.Image) -> Image.Image:
 
 def upright(image: Image.Image) -> Image.Image:
     """Rotated and flipped as the EXIF orientation says."""
+    _exif(image)
     return ImageOps.exif_transpose(image)
+
+
+def _exif(image: Image.Image) -> Image.Exif:
+    try:
+        return image.getexif()
+    except Exception as error:
+        raise ValueError(f"damaged EXIF block: {error}") from error
 
 
 def centre_square(image: Image.Image, side: int, resampling: Image.Resampling) -> Image.Image:
@@ -274,5 +282,5 @@ def _extrema_are_close(pieces: Iterable[Image.Image]) -> bool:
 
 def _turned_like(image: Image.Image, part: Image.Image) -> Image.Image:
     """A part of the stored picture, upright as the EXIF orientation of the whole says."""
-    part.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation, 1)
+    part.getexif()[ExifTags.Base.Orientation] = _exif(image).get(ExifTags.Base.Orientation, 1)
     return upright(part)

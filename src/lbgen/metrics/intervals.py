@@ -1,20 +1,25 @@
 """Estimates with 95% intervals, and tests of their differences.
 
-Intervals are percentiles of a stratified bootstrap: images are redrawn with replacement inside each category, so every
+Most are percentiles of a stratified bootstrap: images are redrawn with replacement inside each category, so every
 resample has the same number of images per category. A resample repeats images, which by itself raises information and
 lowers diversity; intervals are therefore shifted by the bootstrap's own estimate of this bias (Efron and Tibshirani
 1993, chapter 10).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NORMAL_QUANTILE = 1.959963984540054
+"""Of a two-sided 95% interval."""
 RESAMPLES = 1000
 FEW_RESAMPLES = 60
 """For expensive statistics; their interval is the normal one, from the standard deviation of these resamples."""
@@ -81,6 +86,47 @@ def _clipped(value: float, low: float, high: float, limits: Limits) -> Estimate:
     return Estimate(value, min(low, value), max(high, value))
 
 
+# ---- closed forms for proportions ----
+
+
+def proportion(successes: int, count: int) -> Estimate:
+    """A share of independent images with Wilson's interval (1927); UNKNOWN without images."""
+    if not count:
+        return UNKNOWN
+    share, square = successes / count, NORMAL_QUANTILE**2
+    centre = (share + square / (2 * count)) / (1 + square / count)
+    half = NORMAL_QUANTILE / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
+    return _clipped(share, centre - half, centre + half, (0, 1))
+
+
+def difference(first: Estimate, second: Estimate) -> Estimate:
+    """first - second of two independent estimates, from the limits of both (Newcombe 1998, method 10)."""
+    value = first.value - second.value
+    low = value - math.hypot(first.value - first.low, second.high - second.value)
+    return Estimate(value, low, value + math.hypot(first.high - first.value, second.value - second.low))
+
+
+def ratio(first: Estimate, second: Estimate) -> Estimate:
+    """first / second of two independent positive estimates, from the limits of both (Donner and Zou 2012, eq. 9).
+
+    The upper limit is infinite where `second` may be 0; all NaN where it is 0, and where either is NaN.
+    """
+    if not (second.value > 0 and first.value >= 0):
+        return UNKNOWN
+    product = first.value * second.value
+
+    def limit(own: float, other: float, sign: int) -> float:
+        """own, other: the limits of `first` and `second` that this one depends on."""
+        below = other * (2 * second.value - other)
+        if below <= 0:
+            return 0.0 if sign < 0 else math.inf
+        root = max(0.0, product**2 - own * (2 * first.value - own) * below)
+        return (product + sign * math.sqrt(root)) / below
+
+    value = first.value / second.value
+    return _clipped(value, limit(first.low, second.high, -1), limit(first.high, second.low, 1), (0, math.inf))
+
+
 # ---- the stratified bootstrap ----
 
 
@@ -136,6 +182,8 @@ def bootstrap_intervals(
 
     statistics: row indices (N,) to values (K,).  label: (N,) integers.
     """
+    import torch  # late: slow, and only needed here
+
     rng = torch.Generator().manual_seed(seed)
     members = [torch.nonzero(label == category).flatten() for category in label.unique()]
     resampled = []

@@ -1,0 +1,1 @@
+"""`lbgen bias`: published benchmarks of shape, context, background and robustness."""

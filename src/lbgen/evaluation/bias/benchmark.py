@@ -1,0 +1,202 @@
+"""What every benchmark says of itself: where its images are, how an answer is read off the logits, what follows."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lbgen.datasets.records import IMAGE_SUFFIXES
+from lbgen.errors import UserError
+from lbgen.evaluation.bias import answers
+from lbgen.evaluation.bias.answers import Answers
+from lbgen.metrics.intervals import Estimate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DEEPEST = 3
+"""Folders below --data in which a benchmark's folder is looked for."""
+WORDNET_ID = re.compile(r"n\d{8}")
+SQUARE = "shorter side resized to the input (bilinear), centre square"
+"""The preprocessing of a benchmark whose pictures are `whole`."""
+
+
+class Item(NamedTuple):
+    """One image."""
+
+    path: str
+    known: tuple[str, ...]
+    """Values of the columns that are known beforehand."""
+
+
+class Part(NamedTuple):
+    """A part of a benchmark, such as one corruption at one severity."""
+
+    name: str
+    items: Callable[[], list[Item]]
+    published: int
+    """How many images the published data has."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    name: str
+    folders: tuple[str, ...]
+    """Names of its folder; case, "-", "_" and "." do not count."""
+    layout: str
+    """What is in the folder, for messages."""
+    source: str
+    """The page to get it from."""
+    formula: str
+    preprocessing: str
+    whole: bool
+    """Whether the shorter side is resized to the backbone's input (bilinear), as published; else the backbone's own
+    preprocessing is used."""
+    known: tuple[str, ...]
+    answered: tuple[str, ...]
+    """Columns of the answers: those known beforehand, and those that the classifier fills."""
+    is_layout: Callable[[Path], bool]
+    """Whether a folder has its layout."""
+    parts: Callable[[Path], list[Part]]
+    """What a folder holds; UserError for names that are not as published."""
+    decide: Callable[[Tensor], list[tuple[str, ...]]]
+    """(B, 1000) logits in ImageNet's order -> the answered columns of each image."""
+    figures: Callable[[Answers], dict[str, Any]]
+    shown: Callable[[dict[str, Any]], list[tuple[str, str]]]
+    """Rows of the printed table, from the figures."""
+    read: Callable[[Path], Answers] | None = None
+    """A reader for other files than CSV with the columns' names."""
+    takes_cut_off: bool = False
+    """Whether a file that ends too early is shown as far as it goes, because the published data has some."""
+    border: int = 0
+    """Pixels that are cut off on every side."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.answered, *self.known)
+
+    def read_answers(self, path: Path) -> Answers:
+        found = self.read(path) if self.read else answers.read(path, self.columns)
+        if not len(found):
+            raise UserError(f"{path}: no answer in it; give a file with an image a row")
+        return found
+
+
+# ---- finding the images ----
+
+
+def find_folder(benchmark: Benchmark, data: Path, is_only: bool) -> Path | None:
+    """The nearest folder in `data` with one of the benchmark's names and its layout; None where there is none.
+
+    is_only: no other benchmark is asked for, so that `data` itself may be the folder, whatever it is called.
+    """
+    names = set(map(_plain, benchmark.folders))
+    if (is_only or _plain(data.resolve().name) in names) and benchmark.is_layout(data):
+        return data
+    level = [data]
+    for _ in range(DEEPEST):
+        level = [inner for folder in level for inner in folders_in(folder)]
+        for folder in level:
+            if _plain(folder.name) in names and benchmark.is_layout(folder):
+                return folder
+        level = [folder for folder in level if not WORDNET_ID.fullmatch(folder.name)]
+    return None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_. ]", "", name.casefold())
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """Sorted; hidden ones are left out, and nothing comes of a folder that cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(entry) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
+
+
+def images_in(folder: Path) -> list[str]:
+    """Paths of the image files directly in a folder, sorted."""
+    with os.scandir(folder) as entries:
+        found = [entry.path for entry in entries if not entry.name.startswith(".") and entry.is_file()]
+    return sorted(path for path in found if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES)
+
+
+def images_of_classes(folder: Path, names: Sequence[str], *before: str) -> list[Item]:
+    """The images of a folder with a folder for each class.  Known columns: `before`, the class, the file's name."""
+    there = {inner.name: inner for inner in folders_in(folder)}
+    return [
+        Item(path, (*before, name, os.path.basename(path)))
+        for name in names
+        if name in there
+        for path in images_in(there[name])
+    ]
+
+
+class Sources(dict[str, list[Part]]):
+    """Benchmark -> the parts of it that are in --data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.missing: dict[str, str] = {}
+        """Benchmark -> what to do about it."""
+        self.counts: dict[str, dict[str, dict[str, int]]] = {}
+        """Benchmark -> part -> images found and published."""
+
+
+def find_sources(data: Path, benchmarks: Mapping[str, Benchmark]) -> Sources:
+    """Find every benchmark's images and count them; a benchmark that is not there is left out, unless none is."""
+    found = Sources()
+    if not data.is_dir():
+        raise UserError(f"--data {data}: no such folder")
+    for name, benchmark in benchmarks.items():
+        folder = find_folder(benchmark, data, len(benchmarks) == 1)
+        if folder is None:
+            found.missing[name] = (
+                f"--data {data}: no folder {benchmark.folders[0]} in it with {benchmark.layout}; get {name} at "
+                f"{benchmark.source}"
+            )
+            continue
+        found[name] = benchmark.parts(folder)
+        found.counts[name] = {
+            part.name: {"found": len(part.items()), "published": part.published} for part in found[name]
+        }
+        if not sum(part["found"] for part in found.counts[name].values()):
+            raise UserError(f"{folder}: no image of {name} in it; get it again from {benchmark.source}")
+    if not found:
+        raise UserError(next(iter(found.missing.values())))
+    return found
+
+
+def incompleteness(name: str, counts: dict[str, dict[str, int]]) -> str:
+    """One line on the parts whose number of images is not the published one; empty where there is none."""
+    wrong = {part: count for part, count in counts.items() if count["found"] != count["published"]}
+    if not wrong:
+        return ""
+    part, count = next(iter(wrong.items()))
+    first = f"{count['found']:,} of the {count['published']:,} published images"
+    if len(counts) == 1:
+        return f"{name}: {first}"
+    return f"{name}: {len(wrong)} of {len(counts)} parts have another number of images than published, {part} {first}"
+
+
+# ---- figures for JSON and for people ----
+
+
+def interval(estimate: Estimate) -> list[float | None]:
+    """[low, high] for JSON, where NaN and infinity are null."""
+    content = estimate.to_json()
+    return [content["low"], content["high"]]
+
+
+def percent(value: float | None, limits: Sequence[float | None] = ()) -> str:
+    """A share as `22.07% [19.2, 25.2]`."""
+    if value is None:
+        return "undefined"
+    low, high = (f"{100 * end:.1f}" if end is not None else "..." for end in limits) if limits else ("", "")
+    return f"{100 * value:.2f}%" + (f" [{low}, {high}]" if limits else "")

@@ -1,0 +1,60 @@
+"""The settings of `lbgen bias`, and what it writes."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from lbgen.configuration.ranges import Count, Place, require
+from lbgen.configuration.settings import Output
+
+FIGURES, CONFIG, ANSWERS, LOCK = "bias.json", "config.yaml", "answers", ".lock"
+WRITTEN = (FIGURES, CONFIG, ANSWERS)
+"""What a run writes in its folder."""
+
+BenchmarkName = Literal[
+    "cue-conflict",
+    "focus",
+    "imagenet9",
+    "imagenet-c",
+    "imagenet-r",
+    "imagenet-a",
+    "imagenet-sketch",
+    "objectnet",
+]
+
+
+@dataclass(frozen=True)
+class BiasConfig(Output):
+    """Benchmarks."""
+
+    VERB: ClassVar = "bias"
+    POSITIONAL: ClassVar = ("backbones",)
+    MOST_USED: ClassVar = ("benchmarks", "data", "output")
+
+    output: str = "runs/bias"
+    """Folder for bias.json, config.yaml and the answers of every image. An interrupted run goes on there."""
+    backbones: tuple[str, ...] = ()
+    """Image classifiers of ImageNet's 1,000 classes: folders of lbgen pretrain, names of timm such as resnet50.a1_in1k,
+    or ARCHITECTURE:FILE.safetensors. None with --answers."""
+    benchmarks: tuple[BenchmarkName, ...] = ("cue-conflict", "focus", "imagenet9")
+    """Any of cue-conflict, focus, imagenet9, imagenet-c, imagenet-r, imagenet-a, imagenet-sketch and objectnet."""
+    data: Place | None = None
+    """Folder that holds the benchmarks' folders, as they are published (docs/bias.md); of one benchmark it may be the
+    folder itself."""
+    answers: Place | None = None
+    """Saved answers of one classifier to score in place of backbones: the CSV that a run leaves in answers/, the
+    published raw data of cue-conflict, or the .npz with `predictions` of FOCUS. Give one benchmark."""
+    batch_size: Count = 64
+    """Images that a backbone reads at once."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = self.benchmarks
+        require(self, "benchmarks", bool(names), "name one or more")
+        require(self, "benchmarks", len(set(names)) == len(names), "name every benchmark once")
+        if self.answers is not None:
+            remedy = "score answers or measure backbones; drop one of --answers, --data and the backbones"
+            require(self, "answers", not self.backbones and self.data is None, remedy)
+            require(self, "benchmarks", len(names) == 1, "name the one benchmark that the --answers are of")
+        else:
+            require(self, "backbones", bool(self.backbones), "name one or more, or give --answers")
+            require(self, "data", self.data is not None, "give the folder that holds the benchmarks")

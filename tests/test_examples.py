@@ -1,0 +1,90 @@
+"""The programs in examples/, run as they stand, with fewer and smaller calls of the network than a user would want."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from torchvision.datasets import ImageFolder
+
+import lbgen
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SMALL = {"max_steps": 2, "steps": 2, "differentiated_steps": 1, "batch_size": 2, "rank": 2, "evaluation_images": 2}
+MAKE_SMALL = """
+import lbgen
+from_recipe = lbgen.AlignConfig.from_recipe
+lbgen.AlignConfig.from_recipe = lambda recipe, **fields: from_recipe(recipe, **fields | {small})
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs an example in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    from_recipe = lbgen.AlignConfig.from_recipe
+    monkeypatch.setattr(
+        lbgen.AlignConfig, "from_recipe", lambda recipe, **fields: from_recipe(recipe, **fields | SMALL)
+    )
+
+    def run(script: str, *arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+
+    return run
+
+
+def lines(path: str) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_own_categories_end_to_end_and_a_timm_model_on_the_dataset(run, capsys):
+    run("own_categories.py")
+    images = ImageFolder("runs/own-categories/dataset/train")
+    assert len(images) == 80 and len(images.classes) == 4
+    assert "<html" in Path("runs/own-categories/audit/report.html").read_text()
+    run("train_timm.py", "runs/own-categories/dataset", "1")
+    assert "of 80 training images right" in capsys.readouterr().out
+
+
+def test_a_loss_term(run):
+    """The term's value is part of the loss, with its weight."""
+    run("loss_term.py", "out")
+    weights = {"entire": 1.0, "individual": 1.0, "quality": 0.1, "likeness": 0.5}
+    updates = [line for line in lines("out/metrics.jsonl") if "loss" in line]
+    assert len(updates) == 2
+    for line in updates:
+        assert line["loss"] == pytest.approx(sum(weight * line[name] for name, weight in weights.items()), abs=1e-5)
+
+
+def test_a_quality_scorer(run):
+    run("quality_scorer.py", "out")
+    assert all(1 <= line["quality"] <= 5 for line in lines("out/evaluations.jsonl"))
+
+
+@pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
+def test_pictures_are_logged(run, monkeypatch, logger):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    library = pytest.importorskip(logger)
+    run("log_pictures.py", "out", logger)
+    if logger == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator("out/logs/out").Reload()
+        assert events.Images("samples")
+    else:
+        library.teardown()  # its service may still be writing
+        assert list(Path("wandb").rglob("media/images/samples_*.png"))
+
+
+def test_the_notebook_shows_pictures_and_the_audit(tmp_path):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(EXAMPLES / "own_categories.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "commit the notebook without its outputs"
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(MAKE_SMALL.format(small=SMALL)))
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    shown = [kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})]
+    assert shown.count("image/png") == 3 and "text/html" in shown
