@@ -84,6 +84,7 @@ def test_help_is_coloured_in_a_terminal_alone(monkeypatch, capsys):
         ("lbgen generate --repa", []),
         ("lbgen verify --repa", ["--repair"]),
         ("lbgen export mic", ["microworld"]),
+        ("lbgen export adapter --format ko", ["kohya"]),
     ],
 )
 def test_bash_completes_verbs_flags_and_values(tmp_path, words, expected):

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from lbgen.cli import VERBS
+from lbgen.configuration import saved
+from lbgen.evaluation.transfer.config import TransferConfig
 
 EARLIER = Path(__file__).with_name("earlier")
 PROGRAM = """
@@ -47,7 +49,7 @@ REFUSED = [
         "align --vocabulary microworld",
         "/stable-diffusion-v1-5 cannot be loaded: there is no such folder",
     ),
-    (f"align {MODELS} --generator one.safetensors", "one.safetensors is a single file; convert it"),
+    (f"align {MODELS} --generator one.safetensors", "generator one.safetensors is damaged ("),
     (f"align {MODELS} --generator pickled", "pickled: unet has its weights only as diffusion_pytorch_model.bin"),
     (f"align {MODELS} --generator half-precision", "unet has its weights only as diffusion_pytorch_model.fp16"),
     (f"align {MODELS} --generator empty", "empty: the folder has no model_index.json"),
@@ -59,6 +61,8 @@ REFUSED = [
     (f"align {MODELS} --quality q-align:pickled/unet", "has its weights only as diffusion_pytorch_model.bin"),
     (f"align {MODELS} --quality q-align:edited/unet", "is of a model of type None; give"),
     (f"align {MODELS} --logger trackio", "--logger trackio is not installed"),
+    (f"align {MODELS} --generator schnell --scheduler ddim", "cannot sample from a network that matches flows; choose"),
+    (f"generate {DATA} --generator schnell --guidance-scale 3", "it was distilled to sample without guidance; give 1"),
     (f"align {MODELS} --output file/run", "is a file; choose"),
     (f"align {MODELS} --output busy", "--output busy: another run is writing there; wait for it, or choose another"),
     (f"align {RUN} --guidance-scale 3", "run was made with guidance_scale "),
@@ -94,10 +98,26 @@ REFUSED = [
     ("audit half --semantics microworld --features one.safetensors", "features one.safetensors is a single file"),
     ("audit half --semantics microworld --output file", "file is a file; choose a folder"),
     ("audit half --semantics microworld --output busy-audit", "another run is writing there"),
+    ("transfer none/backbone", "backbone none/backbone: there is no such folder"),
+    ("transfer resnet50 resnet50", "backbone resnet50: given twice"),
+    ("transfer one.ckpt", "one.ckpt may run code"),
+    ("transfer resnet50 --datasets digit", "--datasets digit: no such set"),
+    ("transfer resnet50 --datasets cars StanfordCars", "--datasets stanfordcars: given twice"),
+    ("transfer resnet50 --datasets cars dtd", "none is there; add digits, which always is"),
+    ("transfer resnet50 --datasets digits --shots 0", "--shots 0: 0 is neither a share like 5% nor a number"),
+    ("transfer resnet50 --datasets digits --shots 100%", "100% is neither a share like 5% nor a number"),
+    ("transfer resnet50 --datasets digits --method none", '"none" is not one of linear, finetune'),
+    ("transfer resnet50 --datasets digits half --output half/x", "it lies in the dataset half"),
+    ("transfer resnet50 --datasets digits --output transfer-foreign", "transfer.json in it is not of lbgen transfer"),
+    ("transfer resnet50 --datasets digits --output transferred --seed 1", "was made with seed 0, this run asks for 1"),
+    ("transfer resnet50 --datasets digits --output busy-transfer", "another run is writing there"),
+    ("compare none.json", "none.json: No such file or directory; give the transfer.json"),
+    ("compare labels.json", "labels.json: Expected object, got array; give the transfer.json"),
+    ("compare one.json", "one.json: a single backbone cannot be compared"),
     ("bias", "--backbones empty: name one or more, or give --answers"),
     ("bias resnet50", "--data none: give the folder that holds the benchmarks"),
     ("bias resnet50 --data none", "--data none: give the folder"),
-    ("bias resnet50 --data ./nowhere", "--data ./nowhere: no such folder"),
+    ("bias resnet50 --data ./nowhere", "nowhere: no such folder"),
     ("bias resnet50 --data empty --benchmarks focus", "no folder focus in it with images, and annotations.db"),
     ("bias resnet50:a.pth --data empty", "a.pth may run code and is never loaded"),
     ("bias empty --data empty", "the folder has no backbone.safetensors"),
@@ -109,7 +129,16 @@ REFUSED = [
     ("quickstart --output file", "file is a file; choose"),
     ("quickstart --max-steps 0", "--max-steps 0: give 1 or more"),
     ("export microworld file/x", "choose a folder that can be written"),
+    ("export adapter empty out.safetensors", "empty: no adapter/pytorch_lora_weights.safetensors in it; give the run"),
+    ("export adapter run out --format kohya", "out: for kohya give the name of a file that ends in .safetensors"),
+    ("export merged run out", "the run has not published its adapter yet: run lbgen align again to its end"),
+    (f"generate {DATA} --generator edited --variant fp8", "edited has no such weights; it has none; leave it out"),
+    (f"align {MODELS} --variant fp8", "--variant fp8: generator "),
+    (f"plan {DATA} --generator edited --revision v1", "edited is a folder, and only the hub has revisions"),
+    (f"plan {DATA} --generator nowhere/model --revision v1", "generator nowhere/model at revision v1 cannot be loaded"),
 ]
+BUSY = ("busy/.lock", "busy-audit/cache/lock", "busy-transfer/cache/transfer.lock")
+"""The lock files of runs that write there at the moment."""
 ENVIRONMENTS = [
     ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED asks for DeepSpeed, and"),
     ({"ACCELERATE_USE_FSDP": "True"}, "ACCELERATE_USE_FSDP asks for FSDP, and"),
@@ -122,16 +151,22 @@ def folder(tmp_path_factory, tiny_sd_folder) -> Path:
     """Everything that a user can get wrong, and what an earlier version made."""
     root = tmp_path_factory.mktemp("refused")
     shutil.copytree(EARLIER, root, dirs_exist_ok=True)
-    for name in ("empty", "busy", "busy-audit/cache"):
+    for name in ("empty", "busy", "busy-audit/cache", "busy-transfer/cache", "transfer-foreign", "transferred/results"):
         (root / name).mkdir(parents=True)
-    for name in ("file", "one.safetensors", "one.ckpt"):
+    for name in ("file", "one.safetensors", "one.ckpt", "transfer-foreign/transfer.json"):
         (root / name).touch()
+    saved.save(TransferConfig(), root / "transferred/config.yaml")
+    (root / "labels.json").write_text("[]")
+    (root / "one.json").write_text('{"backbones": {"resnet50": {}}}')
     (root / "same.txt").write_text("a1\tcrane\nb2\tcrane\n")
     for name, weights in (("pickled", ".bin"), ("half-precision", ".fp16.safetensors")):
         shutil.copytree(tiny_sd_folder, root / name)
         path = root / name / "unet/diffusion_pytorch_model.safetensors"
         path.rename(path.with_name(f"diffusion_pytorch_model{weights}"))
     shutil.copytree(tiny_sd_folder, root / "edited")
+    (root / "schnell/transformer").mkdir(parents=True)
+    (root / "schnell/model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (root / "schnell/transformer/config.json").write_text('{"guidance_embeds": false}')
     shutil.copytree(EARLIER / "half", root / "foreign")
     record = root / "foreign/dataset.yaml"
     record.write_text(record.read_text().replace("generator: microworld", "generator: someone/model"))
@@ -143,7 +178,7 @@ def test_what_needs_no_model_is_refused_before_torch_is_imported(folder, tmp_pat
     cases = [{"argv": line.split(), "environment": {}} for line, _ in REFUSED]
     cases += [{"argv": ["align", *MODELS.split()], "environment": given} for given, _ in ENVIRONMENTS]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    locks = [os.open(folder / name, os.O_RDWR | os.O_CREAT) for name in ("busy/.lock", "busy-audit/cache/lock")]
+    locks = [os.open(folder / name, os.O_RDWR | os.O_CREAT) for name in BUSY]
     try:
         for lock in locks:
             fcntl.lockf(lock, fcntl.LOCK_EX)
@@ -164,8 +199,8 @@ def test_what_needs_no_model_is_refused_before_torch_is_imported(folder, tmp_pat
         if code != 2 or message.count("\n") != 1 or text not in message or imported
     ]
     assert wrong == []
-    (folder / "busy/.lock").unlink()
-    (folder / "busy-audit/cache/lock").unlink()
+    for name in BUSY:
+        (folder / name).unlink()
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert {path for path in before if path.is_file() and after.get(path) != before[path]} == set()
     assert sorted(set(after) - set(before)) == []

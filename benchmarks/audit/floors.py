@@ -8,16 +8,16 @@ p is below 0.05. `--link colour` fixes that factor in every category.
 Then the intervals, on sets drawn from known distributions: how often a probe's holds what such probes tell on average,
 how often an attribute's holds the strength that was drawn. `--sets 0` prints these alone.
 
-`--power SETS` prints instead how often a planted bias is found: sets of photographs on two backdrops, nine in ten of
-the one in half of the categories and of the other in the rest, and sets where backdrops are drawn by a coin; each with
-masks, each tested alone, and against an unlinked set as the page compares two datasets. "Before" are the tests of the
+`--power SETS` prints instead how often a planted bias is found (benchmarks/audit/planted.py): for each seed two sets in
+which nothing is linked to the label and one in which a cue is, on nine in ten images; `--of` says of which pictures.
+Each is tested alone, and against an unlinked set as the page compares two datasets: one of the same objects, where the
+pictures allow it, and those of other objects. Of unlinked sets any mark is false. "Accuracies" are the tests of the
 versions up to 2026-11: the interval of a probe's accuracy, and z-tests of two accuracies, adjusted over all figures.
-Every pair of two unlinked sets is tested, and every linked set against every unlinked one.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
-from itertools import combinations, product
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -29,16 +29,18 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from benchmarks.audit.planted import Planted, emoji, photographs, scenes
+from benchmarks.audit.planted import write as write_planted
 from benchmarks.measuring import flags_parser, heading, markdown
 from lbgen.audit.config import AuditConfig
+from lbgen.audit.findings.significance import differences, differences_together, probe_tests
 from lbgen.audit.measures import CHANCE_FLOOR, PROBES, Measured, measure
 from lbgen.audit.observe import Observer, RowCache, canvas_side, observe
-from lbgen.audit.output import differences, differences_together, probe_tests
 from lbgen.audit.probes import probe
 from lbgen.datasets.open import open_dataset
 from lbgen.metrics.information import Association, associate, mutual_information, normalized
 from lbgen.metrics.intervals import WIDENING, Estimate, benjamini_hochberg, difference_p_value
-from lbgen.microworld.scenes import Scenes, World, render
+from lbgen.microworld.scenes import World, render
 from lbgen.microworld.world import CATEGORIES, FACTORS
 from lbgen.models.registry import ATTRIBUTES
 from lbgen.models.semantics import load_semantics
@@ -83,74 +85,66 @@ def audited(sets: int, images: int, world: World) -> Iterator[tuple[Found, Found
         yield found[1], found[0]
 
 
-def on_two_backdrops(images: int, seed: int, home: float) -> Scenes:
-    """Photographs on the first two scenes; with probability `home` on the one that the category's parity says."""
-    rng, many = np.random.default_rng(seed), 16  # drawn for each that is kept; one in six has the scene
-    categories = np.arange(images) % len(CATEGORIES)
-    wanted = np.where(rng.random(images) < home, categories % 2, 1 - categories % 2)
-    drawn = render(np.repeat(categories, many), seed, World(styles=("photo",)))
-    fits = drawn.factors["scene"].reshape(images, many) == wanted[:, None]
-    rows = np.arange(images) * many + fits.argmax(axis=1)
-    rows = rows[fits.any(axis=1)]  # one in twenty has none that fits
-    factors = {name: values[rows] for name, values in drawn.factors.items()}
-    return Scenes(drawn.images[rows], drawn.masks[rows], drawn.categories[rows], factors)
+class Marked(NamedTuple):
+    """What two sets, or one, are said to be: names of the probes that are marked."""
+
+    accuracies: set[str]
+    today: set[str]
+    together: bool
+    """All probes together, today."""
 
 
-class Tested(NamedTuple):
-    """What two sets are said to be, the second against the first: names of the probes that are marked."""
-
-    alone_before: set[str]
-    alone: set[str]
-    alone_together: bool
-    apart_before: set[str]
-    apart: set[str]
-    apart_together: bool
+def alone(m: Measured) -> Marked:
+    above = {name for name in CHANCE_FLOOR if m.figures[f"probes.{name}"].low > m.chance}
+    tests = probe_tests(m)
+    today = {name for name in CHANCE_FLOOR if tests[name]["significant"]}
+    return Marked(above, today, tests["together"]["significant"])
 
 
-def tested(first: Measured, second: Measured) -> Tested:
-    above = {name for name in CHANCE_FLOOR if second.figures[f"probes.{name}"].low > CHANCE}
-    alone, apart = probe_tests(second), differences([first, second])[second.observed.name]
+def apart(first: Measured, second: Measured) -> Marked:
+    keys = [key for key in first.figures if key.startswith("probes.")]
     p_values = [difference_p_value(first.figures[key], second.figures[key]) for key in first.figures]
-    marked = zip(first.figures, benjamini_hochberg(np.array(p_values)) < 0.05, strict=True)
-    together = differences_together([first, second])[second.observed.name]["significant"]
-    return Tested(
-        above,
-        {name for name in CHANCE_FLOOR if alone[name]["significant"]},
-        alone["together"]["significant"],
-        {key for key, found in marked if found and key.startswith("probes.")},
-        {key for key, found in apart.items() if found["significant"] and key.startswith("probes.")},
-        together,
+    by_accuracy = zip(first.figures, benjamini_hochberg(np.array(p_values)) < 0.05, strict=True)
+    today = differences([first, second])[second.observed.name]
+    return Marked(
+        {key for key, found in by_accuracy if found and key in keys},
+        {key for key in keys if today[key]["significant"]},
+        differences_together([first, second])[second.observed.name]["significant"],
     )
 
 
-def print_power(sets: int, images: int, link: float) -> None:
+def print_power(sets: int, images: int, link: float, draw: Callable[..., Planted], masks: bool) -> None:
     space = load_semantics("microworld")
+    attributes = load_attributes(ATTRIBUTES["microworld"])
     observer, config = Observer(space, canvas_side(space)), AuditConfig(permutations=99)
-    unlinked, linked = [], []
-    for seed in tqdm(range(sets), unit=" sets", disable=None):
-        for number, (home, measured) in enumerate(((0.5, unlinked), (link, linked))):
-            scenes = on_two_backdrops(images, 2 * seed + number, home)
-            with TemporaryDirectory() as name:
-                folder = Path(name) / "set"
-                write(scenes.images, scenes.categories, folder)
-                write(scenes.masks, scenes.categories, folder / "masks")
-                cache = RowCache(Path(name) / "cache", "microworld", observer.fields())
-                observed = observe(open_dataset(folder), f"{home} {seed}", observer, cache, config.batch_size)
-                measured.append(measure(observed, space, [], config, 40, lambda step: None))
-    found = {
-        "backdrops by a coin": [tested(*pair) for pair in combinations(unlinked, 2)],
-        f"backdrops linked by {link:.0%}": [tested(*pair) for pair in product(unlinked, linked)],
-    }
+
+    def measured(seed: int, number: int, home: float) -> Measured:
+        planted = draw(images, home, seed, 3 * seed + number)
+        with TemporaryDirectory() as name:
+            folder = write_planted(planted if masks else planted._replace(masks=None), Path(name) / "set")
+            cache = RowCache(Path(name) / "cache", "microworld", observer.fields())
+            observed = observe(open_dataset(folder), f"{number} {seed}", observer, cache, config.batch_size)
+            return measure(observed, space, attributes, config, 40, lambda step: None)
+
+    each = [[measured(seed, *set_) for set_ in enumerate((0.5, 0.5, link))] for seed in tqdm(range(sets), disable=None)]
+    others = [(one, other) for one, other in product(range(sets), repeat=2) if one != other]
     rows = []
-    for title, cases in found.items():
-        for test in ("alone", "apart"):
-            before, today = ([getattr(case, name) for case in cases] for name in (f"{test}_before", test))
-            marked = [f"{np.mean([bool(names) for names in each]):.0%}, {np.mean([len(names) for names in each]):.1f}"
-                      for each in (before, today)]  # fmt: skip
-            together = f"{np.mean([getattr(case, f'{test}_together') for case in cases]):.0%}"
-            rows.append([title, {"alone": "one set", "apart": "against an unlinked set"}[test], *marked, together])
-    titles = ["sets", "test", "before: some row, rows", "today: some row, rows", "today: all probes together"]
+    for number, first, title in ((1, 0, "not linked"), (2, 2, f"{link:.0%} linked")):
+        cases = {
+            "one set": [alone(m) for of_seed in each for m in of_seed[first : number + 1]],
+            "against the same objects": [apart(of_seed[0], of_seed[number]) for of_seed in each],
+            "against other objects": [apart(each[one][0], each[other][number]) for one, other in others],
+        }
+        for test, found in cases.items():
+            columns = [[case[place] for case in found] for place in range(2)]
+            cells = [f"{share(map(bool, names))}, {np.mean([len(n) for n in names]):.1f}" for names in columns]
+            rows.append([title, f"{test}, {len(found)}", *cells, share(case.together for case in found)])
+    titles = ["pictures", "test", "accuracies: some row, rows", "today: some row, rows", "today: all probes together"]
     print_table(titles, rows)
+
+
+def share(flags: Iterable[bool]) -> str:
+    return f"{np.mean(list(flags)):.0%}"
 
 
 def found_in(m: Measured) -> Found:
@@ -233,10 +227,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--link", choices=FACTORS, help="a factor that the category fixes")
     parser.add_argument("--power", type=int, metavar="SETS", help="how often a planted bias is found, in so many sets")
     parser.add_argument("--linked", type=float, default=0.9, help="share on the category's own backdrop (default: 0.9)")
+    parser.add_argument("--of", choices=("scenes", "photographs", "emoji"), default="scenes", help="with --power")
+    parser.add_argument("--emoji", type=Path, help="node_modules with emoji-datasource-google and -twitter")
+    parser.add_argument("--no-masks", action="store_true", help="hide the masks of the objects, with --power")
     arguments = parser.parse_args(argv)
     print(heading())
     if arguments.power:
-        print_power(arguments.power, arguments.images, arguments.linked)
+        draw = {"scenes": scenes, "photographs": photographs, "emoji": emoji}[arguments.of]
+        draw = draw(arguments.emoji) if draw is emoji else draw
+        print_power(arguments.power, arguments.images, arguments.linked, draw, not arguments.no_masks)
         return
     world = World(links={arguments.link: 1.0} if arguments.link else {}, styles=("photo",))
     if arguments.sets:

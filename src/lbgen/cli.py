@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 from argparse import SUPPRESS, ArgumentParser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import lbgen
@@ -43,6 +43,17 @@ PASSIVE_THREADS = ("OMP_WAIT_POLICY", "PASSIVE")
 they spin, and on cores that do other work too everything then takes up to twenty times as long."""
 
 
+class Operands(NamedTuple):
+    """What a verb takes besides flags: one text or several, which its function gets before the config."""
+
+    metavar: str
+    help: str
+
+
+DATASETS = Operands("DIR", "image folders, WebDatasets or parquet")
+BACKBONES = Operands("BACKBONE", "runs of lbgen pretrain, names or folders of timm, ARCHITECTURE:FILE.safetensors")
+
+
 class Verb(NamedTuple):
     """Names of `lbgen`'s public config class and function; the function's module is imported when the verb runs."""
 
@@ -52,7 +63,30 @@ class Verb(NamedTuple):
     takes_recipes: bool = True
     plan: str | None = None
     """The function of --plan, if the verb has it."""
+    operands: Operands | None = None
+    """What its function takes before the config, if anything."""
+    given: Mapping[str, Any] = {}
+    """Fields that have no argument, because the command line has said them before."""
+    forms: Mapping[str, "Verb"] = {}
+    """What the word after the verb chooses; empty for a verb without such words."""
 
+
+EXPORTS = {
+    "adapter": Verb(
+        "ExportAdapterConfig", "export_adapter", "write a run's adapter as a file for other programs", False
+    ),
+    "merged": Verb(
+        "ExportMergedConfig", "export_merged", "write a run's generator with the adapter merged, for diffusers", False
+    ),
+    "microworld": Verb(
+        "ExportConfig",
+        "export_microworld",
+        "write the built-in models' folders, for diffusers and transformers",
+        False,
+        given={"model": "microworld"},
+    ),
+}
+"""Word after `lbgen export` -> what it does."""
 
 VERBS = {
     "align": Verb(
@@ -66,12 +100,37 @@ VERBS = {
         "audit",
         "find shortcuts in labelled image datasets (cues other than the object that predict the label), and compare "
         "the datasets",
+        operands=DATASETS,
+    ),
+    "pretrain": Verb(
+        "PretrainConfig",
+        "pretrain",
+        "train a backbone of timm on labelled image datasets, generated or real",
+        plan="plan_pretrain",
+        operands=DATASETS,
+    ),
+    "transfer": Verb(
+        "TransferConfig",
+        "transfer",
+        "measure how backbones transfer to other data sets: linear probe, fine-tuning, few-shot",
+        operands=BACKBONES,
+    ),
+    "compare": Verb(
+        "CompareConfig",
+        "compare",
+        "put the backbones of several transfers side by side, with paired tests",
+        False,
+        operands=Operands("FILE", "transfer.json of one or several transfers; the first backbone is the reference"),
     ),
     "bias": Verb(
         "BiasConfig", "bias", "measure what image classifiers lean on: shape, texture, context, background", False
     ),
     "export": Verb(
-        "ExportConfig", "export_microworld", "write a built-in model's folders, for diffusers and transformers", False
+        "ExportConfig",
+        "export_microworld",
+        "write an adapter for other programs, a generator with an adapter merged, or the built-in models",
+        False,
+        forms=EXPORTS,
     ),
     "verify": Verb(
         "VerifyConfig", "verify", "compare a generated dataset with its index; exit code 3 if it is damaged", False
@@ -162,12 +221,16 @@ def _parse(argv: Sequence[str]) -> Call:
     parsed, unknown = parser.parse_known_args(argv)
     arguments = vars(parsed)
     name = arguments.pop("verb")
+    verb, verb_parser = VERBS[name], verbs[name]
+    if verb.forms:
+        form = arguments.pop("form")
+        name, verb, verb_parser = f"{name} {form}", verb.forms[form], _forms_of(verb_parser)[form]
     if unknown:
-        _refuse_unknown(unknown, verbs[name], _config_class(VERBS[name]))
+        _refuse_unknown(unknown, verb_parser, _config_class(verb))
     verbosity = arguments.pop("verbosity", Verbosity.NORMAL)
     recipe = arguments.get("recipe")
     heading = f"lbgen {name}, recipe {recipe}" if recipe else f"lbgen {name}"
-    return Call(_function(name, arguments), verbosity, heading)
+    return Call(_function(verb, arguments), verbosity, heading)
 
 
 def _parsers(argv: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
@@ -183,15 +246,27 @@ def _parsers(argv: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
     return parser, verbs.choices
 
 
-def _add_verb_arguments(parser: ArgumentParser, verb: Verb) -> None:
-    if verb.function == "audit":
-        parser.add_argument("directories", nargs="+", metavar="DIR", help="image folders, WebDatasets or parquet")
+def _add_verb_arguments(parser: Parser, verb: Verb) -> None:
+    if verb.forms:
+        forms = parser.add_subparsers(dest="form", metavar="WHAT", required=True, title="what")
+        for name, form in verb.forms.items():
+            _add_verb_arguments(forms.add_parser(name, help=form.summary, description=form.summary), form)
+        _add_display_arguments(parser, verb)
+        return
+    if verb.operands:
+        parser.add_argument("operands", nargs="+", **verb.operands._asdict())
     if verb.takes_recipes:
         recipes = _recipes(verb)
         text = "YAML file of defaults for all other flags" + (f", or one of lbgen's: {recipes}" if recipes else "")
         group(parser, MOST_USED).add_argument("--recipe", metavar="NAME|PATH" if recipes else "PATH", help=text)
-    add_arguments(parser, _config_class(verb))
+    add_arguments(parser, _config_class(verb), without=verb.given)
     _add_display_arguments(parser, verb)
+
+
+def _forms_of(parser: Parser) -> Mapping[str, Parser]:
+    """The parsers of a verb's forms, by the word that chooses each."""
+    (forms,) = (action for action in parser._actions if action.dest == "form")
+    return forms.choices  # type: ignore[return-value]
 
 
 def _add_display_arguments(parser: ArgumentParser, verb: Verb) -> None:
@@ -211,16 +286,16 @@ def _add_display_arguments(parser: ArgumentParser, verb: Verb) -> None:
         shown.add_argument("--plan", action="store_true", default=SUPPRESS, help=text)
 
 
-def _function(name: str, arguments: dict[str, Any]) -> Callable[[], object]:
+def _function(verb: Verb, arguments: dict[str, Any]) -> Callable[[], object]:
     """The verb's function, with the config that defaults, recipe and flags make."""
-    verb, recipe = VERBS[name], arguments.pop("recipe", None)
+    recipe = arguments.pop("recipe", None)
     prints, plans = arguments.pop("print_config", False), arguments.pop("plan", False)
-    directories = [arguments.pop("directories")] if name == "audit" else []
-    config: Any = resolve(_config_class(verb), recipe, arguments)
+    operands = [arguments.pop("operands")] if verb.operands else []
+    config: Any = resolve(_config_class(verb), recipe, {**verb.given, **arguments})
     if prints:
         return lambda: print(yaml_text(saved.plain(config)), end="")
     function = verb.plan if plans and verb.plan else verb.function
-    return lambda: getattr(lbgen, function)(*directories, config)
+    return lambda: getattr(lbgen, function)(*operands, config)
 
 
 def _refuse_unknown(arguments: Sequence[str], parser: Parser, config_class: type) -> NoReturn:

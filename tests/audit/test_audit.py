@@ -145,8 +145,8 @@ def test_odd_files_and_names_are_named_with_their_cause(folder, tmp_path, capsys
     audit(folder, str(place), output=str(out))
     (found,) = json.loads((out / "measures.json").read_bytes())["datasets"].values()
     assert found["broken_why"] == {
-        "train/fish/odd.png": "cannot be decoded (not a TIFF file (header b'no TIFF ' not valid))",
-        "train/fish/odd.webp": "cannot be decoded (not a TIFF file (header b'no TIFF ' not valid))",
+        "train/fish/odd.png": "cannot be decoded (damaged EXIF block: not a TIFF file (header b'no TIFF ' not valid))",
+        "train/fish/odd.webp": "cannot be decoded (damaged EXIF block: not a TIFF file (header b'no TIFF ' not valid))",
         "train/fish/\\udce9.png": "cannot be decoded (empty file)",
     }
     assert found["skipped"] == {

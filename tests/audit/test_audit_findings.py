@@ -172,7 +172,7 @@ def test_a_language_space_out_of_its_depth_is_said(folder):
     for number, place in enumerate(sorted((folder / "clean" / "train").iterdir())):
         shutil.copytree(place, renamed / "train" / f"zebrawalrus{number}")
     output = audited(folder / "unknown", renamed)
-    assert "out of its depth: it does not know 12 of the 12 category names" in header(output)
+    assert "out of its depth: it knows none of the 12 category names" in header(output)
     assert "Choose another language space (--semantics)" in header(output)
     assert "<h4>Suspect labels" not in (output / "report.html").read_text()
     notes = json.loads((output / "measures.json").read_text())["datasets"]["renamed"]["notes"]
@@ -193,3 +193,13 @@ def test_chance_is_not_stated_where_nothing_is_probed(folder):
     assert "Too few images per category to find shortcuts" in header(output)
     assert "chance 100" not in (output / "report.html").read_text()
     assert json.loads((output / "measures.json").read_text())["datasets"]["three"]["chance"] is None
+
+
+def test_the_rows_of_a_single_dataset_say_which_cues_are_linked(folder):
+    """Those of measures.json whose test is significant, and no others."""
+    output = audited(folder / "rows", folder / "framed")
+    page = (output / "report.html").read_text()
+    tests = json.loads((output / "measures.json").read_text())["datasets"]["framed"]["probe_tests"]
+    significant = sum(test["significant"] for name, test in tests.items() if name != "together")
+    assert page.count('<td class="linked">') == significant >= 1
+    assert "No splits; 6 images a category" in header(output)

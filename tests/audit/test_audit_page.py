@@ -83,6 +83,7 @@ def made_up(name: str, categories: int, attributes: int, names: list[str] | None
         Names([], []),
         {},
         {name: np.full(len(label), np.nan) for name in PROBES},
+        {},
     )
 
 

@@ -22,6 +22,7 @@ from benchmarks.independence.tables import PAGE  # noqa: E402
 TINY_RUN = "--steps 2 --differentiated-steps 1 --batch-size 2 --discriminator-warmup-steps 1"
 SMALLEST = {
     "audit/floors.py": ("--sets 1 --images 48 --draws 2", "\n1 sets with masks:\n"),
+    "audit/image_flags.py": ("--sides 64", "\n| scikit-learn, 24 | 64 | 0%, "),
     "audit/memory.py": ("--images 48", "48 images: "),
     "audit/near_duplicates.py": ("--pictures 4", "\n| sparse | today | "),
     "independence/gradient_norms.py": (f"--updates 1 --independence-bank 16 {TINY_RUN}", "| independence | "),
@@ -99,8 +100,8 @@ def test_script_runs_at_its_smallest_size(script, tmp_path, monkeypatch, capfd):
 
 
 def test_the_audits_power_is_printed(monkeypatch, capfd):
-    run("audit/floors.py", ["--power", "2", "--images", "96"], monkeypatch)
-    assert "\n| backdrops by a coin | against an unlinked set | " in capfd.readouterr().out
+    run("audit/floors.py", ["--power", "2", "--images", "96", "--of", "photographs"], monkeypatch)
+    assert "\n| 90% linked | against the same objects, 2 | " in capfd.readouterr().out
 
 
 def test_study_makes_rows_tables_and_pictures(tmp_path, monkeypatch, capsys):

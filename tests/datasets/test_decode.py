@@ -31,8 +31,8 @@ def saved(image: Image.Image, format: str = "PNG", **options) -> bytes:
     ("content", "cause"),
     [
         (b"", "empty file"),
-        (saved(PICTURE, exif=NOT_TIFF), "not a TIFF file"),
-        (saved(PICTURE, "WEBP", exif=NOT_TIFF), "not a TIFF file"),
+        (saved(PICTURE, exif=NOT_TIFF), "damaged EXIF block: not a TIFF file"),
+        (saved(PICTURE, "WEBP", exif=NOT_TIFF), "damaged EXIF block: not a TIFF file"),
         (saved(PICTURE, "AVIF")[:200], "damaged AVIF file"),
         (saved(PICTURE)[:20], "Truncated"),
         (saved(PICTURE)[:200], "truncated"),

@@ -107,8 +107,11 @@ def test_the_combined_p_value():
     assert combined_p_value(np.array([0.001, *[0.6] * 8])) < 0.02
     assert combined_p_value(np.array([0.0, *[1.0] * 8])) < 1e-6
     assert combined_p_value(np.linspace(0.1, 0.9, 9)) > 0.2
+    assert combined_p_value(np.array([0.004, *[1.0] * 5])) < 0.05  # five cues that all images share
     uniform = np.random.default_rng(0).random((2000, 9))
     assert np.mean([combined_p_value(row) < 0.05 for row in uniform]) < 0.07
+    better_of_two = np.minimum(2 * np.random.default_rng(1).random((2000, 6, 2)).min(axis=2), 1)
+    assert 0.03 < np.mean([combined_p_value(row) < 0.05 for row in better_of_two]) < 0.07
 
 
 def test_without_figures_nothing_is_different():

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration.extensions import origin
 from lbgen.errors import UserError
+from lbgen.models.checkpoints import forms
 from lbgen.models.registry import (
     ADAPTER_CARD,
     GENERATORS,
@@ -218,17 +219,17 @@ def identity_of(config: AlignConfig, vocabulary: Vocabulary, recorded: Identity 
     recorded: what this one will be compared with.
     """
     then = recorded.hashes if recorded else {}
-    generator = resolve(config.generator, GENERATORS)
+    place, weights = resolve(config.generator, GENERATORS), (config.revision, config.variant)
     spaces = [
         origin("semantics", name, SEMANTICS) or identity.weights_sha256(semantics_location(name), then.get("semantics"))
         for name in config.spaces
     ]
     hashes = {
         "vocabulary": identity.vocabulary_sha256(vocabulary),
-        "generator": identity.weights_sha256(generator, then.get("generator"), SAFETY_CHECKER),
+        **forms.hashes(place, *weights, then.get("generator"), SAFETY_CHECKER),
         "semantics": " + ".join(map(str, spaces)) if len(spaces) > 1 else spaces[0],
     }
-    if family := family_origin(config.generator):
+    if family := family_origin(config.generator, config.revision):
         hashes["family"] = family
     if (where := q_align_location(config.quality)) is not None:
         hashes["quality"] = identity.weights_sha256(where, then.get("quality"))

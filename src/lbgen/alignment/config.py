@@ -1,8 +1,9 @@
 """What an alignment run can be told. The defaults are those of the paper, at the size of one process."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from lbgen.configuration.ranges import (
     Betas,
@@ -21,8 +22,9 @@ from lbgen.configuration.ranges import (
     require,
 )
 from lbgen.configuration.recipes import TakesRecipes
-from lbgen.configuration.settings import Categories, GeneratorName, Output, Precision, Trajectory
+from lbgen.configuration.settings import Categories, GeneratorWeights, Output, Precision, Trajectory
 from lbgen.configuration.values import convert
+from lbgen.models.checkpoints.suited import suited_settings
 
 TAKEN = (
     "loss",
@@ -57,7 +59,7 @@ class Texts(Categories):
 
 
 @dataclass(frozen=True)
-class ModelNames(GeneratorName):
+class ModelNames(GeneratorWeights):
     """Models."""
 
     semantics: Places = "clip-vit-l-14"
@@ -187,7 +189,7 @@ class Adapter(Settings):
         "to_v",
         "to_out.0",
     )
-    """Modules of the UNet that get an adapter, by the end of their names."""
+    """Modules of the network that get an adapter, by the end of their names."""
     text_encoder_lora: bool = False
     """Adapt the text encoder's attention too."""
 
@@ -204,8 +206,8 @@ class Gradient(Settings):
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass instead of keeping them. This needs less memory and more time."""
     merged_sampler: bool = True
-    """Run the steps without gradient on a copy of the UNet with the adapter merged. This is faster and needs some more
-    memory."""
+    """Run the steps without gradient on a copy of the network with the adapter merged. This is faster and needs some
+    more memory."""
     compile: bool = False
     """Compile the network of the steps without gradient with torch.compile. This takes minutes at the start; steps are
     faster on a GPU."""
@@ -304,6 +306,8 @@ class AlignConfig(  # dataclasses put the fields of the last base first
     }
     ADDED: ClassVar = {
         "extra_terms": [],
+        "true_cfg_scale": 1.0,
+        "pipeline_instruction": False,
         "whole_passes": False,
         "shared_noise": False,
         "latent_precision": "fp32",
@@ -311,7 +315,14 @@ class AlignConfig(  # dataclasses put the fields of the last base first
         "discriminator_loss_weight": 1.0,
         "discriminator_warmup_batch": 0,
         "update_first": "discriminator",
+        "revision": None,
+        "variant": None,
     }
+
+    @classmethod
+    def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What suits the generator."""
+        return suited_settings(given.get("generator", cls.generator), given.get("revision"))
 
     output: str = "runs/align"
     """Run folder. It is made if missing; a run of the same configuration in it is resumed."""

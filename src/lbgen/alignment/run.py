@@ -23,6 +23,7 @@ from lbgen.alignment.reports.lines import next_command, say_opening
 from lbgen.configuration import extensions, saved
 from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
+from lbgen.models.checkpoints.suited import ensure_suited
 from lbgen.models.registry import ensure_generator, ensure_quality, ensure_semantics
 from lbgen.runs import atomic, identity, outputs
 from lbgen.runs.console import device_name
@@ -190,7 +191,8 @@ def ensure_can_begin(config: AlignConfig) -> tuple[Vocabulary, Path | None]:
     # The models are there, in a form that can be read.
     if not is_finished(config, resumed):
         ensure_terms(config)
-        ensure_generator(config.generator)
+        ensure_generator(config.generator, config.revision, config.variant)
+        ensure_suited(config.generator, config.revision, config.scheduler, config.guidance_scale)
         for name in config.spaces:
             ensure_semantics(name)
         ensure_quality(config.quality)

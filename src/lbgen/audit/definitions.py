@@ -124,7 +124,7 @@ DEFINITIONS = (
     ),
     Definition(
         "duplicates",
-        "Near duplicates",
+        "Near-duplicates",
         "content",
         "Share of images that are a copy of another image of the dataset, also a mirrored, slightly cropped, brighter, "
         "recompressed or resized one: their perceptual hashes differ in at most 12 of 64 bits, and at 32x32 pixels one "
@@ -136,7 +136,7 @@ DEFINITIONS = (
     ),
     Definition(
         "duplicates_across_splits",
-        "Near duplicates across splits",
+        "Near-duplicates across splits",
         "content",
         "The same, with an image of another split: such images leak from training into testing.",
         "0 to 1",
@@ -182,7 +182,7 @@ DEFINITIONS = (
         "kernel distance, and the intervals of both. So are images with equal paths, which may be made from one noise.",
         "0 to 1",
         "neither",
-        "The search of the near duplicates",
+        "The search of the near-duplicates",
         True,
     ),
     Definition(
@@ -272,8 +272,9 @@ LIMITS = (
     "model. With masks and without any association, one interval in forty still begins above chance.",
     "Tests between datasets assume independent samples. Datasets that share images or noise differ more certainly than "
     "the tests say; only their distances take it into account.",
-    "Where the categories of a set were balanced over a cue by design, its cross-validated probe reads below chance. A "
-    "bias no larger than that gap cannot be told from it.",
+    "Where the categories of a set were balanced over a cue by design, the balanced part of it is left out before a "
+    "probe of the surroundings learns. With two or three categories this cannot be told from chance; the probe then "
+    "reads below chance.",
     "Less bias does not by itself make a better training set (arXiv 2404.01509), so there is no overall score.",
 )
 """Printed on every page."""

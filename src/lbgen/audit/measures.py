@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,13 @@ from lbgen.audit.config import AuditConfig
 from lbgen.audit.content import LabelRanks, Names
 from lbgen.audit.observe import Observed
 from lbgen.audit.probes import FOLDS, accuracy, held_out_hits, without_square_position
-from lbgen.metrics.explained_variance import Explained, explained_variance, shuffles
+from lbgen.metrics.explained_variance import (
+    Explained,
+    equal_variances,
+    explained_variance,
+    shuffles,
+    without_even_directions,
+)
 from lbgen.metrics.information import Association, Pairs, associate, contingency_table, evenness, pairs
 from lbgen.metrics.intervals import FEW_RESAMPLES, Estimate, benjamini_hochberg, mean, normal_interval
 from lbgen.metrics.near_duplicates import Duplicates
@@ -54,6 +61,14 @@ class AttributeFigures:
     """(C, V), adjusted over all pairs of all attributes."""
 
 
+class CueBalance(NamedTuple):
+    """Whether the categories share a cue more evenly than independent draws would."""
+
+    p_value: float
+    directions: int
+    """Of the cue, over which the categories were balanced; its probe does not see them."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """One dataset's figures, and what they were computed from."""
@@ -79,6 +94,8 @@ class Measured:
     """Probe -> share of its cue's variance that the categories explain; empty where too few images are probed."""
     hits: dict[str, NDArray[np.float32]]
     """Probe -> (N,) 1 where it predicts the held-out image's category, else 0; NaN for images that are not probed."""
+    balance: dict[str, CueBalance]
+    """Probe that does not see the object -> whether its cue was balanced over the categories."""
 
     @property
     def probed_categories(self) -> int:
@@ -117,7 +134,7 @@ def measure(
     # Probes and attributes see near-duplicates once.
     distinct = np.flatnonzero(~duplicates.repeated)
     probed = distinct[probe_sample(label[distinct], config.probe_images, seed)]
-    probe_figures, explained, hits = _probe_figures(observed, probed, seed, step)
+    probe_figures, explained, hits, balance = _probe_figures(observed, probed, seed, step)
     figures |= probe_figures
     step("attributes")
     readings = list(read_attributes(observed, attributes, space))
@@ -138,6 +155,7 @@ def measure(
         names,
         explained,
         hits,
+        balance,
     )
 
 
@@ -156,8 +174,8 @@ def _image_figures(observed: Observed, ranks: LabelRanks, quality: NDArray, seed
 
 def _probe_figures(
     observed: Observed, probed: NDArray[np.int64], seed: int, step: Callable[[str], None]
-) -> tuple[dict[str, Estimate], dict[str, Explained], dict[str, NDArray[np.float32]]]:
-    figures, explained, hits = {}, {}, {}
+) -> tuple[dict[str, Estimate], dict[str, Explained], dict[str, NDArray[np.float32]], dict[str, CueBalance]]:
+    figures, explained, hits, balance = {}, {}, {}, {}
     classes, label = np.unique(observed.label[probed], return_inverse=True)
     shuffled = shuffles(label, seed)
     for name, columns in PROBES.items():
@@ -165,13 +183,18 @@ def _probe_figures(
         blocks = [observed.column(column, probed) for column in columns]
         if name in OBJECT_HIDDEN:
             blocks = [without_square_position(block, observed.column("place", probed)) for block in blocks]
+        units = list(blocks[0].T[:, :, None]) if name == "file_facts" else blocks  # facts have units of their own
+        if len(classes) > 1:
+            explained[name] = explained_variance(units, label, shuffled)
+        if name in CHANCE_FLOOR and len(classes) > 1:
+            cue, directions = without_even_directions(equal_variances(units), label)
+            balance[name] = CueBalance(explained[name].p_below, directions)
+            if directions:
+                blocks, explained[name] = [cue], explained_variance([cue], label, shuffled)
         hits[name] = np.full(len(observed.label), np.nan, np.float32)
         hits[name][probed] = held_out_hits(np.concatenate(blocks, axis=1), label, seed)
         figures[f"probes.{name}"] = accuracy(hits[name][probed], label, seed)
-        if len(classes) > 1:
-            units = list(blocks[0].T[:, :, None]) if name == "file_facts" else blocks  # facts have units of their own
-            explained[name] = explained_variance(units, label, shuffled)
-    return figures, explained, hits
+    return figures, explained, hits, balance
 
 
 def probe_sample(label: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:

@@ -37,7 +37,7 @@ from lbgen.models.semantics import SemanticSpace
 from lbgen.runs import identity
 from lbgen.runs.console import tracked
 
-VERSION = 4
+VERSION = 5
 """Of the cached columns. A run with another number starts a new cache."""
 LABEL_TEMPLATE = "photo of {name}"
 ROWS_AT_ONCE = 4096

@@ -37,6 +37,8 @@ BARS = 20
 """Of a histogram."""
 
 NO_SPLITS = {"value": "–", "interval": "there are no splits", "verdict": ""}
+LINKED = "linked"
+"""Verdict on a cue that is significantly associated with the label and does not differ from the first dataset's."""
 NEEDS_MASKS = {"value": "–", "interval": "needs masks", "verdict": ""}
 
 Pair = tuple[int, int, int]
@@ -51,7 +53,7 @@ class AuditPage:
     headline: str
     next_step: str
     warnings: list[tuple[str, str]]
-    """Dataset and text."""
+    """Datasets and text."""
     tiles: list[dict[str, Any]]
     left_out: list[dict[str, Any]]
     groups: list[dict[str, Any]]
@@ -83,7 +85,7 @@ def write_page(
         names=[m.observed.name for m in measured],
         headline=headline(measured),
         next_step=next_step(measured),
-        warnings=[(m.observed.name, warning) for m in measured if (warning := language_warning(m))],
+        warnings=warnings(measured),
         tiles=[_tile(m, len(measured) > 1) for m in measured],
         left_out=[_left_out(m) for m in measured if m.observed.broken or m.observed.skipped],
         groups=[*_figure_groups(measured, content), _attribute_group(measured)],
@@ -106,6 +108,16 @@ def write_page(
 
 
 # ---- header ----
+
+
+def warnings(measured: list[Measured]) -> list[tuple[str, str]]:
+    """Each warning once, with the names of the datasets it concerns."""
+    texts = [language_warning(m) for m in measured]
+    names = [m.observed.name for m in measured]
+    return [
+        (", ".join(name for name, other in zip(names, texts, strict=True) if other == text), text)
+        for text in dict.fromkeys(filter(None, texts))
+    ]
 
 
 def _tile(m: Measured, among_others: bool) -> dict[str, Any]:
@@ -134,7 +146,8 @@ def _split_sizes(m: Measured) -> str:
     more = [f"and {len(sizes) - SPLITS_SHOWN} more"] if len(sizes) > SPLITS_SHOWN else []
     least, most = f"{labels.min():,}", f"{labels.max():,}"
     of_categories = f"{least} to {most}" if least != most else least
-    return f"Splits: {', '.join(sizes[:SPLITS_SHOWN] + more)}; {of_categories} images a category"
+    splits = f"Splits: {', '.join(sizes[:SPLITS_SHOWN] + more)}" if len(sizes) > 1 else "No splits"
+    return f"{splits}; {of_categories} images a category"
 
 
 def interval(estimate: Estimate, percent: bool) -> str:
@@ -190,7 +203,8 @@ def _figure_cell(definition: Definition, m: Measured, first: Measured, content: 
         return _cell(_estimate(found) if found else None, definition.percent)
     if key == "duplicates_across_splits" and len(m.observed.splits) < 2:
         return NO_SPLITS
-    verdict, estimate = "", m.figures[key]
+    probe, estimate = key.removeprefix("probes."), m.figures[key]
+    verdict = LINKED if probe in shortcut_cues(m) else ""
     if m is not first and (test := content["differences"][name][key])["significant"]:
         verdict = "differs" if definition.better == "neither" else _verdict(test["higher"], definition.better)
     return _cell(estimate, definition.percent, verdict)

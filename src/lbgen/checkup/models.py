@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +76,11 @@ def find_quality(name: str) -> list[Model]:
     return [refused] if refused else []
 
 
-ENSURE = {"generator": ensure_generator, "language space": ensure_semantics, "scorer": ensure_quality}
+ENSURE: dict[str, Callable[[str], None]] = {
+    "generator": ensure_generator,
+    "language space": ensure_semantics,
+    "scorer": ensure_quality,
+}
 
 
 def _refused(kind: str, name: str) -> Model | None:
@@ -89,7 +94,8 @@ def _refused(kind: str, name: str) -> Model | None:
 
 def _find(kind: str, name: str, where: str) -> Model:
     if os.path.exists(where):
-        state = "comes with lbgen" if Path(where).is_relative_to(MICROWORLD) else f"folder {where}"
+        form = "file" if os.path.isfile(where) else "folder"
+        state = "comes with lbgen" if Path(where).is_relative_to(MICROWORLD) else f"{form} {where}"
         return _refused(kind, name) or Model(kind, name, state)
     try:
         snapshot = Path(snapshot_download(where, local_files_only=True))

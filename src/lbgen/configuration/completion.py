@@ -38,10 +38,19 @@ def _cases(parser: argparse.ArgumentParser) -> Iterator[str]:
     (verbs,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     for verb, verb_parser in verbs.choices.items():
         words: list[str] = []
-        for action in verb_parser._actions:
+        for action in _actions(verb_parser):
             words += action.option_strings or action.choices or ()
             if action.option_strings and str(action.metavar).startswith("{"):
                 choices = str(action.metavar).strip("{}").replace(",", " ")
                 yield f'    "{verb} {action.option_strings[0]}") words="{choices}" ;;'
         yield f'    "{verb} "*) words="{" ".join(words)}" ;;'
     yield f'    *) words="{" ".join(verbs.choices)}" ;;'
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Of a verb and of the forms that its first word chooses."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for form in action.choices.values():
+                yield from _actions(form)

@@ -11,6 +11,7 @@ import inspect
 import shlex
 import sys
 import typing
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,8 +28,8 @@ class FieldHelp(NamedTuple):
     text: str
 
 
-def add_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
-    """Add one flag per field, or a positional argument where the field has no default.
+def add_arguments(parser: argparse.ArgumentParser, config_class: type, without: Container[str] = ()) -> None:
+    """Add one flag per field, or a positional argument where the field has no default.  without: fields left out.
 
     A field that its class lists in POSITIONAL is a positional argument that may be left out.
 
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
     missing = [name for name in fields if name not in helps]
     assert not missing, f"{config_class.__name__}: no docstring after {missing}"
     most_used, positional = (getattr(config_class, name, ()) for name in ("MOST_USED", "POSITIONAL"))
-    for name in [*most_used, *(name for name in fields if name not in most_used)]:
+    for name in [*most_used, *(name for name in fields if name not in most_used and name not in without)]:
         heading = MOST_USED if name in most_used else helps[name].heading
         text = helps[name].text.replace("%", "%%")
         options: dict[str, Any] = {"default": argparse.SUPPRESS, **_argparse_options(hints[name])}

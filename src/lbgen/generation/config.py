@@ -8,11 +8,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from lbgen.configuration.ranges import Count, Place, Range, Seed, Settings, Share, Size, Template, require
 from lbgen.configuration.recipes import TakesRecipes
-from lbgen.configuration.settings import Categories, GeneratorName, Output, Precision, Scheduler, Trajectory
+from lbgen.configuration.settings import Categories, GeneratorWeights, Output, Precision, Scheduler, Trajectory
 from lbgen.configuration.values import PathOrText
 from lbgen.datasets.index import is_split_name
 from lbgen.errors import UserError
 from lbgen.models import training
+from lbgen.models.checkpoints.suited import suited_settings
 from lbgen.models.training import Training
 
 CHECKS = ("label", "quality", "blank", "duplicate", "unsafe")
@@ -90,7 +91,7 @@ class Balance(Settings):
 
 
 @dataclass(frozen=True)
-class Images(GeneratorName):
+class Images(GeneratorWeights):
     """Images."""
 
     adapter: PathOrText | None = None
@@ -178,6 +179,7 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
 
     VERB: ClassVar = "generate"
     MOST_USED: ClassVar = ("vocabulary", "generator", "adapter", "output", "images_per_category", "batch_size")
+    ADDED: ClassVar = {"revision": None, "variant": None, "true_cfg_scale": 1.0, "pipeline_instruction": False}
 
     output: str = "data/lbgen"
     """Dataset folder, or an address such as s3://bucket/name (also gs, az, hf). It is made if missing; a dataset of the
@@ -185,10 +187,11 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
 
     @classmethod
     def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the adapter was trained with, where its folder says so (models/training.py)."""
+        """What suits the generator, and what the adapter was trained with, where its folder says so."""
         adapter = given.get("adapter")
         trained = training.read(Path(os.path.expanduser(adapter))) if adapter else None
-        return trained_settings(trained) if trained else {}
+        suited = suited_settings(given.get("generator", cls.generator), given.get("revision"))
+        return {**suited, **(trained_settings(trained) if trained else {})}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,6 +16,8 @@ from lbgen.generation.reports.lines import trajectory_lines
 from lbgen.generation.run import in_part, plan_dataset
 from lbgen.generation.shard_rows import new_row
 from lbgen.generation.workers.writer import image_file
+from lbgen.models.checkpoints.licences import UNKNOWN
+from lbgen.models.registry import licence
 from lbgen.runs.console import SIZES, TIMES, counted, device_name, in_units, table
 from lbgen.runs.storage import open_store, storage_errors
 
@@ -121,6 +123,7 @@ def as_text(estimate: PlanEstimate, config: GenerateConfig, plan: Plan) -> str:
     lines = [
         ("first", f'category "{first.name}", id {first.id}'),
         *trajectory_lines(config, plan),
+        ("licence", str(licence(config.generator) or UNKNOWN)),
         ("images", f"{estimate.images:,} of {len(plan.categories):,} categories, split {config.split}{others}"),
         ("shards", f"{estimate.shards:,} of up to {config.shard_size:,} images, {config.format}"),
     ]

@@ -19,6 +19,8 @@ from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig, trained_settings
 from lbgen.generation.screening import balance
 from lbgen.models import training
+from lbgen.models.checkpoints import forms
+from lbgen.models.checkpoints.suited import ensure_suited
 from lbgen.models.registry import (
     ADAPTER_FILE,
     GENERATORS,
@@ -27,12 +29,13 @@ from lbgen.models.registry import (
     ensure_generator,
     ensure_semantics,
     family_origin,
+    generator_class,
     resolve,
     semantics_location,
 )
 from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
-from lbgen.runs.model_folder import SAFETY_CHECKER, pipeline_class
+from lbgen.runs.model_folder import SAFETY_CHECKER
 from lbgen.vocabulary.tokens import on_one_line
 from lbgen.vocabulary.vocabulary import Category
 
@@ -54,7 +57,7 @@ def with_absolute_paths(config: GenerateConfig) -> GenerateConfig:
     changed: dict[str, Any] = {}
     for name, registry in MODEL_REGISTRIES.items():
         value = getattr(config, name)
-        if value not in registry and os.path.isdir(value):
+        if value not in registry and os.path.exists(value):
             changed[name] = os.path.abspath(value)
     if os.path.isfile(weights := semantics_location(config.screen_semantics)):
         changed["screen_semantics"] = config.screen_semantics.removesuffix(weights) + os.path.abspath(weights)
@@ -72,7 +75,8 @@ def ensure_loadable(config: GenerateConfig) -> None:
     """
     adapter_sha256(config)
     if config.engine == "local":
-        ensure_generator(config.generator)
+        ensure_generator(config.generator, config.revision, config.variant)
+        ensure_suited(config.generator, config.revision, config.scheduler, config.guidance_scale)
         if config.compares_with_texts:
             ensure_semantics(config.screen_semantics, "--screen-semantics")
 
@@ -100,19 +104,19 @@ def identity_of(config: GenerateConfig, recorded: Identity | None) -> Identity:
     recorded: what this one will be compared with, None for a new dataset.
     """
     hashes = {
-        "generator": weights_sha256(config, "generator", recorded),
+        **generator_hashes(config, recorded),
         "adapter": adapter_sha256(config),
         "semantics": weights_sha256(config, "screen_semantics", recorded) if config.checks else None,
         "attributes": balance.attributes_sha256(balance.balanced_attributes(config)),
     }
-    if family := family_origin(config.generator):
+    if family := family_origin(config.generator, config.revision):
         hashes["family"] = family
     return Identity(hashes, versions=identity.versions())
 
 
 def refuse_registered(config: GenerateConfig) -> None:
     """Refuse extensions that were registered in this process alone, for workers that are other processes."""
-    kind = pipeline_class(resolve(config.generator, GENERATORS))
+    kind = generator_class(config.generator, config.revision)
     named = {"families": kind, "semantics": config.screen_semantics if config.checks else None}
     for group, name in named.items():
         if name in extensions.REGISTERED[group]:
@@ -124,13 +128,25 @@ def refuse_registered(config: GenerateConfig) -> None:
 
 def weights_sha256(config: GenerateConfig, field: str, recorded: Identity | None) -> str | None:
     """Hash of the model that a field of MODEL_REGISTRIES names, by the rule of `recorded`, if there is one."""
-    name, registry = getattr(config, field), MODEL_REGISTRIES[field]
-    if field == "screen_semantics" and (extension := origin("semantics", name, registry)):
+    if field == "generator":
+        return generator_hashes(config, recorded)["generator"]
+    name = config.screen_semantics
+    if extension := origin("semantics", name, SEMANTICS):
         return extension
-    where = semantics_location(name) if field == "screen_semantics" else resolve(name, registry)
-    checker = "unsafe" in config.checks and config.unsafe == "checker"
     then = None if recorded is None else recorded.hashes[HASH_NAMES[field]]
-    return identity.weights_sha256(where, then, without=() if checker else SAFETY_CHECKER)
+    return identity.weights_sha256(semantics_location(name), then, without=_not_loaded(config))
+
+
+def generator_hashes(config: GenerateConfig, recorded: Identity | None) -> dict[str, str | None]:
+    """The hash of the generator's weights, and of a single file that of its configurations."""
+    then = None if recorded is None else recorded.hashes[HASH_NAMES["generator"]]
+    place = resolve(config.generator, GENERATORS)
+    return forms.hashes(place, config.revision, config.variant, then, _not_loaded(config))
+
+
+def _not_loaded(config: GenerateConfig) -> tuple[str, ...]:
+    """Parts of the generator that this run does not load."""
+    return () if "unsafe" in config.checks and config.unsafe == "checker" else SAFETY_CHECKER
 
 
 def adapter_sha256(config: GenerateConfig) -> str | None:

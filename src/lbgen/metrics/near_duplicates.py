@@ -66,20 +66,22 @@ def hash_bits(value: int) -> NDArray[np.bool_]:
     return np.unpackbits(np.array([value], ">u8").view(np.uint8)).astype(bool)
 
 
-def distances(hashes: Hashes, mirrored: Hashes | None = None) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
+def blocks(count: int) -> Iterator[Rows]:
+    """Row numbers of `count` images, some at a time, so that these and all images are not more pairs than CELLS."""
+    size = max(1, min(BLOCK, CELLS // max(1, count)))
+    for start in range(0, count, size):
+        yield np.arange(start, min(start + size, count))
+
+
+def distances(hashes: Hashes) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
     """Hamming distances of images and those before them, some rows at a time: rows (n,), bits (n, N).
 
     NO_PAIR stands for an image with itself and with later ones.
-    mirrored: hashes of the mirrored images; where given, the distance is that of the nearer one of the two.
     """
-    block = max(1, min(BLOCK, CELLS // max(1, len(hashes))))
-    for start in range(0, len(hashes), block):
-        rows = np.arange(start, min(start + block, len(hashes)))
-        end = rows[-1] + 1
+    for rows in blocks(len(hashes)):
+        start, end = rows[0], rows[-1] + 1
         bits = np.full((len(rows), len(hashes)), NO_PAIR, np.uint8)
         bits[:, :end] = np.bitwise_count(hashes[rows, None] ^ hashes[:end])
-        if mirrored is not None:
-            bits[:, :end] = np.minimum(bits[:, :end], np.bitwise_count(mirrored[rows, None] ^ hashes[:end]))
         bits[:, start:end][np.triu_indices(len(rows))] = NO_PAIR
         yield rows, bits
 
@@ -138,6 +140,8 @@ COPY_BITS = 12
 CANDIDATES = 100
 """Most earlier pictures, those with the nearest hashes, that a picture is compared with pixel by pixel."""
 PAIRS_AT_ONCE = 256
+CACHED_CELLS = 2**18
+"""Pairs of hashes that are compared at a time."""
 
 UNEXPLAINED = 0.08
 """Largest share of a copy's variance that the other picture does not explain."""
@@ -175,18 +179,36 @@ def originals(hashes: Hashes, mirrored: Hashes, pictures: Callable[[Rows], NDArr
     pictures: row numbers to bytes (n, 3072).
     """
     original = np.arange(len(hashes))
-    for rows, bits in distances(hashes, mirrored):
+    for rows in blocks(len(hashes)):
         # Compare with accepted pictures before this block, then those that are left with each other.
-        for columns in (slice(0, rows[0]), slice(rows[0], rows[-1] + 1)):
-            later, earlier = np.nonzero(bits[:, columns] <= COPY_BITS)
-            later, earlier, near = rows[later], earlier + columns.start, bits[:, columns][later, earlier]
+        for columns in (range(rows[0]), range(rows[0], rows[-1] + 1)):
+            later, earlier, bits = _candidates(hashes, mirrored, rows, columns)
             open_ = (original[later] == later) & (original[earlier] == earlier)
-            later, earlier = _nearest_candidates(later[open_], earlier[open_], near[open_])
+            later, earlier = _nearest_candidates(later[open_], earlier[open_], bits[open_])
             confirmed = _confirmed(later, earlier, pictures)
             for row, first in zip(later[confirmed].tolist(), earlier[confirmed].tolist(), strict=True):
                 if original[row] == row and original[first] == first:
                     original[row] = first
     return original
+
+
+def _candidates(hashes: Hashes, mirrored: Hashes, rows: Rows, columns: range) -> tuple[Rows, Rows, NDArray[np.uint8]]:
+    """Later and earlier picture of all pairs of a row and a column before it that are near, mirrored or not, and bits.
+
+    In parts that stay in the processor's cache.
+    """
+    parts = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8))]
+    width = max(1, CACHED_CELLS // len(rows))
+    for start in range(columns.start, columns.stop, width):
+        own = hashes[start : min(start + width, columns.stop)]
+        shown, flipped = (np.bitwise_count(each[rows, None] ^ own) for each in (hashes, mirrored))
+        bits = np.minimum(shown, flipped)  # (n, width)
+        near = np.flatnonzero(bits <= COPY_BITS)
+        later, earlier = rows[near // len(own)], near % len(own) + start
+        before = earlier < later
+        parts.append((later[before], earlier[before], bits.ravel()[near[before]]))
+    later, earlier, found = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return later, earlier, found
 
 
 def _nearest_candidates(later: Rows, earlier: Rows, bits: NDArray[np.uint8]) -> tuple[Rows, Rows]:

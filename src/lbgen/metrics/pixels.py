@@ -15,6 +15,8 @@ COLOUR_LEVELS = 8
 
 BLUR_WIDTH = 11
 """Pixels over which `sharpness` blurs an image once more."""
+COARSER, LEAST_SIDE = 4, 48
+"""`sharpness` also looks at the image averaged over so many pixels, where that leaves this side or more."""
 
 
 def brightness(images: Tensor) -> Tensor:
@@ -26,8 +28,18 @@ def sharpness(images: Tensor) -> Tensor:
     """Share of the differences between neighbouring pixels that is lost when the image is blurred, (B,) in [0, 1].
 
     A blurred image loses little, so it is near 0. One minus the blur metric of Crete et al. 2007; its worse direction.
+    The smaller value of the image and a coarser one: in a strongly blurred image neighbours differ by rounding alone.
     """
-    grey, shares = _grey(images), []
+    grey = _grey(images)
+    found = _lost_by_blurring(grey)
+    if min(grey.shape[2:]) >= COARSER * LEAST_SIDE:
+        found = torch.minimum(found, _lost_by_blurring(F.avg_pool2d(grey, COARSER)))
+    return found
+
+
+def _lost_by_blurring(grey: Tensor) -> Tensor:
+    """grey: (B, 1, H, W)."""
+    shares = []
     for axis, window in ((2, (BLUR_WIDTH, 1)), (3, (1, BLUR_WIDTH))):
         half = BLUR_WIDTH // 2
         padding = (0, 0, half, half) if axis == 2 else (half, half, 0, 0)

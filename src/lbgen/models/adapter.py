@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.utils import recurse_remove_peft_layers
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -56,7 +56,7 @@ def attach(module: Any, config: LoraConfig) -> None:
         if not any(name.endswith(f".{target}") for name in names):
             raise UserError(f"lora_targets: {target} names no layer of {type(module).__name__}; to_q names its queries")
     try:
-        module.add_adapter(config, NAME)
+        inject_adapter_in_model(config, module, NAME)
     except ValueError as error:
         raise UserError(f"lora_targets: {str(error).splitlines()[0]}") from error
     for _, parameter in parameters(module):
@@ -86,11 +86,12 @@ def merged_weight(layer: Any) -> Tensor:
 
 
 @torch.no_grad()
-def merge(module: nn.Module) -> None:
+def merge(module: Any) -> None:
     """Add the adapter to the base weights and remove it."""
     for _, layer in layers(module):
         layer.get_base_layer().weight.copy_(merged_weight(layer))
     recurse_remove_peft_layers(module)
+    module._hf_peft_config_loaded = False  # else `save_pretrained` of transformers would write an adapter alone
 
 
 class MergedCopy:
@@ -114,25 +115,36 @@ class MergedCopy:
 def save(directory: Path, parts: dict[str, Any]) -> None:
     """Write a LoRA file that diffusers, from before 0.35 to now, and ComfyUI read alike.
 
-    parts: the modules that have an adapter, by name.  Not every reader looks for alpha; those that do not take it for
-    the rank. So B is stored multiplied by alpha / rank, and alpha as the rank.  Equal adapters give equal bytes: there
-    is one metadata entry, because safetensors writes several in any order, and no set or path in it.
+    parts: the modules that have an adapter, by name.  Equal adapters give equal bytes: there is one metadata entry,
+    because safetensors writes several in any order, and no set or path in it.
+    """
+    read = {}
+    for part, module in parts.items():
+        state = get_peft_model_state_dict(module, adapter_name=NAME, save_embedding_layers=False)
+        read[part] = module.peft_config[NAME], {_stored_name(module, key): tensor for key, tensor in state.items()}
+    weights, description = file_content(read)
+    directory.mkdir(parents=True, exist_ok=True)
+    with replacing(directory / ADAPTER_FILE) as temporary:
+        save_file(weights, temporary, {METADATA: description})
+
+
+def file_content(parts: Mapping[str, tuple[LoraConfig, Mapping[str, Tensor]]]) -> tuple[dict[str, Tensor], str]:
+    """The weights of an adapter's file and its entry METADATA.  parts: configuration and weights of each.
+
+    Not every reader looks for alpha; those that do not take it for the rank. So B is stored multiplied by
+    alpha / rank, and alpha as the rank.
     """
     weights: dict[str, Tensor] = {}
     description: dict[str, Any] = {}
-    for part, module in parts.items():
-        state = get_peft_model_state_dict(module, adapter_name=NAME, save_embedding_layers=False)
-        config = module.peft_config[NAME]
+    for part, (config, state) in parts.items():
         settings = config.to_dict() | {"lora_alpha": config.r}
         scaled = _scale_b(state, config.lora_alpha / config.r)
-        weights |= {f"{part}.{_stored_name(module, key)}": tensor.contiguous() for key, tensor in scaled.items()}
+        weights |= {f"{part}.{key}": tensor.contiguous() for key, tensor in scaled.items()}
         description |= {f"{part}.{name}": settings[name] for name in WRITTEN}
-    directory.mkdir(parents=True, exist_ok=True)
-    with replacing(directory / ADAPTER_FILE) as temporary:
-        save_file(weights, temporary, {METADATA: json.dumps(description, sort_keys=True, default=sorted)})
+    return weights, json.dumps(description, sort_keys=True, default=sorted)
 
 
-def _scale_b(weights: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
+def _scale_b(weights: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
     """The same with every B multiplied by `factor`, and so with the update B A; exact for a power of two."""
     return {key: tensor.float() * factor if ".lora_B." in key else tensor for key, tensor in weights.items()}
 
@@ -149,8 +161,11 @@ def _own_name(module: Any, key: str) -> str:
     return WRAPPER + bare if hasattr(module, "text_model") else bare
 
 
-def read(directory: Path, parts: Sequence[str]) -> dict[str, tuple[LoraConfig, dict[str, Tensor]]]:
-    """What `save` wrote: part -> its configuration and weights.  parts: those that the generator has."""
+def read(directory: Path, parts: Sequence[str] | None = None) -> dict[str, tuple[LoraConfig, dict[str, Tensor]]]:
+    """What `save` wrote: part -> its configuration and weights.
+
+    parts: those that the generator has; None takes those that the file has.
+    """
     path = directory / ADAPTER_FILE
     if not path.is_file():
         raise UserError(
@@ -165,6 +180,7 @@ def read(directory: Path, parts: Sequence[str]) -> dict[str, tuple[LoraConfig, d
         raise UserError(f"{path} is damaged ({error}); write it again") from error
     if not metadata:
         raise UserError(f"{path} does not say its rank and alpha; give an adapter written by lbgen")
+    parts = sorted({key.split(".")[0] for key in weights}) if parts is None else parts
     unknown = [key for key in weights if key.split(".")[0] not in parts]
     if unknown or not weights:
         found = unknown[0] if unknown else "no weight"

@@ -1,6 +1,7 @@
 """Loading weights with other libraries: their errors become one line for the user, their progress bars are off."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,18 +13,24 @@ from huggingface_hub import hf_hub_download
 from transformers.utils import logging as transformers_logging
 
 from lbgen.errors import UserError
+from lbgen.models.checkpoints.forms import Checkpoint
+from lbgen.models.checkpoints.single_file import from_single_file
 from lbgen.runs import atomic
-from lbgen.runs.model_folder import refuse_unreadable
+from lbgen.runs.model_folder import refuse_unreadable, variants_of
 from lbgen.runs.parsing import parse_json
 
+NOT_FINITE = re.compile(rb"(:\s*)(?:-?Infinity|NaN)(?=\s*[,}])")
+"""A number as Python's json writes it, `lambda_min_clipped` of DPM-Solver for example."""
 MALFORMED = Exception
 """For files of a model that are not what they expect, the libraries raise any exception, tokenizers even this one."""
 
 
 @contextmanager
-def loading(what: str, where: str, marker: str) -> Iterator[None]:
+def loading(
+    what: str, where: str, marker: str, revision: str | None = None, variant: str | None = None
+) -> Iterator[None]:
     """Load `what` from `where`, a folder or a hub id, within this context.  marker: the file every such folder has."""
-    refuse_unreadable(what, where, marker)
+    refuse_unreadable(what, where, marker, revision, variant)
     with one_line(what, where):
         yield
 
@@ -33,11 +40,7 @@ def one_line(what: str, where: str) -> Iterator[None]:
     """The same for what is known to be readable: errors become one line, progress bars are off."""
     is_folder = os.path.isdir(where)  # Path.is_dir raises where a name is longer than the file system takes
     try:
-        with ExitStack() as stack:
-            for library in (diffusers_logging, transformers_logging):
-                if library.is_progress_bar_enabled():
-                    library.disable_progress_bar()
-                    stack.callback(library.enable_progress_bar)
+        with no_progress_bars():
             if is_folder:
                 refuse_redirections(Path(where))
             yield
@@ -45,10 +48,23 @@ def one_line(what: str, where: str) -> Iterator[None]:
         raise
     except MALFORMED as error:
         cause = " ".join(str(error).split())
-        remedy = "repair the folder or save it again with safetensors"
-        if not is_folder:
+        remedy, file = "repair the folder or save it again with safetensors", getattr(where, "file", None)
+        if file is not None:
+            remedy = f"{where} must have the configurations of its architecture, and the file all of their weights"
+        elif not is_folder:
             remedy = "check the connection; its weights must be safetensors, and not only of a variant such as fp16"
-        raise UserError(f"{what} {where} cannot be loaded: {remedy} ({cause})") from error
+        raise UserError(f"{what} {file or where} cannot be loaded: {remedy} ({cause})") from error
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Within the context the libraries show none."""
+    with ExitStack() as stack:
+        for library in (diffusers_logging, transformers_logging):
+            if library.is_progress_bar_enabled():
+                library.disable_progress_bar()
+                stack.callback(library.enable_progress_bar)
+        yield
 
 
 def refuse_redirections(folder: Path) -> None:
@@ -81,17 +97,28 @@ def _attention_kernels(config: Any) -> Iterator[str]:
 
 
 def read_config(where: str, part: str, file: str = "config.json") -> dict[str, Any]:
-    """The configuration of a part of a checkpoint, a folder or a hub id; ValueError where it is no table."""
+    """The configuration of a part of a checkpoint, a folder or a hub id; ValueError where it is no table.
+
+    Numbers that are not finite, which schedulers have and JSON does not know, are None.
+    """
     name = f"{part}/{file}"
     path = Path(where, name) if os.path.isdir(where) else Path(hf_hub_download(where, name))
-    config = parse_json(atomic.read_bytes(path))
+    config = parse_json(NOT_FINITE.sub(rb"\1null", atomic.read_bytes(path)))
     if not isinstance(config, dict):
         raise ValueError(f"{name} is not a table")
     return config
 
 
 def load_model(kind: Any, where: str, dtype: torch.dtype, **options: Any) -> Any:
-    """A model of class `kind` with every weight read from safetensors: none may be missing and left at random."""
+    """A model of class `kind` with every weight read from safetensors: none may be missing and left at random.
+
+    where: a folder or a hub id; of a `Checkpoint` its single file and its variant are heeded.
+    """
+    if isinstance(where, Checkpoint) and where.file is not None:
+        return from_single_file(kind, where, dtype, **options)
+    variant = getattr(where, "variant", None)
+    if variant is not None and variant in variants_of(Path(where, options.get("subfolder", ""))):
+        options["variant"] = variant
     model, report = kind.from_pretrained(where, use_safetensors=True, dtype=dtype, output_loading_info=True, **options)
     if report["missing_keys"]:
         raise ValueError(f"{options.get('subfolder', 'model')} lacks the weight {min(report['missing_keys'])}")

@@ -7,8 +7,10 @@ from typing import Any
 
 from lbgen.configuration.extensions import is_extension, names, origin
 from lbgen.errors import UserError
+from lbgen.models.checkpoints import forms
+from lbgen.models.checkpoints.licences import LICENCES, Licence
 from lbgen.runs import atomic
-from lbgen.runs.model_folder import INDEX, pipeline_class, refuse_unreadable
+from lbgen.runs.model_folder import pipeline_class, refuse_unreadable
 from lbgen.runs.parsing import Name, read_json
 
 MICROWORLD = Path(__file__).parents[1] / "microworld" / "weights"
@@ -18,10 +20,30 @@ GENERATORS = {
     "microworld": str(MICROWORLD / "generator"),
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "pixart-sigma": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+    "sd3-medium": "stabilityai/stable-diffusion-3-medium-diffusers",
+    "sd35-medium": "stabilityai/stable-diffusion-3.5-medium",
+    "sd35-large": "stabilityai/stable-diffusion-3.5-large",
+    "flux-dev": "black-forest-labs/FLUX.1-dev",
+    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
+    "flux2-klein-base-4b": "black-forest-labs/FLUX.2-klein-base-4B",
+    "flux2-klein-4b": "black-forest-labs/FLUX.2-klein-4B",
+    "sana-600m": "Efficient-Large-Model/Sana_600M_1024px_diffusers",
+    "sana-1600m": "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
+    "z-image": "Tongyi-MAI/Z-Image",
+    "z-image-turbo": "Tongyi-MAI/Z-Image-Turbo",
 }
 """Text-to-image checkpoints: diffusers folders or hub ids."""
 
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+FLOW_MATCHING = (
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+    "Flux2KleinPipeline",
+    "SanaPipeline",
+    "ZImagePipeline",
+)
+"""Classes of generators that match flows: they are sampled with their own scheduler."""
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "PixArtSigmaPipeline", *FLOW_MATCHING)
 """The `_class_name` of the generators whose families come with lbgen: the keys of FAMILIES (models/families)."""
 
 SEMANTICS = {
@@ -57,15 +79,29 @@ def resolve(name: str, table: dict[str, str]) -> str:
     return table.get(name, name)
 
 
-def family_origin(generator: str) -> str | None:
+def generator_class(name: str, revision: str | None = None) -> str | None:
+    """The `_class_name` of a generator's pipeline; None where it is not on this machine."""
+    return pipeline_class(forms.pipeline_folder(resolve(name, GENERATORS)), revision)
+
+
+def family_origin(generator: str, revision: str | None = None) -> str | None:
     """Where the family of a generator comes from, if it does not come with lbgen."""
-    kind = pipeline_class(resolve(generator, GENERATORS))
+    kind = generator_class(generator, revision)
     return origin("families", kind, PIPELINES) if kind else None
 
 
-def ensure_generator(name: str) -> None:
-    """Refuse a generator that lbgen cannot read, without torch; refuse_unreadable says which."""
-    refuse_unreadable("generator", resolve(name, GENERATORS), INDEX)
+def licence(generator: str) -> Licence | None:
+    """The licence of a generator, by short name or hub id; None where lbgen does not know it."""
+    return LICENCES.get(generator) or LICENCES.get(resolve(generator, GENERATORS))
+
+
+def ensure_generator(name: str, revision: str | None = None, variant: str | None = None) -> None:
+    """Refuse a generator that lbgen cannot read, without torch."""
+    place = resolve(name, GENERATORS)
+    forms.ensure_readable(place, revision, variant)
+    kind = generator_class(name, revision)
+    if kind is not None and not is_extension("families", kind, PIPELINES):
+        forms.refuse_other_use(kind, place)
 
 
 def ensure_semantics(name: str, flag: str = "--semantics") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessor
 
 from lbgen.errors import UserError
+from lbgen.models.checkpoints.forms import Checkpoint
 from lbgen.models.loading import load_model, loading
 from lbgen.models.registry import GENERATORS, resolve
 
@@ -25,8 +27,16 @@ class SafetyChecker:
     diffusers' class also blackens the images that it flags, in place, so it is given empty images instead.
     """
 
-    def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
-        model, self.processor = _load(resolve(name, GENERATORS), dtype)
+    def __init__(
+        self,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        revision: str | None = None,
+        variant: str | None = None,
+    ) -> None:
+        where = Checkpoint(resolve(name, GENERATORS), variant=variant)
+        model, self.processor = _load(where, dtype, revision)
         self.model = model.eval().requires_grad_(False).to(device)
         self.device, self.dtype = device, dtype
 
@@ -37,15 +47,17 @@ class SafetyChecker:
         return torch.tensor(flagged)
 
 
-def _load(where: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def _load(where: Checkpoint, dtype: torch.dtype, revision: str | None) -> tuple[Any, Any]:
     """(model, image processor) from a diffusers folder or hub id; UserError for a checkpoint that has none."""
     logging.getLogger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)  # it warns of black images
-    with loading("safety checker of", where, marker="model_index.json"):
-        parts = StableDiffusionPipeline.load_config(where)
+    if os.path.isfile(where):
+        raise UserError(f"generator {where}: a single file has no safety checker; give --unsafe concepts")
+    with loading("safety checker of", where, "model_index.json", revision, where.variant):
+        parts = StableDiffusionPipeline.load_config(where, revision=revision)
         if not all(parts.get(part, [None])[0] for part in (MODEL, PROCESSOR)):
             raise UserError(
                 f"generator {where} has no safety checker (its {MODEL} and {PROCESSOR}); give a checkpoint "
                 "that has one, or --unsafe concepts"
             )
-        model = load_model(StableDiffusionSafetyChecker, where, dtype, subfolder=MODEL)
-        return model, CLIPImageProcessor.from_pretrained(where, subfolder=PROCESSOR)
+        model = load_model(StableDiffusionSafetyChecker, where, dtype, subfolder=MODEL, revision=revision)
+        return model, CLIPImageProcessor.from_pretrained(where, subfolder=PROCESSOR, revision=revision)

@@ -19,7 +19,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 import lbgen
 from lbgen.errors import UserError
 from lbgen.runs import atomic
-from lbgen.runs.model_folder import loaded_files
+from lbgen.runs.model_folder import configuration_files, loaded_files
 from lbgen.runs.parsing import REMEDY, Name, checked
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pyarrow")
@@ -98,7 +98,13 @@ def vocabulary_sha256(categories: Iterable[Any]) -> str:
     return _sha256_of_lines(f"{category.id}\t{category.name}" for category in categories)
 
 
-def weights_sha256(location: str, recorded: str | None = None, without: Collection[str] = ()) -> str | None:
+def weights_sha256(
+    location: str,
+    recorded: str | None = None,
+    without: Collection[str] = (),
+    revision: str | None = None,
+    variant: str | None = None,
+) -> str | None:
     """Hash of all files of a model folder that are loaded: "v2:" and the SHA-256 of the lines "file <tab> sha256".
 
     For a single file it is "v2:" and its SHA-256.
@@ -107,16 +113,24 @@ def weights_sha256(location: str, recorded: str | None = None, without: Collecti
     model was not loaded yet.
 
     recorded: the hash that this one will be compared with, which says by which rule it was made.
-    without: the parts of the model that are not loaded.
+    without: the parts of the model that are not loaded.  revision: of a hub id.  variant: of a folder's weights.
     """
     folder = Path(location)
     if os.path.isfile(folder):
         return SECOND_RULE + atomic.sha256(folder)
     if not os.path.isdir(folder):
-        return _hub_commit(location)
+        return _hub_commit(location, revision)
     if recorded is not None and FIRST_RULE.fullmatch(recorded):
         return _all_weights_sha256(folder)
-    return SECOND_RULE + _sha256_of_files(folder, sorted(loaded_files(folder, without)))
+    return SECOND_RULE + _sha256_of_files(folder, sorted(loaded_files(folder, without, variant)))
+
+
+def configuration_sha256(location: str, without: Collection[str] = ()) -> str | None:
+    """The same of a model's configurations alone, whose weights come from elsewhere."""
+    folder = Path(location)
+    if not os.path.isdir(folder):
+        return _hub_commit(location)
+    return SECOND_RULE + _sha256_of_files(folder, sorted(configuration_files(folder, without)))
 
 
 def _all_weights_sha256(folder: Path) -> str:
@@ -137,9 +151,9 @@ def _sha256_of_files(folder: Path, paths: Iterable[Path]) -> str:
     return _sha256_of_lines(f"{path.relative_to(folder).as_posix()}\t{atomic.sha256(path)}" for path in paths)
 
 
-def _hub_commit(hub_id: str) -> str | None:
+def _hub_commit(hub_id: str, revision: str | None = None) -> str | None:
     try:
-        return f"commit {Path(snapshot_download(hub_id, local_files_only=True)).name}"
+        return f"commit {Path(snapshot_download(hub_id, revision=revision, local_files_only=True)).name}"
     except (HFValidationError, LocalEntryNotFoundError):
         return None
 

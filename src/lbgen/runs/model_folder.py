@@ -20,10 +20,12 @@ INDEX = "model_index.json"
 """The file in a diffusers folder that names its parts, each in a folder of its own."""
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 """The weights of a part; large ones are split into files that NAME.index.json lists."""
+VARIANT = re.compile(r"(?:diffusion_pytorch_model|model)\.(?:safetensors\.index\.(\w+)\.json|(\w+)\.safetensors)")
+"""Names of a variant's weights, or of the index that lists them."""
 CONFIGURATIONS = (
     "config.json", "scheduler_config.json", "preprocessor_config.json", "processor_config.json",
     "tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json",
-    "added_tokens.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+    "added_tokens.json", "chat_template.jinja", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
 )  # fmt: skip
 """The files besides weights that models, schedulers, tokenizers and image processors are made from."""
 SAFETY_CHECKER = ("safety_checker", "feature_extractor")
@@ -39,12 +41,21 @@ EMBEDDED = {"generator": "--generator", "--semantics": "--semantics", "--screen-
 # ---- which files are loaded ----
 
 
-def loaded_files(folder: Path, without: Collection[str] = ()) -> list[Path]:
+def loaded_files(folder: Path, without: Collection[str] = (), variant: str | None = None) -> list[Path]:
     """Weights and configurations of the model in a folder.  without: the parts that are not loaded."""
-    index = folder / INDEX
-    parts = [folder / part for part in part_names(folder) if part not in without]
-    files = [file for part in parts or [folder] for file in _files_of_part(part)]
-    return [index, *files] if index.is_file() else files
+    parts = _parts(folder, without)
+    weights = [file for part in parts for file in weight_files(part, variant)]
+    return [*configuration_files(folder, without), *weights]
+
+
+def configuration_files(folder: Path, without: Collection[str] = ()) -> list[Path]:
+    """The same without the weights."""
+    names = [part / name for part in _parts(folder, without) for name in CONFIGURATIONS]
+    return [path for path in (folder / INDEX, *names) if path.is_file()]
+
+
+def _parts(folder: Path, without: Collection[str]) -> list[Path]:
+    return [folder / part for part in part_names(folder) if part not in without] or [folder]
 
 
 def part_names(folder: Path) -> list[str]:
@@ -53,14 +64,20 @@ def part_names(folder: Path) -> list[str]:
     return sorted(name for name, value in content.items() if _is_part(value) and Path(name).name == name)
 
 
-def pipeline_class(where: str) -> str | None:
+def pipeline_class(where: str, revision: str | None = None) -> str | None:
     """The `_class_name` of a generator in a folder or in the hub's cache; None where it is not known."""
-    try:
-        index = os.path.join(where, INDEX) if os.path.isdir(where) else try_to_load_from_cache(where, INDEX)
-    except HFValidationError:
-        return None
-    name = _table(Path(index)).get("_class_name") if isinstance(index, str) else None
+    name = cached_config(where, INDEX, revision).get("_class_name")
     return name if isinstance(name, str) else None
+
+
+def cached_config(where: str, name: str, revision: str | None = None) -> dict[str, Any]:
+    """The JSON table in a file of a folder or of the hub's cache; empty where there is none."""
+    try:
+        is_folder = os.path.isdir(where)
+        path = os.path.join(where, name) if is_folder else try_to_load_from_cache(where, name, revision=revision)
+    except HFValidationError:
+        return {}
+    return _table(Path(path)) if isinstance(path, str) else {}
 
 
 def _is_part(value: Any) -> bool:
@@ -68,21 +85,27 @@ def _is_part(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
 
 
-def _files_of_part(folder: Path) -> list[Path]:
-    configurations = [path for name in CONFIGURATIONS if (path := folder / name).is_file()]
-    return [*configurations, *weight_files(folder)]
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """The files that hold the weights of the part in this folder, and the index that lists them.
 
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights of the part in this folder, and the index that lists them."""
+    variant: of the weights; a part that does not have it has its plain weights.
+    """
     found = []
     for name in WEIGHTS:
-        index = folder / f"{name}.index.json"
+        plain, index = folder / name, folder / f"{name}.index.json"
+        if variant is not None and variant in variants_of(folder):
+            plain, index = plain.with_suffix(f".{variant}.safetensors"), index.with_suffix(f".{variant}.json")
         weight_map = _table(index).get("weight_map")
         names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
         shards = sorted(shard for shard in names if isinstance(shard, str) and Path(shard).name == shard)
-        found += [folder / name, index, *(folder / shard for shard in shards)]
+        found += [plain, index, *(folder / shard for shard in shards)]
     return [path for path in found if path.is_file()]
+
+
+def variants_of(folder: Path) -> set[str]:
+    """The variants that the part in this folder has, such as fp16."""
+    names = [path.name for path in folder.glob("*.safetensors*") if path.is_file()]
+    return {found[1] or found[2] for name in names if (found := VARIANT.fullmatch(name))}
 
 
 def _table(path: Path) -> dict[str, Any]:
@@ -97,7 +120,9 @@ def _table(path: Path) -> dict[str, Any]:
 # ---- what cannot be read ----
 
 
-def refuse_unreadable(what: str, where: str, marker: str) -> None:
+def refuse_unreadable(
+    what: str, where: str, marker: str, revision: str | None = None, variant: str | None = None
+) -> None:
     """Refuse, without loading it, a model that is neither a folder with weights in safetensors nor on the hub.
 
     what: the model's name in messages.  marker: the file that every folder of this kind has.
@@ -105,14 +130,14 @@ def refuse_unreadable(what: str, where: str, marker: str) -> None:
     if os.path.isfile(where):
         raise UserError(f"{what} {where} is a single file; {_remedy_for_file(where, marker)}")
     if not os.path.isdir(where):  # Path.is_dir raises where a name is longer than the file system takes
-        _ensure_on_hub(what, where, marker)
+        _ensure_on_hub(what, where, marker, revision)
         return
     folder = Path(where)
     if not (folder / marker).is_file():
         raise UserError(f"{what} {where}: the folder has no {marker}; give one that its library saved, or a hub id")
     for part in [part for part in part_names(folder) if part not in SAFETY_CHECKER] or [""]:
-        if (folder / part / "config.json").is_file() and not weight_files(folder / part):
-            _refuse_other_weights(f"{what} {where}{part and ': ' + part}", folder / part)
+        if (folder / part / "config.json").is_file() and not weight_files(folder / part, variant):
+            _refuse_other_weights(f"{what} {where}{part and ': ' + part}", folder / part, marker == INDEX)
 
 
 def _remedy_for_file(where: str, marker: str) -> str:
@@ -123,27 +148,28 @@ def _remedy_for_file(where: str, marker: str) -> str:
     return f"{trust}convert it with diffusers, {convert}, and give that folder"
 
 
-def _ensure_on_hub(what: str, where: str, marker: str) -> None:
+def _ensure_on_hub(what: str, where: str, marker: str, revision: str | None) -> None:
     """Ask the hub once, unless its cache has the file: the libraries would retry for a minute and log each attempt."""
     try:
-        if not isinstance(try_to_load_from_cache(where, marker), str):
-            get_hf_file_metadata(hf_hub_url(where, marker))
+        if not isinstance(try_to_load_from_cache(where, marker, revision=revision), str):
+            get_hf_file_metadata(hf_hub_url(where, marker, revision=revision))
     except Exception as error:  # also of the hub's HTTP library, which has changed its name before
         remedy = "there is no such folder; check the hub id and the connection, or give a downloaded folder"
         flag = EMBEDDED.get(what)
         remedy += f", or {flag} microworld, which comes with lbgen" if flag else ""
-        raise UserError(f"{what} {where} cannot be loaded: {remedy} ({' '.join(str(error).split())})") from error
+        at = f" at revision {revision}" if revision is not None else ""
+        raise UserError(f"{what} {where}{at} cannot be loaded: {remedy} ({' '.join(str(error).split())})") from error
 
 
-def _refuse_other_weights(place: str, folder: Path) -> None:
-    """Refuse a part whose weights exist in another form only."""
+def _refuse_other_weights(place: str, folder: Path, takes_variants: bool) -> None:
+    """Refuse a part whose weights exist in another form only.  takes_variants: whether --variant chooses them."""
     names = sorted(path.name for path in folder.glob("*") if path.is_file())
+    remedy = 'rename a file that is whole, or load the model with its library and variant="fp16" and save it again'
+    if takes_variants and (variants := sorted(variants_of(folder))):
+        remedy = f"give --variant {' or '.join(variants)}"
     for name in names:
-        if variant := re.fullmatch(r"(diffusion_pytorch_model|model)[-.].*\.safetensors", name):
-            raise UserError(
-                f"{place} has its weights only as {name}, and lbgen reads {variant[1]}.safetensors; rename a file that "
-                f'is whole, or load the model with diffusers or transformers and variant="fp16" and save it again'
-            )
+        if plain := re.fullmatch(r"(diffusion_pytorch_model|model)[-.].*\.safetensors", name):
+            raise UserError(f"{place} has its weights only as {name}, and lbgen reads {plain[1]}.safetensors; {remedy}")
     for name in names:
         if Path(name).suffix in PICKLES:
             raise UserError(

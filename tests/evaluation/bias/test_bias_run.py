@@ -25,6 +25,7 @@ from lbgen.evaluation.bias.cue_conflict import CATEGORIES
 from lbgen.evaluation.bias.imagenet9 import VARIATIONS
 from lbgen.evaluation.bias.imagenet_c import ALEXNET
 from lbgen.evaluation.bias.run import BENCHMARKS, bias, file_names
+from lbgen.models.backbones import load_backbone
 
 MEAN, STD, SIDE = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), 32
 DOGS, FISH = "n02085620", "n01440764"
@@ -104,16 +105,21 @@ def finished(config):
     return bias(config)
 
 
-def logits_by_hand(model, image: Image.Image) -> np.ndarray:
-    """(1000,) in ImageNet's order, of the whole picture: shorter side to the input, centre square, normalised."""
+def pixels_by_hand(image: Image.Image) -> torch.Tensor:
+    """(3, S, S) of the whole picture: shorter side to the input, centre square, normalised."""
     width, height = image.size
     scale = SIDE / min(width, height)
     resized = image.convert("RGB").resize((int(width * scale), int(height * scale)), Image.Resampling.BILINEAR)
     left, top = round((resized.width - SIDE) / 2), round((resized.height - SIDE) / 2)
     pixels = np.asarray(resized.crop((left, top, left + SIDE, top + SIDE)), np.float32) / 255
     normalised = (pixels - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    return torch.from_numpy(normalised).permute(2, 0, 1)
+
+
+def logits_by_hand(model, image: Image.Image) -> np.ndarray:
+    """(1000,) in ImageNet's order."""
     with torch.no_grad():
-        logits = model(torch.from_numpy(normalised).permute(2, 0, 1)[None])[0]
+        logits = model(pixels_by_hand(image)[None])[0]
     return logits.double().numpy()[::-1]  # the backbone's last output is ImageNet's first class
 
 
@@ -155,8 +161,12 @@ def test_focus_answers_and_attributes(config, finished, data, model):
 
 def test_objectnet_is_cut_by_two_pixels_and_only_its_shared_classes_count(config, finished, data, model):
     (row,) = answers_of(config, "objectnet")
-    image = Image.open(data / "objectnet-1.0/images/bicycle/a.png")
-    best = logits_by_hand(model, image.crop((2, 2, image.width - 2, image.height - 2))).argmax()
+    file = data / "objectnet-1.0/images/bicycle/a.png"
+    with Image.open(file) as image:
+        inner = image.crop((2, 2, image.width - 2, image.height - 2))
+    prepare = measure._preparation(BENCHMARKS["objectnet"], load_backbone(config.backbones[0]))
+    torch.testing.assert_close(prepare(str(file)), pixels_by_hand(inner))
+    best = logits_by_hand(model, inner).argmax()
     assert row == {"answer": imagenet_ids()[best], "category": "bicycle", "imagename": "a.png"}
 
 
@@ -310,14 +320,17 @@ def test_another_layout_is_refused(benchmark, change, message, data, backbone, t
     assert message in str(refused.value) and not (tmp_path / "out").exists()
 
 
-def test_an_image_that_is_cut_off_is_read_as_far_as_it_goes(tmp_path):
-    """As FOCUS's own code does: some of its files are cut off."""
+def test_an_image_that_is_cut_off_is_read_as_far_as_it_goes_in_focus_alone(tmp_path):
+    """Its own code reads such files; of another set the download was not whole."""
     picture(0, (64, 64)).save(tmp_path / "a.jpg", quality=95)
     content = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "a.jpg").write_bytes(content[: len(content) * 3 // 4])
     with pytest.raises(OSError), Image.open(tmp_path / "a.jpg") as image:
         image.load()
-    assert measure._picture(str(tmp_path / "a.jpg")).size == (64, 64)
+    assert measure._picture(str(tmp_path / "a.jpg"), takes_cut_off=True).size == (64, 64)
+    with pytest.raises(UserError, match="get it again"):
+        measure._picture(str(tmp_path / "a.jpg"))
+    assert [name for name, benchmark in BENCHMARKS.items() if benchmark.takes_cut_off] == ["focus"]
 
 
 def test_folders_of_backbones_have_names_that_file_systems_take():

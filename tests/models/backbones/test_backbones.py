@@ -170,6 +170,25 @@ def test_a_name_that_cannot_be_had_is_refused_in_one_line(name, message, monkeyp
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_a_name_of_timm_is_read_from_the_hubs_cache_with_its_own_preprocessing(tmp_path, monkeypatch):
+    """Offline, from a cache as the hub's library lays it out; with the entry of timm's table for these weights."""
+    model = miniature(classes=1000)
+    repository = tmp_path / "models--timm--test_resnet.r160_in1k"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("a" * 40)
+    save_file(model.state_dict(), snapshot / "model.safetensors")
+    (snapshot / "pytorch_model.bin").write_bytes(b"never read")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    backbone, tagged = load_backbone("test_resnet"), load_backbone("test_resnet.r160_in1k")
+    images = torch.randn(1, 3, 160, 160)
+    torch.testing.assert_close(backbone.logits(images), model(images))
+    assert backbone.key == tagged.key and backbone.class_names is not None
+    assert (backbone.input_size, backbone.crop_pct, backbone.mean) == ((3, 160, 160), 0.95, (0.5, 0.5, 0.5))
+
+
 def test_display_names_are_short_and_unique(tmp_path):
     for name in ("x/seed-0", "y/seed-0", "x/seed-1"):
         (tmp_path / name).mkdir(parents=True)

@@ -105,7 +105,7 @@ def test_another_kind_of_pipeline_is_refused(broken: Path) -> None:
     index.write_text(index.read_text().replace("StableDiffusionPipeline", "KandinskyPipeline"))
     known = "StableDiffusionPipeline (Stable Diffusion 1.x and 2.x), StableDiffusionXLPipeline (Stable Diffusion XL)"
     expected = f"generator {broken} is a KandinskyPipeline, which lbgen cannot read; give one of: {known}"
-    assert refusal(broken) == expected
+    assert refusal(broken).startswith(expected)
     index.write_text("{}")
     assert f"give one of: {known}" in refusal(broken)
 
@@ -156,13 +156,12 @@ def test_a_text_encoder_may_bring_the_configuration_of_a_whole_clip(broken: Path
     assert images_of(load_generator(str(broken))).isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt"])
-def test_a_single_file_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_single_file_that_may_run_code_is_refused(tmp_path: Path) -> None:
     """As other programs store a whole checkpoint."""
-    file = tmp_path / name
+    file = tmp_path / "model.ckpt"
     file.write_bytes(b"weights")
     message = refusal(file)
-    assert f"is a single file; {'if you trust' if name.endswith('ckpt') else 'convert it with diffusers'}" in message
+    assert "is a single file; if you trust" in message
     assert "from_single_file" in message and "no such folder" not in message
 
 

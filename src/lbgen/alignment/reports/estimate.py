@@ -158,7 +158,7 @@ def as_text(
     steps = f"{config.steps} {config.scheduler} steps, {config.differentiated_steps} of them with gradient"
     rows = [
         ("prompt", f'"{prompt}", of the first of {len(vocabulary):,} categories, id {vocabulary[0].id}'),
-        ("steps", f"{steps}, guidance {config.guidance_scale:g}"),
+        ("steps", f"{steps}, {config.guidance}"),
         ("update", counted(progress.images_per_update, "image")),
         ("updates", updates(config) + (f"; {progress.step:,} of them are made" if progress.step else "")),
     ]

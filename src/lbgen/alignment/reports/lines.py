@@ -42,5 +42,8 @@ def updates(config: AlignConfig) -> str:
 def next_command(config: AlignConfig, adapter: Path) -> str:
     """The command that generates with the finished adapter."""
     inputs = ["--vocabulary", config.vocabulary, "--generator", config.generator]
+    for name in ("revision", "variant"):
+        if (value := getattr(config, name)) is not None:
+            inputs += [f"--{name}", value]
     output = f"data/{config.folder.resolve().name}"
     return shlex.join(["lbgen", "generate", "--adapter", str(adapter), *inputs, "--output", output])

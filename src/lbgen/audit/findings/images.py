@@ -14,9 +14,10 @@ from lbgen.audit.observe import ROWS_AT_ONCE
 from lbgen.metrics.near_duplicates import GRID, originals, picture_hashes
 from lbgen.runs import atomic
 
+# Set by photographs and emoji: python benchmarks/audit/image_flags.py, benchmarks/RESULTS.md.
 TINY = 64
 """Pixels of the shorter side below which an image is tiny."""
-DARK = 0.08
+DARK = 0.1
 """Mean brightness, of 1, below which an image is dark."""
 BLURRED = 0.3
 """Sharpness, of 1, below which an image is blurred."""

@@ -69,6 +69,7 @@ def probe_tests(m: Measured) -> dict[str, dict[str, Any]]:
             "p_value": test.p_value,
             "q_value": q,
             "significant": together["significant"] and q < FALSE_DISCOVERIES,
-            "p_more_even_than_chance": m.explained[name].p_below,
+            "p_more_even_than_chance": m.balance[name].p_value,
+            "balanced_directions": m.balance[name].directions,
         }
     return found

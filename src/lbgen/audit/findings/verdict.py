@@ -1,11 +1,13 @@
 """The audit in words: headline, verdict of each dataset, warnings, and what to do next."""
 
 import math
+from typing import Any
 
 from lbgen.audit.definitions import DEFINITIONS
 from lbgen.audit.findings.significance import FALSE_DISCOVERIES, differences, probe_tests
 from lbgen.audit.measures import CHANCE_FLOOR, AttributeFigures, Measured
 from lbgen.errors import printable
+from lbgen.vocabulary.attributes import MEASURED
 
 CUES = {
     "background": "the background",
@@ -25,6 +27,8 @@ NAMES_LISTED, GROUPS_NAMED = 6, 3
 """Names in a note, and groups of names with a note of their own."""
 NEAR_CHANCE = 0.1
 """Label agreement is near chance below this share of the way from chance to 1."""
+BY_SHAPE = 0.2
+"""Cramér's V up to which the measured position follows from the objects' shapes, which are not symmetric."""
 MANY_BROKEN = 0.01
 """Share of the files from which on repairing them comes first."""
 
@@ -103,9 +107,14 @@ def shortcut_cues(m: Measured) -> list[str]:
 
 
 def linked_attributes(m: Measured) -> list[AttributeFigures]:
-    """The attributes with a significant association, the strongest first."""
-    found = [a for a in m.attributes if a.q_value < FALSE_DISCOVERIES]
+    """The attributes with a significant association that can be trusted, the strongest first."""
+    trusted = [a for a in m.attributes if a.reading.name in MEASURED or not language_warning(m)]
+    found = [a for a in trusted if a.q_value < FALSE_DISCOVERIES and not _follows_from_shape(a)]
     return sorted(found, key=lambda a: -a.association.cramers_v.value)
+
+
+def _follows_from_shape(a: AttributeFigures) -> bool:
+    return a.reading.name == MEASURED[0] and a.association.cramers_v.value < BY_SHAPE
 
 
 def _above_chance(m: Measured, name: str) -> float:
@@ -119,22 +128,29 @@ def verdict(m: Measured) -> str:
         return f"Too few images per category to find shortcuts in {name}"
     if cues:
         told = m.figures[f"probes.{cues[0]}"]
-        what = f"{number(told.value, True)} of the labels ({chance_text(m)})"
-        more = len(cues) - 1
-        rest = f"; {more} more {'cue is' if more == 1 else 'cues are'} associated with them" if more else ""
+        what = f"{number(told.value, True)} of the labels ({chance_text(m)}){_also_linked(cues[1:], attributes)}"
         if told.low > m.chance:
-            return f"In {name}, {CUES[cues[0]]} alone {_predicts(cues[0])} {what}{rest}"
+            return f"In {name}, {CUES[cues[0]]} alone {_predicts(cues[0])} {what}"
         verb = "depend" if cues[0] in PLURAL else "depends"
-        return f"In {name}, {CUES[cues[0]]} {verb} on the label, but alone {_predicts(cues[0])} only {what}{rest}"
+        return f"In {name}, {CUES[cues[0]]} {verb} on the label, but alone {_predicts(cues[0])} only {what}"
     if tests["together"]["significant"]:
         return f"In {name}, something besides the object predicts the label, but no single cue stands out"
     if attributes:
-        strength = number(attributes[0].association.cramers_v.value, False)
-        return (
-            f"In {name}, no probe finds a shortcut, but {attributes[0].reading.name} is associated with the label "
-            f"(Cramér's V {strength})"
-        )
+        return f"In {name}, no probe finds a shortcut, but {_with_strength(attributes[0])} is associated with the label"
     return f"No shortcut found in {name}: nothing besides the object is found to predict the label"
+
+
+def _also_linked(cues: list[str], attributes: list[AttributeFigures]) -> str:
+    """How many more cues, and the strongest attribute."""
+    found = [f"{len(cues)} more {'cue' if len(cues) == 1 else 'cues'}"] if cues else []
+    found += [_with_strength(attributes[0])] if attributes else []
+    if not found:
+        return ""
+    return f"; {' and '.join(found)} {'is' if len(found) == 1 and len(cues) < 2 else 'are'} associated with them"
+
+
+def _with_strength(a: AttributeFigures) -> str:
+    return f"{a.reading.name} (Cramér's V {number(a.association.cramers_v.value, False)})"
 
 
 # ---- what to do next ----
@@ -217,7 +233,8 @@ def language_warning(m: Measured) -> str:
     categories, agreement = len(m.observed.labels), m.figures["label_agreement"]
     chance, unknown = 1 / categories, len(m.names.unknown)
     if 2 * unknown >= categories:
-        cause = f"it does not know {unknown:,} of the {categories:,} category names"
+        known = f"{categories - unknown:,}" if unknown < categories else "none"
+        cause = f"it knows {known} of the {categories:,} category names"
     elif agreement.low <= chance or agreement.value < chance + NEAR_CHANCE * (1 - chance):
         cause = f"label agreement, {number(agreement.value, True)}, is near chance, {number(chance, True)}"
     else:
@@ -241,28 +258,43 @@ def probe_notes(m: Measured) -> list[str]:
     if not tests:
         return []
     together = tests.pop("together")
-    p_value = f"p = {max(together['p_value'], 0.001):.3f}, one test of all probes that do not see the object"
+    p_value = "p < 0.001" if together["p_value"] < 0.001 else f"p = {together['p_value']:.3f}"
+    p_value += ", one test of all probes that do not see the object"
     found = f"Nothing besides the object is found to predict the label ({p_value})"
     if together["significant"]:
-        doubt = "" if masks_given(m) else "; without masks this can be parts of the object that stay visible"
+        certain = masks_given(m) or shortcut_cues(m) == ["file_facts"]
+        doubt = "" if certain else "; without masks this can be parts of the object that stay visible"
         found = f"Something besides the object predicts the label ({p_value}){doubt}"
+    return [found, *_balance_notes(tests)]
+
+
+def _balance_notes(tests: dict[str, dict[str, Any]]) -> list[str]:
+    """On cues that were balanced over the categories: those that the probes leave out, and those that they do not."""
     limit = FALSE_DISCOVERIES / 2 / len(tests)
-    even = [name.replace("_", " ") for name, test in tests.items() if test["p_more_even_than_chance"] < limit]
-    notes = [found]
+    left_out = [name for name, test in tests.items() if test["balanced_directions"]]
+    even = [n for n, test in tests.items() if test["p_more_even_than_chance"] < limit and n not in left_out]
+    notes = []
+    if left_out:
+        notes.append(
+            f"The categories are balanced over {_subjects(left_out)}, more evenly than by chance. What is balanced "
+            "predicts no label; it is left out before the probe learns, because held-out images would read below chance"
+        )
     if even:
         notes.append(
-            f"The categories are more alike in {', '.join(even)} than independent draws would be: cross-validated "
-            "probes then read below chance, and a bias no larger than that gap stays hidden"
+            f"The categories are more alike in {_subjects(even)} than independent draws would be: the probe then reads "
+            "below chance, and a bias no larger than that gap stays hidden"
         )
     return notes
+
+
+def _subjects(names: list[str]) -> str:
+    return ", ".join(CUES[name] for name in names)
 
 
 def name_notes(m: Measured) -> list[str]:
     """On names that the model does not know or cannot tell apart."""
     labels, found = m.observed.labels, []
-    if len(m.names.unknown) == len(labels):
-        found.append("The model knows none of the category names, so label agreement says nothing about the images")
-    elif m.names.unknown:
+    if 0 < len(m.names.unknown) < len(labels):  # the warning says where it knows none
         found.append(f"The model does not know {_listed([labels[c].name for c in m.names.unknown])}")
     for group in m.names.coinciding[:GROUPS_NAMED]:
         found.append(f"To the model, these names are one text: {_listed([labels[c].name for c in group])}")

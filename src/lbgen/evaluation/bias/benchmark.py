@@ -70,6 +70,8 @@ class Benchmark:
     """Rows of the printed table, from the figures."""
     read: Callable[[Path], Answers] | None = None
     """A reader for other files than CSV with the columns' names."""
+    takes_cut_off: bool = False
+    """Whether a file that ends too early is shown as far as it goes, because the published data has some."""
     border: int = 0
     """Pixels that are cut off on every side."""
 

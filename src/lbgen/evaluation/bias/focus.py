@@ -172,4 +172,5 @@ BENCHMARK = Benchmark(
     figures=figures,
     shown=shown,
     read=read,
+    takes_cut_off=True,
 )

@@ -4,7 +4,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -114,7 +113,7 @@ def _preparation(benchmark: Benchmark, backbone: Backbone) -> Callable[[str], Te
         )
 
     def prepare(path: str) -> Tensor:
-        picture = _picture(path)
+        picture = _picture(path, benchmark.takes_cut_off)
         if benchmark.border:
             width, height = picture.size
             picture = picture.crop(
@@ -125,32 +124,38 @@ def _preparation(benchmark: Benchmark, backbone: Backbone) -> Callable[[str], Te
     return prepare
 
 
-def _picture(path: str) -> Image.Image:
-    """In RGB, not turned by EXIF, as the published evaluations read it; also a file that is cut off."""
+def _picture(path: str, takes_cut_off: bool = False) -> Image.Image:
+    """In RGB, and not turned by EXIF, as the published evaluations read it.
+
+    takes_cut_off: also of a file that ends too early, as far as it goes.
+    """
     try:
-        try:
-            return _decoded(path)
-        except OSError:  # perhaps it is cut off
-            with _files_cut_off():
-                return _decoded(path)
+        return _decoded(path)
     except Exception as error:  # whatever Pillow makes of a file that is no image
-        raise UserError(f"{path}: it is not an image that can be read ({error}); get it again") from None
-
-
-_CUT_OFF = threading.Lock()
-
-
-@contextmanager
-def _files_cut_off() -> Iterator[None]:
-    """Within the context Pillow reads a file that ends too early as far as it goes."""
-    with _CUT_OFF:
-        ImageFile.LOAD_TRUNCATED_IMAGES = True
-        try:
-            yield
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        if takes_cut_off:
+            return _decoded_as_far_as_it_goes(path)
+        raise _unreadable(path, error) from None
 
 
 def _decoded(path: str) -> Image.Image:
     with Image.open(path, formats=FORMATS) as image:
         return image.convert("RGB")
+
+
+def _decoded_as_far_as_it_goes(path: str) -> Image.Image:
+    with _SETTING:
+        ImageFile.LOAD_TRUNCATED_IMAGES = True
+        try:
+            return _decoded(path)
+        except Exception as error:
+            raise _unreadable(path, error) from None
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+_SETTING = threading.Lock()
+"""Pillow has one setting for all threads."""
+
+
+def _unreadable(path: str, error: Exception) -> UserError:
+    return UserError(f"{path}: it is not an image that can be read ({error}); get it again")

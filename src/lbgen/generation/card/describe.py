@@ -26,6 +26,7 @@ from lbgen.generation.plan import Plan
 from lbgen.generation.screening.counts import CategoryCounts, RejectionCounts
 from lbgen.generation.shard_rows import read_rows, stored_images
 from lbgen.generation.strays import CARD, INFO, LABELS, SAMPLES
+from lbgen.models.registry import licence
 from lbgen.runs.console import say
 from lbgen.runs.storage import Store
 
@@ -79,6 +80,7 @@ def summarize(store: Store, config: GenerateConfig, plan: Plan, counts: Rejectio
         },
         balances=balances(store, config, plan) if plan.balanced else (),
         empty=empty,
+        licence=licence(config.generator),
         notes=list(notes(config, plan, absent)),
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lbgen.models.checkpoints.licences import Licence
 from lbgen.vocabulary.vocabulary import Category
 
 
@@ -59,6 +60,8 @@ class DatasetSummary:
     """One for each balanced attribute."""
     empty: Sequence[Category] = ()
     """Categories without any image."""
+    licence: Licence | None = None
+    """Of the generator; None where it is not known."""
     notes: Sequence[str] = ()
     """What readers have to know (notes.py)."""
 

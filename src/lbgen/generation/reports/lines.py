@@ -20,7 +20,7 @@ def trajectory_lines(config: GenerateConfig, plan: Plan) -> list[tuple[str, str]
     first = plan.shard(config.split, 0)[0]
     return [
         ("prompt", f'"{prompt(config, first.category.name, first.target_values)}", of the first image'),
-        ("steps", f"{config.steps} {config.scheduler} steps, guidance {config.guidance_scale:g}"),
+        ("steps", f"{config.steps} {config.scheduler} steps, {config.guidance}"),
     ]
 
 

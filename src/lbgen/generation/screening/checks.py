@@ -86,7 +86,7 @@ class Screen:
         if "quality" in checks:
             self._scorer = AntonymQuality(self._space)
         if "unsafe" in checks and by_checker:
-            self._checker = SafetyChecker(config.generator, device, dtype)
+            self._checker = SafetyChecker(config.generator, device, dtype, config.revision, config.variant)
         elif "unsafe" in checks:
             texts = [config.screen_template.replace("{name}", concept) for concept in config.unsafe_concepts]
             self._concepts = self._space.embed_texts(texts)  # (concepts, D)

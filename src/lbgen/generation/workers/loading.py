@@ -42,10 +42,14 @@ def load_prepared_generator(config: GenerateConfig, device: str) -> Generator:
         device=device,
         scheduler=config.scheduler,
         guidance_scale=config.guidance_scale,
+        true_cfg_scale=config.true_cfg_scale,
         guidance_rescale=config.guidance_rescale,
         guidance_interval=config.guidance_interval,
+        pipeline_instruction=config.pipeline_instruction,
         deep_cache_interval=config.deep_cache_interval,
         compile=config.compile,
+        revision=config.revision,
+        variant=config.variant,
     )
     generator.check_trajectory(config.steps, config.size)
     if config.adapter is not None:

@@ -1,0 +1,40 @@
+"""What an export can be told."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lbgen.configuration.ranges import Place, Settings
+from lbgen.configuration.values import PathOrText
+from lbgen.errors import UserError
+
+
+@dataclass(frozen=True)
+class ExportAdapterConfig(Settings):
+    """Export."""
+
+    run: PathOrText
+    """Run folder of an alignment, or an adapter folder."""
+    output: PathOrText
+    """For kohya and comfyui: the file to write, whose name ends in .safetensors. For diffusers: such a file, or a
+    folder, in which the file gets the name that diffusers looks for."""
+    format: Literal["diffusers", "kohya", "comfyui"] = "diffusers"
+    """Who is to read the file: diffusers; kohya (kohya's scripts and A1111, with alpha beside each layer's weights); or
+    comfyui, which reads kohya's names of UNets and diffusers' of transformers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.format != "diffusers" and not str(self.output).endswith(".safetensors"):
+            raise UserError(f"{self.output}: for {self.format} give the name of a file that ends in .safetensors")
+
+
+@dataclass(frozen=True)
+class ExportMergedConfig(Settings):
+    """Export."""
+
+    run: PathOrText
+    """Run folder of an alignment, or an adapter folder."""
+    output: PathOrText
+    """Folder for the checkpoint; it must not exist yet, or be empty."""
+    generator: Place | None = None
+    """The checkpoint that the adapter was trained on; none is the one that the run folder names. Needed for an adapter
+    folder alone, and if the named one is not on this machine."""

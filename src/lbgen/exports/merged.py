@@ -1,0 +1,116 @@
+"""`lbgen export merged`: a whole checkpoint with the adapter added to its weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from lbgen.errors import UserError
+from lbgen.exports.config import ExportMergedConfig
+from lbgen.exports.sources import (
+    CONFIG,
+    adapter_folder,
+    made_by,
+    recorded_hashes,
+    refuse_inside,
+    settings,
+    writing,
+)
+from lbgen.models.checkpoints import forms
+from lbgen.models.registry import GENERATORS, ensure_generator, generator_class, resolve
+from lbgen.runs import atomic
+from lbgen.runs.console import say
+from lbgen.runs.model_folder import SAFETY_CHECKER
+
+MADE_BY = "lbgen.json"
+"""The file in the checkpoint that says what made it."""
+
+
+def export_merged(config: ExportMergedConfig) -> Path:
+    """Write the generator of `config.run` with its adapter merged as a diffusers folder, and return the folder.
+
+    Weights are in float32, W + alpha / rank * B A. Raises UserError for a run without an adapter, a generator that is
+    not there or is another than the run was trained on, and an output that holds other files.
+
+    >>> import lbgen
+    >>> lbgen.export_merged(lbgen.ExportMergedConfig("runs/animals", "models/animals"))
+    """
+    run, output = Path(config.run), Path(config.output)
+    folder = adapter_folder(run)
+    refuse_inside(run, output)
+    if os.path.lexists(output) and not (os.path.isdir(output) and not os.listdir(output)):
+        raise UserError(f"{output}: it holds other files; choose a new folder")
+    base = base_generator(run, config.generator)
+    ensure_generator(*base)
+    from lbgen.models.generator import load_generator  # late: imports torch
+    from lbgen.models.loading import no_progress_bars
+
+    say(f"merging {folder} into {base.name}")
+    generator = load_generator(base.name, revision=base.revision, variant=base.variant)
+    ensure_trained_on(run, base)
+    generator.merge_adapter(folder)
+    pipeline = getattr(generator.family, "pipeline", None)
+    if pipeline is None:
+        raise UserError(
+            f"generator {base.name}: {generator.family.title} is no pipeline of diffusers, which could be saved"
+        )
+    with writing(output.parent):
+        temporary = atomic.temporary_name(output)
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            with no_progress_bars():
+                pipeline.save_pretrained(temporary)
+            origin = json.dumps(made_by(run, folder), indent=1, ensure_ascii=False)
+            atomic.write_text(temporary / MADE_BY, origin + "\n")
+            os.replace(temporary, output)  # an empty folder may be there
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    say(f"the checkpoint with the adapter merged is in {output}")
+    return output
+
+
+# ---- the generator that the adapter belongs to ----
+
+
+class Base(NamedTuple):
+    """The generator that an adapter belongs to."""
+
+    name: str
+    revision: str | None
+    variant: str | None
+
+
+def base_generator(run: Path, asked: str | None) -> Base:
+    """The generator that the user asked for, or the one that the run folder names.
+
+    The run folder may come from someone else, so that nothing is downloaded because of what it says.
+    """
+    recorded = settings(run)
+    named, revision, variant = (_text(recorded.get(field)) for field in ("generator", "revision", "variant"))
+    if asked is not None:
+        return Base(asked, revision, variant) if asked == named else Base(asked, None, None)
+    if named is None:
+        raise UserError(f"{run}: no {CONFIG} in it that names a generator; give --generator")
+    place = resolve(named, GENERATORS)
+    if named not in GENERATORS and not os.path.exists(place) and generator_class(named, revision) is None:
+        raise UserError(f"{run} names generator {named}, which is not on this machine; give --generator {named}")
+    return Base(named, revision, variant)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def ensure_trained_on(run: Path, base: Base) -> None:
+    """Refuse a generator with other weights than those that the run recorded."""
+    then = recorded_hashes(run).get("generator")
+    place = resolve(base.name, GENERATORS)
+    now = forms.hashes(place, base.revision, base.variant, then, SAFETY_CHECKER)["generator"]
+    if then is not None and now != then:
+        raise UserError(
+            f"{run} was trained on other weights than generator {base.name} has now (generator_sha256 {then}); "
+            "give --generator the checkpoint that it was trained on"
+        )

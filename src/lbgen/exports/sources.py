@@ -1,0 +1,93 @@
+"""What an export is made from: a run folder or an adapter folder, which may come from someone else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+import lbgen
+from lbgen.configuration.yaml_lines import read_yaml
+from lbgen.errors import UserError
+from lbgen.models.registry import ADAPTER_FILE
+from lbgen.runs import atomic, outputs
+from lbgen.runs.identity import Identity
+from lbgen.runs.parsing import Name, read_json
+
+CONFIG, PROVENANCE, ADAPTER = "config.yaml", "provenance.json", "adapter"
+"""What `lbgen align` writes in a run folder: configuration, identity, adapter."""
+TOLD = ("max_steps", "seed", "scheduler", "steps", "guidance_scale", "prompt_template", "text_template")
+"""Settings of a run that its exports name."""
+
+
+def adapter_folder(run: Path) -> Path:
+    """The folder of the adapter's file; UserError where there is none."""
+    for folder in (run / ADAPTER, run):
+        if (folder / ADAPTER_FILE).is_file():
+            return folder
+    if not os.path.isdir(run):
+        raise UserError(f"{run}: no such folder; give the run folder of lbgen align, such as runs/animals")
+    begun = "the run has not published its adapter yet: run lbgen align again to its end"
+    remedy = begun if (run / CONFIG).is_file() else "give the run folder of lbgen align, or its adapter folder"
+    raise UserError(f"{run}: no {ADAPTER}/{ADAPTER_FILE} in it; {remedy}")
+
+
+def settings(run: Path) -> dict[str, Any]:
+    """The run's configuration by field; empty for an adapter folder alone."""
+    path = run / CONFIG
+    return read_yaml(path) if path.is_file() else {}
+
+
+def recorded_hashes(run: Path) -> Mapping[str, str | None]:
+    """The hashes of what the run was started with; empty where they were not recorded."""
+    path = run / PROVENANCE
+    if not path.is_file():
+        return {}
+    return Identity.from_plain(read_json(atomic.read_bytes(path), dict[Name, Any], str(path)), (), str(path)).hashes
+
+
+def trained_alpha(run: Path) -> float | None:
+    """The alpha that the run's configuration names."""
+    alpha = settings(run).get("alpha")
+    return float(alpha) if isinstance(alpha, int | float) and not isinstance(alpha, bool) and alpha > 0 else None
+
+
+def made_by(run: Path, adapter: Path) -> dict[str, Any]:
+    """What made an export, for the export itself: no path of this machine is in it."""
+    config, hashes = settings(run), recorded_hashes(run)
+    generator = config.get("generator")
+    return {
+        "lbgen": lbgen.__version__,
+        "adapter_sha256": atomic.sha256(adapter / ADAPTER_FILE),
+        **({"generator": without_folders(generator)} if isinstance(generator, str) else {}),
+        **({"generator_sha256": hashes["generator"]} if hashes.get("generator") else {}),
+        **{name: config[name] for name in TOLD if isinstance(config.get(name), str | int | float)},
+    }
+
+
+def without_folders(place: str) -> str:
+    """A registry name or a hub id as it is; of a folder or a file its own name."""
+    is_path = os.path.exists(place) or place.startswith(("/", ".", "~")) or place.count("/") > 1
+    return os.path.basename(place.rstrip("/")) if is_path else place
+
+
+def refuse_inside(run: Path, output: Path) -> None:
+    """Refuse an output inside the run folder, which belongs to lbgen align, or inside a dataset."""
+    outputs.ensure_outside(output)
+    if output.absolute().resolve().is_relative_to(run.absolute().resolve()):
+        raise UserError(f"{output}: it lies in the run folder {run}; choose another place")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Make the folder, and write into it within this context; errors of the system become one line."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{folder}: {reason}; choose a folder that can be written") from None

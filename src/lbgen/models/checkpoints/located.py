@@ -1,0 +1,77 @@
+"""From what the user named to the folder or hub id that a family is loaded from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+from huggingface_hub import HfApi, snapshot_download
+
+from lbgen.errors import UserError
+from lbgen.models.checkpoints.forms import (
+    Checkpoint,
+    configuration_place,
+    ensure_readable,
+    ensure_variant,
+    variants_in,
+)
+from lbgen.models.loading import one_line
+from lbgen.runs.model_folder import INDEX, VARIANT, refuse_unreadable
+
+CONFIGURATIONS = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]
+"""Files in a repository of the hub that hold no weights."""
+NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts that no family loads."""
+
+
+def located(place: str, revision: str | None = None, variant: str | None = None) -> Checkpoint:
+    """Where a generator is loaded from; downloads a revision or a variant, and a single file's configurations.
+
+    place: a folder, a hub id or a file.  Raises UserError for what lbgen cannot read.
+    """
+    ensure_readable(place, revision, variant)
+    if os.path.isfile(place):
+        return Checkpoint(_configurations(place), place, variant)
+    if os.path.isdir(place) or (revision is None and variant is None):
+        return Checkpoint(place, variant=variant)
+    return Checkpoint(_downloaded(place, revision, variant), variant=variant)
+
+
+def _configurations(file: str) -> str:
+    """The folder with the configurations of a single file, from the hub if there is none beside it."""
+    where = configuration_place(file)
+    if os.path.isdir(where):
+        return where
+    try:
+        refuse_unreadable("its configuration", where, INDEX)
+    except UserError as error:
+        raise UserError(
+            f"generator {file}: put it into a folder with the configurations (model_index.json and the folders that it "
+            f"names), or let them be downloaded: {error}"
+        ) from None
+    with one_line("configuration", where):
+        return snapshot_download(where, allow_patterns=CONFIGURATIONS)
+
+
+def _downloaded(hub_id: str, revision: str | None, variant: str | None) -> str:
+    """The snapshot of a revision in the hub's cache."""
+    if variant is not None:
+        ensure_variant(hub_id, variant, _variants_on_hub(hub_id, revision) or [variant])
+    with one_line("generator", hub_id):
+        without = dict.fromkeys(NOT_LOADED)
+        options = {"revision": revision, "variant": variant, "use_safetensors": True}
+        folder = DiffusionPipeline.download(hub_id, **options, **without)
+    if variant is not None:
+        ensure_variant(hub_id, variant, [*variants_in(Path(folder))])
+    return str(folder)
+
+
+def _variants_on_hub(hub_id: str, revision: str | None) -> set[str]:
+    """The variants that a repository has; empty where the hub does not answer."""
+    try:
+        names = HfApi().list_repo_files(hub_id, revision=revision)
+    except Exception:  # also of the hub's HTTP library, which has changed its name before; the cache may have it all
+        return set()
+    found = (VARIANT.fullmatch(name.rpartition("/")[2]) for name in names)
+    return {match[1] or match[2] for match in found if match}

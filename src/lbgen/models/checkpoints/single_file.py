@@ -1,0 +1,53 @@
+"""One part of a checkpoint from a single file with weights by their original names, through diffusers' conversion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from diffusers.loaders.single_file_utils import (
+    SingleFileComponentError,
+    create_diffusers_clip_model_from_ldm,
+    create_diffusers_t5_model_from_checkpoint,
+    is_clip_model_in_single_file,
+    is_t5_in_single_file,
+)
+from diffusers.utils import logging
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lbgen.models.checkpoints.forms import EMA, Checkpoint
+
+
+def from_single_file(kind: Any, where: Checkpoint, dtype: torch.dtype, subfolder: str) -> Any:
+    """The part `subfolder`, a model of class `kind`.  Raises ValueError where the file lacks it or a weight of it."""
+    assert where.file is not None
+    weights, before = load_file(where.file), logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns of a precision that it keeps all the same
+    try:
+        model = _converted(kind, weights, where, dtype, subfolder)
+    finally:
+        logging.set_verbosity(before)
+    if model is None:
+        raise ValueError(f"the file holds no {subfolder}")
+    if lacking := [name for name, weight in model.named_parameters() if weight.is_meta]:
+        raise ValueError(f"{subfolder} lacks the weight {lacking[0]}")
+    return model
+
+
+def _converted(kind: Any, weights: dict[str, Tensor], where: Checkpoint, dtype: torch.dtype, subfolder: str) -> Any:
+    """The model; None where the weights are not those of one."""
+    options = {"config": str(where), "subfolder": subfolder, "torch_dtype": dtype, "local_files_only": True}
+    if issubclass(kind, ModelMixin):
+        try:
+            return kind.from_single_file(weights, **options, extract_ema=where.variant == EMA)
+        except SingleFileComponentError:
+            return None
+        except NotImplementedError as error:  # a weight without content cannot be moved
+            raise ValueError(f"the file lacks a weight of {subfolder} that its configuration asks for") from error
+    elif is_clip_model_in_single_file(kind, weights):
+        return create_diffusers_clip_model_from_ldm(kind, weights, **options)
+    elif is_t5_in_single_file(weights):
+        return create_diffusers_t5_model_from_checkpoint(kind, weights, **options)
+    return None
