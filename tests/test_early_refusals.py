@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from lbgen.cli import VERBS
+from lbgen.configuration import saved
+from lbgen.evaluation.transfer.config import TransferConfig
 
 EARLIER = Path(__file__).with_name("earlier")
 PROGRAM = """
@@ -68,6 +70,10 @@ REFUSED = [
     (f"align {RUN} --generator edited", "run was made with generator "),
     ("align --max-steps 0", "--max-steps 0: give 1 or more"),
     ("align --recipe none.yaml", "--recipe none.yaml: no such file"),
+    ("pretrain none", "none: no such folder; give an image folder"),
+    ("pretrain empty", "empty: no labelled image in it"),
+    ("pretrain empty empty --output elsewhere", "empty: given twice; name every dataset folder once"),
+    ("pretrain empty --weights 1 2", "--weights: 2 numbers for 1 folder; give one each"),
     ("recipes none.yaml", "--recipe none.yaml: no such file"),
     ("doctor --output ~nobody-of-this-name/x", "--output ~nobody-of-this-name/x: no such user"),
     (f"align {MODELS} --output busy-audit/x --recipe none.yaml --plan", "--recipe none.yaml: no such file"),
@@ -96,6 +102,22 @@ REFUSED = [
     ("audit half --semantics microworld --features one.safetensors", "features one.safetensors is a single file"),
     ("audit half --semantics microworld --output file", "file is a file; choose a folder"),
     ("audit half --semantics microworld --output busy-audit", "another run is writing there"),
+    ("transfer none/backbone", "backbone none/backbone: there is no such folder"),
+    ("transfer resnet50 resnet50", "backbone resnet50: given twice"),
+    ("transfer one.ckpt", "one.ckpt may run code"),
+    ("transfer resnet50 --datasets digit", "--datasets digit: no such set"),
+    ("transfer resnet50 --datasets cars StanfordCars", "--datasets stanfordcars: given twice"),
+    ("transfer resnet50 --datasets cars dtd", "none is there; add digits, which always is"),
+    ("transfer resnet50 --datasets digits --shots 0", "--shots 0: 0 is neither a share like 5% nor a number"),
+    ("transfer resnet50 --datasets digits --shots 100%", "100% is neither a share like 5% nor a number"),
+    ("transfer resnet50 --datasets digits --method none", '"none" is not one of linear, finetune'),
+    ("transfer resnet50 --datasets digits half --output half/x", "it lies in the dataset half"),
+    ("transfer resnet50 --datasets digits --output transfer-foreign", "transfer.json in it is not of lbgen transfer"),
+    ("transfer resnet50 --datasets digits --output transferred --seed 1", "was made with seed 0, this run asks for 1"),
+    ("transfer resnet50 --datasets digits --output busy-transfer", "another run is writing there"),
+    ("compare none.json", "none.json: No such file or directory; give the transfer.json"),
+    ("compare labels.json", "labels.json: Expected object, got array; give the transfer.json"),
+    ("compare one.json", "one.json: a single backbone cannot be compared"),
     ("bias", "--backbones empty: name one or more, or give --answers"),
     ("bias resnet50", "--data none: give the folder that holds the benchmarks"),
     ("bias resnet50 --data none", "--data none: give the folder"),
@@ -119,6 +141,8 @@ REFUSED = [
     (f"plan {DATA} --generator edited --revision v1", "edited is a folder, and only the hub has revisions"),
     (f"plan {DATA} --generator nowhere/model --revision v1", "generator nowhere/model at revision v1 cannot be loaded"),
 ]
+BUSY = ("busy/.lock", "busy-audit/cache/lock", "busy-transfer/cache/transfer.lock")
+"""The lock files of runs that write there at the moment."""
 ENVIRONMENTS = [
     ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED asks for DeepSpeed, and"),
     ({"ACCELERATE_USE_FSDP": "True"}, "ACCELERATE_USE_FSDP asks for FSDP, and"),
@@ -131,10 +155,13 @@ def folder(tmp_path_factory, tiny_sd_folder) -> Path:
     """Everything that a user can get wrong, and what an earlier version made."""
     root = tmp_path_factory.mktemp("refused")
     shutil.copytree(EARLIER, root, dirs_exist_ok=True)
-    for name in ("empty", "busy", "busy-audit/cache"):
+    for name in ("empty", "busy", "busy-audit/cache", "busy-transfer/cache", "transfer-foreign", "transferred/results"):
         (root / name).mkdir(parents=True)
-    for name in ("file", "one.safetensors", "one.ckpt"):
+    for name in ("file", "one.safetensors", "one.ckpt", "transfer-foreign/transfer.json"):
         (root / name).touch()
+    saved.save(TransferConfig(), root / "transferred/config.yaml")
+    (root / "labels.json").write_text("[]")
+    (root / "one.json").write_text('{"backbones": {"resnet50": {}}}')
     (root / "same.txt").write_text("a1\tcrane\nb2\tcrane\n")
     for name, weights in (("pickled", ".bin"), ("half-precision", ".fp16.safetensors")):
         shutil.copytree(tiny_sd_folder, root / name)
@@ -155,7 +182,7 @@ def test_what_needs_no_model_is_refused_before_torch_is_imported(folder, tmp_pat
     cases = [{"argv": line.split(), "environment": {}} for line, _ in REFUSED]
     cases += [{"argv": ["align", *MODELS.split()], "environment": given} for given, _ in ENVIRONMENTS]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    locks = [os.open(folder / name, os.O_RDWR | os.O_CREAT) for name in ("busy/.lock", "busy-audit/cache/lock")]
+    locks = [os.open(folder / name, os.O_RDWR | os.O_CREAT) for name in BUSY]
     try:
         for lock in locks:
             fcntl.lockf(lock, fcntl.LOCK_EX)
@@ -176,8 +203,8 @@ def test_what_needs_no_model_is_refused_before_torch_is_imported(folder, tmp_pat
         if code != 2 or message.count("\n") != 1 or text not in message or imported
     ]
     assert wrong == []
-    (folder / "busy/.lock").unlink()
-    (folder / "busy-audit/cache/lock").unlink()
+    for name in BUSY:
+        (folder / name).unlink()
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert {path for path in before if path.is_file() and after.get(path) != before[path]} == set()
     assert sorted(set(after) - set(before)) == []

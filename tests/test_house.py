@@ -12,8 +12,8 @@ import pytest
 import lbgen
 
 PACKAGE = Path(lbgen.__file__).parent
-STAGES = ("alignment", "generation", "audit", "evaluation", "quickstart", "checkup", "exports")
-SHARED = ("models", "datasets", "metrics", "microworld", "report")
+STAGES = ("alignment", "generation", "audit", "pretraining", "evaluation", "quickstart", "checkup", "exports")
+SHARED = ("models", "datasets", "metrics", "microworld", "training", "report")
 GROUND = ("vocabulary", "configuration", "runs", "errors")
 STOREY = {room: storey for storey, rooms in enumerate((GROUND, SHARED, STAGES)) for room in rooms}
 AT_THE_TOP = {"__init__.py", "__main__.py", "cli.py", "errors.py", "py.typed"}

@@ -25,6 +25,17 @@ PUBLIC = {
     "AuditConfig": "lbgen.audit.config",
     "AuditResult": "lbgen.audit.output",
     "audit": "lbgen.audit.run",
+    "PretrainConfig": "lbgen.pretraining.config",
+    "PretrainResult": "lbgen.pretraining.run",
+    "pretrain": "lbgen.pretraining.run",
+    "PretrainEstimate": "lbgen.pretraining.estimate",
+    "plan_pretrain": "lbgen.pretraining.estimate",
+    "TransferConfig": "lbgen.evaluation.transfer.config",
+    "TransferResult": "lbgen.evaluation.transfer.run",
+    "transfer": "lbgen.evaluation.transfer.run",
+    "CompareConfig": "lbgen.evaluation.transfer.config",
+    "Compared": "lbgen.evaluation.transfer.compare",
+    "compare": "lbgen.evaluation.transfer.compare",
     "BiasConfig": "lbgen.evaluation.bias.config",
     "BiasResult": "lbgen.evaluation.bias.run",
     "bias": "lbgen.evaluation.bias.run",
@@ -70,6 +81,12 @@ if TYPE_CHECKING:  # the same for type checkers, which do not follow `__getattr_
     from lbgen.evaluation.bias.config import BiasConfig as BiasConfig
     from lbgen.evaluation.bias.run import BiasResult as BiasResult
     from lbgen.evaluation.bias.run import bias as bias
+    from lbgen.evaluation.transfer.compare import Compared as Compared
+    from lbgen.evaluation.transfer.compare import compare as compare
+    from lbgen.evaluation.transfer.config import CompareConfig as CompareConfig
+    from lbgen.evaluation.transfer.config import TransferConfig as TransferConfig
+    from lbgen.evaluation.transfer.run import TransferResult as TransferResult
+    from lbgen.evaluation.transfer.run import transfer as transfer
     from lbgen.exports.adapter import export_adapter as export_adapter
     from lbgen.exports.config import ExportAdapterConfig as ExportAdapterConfig
     from lbgen.exports.config import ExportMergedConfig as ExportMergedConfig
@@ -85,6 +102,11 @@ if TYPE_CHECKING:  # the same for type checkers, which do not follow `__getattr_
     from lbgen.microworld import export_microworld as export_microworld
     from lbgen.microworld.config import ExportConfig as ExportConfig
     from lbgen.models.quality import load_quality as load_quality
+    from lbgen.pretraining.config import PretrainConfig as PretrainConfig
+    from lbgen.pretraining.estimate import PretrainEstimate as PretrainEstimate
+    from lbgen.pretraining.estimate import plan_pretrain as plan_pretrain
+    from lbgen.pretraining.run import PretrainResult as PretrainResult
+    from lbgen.pretraining.run import pretrain as pretrain
     from lbgen.quickstart.run import QuickstartConfig as QuickstartConfig
     from lbgen.quickstart.run import QuickstartResult as QuickstartResult
     from lbgen.quickstart.run import quickstart as quickstart

@@ -43,6 +43,17 @@ PASSIVE_THREADS = ("OMP_WAIT_POLICY", "PASSIVE")
 they spin, and on cores that do other work too everything then takes up to twenty times as long."""
 
 
+class Operands(NamedTuple):
+    """What a verb takes besides flags: one text or several, which its function gets before the config."""
+
+    metavar: str
+    help: str
+
+
+DATASETS = Operands("DIR", "image folders, WebDatasets or parquet")
+BACKBONES = Operands("BACKBONE", "runs of lbgen pretrain, names or folders of timm, ARCHITECTURE:FILE.safetensors")
+
+
 class Verb(NamedTuple):
     """Names of `lbgen`'s public config class and function; the function's module is imported when the verb runs."""
 
@@ -52,6 +63,8 @@ class Verb(NamedTuple):
     takes_recipes: bool = True
     plan: str | None = None
     """The function of --plan, if the verb has it."""
+    operands: Operands | None = None
+    """What its function takes before the config, if anything."""
     given: Mapping[str, Any] = {}
     """Fields that have no argument, because the command line has said them before."""
     forms: Mapping[str, "Verb"] = {}
@@ -87,6 +100,27 @@ VERBS = {
         "audit",
         "find shortcuts in labelled image datasets (cues other than the object that predict the label), and compare "
         "the datasets",
+        operands=DATASETS,
+    ),
+    "pretrain": Verb(
+        "PretrainConfig",
+        "pretrain",
+        "train a backbone of timm on labelled image datasets, generated or real",
+        plan="plan_pretrain",
+        operands=DATASETS,
+    ),
+    "transfer": Verb(
+        "TransferConfig",
+        "transfer",
+        "measure how backbones transfer to other data sets: linear probe, fine-tuning, few-shot",
+        operands=BACKBONES,
+    ),
+    "compare": Verb(
+        "CompareConfig",
+        "compare",
+        "put the backbones of several transfers side by side, with paired tests",
+        False,
+        operands=Operands("FILE", "transfer.json of one or several transfers; the first backbone is the reference"),
     ),
     "bias": Verb(
         "BiasConfig", "bias", "measure what image classifiers lean on: shape, texture, context, background", False
@@ -219,8 +253,8 @@ def _add_verb_arguments(parser: Parser, verb: Verb) -> None:
             _add_verb_arguments(forms.add_parser(name, help=form.summary, description=form.summary), form)
         _add_display_arguments(parser, verb)
         return
-    if verb.function == "audit":
-        parser.add_argument("directories", nargs="+", metavar="DIR", help="image folders, WebDatasets or parquet")
+    if verb.operands:
+        parser.add_argument("operands", nargs="+", **verb.operands._asdict())
     if verb.takes_recipes:
         recipes = _recipes(verb)
         text = "YAML file of defaults for all other flags" + (f", or one of lbgen's: {recipes}" if recipes else "")
@@ -256,12 +290,12 @@ def _function(verb: Verb, arguments: dict[str, Any]) -> Callable[[], object]:
     """The verb's function, with the config that defaults, recipe and flags make."""
     recipe = arguments.pop("recipe", None)
     prints, plans = arguments.pop("print_config", False), arguments.pop("plan", False)
-    directories = [arguments.pop("directories")] if verb.function == "audit" else []
+    operands = [arguments.pop("operands")] if verb.operands else []
     config: Any = resolve(_config_class(verb), recipe, {**verb.given, **arguments})
     if prints:
         return lambda: print(yaml_text(saved.plain(config)), end="")
     function = verb.plan if plans and verb.plan else verb.function
-    return lambda: getattr(lbgen, function)(*directories, config)
+    return lambda: getattr(lbgen, function)(*operands, config)
 
 
 def _refuse_unknown(arguments: Sequence[str], parser: Parser, config_class: type) -> NoReturn:

@@ -53,7 +53,8 @@ def test_a_base_that_cannot_be_is_refused_by_file(capsys, tmp_path, text, messag
 def test_what_print_config_prints_is_itself_a_recipe(capsys, tmp_path, recipe):
     verb = built_in_recipes()[recipe]
     file = tmp_path / "printed.yaml"
-    file.write_text(printed(capsys, verb, "--recipe", recipe, "--print-config", "--seed", "5"))
+    operands = [str(tmp_path)] if VERBS[verb].operands else []
+    file.write_text(printed(capsys, verb, *operands, "--recipe", recipe, "--print-config", "--seed", "5"))
     config_class = getattr(lbgen, VERBS[verb].config_class)
     assert resolve(config_class, str(file), {}) == resolve(config_class, recipe, {"seed": 5})
     assert not (Path("runs").exists() or Path("data").exists())
@@ -61,8 +62,8 @@ def test_what_print_config_prints_is_itself_a_recipe(capsys, tmp_path, recipe):
 
 @pytest.mark.parametrize("verb", [verb for verb, what in VERBS.items() if what.takes_recipes])
 def test_every_verb_with_recipes_prints_its_defaults(capsys, tmp_path, verb):
-    directory = [str(tmp_path)] if verb == "audit" else []
-    values = yaml.safe_load(printed(capsys, verb, *directory, "--print-config"))
+    operands = [str(tmp_path)] if VERBS[verb].operands else []
+    values = yaml.safe_load(printed(capsys, verb, *operands, "--print-config"))
     config = getattr(lbgen, VERBS[verb].config_class)()
     assert values.keys() == vars(config).keys() and values["output"] == config.output
 
@@ -92,3 +93,10 @@ def test_a_recipe_is_found_from_any_folder(tmp_path, monkeypatch):
     assert resolve(AlignConfig, str(tmp_path / "b.yaml"), {}).max_steps == 7
     with pytest.raises(UserError, match="no such file"):
         resolve(AlignConfig, "a.yaml", {})
+
+
+def test_a_file_that_is_no_text_is_shown_without_what_a_terminal_obeys(tmp_path, capsys):
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes(b"steps: 3  # \xff\033[31m\n")
+    lbgen.recipes(str(file))
+    assert capsys.readouterr().out == f"# {file}\nsteps: 3  # \ufffd\\x1b[31m\n"

@@ -214,3 +214,31 @@ def test_refusals(tmp_path):
     (tmp_path / "labels.json").write_text('{"fish": 1}')
     with pytest.raises(UserError, match="labels.json: .*; write a list of"):
         open_dataset(tmp_path).labels()
+
+
+@pytest.mark.parametrize("write", [write_image_folder, write_webdataset, write_parquet])
+def test_an_image_is_read_again_where_its_record_says(tmp_path, scenes, write):
+    """Against the content that reading from front to back gives, in another order."""
+    reader = open_dataset(write(tmp_path / "set", scenes))
+    wanted = {record.key: record.content for record in reader.records()}
+    located = list(reader.records(wanted=()))
+    assert len(located) == 24 and all(record.content is None for record in located)
+    for record in reversed(located):
+        assert reader.read(record.location) == wanted[record.key]
+
+
+def test_rows_of_tables_are_read_where_their_records_say(tmp_path, scenes):
+    """Row groups of Parquet and batches of Arrow, against the library that wrote them."""
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(CATEGORIES)))
+    rows = {"image": [Image.fromarray(image) for image in scenes.images], "label": scenes.categories.tolist()}
+    written = datasets.Dataset.from_dict(rows, features=features)
+    (tmp_path / "parquet").mkdir()
+    written.to_parquet(tmp_path / "parquet/train-0.parquet", batch_size=7)
+    written.save_to_disk(tmp_path / "arrow")
+    for folder in ("parquet", "arrow"):
+        reader = open_dataset(tmp_path / folder)
+        located = list(reader.records(wanted=()))
+        blocks = {record.location.block for record in located}
+        assert len(blocks) == (4 if folder == "parquet" else 1)
+        for number in (23, 0, 13, 6, 7):
+            assert pixels(reader.read(located[number].location)) == scenes.images[number].tobytes()

@@ -43,10 +43,11 @@ TAKEN = (
 
 def parsed_term(text: str) -> tuple[str, float]:
     """Name and weight of NAME=WEIGHT; ValueError for anything else."""
-    name, equals, weight = text.partition("=")
-    if not re.fullmatch(r"[a-z]\w*", name, re.ASCII) or name in TAKEN or not convert(weight, float) >= 0:
+    name, _, number = text.partition("=")
+    weight = convert(number, float)
+    if not re.fullmatch(r"[a-z]\w*", name, re.ASCII) or name in TAKEN or weight < 0:
         raise ValueError(text)
-    return name, convert(weight, float)
+    return name, weight
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class ModelNames(GeneratorWeights):
     """Language space (CLIP, SigLIP, SigLIP 2, MetaCLIP 2 or AIMv2): microworld, clip-vit-l-14, siglip-base, a hub id, a
     folder, or open_clip:NAME/PRETRAINED. Of several every term is the mean of theirs."""
     quality: str = "antonyms"
-    """Quality scorer: antonyms (opposite prompts in the language space, as in CLIP-IQA), q-align (the paper's; 15 GB),
+    """Quality scorer: antonyms (opposite prompts in the language space, as in CLIP-IQA), q-align (the paper's; 16 GB),
     q-align:DIR for a folder or a hub id of Q-Align or DeQA-Score, or none."""
 
     @property

@@ -66,13 +66,28 @@ def centre_of(content: bytes, side: int, resampling: Image.Resampling, enlarge: 
 
     def use(image: Image.Image, size: tuple[int, int]) -> Square:
         if image.width * image.height > LARGE:
-            rgb, is_flat = _shrunk(image, side), _extrema_are_close(_tiles(image))
+            rgb, is_flat = _shrunk(image, side, _centre(image.size)), _extrema_are_close(_tiles(image))
         else:
             rgb = to_rgb(image)
             is_flat = _extrema_are_close([rgb])
         target = side if enlarge else min(side, *rgb.size)
         quantization = getattr(image, "quantization", None) or {}
         return Square(centre_square(rgb, target, resampling), size, str(image.format), quantization, is_flat)
+
+    return _decoded(content, side, use)
+
+
+def picture_of(content: bytes, side: int) -> Image.Image | str:
+    """The whole picture in RGB, or the reason why it cannot be decoded.
+
+    side: what it will be used at; a large picture is shrunk to no less than OVERSAMPLING times that.
+    """
+
+    def use(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        if image.width * image.height > LARGE:
+            return _shrunk(image, side, (0, 0, *image.size))
+        ImageOps.exif_transpose(image, in_place=True)  # without a copy where nothing is to be done
+        return image if image.mode == "RGB" and not image.has_transparency_data else _without_alpha(image)
 
     return _decoded(content, side, use)
 
@@ -227,18 +242,18 @@ def _text(error: Exception) -> str:
 # ---- large pictures ----
 
 
-def _shrunk(image: Image.Image, side: int) -> Image.Image:
-    """The centred square of a large picture in RGB and upright, at OVERSAMPLING times `side` or more."""
-    left, top, right, bottom = map(int, _centre(image.size))
+def _shrunk(image: Image.Image, side: int, box: tuple[float, float, float, float]) -> Image.Image:
+    """A part of a large picture in RGB and upright, at OVERSAMPLING times `side` or more."""
+    left, top, right, bottom = map(int, box)
     factor = max(1, min(image.size) // (OVERSAMPLING * side))
-    length = min(image.size) // factor
-    small = Image.new("RGB", (length, length))
+    width, height = (right - left) // factor, (bottom - top) // factor
+    small = Image.new("RGB", (width, height))
     step = max(1, TILE // factor)
-    for x in range(0, length, step):
-        for y in range(0, length, step):
-            box = (left + x * factor, top + y * factor)
+    for x in range(0, width, step):
+        for y in range(0, height, step):
+            start = (left + x * factor, top + y * factor)
             end = (min(left + (x + step) * factor, right), min(top + (y + step) * factor, bottom))
-            small.paste(_tile(image, (*box, *end)).reduce(factor), (x, y))
+            small.paste(_tile(image, (*start, *end)).reduce(factor), (x, y))
     return _turned_like(image, small)
 
 

@@ -158,7 +158,7 @@ class ImageFolderReader(DatasetReader):
             elif wanted is None or key in wanted:
                 yield self.read_file(path, category, split)
             else:
-                yield ImageRecord(key, category, split, None)
+                yield self.located(path, category, split)
 
 
 def _is_split(folder: Path) -> bool:

@@ -78,7 +78,7 @@ class ListedReader(DatasetReader):
             return ImageRecord(key, "", split, None, fault=f"{path.name} gives it no {column}")
         if wanted is None or key in wanted:
             return self.read_file(image, category, split)
-        return ImageRecord(key, category, split, None)
+        return self.located(image, category, split)
 
 
 def _images_below(folder: Path) -> Iterator[Path]:

@@ -57,6 +57,19 @@ class Label(NamedTuple):
     name: str
 
 
+class Location(NamedTuple):
+    """Where a dataset holds an image file, so that it can be read again without what lies before it."""
+
+    file: str
+    """The path of the image, or of its shard, relative to the dataset's folder, as the system spells it."""
+    start: int = 0
+    """Its first byte in an archive, its row in a table."""
+    size: int = 0
+    """Its bytes; 0 in a table."""
+    block: int = 0
+    """The part of the file that is read at once to get it: the row group of a Parquet file."""
+
+
 @dataclass(frozen=True)
 class ImageRecord:
     """One image as it is stored, with its label, split and mask."""
@@ -72,6 +85,8 @@ class ImageRecord:
     """An image file, non-zero on the object."""
     fault: str = ""
     """Why the image cannot be used; empty for one that can or was not wanted."""
+    location: Location | None = None
+    """Where it is; None for one that cannot be used, or was wanted."""
 
 
 @dataclass
@@ -100,6 +115,8 @@ class DatasetReader(ABC):
     """Name of the column, or in a WebDataset of the .json's key, that holds the label; None is the usual one."""
     has_columns = True
     """Whether a column can hold the label; in an image folder the folders' names are the labels."""
+    reads_blocks = False
+    """Whether `read` reads and keeps all images of a block for one of them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -119,6 +136,13 @@ class DatasetReader(ABC):
     @abstractmethod
     def _records(self, wanted: Container[str] | None) -> Iterator[ImageRecord]:
         """The same; adds to `skipped`."""
+
+    def read(self, location: Location) -> bytes:
+        """The image file at a location that `records` gave.
+
+        Raises OSError, or ValueError, where it cannot be read any more.
+        """
+        return atomic.read_bounded(self.folder / location.file, LARGEST_FILE)
 
     def labels(self) -> dict[str, Label]:
         """The categories that the dataset itself names, by id: those of labels.json, else of the format, if any."""
@@ -160,6 +184,16 @@ class DatasetReader(ABC):
             return ImageRecord(key, category, split, None, fault=error.strerror or str(error))
         except ValueError:  # a zero byte, or half of a surrogate pair
             return ImageRecord(key, category, split, None, fault="no file can have this name")
+
+    def located(self, path: Path, category: str, split: str) -> ImageRecord:
+        """The same without its content."""
+        place = path.relative_to(self.folder)
+        key, category, split = map(valid_text, (place.as_posix(), category, split))
+        try:
+            size = path.stat().st_size
+        except (OSError, ValueError):  # it is read all the same where it is wanted, which says why it cannot be
+            size = 0
+        return ImageRecord(key, category, split, None, location=Location(str(place), size=size))
 
 
 def valid_text(text: str) -> str:

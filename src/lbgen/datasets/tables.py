@@ -9,6 +9,7 @@ mask    like image, non-zero on the object; the column called `mask`, if there i
 
 import json
 import mmap
+import os
 import struct
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,11 +27,13 @@ from lbgen.datasets.records import (
     LARGEST_FILE,
     ImageRecord,
     Label,
+    Location,
     ShardReader,
     listed_labels,
     no_such_column,
     valid_text,
 )
+from lbgen.datasets.table_blocks import KEPT_BYTES, BlockCache, file_in
 from lbgen.datasets.webdataset import split_of
 from lbgen.errors import UserError
 from lbgen.runs.parsing import Name, Text, checked, parse_json, read_json
@@ -76,19 +79,32 @@ def schema_of(path: Path) -> pa.Schema | None:
         return None
 
 
-def batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """The rows of a table in parts, checked: offsets of a damaged file would lead outside of its memory."""
-    for batch in _arrow_batches(path, columns) if path.suffix == ".arrow" else _parquet_batches(path, columns):
+def batches(path: Path, columns: list[str], block: int | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a table in parts, checked: offsets of a damaged file would lead outside of its memory.
+
+    block: only those of this row group of Parquet, or this batch of Arrow.
+    """
+    for batch in (_arrow_batches if path.suffix == ".arrow" else _parquet_batches)(path, columns, block):
         batch.validate(full=True)
         yield batch
 
 
-def _arrow_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def block_lengths(path: Path) -> list[int]:
+    """Rows of each row group of Parquet, or of each batch of Arrow."""
+    if path.suffix == ".arrow":
+        return [batch.num_rows for batch in pa.ipc.open_stream(_mapped(path))]
+    with path.open("rb") as stream:
+        metadata = pq.read_metadata(stream)
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+def _arrow_batches(path: Path, columns: list[str], block: int | None) -> Iterator[pa.RecordBatch]:
     """Raises ValueError for compressed batches, which `save_to_disk` does not write: they could have any size."""
     if any(map(_is_compressed, pa.ipc.MessageReader.open_stream(_mapped(path)))):
         raise ValueError("its batches are compressed; write it again with save_to_disk")
-    for batch in pa.ipc.open_stream(_mapped(path)):
-        yield batch.select(columns)
+    for number, batch in enumerate(pa.ipc.open_stream(_mapped(path))):
+        if block in (None, number):
+            yield batch.select(columns)
 
 
 def _is_compressed(message: pa.Message) -> bool:
@@ -130,7 +146,7 @@ def _mapped(path: Path) -> pa.BufferReader:
     return pa.BufferReader(pa.py_buffer(_memory(path)))
 
 
-def _parquet_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _parquet_batches(path: Path, columns: list[str], block: int | None) -> Iterator[pa.RecordBatch]:
     """One row at a time: a few bytes of a file can stand for many large rows.
 
     Raises ValueError for a row group that is far larger unpacked than the file.
@@ -138,7 +154,7 @@ def _parquet_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]
     # Without threads, see lbgen.datasets.index.read_parquet.
     with path.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
         content = _memory(path)
-        for group in range(file.num_row_groups):
+        for group in range(file.num_row_groups) if block is None else [block]:
             size = unpacked_size(content, file.metadata, group)
             if size > len(content) + MOST_UNPACKED:
                 raise ValueError(f"row group {group} grows to {size:,} bytes, far more than the file has")
@@ -244,14 +260,18 @@ class TableReader(ShardReader):
     def _shard_records(
         self, shard: Path, place: str, split: str, wanted: Container[str] | None
     ) -> Iterator[ImageRecord]:
-        columns, row = self._columns, 0
+        columns, row, name = self._columns, 0, os.fspath(shard.relative_to(self.folder))
+        places = (
+            Location(name, at, block=block) for block, rows in enumerate(block_lengths(shard)) for at in range(rows)
+        )
         for batch in batches(shard, [name for name in columns[:3] if name]):
             masks = batch[columns.mask] if columns.mask else pa.nulls(batch.num_rows)
             for image, label, mask in zip(batch[columns.image], batch[columns.label].to_pylist(), masks, strict=True):
-                (content, path), (mask_content, _) = _file(image), _file(mask)
+                (content, path), (mask_content, _) = file_in(image), file_in(mask)
                 # The number, because paths may repeat.
                 key = valid_text(f"{place}/{row}/{path}" if path else f"{place}/{row}")
                 row += 1
+                location = next(places, None)
                 if label in (None, -1, "") or content is None:
                     yield ImageRecord(key, "", split, None, fault="the row has no image or no label")
                 elif not isinstance(content, bytes) or not isinstance(mask_content, bytes | None):
@@ -261,7 +281,26 @@ class TableReader(ShardReader):
                 elif wanted is None or key in wanted:
                     yield ImageRecord(key, self.category_of(str(label)), split, content, mask_content)
                 else:
-                    yield ImageRecord(key, self.category_of(str(label)), split, None)
+                    yield ImageRecord(key, self.category_of(str(label)), split, None, location=location)
+
+    @property
+    def reads_blocks(self) -> bool:  # type: ignore[override]
+        """A small dataset is kept whole."""
+        sizes = (shard.stat().st_size for shard in self.shards)
+        return self.shards[0].suffix == ".parquet" and sum(sizes) > KEPT_BYTES
+
+    def read(self, location: Location) -> bytes:
+        try:
+            content, _ = file_in(self._blocks.column(self.folder / location.file, location.block)[location.start])
+        except UNREADABLE as error:
+            raise ValueError(str(error)) from error
+        if not isinstance(content, bytes):
+            raise ValueError("the row has no image")
+        return content
+
+    @cached_property
+    def _blocks(self) -> BlockCache:
+        return BlockCache(lambda path, block: batches(path, [self._columns.image], block))
 
 
 def columns_of(shard: Path, schema: pa.Schema, label_column: str | None = None) -> Columns:
@@ -317,9 +356,3 @@ def _holds_files(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _file(cell: pa.Scalar) -> tuple[bytes | None, str | None]:
-    """Content and path in an image's cell."""
-    value: Any = cell.as_py()
-    return (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)

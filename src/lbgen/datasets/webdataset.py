@@ -7,6 +7,7 @@ _info.json names the splits.
 
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Container, Iterator, Sequence
@@ -24,6 +25,7 @@ from lbgen.datasets.records import (
     LARGEST_FILE,
     LONGEST_LABEL,
     ImageRecord,
+    Location,
     ShardReader,
     valid_text,
 )
@@ -187,13 +189,22 @@ class WebDatasetReader(ShardReader):
             try:
                 with opened_tar(shard) as archive:
                     for sample in self._samples(archive, place):
-                        if record := self._record(archive, place, sample, split, wanted):
+                        if record := self._record(archive, shard, sample, split, wanted):
                             yield record
             except UserError:
                 raise
             except (tarfile.TarError, OSError, EOFError, ValueError) as error:
                 fault = valid_text(f"the shard cannot be read to its end ({error})")
                 yield ImageRecord(valid_text(place), "", split, None, fault=fault)
+
+    def read(self, location: Location) -> bytes:
+        if location.size > LARGEST_FILE:
+            raise ValueError(f"it has {location.size:,} bytes, more than the {LARGEST_FILE:,} that are read")
+        with (self.folder / location.file).open("rb", buffering=0) as stream:
+            content = os.pread(stream.fileno(), location.size, location.start)
+        if len(content) < location.size:
+            raise ValueError("the shard ends before the end of the image")
+        return content
 
     def _skip_missing_shards(self) -> None:
         """Count the shards that _info.json lists and the folder has not."""
@@ -255,9 +266,10 @@ class WebDatasetReader(ShardReader):
         return valid_text(str(value)).strip() if isinstance(value, str | int) else ""
 
     def _record(
-        self, archive: tarfile.TarFile, place: str, sample: Sample, split: str, wanted: Container[str] | None
+        self, archive: tarfile.TarFile, shard: Path, sample: Sample, split: str, wanted: Container[str] | None
     ) -> ImageRecord | None:
         """None for a sample without an image."""
+        place = shard.relative_to(self.folder).as_posix()
         extension = self._image_of(sample, place)
         if extension is None:
             return None
@@ -274,7 +286,8 @@ class WebDatasetReader(ShardReader):
             return ImageRecord(key, "", split, None, fault=kind)
         category = self.category_of(text)
         if wanted is not None and key not in wanted:
-            return ImageRecord(key, category, split, None)
+            location = Location(os.fspath(shard.relative_to(self.folder)), image.offset_data, image.size)
+            return ImageRecord(key, category, split, None, location=location)
         return ImageRecord(
             key, category, split, content_of(archive, image), content_of(archive, mask) if mask else None
         )

@@ -1,1 +1,1 @@
-"""What a backbone is worth: where it leans on texture, background and context."""
+"""What a backbone is worth: how it transfers to other data sets, and where it leans on texture and context."""

@@ -1,5 +1,6 @@
 """What a generation run can be told. The defaults are those of the paper."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ class ScreeningConfig(Settings):
     """Checks to make: label, quality, blank, duplicate, unsafe. An image that fails one is made again, from other
     noise."""
     screen_semantics: Place = "clip-vit-l-14"
-    """Language space that checks images: microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
+    """Language space that checks images: microworld, clip-vit-l-14, siglip-base, a hub id, a folder, or
+    open_clip:NAME/PRETRAINED."""
     screen_template: Template = "photo of {name}"
     """The text that stands for a category in the label check, with {name} where the category's name goes."""
     label_top_k: Count = 5
@@ -186,7 +188,8 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
     @classmethod
     def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """What suits the generator, and what the adapter was trained with, where its folder says so."""
-        trained = training.read(given["adapter"]) if given.get("adapter") else None
+        adapter = given.get("adapter")
+        trained = training.read(Path(os.path.expanduser(adapter))) if adapter else None
         suited = suited_settings(given.get("generator", cls.generator), given.get("revision"))
         return {**suited, **(trained_settings(trained) if trained else {})}
 

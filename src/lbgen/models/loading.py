@@ -40,11 +40,7 @@ def one_line(what: str, where: str) -> Iterator[None]:
     """The same for what is known to be readable: errors become one line, progress bars are off."""
     is_folder = os.path.isdir(where)  # Path.is_dir raises where a name is longer than the file system takes
     try:
-        with ExitStack() as stack:
-            for library in (diffusers_logging, transformers_logging):
-                if library.is_progress_bar_enabled():
-                    library.disable_progress_bar()
-                    stack.callback(library.enable_progress_bar)
+        with no_progress_bars():
             if is_folder:
                 refuse_redirections(Path(where))
             yield
@@ -58,6 +54,17 @@ def one_line(what: str, where: str) -> Iterator[None]:
         elif not is_folder:
             remedy = "check the connection; its weights must be safetensors, and not only of a variant such as fp16"
         raise UserError(f"{what} {file or where} cannot be loaded: {remedy} ({cause})") from error
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Within the context the libraries show none."""
+    with ExitStack() as stack:
+        for library in (diffusers_logging, transformers_logging):
+            if library.is_progress_bar_enabled():
+                library.disable_progress_bar()
+                stack.callback(library.enable_progress_bar)
+        yield
 
 
 def refuse_redirections(folder: Path) -> None:

@@ -27,6 +27,8 @@ THEME = {
 }
 """Placeholder colour in the drawing -> the CSS variable of the page that replaces it."""
 INK, MUTED, LINE, BASE, ALIGNED, CARD, DIVERSE = THEME
+SERIES = {f"#0a0a{number:02x}": f"series-{number}" for number in range(1, 9)}
+"""The same for up to eight things side by side."""
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -83,6 +85,61 @@ def share_map(
         return to_svg(figure)
 
 
+def radar(axes_names: Sequence[str], series: Sequence[Sequence[float]], low: float = 0.3) -> str:
+    """A radar chart: one closed line for each of up to 8 series, one spoke for each of three or more axes.
+
+    Each spoke has a scale of its own, from the smallest value of any series, at `low` of its length, to the largest;
+    both stand at its end. series: values in percent, in the order of the axes.
+    """
+    values = np.array(series)  # (S, A)
+    smallest, largest = values.min(axis=0), values.max(axis=0)
+    radius = low + (1 - low) * (values - smallest) / np.maximum(largest - smallest, 1e-9)
+    angle = np.pi / 2 - 2 * np.pi * np.arange(len(axes_names)) / len(axes_names)
+    spokes = np.stack([np.cos(angle), np.sin(angle)])  # (2, A)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _canvas(4.4, 3.6)
+        axes.set(xlim=(-1.75, 1.75), ylim=(-1.35, 1.35), aspect="equal")
+        axes.axis("off")
+        for ring in (low, (1 + low) / 2, 1):
+            axes.plot(*_closed(ring * spokes), color=LINE, linewidth=0.8)
+        for place, name in enumerate(axes_names):
+            x, y = spokes[:, place]
+            axes.plot([0, x], [0, y], color=LINE, linewidth=0.8)
+            side = "center" if abs(x) < 0.2 else "left" if x > 0 else "right"
+            scale = f"{smallest[place]:.1f} \N{EN DASH} {largest[place]:.1f}"
+            axes.text(1.08 * x, 1.14 * y + 0.05, name, color=INK, ha=side, va="center", fontsize=8)
+            axes.text(1.08 * x, 1.14 * y - 0.09, scale, color=MUTED, ha=side, va="center", fontsize=6.5)
+        for colour, each in zip(SERIES, radius, strict=False):
+            line = _closed(each * spokes)
+            axes.plot(*line, color=colour, linewidth=1.6, marker="o", markersize=2.5)
+            axes.fill(*line, color=colour, alpha=0.08, linewidth=0)
+        return to_svg(figure)
+
+
+def _closed(points: np.ndarray) -> np.ndarray:
+    """(2, A) points, then the first one again."""
+    return np.concatenate([points, points[:, :1]], axis=1)
+
+
+def curves(places: Sequence[str], series: Sequence[Sequence[tuple[float, float, float]]]) -> str:
+    """Up to 8 lines with intervals over named places.  series: (value, low, high) of every place, NaN for none."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _canvas(2.9, 1.9)
+        across = np.arange(len(places))
+        for number, (colour, each) in enumerate(zip(SERIES, series, strict=False)):
+            value, low, high = np.array(each).T
+            shifted = across + 0.06 * (number - (len(series) - 1) / 2)
+            axes.plot(shifted, value, color=colour, linewidth=1.6, marker="o", markersize=3)
+            axes.vlines(shifted, low, high, color=colour, linewidth=1.1)
+        axes.set_xticks(across, places)
+        axes.grid(axis="y", color=LINE, linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.locator_params(axis="y", nbins=4)
+        axes.tick_params(length=0)
+        axes.spines["left"].set_visible(False)
+        return to_svg(figure)
+
+
 def _label_cells(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
     axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
     axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
@@ -122,7 +179,7 @@ def to_svg(figure: Figure) -> str:
     svg = stream.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"|(<svg[^>]*?) height="[^"]*"', r"\1\2", svg, count=1)
-    for drawn, variable in THEME.items():
+    for drawn, variable in (THEME | SERIES).items():
         svg = svg.replace(drawn, f"var(--{variable})")
     return svg
 

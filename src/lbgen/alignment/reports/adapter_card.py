@@ -37,6 +37,7 @@ def write(adapter: Path, config: AlignConfig, vocabulary: Vocabulary) -> None:
         head=yaml.safe_dump(head(where if on_hub else None), sort_keys=False),
         base=base,
         base_repr=repr(base if on_hub else "GENERATOR"),
+        flag=base if on_hub or config.generator in GENERATORS else "GENERATOR",
         on_hub=on_hub,
         categories=len(vocabulary),
         has_loader=kind not in WITHOUT_LOADER,

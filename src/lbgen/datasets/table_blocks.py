@@ -1,0 +1,55 @@
+"""Single rows of a table, which a Parquet file gives in whole row groups only: those read last are kept."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+MOST_BYTES = 2**30
+"""Of one row group in memory."""
+KEPT_BYTES = 2**28
+"""Of all row groups that are kept, besides the last."""
+
+
+class Block(NamedTuple):
+    cells: Sequence[pa.Scalar]
+    size: int
+    """In bytes of memory; 0 where they are mapped from the file."""
+
+
+class BlockCache:
+    """The image columns of the row groups, or batches of Arrow, that were read last."""
+
+    def __init__(self, batches: Callable[[Path, int], Iterator[pa.RecordBatch]]) -> None:
+        """batches: of a file and the number of a block, its rows in parts of one column."""
+        self.batches = batches
+        self.kept: OrderedDict[tuple[Path, int], Block] = OrderedDict()
+
+    def column(self, path: Path, number: int) -> Sequence[pa.Scalar]:
+        """The cells of a block; raises ValueError for one that takes more than MOST_BYTES."""
+        block = self.kept.pop((path, number), None) or self._read(path, number)
+        self.kept[path, number] = block
+        while len(self.kept) > 1 and sum(each.size for each in self.kept.values()) > KEPT_BYTES:
+            self.kept.popitem(last=False)
+        return block.cells
+
+    def _read(self, path: Path, number: int) -> Block:
+        if path.suffix == ".arrow":  # mapped into memory
+            (batch,) = self.batches(path, number)
+            return Block(batch.column(0), 0)
+        cells: list[pa.Scalar] = []
+        size = 0
+        for batch in self.batches(path, number):
+            size += batch.nbytes
+            if size > MOST_BYTES:
+                raise ValueError(f"its row group has more than the {MOST_BYTES:,} bytes that are read at once")
+            cells += batch.column(0)
+        return Block(cells, size)
+
+
+def file_in(cell: pa.Scalar) -> tuple[bytes | None, str | None]:
+    """Content and path in an image's cell."""
+    value: Any = cell.as_py()
+    return (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)

@@ -1,0 +1,153 @@
+"""`lbgen compare`: backbones of several transfers side by side, with paired tests on the answers that were kept."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lbgen.errors import UserError
+from lbgen.evaluation.transfer.config import ANSWERS, COMPARISON, COMPARISON_PAGE, TRANSFER, CompareConfig
+from lbgen.evaluation.transfer.values import Value
+from lbgen.runs import atomic, identity, outputs
+from lbgen.runs.console import result, say
+from lbgen.runs.parsing import Name, Text, parse_json, read_json
+
+if TYPE_CHECKING:
+    from lbgen.evaluation.transfer.comparison import Difference, Measured
+
+REMEDY = "give the transfer.json that lbgen transfer wrote"
+
+
+@dataclass(frozen=True)
+class StoredDetails:
+    answers: Name
+
+
+@dataclass(frozen=True)
+class StoredTransfer:
+    """What is read of a transfer.json."""
+
+    backbones: dict[Name, dict[Name, dict[Name, Value]]]
+    details: dict[Name, dict[Name, dict[Name, StoredDetails]]] = field(default_factory=dict)
+    missing: dict[Name, Text] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison: the reference comes first."""
+
+    backbones: list[Measured]
+    differences: list[Difference]
+
+
+def compare(files: str | Path | Sequence[str | Path], config: CompareConfig | None = None) -> Compared:
+    """Compare the backbones of one or several transfers with the first one.
+
+    files: transfer.json of each, or their folders. Prints the tables; writes comparison.json and comparison.html if
+    `config.output` is given. Raises UserError for a file that is no transfer.json, and for a single backbone.
+
+    >>> import lbgen
+    >>> compared = lbgen.compare(["runs/base/transfer.json", "runs/aligned/transfer.json"])
+    """
+    config = config or CompareConfig()
+    given = [files] if isinstance(files, str | Path) else files
+    paths = [Path(os.path.expanduser(file)) for file in given]
+    paths = [path / TRANSFER if path.is_dir() else path for path in paths]
+    found = [(path, _read(path)) for path in paths]
+    if sum(len(content.backbones) for _, content in found) < 2:
+        raise UserError(f"{paths[0]}: a single backbone cannot be compared; give the transfer.json of another too")
+    if config.output:
+        atomic.ensure_writable(config.output)
+        outputs.ensure_own(config.output, _is_comparison(config.output), (COMPARISON, COMPARISON_PAGE), "compare")
+    return _compared(found, config)
+
+
+def _is_comparison(folder: Path) -> bool:
+    try:
+        content = parse_json(atomic.read_bytes(folder / COMPARISON))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"reference", "differences"} <= content.keys()
+
+
+def _read(path: Path) -> StoredTransfer:
+    try:
+        return read_json(atomic.read_bytes(path), StoredTransfer, str(path), REMEDY)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; {REMEDY}") from None
+
+
+def _compared(found: Sequence[tuple[Path, StoredTransfer]], config: CompareConfig) -> Compared:
+    from lbgen.evaluation.transfer.comparison import differences
+    from lbgen.evaluation.transfer.page import write_page
+    from lbgen.evaluation.transfer.tables import tables, text_of
+
+    measured = _measured(found)
+    compared = Compared(measured, differences(measured))
+    result(f"{tables(measured)}\n\n{text_of(compared.differences)}")
+    if config.output:
+        config.output.mkdir(parents=True, exist_ok=True)
+        content = comparison_content(compared, [path for path, _ in found])
+        atomic.write_text(config.output / COMPARISON, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        write_page(measured, compared.differences, config.output / COMPARISON_PAGE, content)
+        say(f"The page: {config.output / COMPARISON_PAGE}; every value: {config.output / COMPARISON}")
+    return compared
+
+
+def _measured(found: Sequence[tuple[Path, StoredTransfer]]) -> list[Measured]:
+    """Every backbone; one whose name another file has too is followed by its folder."""
+    from lbgen.evaluation.transfer.comparison import Measured
+
+    names = [name for _, content in found for name in content.backbones]
+    measured = []
+    for path, content in found:
+        for name, datasets in content.backbones.items():
+            shown = name if names.count(name) == 1 else f"{name} ({path.parent})"
+            values = {(dataset, method): value for dataset, each in datasets.items() for method, value in each.items()}
+            answers = {
+                (dataset, method): atomic.inside(path.parent, details.answers)
+                for dataset, each in content.details.get(name, {}).items()
+                for method, details in each.items()
+                if details.answers.startswith(f"{ANSWERS}/")
+            }
+            measured.append(Measured(shown, values, answers))
+    if twice := next((each.name for each in measured if [one.name for one in measured].count(each.name) > 1), None):
+        raise UserError(f"{twice}: given twice; name every transfer.json once")
+    return measured
+
+
+def comparison_content(compared: Compared, paths: Sequence[Path]) -> dict[str, Any]:
+    """The content of comparison.json."""
+    return {
+        "reference": compared.backbones[0].name,
+        "backbones": {each.name: _nested(each) for each in compared.backbones},
+        "differences": [plain(each) for each in compared.differences],
+        "made_with": {"files": list(map(str, paths)), "versions": list(identity.versions())},
+    }
+
+
+def _nested(one: Measured) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for (dataset, method), value in one.values.items():
+        found.setdefault(dataset, {})[method] = asdict(value)
+    return found
+
+
+def plain(difference: Difference) -> dict[str, Any]:
+    """A difference as JSON holds it."""
+    chances = {
+        name: value if math.isfinite(value := getattr(difference, name)) else None for name in ("p_value", "q_value")
+    }
+    return {
+        "backbone": difference.backbone,
+        "dataset": difference.dataset,
+        "method": difference.method,
+        **difference.estimate.to_json(),
+        **chances,
+        "test": difference.note,
+    }

@@ -1,0 +1,177 @@
+"""Paired tests of backbones: the same images, or the same draws of few images, answered by two of them.
+
+All images: the difference of the two values with a stratified bootstrap over the images, and the test of McNemar
+(exact) for accuracy. Its hypothesis is that on every image the two answers could be exchanged; for the mean per class
+the same hypothesis is tested by random exchanges. Few shots: Student's paired test over the draws.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
+
+from lbgen.evaluation.transfer.scores import BOOTSTRAP_SEED, score_right
+from lbgen.evaluation.transfer.stored import Answers, load_answers
+from lbgen.evaluation.transfer.values import Metric, Value
+from lbgen.metrics import intervals
+from lbgen.metrics.intervals import Estimate, benjamini_hochberg
+
+EXCHANGES = 9999
+"""Random exchanges; the smallest p-value is one divided by this plus one."""
+LIMITS = (-1.0, 1.0)
+
+Place = tuple[str, str]
+"""Data set and method."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that is known of one backbone."""
+
+    name: str
+    values: dict[Place, Value]
+    answers: dict[Place, Path]
+
+    def datasets(self, method: str) -> list[str]:
+        return [dataset for dataset, other in self.values if other == method]
+
+    def average(self, method: str, datasets: Sequence[str]) -> float:
+        """Mean of the values over data sets; NaN where one of them is missing."""
+        found = [self.values[dataset, method].value for dataset in datasets if (dataset, method) in self.values]
+        return sum(found) / len(found) if found and len(found) == len(datasets) else math.nan
+
+
+class Difference(NamedTuple):
+    """A backbone's value minus the reference's on one data set, or averaged over several."""
+
+    backbone: str
+    dataset: str
+    """AVERAGE for the mean over the data sets that both have."""
+    method: str
+    estimate: Estimate
+    p_value: float
+    """NaN where there is no test."""
+    q_value: float
+    """Adjusted for all tests of the comparison (Benjamini and Hochberg); NaN for an average."""
+    note: str
+    """Why there is no test; else which one."""
+
+
+AVERAGE = "average"
+
+
+def differences(measured: Sequence[Measured]) -> list[Difference]:
+    """Of every backbone but the first, which is the reference, with averages at the end of each method."""
+    reference, found = measured[0], []
+    for other in measured[1:]:
+        places = [place for place in other.values if place in reference.values]
+        for method in dict.fromkeys(method for _, method in places):
+            own = [
+                _difference(reference, other, dataset, method) for dataset, its_method in places if its_method == method
+            ]
+            found += own
+            if len(own) > 1:
+                found.append(_average(other.name, method, own))
+    tested = [place for place, each in enumerate(found) if each.dataset != AVERAGE and np.isfinite(each.p_value)]
+    adjusted = benjamini_hochberg(np.array([found[place].p_value for place in tested]))
+    for place, q_value in zip(tested, adjusted, strict=True):
+        found[place] = found[place]._replace(q_value=float(q_value))
+    return found
+
+
+def _difference(reference: Measured, other: Measured, dataset: str, method: str) -> Difference:
+    place = dataset, method
+    value = other.values[place].value - reference.values[place].value
+    metric = reference.values[place].metric
+    make = _untested(other.name, dataset, method, value)
+    if place not in reference.answers or place not in other.answers:
+        return make("no test: the answers are not there")
+    first, second = load_answers(reference.answers[place]), load_answers(other.answers[place])
+    if (
+        first.image != second.image
+        or not np.array_equal(first.label, second.label)
+        or metric != other.values[place].metric
+    ):
+        return make("no test: other test images")
+    if first.right.shape != second.right.shape:
+        return make("no test: other draws")
+    if method.partition("-")[2]:  # few shots
+        return Difference(
+            other.name, dataset, method, *paired_t(first, second, metric), math.nan, "paired t over draws"
+        )
+    estimate = difference_estimate(first.right[0], second.right[0], first.label, metric)
+    if metric == "accuracy":
+        return Difference(
+            other.name, dataset, method, estimate, mcnemar(first.right[0], second.right[0]), math.nan, "McNemar"
+        )
+    p_value = exchange_test(first.right[0], second.right[0], first.label)
+    return Difference(other.name, dataset, method, estimate, p_value, math.nan, "exchanges")
+
+
+def _untested(backbone: str, dataset: str, method: str, value: float) -> Callable[[str], Difference]:
+    estimate = Estimate(value, math.nan, math.nan)
+    return lambda note: Difference(backbone, dataset, method, estimate, math.nan, math.nan, note)
+
+
+def _average(backbone: str, method: str, each: Sequence[Difference]) -> Difference:
+    """The mean of differences on other images each, hence independent: their errors add up in squares."""
+    value = sum(one.estimate.value for one in each) / len(each)
+    error = math.sqrt(sum(one.estimate.standard_error**2 for one in each)) / len(each)
+    if not math.isfinite(error):
+        return _untested(backbone, AVERAGE, method, value)("no test: one of the data sets has none")
+    estimate = Estimate(value, value - 1.96 * error, value + 1.96 * error)
+    p_value = math.erfc(abs(value) / error / math.sqrt(2)) if error > 0 else 1.0
+    return Difference(backbone, AVERAGE, method, estimate, p_value, math.nan, "normal")
+
+
+# ---- tests ----
+
+
+def difference_estimate(
+    first: NDArray[np.bool_], second: NDArray[np.bool_], label: NDArray, metric: Metric
+) -> Estimate:
+    """Second minus first, with the interval of a bootstrap that redraws images.  All (N,)."""
+    if (first == second).all():  # every resample is zero; of so many images, fewer than 3 / N differ (rule of three)
+        half = -math.log(0.05) / len(label)
+        return Estimate(0.0, -half, half)
+    mean = intervals.mean if metric == "accuracy" else intervals.balanced_mean
+    return mean(second.astype(float) - first.astype(float), label, BOOTSTRAP_SEED, LIMITS)
+
+
+def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    """Two-sided exact p-value: of the images that one alone answers right, each has half of them expected.  (N,)."""
+    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
+    count = gained + lost
+    tail = sum(math.comb(count, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2**count)
+
+
+def exchange_test(first: NDArray[np.bool_], second: NDArray[np.bool_], label: NDArray) -> float:
+    """Two-sided p-value of the difference of means per class, by random exchanges of the answers on each image."""
+    _, place, counts = np.unique(label, return_inverse=True, return_counts=True)
+    differs = first != second
+    gain = (second.astype(float) - first.astype(float))[differs] / counts[place][differs]  # (M,)
+    observed = abs(gain.sum()) * (1 - intervals.ROUNDING)
+    rng, reached = np.random.default_rng(BOOTSTRAP_SEED), 0
+    for _ in range(EXCHANGES):
+        signs = rng.integers(0, 2, len(gain)) * 2 - 1
+        reached += abs(signs @ gain) >= observed
+    return (reached + 1) / (EXCHANGES + 1)
+
+
+def paired_t(first: Answers, second: Answers, metric: Metric) -> tuple[Estimate, float]:
+    """Mean difference over the draws with Student's interval, and the p-value of the paired t-test."""
+    pairs = zip(first.right, second.right, strict=True)
+    gains = np.array([score_right(b, first.label, metric) - score_right(a, first.label, metric) for a, b in pairs])
+    mean, count = float(gains.mean()), len(gains)
+    if count < 2:
+        return Estimate(mean, math.nan, math.nan), math.nan
+    error = float(gains.std(ddof=1)) / math.sqrt(count)
+    half = float(stdtrit(count - 1, 0.975)) * error
+    p_value = 2 * float(stdtr(count - 1, -abs(mean) / error)) if error > 0 else (1.0 if mean == 0 else 0.0)
+    return Estimate(mean, mean - half, mean + half), p_value

@@ -1,0 +1,93 @@
+"""Features of a data set's images, computed once for each backbone and kept on disk."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lbgen.errors import UserError
+from lbgen.models.backbones.backbone import Backbone
+from lbgen.runs import atomic
+from lbgen.runs.console import Progress
+
+PART = 4096
+"""Images in one file: what an interrupted run loses at most."""
+
+
+@dataclass
+class Seen(Dataset):
+    """The images of these rows as a backbone sees them."""
+
+    images: Any
+    rows: NDArray[np.int64]
+    transform: Callable[[Any], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Tensor:
+        return self.transform(self.images[int(self.rows[place])][0].convert("RGB"))
+
+
+class FeatureCache:
+    """A folder of features, float32, in files that are named by all that the features depend on."""
+
+    def __init__(self, folder: Path, batch_size: int, workers: Callable[[int], int]) -> None:
+        """workers: of a number of images, how many processes decode them."""
+        self.folder, self.batch_size, self.workers = folder, batch_size, workers
+
+    def features(
+        self, backbone: Backbone, images: Any, hashes: list[str], rows: NDArray[np.int64], name: str
+    ) -> Tensor:
+        """(N, D) on the CPU, of the images of these sorted rows; zeros for the others.  name: for the progress."""
+        parts = [rows[start : start + PART] for start in range(0, len(rows), PART)]
+        paths = [self._path(backbone, [hashes[row] for row in part.tolist()]) for part in parts]
+        found = [_read(path, len(part)) for path, part in zip(paths, parts, strict=True)]
+        done = sum(len(each) for each in found if each is not None)
+        with Progress(f"{name}: features", len(rows), "images", done=done, leave=False) as progress:
+            for index, part in enumerate(parts):
+                if found[index] is None:
+                    computed = self._compute(backbone, images, part, progress)
+                    if not np.isfinite(computed).all():
+                        raise UserError(f"{name}: the backbone's features are not finite; give another backbone")
+                    _write(paths[index], computed)
+                    found[index] = computed
+        columns = [each for each in found if each is not None]
+        all_rows = np.zeros((len(hashes), columns[0].shape[1]), np.float32)
+        all_rows[rows] = np.concatenate(columns)
+        return torch.from_numpy(all_rows)
+
+    def _compute(self, backbone: Backbone, images: Any, rows: NDArray[np.int64], progress: Progress) -> NDArray:
+        seen = Seen(images, rows, backbone.transform)
+        found = []
+        for batch in DataLoader(seen, self.batch_size, num_workers=self.workers(len(rows))):
+            found.append(backbone.features(batch).float().cpu().numpy())
+            progress.advance(len(batch))
+        return np.concatenate(found)
+
+    def _path(self, backbone: Backbone, hashes: list[str]) -> Path:
+        """By the weights and their preprocessing, the transform as it is written out, and the pixels of the images."""
+        identity = "\n".join([backbone.key, repr(backbone.transform), *hashes])
+        return self.folder / f"features-{sha256(identity.encode()).hexdigest()[:32]}.npy"
+
+
+def _read(path: Path, rows: int) -> NDArray | None:
+    """The features of so many rows; None where the file is missing or holds something else."""
+    try:
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)  # a wrong size is refused before it is read
+    except (OSError, ValueError):
+        return None
+    return stored if stored.dtype == np.float32 and stored.ndim == 2 and len(stored) == rows else None
+
+
+def _write(path: Path, features: NDArray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.replacing(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, features, allow_pickle=False)

@@ -1,0 +1,103 @@
+"""Multinomial logistic regression on frozen features, solved by L-BFGS.
+
+Minimised is what scikit-learn's LogisticRegression minimises: C * sum of cross-entropies + |weight|^2 / 2, where the
+bias has no penalty. With two categories scikit-learn has one row of weights, the difference of the two here.
+"""
+
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+COSTS = tuple(float(cost) for cost in 1 / np.logspace(5, -6, 45))
+"""The 45 values of C that are tried (SynCLR, arXiv 2312.17742), the strongest penalty first."""
+ITERATIONS = 1000
+"""Of L-BFGS, at most."""
+HISTORY = 10
+TOLERANCE = 1e-6
+"""Of the largest entry of the gradient of the mean loss; a step that is lost in rounding ends the search too."""
+
+
+class Classifier(NamedTuple):
+    weight: Tensor
+    """(K, D)"""
+    bias: Tensor
+    """(K,)"""
+
+    def predict(self, features: Tensor) -> Tensor:
+        """(N, D) features -> (N,) category indices."""
+        return (features.to(self.weight) @ self.weight.T + self.bias).argmax(dim=1)
+
+
+class Problem(NamedTuple):
+    """Training rows in coordinates in which L-BFGS needs few iterations, and whose solution is that of the rows.
+
+    Rows are centred, which the bias makes up for, and turned to their principal axes, which leaves the penalty as it
+    is. Axes without variance are left out: the penalty sets their weights to zero.
+    """
+
+    rows: Tensor
+    """(N, R)"""
+    label: Tensor
+    """(N,) category indices"""
+    categories: int
+    centre: Tensor
+    """(D,)"""
+    axes: Tensor
+    """(D, R), orthonormal columns"""
+
+    @classmethod
+    def of(cls, features: Tensor, label: Tensor, categories: int) -> Self:
+        centre = features.mean(dim=0)
+        rows = features - centre
+        if len(rows) > rows.shape[1]:
+            axes = torch.linalg.eigh(rows.T @ rows).eigenvectors
+        else:
+            _, lengths, turned = torch.linalg.svd(rows, full_matrices=False)
+            axes = turned[lengths > lengths[0] * torch.finfo(rows.dtype).eps * rows.shape[1]].T
+        return cls(rows @ axes, label, categories, centre, axes)
+
+    def start(self) -> Tensor:
+        """(K, R + 1) zeros: weights and bias on the axes."""
+        return self.rows.new_zeros(self.categories, self.rows.shape[1] + 1)
+
+    def classifier(self, solution: Tensor) -> Classifier:
+        """The solution for features as they are."""
+        weight = solution[:, :-1] @ self.axes.T
+        return Classifier(weight, solution[:, -1] - weight @ self.centre)
+
+
+def solve(problem: Problem, cost: float, start: Tensor | None = None) -> Tensor:
+    """Minimise the objective for one C from `start`, (K, R + 1); returns a tensor of the same shape.
+
+    The problem is convex: `start` decides only how soon the solution is reached. Every axis is stretched so that the
+    objective is about equally curved along all of them where all categories are equally probable.
+    """
+    penalty = (2 if problem.categories == 2 else 1) / (cost * len(problem.label))
+    stretch = (problem.rows.square().mean(dim=0) / problem.categories + penalty).rsqrt()  # (R,)
+    stretch = torch.cat([stretch, stretch.new_tensor([problem.categories**0.5])])  # (R + 1,)
+    rows = problem.rows * stretch[:-1]
+    stretched = ((problem.start() if start is None else start) / stretch).requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [stretched], max_iter=ITERATIONS, history_size=HISTORY, line_search_fn="strong_wolfe",
+        tolerance_grad=TOLERANCE, tolerance_change=torch.finfo(rows.dtype).eps,
+    )  # fmt: skip
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        solution = stretched * stretch
+        logits = torch.addmm(solution[:, -1], rows, stretched[:, :-1].T)  # (N, K)
+        loss = F.cross_entropy(logits, problem.label) + penalty / 2 * solution[:, :-1].square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return stretched.detach() * stretch
+
+
+def fit(features: Tensor, label: Tensor, categories: int, cost: float) -> Classifier:
+    """The classifier of (N, D) features and (N,) category indices below `categories`, for one C."""
+    problem = Problem.of(features, label, categories)
+    return problem.classifier(solve(problem, cost))

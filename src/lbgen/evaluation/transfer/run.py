@@ -1,0 +1,174 @@
+"""The transfer: read every data set, probe and fine-tune every backbone on it, write the table and the page.
+
+Torch is imported only once nothing is left to refuse without it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lbgen.configuration import saved
+from lbgen.configuration.yaml_lines import yaml_text
+from lbgen.errors import UserError
+from lbgen.evaluation.transfer.config import ANSWERS, CACHE, CONFIG, FREE, LOCK, PAGE, RESULTS, WRITTEN, TransferConfig
+from lbgen.evaluation.transfer.sets import sources
+from lbgen.evaluation.transfer.sets.sources import NotHere
+from lbgen.models.backbones import display_names, ensure_backbone, load_backbone
+from lbgen.runs import atomic, identity, outputs
+from lbgen.runs.console import device_name, is_verbose, result, say, table, warn
+from lbgen.runs.lock import locked
+
+if TYPE_CHECKING:
+    from lbgen.evaluation.transfer.measure import Prepared
+    from lbgen.evaluation.transfer.stored import Result
+
+
+@dataclass(frozen=True)
+class TransferResult:
+    """Where a transfer wrote its values."""
+
+    table: Path
+    """transfer.json"""
+    page: Path
+    next_command: str
+
+
+def transfer(backbones: str | Path | Sequence[str | Path], config: TransferConfig | None = None) -> TransferResult:
+    """Measure how backbones transfer to downstream data sets.
+
+    backbones: one or several; each a run of lbgen pretrain, a timm name, a timm folder, or ARCHITECTURE:FILE.
+
+    Writes transfer.json, report.html and the answers for every test image to `config.output`, and returns where they
+    are. Raises UserError for a backbone that cannot be loaded, for a set without train and test images, and for a
+    folder that holds other results.
+
+    >>> import lbgen
+    >>> result = lbgen.transfer("runs/pretrain", lbgen.TransferConfig(datasets=("digits",), output="runs/transfer"))
+    """
+    config = config or TransferConfig()
+    given = [os.fspath(name) for name in ([backbones] if isinstance(backbones, str | Path) else backbones)]
+    if not given:
+        raise UserError("no backbone is given; name one or more")
+    names = dict(zip(display_names(given), given, strict=True))
+    for name in given:
+        ensure_backbone(name)
+    datasets, missing = find_datasets(config)
+    folder = config.folder
+    atomic.ensure_writable(folder)
+    atomic.refuse_links(folder, WRITTEN)
+    places = [place for given in datasets.values() if (place := sources.place_of(given, Path(config.data)))]
+    outputs.ensure_outside(folder, places)
+    outputs.ensure_own(folder, is_of_transfer(folder), WRITTEN, "transfer")
+    if (folder / CONFIG).is_file():
+        saved.ensure_same(config, folder / CONFIG, ignore=FREE)
+    with locked(folder / LOCK, str(folder)):
+        return _measured(names, datasets, missing, config)
+
+
+def is_of_transfer(folder: Path) -> bool:
+    """Whether a folder was written by a transfer, which may have been interrupted, or whose cache was removed."""
+    return (folder / LOCK).exists() or ((folder / CONFIG).is_file() and (folder / RESULTS).is_dir())
+
+
+def find_datasets(config: TransferConfig) -> tuple[dict[str, str], dict[str, str]]:
+    """The sets that are there, by the names that are shown; and those that are not with the way to get them.
+
+    A set is shown as it was given, a path by its last folder. A line is said about each set that is not there.
+
+    Raises UserError for a name that nobody knows, for a set that is given twice and where none is there.
+    """
+    root, found, missing = Path(config.data), {}, {}
+    known = [sources.known_name(name) for name in config.datasets]
+    if twice := next((name for name in known if known.count(name) > 1), None):
+        raise UserError(f"--datasets {twice}: given twice; name every set once")
+    for name in config.datasets:
+        try:
+            sources.ensure_here(name, root)
+            found[shown_name(name, config.datasets)] = name
+        except NotHere as error:
+            missing[name] = str(error)
+    if not found:
+        raise nothing_here(missing)
+    for text in missing.values():
+        warn(text)
+    return found, missing
+
+
+def shown_name(name: str, names: Sequence[str]) -> str:
+    """The last folder of a path, or all of it where another one ends in the same folder."""
+    last = [Path(each).name for each in names]
+    return Path(name).name if last.count(Path(name).name) == 1 else name
+
+
+def nothing_here(missing: Mapping[str, str]) -> UserError:
+    """The refusal of a run without any data set."""
+    return UserError(
+        f"--datasets: none is there; add digits, which always is, or get one ({'; '.join(missing.values())})"
+    )
+
+
+def _measured(
+    names: dict[str, str], datasets: dict[str, str], missing: dict[str, str], config: TransferConfig
+) -> TransferResult:
+    import torch  # late, as are all that import it
+
+    from lbgen.evaluation.transfer.measure import Measurer, prepare
+    from lbgen.evaluation.transfer.output import write_transfer
+
+    # Say what is to be done, and note what it is done with.
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    say_opening(names, datasets, config, device_name(device))
+    for inner in (RESULTS, ANSWERS, CACHE):
+        (config.folder / inner).mkdir(parents=True, exist_ok=True)
+    saved.save(config, config.folder / CONFIG)
+
+    # Read every data set once.
+    prepared: list[Prepared] = []
+    for name, given in datasets.items():
+        try:
+            prepared.append(prepare(name, given, config))
+        except NotHere as error:
+            missing[name] = str(error)
+            if len(missing) == len(config.datasets):
+                raise nothing_here(missing) from None
+            warn(str(error))
+
+    # Measure every backbone on every set.
+    for name, place in names.items():
+        measurer = Measurer(name, load_backbone(place, device), config)
+        for dataset in prepared:
+            for found in measurer.results(dataset):
+                say_result(found)
+
+    # Write the table and the page.
+    written = write_transfer(list(names), prepared, missing, config)
+    result(written.shown)
+    say(f"The page: {config.folder / PAGE}; every value: {written.path}")
+    compare = f"lbgen compare {written.path} ANOTHER/transfer.json"
+    return TransferResult(written.path, config.folder / PAGE, f"open {config.folder / PAGE}; with others: {compare}")
+
+
+def say_opening(names: dict[str, str], datasets: dict[str, str], config: TransferConfig, device: str) -> None:
+    """What will be measured."""
+    shots = f"; few-shot: {', '.join(config.shots)}, {config.seeds} draws" if config.shots else ""
+    rows = [
+        *((f"backbone {name}", place) for name, place in names.items()),
+        ("data sets", ", ".join(datasets)),
+        ("methods", f"{', '.join(config.method)}{shots}"),
+        ("output", str(config.folder)),
+        ("device", device),
+    ]
+    say(table(rows))
+    if is_verbose():
+        say(f"versions: {', '.join(identity.versions())}\n{yaml_text(saved.plain(config))}")
+    if known := sum(1 for _ in (config.folder / RESULTS).glob("*.json")):
+        say(f"going on with {known} results that are there already")
+
+
+def say_result(found: Result) -> None:
+    interval = "" if found.low is None or found.high is None else f" ({100 * found.low:.1f} to {100 * found.high:.1f})"
+    say(f"{found.backbone}, {found.dataset}, {found.method}: {100 * found.value:.1f}{interval}")

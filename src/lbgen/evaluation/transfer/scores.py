@@ -1,0 +1,39 @@
+"""From answers to values: accuracy, or its mean over the categories, with 95% intervals."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from lbgen.evaluation.transfer.values import Metric
+from lbgen.metrics import intervals
+from lbgen.metrics.intervals import Estimate
+
+BOOTSTRAP_SEED = 0
+
+
+def score(prediction: NDArray, label: NDArray, metric: Metric) -> float:
+    """Share of right answers in [0, 1]: of all images, or the mean of the categories' shares.  Both (N,)."""
+    return score_right(prediction == label, label, metric)
+
+
+def score_right(right: NDArray[np.bool_], label: NDArray, metric: Metric) -> float:
+    """The same, from which answers are right.  Both (N,)."""
+    if metric == "accuracy":
+        return float(right.mean())
+    _, place, counts = np.unique(label, return_inverse=True, return_counts=True)
+    return float((np.bincount(place, right) / counts).mean())
+
+
+def estimate(prediction: NDArray, label: NDArray, metric: Metric) -> Estimate:
+    """The same with the interval of a stratified bootstrap over the test images."""
+    mean = intervals.mean if metric == "accuracy" else intervals.balanced_mean
+    return mean(np.equal(prediction, label).astype(float), label, BOOTSTRAP_SEED, (0, 1))
+
+
+def over_seeds(values: list[float], limits: intervals.Limits = (0, 1)) -> Estimate:
+    """Mean of one value a seed, with Student's interval for the mean; that of one seed is unknown."""
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return Estimate(mean, float("nan"), float("nan"))
+    half = float(stdtrit(count - 1, 0.975)) * float(np.std(values, ddof=1)) / count**0.5
+    return Estimate(mean, max(mean - half, limits[0]), min(mean + half, limits[1]))

@@ -1,0 +1,110 @@
+"""One pass over a data set before any backbone sees it: the label and the hash of the pixels of every image."""
+
+import os
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from lbgen.evaluation.transfer.sets.sources import Source
+from lbgen.runs import atomic
+from lbgen.runs.console import Progress
+
+SMALL = 2000
+"""Images of a set, up to which it is read without further processes."""
+BATCH = 64
+DIGEST = 32
+"""Bytes of a hash."""
+
+
+class Scan(NamedTuple):
+    label: NDArray[np.int64]
+    """(N,), -1 for an image that cannot be read."""
+    content: NDArray[np.uint8]
+    """(N, 32): SHA-256 of width, height and RGB pixels; zeros for an image that cannot be read."""
+    faults: dict[int, str]
+    """Row -> why it cannot be read."""
+
+    @property
+    def hashes(self) -> list[str]:
+        return [row.tobytes().hex() for row in self.content]
+
+
+class _Hashed(Dataset):
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> tuple[int, bytes, str]:
+        try:
+            image, label = self.images[row]
+            size = f"{image.width}x{image.height} ".encode()
+            return int(label), sha256(size + image.convert("RGB").tobytes()).digest(), ""
+        except Exception as error:  # Pillow raises exceptions of any kind for damaged files
+            return -1, bytes(DIGEST), " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def scan(source: Source, name: str, cache: Path, workers: int | None) -> Scan:
+    """Read every image of a set, or take what an earlier pass over the same files found from the folder `cache`."""
+    path = cache / f"scan-{_key(source)}.npy"
+    if (known := _read(path, len(source.keys))) is not None:
+        return known
+    loader = DataLoader(
+        _Hashed(source.images), batch_size=BATCH, num_workers=processes(len(source.keys), workers), collate_fn=list
+    )
+    found: list[tuple[int, bytes, str]] = []
+    with Progress(f"{name}: reading", len(source.keys), "images", leave=False) as progress:
+        for batch in loader:
+            found += batch
+            progress.advance(len(batch))
+    label = np.array([each[0] for each in found], dtype=np.int64)
+    content = np.frombuffer(b"".join(each[1] for each in found), np.uint8).reshape(-1, DIGEST)
+    faults = {row: fault for row, (_, _, fault) in enumerate(found) if fault}
+    if not faults:  # else it is read again next time, which says why
+        _write(path, np.concatenate([label[:, None].view(np.uint8), content], axis=1))
+    return Scan(label, content, faults)
+
+
+def _key(source: Source) -> str:
+    """Hash of what decides which pixels are read: names, order and the state of the files."""
+    return sha256("\n".join([source.fingerprint, *source.keys]).encode()).hexdigest()[:32]
+
+
+def _read(path: Path, rows: int) -> Scan | None:
+    """What `scan` wrote; None where there is nothing of this shape."""
+    try:
+        table = np.load(path, mmap_mode="r", allow_pickle=False)  # a wrong size is refused before it is read
+    except (OSError, ValueError):
+        return None
+    if table.shape != (rows, 8 + DIGEST) or table.dtype != np.uint8:
+        return None
+    return Scan(np.ascontiguousarray(table[:, :8]).view(np.int64)[:, 0], np.array(table[:, 8:]), {})
+
+
+def _write(path: Path, table: NDArray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.replacing(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, table, allow_pickle=False)
+
+
+def processes(images: int, workers: int | None) -> int:
+    """How many processes read the images, besides this one."""
+    if workers is not None:
+        return workers
+    return 0 if images <= SMALL else min(8, os.cpu_count() or 1)
+
+
+def data_sha256(source: Source, content: Sequence[str], rows: Iterable[NDArray[np.int64]], label: NDArray) -> str:
+    """Identity of a set as it is used: the pixels and the label of every image of train, val and test, in order."""
+    digest = sha256()
+    for part in rows:
+        digest.update(f"{len(part)}\n".encode())
+        for row in part.tolist():
+            digest.update(f"{content[row]} {label[row]} {source.categories[label[row]]}\n".encode())
+    return digest.hexdigest()

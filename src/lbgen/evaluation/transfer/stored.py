@@ -1,0 +1,133 @@
+"""What a transfer has found so far: one result and one table of answers for each backbone, data set and method.
+
+A result is written last, so where it exists all of it does. A run that finds it takes it over, if it was made of the
+same weights and images by the same versions.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lbgen.errors import UserError
+from lbgen.evaluation.transfer.config import ANSWERS, RESULTS
+from lbgen.evaluation.transfer.values import Metric
+from lbgen.runs import atomic
+from lbgen.runs.identity import Identity
+from lbgen.runs.parsing import Name, Whole, read_json
+
+SCHEMA = pa.schema(
+    [("image", pa.string()), ("key", pa.string()), ("label", pa.string()), ("prediction", pa.string())]
+    + [("draw", pa.int32())]
+)
+"""Of a table of answers: SHA-256 of the image's pixels, its name in the set, its category, the answer, and of few
+shots the number of the draw."""
+ORDER = ("draw", "image", "label", "key")
+"""Columns by which answers are sorted, so that those of two backbones can be compared."""
+HASHES = ("backbone", "data")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One value with what it was made of."""
+
+    backbone: Name
+    dataset: Name
+    method: Name
+    metric: Metric
+    value: float
+    low: float | None
+    high: float | None
+    """95% interval; None where there is one draw only."""
+    n_test: Whole
+    images: dict[Name, Whole]
+    """Number of images by use: train, val, and final, those that the tested classifier was fitted on."""
+    chosen: list[dict[Name, float]]
+    """Of every draw, the settings that were chosen, with their value on val."""
+    draws: list[float]
+    """The value of every draw."""
+    answers: Name
+    """File of the answers, relative to the folder of the transfer."""
+    identity: dict[Name, Any] = field(default_factory=dict)
+
+
+def name_of(backbone: str, dataset: str, method: str) -> str:
+    """Of the files of a result."""
+    return sha256("\n".join([backbone, dataset, method]).encode()).hexdigest()[:16]
+
+
+def load_result(folder: Path, name: str, identity: Identity) -> Result | None:
+    """The result of this name; None where there is none. UserError where it was made of something else."""
+    path = folder / RESULTS / f"{name}.json"
+    if not path.is_file():
+        return None
+    result = _read(path)
+    recorded = Identity.from_plain(dict(result.identity), HASHES, f"{path}, identity")
+    identity.ensure_same(recorded, f"{folder}, {result.method} of {result.backbone} on {result.dataset},")
+    return result
+
+
+def all_results(folder: Path) -> list[Result]:
+    return [_read(path) for path in sorted((folder / RESULTS).glob("*.json"))]
+
+
+def _read(path: Path) -> Result:
+    return read_json(atomic.read_bytes(path), Result, str(path))
+
+
+def save_result(folder: Path, result: Result, answers: pa.Table) -> None:
+    """Write the answers, then the result."""
+    for name in (RESULTS, ANSWERS):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    with atomic.replacing(folder / result.answers) as temporary, temporary.open("wb") as stream:
+        pq.write_table(answers, stream)
+    path = folder / RESULTS / f"{Path(result.answers).stem}.json"
+    atomic.write_text(path, json.dumps(asdict(result), indent=2, allow_nan=False) + "\n")
+
+
+def answer_table(
+    image: Sequence[str], key: Sequence[str], label: Sequence[str], predictions: Sequence[Sequence[str]]
+) -> pa.Table:
+    """image, key, label: of the test images.  predictions: of each draw, for the same images."""
+    draws = len(predictions)
+    return pa.table(
+        {
+            "image": list(image) * draws,
+            "key": list(key) * draws,
+            "label": list(label) * draws,
+            "prediction": [answer for each in predictions for answer in each],
+            "draw": np.repeat(np.arange(draws), len(image)),
+        },
+        schema=SCHEMA,
+    )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of one backbone on the test images, sorted by the image's pixels and label."""
+
+    image: tuple[str, ...]
+    label: NDArray[np.str_]
+    right: NDArray[np.bool_]
+    """(draws, N)"""
+
+
+def load_answers(path: Path) -> Answers:
+    """A table that `save_result` wrote. Raises UserError for another file."""
+    try:
+        with path.open("rb") as stream:
+            table = pq.read_table(stream, schema=SCHEMA).sort_by([(name, "ascending") for name in ORDER])
+        draws = int(table["draw"].to_numpy().max()) + 1
+        columns = {name: np.array(table[name].to_pylist(), dtype=str) for name in ("image", "label", "prediction")}
+        right = (columns["label"] == columns["prediction"]).reshape(draws, -1)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{path}: {error}; run lbgen transfer on that --output again") from None
+    count = right.shape[1]
+    return Answers(tuple(columns["image"][:count].tolist()), columns["label"][:count], right)

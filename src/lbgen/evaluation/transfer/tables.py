@@ -1,0 +1,73 @@
+"""Values and differences as text, one table for each method, as the paper shows them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lbgen.evaluation.transfer.comparison import AVERAGE, Difference, Measured
+
+
+def methods_of(measured: Sequence[Measured]) -> list[str]:
+    return list(dict.fromkeys(method for each in measured for _, method in each.values))
+
+
+def datasets_of(measured: Sequence[Measured], method: str) -> list[str]:
+    return list(dict.fromkeys(dataset for each in measured for dataset in each.datasets(method)))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of text."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    def text(self) -> str:
+        lines = [self.columns, *self.rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(self.columns))]
+        shown = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+        return "\n".join([self.title, *map(str.rstrip, shown)])
+
+
+def tables(measured: Sequence[Measured]) -> str:
+    """One table for each method: a line for each backbone, a column for each data set, the average last; in percent."""
+    return "\n\n".join(_table(measured, method).text() for method in methods_of(measured))
+
+
+def _table(measured: Sequence[Measured], method: str) -> Grid:
+    datasets = datasets_of(measured, method)
+    rows = []
+    for each in measured:
+        values = [each.values.get((dataset, method)) for dataset in datasets]
+        if any(values):
+            average = [each.average(method, datasets)] if len(datasets) > 1 else []
+            cells = [value.value if value else float("nan") for value in values]
+            rows.append([each.name, *(percent(value) for value in [*cells, *average])])
+    return Grid(f"{method}, %", ["", *datasets, *[AVERAGE] * (len(datasets) > 1)], rows)
+
+
+def text_of(found: Sequence[Difference]) -> str:
+    """Every difference from the reference in a line."""
+    rows = []
+    for each in found:
+        low, high = each.estimate.low, each.estimate.high
+        interval = f"{points(low)} to {points(high)}" if np.isfinite([low, high]).all() else ""
+        p_value = f"p {p_text(each.p_value)}" if np.isfinite(each.p_value) else ""
+        rows.append(
+            [each.backbone, each.method, each.dataset, points(each.estimate.value), interval, p_value, each.note]
+        )
+    return Grid("differences from the first backbone, points", ["", "", "", "", "", "", ""], rows).text()
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}" if np.isfinite(value) else "-"
+
+
+def points(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def p_text(p_value: float) -> str:
+    return f"{p_value:.3f}" if p_value >= 0.001 else f"{p_value:.1e}"

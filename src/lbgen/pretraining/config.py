@@ -1,0 +1,191 @@
+"""What a pre-training can be told. The defaults are the usual recipe of a ResNet-50 on ImageNet."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+
+from lbgen.configuration.ranges import (
+    Betas,
+    Count,
+    LearningRate,
+    NonNegative,
+    NonNegativeInt,
+    Place,
+    PositiveShare,
+    Range,
+    Seed,
+    Settings,
+    Share,
+    require,
+)
+from lbgen.configuration.recipes import TakesRecipes
+from lbgen.configuration.settings import Output, Precision
+
+Pair = Annotated[tuple[float, float], Range(lambda pair: 0 < pair[0] <= pair[1], "give two numbers above 0, in order")]
+BelowOne = Annotated[float, Range(lambda x: 0 <= x < 1, "give 0 (off) or a number below 1")]
+REFERENCE_BATCH = 256
+"""Images of the update that the learning rate is given for."""
+
+
+def parsed_argument(text: str) -> tuple[str, Any]:
+    """Name and value of NAME=VALUE, the value as YAML reads it; ValueError for anything else."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(text)
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ValueError(text) from None
+
+
+@dataclass(frozen=True)
+class Data(Settings):
+    """Data."""
+
+    weights: tuple[float, ...] = ()
+    """How often an epoch shows each image of each folder, in the order of the folders: 1 shows every image once, 2
+    twice, 0.5 a half of them and in the next epoch the other half. empty is 1 for all folders."""
+    label_column: str | None = None
+    """Column of a table or of a list of images, or key of a WebDataset's .json, that holds the label. none is `label`,
+    or the only column that can be it, and the .cls of a WebDataset."""
+    validation: Place | None = None
+    """Folder of images to validate on; of one with splits, its validation split. none holds out a share."""
+    held_out: Annotated[float, Range(lambda x: 0 <= x < 1, "give 0 (none) or a share below 1")] = 0.05
+    """Share of the images, in [0, 1), that is validated on instead of trained on, without a --validation. They are
+    chosen by a hash of their names, so that the same are held out of every run. 0 is none: nothing is validated."""
+
+
+@dataclass(frozen=True)
+class Model(Settings):
+    """Model."""
+
+    architecture: str = "resnet50"
+    """Name of any of timm's architectures, without pre-trained weights."""
+    model_arguments: tuple[str, ...] = ()
+    """Further arguments of timm.create_model, each as NAME=VALUE, such as patch_size=8."""
+    drop_path: BelowOne = 0.0
+    """Share of the residual branches, in [0, 1), that are left out at random (stochastic depth)."""
+    image_size: Annotated[int, Range(lambda n: 8 <= n <= 4096, "give 8 to 4096")] = 224
+    """Side in pixels of the images that the model sees, 8 to 4096."""
+    crop_share: PositiveShare = 0.875
+    """Share of the image's shorter side, in (0, 1], that validation sees, in the centre."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Further arguments of timm.create_model, by name."""
+        return dict(map(parsed_argument, self.model_arguments))
+
+
+@dataclass(frozen=True)
+class Duration(Settings):
+    """Duration and checkpoints."""
+
+    epochs: Count = 100
+    """Passes over the images, 1 or more."""
+    batch_size: Annotated[int, Range(lambda n: n >= 4, "give 4 or more")] = 256
+    """Images per update in each process, at most, 4 or more. The updates of an epoch have equally many, but for one."""
+    checkpoint_every: Count = 2000
+    """Updates between checkpoints, besides the one after every epoch."""
+    seed: Seed = 0
+    """Seed of all randomness: weights, order, augmentation."""
+
+
+@dataclass(frozen=True)
+class Optimiser(Settings):
+    """Optimiser."""
+
+    optimizer: str = "sgd"
+    """Any of timm's optimisers, such as sgd, adamw or lamb."""
+    learning_rate: LearningRate = 0.1
+    """Highest learning rate of an update of 256 images. It is multiplied by the images of an update / 256."""
+    minimum_learning_rate: NonNegative = 0.0
+    """Learning rate at the end, multiplied in the same way."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up. step divides it by 10 at 30, 60 and 90% of the epochs."""
+    warmup_epochs: NonNegativeInt = 5
+    """Epochs in which the learning rate rises to its highest, at most all but one."""
+    momentum: BelowOne = 0.9
+    """Momentum of optimisers that have one."""
+    betas: Betas = (0.9, 0.999)
+    """Betas of optimisers that have them, in [0, 1)."""
+    weight_decay: NonNegative = 5e-5
+    """Weight decay; biases and norms have none."""
+    layer_decay: PositiveShare = 1.0
+    """Factor, in (0, 1], on the learning rate from each layer to the one before; 1 is off."""
+    max_grad_norm: NonNegative = 0.0
+    """The gradient is clipped to this norm; 0 does not clip it."""
+    loss: Literal["cross-entropy", "binary"] = "cross-entropy"
+    """Cross-entropy over the categories, or binary cross-entropy of each category."""
+    label_smoothing: BelowOne = 0.1
+    """Share of the label, in [0, 1), that is spread over all categories."""
+    ema_decay: BelowOne = 0.0
+    """Decay per update, in [0, 1), of the moving average of the weights, which is then validated and saved; 0 is off.
+    It is lower in the first updates."""
+
+
+@dataclass(frozen=True)
+class Augmentation(Settings):
+    """Augmentation."""
+
+    crop_area: Pair = (0.08, 1.0)
+    """Smallest and largest share of the image's area that a random crop has."""
+    crop_ratio: Pair = (0.75, 4 / 3)
+    """Smallest and largest ratio of width to height of a random crop."""
+    flip: Share = 0.5
+    """Share of the images that are mirrored."""
+    color_jitter: NonNegative = 0.0
+    """Strength of random changes of brightness, contrast and saturation; 0 is off. RandAugment takes their place."""
+    auto_augment: str | None = None
+    """RandAugment, AugMix or AutoAugment in timm's notation, such as rand-m9-mstd0.5-inc1; none is off."""
+    interpolation: Literal["bilinear", "bicubic", "random"] = "bilinear"
+    """How images are resized; random chooses one of the two for each training image."""
+    random_erasing: Share = 0.0
+    """Share of the images of which a random rectangle is filled with noise."""
+    mixup: NonNegative = 0.0
+    """Alpha of mixup; 0 is off."""
+    cutmix: NonNegative = 0.0
+    """Alpha of CutMix; 0 is off. Where both are on, each batch has one of them."""
+    mix_probability: Share = 1.0
+    """Share of the batches that are mixed."""
+
+
+@dataclass(frozen=True)
+class Running(Precision):
+    """Running."""
+
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Precision of the computation; weights are kept in fp32. fp16 needs a GPU."""
+    channels_last: bool = False
+    """Keep images with their channels last, which is faster for convolutions on a GPU."""
+    compile: bool = False
+    """Compile the model with torch.compile. This takes minutes at the start."""
+    workers: NonNegativeInt = 4
+    """Processes that decode and augment images, for each process that trains; 0 is none besides it."""
+    logger: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
+    """Where losses and accuracies are logged, besides metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig(  # dataclasses put the fields of the last base first
+    Running, Augmentation, Optimiser, Duration, Model, Data, Output, TakesRecipes
+):
+    """Everything that a pre-training can be told."""
+
+    VERB: ClassVar = "pretrain"
+    MOST_USED: ClassVar = ("architecture", "output", "epochs", "batch_size", "validation", "seed")
+
+    output: str = "runs/pretrain"
+    """Run folder. It is made if missing; a run of the same configuration on the same data in it is resumed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "weights", all(weight > 0 for weight in self.weights), "give numbers above 0")
+        try:
+            names = [name for name, _ in map(parsed_argument, self.model_arguments)]
+        except ValueError:
+            names = ["", ""]
+        taken = {"pretrained", "num_classes", "checkpoint_path", "drop_path_rate", "img_size"}
+        fits = len(names) == len(set(names)) and not taken & set(names)
+        remedy = f"give NAME=VALUE, each name once and none of {', '.join(sorted(taken))}"
+        require(self, "model_arguments", fits, remedy)

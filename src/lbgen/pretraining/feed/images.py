@@ -1,0 +1,221 @@
+"""Batches of decoded and augmented images, made by worker processes with timm's transforms.
+
+The augmentation of an image follows from (seed, epoch, key of the image, how often it was seen in this epoch) alone, so
+it is the same in whichever process and batch the image comes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from lbgen.datasets.decode import picture_of
+from lbgen.errors import UserError
+from lbgen.pretraining.config import PretrainConfig
+from lbgen.pretraining.feed.catalogue import Catalogue, Sources
+from lbgen.pretraining.feed.order import Numbers, image_of
+
+PREFETCHED = 3
+"""Batches that each worker makes ahead."""
+MOST_BROKEN = 50
+"""Broken images in one batch at which a run gives up."""
+
+
+class Request(NamedTuple):
+    """The images of one batch."""
+
+    numbers: Numbers
+    """Of images in training as `epoch_batches` gives them, in validation counted over its catalogues."""
+    epoch: int | None
+    """None in validation."""
+
+
+class Batch(NamedTuple):
+    images: Tensor
+    """(B, 3, H, W) uint8."""
+    labels: Tensor
+    """(B,) int64; -1 in validation for an image that cannot be decoded."""
+    faults: tuple[str, ...]
+    """Of images that cannot be decoded: place and cause."""
+
+
+class Images(Dataset[Batch]):
+    """The images of a run by request, for training and for validation."""
+
+    def __init__(self, sources: Sources, config: PretrainConfig, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.sources, self.seed, self.side = sources, config.seed, config.image_size
+        self.total = sum(map(len, sources.training))
+        self.training_ends = np.cumsum([len(each) for each in sources.training])
+        self.validation_ends = np.cumsum([len(each) for each in sources.validation])
+        self.augment, self.centre = transforms(config, mean, std)
+
+    def __getitem__(self, request: Request) -> Batch:
+        shape = (len(request.numbers), 3, self.side, self.side)
+        images, labels = torch.empty(shape, dtype=torch.uint8), torch.empty(shape[0], dtype=torch.int64)
+        if get_worker_info() is not None:  # as torch's own collate function: no copy on the way out of the worker
+            images.share_memory_()
+        faults: list[str] = []
+        if request.epoch is None:
+            for place, number in enumerate(request.numbers):
+                images[place], labels[place] = self._validated(int(number), faults)
+        else:
+            for place, (number, seen) in enumerate(zip(*image_of(request.numbers, self.total), strict=True)):
+                images[place], labels[place] = self._augmented(int(number), int(seen), request.epoch, faults)
+        return Batch(images, labels, tuple(faults))
+
+    def _augmented(self, number: int, seen: int, epoch: int, faults: list[str]) -> tuple[Tensor, int]:
+        """One training image; in the place of a broken one the next that is not."""
+        for attempt in range(min(MOST_BROKEN, self.total)):
+            catalogue, row = _found(self.sources.training, self.training_ends, (number + attempt) % self.total)
+            picture = decoded(catalogue, row, self.side)
+            if isinstance(picture, Image.Image):
+                seed_augmentation(self.seed, epoch, int(catalogue.key[row]), seen)
+                return self.augment(picture), int(catalogue.label[row])
+            faults.append(picture)
+        return torch.zeros(3, self.side, self.side, dtype=torch.uint8), 0  # the run gives up
+
+    def _validated(self, number: int, faults: list[str]) -> tuple[Tensor, int]:
+        catalogue, row = _found(self.sources.validation, self.validation_ends, number)
+        picture = decoded(catalogue, row, self.side)
+        if isinstance(picture, Image.Image):
+            return self.centre(picture), int(catalogue.label[row])
+        faults.append(picture)
+        return torch.zeros(3, self.side, self.side, dtype=torch.uint8), -1
+
+
+def transforms(config: PretrainConfig, mean: Sequence[float], std: Sequence[float]) -> tuple[Any, Any]:
+    """timm's transforms of a picture to (3, H, W) uint8, in training and in validation."""
+    shared: dict[str, Any] = {
+        "input_size": config.image_size,
+        "mean": tuple(mean),
+        "std": tuple(std),
+        "use_prefetcher": True,
+    }
+    resized = "bicubic" if config.interpolation == "random" else config.interpolation
+    try:
+        augment: Any = create_transform(
+            is_training=True,
+            scale=config.crop_area,
+            ratio=config.crop_ratio,
+            hflip=config.flip,
+            color_jitter=config.color_jitter or None,  # type: ignore[arg-type]
+            auto_augment=config.auto_augment,
+            interpolation=config.interpolation,
+            **shared,
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UserError(
+            f"--auto-augment {config.auto_augment}: timm does not know this notation; give one such as "
+            "rand-m9-mstd0.5-inc1, original or augmix-m3-w3"
+        ) from error
+    for step in augment.transforms:
+        keep_one_bit(step)
+    return augment, create_transform(crop_pct=config.crop_share, interpolation=resized, **shared)
+
+
+def keep_one_bit(step: Any) -> None:
+    """Let timm's posterisation keep one bit or more: at the highest level it keeps none, which Pillow 13 refuses."""
+    policies = [getattr(step, "ops", []), *getattr(step, "policy", [])]
+    for op in itertools.chain(*policies):
+        if op.name.startswith("Posterize"):
+            op.aug_fn = posterized
+
+
+def posterized(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    return ImageOps.posterize(image, max(1, bits)) if bits < 8 else image
+
+
+def decoded(catalogue: Catalogue, row: int, side: int) -> Image.Image | str:
+    """The picture in RGB, or where it is and why it cannot be decoded."""
+    location = catalogue.location(row)
+    try:
+        picture = picture_of(catalogue.reader.read(location), side)
+    except (OSError, ValueError) as error:
+        picture = str(error)
+    if isinstance(picture, Image.Image):
+        return picture
+    return f"{catalogue.folder / location.file}{f', at {location.start:,}' if location.start else ''}: {picture}"
+
+
+def seed_augmentation(*key: int) -> None:
+    """Seed every generator that timm's transforms draw from."""
+    seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+
+
+def _found(catalogues: Sequence[Catalogue], ends: Numbers, number: int) -> tuple[Catalogue, int]:
+    """The catalogue that holds an image, by its number over all catalogues, and its row there."""
+    which = int(np.searchsorted(ends, number, side="right"))
+    return catalogues[which], number - (int(ends[which - 1]) if which else 0)
+
+
+# ---- worker processes ----
+
+
+class Requests(Sampler[Request]):
+    """What the loader loads next; replaced before it is iterated."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.requests)
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+
+class Feed:
+    """Batches in the order of requests, from the same workers for training and validation."""
+
+    def __init__(self, images: Images, workers: int, pinned: bool) -> None:
+        """pinned: whether batches lie in pinned memory, from where they are copied to a GPU in the background."""
+        self.requests = Requests()
+        more: dict[str, Any] = {"prefetch_factor": PREFETCHED, "persistent_workers": True} if workers else {}
+        self.loader: DataLoader[Batch] = DataLoader(
+            images, batch_size=None, sampler=self.requests, collate_fn=_unchanged, num_workers=workers,
+            pin_memory=pinned, worker_init_fn=_heed_no_signals, **more,
+        )  # fmt: skip
+
+    def batches(self, requests: list[Request]) -> Iterator[Batch]:
+        """Raises UserError if a worker process dies, mostly because memory ran out."""
+        self.requests.requests = requests
+        batches = iter(self.loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                cause = " ".join(str(error).split())[:150]
+                raise UserError(
+                    f"a process that loads images ended ({cause}); give fewer --workers and start again, the run goes "
+                    "on from its checkpoint"
+                ) from error
+            yield batch
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _heed_no_signals(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the training process alone decides what follows."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,325 @@
+"""`lbgen pretrain`: from labelled images to a backbone of timm.
+
+This file says which runs begin; it imports torch only for those that do. loop.py trains.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lbgen.configuration import saved
+from lbgen.configuration.yaml_lines import yaml_text
+from lbgen.datasets.open import open_dataset
+from lbgen.errors import Interrupted, UserError
+from lbgen.pretraining.config import PretrainConfig
+from lbgen.pretraining.feed.catalogue import Catalogue, Sources, read_sources
+from lbgen.runs import atomic, identity, outputs
+from lbgen.runs.console import counted, device_name, is_verbose, say, table
+from lbgen.runs.parsing import Name, Whole, read_json
+from lbgen.runs.signals import noted_signals
+from lbgen.runs.storage import storage_errors
+from lbgen.training import metrics, processes
+from lbgen.training.loggers import ensure_logger, start_logger
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from lbgen.pretraining.state import TrainingState
+
+CONFIG, MODEL_CONFIG, METRICS, CHECKPOINT = "config.yaml", "config.json", "metrics.jsonl", "checkpoint.pt"
+BACKBONE = "backbone.safetensors"
+WRITTEN = (BACKBONE, CHECKPOINT, CONFIG, MODEL_CONFIG, "logs", METRICS)
+"""Files and folders that a run writes in its folder."""
+MAY_CHANGE = ("output", "workers", "checkpoint_every", "logger")
+"""Fields that may differ when a run is resumed."""
+FINISHING = "this update, or the validation of this epoch, and saving a checkpoint"
+"""What a run does before it ends at a signal."""
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    output: Path
+    """The run folder."""
+    backbone: Path
+    """The weights, for `timm.create_model(architecture, num_classes=N, checkpoint_path=...)`."""
+    epoch: int
+    """The epoch that they are of: the best on the validation images, counted from 1."""
+    top1: float | None
+    """Its accuracy there; None without validation images."""
+
+
+def pretrain(directories: str | Path | Sequence[str | Path], config: PretrainConfig | None = None) -> PretrainResult:
+    """Train a classifier on labelled images; continue where the run folder stands.
+
+    directories: one dataset folder or several: image folders, WebDatasets, tables. Categories with the same id are one.
+
+    Writes backbone.safetensors, timm's config.json, metrics.jsonl and a checkpoint to `config.output`. Raises UserError
+    for a mistake of the user, and Interrupted at a signal, after saving a checkpoint.
+
+    >>> import lbgen
+    >>> config = lbgen.PretrainConfig.from_recipe("micro", output="runs/backbone", epochs=2)
+    >>> result = lbgen.pretrain("data/toy", config)
+    """
+    config = config or PretrainConfig()
+    folders = dataset_folders(directories)
+    ensure_can_begin(folders, config)
+    with storage_errors(f"--output {config.folder}"), processes.lock(config.folder):
+        ensure_same_config(config)
+        sources = ready_sources(folders, config)
+        return begin(config, folders, sources)
+
+
+# ---- what may begin ----
+
+
+def dataset_folders(directories: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The folders, each once."""
+    given = [directories] if isinstance(directories, str | Path) else directories
+    folders = [Path(os.path.expanduser(directory)) for directory in given]
+    if not folders:
+        raise UserError("no dataset folder is given; name one or more")
+    real = [folder.resolve() for folder in folders]
+    if twice := next((folder for folder in folders if real.count(folder.resolve()) > 1), None):
+        raise UserError(f"{twice}: given twice; name every dataset folder once, and raise its --weights")
+    return folders
+
+
+def ensure_can_begin(folders: Sequence[Path], config: PretrainConfig) -> None:
+    """Refuse all that can be refused without reading the index of a dataset."""
+    validation = [Path(config.validation)] if config.validation else []
+    for folder in (*folders, *validation):
+        open_dataset(folder, config.label_column)
+    if config.weights and len(config.weights) != len(folders):
+        raise UserError(
+            f"--weights: {counted(len(config.weights), 'number')} for {counted(len(folders), 'folder')}; give one each"
+        )
+    atomic.ensure_writable(config.folder)
+    atomic.refuse_links(config.folder, WRITTEN)
+    outputs.ensure_outside(config.folder, [*folders, *validation])
+    outputs.ensure_own(config.folder, (config.folder / CONFIG).exists(), WRITTEN, "pretrain")
+    ensure_same_config(config)
+    processes.refuse_engines("pretrain")
+    ensure_logger(config.logger)
+
+
+def ensure_same_config(config: PretrainConfig) -> None:
+    if (config.folder / CONFIG).exists():
+        saved.ensure_same(config, config.folder / CONFIG, ignore=MAY_CHANGE)
+
+
+def ready_sources(folders: Sequence[Path], config: PretrainConfig) -> Sources:
+    """The images of the run; refuses a run folder that was begun with others, and too few images."""
+    validation = Path(config.validation) if config.validation else None
+    sources = read_sources(folders, config.label_column, validation, config.held_out)
+    images = sum(map(len, sources.training))
+    if any(not len(catalogue) for catalogue in sources.training) or images < 4:
+        raise UserError(f"{folders[0]}: {counted(images, 'image')} to train on; give more, or a smaller --held-out")
+    ensure_same_data(config, data_identity(folders, sources, config))
+    return sources
+
+
+def data_identity(folders: Sequence[Path], sources: Sources, config: PretrainConfig) -> dict[str, Any]:
+    """What the run is trained and validated on, for config.json."""
+    weights = config.weights or [1.0] * len(folders)
+    names = [folder.resolve().name for folder in folders]
+    labels = [f"{name}-{number + 1}" if names.count(name) > 1 else name for number, name in enumerate(names)]
+    described = {
+        label: {"index_sha256": catalogue.sha256, "images": len(catalogue), "weight": weight}
+        for label, catalogue, weight in zip(labels, sources.training, weights, strict=True)
+    }
+    held_out = config.validation is None
+    hashes = [] if held_out else [catalogue.sha256 for catalogue in sources.validation]
+    tested = {"images": sum(map(len, sources.validation)), "held_out": held_out, "index_sha256": hashes}
+    return {"data": described, "validation_data": tested}
+
+
+@dataclass(frozen=True)
+class StoredData:
+    index_sha256: Name | list[Name]
+    images: Whole
+
+
+@dataclass(frozen=True)
+class StoredIdentity:
+    """What config.json says of the data."""
+
+    data: dict[Name, StoredData]
+    validation_data: StoredData
+
+
+def ensure_same_data(config: PretrainConfig, now: dict[str, Any]) -> None:
+    """Refuse to go on with other images than the run was begun with; folders may have moved."""
+    path = config.folder / MODEL_CONFIG
+    if not path.exists():
+        return
+    then = read_json(atomic.read_bytes(path), StoredIdentity, str(path))
+    earlier = [(each.index_sha256, each.images) for each in (*then.data.values(), then.validation_data)]
+    present = [(each["index_sha256"], each["images"]) for each in (*now["data"].values(), now["validation_data"])]
+    if earlier != present:
+        names = [*now["data"], "the validation set"]
+        differing = [name for name, a, b in zip(names, earlier, present, strict=False) if a != b]
+        raise UserError(
+            f"{config.folder} was begun with other images ({', '.join(differing) or 'other folders'} differ); give the "
+            "same folders in the same order and with the same content, or choose another --output"
+        )
+
+
+# ---- the run ----
+
+
+def begin(config: PretrainConfig, folders: Sequence[Path], sources: Sources) -> PretrainResult:
+    """Train from the checkpoint, or from the start; a finished run only says what it has."""
+    from accelerate.utils import DistributedDataParallelKwargs  # late, as are all that import torch
+
+    from lbgen.pretraining.loop import kept_randomness, train
+
+    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    accelerator = processes.start_accelerator(config.precision, config.logger, config.folder, handlers)
+    signals = noted_signals(FINISHING if accelerator.is_main_process else "")
+    with kept_randomness(), signals as received:
+        state = make_state(config, sources, accelerator)
+        if accelerator.is_main_process:
+            say_opening(config, folders, sources, state, device_name(accelerator.device))
+        if state.progress.epoch < config.epochs:
+            course = make_course(state, sources, received)
+            prepare_folder(state, folders, sources)
+            start_logger(config.logger, config.folder, saved.plain(config), accelerator)
+            with device_errors(config):
+                train(state, course)
+            accelerator.end_training()
+    best = state.progress.best
+    backbone = config.folder / BACKBONE
+    if accelerator.is_main_process:
+        say(closing(config, state, backbone))
+    if received:
+        raise Interrupted(received[0], f"{config.folder} is finished; the backbone is in {backbone}")
+    return PretrainResult(config.folder, backbone, best.epoch, best.top1 if sources.validation else None)
+
+
+@contextmanager
+def device_errors(config: PretrainConfig) -> Iterator[None]:
+    """Turn a lack of memory on the GPU into a message for the user."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"--batch-size {config.batch_size}: the GPU's memory ran out; choose another --output and a smaller "
+            "--batch-size, or --precision bf16"
+        ) from error
+
+
+def make_state(config: PretrainConfig, sources: Sources, accelerator: Accelerator) -> TrainingState:
+    """A new state, or that of the checkpoint."""
+    import torch
+
+    from lbgen.pretraining.feed.order import updates_per_epoch
+    from lbgen.pretraining.state import Progress, TrainingState, read_checkpoint
+
+    count, path = accelerator.num_processes, config.folder / CHECKPOINT
+    progress, tensors = Progress(count), None
+    if path.exists():
+        progress, tensors = read_checkpoint(path)
+        if progress.processes != count:
+            raise UserError(
+                f"{config.folder} was begun with {counted(progress.processes, 'process')}, this run has {count}; start "
+                f"{progress.processes}, or choose another --output"
+            )
+    weights = config.weights or [1.0] * len(sources.training)
+    updates = updates_per_epoch([len(each) for each in sources.training], weights, config.batch_size * count)
+    if accelerator.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # images have one size, and batches two
+    state = TrainingState(config, len(sources.categories), updates, progress, accelerator)
+    if tensors is not None:
+        state.load(tensors)
+    state.schedule.step_update(state.step)
+    return state
+
+
+def make_course(state: TrainingState, sources: Sources, signals: list[int]) -> Any:
+    from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+    from lbgen.pretraining.feed.images import Feed, Images
+    from lbgen.pretraining.loop import Course
+
+    images = Images(sources, state.config, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    on_gpu = state.accelerator.device.type == "cuda"
+    return Course(sources, Feed(images, state.config.workers, on_gpu), signals)
+
+
+def prepare_folder(state: TrainingState, folders: Sequence[Path], sources: Sources) -> None:
+    """Write the configuration and timm's; remove lines of updates that will be made again."""
+    from lbgen.pretraining.export import write_model_config
+
+    config = state.config
+    if state.accelerator.is_main_process:
+        with atomic.making(config.folder):
+            saved.save(config, config.folder / CONFIG)
+        write_model_config(state.model, config, sources, data_identity(folders, sources, config))
+        metrics.drop_lines_after(config.folder / METRICS, state.step if state.step else -1)
+    state.accelerator.wait_for_everyone()
+
+
+# ---- what is said ----
+
+
+def say_opening(
+    config: PretrainConfig, folders: Sequence[Path], sources: Sources, state: TrainingState, device: str
+) -> None:
+    """What the run will do, and where it goes on if it was begun before."""
+    count = state.accelerator.num_processes
+    each = f" ({count} processes of {config.batch_size})" if count > 1 else ""
+    rows = [
+        *described_data(config, folders, sources),
+        ("architecture", described_model(config, state)),
+        ("update", f"{counted(state.images_per_update, 'image')} at most{each}"),
+        ("epochs", f"{config.epochs:,} of {counted(state.updates_per_epoch, 'update')}"),
+        ("output", str(config.folder)),
+        ("device", f"{device}, {config.precision}"),
+    ]
+    say(table(rows))
+    if is_verbose():
+        say(f"versions: {', '.join(identity.versions())}\n{yaml_text(saved.plain(config))}")
+    if state.step and state.progress.epoch < config.epochs:
+        say(f"going on from update {state.progress.update} of epoch {state.progress.epoch + 1}")
+
+
+def described_data(config: PretrainConfig, folders: Sequence[Path], sources: Sources) -> list[tuple[str, str]]:
+    weights = config.weights or [1.0] * len(folders)
+    rows = []
+    for folder, catalogue, weight in zip(folders, sources.training, weights, strict=True):
+        often = "" if weight == 1 else f", {weight:g} times an epoch"
+        rows.append(("dataset", f"{folder}: {counted(len(catalogue), 'image')}{often}{left_out(catalogue)}"))
+    tested = counted(sum(map(len, sources.validation)), "image")
+    where = f"{config.validation}: {tested}" if config.validation else f"{tested}, held out"
+    return [
+        *rows,
+        ("categories", f'{len(sources.categories):,}, the first is {sources.categories[0]}, "{sources.names[0]}"'),
+        ("validation", where if sources.validation else "none; the last epoch counts as the best"),
+    ]
+
+
+def left_out(catalogue: Catalogue) -> str:
+    skipped = sum(each.count for each in catalogue.reader.skipped.values())
+    parts = [f"{catalogue.unusable:,} without a label or unreadable"] * bool(catalogue.unusable)
+    return "".join(f"; {part}" for part in [*parts, *[f"{skipped:,} other files skipped"] * bool(skipped)])
+
+
+def described_model(config: PretrainConfig, state: TrainingState) -> str:
+    parameters = sum(parameter.numel() for parameter in state.model.parameters()) / 1e6
+    more = f" with {' '.join(config.model_arguments)}" if config.model_arguments else ""
+    return f"{config.architecture}{more}, {parameters:.3g} M parameters, images of {config.image_size} pixels"
+
+
+def closing(config: PretrainConfig, state: TrainingState, backbone: Path) -> str:
+    """The last line: the best epoch, and where its weights are."""
+    best = state.progress.best
+    accuracy = f", top-1 {best.top1:.1%}" if best.top1 > 0 else ""
+    kind = "average" if config.ema_decay else "backbone"
+    return f"best epoch: {best.epoch} of {config.epochs}{accuracy}; its {kind} is in {backbone}"

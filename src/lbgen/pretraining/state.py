@@ -1,0 +1,231 @@
+"""All that a pre-training trains: the model, its average, the optimiser; saved in one file, from which it goes on."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from accelerate import Accelerator
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.random_erasing import RandomErasing
+from timm.loss.binary_cross_entropy import BinaryCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler.scheduler_factory import create_scheduler_v2
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from torchvision.transforms import v2  # type: ignore[import-untyped]
+
+from lbgen.errors import UserError
+from lbgen.pretraining.config import REFERENCE_BATCH, PretrainConfig
+from lbgen.runs import atomic
+from lbgen.runs.parsing import Whole, checked
+
+CHECKPOINT = "checkpoint.pt"
+LARGEST_CHECKPOINT = 2**36
+DAMAGE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError, pickle.UnpicklingError)
+"""Raised by torch for state dictionaries that are damaged, of another shape, or hold code."""
+STEP_DECAYS = (0.3, 0.6, 0.9)
+"""Shares of the epochs at which the schedule `step` divides the learning rate by 10."""
+FIRST_RATE = 1e-3
+"""Of the highest learning rate, that of the first update in a warm-up."""
+
+
+@dataclass
+class Best:
+    """The best epoch so far, by the accuracy on validation images; without them the last one."""
+
+    epoch: Whole = 0
+    top1: float = -1.0
+
+
+@dataclass
+class Progress:
+    """How far a run has come, and what a resumed run must share with it."""
+
+    processes: Whole
+    epoch: Whole = 0
+    """Epochs that are finished, validation included."""
+    update: Whole = 0
+    """Updates of the present epoch that are done."""
+    loss_sums: list[float] = field(default_factory=list)
+    """Of the present epoch, one for each process."""
+    best: Best = field(default_factory=Best)
+
+
+class TrainingState:
+    """Model, average, optimiser, schedule and loss. Every process holds the same."""
+
+    def __init__(
+        self, config: PretrainConfig, classes: int, updates_per_epoch: int, progress: Progress, accelerator: Accelerator
+    ) -> None:
+        """updates_per_epoch: of every epoch."""
+        self.config, self.accelerator, self.progress = config, accelerator, progress
+        self.classes, self.updates_per_epoch = classes, updates_per_epoch
+        torch.manual_seed(config.seed)
+        self.model = build_model(config, classes).to(accelerator.device)
+        if config.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self.average = ModelEmaV3(self.model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+        optimizer = build_optimizer(config, self.model)
+        self.schedule = build_schedule(config, optimizer, updates_per_epoch, self.images_per_update)
+        if config.compile:
+            self.model.compile()
+        self.trained, self.optimizer = accelerator.prepare(self.model, optimizer)
+        self.loss = build_loss(config)
+        self.mix = build_mix(config, classes)
+        # Of pixels from 0 to 255, (1, 3, 1, 1); made once, as each copy to a GPU waits for it.
+        self.mean, self.std = (
+            torch.tensor(values, device=accelerator.device).mul(255).view(1, 3, 1, 1)
+            for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        )
+        self.erase = RandomErasing(config.random_erasing, mode="pixel", device=accelerator.device)
+
+    @property
+    def images_per_update(self) -> int:
+        return self.config.batch_size * self.accelerator.num_processes
+
+    @property
+    def step(self) -> int:
+        """Updates that are done, of all epochs."""
+        return self.progress.epoch * self.updates_per_epoch + self.progress.update
+
+    @property
+    def validated(self) -> nn.Module:
+        """The model that is validated and saved: the average, if there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def parts(self) -> dict[str, Any]:
+        """Whatever has a state dictionary, by its name in the checkpoint."""
+        parts: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer}
+        if self.average is not None:
+            parts["average"] = self.average.module
+        if self.accelerator.scaler is not None:
+            parts["scaler"] = self.accelerator.scaler
+        return parts
+
+    # ---- the checkpoint ----
+
+    def save(self, loss_sum: Tensor) -> None:
+        """Replace the checkpoint; the first process writes, the others wait.
+
+        loss_sum: this process's, of the present epoch.
+        """
+        sums = self.accelerator.gather(loss_sum.reshape(1))
+        self.progress.loss_sums = sums.tolist()
+        if self.accelerator.is_main_process:
+            tensors = {name: part.state_dict() for name, part in self.parts().items()}
+            buffer = io.BytesIO()  # so that a full disk raises OSError
+            torch.save({"progress": asdict(self.progress), **tensors}, buffer)
+            atomic.write_bytes(self.config.folder / CHECKPOINT, buffer.getvalue())
+        self.accelerator.wait_for_everyone()
+
+    def load(self, tensors: dict[str, Any]) -> None:
+        """Go on from what `read_checkpoint` read."""
+        try:
+            for name, part in self.parts().items():
+                part.load_state_dict(tensors[name])
+        except DAMAGE as error:
+            raise damaged(self.config.folder / CHECKPOINT, error) from error
+
+
+def read_checkpoint(path: Path) -> tuple[Progress, dict[str, Any]]:
+    """The progress and the state dictionaries; tensors and plain values only, no code is run."""
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        progress = checked(stored.pop("progress"), Progress, f"{path}, progress")
+    except UserError:
+        raise
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+    return progress, stored
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    cause = " ".join(str(error).split())[:200]
+    return UserError(f"{path}: it cannot be read; restore it, or remove it to start again ({cause})")
+
+
+# ---- the parts, all of them timm's and torchvision's ----
+
+
+def build_model(config: PretrainConfig, classes: int) -> nn.Module:
+    """The architecture for images of the config's size; raises UserError for what timm does not accept."""
+    if not timm.is_model(config.architecture):
+        close = timm.list_models(f"*{config.architecture.partition('.')[0]}*")[:5]
+        remedy = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
+        raise UserError(f"--architecture {config.architecture}: timm has no such architecture; {remedy}")
+    more: dict[str, Any] = {"drop_path_rate": config.drop_path} if config.drop_path else {}
+    settings: Any = timm.get_pretrained_cfg(config.architecture)
+    if settings is not None and settings.fixed_input_size:
+        more["img_size"] = config.image_size
+    try:
+        return timm.create_model(config.architecture, num_classes=classes, **more, **config.arguments)
+    except Exception as error:  # every architecture refuses in its own way
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"--architecture {config.architecture}: timm does not make it with --image-size {config.image_size}, "
+            f"--drop-path {config.drop_path:g} and --model-arguments {' '.join(config.model_arguments) or 'empty'} "
+            f"({reason}); change one of them"
+        ) from error
+
+
+def build_optimizer(config: PretrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """timm's optimiser; raises UserError for a name that it does not have."""
+    betas: dict[str, Any] = {"betas": config.betas} if config.betas != (0.9, 0.999) else {}
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=config.optimizer,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            layer_decay=config.layer_decay if config.layer_decay < 1 else None,
+            **betas,
+        )
+    except (ValueError, TypeError, AssertionError, AttributeError) as error:
+        raise UserError(
+            f"--optimizer {config.optimizer}: {' '.join(str(error).split())}; timm.optim.list_optimizers() lists those "
+            "that there are"
+        ) from error
+
+
+def build_schedule(config: PretrainConfig, optimizer: torch.optim.Optimizer, updates: int, images: int) -> Any:
+    """timm's schedule by updates.  updates: of an epoch.  images: of an update, which scale the learning rate."""
+    scale = images / REFERENCE_BATCH
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * scale
+    highest = config.learning_rate * scale
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched="multistep" if config.schedule == "step" else config.schedule,
+        num_epochs=config.epochs,
+        decay_milestones=[round(share * config.epochs) for share in STEP_DECAYS],
+        warmup_epochs=min(config.warmup_epochs, config.epochs - 1),
+        warmup_lr=highest * FIRST_RATE,
+        min_lr=config.minimum_learning_rate * scale,
+        step_on_epochs=False,
+        updates_per_epoch=updates,
+    )
+    return schedule
+
+
+def build_loss(config: PretrainConfig) -> nn.Module:
+    """The mean over a batch, of logits (B, C) and labels (B,) or shares of labels (B, C)."""
+    if config.loss == "binary":
+        return BinaryCrossEntropy(config.label_smoothing)
+    return nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+
+
+def build_mix(config: PretrainConfig, classes: int) -> nn.Module | None:
+    """Mixup and CutMix of a batch of any size; None if both are off."""
+    mixes = [
+        mix(alpha=alpha, num_classes=classes)
+        for mix, alpha in ((v2.MixUp, config.mixup), (v2.CutMix, config.cutmix))
+        if alpha > 0
+    ]
+    return v2.RandomApply([v2.RandomChoice(mixes)], p=config.mix_probability) if mixes else None

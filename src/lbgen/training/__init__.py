@@ -1,0 +1,1 @@
+"""What every stage that trains shares: processes and devices, loggers, the lines of metrics."""

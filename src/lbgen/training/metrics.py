@@ -1,0 +1,30 @@
+"""metrics.jsonl: a line for each step, which a resumed run writes again from where it goes on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lbgen.runs import atomic
+from lbgen.runs.parsing import Name, parse_json
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append a JSON object as one line; it is in the file when this returns."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Remove the lines of later steps, which will be written again, and a line that was cut off."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    atomic.write_text(path, "".join(line + "\n" for line in lines if _step(line) <= step))
+
+
+def _step(line: str) -> float:
+    """Step of a line of JSON; infinity for a line that was cut off, or is not of a run."""
+    try:
+        return float(parse_json(line, dict[Name, Any])["step"])
+    except (ValueError, TypeError, LookupError, OverflowError):
+        return float("inf")

@@ -1,0 +1,78 @@
+"""The processes of a training: what `accelerate launch`, torchrun or MPI say in the environment."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lbgen.errors import UserError
+from lbgen.runs.lock import locked
+from lbgen.runs.store import LOCK
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+ENGINES = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "model parallelism",
+}
+"""Variables by which accelerate is asked for an engine that divides models -> its name."""
+PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+
+
+def refuse_engines(verb: str) -> None:
+    for variable, engine in ENGINES.items():
+        if os.environ.get(variable, "").lower() == "true":
+            raise UserError(
+                f"{variable} asks for {engine}, and every process of lbgen {verb} holds whole models; unset it, or "
+                "choose no such engine in `accelerate config`"
+            )
+
+
+def is_launched() -> bool:
+    """Whether a launcher started this process, so that only accelerate knows the number of processes."""
+    return any(name in os.environ for name in PROCESSES)
+
+
+def is_first() -> bool:
+    """Whether this is the run's only process, or its first."""
+    return next((os.environ[name] for name in RANKS if name in os.environ), "0").strip() == "0"
+
+
+def lock(folder: Path) -> AbstractContextManager[None]:
+    """The run folder's lock: one run at a time. Of a run's processes the first holds it."""
+    return locked(folder / LOCK, str(folder)) if is_first() else nullcontext()
+
+
+def start_accelerator(precision: str, logger: str, folder: Path, handlers: list[Any]) -> Accelerator:
+    """Device, precision and processes, as `accelerate launch` or torchrun set them up.
+
+    handlers: of accelerate, for what differs from its defaults.
+    """
+    import torch  # late, as are the others: slow, and not needed by runs that are refused
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+
+    cpu = not torch.accelerator.is_available()  # on CPUs accelerate joins the processes of torchrun only if told so
+    try:
+        if precision == "fp16" and PartialState(cpu).device.type == "cpu":
+            raise UserError("--precision fp16 needs a GPU; choose fp32 or bf16")
+        AcceleratorState._reset_state()  # an earlier run in this Python may have had another precision
+        return Accelerator(
+            cpu=cpu,
+            mixed_precision="no" if precision == "fp32" else precision,
+            log_with=None if logger == "none" else logger,
+            project_dir=folder / "logs",
+            kwargs_handlers=handlers,
+        )
+    except UserError:
+        raise
+    except (ImportError, ValueError, LookupError, RuntimeError) as error:  # for what the environment asks of it
+        reason = " ".join(str(error).split())
+        remedy = "correct or unset the variables ACCELERATE_*, RANK, WORLD_SIZE and MASTER_* that a launcher sets"
+        raise UserError(f"accelerate does not start: {reason}; {remedy}") from error

@@ -1,0 +1,177 @@
+"""Paired tests against scipy and enumeration; lbgen compare on transfers that are written by hand."""
+
+import json
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import lbgen
+from lbgen.cli import main
+from lbgen.errors import UserError
+from lbgen.evaluation.transfer import comparison, stored
+from lbgen.evaluation.transfer.comparison import AVERAGE
+from lbgen.evaluation.transfer.stored import Answers
+
+
+def answers(rng, label, share, draws=1):
+    return rng.random((draws, len(label))) < share
+
+
+def test_mcnemar_is_scipys_exact_binomial_test():
+    rng = np.random.default_rng(0)
+    for share in (0.3, 0.5, 0.8):
+        first, second = rng.random(60) < 0.5, rng.random(60) < share
+        gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
+        expected = stats.binomtest(gained, gained + lost).pvalue
+        assert comparison.mcnemar(first, second) == pytest.approx(expected)
+    assert comparison.mcnemar(first, first) == 1
+
+
+def test_random_exchanges_come_close_to_all_of_them():
+    """Against every exchange of the answers on the images where they differ, of unequal categories."""
+    label = np.array([0] * 3 + [1] * 5 + [2] * 9)
+    rng = np.random.default_rng(1)
+    first, second = rng.random(17) < 0.5, rng.random(17) < 0.7
+    weights = (second.astype(float) - first) / np.bincount(label)[label]
+    weights = weights[weights != 0]
+    sums = [abs(np.dot(signs, weights)) for signs in product((-1, 1), repeat=len(weights))]
+    exact = np.mean([total >= abs(weights.sum()) - 1e-12 for total in sums])
+    assert comparison.exchange_test(first, second, label) == pytest.approx(exact, abs=0.02)
+
+
+def test_draws_are_compared_by_students_paired_test():
+    label, rng = np.array(list("aabbbb")), np.random.default_rng(2)
+    first, second = (Answers(tuple("123456"), label, answers(rng, label, share, 5)) for share in (0.4, 0.7))
+
+    def per_class(right):
+        return np.mean([right[:, label == name].mean(axis=1) for name in "ab"], axis=0)
+
+    expected = stats.ttest_rel(per_class(second.right), per_class(first.right))
+    estimate, p_value = comparison.paired_t(first, second, "mean_per_class")
+    assert p_value == pytest.approx(expected.pvalue)
+    assert (estimate.low, estimate.high) == pytest.approx(tuple(expected.confidence_interval()))
+
+
+def test_the_interval_of_a_difference_is_that_of_paired_images():
+    """By the normal approximation of a mean of paired differences; one of unpaired images is far wider."""
+    rng, label = np.random.default_rng(3), np.zeros(2000, int)
+    first = rng.random(2000) < 0.7
+    second = first ^ (rng.random(2000) < 0.05)
+    estimate = comparison.difference_estimate(first, second, label, "accuracy")
+    gain = second.astype(float) - first
+    half = 1.96 * gain.std() / math.sqrt(2000)
+    assert (estimate.low, estimate.high) == pytest.approx((gain.mean() - half, gain.mean() + half), abs=half / 8)
+
+
+def test_equal_answers_still_have_an_interval():
+    """If 3 / N of all images differed, none of N would in 5% of the samples."""
+    right = np.arange(100) % 3 > 0
+    estimate = comparison.difference_estimate(right, right, np.zeros(100, int), "accuracy")
+    assert estimate.value == 0 and estimate.high == -estimate.low
+    assert (1 - estimate.high) ** 100 == pytest.approx(0.05, abs=0.005)
+
+
+# ---- lbgen compare ----
+
+DATASETS = {"pets": ("mean_per_class", 60), "dtd": ("accuracy", 80), "food": ("accuracy", 50)}
+
+
+def write_transfer(folder, name, share, seed, few=3):
+    """As a transfer leaves it: the same images for every seed, other answers."""
+    rng, backbones, details = np.random.default_rng(seed), {}, {}
+    (folder / "answers").mkdir(parents=True)
+    for dataset, (metric, count) in DATASETS.items():
+        label = np.arange(count) % 3 % 2
+        for method, draws in (("linear", 1), ("linear-1shot", few)):
+            right = answers(rng, label, share, draws)
+            file = f"answers/{dataset}-{method}.parquet"
+            predictions = [np.where(row, label, 1 - label).astype(str).tolist() for row in right]
+            images = [f"{dataset} {number}" for number in range(count)]
+            table = stored.answer_table(images, images, label.astype(str).tolist(), predictions)
+            stored.pq.write_table(table, folder / file)
+            per_class = np.mean([right[:, label == each].mean(axis=1) for each in (0, 1)], axis=0)
+            value = float((per_class if metric == "mean_per_class" else right.mean(axis=1)).mean())
+            entry = {"metric": metric, "value": value, "low": 0.0, "high": 1.0, "n_test": count}
+            backbones.setdefault(dataset, {})[method] = entry
+            details.setdefault(dataset, {})[method] = {"answers": file, "more": 1}
+    (folder / "transfer.json").write_text(json.dumps({"backbones": {name: backbones}, "details": {name: details}}))
+    return folder / "transfer.json"
+
+
+@pytest.fixture
+def files(tmp_path):
+    return [write_transfer(tmp_path / "a", "base", 0.5, 0), write_transfer(tmp_path / "b", "ours", 0.9, 1)]
+
+
+def test_backbones_of_two_transfers_are_compared_on_the_same_images(files):
+    compared = lbgen.compare(files)
+    found = {(each.dataset, each.method): each for each in compared.differences}
+    assert found.keys() == {(name, method) for name in [*DATASETS, AVERAGE] for method in ("linear", "linear-1shot")}
+    first, second = (one.values["dtd", "linear"].value for one in compared.backbones)
+    assert (
+        found["dtd", "linear"].estimate.value == pytest.approx(second - first) and found["dtd", "linear"].p_value < 1e-3
+    )
+    assert {name: found[name, "linear"].note for name in DATASETS} == {
+        "pets": "exchanges", "dtd": "McNemar", "food": "McNemar",
+    }  # fmt: skip
+    assert found["food", "linear-1shot"].note == "paired t over draws"
+    own = [each for each in compared.differences if each.dataset != AVERAGE]
+    expected = stats.false_discovery_control([each.p_value for each in own])
+    assert [each.q_value for each in own] == pytest.approx(expected.tolist())
+    average = found[AVERAGE, "linear"].estimate
+    assert average.value == pytest.approx(np.mean([found[name, "linear"].estimate.value for name in DATASETS]))
+    errors = [found[name, "linear"].estimate.standard_error for name in DATASETS]
+    assert average.standard_error == pytest.approx(np.sqrt(np.square(errors).sum()) / 3)
+
+
+def test_the_command_prints_tables_and_writes_what_it_is_asked_to(files, tmp_path, capsys):
+    main(["compare", *map(str, files), "--output", str(tmp_path / "out"), "--quiet"])
+    shown = capsys.readouterr().out
+    assert "linear, %" in shown and "average" in shown and "McNemar" in shown
+    stored_json = json.loads((tmp_path / "out/comparison.json").read_text())
+    assert stored_json["reference"] == "base" and list(stored_json["backbones"]) == ["base", "ours"]
+    assert len(stored_json["differences"]) == 8
+    page = (tmp_path / "out/comparison.html").read_text()
+    assert "<svg" in page and "ours" in page
+    main(["compare", *map(str, files), "--output", str(tmp_path / "out"), "--quiet"])  # its own folder
+
+
+def test_no_test_without_the_same_images_or_answers(files, tmp_path):
+    other = write_transfer(tmp_path / "c", "third", 0.6, 2, few=4)
+    table = stored.pq.read_table(tmp_path / "c/answers/dtd-linear.parquet")
+    images = ["another"] + table["image"].to_pylist()[1:]
+    table = table.set_column(0, "image", [images])
+    stored.pq.write_table(table, tmp_path / "c/answers/dtd-linear.parquet")
+    plain = json.loads(files[1].read_text())
+    del plain["details"]
+    files[1].write_text(json.dumps(plain))
+    found = {(each.backbone, each.dataset, each.method): each for each in lbgen.compare([*files, other]).differences}
+    assert found["third", "dtd", "linear"].note == "no test: other test images"
+    assert found["third", "dtd", "linear-1shot"].note == "no test: other draws"
+    assert found["third", AVERAGE, "linear"].note == "no test: one of the data sets has none"
+    assert found["third", "food", "linear"].note == "McNemar"
+    assert found["ours", "food", "linear"].note == "no test: the answers are not there"
+    assert math.isnan(found["ours", "food", "linear"].p_value) and found["ours", "food", "linear"].estimate.value > 0
+
+
+def test_backbones_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
+    files = [write_transfer(tmp_path / name, "base", 0.6, seed) for seed, name in enumerate("ab")]
+    names = [each.name for each in lbgen.compare(files).backbones]
+    assert names == [f"base ({tmp_path / 'a'})", f"base ({tmp_path / 'b'})"]
+    with pytest.raises(UserError, match="given twice; name every transfer.json once"):
+        lbgen.compare([files[0], files[0]])
+
+
+def test_a_received_transfer_cannot_lead_out_of_its_folder(files):
+    """Answers elsewhere are not read; what is no transfer.json is refused in one line."""
+    content = json.loads(files[1].read_text())
+    content["details"]["ours"]["dtd"]["linear"]["answers"] = "answers/../../a/answers/dtd-linear.parquet"
+    files[1].write_text(json.dumps(content))
+    with pytest.raises(UserError, match="is not the name of a file inside it"):
+        lbgen.compare(files)
+    files[1].write_text('{"backbones": {"x": {"dtd": {"linear": {"value": "high"}}}}}')
+    with pytest.raises(UserError, match=r"backbones.*: .*; give the transfer.json that lbgen transfer wrote"):
+        lbgen.compare(files)
