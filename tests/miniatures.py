@@ -10,14 +10,31 @@ from pathlib import Path
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
+    AutoencoderKLFlux2,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     PNDMScheduler,
+    SanaPipeline,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from safetensors.torch import save_file
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import (
     Aimv2Config,
@@ -31,11 +48,18 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaTokenizer,
     MetaClip2Config,
     MetaClip2Model,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
     Siglip2Config,
     Siglip2ImageProcessor,
     Siglip2Model,
@@ -43,6 +67,9 @@ from transformers import (
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
     XLMRobertaTokenizer,
 )
 
@@ -137,6 +164,191 @@ def write_stable_diffusion_xl(folder: Path, *, zeros_for_no_prompt: bool = True)
         add_watermarker=False,
     ).save_pretrained(folder)
     return folder
+
+
+def write_pixart_sigma(folder: Path) -> Path:
+    """A PixArt-Sigma folder for 32x32 images, latents 4x8x8 in patches of 2x2; it predicts a variance too."""
+    tokenizer, text_encoder = t5(32)
+    parts = {
+        "transformer": PixArtTransformer2DModel(
+            sample_size=8, num_layers=2, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+            in_channels=4, out_channels=8, caption_channels=32, norm_num_groups=4, use_additional_conditions=False,
+        ),
+        "vae": _autoencoder(),
+        "text_encoder": text_encoder,
+    }  # fmt: skip
+    for seed, module in enumerate(parts.values()):
+        randomize(module, seed)
+    scheduler = DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02)
+    PixArtSigmaPipeline(**parts, tokenizer=tokenizer, scheduler=scheduler).save_pretrained(folder)
+    return folder
+
+
+def write_stable_diffusion_3(folder: Path, *, with_t5: bool = True, dynamic: bool = False) -> Path:
+    """A Stable Diffusion 3.5 folder for 32x32 images, latents 4x8x8 in patches of 2x2.
+
+    dynamic: the shift of its sigmas depends on the image's size.
+    """
+    tokenizer, second = clip_tokenizer(), clip_tokenizer(merges=())
+    text = _text_settings(tokenizer)
+    tokenizer_3, encoder_3 = t5(48) if with_t5 else (None, None)
+    parts = {
+        "transformer": SD3Transformer2DModel(
+            sample_size=8, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+            joint_attention_dim=48, caption_projection_dim=16, pooled_projection_dim=22, pos_embed_max_size=8,
+            dual_attention_layers=(0,), qk_norm="rms_norm",
+        ),
+        "vae": _autoencoder(scaling_factor=1.5305, shift_factor=0.0609, **NO_CONVOLUTIONS),
+        "text_encoder": CLIPTextModelWithProjection(CLIPTextConfig(**text, projection_dim=10)),
+        "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**{**text, "hidden_size": 24}, projection_dim=12)),
+        "text_encoder_3": encoder_3,
+    }  # fmt: skip
+    for seed, module in enumerate(parts.values()):
+        if module is not None:
+            randomize(module, seed)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic, base_image_seq_len=4)
+    StableDiffusion3Pipeline(
+        **parts, tokenizer=tokenizer, tokenizer_2=second, tokenizer_3=tokenizer_3, scheduler=scheduler
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_flux(folder: Path, *, guidance_embeds: bool = True) -> Path:
+    """A FLUX.1 folder for 32x32 images, latents 4x8x8 in patches of 2x2: dev, or schnell, which reads no guidance."""
+    tokenizer = clip_tokenizer()
+    tokenizer_2, encoder_2 = t5(48)
+    parts = {
+        "transformer": FluxTransformer2DModel(
+            in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=48, pooled_projection_dim=16, guidance_embeds=guidance_embeds,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        "vae": _autoencoder(scaling_factor=0.3611, shift_factor=0.1159, **NO_CONVOLUTIONS),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**_text_settings(tokenizer))),
+        "text_encoder_2": encoder_2,
+    }  # fmt: skip
+    for seed, module in enumerate(parts.values()):
+        randomize(module, seed)
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        shift=3.0 if guidance_embeds else 1.0, use_dynamic_shifting=guidance_embeds, base_image_seq_len=4
+    )
+    FluxPipeline(**parts, tokenizer=tokenizer, tokenizer_2=tokenizer_2, scheduler=scheduler).save_pretrained(folder)
+    return folder
+
+
+def write_flux_2_klein(folder: Path, *, distilled: bool = False) -> Path:
+    """A FLUX.2 klein folder for 32x32 images: latents 4x8x8, which the transformer sees as 16x4x4."""
+    tokenizer = qwen_tokenizer()
+    text_encoder = Qwen3ForCausalLM(Qwen3Config(**_qwen_settings(tokenizer), num_hidden_layers=27))
+    parts = {
+        "transformer": Flux2Transformer2DModel(
+            in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=48, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+        ),
+        "vae": AutoencoderKLFlux2(
+            latent_channels=4, block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=4, sample_size=32, layers_per_block=1,
+        ),
+        "text_encoder": text_encoder,
+    }  # fmt: skip
+    for seed, module in enumerate(parts.values()):
+        randomize(module, seed)
+    rng = torch.Generator().manual_seed(3)
+    norm = parts["vae"].bn
+    norm.running_mean.copy_(torch.randn(16, generator=rng))
+    norm.running_var.copy_(torch.rand(16, generator=rng) + 0.5)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    Flux2KleinPipeline(**parts, tokenizer=tokenizer, scheduler=scheduler, is_distilled=distilled).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def write_sana(folder: Path) -> Path:
+    """A Sana folder for 32x32 images, latents 4x8x8."""
+    words = {word: number for number, word in enumerate(("<pad>", "<eos>", "<bos>", "<unk>", "<mask>"))}
+    words |= {word: len(words) + number for number, word in enumerate(_letters())}
+    words |= {f"<0x{code:02X}>": len(words) + code for code in range(256)}
+    tokenizer = GemmaTokenizer(vocab=words)
+    config = Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, pad_token_id=0, eos_token_id=1, bos_token_id=2,
+    )  # fmt: skip
+    parts = {
+        "transformer": SanaTransformer2DModel(
+            in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2,
+            num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=16,
+            sample_size=8, patch_size=1,
+        ),
+        "vae": AutoencoderDC(
+            latent_channels=4, attention_head_dim=4, encoder_block_out_channels=(8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8), encoder_layers_per_block=(1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1), encoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+            decoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"), encoder_qkv_multiscales=((), (), (5,)),
+            decoder_qkv_multiscales=((), (), (5,)), scaling_factor=0.41407,
+        ),
+        "text_encoder": Gemma2Model(config),
+    }  # fmt: skip
+    for seed, module in enumerate(parts.values()):
+        randomize(module, seed)
+    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    SanaPipeline(**parts, tokenizer=tokenizer, scheduler=scheduler).save_pretrained(folder)
+    return folder
+
+
+def write_z_image(folder: Path) -> Path:
+    """A Z-Image folder for 32x32 images, latents 4x8x8 in patches of 2x2."""
+    tokenizer = qwen_tokenizer()
+    parts = {
+        "transformer": ZImageTransformer2DModel(
+            in_channels=4, dim=32, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
+            axes_dims=[4, 6, 6], axes_lens=[1024, 64, 64],
+        ),
+        "vae": _autoencoder(scaling_factor=0.3611, shift_factor=0.1159, **NO_CONVOLUTIONS),
+        "text_encoder": Qwen3Model(Qwen3Config(**_qwen_settings(tokenizer), num_hidden_layers=2)),
+    }  # fmt: skip
+    for seed, module in enumerate(parts.values()):
+        randomize(module, seed)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    ZImagePipeline(**parts, tokenizer=tokenizer, scheduler=scheduler).save_pretrained(folder)
+    return folder
+
+
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+)
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Qwen's tokenizer over single bytes, with its chat template in small."""
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    words = [*special, *sorted(ByteLevel.alphabet())]
+    tokenizer = Qwen2Tokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special[1:])})
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def _qwen_settings(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
+    return {
+        "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 8,
+    }  # fmt: skip
+
+
+def t5(width: int) -> tuple[T5Tokenizer, T5EncoderModel]:
+    """T5's tokenizer over single letters, and an encoder of that width."""
+    words = ["<pad>", "</s>", "<unk>", "\u2581", *(chr(code) for code in range(ord("!"), ord("~") + 1))]
+    tokenizer = T5Tokenizer(vocab=[(word, -float(number)) for number, word in enumerate(words)], extra_ids=0)
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+        feed_forward_proj="gated-gelu", decoder_start_token_id=0,
+    )  # fmt: skip
+    return tokenizer, T5EncoderModel(config)
+
+
+NO_CONVOLUTIONS = {"use_quant_conv": False, "use_post_quant_conv": False}
 
 
 def _autoencoder(**settings: float) -> AutoencoderKL:

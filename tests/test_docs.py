@@ -48,6 +48,11 @@ def test_the_site_builds_with_strict_links_a_search_and_an_api_reference(tmp_pat
     assert subprocess.run(build, cwd=tmp_path, capture_output=True).returncode != 0
 
 
+def test_every_task_is_in_the_table_of_the_first_page():
+    linked = set(re.findall(r"\]\((\w+\.md)\)", (DOCS / "index.md").read_text()))
+    assert {page.name for page in TASKS} - linked == {"index.md"}
+
+
 def test_every_page_is_in_the_navigation():
     def files(entry):
         values = entry if isinstance(entry, list) else entry.values() if isinstance(entry, dict) else [entry]

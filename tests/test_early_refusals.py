@@ -61,6 +61,8 @@ REFUSED = [
     (f"align {MODELS} --quality q-align:pickled/unet", "has its weights only as diffusion_pytorch_model.bin"),
     (f"align {MODELS} --quality q-align:edited/unet", "is of a model of type None; give"),
     (f"align {MODELS} --logger trackio", "--logger trackio is not installed"),
+    (f"align {MODELS} --generator schnell --scheduler ddim", "cannot sample from a network that matches flows; choose"),
+    (f"generate {DATA} --generator schnell --guidance-scale 3", "it was distilled to sample without guidance; give 1"),
     (f"align {MODELS} --output file/run", "is a file; choose"),
     (f"align {MODELS} --output busy", "--output busy: another run is writing there; wait for it, or choose another"),
     (f"align {RUN} --guidance-scale 3", "run was made with guidance_scale "),
@@ -162,6 +164,9 @@ def folder(tmp_path_factory, tiny_sd_folder) -> Path:
         path = root / name / "unet/diffusion_pytorch_model.safetensors"
         path.rename(path.with_name(f"diffusion_pytorch_model{weights}"))
     shutil.copytree(tiny_sd_folder, root / "edited")
+    (root / "schnell/transformer").mkdir(parents=True)
+    (root / "schnell/model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (root / "schnell/transformer/config.json").write_text('{"guidance_embeds": false}')
     shutil.copytree(EARLIER / "half", root / "foreign")
     record = root / "foreign/dataset.yaml"
     record.write_text(record.read_text().replace("generator: microworld", "generator: someone/model"))

@@ -72,6 +72,20 @@ def test_without_a_recipe_an_adapter_brings_its_settings(tmp_path):
     assert lbgen.GenerateConfig(adapter=str(tmp_path)).steps == 50
 
 
+def test_the_settings_of_an_adapter_in_the_home_folder_are_found(tmp_path, monkeypatch):
+    """Against the file there: "~" in a recipe or in --adapter=~/x is not expanded by a shell."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "adapter").mkdir()
+    training.write(tmp_path / "adapter", lbgen.AlignConfig(scheduler="ddim", steps=12), [])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("adapter: ~/adapter\n")
+    for config in (
+        lbgen.GenerateConfig.from_recipe(recipe),
+        lbgen.GenerateConfig.from_recipe(None, adapter="~/adapter"),
+    ):
+        assert (config.scheduler, config.steps, config.adapter) == ("ddim", 12, tmp_path / "adapter")
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [

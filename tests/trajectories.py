@@ -23,15 +23,15 @@ PROMPTS = ["fish", "photo of cup"]
 STEPS = 5
 
 
-def draws() -> tuple[Tensor, list[torch.Generator]]:
-    """The noise of one image a prompt, (2, 4, 8, 8), and each one's generator of later draws: always the same."""
-    pairs = [image_noise(1, "fish", index, 0, (4, 8, 8)) for index in range(len(PROMPTS))]
+def draws(shape: tuple[int, int, int] = (4, 8, 8)) -> tuple[Tensor, list[torch.Generator]]:
+    """The noise of one image a prompt, (2, *shape), and each one's generator of later draws: always the same."""
+    pairs = [image_noise(1, "fish", index, 0, shape) for index in range(len(PROMPTS))]
     return torch.stack([noise for noise, _ in pairs]), [rng for _, rng in pairs]
 
 
 @torch.no_grad()
 def images_of(generator: Generator) -> Tensor:
-    noise, rngs = draws()
+    noise, rngs = draws(generator.latent_shape(32, 32))
     return sample(generator, generator.encode(PROMPTS), noise, steps=STEPS, rngs=rngs)
 
 

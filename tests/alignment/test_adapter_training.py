@@ -207,3 +207,9 @@ def test_a_card_calls_a_generator_of_lbgen_by_its_name(tmp_path, tiny_config):
     adapter_card.write(tmp_path, replace(tiny_config, generator="microworld"), load_vocabulary(tiny_config.vocabulary))
     text = (tmp_path / "README.md").read_text()
     assert "# LoRA for microworld" in text and "lbgen generate --generator microworld --adapter" in text
+
+
+def test_a_card_takes_no_folder_for_a_name_that_generate_would_find(tmp_path, tiny_config):
+    adapter_card.write(tmp_path, tiny_config, load_vocabulary(tiny_config.vocabulary))
+    text = (tmp_path / "README.md").read_text()
+    assert "`GENERATOR` the folder of " in text and "lbgen generate --generator GENERATOR --adapter" in text

@@ -61,6 +61,20 @@ def test_a_run_that_was_stopped_in_its_warm_up_says_where_it_goes_on(fresh, caps
     assert shown.endswith("going on from warm-up update 4 of 9\n") and "2 images (2 processes of 2)" in shown
 
 
+@pytest.mark.parametrize(
+    ("fields", "scorer"),
+    [
+        ({"quality": "none", "quality_weight": 0.0}, "none"),
+        ({"quality": "none"}, "none"),
+        ({"quality_weight": 0.0}, "antonyms, for the log only (weight 0)"),
+    ],
+)
+def test_the_scorer_of_a_run_is_named_as_it_is_used(fresh, capsys, fields, scorer):
+    config = fresh(**fields)
+    run.say_opening(config, load_vocabulary(config.vocabulary), Progress(0, 0, 2, ""), processes=1, device="a device")
+    assert rows(capsys.readouterr().out)["scorer"] == scorer
+
+
 def test_quiet_prints_nothing_and_verbose_every_setting_and_step(fresh, capsys):
     config = fresh()
     with showing(Verbosity.QUIET):
@@ -85,10 +99,10 @@ def test_evaluations_are_counted(every, steps, done):
         assert evaluations(AlignConfig(max_steps=steps, evaluate_every=every), done) == counted
 
 
-def test_the_images_of_a_plan_are_those_that_a_run_samples(fresh, monkeypatch):
-    """Counted while a run makes them: warm-up, bank and evaluations, without gradient."""
-    config = fresh(discriminator_warmup_steps=2, **TERM)
-    counted = []
+@pytest.fixture
+def sampled(monkeypatch) -> list[bool]:
+    """For every image that is sampled, whether it has a gradient."""
+    counted: list[bool] = []
     for module in (loop, monitor, state):
         sample = module.sample_images
 
@@ -98,12 +112,26 @@ def test_the_images_of_a_plan_are_those_that_a_run_samples(fresh, monkeypatch):
             return images
 
         monkeypatch.setattr(module, "sample_images", counting)
+    return counted
+
+
+@pytest.mark.parametrize("fields", [TERM, {"discriminator_warmup_batch": 3}], ids=["term", "larger warm-up"])
+def test_the_images_of_a_plan_are_those_that_a_run_samples(fresh, sampled, fields):
+    """Counted while a run makes them: warm-up, bank and evaluations, without gradient."""
+    config = fresh(discriminator_warmup_steps=2, **fields)
     run.align(config)
     vocabulary = load_vocabulary(config.vocabulary)
     planned = sampled_images(config, vocabulary, Progress(0, 0, config.batch_size, ""))
     checked = config.batch_size  # of the gradients at the start
-    assert counted.count(True) == config.max_steps * config.batch_size + checked
-    assert counted.count(False) == planned
+    assert sampled.count(True) == config.max_steps * config.batch_size + checked
+    assert sampled.count(False) == planned
+
+
+def test_a_plan_measures_updates_of_the_adapter_and_not_of_the_warm_up(fresh, sampled):
+    """Two updates with gradient and a batch without, each of --batch-size images."""
+    config = fresh(discriminator_warmup_steps=5, discriminator_warmup_batch=3)
+    plan_align(config)
+    assert sampled == [True] * 2 * config.batch_size + [False] * config.batch_size
 
 
 def test_a_plan_shows_what_would_be_made_and_writes_nothing(fresh, capsys, tmp_path):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from lbgen.audit.definitions import DEFINITIONS
-from lbgen.audit.findings.verdict import headline, next_step, verdict
+from lbgen.audit.findings.verdict import headline, next_step, probe_notes, verdict
 from lbgen.audit.measures import CHANCE_FLOOR, PROBES, CueBalance
+from lbgen.audit.page import warnings
 from lbgen.datasets.records import Label
 from lbgen.metrics.explained_variance import Explained
 from lbgen.metrics.intervals import Estimate
@@ -184,3 +185,16 @@ def test_without_masks_visible_parts_of_the_object_are_excluded_first():
     found = dataset(border=0.3)
     found.observed.column = lambda column: np.zeros(20)
     assert "give masks of the objects" in next_step([found])
+
+
+@pytest.mark.parametrize(("cue", "in_doubt"), [("border", True), ("file_facts", False)])
+def test_parts_of_the_object_can_be_seen_around_it_but_not_in_the_facts_of_a_file(cue, in_doubt):
+    found = dataset(**{cue: 0.3})
+    found.observed.column = lambda column: np.zeros(20)
+    assert ("parts of the object" in probe_notes(found)[0]) == in_doubt
+
+
+def test_a_warning_that_concerns_two_datasets_is_said_once():
+    ours, theirs = (dataset(name, label_agreement=0.11) for name in ("ours", "theirs"))
+    ((names, text),) = warnings([ours, dataset("others"), theirs])
+    assert names == "ours, theirs" and "label agreement, 11.0%, is near chance, 10.0%" in text

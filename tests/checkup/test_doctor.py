@@ -9,9 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from transformers import LlamaConfig
 
 from lbgen.checkup import run
+from lbgen.checkup.models import DOWNLOADS
 from lbgen.cli import main
+from lbgen.configuration import extensions
+from lbgen.models import registry
+from lbgen.models.quality.mplug_owl2 import MPlugOwl2, MPlugOwl2Config
 
 MICROWORLD = ("--generator", "microworld", "--semantics", "microworld")
 
@@ -80,11 +85,43 @@ def test_models_in_the_hubs_cache_and_parts_of_them(capsys, hub, tiny_sd_folder)
     assert "downloaded in part; a run downloads" in page(capsys, "--generator", name)["generator"]
 
 
+def test_models_that_are_not_of_the_hub(capsys, hub, monkeypatch):
+    """Language spaces of open_clip, and extensions, are not looked for in folders and on the hub."""
+    monkeypatch.setitem(extensions.REGISTERED["semantics"], "own-space", page)
+    monkeypatch.setitem(extensions.REGISTERED["quality"], "own-scorer", page)
+    shown = page(capsys, "--generator", "microworld", "--semantics", "own-space", "--quality", "own-scorer")
+    assert shown["language space"].strip() == f"own-space: registered {page.__module__}.page"
+    assert shown["scorer"].strip() == f"own-scorer: registered {page.__module__}.page"
+
+    monkeypatch.setattr(registry, "find_spec", lambda _: "there is an open_clip")
+    name = "open_clip:ViT-B-32/laion2b_s34b_b79k"
+    assert (
+        page(capsys, "--generator", "microworld", "--semantics", name)["language space"].strip().startswith(f"{name}: ")
+    )
+    monkeypatch.setattr(registry, "find_spec", lambda _: None)
+    assert "pip install open_clip_torch" in missing(capsys, "--generator", "microworld", "--semantics", name)
+
+
+def test_a_scorer_that_nobody_offers_is_missing(capsys, hub):
+    assert "quality 'antonym' is not known; choose antonyms" in missing(capsys, *MICROWORLD, "--quality", "antonym")
+
+
+def test_the_size_of_q_align_is_that_of_its_parameters():
+    """Counted on a network of the published sizes: LLaMA-2 7B, CLIP ViT-L/14 at 448 pixels, the abstractor."""
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    vision |= {"image_size": 448, "patch_size": 14}
+    language = LlamaConfig(vocab_size=32000).to_dict()  # the defaults are those of LLaMA 7B
+    config = MPlugOwl2Config(**language, visual_config={"visual_model": vision})
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in MPlugOwl2(config).parameters())
+    assert DOWNLOADS["q-future/one-align"] == pytest.approx(2 * parameters, rel=0.005)  # of 2 bytes each
+
+
 def test_downloads_are_named_with_their_sizes_and_have_to_fit(capsys, hub, monkeypatch):
     shown = page(capsys)
     assert "stable-diffusion-v1-5/stable-diffusion-v1-5 from the hub, about 4.27 GB" in shown["generator"]
     assert "about 1.71 GB" in shown["language space"] and "scorer" not in shown
-    assert "q-future/one-align from the hub, about 15.4 GB" in page(capsys, "--quality", "q-align")["scorer"]
+    assert "q-future/one-align from the hub, about 16.4 GB" in page(capsys, "--quality", "q-align")["scorer"]
     monkeypatch.setattr(run, "free_bytes", lambda _: 5 * 10**9)  # of a small disk
     assert "1 thing missing: room for 5.98 GB of models; set HF_HOME" in missing(capsys)
 

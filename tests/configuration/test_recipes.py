@@ -93,3 +93,10 @@ def test_a_recipe_is_found_from_any_folder(tmp_path, monkeypatch):
     assert resolve(AlignConfig, str(tmp_path / "b.yaml"), {}).max_steps == 7
     with pytest.raises(UserError, match="no such file"):
         resolve(AlignConfig, "a.yaml", {})
+
+
+def test_a_file_that_is_no_text_is_shown_without_what_a_terminal_obeys(tmp_path, capsys):
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes(b"steps: 3  # \xff\033[31m\n")
+    lbgen.recipes(str(file))
+    assert capsys.readouterr().out == f"# {file}\nsteps: 3  # \ufffd\\x1b[31m\n"

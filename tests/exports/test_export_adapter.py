@@ -6,18 +6,34 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import (
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+)
 from miniatures import write_stable_diffusion_xl
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from trajectories import PROMPTS, STEPS, adapted, draws, images_of, images_of_diffusers, plain, write_as_earlier
+from trajectories import (
+    PROMPTS,
+    STEPS,
+    TARGETS,
+    adapted,
+    draws,
+    images_of,
+    images_of_diffusers,
+    plain,
+    write_as_earlier,
+)
 
 import lbgen
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.run import align
 from lbgen.errors import UserError
-from lbgen.exports.adapter import export_adapter, renamed
+from lbgen.exports.adapter import export_adapter
 from lbgen.exports.config import ExportAdapterConfig
 from lbgen.models import adapter
 from lbgen.models.registry import ADAPTER_FILE
@@ -138,21 +154,70 @@ def test_a_folder_is_enough_for_diffusers_and_is_written_again(saved: tuple[Path
         assert export_adapter(ExportAdapterConfig(saved[0], tmp_path / "out")) == tmp_path / "out" / ADAPTER_FILE
 
 
-def test_transformers_keep_their_dots_for_comfyui() -> None:
-    """As ComfyUI's key maps of SD 3 and FLUX have them: transformer.LAYER, and lora_transformer_LAYER."""
-    config = adapter.configuration(1, 1, ["to_q"])
-    ones = {f"blocks.0.attn.to_q.lora_{factor}.weight": torch.ones(1, 1) for factor in "AB"}
-    clip = {f"text_model.encoder.layers.0.mlp.fc1.lora_{factor}.weight": torch.ones(1, 1) for factor in "AB"}
-    parts = {"transformer": (config, ones), "text_encoder": (config, clip)}
-    from lbgen.exports.adapter import comfyui_name, kohya_name
+NETWORKS = {
+    "flux": (
+        FluxPipeline,
+        lambda: FluxTransformer2DModel(
+            in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 4, 8),
+        ),
+    ),
+    "sd3": (
+        StableDiffusion3Pipeline,
+        lambda: SD3Transformer2DModel(
+            sample_size=8, patch_size=1, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+            joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=64, out_channels=4,
+        ),
+    ),
+}  # fmt: skip
+"""Transformers: the pipeline whose loader reads their adapters, and a miniature."""
 
-    by_comfyui, by_kohya = (
-        {name.split(".lora_")[0] for name in renamed(parts, None, name_of) if ".lora_" in name}
-        for name_of in (comfyui_name, kohya_name)
-    )
-    text = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
-    assert by_comfyui == {"transformer.blocks.0.attn.to_q", text}
-    assert by_kohya == {"lora_transformer_blocks_0_attn_to_q", text}
+
+@pytest.mark.parametrize(
+    ("family", "format"), [("flux", "diffusers"), ("flux", "kohya"), ("flux", "comfyui"), ("sd3", "comfyui")]
+)
+def test_diffusers_merges_a_transformers_adapter_to_the_same_weights(family: str, format: str, tmp_path: Path) -> None:
+    """Against W + 3 / 2 * B A of every layer; nothing but the transformer is in the pipeline."""
+    pipeline_class, make = NETWORKS[family]
+    network, plain_network = make(), make()
+    plain_network.load_state_dict(network.state_dict())
+    adapter.attach(network, adapter.configuration(2, 3, TARGETS))
+    rng = torch.Generator().manual_seed(0)
+    for _, parameter in adapter.parameters(network):
+        parameter.data = torch.randn(parameter.shape, generator=rng)
+    adapter.save(tmp_path / "adapter", {"transformer": network})
+    file = export_adapter(ExportAdapterConfig(tmp_path / "adapter", tmp_path / "a.safetensors", format))
+    if format == "comfyui":
+        assert all(name.startswith("transformer.") and ".lora_" in name for name in load_file(file))
+    empty = dict.fromkeys(pipeline_class._get_signature_keys(pipeline_class)[0])
+    pipeline = pipeline_class(**{**empty, "transformer": plain_network})
+    pipeline.load_lora_weights(file)
+    pipeline.fuse_lora(components=["transformer"])
+    pipeline.unload_lora_weights()
+    layers = list(adapter.layers(network))
+    assert len(layers) > 4
+    for name, layer in layers:
+        ours = adapter.merged_weight(layer)
+        torch.testing.assert_close(plain_network.get_submodule(name).weight, ours, rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_with_a_missing_factor_or_another_rank_is_refused(
+    saved: tuple[Path, Tensor], tmp_path: Path
+) -> None:
+    file = saved[0] / "adapter" / ADAPTER_FILE
+    weights = load_file(file)
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    first = min(weights)
+    for changed in (
+        {name: each for name, each in weights.items() if name != first},
+        {**weights, first: torch.ones(5, 8)},
+        {**weights, "unet.conv_in.bias": torch.ones(8)},
+    ):
+        save_file(changed, tmp_path / ADAPTER_FILE, metadata)
+        for format in FORMATS:
+            with pytest.raises(UserError, match="is not one of two factors of rank 2; write the adapter again"):
+                export_adapter(ExportAdapterConfig(tmp_path, tmp_path.with_name(f"{format}.safetensors"), format))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ import yaml
 
 from lbgen.cli import main
 from lbgen.errors import Interrupted
+from lbgen.generation.config import GenerateConfig
 from lbgen.generation.render import Renderer
+from lbgen.generation.reports.lines import next_command
 from lbgen.generation.run import generate
 from lbgen.runs.console import Verbosity, showing
 
@@ -77,6 +79,11 @@ def test_in_the_micro_world_the_audit_has_its_language_space(config, tmp_path):
     made = replace(config, output=tmp_path / "made", generator="microworld", vocabulary="microworld", steps=1)
     command = generate(replace(made, images_per_category=1, batch_size=12)).next_command
     assert "--semantics microworld" in command
+
+
+def test_a_dataset_on_object_storage_is_verified_next_because_audits_read_folders():
+    """The command for each kind of output is one that takes it."""
+    assert next_command(GenerateConfig(output="s3://bucket/animals")) == "lbgen verify s3://bucket/animals"
 
 
 def test_a_comparison_shows_how_far_it_is_and_quiet_leaves_what_it_found(whole, capsys):

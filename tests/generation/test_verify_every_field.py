@@ -40,6 +40,7 @@ FOR_PEOPLE = "for people, who may write their own"
 
 EXCEPTIONS = {
     r"dataset.yaml.config.(batch_size|scheduler|steps|guidance_.*|deep_cache_interval|precision|compile|size).*": DRAWN,
+    r"dataset.yaml.config.(true_cfg_scale|pipeline_instruction).*": DRAWN,
     r"dataset.yaml.config.(label_top_k|least_.*|duplicate_.*|max_attempts|screen_.*)": THRESHOLD,
     r"dataset.yaml.config.(vocabulary|qualify_names|images_per_category|split).*": GROWTH,
     r"dataset.yaml.config.(balance|unsafe|compression_quality|screen removed|last_resort removed).*": NOT_USED,

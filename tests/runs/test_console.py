@@ -30,6 +30,13 @@ def test_no_other_file_has_a_bar_of_its_own():
     assert users == {"runs/console.py"}
 
 
+@pytest.mark.parametrize("told", [say, console.result])
+def test_lines_obey_nobody_but_line_ends(told, capsys):
+    """Names from files and folders may hold what a terminal obeys."""
+    told("first\nsecond \033[31m\r")
+    assert capsys.readouterr().out == "first\nsecond \\x1b[31m\n"
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that is set by hand; [0] is the time in seconds."""

@@ -1,8 +1,9 @@
 """What an alignment run can be told. The defaults are those of the paper, at the size of one process."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from lbgen.configuration.ranges import (
     Betas,
@@ -23,6 +24,7 @@ from lbgen.configuration.ranges import (
 from lbgen.configuration.recipes import TakesRecipes
 from lbgen.configuration.settings import Categories, GeneratorWeights, Output, Precision, Trajectory
 from lbgen.configuration.values import convert
+from lbgen.models.checkpoints.suited import suited_settings
 
 TAKEN = (
     "loss",
@@ -41,10 +43,11 @@ TAKEN = (
 
 def parsed_term(text: str) -> tuple[str, float]:
     """Name and weight of NAME=WEIGHT; ValueError for anything else."""
-    name, equals, weight = text.partition("=")
-    if not re.fullmatch(r"[a-z]\w*", name, re.ASCII) or name in TAKEN or not convert(weight, float) >= 0:
+    name, _, number = text.partition("=")
+    weight = convert(number, float)
+    if not re.fullmatch(r"[a-z]\w*", name, re.ASCII) or name in TAKEN or weight < 0:
         raise ValueError(text)
-    return name, convert(weight, float)
+    return name, weight
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class ModelNames(GeneratorWeights):
     """Language space (CLIP, SigLIP, SigLIP 2, MetaCLIP 2 or AIMv2): microworld, clip-vit-l-14, siglip-base, a hub id, a
     folder, or open_clip:NAME/PRETRAINED. Of several every term is the mean of theirs."""
     quality: str = "antonyms"
-    """Quality scorer: antonyms (opposite prompts in the language space, as in CLIP-IQA), q-align (the paper's; 15 GB),
+    """Quality scorer: antonyms (opposite prompts in the language space, as in CLIP-IQA), q-align (the paper's; 16 GB),
     q-align:DIR for a folder or a hub id of Q-Align or DeQA-Score, or none."""
 
     @property
@@ -186,7 +189,7 @@ class Adapter(Settings):
         "to_v",
         "to_out.0",
     )
-    """Modules of the UNet that get an adapter, by the end of their names."""
+    """Modules of the network that get an adapter, by the end of their names."""
     text_encoder_lora: bool = False
     """Adapt the text encoder's attention too."""
 
@@ -203,8 +206,8 @@ class Gradient(Settings):
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass instead of keeping them. This needs less memory and more time."""
     merged_sampler: bool = True
-    """Run the steps without gradient on a copy of the UNet with the adapter merged. This is faster and needs some more
-    memory."""
+    """Run the steps without gradient on a copy of the network with the adapter merged. This is faster and needs some
+    more memory."""
     compile: bool = False
     """Compile the network of the steps without gradient with torch.compile. This takes minutes at the start; steps are
     faster on a GPU."""
@@ -303,6 +306,8 @@ class AlignConfig(  # dataclasses put the fields of the last base first
     }
     ADDED: ClassVar = {
         "extra_terms": [],
+        "true_cfg_scale": 1.0,
+        "pipeline_instruction": False,
         "whole_passes": False,
         "shared_noise": False,
         "latent_precision": "fp32",
@@ -313,6 +318,11 @@ class AlignConfig(  # dataclasses put the fields of the last base first
         "revision": None,
         "variant": None,
     }
+
+    @classmethod
+    def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What suits the generator."""
+        return suited_settings(given.get("generator", cls.generator), given.get("revision"))
 
     output: str = "runs/align"
     """Run folder. It is made if missing; a run of the same configuration in it is resumed."""

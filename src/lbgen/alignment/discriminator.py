@@ -29,7 +29,7 @@ class Discriminator(nn.Module):
 
 
 class JointDiscriminator(nn.Module):
-    """One for each part of a joint space. A loss that is a mean over its logits is the mean of their losses."""
+    """One discriminator for each part of a joint space; the mean loss over its logits is the mean of their losses."""
 
     def __init__(self, space: JointSpace, discriminators: list[Discriminator]) -> None:
         super().__init__()

@@ -23,6 +23,7 @@ from lbgen.alignment.reports.lines import next_command, say_opening
 from lbgen.configuration import extensions, saved
 from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
+from lbgen.models.checkpoints.suited import ensure_suited
 from lbgen.models.registry import ensure_generator, ensure_quality, ensure_semantics
 from lbgen.runs import atomic, identity, outputs
 from lbgen.runs.console import device_name
@@ -59,7 +60,6 @@ MAY_CHANGE = (
     "logger",
 )
 """Fields that may differ when a run is resumed; instead of batch_size, the images per update are compared."""
-
 
 EVALUATION_IMAGES = 32
 """Of a run that is long enough and not told another number."""
@@ -192,6 +192,7 @@ def ensure_can_begin(config: AlignConfig) -> tuple[Vocabulary, Path | None]:
     if not is_finished(config, resumed):
         ensure_terms(config)
         ensure_generator(config.generator, config.revision, config.variant)
+        ensure_suited(config.generator, config.revision, config.scheduler, config.guidance_scale)
         for name in config.spaces:
             ensure_semantics(name)
         ensure_quality(config.quality)
@@ -222,8 +223,8 @@ def is_finished(config: AlignConfig, resumed: Path | None) -> bool:
 def may_change(config: AlignConfig) -> tuple[str, ...]:
     """Fields that may differ when this run is resumed.
 
-    What the released script does with texts and noise, and batches of two sizes, depend on the batch of one process, so
-    batch_size must then stay.
+    batch_size must stay where the batch of one process decides something: the released script's texts and noise, and
+    batches of two sizes.
     """
     by_process = config.discriminator_texts == "released-code" or config.shared_noise
     fixed = "batch_size" if by_process or config.discriminator_warmup_batch else None

@@ -94,7 +94,9 @@ class TrainingState:
             device=device,
             scheduler=config.scheduler,
             guidance_scale=config.guidance_scale,
+            true_cfg_scale=config.true_cfg_scale,
             guidance_rescale=config.guidance_rescale,
+            pipeline_instruction=config.pipeline_instruction,
             merged_sampler=config.merged_sampler,
             compile=config.compile,
             latent_dtype=dtype if config.latent_precision == "network" else torch.float32,
@@ -105,6 +107,7 @@ class TrainingState:
             self.generator.enable_gradient_checkpointing()
         check_tokens = self.vocabulary.check_tokens
         check_tokens(self.generator.count_tokens, self.generator.token_limit, config.prompt_template)
+        self.generator.prepare(self.vocabulary.texts(config.prompt_template))
         self.semantics = load_spaces(config.spaces, device, dtype)
         for template in (config.text_template, config.discriminator_template):
             for space in self.semantics.parts:

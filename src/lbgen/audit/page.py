@@ -85,7 +85,7 @@ def write_page(
         names=[m.observed.name for m in measured],
         headline=headline(measured),
         next_step=next_step(measured),
-        warnings=_warnings(measured),
+        warnings=warnings(measured),
         tiles=[_tile(m, len(measured) > 1) for m in measured],
         left_out=[_left_out(m) for m in measured if m.observed.broken or m.observed.skipped],
         groups=[*_figure_groups(measured, content), _attribute_group(measured)],
@@ -110,7 +110,7 @@ def write_page(
 # ---- header ----
 
 
-def _warnings(measured: list[Measured]) -> list[tuple[str, str]]:
+def warnings(measured: list[Measured]) -> list[tuple[str, str]]:
     """Each warning once, with the names of the datasets it concerns."""
     texts = [language_warning(m) for m in measured]
     names = [m.observed.name for m in measured]

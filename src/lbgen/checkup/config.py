@@ -15,8 +15,9 @@ class DoctorConfig(GeneratorName, Settings):
     MOST_USED: ClassVar = ("generator", "semantics", "output")
 
     semantics: Place = "clip-vit-l-14"
-    """Language space that runs will use: microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
+    """Language space that runs will use: microworld, clip-vit-l-14, siglip-base, a hub id, a folder, or
+    open_clip:NAME/PRETRAINED."""
     quality: Place = "antonyms"
-    """Quality scorer that runs will use: antonyms or none, which need no weights, q-align or q-align:PLACE."""
+    """Quality scorer that runs will use: antonyms or none, which need no weights, q-align or q-align:DIR."""
     output: Path = Path(".")
     """Where runs will write: the free space of its disk is shown."""

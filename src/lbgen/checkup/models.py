@@ -10,16 +10,20 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+from lbgen.configuration.extensions import origin
 from lbgen.errors import UserError
 from lbgen.models.registry import (
     GENERATORS,
     MICROWORLD,
+    OPEN_CLIP,
+    QUALITY,
     SEMANTICS,
     ensure_generator,
     ensure_quality,
     ensure_semantics,
     q_align_location,
     resolve,
+    semantics_location,
 )
 from lbgen.runs.console import SIZES, in_units
 from lbgen.runs.model_folder import INDEX, SAFETY_CHECKER, part_names, weight_files
@@ -29,7 +33,7 @@ DOWNLOADS = {
     "openai/clip-vit-large-patch14": 1.71e9,
     "google/siglip-base-patch16-224": 0.81e9,
     "stabilityai/stable-diffusion-xl-base-1.0": 13.9e9,
-    "q-future/one-align": 15.4e9,
+    "q-future/one-align": 16.4e9,
 }
 """Hub id -> bytes of the weights that lbgen loads: parameters times 4, of Q-Align times 2."""
 
@@ -51,13 +55,25 @@ def find_generator(name: str) -> Model:
 
 
 def find_semantics(name: str) -> Model:
-    return _find("language space", name, resolve(name, SEMANTICS))
+    kind = "language space"
+    if extension := origin("semantics", name, SEMANTICS):
+        return Model(kind, name, extension)
+    if not name.startswith(OPEN_CLIP):
+        return _find(kind, name, resolve(name, SEMANTICS))
+    where = semantics_location(name)
+    state = f"file {where}" if os.path.isfile(where) else "open_clip downloads it if the hub's cache lacks it"
+    return _refused(kind, name) or Model(kind, name, state)
 
 
 def find_quality(name: str) -> list[Model]:
-    """The scorer's model; none for a scorer without weights of its own."""
-    where = q_align_location(name)
-    return [_find("scorer", name, where)] if where is not None else []
+    """The scorer's model; none for a scorer of lbgen without weights of its own."""
+    kind, where = "scorer", q_align_location(name)
+    if where is not None:
+        return [_find(kind, name, where)]
+    if extension := origin("quality", name, QUALITY):
+        return [Model(kind, name, extension)]
+    refused = _refused(kind, name)
+    return [refused] if refused else []
 
 
 ENSURE: dict[str, Callable[[str], None]] = {
@@ -67,14 +83,20 @@ ENSURE: dict[str, Callable[[str], None]] = {
 }
 
 
+def _refused(kind: str, name: str) -> Model | None:
+    """What is said of a model that a run would refuse; None for any other."""
+    try:
+        ENSURE[kind](name)
+    except UserError as error:
+        return Model(kind, name, "it cannot be loaded", fault=str(error))
+    return None
+
+
 def _find(kind: str, name: str, where: str) -> Model:
     if os.path.exists(where):
-        try:
-            ENSURE[kind](name)
-        except UserError as error:
-            return Model(kind, name, "it cannot be loaded", fault=str(error))
         form = "file" if os.path.isfile(where) else "folder"
-        return Model(kind, name, "comes with lbgen" if Path(where).is_relative_to(MICROWORLD) else f"{form} {where}")
+        state = "comes with lbgen" if Path(where).is_relative_to(MICROWORLD) else f"{form} {where}"
+        return _refused(kind, name) or Model(kind, name, state)
     try:
         snapshot = Path(snapshot_download(where, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError) as error:

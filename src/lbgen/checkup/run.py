@@ -20,8 +20,6 @@ from lbgen.checkup.models import find_generator, find_quality, find_semantics
 from lbgen.errors import UserError, printable
 from lbgen.runs.console import SIZES, counted, in_units, table
 
-OLDEST_PYTHON = (3, 11)
-
 
 def doctor(config: DoctorConfig | None = None) -> None:
     """Print what this machine has and lacks. Raises UserError, with what is missing, if it lacks something.
@@ -35,7 +33,7 @@ def doctor(config: DoctorConfig | None = None) -> None:
     missing: list[str] = []
     rows = [
         ("lbgen", lbgen.__version__),
-        ("Python", python(missing)),
+        ("Python", python()),
         *libraries(missing),
         *device(missing),
         *disks(config),
@@ -47,9 +45,7 @@ def doctor(config: DoctorConfig | None = None) -> None:
     print("nothing is missing, as far as that can be said without a network")
 
 
-def python(missing: list[str]) -> str:
-    if sys.version_info < OLDEST_PYTHON:
-        missing.append(f"Python {'.'.join(map(str, OLDEST_PYTHON))} or newer")
+def python() -> str:
     return f"{platform.python_version()}, {sys.executable}, {platform.platform(terse=True)}"
 
 
@@ -94,10 +90,7 @@ def device(missing: list[str]) -> Iterator[tuple[str, str]]:
         yield "device", f"torch cannot be imported: {' '.join(str(error).split())}"
         return
     if not torch.cuda.is_available():
-        yield (
-            "device",
-            f"no GPU that torch {torch.__version__} can use; runs use the CPU",
-        )
+        yield "device", f"no GPU that torch {torch.__version__} can use; runs use the CPU"
         return
     for number in range(torch.cuda.device_count()):
         unused, all_of_it = torch.cuda.mem_get_info(number)

@@ -6,7 +6,8 @@ from typing import ClassVar
 from lbgen.configuration.ranges import Settings
 from lbgen.configuration.recipes import BASE, RECIPES, built_in_recipes, recipe_path
 from lbgen.configuration.yaml_lines import read_yaml
-from lbgen.runs.console import table
+from lbgen.runs import atomic
+from lbgen.runs.console import result, table
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,10 @@ def recipes(name: str | RecipesConfig | None = None) -> None:
     """
     asked = name if isinstance(name, RecipesConfig) else RecipesConfig(name)
     if asked.name is not None:
-        shown = recipe_path(asked.name)
-        print(f"# {shown}\n{shown.read_text(encoding='utf-8')}", end="")
+        path = recipe_path(asked.name)
+        result(f"# {path}\n{atomic.read_bytes(path).decode('utf-8', 'replace')}")
         return
-    lines = [(recipe, f"lbgen {verb:9}{summary(recipe)}") for recipe, verb in built_in_recipes().items()]
-    print(table(lines))
+    print(table([(recipe, f"lbgen {verb:9}{summary(recipe)}") for recipe, verb in built_in_recipes().items()]))
     print("Show one with `lbgen recipes NAME`; use it with `lbgen VERB --recipe NAME`; build on it with `base: NAME`.")
 
 

@@ -76,25 +76,19 @@ def recipe_values(config_class: type, path: Path, above: tuple[Path, ...] = ()) 
         return values
     if not isinstance(base, str) or not base:
         raise UserError(f"{path}, {BASE}: give the name of a built-in recipe or a file")
-    file = _base_path(base, path)
+    file = recipe_path(base, f"{path}, {BASE}", path.parent)
     return {**recipe_values(config_class, file, (*above, path.resolve())), **values}
 
 
-def _base_path(base: str, path: Path) -> Path:
-    """The file of the recipe that the one at `path` builds on; a file's name is relative to its folder."""
-    verbs = built_in_recipes()
-    file = RECIPES / verbs[base] / f"{base}.yaml" if base in verbs else path.parent / os.path.expanduser(base)
-    if not os.path.isfile(file):
-        raise UserError(f"{path}, {BASE} {base}: no such file, nor one of the built-in recipes ({', '.join(verbs)})")
-    return file
+def recipe_path(recipe: str, place: str = "--recipe", folder: Path = Path()) -> Path:
+    """The file of a built-in recipe; any other name is the path of a file, relative to `folder`.
 
-
-def recipe_path(recipe: str) -> Path:
-    """The file of a built-in recipe; any other name is itself the path of a file."""
+    place: where the recipe was named, for the message.
+    """
     verbs = built_in_recipes()
-    path = RECIPES / verbs[recipe] / f"{recipe}.yaml" if recipe in verbs else Path(os.path.expanduser(recipe))
+    path = RECIPES / verbs[recipe] / f"{recipe}.yaml" if recipe in verbs else folder / os.path.expanduser(recipe)
     if not os.path.isfile(path):  # Path.is_file raises where a name is longer than the file system allows
-        raise UserError(f"--recipe {recipe}: no such file, nor one of the built-in recipes ({', '.join(verbs)})")
+        raise UserError(f"{place} {recipe}: no such file, nor one of the built-in recipes ({', '.join(verbs)})")
     return path
 
 

@@ -12,6 +12,7 @@ from lbgen.configuration.values import flag, shown
 from lbgen.configuration.yaml_lines import read_yaml, yaml_text
 from lbgen.errors import UserError
 from lbgen.runs.atomic import write_text
+from lbgen.runs.console import is_verbose, say
 
 Config = TypeVar("Config")
 
@@ -25,6 +26,14 @@ def save(config: Any, path: Path) -> None:
 def plain(config: Any) -> dict[str, Any]:
     """Every field's value, by name, as YAML holds it."""
     return {field.name: values.plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def say_in_full(config: Any) -> None:
+    """With --verbose: the versions of the libraries, and every setting."""
+    if is_verbose():
+        from lbgen.runs.identity import versions  # late: slow to import
+
+        say(f"versions: {', '.join(versions())}\n{yaml_text(plain(config))}")
 
 
 def load(config_class: type[Config], path: Path) -> Config:

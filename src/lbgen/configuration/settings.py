@@ -51,8 +51,8 @@ class GeneratorName(Settings):
     """Models."""
 
     generator: Place = "sd15"
-    """Stable Diffusion 1.x or 2.x checkpoint: microworld, sd15, a hub id, a diffusers folder, or a single .safetensors
-    file."""
+    """Text-to-image checkpoint of a family that lbgen reads (docs/models.md): a short name such as microworld, sd15,
+    sdxl or sd35-medium, a hub id, a diffusers folder, or a single .safetensors file."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class GeneratorWeights(GeneratorName):
     them, ema. none is the weights without such a name."""
 
 
-Scheduler = Literal["ddpm", "ddim", "pndm", "dpm++"]
-"""Samplers; each family of generators has its own of these names."""
+Scheduler = Literal["ddpm", "ddim", "pndm", "dpm++", "native"]
+"""Samplers; each family of generators takes some of these names, and all take native, the checkpoint's own."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,27 @@ class Trajectory(Settings):
     """Denoising trajectory."""
 
     scheduler: Scheduler = "ddpm"
-    """Sampler. All but pndm can sample a checkpoint with zero terminal SNR."""
+    """Sampler; native is the checkpoint's own. Flow matching takes native, its default, and dpm++. All but pndm can
+    sample a checkpoint with zero terminal SNR."""
     steps: Count = 50
     """Number of denoising steps, 1 or more."""
     guidance_scale: Annotated[float, Range(lambda x: x >= 1, "give 1 (no guidance) or more")] = 2.0
-    """Scale of classifier-free guidance, 1 or more; 1 samples without guidance."""
+    """Scale of guidance, 1 or more; 1 samples without it. Classifier-free, except where the network reads the scale
+    itself, as FLUX.1 dev does (its default is 3.5). Generators that were distilled to do without refuse all but 1."""
+    true_cfg_scale: Annotated[float, Range(lambda x: x >= 1, "give 1 (off) or more")] = 1.0
+    """Scale of classifier-free guidance, 1 or more, for networks that read --guidance-scale or none; 1 is off."""
     guidance_rescale: Annotated[float, Range(lambda x: 0 <= x <= 1, "give a number in [0, 1]")] = 0.0
     """Share by which the guided prediction is rescaled to the standard deviation of the conditional one, 0 to 1
     (arXiv 2305.08891); 0 is off."""
+    pipeline_instruction: bool = False
+    """Put the instruction of the generator's own pipeline before each prompt: Sana's asks a language model to embellish
+    it. Without it, prompts say nothing but what their template says."""
+
+    @property
+    def guidance(self) -> str:
+        """In words."""
+        true = f", true CFG scale {self.true_cfg_scale:g}" if self.true_cfg_scale > 1 else ""
+        return f"guidance {self.guidance_scale:g}{true}"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +30,9 @@ METADATA = "lbgen"
 def export_adapter(config: ExportAdapterConfig) -> Path:
     """Write the adapter of `config.run` in `config.format` to `config.output`, and return the file's path.
 
-    The file's metadata says what made it, and names no folder of this machine. Raises UserError for a run without an
-    adapter, an adapter that cannot be read, and an output that cannot be written.
+    Of transformers ComfyUI reads diffusers' names, of UNets kohya's. The file's metadata says what made it, and names
+    no folder of this machine. Raises UserError for a run without an adapter, an adapter that cannot be read, and an
+    output that cannot be written or is another file.
 
     >>> import lbgen
     >>> lbgen.export_adapter(lbgen.ExportAdapterConfig("runs/animals", "animals.safetensors", format="kohya"))
@@ -43,17 +44,29 @@ def export_adapter(config: ExportAdapterConfig) -> Path:
     from lbgen.models import adapter  # late: imports torch
 
     parts = {part: (lora, _common(state)) for part, (lora, state) in adapter.read(folder).items()}
+    for part, (lora, state) in parts.items():
+        ensure_whole(state, lora.r, f"{folder / ADAPTER_FILE}, {part}")
     origin = made_by(run, folder)
     metadata = {METADATA: json.dumps(origin, sort_keys=True, ensure_ascii=False)}
     with writing(file.parent):
-        if config.format == "diffusers":
+        if config.format == "diffusers" or (config.format == "comfyui" and "unet" not in parts):
             weights, description = adapter.file_content(parts)
             _save(file, weights, {**metadata, adapter.METADATA: description})
         else:
-            weights = renamed(parts, trained_alpha(run), NAMES[config.format])
+            weights = by_kohya(parts, trained_alpha(run))
             _save(file, weights, {**metadata, **_described(weights)})
     say(f"the adapter is in {file}, by the names of {config.format}")
     return file
+
+
+def ensure_whole(weights: Mapping[str, Tensor], rank: int, source: str) -> None:
+    """Refuse an adapter of which a layer lacks A or B, or has them of another rank than the file says."""
+    for key, tensor in weights.items():
+        layer, factor, kind = key.partition(".lora_B." if ".lora_B." in key else ".lora_A.")
+        other = f"{layer}{'.lora_A.' if factor == '.lora_B.' else '.lora_B.'}{kind}"
+        ranked = tensor.dim() >= 2 and tensor.shape[factor == ".lora_B."] == rank
+        if not (factor and other in weights and ranked):
+            raise UserError(f"{source}: {key} is not one of two factors of rank {rank}; write the adapter again")
 
 
 def refuse_other_file(file: Path) -> None:
@@ -78,8 +91,8 @@ def _common(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"text_model.{key}" if key.startswith("encoder.layers.") else key: each for key, each in weights.items()}
 
 
-def renamed(parts: Parts, trained_alpha: float | None, name_of: Callable[[str, str, bool], str]) -> dict[str, Tensor]:
-    """The weights by other names: for each layer A and B as lora_down and lora_up, and alpha.
+def by_kohya(parts: Parts, trained_alpha: float | None) -> dict[str, Tensor]:
+    """The weights by kohya's names: for each layer A and B as lora_down and lora_up, and alpha.
 
     Programs add alpha / rank * B A. A file of lbgen's has its rank for alpha, and B scaled accordingly; it gets the
     alpha that the run was trained with, if that is known.
@@ -91,7 +104,7 @@ def renamed(parts: Parts, trained_alpha: float | None, name_of: Callable[[str, s
     for part, (config, state) in parts.items():
         alpha = trained_alpha or config.lora_alpha
         for layer, down, up in _layers(state):
-            name = name_of(part, layer, single)
+            name = kohya_name(part, layer, single)
             weights[f"{name}.lora_down.weight"] = down.contiguous()
             weights[f"{name}.lora_up.weight"] = (up.float() * (config.lora_alpha / alpha)).to(up.dtype).contiguous()
             weights[f"{name}.alpha"] = torch.tensor(float(alpha))
@@ -109,22 +122,12 @@ def _layers(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor
 def kohya_name(part: str, layer: str, single: bool) -> str:
     """kohya's: lora_unet_LAYER or lora_transformer_LAYER, lora_te_LAYER, of several text encoders lora_te1_LAYER, ...
 
-    Of a UNet's blocks A1111 and ComfyUI read diffusers' names too.
+    Of a UNet's blocks A1111 and ComfyUI read diffusers' names too; of a transformer ComfyUI does, for SD 3 and FLUX.
     """
     if _is_text_encoder(part):
         number = "" if single else part.removeprefix("text_encoder").lstrip("_") or "1"
         return f"lora_te{number}_{layer}".replace(".", "_")
     return f"lora_{part}_{layer}".replace(".", "_")
-
-
-def comfyui_name(part: str, layer: str, single: bool) -> str:
-    """Of a transformer the network's name and the layer with dots, which ComfyUI reads for every architecture."""
-    if part == "unet" or _is_text_encoder(part):
-        return kohya_name(part, layer, single)
-    return f"{part}.{layer}"
-
-
-NAMES = {"kohya": kohya_name, "comfyui": comfyui_name}
 
 
 def _is_text_encoder(part: str) -> bool:

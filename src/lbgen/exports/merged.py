@@ -46,6 +46,7 @@ def export_merged(config: ExportMergedConfig) -> Path:
     base = base_generator(run, config.generator)
     ensure_generator(*base)
     from lbgen.models.generator import load_generator  # late: imports torch
+    from lbgen.models.loading import no_progress_bars
 
     say(f"merging {folder} into {base.name}")
     generator = load_generator(base.name, revision=base.revision, variant=base.variant)
@@ -60,7 +61,8 @@ def export_merged(config: ExportMergedConfig) -> Path:
         temporary = atomic.temporary_name(output)
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            pipeline.save_pretrained(temporary)
+            with no_progress_bars():
+                pipeline.save_pretrained(temporary)
             origin = json.dumps(made_by(run, folder), indent=1, ensure_ascii=False)
             atomic.write_text(temporary / MADE_BY, origin + "\n")
             os.replace(temporary, output)  # an empty folder may be there

@@ -1,5 +1,6 @@
 """What a generation run can be told. The defaults are those of the paper."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from lbgen.configuration.values import PathOrText
 from lbgen.datasets.index import is_split_name
 from lbgen.errors import UserError
 from lbgen.models import training
+from lbgen.models.checkpoints.suited import suited_settings
 from lbgen.models.training import Training
 
 CHECKS = ("label", "quality", "blank", "duplicate", "unsafe")
@@ -27,7 +29,8 @@ class ScreeningConfig(Settings):
     """Checks to make: label, quality, blank, duplicate, unsafe. An image that fails one is made again, from other
     noise."""
     screen_semantics: Place = "clip-vit-l-14"
-    """Language space that checks images: microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
+    """Language space that checks images: microworld, clip-vit-l-14, siglip-base, a hub id, a folder, or
+    open_clip:NAME/PRETRAINED."""
     screen_template: Template = "photo of {name}"
     """The text that stands for a category in the label check, with {name} where the category's name goes."""
     label_top_k: Count = 5
@@ -176,7 +179,7 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
 
     VERB: ClassVar = "generate"
     MOST_USED: ClassVar = ("vocabulary", "generator", "adapter", "output", "images_per_category", "batch_size")
-    ADDED: ClassVar = {"revision": None, "variant": None}
+    ADDED: ClassVar = {"revision": None, "variant": None, "true_cfg_scale": 1.0, "pipeline_instruction": False}
 
     output: str = "data/lbgen"
     """Dataset folder, or an address such as s3://bucket/name (also gs, az, hf). It is made if missing; a dataset of the
@@ -184,9 +187,11 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
 
     @classmethod
     def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the adapter was trained with, where its folder says so (models/training.py)."""
-        trained = training.read(given["adapter"]) if given.get("adapter") else None
-        return trained_settings(trained) if trained else {}
+        """What suits the generator, and what the adapter was trained with, where its folder says so."""
+        adapter = given.get("adapter")
+        trained = training.read(Path(os.path.expanduser(adapter))) if adapter else None
+        suited = suited_settings(given.get("generator", cls.generator), given.get("revision"))
+        return {**suited, **(trained_settings(trained) if trained else {})}
 
     def __post_init__(self) -> None:
         super().__post_init__()

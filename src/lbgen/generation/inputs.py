@@ -20,6 +20,7 @@ from lbgen.generation.config import GenerateConfig, trained_settings
 from lbgen.generation.screening import balance
 from lbgen.models import training
 from lbgen.models.checkpoints import forms
+from lbgen.models.checkpoints.suited import ensure_suited
 from lbgen.models.registry import (
     ADAPTER_FILE,
     GENERATORS,
@@ -75,6 +76,7 @@ def ensure_loadable(config: GenerateConfig) -> None:
     adapter_sha256(config)
     if config.engine == "local":
         ensure_generator(config.generator, config.revision, config.variant)
+        ensure_suited(config.generator, config.revision, config.scheduler, config.guidance_scale)
         if config.compares_with_texts:
             ensure_semantics(config.screen_semantics, "--screen-semantics")
 

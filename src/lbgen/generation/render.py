@@ -1,6 +1,6 @@
 """From planned images to pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -16,13 +16,18 @@ from lbgen.models.sampling import render_images
 class Renderer:
     """Makes batches of images with one generator.
 
-    Prompts are encoded again for each batch. That costs little next to sampling, and makes an image depend on its batch
-    only, not on earlier batches, while memory does not grow with the number of categories.
+    Small text encoders encode prompts again for each batch. That costs little next to sampling, and makes an image
+    depend on its batch only, not on earlier batches, while memory does not grow with the number of categories. Large
+    ones encode each prompt once and alone.
     """
 
     def __init__(self, generator: Generator, config: GenerateConfig) -> None:
         self.generator, self.config = generator, config
         generator.fixed_batch = config.batch_size or 0
+
+    def prepare(self, images: Iterable[PlannedImage]) -> None:
+        """Encode the prompts of images that will be rendered, where the generator keeps them."""
+        self.generator.prepare(prompt_of(image, self.config) for image in images)
 
     @torch.no_grad()
     def render(self, batch: Sequence[PlannedImage]) -> np.ndarray:

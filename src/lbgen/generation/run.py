@@ -36,7 +36,7 @@ class GenerateResult:
     seconds: float
     """Wall time of this call."""
     next_command: str
-    """The command that audits the dataset; empty if it is not finished."""
+    """The command that audits the dataset, or verifies one on object storage; empty if it is not finished."""
 
 
 def generate(config: GenerateConfig) -> GenerateResult:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from diffusers.utils import recurse_remove_peft_layers
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -56,7 +56,7 @@ def attach(module: Any, config: LoraConfig) -> None:
         if not any(name.endswith(f".{target}") for name in names):
             raise UserError(f"lora_targets: {target} names no layer of {type(module).__name__}; to_q names its queries")
     try:
-        module.add_adapter(config, NAME)
+        inject_adapter_in_model(config, module, NAME)
     except ValueError as error:
         raise UserError(f"lora_targets: {str(error).splitlines()[0]}") from error
     for _, parameter in parameters(module):

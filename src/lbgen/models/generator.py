@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from lbgen.errors import UserError
 from lbgen.models import adapter
+from lbgen.models.checkpoints.suited import suited_settings
 from lbgen.models.compilation import Rows, compiled, padded
 from lbgen.models.deep_cache import DeepCache
 from lbgen.models.families import load_family
 from lbgen.models.families.family import Conditioning, Family, Schedule
+from lbgen.models.families.kept_prompts import KeptPrompts
 from lbgen.models.guidance import Guidance
 from lbgen.vocabulary.distinct import Confusion, confusions
 from lbgen.vocabulary.tokens import refuse_long_text
@@ -47,19 +49,27 @@ class Generator:
         latent_dtype: torch.dtype = torch.float32,
     ) -> None:
         """See `load_generator`."""
-        self.family, self.guidance, self.latent_dtype = family, guidance, latent_dtype
+        self.family, self.latent_dtype = family, latent_dtype
+        left = getattr(family, "take_guidance", lambda guidance: guidance.without_true_scale(family.name))
+        self.guidance = left(guidance)  # what two calls of the network have to do
         self.name, self.device, self.dtype = family.name, family.device, family.dtype
         self.default_size, self.token_limit = family.default_size, family.token_limit
         self._parts: dict[str, Any] = {family.network_name: family.network, **family.text_encoders}
         for module in (*self._parts.values(), family.vae):
             module.eval().requires_grad_(False)
 
+        self._prompts = KeptPrompts(family) if getattr(family, "keeps_prompts", False) else None
         self.fixed_batch = 0
         """Compiled networks get smaller batches padded to this size, so that they are compiled for no other."""
         self._compiles, self._adapter_on, self._decoded_at_once = compile, True, DECODED_AT_ONCE
         # The network for calls without grad; the copy is made before there is an adapter.
         self._merged = adapter.MergedCopy(family.network) if merged_sampler else None
         network = self._merged.network if self._merged else family.network
+        if deep_cache_interval > 1 and not is_unet(network):
+            raise UserError(
+                f"--deep-cache-interval {deep_cache_interval}: it reuses the deep blocks of a UNet, and {family.title} "
+                "has a transformer; give 1"
+            )
         self._deep_cache = DeepCache(network, deep_cache_interval) if deep_cache_interval > 1 else None
         self._sampler: Any = compiled(network, cuda_graphs=self._deep_cache is None) if compile else network
         self._decoder: Any = compiled(family.vae.decoder, cuda_graphs=False) if compile else family.vae.decoder
@@ -79,10 +89,16 @@ class Generator:
         """Embed prompts; under grad the gradient reaches the text encoders' adapter."""
         for prompt in prompts:
             refuse_long_text(prompt, self.count_tokens, self.token_limit, source=f"generator {self.name}, prompt")
-        conditioning = self.family.encode(prompts)
+        encode = self._prompts.rows if self._prompts else self.family.encode
+        conditioning = encode(prompts)
         if not self.guidance.is_on:
             return conditioning
-        return conditioning.with_unconditional(self.family.encode([""] * len(prompts)))
+        return conditioning.with_unconditional(encode([""] * len(prompts)))
+
+    def prepare(self, prompts: Iterable[str]) -> None:
+        """Encode prompts that will be used, where a family keeps them, so that its text encoders are needed once."""
+        if self._prompts:
+            self._prompts.encode([*prompts, ""] if self.guidance.is_on else prompts)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latents of an image of `height` x `width` pixels; UserError where they do not fit."""
@@ -144,7 +160,8 @@ class Generator:
         vae = self.family.vae
         if torch.is_grad_enabled():
             return vae.decode(latents, return_dict=False)[0]
-        return self._decoder(latents if vae.post_quant_conv is None else vae.post_quant_conv(latents))
+        first = getattr(vae, "post_quant_conv", None)
+        return self._decoder(latents if first is None else first(latents))
 
     def _padded(self, rows: Rows) -> Rows:
         return padded(rows, self.fixed_batch) if self._compiles else rows
@@ -168,6 +185,11 @@ class Generator:
 
         text_encoder: put one on every text encoder too.
         """
+        if text_encoder and not self.family.text_encoder_targets:
+            raise UserError(
+                f"--text-encoder-lora: {self.family.title} encodes each prompt once, with text encoders as they are; "
+                "leave it out"
+            )
         adapter.attach(self.family.network, adapter.configuration(rank, alpha, targets))
         for encoder in self.family.text_encoders.values() if text_encoder else ():
             adapter.attach(encoder, adapter.configuration(rank, alpha, self.family.text_encoder_targets))
@@ -211,7 +233,8 @@ class Generator:
 
     def load_adapter(self, directory: Path) -> None:
         """Read a saved adapter back, trainable. One that is already there keeps its alpha."""
-        for part, (config, weights) in adapter.read(directory, tuple(self._parts)).items():
+        parts = tuple(self._parts) if self.family.text_encoder_targets else (self.family.network_name,)
+        for part, (config, weights) in adapter.read(directory, parts).items():
             try:
                 adapter.restore(self._parts[part], config, weights)
             except ValueError as error:
@@ -232,14 +255,21 @@ class Generator:
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
         self.family.network.enable_gradient_checkpointing()
-        self.family.vae.enable_gradient_checkpointing()
+        if self.family.vae._supports_gradient_checkpointing:
+            self.family.vae.enable_gradient_checkpointing()
         self._decoded_at_once = 1  # so that only one image's activations exist at a time
 
     def optimize(self) -> None:
         """Faster layouts for sampling without gradients; same images. To be called after `merge_adapter`."""
-        self.family.network.fuse_qkv_projections()
+        if is_unet(self.family.network):  # in some transformers fused projections fail, in Stable Diffusion 3.5 medium
+            self.family.network.fuse_qkv_projections()
         for module in (self.family.network, self.family.vae):
             module.to(memory_format=torch.channels_last)
+
+
+def is_unet(network: Any) -> bool:
+    """Whether the network has the blocks of a diffusers UNet."""
+    return hasattr(network, "down_blocks")
 
 
 def load_generator(
@@ -248,9 +278,11 @@ def load_generator(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     scheduler: str | None = None,
-    guidance_scale: float = 2.0,
+    guidance_scale: float | None = None,
+    true_cfg_scale: float = 1.0,
     guidance_rescale: float = 0.0,
     guidance_interval: tuple[float, float] | None = None,
+    pipeline_instruction: bool = False,
     deep_cache_interval: int = 1,
     merged_sampler: bool = False,
     compile: bool = False,
@@ -260,8 +292,11 @@ def load_generator(
 ) -> Generator:
     """Load a checkpoint by registry name, folder, hub id or single .safetensors file.
 
-    scheduler: by name; None is the checkpoint's own.
+    scheduler: by name; None and "native" are the checkpoint's own.
+    guidance_scale: None is 2, or what suits the generator: 1, which is off, for those that were distilled.
+    true_cfg_scale: of classifier-free guidance where the network reads `guidance_scale` itself; 1 is off.
     guidance_interval: guidance only at noise levels above the first and up to the second (arXiv 2404.07724).
+    pipeline_instruction: put the instruction of the family's pipeline before each prompt.
     deep_cache_interval: without grad the deep blocks are computed once in this many calls (arXiv 2312.00858); 1 is off.
     merged_sampler: predict without grad through a copy with the adapter merged (see `refresh_sampler`).
     compile: torch.compile the networks that predict and decode without grad.
@@ -269,9 +304,16 @@ def load_generator(
     revision: of a hub id, None is main.  variant: of the weights, such as fp16; "ema" of a single file.
     """
     where: dict[str, Any] = {"device": torch.device(device), "revision": revision, "variant": variant}
+    family = load_family(name, dtype=dtype, scheduler=None if scheduler == "native" else scheduler, **where)
+    if pipeline_instruction:
+        if not hasattr(family, "use_instruction"):
+            raise UserError(f"--pipeline-instruction: the pipeline of {family.title} has none; leave it out")
+        family.use_instruction()
+    if guidance_scale is None:
+        guidance_scale = suited_settings(name, revision).get("guidance_scale", Guidance.scale)
     return Generator(
-        load_family(name, dtype=dtype, scheduler=scheduler, **where),
-        Guidance(guidance_scale, guidance_rescale, guidance_interval),
+        family,
+        Guidance(guidance_scale, guidance_rescale, true_cfg_scale, guidance_interval),
         deep_cache_interval=deep_cache_interval,
         merged_sampler=merged_sampler,
         compile=compile,

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lbgen.errors import UserError
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -18,12 +20,23 @@ class Guidance:
     """1 or less: no guidance."""
     rescale: float = 0.0
     """In [0, 1]; 0 is off."""
+    true_scale: float = 1.0
+    """Of guidance by two calls, for a network that reads `scale` itself; other families take none but 1."""
     interval: tuple[float, float] | None = None
     """Guidance acts only at noise levels above the first and up to the second; None: at all levels."""
 
     @property
     def is_on(self) -> bool:
         return self.scale > 1
+
+    def without_true_scale(self, checkpoint: str) -> Guidance:
+        """The same; UserError where `true_scale` asks for guidance besides `scale`."""
+        if self.true_scale > 1:
+            raise UserError(
+                f"generator {checkpoint}: --true-cfg-scale {self.true_scale:g} is for generators whose network reads "
+                "the guidance scale, such as FLUX.1 dev; give --guidance-scale alone"
+            )
+        return self
 
     def covers(self, noise_level: float) -> bool:
         """Whether the noise level lies in the interval."""

@@ -1,6 +1,7 @@
 """Loading weights with other libraries: their errors become one line for the user, their progress bars are off."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from lbgen.runs import atomic
 from lbgen.runs.model_folder import refuse_unreadable, variants_of
 from lbgen.runs.parsing import parse_json
 
+NOT_FINITE = re.compile(rb"(:\s*)(?:-?Infinity|NaN)(?=\s*[,}])")
+"""A number as Python's json writes it, `lambda_min_clipped` of DPM-Solver for example."""
 MALFORMED = Exception
 """For files of a model that are not what they expect, the libraries raise any exception, tokenizers even this one."""
 
@@ -37,11 +40,7 @@ def one_line(what: str, where: str) -> Iterator[None]:
     """The same for what is known to be readable: errors become one line, progress bars are off."""
     is_folder = os.path.isdir(where)  # Path.is_dir raises where a name is longer than the file system takes
     try:
-        with ExitStack() as stack:
-            for library in (diffusers_logging, transformers_logging):
-                if library.is_progress_bar_enabled():
-                    library.disable_progress_bar()
-                    stack.callback(library.enable_progress_bar)
+        with no_progress_bars():
             if is_folder:
                 refuse_redirections(Path(where))
             yield
@@ -55,6 +54,17 @@ def one_line(what: str, where: str) -> Iterator[None]:
         elif not is_folder:
             remedy = "check the connection; its weights must be safetensors, and not only of a variant such as fp16"
         raise UserError(f"{what} {file or where} cannot be loaded: {remedy} ({cause})") from error
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Within the context the libraries show none."""
+    with ExitStack() as stack:
+        for library in (diffusers_logging, transformers_logging):
+            if library.is_progress_bar_enabled():
+                library.disable_progress_bar()
+                stack.callback(library.enable_progress_bar)
+        yield
 
 
 def refuse_redirections(folder: Path) -> None:
@@ -87,10 +97,13 @@ def _attention_kernels(config: Any) -> Iterator[str]:
 
 
 def read_config(where: str, part: str, file: str = "config.json") -> dict[str, Any]:
-    """The configuration of a part of a checkpoint, a folder or a hub id; ValueError where it is no table."""
+    """The configuration of a part of a checkpoint, a folder or a hub id; ValueError where it is no table.
+
+    Numbers that are not finite, which schedulers have and JSON does not know, are None.
+    """
     name = f"{part}/{file}"
     path = Path(where, name) if os.path.isdir(where) else Path(hf_hub_download(where, name))
-    config = parse_json(atomic.read_bytes(path))
+    config = parse_json(NOT_FINITE.sub(rb"\1null", atomic.read_bytes(path)))
     if not isinstance(config, dict):
         raise ValueError(f"{name} is not a table")
     return config

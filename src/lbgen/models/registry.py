@@ -20,10 +20,30 @@ GENERATORS = {
     "microworld": str(MICROWORLD / "generator"),
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "pixart-sigma": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+    "sd3-medium": "stabilityai/stable-diffusion-3-medium-diffusers",
+    "sd35-medium": "stabilityai/stable-diffusion-3.5-medium",
+    "sd35-large": "stabilityai/stable-diffusion-3.5-large",
+    "flux-dev": "black-forest-labs/FLUX.1-dev",
+    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
+    "flux2-klein-base-4b": "black-forest-labs/FLUX.2-klein-base-4B",
+    "flux2-klein-4b": "black-forest-labs/FLUX.2-klein-4B",
+    "sana-600m": "Efficient-Large-Model/Sana_600M_1024px_diffusers",
+    "sana-1600m": "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
+    "z-image": "Tongyi-MAI/Z-Image",
+    "z-image-turbo": "Tongyi-MAI/Z-Image-Turbo",
 }
 """Text-to-image checkpoints: diffusers folders or hub ids."""
 
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+FLOW_MATCHING = (
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+    "Flux2KleinPipeline",
+    "SanaPipeline",
+    "ZImagePipeline",
+)
+"""Classes of generators that match flows: they are sampled with their own scheduler."""
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "PixArtSigmaPipeline", *FLOW_MATCHING)
 """The `_class_name` of the generators whose families come with lbgen: the keys of FAMILIES (models/families)."""
 
 SEMANTICS = {

@@ -22,6 +22,8 @@ from lbgen.vocabulary.vocabulary import Category
 
 FILE = "training.json"
 VERSION = 1
+ADDED = {"true_cfg_scale": 1.0, "pipeline_instruction": False}
+"""Settings that files of earlier versions do not have -> the value that they stand for."""
 REMEDY = "restore the file, or remove it to generate with lbgen's own defaults"
 
 
@@ -64,6 +66,7 @@ def read(adapter: Path) -> Training | None:
         raise UserError(f"{path}: not of version {VERSION}, which this lbgen reads; {REMEDY}")
     names = checked(content.get("names"), dict[Name, Text], f"{path}, names", REMEDY)
     given = {name: content[name] for name in FIELDS if name in content}
+    given = {**ADDED, **given}
     try:
         values = converted(TrainingSettings, given, str)
         for name in FIELDS:

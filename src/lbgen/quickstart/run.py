@@ -105,6 +105,8 @@ def generate_configs(config: QuickstartConfig, align: AlignConfig) -> dict[str, 
         "steps": align.steps,
         "guidance_scale": align.guidance_scale,
         "guidance_rescale": align.guidance_rescale,
+        "true_cfg_scale": align.true_cfg_scale,
+        "pipeline_instruction": align.pipeline_instruction,
         "shard_size": 128,
     }
 
@@ -160,7 +162,7 @@ def facts(config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float
         (
             "Images",
             f"{config.images_per_category} of each category in each set, the same noise in all; {align.scheduler}, "
-            f"{align.steps} steps, guidance {align.guidance_scale:g}",
+            f"{align.steps} steps, {align.guidance}",
         ),
         ("Wall time", ", ".join(f"{stage.replace('_', ' ')} {value:.0f} s" for stage, value in seconds.items())),
         ("Machine", f"{os.cpu_count()} processors"),

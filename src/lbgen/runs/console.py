@@ -71,13 +71,17 @@ def say(text: str) -> None:
         return
     lines = [_shown.heading] * bool(_shown.heading) + text.splitlines()
     _shown.heading = ""
-    tqdm.write("\n".join(map(printable, lines)), file=sys.stdout)
-    sys.stdout.flush()  # a log shows where the run is
+    _write(lines)
 
 
 def result(text: str) -> None:
-    """A line on standard output that was asked for, also with --quiet: what a comparison found."""
-    tqdm.write(text, file=sys.stdout)
+    """Lines on standard output that were asked for, also with --quiet: what a comparison found."""
+    _write(text.splitlines())
+
+
+def _write(lines: Sequence[str]) -> None:
+    tqdm.write("\n".join(map(printable, lines)), file=sys.stdout)
+    sys.stdout.flush()  # a log shows where the run is
 
 
 def warn(text: str) -> None:
@@ -100,8 +104,9 @@ class Progress:
     def __init__(
         self, name: str, total: int | None, unit: str, *, done: int = 0, leave: bool = True, shown: bool = True
     ) -> None:
-        """unit: what is counted, in the plural.  leave: whether the end is shown; off a terminal a
-        short task shows nothing.  shown: whether anything is."""
+        """unit: what is counted, in the plural.  leave: whether the end is shown; off a terminal a short task shows
+        nothing.  shown: whether anything is.
+        """
         self.name, self.total, self.unit, self.done, self.leave = name, total, unit, done, leave
         self.shown = shown and _shown.verbosity > Verbosity.QUIET and (total is None or done < total)
         in_terminal = sys.stderr.isatty()

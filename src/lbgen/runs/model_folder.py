@@ -25,7 +25,7 @@ VARIANT = re.compile(r"(?:diffusion_pytorch_model|model)\.(?:safetensors\.index\
 CONFIGURATIONS = (
     "config.json", "scheduler_config.json", "preprocessor_config.json", "processor_config.json",
     "tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json",
-    "added_tokens.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+    "added_tokens.json", "chat_template.jinja", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
 )  # fmt: skip
 """The files besides weights that models, schedulers, tokenizers and image processors are made from."""
 SAFETY_CHECKER = ("safety_checker", "feature_extractor")
@@ -66,13 +66,18 @@ def part_names(folder: Path) -> list[str]:
 
 def pipeline_class(where: str, revision: str | None = None) -> str | None:
     """The `_class_name` of a generator in a folder or in the hub's cache; None where it is not known."""
+    name = cached_config(where, INDEX, revision).get("_class_name")
+    return name if isinstance(name, str) else None
+
+
+def cached_config(where: str, name: str, revision: str | None = None) -> dict[str, Any]:
+    """The JSON table in a file of a folder or of the hub's cache; empty where there is none."""
     try:
         is_folder = os.path.isdir(where)
-        index = os.path.join(where, INDEX) if is_folder else try_to_load_from_cache(where, INDEX, revision=revision)
+        path = os.path.join(where, name) if is_folder else try_to_load_from_cache(where, name, revision=revision)
     except HFValidationError:
-        return None
-    name = _table(Path(index)).get("_class_name") if isinstance(index, str) else None
-    return name if isinstance(name, str) else None
+        return {}
+    return _table(Path(path)) if isinstance(path, str) else {}
 
 
 def _is_part(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """Backbones on tiny data in the published layouts, against the model called by hand on pictures made by hand."""
 
 import json
+import shlex
 import shutil
 import sqlite3
 from dataclasses import replace
@@ -14,6 +15,7 @@ from command_line import refused_here
 from PIL import Image
 from safetensors.torch import save_file
 
+from lbgen.cli import main
 from lbgen.errors import UserError
 from lbgen.evaluation.bias import measure
 from lbgen.evaluation.bias.benchmark import find_folder, incompleteness
@@ -205,6 +207,14 @@ def test_saved_answers_give_the_same_figures(benchmark, config, finished, tmp_pa
     left_out = ("counts", "preprocessing", "answers")
     before = {name: value for name, value in finished.backbones["net"][benchmark].items() if name not in left_out}
     assert json.dumps(figures[benchmark]) == json.dumps(before)
+
+
+def test_the_command_that_comes_next_scores_the_saved_answers(config, finished, capsys):
+    program, *argv = shlex.split(finished.next_command)
+    main([*argv, "--quiet"])
+    (again,) = json.loads(Path(f"{config.output}-scored/bias.json").read_text())["backbones"].values()
+    assert program == "lbgen" and capsys.readouterr().err == ""
+    assert again["cue-conflict"]["shape_bias"] == finished.backbones["net"]["cue-conflict"]["shape_bias"]
 
 
 def test_a_run_goes_on_after_the_chunks_that_were_saved(data, config, finished, tmp_path, monkeypatch):

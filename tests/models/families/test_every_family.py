@@ -6,25 +6,47 @@ Sampling, gradients and refusals of a family are in its own test file.
 import json
 import multiprocessing
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from miniatures import write_stable_diffusion_xl
+from miniatures import (
+    write_flux,
+    write_flux_2_klein,
+    write_pixart_sigma,
+    write_sana,
+    write_stable_diffusion_3,
+    write_stable_diffusion_xl,
+    write_z_image,
+)
 from safetensors.torch import load_file
+from trajectories import images_of
 
 from lbgen.alignment import checkpoint
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.run import align
 from lbgen.datasets import index
+from lbgen.exports.config import ExportMergedConfig
+from lbgen.exports.merged import export_merged
 from lbgen.generation.config import GenerateConfig, VerifyConfig
 from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
+from lbgen.models.checkpoints.suited import suited_settings
+from lbgen.models.generator import load_generator
 from lbgen.models.registry import ADAPTER_FILE
 
-WRITERS = {"sdxl": write_stable_diffusion_xl}
+WRITERS = {
+    "sdxl": write_stable_diffusion_xl,
+    "pixart-sigma": write_pixart_sigma,
+    "sd3": write_stable_diffusion_3,
+    "flux": write_flux,
+    "flux-2-klein": write_flux_2_klein,
+    "sana": write_sana,
+    "z-image": write_z_image,
+}
 """Family -> what writes its miniature."""
 TERMS = ("entire", "individual", "quality", "independence")
 
@@ -39,6 +61,7 @@ def aligned(folder: Path, tiny_config: AlignConfig, tmp_path_factory: pytest.Tem
     """Three updates, never interrupted."""
     config = replace(
         tiny_config,
+        **suited_settings(str(folder)),
         generator=str(folder),
         output=str(tmp_path_factory.mktemp("aligned") / "run"),
         max_steps=3,
@@ -58,7 +81,27 @@ def test_every_term_reaches_the_adapter(aligned: AlignConfig) -> None:
     """By the norms that a run measures at its start, and by the adapter's B, which starts at zero."""
     first = json.loads((aligned.folder / "metrics.jsonl").read_text().splitlines()[0])
     assert all(first["gradient_norms"][name] > 0 for name in TERMS)
-    assert all(tensor.any() for name, tensor in adapter_of(aligned.folder).items() if "unet" in name)
+    assert all(tensor.any() for name, tensor in adapter_of(aligned.folder).items())
+
+
+def test_the_adapters_card_says_how_diffusers_makes_its_images(aligned: AlignConfig) -> None:
+    """The code on it runs, on smaller images than its pipeline's default."""
+    card = (aligned.folder / "adapter/README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    code = code.replace("'GENERATOR'", repr(aligned.generator))
+    code = code.replace('"ADAPTER"', repr(str(aligned.folder / "adapter")))
+    code = code.replace("num_inference_steps=3", "num_inference_steps=3, height=32, width=32")
+    drawn: dict = {}
+    exec(code, drawn)
+    assert drawn["image"].size == (32, 32)
+
+
+def test_the_merged_checkpoint_makes_the_adapters_images(aligned: AlignConfig, tmp_path: Path) -> None:
+    merged = export_merged(ExportMergedConfig(str(aligned.folder), str(tmp_path / "merged")))
+    settings = {"scheduler": "native", "guidance_scale": aligned.guidance_scale}
+    ours, theirs = (load_generator(str(place), **settings) for place in (merged, aligned.generator))
+    theirs.load_adapter(aligned.folder / "adapter")
+    torch.testing.assert_close(images_of(ours), images_of(theirs), rtol=1e-3, atol=1e-4)
 
 
 def align_until_killed(config: AlignConfig) -> None:
@@ -93,7 +136,8 @@ def test_a_dataset_is_the_same_in_parts_and_after_a_repair(
 ) -> None:
     """With the adapter, screened; verify finds it whole, and finds what is then damaged."""
     whole = replace(
-        config, generator=aligned.generator, adapter=aligned.folder / "adapter", output=str(tmp_path / "whole"),
+        config, **suited_settings(aligned.generator), generator=aligned.generator,
+        adapter=aligned.folder / "adapter", output=str(tmp_path / "whole"),
         screen=("blank",),
     )  # fmt: skip
     generate(whole)

@@ -105,7 +105,7 @@ def test_another_kind_of_pipeline_is_refused(broken: Path) -> None:
     index.write_text(index.read_text().replace("StableDiffusionPipeline", "KandinskyPipeline"))
     known = "StableDiffusionPipeline (Stable Diffusion 1.x and 2.x), StableDiffusionXLPipeline (Stable Diffusion XL)"
     expected = f"generator {broken} is a KandinskyPipeline, which lbgen cannot read; give one of: {known}"
-    assert refusal(broken) == expected
+    assert refusal(broken).startswith(expected)
     index.write_text("{}")
     assert f"give one of: {known}" in refusal(broken)
 

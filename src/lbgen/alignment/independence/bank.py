@@ -48,6 +48,8 @@ def bank_path(config: AlignConfig, vocabulary: Vocabulary, recorded: Identity | 
     key = [
         *(getattr(config, name) for name in DEPENDS_ON),
         *(hashes[name] for name in ("vocabulary", "generator", "semantics")),
+        *([config.true_cfg_scale] if config.true_cfg_scale != 1 else []),
+        *(["pipeline_instruction"] if config.pipeline_instruction else []),
     ]
     return config.folder / f"bank-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}.safetensors"
 

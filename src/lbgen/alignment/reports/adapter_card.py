@@ -7,10 +7,22 @@ import yaml
 
 from lbgen import __version__
 from lbgen.alignment.config import AlignConfig
-from lbgen.models.registry import ADAPTER_CARD, GENERATORS, resolve
+from lbgen.models.checkpoints.suited import pipeline_of
+from lbgen.models.registry import ADAPTER_CARD, ADAPTER_FILE, GENERATORS, resolve
 from lbgen.report.page import render
 from lbgen.runs import atomic
 from lbgen.vocabulary.vocabulary import Vocabulary
+
+WITHOUT_LOADER = ("PixArtSigmaPipeline",)
+"""Classes of pipelines to which diffusers gives no `load_lora_weights`; peft loads the file."""
+AS_LBGEN = (
+    ("PixArtSigmaPipeline", "clean_caption", False),
+    ("PixArtSigmaPipeline", "use_resolution_binning", False),
+    ("SanaPipeline", "clean_caption", False),
+    ("SanaPipeline", "use_resolution_binning", False),
+    ("SanaPipeline", "complex_human_instruction", None),
+)
+"""Class of a pipeline, argument, value: lbgen changes neither prompts nor sizes."""
 
 
 def write(adapter: Path, config: AlignConfig, vocabulary: Vocabulary) -> None:
@@ -18,20 +30,37 @@ def write(adapter: Path, config: AlignConfig, vocabulary: Vocabulary) -> None:
     where = resolve(config.generator, GENERATORS)
     on_hub = not Path(where).exists()
     base = where if on_hub else config.generator if config.generator in GENERATORS else Path(where).name
+    kind = pipeline_of(config.generator, config.revision)
     prompt = config.prompt_template.replace("{name}", vocabulary[0].name)
     text = render(
         "adapter.md.jinja",
         head=yaml.safe_dump(head(where if on_hub else None), sort_keys=False),
         base=base,
         base_repr=repr(base if on_hub else "GENERATOR"),
+        flag=base if on_hub or config.generator in GENERATORS else "GENERATOR",
         on_hub=on_hub,
         categories=len(vocabulary),
-        prompt_repr=repr(prompt),
-        steps=config.steps,
-        guidance_scale=config.guidance_scale,
+        has_loader=kind not in WITHOUT_LOADER,
+        file=ADAPTER_FILE,
+        rank=config.rank,
+        call=call(kind, prompt, config),
         settings=settings(config),
     )
     atomic.write_text(adapter / ADAPTER_CARD, text)
+
+
+def call(kind: str | None, prompt: str, config: AlignConfig) -> dict[str, str]:
+    """How a pipeline of this class is called to make what lbgen makes: names and values of its arguments, as code."""
+    guidance: dict[str, Any] = {"guidance_scale": config.guidance_scale}
+    if config.true_cfg_scale > 1:
+        guidance |= {"true_cfg_scale": config.true_cfg_scale, "negative_prompt": ""}
+    if kind == "ZImagePipeline" and config.guidance_scale == 1:
+        guidance = {"guidance_scale": 0.0}  # it counts from 0
+    own = {name: value for pipeline, name, value in AS_LBGEN if pipeline == kind}
+    if config.pipeline_instruction:
+        own.pop("complex_human_instruction", None)
+    arguments = {"prompt": prompt, "num_inference_steps": config.steps, **guidance, **own}
+    return {name: repr(value) for name, value in arguments.items()}
 
 
 def head(base: str | None) -> dict[str, Any]:
@@ -46,7 +75,7 @@ def settings(config: AlignConfig) -> list[tuple[str, str]]:
     return [
         ("objective", ", ".join(f"{weight:g} x {name}" for name, weight in config.weights.items() if weight)),
         ("LoRA", f"rank {config.rank}, alpha {config.alpha:g}"),
-        ("sampling", f"{config.scheduler}, {config.steps} steps, guidance {config.guidance_scale:g}"),
+        ("sampling", f"{config.scheduler}, {config.steps} steps, {config.guidance}"),
         ("seed", str(config.seed)),
         ("lbgen", __version__),
     ]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lbgen.alignment.checkpoint import Progress, initial_progress, saved_progress
 from lbgen.alignment.config import AlignConfig
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 
 LONGEST_UPDATE = 60.0
 """Seconds. Where the first update takes longer, with all that happens only once, no second one is measured."""
+
+
+class Measured(NamedTuple):
+    """What `AlignEstimate` says of one process; None if nothing is to be made."""
+
+    seconds_per_update: float | None = None
+    seconds_per_image: float | None = None
+    bytes_of_memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,13 +75,14 @@ def plan_align(config: AlignConfig) -> AlignEstimate:
         accelerator = start_accelerator(config)
         processes = accelerator.num_processes
         progress = initial_progress(config, vocabulary, processes) if resumed is None else saved_progress(resumed)
-        measured = None if is_finished(config, resumed) else measure(config, vocabulary, accelerator, resumed)
+        nothing = is_finished(config, resumed)
+        measured = Measured() if nothing else measure(config, vocabulary, accelerator, resumed)
     estimate = AlignEstimate(
         updates=max(0, config.max_steps - progress.step),
         sampled_images=sampled_images(config, vocabulary, progress),
-        seconds_per_update=measured and measured[0],
-        seconds_per_image=measured and measured[1],
-        bytes_of_memory=measured and measured[2],
+        seconds_per_update=measured.seconds_per_update,
+        seconds_per_image=measured.seconds_per_image,
+        bytes_of_memory=measured.bytes_of_memory,
         device=device_name(accelerator.device),
     )
     if accelerator.is_main_process:
@@ -85,7 +94,7 @@ def sampled_images(config: AlignConfig, vocabulary: Vocabulary, progress: Progre
     """Images that one process, the main one, samples without gradient in the rest of the run."""
     from lbgen.alignment.independence.bank import bank_images  # late: imports torch
 
-    warmup = (config.discriminator_warmup_steps - progress.warmup) * config.batch_size
+    warmup = (config.discriminator_warmup_steps - progress.warmup) * config.warmup_batch
     bank = 0
     if config.independence_weight > 0 and not (progress.step or progress.warmup):
         share = config.batch_size / progress.images_per_update
@@ -102,10 +111,8 @@ def evaluations(config: AlignConfig, done: int) -> int:
     return regular + last + (done == 0)
 
 
-def measure(
-    config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator, resumed: Path | None
-) -> tuple[float, float, int]:
-    """Seconds of an update, seconds of one image without gradient, and peak memory in bytes.
+def measure(config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator, resumed: Path | None) -> Measured:
+    """Time and memory of one or two updates and of a batch without gradient.
 
     The independence term is left out: it costs little in an update (docs/independence.md), and its bank would be made.
     """
@@ -115,11 +122,12 @@ def measure(
     from lbgen.alignment.state import TrainingState
 
     others = sum(config.weights.values()) - config.independence_weight - config.base_weight
-    config = replace(config, individual_weight=config.individual_weight if others else 1.0, independence_weight=0.0)
+    individual = config.individual_weight if others else 1.0  # an objective without any term is refused
+    config = replace(config, individual_weight=individual, independence_weight=0.0)
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     state = TrainingState(config, vocabulary, accelerator, resumed)
-    batch_index = state.progress.batch_index
+    batch_index = max(state.progress.batch_index, config.discriminator_warmup_steps)  # the warm-up's may be larger
 
     def sample() -> None:
         with torch.no_grad(), accelerator.autocast():
@@ -128,7 +136,7 @@ def measure(
     update = timed(lambda: training_step(state, batch_index), accelerator)
     if update < LONGEST_UPDATE:
         update = timed(lambda: training_step(state, batch_index + 1), accelerator)
-    return update, timed(sample, accelerator) / config.batch_size, peak_memory(accelerator.device)
+    return Measured(update, timed(sample, accelerator) / config.batch_size, peak_memory(accelerator.device))
 
 
 def timed(work: Callable[[], object], accelerator: Accelerator) -> float:
@@ -150,7 +158,7 @@ def as_text(
     steps = f"{config.steps} {config.scheduler} steps, {config.differentiated_steps} of them with gradient"
     rows = [
         ("prompt", f'"{prompt}", of the first of {len(vocabulary):,} categories, id {vocabulary[0].id}'),
-        ("steps", f"{steps}, guidance {config.guidance_scale:g}"),
+        ("steps", f"{steps}, {config.guidance}"),
         ("update", counted(progress.images_per_update, "image")),
         ("updates", updates(config) + (f"; {progress.step:,} of them are made" if progress.step else "")),
     ]

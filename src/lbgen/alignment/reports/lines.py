@@ -6,19 +6,18 @@ from pathlib import Path
 from lbgen.alignment.checkpoint import Progress
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration import saved
-from lbgen.configuration.yaml_lines import yaml_text
-from lbgen.runs import identity
-from lbgen.runs.console import counted, is_verbose, say, table
+from lbgen.runs.console import counted, say, table
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 
 def say_opening(config: AlignConfig, vocabulary: Vocabulary, progress: Progress, processes: int, device: str) -> None:
     """What the run will do, and where it goes on if it was begun before.  device: its name."""
     each = f" ({processes} processes of {config.batch_size})" if processes > 1 else ""
+    is_logged_only = config.quality != "none" and config.quality_weight == 0
     rows = [
         ("generator", f"{config.generator}, with a LoRA of rank {config.rank}"),
         ("language space", ", ".join(config.spaces)),
-        ("scorer", config.quality if config.quality_weight > 0 else f"{config.quality}, for the log only (weight 0)"),
+        ("scorer", f"{config.quality}, for the log only (weight 0)" if is_logged_only else config.quality),
         *([("extra terms", ", ".join(config.extra_terms))] if config.extra_terms else []),
         ("categories", f'{len(vocabulary):,} of {config.vocabulary}, the first is "{vocabulary[0].name}"'),
         ("update", f"{counted(progress.images_per_update, 'image')}{each}"),
@@ -27,8 +26,7 @@ def say_opening(config: AlignConfig, vocabulary: Vocabulary, progress: Progress,
         ("device", f"{device}, {config.precision}"),
     ]
     say(table(rows))
-    if is_verbose():
-        say(f"versions: {', '.join(identity.versions())}\n{yaml_text(saved.plain(config))}")
+    saved.say_in_full(config)
     if progress.step:
         say(f"going on from step {progress.step} of {config.max_steps}")
     elif progress.warmup:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 DEEPEST = 3
 """Folders below --data in which a benchmark's folder is looked for."""
 WORDNET_ID = re.compile(r"n\d{8}")
+SQUARE = "shorter side resized to the input (bilinear), centre square"
+"""The preprocessing of a benchmark whose pictures are `whole`."""
 
 
 class Item(NamedTuple):

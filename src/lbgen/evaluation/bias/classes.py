@@ -6,15 +6,20 @@ hendrycks/imagenet-r, imagenet_a.txt hendrycks/natural-adv-examples, objectnet.j
 rates) arXiv 1903.12261.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lbgen.errors import UserError
 from lbgen.runs import atomic
 from lbgen.runs.parsing import read_json
 from lbgen.vocabulary.vocabulary import imagenet_entries
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DATA = Path(__file__).parent / "data"
 SHOWN = 3
@@ -43,6 +48,16 @@ def listed(file: str) -> tuple[str, ...]:
 def table(file: str, kind: type[T]) -> T:
     """The content of a JSON file in data/."""
     return read_json(atomic.read_bytes(DATA / file), kind, file)
+
+
+def top1(logits: Tensor, choices: Sequence[str] | None = None) -> list[tuple[str, ...]]:
+    """The class with the largest logit of each image, as the one column of an answer.
+
+    logits: (B, 1000) in ImageNet's order.  choices: the ids that it is chosen from, by default all.
+    """
+    ids = imagenet_ids() if choices is None else choices
+    chosen = logits[:, [positions()[id] for id in ids]]  # (B, choices)
+    return [(ids[place],) for place in chosen.argmax(dim=-1).tolist()]
 
 
 def outputs_of_imagenet(backbone: str, class_names: Sequence[str] | None, outputs: int) -> list[int]:

@@ -18,8 +18,8 @@ import pyarrow as pa
 from lbgen.errors import UserError
 from lbgen.evaluation.bias import answers
 from lbgen.evaluation.bias.answers import Answers
-from lbgen.evaluation.bias.benchmark import Benchmark, Item, Part, interval, percent
-from lbgen.evaluation.bias.classes import imagenet_ids, positions, table
+from lbgen.evaluation.bias.benchmark import SQUARE, Benchmark, Item, Part, interval, percent
+from lbgen.evaluation.bias.classes import imagenet_ids, table
 from lbgen.metrics.context import ContextAccuracy, accuracy_by_context
 from lbgen.runs import atomic
 
@@ -162,7 +162,7 @@ BENCHMARK = Benchmark(
     source="https://github.com/priyathamkat/focus",
     formula="top-1 accuracy of the images with k uncommon attributes (time, weather, location), P_k, and P_k / P_0; an "
     "answer is right if it is one of the category's ImageNet classes",
-    preprocessing="shorter side resized to the input (bilinear), centre square",
+    preprocessing=SQUARE,
     whole=True,
     known=("category", *ATTRIBUTES, *UNCOMMON, "imagename"),
     answered=("top1", "top5"),
@@ -174,4 +174,3 @@ BENCHMARK = Benchmark(
     read=read,
     takes_cut_off=True,
 )
-assert all(id in positions() for category in CATEGORIES.values() for id in category.classes)

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from lbgen.errors import UserError
 from lbgen.evaluation.bias.answers import Answers
-from lbgen.evaluation.bias.benchmark import Benchmark, Item, Part, folders_in, images_of_classes, interval, percent
-from lbgen.evaluation.bias.classes import imagenet_ids, table
+from lbgen.evaluation.bias.benchmark import (
+    SQUARE,
+    Benchmark,
+    Item,
+    Part,
+    folders_in,
+    images_of_classes,
+    interval,
+    percent,
+)
+from lbgen.evaluation.bias.classes import table, top1
 from lbgen.metrics.background import background_gap
 from lbgen.metrics.intervals import UNKNOWN, proportion
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 CLASSES: dict[str, list[str]] = table("imagenet9.json", dict[str, list[str]])
 """Class -> its ImageNet classes; 630 of the 1,000 belong to none."""
@@ -58,11 +64,6 @@ def _items(folder: Path, variation: str) -> list[Item]:
     return images_of_classes(folder / variation / "val", list(CLASSES), variation)
 
 
-def decide(logits: Tensor) -> list[tuple[str, ...]]:
-    """The ImageNet class with the largest logit; its class of the nine follows from it."""
-    return [(imagenet_ids()[place],) for place in logits.argmax(dim=-1).tolist()]
-
-
 def figures(given: Answers) -> dict[str, Any]:
     variation = given.among("variation", VARIATIONS, "ImageNet-9's variations")
     category = given.among("category", CLASSES, "the nine classes")
@@ -96,13 +97,13 @@ BENCHMARK = Benchmark(
     source="https://github.com/MadryLab/backgrounds_challenge/releases",
     formula="accuracy: the top-1 of 1,000 classes belongs to the image's class of nine (630 of the 1,000 belong to "
     "none and are always wrong); BG-Gap = accuracy on mixed_same - accuracy on mixed_rand",
-    preprocessing="shorter side resized to the input (bilinear), centre square",
+    preprocessing=SQUARE,
     whole=True,
     known=("variation", "category", "imagename"),
     answered=("answer",),
     is_layout=is_layout,
     parts=parts,
-    decide=decide,
+    decide=top1,  # the class of the nine follows from it
     figures=figures,
     shown=shown,
 )

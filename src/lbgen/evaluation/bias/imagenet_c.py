@@ -8,18 +8,24 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from lbgen.evaluation.bias.answers import Answers
-from lbgen.evaluation.bias.benchmark import Benchmark, Item, Part, folders_in, images_of_classes, interval, percent
-from lbgen.evaluation.bias.classes import imagenet_ids, table
+from lbgen.evaluation.bias.benchmark import (
+    SQUARE,
+    Benchmark,
+    Item,
+    Part,
+    folders_in,
+    images_of_classes,
+    interval,
+    percent,
+)
+from lbgen.evaluation.bias.classes import imagenet_ids, table, top1
 from lbgen.metrics.corruption import corruption_errors, mean_corruption_error
 from lbgen.metrics.intervals import UNKNOWN
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ALEXNET: dict[str, float] = table("alexnet.json", dict[str, float])
 """Corruption -> AlexNet's error rate, the mean over the severities."""
@@ -53,10 +59,6 @@ def parts(folder: Path) -> list[Part]:
 
 def _items(folder: Path, corruption: str, severity: str) -> list[Item]:
     return images_of_classes(folder / severity, imagenet_ids(), corruption, severity)
-
-
-def decide(logits: Tensor) -> list[tuple[str, ...]]:
-    return [(imagenet_ids()[place],) for place in logits.argmax(dim=-1).tolist()]
 
 
 def figures(given: Answers) -> dict[str, Any]:
@@ -107,13 +109,13 @@ BENCHMARK = Benchmark(
     layout="CORRUPTION/SEVERITY/WORDNET_ID/, such as fog/3/n01440764/",
     source="https://zenodo.org/record/2235448",
     formula="mCE: mean over 15 corruptions of (error summed over 5 severities) / (AlexNet's error summed over them)",
-    preprocessing="shorter side resized to the input (bilinear), centre square",
+    preprocessing=SQUARE,
     whole=True,
     known=("corruption", "severity", "category", "imagename"),
     answered=("answer",),
     is_layout=is_layout,
     parts=parts,
-    decide=decide,
+    decide=top1,
     figures=figures,
     shown=shown,
 )

@@ -6,18 +6,16 @@ All have a folder for each class: WordNet ids, in ObjectNet names of its own. To
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from lbgen.evaluation.bias.answers import Answers
-from lbgen.evaluation.bias.benchmark import Benchmark, Part, images_of_classes, interval, percent
-from lbgen.evaluation.bias.classes import imagenet_ids, listed, positions, table
+from lbgen.evaluation.bias.benchmark import SQUARE, Benchmark, Part, images_of_classes, interval, percent
+from lbgen.evaluation.bias.classes import imagenet_ids, listed, table, top1
 from lbgen.metrics.intervals import proportion
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def _variant(
@@ -44,10 +42,6 @@ def _variant(
         accuracy = proportion(int(correct.sum()), len(given))
         return {"images": len(given), "accuracy": accuracy.value, "intervals": {"accuracy": interval(accuracy)}}
 
-    def decide(logits: Tensor) -> list[tuple[str, ...]]:
-        places = [positions()[id] for id in choices]
-        return [(choices[place],) for place in logits[:, places].argmax(dim=-1).tolist()]
-
     return Benchmark(
         name=name,
         folders=tuple(folders),
@@ -58,7 +52,7 @@ def _variant(
         answered=("answer",),
         is_layout=lambda folder: any((where(folder) / inner).is_dir() for inner in right),
         parts=lambda folder: [Part("images", lambda: images_of_classes(where(folder), list(right)), images)],
-        decide=decide,
+        decide=partial(top1, choices=choices),
         figures=figures,
         shown=lambda found: [("accuracy", percent(found["accuracy"], found["intervals"]["accuracy"]))],
         **options,
@@ -111,7 +105,7 @@ BENCHMARKS = (
         "top-1 accuracy over the 113 classes that ImageNet has too; the answer is chosen among all 1,000 classes, and "
         "right if it is one of those that the class stands for",
         where=lambda folder: folder / "images" if (folder / "images").is_dir() else folder,
-        preprocessing="2 pixels of border cut off, shorter side resized to the input (bilinear), centre square",
+        preprocessing="2 pixels of border cut off, " + SQUARE,
         whole=True,
         border=2,
     ),

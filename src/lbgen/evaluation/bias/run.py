@@ -51,6 +51,7 @@ class BiasResult:
     backbones: output.Results
     """Its figures: backbone -> benchmark -> name -> value."""
     next_command: str
+    """The command that scores the first of the saved answers again; empty for a run that scored saved answers."""
 
 
 def bias(config: BiasConfig) -> BiasResult:
@@ -103,10 +104,9 @@ def _names(config: BiasConfig) -> list[str]:
     names = display_names(config.backbones)
     for backbone in config.backbones:
         location = find_local(backbone)
-        if location and location.config:
-            stored = location.config
-            if stored.class_names is not None:
-                outputs_of_imagenet(backbone, stored.class_names, len(stored.class_names))
+        class_names = location.config.class_names if location and location.config else None
+        if class_names is not None:
+            outputs_of_imagenet(backbone, class_names, len(class_names))
     return names
 
 
@@ -248,10 +248,10 @@ def _finish(
     say(f"every figure: {path}")
     if config.answers is not None:
         return BiasResult(path, results, "")
-    key = next(iter(next(iter(results.values()))))
-    first = config.folder / results[next(iter(results))][key]["answers"]
-    command = ["lbgen", "bias", "--answers", str(first), "--benchmarks", key, "--output", "OUTPUT"]
-    return BiasResult(path, results, f"{shlex.join(command)} gives the same figures from the saved answers")
+    key, first = next(iter(next(iter(results.values())).items()))
+    answers, again = str(config.folder / first["answers"]), f"{config.folder}-scored"
+    command = ["lbgen", "bias", "--answers", answers, "--benchmarks", key, "--output", again]
+    return BiasResult(path, results, shlex.join(command))
 
 
 def _is_of_bias(folder: Path) -> bool:

@@ -6,14 +6,13 @@ import shlex
 from collections.abc import Sequence
 
 from lbgen.configuration import saved
-from lbgen.configuration.yaml_lines import yaml_text
 from lbgen.generation.config import GenerateConfig, approximations
 from lbgen.generation.inputs import training_differences
 from lbgen.generation.plan import Plan
 from lbgen.generation.screening.balance import prompt
 from lbgen.models.registry import SEMANTICS
-from lbgen.runs.console import counted, is_verbose, say, table
-from lbgen.runs.identity import versions
+from lbgen.runs.console import counted, say, table
+from lbgen.runs.storage import is_remote
 
 
 def trajectory_lines(config: GenerateConfig, plan: Plan) -> list[tuple[str, str]]:
@@ -21,7 +20,7 @@ def trajectory_lines(config: GenerateConfig, plan: Plan) -> list[tuple[str, str]
     first = plan.shard(config.split, 0)[0]
     return [
         ("prompt", f'"{prompt(config, first.category.name, first.target_values)}", of the first image'),
-        ("steps", f"{config.steps} {config.scheduler} steps, guidance {config.guidance_scale:g}"),
+        ("steps", f"{config.steps} {config.scheduler} steps, {config.guidance}"),
     ]
 
 
@@ -40,8 +39,7 @@ def say_opening(config: GenerateConfig, plan: Plan, missing: Sequence[int], devi
         ("device", f"{device}, {config.precision}"),
     ]
     say(table(rows))
-    if is_verbose():
-        say(f"versions: {', '.join(versions())}\n{yaml_text(saved.plain(config))}")
+    saved.say_in_full(config)
     if used := approximations(config):
         say(f"approximated: {'; '.join(used)}")
     if differences := training_differences(config, plan.categories):
@@ -51,7 +49,12 @@ def say_opening(config: GenerateConfig, plan: Plan, missing: Sequence[int], devi
 
 
 def next_command(config: GenerateConfig) -> str:
-    """The audit of the finished dataset, in the language space of the generator's name, if there is one."""
+    """The audit of the finished dataset, in the language space of the generator's name, if there is one.
+
+    An audit reads folders, so a dataset on object storage is verified instead.
+    """
+    if is_remote(config.output):
+        return shlex.join(["lbgen", "verify", config.output])
     space = ["--semantics", config.generator] if config.generator in SEMANTICS else []
     name = config.output.rstrip("/").rpartition("/")[2]
     return shlex.join(["lbgen", "audit", config.output, *space, "--output", f"audits/{name}"])

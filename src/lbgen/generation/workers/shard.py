@@ -117,6 +117,7 @@ class Worker:
     def _draw(self, images: Iterable[PlannedImage], shard: ShardInProgress) -> Iterator[Progress]:
         """Draw images batch by batch until each is kept or dropped."""
         waiting = deque(images)
+        self.renderer.prepare(waiting)
         while waiting:
             batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
 

@@ -24,6 +24,7 @@ UNKNOWN = "not known to lbgen; read the model card, also on images as training d
 _RAIL = "yes, for what its use restrictions do not forbid"
 _STABILITY = "with limits: not for foundational generative models; above 1M USD of yearly revenue by contract only"
 _FLUX_DEV = "with limits: not for models that compete with FLUX.1 dev; the weights are for non-commercial use"
+_SANA = "with limits: not for commercial use; the terms of Gemma apply to its text encoder"
 
 LICENCES = {
     "microworld": Licence("Apache-2.0", "yes"),
@@ -35,5 +36,11 @@ LICENCES = {
     "stabilityai/stable-diffusion-3.5-large": Licence("Stability AI Community License", _STABILITY),
     "black-forest-labs/FLUX.1-dev": Licence("FLUX.1 [dev] Non-Commercial License", _FLUX_DEV),
     "black-forest-labs/FLUX.1-schnell": Licence("Apache-2.0", "yes"),
+    "black-forest-labs/FLUX.2-klein-base-4B": Licence("Apache-2.0", "yes"),
+    "black-forest-labs/FLUX.2-klein-4B": Licence("Apache-2.0", "yes"),
+    "Efficient-Large-Model/Sana_600M_1024px_diffusers": Licence("NVIDIA License (NSCL v2-custom)", _SANA),
+    "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": Licence("NVIDIA License (NSCL v2-custom)", _SANA),
+    "Tongyi-MAI/Z-Image": Licence("Apache-2.0", "yes"),
+    "Tongyi-MAI/Z-Image-Turbo": Licence("Apache-2.0", "yes"),
 }
 """Short name of what comes with lbgen, or hub id -> its licence."""

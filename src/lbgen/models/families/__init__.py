@@ -11,16 +11,29 @@ from diffusers import DiffusionPipeline
 
 from lbgen.configuration import extensions
 from lbgen.errors import UserError
+from lbgen.models.checkpoints.forms import refuse_other_use
 from lbgen.models.checkpoints.located import located
 from lbgen.models.families.family import Family
+from lbgen.models.families.flux import Flux
+from lbgen.models.families.flux_2_klein import Flux2Klein
+from lbgen.models.families.pixart_sigma import PixArtSigma
+from lbgen.models.families.sana import Sana
 from lbgen.models.families.stable_diffusion import StableDiffusion
+from lbgen.models.families.stable_diffusion_3 import StableDiffusion3
 from lbgen.models.families.stable_diffusion_xl import StableDiffusionXL
+from lbgen.models.families.z_image import ZImage
 from lbgen.models.loading import one_line
 from lbgen.models.registry import GENERATORS, resolve
 
 FAMILIES: dict[str, type[Family]] = {
     "StableDiffusionPipeline": StableDiffusion,
     "StableDiffusionXLPipeline": StableDiffusionXL,
+    "PixArtSigmaPipeline": PixArtSigma,
+    "StableDiffusion3Pipeline": StableDiffusion3,
+    "FluxPipeline": Flux,
+    "Flux2KleinPipeline": Flux2Klein,
+    "SanaPipeline": Sana,
+    "ZImagePipeline": ZImage,
 }
 """`_class_name` in model_index.json -> the family."""
 MEMBERS = [*Family.__annotations__, *(name for name, member in vars(Family).items() if inspect.isfunction(member))]
@@ -56,6 +69,7 @@ def load_family(
 def _family_of(kind: object, where: str) -> type[Family]:
     family = extensions.find("families", kind, FAMILIES) if isinstance(kind, str) else None
     if family is None:
+        refuse_other_use(str(kind), where)
         known = ", ".join(f"{pipeline} ({family.title})" for pipeline, family in FAMILIES.items())
         raise UserError(f"generator {where} is a {kind}, which lbgen cannot read; give one of: {known}")
     return family

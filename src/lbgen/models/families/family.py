@@ -33,6 +33,10 @@ class Conditioning:
         chosen = {name: tensor[rows] for name, tensor in self.tensors.items()}
         return Conditioning(chosen, None if self.unconditional is None else self.unconditional[rows])
 
+    def to(self, device: torch.device | str) -> Conditioning:
+        """The same on a device, without `unconditional`."""
+        return Conditioning({name: tensor.to(device) for name, tensor in self.tensors.items()})
+
     def with_unconditional(self, unconditional: Conditioning) -> Conditioning:
         """The same, with the empty prompt's conditioning for guidance."""
         assert len(unconditional) == len(self)
@@ -78,7 +82,15 @@ class Schedule:
 
 
 class Family(Protocol):
-    """One family, loaded. It knows nothing of guidance, adapters, compilation or batches (models/generator.py)."""
+    """One family, loaded. It knows nothing of guidance, adapters, compilation or batches (models/generator.py).
+
+    A family may also have:
+    - `keeps_prompts = True`: its text encoders are large; prompts are encoded once and the encoders leave the device
+      (kept_prompts.py), so they carry no adapter and `text_encoder_targets` is empty
+    - `use_instruction()`: from now on `encode` puts the pipeline's instruction before each prompt that is not empty
+    - `take_guidance(guidance)`: returns the guidance that is left to do by two network calls, for a network that reads
+      the scale itself or takes none
+    """
 
     title: str
     """What people call it, for messages."""

@@ -78,14 +78,14 @@ class StableDiffusion:
     ) -> None:
         self.name, self.device, self.dtype = name, device, dtype
         self.refuse_other_parts(where)
-        _refuse_scheduler(scheduler, read_config(where, "scheduler", "scheduler_config.json"), name)
+        refuse_scheduler(scheduler, read_config(where, "scheduler", "scheduler_config.json"), name)
         self.pipeline = self._load(where, dtype).to(device)
         self.network = self.unet = self.pipeline.unet
         self.vae, self.text_encoder = self.pipeline.vae, self.pipeline.text_encoder
         self.text_encoders: Mapping[str, Any] = {
             part: getattr(self.pipeline, part) for part in self.models if "text" in part
         }
-        self.scheduler = _scheduler(scheduler, self.pipeline.scheduler, name)
+        self.scheduler = scheduler_called(scheduler, self.pipeline.scheduler, name)
         self.token_limit = self.pipeline.tokenizer.model_max_length
         size, factor = self.unet.config.sample_size, self.pipeline.vae_scale_factor
         height, width = (size, size) if isinstance(size, int) else size
@@ -109,18 +109,7 @@ class StableDiffusion:
 
     def timesteps(self, steps: int, latent_shape: tuple[int, int, int]) -> Schedule:
         """The same for every image size."""
-        scheduler, trained = copy.deepcopy(self.scheduler), self.scheduler.config.num_train_timesteps
-        if steps <= trained:
-            try:
-                scheduler.set_timesteps(steps)
-            except ValueError as error:  # a spacing that the scheduler does not know
-                raise UserError(
-                    f"generator {self.name}, scheduler_config.json: {' '.join(str(error).split())}"
-                ) from error
-        if steps > trained or scheduler.timesteps.max() >= trained:  # an offset may lead beyond the last
-            raise UserError(f"steps {steps}: {self.name} was trained on {trained} timesteps; give fewer")
-        _refuse_lost_signal(scheduler, self.name)
-        return Schedule(scheduler.timesteps, float(scheduler.init_noise_sigma), scheduler)
+        return schedule(self.scheduler, steps, self.name)
 
     def noise_level(self, timestep: Tensor) -> float:
         return noise_level(self.scheduler, timestep)
@@ -173,13 +162,27 @@ def _wrong_inputs(configs: Mapping[str, Config], inputs: Collection[str]) -> Ite
         yield f"unet reads texts of {read} channels, {' and '.join(encoders)} give{'s' * (len(widths) == 1)} {given}"
 
 
+def schedule(scheduler: Any, steps: int, checkpoint: str) -> Schedule:
+    """A new schedule of a diffusion; `scheduler` does not change."""
+    scheduler, trained = copy.deepcopy(scheduler), scheduler.config.num_train_timesteps
+    if steps <= trained:
+        try:
+            scheduler.set_timesteps(steps)
+        except ValueError as error:  # a spacing that the scheduler does not know
+            raise UserError(f"generator {checkpoint}, scheduler_config.json: {' '.join(str(error).split())}") from error
+    if steps > trained or scheduler.timesteps.max() >= trained:  # an offset may lead beyond the last
+        raise UserError(f"steps {steps}: {checkpoint} was trained on {trained} timesteps; give fewer")
+    _refuse_lost_signal(scheduler, checkpoint)
+    return Schedule(scheduler.timesteps, float(scheduler.init_noise_sigma), scheduler)
+
+
 def noise_level(scheduler: Any, timestep: Tensor) -> float:
     """sqrt((1 - a) / a), where `a` is the signal's share of the variance at this timestep; infinite where a = 0."""
     signal = float(scheduler.alphas_cumprod[int(timestep)])
     return ((1 - signal) / signal) ** 0.5 if signal > 0 else math.inf
 
 
-def _refuse_scheduler(name: str | None, config: Config, checkpoint: str) -> None:
+def refuse_scheduler(name: str | None, config: Mapping[str, Any], checkpoint: str) -> None:
     """Refuse a scheduler before the weights are loaded.  config: of the checkpoint's own."""
     if name is not None and name not in SCHEDULERS:
         raise UserError(f"--scheduler {name}: not known; choose one of {', '.join(SCHEDULERS)}")
@@ -187,7 +190,7 @@ def _refuse_scheduler(name: str | None, config: Config, checkpoint: str) -> None
         _refuse_unsuited(name, SCHEDULERS[name][0], config, checkpoint)
 
 
-def _scheduler(name: str | None, own: Any, checkpoint: str) -> Any:
+def scheduler_called(name: str | None, own: Any, checkpoint: str) -> Any:
     """The scheduler called `name` with the checkpoint's noise schedule; None is the checkpoint's own."""
     kind, settings = SCHEDULERS[name] if name is not None else (type(own), {})
     _refuse_unsuited(name, kind, own.config, checkpoint)

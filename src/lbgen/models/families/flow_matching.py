@@ -1,0 +1,83 @@
+"""What families have in common that match flows (arXiv 2210.02747): the schedule of noise. See `Family`.
+
+Latents at a timestep t of T are s noise + (1 - s) image with s = t / T, and the network predicts noise - image.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from lbgen.errors import UserError
+from lbgen.models.checkpoints.suited import refuse_scheduler
+from lbgen.models.families.family import Schedule
+from lbgen.models.families.transformer import Config, TransformerFamily
+
+EULER, DPM = "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler"
+
+
+class FlowMatching(TransformerFamily):
+    """A transformer that predicts a velocity. Large images need more noise: sigmas are shifted, by a constant or by mu.
+
+    The shift is s = e^mu t / (1 + (e^mu - 1) t), where t falls evenly from 1 (arXiv 2403.03206, equation 23).
+    """
+
+    def timesteps(self, steps: int, latent_shape: tuple[int, int, int]) -> Schedule:
+        trained = self.scheduler.config.num_train_timesteps
+        if steps > trained:
+            raise UserError(f"steps {steps}: {self.name} was trained on {trained} timesteps; give fewer")
+        scheduler, mu = copy.deepcopy(self.scheduler), None
+        if scheduler.config.get("use_dynamic_shifting"):
+            mu = self.shift(steps, latent_shape)
+        if isinstance(scheduler, DPMSolverMultistepScheduler):
+            if mu is not None:
+                scheduler.register_to_config(flow_shift=math.exp(mu))
+            scheduler.set_timesteps(steps)
+        else:
+            sigmas = self.sigmas(steps)
+            evenly = {} if sigmas is None else {"sigmas": sigmas}
+            scheduler.set_timesteps(steps, mu=mu, **evenly)
+        scheduler.set_begin_index(0)
+        return Schedule(scheduler.timesteps, 1.0, scheduler)
+
+    def shift(self, steps: int, latent_shape: tuple[int, int, int]) -> float:
+        """mu, where it depends on the image's size: a line through the patches of two sizes."""
+        config, (_, height, width) = self.scheduler.config, latent_shape
+        patches = (height // self.patch_size) * (width // self.patch_size)
+        fewest, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        return low + (high - low) / (most - fewest) * (patches - fewest)
+
+    def sigmas(self, steps: int) -> np.ndarray | None:
+        """The unshifted levels of noise; None are those of the scheduler."""
+        return None
+
+    def noise_level(self, timestep: Tensor) -> float:
+        """s / (1 - s); infinite for pure noise."""
+        sigma = float(timestep) / self.scheduler.config.num_train_timesteps
+        return sigma / (1 - sigma) if sigma < 1 else math.inf
+
+    # ---- schedulers ----
+
+    def refuse_scheduler(self, name: str | None, config: Config) -> None:
+        refuse_scheduler(self.name, name or "native")
+        kind = config.get("_class_name")
+        if not (kind == EULER or (kind == DPM and config.get("use_flow_sigmas"))) or config.get("invert_sigmas"):
+            raise UserError(
+                f"generator {self.name}, scheduler_config.json: its {kind!s:.40} does not match flows; give {EULER}, "
+                f"or {DPM} with use_flow_sigmas"
+            )
+
+    def scheduler_called(self, name: str | None) -> Any:
+        """DPM-Solver++ (arXiv 2211.01095) shifts sigmas as the checkpoint's own scheduler does."""
+        own = self.pipeline.scheduler
+        if name is None or isinstance(own, DPMSolverMultistepScheduler):
+            return own
+        assert isinstance(own, FlowMatchEulerDiscreteScheduler)
+        flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": own.config.shift}
+        return DPMSolverMultistepScheduler.from_config(own.config, **flow)
