@@ -28,7 +28,7 @@ part() { # NAME SECONDS COMMAND...
 }
 
 machine=(nvidia-smi)
-models_size=() align_size=() generate_size=() presets_size=() independence_size=()
+models_size=() align_size=() generate_size=() presets_size=() independence_size=() feed_size=(--images 16384)
 if $rehearse; then
   # torch.compile is called and compiles nothing, which would take minutes.
   export CUDA_VISIBLE_DEVICES="" TORCHDYNAMO_DISABLE=1 OMP_NUM_THREADS=1
@@ -38,6 +38,7 @@ if $rehearse; then
   generate_size=(--vocabulary microworld --repeats 1 --batch-size 1 --steps 2)
   presets_size=("${generate_size[@]}")
   independence_size=("${align_size[@]}" --independence-bank 16 --independence-memory 2)
+  feed_size=(--images 16 --repeats 1 --architecture test_resnet --image-size 32 --batch-size 8 --workers 0)
 fi
 sizes=(--generator "$models/generator" --precision bf16 --compile)
 
@@ -52,6 +53,9 @@ part presets 60 "$python" benchmarks/speed/generate.py --vocabulary imagenet-1k 
   --generator "$models/generator" --precision bf16 --presets "${presets_size[@]}"
 part independence 80 "$python" benchmarks/independence/update_cost.py --recipe paper --repeats 3 \
   --generator "$models/generator" --semantics "$models/semantics" --precision bf16 "${independence_size[@]}"
+# Workers for all cores: the model waits for images where they are too few.
+part feed 100 "$python" benchmarks/speed/feed.py --recipe resnet50 --repeats 1 --workers "$(nproc)" --compile \
+  "${feed_size[@]}"
 # Only files that have such tests: pytest imports all that it is given.
 mapfile -t gpu_tests < <(grep -rl --include='test_*.py' 'mark\.gpu' tests)
 part tests 80 "$python" -m pytest -m gpu "${gpu_tests[@]}"

@@ -37,6 +37,10 @@ SMALLEST = {
         "--vocabulary {names} --images-per-category 1 --batch-size 2 --steps 4",
         "| fast-deepcache | ",
     ),
+    "speed/feed.py": (
+        "--recipe micro --images 24 --repeats 1 --architecture test_convnext --batch-size 8 --image-size 32",
+        "| both together | ",
+    ),
     "speed/flops.py": ("", "| fast-dpm and fast-deepcache | "),
     "speed/generate.py": (
         "--vocabulary {names} --batch-size 2 --batch-sizes 1 --formats 1 --steps 1 --repeats 1",

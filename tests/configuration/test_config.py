@@ -25,6 +25,7 @@ from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
 from lbgen.generation.config import RUNNING, GenerateConfig, VerifyConfig
 from lbgen.microworld.config import ExportConfig
+from lbgen.pretraining.config import PretrainConfig
 from lbgen.quickstart.run import QuickstartConfig
 
 
@@ -326,7 +327,8 @@ def test_wrong_flags_are_refused_by_flag():
 
 @pytest.mark.parametrize("name", built_in_recipes())
 def test_built_in_recipes_are_of_the_verb_that_their_name_says(name):
-    config = GenerateConfig if name.startswith(("fast-", "diverse-")) else AlignConfig
+    others = {"resnet50": PretrainConfig, "vit-s": PretrainConfig, "micro": PretrainConfig}
+    config = GenerateConfig if name.startswith(("fast-", "diverse-")) else others.get(name, AlignConfig)
     assert resolve(config, name, {}) != config()
     assert recipe_path(name).name == f"{name}.yaml"
 

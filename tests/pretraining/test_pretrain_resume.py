@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from lbgen import cli
 from lbgen.configuration.saved import save
+from lbgen.errors import UserError
 from lbgen.pretraining import loop
 from lbgen.pretraining.run import pretrain
 
@@ -66,6 +67,26 @@ def test_workers_and_checkpoints_change_nothing(folder, whole, tmp_path):
     other = dataclasses.replace(whole, output=tmp_path / "run", workers=2, checkpoint_every=100)
     pretrain(folder, other)
     assert_equal_runs(other, whole)
+
+
+def test_the_death_of_a_worker_process_is_told_and_costs_nothing(folder, whole, tmp_path, monkeypatch):
+    """As the system kills one where memory runs out."""
+    config = dataclasses.replace(whole, output=tmp_path / "run", workers=1, checkpoint_every=1)
+    step, left = loop.training_step, [6]
+
+    def fatal(*arguments):
+        left[0] -= 1
+        if left[0] == 0:
+            (worker,) = [child for child in torch.multiprocessing.active_children() if child.pid != os.getpid()]
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.join()
+        return step(*arguments)
+
+    monkeypatch.setattr(loop, "training_step", fatal)
+    with pytest.raises(UserError, match=r"a process that loads images ended .*; give fewer --workers and start again"):
+        pretrain(folder, config)
+    pretrain(folder, dataclasses.replace(config, workers=0))
+    assert_equal_runs(config, whole)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

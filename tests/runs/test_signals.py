@@ -69,3 +69,27 @@ def test_the_wakeup_descriptor_is_put_back():
     with noted_signals("this"):
         pass
     assert signal.set_wakeup_fd(before) == before
+
+
+FORKED = """
+import os, time
+from lbgen.runs.signals import noted_signals
+with noted_signals("the update"):
+    child = os.fork()
+    if not child:
+        os.close(1)
+        time.sleep(60)
+print(child, flush=True)
+"""
+
+
+def test_a_process_that_was_forked_meanwhile_does_not_hold_the_end_up():
+    """A worker that loads images lives on for a while, and has inherited every descriptor."""
+    process = subprocess.Popen([sys.executable, "-c", FORKED], stdout=subprocess.PIPE, text=True)
+    timer = threading.Timer(20, process.kill)
+    timer.start()
+    child = process.stdout.readline()
+    timer.cancel()
+    assert child, "it did not end"
+    os.kill(int(child), signal.SIGKILL)
+    assert process.wait(20) == 0

@@ -34,6 +34,8 @@ from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
 from lbgen.runs.model_folder import SAFETY_CHECKER
 from lbgen.runs.parsing import Malformed, Name, Whole, parse_json, read_json
+from lbgen.training.metrics import append_line as append_line
+from lbgen.training.metrics import drop_lines_after as drop_lines_after
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -245,28 +247,3 @@ def recorded_identity(run: Path) -> Identity | None:
     if not path.exists():
         return None
     return Identity.from_plain(read_json(atomic.read_bytes(path), Any, str(path)), (), str(path))
-
-
-# ---- the lines beside the checkpoints ----
-
-
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append a JSON object as one line; it is in the file when this returns."""
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record, allow_nan=False) + "\n")
-
-
-def drop_lines_after(path: Path, step: int) -> None:
-    """Remove the lines of later steps, which will be written again, and a line that was cut off."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    atomic.write_text(path, "".join(line + "\n" for line in lines if _step(line) <= step))
-
-
-def _step(line: str) -> float:
-    """Step of a line of JSON; infinity for a line that was cut off, or is not of a run."""
-    try:
-        return float(parse_json(line, dict[Name, Any])["step"])
-    except (ValueError, TypeError, LookupError, OverflowError):
-        return float("inf")

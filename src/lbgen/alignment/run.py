@@ -5,11 +5,10 @@ This file says which runs begin; it imports torch only for those that do. traini
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,8 +26,8 @@ from lbgen.models.checkpoints.suited import ensure_suited
 from lbgen.models.registry import ensure_generator, ensure_quality, ensure_semantics
 from lbgen.runs import atomic, identity, outputs
 from lbgen.runs.console import device_name
-from lbgen.runs.lock import locked
-from lbgen.runs.store import LOCK
+from lbgen.training import processes
+from lbgen.training.loggers import ensure_logger
 from lbgen.vocabulary.vocabulary import Vocabulary, load_vocabulary
 
 if TYPE_CHECKING:
@@ -175,18 +174,18 @@ def ensure_can_begin(config: AlignConfig) -> tuple[Vocabulary, Path | None]:
     # The folder holds no other run, and the machine can do what is asked of it.
     if (config.folder / CONFIG).exists():
         saved.ensure_same(config, config.folder / CONFIG, ignore=may_change(config))
-    refuse_engines()
-    ensure_logger(config)
+    processes.refuse_engines("align")
+    ensure_logger(config.logger)
 
     # The categories have texts that the run can use, and are those of the checkpoint.
-    if is_launched():
+    if processes.is_launched():
         refuse_pipe(config.vocabulary)
     resumed = checkpoint.newest(config.folder)
     vocabulary = load_categories(config, resumed)
     if config.discriminator_texts == "others":
         ensure_different_texts(vocabulary.texts(config.discriminator_template))
-    if resumed is not None and not is_launched():
-        ensure_resumable(resumed, initial_progress(config, vocabulary, processes=1))
+    if resumed is not None and not processes.is_launched():
+        ensure_resumable(resumed, initial_progress(config, vocabulary, 1))
 
     # The models are there, in a form that can be read.
     if not is_finished(config, resumed):
@@ -268,75 +267,15 @@ def ensure_terms(config: AlignConfig) -> None:
             )
 
 
-def ensure_logger(config: AlignConfig) -> None:
-    names = ("tensorboard", "tensorboardX") if config.logger == "tensorboard" else (config.logger,)
-    if config.logger != "none" and not any(map(_is_installed, names)):
-        raise UserError(f"--logger {config.logger} is not installed; pip install {config.logger}, or --logger none")
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return bool(importlib.metadata.version(package))
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-# ---- processes: what `accelerate launch`, torchrun or MPI say in the environment ----
-
-ENGINES = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "model parallelism",
-}
-"""Variables by which accelerate is asked for an engine that divides models -> its name."""
-PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
-
-
-def refuse_engines() -> None:
-    for variable, engine in ENGINES.items():
-        if os.environ.get(variable, "").lower() == "true":
-            raise UserError(
-                f"{variable} asks for {engine}, and every process of lbgen align holds whole models; unset it, or "
-                "choose no such engine in `accelerate config`"
-            )
-
-
-def is_launched() -> bool:
-    """Whether a launcher started this process, so that only accelerate knows the number of processes."""
-    return any(name in os.environ for name in PROCESSES)
-
-
 def lock(config: AlignConfig) -> AbstractContextManager[None]:
     """The run folder's lock: one run at a time. Of a run's processes the first holds it."""
-    rank = next((os.environ[name] for name in RANKS if name in os.environ), "0")
-    return locked(config.folder / LOCK, config.output) if rank.strip() == "0" else nullcontext()
+    return processes.lock(config.folder)
 
 
 def start_accelerator(config: AlignConfig) -> Accelerator:
     """Device, precision and processes, as `accelerate launch` or torchrun set them up."""
-    import torch  # late, as are the others: slow, and not needed by runs that are refused
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, PartialState
-    from accelerate.utils import AutocastKwargs
+    from accelerate.utils import AutocastKwargs  # late: imports torch
 
-    cpu = not torch.accelerator.is_available()  # on CPUs accelerate joins the processes of torchrun only if told so
-    try:
-        if config.precision == "fp16" and PartialState(cpu).device.type == "cpu":
-            raise UserError("--precision fp16 needs a GPU; choose fp32 or bf16")
-        AcceleratorState._reset_state()  # an earlier run in this Python may have had another precision
-        return Accelerator(
-            cpu=cpu,
-            mixed_precision="no" if config.precision == "fp32" else config.precision,
-            log_with=None if config.logger == "none" else config.logger,
-            project_dir=config.folder / "logs",
-            # A cast cached in a step without grad would be used again, without a graph, in a step with grad.
-            kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
-        )
-    except UserError:
-        raise
-    except (ImportError, ValueError, LookupError, RuntimeError) as error:  # for what the environment asks of it
-        reason = " ".join(str(error).split())
-        remedy = "correct or unset the variables ACCELERATE_*, RANK, WORLD_SIZE and MASTER_* that a launcher sets"
-        raise UserError(f"accelerate does not start: {reason}; {remedy}") from error
+    # A cast cached in a step without grad would be used again, without a graph, in a step with grad.
+    handlers = [AutocastKwargs(cache_enabled=False)]
+    return processes.start_accelerator(config.precision, config.logger, config.folder, handlers)

@@ -84,8 +84,10 @@ def picture_of(content: bytes, side: int) -> Image.Image | str:
     """
 
     def use(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        large = image.width * image.height > LARGE
-        return _shrunk(image, side, (0, 0, *image.size)) if large else to_rgb(image)
+        if image.width * image.height > LARGE:
+            return _shrunk(image, side, (0, 0, *image.size))
+        ImageOps.exif_transpose(image, in_place=True)  # without a copy where nothing is to be done
+        return image if image.mode == "RGB" and not image.has_transparency_data else _without_alpha(image)
 
     return _decoded(content, side, use)
 

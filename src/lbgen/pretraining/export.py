@@ -43,7 +43,7 @@ def write_model_config(model: nn.Module, config: PretrainConfig, sources: Source
         "crop_pct": config.crop_share,
     }
     with tempfile.TemporaryDirectory() as folder:
-        save_for_hf(model, folder, safe_serialization=True, data_config=seen)
+        save_for_hf(model, folder, data_config=seen)
         content: dict[str, Any] = json.loads((Path(folder) / MODEL_CONFIG).read_text(encoding="utf-8"))
     settings = content["pretrained_cfg"]
     for name in OF_OTHER_WEIGHTS:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.utils.distributed import distribute_bn
 from torch import Tensor, nn
 
@@ -88,11 +87,7 @@ def on_device(state: TrainingState, batch: Batch) -> tuple[Tensor, Tensor]:
     device = state.accelerator.device
     layout = torch.channels_last if state.config.channels_last else torch.contiguous_format
     images = batch.images.to(device, non_blocking=True).to(torch.float32, memory_format=layout)
-    mean, std = (
-        torch.tensor(values, device=device).mul_(255).view(1, 3, 1, 1)
-        for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    )
-    return images.sub_(mean).div_(std), batch.labels.to(device, non_blocking=True)
+    return images.sub_(state.mean).div_(state.std), batch.labels.to(device, non_blocking=True)
 
 
 # ---- the course of a run ----

@@ -6,7 +6,8 @@ This file says which runs begin; it imports torch only for those that do. loop.p
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,9 +186,11 @@ def begin(config: PretrainConfig, folders: Sequence[Path], sources: Sources) -> 
         if accelerator.is_main_process:
             say_opening(config, folders, sources, state, device_name(accelerator.device))
         if state.progress.epoch < config.epochs:
+            course = make_course(state, sources, received)
             prepare_folder(state, folders, sources)
             start_logger(config.logger, config.folder, saved.plain(config), accelerator)
-            train(state, make_course(state, sources, received))
+            with device_errors(config):
+                train(state, course)
             accelerator.end_training()
     best = state.progress.best
     backbone = config.folder / BACKBONE
@@ -198,8 +201,24 @@ def begin(config: PretrainConfig, folders: Sequence[Path], sources: Sources) -> 
     return PretrainResult(config.folder, backbone, best.epoch, best.top1 if sources.validation else None)
 
 
+@contextmanager
+def device_errors(config: PretrainConfig) -> Iterator[None]:
+    """Turn a lack of memory on the GPU into a message for the user."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"--batch-size {config.batch_size}: the GPU's memory ran out; choose another --output and a smaller "
+            "--batch-size, or --precision bf16"
+        ) from error
+
+
 def make_state(config: PretrainConfig, sources: Sources, accelerator: Accelerator) -> TrainingState:
     """A new state, or that of the checkpoint."""
+    import torch
+
     from lbgen.pretraining.feed.order import updates_per_epoch
     from lbgen.pretraining.state import Progress, TrainingState, read_checkpoint
 
@@ -214,6 +233,8 @@ def make_state(config: PretrainConfig, sources: Sources, accelerator: Accelerato
             )
     weights = config.weights or [1.0] * len(sources.training)
     updates = updates_per_epoch([len(each) for each in sources.training], weights, config.batch_size * count)
+    if accelerator.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # images have one size, and batches two
     state = TrainingState(config, len(sources.categories), updates, progress, accelerator)
     if tensors is not None:
         state.load(tensors)

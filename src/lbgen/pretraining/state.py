@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 from accelerate import Accelerator
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 from timm.loss.binary_cross_entropy import BinaryCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -77,6 +78,11 @@ class TrainingState:
         self.trained, self.optimizer = accelerator.prepare(self.model, optimizer)
         self.loss = build_loss(config)
         self.mix = build_mix(config, classes)
+        # Of pixels from 0 to 255, (1, 3, 1, 1); made once, as each copy to a GPU waits for it.
+        self.mean, self.std = (
+            torch.tensor(values, device=accelerator.device).mul(255).view(1, 3, 1, 1)
+            for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        )
         self.erase = RandomErasing(config.random_erasing, mode="pixel", device=accelerator.device)
 
     @property

@@ -66,7 +66,8 @@ def _acknowledged(finishing: str) -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        writing.close()  # the thread reads the end of the stream
+        writing.shutdown(socket.SHUT_RDWR)  # the thread reads the end of the stream, whoever inherited this end of it
+        writing.close()
         thread.join()
         reading.close()
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from lbgen.datasets.decode import picture_of
+from lbgen.errors import UserError
 from lbgen.pretraining.config import PretrainConfig
 from lbgen.pretraining.feed.catalogue import Catalogue, Sources
 from lbgen.pretraining.feed.order import Numbers, image_of
@@ -102,16 +103,22 @@ def transforms(config: PretrainConfig, mean: Sequence[float], std: Sequence[floa
         "use_prefetcher": True,
     }
     resized = "bicubic" if config.interpolation == "random" else config.interpolation
-    augment = create_transform(
-        is_training=True,
-        scale=config.crop_area,
-        ratio=config.crop_ratio,
-        hflip=config.flip,
-        color_jitter=config.color_jitter,
-        auto_augment=config.auto_augment,
-        interpolation=config.interpolation,
-        **shared,
-    )
+    try:
+        augment: Any = create_transform(
+            is_training=True,
+            scale=config.crop_area,
+            ratio=config.crop_ratio,
+            hflip=config.flip,
+            color_jitter=config.color_jitter or None,  # type: ignore[arg-type]
+            auto_augment=config.auto_augment,
+            interpolation=config.interpolation,
+            **shared,
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UserError(
+            f"--auto-augment {config.auto_augment}: timm does not know this notation; give one such as "
+            "rand-m9-mstd0.5-inc1, original or augmix-m3-w3"
+        ) from error
     for step in augment.transforms:
         keep_one_bit(step)
     return augment, create_transform(crop_pct=config.crop_share, interpolation=resized, **shared)
@@ -184,8 +191,23 @@ class Feed:
         )  # fmt: skip
 
     def batches(self, requests: list[Request]) -> Iterator[Batch]:
+        """Raises UserError if a worker process dies, mostly because memory ran out."""
         self.requests.requests = requests
-        yield from self.loader
+        batches = iter(self.loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                cause = " ".join(str(error).split())[:150]
+                raise UserError(
+                    f"a process that loads images ended ({cause}); give fewer --workers and start again, the run goes "
+                    "on from its checkpoint"
+                ) from error
+            yield batch
 
 
 def _unchanged(batch: Any) -> Any:
