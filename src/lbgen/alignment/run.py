@@ -245,7 +245,10 @@ def ensure_resumable(folder: Path, expected: Progress) -> None:
 def ensure_different_texts(texts: list[str]) -> None:
     """Refuse a vocabulary whose categories all have one text: the adversarial term compares different ones."""
     if len(set(texts)) < 2:
-        raise UserError(f'--vocabulary: every category has the same text "{texts[0]}"; the adversarial term needs two')
+        raise UserError(
+            f'--vocabulary: every category has the same text "{texts[0]}", and the adversarial term needs two; give '
+            "categories of different names"
+        )
 
 
 def ensure_same_weights(config: AlignConfig, vocabulary: Vocabulary) -> None:

@@ -61,7 +61,7 @@ def check_gradients(state: TrainingState) -> dict[str, float]:
     """Measure and print each weighted term's gradient norm on the adapter; refuse a term that does not reach it."""
     norms = measure_gradients(state)
     shown = (f"{name} {norm:.3g}" for name, norm in norms.items() if state.terms[name].weight > 0)
-    say_once(state.accelerator, "gradient norms: " + ", ".join(shown))
+    say_on_main(state.accelerator, "gradient norms: " + ", ".join(shown))
     ensure_reached(state.terms, norms)
     return norms
 
@@ -75,7 +75,7 @@ def finish(state: TrainingState, signals: list[int]) -> tuple[Path, int]:
         checkpoint.publish_adapter(state.checkpoint_path, adapter)
     signum = received_signal(accelerator, signals)
     accelerator.end_training()
-    say_once(accelerator, f"{counted(state.progress.step, 'update')}; the adapter is in {adapter}")
+    say_on_main(accelerator, f"{counted(state.progress.step, 'update')}; the adapter is in {adapter}")
     if signum:
         raise Interrupted(signum, f"{output} is finished; the adapter is in {adapter}")
     return adapter, state.progress.step
@@ -90,11 +90,11 @@ def finished_adapter(
         prepare_folder(config, vocabulary, accelerator, step)
         if accelerator.is_main_process:
             checkpoint.publish_adapter(resumed, adapter)
-    say_once(accelerator, f"{config.folder} is finished: {step} steps; the adapter is in {adapter}")
+    say_on_main(accelerator, f"{config.folder} is finished: {step} steps; the adapter is in {adapter}")
     return adapter, step
 
 
-def say_once(accelerator: Accelerator, text: str) -> None:
+def say_on_main(accelerator: Accelerator, text: str) -> None:
     """A line of the main process."""
     if accelerator.is_main_process:
         say(text)

@@ -2,7 +2,8 @@
 
 import errno
 import functools
-import sys
+
+from lbgen.runs.console import warn
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 """Errors of a lock that say that there are none, and not that another process holds it."""
@@ -13,4 +14,4 @@ NO_FLUSH = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 @functools.cache
 def say_once(message: str) -> None:
     """A line on stderr, once in each process."""
-    print(f"lbgen: {message}", file=sys.stderr)
+    warn(message)

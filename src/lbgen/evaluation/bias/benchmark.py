@@ -152,8 +152,6 @@ class Sources(dict[str, list[Part]]):
 def find_sources(data: Path, benchmarks: Mapping[str, Benchmark]) -> Sources:
     """Find every benchmark's images and count them; a benchmark that is not there is left out, unless none is."""
     found = Sources()
-    if not data.is_dir():
-        raise UserError(f"--data {data}: no such folder")
     for name, benchmark in benchmarks.items():
         folder = find_folder(benchmark, data, len(benchmarks) == 1)
         if folder is None:
