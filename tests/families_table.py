@@ -44,8 +44,8 @@ class Statement(NamedTuple):
 STATEMENTS = (
     Statement(
         "images",
-        "equal those of the family's own diffusers pipeline for the same latents, prompts, steps and guidance, to float "
-        "tolerance",
+        "equal those of the family's own diffusers pipeline for the same latents, prompts, steps and guidance, to "
+        "float tolerance",
         ("test_sampling_equals_the_diffusers_pipeline",),
     ),
     Statement(
