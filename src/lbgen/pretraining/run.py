@@ -120,9 +120,12 @@ def ready_sources(folders: Sequence[Path], config: PretrainConfig) -> Sources:
     """The images of the run; refuses a run folder that was begun with others, and too few images."""
     validation = dataset_place(config.validation) if config.validation else None
     sources = read_sources(folders, config.label_column, validation, config.held_out)
-    images = sum(map(len, sources.training))
+    weights = config.weights or [1.0] * len(folders)
+    images = int(sum(weight * len(each) for weight, each in zip(weights, sources.training, strict=True)))
     if any(not len(catalogue) for catalogue in sources.training) or images < 4:
-        raise UserError(f"{folders[0]}: {counted(images, 'image')} to train on; give more, or a smaller --held-out")
+        raise UserError(
+            f"{folders[0]}: {counted(images, 'image')} to train on; give more, larger --weights or a smaller --held-out"
+        )
     ensure_same_data(config, data_identity(folders, sources, config))
     return sources
 
@@ -160,6 +163,11 @@ def ensure_same_data(config: PretrainConfig, now: dict[str, Any]) -> None:
     """Refuse to go on with other images than the run was begun with; folders may have moved."""
     path = config.folder / MODEL_CONFIG
     if not path.exists():
+        if (config.folder / CHECKPOINT).exists():
+            raise UserError(
+                f"{path}: it is missing, and says what images the run was begun with; restore it, or choose another "
+                "--output"
+            )
         return
     then = read_json(atomic.read_bytes(path), StoredIdentity, str(path))
     earlier = [(each.index_sha256, each.images) for each in (*then.data.values(), then.validation_data)]
@@ -243,6 +251,11 @@ def make_state(config: PretrainConfig, sources: Sources, accelerator: Accelerato
     state = TrainingState(config, len(sources.categories), updates, progress, accelerator)
     if tensors is not None:
         state.load(tensors)
+        if progress.best.epoch and not (config.folder / BACKBONE).is_file():
+            raise UserError(
+                f"{config.folder / BACKBONE}, of epoch {progress.best.epoch}, is missing; restore it, or remove "
+                f"{path.name} to start again"
+            )
     state.schedule.step_update(state.step)
     return state
 
