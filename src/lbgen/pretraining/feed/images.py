@@ -234,6 +234,11 @@ class Feed:
                 )
             yield batch
 
+    def close(self) -> None:
+        """End the worker processes now; by itself Python ends them only when it collects the loader."""
+        if end := getattr(self.loader._iterator, "_shutdown_workers", None):
+            end()
+
 
 def _unchanged(batch: Any) -> Any:
     return batch
