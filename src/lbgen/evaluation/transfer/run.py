@@ -62,9 +62,9 @@ def transfer(backbones: str | Path | Sequence[str | Path], config: TransferConfi
     places = [place for given in datasets.values() if (place := sources.place_of(given, Path(config.data)))]
     outputs.ensure_outside(folder, places)
     outputs.ensure_own(folder, is_of_transfer(folder), WRITTEN, "transfer")
-    if (folder / CONFIG).is_file():
-        saved.ensure_same(config, folder / CONFIG, ignore=FREE)
     with locked(folder / LOCK, str(folder)):
+        if (folder / CONFIG).is_file():
+            saved.ensure_same(config, folder / CONFIG, ignore=FREE)
         return _measured(names, datasets, missing, config)
 
 
