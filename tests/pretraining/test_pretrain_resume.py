@@ -69,10 +69,11 @@ def test_workers_and_checkpoints_change_nothing(folder, whole, tmp_path):
     assert_equal_runs(other, whole)
 
 
-def test_the_death_of_a_worker_process_is_told_and_costs_nothing(folder, whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize("update", [2, 4, 6], ids=["within an epoch", "before validation", "of the second epoch"])
+def test_the_death_of_a_worker_process_is_told_and_costs_nothing(folder, whole, tmp_path, monkeypatch, update):
     """As the system kills one where memory runs out; the other one does not outlive the run."""
     config = dataclasses.replace(whole, output=tmp_path / "run", workers=2, checkpoint_every=1)
-    step, left, others = loop.training_step, [6], set(torch.multiprocessing.active_children())
+    step, left, others = loop.training_step, [update], set(torch.multiprocessing.active_children())
 
     def fatal(*arguments):
         left[0] -= 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,7 +95,7 @@ def measure(state: TrainingState, sources: Sources) -> tuple[float, float, int]:
     device, course = state.accelerator.device, make_course(state, sources, [])
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with closing(course.feed):
+    with course.feed.working():
         plan = updates_of(state, sources)
         first, batches = state.progress.update, course.feed.batches(plan.requests[: 1 + MEASURED_UPDATES])
         state.trained.train()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,7 +201,7 @@ def begin(config: PretrainConfig, folders: Sequence[Path], sources: Sources) -> 
             course = make_course(state, sources, received)
             prepare_folder(state, folders, sources)
             start_logger(config.logger, config.folder, saved.plain(config), accelerator)
-            with device_errors(config), closing(course.feed):
+            with device_errors(config), course.feed.working():
                 train(state, course)
             accelerator.end_training()
     best = state.progress.best
