@@ -12,10 +12,12 @@ from lbgen.models.registry import MICROWORLD as WEIGHTS
 
 GENERATOR = WEIGHTS / "generator"
 """A diffusers StableDiffusionPipeline folder, trained on the biased corpus."""
+FLOW = WEIGHTS / "flow"
+"""A diffusers ZImagePipeline folder, trained on the same corpus with flow matching."""
 SEMANTICS = WEIGHTS / "semantics"
 """A transformers CLIPModel folder, trained on the balanced corpus."""
 
-__all__ = ["CATEGORIES", "GENERATOR", "HOME", "SCENES", "SEMANTICS", "STYLES", "WEIGHTS", "export_microworld"]
+__all__ = ["CATEGORIES", "FLOW", "GENERATOR", "HOME", "SCENES", "SEMANTICS", "STYLES", "WEIGHTS", "export_microworld"]
 
 
 def export_microworld(directory: str | Path | ExportConfig) -> None:
