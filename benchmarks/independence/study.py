@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ class Study:
     test_images: int
     alignments: dict[str, dict[str, Any]]
     world_folder: Path | None
+    trajectory: dict[str, Any] = field(default_factory=dict)
+    """Of every set: changes to the recipe's generator and how it is sampled."""
 
     @property
     def world(self) -> World:
@@ -66,7 +68,9 @@ class Study:
         changes = self.alignments.get(name, {})
         output = self.folder / f"{name} {seed}".replace(" ", "-").replace("+", "and")
         generator = "microworld" if self.world_folder is None else str(self.world_folder / "generator")
-        config = resolve(AlignConfig, "microworld", {**changes, "seed": seed, "generator": generator})
+        config = resolve(
+            AlignConfig, "microworld", {"generator": generator, **self.trajectory, **changes, "seed": seed}
+        )
         return replace(config, output=str(output), logger="none", evaluate_every=0)
 
 
@@ -181,6 +185,7 @@ def main(argv: list[str] | None = None) -> None:
         test_images=plan["test_images"],
         alignments=alignments | ablations,
         world_folder=arguments.world,
+        trajectory=plan.get("trajectory", {}),
     )
     if arguments.pictures:
         return write_pictures(study, names, arguments.pictures)

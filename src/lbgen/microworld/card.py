@@ -258,12 +258,14 @@ def write_card(folder: Path, figures: dict[str, float]) -> None:
         verdict = "" if name not in GATES else "holds" if low <= value <= high + 1e-6 else "**does not hold**"
         lines.append(f"| {name.replace('_', ' ')} | {value:.3f} | {gate} | {verdict} |")
     curves = _curves(folder)
-    options = " ".join(f"--{stage}-steps {curve[-1][0]}" for stage, curve in curves.items())
+    options = " ".join(f"--{stage}-steps {curve['steps']}" for stage, curve in curves.items())
     hashes = [
         f"| {path.relative_to(WEIGHTS)} | {path.stat().st_size / 1e6:.2f} | {digest(path.read_bytes()).hexdigest()} |"
         for path in sorted(WEIGHTS.rglob("*.safetensors"))
     ]
-    curve_rows = [f"| {stage} | {step} | {loss:g} |" for stage, curve in curves.items() for step, loss in curve]
+    curve_rows = [
+        f"| {stage} | {step} | {loss:g} |" for stage, curve in curves.items() for step, loss in curve["losses"]
+    ]
     text = CARD.format(
         gates="\n".join(lines), command=f"python -m lbgen.microworld.train {options}", seed=SEED,
         hashes="\n".join(hashes), curves="\n".join(curve_rows), steps=STEPS, guidance=GUIDANCE,
@@ -272,19 +274,20 @@ def write_card(folder: Path, figures: dict[str, float]) -> None:
     (WEIGHTS / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Some steps and losses of each stage's curve, up to the last; of a stage that `folder` lacks, those of the card.
+def _curves(folder: Path) -> dict[str, Any]:
+    """Each stage's number of steps and some points of its curve; of a stage that `folder` lacks, those of the card.
 
     They are kept in curves.json beside the card.
     """
     kept = WEIGHTS / "curves.json"
-    curves: dict[str, list[tuple[int, float]]] = json.loads(kept.read_text()) if kept.exists() else {}
+    curves: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     for path in (folder / f"{stage}.jsonl" for stage in ("judge", "autoencoder", "semantics", "generator", "flow")):
         if path.exists():
             records = [json.loads(line) for line in path.read_text().splitlines()]
             every = max(1, len(records) // 6)
-            curves[path.stem] = [(each["step"], each["loss"]) for each in [*records[:-1:every], records[-1]]]
-    kept.write_text(json.dumps(curves, indent=2) + "\n")
+            losses = [[each["step"], each["loss"]] for each in records[::every]]
+            curves[path.stem] = {"steps": records[-1]["step"], "losses": losses}
+    kept.write_text(json.dumps(curves) + "\n")
     return curves
 
 

@@ -1,8 +1,9 @@
 """Make the micro world's models: `python -m lbgen.microworld.train`.
 
-Four stages, each resumable: the judge, the autoencoder, the semantic space (CLIP), and the generator, which needs the
-autoencoder. Then the shipped fp16 weights are written and the gates measured (card.py); with `--stages`, to train some
-of them side by side, that is left to `python -m lbgen.microworld.card`.
+Five stages, each resumable: the judge, the autoencoder, the semantic space (CLIP), and two generators, which need the
+autoencoder: a latent diffusion ("generator") and one that matches flows ("flow"). Then the shipped fp16 weights are
+written and the gates measured (card.py); with `--stages`, to train some of them side by side, that is left to
+`python -m lbgen.microworld.card`. Stage "flow" alone takes the autoencoder that comes with lbgen.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ MICROWORLD = Path(__file__).parents[1] / "microworld" / "weights"
 
 GENERATORS = {
     "microworld": str(MICROWORLD / "generator"),
+    "microworld-flow": str(MICROWORLD / "flow"),
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
     "pixart-sigma": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",

@@ -28,6 +28,7 @@ _SANA = "with limits: not for commercial use; the terms of Gemma apply to its te
 
 LICENCES = {
     "microworld": Licence("Apache-2.0", "yes"),
+    "microworld-flow": Licence("Apache-2.0", "yes"),
     "stable-diffusion-v1-5/stable-diffusion-v1-5": Licence("CreativeML OpenRAIL-M", _RAIL),
     "stabilityai/stable-diffusion-xl-base-1.0": Licence("CreativeML OpenRAIL++-M", _RAIL),
     "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": Licence("OpenRAIL++", _RAIL),
