@@ -47,17 +47,23 @@ from lbgen.models.semantics import SemanticSpace, load_semantics
 
 HELD_OUT = SEED + 500_000_000
 """Seed of the renders that everything is measured on; no stage trains on them."""
-STEPS, GUIDANCE = 12, 2.0
+STEPS = 12
 SCHEDULERS = {"generator": "ddim", "flow": None}
+GUIDANCE = {"generator": 2.0, "flow": 1.5}
+"""Scales; Z-Image's counts from 0: 1.5 there is elsewhere's 2.5."""
 CPU = torch.device("cpu")
 
 
 def write_weights(folder: Path) -> None:
     """Write the models of the checkpoints in `folder` as fp16 safetensors into the package; others stay as they are."""
     writers = {"judge": write_judge, "semantics": write_semantics, "generator": write_generator, "flow": write_flow}
-    for stage, write in writers.items():
-        if (folder / f"{stage}.pt").exists():
-            write(folder)
+    for stage in _stages(folder) & {*writers}:
+        writers[stage](folder)
+
+
+def _stages(folder: Path) -> set[str]:
+    """Those that `folder` has checkpoints of."""
+    return {path.stem for path in folder.glob("*.pt")}
 
 
 def write_judge(folder: Path) -> None:
@@ -136,11 +142,22 @@ def _trained(folder: Path, stage: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def measure() -> dict[str, float]:
-    """All figures of the card, on held-out renders and on images of the generators."""
+def measure(folder: Path) -> dict[str, float]:
+    """All figures of the card, on held-out renders and on images of the generators.
+
+    Where `folder` has a checkpoint of the flow-matching generator alone, the other figures are those of the card.
+    """
     judge, semantics = load_judge(), load_semantics(str(SEMANTICS), CPU, torch.float32)
     quality = load_quality("antonyms", semantics)
     assert quality is not None
+    if _stages(folder) == {"flow"}:
+        figures = json.loads((WEIGHTS / "figures.json").read_text())
+    else:
+        figures = _measure_first_models(judge, semantics, quality)
+    return figures | _generator_figures("flow", FLOW, judge, quality)
+
+
+def _measure_first_models(judge: Judge, semantics: SemanticSpace, quality: QualityScorer) -> dict[str, float]:
     renders, scenes = corpus.batch(2400, HELD_OUT, BALANCED)
     category, scene = torch.from_numpy(scenes.categories), torch.from_numpy(scenes.factors["scene"])
     verdicts = judge.verdicts(renders)
@@ -157,8 +174,7 @@ def measure() -> dict[str, float]:
     figures["modality_gap"] = (features.mean(0) - texts.mean(0)).norm().item()
     photos, _ = corpus.batch(240, HELD_OUT + 1, World(styles=("photo",)))
     figures |= _quality_figures(quality, photos)
-    for name, place in (("generator", GENERATOR), ("flow", FLOW)):
-        figures |= _generator_figures(name, place, judge, quality)
+    figures |= _generator_figures("generator", GENERATOR, judge, quality)
     return figures | _corpus_figures(quality) | _autoencoder_figures(judge, photos)
 
 
@@ -194,7 +210,7 @@ def _generator_figures(
     name: str, place: Path, judge: Judge, quality: QualityScorer, count: int = 50
 ) -> dict[str, float]:
     """Of `count` images of each category."""
-    generator = load_generator(str(place), scheduler=SCHEDULERS[name], guidance_scale=GUIDANCE)
+    generator = load_generator(str(place), scheduler=SCHEDULERS[name], guidance_scale=GUIDANCE[name])
     labels = torch.arange(len(CATEGORIES)).repeat_interleave(count)
     images = []
     for category in CATEGORIES:
@@ -311,8 +327,8 @@ The autoencoder saw balanced photographs. Seed {seed}.
 
 ## Gates
 
-Renders are held out; the generators' images are judged, {steps} steps (DDIM; Euler for flow), guidance {guidance:g},
-50 a category. Z-Image's guidance counts from 0: {guidance:g} there is elsewhere's 3.
+Renders are held out; the generators' images are judged, {steps} steps, 50 a category: DDIM with guidance
+{guidance[generator]:g}, and for flow Euler's method with {guidance[flow]:g} (Z-Image's scale s is elsewhere's s + 1).
 
 {gates}
 
@@ -333,7 +349,7 @@ Renders are held out; the generators' images are judged, {steps} steps (DDIM; Eu
 def ship(folder: Path) -> None:
     """Write the package's weights from the checkpoints in `folder`; measure them and write their card."""
     write_weights(folder)
-    write_card(folder, measure())
+    write_card(folder, measure(folder))
     print((WEIGHTS / "README.md").read_text())
 
 
