@@ -19,8 +19,20 @@ from lbgen.runs import atomic
 SPOKES = 3
 """Data sets that a radar chart needs at least."""
 NO_VALUE = {"value": "–", "interval": "", "chance": "", "kind": ""}
-METRICS = {"accuracy": "accuracy", "mean_per_class": "mean per class"}
-TITLES = {"linear": "Linear probe", "finetune": "Full fine-tuning"}
+METRICS = {
+    "accuracy": "accuracy",
+    "mean_per_class": "mean per class",
+    "box_AP": "AP of boxes",
+    "mask_AP": "AP of masks",
+    "mIoU": "mean IoU",
+}
+TITLES = {
+    "linear": "Linear probe",
+    "finetune": "Full fine-tuning",
+    "detection": "Detection",
+    "detection_mask": "Instance segmentation",
+    "segmentation": "Semantic segmentation",
+}
 HOW = (
     (
         "Linear probe",
