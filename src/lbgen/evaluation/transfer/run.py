@@ -70,7 +70,7 @@ def transfer(backbones: str | Path | Sequence[str | Path], config: TransferConfi
     names = dict(zip(display_names(given), given, strict=True))
     for name in given:
         ensure_backbone(name)
-    data = find_dense(config) if config.dense else find_datasets(config)
+    data = find_data(config)
     folder = config.folder
     atomic.ensure_writable(folder)
     atomic.refuse_links(folder, WRITTEN)
@@ -102,14 +102,20 @@ class Data:
     """The parts of a single set for detection or segmentation."""
 
 
-def find_dense(config: TransferConfig) -> Data:
-    """The set for detection or segmentation. Raises UserError for another layout."""
-    name, layout = find_layout(config)
-    return Data({name: config.data}, {}, [Path(config.data)], layout)
+def find_data(config: TransferConfig) -> Data:
+    """The sets for classification, or the one for detection or segmentation. Raises UserError where none is there."""
+    root = Path(config.data)
+    if config.dense:
+        name, layout = find_layout(config)
+        return Data({name: config.data}, {}, [root], layout)
+    found, missing = find_datasets(config)
+    places = [place for given in found.values() if (place := sources.place_of(given, root))]
+    return Data(found, missing, places)
 
 
-def find_datasets(config: TransferConfig) -> Data:
-    """The sets for classification.
+def find_datasets(config: TransferConfig) -> tuple[dict[str, str], dict[str, str]]:
+    """The sets for classification that are there, by the names that are shown; and those that are not with the way to
+    get them.
 
     A set is shown as it was given, a path by its last folder. A line is said about each set that is not there.
 
@@ -129,8 +135,7 @@ def find_datasets(config: TransferConfig) -> Data:
         raise nothing_here(missing)
     for text in missing.values():
         warn(text)
-    places = [place for given in found.values() if (place := sources.place_of(given, root))]
-    return Data(found, missing, places)
+    return found, missing
 
 
 def shown_name(name: str, names: Sequence[str]) -> str:

@@ -65,7 +65,7 @@ def write_coco(root, sizes=SIZES):
 
 
 def write_ade(root, sizes=SIZES):
-    """As ADE20K's benchmark is published; 0 on a frame of one pixel, the background is the category after the others."""
+    """As ADE20K's benchmark is published; a frame of one pixel has 0, the background the category after the others."""
     for seed, (split, count) in enumerate(sizes.items()):
         images, masks, categories = scenes(count, seed)
         name = {"train": "training", "val": "validation"}[split]
