@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lbgen.configuration import saved
-from lbgen.evaluation.transfer.comparison import Measured, differences
+from lbgen.evaluation.transfer.comparison import Measured, Trainings, differences
 from lbgen.evaluation.transfer.config import PAGE, RESULT_METHODS, TRANSFER, TransferConfig
 from lbgen.evaluation.transfer.dense.sets import DenseSet
 from lbgen.evaluation.transfer.measure import Prepared
@@ -95,4 +95,7 @@ def measured_of(results: Sequence[Result], folder: Path) -> list[Measured]:
         one = found.setdefault(each.backbone, Measured(each.backbone, {}, {}))
         one.values[each.dataset, each.method] = Value(each.metric, each.value, each.low, each.high, each.n_test)
         one.answers[each.dataset, each.method] = atomic.inside(folder, each.answers)
+        if each.figures:
+            identity = str(each.identity.get("data_sha256"))
+            one.trainings[each.dataset, each.method] = Trainings(each.draws, each.resampled, identity)
     return list(found.values())

@@ -30,6 +30,7 @@ ANCHOR = 8
 """Side of an anchor, in strides of its level."""
 LARGER_HEAD = 4
 """Width of the head for boxes, in channels of the pyramid: 1,024 to 256."""
+PROPOSALS = 512
 WARM_UP = 500
 """Updates in which the learning rate rises."""
 STEPS = (8 / 12, 11 / 12)
@@ -49,8 +50,9 @@ class Detection:
     warm_up = WARM_UP
     metrics: tuple[str, ...] = (BOX, MASK)
 
-    def __init__(self, backbone: Backbone, dataset: DenseSet, image_size: int) -> None:
-        self.backbone, self.dataset, self.image_size = backbone, dataset, image_size
+    def __init__(self, backbone: Backbone, dataset: DenseSet, image_size: int, proposals: int = PROPOSALS) -> None:
+        """proposals: of an image, on which the heads are trained."""
+        self.backbone, self.dataset, self.image_size, self.proposals = backbone, dataset, image_size, proposals
 
     # ---- model and loss ----
 
@@ -72,6 +74,7 @@ class Detection:
             rpn_anchor_generator=anchors,
             box_roi_pool=MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2),
             box_head=TwoMLPHead(channels * 7**2, LARGER_HEAD * channels),
+            box_batch_size_per_image=self.proposals,
             box_predictor=FastRCNNPredictor(LARGER_HEAD * channels, classes),
             mask_roi_pool=MultiScaleRoIAlign(names, output_size=14, sampling_ratio=2),
             mask_head=MaskRCNNHeads(channels, (channels,) * 4, 1),
