@@ -53,8 +53,8 @@ HOW = (
     (
         DENSE_TITLE,
         "Mask R-CNN with a feature pyramid, judged by COCO's average precision; Semantic FPN, judged by the mean IoU. "
-        "All weights are trained. An interval is Student's over the seeds, or with a single seed that of a bootstrap over "
-        "the test images.",
+        "All weights are trained. An interval is Student's over the seeds, or with a single seed that of a bootstrap "
+        "over the test images.",
     ),
     (
         "Intervals",

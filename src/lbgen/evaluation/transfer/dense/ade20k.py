@@ -58,6 +58,8 @@ class AdeSet:
     keys: tuple[str, ...]
     split: tuple[str, ...]
     categories: tuple[str, ...]
+    files: list[Path]
+    """All that it is read from."""
 
 
 def read_ade(layout: Layout) -> AdeSet:
@@ -69,9 +71,9 @@ def read_ade(layout: Layout) -> AdeSet:
     categories = names or tuple(str(number) for number in range(1, _most(labels) + 1))
     targets = AdeTargets(labels, len(categories))
     keys = tuple(f"{split}/{picture.name}" for split, picture in zip(splits, pictures, strict=True))
-    return AdeSet(
-        Pictures(pictures, lambda row, size: _fault(targets, row, size)), targets, keys, tuple(splits), categories
-    )
+    files = [*pictures, *labels, information]
+    read = Pictures(pictures, lambda row, size: _fault(targets, row, size))
+    return AdeSet(read, targets, keys, tuple(splits), categories, files)
 
 
 def _pairs(part: Part) -> Iterator[tuple[Path, Path]]:

@@ -173,6 +173,8 @@ class CocoSet:
     keys: tuple[str, ...]
     split: tuple[str, ...]
     categories: tuple[str, ...]
+    files: list[Path]
+    """All that it is read from."""
 
 
 def read_coco(layout: Layout) -> CocoSet:
@@ -205,9 +207,9 @@ def read_coco(layout: Layout) -> CocoSet:
     targets = CocoTargets(images, instances, number)
     sizes = [(image.height, image.width) for image in images]
     names = tuple(categories[TRAIN][category] for category in number)
-    return CocoSet(
-        Pictures(paths, lambda row, size: _fault(targets, sizes, row, size)), targets, keys, tuple(splits), names
-    )
+    pictures = Pictures(paths, lambda row, size: _fault(targets, sizes, row, size))
+    files = [*paths, *(part.annotations for part in layout.values())]
+    return CocoSet(pictures, targets, keys, tuple(splits), names, files)
 
 
 def _read(path: Path) -> Instances:

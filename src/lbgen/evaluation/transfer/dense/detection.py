@@ -111,7 +111,11 @@ class Detection:
             progress.advance()
         objects = [dataset.targets[row] for row in dataset.test.tolist()]
         values = {kind: average_precision(objects, found, kind, len(dataset.categories)) for kind in (BOX, MASK)}
-        figures = {f"{kind}_{name}": value for kind, each in values.items() for name, value in each.figures.items()}
+        figures = {
+            f"{kind.removesuffix('AP')}{name}": value
+            for kind, each in values.items()
+            for name, value in each.figures.items()
+        }
         return Evaluation(
             {kind: each.value for kind, each in values.items()},
             {name: value for name, value in figures.items() if not np.isnan(value)},

@@ -5,7 +5,6 @@ Nothing here imports torch.
 
 import json
 import os
-from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -134,8 +133,3 @@ def ade_layout(root: Path) -> Layout:
                 raise _wrong(root, "segmentation", f"it has no folder {part}/{name}")
         layout[split] = Part(root / "images" / name, root / "annotations" / name)
     return layout
-
-
-def files_of(layout: Layout) -> Iterable[Path]:
-    """The folders and files that a layout names."""
-    return (path for part in layout.values() for path in part)

@@ -12,7 +12,7 @@ from lbgen.errors import UserError
 from lbgen.evaluation.transfer.config import CACHE, DETECTION, TransferConfig
 from lbgen.evaluation.transfer.dense.ade20k import read_ade
 from lbgen.evaluation.transfer.dense.coco import read_coco
-from lbgen.evaluation.transfer.dense.layouts import Layout, files_of
+from lbgen.evaluation.transfer.dense.layouts import Layout
 from lbgen.evaluation.transfer.dense.pictures import Pictures
 from lbgen.evaluation.transfer.sets.scan import scan
 from lbgen.evaluation.transfer.sets.sources import Source, fingerprint_of
@@ -61,8 +61,7 @@ class DenseSet:
 def prepare_dense(name: str, layout: Layout, config: TransferConfig) -> DenseSet:
     """Read a set, hash its images and leave out what cannot be used; says so in one line for each reason."""
     found = read_coco(layout) if config.dense == DETECTION else read_ade(layout)
-    fingerprint = fingerprint_of({*files_of(layout), *found.pictures.paths})
-    source = Source(found.pictures, found.keys, found.split, found.categories, fingerprint=fingerprint)
+    source = Source(found.pictures, found.keys, found.split, found.categories, fingerprint=fingerprint_of(found.files))
     seen = scan(source, name, config.folder / CACHE, config.workers)
 
     # Leave out what cannot be read, what is in the test, and what has nothing to learn from.
