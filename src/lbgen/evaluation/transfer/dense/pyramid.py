@@ -47,9 +47,9 @@ class Pyramid(nn.Module):
             self.size_divisor = self.strides[-1]
         else:
             width, stride = info[-1]
-            if stride % 4:
+            if stride not in STRIDES:  # torchvision takes the scale of a level as the nearest power of two
                 raise UserError(
-                    f"backbone {backbone.name}: patches of {stride} pixels give no strides of 4 to 32; give another"
+                    f"backbone {backbone.name}: its patches have {stride} pixels; give one with 4, 8, 16 or 32"
                 )
             self.body = Body(model, [len(info) - 1], norm=True)
             self.strides = [stride // 4, stride // 2, stride, 2 * stride]
