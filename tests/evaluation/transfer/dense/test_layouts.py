@@ -73,6 +73,15 @@ def test_polygons_and_compressed_run_lengths_are_read_too(coco, tmp_path):
     assert square.sum() == 400 and square[20:40, 10:30].all() and (other == kept[0]).all()
 
 
+def test_a_polygon_of_two_corners_covers_nothing(coco, tmp_path):
+    """COCO has some; its images are tested on all the same, as pycocotools and others do."""
+    root = copied(coco, tmp_path)
+    changed(root, "val", lambda content: content["annotations"][0].update(segmentation=[[1, 2, 3, 4]]))
+    changed(root, "val", lambda content: content["annotations"][1].update(segmentation=[[1, 2, 3], [0, 0, 9, 0, 9, 9]]))
+    dataset = prepared(root, "detection", tmp_path)
+    assert len(dataset.test) == 5 and not dataset.targets[12].dense_masks().any()
+
+
 @pytest.mark.parametrize("place", ["images", "."])
 def test_images_are_found_where_others_keep_them(coco, tmp_path, place):
     """Below images/ as ultralytics has them, and by their whole name, as a dataset of lbgen has them."""

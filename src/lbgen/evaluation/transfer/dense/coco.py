@@ -67,7 +67,9 @@ class Runs(msgspec.Struct):
     counts: str | list[Annotated[int, Meta(ge=0, le=2**32)]]
 
 
-Segmentation = Runs | list[Annotated[list[Number], Meta(min_length=6)]]
+Segmentation = Runs | list[list[Number]]
+CORNERS = 3
+"""Of a polygon at least; one with fewer, of which COCO has some, covers nothing."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,10 @@ def _run_lengths(segmentation: bytes, height: int, width: int) -> Any:
             raise ValueError("an object has no segmentation")
         if any(len(polygon) % 2 for polygon in found):
             raise ValueError("a polygon has an odd number of coordinates")
-        return mask.merge(mask.frPyObjects(found, height, width))
+        polygons = [polygon for polygon in found if len(polygon) >= 2 * CORNERS]
+        if not polygons:
+            return mask.encode(np.zeros((height, width), np.uint8, order="F"))
+        return mask.merge(mask.frPyObjects(polygons, height, width))
     if found.size != (height, width):
         raise ValueError(f"a mask is {found.size[1]}x{found.size[0]}, its image {width}x{height}")
     if isinstance(found.counts, str):
