@@ -207,6 +207,8 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
         require(self, "ray_address", self.ray_address is None or self.engine == "ray", "add --engine ray")
         require(self, "screen", self.localize or "mask" not in self.screen, "add --localize, which makes masks")
         require(self, "compile", not (self.localize and self.compile), "leave it out, --localize reads the attention")
+        instructed = self.localize and self.pipeline_instruction
+        require(self, "pipeline_instruction", not instructed, "leave it out, --localize looks for the name's tokens")
         taken = self.localize and comparable(self.split) == "annotations"
         require(self, "split", not taken, "choose another name, --localize has a folder of this name")
 
