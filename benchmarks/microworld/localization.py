@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.measuring import flags_parser, heading, markdown, now
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.render import name_spans, noise_key, prompt_of
 from lbgen.generation.plan import PlannedImage
+from lbgen.generation.render import name_spans, noise_key, prompt_of
 from lbgen.generation.workers.loading import load_prepared_generator
 from lbgen.microworld import CATEGORIES
 from lbgen.microworld.corpus import batch as rendered_batch
@@ -188,7 +188,8 @@ def main() -> None:
     seen = load_judge().verdicts(made.images / 255).category
     shown = torch.tensor([CATEGORIES[each] == name for each, name in zip(seen, made.names, strict=True)])
     counted = shown & truth.any(dim=2).any(dim=1)
-    print(f"{heading()}\n\nThe network's IoU on renders is {known:.3f}. {int(counted.sum())} of {len(counted)} images count.\n")
+    print(f"{heading()}\n\nThe network's IoU on renders is {known:.3f}.", end=" ")
+    print(f"{int(counted.sum())} of {len(counted)} images count.\n")
     head = ["tokens", "filter", "mean IoU", "boxes at IoU 0.5", "no mask", "rank correlation of score and IoU"]
     print(markdown([head, *rows(made, truth, counted)]))
     plain, localized = seconds_per_image(generator, config, arguments.repeats)

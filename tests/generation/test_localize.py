@@ -16,15 +16,15 @@ from PIL import Image
 from lbgen.datasets import index
 from lbgen.datasets.open import open_dataset
 from lbgen.errors import UserError
-from lbgen.generation.card.annotations import compressed, run_lengths
+from lbgen.generation.card.coco import compressed, run_lengths
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import PlannedImage
 from lbgen.generation.render import Renderer, name_spans, prompt_of
 from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
 from lbgen.models.generator import load_generator
-from lbgen.models.localization.attention import AttentionRecorder
 from lbgen.models.localization import masks
+from lbgen.models.localization.attention import AttentionRecorder
 from lbgen.models.localization.masks import otsu
 from lbgen.models.sampling import render_images
 from lbgen.vocabulary.vocabulary import load_vocabulary
@@ -85,7 +85,9 @@ def test_images_are_those_without_masks(config, made, tmp_path):
     plain = replace(made["imagefolder"], output=str(tmp_path / "plain"), localize=False)
     generate(plain)
     hashes = {row["key"]: row["sha256"] for row in rows_of(plain.output)}
-    assert hashes == {row["key"]: row["sha256"] for row in rows_of(made["imagefolder"].output) if row["split"] == "train"}
+    assert hashes == {
+        row["key"]: row["sha256"] for row in rows_of(made["imagefolder"].output) if row["split"] == "train"
+    }
     schema = pq.read_schema(Path(plain.output, "index/train-00000.parquet"))
     assert schema.names == index.SCHEMA.names and index.VERSION not in schema.metadata
     assert {path.name for path in Path(plain.output).iterdir()}.isdisjoint({"masks", "annotations"})
@@ -202,7 +204,9 @@ def test_verify_finds_and_repairs_masks_and_annotations(copies):
     (folder / "masks/train/a2/more.png").unlink()
     assert not verify(folder, repair=True).damaged
     annotations = folder / "annotations/instances_val.json"
-    annotations.write_text(annotations.read_text().replace('"bbox": [', '"bbox": [1', 1).replace('"width": 32', '"width": 3'))
+    annotations.write_text(
+        annotations.read_text().replace('"bbox": [', '"bbox": [1', 1).replace('"width": 32', '"width": 3')
+    )
     assert [line.split(":")[0] for line in verify(folder).damaged] == ["annotations/instances_val.json"]
     assert not verify(folder, repair=True).damaged
     annotations.unlink()
@@ -282,7 +286,9 @@ def test_images_without_a_mask_are_drawn_again(config, tmp_path, monkeypatch):
     screened = replace(plain, output=str(tmp_path / "screened"), screen=("mask",), max_attempts=3)
     generate(screened)
     rows = rows_of(screened.output)
-    assert {row["key"] for row in rows if not row["rejections"]} == {key for key, each in scores.items() if each >= least}
+    assert {row["key"] for row in rows if not row["rejections"]} == {
+        key for key, each in scores.items() if each >= least
+    }
     assert all(row["rejections"] == ["mask"] * len(row["rejections"]) for row in rows)
     assert all((row["box"] is None) == (len(row["rejections"]) == 3) for row in rows)
     assert not verify(screened.output).damaged
@@ -337,7 +343,10 @@ def test_attention_is_that_of_diffusers_own_weights(tiny_generator):
 
 def test_otsu_is_that_of_its_definition():
     """Against all thresholds, one after the other."""
-    levels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, 9, 9))) // torch.tensor([1, 3, 50])[:, None, None]
+    levels = (
+        torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, 9, 9)))
+        // torch.tensor([1, 3, 50])[:, None, None]
+    )
     for image, found in zip(levels.numpy(), otsu(levels).tolist(), strict=True):
         between = [
             (image <= t).mean() * (image > t).mean() * (image[image <= t].mean() - image[image > t].mean()) ** 2

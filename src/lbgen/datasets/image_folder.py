@@ -1,6 +1,7 @@
 """torchvision's ImageFolder: one folder per category, the images in it.
 
-Written: SPLIT/<id>/<key>.png, and with --localize masks/SPLIT/<id>/<key>.png.  Read: <category>/*.jpg or <split>/<category>/*.jpg, also in folders inside a category.
+Written: SPLIT/<id>/<key>.png, and with --localize masks/SPLIT/<id>/<key>.png.
+Read: <category>/*.jpg or <split>/<category>/*.jpg, also in folders inside a category.
 """
 
 import os

@@ -248,8 +248,10 @@ def read_index(directory: Path | str) -> pa.Table:
     tables = [read_parquet(BytesIO(store.read(f"index/{part}"))) for part in parts]
     localized = any("mask_sha256" in table.column_names for table in tables)
     schema = LOCALIZED_SCHEMA if localized else SCHEMA
-    return pa.concat_tables([table.select([n for n in schema.names if n in table.column_names]) for table in tables],
-                            promote_options="default" if localized else "none")
+    return pa.concat_tables(
+        [table.select([n for n in schema.names if n in table.column_names]) for table in tables],
+        promote_options="default" if localized else "none",
+    )
 
 
 def read_stored(store: Store, name: str, kind: type[T]) -> T | None:

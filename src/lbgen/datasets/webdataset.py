@@ -132,7 +132,9 @@ class WebDatasetLayout(Layout):
             for (key, suffix, image), label, line, *mask in zip(parts, parts, parts, *masks, strict=True):
                 beside = [(key, ".cls"), (key, ".json")] + [(key, ".mask.png")] * len(masks)
                 if suffix not in IMAGE_SUFFIXES or [each[:2] for each in (label, line, *mask)] != beside:
-                    raise ValueError(f"{path}: {key!r:.80} is not an image with its {', '.join(end for _, end in beside)}")
+                    raise ValueError(
+                        f"{path}: {key!r:.80} is not an image with its {', '.join(end for _, end in beside)}"
+                    )
                 stored = Stored(unescaped(key), image, int(label[2]), parse_json(line[2]))
                 yield stored._replace(mask=mask[0][2]) if mask else stored
 

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 
 from lbgen.generation.config import GenerateConfig

@@ -52,7 +52,8 @@ def croissant(summary: DatasetSummary) -> str:
         _file_object("labels.json", JSON, hashlib.sha256(labels).hexdigest()),
         _file_set("index-files", PARQUET, "index/*.parquet"),
     ]
-    record_sets = [_labels(), _index(LOCALIZED_SCHEMA if summary.localized else SCHEMA)] + ([_tar_labels(summary)] if _has_escaped_names(summary) else [])
+    schema = LOCALIZED_SCHEMA if summary.localized else SCHEMA
+    record_sets = [_labels(), _index(schema)] + ([_tar_labels(summary)] if _has_escaped_names(summary) else [])
     for split in summary.splits:
         distribution += _files(split, summary)
         record_sets.append(_images(split, summary))

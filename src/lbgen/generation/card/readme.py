@@ -68,10 +68,12 @@ def _features(summary: DatasetSummary) -> list[dict[str, Any]]:
     ids = {str(label): category.id for label, category in enumerate(summary.categories)}
     label = {"class_label": {"names": ids}}
     if summary.layout != "webdataset":
-        columns = [{"name": "image", "dtype": "image"}, {"name": "label", "dtype": label}]
+        columns: list[dict[str, Any]] = [{"name": "image", "dtype": "image"}, {"name": "label", "dtype": label}]
         has_masks = summary.localized and summary.layout == "parquet"
-        boxes = [{"name": "bbox", "list": {"list": "int64"}}, {"name": "categories", "list": label}]
-        masks = [{"name": "mask", "dtype": "image"}, {"name": "objects", "struct": boxes}]
+        boxes: list[dict[str, Any]] = [
+            {"name": "bbox", "list": {"list": "int64"}}, {"name": "categories", "list": label},
+        ]  # fmt: skip
+        masks: list[dict[str, Any]] = [{"name": "mask", "dtype": "image"}, {"name": "objects", "struct": boxes}]
         return columns + (masks if has_masks else [])
     schema = LOCALIZED_SCHEMA if summary.localized else SCHEMA
     columns = [{"name": column.name, **_dtype(column.type)} for column in schema]

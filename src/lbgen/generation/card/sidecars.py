@@ -14,7 +14,7 @@ from PIL import Image
 
 from lbgen.datasets import index
 from lbgen.errors import UserError
-from lbgen.generation.card import annotations
+from lbgen.generation.card import coco
 from lbgen.generation.card.croissant import croissant
 from lbgen.generation.card.json_files import info_json, labels_json
 from lbgen.generation.card.merge import parse
@@ -47,7 +47,7 @@ def lacks_any(store: Store, config: GenerateConfig, plan: Plan) -> bool:
     """Whether a file is missing, or the labels are others; the other files are not read."""
     if not set(names(config)) <= store.names() or not has_labels(store, plan):
         return True
-    return not all(map(store.exists, annotations.names(config, plan)))
+    return not all(map(store.exists, coco.names(config, plan)))
 
 
 def sidecar_faults(store: Store, config: GenerateConfig, plan: Plan) -> Iterator[str]:
@@ -71,10 +71,10 @@ def sidecar_faults(store: Store, config: GenerateConfig, plan: Plan) -> Iterator
             yield f"{name}: contradicts the plan; {REMEDY}"
         elif name != LABELS and not _is_intact(store, name, compare[name]):
             yield f"{name}: contradicts the dataset; run lbgen verify --repair"
-    for split, name in zip(plan.splits, annotations.names(config, plan), strict=False):
+    for split, name in zip(plan.splits, coco.names(config, plan), strict=False):
         if not store.exists(name):
             yield f"{name}: missing; {REMEDY}"
-        elif store.read(name) != annotations.instances_json(store, config, plan, split):
+        elif store.read(name) != coco.instances_json(store, config, plan, split):
             yield f"{name}: contradicts the dataset; run lbgen verify --repair"
 
 

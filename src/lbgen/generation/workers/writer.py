@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from lbgen.datasets.layout import mask_name
 from lbgen.datasets.layouts import LAYOUTS
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.workers import journal
-from lbgen.generation.workers.encode import Rendered, encode, encode_mask, image_metadata
+from lbgen.generation.workers.encode import Found, Rendered, encode, encode_mask, image_metadata
 from lbgen.generation.workers.journal import DrawnImage
 from lbgen.runs import atomic
 from lbgen.runs.storage import open_store
@@ -95,7 +97,8 @@ def encode_batch(
 def encode_images(context: WriterContext, rows: list[Row], rendered: Rendered, folder: Path) -> list[Row]:
     """Write each image to the file <key> in `folder`, and its mask beside it; returns the rows with their hashes."""
     hashed = []
-    for row, image, found in zip(rows, rendered.pixels, rendered.found or [None] * len(rows), strict=True):
+    masks: Sequence[Found | None] = rendered.found or ()
+    for row, image, found in zip_longest(rows, rendered.pixels, masks):
         content = image_file(image, row, context.config, context.generator_name, context.adapter_sha256)
         (folder / row.key).write_bytes(content)
         row = replace(row, sha256=hashlib.sha256(content).hexdigest())

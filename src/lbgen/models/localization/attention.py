@@ -1,7 +1,7 @@
 """How much each place of an image attends to chosen tokens of its prompt, added up while the image is sampled.
 
 Diffusion attentive attribution maps (DAAM, arXiv 2210.04885): the attention of the tokens, enlarged, averaged over
-layers, heads and calls of the network. Only the sums are kept.
+layers, heads and calls of the network. Only the sums are kept, one for each size of layer.
 B images, Q places of the image in a layer, K tokens of a prompt.
 """
 
@@ -30,13 +30,17 @@ class AttentionRecorder(TorchFunctionMode):
         """tokens: of each of the B prompts, the positions of those that count.  grid: rows and columns of latents."""
         super().__init__()
         self.attention, self.tokens, self.grid = attention, tokens, grid
-        self._sum: Tensor | None = None
+        self._sums: dict[tuple[int, int], Tensor] = {}
+        """By rows and columns of the places, (B, rows, columns)."""
+        self._chosen: dict[int, Tensor] = {}
+        """By K, (B, K): 1 at the tokens that count, 0 at others."""
         self._calls = 0
 
     def maps(self) -> Tensor:
         """(B, h, w) share of the attention that is paid to the tokens, in [0, 1]."""
-        assert self._sum is not None, f"no attention of a layer called {self.attention.layers} was seen"
-        return (self._sum / self._calls).clamp(0, 1)  # enlarging by a cubic spline overshoots
+        assert self._sums, f"no attention of a layer called {self.attention.layers} was seen"
+        enlarged = [F.interpolate(each[:, None], self.grid, mode="bicubic")[:, 0] for each in self._sums.values()]
+        return (torch.stack(enlarged).sum(dim=0) / self._calls).clamp(0, 1)  # a cubic spline overshoots
 
     @contextmanager
     def attached(self, network: Any) -> Iterator[None]:
@@ -70,17 +74,25 @@ class AttentionRecorder(TorchFunctionMode):
         places, words, shape = self._parts(query.shape[2], key.shape[2])
         query, key = query[-batch:, :, places], key[-batch:, :, words]  # (B, heads, Q, D), (B, heads, K, D)
         masked = None if attn_mask is None else _bias(attn_mask[-batch:, :1, :1, words])  # (B, 1, 1, K)
+        chosen = self._chosen_of(key.shape[2], key.device)
         size = max(1, AT_ONCE // (query.shape[1] * query.shape[2] * key.shape[2]))
         found = []
         for start in range(0, batch, size):
             rows = slice(start, start + size)
             scores = (query[rows] @ key[rows].transpose(-1, -2)).float() * scale  # (b, heads, Q, K)
             weights = (scores if masked is None else scores + masked[rows]).softmax(dim=-1).mean(dim=1)
-            found += [one[:, list(chosen)].sum(dim=1) for one, chosen in zip(weights, self.tokens[rows], strict=True)]
-        small = torch.stack(found).unflatten(1, shape)[:, None]
-        enlarged = F.interpolate(small, self.grid, mode="bicubic")[:, 0]
-        self._sum = enlarged if self._sum is None else self._sum + enlarged
+            found.append(weights @ chosen[rows, :, None])  # (b, Q, 1)
+        paid = torch.cat(found).view(batch, *shape)
+        self._sums[shape] = self._sums[shape] + paid if shape in self._sums else paid
         self._calls += 1
+
+    def _chosen_of(self, length: int, device: torch.device) -> Tensor:
+        if length not in self._chosen:
+            chosen = torch.zeros(len(self.tokens), length)
+            for row, tokens in zip(chosen, self.tokens, strict=True):
+                row[list(tokens)] = 1
+            self._chosen[length] = chosen.to(device)
+        return self._chosen[length]
 
     def _parts(self, queries: int, keys: int) -> tuple[slice, slice, tuple[int, int]]:
         """Which queries are places of the image, which keys tokens, and how many rows and columns the places have."""

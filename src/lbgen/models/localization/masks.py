@@ -22,9 +22,7 @@ LEAST_SCORE = 0.05
 """Below it attention is taken to be the same everywhere, and the mask is empty."""
 
 
-def segmented(
-    attention: Tensor, pixels: Tensor, stored_size: tuple[int, int] | None = None
-) -> tuple[Tensor, Tensor]:
+def segmented(attention: Tensor, pixels: Tensor, stored_size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
     """Masks (B, H, W) and their scores (B,).
 
     The score is the contrast (i - o) / (i + o) of the mean attention inside and outside the mask, in [0, 1]. A mask of
