@@ -192,7 +192,9 @@ def main() -> None:
     head = ["tokens", "filter", "mean IoU", "boxes at IoU 0.5", "no mask", "rank correlation of score and IoU"]
     print(markdown([head, *rows(made, truth, counted)]))
     plain, localized = seconds_per_image(generator, config, arguments.repeats)
-    print(f"\n{plain:.3f} s of the processor an image without masks, {localized:.3f} s with them: {localized / plain - 1:+.1%}")
+    print(
+        f"\n{plain:.3f} s of the processor an image without masks, {localized:.3f} s with them: {localized / plain - 1:+.1%}"
+    )
 
 
 if __name__ == "__main__":
