@@ -193,7 +193,7 @@ def main() -> None:
     print(markdown([head, *rows(made, truth, counted)]))
     plain, localized = seconds_per_image(generator, config, arguments.repeats)
     print(
-        f"\n{plain:.3f} s of the processor an image without masks, {localized:.3f} s with them: {localized / plain - 1:+.1%}"
+        f"\n{plain:.3f} s of the processor an image without masks, {localized:.3f} s with: {localized / plain - 1:+.1%}"
     )
 
 
