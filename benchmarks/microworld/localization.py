@@ -169,13 +169,13 @@ def seconds_per_image(generator: Generator, config: GenerateConfig, repeats: int
     return best[0], best[1]
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = flags_parser(__doc__)
     parser.add_argument("--updates", type=int, default=400, help="of the network that segments")
     parser.add_argument("--images", type=int, default=192)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3, help="measurements of the time")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     config = GenerateConfig(vocabulary="microworld", generator="microworld", scheduler="ddim", steps=arguments.steps)
     generator = load_prepared_generator(config, "cpu")
     network = trained(arguments.updates)
