@@ -11,8 +11,8 @@ from lbgen.generation.plan import PlannedImage
 from lbgen.generation.screening import balance
 from lbgen.generation.workers.encode import Found, Rendered, box_of
 from lbgen.models.generator import Generator
-from lbgen.models.localization.attention import AttentionRecorder
 from lbgen.models.localization.masks import segmented
+from lbgen.models.localization.recorder import Recorder
 from lbgen.models.noise import ImageKey
 from lbgen.models.sampling import render_images
 
@@ -43,7 +43,7 @@ class Renderer:
         keys = [noise_key(image) for image in batch]
         prompts = [prompt_of(image, config) for image in batch]
         recorder = self._recorder(batch, prompts) if config.localize else None
-        with recorder.attached(generator.family.network) if recorder else nullcontext():
+        with recorder.attached(generator) if recorder else nullcontext():
             # (B, 3, H, W)
             images = render_images(generator, keys, prompts, seed=config.seed, steps=config.steps, size=config.size)
         pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8)
@@ -54,12 +54,14 @@ class Renderer:
             found = [Found(*each) for each in zip(masks.cpu().numpy(), scores.tolist(), boxes, strict=True)]
         return Rendered(pixels.permute(0, 2, 3, 1).cpu().numpy(), found)
 
-    def _recorder(self, batch: Sequence[PlannedImage], prompts: Sequence[str]) -> AttentionRecorder:
+    def _recorder(self, batch: Sequence[PlannedImage], prompts: Sequence[str]) -> Recorder:
+        """Of the second half of the steps: in the first the image has no layout yet."""
         family: Any = self.generator.family
         spans = [name_spans(image, self.config) for image in batch]
         tokens = [family.tokens_at(prompt, part) for prompt, part in zip(prompts, spans, strict=True)]
-        _, *grid = self.generator.latent_shape(*(self.config.size or self.generator.default_size))
-        return AttentionRecorder(family.text_attention, tokens, (grid[0], grid[1]))
+        shape = self.generator.latent_shape(*(self.config.size or self.generator.default_size))
+        calls = len(self.generator.timesteps(self.config.steps, shape).timesteps)
+        return Recorder(family.text_attention, tokens, shape[1:], calls // 2)
 
 
 def prompt_of(image: PlannedImage, config: GenerateConfig) -> str:

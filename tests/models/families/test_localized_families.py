@@ -25,7 +25,7 @@ from lbgen.models.checkpoints.suited import suited_settings
 from lbgen.models.families.family import Conditioning
 from lbgen.models.generator import Generator, load_generator
 from lbgen.models.localization import masks
-from lbgen.models.localization.attention import AttentionRecorder
+from lbgen.models.localization.recorder import Recorder
 from lbgen.models.sampling import render_images
 
 WRITERS = {
@@ -48,7 +48,7 @@ def generator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return load_generator(str(folder))
 
 
-class Keeping(AttentionRecorder):
+class Keeping(Recorder):
     """Keeps what each layer was given."""
 
     def _record(self, query: Any, key: Any, value: Any, attn_mask: Any = None, *_: Any, **options: Any) -> None:
@@ -66,11 +66,12 @@ def recorder_of(generator: Generator, tokens: list | None = None) -> Keeping:
 def test_images_do_not_change_and_maps_are_shares(generator: Generator) -> None:
     plain = render_images(generator, KEYS, PROMPTS, seed=0, steps=2)
     recorder = recorder_of(generator)
-    with recorder.attached(generator.family.network):
+    with recorder.attached(generator):
         assert torch.equal(render_images(generator, KEYS, PROMPTS, seed=0, steps=2), plain)
-    maps = recorder.maps()
-    assert maps.shape == (2, *generator.latent_shape(32, 32)[1:])
-    assert maps.isfinite().all() and maps.min() >= 0 and maps.max() <= 1 and (maps.std((1, 2)) > 0).all()
+    maps, paid = recorder.maps(), recorder.paid()
+    assert maps.shape == paid.shape == (2, *generator.latent_shape(32, 32)[1:])
+    assert maps.isfinite().all() and maps.min() >= 0 and (maps.std((1, 2)) > 0).all()
+    assert paid.max() <= 1 and torch.equal(maps, paid) == (not generator.guidance.is_on)
 
 
 def test_tokens_are_those_of_the_name(generator: Generator) -> None:
@@ -98,7 +99,7 @@ def test_keys_of_the_prompt_are_those_that_depend_on_it(generator: Generator) ->
     other = {name: each + (name == "text") for name, each in conditioning.tensors.items()}
     for given in (Conditioning(conditioning.tensors), Conditioning(other)):
         recorder = recorder_of(generator)
-        with recorder.attached(family.network):
+        with recorder.attached(generator):
             family.predict(family.network, latents, schedule.timesteps[0], given)
         found.append(recorder.seen[0])
     (query, key), (other_query, other_key) = found
@@ -113,11 +114,10 @@ def test_keys_of_the_prompt_are_those_that_depend_on_it(generator: Generator) ->
 
 @torch.no_grad()
 def test_nothing_attends_beyond_a_masked_prompt(generator: Generator) -> None:
-    family: Any = generator.family
     if "mask" not in generator.encode(PROMPTS).tensors:
         pytest.skip("no mask")
     recorder = recorder_of(generator, [[-1], [-1]])
-    with recorder.attached(family.network):
+    with recorder.attached(generator):
         render_images(generator, KEYS, PROMPTS, seed=0, steps=1)
     assert not recorder.maps().any()
 

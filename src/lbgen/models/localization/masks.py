@@ -1,6 +1,6 @@
-"""From how much each place of an image attends to its category to a mask, and how clear that mask is.
+"""From a coarse map of where an image's category is to a mask, and how clear that mask is.
 
-The attention is coarse. A guided filter (He et al., TPAMI 2013) fits it, window by window, by a linear function of the
+The map has few places. A guided filter (He et al., TPAMI 2013) fits it, window by window, by a linear function of the
 image's colours, so that its edges become those of the image. Otsu's threshold (1979) then divides it.
 B images.
 """
@@ -19,34 +19,34 @@ SMOOTHNESS = 1e-3
 """Variance of a colour in [0, 1] that counts as none."""
 LEVELS = 256
 LEAST_SCORE = 0.05
-"""Below it attention is taken to be the same everywhere, and the mask is empty."""
+"""Below it the map is taken to be the same everywhere, and the mask is empty."""
 
 
-def segmented(attention: Tensor, pixels: Tensor, stored_size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+def segmented(coarse: Tensor, pixels: Tensor, stored_size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
     """Masks (B, H, W) and their scores (B,).
 
-    The score is the contrast (i - o) / (i + o) of the mean attention inside and outside the mask, in [0, 1]. A mask of
-    a score below LEAST_SCORE is empty.
+    The score is the contrast (i - o) / (i + o) of the map's means inside and outside the mask, in [0, 1]. A mask of a
+    score below LEAST_SCORE is empty.
 
-    attention: (B, h, w), not negative.  pixels: (B, 3, H', W') bytes.  stored_size: (H, W), by default that of pixels.
+    coarse: (B, h, w), not negative.  pixels: (B, 3, H', W') bytes.  stored_size: (H, W), by default that of pixels.
     """
     size = stored_size or (pixels.shape[2], pixels.shape[3])
-    soft = refined(attention, pixels)[:, None]
+    soft = refined(coarse, pixels)[:, None]
     levels = _levels(F.interpolate(soft, size, mode="bilinear", antialias=True)[:, 0])
     masks = levels > otsu(levels)[:, None, None]
-    seen = F.interpolate(attention[:, None], size, mode="bilinear")[:, 0]
+    seen = F.interpolate(coarse[:, None], size, mode="bilinear")[:, 0]
     inside = (seen * masks).sum((1, 2)) / masks.sum((1, 2)).clamp_min(1)
     outside = (seen * ~masks).sum((1, 2)) / (~masks).sum((1, 2)).clamp_min(1)
     scores = ((inside - outside) / (inside + outside).clamp_min(1e-12)).clamp(0, 1)
     return masks & (scores >= LEAST_SCORE)[:, None, None], scores
 
 
-def refined(attention: Tensor, pixels: Tensor) -> Tensor:
-    """(B, H, W) the attention with the edges of the image.  attention: (B, h, w); pixels: (B, 3, H, W) bytes."""
+def refined(coarse: Tensor, pixels: Tensor) -> Tensor:
+    """(B, H, W) the map with the edges of the image.  coarse: (B, h, w); pixels: (B, 3, H, W) bytes."""
     image = pixels.float() / 255
     small = F.interpolate(image, (SIDE, SIDE), mode="area")
-    coarse = F.interpolate(attention[:, None].float(), (SIDE, SIDE), mode="bicubic")
-    gain, bias = _linear_fits(small, _scaled(coarse[:, 0])[:, None])
+    enlarged = F.interpolate(coarse[:, None].float(), (SIDE, SIDE), mode="bicubic")
+    gain, bias = _linear_fits(small, _scaled(enlarged[:, 0])[:, None])
     gain, bias = (F.interpolate(each, image.shape[-2:], mode="bilinear") for each in (gain, bias))
     return ((gain * image).sum(dim=1, keepdim=True) + bias)[:, 0]
 

@@ -1,7 +1,8 @@
-"""How much each place of an image attends to chosen tokens of its prompt, added up while the image is sampled.
+"""Where in an image its category is, by what the network computes while the image is sampled.
 
-Diffusion attentive attribution maps (DAAM, arXiv 2210.04885): the attention of the tokens, enlarged, averaged over
-layers, heads and calls of the network. Only the sums are kept, one for each size of layer.
+Diffusion attentive attribution maps (DAAM, arXiv 2210.04885): how much each place attends to chosen tokens of the
+prompt, enlarged, averaged over layers, heads and steps. And how much the prompt changes the prediction there, which
+classifier-free guidance computes anyway (DiffEdit, arXiv 2210.11427). Only sums are kept, one for each size of layer.
 B images, Q places of the image in a layer, K tokens of a prompt.
 """
 
@@ -18,39 +19,63 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lbgen.models.families.family import TextAttention
+from lbgen.models.generator import Generator
 
 AT_ONCE = 2**26
 """Attention weights that are in memory at a time."""
 
 
-class AttentionRecorder(TorchFunctionMode):
-    """Sees the inputs of the attention of a network's chosen layers while it is attached, and changes nothing."""
+class Recorder(TorchFunctionMode):
+    """Sees what a generator computes while it is attached, and changes nothing."""
 
-    def __init__(self, attention: TextAttention, tokens: Sequence[Sequence[int]], grid: tuple[int, int]) -> None:
-        """tokens: of each of the B prompts, the positions of those that count.  grid: rows and columns of latents."""
+    def __init__(
+        self, attention: TextAttention, tokens: Sequence[Sequence[int]], grid: tuple[int, int], first_step: int = 0
+    ) -> None:
+        """tokens: of each of the B prompts, the positions of those that count.  grid: rows and columns of latents.
+
+        first_step: the first that counts. Before it the image has no layout yet.
+        """
         super().__init__()
-        self.attention, self.tokens, self.grid = attention, tokens, grid
-        self._sums: dict[tuple[int, int], Tensor] = {}
-        """By rows and columns of the places, (B, rows, columns)."""
+        self.attention, self.tokens, self.grid, self.first_step = attention, tokens, grid, first_step
+        self._attention: dict[tuple[int, int], tuple[Tensor, int]] = {}
+        """By rows and columns of the places: the sum, (B, rows, columns), and the number of calls."""
         self._chosen: dict[int, Tensor] = {}
         """By K, (B, K): 1 at the tokens that count, 0 at others."""
-        self._calls = 0
+        self._changed: Tensor | None = None
+        """(B, h, w) sum of the squares of what the prompt changes; None without guidance."""
+        self._step = 0
 
     def maps(self) -> Tensor:
-        """(B, h, w) share of the attention that is paid to the tokens, in [0, 1]."""
-        assert self._sums, f"no attention of a layer called {self.attention.layers} was seen"
-        enlarged = [F.interpolate(each[:, None], self.grid, mode="bicubic")[:, 0] for each in self._sums.values()]
-        return (torch.stack(enlarged).sum(dim=0) / self._calls).clamp(0, 1)  # a cubic spline overshoots
+        """(B, h, w), not negative: the attention, times the root of the change by the prompt where guidance is on."""
+        return self.paid() if self._changed is None else self.paid() * self._changed.sqrt().sqrt()
+
+    def paid(self) -> Tensor:
+        """(B, h, w) share of the attention that is paid to the tokens, in [0, 1].
+
+        Of a UNet's layers those with the fewest places do not count.
+        """
+        assert self._attention, f"no attention of a layer called {self.attention.layers} was seen"
+        fine = sorted(self._attention)[1:] or [*self._attention]
+        calls = sum(self._attention[shape][1] for shape in fine)
+        enlarged = [F.interpolate(self._attention[s][0][:, None], self.grid, mode="bicubic")[:, 0] for s in fine]
+        return (torch.stack(enlarged).sum(dim=0) / calls).clamp(0, 1)  # a cubic spline overshoots
 
     @contextmanager
-    def attached(self, network: Any) -> Iterator[None]:
-        """Within the context every call of the network is recorded. The mode is on within the layers alone."""
+    def attached(self, generator: Generator) -> Iterator[None]:
+        """Within the context one trajectory is recorded. The mode is on within the layers alone."""
         with ExitStack() as stack:
-            for name, layer in network.named_modules():
+            stack.enter_context(generator.observed(self._end_step))
+            for name, layer in generator.family.network.named_modules():
                 if re.search(self.attention.layers, name):
                     stack.callback(layer.register_forward_pre_hook(self._enter).remove)
                     stack.callback(layer.register_forward_hook(self._leave, always_call=True).remove)
             yield
+
+    def _end_step(self, difference: Tensor | None) -> None:
+        if self._step >= self.first_step and difference is not None:
+            squares = difference.float().square().sum(dim=1)
+            self._changed = squares if self._changed is None else self._changed + squares
+        self._step += 1
 
     def _enter(self, *_: Any) -> None:
         self.__enter__()
@@ -59,7 +84,7 @@ class AttentionRecorder(TorchFunctionMode):
         self.__exit__(None, None, None)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
+        if func is F.scaled_dot_product_attention and self._step >= self.first_step:
             self._record(*args, **kwargs or {})
         return func(*args, **kwargs or {})
 
@@ -83,8 +108,8 @@ class AttentionRecorder(TorchFunctionMode):
             weights = (scores if masked is None else scores + masked[rows]).softmax(dim=-1).mean(dim=1)
             found.append(weights @ chosen[rows, :, None])  # (b, Q, 1)
         paid = torch.cat(found).view(batch, *shape)
-        self._sums[shape] = self._sums[shape] + paid if shape in self._sums else paid
-        self._calls += 1
+        before, calls = self._attention.get(shape, (0, 0))
+        self._attention[shape] = (before + paid, calls + 1)
 
     def _chosen_of(self, length: int, device: torch.device) -> Tensor:
         if length not in self._chosen:
