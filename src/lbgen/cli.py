@@ -112,7 +112,7 @@ VERBS = {
     "transfer": Verb(
         "TransferConfig",
         "transfer",
-        "measure how backbones transfer to other data sets: linear probe, fine-tuning, few-shot",
+        "measure how backbones transfer: linear probe, fine-tuning, few-shot, detection, segmentation",
         operands=BACKBONES,
     ),
     "compare": Verb(
