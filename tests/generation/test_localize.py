@@ -268,6 +268,7 @@ def test_another_dataset_is_not_continued(made, config, whole):
     [
         ({"screen": ("mask",)}, "--screen .*add --localize"),
         ({"localize": True, "compile": True}, "--compile .*leave it out"),
+        ({"localize": True, "deep_cache_interval": 2}, "--deep-cache-interval 2: give at most 1"),
         ({"localize": True, "split": "annotations"}, "--split .*another name"),
         ({"localize": True, "pipeline_instruction": True}, "--pipeline-instruction .*leave it out"),
     ],

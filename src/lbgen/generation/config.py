@@ -209,6 +209,9 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
         require(self, "compile", not (self.localize and self.compile), "leave it out, --localize reads the attention")
         instructed = self.localize and self.pipeline_instruction
         require(self, "pipeline_instruction", not instructed, "leave it out, --localize looks for the name's tokens")
+        most = self.steps - self.steps // 2
+        read = not self.localize or self.deep_cache_interval <= most
+        require(self, "deep_cache_interval", read, f"give at most {most}, --localize reads the last half of the steps")
         taken = self.localize and comparable(self.split) == "annotations"
         require(self, "split", not taken, "choose another name, --localize has a folder of this name")
 
