@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lbgen.microworld.backgrounds import BACKGROUNDS, mix
 from lbgen.microworld.shapes import SHAPES, Shape
-from lbgen.microworld.world import CATEGORIES, COLOURS, FACTORS, SCENES, STYLES, home
+from lbgen.microworld.world import COLOURS, FACTORS, SCENES, STYLES, home
 
 SIZE = 64
 OUTLINE = 1.2
@@ -76,7 +76,7 @@ BIASED = World(links={"scene": 0.88}, styles=("photo",))
 def render(categories: Integers, seed: int, world: World = BALANCED, shapes: Mapping[str, Shape] = SHAPES) -> Scenes:
     """Draw one picture for each entry of `categories`, reproducibly by seed.
 
-    categories: (B,) indices into `shapes`, which without that argument are those into CATEGORIES.
+    categories: (B,) indices into `shapes`; without that argument, into CATEGORIES.
     """
     rng = np.random.default_rng(seed)
     parts = [
@@ -116,7 +116,7 @@ def _draw_factor(rng: np.random.Generator, categories: Integers, name: str, worl
 
 def home_values(categories: Integers, factor: str) -> Integers:
     """The home value of `factor` for each category index."""
-    return np.array([home(category, factor) for category in range(len(CATEGORIES))])[categories]
+    return np.array([home(category, factor) for category in range(categories.max(initial=0) + 1)])[categories]
 
 
 def _draw_objects(
