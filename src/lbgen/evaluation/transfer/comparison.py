@@ -167,7 +167,13 @@ def exchange_test(first: NDArray[np.bool_], second: NDArray[np.bool_], label: ND
 def paired_t(first: Answers, second: Answers, metric: Metric) -> tuple[Estimate, float]:
     """Mean difference over the draws with Student's interval, and the p-value of the paired t-test."""
     pairs = zip(first.right, second.right, strict=True)
-    gains = np.array([score_right(b, first.label, metric) - score_right(a, first.label, metric) for a, b in pairs])
+    return paired_t_of(
+        np.array([score_right(b, first.label, metric) - score_right(a, first.label, metric) for a, b in pairs])
+    )
+
+
+def paired_t_of(gains: NDArray[np.float64]) -> tuple[Estimate, float]:
+    """The same from the differences, (draws,); NaN for limits and p-value of a single one."""
     mean, count = float(gains.mean()), len(gains)
     if count < 2:
         return Estimate(mean, math.nan, math.nan), math.nan
