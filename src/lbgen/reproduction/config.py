@@ -70,8 +70,11 @@ class Tests(Settings):
     unseen_images: Annotated[int, Range(lambda n: n >= 5, "give 5 or more")] = 40
     """Training images of each unseen category, for the linear probe; half as many choose, twice as many test."""
     shots: tuple[str, ...] = ("5",)
-    """Few-shot besides all training images, for unseen categories and digits: numbers of images of each category, or
-    shares of them such as 5%."""
+    """Few-shot besides all training images: numbers of images of each category, or shares of them such as 5%."""
+    draws: Count = 5
+    """Number of draws for each of --shots."""
+    datasets: tuple[str, ...] = ("digits",)
+    """Data sets of lbgen transfer that a linear probe is made on besides the unseen categories."""
 
 
 @dataclass(frozen=True)

@@ -90,11 +90,12 @@ def cue_conflict(backbone: Backbone, count: int) -> dict[str, float]:
 
 
 def transferred(config: ReproduceConfig, run: Path, output: Path) -> dict[str, float]:
-    """Linear probes on categories never seen and on scanned digits, from all training images and from few."""
+    """Linear probes on categories never seen and on other data sets, from all training images and from few."""
     asked = TransferConfig(
         output=str(output),
-        datasets=("digits", str(config.folder / UNSEEN_FOLDER)),
+        datasets=(*config.datasets, str(config.folder / UNSEEN_FOLDER)),
         shots=config.shots,
+        seeds=config.draws,
         batch_size=BATCH,
         workers=0,
     )

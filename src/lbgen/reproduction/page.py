@@ -94,9 +94,9 @@ def made_of(config: ReproduceConfig, versions: Sequence[str]) -> str:
     return (
         f"`{shlex.join(command)}`: {config.images_per_category} images of each category in each set, "
         f"{config.test_images:,} renders in each test; {', '.join(versions)}.\n\n"
-        "Values are percent: mean over the seeds, ± half of Student's 95% interval. Differences are in points; p is of a "
-        "paired t-test over the seeds, q is p adjusted for all tests of this page (Benjamini and Hochberg), and bold are "
-        f"those with q below {tables.SIGNIFICANT:g}."
+        "Values are percent: mean over the seeds, ± half of Student's 95% interval. Differences are in points; p is of "
+        "a paired t-test over the seeds, q is p adjusted for all tests of this page (Benjamini and Hochberg), and bold "
+        f"are those with q below {tables.SIGNIFICANT:g}."
     )
 
 

@@ -27,8 +27,8 @@ def reproduce(config: ReproduceConfig | None = None) -> ReproduceResult:
     """Do the units of work that are not done yet, and write `rows.jsonl` and the page with its pictures.
 
     Aligns the micro world's generator, makes sets of images of 64 x 64 pixels, trains backbones on them and measures
-    what these are worth; hours on a CPU. Raises UserError for a mistake of the user, and Interrupted at a signal; the same
-    call then goes on.
+    what these are worth; hours on a CPU. Raises UserError for a mistake of the user, and Interrupted at a signal; the
+    same call then goes on.
 
     >>> import lbgen
     >>> result = lbgen.reproduce(lbgen.ReproduceConfig(output="runs/reproduction", seeds=1))
