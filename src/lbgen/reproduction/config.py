@@ -86,7 +86,7 @@ class ReproduceConfig(Tests, Made, Compared, Output, TakesRecipes):  # fields of
 
     output: str = "runs/reproduction"
     """Folder for everything that is made. An interrupted reproduction continues when it is started again."""
-    page: Path | None = None
+    page: Place | None = None
     """Markdown page whose tables are written, with pictures beside it; one that is not there is made. none is
     reproduction.md in the output."""
     workers: Count | None = None
@@ -95,4 +95,4 @@ class ReproduceConfig(Tests, Made, Compared, Output, TakesRecipes):  # fields of
 
     @property
     def page_path(self) -> Path:
-        return self.page or self.folder / PAGE
+        return Path(self.page) if self.page else self.folder / PAGE
