@@ -48,7 +48,12 @@ def test_a_lower_gap_is_better():
     verdicts = {each.figure.key: each.verdict for each in tables.tests(rows)}
     assert verdicts.pop("background_gap") == "worse"
     assert set(verdicts.values()) == {"better"}
-    assert "paper less base, 9 figures: better in 8 (ResNet in domain +40.1" in tables.reading(rows, tables.tests(rows))
+    found = tables.tests(rows)
+    assert tables.details(found).startswith(
+        "- *paper* against *base*, of 9 figures better in 8: in domain (ResNet +40.1), "
+    )
+    assert tables.details(found).endswith("; worse in 1: background gap (ResNet +40.1).")
+    assert "| paper | base | 9 | 8 | 1 | 0 |" in tables.reading(rows, found)
 
 
 def test_one_seed_has_no_test():
@@ -56,7 +61,8 @@ def test_one_seed_has_no_test():
     found = tables.tests(rows)
     assert all(math.isnan(each.q_value) and each.verdict == "no clear difference" for each in found)
     assert "digits" not in [each.figure.key for each in found]
-    assert "paper less base: one seed, so no test." in tables.reading(rows, found)
+    assert tables.details(found) == "- *paper* against *base*: one seed, so no test."
+    assert tables.reading(rows, found).endswith("One seed, so no test.")
     assert "| base | 1 | 50.0 | 50.0 |" in tables.means(rows, "resnet", [*WORTH, *probed(rows)])
 
 

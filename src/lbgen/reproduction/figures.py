@@ -32,7 +32,7 @@ LEANING = (
     Figure("context_relative", "2 uncommon / 0", "higher", "the last divided by the first"),
     Figure("mixed_same", "mixed same", "higher", "accuracy on cut out objects on a background of their category"),
     Figure("mixed_rand", "mixed rand", "higher", "the same objects on a background of a random category"),
-    Figure("background_gap", "background gap", "lower", "mixed same minus mixed rand"),
+    Figure("background_gap", "background gap", "lower", "mixed same minus mixed rand; small too where both are"),
 )  # fmt: skip
 PROBED = {"unseen": "unseen categories", "digits": "digits"}
 """Data sets of the linear probe."""

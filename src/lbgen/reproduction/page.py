@@ -19,7 +19,7 @@ SECTIONS = (
     ("", ("reading",)),
     ("What the sets are worth", ("figures picture", "worth resnet", "worth vit", "radar picture")),
     ("What the backbones lean on", ("leaning resnet", "leaning vit", "context picture")),
-    ("Differences and tests", ("tests resnet", "tests vit")),
+    ("Differences and tests", ("details", "tests resnet", "tests vit")),
     ("How it was measured", ("definitions", "made", "cost")),
 )
 """Heading and marks of each section, in the order of the page."""
@@ -73,6 +73,7 @@ def parts(
     found, few = tables.tests(rows), probed(rows)
     made = {
         "reading": tables.reading(rows, found),
+        "details": tables.details(found),
         "definitions": definitions([*WORTH, *few, *LEANING]),
         "made": made_of(config, versions),
         "cost": cost_of(cost),

@@ -29,14 +29,18 @@ DOTS = ("never_home", "other_styles", "shape_bias", "background_gap")
 
 def write_pictures(rows: Sequence[Row], page: Path) -> dict[str, str]:
     """Write the pictures beside the page; their names in Markdown, by what they show."""
-    drawings = {"radar": radars(rows), "context": contexts(rows), "figures": dots(rows)}
+    drawings = {
+        "radar": (radars(rows), "Radar chart of the main figures in percent"),
+        "context": (contexts(rows), "Accuracy by number of uncommon attributes"),
+        "figures": (dots(rows), "Main figures in percent with intervals over the seeds; open circles are the ViT"),
+    }
     shown = {}
-    for name, drawing in drawings.items():
+    for name, (drawing, text) in drawings.items():
         file = page.with_name(f"{page.stem}-{name}.png")
         FigureCanvasAgg(drawing)
         with atomic.replacing(file) as temporary:
             drawing.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
-        shown[name] = f"![{name}]({file.name})"
+        shown[name] = f"![{text}]({file.name})\n\n*{text}.*"
     return shown
 
 
@@ -55,6 +59,7 @@ def radars(rows: Sequence[Row]) -> Drawing:
                 axes.plot([*angles, angles[0]], closed, color=COLOURS[name], label=SETS[name].title, linewidth=1.5)
         axes.set(title=TITLES[architecture], ylim=(0, 100))
         axes.set_xticks(angles, [figure.title.replace(", ", ",\n") for figure in figures], fontsize=8)
+        axes.tick_params(axis="x", pad=12)
         axes.set_yticks([25, 50, 75, 100], ["25", "50", "75", "100"], fontsize=7)
     drawing.legend(*drawing.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return drawing

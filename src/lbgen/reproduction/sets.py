@@ -38,10 +38,10 @@ SETS: dict[SetName, ImageSet] = {
     "released-code": ImageSet("released code", objective="released-code"),
     "independence": ImageSet("independence", objective="independence"),
     "independence-diverse-prompts": ImageSet(
-        "independence, diverse prompts", objective="independence", diverse_prompts=True
+        "independence + diverse prompts", objective="independence", diverse_prompts=True
     ),
-    "base-screened": ImageSet("base, screened", screened=True),
-    "independence-screened": ImageSet("independence, screened", objective="independence", screened=True),
+    "base-screened": ImageSet("screened base", screened=True),
+    "independence-screened": ImageSet("screened independence", objective="independence", screened=True),
     "balanced-renders": ImageSet("balanced renders", renders="balanced"),
 }
 """In the order of the tables. Biased renders stand for photographs, balanced ones are the ceiling."""

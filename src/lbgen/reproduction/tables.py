@@ -129,10 +129,24 @@ def difference(each: Tested) -> str:
 # ---- a plain reading ----
 
 
+VERDICTS = ("better", "worse", "no clear difference")
+
+
 def reading(rows: Sequence[Row], found: Sequence[Tested]) -> str:
-    """What holds and what does not, from the figures alone."""
-    lines = [*headline(rows), *(comparison(found, *pair) for pair in COMPARISONS)]
-    return "\n".join(f"- {line}" for line in lines if line)
+    """What holds and what does not, from the figures alone: the main one, then in how many a set is better and worse."""
+    lines = [["set", "against", "figures", *VERDICTS]]
+    for name, reference in COMPARISONS:
+        own = [each for each in found if (each.set, each.reference) == (name, reference)]
+        if any(math.isfinite(each.p_value) for each in own):
+            counts = [str(sum(each.verdict == verdict for each in own)) for verdict in VERDICTS]
+            lines.append([SETS[name].title, SETS[reference].title, str(len(own)), *counts])
+    counted = markdown(lines) if len(lines) > 1 else "One seed, so no test."
+    return "\n\n".join([*headline(rows), counted])
+
+
+def details(found: Sequence[Tested]) -> str:
+    """A line for each comparison: in which figures a set is better and worse, by how many points."""
+    return "\n".join(f"- {line}" for pair in COMPARISONS if (line := comparison(found, *pair)))
 
 
 def headline(rows: Sequence[Row], key: str = "never_home") -> list[str]:
@@ -153,19 +167,22 @@ def comparison(found: Sequence[Tested], name: SetName, reference: SetName) -> st
     own = [each for each in found if (each.set, each.reference) == (name, reference)]
     if not own:
         return ""
-    title = f"{SETS[name].title} less {SETS[reference].title}"
+    title = f"*{SETS[name].title}* against *{SETS[reference].title}*"
     if not any(math.isfinite(each.p_value) for each in own):
         return f"{title}: one seed, so no test."
     parts = []
-    for verdict in ("better", "worse", "no clear difference"):
+    for verdict in VERDICTS[:2]:
         of_it = [each for each in own if each.verdict == verdict]
-        named = ", ".join(
-            f"{TITLES[each.architecture]} {each.figure.title} {100 * each.estimate.value:+.1f}" for each in of_it
-        )
-        parts.append(
-            f"{verdict} in {len(of_it)}" + (f" ({named})" if of_it and verdict != "no clear difference" else "")
-        )
-    return f"{title}, {len(own)} figures: {'; '.join(parts)}."
+        figures = dict.fromkeys(each.figure for each in of_it)
+        named = ", ".join(f"{figure.title} ({_points(of_it, figure)})" for figure in figures)
+        parts.append(f"{verdict} in {len(of_it)}" + (f": {named}" if named else ""))
+    return f"{title}, of {len(own)} figures {'; '.join(parts)}."
+
+
+def _points(found: Sequence[Tested], figure: Figure) -> str:
+    return ", ".join(
+        f"{TITLES[each.architecture]} {100 * each.estimate.value:+.1f}" for each in found if each.figure == figure
+    )
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
