@@ -8,12 +8,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import families_table
 import pytest
 import torch
 import yaml
 
 import lbgen
 from lbgen.cli import VERBS
+from lbgen.models.registry import PIPELINES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -168,3 +170,14 @@ def test_the_python_page_runs_on_the_micro_world():
     assert result["darkness"](SimpleNamespace(images=torch.full((2, 3, 4, 4), 0.25))).item() == 0.25
     exec(building_blocks, result)
     assert result["images"].shape == (2, 3, 64, 64) and result["cosines"].shape == (2, 2)
+
+
+def test_the_table_of_families_has_every_family_and_statement_with_tests_that_exist():
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = [test for statement in families_table.STATEMENTS for test in statement.tests]
+    assert all(f"def {test}(" in sources for test in named)
+    assert len(families_table.FAMILIES) == len(PIPELINES)
+    table = [line.split("|")[1:-1] for line in families_table.PAGE.read_text().splitlines() if line.startswith("|")]
+    assert [cell.strip() for cell in table[0][1:]] == list(families_table.FAMILIES.values())
+    assert [row[0].strip() for row in table[2:]] == [statement.what for statement in families_table.STATEMENTS]
+    assert all(int(cell) > 0 for row in table[2:] for cell in row[1:])

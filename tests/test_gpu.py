@@ -2,19 +2,26 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from audited import photographs, write_image_folder
 from safetensors.torch import load_file
 from torch import Tensor
 from trajectories import PROMPTS, STEPS, adapted, draws, images_of
 
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.run import align
+from lbgen.errors import Interrupted
 from lbgen.generation.workers.batch_size import batch_that_fits
 from lbgen.models.generator import Generator, load_generator
 from lbgen.models.sampling import sample
+from lbgen.pretraining import loop
+from lbgen.pretraining.config import PretrainConfig
+from lbgen.pretraining.run import pretrain
 
 pytestmark = [
     pytest.mark.gpu,
@@ -146,3 +153,28 @@ def test_a_batch_is_found_and_the_generator_stays_as_it_was(tiny_sd_folder: Path
     tried, fresh = (load_generator(str(tiny_sd_folder), device="cuda") for _ in range(2))
     assert batch_that_fits(tried, (4, 8, 8), ceiling=5) == 4
     assert torch.equal(drawn(tried), drawn(fresh))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"precision": "bf16", "channels_last": True}, {"precision": "fp16", "compile": True}]
+)
+def test_a_backbone_is_trained_in_half_precision_and_goes_on(tmp_path, changes):
+    """Against chance, on images whose category is their colour; two epochs, and then the others."""
+    scenes = photographs(96, seed=0)
+    tint = np.where(scenes.categories[:, None] % 2, [120, 0, 0], [0, 0, 120])[:, None, None]
+    images = np.clip(scenes.images // 4 + tint, 0, 255).astype(np.uint8)
+    folder = write_image_folder(tmp_path / "set", replace(scenes, images=images, categories=scenes.categories % 2))
+    settings = {"architecture": "test_convnext", "epochs": 5, "batch_size": 12, "image_size": 32, "held_out": 0.3}
+    config = PretrainConfig.from_recipe(
+        "micro", output=tmp_path / "run", logger="none", workers=2, **settings, **changes
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "leave_if_asked", stop_after_two)
+        with pytest.raises(Interrupted):
+            pretrain(folder, config)
+    assert pretrain(folder, config).top1 > 0.8
+
+
+def stop_after_two(state, course, loss_sum):
+    if state.progress.epoch == 2:
+        raise Interrupted(2, "stopped")

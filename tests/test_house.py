@@ -134,3 +134,9 @@ def test_no_room_is_crowded(folder):
 def test_no_file_is_called_a_drawer():
     drawers = {"utils", "common", "helpers", "misc", "tools"}
     assert [name for name in MODULES if name.rpartition(".")[2] in drawers] == []
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports them by their bare names."""
+    names = [path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))

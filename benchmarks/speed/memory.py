@@ -118,7 +118,7 @@ def update_memory(config: AlignConfig, size: Size) -> tuple[float, float]:
     """An update of the adapter: sampling, CLIP's image features, backward, AdamW."""
     images, steps = config.batch_size, config.differentiated_steps
     with torch.device("meta"):
-        generator = Generator(FullSize(size), Guidance(2.0, 0.0, None), merged_sampler=config.merged_sampler)
+        generator = Generator(FullSize(size), Guidance(2.0), merged_sampler=config.merged_sampler)
         generator.add_adapter(config.rank, config.alpha, config.lora_targets)
         generator.refresh_sampler()
         clip = full_size.clip(full_size.letters(), size).to(DTYPE).requires_grad_(False)
@@ -143,7 +143,7 @@ def update_memory(config: AlignConfig, size: Size) -> tuple[float, float]:
 def generation_memory(images: int, size: Size) -> tuple[float, float]:
     """A batch of generated images."""
     with torch.device("meta"):
-        generator = Generator(FullSize(size), Guidance(2.0, 0.0, None))
+        generator = Generator(FullSize(size), Guidance(2.0))
     modules = generator_modules(generator)
     with FakeTensorMode(allow_non_fake_inputs=True):
         with_fake_weights(*modules)

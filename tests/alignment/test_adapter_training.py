@@ -24,7 +24,7 @@ from lbgen.vocabulary.vocabulary import load_vocabulary
 
 TRAINED = {
     "qualify_names": False, "prompt_template": "a {name}", "scheduler": "ddim", "steps": 2,
-    "guidance_scale": 1.5, "guidance_rescale": 0.25,
+    "guidance_scale": 1.5, "guidance_rescale": 0.25, "true_cfg_scale": 1.0, "pipeline_instruction": False,
 }  # fmt: skip
 
 

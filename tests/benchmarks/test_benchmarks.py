@@ -149,7 +149,7 @@ def test_what_a_gpu_will_run_is_rehearsed(tmp_path):
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     parts = {path.stem: path.read_text() for path in (tmp_path / "out").iterdir()}
-    assert set(parts) == {"machine", "full_size", "align_step", "generate", "presets", "independence", "tests"}
+    assert set(parts) == {"machine", "full_size", "align_step", "generate", "presets", "independence", "feed", "tests"}
     assert "| lbgen, eager | " in parts["align_step"]
     assert "gradient checkpointing on, in every line" in parts["align_step"]
     assert "| lbgen, compiled | " in parts["generate"]

@@ -108,6 +108,7 @@ def test_a_small_network_learns_the_micro_world(tmp_path, capsys):
         f"best epoch: {best['epoch']} of 4, top-1 {best['top1']:.1%}; its backbone is in {tmp_path}/run/backbone.safe"
     )
     assert wanted in shown and shown.startswith("lbgen pretrain, recipe micro\ndataset ")
+    assert shown.endswith(f"\nnext: lbgen transfer {tmp_path}/run --datasets digits\n")
     assert list((tmp_path / "run/logs").rglob("events.out.tfevents.*"))
 
     # Started again it says the same, and changes nothing.
@@ -252,6 +253,8 @@ def test_datasets_that_cannot_be_trained_on_are_refused(tmp_path, config, folder
         UserError, match="none of its 1 category is one of .*; give a folder whose categories have the sa"
     ):
         pretrain(folder, dataclasses.replace(settings, validation=str(one)))
+    with pytest.raises(UserError, match="s3://bucket/set: images are read from folders; copy it here first"):
+        pretrain("s3://bucket/set", settings)
     with pytest.raises(UserError, match="no labelled image in it"):
         pretrain([folder, placed(tmp_path / "flat", "a.png")], settings)
 

@@ -8,6 +8,11 @@ from typing import Any
 import torch
 
 
+def is_unet(network: Any) -> bool:
+    """Whether the network has the blocks of a diffusers UNet."""
+    return hasattr(network, "down_blocks")
+
+
 class DeepCache:
     """Replaces the forward of every block of a diffusers UNet but the first down and the last up block.
 

@@ -14,7 +14,7 @@ from lbgen.errors import UserError
 from lbgen.models import adapter
 from lbgen.models.checkpoints.suited import suited_settings
 from lbgen.models.compilation import Rows, compiled, padded
-from lbgen.models.deep_cache import DeepCache
+from lbgen.models.deep_cache import DeepCache, is_unet
 from lbgen.models.families import load_family
 from lbgen.models.families.family import Conditioning, Family, Schedule
 from lbgen.models.families.kept_prompts import KeptPrompts
@@ -265,11 +265,6 @@ class Generator:
             self.family.network.fuse_qkv_projections()
         for module in (self.family.network, self.family.vae):
             module.to(memory_format=torch.channels_last)
-
-
-def is_unet(network: Any) -> bool:
-    """Whether the network has the blocks of a diffusers UNet."""
-    return hasattr(network, "down_blocks")
 
 
 def load_generator(

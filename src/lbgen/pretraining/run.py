@@ -6,6 +6,7 @@ This file says which runs begin; it imports torch only for those that do. loop.p
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from lbgen.runs import atomic, identity, outputs
 from lbgen.runs.console import counted, device_name, is_verbose, say, table
 from lbgen.runs.parsing import Name, Whole, read_json
 from lbgen.runs.signals import noted_signals
-from lbgen.runs.storage import storage_errors
+from lbgen.runs.storage import is_remote, storage_errors
 from lbgen.training import metrics, processes
 from lbgen.training.loggers import ensure_logger, start_logger
 
@@ -51,6 +52,8 @@ class PretrainResult:
     """The epoch that they are of: the best on the validation images, counted from 1."""
     top1: float | None
     """Its accuracy there; None without validation images."""
+    next_command: str
+    """The command that measures what the backbone is worth on a set that is always there."""
 
 
 def pretrain(directories: str | Path | Sequence[str | Path], config: PretrainConfig | None = None) -> PretrainResult:
@@ -80,6 +83,8 @@ def pretrain(directories: str | Path | Sequence[str | Path], config: PretrainCon
 def dataset_folders(directories: str | Path | Sequence[str | Path]) -> list[Path]:
     """The folders, each once."""
     given = [directories] if isinstance(directories, str | Path) else directories
+    if address := next((str(each) for each in given if is_remote(str(each))), None):
+        raise UserError(f"{address}: images are read from folders; copy it here first (hf download, aws s3 sync)")
     folders = [Path(os.path.expanduser(directory)) for directory in given]
     if not folders:
         raise UserError("no dataset folder is given; name one or more")
@@ -198,7 +203,8 @@ def begin(config: PretrainConfig, folders: Sequence[Path], sources: Sources) -> 
         say(closing(config, state, backbone))
     if received:
         raise Interrupted(received[0], f"{config.folder} is finished; the backbone is in {backbone}")
-    return PretrainResult(config.folder, backbone, best.epoch, best.top1 if sources.validation else None)
+    command = shlex.join(["lbgen", "transfer", str(config.folder), "--datasets", "digits"])
+    return PretrainResult(config.folder, backbone, best.epoch, best.top1 if sources.validation else None, command)
 
 
 @contextmanager

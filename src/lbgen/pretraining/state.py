@@ -142,6 +142,8 @@ def read_checkpoint(path: Path) -> tuple[Progress, dict[str, Any]]:
         raise
     except DAMAGE as error:
         raise damaged(path, error) from error
+    if len(progress.loss_sums) not in (0, progress.processes):
+        raise damaged(path, ValueError(f"{len(progress.loss_sums)} sums of losses for {progress.processes} processes"))
     return progress, stored
 
 

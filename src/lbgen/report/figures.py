@@ -107,7 +107,7 @@ def radar(axes_names: Sequence[str], series: Sequence[Sequence[float]], low: flo
             axes.plot([0, x], [0, y], color=LINE, linewidth=0.8)
             side = "center" if abs(x) < 0.2 else "left" if x > 0 else "right"
             scale = f"{smallest[place]:.1f} \N{EN DASH} {largest[place]:.1f}"
-            axes.text(1.08 * x, 1.14 * y + 0.05, name, color=INK, ha=side, va="center", fontsize=8)
+            axes.text(1.08 * x, 1.14 * y + 0.05, name, color=INK, ha=side, va="center", fontsize=8, parse_math=False)
             axes.text(1.08 * x, 1.14 * y - 0.09, scale, color=MUTED, ha=side, va="center", fontsize=6.5)
         for colour, each in zip(SERIES, radius, strict=False):
             line = _closed(each * spokes)

@@ -74,6 +74,20 @@ def test_labels_of_the_test_are_never_seen(setup, division):
     assert chosen == chosen_again and (first == second).all()
 
 
+def test_what_val_judges_was_not_trained_on_val(setup, division):
+    """Turn all labels of val, and what was right is wrong: the judged models are the same."""
+    setup, label, values = replace(setup, epochs=1), LABEL.copy(), []
+    label[division.val] = 1 - label[division.val]
+    for given in (LABEL, label):
+
+        def known(pair, compute):
+            values.append(compute())
+            return values[-1]
+
+        fine_tune(setup, replace(division, label=given), "accuracy", known)
+    assert values[2:] == pytest.approx([1 - value for value in values[:2]])
+
+
 def test_one_update_is_that_of_adamw(setup):
     """Against torch's own AdamW on the same augmented batch, weights and learning rate."""
     backbone = setup.backbone

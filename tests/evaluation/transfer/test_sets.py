@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from lbgen.evaluation.transfer.config import TransferConfig
 from lbgen.evaluation.transfer.measure import prepare
 from lbgen.evaluation.transfer.run import find_datasets
 from lbgen.evaluation.transfer.sets import sources
+from lbgen.evaluation.transfer.sets.scan import scan
 
 DRAWN = 5
 """Images of a category; at 20% one of them is drawn."""
@@ -202,6 +204,21 @@ def test_a_damaged_set_is_left_out_like_one_that_is_missing(tmp_path):
     for name in ("fgvcaircraft", "dtd", "food101"):
         with pytest.raises(sources.NotHere, match=f"^{name}: not there as .*torchvision cannot read it: "):
             sources.open_published(name, tmp_path)
+
+
+def test_one_pixel_makes_another_image_and_so_does_another_shape(tmp_path):
+    """Grey and RGB of the same look are one image; what is read again comes from the cache, until a file changes."""
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    changed = pixels.copy()
+    changed[-1, -1, -1] = 1
+    arrays = [pixels, changed, pixels.reshape(6, 4, 3), pixels[..., 0], pixels]
+    images = [(Image.fromarray(array), 0) for array in arrays]
+    source = sources.Source(images, tuple("abcde"), ("train",) * 5, ("only",))
+    first, second, third, grey, last = scan(source, "x", tmp_path, workers=0).hashes
+    assert first == grey == last and len({first, second, third}) == 3
+    images[1] = images[0]
+    assert scan(source, "x", tmp_path, workers=0).hashes[1] == second
+    assert scan(replace(source, fingerprint="changed"), "x", tmp_path, workers=0).hashes[1] == first
 
 
 # ---- folders ----

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 import lbgen
 from lbgen.cli import main
 from lbgen.errors import UserError
-from lbgen.evaluation.transfer.methods import features, linear
+from lbgen.evaluation.transfer.methods import features, finetune, linear
 
 SIZES = {"train": 12, "val": 6, "test": 10}
 """Images of each category."""
@@ -162,6 +162,37 @@ def test_what_was_interrupted_goes_on_with_the_same_values(done, base, aligned, 
         assert {path.name for path in (again.folder / part).iterdir()} == names
         for name in names:
             assert (again.folder / part / name).read_bytes() == (done / part / name).read_bytes()
+
+
+def test_fine_tuning_goes_on_after_the_last_pair_that_was_judged(base, config, tmp_path, monkeypatch):
+    """Stopped in the second of two pairs: the first is not trained again, and the results are the same."""
+    train, seen = finetune.train, []
+
+    def counted(setup, pair, rows, label):
+        seen.append(pair.learning_rate)
+        if seen == [1e-4, 1e-2] and not (tmp_path / "stopped").exists():
+            (tmp_path / "stopped").touch()
+            raise KeyboardInterrupt
+        return train(setup, pair, rows, label)
+
+    monkeypatch.setattr(finetune, "train", counted)
+    settings = {
+        "method": ("finetune",),
+        "shots": (),
+        "epochs": 1,
+        "learning_rates": (1e-4, 1e-2),
+        "weight_decays": (0,),
+    }
+    halved, whole = (replace(config, output=str(tmp_path / name), **settings) for name in ("halved", "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        lbgen.transfer(base, halved)
+    lbgen.transfer(base, halved)
+    assert seen[:3] == [1e-4, 1e-2, 1e-2] and len(seen) == 4  # the last one is fitted on train and val
+    lbgen.transfer(base, whole)
+    first, second = (content(each.folder) for each in (halved, whole))
+    assert first["backbones"] == second["backbones"] and first["details"] == second["details"]
+    chosen = first["details"]["base"]["tints"]["finetune"]["chosen"][0]
+    assert set(chosen) == {"learning_rate", "weight_decay", "val"}
 
 
 def test_another_method_adds_to_a_folder(done, base, config, tmp_path):

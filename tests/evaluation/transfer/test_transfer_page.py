@@ -84,6 +84,13 @@ def test_the_page_is_one_well_formed_file_with_every_value(tmp_path):
     assert headline(backbones) == "ours: 70.7% on average over 3 data sets by linear probe, the best of 2 backbones."
 
 
+def test_a_name_is_no_formula(tmp_path):
+    """matplotlib takes what stands between two dollars for mathematics, and refuses what is none."""
+    backbones = [measured("a", {r"$\no$": 0.5, "food": 0.7, "pets": 0.6})]
+    _, reader = read(tmp_path, backbones)
+    assert r"$\no$" in reader.texts
+
+
 def test_one_backbone_on_one_set_needs_neither_radar_nor_differences(tmp_path):
     html, _ = read(tmp_path, [measured("ours", {"digits": 0.9})])
     assert html.count("<svg") == 1 and "Differences from" not in html and "Side by side" not in html
