@@ -31,8 +31,8 @@ class Compared(Settings):
     """Sets of images that backbones are trained on."""
     architectures: tuple[Architecture, ...] = get_args(Architecture)
     """Backbones that are trained on each set."""
-    images_per_category: Count = 100
-    """Images of each of the 12 categories in each set."""
+    images_per_category: Annotated[int, Range(lambda n: n >= 2, "give 2 or more")] = 100
+    """Images of each of the 12 categories in each set, 2 or more."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

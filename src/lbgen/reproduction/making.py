@@ -10,12 +10,13 @@ import numpy as np
 
 import lbgen
 from lbgen.alignment.config import AlignConfig
+from lbgen.evaluation.transfer.config import TransferConfig
 from lbgen.generation.config import GenerateConfig
 from lbgen.microworld.scenes import BIASED, render
 from lbgen.microworld.world import CATEGORIES
 from lbgen.pretraining.config import PretrainConfig
 from lbgen.quickstart.run import QuickstartConfig, generate_configs
-from lbgen.reproduction.config import SEEDS, Architecture, ReproduceConfig
+from lbgen.reproduction.config import SEEDS, UNSEEN_FOLDER, Architecture, ReproduceConfig
 from lbgen.reproduction.held_out import PHOTOS, write_images
 from lbgen.reproduction.sets import SETS, Objective, SetName
 
@@ -105,3 +106,24 @@ def pretrain(config: ReproduceConfig, name: SetName, architecture: Architecture,
     asked = pretrain_config(config, name, architecture, seed)
     lbgen.pretrain(images_folder(config, name, seed), asked)
     return asked.folder
+
+
+def transfer_config(config: ReproduceConfig, output: Path) -> TransferConfig:
+    """Of the linear probes on unseen categories and on the other data sets."""
+    return TransferConfig(
+        output=str(output),
+        datasets=(*config.datasets, str(config.folder / UNSEEN_FOLDER)),
+        shots=config.shots,
+        seeds=config.draws,
+        workers=0,
+    )
+
+
+def ensure_stages(config: ReproduceConfig) -> None:
+    """Refuse recipes that are not there and values that a stage does not take, before anything is made."""
+    for name in config.sets:
+        if SETS[name].objective:
+            align_config(config, SETS[name].objective, 0)  # type: ignore[arg-type]  # it is one of the objectives
+    for architecture in config.architectures:
+        pretrain_config(config, config.sets[0], architecture, 0)
+    transfer_config(config, config.folder)

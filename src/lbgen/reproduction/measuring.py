@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 import lbgen
-from lbgen.evaluation.transfer.config import TransferConfig
 from lbgen.evaluation.transfer.stored import all_results
 from lbgen.metrics.background import background_gap
 from lbgen.metrics.context import accuracy_by_context
@@ -21,8 +20,9 @@ from lbgen.microworld.world import CATEGORIES
 from lbgen.models.backbones import load_backbone
 from lbgen.models.backbones.backbone import Backbone
 from lbgen.reproduction import held_out
-from lbgen.reproduction.config import UNSEEN_FOLDER, ReproduceConfig
+from lbgen.reproduction.config import ReproduceConfig
 from lbgen.reproduction.held_out import Images, Rows
+from lbgen.reproduction.making import transfer_config
 
 BATCH = 200
 NEITHER = -1
@@ -91,15 +91,7 @@ def cue_conflict(backbone: Backbone, count: int) -> dict[str, float]:
 
 def transferred(config: ReproduceConfig, run: Path, output: Path) -> dict[str, float]:
     """Linear probes on categories never seen and on other data sets, from all training images and from few."""
-    asked = TransferConfig(
-        output=str(output),
-        datasets=(*config.datasets, str(config.folder / UNSEEN_FOLDER)),
-        shots=config.shots,
-        seeds=config.draws,
-        batch_size=BATCH,
-        workers=0,
-    )
-    lbgen.transfer(str(run), asked)
+    lbgen.transfer(str(run), transfer_config(config, output))
     return {
         "_".join([each.dataset, *each.method.split("-")[1:]]): each.value  # unseen, unseen_5shot
         for each in all_results(output)

@@ -9,6 +9,7 @@ from pathlib import Path
 from lbgen.configuration import saved
 from lbgen.errors import UserError
 from lbgen.reproduction.config import CONFIG, FREE, LOCK, ROWS, WRITTEN, ReproduceConfig
+from lbgen.reproduction.making import ensure_stages
 from lbgen.reproduction.spreading import run_units
 from lbgen.reproduction.units import Done, Unit, all_units, done, seconds_by_kind, write_rows
 from lbgen.runs import atomic, outputs
@@ -55,6 +56,7 @@ def ensure_can_begin(config: ReproduceConfig) -> None:
     outputs.ensure_own(output, os.path.lexists(record), WRITTEN, "reproduce")
     if os.path.exists(record):
         saved.ensure_same(config, record, ignore=FREE)
+    ensure_stages(config)
     folder = config.page_path.parent
     if config.page and not folder.is_dir():
         raise UserError(f"--page {config.page}: there is no folder {folder}; make it, or give another page")

@@ -133,7 +133,7 @@ VERDICTS = ("better", "worse", "no clear difference")
 
 
 def reading(rows: Sequence[Row], found: Sequence[Tested]) -> str:
-    """What holds and what does not, from the figures alone: the main one, then in how many a set is better and worse."""
+    """What holds and what does not, from the figures alone: the main one, then in how many a set is better or not."""
     lines = [["set", "against", "figures", *VERDICTS]]
     for name, reference in COMPARISONS:
         own = [each for each in found if (each.set, each.reference) == (name, reference)]
