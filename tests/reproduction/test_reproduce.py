@@ -3,16 +3,23 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import timm
+import torch
 import yaml
 
 import lbgen
 from lbgen.configuration.recipes import resolve
 from lbgen.configuration.saved import plain
 from lbgen.errors import UserError
+from lbgen.microworld.scenes import World, render
+from lbgen.microworld.world import CATEGORIES
+from lbgen.models.backbones import load_backbone
 from lbgen.reproduction.config import ReproduceConfig
 from lbgen.reproduction.figures import LEANING, WORTH
 from lbgen.reproduction.making import align_config, generate_config, pretrain_config
+from lbgen.reproduction.measuring import answers
 from lbgen.reproduction.sets import SETS
 from lbgen.reproduction.units import Unit, all_units, marker, needs
 
@@ -58,6 +65,24 @@ def test_the_smallest_reproduction_writes_rows_and_page(made):
     assert "| biased renders | 1 |" in text and "One seed, so no test." in text
     for picture in ("radar", "context", "figures"):
         assert (folder / "out" / f"reproduction-{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_answers_are_those_of_timms_own_model(made):
+    """timm loads the checkpoint, and names its outputs by the run's config.json."""
+    folder, config, _ = made
+    run = folder / "out/seeds/0/backbones/biased-renders-resnet"
+    settings = json.loads((run / "config.json").read_text())
+    architecture, cfg = settings["architecture"], settings["pretrained_cfg"]
+    model = timm.create_model(architecture, num_classes=12, checkpoint_path=str(run / "backbone.safetensors")).eval()
+    drawn = render(np.arange(24) % 12, 6, World())
+    pixels = torch.from_numpy(drawn.images).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
+    with torch.inference_mode():
+        outputs = model((pixels - mean) / std).argmax(dim=1)
+    named = [cfg.get("label_names", settings.get("label_names"))[index] for index in outputs]
+    assert len(set(named)) > 1
+    found = answers(load_backbone(str(run)), drawn.images)
+    assert [CATEGORIES[category] for category in found] == named
 
 
 def test_without_one_marker_that_unit_alone_is_done_again(made, capsys):

@@ -121,8 +121,8 @@ def cue_conflict_test(count: int) -> CueConflictTest:
     """Objects with the surface of another category's home scene in the place of their own, on grey.
 
     The scene's surface is the only appearance that the biased corpus links with a category. The object's own light and
-    darker parts stay, as contents stay in a style transfer. Two of the 12 categories are at home on the surface's scene,
-    so that answers at random have a shape bias of a third.
+    darker parts stay, as contents stay in a style transfer. Two categories are at home on the surface's scene,
+    so answers at random have a shape bias of a third.
     """
     rng = np.random.default_rng(SEED + 30)
     objects = render(tested_categories(count), SEED + 30, PHOTOS)
