@@ -3,6 +3,7 @@
 import os
 import signal
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,3 +127,51 @@ def finished(tiny_config):
 def fresh(tiny_config, tmp_path):
     """Variants of the config with a folder of their own."""
     return lambda **changes: replace(tiny_config, **{"output": tmp_path / "run", **changes})
+
+
+@pytest.fixture(scope="session")
+def object_store():
+    """The address of an S3 server."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def bucket(object_store, monkeypatch, tmp_path):
+    """An empty bucket's file system; the environment is what a user would set."""
+    import s3fs
+
+    settings = {"AWS_ENDPOINT_URL": object_store, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    for name, value in {**settings, "AWS_DEFAULT_REGION": "us-east-1", "TMPDIR": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    s3fs.S3FileSystem.clear_instance_cache()
+    system = s3fs.S3FileSystem()
+    name = f"bucket-{time.monotonic_ns()}"
+    system.mkdir(name)
+    return system, name
+
+
+@pytest.fixture
+def google(monkeypatch, tmp_path):
+    """An empty bucket's file system, at an emulator."""
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks over gRPC, which the emulator lacks
+    gcsfs = pytest.importorskip("gcsfs", reason="needs gcsfs, of `pip install 'lbgen[gs]'`")
+    emulator = pytest.importorskip("gcp_storage_emulator.server", reason="needs gcp-storage-emulator")
+    server = emulator.create_server("127.0.0.1", 0, in_memory=True)
+    server.start()
+    port = server._api._httpd.socket.getsockname()[1]
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("FSSPEC_GCS_TOKEN", "anon")
+    monkeypatch.setattr("fsspec.config.conf", {"gcs": {"token": "anon"}})
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    system = gcsfs.GCSFileSystem()
+    system.mkdir("bucket")
+    yield system
+    server.stop()

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -22,9 +23,12 @@ class Hub(ThreadingHTTPServer):
     def address(self) -> str:
         return "http://{}:{}".format(*self.server_address)
 
-    def tree(self, folder: str) -> list[dict]:
-        """What is directly in a folder."""
+    def tree(self, folder: str, recursive: bool) -> list[dict]:
+        """What is directly in a folder, or all that is below it."""
         start = f"{folder}/" if folder else ""
+        if recursive:
+            inner = {path.rpartition("/")[0] for path in self.files if path.startswith(start)}
+            return [entry for each in sorted({folder, *inner}) for entry in self.tree(each, False)]
         rests = [path.removeprefix(start) for path in self.files if path.startswith(start)]
         folders = sorted({rest.partition("/")[0] for rest in rests if "/" in rest})
         return [{"type": "directory", "path": start + name, "oid": name} for name in folders] + [
@@ -49,12 +53,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path, api = unquote(urlsplit(self.path).path), f"/api/datasets/{REPOSITORY}"
+        recursive = "recursive=true" in urlsplit(self.path).query.lower()
         _, found, folder = path.partition(f"{api}/tree/main")
         _, _, file = path.partition(f"/datasets/{REPOSITORY}/resolve/main/")
-        if found and (tree := self.server.tree(folder.strip("/"))):
+        if found and (tree := self.server.tree(folder.strip("/"), recursive)):
             self.answer(tree)
         elif file in self.server.files:
-            self.answer(self.server.files[file])
+            self.answer_part(self.server.files[file])
         elif found or file:
             self.answer({"error": "no such entry"}, 404, "EntryNotFound")
         elif path in (api, f"{api}/revision/main"):
@@ -75,6 +80,13 @@ class Handler(BaseHTTPRequestHandler):
             )
         else:  # /api/validate-yaml, which looks at a card
             self.answer({"errors": [], "warnings": []})
+
+    def answer_part(self, content: bytes) -> None:
+        """The bytes of the header `Range: bytes=first-last`, or all."""
+        if match := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            self.answer(content[int(match[1]) : int(match[2]) + 1], 206)
+        else:
+            self.answer(content)
 
     def answer(self, content: object, status: int = 200, error: str | None = None) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()

@@ -18,8 +18,9 @@ from PIL import Image
 
 from lbgen.datasets import tables
 from lbgen.datasets.decode import FORMATS
+from lbgen.datasets.files.local import LARGEST_FILE
 from lbgen.datasets.open import open_dataset
-from lbgen.datasets.records import IMAGE_SUFFIXES, LARGEST_FILE, ImageRecord
+from lbgen.datasets.records import IMAGE_SUFFIXES, ImageRecord
 from lbgen.errors import UserError
 
 

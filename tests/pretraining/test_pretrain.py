@@ -253,8 +253,6 @@ def test_datasets_that_cannot_be_trained_on_are_refused(tmp_path, config, folder
         UserError, match="none of its 1 category is one of .*; give a folder whose categories have the sa"
     ):
         pretrain(folder, dataclasses.replace(settings, validation=str(one)))
-    with pytest.raises(UserError, match="s3://bucket/set: images are read from folders; copy it here first"):
-        pretrain("s3://bucket/set", settings)
     with pytest.raises(UserError, match="no labelled image in it"):
         pretrain([folder, placed(tmp_path / "flat", "a.png")], settings)
 

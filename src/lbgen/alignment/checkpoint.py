@@ -7,7 +7,6 @@ The `adapter` folder of a checkpoint is a standard diffusers LoRA.
 import io
 import json
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Iterator
@@ -34,8 +33,10 @@ from lbgen.runs import atomic, identity
 from lbgen.runs.identity import Identity
 from lbgen.runs.model_folder import SAFETY_CHECKER
 from lbgen.runs.parsing import Malformed, Name, Whole, parse_json, read_json
+from lbgen.training import tensors
 from lbgen.training.metrics import append_line as append_line
 from lbgen.training.metrics import drop_lines_after as drop_lines_after
+from lbgen.training.tensors import DAMAGE as DAMAGE
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ CONFIG, PROVENANCE = "config.yaml", "provenance.json"
 and makes the folder its own."""
 KEPT = 2
 """Checkpoints kept, the newest ones."""
-DAMAGE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError, pickle.UnpicklingError)
-"""Raised by torch for state dictionaries that are damaged, of another shape, or hold code."""
 CHECKPOINT_NAME = re.compile(r"step-\d{6,}|\.step-\d{6,}\.tmp")
 """Names of checkpoints and of the incomplete ones that a killed process leaves; other names belong to the user."""
 
@@ -71,20 +70,18 @@ def new_folder(path: Path) -> Iterator[Path]:
     atomic.flush(path.parent)
 
 
-def save_tensors(folder: Path, tensors: dict[str, Any]) -> None:
+def save_tensors(folder: Path, states: dict[str, Any]) -> None:
     """Write state dictionaries to one file, through a buffer in memory, so that a full disk raises OSError."""
     import torch  # late: what is wrong with a run folder can be said without it
 
     buffer = io.BytesIO()
-    torch.save(tensors, buffer)
+    torch.save(states, buffer)
     (folder / "state.pt").write_bytes(buffer.getbuffer())
 
 
 def load_tensors(folder: Path, device: "torch.device") -> dict[str, Any]:
     """Read what `save_tensors` wrote: tensors and plain values only, no code is run. Raises one of DAMAGE."""
-    import torch
-
-    return torch.load(folder / "state.pt", map_location=device, weights_only=True)
+    return tensors.load_tensors(folder / "state.pt", device)
 
 
 @dataclass

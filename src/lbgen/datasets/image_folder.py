@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lbgen.datasets.decode import is_image
+from lbgen.datasets.files.local import LARGEST_FILE
 from lbgen.datasets.index import Row
 from lbgen.datasets.layout import Layout, Stored
 from lbgen.datasets.records import (
     DEEP_FOLDER,
     IMAGE_SUFFIXES,
-    LARGEST_FILE,
     NOT_CATEGORIES,
     NOT_IMAGES,
     SEEN_FOLDER,

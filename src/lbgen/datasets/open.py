@@ -9,30 +9,51 @@ tables         DIR/*.parquet or DIR/<any>/*.parquet, or the .arrow files of `sav
 import os
 from pathlib import Path
 
+from lbgen.datasets.files.local import Files
+from lbgen.datasets.files.remote import Address, RemoteFiles
 from lbgen.datasets.image_folder import ImageFolderReader
 from lbgen.datasets.listed import ListedReader, metadata_files
 from lbgen.datasets.records import DatasetReader, find_shards
 from lbgen.datasets.tables import TableReader
 from lbgen.datasets.webdataset import WebDatasetReader, holds_labels
 from lbgen.errors import UserError
+from lbgen.runs.storage import is_remote, without_scheme
 
 
 def open_dataset(folder: Path, label_column: str | None = None) -> DatasetReader:
-    """The reader of the folder's format, found by its files.  label_column: see DatasetReader."""
-    reader = _reader(folder)
-    reader.label_column = label_column
+    """The reader of the folder's format, found by its files.  label_column: see DatasetReader.
+
+    folder: a folder, or an Address of object storage.
+    """
+    storage = RemoteFiles(folder) if isinstance(folder, Address) else Files()
+    with storage.errors():
+        reader = _reader(storage.folder if isinstance(storage, RemoteFiles) else folder, storage)
+    reader.source, reader.storage, reader.label_column = folder, storage, label_column
     return reader
 
 
-def _reader(folder: Path) -> DatasetReader:
+def dataset_place(given: str | Path) -> Path:
+    """The folder or the address that a user gave."""
+    text = without_scheme(str(given))
+    return Address(text) if is_remote(text) else Path(os.path.expanduser(text))
+
+
+def _reader(folder: Path, storage: Files) -> DatasetReader:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give an image folder, a WebDataset or a folder of parquet files")
     try:
         os.scandir(folder).close()
         shards = find_shards(folder, ".tar")
-        if shards and (holds_labels(shards[0]) or not any(ImageFolderReader(folder).files())):
-            return WebDatasetReader(folder, shards)
+        if shards:
+            with storage.whole(shards[0]) as first:
+                has_labels = holds_labels(first)
+            if has_labels or not any(ImageFolderReader(folder).files()):
+                return WebDatasetReader(folder, shards)
         if shards := find_shards(folder, ".parquet") or find_shards(folder, ".arrow"):
+            if shards[0].suffix == ".arrow" and isinstance(storage, RemoteFiles):
+                raise UserError(
+                    f"{folder}: .arrow files are read from local folders only; copy it here, or use Parquet"
+                )
             return TableReader(folder, shards)
         lists = metadata_files(folder)
         return ListedReader(folder, lists) if lists else ImageFolderReader(folder)

@@ -44,14 +44,24 @@ def unpacked_size(content: memoryview, metadata: pq.FileMetaData, group: int) ->
     row_group = metadata.row_group(group)
     size = 0
     for number in range(row_group.num_columns):
-        column = row_group.column(number)
-        starts = [column.data_page_offset, column.dictionary_page_offset or 0]
-        start = min(offset for offset in starts if offset > 0)
         try:
-            size += sum(page_sizes(content, start, start + column.total_compressed_size))
+            size += sum(page_sizes(content, *_column_span(row_group.column(number))))
         except LookupError:
             raise ValueError("a page that goes on beyond the end of the file") from None
     return size
+
+
+def row_group_span(metadata: pq.FileMetaData, group: int) -> tuple[int, int]:
+    """Where the pages of a row group begin and end in the file, by its footer."""
+    row_group = metadata.row_group(group)
+    spans = [_column_span(row_group.column(number)) for number in range(row_group.num_columns)]
+    return min(start for start, _ in spans), max(end for _, end in spans)
+
+
+def _column_span(column: pq.ColumnChunkMetaData) -> tuple[int, int]:
+    starts = [column.data_page_offset, column.dictionary_page_offset or 0]
+    start = min(offset for offset in starts if offset > 0)
+    return start, start + column.total_compressed_size
 
 
 def page_sizes(content: memoryview, start: int, end: int) -> Iterator[int]:

@@ -6,12 +6,13 @@ left out is counted by reason, so nothing vanishes unseen.
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from lbgen.datasets.files.local import Files
 from lbgen.errors import UserError
 from lbgen.runs import atomic
 from lbgen.runs.parsing import Text, read_json
@@ -28,8 +29,6 @@ IMAGE_SUFFIXES = (
 """Those that Pillow knows for the formats of lbgen.datasets.decode."""
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".parquet", ".arrow")
-LARGEST_FILE = 2**30
-"""Bytes of an image file; larger ones are not read."""
 LONGEST_LABEL = 2**16
 """Bytes of a file that holds a label."""
 SEEN_FOLDER = "a link to a folder that is read already, or that lies inside or around the dataset"
@@ -120,6 +119,9 @@ class DatasetReader(ABC):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.source = folder
+        """What the user gave: the folder, or an address for which the folder stands."""
+        self.storage = Files()
         self.skipped = Skipped()
         """What the last call of `records` left out; complete when all its records were taken."""
 
@@ -131,7 +133,8 @@ class DatasetReader(ABC):
     def records(self, wanted: Container[str] | None = None) -> Iterator[ImageRecord]:
         """All records, always in the same order; with `wanted`, only images with these keys have content."""
         self.skipped = Skipped()
-        yield from self._records(wanted)
+        with self.storage.errors():
+            yield from self._records(wanted)
 
     @abstractmethod
     def _records(self, wanted: Container[str] | None) -> Iterator[ImageRecord]:
@@ -142,11 +145,16 @@ class DatasetReader(ABC):
 
         Raises OSError, or ValueError, where it cannot be read any more.
         """
-        return atomic.read_bounded(self.folder / location.file, LARGEST_FILE)
+        return self.storage.read(self.folder / location.file)
+
+    def prefetch(self, locations: Iterable[Location]) -> None:
+        """Say what will be read next: images on object storage are then fetched together."""
+        self.storage.prefetch((self.folder / each.file, each.start, each.size) for each in locations)
 
     def labels(self) -> dict[str, Label]:
         """The categories that the dataset itself names, by id: those of labels.json, else of the format, if any."""
-        return {label.id: label for label in self._listed_labels}
+        with self.storage.errors():
+            return {label.id: label for label in self._listed_labels}
 
     @cached_property
     def _listed_labels(self) -> list[Label]:
@@ -171,14 +179,14 @@ class DatasetReader(ABC):
             return None
         path = self.folder / "masks" / place
         found = next((candidate for candidate in (path.with_suffix(".png"), path) if candidate.is_file()), None)
-        return atomic.read_bounded(found, LARGEST_FILE) if found else None
+        return self.storage.read(found) if found else None
 
     def read_file(self, path: Path, category: str, split: str) -> ImageRecord:
         """The record of an image that is a single file below the folder."""
         place = path.relative_to(self.folder).as_posix()
         key, category, split = map(valid_text, (place, category, split))
         try:
-            content = atomic.read_bounded(path, LARGEST_FILE)
+            content = self.storage.read(path)
             return ImageRecord(key, category, split, content, self.mask_of(place))
         except OSError as error:
             return ImageRecord(key, category, split, None, fault=error.strerror or str(error))

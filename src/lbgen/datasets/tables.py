@@ -11,7 +11,7 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lbgen.datasets.files.local import LARGEST_FILE
 from lbgen.datasets.index import Row, shard_name
 from lbgen.datasets.layout import Layout, Stored
 from lbgen.datasets.parquet_pages import unpacked_size
 from lbgen.datasets.records import (
-    LARGEST_FILE,
     ImageRecord,
     Label,
     Location,
@@ -239,10 +239,11 @@ class TableReader(ShardReader):
 
     @cached_property
     def _columns(self) -> Columns:
-        shard = next(filter(schema_of, self.shards), None)
-        if shard is None:
-            raise UserError(f"{self.shards[0]}: not a {self.shards[0].suffix[1:]} file; download or write it again")
-        return columns_of(shard, schema_of(shard), self.label_column)
+        for shard in self.shards:
+            with self.storage.whole(shard) as whole:
+                if schema := schema_of(whole):
+                    return columns_of(shard, schema, self.label_column)
+        raise UserError(f"{self.shards[0]}: not a {self.shards[0].suffix[1:]} file; download or write it again")
 
     def _records(self, wanted: Container[str] | None) -> Iterator[ImageRecord]:
         self._skip_other_shards()
@@ -250,7 +251,8 @@ class TableReader(ShardReader):
             place = valid_text(shard.relative_to(self.folder).as_posix())
             split = valid_text(split_of(shard, self.folder))
             try:
-                yield from self._shard_records(shard, place, split, wanted)
+                with self.storage.whole(shard) as whole:
+                    yield from self._shard_records(whole, place, split, wanted)
             except UserError:
                 raise
             except UNREADABLE as error:
@@ -300,7 +302,14 @@ class TableReader(ShardReader):
 
     @cached_property
     def _blocks(self) -> BlockCache:
-        return BlockCache(lambda path, block: batches(path, [self._columns.image], block))
+        return BlockCache(self._block_batches)
+
+    def _block_batches(self, path: Path, block: int) -> Iterator[pa.RecordBatch]:
+        with self.storage.row_group(path, block) as part:
+            yield from batches(part, [self._columns.image], block)
+
+    def prefetch(self, locations: Iterable[Location]) -> None:
+        """Rows are read by blocks."""
 
 
 def columns_of(shard: Path, schema: pa.Schema, label_column: str | None = None) -> Columns:

@@ -18,11 +18,11 @@ from io import BytesIO
 from itertools import islice
 from pathlib import Path
 
+from lbgen.datasets.files.local import LARGEST_FILE
 from lbgen.datasets.index import Row, shard_name
 from lbgen.datasets.layout import Layout, Stored
 from lbgen.datasets.records import (
     IMAGE_SUFFIXES,
-    LARGEST_FILE,
     LONGEST_LABEL,
     ImageRecord,
     Location,
@@ -187,7 +187,7 @@ class WebDatasetReader(ShardReader):
             listed = (name for name, info in self._info.items() if {place, shard.name} & info.filenames)
             split = valid_text(next(listed, None) or split_of(shard, self.folder))
             try:
-                with opened_tar(shard) as archive:
+                with self.storage.whole(shard) as whole, opened_tar(whole) as archive:
                     for sample in self._samples(archive, place):
                         if record := self._record(archive, shard, sample, split, wanted):
                             yield record
@@ -200,8 +200,7 @@ class WebDatasetReader(ShardReader):
     def read(self, location: Location) -> bytes:
         if location.size > LARGEST_FILE:
             raise ValueError(f"it has {location.size:,} bytes, more than the {LARGEST_FILE:,} that are read")
-        with (self.folder / location.file).open("rb", buffering=0) as stream:
-            content = os.pread(stream.fileno(), location.size, location.start)
+        content = self.storage.read_span(self.folder / location.file, location.start, location.size)
         if len(content) < location.size:
             raise ValueError("the shard ends before the end of the image")
         return content

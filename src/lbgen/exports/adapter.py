@@ -75,6 +75,8 @@ def refuse_other_file(file: Path) -> None:
         raise UserError(f"{file}: it is a folder; give the name of a file")
     if os.path.lexists(file):
         try:
+            if not file.is_file():  # a pipe would be waited for
+                raise OSError
             with safe_open(file, framework="numpy") as tensors:
                 is_own = METADATA in (tensors.metadata() or {})
         except (SafetensorError, OSError):

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta
 from safetensors import SafetensorError
 
 import lbgen
@@ -16,12 +17,13 @@ from lbgen.errors import UserError
 from lbgen.models.registry import ADAPTER_FILE
 from lbgen.runs import atomic, outputs
 from lbgen.runs.identity import Identity
-from lbgen.runs.parsing import Name, read_json
+from lbgen.runs.parsing import Name, checked, read_json
 
 CONFIG, PROVENANCE, ADAPTER = "config.yaml", "provenance.json", "adapter"
 """What `lbgen align` writes in a run folder: configuration, identity, adapter."""
 TOLD = ("max_steps", "seed", "scheduler", "steps", "guidance_scale", "prompt_template", "text_template")
 """Settings of a run that its exports name."""
+Alpha: Any = Annotated[float, Meta(gt=0, le=1e6)]
 
 
 def adapter_folder(run: Path) -> Path:
@@ -53,7 +55,7 @@ def recorded_hashes(run: Path) -> Mapping[str, str | None]:
 def trained_alpha(run: Path) -> float | None:
     """The alpha that the run's configuration names."""
     alpha = settings(run).get("alpha")
-    return float(alpha) if isinstance(alpha, int | float) and not isinstance(alpha, bool) and alpha > 0 else None
+    return None if alpha is None else checked(alpha, Alpha, f"{run / CONFIG}, alpha", "restore the file")
 
 
 def made_by(run: Path, adapter: Path) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from lbgen.configuration.recipes import TakesRecipes
 from lbgen.configuration.settings import Output, Precision
 
 Pair = Annotated[tuple[float, float], Range(lambda pair: 0 < pair[0] <= pair[1], "give two numbers above 0, in order")]
+Alpha = Annotated[float, Range(lambda x: x == 0 or 1e-3 <= x <= 1e3, "give 0 (off), or 0.001 to 1,000")]
+Strength = Annotated[float, Range(lambda x: 0 <= x <= 1e6, "give 0 to 1e6")]
 BelowOne = Annotated[float, Range(lambda x: 0 <= x < 1, "give 0 (off) or a number below 1")]
 REFERENCE_BATCH = 256
 """Images of the update that the learning rate is given for."""
@@ -83,7 +85,7 @@ class Duration(Settings):
 
     epochs: Count = 100
     """Passes over the images, 1 or more."""
-    batch_size: Annotated[int, Range(lambda n: n >= 4, "give 4 or more")] = 256
+    batch_size: Annotated[int, Range(lambda n: 4 <= n <= 2**20, "give 4 to 1,048,576")] = 256
     """Images per update in each process, at most, 4 or more. The updates of an epoch have equally many, but for one."""
     checkpoint_every: Count = 2000
     """Updates between checkpoints, besides the one after every epoch."""
@@ -99,7 +101,7 @@ class Optimiser(Settings):
     """Any of timm's optimisers, such as sgd, adamw or lamb."""
     learning_rate: LearningRate = 0.1
     """Highest learning rate of an update of 256 images. It is multiplied by the images of an update / 256."""
-    minimum_learning_rate: NonNegative = 0.0
+    minimum_learning_rate: Strength = 0.0
     """Learning rate at the end, multiplied in the same way."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """Course of the learning rate after the warm-up. step divides it by 10 at 30, 60 and 90% of the epochs."""
@@ -109,7 +111,7 @@ class Optimiser(Settings):
     """Momentum of optimisers that have one."""
     betas: Betas = (0.9, 0.999)
     """Betas of optimisers that have them, in [0, 1)."""
-    weight_decay: NonNegative = 5e-5
+    weight_decay: Strength = 5e-5
     """Weight decay; biases and norms have none."""
     layer_decay: PositiveShare = 1.0
     """Factor, in (0, 1], on the learning rate from each layer to the one before; 1 is off."""
@@ -142,9 +144,9 @@ class Augmentation(Settings):
     """How images are resized; random chooses one of the two for each training image."""
     random_erasing: Share = 0.0
     """Share of the images of which a random rectangle is filled with noise."""
-    mixup: NonNegative = 0.0
+    mixup: Alpha = 0.0
     """Alpha of mixup; 0 is off."""
-    cutmix: NonNegative = 0.0
+    cutmix: Alpha = 0.0
     """Alpha of CutMix; 0 is off. Where both are on, each batch has one of them."""
     mix_probability: Share = 1.0
     """Share of the batches that are mixed."""
@@ -180,12 +182,18 @@ class PretrainConfig(  # dataclasses put the fields of the last base first
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "weights", all(weight > 0 for weight in self.weights), "give numbers above 0")
+        require(
+            self,
+            "weights",
+            all(0 < weight <= 10_000 for weight in self.weights),
+            "give numbers above 0, 10,000 at most",
+        )
         try:
             names = [name for name, _ in map(parsed_argument, self.model_arguments)]
         except ValueError:
             names = ["", ""]
-        taken = {"pretrained", "num_classes", "checkpoint_path", "drop_path_rate", "img_size"}
+        taken = {"drop_path_rate", "img_size", "num_classes", "in_chans", "features_only", "out_indices"}
+        taken |= {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
         fits = len(names) == len(set(names)) and not taken & set(names)
         remedy = f"give NAME=VALUE, each name once and none of {', '.join(sorted(taken))}"
         require(self, "model_arguments", fits, remedy)

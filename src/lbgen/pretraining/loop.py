@@ -116,6 +116,7 @@ def train(state: TrainingState, course: Course) -> None:
             "learning_rate": max(group["lr"] for group in state.optimizer.param_groups),
             "images_per_second": sum(plan.images[first:]) / seconds,
         }
+        ensure_finite(state, row)
         finish_epoch(state, row)
         leave_if_asked(state, course, torch.zeros_like(loss_sum))
 
@@ -280,12 +281,18 @@ class Speed:
 
 def running_note(state: TrainingState, loss: float, speed: Speed) -> str:
     """Loss of an update and images per second; raises UserError for a loss that is not finite."""
-    if not math.isfinite(loss):
-        raise UserError(
-            f"{state.config.folder}, step {state.step}: the loss is {loss}; choose another --output and a lower "
-            "--learning-rate, or --max-grad-norm 1"
-        )
+    ensure_finite(state, {"loss": loss})
     return f"loss {loss:.3f}, {speed.per_second():,.0f} images/s"
+
+
+def ensure_finite(state: TrainingState, row: dict[str, Any]) -> None:
+    """Raise UserError if a loss, by its name, is not finite."""
+    for name in ("loss", "validation_loss"):
+        if (loss := row.get(name)) is not None and not math.isfinite(loss):
+            raise UserError(
+                f"{state.config.folder}, step {state.step}: the {name.replace('_', ' ')} is {loss}; choose another "
+                "--output and a lower --learning-rate, or --max-grad-norm 1"
+            )
 
 
 def epoch_bar(state: TrainingState, total: int, name: str = "") -> Progress:

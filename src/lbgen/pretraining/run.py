@@ -5,7 +5,6 @@ This file says which runs begin; it imports torch only for those that do. loop.p
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from lbgen.configuration import saved
 from lbgen.configuration.yaml_lines import yaml_text
-from lbgen.datasets.open import open_dataset
+from lbgen.datasets.files.remote import Address
+from lbgen.datasets.open import dataset_place, open_dataset
 from lbgen.errors import Interrupted, UserError
 from lbgen.pretraining.config import PretrainConfig
 from lbgen.pretraining.feed.catalogue import Catalogue, Sources, read_sources
@@ -23,7 +23,7 @@ from lbgen.runs import atomic, identity, outputs
 from lbgen.runs.console import counted, device_name, is_verbose, say, table
 from lbgen.runs.parsing import Name, Whole, read_json
 from lbgen.runs.signals import noted_signals
-from lbgen.runs.storage import is_remote, storage_errors
+from lbgen.runs.storage import storage_errors
 from lbgen.training import metrics, processes
 from lbgen.training.loggers import ensure_logger, start_logger
 
@@ -83,9 +83,7 @@ def pretrain(directories: str | Path | Sequence[str | Path], config: PretrainCon
 def dataset_folders(directories: str | Path | Sequence[str | Path]) -> list[Path]:
     """The folders, each once."""
     given = [directories] if isinstance(directories, str | Path) else directories
-    if address := next((str(each) for each in given if is_remote(str(each))), None):
-        raise UserError(f"{address}: images are read from folders; copy it here first (hf download, aws s3 sync)")
-    folders = [Path(os.path.expanduser(directory)) for directory in given]
+    folders = [dataset_place(directory) for directory in given]
     if not folders:
         raise UserError("no dataset folder is given; name one or more")
     real = [folder.resolve() for folder in folders]
@@ -96,9 +94,10 @@ def dataset_folders(directories: str | Path | Sequence[str | Path]) -> list[Path
 
 def ensure_can_begin(folders: Sequence[Path], config: PretrainConfig) -> None:
     """Refuse all that can be refused without reading the index of a dataset."""
-    validation = [Path(config.validation)] if config.validation else []
+    validation = [dataset_place(config.validation)] if config.validation else []
     for folder in (*folders, *validation):
-        open_dataset(folder, config.label_column)
+        if not isinstance(folder, Address):  # which is listed once, when its index is read
+            open_dataset(folder, config.label_column)
     if config.weights and len(config.weights) != len(folders):
         raise UserError(
             f"--weights: {counted(len(config.weights), 'number')} for {counted(len(folders), 'folder')}; give one each"
@@ -119,11 +118,14 @@ def ensure_same_config(config: PretrainConfig) -> None:
 
 def ready_sources(folders: Sequence[Path], config: PretrainConfig) -> Sources:
     """The images of the run; refuses a run folder that was begun with others, and too few images."""
-    validation = Path(config.validation) if config.validation else None
+    validation = dataset_place(config.validation) if config.validation else None
     sources = read_sources(folders, config.label_column, validation, config.held_out)
-    images = sum(map(len, sources.training))
+    weights = config.weights or [1.0] * len(folders)
+    images = int(sum(weight * len(each) for weight, each in zip(weights, sources.training, strict=True)))
     if any(not len(catalogue) for catalogue in sources.training) or images < 4:
-        raise UserError(f"{folders[0]}: {counted(images, 'image')} to train on; give more, or a smaller --held-out")
+        raise UserError(
+            f"{folders[0]}: {counted(images, 'image')} to train on; give more, larger --weights or a smaller --held-out"
+        )
     ensure_same_data(config, data_identity(folders, sources, config))
     return sources
 
@@ -161,6 +163,11 @@ def ensure_same_data(config: PretrainConfig, now: dict[str, Any]) -> None:
     """Refuse to go on with other images than the run was begun with; folders may have moved."""
     path = config.folder / MODEL_CONFIG
     if not path.exists():
+        if (config.folder / CHECKPOINT).exists():
+            raise UserError(
+                f"{path}: it is missing, and says what images the run was begun with; restore it, or choose another "
+                "--output"
+            )
         return
     then = read_json(atomic.read_bytes(path), StoredIdentity, str(path))
     earlier = [(each.index_sha256, each.images) for each in (*then.data.values(), then.validation_data)]
@@ -244,6 +251,11 @@ def make_state(config: PretrainConfig, sources: Sources, accelerator: Accelerato
     state = TrainingState(config, len(sources.categories), updates, progress, accelerator)
     if tensors is not None:
         state.load(tensors)
+        if progress.best.epoch and not (config.folder / BACKBONE).is_file():
+            raise UserError(
+                f"{config.folder / BACKBONE}, of epoch {progress.best.epoch}, is missing; restore it, or remove "
+                f"{path.name} to start again"
+            )
     state.schedule.step_update(state.step)
     return state
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import pickle
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ from lbgen.errors import UserError
 from lbgen.pretraining.config import REFERENCE_BATCH, PretrainConfig
 from lbgen.runs import atomic
 from lbgen.runs.parsing import Whole, checked
+from lbgen.training.tensors import DAMAGE, load_tensors
 
 CHECKPOINT = "checkpoint.pt"
-LARGEST_CHECKPOINT = 2**36
-DAMAGE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError, pickle.UnpicklingError)
-"""Raised by torch for state dictionaries that are damaged, of another shape, or hold code."""
+OF_A_WEIGHT = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "slow_buffer")
+"""States of optimisers that have a number for each one of a weight."""
 STEP_DECAYS = (0.3, 0.6, 0.9)
 """Shares of the epochs at which the schedule `step` divides the learning rate by 10."""
 FIRST_RATE = 1e-3
@@ -41,6 +41,7 @@ class Best:
 
     epoch: Whole = 0
     top1: float = -1.0
+    """A share in [0, 1]; -1 before the first epoch."""
 
 
 @dataclass
@@ -127,16 +128,43 @@ class TrainingState:
     def load(self, tensors: dict[str, Any]) -> None:
         """Go on from what `read_checkpoint` read."""
         try:
+            self._ensure_possible(self.progress)
+            settings = [dict(group) for group in self.optimizer.param_groups]
             for name, part in self.parts().items():
                 part.load_state_dict(tensors[name])
+            _ensure_usable(self.optimizer, settings)
         except DAMAGE as error:
             raise damaged(self.config.folder / CHECKPOINT, error) from error
+
+    def _ensure_possible(self, progress: Progress) -> None:
+        """Refuse a progress that no run of this configuration has; raises ValueError."""
+        best, ends = progress.best, self.config.epochs
+        if not (progress.epoch <= ends and progress.update < self.updates_per_epoch):
+            raise ValueError(f"update {progress.update} of epoch {progress.epoch + 1} is none of this run")
+        if not (min(progress.epoch, 1) <= best.epoch <= progress.epoch and -1 <= best.top1 <= 1):
+            raise ValueError(f"epoch {best.epoch} as the best, with top-1 {best.top1}")
+        if not all(map(math.isfinite, progress.loss_sums)):
+            raise ValueError("a sum of losses that is not finite")
+
+
+def _ensure_usable(optimizer: torch.optim.Optimizer, settings: list[dict[str, Any]]) -> None:
+    """Refuse a loaded state that an update could not use; raises ValueError.  settings: of its groups, as made."""
+    for group, made in zip(optimizer.param_groups, settings, strict=True):
+        if odd := [name for name, value in made.items() if type(group.get(name)) is not type(value)]:
+            raise ValueError(f"the optimizer's {odd[0]} is not of its type")
+    for weight, state in optimizer.state.items():
+        for name in OF_A_WEIGHT:
+            if (
+                name in state
+                and getattr(state[name], "shape", weight.shape if state[name] is None else None) != weight.shape
+            ):
+                raise ValueError(f"the optimizer's {name} is not of its weight's shape")
 
 
 def read_checkpoint(path: Path) -> tuple[Progress, dict[str, Any]]:
     """The progress and the state dictionaries; tensors and plain values only, no code is run."""
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        stored = load_tensors(path, "cpu")
         progress = checked(stored.pop("progress"), Progress, f"{path}, progress")
     except UserError:
         raise

@@ -133,6 +133,8 @@ def ensure_writable(output: Path) -> None:
     nearest = next(path for path in (output.absolute(), *output.absolute().parents) if os.path.exists(path))
     if not nearest.is_dir():
         raise UserError(f"--output {output}: {nearest} is a file; choose a folder that can be created")
+    with making(output), suppress(FileNotFoundError):
+        output.lstat()  # raises where a name is longer than the file system takes
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"--output {output}: no permission to write in {nearest}; choose another folder")
 

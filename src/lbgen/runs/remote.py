@@ -64,7 +64,7 @@ class RemoteStore(Store):
         return entries
 
     def read(self, name: str) -> bytes:
-        with _reading():
+        with reading():
             system, path = self.system, self._path(name)
             size = system.info(path)["size"]
             if size > atomic.LARGEST_FILE:
@@ -88,7 +88,7 @@ class RemoteStore(Store):
     def fetched(self, name: str) -> Iterator[Path]:
         local = self.stage() / name.replace("/", "-")
         try:
-            with _reading():
+            with reading():
                 system, path = self.system, self._path(name)
                 size, free = system.info(path)["size"], shutil.disk_usage(local.parent).free
                 if size > free:
@@ -118,14 +118,16 @@ def private_folder() -> Path:
 
 
 @contextmanager
-def _reading() -> Iterator[None]:
+def reading() -> Iterator[None]:
     """Pass on FileNotFoundError for a missing file; raise Unreachable for any other failure to read it."""
     try:
         yield
     except FileNotFoundError:
         raise
-    except OSError as error:
-        raise Unreachable(error) from error
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in CLIENTS:
+            raise
+        raise Unreachable(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def _file_system(address: str) -> tuple[Any, str]:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from lbgen.errors import UserError
+from lbgen.evaluation.arrays import read_npz
 from lbgen.evaluation.bias import answers
 from lbgen.evaluation.bias.answers import Answers
 from lbgen.evaluation.bias.benchmark import SQUARE, Benchmark, Item, Part, interval, percent
@@ -98,9 +99,8 @@ def read(path: Path) -> Answers:
     if path.suffix != ".npz":
         return answers.read(path, BENCHMARK.columns)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            stored = np.asarray(file["predictions"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
+        stored = read_npz(path, "predictions")
+    except ValueError as error:
         raise UserError(f"{path}: it is no .npz with `predictions` ({error}); give one") from None
     if stored.ndim != 2 or stored.shape[1] != 15 or not np.isin(stored, (0, 1)).all():
         raise UserError(f"{path}: `predictions` must be (N, 15) of 0 and 1; it is {stored.shape} of {stored.dtype}")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lbgen.errors import UserError
 from lbgen.evaluation.transfer.config import ANSWERS, RESULTS
-from lbgen.evaluation.transfer.values import Metric
+from lbgen.evaluation.transfer.values import Limit, Metric, Share
 from lbgen.runs import atomic
 from lbgen.runs.identity import Identity
 from lbgen.runs.parsing import Name, Whole, read_json
@@ -42,16 +42,16 @@ class Result:
     dataset: Name
     method: Name
     metric: Metric
-    value: float
-    low: float | None
-    high: float | None
+    value: Share
+    low: Limit | None
+    high: Limit | None
     """95% interval; None where there is one draw only."""
     n_test: Whole
     images: dict[Name, Whole]
     """Number of images by use: train, val, and final, those that the tested classifier was fitted on."""
     chosen: list[dict[Name, float]]
     """Of every draw, the settings that were chosen, with their value on val."""
-    draws: list[float]
+    draws: list[Share]
     """The value of every draw."""
     answers: Name
     """File of the answers, relative to the folder of the transfer."""
@@ -127,6 +127,9 @@ def load_answers(path: Path) -> Answers:
         draws = int(table["draw"].to_numpy().max()) + 1
         columns = {name: np.array(table[name].to_pylist(), dtype=str) for name in ("image", "label", "prediction")}
         right = (columns["label"] == columns["prediction"]).reshape(draws, -1)
+        images = columns["image"].reshape(draws, -1)
+        if (images != images[0]).any():
+            raise ValueError("its draws are not of the same images")
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path}: {error}; run lbgen transfer on that --output again") from None
     count = right.shape[1]

@@ -1,11 +1,16 @@
 """A backbone's value on a data set, as transfer.json holds it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from lbgen.runs.parsing import Whole
 
 Metric = Literal["accuracy", "mean_per_class"]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Limit = Annotated[float, Meta(ge=-100, le=100)]
+"""Of an interval; Student's, of a few draws, may leave [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -13,9 +18,8 @@ class Value:
     """An entry of transfer.json."""
 
     metric: Metric
-    value: float
-    """A share in [0, 1]."""
-    low: float | None
-    high: float | None
+    value: Share
+    low: Limit | None
+    high: Limit | None
     """95% interval; None where there is one draw only."""
     n_test: Whole

@@ -102,6 +102,7 @@ def load(name: str, device: torch.device | str) -> Backbone:
     location = locate(name)
     with _one_line(name):
         model = _create(location)
+        _ensure_finite(model)
     settings = resolve_data_config({}, model=model)
     return Backbone(
         name=name,
@@ -143,6 +144,13 @@ def _create(location: Location) -> nn.Module:
             num_classes=classes,
             **(stored.architecture_arguments if stored else {}),
         )
+
+
+def _ensure_finite(model: nn.Module) -> None:
+    """Refuse weights that are not finite, whose answers would count as wrong ones; raises ValueError."""
+    for name, value in model.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{name} is not finite")
 
 
 def _refuse_unknown(architecture: str) -> None:

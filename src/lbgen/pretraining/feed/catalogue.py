@@ -66,7 +66,7 @@ class Catalogue:
 
     @property
     def folder(self) -> Path:
-        return self.reader.folder
+        return self.reader.source
 
     def location(self, number: int) -> Location:
         values = (self.start[number], self.size[number], self.block[number])

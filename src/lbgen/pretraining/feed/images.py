@@ -25,6 +25,7 @@ from lbgen.errors import UserError
 from lbgen.pretraining.config import PretrainConfig
 from lbgen.pretraining.feed.catalogue import Catalogue, Sources
 from lbgen.pretraining.feed.order import Numbers, image_of
+from lbgen.runs.remote import Unreachable
 
 PREFETCHED = 3
 """Batches that each worker makes ahead."""
@@ -48,6 +49,8 @@ class Batch(NamedTuple):
     """(B,) int64; -1 in validation for an image that cannot be decoded."""
     faults: tuple[str, ...]
     """Of images that cannot be decoded: place and cause."""
+    unreachable: str = ""
+    """Why the storage did not answer; the batch is then worth nothing."""
 
 
 class Images(Dataset[Batch]):
@@ -66,13 +69,22 @@ class Images(Dataset[Batch]):
         if get_worker_info() is not None:  # as torch's own collate function: no copy on the way out of the worker
             images.share_memory_()
         faults: list[str] = []
+        try:
+            self._fill(images, labels, request, faults)
+        except Unreachable as error:  # as a value, since the loader would put a traceback into an exception's text
+            return Batch(images, labels, (), str(error))
+        return Batch(images, labels, tuple(faults))
+
+    def _fill(self, images: Tensor, labels: Tensor, request: Request, faults: list[str]) -> None:
         if request.epoch is None:
+            _prefetch(self.sources.validation, self.validation_ends, request.numbers)
             for place, number in enumerate(request.numbers):
                 images[place], labels[place] = self._validated(int(number), faults)
         else:
-            for place, (number, seen) in enumerate(zip(*image_of(request.numbers, self.total), strict=True)):
-                images[place], labels[place] = self._augmented(int(number), int(seen), request.epoch, faults)
-        return Batch(images, labels, tuple(faults))
+            numbers, seen = image_of(request.numbers, self.total)
+            _prefetch(self.sources.training, self.training_ends, numbers)
+            for place, (number, times) in enumerate(zip(numbers, seen, strict=True)):
+                images[place], labels[place] = self._augmented(int(number), int(times), request.epoch, faults)
 
     def _augmented(self, number: int, seen: int, epoch: int, faults: list[str]) -> tuple[Tensor, int]:
         """One training image; in the place of a broken one the next that is not."""
@@ -162,6 +174,14 @@ def _found(catalogues: Sequence[Catalogue], ends: Numbers, number: int) -> tuple
     return catalogues[which], number - (int(ends[which - 1]) if which else 0)
 
 
+def _prefetch(catalogues: Sequence[Catalogue], ends: Numbers, numbers: Numbers) -> None:
+    """Tell each reader which of its images come in this batch."""
+    which = np.searchsorted(ends, numbers, side="right")
+    for each in np.unique(which):
+        catalogue, rows = catalogues[each], numbers[which == each] - (ends[each - 1] if each else 0)
+        catalogue.reader.prefetch(map(catalogue.location, rows))
+
+
 # ---- worker processes ----
 
 
@@ -207,6 +227,11 @@ class Feed:
                     f"a process that loads images ended ({cause}); give fewer --workers and start again, the run goes "
                     "on from its checkpoint"
                 ) from error
+            if batch.unreachable:
+                raise UserError(
+                    f"images did not come from their storage ({batch.unreachable}); start again, the run goes on from "
+                    "its checkpoint"
+                )
             yield batch
 
 

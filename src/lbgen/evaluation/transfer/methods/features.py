@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lbgen.errors import UserError
+from lbgen.evaluation.arrays import read_npy
 from lbgen.models.backbones.backbone import Backbone
 from lbgen.runs import atomic
 from lbgen.runs.console import Progress
@@ -80,11 +81,10 @@ class FeatureCache:
 
 def _read(path: Path, rows: int) -> NDArray | None:
     """The features of so many rows; None where the file is missing or holds something else."""
-    try:
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)  # a wrong size is refused before it is read
-    except (OSError, ValueError):
+    stored = read_npy(path)
+    if stored is None or stored.dtype != np.float32 or stored.ndim != 2 or len(stored) != rows:
         return None
-    return stored if stored.dtype == np.float32 and stored.ndim == 2 and len(stored) == rows else None
+    return stored if np.isfinite(stored).all() else None
 
 
 def _write(path: Path, features: NDArray) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from lbgen.evaluation.arrays import read_npy
 from lbgen.evaluation.transfer.sets.sources import Source
 from lbgen.runs import atomic
 from lbgen.runs.console import Progress
@@ -78,11 +79,8 @@ def _key(source: Source) -> str:
 
 def _read(path: Path, rows: int) -> Scan | None:
     """What `scan` wrote; None where there is nothing of this shape."""
-    try:
-        table = np.load(path, mmap_mode="r", allow_pickle=False)  # a wrong size is refused before it is read
-    except (OSError, ValueError):
-        return None
-    if table.shape != (rows, 8 + DIGEST) or table.dtype != np.uint8:
+    table = read_npy(path)
+    if table is None or table.shape != (rows, 8 + DIGEST) or table.dtype != np.uint8:
         return None
     return Scan(np.ascontiguousarray(table[:, :8]).view(np.int64)[:, 0], np.array(table[:, 8:]), {})
 
