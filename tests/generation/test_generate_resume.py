@@ -43,11 +43,20 @@ def quiet_generate(config: GenerateConfig) -> None:
     generate(config)
 
 
-def run_and_kill(processes, config: GenerateConfig, seconds: float) -> bool:
-    """Start a run and kill it that much later with SIGKILL; whether it was still running."""
+def shards_of(config: GenerateConfig) -> int:
+    return len(LocalStore(Path(config.output), "reader").names("index"))
+
+
+def run_and_kill(processes, config: GenerateConfig, seconds: float, at_next_shard: bool = False) -> bool:
+    """Start a run and kill it that much later, or when its next shard counts, by SIGKILL; whether it was running."""
     process = processes.Process(target=quiet_generate, args=(config,))
     process.start()
-    process.join(seconds)
+    if at_next_shard:
+        known = shards_of(config)
+        while process.is_alive() and shards_of(config) == known:
+            process.join(0.001)
+    else:
+        process.join(seconds)
     running = process.is_alive()
     process.kill()
     process.join()
@@ -60,7 +69,7 @@ def identity(folder: Path) -> list[tuple[str, str, str]]:
 
 
 def test_run_killed_at_random_moments_ends_equal_to_the_whole_one(processes, config, tmp_path, record_property):
-    """SIGKILL, 100 times over the three layouts, at moments drawn over the whole of a run; every folder ends equal."""
+    """SIGKILL, 100 times over the three layouts, at moments drawn over the whole of a run, or as a shard was made."""
     rng, kills, datasets, moments = random.Random(SEED), 0, Counter(), Counter()
     wholes = {}
     run_and_kill(processes, replace(config, output=tmp_path / "first"), 600)  # brings up the server of processes
@@ -75,10 +84,9 @@ def test_run_killed_at_random_moments_ends_equal_to_the_whole_one(processes, con
         layout = LAYOUTS[sum(datasets.values()) % 3]
         broken = replace(config, output=tmp_path / "broken", format=layout)
         _, _, seconds = wholes[layout]
-        while run_and_kill(processes, broken, rng.uniform(0, seconds)):
+        while run_and_kill(processes, broken, rng.uniform(0, seconds), at_next_shard=rng.random() < 0.3):
             kills += 1
-            shards = len(LocalStore(tmp_path / "broken", "reader").names("index"))
-            moments[shards] += 1
+            moments[shards_of(broken)] += 1
         files, images, _ = wholes[layout]
         assert identity(tmp_path / "broken") == images
         assert contents(tmp_path / "broken") == files

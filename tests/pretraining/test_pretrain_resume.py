@@ -69,22 +69,25 @@ def test_workers_and_checkpoints_change_nothing(folder, whole, tmp_path):
     assert_equal_runs(other, whole)
 
 
-def test_the_death_of_a_worker_process_is_told_and_costs_nothing(folder, whole, tmp_path, monkeypatch):
-    """As the system kills one where memory runs out."""
-    config = dataclasses.replace(whole, output=tmp_path / "run", workers=1, checkpoint_every=1)
-    step, left = loop.training_step, [6]
+@pytest.mark.parametrize("update", [2, 4, 6], ids=["within an epoch", "before validation", "of the second epoch"])
+def test_the_death_of_a_worker_process_is_told_and_costs_nothing(folder, whole, tmp_path, monkeypatch, update):
+    """As the system kills one where memory runs out; the other one does not outlive the run."""
+    config = dataclasses.replace(whole, output=tmp_path / "run", workers=2, checkpoint_every=1)
+    step, left, others = loop.training_step, [update], set(torch.multiprocessing.active_children())
 
     def fatal(*arguments):
         left[0] -= 1
         if left[0] == 0:
-            (worker,) = [child for child in torch.multiprocessing.active_children() if child.pid != os.getpid()]
+            worker, _ = set(torch.multiprocessing.active_children()) - others
             os.kill(worker.pid, signal.SIGKILL)
             worker.join()
         return step(*arguments)
 
     monkeypatch.setattr(loop, "training_step", fatal)
-    with pytest.raises(UserError, match=r"a process that loads images ended .*; give fewer --workers and start again"):
+    message = r"a process that loads images ended .*; give fewer --workers and start again"
+    with pytest.raises(UserError, match=message) as kept:  # with the frames of the run, as a notebook keeps them
         pretrain(folder, config)
+    assert set(torch.multiprocessing.active_children()) <= others, kept
     pretrain(folder, dataclasses.replace(config, workers=0))
     assert_equal_runs(config, whole)
 

@@ -151,3 +151,28 @@ def test_a_model_folder_is_not_searched_to_any_depth(tiny_sd_folder, tmp_path):
     for use in (load_generator, identity.model_identity):
         with pytest.raises(UserError, match=f"{folder}/a/.*: more than 100 folders inside each other; remove them"):
             use(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "setting"),
+    [
+        ("generator", "unet/config.json", "layers_per_block"),
+        ("generator", "unet/config.json", "cross_attention_dim"),
+        ("generator", "text_encoder/config.json", "num_hidden_layers"),
+        ("semantics", "config.json", "num_hidden_layers"),
+    ],
+)
+def test_a_network_of_a_thousand_million_layers_is_not_built(
+    tiny_sd_folder, tiny_clip_folder, tmp_path, kind, file, setting
+):
+    source, load = {"generator": (tiny_sd_folder, load_generator), "semantics": (tiny_clip_folder, load_semantics)}[
+        kind
+    ]
+    folder = Path(shutil.copytree(source, tmp_path / "model"))
+    content = json.loads((folder / file).read_text())
+    inner = content if kind == "generator" else content["text_config"]
+    assert setting in inner
+    inner[setting] = 10**9
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"{file}, {setting}: 1000000000 is more than"):
+        load(str(folder))

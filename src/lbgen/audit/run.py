@@ -16,13 +16,12 @@ import numpy as np
 
 from lbgen.audit.config import IMAGES, MEASURES, PAGE, WRITTEN, AuditConfig
 from lbgen.configuration import saved
-from lbgen.configuration.yaml_lines import yaml_text
 from lbgen.datasets.open import open_dataset
 from lbgen.datasets.records import DatasetReader, no_labelled_image, valid_text
 from lbgen.errors import UserError
 from lbgen.models.registry import ATTRIBUTES, ensure_semantics
-from lbgen.runs import atomic, identity, outputs
-from lbgen.runs.console import SIZES, Progress, device_name, in_units, is_verbose, say, table
+from lbgen.runs import atomic, outputs
+from lbgen.runs.console import SIZES, Progress, device_name, in_units, say, table
 from lbgen.runs.lock import locked
 from lbgen.runs.model_folder import refuse_unreadable
 from lbgen.runs.parsing import parse_json
@@ -143,8 +142,7 @@ def say_opening(readers: Sequence[DatasetReader], names: Sequence[str], config: 
         ("device", device),
     ]
     say(table(rows))
-    if is_verbose():
-        say(f"versions: {', '.join(identity.versions())}\n{yaml_text(saved.plain(config))}")
+    saved.say_in_full(config)
     if known := sum(path.stat().st_size for path in (config.folder / "cache").glob("seen-*.rows")):
         say(f"going on with the cache ({in_units(known, SIZES)}): images that are in it are not measured again")
 

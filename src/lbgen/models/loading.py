@@ -21,6 +21,8 @@ from lbgen.runs.parsing import parse_json
 
 NOT_FINITE = re.compile(rb"(:\s*)(?:-?Infinity|NaN)(?=\s*[,}])")
 """A number as Python's json writes it, `lambda_min_clipped` of DPM-Solver for example."""
+LARGEST_NUMBER, MOST_LAYERS = 2**24, 1_000
+"""In a network's configuration: any integer, and one of a setting that counts layers."""
 MALFORMED = Exception
 """For files of a model that are not what they expect, the libraries raise any exception, tokenizers even this one."""
 
@@ -43,6 +45,7 @@ def one_line(what: str, where: str) -> Iterator[None]:
         with no_progress_bars():
             if is_folder:
                 refuse_redirections(Path(where))
+                refuse_sizes(Path(where))
             yield
     except UserError:
         raise
@@ -94,6 +97,27 @@ def _attention_kernels(config: Any) -> Iterator[str]:
             if "attn_implementation" in name and isinstance(inner, str) and "/" in inner:
                 yield inner
         yield from _attention_kernels(value)
+
+
+def refuse_sizes(folder: Path) -> None:
+    """Refuse a model folder with a number that no network has: building what it asks for would not end."""
+    for path in sorted({*folder.glob("config.json"), *folder.glob("*/config.json")}):
+        for name, number in _numbers(parse_json(atomic.read_bytes(path)) if path.is_file() else None):
+            most = MOST_LAYERS if "layers" in name or "depth" in name else LARGEST_NUMBER
+            if number > most:
+                raise UserError(f"{path}, {name}: {str(number)[:40]} is more than {most:,}; restore the file")
+
+
+def _numbers(content: Any, name: str = "") -> Iterator[tuple[str, int]]:
+    """Every integer of a configuration with the name of its setting."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _numbers(value, key)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _numbers(value, name)
+    elif isinstance(content, int):
+        yield name, content
 
 
 def read_config(where: str, part: str, file: str = "config.json") -> dict[str, Any]:

@@ -197,3 +197,7 @@ class PretrainConfig(  # dataclasses put the fields of the last base first
         fits = len(names) == len(set(names)) and not taken & set(names)
         remedy = f"give NAME=VALUE, each name once and none of {', '.join(sorted(taken))}"
         require(self, "model_arguments", fits, remedy)
+
+    def weights_of(self, folders: int) -> tuple[float, ...]:
+        """The weight of each of so many folders."""
+        return self.weights or (1.0,) * folders

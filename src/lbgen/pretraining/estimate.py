@@ -9,15 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lbgen.pretraining.config import PretrainConfig
-from lbgen.pretraining.run import (
-    dataset_folders,
-    described_data,
-    described_model,
-    ensure_can_begin,
-    make_course,
-    make_state,
-    ready_sources,
-)
+from lbgen.pretraining.lines import described_data, described_model
+from lbgen.pretraining.run import dataset_folders, ensure_can_begin, make_course, make_state, ready_sources
 from lbgen.runs.console import SIZES, TIMES, counted, device_name, in_units, peak_memory, table
 from lbgen.runs.storage import storage_errors
 from lbgen.training import processes
@@ -102,17 +95,18 @@ def measure(state: TrainingState, sources: Sources) -> tuple[float, float, int]:
     device, course = state.accelerator.device, make_course(state, sources, [])
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    plan = updates_of(state, sources)
-    first, batches = state.progress.update, course.feed.batches(plan.requests[: 1 + MEASURED_UPDATES])
-    state.trained.train()
-    update = timed_steps(
-        (training_step(state, batch, len(batch.labels) / plan.images[first]) for batch in batches), device
-    )
-    requests = validation_requests(state, sources)
-    validation = 0.0
-    if requests:
-        steps = (validate_on(state, batch) for batch in course.feed.batches(requests[: 1 + MEASURED_UPDATES]))
-        validation = timed_steps(steps, device) * len(requests)
+    with course.feed.working():
+        plan = updates_of(state, sources)
+        first, batches = state.progress.update, course.feed.batches(plan.requests[: 1 + MEASURED_UPDATES])
+        state.trained.train()
+        update = timed_steps(
+            (training_step(state, batch, len(batch.labels) / plan.images[first]) for batch in batches), device
+        )
+        requests = validation_requests(state, sources)
+        validation = 0.0
+        if requests:
+            steps = (validate_on(state, batch) for batch in course.feed.batches(requests[: 1 + MEASURED_UPDATES]))
+            validation = timed_steps(steps, device) * len(requests)
     return update, validation, peak_memory(device)
 
 

@@ -134,7 +134,7 @@ def updates_of(state: TrainingState, sources: Sources) -> Plan:
     """The present epoch: what is left of it, and all of its updates' sizes."""
     config, progress, accelerator = state.config, state.progress, state.accelerator
     blocks = [block_numbers(catalogue) for catalogue in sources.training]
-    weights = config.weights or [1.0] * len(blocks)
+    weights = config.weights_of(len(blocks))
     process, processes = accelerator.process_index, accelerator.num_processes
     own = epoch_batches(blocks, weights, config.seed, progress.epoch, config.batch_size, process, processes)
     images = images_of_epoch([len(each) for each in blocks], weights, progress.epoch)

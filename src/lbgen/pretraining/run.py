@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbgen.configuration import saved
-from lbgen.configuration.yaml_lines import yaml_text
 from lbgen.datasets.files.remote import Address
 from lbgen.datasets.open import dataset_place, open_dataset
 from lbgen.errors import Interrupted, UserError
 from lbgen.pretraining.config import PretrainConfig
-from lbgen.pretraining.feed.catalogue import Catalogue, Sources, read_sources
-from lbgen.runs import atomic, identity, outputs
-from lbgen.runs.console import counted, device_name, is_verbose, say, table
+from lbgen.pretraining.feed.catalogue import Sources, read_sources
+from lbgen.pretraining.lines import best_epoch, say_opening
+from lbgen.runs import atomic, outputs
+from lbgen.runs.console import counted, device_name, say
 from lbgen.runs.parsing import Name, Whole, read_json
 from lbgen.runs.signals import noted_signals
 from lbgen.runs.storage import storage_errors
@@ -120,7 +120,7 @@ def ready_sources(folders: Sequence[Path], config: PretrainConfig) -> Sources:
     """The images of the run; refuses a run folder that was begun with others, and too few images."""
     validation = dataset_place(config.validation) if config.validation else None
     sources = read_sources(folders, config.label_column, validation, config.held_out)
-    weights = config.weights or [1.0] * len(folders)
+    weights = config.weights_of(len(folders))
     images = int(sum(weight * len(each) for weight, each in zip(weights, sources.training, strict=True)))
     if any(not len(catalogue) for catalogue in sources.training) or images < 4:
         raise UserError(
@@ -132,7 +132,7 @@ def ready_sources(folders: Sequence[Path], config: PretrainConfig) -> Sources:
 
 def data_identity(folders: Sequence[Path], sources: Sources, config: PretrainConfig) -> dict[str, Any]:
     """What the run is trained and validated on, for config.json."""
-    weights = config.weights or [1.0] * len(folders)
+    weights = config.weights_of(len(folders))
     names = [folder.resolve().name for folder in folders]
     labels = [f"{name}-{number + 1}" if names.count(name) > 1 else name for number, name in enumerate(names)]
     described = {
@@ -201,13 +201,13 @@ def begin(config: PretrainConfig, folders: Sequence[Path], sources: Sources) -> 
             course = make_course(state, sources, received)
             prepare_folder(state, folders, sources)
             start_logger(config.logger, config.folder, saved.plain(config), accelerator)
-            with device_errors(config):
+            with device_errors(config), course.feed.working():
                 train(state, course)
             accelerator.end_training()
     best = state.progress.best
     backbone = config.folder / BACKBONE
     if accelerator.is_main_process:
-        say(closing(config, state, backbone))
+        say(best_epoch(config, state, backbone))
     if received:
         raise Interrupted(received[0], f"{config.folder} is finished; the backbone is in {backbone}")
     command = shlex.join(["lbgen", "transfer", str(config.folder), "--datasets", "digits"])
@@ -244,7 +244,7 @@ def make_state(config: PretrainConfig, sources: Sources, accelerator: Accelerato
                 f"{config.folder} was begun with {counted(progress.processes, 'process')}, this run has {count}; start "
                 f"{progress.processes}, or choose another --output"
             )
-    weights = config.weights or [1.0] * len(sources.training)
+    weights = config.weights_of(len(sources.training))
     updates = updates_per_epoch([len(each) for each in sources.training], weights, config.batch_size * count)
     if accelerator.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # images have one size, and batches two
@@ -282,62 +282,3 @@ def prepare_folder(state: TrainingState, folders: Sequence[Path], sources: Sourc
         write_model_config(state.model, config, sources, data_identity(folders, sources, config))
         metrics.drop_lines_after(config.folder / METRICS, state.step if state.step else -1)
     state.accelerator.wait_for_everyone()
-
-
-# ---- what is said ----
-
-
-def say_opening(
-    config: PretrainConfig, folders: Sequence[Path], sources: Sources, state: TrainingState, device: str
-) -> None:
-    """What the run will do, and where it goes on if it was begun before."""
-    count = state.accelerator.num_processes
-    each = f" ({count} processes of {config.batch_size})" if count > 1 else ""
-    rows = [
-        *described_data(config, folders, sources),
-        ("architecture", described_model(config, state)),
-        ("update", f"{counted(state.images_per_update, 'image')} at most{each}"),
-        ("epochs", f"{config.epochs:,} of {counted(state.updates_per_epoch, 'update')}"),
-        ("output", str(config.folder)),
-        ("device", f"{device}, {config.precision}"),
-    ]
-    say(table(rows))
-    if is_verbose():
-        say(f"versions: {', '.join(identity.versions())}\n{yaml_text(saved.plain(config))}")
-    if state.step and state.progress.epoch < config.epochs:
-        say(f"going on from update {state.progress.update} of epoch {state.progress.epoch + 1}")
-
-
-def described_data(config: PretrainConfig, folders: Sequence[Path], sources: Sources) -> list[tuple[str, str]]:
-    weights = config.weights or [1.0] * len(folders)
-    rows = []
-    for folder, catalogue, weight in zip(folders, sources.training, weights, strict=True):
-        often = "" if weight == 1 else f", {weight:g} times an epoch"
-        rows.append(("dataset", f"{folder}: {counted(len(catalogue), 'image')}{often}{left_out(catalogue)}"))
-    tested = counted(sum(map(len, sources.validation)), "image")
-    where = f"{config.validation}: {tested}" if config.validation else f"{tested}, held out"
-    return [
-        *rows,
-        ("categories", f'{len(sources.categories):,}, the first is {sources.categories[0]}, "{sources.names[0]}"'),
-        ("validation", where if sources.validation else "none; the last epoch counts as the best"),
-    ]
-
-
-def left_out(catalogue: Catalogue) -> str:
-    skipped = sum(each.count for each in catalogue.reader.skipped.values())
-    parts = [f"{catalogue.unusable:,} without a label or unreadable"] * bool(catalogue.unusable)
-    return "".join(f"; {part}" for part in [*parts, *[f"{skipped:,} other files skipped"] * bool(skipped)])
-
-
-def described_model(config: PretrainConfig, state: TrainingState) -> str:
-    parameters = sum(parameter.numel() for parameter in state.model.parameters()) / 1e6
-    more = f" with {' '.join(config.model_arguments)}" if config.model_arguments else ""
-    return f"{config.architecture}{more}, {parameters:.3g} M parameters, images of {config.image_size} pixels"
-
-
-def closing(config: PretrainConfig, state: TrainingState, backbone: Path) -> str:
-    """The last line: the best epoch, and where its weights are."""
-    best = state.progress.best
-    accuracy = f", top-1 {best.top1:.1%}" if best.top1 > 0 else ""
-    kind = "average" if config.ema_decay else "backbone"
-    return f"best epoch: {best.epoch} of {config.epochs}{accuracy}; its {kind} is in {backbone}"

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 DEEPEST = 3
 """Folders below --data in which a benchmark's folder is looked for."""
 WORDNET_ID = re.compile(r"n\d{8}")
-SQUARE = "shorter side resized to the input (bilinear), centre square"
-"""The preprocessing of a benchmark whose pictures are `whole`."""
 
 
 class Item(NamedTuple):
@@ -52,10 +50,6 @@ class Benchmark:
     source: str
     """The page to get it from."""
     formula: str
-    preprocessing: str
-    whole: bool
-    """Whether the shorter side is resized to the backbone's input (bilinear), as published; else the backbone's own
-    preprocessing is used."""
     known: tuple[str, ...]
     answered: tuple[str, ...]
     """Columns of the answers: those known beforehand, and those that the classifier fills."""
@@ -72,8 +66,17 @@ class Benchmark:
     """A reader for other files than CSV with the columns' names."""
     takes_cut_off: bool = False
     """Whether a file that ends too early is shown as far as it goes, because the published data has some."""
+    whole: bool = True
+    """Whether the shorter side is resized to the backbone's input (bilinear), as published; else the backbone's own
+    preprocessing is used."""
     border: int = 0
     """Pixels that are cut off on every side."""
+
+    @property
+    def preprocessing(self) -> str:
+        cut = f"{self.border} pixels of border cut off, " if self.border else ""
+        square = "shorter side resized to the input (bilinear), centre square"
+        return cut + (square if self.whole else "the backbone's own of validation")
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 from lbgen.errors import UserError
 from lbgen.evaluation.bias import answers
 from lbgen.evaluation.bias.answers import Answers
-from lbgen.evaluation.bias.benchmark import SQUARE, Benchmark, Item, Part, folders_in, images_in, interval, percent
+from lbgen.evaluation.bias.benchmark import Benchmark, Item, Part, folders_in, images_in, interval, percent
 from lbgen.evaluation.bias.classes import positions, table
 from lbgen.metrics.shape_texture import shape_bias
 
@@ -112,8 +112,6 @@ BENCHMARK = Benchmark(
     source="https://github.com/rgeirhos/texture-vs-shape (stimuli/style-transfer-preprocessed-512)",
     formula="shape decisions / (shape decisions + texture decisions) over the images whose shape and texture differ; "
     "the answer is the category with the largest mean probability over its ImageNet classes",
-    preprocessing=SQUARE,
-    whole=True,
     known=("category", "imagename"),
     answered=("object_response",),
     is_layout=is_layout,

@@ -19,7 +19,7 @@ from lbgen.errors import UserError
 from lbgen.evaluation.arrays import read_npz
 from lbgen.evaluation.bias import answers
 from lbgen.evaluation.bias.answers import Answers
-from lbgen.evaluation.bias.benchmark import SQUARE, Benchmark, Item, Part, interval, percent
+from lbgen.evaluation.bias.benchmark import Benchmark, Item, Part, interval, percent
 from lbgen.evaluation.bias.classes import imagenet_ids, table
 from lbgen.metrics.context import ContextAccuracy, accuracy_by_context
 from lbgen.runs import atomic
@@ -162,8 +162,6 @@ BENCHMARK = Benchmark(
     source="https://github.com/priyathamkat/focus",
     formula="top-1 accuracy of the images with k uncommon attributes (time, weather, location), P_k, and P_k / P_0; an "
     "answer is right if it is one of the category's ImageNet classes",
-    preprocessing=SQUARE,
-    whole=True,
     known=("category", *ATTRIBUTES, *UNCOMMON, "imagename"),
     answered=("top1", "top5"),
     is_layout=is_layout,

@@ -14,7 +14,6 @@ import numpy as np
 from lbgen.errors import UserError
 from lbgen.evaluation.bias.answers import Answers
 from lbgen.evaluation.bias.benchmark import (
-    SQUARE,
     Benchmark,
     Item,
     Part,
@@ -97,8 +96,6 @@ BENCHMARK = Benchmark(
     source="https://github.com/MadryLab/backgrounds_challenge/releases",
     formula="accuracy: the top-1 of 1,000 classes belongs to the image's class of nine (630 of the 1,000 belong to "
     "none and are always wrong); BG-Gap = accuracy on mixed_same - accuracy on mixed_rand",
-    preprocessing=SQUARE,
-    whole=True,
     known=("variation", "category", "imagename"),
     answered=("answer",),
     is_layout=is_layout,

@@ -14,7 +14,6 @@ import numpy as np
 
 from lbgen.evaluation.bias.answers import Answers
 from lbgen.evaluation.bias.benchmark import (
-    SQUARE,
     Benchmark,
     Item,
     Part,
@@ -109,8 +108,6 @@ BENCHMARK = Benchmark(
     layout="CORRUPTION/SEVERITY/WORDNET_ID/, such as fog/3/n01440764/",
     source="https://zenodo.org/record/2235448",
     formula="mCE: mean over 15 corruptions of (error summed over 5 severities) / (AlexNet's error summed over them)",
-    preprocessing=SQUARE,
-    whole=True,
     known=("corruption", "severity", "category", "imagename"),
     answered=("answer",),
     is_layout=is_layout,

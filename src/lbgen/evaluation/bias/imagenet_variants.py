@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lbgen.evaluation.bias.answers import Answers
-from lbgen.evaluation.bias.benchmark import SQUARE, Benchmark, Part, images_of_classes, interval, percent
+from lbgen.evaluation.bias.benchmark import Benchmark, Part, images_of_classes, interval, percent
 from lbgen.evaluation.bias.classes import imagenet_ids, listed, table, top1
 from lbgen.metrics.intervals import proportion
 
@@ -59,7 +59,6 @@ def _variant(
     )
 
 
-OWN: dict[str, Any] = {"preprocessing": "the backbone's own of validation", "whole": False}
 R, A, ALL = listed("imagenet_r.txt"), listed("imagenet_a.txt"), imagenet_ids()
 OBJECTNET: dict[str, list[str]] = table("objectnet.json", dict[str, list[str]])
 """Folder of each of the 113 classes that ImageNet has too -> its ImageNet classes."""
@@ -73,7 +72,7 @@ BENCHMARKS = (
         {id: [id] for id in R},
         R,
         "top-1 accuracy, the answer chosen among the 200 classes of ImageNet-R",
-        **OWN,
+        whole=False,
     ),
     _variant(
         "imagenet-a",
@@ -83,7 +82,7 @@ BENCHMARKS = (
         {id: [id] for id in A},
         A,
         "top-1 accuracy, the answer chosen among the 200 classes of ImageNet-A",
-        **OWN,
+        whole=False,
     ),
     _variant(
         "imagenet-sketch",
@@ -93,7 +92,7 @@ BENCHMARKS = (
         {id: [id] for id in ALL},
         ALL,
         "top-1 accuracy, the answer chosen among all 1,000 classes",
-        **OWN,
+        whole=False,
     ),
     _variant(
         "objectnet",
@@ -105,8 +104,6 @@ BENCHMARKS = (
         "top-1 accuracy over the 113 classes that ImageNet has too; the answer is chosen among all 1,000 classes, and "
         "right if it is one of those that the class stands for",
         where=lambda folder: folder / "images" if (folder / "images").is_dir() else folder,
-        preprocessing="2 pixels of border cut off, " + SQUARE,
-        whole=True,
         border=2,
     ),
 )

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lbgen.configuration import saved
-from lbgen.configuration.yaml_lines import yaml_text
 from lbgen.errors import UserError
 from lbgen.evaluation.transfer.config import ANSWERS, CACHE, CONFIG, FREE, LOCK, PAGE, RESULTS, WRITTEN, TransferConfig
 from lbgen.evaluation.transfer.sets import sources
 from lbgen.evaluation.transfer.sets.sources import NotHere
 from lbgen.models.backbones import display_names, ensure_backbone, load_backbone
-from lbgen.runs import atomic, identity, outputs
-from lbgen.runs.console import device_name, is_verbose, result, say, table, warn
+from lbgen.runs import atomic, outputs
+from lbgen.runs.console import device_name, result, say, table, warn
 from lbgen.runs.lock import locked
 
 if TYPE_CHECKING:
@@ -63,9 +62,9 @@ def transfer(backbones: str | Path | Sequence[str | Path], config: TransferConfi
     places = [place for given in datasets.values() if (place := sources.place_of(given, Path(config.data)))]
     outputs.ensure_outside(folder, places)
     outputs.ensure_own(folder, is_of_transfer(folder), WRITTEN, "transfer")
-    if (folder / CONFIG).is_file():
-        saved.ensure_same(config, folder / CONFIG, ignore=FREE)
     with locked(folder / LOCK, str(folder)):
+        if (folder / CONFIG).is_file():
+            saved.ensure_same(config, folder / CONFIG, ignore=FREE)
         return _measured(names, datasets, missing, config)
 
 
@@ -163,8 +162,7 @@ def say_opening(names: dict[str, str], datasets: dict[str, str], config: Transfe
         ("device", device),
     ]
     say(table(rows))
-    if is_verbose():
-        say(f"versions: {', '.join(identity.versions())}\n{yaml_text(saved.plain(config))}")
+    saved.say_in_full(config)
     if known := sum(1 for _ in (config.folder / RESULTS).glob("*.json")):
         say(f"going on with {known} results that are there already")
 

@@ -11,6 +11,7 @@ import itertools
 import random
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -211,28 +212,36 @@ class Feed:
         )  # fmt: skip
 
     def batches(self, requests: list[Request]) -> Iterator[Batch]:
-        """Raises UserError if a worker process dies, mostly because memory ran out."""
+        """Raises UserError if images do not come from their storage."""
         self.requests.requests = requests
-        batches = iter(self.loader)
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                cause = " ".join(str(error).split())[:150]
-                raise UserError(
-                    f"a process that loads images ended ({cause}); give fewer --workers and start again, the run goes "
-                    "on from its checkpoint"
-                ) from error
+        for batch in self.loader:
             if batch.unreachable:
                 raise UserError(
                     f"images did not come from their storage ({batch.unreachable}); start again, the run goes on from "
                     "its checkpoint"
                 )
             yield batch
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """End the worker processes after the block; by itself Python ends them only when it collects the loader.
+
+        Raises UserError if a worker process dies, mostly because memory ran out: torch then raises at any point of the
+        block, also outside `batches`, as a signal tells it.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            cause = " ".join(str(error).split())[:150]
+            raise UserError(
+                f"a process that loads images ended ({cause}); give fewer --workers and start again, the run goes on "
+                "from its checkpoint"
+            ) from error
+        finally:
+            if end := getattr(self.loader._iterator, "_shutdown_workers", None):
+                end()
 
 
 def _unchanged(batch: Any) -> Any:
