@@ -16,7 +16,7 @@ from lbgen.generation.reports.lines import trajectory_lines
 from lbgen.generation.run import in_part, plan_dataset
 from lbgen.generation.shard_rows import new_row
 from lbgen.generation.workers.writer import image_file
-from lbgen.models.checkpoints.licences import UNKNOWN
+from lbgen.models.checkpoints.known import UNKNOWN
 from lbgen.models.registry import licence
 from lbgen.runs.console import SIZES, TIMES, counted, device_name, in_units, table
 from lbgen.runs.storage import open_store, storage_errors

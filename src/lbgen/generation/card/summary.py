@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lbgen.models.checkpoints.licences import Licence
+from lbgen.models.checkpoints.known import Licence
 from lbgen.vocabulary.vocabulary import Category
 
 
