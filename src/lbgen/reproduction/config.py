@@ -70,7 +70,7 @@ class Tests(Settings):
     unseen_images: Annotated[int, Range(lambda n: n >= 5, "give 5 or more")] = 40
     """Training images of each unseen category, for the linear probe; half as many choose, twice as many test."""
     shots: tuple[str, ...] = ("5",)
-    """Few-shot besides all training images: numbers of images of each category, or shares of them such as 5%."""
+    """Few-shot on the unseen categories, besides all training images: images of each category, or shares such as 5%."""
     draws: Count = 5
     """Number of draws for each of --shots."""
     datasets: tuple[str, ...] = ("digits",)

@@ -34,8 +34,8 @@ LEANING = (
     Figure("mixed_rand", "mixed rand", "higher", "the same objects on a background of a random category"),
     Figure("background_gap", "background gap", "lower", "mixed same minus mixed rand; small too where both are"),
 )  # fmt: skip
-PROBED = {"unseen": "unseen categories", "digits": "digits"}
-"""Data sets of the linear probe."""
+COUNTS = ("shape_decisions", "texture_decisions")
+"""In the rows, as shares of the test, and not on the page."""
 UNTESTED = {"balanced", "context_0", "context_1", "context_relative", "mixed_same", "mixed_rand"}
 """Figures that are shown and not tested: each says about what another one does."""
 
@@ -57,16 +57,21 @@ COMPARISONS: tuple[tuple[SetName, SetName], ...] = (
 
 
 def probed(rows: Sequence[Row]) -> list[Figure]:
-    """The figures of the linear probe that the rows have, with all images and with few."""
-    keys = dict.fromkeys(key for row in rows for key in row.values if key.partition("_")[0] in PROBED)
-    found = []
-    for key in keys:
-        dataset, _, shots = key.partition("_")
-        of = f"from {shots.removesuffix('shot')} images of each" if shots.endswith("shot") else f"from {shots} of them"
-        title = f"{PROBED[dataset]}, {shots.replace('shot', ' shots')}" if shots else PROBED[dataset]
-        how = f"linear probe on {PROBED[dataset]}, {of if shots else 'from all training images'}"
-        found.append(Figure(key, title, "higher", how))
-    return sorted(found, key=lambda figure: (list(PROBED).index(figure.key.partition("_")[0]), figure.key))
+    """The figures of the linear probe that the rows have: on the unseen categories, then on other data sets."""
+    others = {*COUNTS, *(figure.key for figure in (*WORTH, *LEANING))}
+    keys = {key for row in rows for key in row.values} - others
+    return [_probe(key) for key in sorted(keys, key=lambda key: (not key.startswith("unseen"), key))]
+
+
+def _probe(key: str) -> Figure:
+    if not key.startswith("unseen"):
+        return Figure(key, key, "higher", f"linear probe on {key}, from all training images")
+    shots = key.partition("_")[2]  # "", "5shot" or "5%"
+    if not shots:
+        return Figure(key, "unseen categories", "higher", "linear probe on unseen categories, from all training images")
+    few = f"{shots.removesuffix('shot')} images of each" if shots.endswith("shot") else f"{shots} of the images"
+    title = f"unseen categories, {shots.replace('shot', ' shots')}"
+    return Figure(key, title, "higher", f"linear probe on unseen categories, from {few}")
 
 
 def tested(rows: Sequence[Row]) -> list[Figure]:

@@ -108,15 +108,18 @@ def pretrain(config: ReproduceConfig, name: SetName, architecture: Architecture,
     return asked.folder
 
 
-def transfer_config(config: ReproduceConfig, output: Path) -> TransferConfig:
-    """Of the linear probes on unseen categories and on the other data sets."""
-    return TransferConfig(
-        output=str(output),
-        datasets=(*config.datasets, str(config.folder / UNSEEN_FOLDER)),
+def transfer_configs(config: ReproduceConfig, output: Path) -> list[TransferConfig]:
+    """Of the linear probes; with few images on the unseen categories alone, as the draws take most of the time."""
+    unseen = TransferConfig(
+        output=str(output / UNSEEN_FOLDER),
+        datasets=(str(config.folder / UNSEEN_FOLDER),),
         shots=config.shots,
         seeds=config.draws,
         workers=0,
     )
+    if not config.datasets:
+        return [unseen]
+    return [unseen, replace(unseen, output=str(output / "others"), datasets=config.datasets, shots=())]
 
 
 def ensure_stages(config: ReproduceConfig) -> None:
@@ -126,4 +129,4 @@ def ensure_stages(config: ReproduceConfig) -> None:
             align_config(config, SETS[name].objective, 0)  # type: ignore[arg-type]  # it is one of the objectives
     for architecture in config.architectures:
         pretrain_config(config, config.sets[0], architecture, 0)
-    transfer_config(config, config.folder)
+    transfer_configs(config, config.folder)

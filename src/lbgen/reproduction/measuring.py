@@ -22,7 +22,7 @@ from lbgen.models.backbones.backbone import Backbone
 from lbgen.reproduction import held_out
 from lbgen.reproduction.config import ReproduceConfig
 from lbgen.reproduction.held_out import Images, Rows
-from lbgen.reproduction.making import transfer_config
+from lbgen.reproduction.making import transfer_configs
 
 BATCH = 200
 NEITHER = -1
@@ -30,7 +30,7 @@ NEITHER = -1
 
 
 def measured(config: ReproduceConfig, run: Path, transfer_folder: Path) -> dict[str, float | None]:
-    """Every figure of `figures.FIGURES` for the backbone of a run folder; None where it is not defined."""
+    """Every figure of `figures.py` for the backbone of a run folder, by key; None where it is not defined."""
     backbone = load_backbone(str(run))
     found = {**accuracies(backbone, config.test_images), **context(backbone, config.test_images)}
     found |= backgrounds(backbone, config.test_images) | cue_conflict(backbone, config.test_images)
@@ -90,9 +90,10 @@ def cue_conflict(backbone: Backbone, count: int) -> dict[str, float]:
 
 
 def transferred(config: ReproduceConfig, run: Path, output: Path) -> dict[str, float]:
-    """Linear probes on categories never seen and on other data sets, from all training images and from few."""
-    lbgen.transfer(str(run), transfer_config(config, output))
-    return {
-        "_".join([each.dataset, *each.method.split("-")[1:]]): each.value  # unseen, unseen_5shot
-        for each in all_results(output)
-    }
+    """Linear probes on categories never seen, from all training images and from few, and on other data sets."""
+    found = {}
+    for asked in transfer_configs(config, output):
+        lbgen.transfer(str(run), asked)
+        for each in all_results(asked.folder):
+            found["_".join([each.dataset, *each.method.split("-")[1:]])] = each.value  # unseen, unseen_5shot
+    return found
