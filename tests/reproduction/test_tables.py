@@ -53,7 +53,20 @@ def test_a_lower_gap_is_better():
         "- *paper* against *base*, of 9 figures better in 8: in domain (ResNet +40.1), "
     )
     assert tables.details(found).endswith("; worse in 1: background gap (ResNet +40.1).")
-    assert "| paper | base | 9 | 8 | 1 | 0 |" in tables.reading(rows, found)
+    reading = tables.reading(rows, found)
+    assert "| paper | base | 9 | 8 | 1 | 0 |" in reading
+    assert reading.partition("\n")[0].endswith(" seeds. Better in some and worse in others: *paper* against *base*.")
+
+
+def test_the_first_paragraph_says_what_holds_and_what_does_not():
+    counts = {"better": 3, "worse": 0, "no clear difference": 6}
+    none = counts | {"better": 0}
+    pairs = {("paper", "base"): counts, ("released-code", "base"): none, ("independence", "base"): counts}
+    assert tables.in_words(pairs | {("base", "biased-renders"): none | {"worse": 2}}).partition("seeds. ")[2] == (
+        "Better in some figures and worse in none: *paper* against *base*; *independence* against *base*. "
+        "Worse in some and better in none: *base* against *biased renders*. "
+        "No clear difference in any figure: *released code* against *base*."
+    )
 
 
 def test_one_seed_has_no_test():
@@ -62,7 +75,7 @@ def test_one_seed_has_no_test():
     assert all(math.isnan(each.q_value) and each.verdict == "no clear difference" for each in found)
     assert "digits" not in [each.figure.key for each in found]
     assert tables.details(found) == "- *paper* against *base*: one seed, so no test."
-    assert tables.reading(rows, found).endswith("One seed, so no test.")
+    assert tables.reading(rows, found).startswith("One seed, so no test.")
     assert "| base | 1 | 50.0 | 50.0 |" in tables.means(rows, "resnet", [*WORTH, *probed(rows)])
 
 

@@ -35,8 +35,9 @@ code* and *independence* are made by the generator that learned from such render
 scene equally often; aligned on the paper's objective, on that of the authors' released code, and on the
 [independence term](../independence.md). *Screened*: an image whose category is not the nearest in the language space is
 made again, at most three times. *Balanced renders* are the ceiling. Sets of a seed share their noise, and those with
-the same objective share its adapter. Every backbone is trained on all images of its set for all epochs; nothing is
-chosen by a test. How to run it: [Reproduce](../reproduce.md).
+the same objective share its adapter. Every backbone is trained on all images of its set for all epochs. Nothing
+was chosen by a test result, except the shading of the images for shape bias: [Reproduce](../reproduce.md) says how, and
+how to run this.
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -49,7 +50,7 @@ def radars(rows: Sequence[Row]) -> Drawing:
     named = {figure.key: figure for figure in (*WORTH, *probed(rows), *LEANING)}
     figures = [named[key] for key in (*SPOKES[:3], *(each.key for each in probed(rows)), *SPOKES[3:])]
     angles = np.linspace(0, 2 * np.pi, len(figures), endpoint=False)
-    drawing, architectures = Drawing(figsize=(11, 5.4), layout="constrained"), architectures_of(rows)
+    drawing, architectures = Drawing(figsize=(11, 5.6), layout="constrained"), architectures_of(rows)
     for place, architecture in enumerate(architectures):
         axes = drawing.add_subplot(1, len(architectures), place + 1, projection="polar")
         for name in ON_RADAR:
@@ -57,12 +58,21 @@ def radars(rows: Sequence[Row]) -> Drawing:
             if np.isfinite(heights).any():
                 closed = [*heights, heights[0]]
                 axes.plot([*angles, angles[0]], closed, color=COLOURS[name], label=SETS[name].title, linewidth=1.5)
-        axes.set(title=TITLES[architecture], ylim=(0, 100))
+        axes.set_title(TITLES[architecture], pad=30)
+        axes.set_ylim(0, 100)
         axes.set_xticks(angles, [figure.title.replace(", ", ",\n") for figure in figures], fontsize=8)
-        axes.tick_params(axis="x", pad=12)
+        for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
+            label.set_horizontalalignment(_beside(angle))
         axes.set_yticks([25, 50, 75, 100], ["25", "50", "75", "100"], fontsize=7)
     drawing.legend(*drawing.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return drawing
+
+
+def _beside(angle: float) -> Literal["left", "center", "right"]:
+    """Where a label at this angle begins, so that it stays outside the circle."""
+    if abs(np.cos(angle)) < 0.2:
+        return "center"
+    return "left" if np.cos(angle) > 0 else "right"
 
 
 def contexts(rows: Sequence[Row]) -> Drawing:
@@ -93,7 +103,8 @@ def dots(rows: Sequence[Row]) -> Drawing:
                     axes.plot([100 * each.low, 100 * each.high], [y, y], color=colour, linewidth=1.5)
                     filled = colour if architecture == "resnet" else "white"
                     axes.plot(100 * each.value, y, marker="o", markersize=4, color=colour, markerfacecolor=filled)
-        axes.set(title=figure.title, ylim=(len(names) - 0.5, -0.5))
+        lower = ", lower is better" if figure.better == "lower" else ""
+        axes.set(title=f"{figure.title}{lower}", ylim=(len(names) - 0.5, -0.5))
         axes.set_yticks(range(len(names)), [SETS[name].title for name in names] if place % 3 == 0 else [])
         axes.grid(axis="x", linewidth=0.4)
     return drawing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -110,7 +110,7 @@ def differences(found: Sequence[Tested], architecture: Architecture) -> str:
     """A line for each comparison: difference in points, p and q."""
     own = [each for each in found if each.architecture == architecture]
     figures = list(dict.fromkeys(each.figure for each in own))
-    lines = [[TITLES[architecture], "less", *(figure.title for figure in figures)]]
+    lines = [[TITLES[architecture], "minus", *(figure.title for figure in figures)]]
     for name, reference in dict.fromkeys((each.set, each.reference) for each in own):
         cells = {each.figure: difference(each) for each in own if (each.set, each.reference) == (name, reference)}
         lines.append([SETS[name].title, SETS[reference].title, *(cells.get(figure, "") for figure in figures)])
@@ -130,18 +130,43 @@ def difference(each: Tested) -> str:
 
 
 VERDICTS = ("better", "worse", "no clear difference")
+OUTCOMES = {
+    (True, False): "Better in some figures and worse in none",
+    (True, True): "Better in some and worse in others",
+    (False, True): "Worse in some and better in none",
+    (False, False): "No clear difference in any figure",
+}
+"""By whether any figure is better and any worse."""
 
 
 def reading(rows: Sequence[Row], found: Sequence[Tested]) -> str:
-    """What holds and what does not, from the figures alone: the main one, then in how many a set is better or not."""
+    """What holds and what does not, in words; the main figure of every set; the counts behind the words."""
+    by_pair = {}
+    for pair in COMPARISONS:
+        own = [each.verdict for each in found if (each.set, each.reference) == pair and math.isfinite(each.p_value)]
+        if own:
+            by_pair[pair] = {verdict: own.count(verdict) for verdict in VERDICTS}
+    if not by_pair:
+        return "\n\n".join(["One seed, so no test.", *headline(rows)])
     lines = [["set", "against", "figures", *VERDICTS]]
-    for name, reference in COMPARISONS:
-        own = [each for each in found if (each.set, each.reference) == (name, reference)]
-        if any(math.isfinite(each.p_value) for each in own):
-            counts = [str(sum(each.verdict == verdict for each in own)) for verdict in VERDICTS]
-            lines.append([SETS[name].title, SETS[reference].title, str(len(own)), *counts])
-    counted = markdown(lines) if len(lines) > 1 else "One seed, so no test."
-    return "\n\n".join([*headline(rows), counted])
+    for (name, reference), counts in by_pair.items():
+        numbers = [sum(counts.values()), *counts.values()]
+        lines.append([SETS[name].title, SETS[reference].title, *map(str, numbers)])
+    return "\n\n".join([in_words(by_pair), *headline(rows), markdown(lines)])
+
+
+def in_words(by_pair: Mapping[tuple[SetName, SetName], Mapping[str, int]]) -> str:
+    """The comparisons, by what came out."""
+    sentences = ["What a backbone learned from a set, compared with another set in paired tests over the seeds."]
+    for (better, worse), outcome in OUTCOMES.items():
+        pairs = [
+            f"*{SETS[name].title}* against *{SETS[reference].title}*"
+            for (name, reference), counts in by_pair.items()
+            if (counts["better"] > 0, counts["worse"] > 0) == (better, worse)
+        ]
+        if pairs:
+            sentences.append(f"{outcome}: {'; '.join(pairs)}.")
+    return " ".join(sentences)
 
 
 def details(found: Sequence[Tested]) -> str:
