@@ -36,7 +36,7 @@ from lbgen.microworld.scenes import BALANCED, BIASED, Scenes, World
 from lbgen.microworld.world import CATEGORIES, SCENES, STYLES
 from lbgen.runs import atomic
 
-STEPS = {"judge": 2500, "autoencoder": 5000, "semantics": 6000, "generator": 6000, "flow": 5000}
+STEPS = {"judge": 2500, "autoencoder": 5000, "semantics": 6000, "generator": 6000, "flow": 2600}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
