@@ -125,6 +125,11 @@ VERBS = {
     "bias": Verb(
         "BiasConfig", "bias", "measure what image classifiers lean on: shape, texture, context, background", False
     ),
+    "reproduce": Verb(
+        "ReproduceConfig",
+        "reproduce",
+        "the paper's tables in small, on the built-in micro world: what a backbone learned from each set is worth",
+    ),
     "export": Verb(
         "ExportConfig",
         "export_microworld",
