@@ -1,0 +1,239 @@
+"""What the recipe independent costs in labels, and what gives them back: `python benchmarks/independence/labels.py`.
+
+Every variant of labels.yaml (a change to the recipe) is aligned with every seed; its adapter is kept at several numbers
+of updates, so that a stop costs generation only. Each adapter, and the base generator, makes one dataset with
+`--screen label --label-top-k 1`; the images that screening rejected are rendered again, so that the same images give
+two rows, unscreened and screened. One JSON line each in `runs/labels/results.jsonl`. What is there is not
+done again: the study can be interrupted and grown by --variants, --seeds and --updates. `--table` only prints the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import lbgen
+from benchmarks.independence.study import NOISE, homes
+from benchmarks.measuring import flags_parser, markdown
+from lbgen.alignment.config import AlignConfig
+from lbgen.configuration.recipes import resolve
+from lbgen.datasets.index import read_index
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.plan import PlannedImage
+from lbgen.generation.render import Renderer
+from lbgen.generation.workers.loading import load_prepared_generator
+from lbgen.metrics.intervals import bootstrap_intervals
+from lbgen.microworld import SEMANTICS
+from lbgen.microworld.judge import load_judge
+from lbgen.microworld.world import CATEGORIES
+from lbgen.models.quality import load_quality
+from lbgen.models.semantics import load_semantics
+from lbgen.quickstart.comparison import FIGURES, Judged
+from lbgen.quickstart.judging import judge_images, load_images
+from lbgen.quickstart.run import QuickstartConfig, generate_configs
+from lbgen.vocabulary.vocabulary import load_vocabulary
+
+PLAN = Path(__file__).with_name("labels.yaml")
+BASE, RECIPE = "base", "recipe"
+INFORMATION, ACCURACY = "category_scene_mutual_information_bits", "label_accuracy"
+MOST_POINTS, MOST_INFORMATION = 2.0, 0.15
+"""The goals, against the base's images of the same noise: points of label accuracy lost, share of the information."""
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    folder: Path
+    images_per_category: int
+    kept_updates: tuple[int, ...]
+    variants: dict[str, dict[str, Any]]
+
+    def alignment(self, variant: str, seed: int) -> AlignConfig:
+        config = resolve(AlignConfig, "independent", {**self.variants.get(variant, {}), "seed": seed})
+        output = self.folder / f"{variant} {seed}".replace(" ", "-")
+        return replace(config, output=str(output), logger="none", evaluate_every=0, evaluation_images=12, guard="off")
+
+
+def adapter_after(study: Study, variant: str, seed: int, updates: int) -> Path:
+    """The adapter after a number of updates; those of the kept numbers on the way are kept too."""
+    config = study.alignment(variant, seed)
+    kept = config.folder / "adapters"
+    for stop in sorted({*(n for n in study.kept_updates if n < updates), updates}):
+        if not (kept / str(stop)).is_dir():
+            result = lbgen.align(replace(config, max_steps=stop))
+            shutil.copytree(result.adapter, kept / f".{stop}", dirs_exist_ok=True)
+            (kept / f".{stop}").rename(kept / str(stop))
+    return kept / str(updates)
+
+
+def generation(study: Study, variant: str, seed: int, updates: int) -> GenerateConfig:
+    """Of the screened dataset, with the same noise for every variant."""
+    align = study.alignment(variant, seed)
+    images = QuickstartConfig(images_per_category=study.images_per_category, seed=NOISE + seed)
+    return replace(
+        generate_configs(images, align)["base"],
+        output=str(align.folder / f"images-{updates}"),
+        adapter=None if variant == BASE else adapter_after(study, variant, seed, updates),
+        screen=("label",),
+        screen_semantics=str(SEMANTICS),
+        screen_template=align.text_template,
+        label_top_k=1,
+    )
+
+
+def measured(study: Study, variant: str, seed: int, updates: int) -> list[Row]:
+    """Two rows of the same images, without and with what screening changed."""
+    config = generation(study, variant, seed, updates)
+    lbgen.generate(config)
+    index = sorted(read_index(Path(config.output)).to_pylist(), key=lambda row: (row["label"], row["key"]))
+    labels = torch.tensor([CATEGORIES.index(row["name"]) for row in index])
+    screened = load_images(Path(config.output), [row["file"] for row in index])
+    rejected = [number for number, row in enumerate(index) if row["attempt"]]
+    first = screened.clone()
+    if rejected:
+        first[rejected] = first_attempts(config, [index[number] for number in rejected])
+    shared = {"variant": variant, "seed": seed, "updates": updates, "images": len(index)}
+    counts = {
+        "drawn_again": len(rejected),
+        "draws": len(index) + sum(row["attempt"] for row in index),
+        "kept_though_rejected": sum(len(row["rejections"]) > row["attempt"] for row in index),
+    }
+    return [
+        shared | {"screened": False} | figures(first, labels),
+        shared | {"screened": True} | counts | figures(screened, labels),
+    ]
+
+
+def first_attempts(config: GenerateConfig, rows: list[Row]) -> Tensor:
+    """The images that screening rejected first, (N, 3, H, W) in [0, 1]."""
+    categories = {category.id: category for category in load_vocabulary(config.vocabulary)}
+    images = [PlannedImage(categories[row["id"]], row["label"], int(row["key"].rpartition("_")[2])) for row in rows]
+    sized = replace(config, batch_size=32)
+    renderer = Renderer(load_prepared_generator(sized, "cpu"), sized)
+    pixels = [torch.from_numpy(renderer.render(images[i : i + 32])) for i in range(0, len(images), 32)]
+    return torch.cat(pixels).permute(0, 3, 1, 2).float() / 255
+
+
+def figures(images: Tensor, labels: Tensor) -> Row:
+    """Every figure of the quickstart with its 95% interval."""
+    quality = load_quality("antonyms", load_semantics(str(SEMANTICS), torch.device("cpu"), torch.float32))
+    assert quality is not None
+    seen, home = judge_images(images, labels, load_judge(), quality), homes("scene")
+
+    def measure(judged: Judged) -> Tensor:
+        return torch.tensor([figure.measure(judged, home) for figure in FIGURES])
+
+    keys = [figure.key for figure in FIGURES]
+    intervals = bootstrap_intervals(lambda rows: measure(seen.at(rows)), labels, resamples=300)
+    return {
+        "figures": dict(zip(keys, measure(seen).tolist(), strict=True)),
+        "intervals": {key: list(interval) for key, interval in zip(keys, intervals, strict=True)},
+    }
+
+
+# ---- rows and tables ----
+
+
+def make_rows(study: Study, variants: list[str], seeds: list[int], updates: list[int]) -> list[Row]:
+    """The rows of the output folder, those that were missing added."""
+    results = study.folder / "results.jsonl"
+    study.folder.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    if any(row["images"] != study.images_per_category * len(CATEGORIES) for row in rows):
+        raise SystemExit(f"{results}: rows of another --images-per-category; choose another --output")
+    done = {(row["variant"], row["seed"], row["updates"]) for row in rows}
+    for seed in seeds:
+        asked = [(variant, seed, stop) for variant in variants for stop in (updates if variant != BASE else [0])]
+        for each in asked:
+            if each not in done:
+                new = measured(study, *each)
+                with results.open("a") as file:
+                    file.write("".join(json.dumps(row) + "\n" for row in new))
+                print("\n".join(map(json.dumps, new)), flush=True)
+                rows += new
+    return rows
+
+
+def compared(rows: list[Row]) -> list[tuple[Row, Row]]:
+    """Each row of an adapter with the base's row of the same seed and screening."""
+    bases = {(row["seed"], row["screened"]): row for row in rows if row["variant"] == BASE}
+    pairs = [(row, bases.get((row["seed"], row["screened"]))) for row in rows if row["variant"] != BASE]
+    return [(row, base) for row, base in pairs if base is not None]
+
+
+def points_lost(row: Row, base: Row) -> float:
+    return 100 * (base["figures"][ACCURACY] - row["figures"][ACCURACY])
+
+
+def share_left(row: Row, base: Row) -> float:
+    return row["figures"][INFORMATION] / base["figures"][INFORMATION]
+
+
+def table(rows: list[Row]) -> str:
+    """One line for each variant, stop and screening: means over the seeds and the worst of them, against the goals."""
+    groups: dict[tuple[str, int, bool], list[tuple[Row, Row]]] = {}
+    for row, base in compared(rows):
+        groups.setdefault((row["variant"], row["updates"], row["screened"]), []).append((row, base))
+    lines = [["variant", "updates", "screened", "seeds", "label accuracy", "base's", "points lost: mean", "most",
+              "information, bits", "of the base's: mean", "most", "diversity", "drawn again", "goals reached"]]  # fmt: skip
+    for (variant, updates, screened), pairs in sorted(groups.items()):
+        lost, left = ([measure(*pair) for pair in pairs] for measure in (points_lost, share_left))
+        reached = sum(
+            points <= MOST_POINTS + 1e-6 and share < MOST_INFORMATION for points, share in zip(lost, left, strict=True)
+        )
+        accuracy, bits, diversity = (
+            statistics.mean(row["figures"][key] for row, _ in pairs) for key in (ACCURACY, INFORMATION, "diversity")
+        )
+        base = statistics.mean(base["figures"][ACCURACY] for _, base in pairs)
+        again = statistics.mean(row["drawn_again"] / row["images"] for row, _ in pairs) if screened else 0.0
+        lines.append([
+            variant, str(updates), "yes" if screened else "no", ", ".join(str(row["seed"]) for row, _ in pairs),
+            f"{accuracy:.2%}", f"{base:.2%}", f"{statistics.mean(lost):.1f}", f"{max(lost):.1f}", f"{bits:.2f}",
+            f"{statistics.mean(left):.1%}", f"{max(left):.1%}", f"{diversity:.2f}", f"{again:.1%}",
+            f"{reached} of {len(pairs)}",
+        ])  # fmt: skip
+    return markdown(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parsed(argv)
+    plan = yaml.safe_load(arguments.plan.read_text())
+    study = Study(
+        arguments.output,
+        arguments.images_per_category or plan["images_per_category"],
+        tuple(plan["kept_updates"]),
+        plan["variants"],
+    )
+    names = arguments.variants or [BASE, RECIPE]
+    if unknown := set(names) - {BASE, *study.variants}:
+        raise SystemExit(f"--variants: {', '.join(sorted(unknown))}: not in {arguments.plan}")
+    seeds = [] if arguments.table else arguments.seeds if arguments.seeds is not None else plan["seeds"]
+    print(table(make_rows(study, names, seeds, arguments.updates or plan["updates"])))
+
+
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    parser = flags_parser(__doc__)
+    parser.add_argument("--plan", type=Path, default=PLAN, help="what is compared (default: labels.yaml)")
+    parser.add_argument("--output", type=Path, default=Path("runs/labels"))
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="of the plan (default: base and recipe)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="(default: those of the plan)")
+    parser.add_argument("--updates", nargs="+", type=int, help="stops that are measured (default: that of the plan)")
+    parser.add_argument("--images-per-category", type=int, help="(default: that of the plan)")
+    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()
