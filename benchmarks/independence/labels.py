@@ -3,8 +3,8 @@
 Every variant of labels.yaml (a change to the recipe) is aligned with every seed; its adapter is kept at several numbers
 of updates, so that a stop costs generation only. Each adapter, and the base generator, makes one dataset with
 `--screen label --label-top-k 1`; the images that screening rejected are rendered again, so that the same images give
-two rows, unscreened and screened. One JSON line each in `runs/labels/results.jsonl`. What is there is not
-done again: the study can be interrupted and grown by --variants, --seeds and --updates. `--table` only prints the table.
+two rows, unscreened and screened. One JSON line each in `runs/labels/results.jsonl`. What is there is not done again:
+the study can be interrupted and grown by --variants, --seeds and --updates. `--table` only prints the table.
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ BASE, RECIPE = "base", "recipe"
 INFORMATION, ACCURACY = "category_scene_mutual_information_bits", "label_accuracy"
 MOST_POINTS, MOST_INFORMATION = 2.0, 0.15
 """The goals, against the base's images of the same noise: points of label accuracy lost, share of the information."""
+TITLES = (
+    "variant", "updates", "screened", "seeds", "label accuracy", "base's", "points lost: mean", "most", "information, bits",
+    "of the base's: mean", "most", "diversity", "drawn again", "goals reached",
+)  # fmt: skip
 Row = dict[str, Any]
 
 
@@ -186,8 +190,7 @@ def table(rows: list[Row]) -> str:
     groups: dict[tuple[str, int, bool], list[tuple[Row, Row]]] = {}
     for row, base in compared(rows):
         groups.setdefault((row["variant"], row["updates"], row["screened"]), []).append((row, base))
-    lines = [["variant", "updates", "screened", "seeds", "label accuracy", "base's", "points lost: mean", "most",
-              "information, bits", "of the base's: mean", "most", "diversity", "drawn again", "goals reached"]]  # fmt: skip
+    lines = [list(TITLES)]
     for (variant, updates, screened), pairs in sorted(groups.items()):
         lost, left = ([measure(*pair) for pair in pairs] for measure in (points_lost, share_left))
         reached = sum(
