@@ -51,8 +51,8 @@ INFORMATION, ACCURACY = "category_scene_mutual_information_bits", "label_accurac
 MOST_POINTS, MOST_INFORMATION = 2.0, 0.15
 """The goals, against the base's images of the same noise: points of label accuracy lost, share of the information."""
 TITLES = (
-    "variant", "updates", "screened", "seeds", "label accuracy", "base's", "points lost: mean", "most", "information, bits",
-    "of the base's: mean", "most", "diversity", "drawn again", "goals reached",
+    "variant", "updates", "screened", "seeds", "label accuracy", "base's", "points lost: mean", "most",
+    "information, bits", "of the base's: mean", "most", "diversity", "drawn again", "goals reached",
 )  # fmt: skip
 Row = dict[str, Any]
 
@@ -74,8 +74,11 @@ def adapter_after(study: Study, variant: str, seed: int, updates: int) -> Path:
     """The adapter after a number of updates; those of the kept numbers on the way are kept too."""
     config = study.alignment(variant, seed)
     kept = config.folder / "adapters"
-    for stop in sorted({*(n for n in study.kept_updates if n < updates), updates}):
-        if not (kept / str(stop)).is_dir():
+    done = max((int(path.name) for path in kept.glob("[0-9]*")), default=0)
+    if updates < done and not (kept / str(updates)).is_dir():
+        raise SystemExit(f"{kept}: none was kept after {updates} updates, and the run is at {done}")
+    for stop in sorted({*study.kept_updates, updates}):
+        if done < stop <= updates:
             result = lbgen.align(replace(config, max_steps=stop))
             shutil.copytree(result.adapter, kept / f".{stop}", dirs_exist_ok=True)
             (kept / f".{stop}").rename(kept / str(stop))
