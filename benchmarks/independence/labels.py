@@ -1,10 +1,11 @@
 """What the recipe independent costs in labels, and what gives them back: `python benchmarks/independence/labels.py`.
 
 Every variant of labels.yaml (a change to the recipe) is aligned with every seed; its adapter is kept at several numbers
-of updates, so that a stop costs generation only. Each adapter, and the base generator, makes one dataset with
-`--screen label --label-top-k 1`; the images that screening rejected are rendered again, so that the same images give
+of updates, so that a stop costs generation only. Each adapter, and the base generator, makes a dataset with
+`--screen label`; the first attempts at images that screening rejected are rendered again, so that one dataset gives
 two rows, unscreened and screened. One JSON line each in `runs/labels/results.jsonl`. What is there is not done again:
-the study can be interrupted and grown by --variants, --seeds and --updates. `--table` only prints the table.
+the study can be interrupted and grown by --variants, --seeds, --updates and --screening. `--table` only prints the
+tables.
 """
 
 from __future__ import annotations
@@ -42,16 +43,18 @@ from lbgen.models.quality import load_quality
 from lbgen.models.semantics import load_semantics
 from lbgen.quickstart.comparison import FIGURES, Judged
 from lbgen.quickstart.judging import judge_images, load_images
-from lbgen.quickstart.run import QuickstartConfig, generate_configs
+from lbgen.quickstart.run import QuickstartConfig, generate_configs, screened
 from lbgen.vocabulary.vocabulary import load_vocabulary
 
 PLAN = Path(__file__).with_name("labels.yaml")
-BASE, RECIPE = "base", "recipe"
+BASE, RECIPE, UNSCREENED = "base", "recipe", "none"
+THRESHOLDS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
+"""Least probabilities of the own category for which it is counted what a label check of rank 1 would reject."""
 INFORMATION, ACCURACY = "category_scene_mutual_information_bits", "label_accuracy"
 MOST_POINTS, MOST_INFORMATION = 2.0, 0.15
 """The goals, against the base's images of the same noise: points of label accuracy lost, share of the information."""
 TITLES = (
-    "variant", "updates", "screened", "seeds", "label accuracy", "base's", "points lost: mean", "most",
+    "variant", "updates", "screening", "seeds", "label accuracy", "base's", "points lost: mean", "most",
     "information, bits", "of the base's: mean", "most", "diversity", "drawn again", "goals reached",
 )  # fmt: skip
 Row = dict[str, Any]
@@ -63,6 +66,7 @@ class Study:
     images_per_category: int
     kept_updates: tuple[int, ...]
     variants: dict[str, dict[str, Any]]
+    screenings: dict[str, dict[str, Any]]
 
     def alignment(self, variant: str, seed: int) -> AlignConfig:
         config = resolve(AlignConfig, "independent", {**self.variants.get(variant, {}), "seed": seed})
@@ -85,30 +89,27 @@ def adapter_after(study: Study, variant: str, seed: int, updates: int) -> Path:
     return kept / str(updates)
 
 
-def generation(study: Study, variant: str, seed: int, updates: int) -> GenerateConfig:
+def generation(study: Study, variant: str, seed: int, updates: int, screening: str) -> GenerateConfig:
     """Of the screened dataset, with the same noise for every variant."""
     align = study.alignment(variant, seed)
     images = QuickstartConfig(images_per_category=study.images_per_category, seed=NOISE + seed)
-    return replace(
+    plain = replace(
         generate_configs(images, align)["base"],
-        output=str(align.folder / f"images-{updates}"),
+        output=str(align.folder / f"images {updates} {screening}".replace(" ", "-")),
         adapter=None if variant == BASE else adapter_after(study, variant, seed, updates),
-        screen=("label",),
-        screen_semantics=str(SEMANTICS),
-        screen_template=align.text_template,
-        label_top_k=1,
     )
+    return replace(screened(plain, align), **study.screenings[screening])
 
 
-def measured(study: Study, variant: str, seed: int, updates: int) -> list[Row]:
+def measured(study: Study, variant: str, seed: int, updates: int, screening: str) -> list[Row]:
     """Two rows of the same images, without and with what screening changed."""
-    config = generation(study, variant, seed, updates)
+    config = generation(study, variant, seed, updates, screening)
     lbgen.generate(config)
     index = sorted(read_index(Path(config.output)).to_pylist(), key=lambda row: (row["label"], row["key"]))
     labels = torch.tensor([CATEGORIES.index(row["name"]) for row in index])
-    screened = load_images(Path(config.output), [row["file"] for row in index])
+    accepted = load_images(Path(config.output), [row["file"] for row in index])
     rejected = [number for number, row in enumerate(index) if row["attempt"]]
-    first = screened.clone()
+    first = accepted.clone()
     if rejected:
         first[rejected] = first_attempts(config, [index[number] for number in rejected])
     shared = {"variant": variant, "seed": seed, "updates": updates, "images": len(index)}
@@ -118,8 +119,8 @@ def measured(study: Study, variant: str, seed: int, updates: int) -> list[Row]:
         "kept_though_rejected": sum(len(row["rejections"]) > row["attempt"] for row in index),
     }
     return [
-        shared | {"screened": False} | figures(first, labels),
-        shared | {"screened": True} | counts | figures(screened, labels),
+        shared | {"screening": UNSCREENED} | figures(first, labels),
+        shared | {"screening": screening} | counts | figures(accepted, labels),
     ]
 
 
@@ -133,9 +134,11 @@ def first_attempts(config: GenerateConfig, rows: list[Row]) -> Tensor:
     return torch.cat(pixels).permute(0, 3, 1, 2).float() / 255
 
 
+@torch.no_grad()
 def figures(images: Tensor, labels: Tensor) -> Row:
-    """Every figure of the quickstart with its 95% interval."""
-    quality = load_quality("antonyms", load_semantics(str(SEMANTICS), torch.device("cpu"), torch.float32))
+    """Every figure of the quickstart with its 95% interval, and what label checks would reject of the images."""
+    space = load_semantics(str(SEMANTICS), torch.device("cpu"), torch.float32)
+    quality = load_quality("antonyms", space)
     assert quality is not None
     seen, home = judge_images(images, labels, load_judge(), quality), homes("scene")
 
@@ -144,28 +147,45 @@ def figures(images: Tensor, labels: Tensor) -> Row:
 
     keys = [figure.key for figure in FIGURES]
     intervals = bootstrap_intervals(lambda rows: measure(seen.at(rows)), labels, resamples=300)
+    texts = space.embed_texts([AlignConfig.text_template.replace("{name}", name) for name in CATEGORIES])
+    cosines = torch.cat([space.embed_images(part) for part in images.split(64)]) @ texts.T
     return {
         "figures": dict(zip(keys, measure(seen).tolist(), strict=True)),
         "intervals": {key: list(interval) for key, interval in zip(keys, intervals, strict=True)},
+        "checks": caught((space.logit_scale * cosines).softmax(dim=1), labels, seen.category != labels),
     }
+
+
+def caught(probabilities: Tensor, labels: Tensor, wrong: Tensor) -> Row:
+    """By threshold: the images that the check rejects, and those of them that the judge finds wrong.
+
+    probabilities: (N, C) of the language space. labels: (N,). wrong: (N,) booleans.
+    """
+    own, nearest = probabilities.gather(1, labels[:, None])[:, 0], probabilities.argmax(dim=1) == labels
+    counts = {}
+    for least in THRESHOLDS:
+        rejected = ~nearest | (own < least)
+        counts[str(least)] = {"rejected": int(rejected.sum()), "wrong": int((rejected & wrong).sum())}
+    return counts
 
 
 # ---- rows and tables ----
 
 
-def make_rows(study: Study, variants: list[str], seeds: list[int], updates: list[int]) -> list[Row]:
+def make_rows(study: Study, variants: list[str], seeds: list[int], updates: list[int], screening: str) -> list[Row]:
     """The rows of the output folder, those that were missing added."""
     results = study.folder / "results.jsonl"
     study.folder.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     if any(row["images"] != study.images_per_category * len(CATEGORIES) for row in rows):
         raise SystemExit(f"{results}: rows of another --images-per-category; choose another --output")
-    done = {(row["variant"], row["seed"], row["updates"]) for row in rows}
+    done = {(row["variant"], row["seed"], row["updates"], row["screening"]) for row in rows}
     for seed in seeds:
         asked = [(variant, seed, stop) for variant in variants for stop in (updates if variant != BASE else [0])]
         for each in asked:
-            if each not in done:
-                new = measured(study, *each)
+            if (*each, screening) not in done:
+                new = measured(study, *each, screening)
+                new = new[1:] if (*each, UNSCREENED) in done else new
                 with results.open("a") as file:
                     file.write("".join(json.dumps(row) + "\n" for row in new))
                 print("\n".join(map(json.dumps, new)), flush=True)
@@ -175,8 +195,8 @@ def make_rows(study: Study, variants: list[str], seeds: list[int], updates: list
 
 def compared(rows: list[Row]) -> list[tuple[Row, Row]]:
     """Each row of an adapter with the base's row of the same seed and screening."""
-    bases = {(row["seed"], row["screened"]): row for row in rows if row["variant"] == BASE}
-    pairs = [(row, bases.get((row["seed"], row["screened"]))) for row in rows if row["variant"] != BASE]
+    bases = {(row["seed"], row["screening"]): row for row in rows if row["variant"] == BASE}
+    pairs = [(row, bases.get((row["seed"], row["screening"]))) for row in rows if row["variant"] != BASE]
     return [(row, base) for row, base in pairs if base is not None]
 
 
@@ -190,11 +210,11 @@ def share_left(row: Row, base: Row) -> float:
 
 def table(rows: list[Row]) -> str:
     """One line for each variant, stop and screening: means over the seeds and the worst of them, against the goals."""
-    groups: dict[tuple[str, int, bool], list[tuple[Row, Row]]] = {}
+    groups: dict[tuple[str, int, str], list[tuple[Row, Row]]] = {}
     for row, base in compared(rows):
-        groups.setdefault((row["variant"], row["updates"], row["screened"]), []).append((row, base))
+        groups.setdefault((row["variant"], row["updates"], row["screening"]), []).append((row, base))
     lines = [list(TITLES)]
-    for (variant, updates, screened), pairs in sorted(groups.items()):
+    for (variant, updates, screening), pairs in sorted(groups.items()):
         lost, left = ([measure(*pair) for pair in pairs] for measure in (points_lost, share_left))
         reached = sum(
             points <= MOST_POINTS + 1e-6 and share < MOST_INFORMATION for points, share in zip(lost, left, strict=True)
@@ -203,13 +223,33 @@ def table(rows: list[Row]) -> str:
             statistics.mean(row["figures"][key] for row, _ in pairs) for key in (ACCURACY, INFORMATION, "diversity")
         )
         base = statistics.mean(base["figures"][ACCURACY] for _, base in pairs)
-        again = statistics.mean(row["drawn_again"] / row["images"] for row, _ in pairs) if screened else 0.0
+        again = statistics.mean(row.get("drawn_again", 0) / row["images"] for row, _ in pairs)
         lines.append([
-            variant, str(updates), "yes" if screened else "no", ", ".join(str(row["seed"]) for row, _ in pairs),
+            variant, str(updates), screening, ", ".join(str(row["seed"]) for row, _ in pairs),
             f"{accuracy:.2%}", f"{base:.2%}", f"{statistics.mean(lost):.1f}", f"{max(lost):.1f}", f"{bits:.2f}",
             f"{statistics.mean(left):.1%}", f"{max(left):.1%}", f"{diversity:.2f}", f"{again:.1%}",
             f"{reached} of {len(pairs)}",
         ])  # fmt: skip
+    return markdown(lines)
+
+
+def check_table(rows: list[Row]) -> str:
+    """What each threshold would reject of the first attempts, over all seeds of a variant and stop."""
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        if row["screening"] == UNSCREENED:
+            groups.setdefault((row["variant"], row["updates"]), []).append(row)
+    lines = [["variant", "updates", "seeds", "images", "wrong by the judge",
+              *(f"below {least:g}" if least else "not the nearest" for least in THRESHOLDS)]]  # fmt: skip
+    for (variant, updates), members in sorted(groups.items()):
+        images = sum(row["images"] for row in members)
+        wrong = round(sum(row["images"] * (1 - row["figures"][ACCURACY]) for row in members))
+        sums = [
+            [sum(row["checks"][str(least)][key] for row in members) for key in ("rejected", "wrong")]
+            for least in THRESHOLDS
+        ]
+        cells = [f"{rejected / images:.1%} of all, {found} of the wrong" for rejected, found in sums]
+        lines.append([variant, str(updates), str(len(members)), str(images), str(wrong), *cells])
     return markdown(lines)
 
 
@@ -221,12 +261,17 @@ def main(argv: list[str] | None = None) -> None:
         arguments.images_per_category or plan["images_per_category"],
         tuple(plan["kept_updates"]),
         plan["variants"],
+        plan["screenings"],
     )
     names = arguments.variants or [BASE, RECIPE]
     if unknown := set(names) - {BASE, *study.variants}:
         raise SystemExit(f"--variants: {', '.join(sorted(unknown))}: not in {arguments.plan}")
     seeds = [] if arguments.table else arguments.seeds if arguments.seeds is not None else plan["seeds"]
-    print(table(make_rows(study, names, seeds, arguments.updates or plan["updates"])))
+    screening = arguments.screening or next(iter(study.screenings))
+    if screening not in study.screenings:
+        raise SystemExit(f"--screening {screening}: not in {arguments.plan}")
+    rows = make_rows(study, names, seeds, arguments.updates or plan["updates"], screening)
+    print(table(rows) + "\n\n" + check_table(rows))
 
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
@@ -236,6 +281,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="of the plan (default: base and recipe)")
     parser.add_argument("--seeds", nargs="+", type=int, help="(default: those of the plan)")
     parser.add_argument("--updates", nargs="+", type=int, help="stops that are measured (default: that of the plan)")
+    parser.add_argument("--screening", help="of the plan (default: its first)")
     parser.add_argument("--images-per-category", type=int, help="(default: that of the plan)")
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     return parser.parse_args(argv)

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 OWN = ("adapter", "align", "aligned", "base", "config.yaml", "diverse_prompts", "stages.json")
 """What a quickstart writes in its folder, besides the page and its figures. config.yaml comes first."""
 RESULTS = ("report.html", "summary.json")
+EVALUATE_EVERY = 36
+"""Updates between evaluations, fewer than the recipes': the time is spent on images that are drawn again."""
+LEAST_LABEL_PROBABILITY = 0.9
+"""Of the label check of all sets. What it rejects, and what it misses: docs/studies/labels.md."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def quickstart(config: QuickstartConfig) -> QuickstartResult:
 
 
 def align_config(config: QuickstartConfig) -> AlignConfig:
-    asked = {"output": config.folder / "align", "seed": config.seed}
+    asked = {"output": config.folder / "align", "seed": config.seed, "evaluate_every": EVALUATE_EVERY}
     if config.max_steps is not None:
         asked["max_steps"] = config.max_steps
     return resolve(AlignConfig, config.align_recipe, asked)
@@ -122,7 +126,7 @@ def generate_configs(config: QuickstartConfig, align: AlignConfig) -> dict[str, 
 
 
 def screened(generation: GenerateConfig, align: AlignConfig) -> GenerateConfig:
-    """The config with a label check: an image is drawn again unless the text of its category is the nearest one.
+    """The config with a label check: an image is drawn again unless its category is by far the likeliest one.
 
     The alignment's language space judges, so no other knowledge is used than the alignment has. A set with balanced
     attributes checks these too, because an image that is drawn again must show the value that it was asked for.
@@ -133,6 +137,7 @@ def screened(generation: GenerateConfig, align: AlignConfig) -> GenerateConfig:
         screen_semantics=align.spaces[0],
         screen_template=align.text_template,
         label_top_k=1,
+        least_label_probability=LEAST_LABEL_PROBABILITY,
         max_attempts=GenerateConfig.max_attempts,
     )
 
@@ -194,9 +199,10 @@ def facts(
         ),
         (
             "Screening",
-            "an image that the alignment's language space takes for another category is drawn again from other noise, "
-            f"at most {GenerateConfig.max_attempts - 1} times; with diverse prompts, one on another scene too. Drawn "
-            "again: " + ", ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in again.items()),
+            "an image to whose category the alignment's language space gives a probability below "
+            f"{LEAST_LABEL_PROBABILITY} is drawn again from other noise, at most {GenerateConfig.max_attempts - 1} "
+            "times; with diverse prompts, one on another scene too. Drawn again: "
+            + ", ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in again.items()),
         ),
         ("Wall time", ", ".join(f"{stage.replace('_', ' ')} {value:.0f} s" for stage, value in seconds.items())),
         ("Machine", f"{os.cpu_count()} processors"),
