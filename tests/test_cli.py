@@ -144,7 +144,7 @@ def test_the_flags_that_other_programs_rely_on(capsys):
             "generate --recipe microworld",
             "--recipe microworld: it belongs to lbgen align; lbgen generate has div",
         ),
-        ("align --recipe fast-dpm", "lbgen generate; lbgen align has independent, microworld, paper, released-code"),
+        ("align --recipe fast-dpm", "lbgen generate; lbgen align has independent, microworld, microworld-r"),
         ("quickstart --recipe paper", "it belongs to lbgen align; lbgen quickstart has none"),
         ("align --max-steps", "--max-steps: expected one argument; see lbgen align --help"),
         ("align --max-steps ten", '--max-steps: "ten" is not a whole number'),

@@ -15,7 +15,7 @@ import yaml
 
 import lbgen
 from lbgen.cli import VERBS
-from lbgen.models.registry import PIPELINES
+from lbgen.models.checkpoints.known import PIPELINES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -21,10 +21,10 @@ from lbgen.audit.run import audit
 from lbgen.configuration import extensions
 from lbgen.configuration.saved import plain
 from lbgen.errors import Interrupted, UserError
+from lbgen.models.checkpoints.known import PIPELINES
 from lbgen.models.families import FAMILIES
 from lbgen.models.generator import load_generator
 from lbgen.models.quality import load_quality
-from lbgen.models.registry import PIPELINES
 from lbgen.models.semantics import SemanticSpace, load_semantics
 
 MODULE = '''

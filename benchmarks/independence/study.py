@@ -1,8 +1,8 @@
 """The independence term on the micro world, beside what it must beat: `python benchmarks/independence/study.py`.
 
-Every set of study.yaml with every seed is aligned and generated (or rendered), judged, and a small ResNet
-is trained on it and tested on renders it never saw; one JSON line each in `runs/independence/results.jsonl`. What is
-there is not done again, so the study can be interrupted, grown, and spread over machines by --sets and --seeds.
+Every set of study.yaml with every seed is aligned and generated (or rendered) and judged; one JSON line each in
+`runs/independence/results.jsonl`. What is there is not done again, so the study can be interrupted, grown, and spread
+over machines by --sets and --seeds. What a backbone learns from such sets is measured by `lbgen reproduce`.
 `--table` only prints the tables of these rows, `--pictures FILE` writes the first images of every set side by side.
 With `--world DIR` the bias is another one (planted_world.py): what is measured of scenes is then measured of the
 first factor that is linked there.
@@ -26,7 +26,6 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import lbgen
-from benchmarks.independence.backbone import test_accuracies
 from benchmarks.independence.planted_world import JUDGED, load_factor_judge, load_world
 from benchmarks.independence.tables import GENERATED, OURS, RENDERS, STUDY, tables
 from benchmarks.measuring import flags_parser
@@ -52,8 +51,6 @@ NOISE = 1000
 class Study:
     folder: Path
     images_per_category: int
-    epochs: int
-    test_images: int
     alignments: dict[str, dict[str, Any]]
     world_folder: Path | None
 
@@ -108,7 +105,7 @@ def homes(factor: str) -> Tensor:
 
 
 def measured(study: Study, name: str, seed: int) -> dict[str, Any]:
-    """A row of the results: every figure with its 95% interval, and the backbone's test accuracies."""
+    """A row of the results: every figure with its 95% interval."""
     images, labels = image_set(study, name, seed)
     seen = judged(images, labels, study)
     factors = tuple(study.world.links)
@@ -126,7 +123,6 @@ def measured(study: Study, name: str, seed: int) -> dict[str, Any]:
         "figures": dict(zip(keys, figures(torch.arange(len(labels))).tolist(), strict=True)),
         "intervals": {key: list(interval) for key, interval in zip(keys, intervals, strict=True)},
         "information": {factor: scene_information(each, homes(factor)) for factor, each in seen.items()},
-        "backbone": test_accuracies(images, labels, seed, study.epochs, study.test_images, factors),
     }
 
 
@@ -177,8 +173,6 @@ def main(argv: list[str] | None = None) -> None:
     study = Study(
         folder=arguments.output,
         images_per_category=arguments.images_per_category or plan["images_per_category"],
-        epochs=plan["epochs"],
-        test_images=plan["test_images"],
         alignments=alignments | ablations,
         world_folder=arguments.world,
     )

@@ -42,6 +42,9 @@ PUBLIC = {
     "QuickstartConfig": "lbgen.quickstart.run",
     "QuickstartResult": "lbgen.quickstart.run",
     "quickstart": "lbgen.quickstart.run",
+    "ReproduceConfig": "lbgen.reproduction.config",
+    "ReproduceResult": "lbgen.reproduction.run",
+    "reproduce": "lbgen.reproduction.run",
     "ExportConfig": "lbgen.microworld.config",
     "export_microworld": "lbgen.microworld",
     "ExportAdapterConfig": "lbgen.exports.config",
@@ -110,6 +113,9 @@ if TYPE_CHECKING:  # the same for type checkers, which do not follow `__getattr_
     from lbgen.quickstart.run import QuickstartConfig as QuickstartConfig
     from lbgen.quickstart.run import QuickstartResult as QuickstartResult
     from lbgen.quickstart.run import quickstart as quickstart
+    from lbgen.reproduction.config import ReproduceConfig as ReproduceConfig
+    from lbgen.reproduction.run import ReproduceResult as ReproduceResult
+    from lbgen.reproduction.run import reproduce as reproduce
     from lbgen.vocabulary.vocabulary import Category as Category
     from lbgen.vocabulary.vocabulary import Vocabulary as Vocabulary
     from lbgen.vocabulary.vocabulary import load_vocabulary as load_vocabulary

@@ -117,7 +117,7 @@ VERBS = {
     "transfer": Verb(
         "TransferConfig",
         "transfer",
-        "measure how backbones transfer to other data sets: linear probe, fine-tuning, few-shot",
+        "measure how backbones transfer: linear probe, fine-tuning, few-shot, detection, segmentation",
         operands=BACKBONES,
     ),
     "compare": Verb(
@@ -129,6 +129,11 @@ VERBS = {
     ),
     "bias": Verb(
         "BiasConfig", "bias", "measure what image classifiers lean on: shape, texture, context, background", False
+    ),
+    "reproduce": Verb(
+        "ReproduceConfig",
+        "reproduce",
+        "the paper's tables in small, on the built-in micro world: what a backbone learned from each set is worth",
     ),
     "export": Verb(
         "ExportConfig",

@@ -29,6 +29,10 @@ SMALLEST = {
     "independence/memory_length.py": ("--categories 2 --memories 8 --images 4 --updates 2", "| after 2 updates | "),
     "independence/residual_content.py": ("--fitted 48 --tested 24 --images 48", "| scene, linked / free | "),
     "independence/step_cost.py": ("--categories 2 --banks 16 --side 8 --repeats 1", "| 2 | 16 | "),
+    "microworld/localization.py": (
+        "--updates 1 --images 12 --steps 1 --repeats 1",
+        "| and the last | second half | yes | ",
+    ),
     "speed/align_step.py": (
         "--vocabulary {names} --batch-size 1 --steps 2 --differentiated-steps 1 --repeats 1",
         "\ngradient checkpointing off, in every line:\n",
@@ -112,7 +116,7 @@ def test_study_makes_rows_tables_and_pictures(tmp_path, monkeypatch, capsys):
     """Of a plan with one alignment of one update; a second start makes nothing again."""
     ours = {"independence_weight": 1.0, "independence_bank": 16, "steps": 2, "differentiated_steps": 1}
     ours |= {"max_steps": 1, "batch_size": 2, "evaluation_images": 2, "discriminator_warmup_steps": 0}
-    plan = {"images_per_category": 4, "seeds": [0], "epochs": 1, "test_images": 12, "shared": {}, "ablations": {}}
+    plan = {"images_per_category": 4, "seeds": [0], "shared": {}, "ablations": {}}
     plan["alignments"] = {"independence + L_in": ours}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     flags = ["--plan", str(tmp_path / "plan.yaml"), "--output", str(tmp_path / "study")]

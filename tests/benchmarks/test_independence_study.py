@@ -4,18 +4,14 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
 import yaml
 
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration.recipes import resolve
-from lbgen.microworld.scenes import World, render
-from lbgen.microworld.world import CATEGORIES, home
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-from benchmarks.independence import backbone, study, tables  # noqa: E402
+from benchmarks.independence import study, tables  # noqa: E402
 
 
 def row(name, seed, value):
@@ -35,9 +31,15 @@ def test_tables_have_means_deviations_and_paired_tests():
     assert len(tests.splitlines()) == 3
 
 
+def test_rows_without_a_backbone_have_no_columns_of_one():
+    rows = [{key: value for key, value in row("base", seed, 1.0).items() if key != "backbone"} for seed in (0, 1)]
+    means, _ = tables.tables(rows).split("\n\n")
+    assert means.splitlines()[0].endswith("| edges | colour entropy |")
+
+
 def test_recipe_independent_is_the_studys_set_of_that_name(tmp_path):
     alignments, _ = study.alignments_of(yaml.safe_load(study.STUDY.read_text()))
-    ours = study.Study(tmp_path, 100, 1, 1, alignments, None).config(tables.OURS, 0)
+    ours = study.Study(tmp_path, 100, alignments, None).config(tables.OURS, 0)
     recipe = resolve(AlignConfig, "independent", {})
     differ = {name for name, value in dataclasses.asdict(recipe).items() if getattr(ours, name) != value}
     assert differ <= {"output", "logger", "evaluate_every", "checkpoint_every"}
@@ -66,19 +68,3 @@ def test_information_on_every_factor_has_a_table_where_a_judge_saw_several():
     _, information, _ = tables.tables(rows).split("\n\n")
     assert information.splitlines()[0] == "| information, bits | scene | colour |"
     assert information.splitlines()[2] == "| base | 0.00 (0.00) | 3.00 (1.41) |"
-
-
-def test_never_home_holds_no_home_value_of_any_linked_factor():
-    """Picked one by one from the same renders."""
-    images, labels = backbone.test_set("never home", 1200, ("colour", "texture"))
-    assert len(images) == len(labels) == 1200
-    categories = np.arange(2 * len(labels)) % len(CATEGORIES)
-    drawn = render(categories, 800_000_001, World(styles=("photo",)))
-    picked = [
-        image
-        for index, image in enumerate(drawn.images)
-        if all(drawn.factors[name][index] != home(categories[index], name) for name in ("colour", "texture"))
-    ]
-    ours = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
-    assert all(np.array_equal(one, other) for one, other in zip(ours, picked, strict=False))
-    assert np.bincount(labels).min() > 0.8 * len(labels) / len(CATEGORIES)

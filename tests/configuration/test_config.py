@@ -27,6 +27,7 @@ from lbgen.generation.config import RUNNING, GenerateConfig, VerifyConfig
 from lbgen.microworld.config import ExportConfig
 from lbgen.pretraining.config import PretrainConfig
 from lbgen.quickstart.run import QuickstartConfig
+from lbgen.reproduction.config import ReproduceConfig
 
 
 @dataclass(frozen=True)
@@ -327,9 +328,11 @@ def test_wrong_flags_are_refused_by_flag():
 
 @pytest.mark.parametrize("name", built_in_recipes())
 def test_built_in_recipes_are_of_the_verb_that_their_name_says(name):
-    others = {"resnet50": PretrainConfig, "vit-s": PretrainConfig, "micro": PretrainConfig}
+    others = dict.fromkeys(("resnet50", "vit-s", "micro", "micro-vit"), PretrainConfig) | {
+        "reproduction": ReproduceConfig
+    }
     config = GenerateConfig if name.startswith(("fast-", "diverse-")) else others.get(name, AlignConfig)
-    assert resolve(config, name, {}) != config()
+    assert (resolve(config, name, {}) == config()) == (name == "reproduction")  # which writes the defaults down
     assert recipe_path(name).name == f"{name}.yaml"
 
 
@@ -467,6 +470,7 @@ PATHS = {
     VerifyConfig: ("directory", "generator", "adapter", "attributes", "screen_semantics"),
     AuditConfig: ("output", "semantics", "attributes", "features"),
     QuickstartConfig: ("output",),
+    ReproduceConfig: ("output", "page"),
     ExportConfig: ("directory",),
 }
 """Every field that may name a file or folder of this machine, but for those that need others beside them."""

@@ -16,6 +16,8 @@ from lbgen.microworld.card import GATES
 from lbgen.microworld.fit import fit
 from lbgen.microworld.judge import load_judge
 from lbgen.microworld.scenes import BALANCED, BIASED, World, home_values, render
+from lbgen.microworld.shapes import SHAPES
+from lbgen.microworld.unseen import UNSEEN
 from lbgen.microworld.world import CATEGORIES, FACTORS, SCENES
 
 EVERY = np.arange(1200) % len(CATEGORIES)
@@ -74,6 +76,17 @@ def test_mask_is_where_the_object_is():
     assert not differ[~rim].any()
     assert differ[fish.masks ^ cup.masks].mean() > 0.95
     assert (fish.masks.mean((1, 2)) > 0.02).all()
+
+
+def test_unseen_objects_are_other_objects():
+    """No name is in any corpus, and two masks drawn with the same random numbers overlap by less than 80%."""
+    assert len(UNSEEN) >= 8 and not set(UNSEEN) & {*CATEGORIES, *corpus.WORDS}
+    shapes = {**SHAPES, **UNSEEN}
+    masks = [render(np.full(3, index), 4, World(styles=("photo",)), shapes).masks for index in range(len(shapes))]
+    for first in range(len(shapes)):
+        for second in range(max(first + 1, len(SHAPES)), len(shapes)):
+            overlap = (masks[first] & masks[second]).sum() / (masks[first] | masks[second]).sum()
+            assert overlap < 0.8, (list(shapes)[first], list(shapes)[second], overlap)
 
 
 def test_no_degradation_at_severity_zero_and_a_change_at_one():

@@ -176,3 +176,22 @@ def test_a_network_of_a_thousand_million_layers_is_not_built(
     (folder / file).write_text(json.dumps(content))
     with pytest.raises(UserError, match=f"{file}, {setting}: 1000000000 is more than"):
         load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"pad_token": None}, "pad_token: none"),
+        ({"eos_token": {"__type": "AddedToken", "content": "<new>"}}, "tokens, more than its encoder's"),
+        ({"model_max_length": 10**30}, "model_max_length: .* is not in 1 to 16"),
+        ({"model_max_length": "16"}, "model_max_length: .* is not in 1 to 16"),
+        ({"model_max_length": 17}, "model_max_length: '17' is not in 1 to 16"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_its_encoder_is_refused(tiny_sd_folder, tmp_path, change, fault):
+    """Such a generator would be loaded, and fail where the first prompt is encoded."""
+    folder = Path(shutil.copytree(tiny_sd_folder, tmp_path / "model"))
+    path = folder / "tokenizer/tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=f"tokenizer/tokenizer_config.json: .*{fault}"):
+        load_generator(str(folder))

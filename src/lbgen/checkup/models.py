@@ -12,9 +12,9 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from lbgen.configuration.extensions import origin
 from lbgen.errors import UserError
+from lbgen.models.checkpoints.known import MICROWORLD
 from lbgen.models.registry import (
     GENERATORS,
-    MICROWORLD,
     OPEN_CLIP,
     QUALITY,
     SEMANTICS,

@@ -16,7 +16,7 @@ from lbgen.generation.reports.lines import trajectory_lines
 from lbgen.generation.run import in_part, plan_dataset
 from lbgen.generation.shard_rows import new_row
 from lbgen.generation.workers.writer import image_file
-from lbgen.models.checkpoints.licences import UNKNOWN
+from lbgen.models.checkpoints.known import UNKNOWN
 from lbgen.models.registry import licence
 from lbgen.runs.console import SIZES, TIMES, counted, device_name, in_units, table
 from lbgen.runs.storage import open_store, storage_errors
@@ -108,11 +108,11 @@ def timed(renderer: Renderer, batch: Sequence[PlannedImage], config: GenerateCon
     from lbgen.generation.workers.shard import UNCHECKED
 
     began = time.perf_counter()
-    pixels = renderer.render(batch)
+    rendered = renderer.render(batch)
     seconds = time.perf_counter() - began
     rows = [new_row(image, 0, config, UNCHECKED) for image in batch]
-    name = without_folder(config.generator)
-    return seconds, [len(image_file(image, row, config, name, None)) for image, row in zip(pixels, rows, strict=True)]
+    name, pairs = without_folder(config.generator), zip(rendered.pixels, rows, strict=True)
+    return seconds, [len(image_file(image, row, config, name, None)) for image, row in pairs]
 
 
 def as_text(estimate: PlanEstimate, config: GenerateConfig, plan: Plan) -> str:

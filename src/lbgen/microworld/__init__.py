@@ -8,7 +8,7 @@ from pathlib import Path
 from lbgen.errors import UserError
 from lbgen.microworld.config import ExportConfig
 from lbgen.microworld.world import CATEGORIES, HOME, SCENES, STYLES
-from lbgen.models.registry import MICROWORLD as WEIGHTS
+from lbgen.models.checkpoints.known import MICROWORLD as WEIGHTS
 
 GENERATOR = WEIGHTS / "generator"
 """A diffusers StableDiffusionPipeline folder, trained on the biased corpus."""

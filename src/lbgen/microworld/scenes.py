@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbgen.microworld.backgrounds import BACKGROUNDS, mix
-from lbgen.microworld.shapes import SHAPES
-from lbgen.microworld.world import CATEGORIES, COLOURS, FACTORS, SCENES, STYLES, home
+from lbgen.microworld.shapes import SHAPES, Shape
+from lbgen.microworld.world import COLOURS, FACTORS, SCENES, STYLES, home
 
 SIZE = 64
 OUTLINE = 1.2
@@ -72,11 +73,14 @@ BIASED = World(links={"scene": 0.88}, styles=("photo",))
 """Photographs of objects on their home scene nine times in ten: what the base generator learns from."""
 
 
-def render(categories: Integers, seed: int, world: World = BALANCED) -> Scenes:
-    """Draw one picture for each entry of `categories` ((B,) indices into CATEGORIES), reproducibly by seed."""
+def render(categories: Integers, seed: int, world: World = BALANCED, shapes: Mapping[str, Shape] = SHAPES) -> Scenes:
+    """Draw one picture for each entry of `categories`, reproducibly by seed.
+
+    categories: (B,) indices into `shapes`; without that argument, into CATEGORIES.
+    """
     rng = np.random.default_rng(seed)
     parts = [
-        _render_some(categories[i : i + _PICTURES_AT_ONCE], rng, world)
+        _render_some(categories[i : i + _PICTURES_AT_ONCE], rng, world, shapes)
         for i in range(0, len(categories), _PICTURES_AT_ONCE)
     ]
     factors = {name: np.concatenate([part.factors[name] for part in parts]) for name in FACTORS}
@@ -84,7 +88,7 @@ def render(categories: Integers, seed: int, world: World = BALANCED) -> Scenes:
     return Scenes(images, masks, np.concatenate([part.categories for part in parts]), factors)
 
 
-def _render_some(categories: Integers, rng: np.random.Generator, world: World) -> Scenes:
+def _render_some(categories: Integers, rng: np.random.Generator, world: World, shapes: Mapping[str, Shape]) -> Scenes:
     factors = {name: _draw_factor(rng, categories, name, world) for name in FACTORS}
     n = len(categories)
     background = np.empty((n, SIZE, SIZE, 3), np.float32)
@@ -92,7 +96,7 @@ def _render_some(categories: Integers, rng: np.random.Generator, world: World) -
         rows = np.flatnonzero(factors["scene"] == index)
         if len(rows):
             background[rows] = BACKGROUNDS[name](_U, _V, rng, len(rows))
-    pictures, coverage = _draw_objects(categories, factors, background, rng)
+    pictures, coverage = _draw_objects(categories, factors, background, rng, shapes)
     pictures = _stylise(pictures, coverage, factors["style"])
     images = (np.clip(pictures, 0, 1) * 255 + 0.5).astype(np.uint8)
     return Scenes(images, coverage > 0.5, categories, factors)
@@ -112,11 +116,15 @@ def _draw_factor(rng: np.random.Generator, categories: Integers, name: str, worl
 
 def home_values(categories: Integers, factor: str) -> Integers:
     """The home value of `factor` for each category index."""
-    return np.array([home(category, factor) for category in range(len(CATEGORIES))])[categories]
+    return np.array([home(category, factor) for category in range(categories.max(initial=0) + 1)])[categories]
 
 
 def _draw_objects(
-    categories: Integers, factors: dict[str, Integers], background: Floats, rng: np.random.Generator
+    categories: Integers,
+    factors: dict[str, Integers],
+    background: Floats,
+    rng: np.random.Generator,
+    shapes: Mapping[str, Shape],
 ) -> tuple[Floats, Floats]:
     """Lay the objects over the background. Returns pictures (B, H, W, 3) and object coverage (B, H, W), in [0, 1]."""
     n = len(categories)
@@ -130,11 +138,11 @@ def _draw_objects(
     fill = _texture(local, factors["texture"], colour, rng)  # (B, H, W, 3)
     coverage = np.zeros((n, SIZE, SIZE), np.float32)
     pictures = np.empty_like(background)
-    for index, name in enumerate(CATEGORIES):
+    for index, shape in enumerate(shapes.values()):
         rows = np.flatnonzero(categories == index)
         if not len(rows):
             continue
-        parts = SHAPES[name](local[0][rows], local[1][rows])
+        parts = shape(local[0][rows], local[1][rows])
         pixels = radius[rows, None, None] * SIZE
         silhouette = np.minimum.reduce([distance for distance, _ in parts]) * pixels
         tint = colour[rows, None, None]

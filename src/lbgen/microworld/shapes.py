@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 Parts = list[tuple[Array, float]]
+Shape = Callable[[Array, Array], Parts]
 
 
 def circle(x: Array, y: Array, cx: float, cy: float, radius: float) -> Array:
@@ -132,7 +133,7 @@ def car(x: Array, y: Array) -> Parts:
     return [(cabin, 0.8), (window, 1.9), (box(x, y, 0, 0.2, 1.0, 0.25), 1.0), (wheels, 0.15)]
 
 
-SHAPES: dict[str, Callable[[Array, Array], Parts]] = {
+SHAPES: dict[str, Shape] = {
     "fish": fish, "cup": cup, "mushroom": mushroom, "star": star, "house": house, "key": key,
     "umbrella": umbrella, "bottle": bottle, "boat": boat, "flower": flower, "chair": chair, "car": car,
 }  # fmt: skip

@@ -8,43 +8,13 @@ from typing import Any
 from lbgen.configuration.extensions import is_extension, names, origin
 from lbgen.errors import UserError
 from lbgen.models.checkpoints import forms
-from lbgen.models.checkpoints.licences import LICENCES, Licence
+from lbgen.models.checkpoints.known import KNOWN, MICROWORLD, PIPELINES, Licence
 from lbgen.runs import atomic
 from lbgen.runs.model_folder import pipeline_class, refuse_unreadable
 from lbgen.runs.parsing import Name, read_json
 
-MICROWORLD = Path(__file__).parents[1] / "microworld" / "weights"
-"""The models that come with lbgen (lbgen/microworld)."""
-
-GENERATORS = {
-    "microworld": str(MICROWORLD / "generator"),
-    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-    "pixart-sigma": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
-    "sd3-medium": "stabilityai/stable-diffusion-3-medium-diffusers",
-    "sd35-medium": "stabilityai/stable-diffusion-3.5-medium",
-    "sd35-large": "stabilityai/stable-diffusion-3.5-large",
-    "flux-dev": "black-forest-labs/FLUX.1-dev",
-    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
-    "flux2-klein-base-4b": "black-forest-labs/FLUX.2-klein-base-4B",
-    "flux2-klein-4b": "black-forest-labs/FLUX.2-klein-4B",
-    "sana-600m": "Efficient-Large-Model/Sana_600M_1024px_diffusers",
-    "sana-1600m": "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
-    "z-image": "Tongyi-MAI/Z-Image",
-    "z-image-turbo": "Tongyi-MAI/Z-Image-Turbo",
-}
+GENERATORS = {name: known.place for name, known in KNOWN.items()}
 """Text-to-image checkpoints: diffusers folders or hub ids."""
-
-FLOW_MATCHING = (
-    "StableDiffusion3Pipeline",
-    "FluxPipeline",
-    "Flux2KleinPipeline",
-    "SanaPipeline",
-    "ZImagePipeline",
-)
-"""Classes of generators that match flows: they are sampled with their own scheduler."""
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "PixArtSigmaPipeline", *FLOW_MATCHING)
-"""The `_class_name` of the generators whose families come with lbgen: the keys of FAMILIES (models/families)."""
 
 SEMANTICS = {
     "microworld": str(MICROWORLD / "semantics"),
@@ -92,7 +62,8 @@ def family_origin(generator: str, revision: str | None = None) -> str | None:
 
 def licence(generator: str) -> Licence | None:
     """The licence of a generator, by short name or hub id; None where lbgen does not know it."""
-    return LICENCES.get(generator) or LICENCES.get(resolve(generator, GENERATORS))
+    place = resolve(generator, GENERATORS)
+    return next((known.licence for known in KNOWN.values() if known.place == place), None)
 
 
 def ensure_generator(name: str, revision: str | None = None, variant: str | None = None) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lbgen.models.checkpoints.licences import Licence
+from lbgen.models.checkpoints.known import Licence
 from lbgen.vocabulary.vocabulary import Category
 
 
@@ -64,6 +64,8 @@ class DatasetSummary:
     """Of the generator; None where it is not known."""
     notes: Sequence[str] = ()
     """What readers have to know (notes.py)."""
+    localized: bool = False
+    """Whether images have masks and boxes."""
 
     @property
     def stored_categories(self) -> int:

@@ -7,7 +7,7 @@ B images, T distinct texts of categories, D dimensions of the language space.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -99,8 +99,10 @@ class Screen:
         return self._space.confusions(categories, self.config.screen_template)
 
     @torch.no_grad()
-    def judge(self, images: Sequence[PlannedImage], pixels: np.ndarray) -> list[Verdict]:
-        """The verdict on each image; pixels: (B, H, W, 3) bytes."""
+    def judge(
+        self, images: Sequence[PlannedImage], pixels: np.ndarray, boxes: Sequence[Any] | None = None
+    ) -> list[Verdict]:
+        """The verdict on each image; pixels: (B, H, W, 3) bytes.  boxes: with --localize, None for an empty mask."""
         # Measure what the checks share.
         batch = self._batch(images, pixels)
         detected, hashes = self._detected_values(batch), self._hashes(batch)
@@ -110,6 +112,7 @@ class Screen:
         results = {name: check(batch) for name, check in checks.items() if name in self.config.screen}
         failed = {name: result.failed.tolist() for name, result in results.items()}
         failed["balance"] = [image.target_values != values for image, values in zip(images, detected, strict=True)]
+        failed["mask"] = [box is None for box in boxes or [None] * len(images)]
         scores = {name: column.tolist() for result in results.values() for name, column in result.scores.items()}
 
         # Collect the verdict on each image.

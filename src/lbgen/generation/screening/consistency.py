@@ -66,7 +66,7 @@ def _wrong_columns(row: Row, config: GenerateConfig) -> Iterator[str]:
     for check in checks:
         outcome = _fails(check, row, config)
         if outcome is not None and outcome != (check in failed):
-            yield SCORES_OF[check][0] if check in SCORES_OF else "found"
+            yield SCORES_OF[check][0] if check in SCORES_OF else "box" if check == "mask" else "found"
 
 
 def _is_entry(entry: Sequence[str], checks: Sequence[str]) -> bool:
@@ -79,6 +79,8 @@ def _fails(check: str, row: Row, config: GenerateConfig) -> bool | None:
     """Whether the stored attempt fails a check by its columns; None where they do not tell."""
     if check == "balance":
         return row.target != row.found
+    if check == "mask":
+        return row.box is None
     score, threshold, sign = {
         "label": (row.scores.get("label_rank"), config.label_top_k, 1),
         "quality": (row.scores.get("quality"), config.least_quality, -1),

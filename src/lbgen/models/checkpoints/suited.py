@@ -8,23 +8,9 @@ from typing import Any
 
 from lbgen.errors import UserError
 from lbgen.models.checkpoints import forms
-from lbgen.models.registry import FLOW_MATCHING, GENERATORS, generator_class, resolve
+from lbgen.models.checkpoints.known import FLOW_MATCHING, FLUX, KLEIN, KNOWN, Z_IMAGE
+from lbgen.models.registry import GENERATORS, generator_class, resolve
 from lbgen.runs.model_folder import INDEX, cached_config
-
-NAMED = {
-    "sd3-medium": "StableDiffusion3Pipeline",
-    "sd35-medium": "StableDiffusion3Pipeline",
-    "sd35-large": "StableDiffusion3Pipeline",
-    "flux-dev": "FluxPipeline",
-    "flux-schnell": "FluxPipeline",
-    "flux2-klein-base-4b": "Flux2KleinPipeline",
-    "flux2-klein-4b": "Flux2KleinPipeline",
-    "sana-600m": "SanaPipeline",
-    "sana-1600m": "SanaPipeline",
-    "z-image": "ZImagePipeline",
-    "z-image-turbo": "ZImagePipeline",
-}
-"""Short name -> class, of those that need other settings than lbgen's defaults and may not be downloaded yet."""
 
 TURBO = "turbo"
 """In the name of a Z-Image that was distilled to sample without guidance; nothing in its files says so."""
@@ -43,7 +29,7 @@ def suited_settings(generator: str, revision: str | None = None) -> dict[str, An
     settings: dict[str, Any] = {"scheduler": "native"}
     if distilled:
         settings["guidance_scale"] = 1.0
-    elif kind == "FluxPipeline":
+    elif kind == FLUX:
         settings["guidance_scale"] = 3.5
     return settings
 
@@ -59,7 +45,8 @@ def ensure_suited(generator: str, revision: str | None, scheduler: str, guidance
 
 def pipeline_of(generator: str, revision: str | None) -> str | None:
     """The class of its pipeline, also of a short name whose files are not on this machine yet; None if not known."""
-    return generator_class(generator, revision) or NAMED.get(generator)
+    known = KNOWN.get(generator)
+    return generator_class(generator, revision) or (known and known.pipeline)
 
 
 def refuse_scheduler(checkpoint: str, scheduler: str) -> None:
@@ -85,10 +72,10 @@ def _kind(generator: str, revision: str | None) -> tuple[str | None, bool]:
     generator = os.path.expanduser(generator)
     kind = pipeline_of(generator, revision)
     where = forms.pipeline_folder(resolve(generator, GENERATORS))
-    if kind == "FluxPipeline" and (config := cached_config(where, "transformer/config.json", revision)):
+    if kind == FLUX and (config := cached_config(where, "transformer/config.json", revision)):
         return kind, not config.get("guidance_embeds", False)
-    if kind == "Flux2KleinPipeline" and (index := cached_config(where, INDEX, revision)):
+    if kind == KLEIN and (index := cached_config(where, INDEX, revision)):
         return kind, bool(index.get("is_distilled"))
-    mark = {"FluxPipeline": "schnell", "Flux2KleinPipeline": "klein", "ZImagePipeline": TURBO}.get(str(kind))
+    mark = {FLUX: "schnell", KLEIN: "klein", Z_IMAGE: TURBO}.get(str(kind))
     name = Path(generator).name.lower()
     return kind, mark is not None and mark in name and "base" not in name

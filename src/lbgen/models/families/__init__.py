@@ -56,6 +56,7 @@ def load_family(
         family = family_class(name, where, dtype=dtype, device=device, scheduler=scheduler)
         if lacking := [member for member in MEMBERS if not hasattr(family, member)]:
             raise UserError(f"generator {where}: {family_class.__name__} has no {lacking[0]}, which a Family has")
+        _refuse_unfit_tokenizers(getattr(family, "pipeline", None), where)
         return family
 
 
@@ -74,6 +75,29 @@ def _imported(family: Any) -> Any:
         return family
     file, _, name = family.partition(":")
     return getattr(import_module(f"{__name__}.{file}"), name)
+
+
+def _refuse_unfit_tokenizers(pipeline: Any, where: str) -> None:
+    """A tokenizer must pad, and give its encoder no token and no position that it does not have."""
+    for suffix in ("", "_2", "_3"):
+        tokenizer, encoder = (
+            getattr(pipeline, f"tokenizer{suffix}", None),
+            getattr(pipeline, f"text_encoder{suffix}", None),
+        )
+        if tokenizer is None or encoder is None:
+            continue
+        limit, config = tokenizer.model_max_length, encoder.config
+        of_clip = getattr(config, "model_type", "").startswith("clip")  # others are given a limit by their family
+        fault = ""
+        if tokenizer.pad_token_id is None:
+            fault = "pad_token: none"
+        elif len(tokenizer) > config.get_text_config().vocab_size:
+            fault = f"{len(tokenizer):,} tokens, more than its encoder's {config.get_text_config().vocab_size:,}"
+        elif of_clip and not (type(limit) is int and 0 < limit <= config.max_position_embeddings):
+            fault = f"model_max_length: {str(limit)!r:.40} is not in 1 to {config.max_position_embeddings}"
+        if fault:
+            file = f"tokenizer{suffix}/tokenizer_config.json"
+            raise UserError(f"generator {where}, {file}: {fault}; copy the folder from the model's repository")
 
 
 def _refuse_foreign_code(index: dict[str, Any], where: str) -> None:

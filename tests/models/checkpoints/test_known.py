@@ -1,4 +1,4 @@
-"""Licences of the generators with a short name: in the plan, and in the card as Markdown shows it."""
+"""The generators with a short name; their licences in the plan, and in the card as Markdown shows it."""
 
 from dataclasses import replace
 from html import unescape
@@ -8,7 +8,8 @@ import pytest
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.estimate import plan
 from lbgen.generation.run import generate
-from lbgen.models.checkpoints.licences import LICENCES
+from lbgen.models.checkpoints.known import KNOWN
+from lbgen.models.families import FAMILIES
 from lbgen.models.registry import GENERATORS, licence
 
 
@@ -17,7 +18,10 @@ def test_every_short_name_has_a_licence_that_says_whether_its_images_may_train()
         assert licence(name) is not None, name
         assert licence(name).training_data.startswith(("yes", "with limits: "))
     assert licence(GENERATORS["sd15"]) == licence("sd15") and licence("somebody/model") is None
-    assert set(LICENCES) >= {"microworld", *(place for name, place in GENERATORS.items() if name != "microworld")}
+
+
+def test_every_short_name_is_of_a_family_that_comes_with_lbgen() -> None:
+    assert {known.pipeline for known in KNOWN.values()} == FAMILIES.keys()
 
 
 @pytest.mark.parametrize("known", [True, False])

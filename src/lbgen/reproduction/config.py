@@ -1,0 +1,98 @@
+"""The settings of the reproduction, and the names of what it writes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, get_args
+
+from lbgen.configuration.ranges import Count, Place, Range, Settings, require
+from lbgen.configuration.recipes import TakesRecipes
+from lbgen.configuration.settings import Output
+from lbgen.reproduction.sets import SetName
+
+CONFIG, LOCK, ROWS, PAGE = "config.yaml", "reproduce.lock", "rows.jsonl", "reproduction.md"
+DONE, SEEDS, UNSEEN_FOLDER = "done", "seeds", "unseen"
+WRITTEN = (CONFIG, LOCK, ROWS, DONE, SEEDS, UNSEEN_FOLDER)
+"""Files and folders that a reproduction writes in its folder, besides the page."""
+FREE = ("output", "seeds", "sets", "architectures", "workers", "page")
+"""Fields that another run in the same folder may have changed: they add results, and change none."""
+
+Architecture = Literal["resnet", "vit"]
+Even = Annotated[int, Range(lambda n: n >= 4 and n % 4 == 0, "give a multiple of 4")]
+
+
+@dataclass(frozen=True)
+class Compared(Settings):
+    """What is compared."""
+
+    seeds: Count = 5
+    """Seeds 0 to N - 1, each with its own alignments, images and backbones. More seeds later add to those that are
+    there."""
+    sets: tuple[SetName, ...] = get_args(SetName)
+    """Sets of images that backbones are trained on."""
+    architectures: tuple[Architecture, ...] = get_args(Architecture)
+    """Backbones that are trained on each set."""
+    images_per_category: Annotated[int, Range(lambda n: n >= 2, "give 2 or more")] = 100
+    """Images of each of the 12 categories in each set, 2 or more."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("sets", "architectures"):
+            given = getattr(self, name)
+            require(self, name, 0 < len(set(given)) == len(given), "name one or more, each once")
+
+
+@dataclass(frozen=True)
+class Made(Settings):
+    """How images and backbones are made."""
+
+    paper_recipe: Place = "microworld"
+    """Recipe of lbgen align for the paper's objective."""
+    released_code_recipe: Place = "microworld-released-code"
+    """Recipe of lbgen align for the objective of the authors' released code."""
+    independence_recipe: Place = "independent"
+    """Recipe of lbgen align for the independence term."""
+    resnet_recipe: Place = "micro"
+    """Recipe of lbgen pretrain for the ResNet."""
+    vit_recipe: Place = "micro-vit"
+    """Recipe of lbgen pretrain for the ViT."""
+    max_steps: Count | None = None
+    """Updates of each alignment; none is the recipe's number."""
+    epochs: Count | None = None
+    """Epochs of each pre-training; none is the recipe's number."""
+
+
+@dataclass(frozen=True)
+class Tests(Settings):
+    """What backbones are tested on."""
+
+    test_images: Even = 1200
+    """Renders of each test, a multiple of 4."""
+    unseen_images: Annotated[int, Range(lambda n: n >= 5, "give 5 or more")] = 40
+    """Training images of each unseen category, for the linear probe; half as many choose, twice as many test."""
+    shots: tuple[str, ...] = ("5",)
+    """Few-shot on the unseen categories, besides all training images: images of each category, or shares such as 5%."""
+    draws: Count = 5
+    """Number of draws for each of --shots."""
+    datasets: tuple[str, ...] = ("digits",)
+    """Data sets of lbgen transfer that a linear probe is made on besides the unseen categories."""
+
+
+@dataclass(frozen=True)
+class ReproduceConfig(Tests, Made, Compared, Output, TakesRecipes):  # fields of the last base come first
+    """Everything that the reproduction can be told."""
+
+    VERB: ClassVar = "reproduce"
+    MOST_USED: ClassVar = ("output", "seeds", "sets", "workers", "page")
+
+    output: str = "runs/reproduction"
+    """Folder for everything that is made. An interrupted reproduction continues when it is started again."""
+    page: Place | None = None
+    """Markdown page whose tables are written, with pictures beside it; one that is not there is made. none is
+    reproduction.md in the output."""
+    workers: Count | None = None
+    """Processes that align, generate and train, each with one thread, so that their number changes no result; none is
+    one for each processor."""
+
+    @property
+    def page_path(self) -> Path:
+        return Path(self.page) if self.page else self.folder / PAGE

@@ -1,0 +1,101 @@
+"""`lbgen reproduce`: make the sets, train and measure the backbones, write rows, tables and pictures."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from lbgen.configuration import saved
+from lbgen.errors import UserError
+from lbgen.reproduction.config import CONFIG, FREE, LOCK, ROWS, WRITTEN, ReproduceConfig
+from lbgen.reproduction.making import ensure_stages
+from lbgen.reproduction.spreading import run_units
+from lbgen.reproduction.units import Done, Unit, all_units, done, seconds_by_kind, write_rows
+from lbgen.runs import atomic, outputs
+from lbgen.runs.console import counted, say, table
+from lbgen.runs.lock import locked
+
+
+@dataclass(frozen=True)
+class ReproduceResult:
+    page: Path
+    rows: Path
+    """rows.jsonl: one line for each backbone, with all its figures."""
+
+
+def reproduce(config: ReproduceConfig | None = None) -> ReproduceResult:
+    """Do the units of work that are not done yet, and write `rows.jsonl` and the page with its pictures.
+
+    Aligns the micro world's generator, makes sets of images of 64 x 64 pixels, trains backbones on them and measures
+    what these are worth; hours on a CPU. Raises UserError for a mistake of the user, and Interrupted at a signal; the
+    same call then goes on.
+
+    >>> import lbgen
+    >>> result = lbgen.reproduce(lbgen.ReproduceConfig(output="runs/reproduction", seeds=1))
+    >>> print(result.page)
+    """
+    config = config or ReproduceConfig()
+    ensure_can_begin(config)
+    with locked(config.folder / LOCK, str(config.folder)):
+        saved.save(config, config.folder / CONFIG)
+        units = all_units(config)
+        workers = config.workers or os.cpu_count() or 1
+        say_opening(config, units, workers)
+        run_units(config, units, workers, Told(config, units))
+        return write(config, units)
+
+
+def ensure_can_begin(config: ReproduceConfig) -> None:
+    """Refuse what can be refused before anything is written."""
+    output = config.folder
+    atomic.ensure_writable(output)
+    atomic.refuse_links(output, WRITTEN)
+    outputs.ensure_outside(output)
+    record = output / CONFIG
+    outputs.ensure_own(output, os.path.lexists(record), WRITTEN, "reproduce")
+    if os.path.exists(record):
+        saved.ensure_same(config, record, ignore=FREE)
+    ensure_stages(config)
+    folder = config.page_path.parent
+    if config.page and not folder.is_dir():
+        raise UserError(f"--page {config.page}: there is no folder {folder}; make it, or give another page")
+    if os.path.isdir(config.page_path):
+        raise UserError(f"--page {config.page_path}: it is a folder; name a Markdown file")
+
+
+def say_opening(config: ReproduceConfig, units: list[Unit], workers: int) -> None:
+    known = sum(done(config, unit) is not None for unit in units)
+    rows = [
+        ("sets", f"{len(config.sets)}, {config.images_per_category} images of each category"),
+        ("seeds", str(config.seeds)),
+        ("backbones", f"{', '.join(config.architectures)}, on each set"),
+        ("output", str(config.folder)),
+        ("work", f"{counted(len(units), 'unit')}, {known} of them done; processes: {workers}"),
+    ]
+    say(table(rows))
+
+
+class Told:
+    """Says which unit is done."""
+
+    def __init__(self, config: ReproduceConfig, units: list[Unit]) -> None:
+        self.count = sum(done(config, unit) is not None for unit in units)
+        self.total = len(units)
+
+    def __call__(self, unit: Unit, found: Done) -> None:
+        self.count += 1
+        say(f"{unit.title}: {found.seconds:.0f} s ({self.count} of {self.total})")
+
+
+def write(config: ReproduceConfig, units: list[Unit]) -> ReproduceResult:
+    """Rows, pictures and page of all that is done."""
+    from lbgen.reproduction.page import write_page  # late: slow to import
+    from lbgen.reproduction.pictures import write_pictures
+    from lbgen.runs.identity import versions
+
+    rows = write_rows(config, units)
+    pictures = write_pictures(rows, config.page_path)
+    page = write_page(config, rows, seconds_by_kind(config, units), pictures, versions())
+    say(f"The page: {page}; every figure: {config.folder / ROWS}")
+    return ReproduceResult(page, config.folder / ROWS)

@@ -1,0 +1,85 @@
+"""Units of work spread over processes: each starts as soon as those that it needs are done."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+
+from lbgen.errors import Interrupted
+from lbgen.reproduction.config import ReproduceConfig
+from lbgen.reproduction.units import Done, Unit, done, needs, run_unit
+
+
+def run_units(config: ReproduceConfig, units: Sequence[Unit], workers: int, told: Callable[[Unit, Done], None]) -> None:
+    """Do all units whose markers are missing; `told` is called after each.
+
+    One worker is this process. The first error ends the others after what they are in the middle of.
+    """
+    waiting = [unit for unit in units if done(config, unit) is None]
+    if workers == 1:
+        with one_thread():
+            for unit in waiting:
+                told(unit, run_unit(config, unit))
+        return
+    with _pool(workers) as pool:
+        running: dict[Future[Done | int], Unit] = {}
+        while waiting or running:
+            # Start what can start: in the order of the units, as many as there are workers.
+            missing = {*waiting, *running.values()}
+            ready = [unit for unit in waiting if not missing & set(needs(unit))]
+            for unit in ready[: workers - len(running)]:
+                waiting.remove(unit)
+                running[pool.submit(_in_worker, config, unit)] = unit
+
+            # Note what ended.
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                unit, found = running.pop(future), future.result()
+                if isinstance(found, int):
+                    raise Interrupted(found, f"interrupted in {unit.title}; the same command goes on")
+                told(unit, found)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes with one thread, so that results do not depend on the number of processors."""
+    import torch  # late: slow
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that are asked to stop where an error or a signal ends this one."""
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker)
+    try:
+        yield pool
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process passes it on, as SIGTERM
+    torch.set_num_threads(1)
+
+
+def _in_worker(config: ReproduceConfig, unit: Unit) -> Done | int:
+    """What was done; the number of the signal that ended it, as Interrupted does not travel between processes."""
+    try:
+        return run_unit(config, unit)
+    except Interrupted as interrupt:
+        return interrupt.signum

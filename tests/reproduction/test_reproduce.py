@@ -1,0 +1,137 @@
+"""The whole reproduction at its smallest size, and how it goes on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+
+import lbgen
+from lbgen.configuration.recipes import resolve
+from lbgen.configuration.saved import plain
+from lbgen.errors import UserError
+from lbgen.microworld.scenes import World, render
+from lbgen.microworld.world import CATEGORIES
+from lbgen.models.backbones import load_backbone
+from lbgen.reproduction.config import ReproduceConfig
+from lbgen.reproduction.figures import LEANING, WORTH
+from lbgen.reproduction.making import align_config, generate_config, pretrain_config
+from lbgen.reproduction.measuring import answers
+from lbgen.reproduction.sets import SETS
+from lbgen.reproduction.units import Unit, all_units, marker, needs
+
+SHORT = {"base": "independent", "independence_bank": 24, "batch_size": 4, "steps": 2, "differentiated_steps": 1}
+
+
+def small(folder: Path, **changes) -> ReproduceConfig:
+    """One backbone on renders and one on the images of an adapter."""
+    recipe = folder / "short.yaml"
+    recipe.write_text(yaml.safe_dump(SHORT))
+    given = {
+        "output": folder / "out", "seeds": 1, "sets": ("biased-renders", "independence"), "architectures": ("resnet",),
+        "images_per_category": 2, "independence_recipe": str(recipe), "max_steps": 1, "epochs": 1, "test_images": 12,
+        "unseen_images": 5, "shots": ("1",), "draws": 1, "datasets": (), "workers": 1,
+    }  # fmt: skip
+    return ReproduceConfig(**{**given, **changes})
+
+
+def rows_of(result):
+    return [json.loads(line) for line in result.rows.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Folder, configuration and result of the smallest reproduction."""
+    folder = tmp_path_factory.mktemp("reproduction")
+    config = small(folder)
+    return folder, config, lbgen.reproduce(config)
+
+
+def test_the_smallest_reproduction_writes_rows_and_page(made):
+    folder, config, result = made
+    rows = rows_of(result)
+    assert [(row["set"], row["seed"], row["architecture"]) for row in rows] == [
+        ("biased-renders", 0, "resnet"),
+        ("independence", 0, "resnet"),
+    ]
+    expected = {figure.key for figure in (*WORTH, *LEANING)} | {"unseen", "unseen_1shot", "shape_decisions"}
+    for row in rows:
+        assert row["images"] == 24 and row["values"].keys() == expected | {"texture_decisions"}
+        assert all(value is None or value >= -1 for value in row["values"].values())
+    text = result.page.read_text()
+    assert "| biased renders | 1 |" in text and "One seed, so no test." in text
+    for picture in ("radar", "context", "figures"):
+        assert (folder / "out" / f"reproduction-{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_answers_are_those_of_timms_own_model(made):
+    """timm loads the checkpoint, and names its outputs by the run's config.json."""
+    folder, config, _ = made
+    run = folder / "out/seeds/0/backbones/biased-renders-resnet"
+    settings = json.loads((run / "config.json").read_text())
+    architecture, cfg = settings["architecture"], settings["pretrained_cfg"]
+    model = timm.create_model(architecture, num_classes=12, checkpoint_path=str(run / "backbone.safetensors")).eval()
+    drawn = render(np.arange(24) % 12, 6, World())
+    pixels = torch.from_numpy(drawn.images).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
+    with torch.inference_mode():
+        outputs = model((pixels - mean) / std).argmax(dim=1)
+    named = [cfg.get("label_names", settings.get("label_names"))[index] for index in outputs]
+    assert len(set(named)) > 1
+    found = answers(load_backbone(str(run)), drawn.images)
+    assert [CATEGORIES[category] for category in found] == named
+
+
+def test_without_one_marker_that_unit_alone_is_done_again(made, capsys):
+    folder, config, result = made
+    rows = rows_of(result)
+    lost = marker(config, Unit("backbone", 0, "biased-renders", "resnet"))
+    kept = {path: path.stat().st_mtime_ns for path in lost.parent.iterdir() if path != lost}
+    lost.unlink()
+    capsys.readouterr()
+    assert rows_of(lbgen.reproduce(config)) == rows
+    assert {path: path.stat().st_mtime_ns for path in lost.parent.iterdir() if path != lost} == kept
+    assert "5 of them done" in capsys.readouterr().out
+    with pytest.raises(UserError, match="made with test_images 12, this run asks for 24"):
+        lbgen.reproduce(small(folder, test_images=24))
+
+
+def test_several_workers_find_the_same(made, tmp_path):
+    """Each is a process of its own; what one needs is done before."""
+    _, _, result = made
+    alone = lbgen.reproduce(small(tmp_path, sets=("biased-renders",), workers=2))
+    assert rows_of(alone) == rows_of(result)[:1]
+
+
+def test_every_unit_comes_after_those_that_it_needs_and_adapters_are_shared():
+    units = all_units(ReproduceConfig(seeds=2))
+    assert len(units) == len(set(units)) == 1 + 2 * (3 + 10 + 20)
+    assert all(units.index(need) < units.index(unit) for unit in units for need in needs(unit))
+    shared = [unit.name for unit in units if Unit("align", 1, "independence") in needs(unit)]
+    assert shared == ["independence", "independence-diverse-prompts", "independence-screened"]
+
+
+def test_sets_differ_in_what_their_names_say_alone(tmp_path):
+    config = ReproduceConfig(output=tmp_path)
+    base = plain(generate_config(config, "base", 3))
+
+    def changed(name):
+        other = plain(generate_config(config, name, 3))
+        return {key for key in base if other[key] != base[key]} - {"output"}
+
+    screened = {"screen", "screen_semantics", "label_top_k"}
+    assert changed("paper") == changed("released-code") == changed("independence") == {"adapter"}
+    assert changed("base-screened") == screened and changed("independence-screened") == {"adapter", *screened}
+    assert changed("independence-diverse-prompts") - changed("diverse-prompts") == {"adapter"}
+    assert "balance" in changed("diverse-prompts") and "adapter" not in changed("diverse-prompts")
+
+
+def test_the_recipe_is_the_default_and_names_recipes_of_the_stages(tmp_path):
+    config = resolve(ReproduceConfig, "reproduction", {"output": tmp_path})
+    assert plain(config) == plain(ReproduceConfig(output=tmp_path))
+    assert align_config(config, "released-code", 0).weights["individual"] == 0
+    assert pretrain_config(config, "base", "vit", 0).architecture == "test_vit"
+    assert len(SETS) == 10
