@@ -26,7 +26,6 @@ from lbgen.configuration.recipes import DELETED, built_in_recipes, deleted_field
 from lbgen.configuration.yaml_lines import yaml_text
 from lbgen.errors import Interrupted, UserError, printable
 from lbgen.runs.console import Verbosity, is_verbose, say, showing
-from lbgen.runs.start_up.deferred_imports import defer_imports
 
 OF_THE_SYSTEM = (
     errno.ENOSPC,
@@ -160,7 +159,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault(*PASSIVE_THREADS)
     gc.set_threshold(COLLECTED_EVERY)
-    defer_imports()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         try:

@@ -1,1 +1,0 @@
-"""What a command does before anything else."""
