@@ -130,7 +130,7 @@ def first_attempts(config: GenerateConfig, rows: list[Row]) -> Tensor:
     images = [PlannedImage(categories[row["id"]], row["label"], int(row["key"].rpartition("_")[2])) for row in rows]
     sized = replace(config, batch_size=32)
     renderer = Renderer(load_prepared_generator(sized, "cpu"), sized)
-    pixels = [torch.from_numpy(renderer.render(images[i : i + 32])) for i in range(0, len(images), 32)]
+    pixels = [torch.from_numpy(renderer.render(images[i : i + 32]).pixels) for i in range(0, len(images), 32)]
     return torch.cat(pixels).permute(0, 3, 1, 2).float() / 255
 
 
