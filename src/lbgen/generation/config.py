@@ -36,6 +36,9 @@ class ScreeningConfig(Settings):
     """The text that stands for a category in the label check, with {name} where the category's name goes."""
     label_top_k: Count = 5
     """label: the image's own category must be among this many nearest categories of the vocabulary."""
+    least_label_probability: Share = 0.0
+    """label: the lowest accepted probability of the image's own category, 0 to 1, by the language space's softmax over
+    all categories of the vocabulary. 0 asks for the rank alone."""
     least_quality: Annotated[float, Range(lambda x: 1 <= x <= 5, "give 1 to 5")] = 2.0
     """quality: the lowest accepted score of the antonym-prompt scorer, 1 to 5."""
     least_deviation: Annotated[float, Range(lambda x: 0 <= x <= 0.5, "give 0 to 0.5")] = 0.02
@@ -183,8 +186,13 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
 
     VERB: ClassVar = "generate"
     MOST_USED: ClassVar = ("vocabulary", "generator", "adapter", "output", "images_per_category", "batch_size")
-    ADDED: ClassVar = {"revision": None, "variant": None, "true_cfg_scale": 1.0, "pipeline_instruction": False} | {
-        "localize": False
+    ADDED: ClassVar = {
+        "revision": None,
+        "variant": None,
+        "true_cfg_scale": 1.0,
+        "pipeline_instruction": False,
+        "localize": False,
+        "least_label_probability": 0.0,
     }
 
     output: str = "data/lbgen"

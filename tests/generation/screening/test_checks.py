@@ -60,6 +60,20 @@ def test_label_scores_are_those_of_transformers_zero_shot(tiny_clip_folder: Path
     assert len(ranks) > 2  # the test has something to tell apart
 
 
+def test_a_label_below_the_least_probability_fails_whatever_its_rank(tiny_clip_folder: Path) -> None:
+    """Against transformers' softmax over the distinct texts; the threshold is between the 10th and the 11th of 20."""
+    own, pixels = categories(NAMES[:2]), patterns(20)
+    shares = zero_shot_logits(tiny_clip_folder, ["photo of cup", "photo of fish"], pixels).softmax(1)[:, 0]
+    least = shares.sort().values[9:11].mean().item()
+    settings = {"screen": ("label",), "screen_semantics": str(tiny_clip_folder), "label_top_k": 2}
+    config = GenerateConfig(**settings, least_label_probability=least)
+    verdicts = Screen(config, own, CPU).judge(planned([own[0]] * 20), pixels)
+    assert [bool(verdict.reasons) for verdict in verdicts] == (shares < least).tolist()
+    assert sum(bool(verdict.reasons) for verdict in verdicts) == 10
+    passed = Screen(GenerateConfig(**settings), own, CPU).judge(planned([own[0]] * 20), pixels)
+    assert not any(verdict.reasons for verdict in passed)  # every rank is among the first two
+
+
 def test_categories_of_one_text_do_not_fail_each_other(tiny_clip_folder: Path) -> None:
     """With one text for all, every image is its own nearest, with probability 1."""
     same = categories(("cup", "cup", "cup"))
@@ -213,6 +227,7 @@ def test_without_checks_every_image_may_stay() -> None:
     [
         {"screen": ("label", "colour")},
         {"label_top_k": 0},
+        {"least_label_probability": 1.5},
         {"least_quality": 5.5},
         {"least_deviation": 0.6},
         {"duplicate_bits": 65},

@@ -38,6 +38,8 @@ WRITERS = {
     "flux-2-klein": write_flux_2_klein,
     "z-image": write_z_image,
 }
+JOINT, MASKED = ("sd3", "flux", "flux-2-klein", "z-image"), ("pixart-sigma", "sana")
+"""Families with joint attention, and those whose prompts are masked beyond their end."""
 PROMPTS, SPANS = ["a cat", "the dog"], [[(2, 5)], [(4, 7)]]
 KEYS = [("x", 0, 0), ("x", 1, 0)]
 
@@ -88,12 +90,11 @@ def test_tokens_are_those_of_the_name(generator: Generator) -> None:
     assert "".join(text.split()).replace("<|endoftext|>", "") == "cat", text
 
 
+@pytest.mark.parametrize("generator", JOINT, indirect=True)
 @torch.no_grad()
 def test_keys_of_the_prompt_are_those_that_depend_on_it(generator: Generator) -> None:
     """In the first layer of joint attention the keys of the image do not depend on the text yet."""
     family: Any = generator.family
-    if family.text_attention.text == "apart":
-        pytest.skip("all keys are the prompt's")
     latents = torch.randn(2, *generator.latent_shape(32, 32), generator=torch.Generator().manual_seed(0))
     schedule, conditioning, found = generator.timesteps(2), generator.encode(PROMPTS), []
     other = {name: each + (name == "text") for name, each in conditioning.tensors.items()}
@@ -112,10 +113,10 @@ def test_keys_of_the_prompt_are_those_that_depend_on_it(generator: Generator) ->
         assert changed[row, words][:length].all() and changed[row].sum() == changed[row, words].sum()
 
 
+@pytest.mark.parametrize("generator", MASKED, indirect=True)
 @torch.no_grad()
 def test_nothing_attends_beyond_a_masked_prompt(generator: Generator) -> None:
-    if "mask" not in generator.encode(PROMPTS).tensors:
-        pytest.skip("no mask")
+    assert "mask" in generator.encode(PROMPTS).tensors
     recorder = recorder_of(generator, [[-1], [-1]])
     with recorder.attached(generator):
         render_images(generator, KEYS, PROMPTS, seed=0, steps=1)

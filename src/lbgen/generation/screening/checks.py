@@ -154,7 +154,8 @@ class Screen:
         text_indices = torch.tensor([self._text_index[image.category.id] for image in batch.images], device=self.device)
         rank = 1 + label_ranks(cosines, text_indices)
         probability = (self._space.logit_scale * cosines).softmax(dim=1).gather(1, text_indices[:, None])[:, 0]
-        return CheckResult(rank > self.config.label_top_k, {"label_rank": rank, "label_probability": probability})
+        failed = (rank > self.config.label_top_k) | (probability < self.config.least_label_probability)
+        return CheckResult(failed, {"label_rank": rank, "label_probability": probability})
 
     def _quality(self, batch: Batch) -> CheckResult:
         quality = self._scorer.score(batch.pixels / 255, batch.features)

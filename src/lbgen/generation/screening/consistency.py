@@ -81,13 +81,16 @@ def _fails(check: str, row: Row, config: GenerateConfig) -> bool | None:
         return row.target != row.found
     if check == "mask":
         return row.box is None
+    if check == "label" and row.scores.get("label_rank", 1) > config.label_top_k:
+        return True
     score, threshold, sign = {
-        "label": (row.scores.get("label_rank"), config.label_top_k, 1),
+        "label": (row.scores.get("label_probability"), config.least_label_probability, -1),
         "quality": (row.scores.get("quality"), config.least_quality, -1),
         "blank": (row.scores.get("deviation"), config.least_deviation, -1),
         "unsafe": (row.scores.get("unsafe"), 0.5 if config.unsafe == "checker" else 0.0, 1),
     }.get(check, (None, 0.0, 1))
-    if score is None or (check != "label" and abs(score - threshold) <= ROUNDING * max(1, abs(threshold))):
+    exact = check == "label" and threshold == 0  # no probability is below 0
+    if score is None or (not exact and abs(score - threshold) <= ROUNDING * max(1, abs(threshold))):
         return None
     return sign * (score - threshold) > 0
 

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
 from dense_sets import write_ade, write_coco
+from PIL import Image
 from safetensors.torch import save_file
 
 from lbgen.evaluation.transfer.config import TransferConfig
@@ -44,9 +46,14 @@ def before_and_after(task, rows, epochs, learning_rate, tmp_path):
 
 
 def test_segmentation_learns(backbone, tmp_path):
-    dataset = prepared(write_ade(tmp_path / "ade", SIZES), "segmentation", tmp_path)
-    untrained, trained = before_and_after(Segmentation(backbone, dataset, 64), dataset.train, 8, 3e-3, tmp_path)
-    assert untrained["mIoU"] < 0.2 and trained["mIoU"] > untrained["mIoU"] + 0.15
+    """Object or background, to be quick."""
+    root = write_ade(tmp_path / "ade", SIZES)
+    for path in (root / "annotations").rglob("*.png"):
+        labels = np.asarray(Image.open(path))
+        Image.fromarray(np.array([0, 1, 1, 1, 2], np.uint8)[labels]).save(path)
+    dataset = prepared(root, "segmentation", tmp_path)
+    untrained, trained = before_and_after(Segmentation(backbone, dataset, 64), dataset.train, 6, 3e-3, tmp_path)
+    assert untrained["mIoU"] < 0.4 and trained["mIoU"] > 0.5
 
 
 def test_detection_learns(backbone, tmp_path):
