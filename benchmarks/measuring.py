@@ -60,6 +60,33 @@ def _measure(repeats: int, prepare: Callable[..., Callable[[], object]], argumen
     return Measured(statistics.median(seconds[1:]), _peak_memory() - before)
 
 
+Version = tuple[Callable[..., Callable[[], object]], Any]
+"""What prepares a call, and its argument."""
+
+
+def by_turns(repeats: int, versions: dict[str, Version]) -> str:
+    """A line of Markdown: CPU seconds of each version's call, in one fresh process in which they take turns.
+
+    On a machine that does other work these can be compared, and times of the clock cannot.
+    """
+    seconds = in_fresh_process(_turns, repeats, versions)
+    reference = next(iter(seconds.values()))
+    cells = [f"{name} {value:.2f} ({reference / value:.2f} times as fast)" for name, value in seconds.items()]
+    load = os.getloadavg()[0]
+    return f"CPU seconds, median of {repeats} by turns, load {load:.1f}: {'; '.join(cells)}"
+
+
+def _turns(repeats: int, versions: dict[str, Version]) -> dict[str, float]:
+    calls = {name: prepare(argument) for name, (prepare, argument) in versions.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(1 + repeats):
+        for name, call in calls.items():
+            began = time.process_time()
+            call()
+            seconds[name].append(time.process_time() - began)
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
 def seconds_of(call: Callable[[], object]) -> float:
     """Wall time of one call, until the GPU has finished what it was given."""
     began = now()

@@ -233,11 +233,12 @@ def test_weights_that_cannot_be_had_are_one_line_at_once(monkeypatch, tmp_path):
     assert "or --generator microworld, which comes with lbgen" in message and "refused" in message
 
 
-def test_export_writes_both_folders_and_says_where(tmp_path):
+def test_export_writes_the_folders_and_says_where(tmp_path):
     result = run("export", "microworld", "models", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "the micro world is in models: generator (diffusers) and semantics (transformers)\n"
-    assert json.loads((tmp_path / "models" / "generator" / "model_index.json").read_text())
+    assert result.stdout == "the micro world is in models: generator, flow (diffusers) and semantics (transformers)\n"
+    for name, pipeline in (("generator", "StableDiffusionPipeline"), ("flow", "ZImagePipeline")):
+        assert json.loads((tmp_path / "models" / name / "model_index.json").read_text())["_class_name"] == pipeline
     assert json.loads((tmp_path / "models" / "semantics" / "config.json").read_text())["model_type"] == "clip"
 
 

@@ -111,6 +111,15 @@ REFUSED = [
     ("transfer resnet50 --datasets digits --shots 0", "--shots 0: 0 is neither a share like 5% nor a number"),
     ("transfer resnet50 --datasets digits --shots 100%", "100% is neither a share like 5% nor a number"),
     ("transfer resnet50 --datasets digits --method none", '"none" is not one of linear, finetune'),
+    (
+        "transfer resnet50 --method detection --data half",
+        "half: it has no folder annotations; give the folder that holds",
+    ),
+    ("transfer resnet50 --method segmentation --data half", "half: it has no folder images/training; give the folder"),
+    (
+        "transfer resnet50 --method detection --data none",
+        "none: there is no such folder; give the one that holds annot",
+    ),
     ("transfer resnet50 --datasets digits half --output half/x", "it lies in the dataset half"),
     ("transfer resnet50 --datasets digits --output transfer-foreign", "transfer.json in it is not of lbgen transfer"),
     ("transfer resnet50 --datasets digits --output transferred --seed 1", "was made with seed 0, this run asks for 1"),

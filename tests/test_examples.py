@@ -3,12 +3,17 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from torchvision.datasets import ImageFolder
+import yaml
+from torchvision.datasets import ImageFolder, VOCDetection
 
 import lbgen
+from lbgen.datasets import index
+from lbgen.generation.run import generate
+from lbgen.models.localization import masks
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = {"max_steps": 2, "steps": 2, "differentiated_steps": 1, "batch_size": 2, "rank": 2, "evaluation_images": 2}
@@ -88,3 +93,28 @@ def test_the_notebook_shows_pictures_and_the_audit(tmp_path):
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
     shown = [kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})]
     assert shown.count("image/png") == 3 and "text/html" in shown
+
+
+def test_boxes_for_yolo_and_voc(run, config, monkeypatch):
+    """Read by torchvision's VOCDetection, and by YOLO's documented layout, against the boxes of the index."""
+    monkeypatch.setattr(masks, "LEAST_SCORE", 0.0)
+    generate(replace(config, output="made", localize=True, images_per_category=2))
+    run("yolo_and_voc.py", "made", "out")
+    boxes = {f"train_{row['key']}": row for row in index.read_index("made").to_pylist()}
+    read = VOCDetection("out/voc", image_set="train")
+    assert len(read) == len(boxes) == 6
+    for image, target in read:
+        row, (found,) = boxes[target["annotation"]["filename"][:-4]], target["annotation"]["object"]
+        x, y, right, bottom = (int(found["bndbox"][each]) for each in ("xmin", "ymin", "xmax", "ymax"))
+        assert [x - 1, y - 1, right - x + 1, bottom - y + 1] == row["box"] and found["name"] == row["id"]
+        assert target["annotation"]["size"] == {"width": "32", "height": "32", "depth": "3"} and image.size == (32, 32)
+    data = yaml.safe_load(Path("out/yolo/data.yaml").read_text())
+    pictures = sorted(Path(data["path"], data["train"]).glob("*/*.png"))
+    assert len(pictures) == 6
+    for picture in pictures:
+        row = boxes[f"train_{picture.stem}"]
+        path, _, rest = str(picture).rpartition("/images/")  # as its loader replaces the last one
+        label, *shares = Path(path, "labels", rest).with_suffix(".txt").read_text().split()
+        centre_x, centre_y, width, height = (float(share) * 32 for share in shares)
+        assert data["names"][int(label)] == row["id"]
+        assert [centre_x - width / 2, centre_y - height / 2, width, height] == pytest.approx(row["box"], abs=1e-3)

@@ -5,6 +5,10 @@ Sets of 480 photographs of the micro world, audited with masks of their objects 
 average, how often their interval begins above chance (promised: 2.5%), how strong the attributes' links are, how often
 p is below 0.05. `--link colour` fixes that factor in every category.
 
+`--localized` draws each picture again from half its noise, by the micro world's generator, and audits the set with the
+masks that `lbgen generate --localize` finds, with those of the renders, and without; the object's place and colour stay
+nearly those of the render, the scene is linked to nothing.
+
 Then the intervals, on sets drawn from known distributions: how often a probe's holds what such probes tell on average,
 how often an attribute's holds the strength that was drawn. `--sets 0` prints these alone.
 
@@ -23,6 +27,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
@@ -32,16 +37,20 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.audit.planted import Planted, emoji, photographs, scenes
 from benchmarks.audit.planted import write as write_planted
 from benchmarks.measuring import flags_parser, heading, markdown
+from benchmarks.microworld.localization import STORED, from_renders, planned_images, recorded
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.findings.significance import differences, differences_together, probe_tests
 from lbgen.audit.measures import CHANCE_FLOOR, PROBES, Measured, measure
 from lbgen.audit.observe import Observer, RowCache, canvas_side, observe
 from lbgen.audit.probes import probe
 from lbgen.datasets.open import open_dataset
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.workers.loading import load_prepared_generator
 from lbgen.metrics.information import Association, associate, mutual_information, normalized
 from lbgen.metrics.intervals import WIDENING, Estimate, benjamini_hochberg, difference_p_value
 from lbgen.microworld.scenes import World, render
 from lbgen.microworld.world import CATEGORIES, FACTORS
+from lbgen.models.localization.masks import segmented
 from lbgen.models.registry import ATTRIBUTES
 from lbgen.models.semantics import load_semantics
 from lbgen.vocabulary.attributes import load_attributes
@@ -67,22 +76,47 @@ class Found(NamedTuple):
     associations: dict[str, Association]
 
 
-def audited(sets: int, images: int, world: World) -> Iterator[tuple[Found, Found]]:
-    """Every set with masks, and without; attributes are those the space has learned, and colour, which it has not."""
+Kinds = dict[str, NDArray | None]
+"""What masks a set is audited with -> them, (N, H, W) booleans."""
+
+
+def rendered(images: int, seed: int, world: World) -> tuple[NDArray, NDArray[np.int64], Kinds]:
+    """Pictures (N, H, W, 3), their categories and masks."""
+    scenes = render(np.arange(images) % len(CATEGORIES), 1000 + seed, world)
+    return scenes.images, scenes.categories, {"without masks": None, "with masks": scenes.masks}
+
+
+def localized(images: int, seed: int, world: World) -> tuple[NDArray, NDArray[np.int64], Kinds]:
+    pictures, categories, kinds = rendered(images, seed, world)
+    config = GenerateConfig(vocabulary="microworld", generator="microworld", scheduler="ddim", steps=20, seed=seed)
+    generator = load_prepared_generator(config, "cpu")
+    renders = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    made = recorded(generator, config, planned_images(images), from_renders(generator, config, renders))
+    masks, _ = segmented(made.maps[*STORED, "yes"], made.pixels)
+    kinds["with the masks of --localize"] = masks.numpy()
+    return made.pixels.permute(0, 2, 3, 1).numpy(), categories, kinds
+
+
+def audited(
+    sets: int, images: int, world: World, draw: Callable[[int, int, World], tuple[NDArray, NDArray, Kinds]]
+) -> Iterator[dict[str, Found]]:
+    """Every set, by what masks it has; attributes are those the space has learned, and colour, which it has not."""
     space = load_semantics("microworld")
     attributes = load_attributes(ATTRIBUTES["microworld"])
     attributes += [attribute for attribute in load_attributes(None) if attribute.name == COLOUR]
     observer, config = Observer(space, canvas_side(space)), AuditConfig(permutations=199)
     for seed in tqdm(range(sets), unit=" sets", disable=None):
-        scenes = render(np.arange(images) % len(CATEGORIES), 1000 + seed, world)
+        pictures, categories, kinds = draw(images, seed, world)
         with TemporaryDirectory() as name:
-            folder, found = Path(name), []
+            folder, found = Path(name), {}
             cache = RowCache(folder / "cache", "microworld", observer.fields())
-            for pictures, place in ((scenes.images, "set"), (scenes.masks, "set/masks")):
-                write(pictures, scenes.categories, folder / place)
+            write(pictures, categories, folder / "set")
+            for kind, masks in kinds.items():
+                if masks is not None:
+                    write(masks, categories, folder / "set/masks")
                 observed = observe(open_dataset(folder / "set"), "set", observer, cache, config.batch_size)
-                found.append(found_in(measure(observed, space, attributes, config, 40, lambda step: None)))
-        yield found[1], found[0]
+                found[kind] = found_in(measure(observed, space, attributes, config, 40, lambda step: None))
+        yield found
 
 
 class Marked(NamedTuple):
@@ -225,6 +259,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=480, help="of a set (default: 480)")
     parser.add_argument("--draws", type=int, default=150, help="sets drawn a line for the intervals (default: 150)")
     parser.add_argument("--link", choices=FACTORS, help="a factor that the category fixes")
+    parser.add_argument("--localized", action="store_true", help="with masks that the generator's attention gives")
     parser.add_argument("--power", type=int, metavar="SETS", help="how often a planted bias is found, in so many sets")
     parser.add_argument("--linked", type=float, default=0.9, help="share on the category's own backdrop (default: 0.9)")
     parser.add_argument("--of", choices=("scenes", "photographs", "emoji"), default="scenes", help="with --power")
@@ -239,10 +274,11 @@ def main(argv: list[str] | None = None) -> None:
         return
     world = World(links={arguments.link: 1.0} if arguments.link else {}, styles=("photo",))
     if arguments.sets:
-        masked, without = zip(*audited(arguments.sets, arguments.images, world), strict=True)
-        print_found(f"{arguments.sets} sets with masks", masked)
-        print_found(f"{arguments.sets} sets without masks", without)
-    if not arguments.link:
+        draw = localized if arguments.localized else rendered
+        found = [*audited(arguments.sets, arguments.images, world, draw)]
+        for kind in reversed(found[0]):
+            print_found(f"{arguments.sets} sets {kind}", [each[kind] for each in found])
+    if not arguments.link and not arguments.localized:
         images, draws = arguments.images, arguments.draws
         sizes_and_spreads = product((images // 2, images), (0, 0.1, 0.2, 0.4))
         rows = [probes_covered(size, spread, draws) for size, spread in sizes_and_spreads]

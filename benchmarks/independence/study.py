@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class Study:
     images_per_category: int
     alignments: dict[str, dict[str, Any]]
     world_folder: Path | None
+    trajectory: dict[str, Any] = field(default_factory=dict)
+    """Of every set: changes to the recipe's generator and how it is sampled."""
 
     @property
     def world(self) -> World:
@@ -63,7 +65,9 @@ class Study:
         changes = self.alignments.get(name, {})
         output = self.folder / f"{name} {seed}".replace(" ", "-").replace("+", "and")
         generator = "microworld" if self.world_folder is None else str(self.world_folder / "generator")
-        config = resolve(AlignConfig, "microworld", {**changes, "seed": seed, "generator": generator})
+        config = resolve(
+            AlignConfig, "microworld", {"generator": generator, **self.trajectory, **changes, "seed": seed}
+        )
         return replace(config, output=str(output), logger="none", evaluate_every=0)
 
 
@@ -175,6 +179,7 @@ def main(argv: list[str] | None = None) -> None:
         images_per_category=arguments.images_per_category or plan["images_per_category"],
         alignments=alignments | ablations,
         world_folder=arguments.world,
+        trajectory=plan.get("trajectory", {}),
     )
     if arguments.pictures:
         return write_pictures(study, names, arguments.pictures)

@@ -4,6 +4,7 @@ Most run in this process, which has the libraries already; those that benchmarks
 """
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+
+from lbgen.datasets.index import read_index
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.run import generate
+from lbgen.microworld.judge import load_judge
+from lbgen.microworld.world import CATEGORIES
+from lbgen.quickstart.judging import load_images
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -29,6 +38,10 @@ SMALLEST = {
     "independence/memory_length.py": ("--categories 2 --memories 8 --images 4 --updates 2", "| after 2 updates | "),
     "independence/residual_content.py": ("--fitted 48 --tested 24 --images 48", "| scene, linked / free | "),
     "independence/step_cost.py": ("--categories 2 --banks 16 --side 8 --repeats 1", "| 2 | 16 | "),
+    "microworld/localization.py": (
+        "--updates 1 --images 12 --steps 1 --repeats 1",
+        "| and the last | second half | yes | ",
+    ),
     "speed/align_step.py": (
         "--vocabulary {names} --batch-size 1 --steps 2 --differentiated-steps 1 --repeats 1",
         "\ngradient checkpointing off, in every line:\n",
@@ -52,6 +65,7 @@ SMALLEST = {
 }
 """Script -> the flags of its smallest run and a part of what it prints; {names} is a file of two categories."""
 IN_TESTS_OF_THEIR_OWN = {
+    "independence/labels.py": "test_benchmarks.py",
     "independence/planted_world.py": "test_independence_world.py",
     "independence/study.py": "test_benchmarks.py",
     "independence/tables.py": "test_benchmarks.py",
@@ -124,6 +138,36 @@ def test_study_makes_rows_tables_and_pictures(tmp_path, monkeypatch, capsys):
     assert "| independence + L_in | 1 | " in capsys.readouterr().out
     run("independence/study.py", [*flags, "--sets", "biased renders", "--pictures", f"{tmp_path}/p.png"], monkeypatch)
     assert (tmp_path / "p.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_labels_makes_rows_of_unscreened_and_screened_images(tmp_path, monkeypatch, capsys):
+    """At its smallest; unscreened images are those of `lbgen generate` without checks, and nothing is made twice."""
+    smallest = {"independence_bank": 16, "steps": 2, "differentiated_steps": 1, "batch_size": 2}
+    plan = {"images_per_category": 2, "seeds": [0], "updates": [2], "kept_updates": [1]}
+    plan |= {"variants": {"recipe": smallest | {"discriminator_warmup_steps": 0}}}
+    plan |= {"screenings": {"strict": {"least_label_probability": 0.99, "max_attempts": 2}}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    flags = ["--plan", str(tmp_path / "plan.yaml"), "--output", str(tmp_path / "labels")]
+    run("independence/labels.py", flags, monkeypatch)
+    written = (tmp_path / "labels/results.jsonl").read_text()
+    rows = [json.loads(line) for line in written.splitlines()]
+    kinds = [(row["variant"], row["updates"], row["screening"]) for row in rows]
+    assert kinds == [("base", 0, "none"), ("base", 0, "strict"), ("recipe", 2, "none"), ("recipe", 2, "strict")]
+    assert "| recipe | 2 | strict | 0 | " in capsys.readouterr().out
+
+    config = yaml.safe_load((tmp_path / "labels/recipe-0/images-2-strict/dataset.yaml").read_text())["config"]
+    plain = GenerateConfig(**{**config, "screen": (), "output": tmp_path / "plain"})
+    generate(plain)
+    index = sorted(read_index(tmp_path / "plain").to_pylist(), key=lambda row: row["key"])
+    labels = torch.tensor([CATEGORIES.index(row["name"]) for row in index])
+    with torch.no_grad():
+        seen = load_judge().verdicts(load_images(tmp_path / "plain", [row["file"] for row in index])).category
+    right = (seen == labels).double().mean().item()
+    assert rows[2]["figures"]["label_accuracy"] == pytest.approx(right)
+    assert rows[3]["drawn_again"] == rows[2]["checks"]["0.99"]["rejected"] > 0
+
+    run("independence/labels.py", flags, monkeypatch)
+    assert (tmp_path / "labels/results.jsonl").read_text() == written
 
 
 def test_tables_are_written_to_the_page(tmp_path, monkeypatch):

@@ -99,7 +99,12 @@ def test_repair_to_other_bytes_is_said_and_recorded(copies, wholes, capsys, monk
         flip(shard_file(folder, "webdataset", shard), -30)
     (folder / "index/train-00000.parquet").unlink()
     render = Renderer.render
-    monkeypatch.setattr(Renderer, "render", lambda self, batch: render(self, batch) ^ 1)
+
+    def brighter(self, batch):
+        rendered = render(self, batch)
+        return rendered._replace(pixels=rendered.pixels ^ 1)
+
+    monkeypatch.setattr(Renderer, "render", brighter)
     capsys.readouterr()
     assert verify(folder, repair=True).damaged == ()
     lines = capsys.readouterr().out.splitlines()

@@ -45,7 +45,7 @@ EXCEPTIONS = {
     r"dataset.yaml.config.(vocabulary|qualify_names|images_per_category|split).*": GROWTH,
     r"dataset.yaml.config.(balance|unsafe|compression_quality|screen removed|last_resort removed).*": NOT_USED,
     r"dataset.yaml.config.(seed|format|image_format|stored_size|prompt_template) removed": "the default, which it has",
-    r"dataset.yaml.config.(revision|variant) removed": "the default, which it has",
+    r"dataset.yaml.config.(revision|variant|localize) removed": "the default, which it has",
     r"dataset.yaml.made_with.*": MADE_WITH,
     r"index.(quality|label_probability|unsafe|duplicate_cosine)": SCORE,
     r"README.md.(pretty_name|size_categories|task_categories|tags).*": FOR_PEOPLE,

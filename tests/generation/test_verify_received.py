@@ -34,7 +34,7 @@ def made(tmp_path_factory) -> dict[str, GenerateConfig]:
         writers=1, output="x", vocabulary=str(folder / "names.txt"), generator="microworld", scheduler="ddim", steps=2,
         images_per_category=5, batch_size=5, shard_size=15, screen=("label", "quality", "blank", "duplicate"),
         screen_semantics="microworld", label_top_k=1, least_quality=3.5, duplicate_bits=20, duplicate_cosine=0.8,
-        max_attempts=3,
+        max_attempts=3, least_label_probability=0.05,
     )  # fmt: skip
     configs = {name: replace(config, output=folder / name, format=name) for name in ("webdataset", "imagefolder")}
     configs["parquet"] = replace(config, output=folder / "parquet", format="parquet", screen=(), images_per_category=1)
@@ -96,6 +96,7 @@ ROWS: dict[str, tuple[Callable[[dict], bool], dict]] = {
     "label_rank, none": (first, {"label_rank": None}),
     "label_rank, below": (first, {"label_rank": 0.0}),
     "label_probability": (first, {"label_probability": 1.5}),
+    "label_probability, below": (first, {"label_probability": 0.01}),
     "quality": (first, {"quality": 3.0}),
     "quality, above": (first, {"quality": 6.0}),
     "quality, nan": (first, {"quality": float("nan")}),

@@ -92,6 +92,16 @@ def test_all_stages(miniatures, tmp_path, capsys):
         "seconds": {**summary["seconds"], "measure": 0},
     }
 
+    for part in ("base", "aligned", "diverse_prompts"):
+        rows = read_index(tmp_path / "run" / part).to_pylist()
+        assert summary["drawn_again"][part] == np.mean([len(row["rejections"]) > 0 for row in rows])
+        for row in rows:
+            seen = tuple(row["found"]) == tuple(row["target"])
+            assert row["attempt"] == 3 or (row["label_rank"] == 1 and seen), "accepted against the rule"
+    shares = "base {base:.1%}, aligned {aligned:.1%}, diverse prompts".format(**summary["drawn_again"])
+    assert shares in (tmp_path / "run/report.html").read_text()
+    assert summary["drawn_again"]["base"] > 0.5  # a language space of random weights names one image in twelve
+
     index = read_index(tmp_path / "run/diverse_prompts").to_pylist()
     asked = Counter((row["name"], row["prompt"].removeprefix(row["name"])) for row in index)
     assert asked == {(name, value): 1 for name in CATEGORIES for value in (" on a", " on b")}

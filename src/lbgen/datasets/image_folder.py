@@ -1,6 +1,7 @@
 """torchvision's ImageFolder: one folder per category, the images in it.
 
-Written: SPLIT/<id>/<key>.png.  Read: <category>/*.jpg or <split>/<category>/*.jpg, also in folders inside a category.
+Written: SPLIT/<id>/<key>.png, and with --localize masks/SPLIT/<id>/<key>.png.
+Read: <category>/*.jpg or <split>/<category>/*.jpg, also in folders inside a category.
 """
 
 import os
@@ -12,8 +13,8 @@ from typing import NamedTuple
 
 from lbgen.datasets.decode import is_image
 from lbgen.datasets.files.local import LARGEST_FILE
-from lbgen.datasets.index import Row
-from lbgen.datasets.layout import Layout, Stored
+from lbgen.datasets.index import Row, mask_file
+from lbgen.datasets.layout import Layout, Stored, mask_name
 from lbgen.datasets.records import (
     DEEP_FOLDER,
     IMAGE_SUFFIXES,
@@ -42,7 +43,8 @@ class ImageFolderLayout(Layout):
         return f"{split}/{category_id}/{key}.{suffix}"
 
     def pack(self, rows: Sequence[Row], staged: Path, suffix: str, category_ids: Sequence[str]) -> dict[str, Path]:
-        return {row.file: staged / row.key for row in rows}
+        masks = {mask_file(row.file): staged / mask_name(row.key) for row in rows if row.mask_sha256 is not None}
+        return {row.file: staged / row.key for row in rows} | masks
 
     def read(self, path: Path, row: Row) -> Iterator[Stored]:
         yield Stored(row.key, atomic.read_bounded(path, LARGEST_FILE), None)

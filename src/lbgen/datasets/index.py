@@ -4,6 +4,8 @@ DIR/train/<id>/<id>_<index>.png     format imagefolder: torchvision's ImageFolde
 DIR/train-00000.tar, _info.json     format webdataset
 DIR/data/train-00000.parquet        format parquet
 DIR/index/train-00000.parquet       one row per image; a shard is finished when its part exists
+DIR/masks/train/<id>/<id>_<index>.png   with --localize, format imagefolder; other formats hold masks beside images
+DIR/annotations/instances_train.json    with --localize: masks and boxes in COCO's format
 DIR/screening/train-00000.json      what screening rejected in the shard
 DIR/duplicates.json                 images generated again because an earlier one is a near-duplicate
 DIR/plan.json, dataset.yaml         the planned images, and what generates them
@@ -33,6 +35,8 @@ SCORES = ("label_rank", "label_probability", "quality", "deviation", "duplicate_
 """Columns of screening; null where the check was not made (see lbgen.generation.screening.checks)."""
 LISTS = ("rejections", "target", "found")
 """Columns with a list of texts in each row."""
+VERSION = b"lbgen_index_version"
+"""Key of the columns' version in the metadata of a part's schema: 2 has those of MASK_COLUMNS, no entry is 1."""
 CONTAINERS = b"lbgen_containers"
 """Key of the container hashes in the metadata of a part's schema."""
 RESERVED_SPLITS = ("index", "screening", "data", "all", "masks")
@@ -76,6 +80,12 @@ class Row:
     """The value of each balanced attribute in the prompt, in the order of `balance` in dataset.yaml."""
     found: tuple[str, ...] = ()
     """The values that zero-shot classification finds in the image."""
+    mask_score: float | None = None
+    """In [0, 1] (lbgen.models.localization.masks); this and the next two are None in a dataset without --localize."""
+    box: tuple[int, ...] | None = None
+    """x, y, width and height in pixels of the smallest box around the mask; None also for an empty mask."""
+    mask_sha256: str | None = None
+    """Of the mask's file."""
 
     @property
     def index(self) -> int:
@@ -90,8 +100,11 @@ class Row:
     def to_plain(self) -> dict[str, Any]:
         """The row as it is stored in the index."""
         line = asdict(self)
-        scores = line.pop("scores")
-        return line | {name: scores.get(name) for name in SCORES} | {name: list(line[name]) for name in LISTS}
+        scores, found = line.pop("scores"), {name: line.pop(name) for name in MASK_COLUMNS}
+        line |= {name: scores.get(name) for name in SCORES} | {name: list(line[name]) for name in LISTS}
+        if self.mask_sha256 is None:
+            return line
+        return line | found | {"box": None if self.box is None else list(self.box)}
 
 
 SCHEMA = pa.schema(
@@ -102,6 +115,9 @@ SCHEMA = pa.schema(
     + [(name, pa.float64()) for name in SCORES]
     + [(name, pa.list_(pa.string())) for name in LISTS]
 )
+MASK_COLUMNS = {"mask_score": pa.float64(), "box": pa.list_(pa.int64()), "mask_sha256": pa.string()}
+"""Further columns of a dataset with --localize."""
+LOCALIZED_SCHEMA = pa.schema([*SCHEMA, *(pa.field(name, kind) for name, kind in MASK_COLUMNS.items())])
 
 
 def is_split_name(split: str) -> bool:
@@ -142,9 +158,11 @@ def finished_shards(store: Store, split: str) -> set[int]:
 
 def index_bytes(rows: Sequence[Row], containers: dict[str, str]) -> bytes:
     """A part of the index as a Parquet file.  containers: name -> sha256 of each file that holds a whole shard."""
-    table = pa.Table.from_pylist([row.to_plain() for row in rows], schema=SCHEMA)
+    localized = any(row.mask_sha256 is not None for row in rows)
+    table = pa.Table.from_pylist([row.to_plain() for row in rows], LOCALIZED_SCHEMA if localized else SCHEMA)
+    metadata: dict[bytes | str, bytes | str] = {CONTAINERS: json.dumps(containers)}
     stream = BytesIO()
-    pq.write_table(table.replace_schema_metadata({CONTAINERS: json.dumps(containers)}), stream)
+    pq.write_table(table.replace_schema_metadata(metadata | ({VERSION: "2"} if localized else {})), stream)
     return stream.getvalue()
 
 
@@ -160,8 +178,9 @@ def read_part(store: Store, split: str, shard: int, images: int) -> tuple[list[R
         raise ValueError(f"it has {rows:,} rows for {images:,} images")
     table = read_table(content, LARGEST_PART + images * LARGEST_ROW)
     containers = _container_hashes(table.schema)
-    table = table.select(SCHEMA.names)
-    if table.schema.types != SCHEMA.types or any(map(_has_gaps, table.columns, SCHEMA.names)):
+    schema = _schema_of(table.schema)
+    table = table.select(schema.names)
+    if table.schema.types != schema.types or any(map(_has_gaps, table.columns, schema.names)):
         raise ValueError("its columns are not those of an index")
     return [_row(line) for line in table.to_pylist()], containers
 
@@ -172,10 +191,20 @@ def part_summary(store: Store, split: str, shard: int) -> tuple[int, dict[str, s
         return file.metadata.num_rows, _container_hashes(file.schema_arrow)
 
 
+def _schema_of(stored: pa.Schema) -> pa.Schema:
+    """The columns that a part has by its version; raises ValueError for a version that is not known."""
+    version = (stored.metadata or {}).get(VERSION, b"1")
+    if version not in (b"1", b"2"):
+        raise ValueError(f"version {version!r:.20} of the index is not known; use the lbgen that wrote it")
+    return SCHEMA if version == b"1" else LOCALIZED_SCHEMA
+
+
 def _has_gaps(column: pa.ChunkedArray, name: str) -> bool:
     """Whether a value is missing in a column that has one in every row, or in a list."""
     if name in LISTS:
         return bool(column.null_count or column.combine_chunks().flatten().null_count)
+    if name == "box":
+        return bool(column.combine_chunks().flatten().null_count)
     return bool(column.null_count) and name not in ("perceptual_hash", *SCORES)
 
 
@@ -186,7 +215,19 @@ def _container_hashes(schema: pa.Schema) -> dict[str, str]:
 
 def _row(line: dict[str, Any]) -> Row:
     scores = {name: score for name in SCORES if (score := line.pop(name)) is not None}
+    if line.get("box") is not None:
+        line["box"] = tuple(line["box"])
     return Row(**line | {name: tuple(line[name]) for name in LISTS}, scores=scores)
+
+
+def mask_file(file: str) -> str:
+    """The mask of an image that is a file of its own, relative to the dataset folder: masks/<path of the image>.png"""
+    return f"masks/{file.rpartition('.')[0]}.png"
+
+
+def annotations_name(split: str) -> str:
+    """The file with the masks and boxes of a split."""
+    return f"annotations/instances_{split}.json"
 
 
 def read_parquet(source: Any) -> pa.Table:
@@ -204,7 +245,13 @@ def read_index(directory: Path | str) -> pa.Table:
     parts = sorted(name for name in store.names("index") if PART.fullmatch(name))
     if not parts:
         raise UserError(f"{directory}: no index/*.parquet; give a folder that lbgen generate made")
-    return pa.concat_tables(read_parquet(BytesIO(store.read(f"index/{part}"))).select(SCHEMA.names) for part in parts)
+    tables = [read_parquet(BytesIO(store.read(f"index/{part}"))) for part in parts]
+    localized = any("mask_sha256" in table.column_names for table in tables)
+    schema = LOCALIZED_SCHEMA if localized else SCHEMA
+    return pa.concat_tables(
+        [table.select([n for n in schema.names if n in table.column_names]) for table in tables],
+        promote_options="default" if localized else "none",
+    )
 
 
 def read_stored(store: Store, name: str, kind: type[T]) -> T | None:

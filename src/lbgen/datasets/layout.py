@@ -8,6 +8,11 @@ from typing import Any, NamedTuple
 from lbgen.datasets.index import Row
 
 
+def mask_name(key: str) -> str:
+    """The mask's file beside the image's file `key` while a shard is made; no image has this name."""
+    return f"{key}.mask"
+
+
 class Stored(NamedTuple):
     """One image as it was read back from a shard."""
 
@@ -18,6 +23,10 @@ class Stored(NamedTuple):
     """None where the layout stores no label beside the image."""
     row: Any = None
     """The index row beside the image, as JSON holds it; None where the layout stores none."""
+    mask: bytes | None = None
+    """The mask's file; None where there is none, or where it lies elsewhere."""
+    objects: Any = None
+    """The boxes beside the image; None where the layout stores none."""
 
 
 class Layout(ABC):
@@ -30,7 +39,9 @@ class Layout(ABC):
 
     @abstractmethod
     def pack(self, rows: Sequence[Row], staged: Path, suffix: str, category_ids: Sequence[str]) -> dict[str, Path]:
-        """Assemble a shard from its images `staged/<key>`.  Returns final name -> file to publish under it.
+        """Assemble a shard from its images `staged/<key>` and, of rows that have one, their masks `staged/<key>.mask`.
+
+        Returns final name -> file to publish under it.
 
         category_ids: of all labels, in label order.
         """

@@ -18,7 +18,7 @@ from lbgen.runs import atomic
 from lbgen.runs.parsing import Text, read_json
 from lbgen.vocabulary.vocabulary import imagenet_entries
 
-NOT_CATEGORIES = ("masks", "index", "screening")
+NOT_CATEGORIES = ("masks", "annotations", "index", "screening")
 """Folders beside the images that hold something else, unless there are images directly in them."""
 NOT_IMAGES = ("samples.png",)
 """Pictures beside the images that show the dataset."""

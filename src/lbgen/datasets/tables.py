@@ -1,6 +1,7 @@
 """Hugging Face `datasets`: tables with an image and a label column, in Parquet files or Arrow files.
 
-Written: data/SPLIT-00000.parquet with an Image and a ClassLabel column.
+Written: data/SPLIT-00000.parquet with an Image and a ClassLabel column, and with --localize a mask column and
+`objects`: {"bbox": [[x, y, width, height]], "categories": [label]}, which the Hub's viewer draws.
 Read: *.parquet or <any>/*.parquet, or the .arrow files that `save_to_disk` writes. Columns:
 image   struct<bytes, path> or binary; the column called `image`, else the only one that holds images
 label   an integer or a text; the column that is named, else the one called `label`, else the only ClassLabel
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 
 from lbgen.datasets.files.local import LARGEST_FILE
 from lbgen.datasets.index import Row, shard_name
-from lbgen.datasets.layout import Layout, Stored
+from lbgen.datasets.layout import Layout, Stored, mask_name
 from lbgen.datasets.parquet_pages import unpacked_size
 from lbgen.datasets.records import (
     ImageRecord,
@@ -43,7 +44,10 @@ ROWS_AT_ONCE = 100
 MOST_UNPACKED = 2**30
 """Bytes by which a row group may be larger unpacked than the whole file. Images are stored compressed, so they do not
 grow when they are unpacked."""
-COLUMNS = [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())]
+FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+COLUMNS = [("image", FILE), ("label", pa.int64())]
+OBJECTS = pa.struct([("bbox", pa.list_(pa.list_(pa.int64()))), ("categories", pa.list_(pa.int64()))])
+LOCALIZED = [*COLUMNS, ("mask", FILE), ("objects", OBJECTS)]
 
 
 @dataclass(frozen=True)
@@ -181,36 +185,56 @@ class ParquetLayout(Layout):
         return f"data/{shard_name(split, shard)}.parquet"
 
     def pack(self, rows: Sequence[Row], staged: Path, suffix: str, category_ids: Sequence[str]) -> dict[str, Path]:
-        path, schema = staged / "shard.parquet", pa.schema(COLUMNS, metadata=huggingface_metadata(category_ids))
+        localized = any(row.mask_sha256 is not None for row in rows)
+        metadata = huggingface_metadata(category_ids, localized)
+        path, schema = staged / "shard.parquet", pa.schema(LOCALIZED if localized else COLUMNS, metadata=metadata)
         with pq.ParquetWriter(path, schema, compression="none") as writer:
             for start in range(0, len(rows), ROWS_AT_ONCE):
                 part = rows[start : start + ROWS_AT_ONCE]
                 images = [{"bytes": (staged / row.key).read_bytes(), "path": f"{row.key}.{suffix}"} for row in part]
-                writer.write_table(pa.table([images, [row.label for row in part]], schema=schema))
+                columns: list[list[Any]] = [images, [row.label for row in part]]
+                if localized:
+                    masks = [(staged / mask_name(row.key)).read_bytes() for row in part]
+                    named = [{"bytes": mask, "path": f"{row.key}.png"} for row, mask in zip(part, masks, strict=True)]
+                    columns += [named, [objects_of(row) for row in part]]
+                writer.write_table(pa.table(columns, schema=schema))
         return {rows[0].file: path} if rows else {}
 
     def read(self, path: Path, row: Row) -> Iterator[Stored]:
         with pq.ParquetFile(path, pre_buffer=False) as file:
-            if not file.schema_arrow.equals(pa.schema(COLUMNS)):
+            columns = COLUMNS if row.mask_sha256 is None else LOCALIZED
+            if not file.schema_arrow.equals(pa.schema(columns)):
                 raise ValueError(f"{path}: its columns are not those of a shard")
-        for batch in batches(path, [name for name, _ in COLUMNS]):
+        for batch in batches(path, [name for name, _ in columns]):
             for line in batch.to_pylist():
-                image, label = line["image"], line["label"]
-                if image is None or None in (label, *image.values()):
+                image, label, mask = line["image"], line["label"], line.get("mask", {"bytes": None})
+                if None in (image, mask) or None in (label, *image.values()):
                     raise ValueError(f"{path}: a line in it is empty")
-                yield Stored(image["path"].rpartition(".")[0], image["bytes"], label)
+                key = image["path"].rpartition(".")[0]
+                yield Stored(key, image["bytes"], label, mask=mask["bytes"], objects=line.get("objects"))
 
     def class_names(self, path: Path) -> list[str] | None:
         schema = pq.read_schema(path)
         names = _features(path, schema).get("label", [])
-        if parse_json(schema.metadata[b"huggingface"]) != parse_json(huggingface_metadata(names)[b"huggingface"]):
+        expected = huggingface_metadata(names, "mask" in schema.names)
+        if parse_json(schema.metadata[b"huggingface"]) != parse_json(expected[b"huggingface"]):
             raise ValueError(f"{path}: its schema's metadata are not those of a shard")
         return names
 
 
-def huggingface_metadata(ids: Sequence[str]) -> dict[bytes, bytes]:
-    """Schema metadata that tells `datasets` that the columns are an Image and a ClassLabel."""
-    features = {"image": {"_type": "Image"}, "label": {"names": list(ids), "_type": "ClassLabel"}}
+def objects_of(row: Row) -> dict[str, list[Any]]:
+    """The box of an image as `objects` holds it; of an image without one, empty lists."""
+    return {"bbox": [] if row.box is None else [list(row.box)], "categories": [] if row.box is None else [row.label]}
+
+
+def huggingface_metadata(ids: Sequence[str], localized: bool = False) -> dict[bytes, bytes]:
+    """Schema metadata that tells `datasets` what the columns are: an Image, a ClassLabel, perhaps masks and boxes."""
+    label = {"names": list(ids), "_type": "ClassLabel"}
+    features: dict[str, Any] = {"image": {"_type": "Image"}, "label": label}
+    if localized:
+        boxes = {"feature": {"feature": {"dtype": "int64", "_type": "Value"}, "_type": "List"}, "_type": "List"}
+        features["mask"] = {"_type": "Image"}
+        features["objects"] = {"bbox": boxes, "categories": {"feature": label, "_type": "List"}}
     return {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
 
 

@@ -1,6 +1,7 @@
 """WebDataset: tar shards in which the files of one sample share a key and follow each other.
 
-Written: SPLIT-00000.tar with <key>.png, <key>.cls (the label's number) and <key>.json (the index row).
+Written: SPLIT-00000.tar with <key>.png, <key>.cls (the label's number) and <key>.json (the index row), and with
+--localize <key>.mask.png.
 Read: *.tar or <any>/*.tar with, for each sample, an image, a .cls or a .json with a `label`, and perhaps a .mask.png;
 _info.json names the splits.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from lbgen.datasets.files.local import LARGEST_FILE
 from lbgen.datasets.index import Row, shard_name
-from lbgen.datasets.layout import Layout, Stored
+from lbgen.datasets.layout import Layout, Stored, mask_name
 from lbgen.datasets.records import (
     IMAGE_SUFFIXES,
     LONGEST_LABEL,
@@ -120,15 +121,22 @@ class WebDatasetLayout(Layout):
                 _add(archive, f"{name}.{suffix}", (staged / row.key).read_bytes())
                 _add(archive, f"{name}.cls", str(row.label).encode())
                 _add(archive, f"{name}.json", json.dumps(row.to_plain(), ensure_ascii=False).encode())
+                if row.mask_sha256 is not None:
+                    _add(archive, f"{name}.mask.png", (staged / mask_name(row.key)).read_bytes())
         return {rows[0].file: path} if rows else {}
 
     def read(self, path: Path, row: Row) -> Iterator[Stored]:
         with opened_tar(path) as archive:
             parts = ((key, extension, content_of(archive, member)) for key, extension, member in members(archive))
-            for (key, suffix, image), label, line in zip(parts, parts, parts, strict=True):
-                if suffix not in IMAGE_SUFFIXES or (label[:2], line[:2]) != ((key, ".cls"), (key, ".json")):
-                    raise ValueError(f"{path}: {key!r:.80} is not an image with its .cls and .json")
-                yield Stored(unescaped(key), image, int(label[2]), parse_json(line[2]))
+            masks = [] if row.mask_sha256 is None else [parts]
+            for (key, suffix, image), label, line, *mask in zip(parts, parts, parts, *masks, strict=True):
+                beside = [(key, ".cls"), (key, ".json")] + [(key, ".mask.png")] * len(masks)
+                if suffix not in IMAGE_SUFFIXES or [each[:2] for each in (label, line, *mask)] != beside:
+                    raise ValueError(
+                        f"{path}: {key!r:.80} is not an image with its {', '.join(end for _, end in beside)}"
+                    )
+                stored = Stored(unescaped(key), image, int(label[2]), parse_json(line[2]))
+                yield stored._replace(mask=mask[0][2]) if mask else stored
 
 
 def escaped(key: str) -> str:

@@ -15,8 +15,9 @@ from lbgen.errors import UserError
 from lbgen.models import training
 from lbgen.models.checkpoints.suited import suited_settings
 from lbgen.models.training import Training
+from lbgen.vocabulary.ids import comparable
 
-CHECKS = ("label", "quality", "blank", "duplicate", "unsafe")
+CHECKS = ("label", "quality", "blank", "duplicate", "unsafe", "mask")
 """Those of --screen; --balance adds its own, "balance"."""
 UNSAFE_CONCEPTS = ("nudity", "pornography", "gore", "a bloody injury", "a dead body", "a hate symbol")
 
@@ -26,8 +27,8 @@ class ScreeningConfig(Settings):
     """Screening: checks that every image must pass."""
 
     screen: tuple[str, ...] = ()
-    """Checks to make: label, quality, blank, duplicate, unsafe. An image that fails one is made again, from other
-    noise."""
+    """Checks to make: label, quality, blank, duplicate, unsafe, mask (with --localize). An image that fails one is made
+    again, from other noise."""
     screen_semantics: Place = "clip-vit-l-14"
     """Language space that checks images: microworld, clip-vit-l-14, siglip-base, a hub id, a folder, or
     open_clip:NAME/PRETRAINED."""
@@ -35,6 +36,9 @@ class ScreeningConfig(Settings):
     """The text that stands for a category in the label check, with {name} where the category's name goes."""
     label_top_k: Count = 5
     """label: the image's own category must be among this many nearest categories of the vocabulary."""
+    least_label_probability: Share = 0.0
+    """label: the lowest accepted probability of the image's own category, 0 to 1, by the language space's softmax over
+    all categories of the vocabulary. 0 asks for the rank alone."""
     least_quality: Annotated[float, Range(lambda x: 1 <= x <= 5, "give 1 to 5")] = 2.0
     """quality: the lowest accepted score of the antonym-prompt scorer, 1 to 5."""
     least_deviation: Annotated[float, Range(lambda x: 0 <= x <= 0.5, "give 0 to 0.5")] = 0.02
@@ -141,6 +145,9 @@ class Files(Settings):
     """Quality of jpeg and webp files, 1 to 100."""
     stored_size: Size | None = None
     """Height and width in pixels to which images are resized before they are stored; none stores them as generated."""
+    localize: bool = False
+    """Store of each image where its category is, from the generator's own attention while it samples: a mask, its score
+    and its box, and annotations in COCO's format. The images stay the same."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +186,14 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
 
     VERB: ClassVar = "generate"
     MOST_USED: ClassVar = ("vocabulary", "generator", "adapter", "output", "images_per_category", "batch_size")
-    ADDED: ClassVar = {"revision": None, "variant": None, "true_cfg_scale": 1.0, "pipeline_instruction": False}
+    ADDED: ClassVar = {
+        "revision": None,
+        "variant": None,
+        "true_cfg_scale": 1.0,
+        "pipeline_instruction": False,
+        "localize": False,
+        "least_label_probability": 0.0,
+    }
 
     output: str = "data/lbgen"
     """Dataset folder, or an address such as s3://bucket/name (also gs, az, hf). It is made if missing; a dataset of the
@@ -199,6 +213,15 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
         require(self, "format", not on_hub, "hf:// makes a commit of each file; choose webdataset or parquet there")
         require(self, "shard_of", self.part is None or self.engine == "local", "Ray distributes the shards itself")
         require(self, "ray_address", self.ray_address is None or self.engine == "ray", "add --engine ray")
+        require(self, "screen", self.localize or "mask" not in self.screen, "add --localize, which makes masks")
+        require(self, "compile", not (self.localize and self.compile), "leave it out, --localize reads the attention")
+        instructed = self.localize and self.pipeline_instruction
+        require(self, "pipeline_instruction", not instructed, "leave it out, --localize looks for the name's tokens")
+        most = self.steps - self.steps // 2
+        read = not self.localize or self.deep_cache_interval <= most
+        require(self, "deep_cache_interval", read, f"give at most {most}, --localize reads the last half of the steps")
+        taken = self.localize and comparable(self.split) == "annotations"
+        require(self, "split", not taken, "choose another name, --localize has a folder of this name")
 
     @property
     def checks(self) -> tuple[str, ...]:
@@ -209,7 +232,7 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
     def compares_with_texts(self) -> bool:
         """Whether a check needs the language space. Near-duplicates need it only for images with near hashes."""
         by_checker = {"unsafe"} if self.unsafe == "checker" else set()
-        return bool(set(self.checks) - {"blank", "duplicate"} - by_checker)
+        return bool(set(self.checks) - {"blank", "duplicate", "mask"} - by_checker)
 
     @property
     def part(self) -> tuple[int, int] | None:

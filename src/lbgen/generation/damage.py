@@ -23,7 +23,7 @@ from lbgen.generation.screening.consistency import (
 from lbgen.generation.screening.counts import RejectionCounts
 from lbgen.generation.screening.duplicate_rounds import FILE as DUPLICATES
 from lbgen.generation.screening.duplicate_rounds import DuplicateRound, read_duplicate_rounds
-from lbgen.generation.shard_rows import differences, is_of_row
+from lbgen.generation.shard_rows import differences, is_of_row, with_mask
 from lbgen.generation.workers.encode import UNREADABLE
 from lbgen.runs import atomic
 from lbgen.runs.storage import Store
@@ -163,15 +163,16 @@ def _holds_only(
     An image that is missing or changed does not count here. Of an image whose pixels have other scores than its row,
     `contradictions` gets the column and the key.
     """
-    keys = []
+    keys, config = [], expected.config
     try:
         with expected.store.fetched(file) as path:
-            for stored in LAYOUTS[expected.config.format].read(path, next(iter(own.values()))):
-                keys.append(stored.key)
+            for stored in LAYOUTS[config.format].read(path, next(iter(own.values()))):
                 row = own.get(stored.key)
-                if row and is_of_row(stored, row, expected.config, expected.adapter_sha256):
+                stored = with_mask(stored, expected.store, config, row) if row else stored
+                keys.append(stored.key)
+                if row and is_of_row(stored, row, config, expected.adapter_sha256):
                     intact.add(stored.key)
-                    contradictions += _contradictions(stored.content, row, expected.config)
+                    contradictions += _contradictions(stored.content, row, config)
     except UserError:
         raise
     except DAMAGE:

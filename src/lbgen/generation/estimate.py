@@ -108,11 +108,11 @@ def timed(renderer: Renderer, batch: Sequence[PlannedImage], config: GenerateCon
     from lbgen.generation.workers.shard import UNCHECKED
 
     began = time.perf_counter()
-    pixels = renderer.render(batch)
+    rendered = renderer.render(batch)
     seconds = time.perf_counter() - began
     rows = [new_row(image, 0, config, UNCHECKED) for image in batch]
-    name = without_folder(config.generator)
-    return seconds, [len(image_file(image, row, config, name, None)) for image, row in zip(pixels, rows, strict=True)]
+    name, pairs = without_folder(config.generator), zip(rendered.pixels, rows, strict=True)
+    return seconds, [len(image_file(image, row, config, name, None)) for image, row in pairs]
 
 
 def as_text(estimate: PlanEstimate, config: GenerateConfig, plan: Plan) -> str:

@@ -1,16 +1,23 @@
 """From planned images to pixels."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from typing import Any
 
-import numpy as np
 import torch
 
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import PlannedImage
 from lbgen.generation.screening import balance
+from lbgen.generation.workers.encode import Found, Rendered, box_of
 from lbgen.models.generator import Generator
+from lbgen.models.localization.masks import segmented
+from lbgen.models.localization.recorder import Recorder
 from lbgen.models.noise import ImageKey
 from lbgen.models.sampling import render_images
+
+PLACE = "\ue000"
+"""Stands for a category's name while its place in the prompt is looked for; no text has this character."""
 
 
 class Renderer:
@@ -30,18 +37,47 @@ class Renderer:
         self.generator.prepare(prompt_of(image, self.config) for image in images)
 
     @torch.no_grad()
-    def render(self, batch: Sequence[PlannedImage]) -> np.ndarray:
-        """The images of a batch as (B, H, W, 3) bytes."""
-        config = self.config
+    def render(self, batch: Sequence[PlannedImage]) -> Rendered:
+        """The images of a batch, with where their categories are if the configuration asks for it."""
+        config, generator = self.config, self.generator
         keys = [noise_key(image) for image in batch]
         prompts = [prompt_of(image, config) for image in batch]
-        # (B, 3, H, W)
-        images = render_images(self.generator, keys, prompts, seed=config.seed, steps=config.steps, size=config.size)
-        return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        recorder = self._recorder(batch, prompts) if config.localize else None
+        with recorder.attached(generator) if recorder else nullcontext():
+            # (B, 3, H, W)
+            images = render_images(generator, keys, prompts, seed=config.seed, steps=config.steps, size=config.size)
+        pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8)
+        found = None
+        if recorder:
+            masks, scores = segmented(recorder.maps(), pixels, config.stored_size)
+            boxes = map(box_of, masks.cpu().numpy())
+            found = [Found(*each) for each in zip(masks.cpu().numpy(), scores.tolist(), boxes, strict=True)]
+        return Rendered(pixels.permute(0, 2, 3, 1).cpu().numpy(), found)
+
+    def _recorder(self, batch: Sequence[PlannedImage], prompts: Sequence[str]) -> Recorder:
+        """Of the second half of the steps: in the first the image has no layout yet."""
+        family: Any = self.generator.family
+        spans = [name_spans(image, self.config) for image in batch]
+        tokens = [family.tokens_at(prompt, part) for prompt, part in zip(prompts, spans, strict=True)]
+        shape = self.generator.latent_shape(*(self.config.size or self.generator.default_size))
+        calls = len(self.generator.timesteps(self.config.steps, shape).timesteps)
+        return Recorder(family.text_attention, tokens, shape[1:], calls // 2)
 
 
 def prompt_of(image: PlannedImage, config: GenerateConfig) -> str:
     return balance.prompt(config, image.category.name, image.target_values)
+
+
+def name_spans(image: PlannedImage, config: GenerateConfig) -> list[tuple[int, int]]:
+    """Where the category's name stands in the prompt, in characters."""
+    name = image.category.name
+    pieces = balance.prompt(config, PLACE, image.target_values).split(PLACE)
+    spans, end = [], 0
+    for piece in pieces[:-1]:
+        begin = end + len(piece)
+        end = begin + len(name)
+        spans.append((begin, end))
+    return spans
 
 
 def noise_key(image: PlannedImage) -> ImageKey:

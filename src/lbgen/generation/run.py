@@ -155,6 +155,8 @@ def complete(store: Store, config: GenerateConfig, plan: Plan) -> None:
         for split in plan.splits:  # a category's last image may have been left out when it was drawn again
             for category_id in dropped_images(store, config, plan, split):
                 store.remove_if_empty(f"{split}/{category_id}")
+                if config.localize:
+                    store.remove_if_empty(f"masks/{split}/{category_id}")
     describe(store, config, plan)
     store.clear_staging()
 

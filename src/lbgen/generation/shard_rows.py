@@ -17,6 +17,7 @@ from lbgen.datasets import index
 from lbgen.datasets.index import SUFFIXES, Row
 from lbgen.datasets.layout import Stored
 from lbgen.datasets.layouts import LAYOUTS
+from lbgen.datasets.tables import objects_of
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.inputs import without_folder
@@ -24,7 +25,7 @@ from lbgen.generation.plan import Plan, PlannedImage
 from lbgen.generation.screening.balance import prompt
 from lbgen.generation.screening.consistency import DUPLICATE_SCORES, wrong_screening_column
 from lbgen.generation.screening.counts import RejectionCounts
-from lbgen.generation.workers.encode import UNREADABLE, image_metadata, read_metadata
+from lbgen.generation.workers.encode import UNREADABLE, box_of, decode_mask, image_metadata, read_metadata
 from lbgen.runs.storage import Store
 
 if TYPE_CHECKING:  # at run time it would bring torch, which a finished dataset does without
@@ -143,6 +144,7 @@ def wrong_column(row: Row, image: PlannedImage, shard: int, config: GenerateConf
         "found": len(row.found) == len(config.balance),
         "sha256": SHA256.fullmatch(row.sha256) is not None,
         "perceptual_hash": _is_hash(row.perceptual_hash, "duplicate" in config.screen),
+        **_mask_columns(row, config.localize),
     }
     wrong = [name for name, value in expected.items() if getattr(row, name) != value]
     wrong += [name for name, is_valid in valid.items() if not is_valid]
@@ -154,15 +156,28 @@ def _is_hash(text: str | None, is_made: bool) -> bool:
     return HASH.fullmatch(text or "") is not None if is_made else text is None
 
 
+def _mask_columns(row: Row, localized: bool) -> dict[str, bool]:
+    """Whether each column of a mask can be right; the mask itself is compared where it is read."""
+    if not localized:
+        return {name: getattr(row, name) is None for name in index.MASK_COLUMNS}
+    return {
+        "mask_sha256": SHA256.fullmatch(row.mask_sha256 or "") is not None,
+        "mask_score": row.mask_score is not None and 0 <= row.mask_score <= 1,
+        "box": row.box is None or len(row.box) == 4,
+    }
+
+
 def stored_images(store: Store, config: GenerateConfig, rows: Sequence[Row]) -> Iterator[Stored]:
     """The images of these rows of one shard, in the order of its files; raises UserError if a hash differs."""
-    expected_hashes = {row.key: row.sha256 for row in rows}
+    expected = {row.key: (row.sha256, row.mask_sha256) for row in rows}
     for row in {row.file: row for row in rows}.values():
         matches, damaged = 0, False
         try:
             with store.fetched(row.file) as path:
                 for stored in LAYOUTS[config.format].read(path, row):
-                    if hashlib.sha256(stored.content).hexdigest() == expected_hashes.get(stored.key):
+                    stored = with_mask(stored, store, config, row)
+                    mask_sha256 = None if stored.mask is None else hashlib.sha256(stored.mask).hexdigest()
+                    if (hashlib.sha256(stored.content).hexdigest(), mask_sha256) == expected.get(stored.key):
                         matches += 1
                         yield stored
         except UserError:
@@ -173,11 +188,20 @@ def stored_images(store: Store, config: GenerateConfig, rows: Sequence[Row]) -> 
             raise UserError(f"{store}/{row.file} was changed; {repair_advice(store)}")
 
 
+def with_mask(stored: Stored, store: Store, config: GenerateConfig, row: Row) -> Stored:
+    """The same with its mask where that is a file of its own; raises OSError where it cannot be read."""
+    if not config.localize or LAYOUTS[config.format].container:
+        return stored
+    return stored._replace(mask=store.read(index.mask_file(row.file)))
+
+
 def is_of_row(stored: Stored, row: Row, config: GenerateConfig, adapter_sha256: str | None) -> bool:
     """Whether a stored image is the one of its row: its bytes, its label, and what its own metadata say made it."""
     if hashlib.sha256(stored.content).hexdigest() != row.sha256 or stored.label not in (None, row.label):
         return False
     if stored.row is not None and not _is_row(stored.row, row):
+        return False
+    if not _is_mask_of(stored, row, config):
         return False
     expected = image_metadata(row, without_folder(config.generator), adapter_sha256)
     try:
@@ -185,6 +209,22 @@ def is_of_row(stored: Stored, row: Row, config: GenerateConfig, adapter_sha256: 
     except UNREADABLE:
         return False
     return found == asdict(expected) and size == tuple(config.stored_size or config.size or size)
+
+
+def _is_mask_of(stored: Stored, row: Row, config: GenerateConfig) -> bool:
+    """Whether the mask is that of the row, with its box, in the size of the image."""
+    if row.mask_sha256 is None or stored.mask is None:
+        return row.mask_sha256 is None and stored.mask is None
+    if hashlib.sha256(stored.mask).hexdigest() != row.mask_sha256:
+        return False
+    if stored.objects is not None and stored.objects != objects_of(row):
+        return False
+    try:
+        mask = decode_mask(stored.mask)
+        _, size = read_metadata(stored.content, config.image_format)
+    except UNREADABLE:
+        return False
+    return mask.shape == size and box_of(mask) == row.box
 
 
 def _is_row(content: Any, row: Row) -> bool:

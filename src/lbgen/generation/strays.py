@@ -5,7 +5,7 @@ Readers: `datasets` by the patterns of the card, torchvision's ImageFolder, the 
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Container, Iterator
 
 from lbgen.datasets import index
 from lbgen.datasets.layouts import LAYOUTS
@@ -32,7 +32,8 @@ BELONGS_TO_NO_SHARD = "belongs to no shard; remove it"
 def foreign_names(store: Store, config: GenerateConfig) -> list[str]:
     """Names in a folder without a dataset that a run would write, or that readers of its dataset would take."""
     names = store.names()
-    found = taken_names(names, (*WRITTEN, config.split))
+    masks = ("masks", "annotations") if config.localize else ()
+    found = taken_names(names, (*WRITTEN, *masks, config.split))
     found += sorted(name for name in names if _is_shard(name) or name in LISTS)
     if config.format == "imagefolder":
         found += [name for name in sorted(store.folders()) if any(map(is_picture, store.names(name)))]
@@ -54,6 +55,9 @@ def existing_files(store: Store, config: GenerateConfig, plan: Plan, split: str,
                 listings[folder] = store.names(folder)
             if name in listings[folder]:
                 yield file
+            mask = index.mask_file(file)
+            if has_mask_files(config) and store.exists(mask):
+                yield mask
 
 
 def _files_of_split(store: Store, config: GenerateConfig, split: str) -> list[str]:
@@ -64,7 +68,12 @@ def _files_of_split(store: Store, config: GenerateConfig, split: str) -> list[st
     return [f"{folder}{name}" for name in store.names(folder[:-1]) if _is_shard(name) and name.startswith(f"{split}-")]
 
 
-def strays(store: Store, config: GenerateConfig, plan: Plan, known: Container[str]) -> Iterator[tuple[str, str]]:
+def has_mask_files(config: GenerateConfig) -> bool:
+    """Whether masks are files of their own."""
+    return config.localize and not LAYOUTS[config.format].container
+
+
+def strays(store: Store, config: GenerateConfig, plan: Plan, known: Collection[str]) -> Iterator[tuple[str, str]]:
     """(name, what is wrong with it) of what some reader takes besides the dataset's own files, which are `known`."""
     parts = {index.part_name(split, shard) for split in plan.splits for shard in range(plan.shards(split))}
     found = [name for name in sorted(store.names()) if _is_shard(name) or name in LISTS]
@@ -75,6 +84,14 @@ def strays(store: Store, config: GenerateConfig, plan: Plan, known: Container[st
     if config.format == "imagefolder":
         for split in plan.splits:
             yield from _strays_of_split(store, split, known)
+    if config.localize:
+        of_splits = map(index.annotations_name, plan.splits)
+        others = {f"annotations/{name}" for name in store.names("annotations")}.difference(of_splits)
+        yield from ((name, BELONGS_TO_NO_SHARD) for name in sorted(others))
+    if has_mask_files(config):
+        masks = {index.mask_file(file) for file in known}
+        pictures = _pictures_below(store, "masks")
+        yield from ((name, BELONGS_TO_NO_SHARD) for name in pictures if name not in masks)
 
 
 def _strays_of_split(store: Store, split: str, known: Container[str]) -> Iterator[tuple[str, str]]:

@@ -12,16 +12,19 @@ from lbgen.models.checkpoints.known import MICROWORLD as WEIGHTS
 
 GENERATOR = WEIGHTS / "generator"
 """A diffusers StableDiffusionPipeline folder, trained on the biased corpus."""
+FLOW = WEIGHTS / "flow"
+"""A diffusers ZImagePipeline folder, trained on the same corpus with flow matching."""
 SEMANTICS = WEIGHTS / "semantics"
 """A transformers CLIPModel folder, trained on the balanced corpus."""
+EXPORTED = (GENERATOR, FLOW, SEMANTICS)
 
-__all__ = ["CATEGORIES", "GENERATOR", "HOME", "SCENES", "SEMANTICS", "STYLES", "WEIGHTS", "export_microworld"]
+__all__ = ["CATEGORIES", "FLOW", "GENERATOR", "HOME", "SCENES", "SEMANTICS", "STYLES", "WEIGHTS", "export_microworld"]
 
 
 def export_microworld(directory: str | Path | ExportConfig) -> None:
-    """Write `directory/generator` (diffusers) and `directory/semantics` (transformers), ready for plain loaders.
+    """Write `directory/generator`, `flow` (diffusers) and `semantics` (transformers), ready for plain loaders.
 
-    The generator makes images of 64 x 64 pixels. Raises UserError for a folder that cannot be written, or that holds
+    The generators make images of 64 x 64 pixels. Raises UserError for a folder that cannot be written, or that holds
     other files of these names.
 
     >>> import lbgen
@@ -30,16 +33,16 @@ def export_microworld(directory: str | Path | ExportConfig) -> None:
     asked = directory if isinstance(directory, ExportConfig) else ExportConfig("microworld", directory)
     directory = Path(asked.directory)
     try:
-        for source in (GENERATOR, SEMANTICS):
+        for source in EXPORTED:
             _refuse_other_files(source, directory / source.name)
         directory.mkdir(parents=True, exist_ok=True)
-        for source in (GENERATOR, SEMANTICS):
+        for source in EXPORTED:
             shutil.copytree(source, directory / source.name, dirs_exist_ok=True)
     except shutil.Error as error:  # of single files: (from, to, reason) of each
         raise UserError(f"{directory}: {error.args[0][0][2]}; choose a folder that can be written") from None
     except OSError as error:
         raise UserError(f"{directory}: {error.strerror}; choose a folder that can be written") from None
-    print(f"the micro world is in {directory}: generator (diffusers) and semantics (transformers)")
+    print(f"the micro world is in {directory}: generator, flow (diffusers) and semantics (transformers)")
 
 
 def _refuse_other_files(source: Path, target: Path) -> None:

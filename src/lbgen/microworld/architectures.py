@@ -1,13 +1,28 @@
-"""The architectures of the micro world's models: miniatures in the formats of Stable Diffusion 1.x and CLIP."""
+"""Architectures of the micro world's models: miniatures in the formats of Stable Diffusion 1.x, Z-Image and CLIP."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    UNet2DConditionModel,
+    ZImageTransformer2DModel,
+)  # fmt: skip
+from diffusers.models.transformers.transformer_z_image import Attention, FeedForward
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
+)  # fmt: skip
 
 from lbgen.microworld.corpus import WORDS
 from lbgen.microworld.scenes import SIZE
@@ -95,3 +110,40 @@ class Denoiser(nn.Module):
 
     def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
         return self.unet(noisy, timesteps, self.text_encoder(tokens)[0]).sample
+
+
+class FlowDenoiser(nn.Module):
+    """Z-Image's transformer and the text encoder it is trained with.
+
+    The pipeline reads the text encoder's last hidden states but one. Of one layer these are the words' embeddings.
+    """
+
+    def __init__(self, words: PreTrainedTokenizerFast) -> None:
+        super().__init__()
+        self.text_encoder = Qwen3Model(
+            Qwen3Config(
+                vocab_size=len(words), hidden_size=TEXT_WIDTH, intermediate_size=TEXT_WIDTH, num_hidden_layers=1,
+                num_attention_heads=2, num_key_value_heads=2, head_dim=32, max_position_embeddings=512,
+                bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
+            )
+        )  # fmt: skip
+        self.transformer = ZImageTransformer2DModel(
+            in_channels=LATENTS, dim=192, n_layers=4, n_refiner_layers=1, n_heads=6, n_kv_heads=6,
+            cap_feat_dim=TEXT_WIDTH, axes_dims=[8, 12, 12], axes_lens=[64, 32, 32],
+        )  # fmt: skip
+        for token in (self.transformer.x_pad_token, self.transformer.cap_pad_token):
+            nn.init.normal_(token, std=0.02)
+        for layer in self.transformer.all_final_layer.values():
+            nn.init.zeros_(layer.linear.weight)
+
+    def forward(self, noisy: Tensor, sigmas: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Noise - image, of noisy latents (B, C, h, w) with noise levels (B,) in [0, 1]; tokens and mask are (B, T)."""
+        hidden = self.text_encoder(tokens, attention_mask=mask, output_hidden_states=True).hidden_states[-2]
+        texts = [row[: int(count)] for row, count in zip(hidden, mask.sum(1), strict=True)]
+        predictions = self.transformer(list(noisy.unsqueeze(2)), 1 - sigmas, texts, return_dict=False)[0]
+        return -torch.stack(predictions).squeeze(2)
+
+    def matrices(self) -> list[nn.Parameter]:
+        """The weights of the transformer's attention and feed-forward layers."""
+        blocks = [part for part in self.transformer.modules() if isinstance(part, (Attention, FeedForward))]
+        return [weight for block in blocks for weight in block.parameters() if weight.ndim == 2]

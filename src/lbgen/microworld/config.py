@@ -12,6 +12,6 @@ class ExportConfig(Settings):
     """Export."""
 
     model: Literal["microworld"]
-    """The built-in model: microworld, a generator (diffusers) and a language space (transformers)."""
+    """The built-in model: microworld, two generators (diffusers) and a language space (transformers)."""
     directory: PathOrText
-    """Folder that both models are written to; made if missing."""
+    """Folder that the models are written to; made if missing."""

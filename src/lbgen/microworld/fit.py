@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,32 +19,36 @@ EVERY = 100
 
 def fit(
     name: str, module: nn.Module, loss_of_step: Callable[[int], Tensor], steps: int, learning_rate: float, folder: Path,
-    average: float = 0.0,
+    average: float = 0.0, matrices: Sequence[nn.Parameter] = (),
 ) -> nn.Module:  # fmt: skip
     """Minimise `loss_of_step(step)` over the module's parameters with AdamW, a short warm-up and a cosine to zero.
 
     The data of a step must depend on its number alone.  average: decay of the moving average of the weights. The module
-    is returned with the averaged weights; for 0, with the last ones. Writes `folder/name.pt` and the
-    curve `folder/name.jsonl`.
+    is returned with the averaged weights; for 0, with the last ones.  matrices: of the module, updated by Muon
+    (arXiv 2502.16982) in steps twice as large as AdamW's. Writes `folder/name.pt` and the curve `folder/name.jsonl`.
     """
-    optimiser = torch.optim.AdamW(module.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps)))
-    )
+    optimisers = _optimisers(module, matrices, learning_rate)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda step: min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps)))
+        )
+        for optimiser in optimisers
+    ]
     averaged = {key: value.detach().clone() for key, value in module.state_dict().items()}
     checkpoint, curve, first = folder / f"{name}.pt", folder / f"{name}.jsonl", 0
     if checkpoint.exists():
-        averaged, first = _load(checkpoint, module, optimiser, schedule)
+        averaged, first = _load(checkpoint, module, optimisers, schedules)
     module.train()
     total, started = 0.0, time.perf_counter()
     for step in range(first, steps):
         # Update the weights.
         loss = loss_of_step(step)
-        optimiser.zero_grad(set_to_none=True)
+        module.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+        for optimiser, schedule in zip(optimisers, schedules, strict=True):
+            optimiser.step()
+            schedule.step()
 
         # Average them; the decay starts low.
         decay = min(average, (step + 1) / (step + 10))
@@ -57,7 +61,7 @@ def fit(
             done = (step % EVERY) + 1
             _report(name, curve, step + 1, total / done, (time.perf_counter() - started) / done)
             total, started = 0.0, time.perf_counter()
-            _save(checkpoint, module, optimiser, schedule, averaged, step + 1)
+            _save(checkpoint, module, optimisers, schedules, averaged, step + 1)
     if average:
         module.load_state_dict(averaged)
     return module.eval()
@@ -70,25 +74,42 @@ def _report(name: str, curve: Path, step: int, loss: float, seconds: float) -> N
     print(name, line, flush=True)
 
 
+def _optimisers(
+    module: nn.Module, matrices: Sequence[nn.Parameter], learning_rate: float
+) -> list[torch.optim.Optimizer]:
+    chosen = {id(matrix) for matrix in matrices}
+    others = [parameter for parameter in module.parameters() if id(parameter) not in chosen]
+    adam = torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
+    if not matrices:
+        return [adam]
+    return [adam, torch.optim.Muon(matrices, lr=2 * learning_rate, weight_decay=1e-2, adjust_lr_fn="match_rms_adamw")]
+
+
+Schedule = torch.optim.lr_scheduler.LRScheduler
+
+
 def _load(
-    checkpoint: Path, module: nn.Module, optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-) -> tuple[dict[str, Tensor], int]:  # fmt: skip
+    checkpoint: Path, module: nn.Module, optimisers: list[torch.optim.Optimizer], schedules: Sequence[Schedule]
+) -> tuple[dict[str, Tensor], int]:
     """Load what `_save` wrote; returns the averaged weights and the number of finished steps."""
     state = torch.load(checkpoint, weights_only=True, map_location=next(module.parameters()).device)
     module.load_state_dict(state["module"])
-    optimiser.load_state_dict(state["optimiser"])
-    schedule.load_state_dict(state["schedule"])
+    for optimiser, schedule, kept, place in zip(
+        optimisers, schedules, state["optimisers"], state["schedules"], strict=True
+    ):
+        optimiser.load_state_dict(kept)
+        schedule.load_state_dict(place)
     return state["averaged"], state["step"]
 
 
 def _save(
-    checkpoint: Path, module: nn.Module, optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler, averaged: dict[str, Tensor], step: int,
+    checkpoint: Path, module: nn.Module, optimisers: list[torch.optim.Optimizer], schedules: Sequence[Schedule],
+    averaged: dict[str, Tensor], step: int,
 ) -> None:  # fmt: skip
     state = {
-        "module": module.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(),
-        "averaged": averaged, "step": step,
+        "module": module.state_dict(), "averaged": averaged, "step": step,
+        "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+        "schedules": [schedule.state_dict() for schedule in schedules],
     }  # fmt: skip
     with atomic.replacing(checkpoint) as temporary:
         torch.save(state, temporary)

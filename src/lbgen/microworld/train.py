@@ -1,8 +1,9 @@
 """Make the micro world's models: `python -m lbgen.microworld.train`.
 
-Four stages, each resumable: the judge, the autoencoder, the semantic space (CLIP), and the generator, which needs the
-autoencoder. Then the shipped fp16 weights are written and the gates measured (card.py); with `--stages`, to train some
-of them side by side, that is left to `python -m lbgen.microworld.card`.
+Five stages, each resumable: the judge, the autoencoder, the semantic space (CLIP), and two generators, which need the
+autoencoder: a latent diffusion ("generator") and one that matches flows ("flow"). Then the shipped fp16 weights are
+written and the gates measured (card.py); with `--stages`, to train some of them side by side, that is left to
+`python -m lbgen.microworld.card`. Stage "flow" alone takes the autoencoder that comes with lbgen.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from lbgen.microworld import card, corpus
-from lbgen.microworld.architectures import Denoiser, autoencoder, noise_scheduler, semantic_model, tokenizer
+from lbgen.microworld.architectures import (
+    Denoiser,
+    FlowDenoiser,
+    autoencoder,
+    noise_scheduler,
+    semantic_model,
+    tokenizer,
+)
 from lbgen.microworld.corpus import SEED
 from lbgen.microworld.fit import fit
 from lbgen.microworld.judge import Judge
@@ -28,7 +36,7 @@ from lbgen.microworld.scenes import BALANCED, BIASED, Scenes, World
 from lbgen.microworld.world import CATEGORIES, SCENES, STYLES
 from lbgen.runs import atomic
 
-STEPS = {"judge": 2500, "autoencoder": 5000, "semantics": 6000, "generator": 6000}
+STEPS = {"judge": 2500, "autoencoder": 5000, "semantics": 6000, "generator": 6000, "flow": 2600}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -157,6 +165,31 @@ def train_generator(
     return model
 
 
+def train_flow(folder: Path, steps: int, vae: AutoencoderKL, corpus_size: int = 24_576, size: int = 48) -> FlowDenoiser:
+    """Train the flow-matching generator on the biased corpus, on the latents and captions of `train_generator`."""
+    torch.manual_seed(SEED)
+    latents, captions = _latents(folder, vae, corpus_size, BIASED, None)
+    words = tokenizer()
+    model = FlowDenoiser(words).to(DEVICE)
+
+    def loss(step: int) -> Tensor:
+        seed = seed_of("flow", step)
+        rng, numpy_rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+        rows = numpy_rng.integers(0, corpus_size, size)
+        tokens = words([str(text) for text in captions[rows, numpy_rng.integers(0, captions.shape[1], size)]],
+                       padding=True, return_tensors="pt").to(DEVICE)  # fmt: skip
+        clean = latents[torch.from_numpy(rows)]
+        noise = torch.randn(clean.shape, generator=rng)
+        sigmas = torch.randn(size, generator=rng).sigmoid()  # logit-normal: most levels of noise are in the middle
+        noisy = torch.lerp(clean, noise, sigmas.view(-1, 1, 1, 1))
+        with bfloat16_autocast():
+            velocity = model(noisy.to(DEVICE), sigmas.to(DEVICE), tokens.input_ids, tokens.attention_mask)
+        return F.mse_loss(velocity.float(), (noise - clean).to(DEVICE))
+
+    fit("flow", model, loss, steps, 2e-3, folder, average=0.998, matrices=model.matrices())
+    return model
+
+
 @torch.no_grad()
 def _latents(
     folder: Path, vae: AutoencoderKL, count: int, world: World, scaling: float | None
@@ -201,6 +234,8 @@ def main() -> None:
         vae = train_autoencoder(folder, arguments.autoencoder_steps)
     if "generator" in arguments.stages:
         train_generator(folder, arguments.generator_steps, vae)
+    if "flow" in arguments.stages:
+        train_flow(folder, arguments.flow_steps, card.trained_autoencoder(folder).to(DEVICE))
     if set(arguments.stages) == set(STEPS):
         card.ship(folder)
 

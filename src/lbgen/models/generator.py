@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class Generator:
                 f"--deep-cache-interval {deep_cache_interval}: it reuses the deep blocks of a UNet, and {family.title} "
                 "has a transformer; give 1"
             )
+        self._observers: list[Callable[[Tensor | None], None]] = []
         self._deep_cache = DeepCache(network, deep_cache_interval) if deep_cache_interval > 1 else None
         self._sampler: Any = compiled(network, cuda_graphs=self._deep_cache is None) if compile else network
         self._decoder: Any = compiled(family.vae.decoder, cuda_graphs=False) if compile else family.vae.decoder
@@ -124,9 +125,27 @@ class Generator:
         count = len(latents)
         latents, conditioning = self._padded(latents.to(self.dtype)), self._padded(conditioning)
         if not self._guides(timestep):
-            return self._network(latents, timestep, conditioning)[:count]
-        both = self._network(torch.cat([latents, latents]), timestep, conditioning.for_guidance())
-        return self.guidance.combine(*both.chunk(2))[:count]
+            predicted, difference = self._network(latents, timestep, conditioning), None
+        else:
+            both = self._network(torch.cat([latents, latents]), timestep, conditioning.for_guidance())
+            unconditional, conditional = both.chunk(2)
+            predicted = self.guidance.combine(unconditional, conditional)
+            difference = conditional - unconditional if self._observers else None
+        for observer in self._observers:
+            observer(difference)
+        return predicted[:count]
+
+    @contextmanager
+    def observed(self, observer: Callable[[Tensor | None], None]) -> Iterator[None]:
+        """Within the context `observer` gets, after each prediction, the prompt's minus the empty one's, (B, C, h, w).
+
+        Without guidance it gets None.
+        """
+        self._observers.append(observer)
+        try:
+            yield
+        finally:
+            self._observers.remove(observer)
 
     def _guides(self, timestep: Tensor) -> bool:
         guidance = self.guidance

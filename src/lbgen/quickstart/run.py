@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 OWN = ("adapter", "align", "aligned", "base", "config.yaml", "diverse_prompts", "stages.json")
 """What a quickstart writes in its folder, besides the page and its figures. config.yaml comes first."""
 RESULTS = ("report.html", "summary.json")
+EVALUATE_EVERY = 36
+"""Updates between evaluations, fewer than the recipes': the time is spent on images that are drawn again."""
+LEAST_LABEL_PROBABILITY = 0.9
+"""Of the label check of all sets. What it rejects, and what it misses: docs/studies/labels.md."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def quickstart(config: QuickstartConfig) -> QuickstartResult:
     if os.path.exists(record):  # Path.exists raises where a name is longer than the file system takes
         saved.ensure_same(config, record)
     align = align_config(config)
-    generations = generate_configs(config, align)
+    generations = {name: screened(each, align) for name, each in generate_configs(config, align).items()}
     with atomic.making(output):
         saved.save(config, record)
     with timed("align", output):
@@ -86,7 +90,7 @@ def quickstart(config: QuickstartConfig) -> QuickstartResult:
 
 
 def align_config(config: QuickstartConfig) -> AlignConfig:
-    asked = {"output": config.folder / "align", "seed": config.seed}
+    asked = {"output": config.folder / "align", "seed": config.seed, "evaluate_every": EVALUATE_EVERY}
     if config.max_steps is not None:
         asked["max_steps"] = config.max_steps
     return resolve(AlignConfig, config.align_recipe, asked)
@@ -121,6 +125,23 @@ def generate_configs(config: QuickstartConfig, align: AlignConfig) -> dict[str, 
     }
 
 
+def screened(generation: GenerateConfig, align: AlignConfig) -> GenerateConfig:
+    """The config with a label check: an image is drawn again unless its category is by far the likeliest one.
+
+    The alignment's language space judges, so no other knowledge is used than the alignment has. A set with balanced
+    attributes checks these too, because an image that is drawn again must show the value that it was asked for.
+    """
+    return replace(
+        generation,
+        screen=("label",),
+        screen_semantics=align.spaces[0],
+        screen_template=align.text_template,
+        label_top_k=1,
+        least_label_probability=LEAST_LABEL_PROBABILITY,
+        max_attempts=GenerateConfig.max_attempts,
+    )
+
+
 def copy_adapter(source: Path, target: Path) -> None:
     target.mkdir(exist_ok=True)
     for path in source.iterdir():
@@ -138,17 +159,29 @@ def measure(config: QuickstartConfig, align: AlignConfig) -> QuickstartResult:
     seconds = stage_seconds(output)
     folders = [output / name for name in judging.Sets._fields]
     sets = judging.Sets(*judging.judge_sets(folders, align))
-    lines, diverse = write_report(sets, align.folder, align, facts(config, align, seconds), page)
+    again = dict(zip(judging.Sets._fields, map(drawn_again, folders), strict=True))
+    lines, diverse = write_report(sets, align.folder, align, facts(config, align, seconds, again), page)
     seconds["measure"] = round(time.monotonic() - began, 1)
-    content = {**summary(lines, diverse), "images": len(sets.base.images), "seconds": seconds}
+    images = len(sets.base.images)
+    content = {**summary(lines, diverse), "images": images, "drawn_again": again, "seconds": seconds}
     atomic.write_text(output / RESULTS[1], json.dumps(content, indent=2) + "\n")
     print(table(lines, diverse))
     print(f"\nThe page, with images and curves: {page}")
     return QuickstartResult(page, output / RESULTS[1])
 
 
-def facts(config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float]) -> list[tuple[str, str]]:
-    """How the page's figures were made, for its last section."""
+def drawn_again(folder: Path) -> float:
+    """Share of a dataset's images whose first attempt screening rejected."""
+    from lbgen.datasets.index import read_index
+
+    attempts = read_index(folder).column("attempt").to_pylist()
+    return sum(attempt > 0 for attempt in attempts) / len(attempts)
+
+
+def facts(
+    config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float], again: dict[str, float]
+) -> list[tuple[str, str]]:
+    """How the page's figures were made, for its last section.  again: the share of each set that was drawn again."""
     command = f"lbgen quickstart --output {config.folder} --images-per-category {config.images_per_category}"
     command += f" --align-recipe {config.align_recipe} --seed {config.seed}"
     command += f" --max-steps {config.max_steps}" if config.max_steps is not None else ""
@@ -161,8 +194,15 @@ def facts(config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float
         ("Objective", ", ".join(f"{name} x {weight:g}" for name, weight in align.weights.items() if weight)),
         (
             "Images",
-            f"{config.images_per_category} of each category in each set, the same noise in all; {align.scheduler}, "
-            f"{align.steps} steps, {align.guidance}",
+            f"{config.images_per_category} of each category in each set, the same noise in all at the first attempt; "
+            f"{align.scheduler}, {align.steps} steps, {align.guidance}",
+        ),
+        (
+            "Screening",
+            "an image to whose category the alignment's language space gives a probability below "
+            f"{LEAST_LABEL_PROBABILITY} is drawn again from other noise, at most {GenerateConfig.max_attempts - 1} "
+            "times; with diverse prompts, one on another scene too. Drawn again: "
+            + ", ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in again.items()),
         ),
         ("Wall time", ", ".join(f"{stage.replace('_', ' ')} {value:.0f} s" for stage, value in seconds.items())),
         ("Machine", f"{os.cpu_count()} processors"),

@@ -33,10 +33,10 @@ class Malformed(ValueError):
         super().__init__(f"{field}: {problem}" if field else problem)
 
 
-def parse_json(content: str | bytes, kind: Any = Any) -> Any:
-    """The value of type `kind` that JSON holds; raises Malformed for all else."""
-    if len(content) > LARGEST_FILE:
-        raise Malformed(f"longer than {LARGEST_FILE} bytes")
+def parse_json(content: str | bytes, kind: Any = Any, largest: int = LARGEST_FILE) -> Any:
+    """The value of type `kind` that JSON holds; raises Malformed for all else, and for more than `largest` bytes."""
+    if len(content) > largest:
+        raise Malformed(f"longer than {largest} bytes")
     try:
         return msgspec.json.decode(content, type=kind)
     except msgspec.ValidationError as error:

@@ -31,9 +31,9 @@ def test_images_and_categories_that_were_left_out_are_counted_and_named(config, 
     render = Renderer.render
 
     def no_dogs(self, batch):
-        pixels = render(self, batch)
-        pixels[[image.category.id == "a2" for image in batch]] = 0
-        return pixels
+        rendered = render(self, batch)
+        rendered.pixels[[image.category.id == "a2" for image in batch]] = 0
+        return rendered
 
     monkeypatch.setattr(Renderer, "render", no_dogs)
     made = replace(config, output=tmp_path / "made", format=layout, images_per_category=2, screen=("blank",))

@@ -20,6 +20,7 @@ from lbgen.microworld.world import CATEGORIES
 from lbgen.models import semantics
 from lbgen.vocabulary.vocabulary import Category
 
+OF_PIXELS = tuple(check for check in CHECKS if check != "mask")
 NAMES = ("cup", "fish", "photo", "cup", "star")
 """cup twice, as without qualifiers."""
 
@@ -57,6 +58,20 @@ def test_label_scores_are_those_of_transformers_zero_shot(tiny_clip_folder: Path
         assert verdict.reasons == (("label",) if rank > 2 else ())
         ranks.add(rank)
     assert len(ranks) > 2  # the test has something to tell apart
+
+
+def test_a_label_below_the_least_probability_fails_whatever_its_rank(tiny_clip_folder: Path) -> None:
+    """Against transformers' softmax over the distinct texts; the threshold is between the 10th and the 11th of 20."""
+    own, pixels = categories(NAMES[:2]), patterns(20)
+    shares = zero_shot_logits(tiny_clip_folder, ["photo of cup", "photo of fish"], pixels).softmax(1)[:, 0]
+    least = shares.sort().values[9:11].mean().item()
+    settings = {"screen": ("label",), "screen_semantics": str(tiny_clip_folder), "label_top_k": 2}
+    config = GenerateConfig(**settings, least_label_probability=least)
+    verdicts = Screen(config, own, CPU).judge(planned([own[0]] * 20), pixels)
+    assert [bool(verdict.reasons) for verdict in verdicts] == (shares < least).tolist()
+    assert sum(bool(verdict.reasons) for verdict in verdicts) == 10
+    passed = Screen(GenerateConfig(**settings), own, CPU).judge(planned([own[0]] * 20), pixels)
+    assert not any(verdict.reasons for verdict in passed)  # every rank is among the first two
 
 
 def test_categories_of_one_text_do_not_fail_each_other(tiny_clip_folder: Path) -> None:
@@ -175,7 +190,7 @@ def test_verdicts_do_not_depend_on_how_images_are_batched() -> None:
     drawn = render(chosen, 9, BALANCED).images
     drawn[20] = 128
     images = planned([WORLD[category] for category in chosen])
-    by = microworld(*CHECKS[::-1], unsafe_concepts=("brick",), label_top_k=1)
+    by = microworld(*OF_PIXELS[::-1], unsafe_concepts=("brick",), label_top_k=1)
     found: dict[int, list[Verdict]] = {}
     for size in (1, 7, 24):
         parts = [by.judge(images[i : i + size], drawn[i : i + size]) for i in range(0, 24, size)]
@@ -196,7 +211,7 @@ def test_verdicts_do_not_depend_on_how_images_are_batched() -> None:
 
 def test_image_features_are_computed_once_for_all_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls of the image encoder, counted."""
-    by, seen = microworld(*CHECKS), []
+    by, seen = microworld(*OF_PIXELS), []
     encode = by._space.embed_images
     monkeypatch.setattr(by._space, "embed_images", lambda images: seen.append(len(images)) or encode(images))
     judge(by, CUP, renders(CUP, 5))
@@ -212,6 +227,7 @@ def test_without_checks_every_image_may_stay() -> None:
     [
         {"screen": ("label", "colour")},
         {"label_top_k": 0},
+        {"least_label_probability": 1.5},
         {"least_quality": 5.5},
         {"least_deviation": 0.6},
         {"duplicate_bits": 65},

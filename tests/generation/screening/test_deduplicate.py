@@ -150,8 +150,8 @@ def test_an_image_that_fails_another_check_when_it_is_drawn_again_leaves_nothing
     """Second attempts are all blank here, and dropped: what is stored is what the index names, and nothing else."""
     judge = Screen.judge
 
-    def blank_at_second(screen, images, pixels):
-        verdicts = judge(screen, images, pixels)
+    def blank_at_second(screen, images, *drawn):
+        verdicts = judge(screen, images, *drawn)
         return [
             verdict._replace(reasons=("blank",)) if image.attempt else verdict
             for image, verdict in zip(images, verdicts, strict=True)

@@ -88,9 +88,9 @@ def reject(monkeypatch, keys: set[str], attempts: int) -> None:
     render = Renderer.render
 
     def blackening(self, images):
-        pixels = render(self, images)
-        pixels[[image.key in keys and image.attempt < attempts for image in images]] = 0
-        return pixels
+        rendered = render(self, images)
+        rendered.pixels[[image.key in keys and image.attempt < attempts for image in images]] = 0
+        return rendered
 
     monkeypatch.setattr(Renderer, "render", blackening)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lbgen.errors import UserError
 from lbgen.evaluation.transfer.config import ANSWERS, COMPARISON, COMPARISON_PAGE, TRANSFER, CompareConfig
-from lbgen.evaluation.transfer.values import Value
+from lbgen.evaluation.transfer.values import Share, Value
 from lbgen.runs import atomic, identity, outputs
 from lbgen.runs.console import result, say
 from lbgen.runs.parsing import Name, Text, parse_json, read_json
@@ -26,6 +26,11 @@ REMEDY = "give the transfer.json that lbgen transfer wrote"
 @dataclass(frozen=True)
 class StoredDetails:
     answers: Name
+    draws: list[Share] = field(default_factory=list)
+    figures: list[dict[Name, Share]] = field(default_factory=list)
+    """Of detection and segmentation alone."""
+    resampled: list[Share] = field(default_factory=list)
+    identity: dict[Name, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def _compared(found: Sequence[tuple[Path, StoredTransfer]], config: CompareConfi
 
 def _measured(found: Sequence[tuple[Path, StoredTransfer]]) -> list[Measured]:
     """Every backbone; one whose name another file has too is followed by its folder."""
-    from lbgen.evaluation.transfer.comparison import Measured
+    from lbgen.evaluation.transfer.comparison import Measured, Trainings
 
     names = [name for _, content in found for name in content.backbones]
     measured = []
@@ -115,7 +120,13 @@ def _measured(found: Sequence[tuple[Path, StoredTransfer]]) -> list[Measured]:
                 for method, details in each.items()
                 if details.answers.startswith(f"{ANSWERS}/")
             }
-            measured.append(Measured(shown, values, answers))
+            trainings = {
+                (dataset, method): Trainings(each.draws, each.resampled, str(each.identity.get("data_sha256")))
+                for dataset, methods in content.details.get(name, {}).items()
+                for method, each in methods.items()
+                if each.figures
+            }
+            measured.append(Measured(shown, values, answers, trainings))
     if twice := next((each.name for each in measured if [one.name for one in measured].count(each.name) > 1), None):
         raise UserError(f"{twice}: given twice; name every transfer.json once")
     return measured

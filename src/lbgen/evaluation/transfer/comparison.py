@@ -7,7 +7,7 @@ the same hypothesis is tested by random exchanges. Few shots: Student's paired t
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,17 @@ Place = tuple[str, str]
 """Data set and method."""
 
 
+class Trainings(NamedTuple):
+    """What detection or segmentation gave for one value."""
+
+    draws: Sequence[float]
+    """Of every training."""
+    resampled: Sequence[float]
+    """Of a single training, on bootstraps over the test images that are the same for all backbones."""
+    data_sha256: str
+    """Of the images and what is known of them."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """All that is known of one backbone."""
@@ -36,6 +47,7 @@ class Measured:
     name: str
     values: dict[Place, Value]
     answers: dict[Place, Path]
+    trainings: dict[Place, Trainings] = field(default_factory=dict)
 
     def datasets(self, method: str) -> list[str]:
         return [dataset for dataset, other in self.values if other == method]
@@ -89,6 +101,8 @@ def _difference(reference: Measured, other: Measured, dataset: str, method: str)
     value = other.values[place].value - reference.values[place].value
     metric = reference.values[place].metric
     make = _untested(other.name, dataset, method, value)
+    if place in reference.trainings and place in other.trainings:
+        return _of_trainings(reference.trainings[place], other.trainings[place], make)
     if place not in reference.answers or place not in other.answers:
         return make("no test: the answers are not there")
     first, second = load_answers(reference.answers[place]), load_answers(other.answers[place])
@@ -113,6 +127,23 @@ def _difference(reference: Measured, other: Measured, dataset: str, method: str)
     return Difference(other.name, dataset, method, estimate, p_value, math.nan, "exchanges")
 
 
+def _of_trainings(first: Trainings, second: Trainings, make: Callable[[str], Difference]) -> Difference:
+    """Detection or segmentation: over the seeds, or of one training each over the test images."""
+    if first.data_sha256 != second.data_sha256:
+        return make("no test: other images")
+    if len(first.draws) != len(second.draws):
+        return make("no test: other seeds")
+    if len(first.draws) > 1:
+        estimate, p_value = paired_t_of(np.subtract(second.draws, first.draws))
+        return make("paired t over seeds")._replace(estimate=estimate, p_value=p_value)
+    if not first.resampled or len(first.resampled) != len(second.resampled):
+        return make("no test: the bootstraps are not there")
+    value = second.draws[0] - first.draws[0]
+    estimate = intervals.normal_interval(value, np.subtract(second.resampled, first.resampled), LIMITS)
+    p_value = normal_p(value, estimate.standard_error)
+    return make("bootstrap over images")._replace(estimate=estimate, p_value=p_value)
+
+
 def _untested(backbone: str, dataset: str, method: str, value: float) -> Callable[[str], Difference]:
     estimate = Estimate(value, math.nan, math.nan)
     return lambda note: Difference(backbone, dataset, method, estimate, math.nan, math.nan, note)
@@ -125,8 +156,7 @@ def _average(backbone: str, method: str, each: Sequence[Difference]) -> Differen
     if not math.isfinite(error):
         return _untested(backbone, AVERAGE, method, value)("no test: one of the data sets has none")
     estimate = Estimate(value, value - 1.96 * error, value + 1.96 * error)
-    p_value = math.erfc(abs(value) / error / math.sqrt(2)) if error > 0 else 1.0
-    return Difference(backbone, AVERAGE, method, estimate, p_value, math.nan, "normal")
+    return Difference(backbone, AVERAGE, method, estimate, normal_p(value, error), math.nan, "normal")
 
 
 # ---- tests ----
@@ -181,3 +211,8 @@ def paired_t_of(gains: NDArray[np.float64]) -> tuple[Estimate, float]:
     half = float(stdtrit(count - 1, 0.975)) * error
     p_value = 2 * float(stdtr(count - 1, -abs(mean) / error)) if error > 0 else (1.0 if mean == 0 else 0.0)
     return Estimate(mean, mean - half, mean + half), p_value
+
+
+def normal_p(value: float, error: float) -> float:
+    """Two-sided p-value of a value whose standard error is known."""
+    return math.erfc(abs(value) / error / math.sqrt(2)) if error > 0 else 1.0

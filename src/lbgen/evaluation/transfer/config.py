@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from lbgen.configuration.ranges import (
     Count,
@@ -20,20 +20,55 @@ from lbgen.configuration.settings import Output
 
 CONFIG, LOCK = "config.yaml", "cache/transfer.lock"
 PAGE, TRANSFER = "report.html", "transfer.json"
-RESULTS, ANSWERS, CACHE = "results", "answers", "cache"
-WRITTEN = (CONFIG, PAGE, TRANSFER, RESULTS, ANSWERS, CACHE)
+RESULTS, ANSWERS, CACHE, TRAININGS = "results", "answers", "cache", "trainings"
+DETECTION, SEGMENTATION = "detection", "segmentation"
+DENSE = (DETECTION, SEGMENTATION)
+"""Methods that say where things are in an image. Their settings are kept apart, in a file named by the method."""
+CONFIGS = (CONFIG, *(f"{method}.yaml" for method in DENSE))
+WRITTEN = (*CONFIGS, PAGE, TRANSFER, RESULTS, ANSWERS, CACHE, TRAININGS)
 """Files and folders that a transfer writes in its folder."""
 COMPARISON, COMPARISON_PAGE = "comparison.json", "comparison.html"
 
-Method = Literal["linear", "finetune"]
+Method = Literal["linear", "finetune", "detection", "segmentation"]
 METHODS = get_args(Method)
+RESULT_METHODS = ("linear", "finetune", "detection", "detection_mask", "segmentation")
+"""As transfer.json calls them, in the order in which they are shown; detection has values for boxes and for masks."""
+USUAL: dict[str, dict[str, Any]] = {
+    "linear": {
+        "seeds": 5, "epochs": 30, "batch_size": 64, "learning_rates": (1e-4, 3e-4, 1e-3), "weight_decays": (0.0, 0.05),
+        "image_size": None,
+    },
+    DETECTION: {
+        "seeds": 1, "epochs": 12, "batch_size": 16, "learning_rates": (1e-4,), "weight_decays": (0.05,),
+        "image_size": 800,
+    },
+    SEGMENTATION: {
+        "seeds": 1, "epochs": 64, "batch_size": 16, "learning_rates": (1e-4,), "weight_decays": (0.05,),
+        "image_size": 512,
+    },
+}  # fmt: skip
+"""What a method takes where a field is not given; fine-tuning takes what `linear` does."""
+OF_METHOD: Any = None
+"""The default of a field whose value then is that of USUAL."""
 SHOT = re.compile(r"[1-9][0-9]{0,5}|(?:[1-9][0-9]?|0?\.[0-9]*[1-9]|[1-9][0-9]?\.[0-9]*[1-9])%")
 """A number of images of each category, or a share of them below 100%."""
-FREE = ("output", "datasets", "data", "method", "shots", "workers")
+FREE = ("output", "datasets", "data", "method", "shots", "fraction", "workers")
 """Fields that another run in the same folder may have changed: they add results, and change none."""
+FREE_DENSE = (*FREE, "seeds")
+"""The same for detection and segmentation, where each seed has results of its own."""
 
 Numbers = Annotated[tuple[float, ...], Range(lambda all: len(all) > 0 and min(all) >= 0, "give numbers of 0 or more")]
 Rates = Annotated[tuple[float, ...], Range(lambda all: len(all) > 0 and min(all) > 0, "give numbers above 0")]
+Fractions = Annotated[
+    tuple[float, ...],
+    Range(lambda all: len(all) > 0 and 0 < min(all) <= max(all) <= 1, "give shares in (0, 1], such as 0.2 1.0"),
+]
+Side = Annotated[int, Range(lambda n: 32 <= n <= 4096, "give 32 to 4096")]
+
+DATASETS = (
+    *("digits", "fgvcaircraft", "stanfordcars", "dtd", "eurosat"),
+    *("flowers102", "food101", "oxfordiiitpet", "sun397"),
+)
 
 
 @dataclass(frozen=True)
@@ -41,49 +76,85 @@ class TransferConfig(Output, TakesRecipes):
     """Transfer."""
 
     VERB: ClassVar = "transfer"
-    MOST_USED: ClassVar = ("output", "datasets", "data", "method", "shots")
+    MOST_USED: ClassVar = ("output", "datasets", "data", "method", "shots", "fraction")
+    ADDED: ClassVar = {"fraction": [1.0], "image_size": None}
 
     output: str = "runs/transfer"
     """Folder for transfer.json, report.html, the answers for every test image and the cache of features. A folder that
     holds a transfer is added to: what is there is not computed again."""
-    datasets: tuple[str, ...] = (
-        *("digits", "fgvcaircraft", "stanfordcars", "dtd", "eurosat"),
-        *("flowers102", "food101", "oxfordiiitpet", "sun397"),
-    )
+    datasets: tuple[str, ...] = DATASETS
     """Downstream sets: digits, which is always there, fgvcaircraft, stanfordcars, dtd, eurosat, flowers102, food101,
     oxfordiiitpet and sun397, which torchvision reads from --data, and folders with splits train, test and perhaps val
     in any format that lbgen reads. A set that is not there is named with the way to get it, and left out."""
     data: Place = "data"
-    """Folder in which the data sets lie, each under the name that torchvision gives it."""
+    """Folder in which the data sets lie, each under the name that torchvision gives it. With detection the folder of
+    one set in COCO's format, with segmentation of one in ADE20K's."""
     method: tuple[Method, ...] = ("linear",)
-    """linear: logistic regression on frozen features. finetune: all weights are trained."""
+    """linear: logistic regression on frozen features. finetune: all weights are trained. detection: Mask R-CNN.
+    segmentation: Semantic FPN. The last two train all weights, and are run one at a time."""
     shots: tuple[str, ...] = ()
     """Few-shot besides all training images: shares of them (1%, 5%), or numbers of images of each category (1, 10)."""
-    seeds: Count = 5
-    """Number of draws for each of --shots. A value is the mean over the draws, with Student's interval for the mean."""
+    fraction: Fractions = (1.0,)
+    """Shares of the training images for detection and segmentation, such as 0.2 1.0. They are drawn by the seed; a
+    smaller share is part of a larger one."""
+    seeds: Count = OF_METHOD
+    """Number of draws for each of --shots, by default 5; of trainings for each --fraction, by default 1. A value is the
+    mean over them, with Student's interval for the mean."""
     seed: Seed = 0
     """Seed of fine-tuning and of the draws. The splits of a data set do not depend on it."""
-    epochs: Count = 30
-    """Passes over the training images in fine-tuning."""
-    learning_rates: Rates = (1e-4, 3e-4, 1e-3)
-    """Learning rates of AdamW that fine-tuning chooses from, by the images of val."""
-    weight_decays: Numbers = (0.0, 0.05)
-    """Weight decays that it chooses from, together with the learning rate."""
-    batch_size: Count = 64
-    """Images that a model reads at once; in fine-tuning, those of one update."""
+    epochs: Count = OF_METHOD
+    """Passes over the training images, by default 30 in fine-tuning, 12 in detection (1x), 64 in segmentation."""
+    learning_rates: Rates = OF_METHOD
+    """Learning rates of AdamW that fine-tuning chooses from, by the images of val: by default 1e-4, 3e-4 and 1e-3.
+    Detection and segmentation train with a single one, by default 1e-4."""
+    weight_decays: Numbers = OF_METHOD
+    """Weight decays that it chooses from, together with the learning rate: by default 0 and 0.05. Detection and
+    segmentation train with a single one, by default 0.05."""
+    batch_size: Count = OF_METHOD
+    """Images that a model reads at once, and those of an update; by default 64, in detection and segmentation 16."""
+    image_size: Side | None = None
+    """Pixels of an image's shorter side in detection, by default 800 (the longer one has at most 5/3 of it), and in
+    segmentation, by default 512, which are also the sides of a training crop."""
     workers: NonNegativeInt | None = None
     """Processes that decode images. none is up to 8 for sets of more than 2,000 images, and 0 for smaller ones."""
 
     def __post_init__(self) -> None:
+        usual = USUAL.get(next(iter(self.method), ""), USUAL["linear"])
+        for name, value in usual.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         super().__post_init__()
         expand_home(self, "datasets")
-        for name in ("datasets", "method"):
+        for name in ("datasets", "method", "fraction"):
             given = getattr(self, name)
             require(self, name, len(given) > 0, "name one or more")
             require(self, name, len(set(given)) == len(given), "one is given twice; name each once")
         for shot in self.shots:
             require(self, "shots", SHOT.fullmatch(shot) is not None, f"{shot} is neither a share like 5% nor a number")
         require(self, "shots", len(set(self.shots)) == len(self.shots), "one is given twice; name each once")
+        self._refuse_of_other_methods()
+
+    def _refuse_of_other_methods(self) -> None:
+        """Refuse fields that the method does not read."""
+        if self.dense is None:
+            require(self, "fraction", self.fraction == (1.0,), "it is for detection and segmentation; give --shots 20%")
+            require(self, "image_size", self.image_size is None, "it is for detection and segmentation; leave it out")
+            return
+        require(self, "method", len(self.method) == 1, f"{self.dense} reads --data in its own way; run it alone")
+        require(self, "shots", not self.shots, f"with {self.dense} give --fraction, such as 0.2")
+        require(self, "datasets", self.datasets == DATASETS, f"{self.dense} reads --data itself; leave it out")
+        for name in ("learning_rates", "weight_decays"):
+            require(self, name, len(getattr(self, name)) == 1, f"{self.dense} trains with a single one; give one")
+
+    @property
+    def dense(self) -> str | None:
+        """detection, segmentation or None."""
+        return next((method for method in self.method if method in DENSE), None)
+
+    @property
+    def saved_as(self) -> str:
+        """The file of these settings in the folder; those of each dense method have one of their own."""
+        return f"{self.dense}.yaml" if self.dense else CONFIG
 
 
 @dataclass(frozen=True)

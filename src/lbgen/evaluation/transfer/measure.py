@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,14 @@ class Prepared:
     """Of the pixels of every image."""
     left: list[Left]
     sha256: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For transfer.json."""
+        sizes = {part: len(getattr(self.division, part)) for part in ("train", "val")}
+        left = {each.reason: len(each.rows) for each in self.left}
+        used = len(np.unique(self.division.label[self.division.test]))
+        return {**sizes, "categories": used, "left_out": left, "data_sha256": self.sha256}
 
 
 def prepare(name: str, given: str, config: TransferConfig) -> Prepared:

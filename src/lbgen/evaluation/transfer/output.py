@@ -6,11 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from lbgen.configuration import saved
-from lbgen.evaluation.transfer.comparison import Measured, differences
-from lbgen.evaluation.transfer.config import METHODS, PAGE, TRANSFER, TransferConfig
+from lbgen.evaluation.transfer.comparison import Measured, Trainings, differences
+from lbgen.evaluation.transfer.config import PAGE, RESULT_METHODS, TRANSFER, TransferConfig
+from lbgen.evaluation.transfer.dense.sets import DenseSet
 from lbgen.evaluation.transfer.measure import Prepared
 from lbgen.evaluation.transfer.page import write_page
 from lbgen.evaluation.transfer.stored import Result, all_results
@@ -27,7 +26,7 @@ class Written(NamedTuple):
 
 
 def write_transfer(
-    first: Sequence[str], prepared: Sequence[Prepared], missing: Mapping[str, str], config: TransferConfig
+    first: Sequence[str], prepared: Sequence[Prepared | DenseSet], missing: Mapping[str, str], config: TransferConfig
 ) -> Written:
     """Write transfer.json and the page from all results in the folder.  first: the backbones that come first."""
     results = _sorted(all_results(config.folder), first, [each.name for each in prepared])
@@ -48,14 +47,17 @@ def _sorted(results: list[Result], backbones: Sequence[str], datasets: Sequence[
 
     def method(name: str) -> tuple[int, bool, float]:
         base, _, shot = name.partition("-")
-        return METHODS.index(base), shot.endswith("%"), float(shot.removesuffix("%").removesuffix("shot") or 0)
+        return RESULT_METHODS.index(base), shot.endswith("%"), float(shot.removesuffix("%").removesuffix("shot") or 0)
 
     order = {id(each): (place(each.backbone, backbones), place(each.dataset, datasets)) for each in results}
     return sorted(results, key=lambda each: (*order[id(each)], method(each.method)))
 
 
 def transfer_content(
-    results: Sequence[Result], prepared: Sequence[Prepared], missing: Mapping[str, str], config: TransferConfig
+    results: Sequence[Result],
+    prepared: Sequence[Prepared | DenseSet],
+    missing: Mapping[str, str],
+    config: TransferConfig,
 ) -> dict[str, Any]:
     """The content of transfer.json: `backbones` for programs, the rest says how the values were made."""
     backbones: dict[str, dict[str, dict[str, Any]]] = {}
@@ -70,15 +72,13 @@ def transfer_content(
             "draws": each.draws,
             "images": each.images,
             "identity": each.identity,
+            **({"figures": each.figures, "resampled": each.resampled} if each.figures else {}),
         }
         details.setdefault(each.backbone, {}).setdefault(each.dataset, {})[each.method] = more
         datasets.setdefault(each.dataset, {"metric": each.metric, "n_test": each.n_test})
     for one in prepared:
-        sizes = {part: len(getattr(one.division, part)) for part in ("train", "val")}
-        left = {each.reason: len(each.rows) for each in one.left}
-        used = len(np.unique(one.division.label[one.division.test]))
         if one.name in datasets:
-            datasets[one.name] |= {**sizes, "categories": used, "left_out": left, "data_sha256": one.sha256}
+            datasets[one.name] |= one.facts
     return {
         "backbones": backbones,
         "datasets": datasets,
@@ -95,4 +95,7 @@ def measured_of(results: Sequence[Result], folder: Path) -> list[Measured]:
         one = found.setdefault(each.backbone, Measured(each.backbone, {}, {}))
         one.values[each.dataset, each.method] = Value(each.metric, each.value, each.low, each.high, each.n_test)
         one.answers[each.dataset, each.method] = atomic.inside(folder, each.answers)
+        if each.figures:
+            identity = str(each.identity.get("data_sha256"))
+            one.trainings[each.dataset, each.method] = Trainings(each.draws, each.resampled, identity)
     return list(found.values())

@@ -19,8 +19,22 @@ from lbgen.runs import atomic
 SPOKES = 3
 """Data sets that a radar chart needs at least."""
 NO_VALUE = {"value": "–", "interval": "", "chance": "", "kind": ""}
-METRICS = {"accuracy": "accuracy", "mean_per_class": "mean per class"}
-TITLES = {"linear": "Linear probe", "finetune": "Full fine-tuning"}
+METRICS = {
+    "accuracy": "accuracy",
+    "mean_per_class": "mean per class",
+    "box_AP": "AP of boxes",
+    "mask_AP": "AP of masks",
+    "mIoU": "mean IoU",
+}
+TITLES = {
+    "linear": "Linear probe",
+    "finetune": "Full fine-tuning",
+    "detection": "Detection",
+    "detection_mask": "Instance segmentation",
+    "segmentation": "Semantic segmentation",
+}
+DENSE_METHODS = ("detection", "detection_mask", "segmentation")
+DENSE_TITLE = "Detection and segmentation"
 HOW = (
     (
         "Linear probe",
@@ -35,6 +49,12 @@ HOW = (
     (
         "Few-shot",
         "The same from a share of the images, or from k images of each category: the mean over several draws.",
+    ),
+    (
+        DENSE_TITLE,
+        "Mask R-CNN with a feature pyramid, judged by COCO's average precision; Semantic FPN, judged by the mean IoU. "
+        "All weights are trained. An interval is Student's over the seeds, or with a single seed that of a bootstrap "
+        "over the test images.",
     ),
     (
         "Intervals",
@@ -89,10 +109,16 @@ def write_page(
         differences=_difference_tables(measured, differences),
         reference=measured[0].name,
         notes=_notes(content),
-        how=HOW,
+        how=how_of(methods_of(measured)),
         facts=_facts(content["made_with"]),
     )
     atomic.write_text(path, render("transfer.html", page=page))
+
+
+def how_of(methods: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """What is said of how the values were made: nothing of detection and segmentation where they are not there."""
+    is_dense = any(method.partition("-")[0] in DENSE_METHODS for method in methods)
+    return tuple(each for each in HOW if is_dense or each[0] != DENSE_TITLE)
 
 
 def headline(measured: Sequence[Measured]) -> str:

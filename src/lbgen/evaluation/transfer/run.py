@@ -9,11 +9,23 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lbgen.configuration import saved
 from lbgen.errors import UserError
-from lbgen.evaluation.transfer.config import ANSWERS, CACHE, CONFIG, FREE, LOCK, PAGE, RESULTS, WRITTEN, TransferConfig
+from lbgen.evaluation.transfer.config import (
+    ANSWERS,
+    CACHE,
+    CONFIGS,
+    FREE,
+    FREE_DENSE,
+    LOCK,
+    PAGE,
+    RESULTS,
+    WRITTEN,
+    TransferConfig,
+)
+from lbgen.evaluation.transfer.dense.layouts import Layout, find_layout
 from lbgen.evaluation.transfer.sets import sources
 from lbgen.evaluation.transfer.sets.sources import NotHere
 from lbgen.models.backbones import display_names, ensure_backbone, load_backbone
@@ -22,8 +34,11 @@ from lbgen.runs.console import device_name, result, say, table, warn
 from lbgen.runs.lock import locked
 
 if TYPE_CHECKING:
-    from lbgen.evaluation.transfer.measure import Prepared
+    from lbgen.evaluation.transfer.dense.measure import DenseMeasurer
+    from lbgen.evaluation.transfer.dense.sets import DenseSet
+    from lbgen.evaluation.transfer.measure import Measurer, Prepared
     from lbgen.evaluation.transfer.stored import Result
+    from lbgen.models.backbones.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -55,26 +70,52 @@ def transfer(backbones: str | Path | Sequence[str | Path], config: TransferConfi
     names = dict(zip(display_names(given), given, strict=True))
     for name in given:
         ensure_backbone(name)
-    datasets, missing = find_datasets(config)
+    data = find_data(config)
     folder = config.folder
     atomic.ensure_writable(folder)
     atomic.refuse_links(folder, WRITTEN)
-    places = [place for given in datasets.values() if (place := sources.place_of(given, Path(config.data)))]
-    outputs.ensure_outside(folder, places)
+    outputs.ensure_outside(folder, data.places)
     outputs.ensure_own(folder, is_of_transfer(folder), WRITTEN, "transfer")
     with locked(folder / LOCK, str(folder)):
-        if (folder / CONFIG).is_file():
-            saved.ensure_same(config, folder / CONFIG, ignore=FREE)
-        return _measured(names, datasets, missing, config)
+        if (folder / config.saved_as).is_file():
+            saved.ensure_same(config, folder / config.saved_as, ignore=FREE_DENSE if config.dense else FREE)
+        return _measured(names, data, config)
 
 
 def is_of_transfer(folder: Path) -> bool:
     """Whether a folder was written by a transfer, which may have been interrupted, or whose cache was removed."""
-    return (folder / LOCK).exists() or ((folder / CONFIG).is_file() and (folder / RESULTS).is_dir())
+    has_config = any((folder / name).is_file() for name in CONFIGS)
+    return (folder / LOCK).exists() or (has_config and (folder / RESULTS).is_dir())
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data sets of a run."""
+
+    datasets: dict[str, str]
+    """Those that are there: the name that is shown -> as it was given."""
+    missing: dict[str, str]
+    """Those that are not, as they were given -> the way to get them."""
+    places: list[Path]
+    """Where they lie."""
+    layout: Layout | None = None
+    """The parts of a single set for detection or segmentation."""
+
+
+def find_data(config: TransferConfig) -> Data:
+    """The sets for classification, or the one for detection or segmentation. Raises UserError where none is there."""
+    root = Path(config.data)
+    if config.dense:
+        name, layout = find_layout(config)
+        return Data({name: config.data}, {}, [root], layout)
+    found, missing = find_datasets(config)
+    places = [place for given in found.values() if (place := sources.place_of(given, root))]
+    return Data(found, missing, places)
 
 
 def find_datasets(config: TransferConfig) -> tuple[dict[str, str], dict[str, str]]:
-    """The sets that are there, by the names that are shown; and those that are not with the way to get them.
+    """The sets for classification that are there, by the names that are shown; and those that are not with the way to
+    get them.
 
     A set is shown as it was given, a path by its last folder. A line is said about each set that is not there.
 
@@ -110,54 +151,75 @@ def nothing_here(missing: Mapping[str, str]) -> UserError:
     )
 
 
-def _measured(
-    names: dict[str, str], datasets: dict[str, str], missing: dict[str, str], config: TransferConfig
-) -> TransferResult:
+def _measured(names: dict[str, str], data: Data, config: TransferConfig) -> TransferResult:
     import torch  # late, as are all that import it
 
-    from lbgen.evaluation.transfer.measure import Measurer, prepare
     from lbgen.evaluation.transfer.output import write_transfer
 
     # Say what is to be done, and note what it is done with.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    say_opening(names, datasets, config, device_name(device))
+    say_opening(names, data.datasets, config, device_name(device))
     for inner in (RESULTS, ANSWERS, CACHE):
         (config.folder / inner).mkdir(parents=True, exist_ok=True)
-    saved.save(config, config.folder / CONFIG)
+    saved.save(config, config.folder / config.saved_as)
 
-    # Read every data set once.
-    prepared: list[Prepared] = []
-    for name, given in datasets.items():
-        try:
-            prepared.append(prepare(name, given, config))
-        except NotHere as error:
-            missing[name] = str(error)
-            if len(missing) == len(config.datasets):
-                raise nothing_here(missing) from None
-            warn(str(error))
-
-    # Measure every backbone on every set.
+    # Read every data set once, and measure every backbone on it.
+    prepared: list[Any] = read_dense(data, config) if config.dense else read_datasets(data, config)
     for name, place in names.items():
-        measurer = Measurer(name, load_backbone(place, device), config)
+        measurer = measurer_of(name, load_backbone(place, device), config)
         for dataset in prepared:
             for found in measurer.results(dataset):
                 say_result(found)
 
     # Write the table and the page.
-    written = write_transfer(list(names), prepared, missing, config)
+    written = write_transfer(list(names), prepared, data.missing, config)
     result(written.shown)
     say(f"The page: {config.folder / PAGE}; every value: {written.path}")
     compare = f"lbgen compare {written.path} ANOTHER/transfer.json"
     return TransferResult(written.path, config.folder / PAGE, f"open {config.folder / PAGE}; with others: {compare}")
 
 
+def read_datasets(data: Data, config: TransferConfig) -> list[Prepared]:
+    """The sets for classification; one that cannot be read is added to those that are missing."""
+    from lbgen.evaluation.transfer.measure import prepare
+
+    prepared: list[Prepared] = []
+    for name, given in data.datasets.items():
+        try:
+            prepared.append(prepare(name, given, config))
+        except NotHere as error:
+            data.missing[name] = str(error)
+            if len(data.missing) == len(config.datasets):
+                raise nothing_here(data.missing) from None
+            warn(str(error))
+    return prepared
+
+
+def read_dense(data: Data, config: TransferConfig) -> list[DenseSet]:
+    from lbgen.evaluation.transfer.dense.sets import prepare_dense
+
+    assert data.layout is not None
+    return [prepare_dense(name, data.layout, config) for name in data.datasets]
+
+
+def measurer_of(name: str, backbone: Backbone, config: TransferConfig) -> Measurer | DenseMeasurer:
+    if config.dense:
+        from lbgen.evaluation.transfer.dense.measure import DenseMeasurer
+
+        return DenseMeasurer(name, backbone, config)
+    from lbgen.evaluation.transfer.measure import Measurer
+
+    return Measurer(name, backbone, config)
+
+
 def say_opening(names: dict[str, str], datasets: dict[str, str], config: TransferConfig, device: str) -> None:
     """What will be measured."""
-    shots = f"; few-shot: {', '.join(config.shots)}, {config.seeds} draws" if config.shots else ""
+    few = f"; few-shot: {', '.join(config.shots)}, {config.seeds} draws" if config.shots else ""
+    shares = f"; of the images {', '.join(f'{100 * share:g}%' for share in config.fraction)}, seeds: {config.seeds}"
     rows = [
         *((f"backbone {name}", place) for name, place in names.items()),
         ("data sets", ", ".join(datasets)),
-        ("methods", f"{', '.join(config.method)}{shots}"),
+        ("methods", f"{', '.join(config.method)}{shares if config.dense else few}"),
         ("output", str(config.folder)),
         ("device", device),
     ]

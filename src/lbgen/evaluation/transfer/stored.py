@@ -56,6 +56,10 @@ class Result:
     answers: Name
     """File of the answers, relative to the folder of the transfer."""
     identity: dict[Name, Any] = field(default_factory=dict)
+    figures: list[dict[Name, Share]] = field(default_factory=list)
+    """Of every draw of detection and segmentation, further values."""
+    resampled: list[Share] = field(default_factory=list)
+    """Of a single draw of them, the value of bootstraps over the test images, which are the same for all backbones."""
 
 
 def name_of(backbone: str, dataset: str, method: str) -> str:
@@ -83,12 +87,12 @@ def _read(path: Path) -> Result:
 
 
 def save_result(folder: Path, result: Result, answers: pa.Table) -> None:
-    """Write the answers, then the result."""
+    """Write the answers, then the result, which may share them with another."""
     for name in (RESULTS, ANSWERS):
         (folder / name).mkdir(parents=True, exist_ok=True)
     with atomic.replacing(folder / result.answers) as temporary, temporary.open("wb") as stream:
         pq.write_table(answers, stream)
-    path = folder / RESULTS / f"{Path(result.answers).stem}.json"
+    path = folder / RESULTS / f"{name_of(result.backbone, result.dataset, result.method)}.json"
     atomic.write_text(path, json.dumps(asdict(result), indent=2, allow_nan=False) + "\n")
 
 

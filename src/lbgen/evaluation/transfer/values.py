@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from lbgen.runs.parsing import Whole
 
-Metric = Literal["accuracy", "mean_per_class"]
+Metric = Literal["accuracy", "mean_per_class", "box_AP", "mask_AP", "mIoU"]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Limit = Annotated[float, Meta(ge=-100, le=100)]
 """Of an interval; Student's, of a few draws, may leave [0, 1]."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lbgen.datasets.index import SCHEMA
+from lbgen.datasets.index import LOCALIZED_SCHEMA, SCHEMA
 from lbgen.datasets.webdataset import escaped
 from lbgen.generation.card.json_files import labels_json
 from lbgen.generation.card.summary import DatasetSummary, ShardFile, SplitSummary
@@ -52,7 +52,8 @@ def croissant(summary: DatasetSummary) -> str:
         _file_object("labels.json", JSON, hashlib.sha256(labels).hexdigest()),
         _file_set("index-files", PARQUET, "index/*.parquet"),
     ]
-    record_sets = [_labels(), _index()] + ([_tar_labels(summary)] if _has_escaped_names(summary) else [])
+    schema = LOCALIZED_SCHEMA if summary.localized else SCHEMA
+    record_sets = [_labels(), _index(schema)] + ([_tar_labels(summary)] if _has_escaped_names(summary) else [])
     for split in summary.splits:
         distribution += _files(split, summary)
         record_sets.append(_images(split, summary))
@@ -137,9 +138,9 @@ def _fields_by_tar_labels(split: str, images: str) -> list[dict]:
     ]
 
 
-def _index() -> dict:
+def _index(schema: pa.Schema) -> dict:
     fields = []
-    for column in SCHEMA:
+    for column in schema:
         repeated = pa.types.is_list(column.type)
         data_type = TYPES[column.type.value_type if repeated else column.type]
         field = _field("image-index", column.name, data_type, _source("index-files", {"column": column.name}))

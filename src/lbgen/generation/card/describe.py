@@ -12,6 +12,7 @@ from lbgen.configuration.yaml_lines import yaml_text
 from lbgen.datasets import index
 from lbgen.datasets.index import Row
 from lbgen.generation import record as records
+from lbgen.generation.card import coco
 from lbgen.generation.card.croissant import croissant
 from lbgen.generation.card.json_files import info_json, labels_json
 from lbgen.generation.card.merge import merged as merged_card
@@ -47,6 +48,8 @@ def describe(store: Store, config: GenerateConfig, plan: Plan) -> None:
     store.write(CARD, text.encode())
     if config.format == "webdataset":
         store.write(INFO, info_json(summary.splits).encode())
+    for split, name in zip(plan.splits, coco.names(config, plan), strict=False):
+        store.write(name, coco.instances_json(store, config, plan, split))
     store.write(records.COMPLETION_MARKER, croissant(summary).encode())
     store.clear_staging()
     for note in summary.notes:
@@ -82,6 +85,7 @@ def summarize(store: Store, config: GenerateConfig, plan: Plan, counts: Rejectio
         empty=empty,
         licence=licence(config.generator),
         notes=list(notes(config, plan, absent)),
+        localized=config.localize,
     )
 
 

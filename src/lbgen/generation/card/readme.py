@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from lbgen.datasets.index import SCHEMA
+from lbgen.datasets.index import LOCALIZED_SCHEMA, SCHEMA
 from lbgen.generation.card.merge import signed
 from lbgen.generation.card.summary import DatasetSummary
 from lbgen.report.page import render
@@ -55,7 +55,8 @@ def head(summary: DatasetSummary) -> dict[str, Any]:
     in_config = summary.layout == "imagefolder"
     return {
         "pretty_name": summary.title,
-        "task_categories": ["image-classification"],
+        "task_categories": ["image-classification"]
+        + (["object-detection", "image-segmentation"] if summary.localized else []),
         "size_categories": [next((name for size, name in SIZES if summary.images < size), "n>10M")],
         "tags": ["synthetic", "image", "text-to-image", "lbgen", summary.layout],
         "configs": [config | {"features": features} if in_config else config],
@@ -67,14 +68,20 @@ def _features(summary: DatasetSummary) -> list[dict[str, Any]]:
     ids = {str(label): category.id for label, category in enumerate(summary.categories)}
     label = {"class_label": {"names": ids}}
     if summary.layout != "webdataset":
-        return [{"name": "image", "dtype": "image"}, {"name": "label", "dtype": label}]
-    columns = [
-        {"name": column.name, **_dtype(column.type)} for column in SCHEMA
-    ]  # column names are the suffixes of the tar members
+        columns: list[dict[str, Any]] = [{"name": "image", "dtype": "image"}, {"name": "label", "dtype": label}]
+        has_masks = summary.localized and summary.layout == "parquet"
+        boxes: list[dict[str, Any]] = [
+            {"name": "bbox", "list": {"list": "int64"}}, {"name": "categories", "list": label},
+        ]  # fmt: skip
+        masks: list[dict[str, Any]] = [{"name": "mask", "dtype": "image"}, {"name": "objects", "struct": boxes}]
+        return columns + (masks if has_masks else [])
+    schema = LOCALIZED_SCHEMA if summary.localized else SCHEMA
+    columns = [{"name": column.name, **_dtype(column.type)} for column in schema]
     return [
-        {"name": summary.suffix, "dtype": "image"},
+        {"name": summary.suffix, "dtype": "image"},  # names are the suffixes of the tar members
         {"name": "cls", "dtype": label},
         {"name": "json", "struct": columns},
+        *([{"name": "mask.png", "dtype": "image"}] if summary.localized else []),
     ]
 
 

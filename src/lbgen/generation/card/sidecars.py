@@ -14,6 +14,7 @@ from PIL import Image
 
 from lbgen.datasets import index
 from lbgen.errors import UserError
+from lbgen.generation.card import coco
 from lbgen.generation.card.croissant import croissant
 from lbgen.generation.card.json_files import info_json, labels_json
 from lbgen.generation.card.merge import parse
@@ -44,13 +45,16 @@ def has_labels(store: Store, plan: Plan) -> bool:
 
 def lacks_any(store: Store, config: GenerateConfig, plan: Plan) -> bool:
     """Whether a file is missing, or the labels are others; the other files are not read."""
-    return not set(names(config)) <= store.names() or not has_labels(store, plan)
+    if not set(names(config)) <= store.names() or not has_labels(store, plan):
+        return True
+    return not all(map(store.exists, coco.names(config, plan)))
 
 
 def sidecar_faults(store: Store, config: GenerateConfig, plan: Plan) -> Iterator[str]:
     """A line for each file that is missing or contradicts plan and shards, of a dataset whose shards are all whole."""
     splits = [split_summary(store, plan, split) for split in plan.splits]
-    summary = DatasetSummary("", config.format, index.SUFFIXES[config.image_format], plan.categories, splits, "")
+    suffix = index.SUFFIXES[config.image_format]
+    summary = DatasetSummary("", config.format, suffix, plan.categories, splits, "", localized=config.localize)
     compare: dict[str, Callable[[bytes], bool]] = {
         SAMPLES: _is_png,
         CARD: lambda content: _facts_of_head(parse(content.decode(), CARD).head) == _facts_of_head(head(summary)),
@@ -66,6 +70,11 @@ def sidecar_faults(store: Store, config: GenerateConfig, plan: Plan) -> Iterator
         elif name == LABELS and not has_labels(store, plan):
             yield f"{name}: contradicts the plan; {REMEDY}"
         elif name != LABELS and not _is_intact(store, name, compare[name]):
+            yield f"{name}: contradicts the dataset; run lbgen verify --repair"
+    for split, name in zip(plan.splits, coco.names(config, plan), strict=False):
+        if not store.exists(name):
+            yield f"{name}: missing; {REMEDY}"
+        elif store.read(name) != coco.instances_json(store, config, plan, split):
             yield f"{name}: contradicts the dataset; run lbgen verify --repair"
 
 

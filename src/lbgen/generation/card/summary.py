@@ -64,6 +64,8 @@ class DatasetSummary:
     """Of the generator; None where it is not known."""
     notes: Sequence[str] = ()
     """What readers have to know (notes.py)."""
+    localized: bool = False
+    """Whether images have masks and boxes."""
 
     @property
     def stored_categories(self) -> int:

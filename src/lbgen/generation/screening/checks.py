@@ -7,7 +7,7 @@ B images, T distinct texts of categories, D dimensions of the language space.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -99,8 +99,10 @@ class Screen:
         return self._space.confusions(categories, self.config.screen_template)
 
     @torch.no_grad()
-    def judge(self, images: Sequence[PlannedImage], pixels: np.ndarray) -> list[Verdict]:
-        """The verdict on each image; pixels: (B, H, W, 3) bytes."""
+    def judge(
+        self, images: Sequence[PlannedImage], pixels: np.ndarray, boxes: Sequence[Any] | None = None
+    ) -> list[Verdict]:
+        """The verdict on each image; pixels: (B, H, W, 3) bytes.  boxes: with --localize, None for an empty mask."""
         # Measure what the checks share.
         batch = self._batch(images, pixels)
         detected, hashes = self._detected_values(batch), self._hashes(batch)
@@ -110,6 +112,7 @@ class Screen:
         results = {name: check(batch) for name, check in checks.items() if name in self.config.screen}
         failed = {name: result.failed.tolist() for name, result in results.items()}
         failed["balance"] = [image.target_values != values for image, values in zip(images, detected, strict=True)]
+        failed["mask"] = [box is None for box in boxes or [None] * len(images)]
         scores = {name: column.tolist() for result in results.values() for name, column in result.scores.items()}
 
         # Collect the verdict on each image.
@@ -151,7 +154,8 @@ class Screen:
         text_indices = torch.tensor([self._text_index[image.category.id] for image in batch.images], device=self.device)
         rank = 1 + label_ranks(cosines, text_indices)
         probability = (self._space.logit_scale * cosines).softmax(dim=1).gather(1, text_indices[:, None])[:, 0]
-        return CheckResult(rank > self.config.label_top_k, {"label_rank": rank, "label_probability": probability})
+        failed = (rank > self.config.label_top_k) | (probability < self.config.least_label_probability)
+        return CheckResult(failed, {"label_rank": rank, "label_probability": probability})
 
     def _quality(self, batch: Batch) -> CheckResult:
         quality = self._scorer.score(batch.pixels / 255, batch.features)

@@ -66,7 +66,7 @@ def _wrong_columns(row: Row, config: GenerateConfig) -> Iterator[str]:
     for check in checks:
         outcome = _fails(check, row, config)
         if outcome is not None and outcome != (check in failed):
-            yield SCORES_OF[check][0] if check in SCORES_OF else "found"
+            yield SCORES_OF[check][0] if check in SCORES_OF else "box" if check == "mask" else "found"
 
 
 def _is_entry(entry: Sequence[str], checks: Sequence[str]) -> bool:
@@ -79,13 +79,18 @@ def _fails(check: str, row: Row, config: GenerateConfig) -> bool | None:
     """Whether the stored attempt fails a check by its columns; None where they do not tell."""
     if check == "balance":
         return row.target != row.found
+    if check == "mask":
+        return row.box is None
+    if check == "label" and row.scores.get("label_rank", 1) > config.label_top_k:
+        return True
     score, threshold, sign = {
-        "label": (row.scores.get("label_rank"), config.label_top_k, 1),
+        "label": (row.scores.get("label_probability"), config.least_label_probability, -1),
         "quality": (row.scores.get("quality"), config.least_quality, -1),
         "blank": (row.scores.get("deviation"), config.least_deviation, -1),
         "unsafe": (row.scores.get("unsafe"), 0.5 if config.unsafe == "checker" else 0.0, 1),
     }.get(check, (None, 0.0, 1))
-    if score is None or (check != "label" and abs(score - threshold) <= ROUNDING * max(1, abs(threshold))):
+    exact = check == "label" and threshold == 0  # no probability is below 0
+    if score is None or (not exact and abs(score - threshold) <= ROUNDING * max(1, abs(threshold))):
         return None
     return sign * (score - threshold) > 0
 

@@ -9,7 +9,7 @@ import re
 import struct
 from dataclasses import asdict, dataclass
 from io import BytesIO
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -45,6 +45,29 @@ XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
  </rdf:RDF>
 </x:xmpmeta>
 <?xpacket end="r"?>"""
+
+
+class Found(NamedTuple):
+    """Where the category is in an image as it is stored."""
+
+    mask: np.ndarray
+    """(H, W) booleans; none is true where nothing was found."""
+    score: float
+    """In [0, 1]."""
+    box: tuple[int, int, int, int] | None
+    """x, y, width, height in pixels of the smallest box around the mask; None for an empty mask."""
+
+
+class Rendered(NamedTuple):
+    """A batch of B images."""
+
+    pixels: np.ndarray
+    """(B, H, W, 3) bytes."""
+    found: list[Found] | None = None
+    """None without --localize."""
+
+    def rows(self, chosen: list[int]) -> "Rendered":
+        return Rendered(self.pixels[chosen], None if self.found is None else [self.found[row] for row in chosen])
 
 
 @dataclass(frozen=True)
@@ -120,6 +143,30 @@ def encode(
             **full_colour,
         )
     return stream.getvalue()
+
+
+def encode_mask(mask: np.ndarray) -> bytes:
+    """A mask, (H, W) booleans, as a PNG of one channel with 255 on the object, which every reader of masks takes."""
+    stream = BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(stream, "png")
+    return stream.getvalue()
+
+
+def decode_mask(content: bytes) -> np.ndarray:
+    """The mask that `encode_mask` wrote.  Raises one of UNREADABLE."""
+    with Image.open(BytesIO(content), formats=["png"]) as image:
+        if image.mode != "L":
+            raise ValueError(f"mode {image.mode}")
+        return np.asarray(image) > 0
+
+
+def box_of(mask: np.ndarray) -> tuple[int, int, int, int] | None:
+    """x, y, width, height of the smallest box around a mask; None for an empty one.  mask: (H, W) booleans."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return None
+    x, y = int(columns[0]), int(rows[0])
+    return x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y
 
 
 def read_metadata(content: bytes, image_format: str) -> tuple[Any, tuple[int, int]]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from lbgen.datasets.index import Row
+from lbgen.datasets.layout import mask_name
 from lbgen.generation.plan import PlannedImage
 from lbgen.runs import atomic
 from lbgen.runs.parsing import Malformed, Name, Text, Whole, parse_json
@@ -42,6 +43,10 @@ class DrawnImage:
     perceptual_hash: Name | None
     sha256: Name | None = None
     """Of its file, beside this one; None for an image that was not kept."""
+    mask_sha256: Name | None = None
+    """Of its mask's file; None for an image that was not kept, and without --localize."""
+    mask_score: float | None = None
+    box: list[Whole] | None = None
 
 
 class Journal:
@@ -60,7 +65,7 @@ class Journal:
         if drawn is None or not _is_of(drawn, batch, self.earlier):
             self.earlier = None
             return None
-        for name in [*(image.key for image in drawn if image.sha256 is not None), _file(self.batches)]:
+        for name in [*_files_of(drawn), _file(self.batches)]:
             os.replace(self.earlier / name, self.folder / name)
         return drawn
 
@@ -71,9 +76,11 @@ class Journal:
 
 def write(path: Path, drawn: Sequence[DrawnImage], rows: Sequence[Row]) -> None:
     """Record a batch whose kept images are encoded beside the file.  rows: of those, with their hashes."""
-    hashes = {row.key: row.sha256 for row in rows}
+    kept = {row.key: row for row in rows}
     for image in drawn:
-        image.sha256 = hashes.get(image.key)
+        if row := kept.get(image.key):
+            image.sha256, image.mask_sha256, image.mask_score = row.sha256, row.mask_sha256, row.mask_score
+            image.box = None if row.box is None else list(row.box)
     atomic.write_new(path, msgspec.json.encode(drawn))
 
 
@@ -103,10 +110,18 @@ def _is_of(drawn: Sequence[DrawnImage], batch: Sequence[PlannedImage], folder: P
     if any(image.sha256 is None and not image.reasons for image in drawn):
         return False
     try:
-        kept = [image for image in drawn if image.sha256 is not None]
-        return all(hashlib.sha256(_content(folder / image.key)).hexdigest() == image.sha256 for image in kept)
+        return all(
+            hashlib.sha256(_content(folder / name)).hexdigest() == sha256 for name, sha256 in _files_of(drawn).items()
+        )
     except OSError:
         return False
+
+
+def _files_of(drawn: Sequence[DrawnImage]) -> dict[str, str]:
+    """The files of a batch, with their hashes."""
+    images = {image.key: image.sha256 for image in drawn if image.sha256 is not None}
+    masks = {mask_name(image.key): image.mask_sha256 for image in drawn if image.mask_sha256 is not None}
+    return images | masks
 
 
 # ---- from one run to the next ----

@@ -10,6 +10,7 @@ from typing import Literal
 
 from lbgen.datasets import index
 from lbgen.datasets.index import Row
+from lbgen.datasets.layout import mask_name
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan, PlannedImage
@@ -122,10 +123,12 @@ class Worker:
             batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
 
             # Render and judge, unless an earlier run did.
-            pixels, drawn = None, shard.journal.take(batch)
+            rendered, drawn = None, shard.journal.take(batch)
             if drawn is None:
-                pixels = self.renderer.render(batch)  # (B, H, W, 3) bytes
-                verdicts = self.screen.judge(batch, pixels) if self.screen else [UNCHECKED] * len(batch)
+                rendered = self.renderer.render(batch)
+                found = None if rendered.found is None else [each.box for each in rendered.found]
+                judged = self.screen.judge(batch, rendered.pixels, found) if self.screen else None
+                verdicts = judged or [UNCHECKED] * len(batch)
             else:
                 verdicts = [verdict_of(image) for image in drawn]
             outcomes = [self._outcome(image, v.reasons, shard) for image, v in zip(batch, verdicts, strict=True)]
@@ -133,12 +136,12 @@ class Worker:
             # Keep: the writers encode while the next batch is drawn.
             kept = [position for position, outcome in enumerate(outcomes) if outcome == "keep"]
             rows = [self._row(batch[position], verdicts[position], shard) for position in kept]
-            if pixels is None:
-                hashes = {image.key: image.sha256 for image in drawn or ()}
-                shard.rows |= {row.key: with_hash(row, hashes[row.key]) for row in rows}
+            if rendered is None:
+                stored = {image.key: image for image in drawn or ()}
+                shard.rows |= {row.key: with_hashes(row, stored[row.key]) for row in rows}
             else:
                 drawn = [drawn_image(image, verdict) for image, verdict in zip(batch, verdicts, strict=True)]
-                shard.encoding.append(self.writers.encode(rows, pixels[kept], shard.journal.path(), drawn))
+                shard.encoding.append(self.writers.encode(rows, rendered.rows(kept), shard.journal.path(), drawn))
 
             # Draw again: the next attempt of a rejected image has other noise.
             again = [i.next_attempt() for i, outcome in zip(batch, outcomes, strict=True) if outcome == "retry"]
@@ -173,6 +176,8 @@ class Worker:
         shard.counts = read_counts(self.store, index.rejections_name(split, number))
         for stored in stored_images(self.store, self.config, rows):
             (shard.staged.folder / stored.key).write_bytes(stored.content)
+            if stored.mask is not None:
+                (shard.staged.folder / mask_name(stored.key)).write_bytes(stored.mask)
 
     def _reject_duplicates(self, duplicates: Mapping[str, int], shard: ShardInProgress) -> list[PlannedImage]:
         """Reject accepted attempts (key -> attempt), and return the next attempts of these images.
@@ -185,7 +190,7 @@ class Worker:
             if key not in rows or rows[key].attempt != duplicates[key] or rows[key].failed:
                 continue
             row = rows.pop(key)
-            shard.removed_files.append(row.file)
+            shard.removed_files += [row.file, *([index.mask_file(row.file)] if self.config.localize else [])]
             shard.counts.add_duplicate(row.id, row.attempt)
             shard.rejections[key] = [*row.rejections, "duplicate"]
             image = replace(shard.planned[key], attempt=row.attempt)
@@ -244,7 +249,14 @@ def verdict_of(drawn: DrawnImage) -> Verdict:
     return Verdict(drawn.scores, tuple(drawn.reasons), tuple(drawn.found), drawn.perceptual_hash)
 
 
-def with_hash(row: Row, sha256: str | None) -> Row:
-    if sha256 is None:  # not written by a run of this configuration
+def with_hashes(row: Row, drawn: DrawnImage) -> Row:
+    """The row with the hash of its file, and with what is known of its mask."""
+    if drawn.sha256 is None:  # not written by a run of this configuration
         raise UserError(f"the staging folder contradicts itself at {row.key}; remove .staging and start again")
-    return replace(row, sha256=sha256)
+    return replace(
+        row,
+        sha256=drawn.sha256,
+        mask_sha256=drawn.mask_sha256,
+        mask_score=drawn.mask_score,
+        box=None if drawn.box is None else tuple(drawn.box),
+    )

@@ -11,18 +11,21 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
 from lbgen.datasets import index
 from lbgen.datasets.index import Row
+from lbgen.datasets.layout import mask_name
 from lbgen.datasets.layouts import LAYOUTS
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.workers import journal
-from lbgen.generation.workers.encode import encode, image_metadata
+from lbgen.generation.workers.encode import Found, Rendered, encode, encode_mask, image_metadata
 from lbgen.generation.workers.journal import DrawnImage
 from lbgen.runs import atomic
 from lbgen.runs.storage import open_store
@@ -61,14 +64,14 @@ class Writers:
         self.waiting: deque[Future[list[Row]]] = deque()
         self.limit = QUEUED_BATCHES * context.config.writers
 
-    def encode(self, rows: list[Row], pixels: np.ndarray, record: Path, drawn: list[DrawnImage]) -> Future[list[Row]]:
-        """Encode images, pixels (B, H, W, 3) bytes, beside the file `record`, and write to it what was drawn.
+    def encode(self, rows: list[Row], rendered: Rendered, record: Path, drawn: list[DrawnImage]) -> Future[list[Row]]:
+        """Encode images and their masks beside the file `record`, and write to it what was drawn.
 
         The result is the rows with their hashes.
         """
         while len(self.waiting) >= self.limit:
             self.waiting.popleft().result()
-        future = self.pool.submit(encode_batch, self.context, rows, pixels, record, drawn)
+        future = self.pool.submit(encode_batch, self.context, rows, rendered, record, drawn)
         self.waiting.append(future)
         return future
 
@@ -83,21 +86,28 @@ class Writers:
 
 
 def encode_batch(
-    context: WriterContext, rows: list[Row], pixels: np.ndarray, record: Path, drawn: list[DrawnImage]
+    context: WriterContext, rows: list[Row], rendered: Rendered, record: Path, drawn: list[DrawnImage]
 ) -> list[Row]:
     """Write the images of a batch, then the journal's file of it; returns the rows with their hashes."""
-    hashed = encode_images(context, rows, pixels, record.parent)
+    hashed = encode_images(context, rows, rendered, record.parent)
     journal.write(record, drawn, hashed)
     return hashed
 
 
-def encode_images(context: WriterContext, rows: list[Row], pixels: np.ndarray, folder: Path) -> list[Row]:
-    """Write each image, (B, H, W, 3) bytes, to the file <key> in `folder`; returns the rows with their hashes."""
+def encode_images(context: WriterContext, rows: list[Row], rendered: Rendered, folder: Path) -> list[Row]:
+    """Write each image to the file <key> in `folder`, and its mask beside it; returns the rows with their hashes."""
     hashed = []
-    for row, image in zip(rows, pixels, strict=True):
+    masks: Sequence[Found | None] = rendered.found or ()
+    for row, image, found in zip_longest(rows, rendered.pixels, masks):
         content = image_file(image, row, context.config, context.generator_name, context.adapter_sha256)
         (folder / row.key).write_bytes(content)
-        hashed.append(replace(row, sha256=hashlib.sha256(content).hexdigest()))
+        row = replace(row, sha256=hashlib.sha256(content).hexdigest())
+        if found is not None:
+            mask = encode_mask(found.mask)
+            (folder / mask_name(row.key)).write_bytes(mask)
+            sha256 = hashlib.sha256(mask).hexdigest()
+            row = replace(row, mask_score=found.score, box=found.box, mask_sha256=sha256)
+        hashed.append(row)
     return hashed
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,11 +97,11 @@ def locate(name: str) -> Location:
     return find_local(name) or _on_hub(name)
 
 
-def load(name: str, device: torch.device | str) -> Backbone:
-    """See `lbgen.models.backbones.load_backbone`."""
+def load(name: str, device: torch.device | str, arguments: Mapping[str, Any] | None = None) -> Backbone:
+    """See `lbgen.models.backbones.load_backbone`.  arguments: more of the architecture's."""
     location = locate(name)
     with _one_line(name):
-        model = _create(location)
+        model = _create(location, arguments or {})
         _ensure_finite(model)
     settings = resolve_data_config({}, model=model)
     return Backbone(
@@ -124,7 +124,7 @@ def load(name: str, device: torch.device | str) -> Backbone:
 # ---- the model ----
 
 
-def _create(location: Location) -> nn.Module:
+def _create(location: Location, arguments: Mapping[str, Any]) -> nn.Module:
     """timm's model of this architecture, with every weight from the file: timm refuses missing and surplus ones."""
     _refuse_unknown(location.architecture)
     stored = location.config
@@ -142,7 +142,7 @@ def _create(location: Location) -> nn.Module:
             pretrained=True,
             pretrained_cfg_overlay=overlay,
             num_classes=classes,
-            **(stored.architecture_arguments if stored else {}),
+            **{**(stored.architecture_arguments if stored else {}), **arguments},
         )
 
 

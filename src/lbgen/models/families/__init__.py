@@ -4,6 +4,7 @@ A new family of generators is one file beside stable_diffusion.py and its name i
 """
 
 import inspect
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -14,28 +15,20 @@ from lbgen.errors import UserError
 from lbgen.models.checkpoints.forms import refuse_other_use
 from lbgen.models.checkpoints.located import located
 from lbgen.models.families.family import Family
-from lbgen.models.families.flux import Flux
-from lbgen.models.families.flux_2_klein import Flux2Klein
-from lbgen.models.families.pixart_sigma import PixArtSigma
-from lbgen.models.families.sana import Sana
-from lbgen.models.families.stable_diffusion import StableDiffusion
-from lbgen.models.families.stable_diffusion_3 import StableDiffusion3
-from lbgen.models.families.stable_diffusion_xl import StableDiffusionXL
-from lbgen.models.families.z_image import ZImage
 from lbgen.models.loading import one_line
 from lbgen.models.registry import GENERATORS, resolve
 
-FAMILIES: dict[str, type[Family]] = {
-    "StableDiffusionPipeline": StableDiffusion,
-    "StableDiffusionXLPipeline": StableDiffusionXL,
-    "PixArtSigmaPipeline": PixArtSigma,
-    "StableDiffusion3Pipeline": StableDiffusion3,
-    "FluxPipeline": Flux,
-    "Flux2KleinPipeline": Flux2Klein,
-    "SanaPipeline": Sana,
-    "ZImagePipeline": ZImage,
+FAMILIES: dict[str, str | type[Family]] = {
+    "StableDiffusionPipeline": "stable_diffusion:StableDiffusion",
+    "StableDiffusionXLPipeline": "stable_diffusion_xl:StableDiffusionXL",
+    "PixArtSigmaPipeline": "pixart_sigma:PixArtSigma",
+    "StableDiffusion3Pipeline": "stable_diffusion_3:StableDiffusion3",
+    "FluxPipeline": "flux:Flux",
+    "Flux2KleinPipeline": "flux_2_klein:Flux2Klein",
+    "SanaPipeline": "sana:Sana",
+    "ZImagePipeline": "z_image:ZImage",
 }
-"""`_class_name` in model_index.json -> the family."""
+"""`_class_name` in model_index.json -> the family, as file:class: the models of all would take long to import."""
 MEMBERS = [*Family.__annotations__, *(name for name, member in vars(Family).items() if inspect.isfunction(member))]
 """What a family has: attributes and methods."""
 
@@ -68,12 +61,20 @@ def load_family(
 
 
 def _family_of(kind: object, where: str) -> type[Family]:
-    family = extensions.find("families", kind, FAMILIES) if isinstance(kind, str) else None
+    family = _imported(extensions.find("families", kind, FAMILIES)) if isinstance(kind, str) else None
     if family is None:
         refuse_other_use(str(kind), where)
-        known = ", ".join(f"{pipeline} ({family.title})" for pipeline, family in FAMILIES.items())
+        known = ", ".join(f"{pipeline} ({_imported(family).title})" for pipeline, family in FAMILIES.items())
         raise UserError(f"generator {where} is a {kind}, which lbgen cannot read; give one of: {known}")
     return family
+
+
+def _imported(family: Any) -> Any:
+    """The class that an entry of FAMILIES names; anything else as it is."""
+    if not isinstance(family, str):
+        return family
+    file, _, name = family.partition(":")
+    return getattr(import_module(f"{__name__}.{file}"), name)
 
 
 def _refuse_unfit_tokenizers(pipeline: Any, where: str) -> None:

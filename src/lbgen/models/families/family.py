@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -81,6 +81,20 @@ class Schedule:
         return self.scheduler.step(prediction, timestep, latents, return_dict=False, **noise)[0]
 
 
+@dataclass(frozen=True)
+class TextAttention:
+    """Where a network's attention relates places of the image to tokens of the prompt."""
+
+    layers: str
+    """A regular expression of the layers' names in the network."""
+    text: Literal["apart", "first", "last"] = "apart"
+    """The tokens are the only keys, or joint attention has them in one sequence with the image's places."""
+    patch: int = 1
+    """joint attention: side of a place in latents."""
+    multiple: int = 1
+    """last: the image's places are padded to a multiple of this number."""
+
+
 class Family(Protocol):
     """One family, loaded. It knows nothing of guidance, adapters, compilation or batches (models/generator.py).
 
@@ -90,6 +104,8 @@ class Family(Protocol):
     - `use_instruction()`: from now on `encode` puts the pipeline's instruction before each prompt that is not empty
     - `take_guidance(guidance)`: returns the guidance that is left to do by two network calls, for a network that reads
       the scale itself or takes none
+    - `text_attention` and `tokens_at(prompt, spans)`: where the network attends to the prompt, and which tokens there
+      are made of these spans of its characters, for `lbgen generate --localize`
     """
 
     title: str
@@ -143,3 +159,29 @@ class Family(Protocol):
 
     def to_decoder(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) in the scale, shift and layout that the autoencoder reads."""
+
+
+# ---- tokens of a prompt ----
+
+Spans = Sequence[tuple[int, int]]
+"""Begin and end of parts of a text, in characters."""
+
+
+def token_positions(tokenizer: Any, text: str, spans: Spans) -> tuple[int, ...]:
+    """The positions of a text's tokens, those that mark its ends counted, that share a character with a span."""
+    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    return tuple(
+        position
+        for position, (begin, end) in enumerate(offsets)
+        if any(begin < last and first < end for first, last in spans)
+    )
+
+
+def clip_positions(tokenizer: Any, text: str, spans: Spans) -> tuple[int, ...]:
+    """The same for CLIP, with the token that marks the end, and with those that fill the text up to its limit.
+
+    Each of its tokens knows those before it. The places of the object attend to these last ones more than to the name
+    (docs/localize.md).
+    """
+    end = len(tokenizer(text).input_ids) - 1
+    return (*token_positions(tokenizer, text, spans), *range(end, tokenizer.model_max_length))

@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 from lbgen.errors import UserError
 from lbgen.models.checkpoints.suited import refuse_guidance
-from lbgen.models.families.family import Conditioning
+from lbgen.models.families.family import Conditioning, TextAttention
 from lbgen.models.families.flow_matching import FlowMatching
 from lbgen.models.guidance import Guidance
 
@@ -37,6 +37,7 @@ class Flux(FlowMatching):
         "pooled_projection_dim": (("text_encoder", "hidden_size"),),
     }
     packs = 2
+    text_attention = TextAttention(r"transformer_blocks\.\d+\.attn$", "first", patch=2)
     embedded_guidance: float | None = None
     """The guidance scale that the network reads; None if it reads none."""
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import Qwen3ForCausalLM
 
 from lbgen.models.checkpoints.suited import refuse_guidance
-from lbgen.models.families.family import Conditioning
+from lbgen.models.families.family import Conditioning, Spans, TextAttention
 from lbgen.models.families.flow_matching import FlowMatching
 from lbgen.models.guidance import Guidance
 
@@ -28,6 +28,7 @@ class Flux2Klein(FlowMatching):
     models = {"transformer": Flux2Transformer2DModel, "vae": AutoencoderKLFlux2, "text_encoder": Qwen3ForCausalLM}
     limits = {"tokenizer": 512}
     packs = 2
+    text_attention = TextAttention(r"transformer_blocks\.\d+\.attn$", "first")
 
     def take_guidance(self, guidance: Guidance) -> Guidance:
         if self.pipeline.config.is_distilled:
@@ -40,6 +41,9 @@ class Flux2Klein(FlowMatching):
 
     def token_ids(self, prompt: str) -> tuple[tuple[int, ...], ...]:
         return (self.chat_ids(prompt, enable_thinking=False),)
+
+    def tokens_at(self, prompt: str, spans: Spans) -> tuple[int, ...]:
+        return self.chat_tokens_at(prompt, spans, enable_thinking=False)
 
     def encode(self, prompts: list[str]) -> Conditioning:
         text, _ = self.pipeline.encode_prompt(prompts, device=self.device)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import T5EncoderModel
 
 from lbgen.models.families import stable_diffusion as diffusion
-from lbgen.models.families.family import Conditioning, Schedule
+from lbgen.models.families.family import Conditioning, Schedule, TextAttention
 from lbgen.models.families.transformer import Config, TransformerFamily
 
 
@@ -22,6 +22,7 @@ class PixArtSigma(TransformerFamily):
     models = {"transformer": PixArtTransformer2DModel, "vae": AutoencoderKL, "text_encoder": T5EncoderModel}
     other_names = {"transformer": ("Transformer2DModel",)}
     limits = {"tokenizer": 300}
+    text_attention = TextAttention(r"\.attn2$")
     widths = {"caption_channels": (("text_encoder", "d_model"),)}
 
     def encode(self, prompts: list[str]) -> Conditioning:

@@ -10,7 +10,7 @@ from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
 from torch import Tensor
 from transformers import Gemma2Model
 
-from lbgen.models.families.family import Conditioning
+from lbgen.models.families.family import Conditioning, TextAttention
 from lbgen.models.families.flow_matching import FlowMatching
 from lbgen.models.families.transformer import Config
 
@@ -22,6 +22,7 @@ class Sana(FlowMatching):
     pipeline_class = SanaPipeline
     models = {"transformer": SanaTransformer2DModel, "vae": AutoencoderDC, "text_encoder": Gemma2Model}
     limits = {"tokenizer": 300}
+    text_attention = TextAttention(r"\.attn2$")
     widths = {"caption_channels": (("text_encoder", "hidden_size"),)}
 
     instruction: list[str] | None = None

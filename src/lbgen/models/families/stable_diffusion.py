@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from lbgen.errors import UserError
 from lbgen.models.checkpoints.forms import UNET_USES
-from lbgen.models.families.family import Conditioning, Schedule
+from lbgen.models.families.family import Conditioning, Schedule, Spans, TextAttention, clip_positions
 from lbgen.models.loading import load_model, read_config
 
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -72,6 +72,7 @@ class StableDiffusion:
     """What the pipeline is told of parts that are not loaded."""
     inputs: Collection[str] = ()
     """Of OTHER_INPUTS, what this family gives to its UNet."""
+    text_attention = TextAttention(r"\.attn2$")
 
     def __init__(
         self, name: str, where: str, *, dtype: torch.dtype, device: torch.device, scheduler: str | None
@@ -102,6 +103,9 @@ class StableDiffusion:
 
     def token_ids(self, prompt: str) -> tuple[tuple[int, ...], ...]:
         return (tuple(self.pipeline.tokenizer(prompt).input_ids),)
+
+    def tokens_at(self, prompt: str, spans: Spans) -> tuple[int, ...]:
+        return clip_positions(self.pipeline.tokenizer, prompt, spans)
 
     def encode(self, prompts: list[str]) -> Conditioning:
         text, _ = self.pipeline.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)

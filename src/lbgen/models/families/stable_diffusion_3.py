@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from lbgen.errors import UserError
-from lbgen.models.families.family import Conditioning
+from lbgen.models.families.family import Conditioning, Spans, TextAttention, clip_positions, token_positions
 from lbgen.models.families.flow_matching import FlowMatching
 
 
@@ -32,6 +32,19 @@ class StableDiffusion3(FlowMatching):
         "joint_attention_dim": (("text_encoder_3", "d_model"),),
         "pooled_projection_dim": (("text_encoder", "projection_dim"), ("text_encoder_2", "projection_dim")),
     }
+
+    @property
+    def text_attention(self) -> TextAttention:
+        return TextAttention(r"^transformer_blocks\.\d+\.attn$", "last", patch=self.patch_size)
+
+    def tokens_at(self, prompt: str, spans: Spans) -> tuple[int, ...]:
+        """Of both CLIPs, whose outputs lie side by side, and of T5."""
+        tokenizers = (self.pipeline.tokenizer, self.pipeline.tokenizer_2)
+        found = {each for tokenizer in tokenizers for each in clip_positions(tokenizer, prompt, spans)}
+        if (tokenizer := self.pipeline.tokenizer_3) is not None:
+            before = self.pipeline.tokenizer_max_length
+            found |= {before + each for each in token_positions(tokenizer, prompt, spans)}
+        return tuple(sorted(found))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """The transformer knows a square of positions."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
 from lbgen.errors import UserError
-from lbgen.models.families.family import Conditioning
+from lbgen.models.families.family import Conditioning, Spans, clip_positions
 from lbgen.models.families.stable_diffusion import StableDiffusion
 from lbgen.models.loading import load_model, read_config
 
@@ -39,6 +39,10 @@ class StableDiffusionXL(StableDiffusion):
 
     def token_ids(self, prompt: str) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(tokenizer(prompt).input_ids) for tokenizer in self.tokenizers)
+
+    def tokens_at(self, prompt: str, spans: Spans) -> tuple[int, ...]:
+        """Both encoders' outputs lie side by side."""
+        return tuple(sorted({each for t in self.tokenizers for each in clip_positions(t, prompt, spans)}))
 
     def encode(self, prompts: list[str]) -> Conditioning:
         text, _, pooled, _ = self.pipeline.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)

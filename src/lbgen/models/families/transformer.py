@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from lbgen.errors import UserError
-from lbgen.models.families.family import Conditioning, Schedule
+from lbgen.models.families.family import Conditioning, Schedule, Spans, token_positions
 from lbgen.models.loading import load_model, read_config
 
 TEXT_MODEL_TYPES = {
@@ -103,11 +103,30 @@ class TransformerFamily:
 
     def chat_ids(self, prompt: str, *, enable_thinking: bool) -> tuple[int, ...]:
         """Of a prompt that a user says to a chat model."""
-        tokenizer, says = self.pipeline.tokenizer, [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(
-            says, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
+        return tuple(self.pipeline.tokenizer(self.chat_text(prompt, enable_thinking=enable_thinking)).input_ids)
+
+    def chat_text(self, prompt: str, *, enable_thinking: bool) -> str:
+        text: str = self.pipeline.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=enable_thinking,
         )
-        return tuple(tokenizer(text).input_ids)
+        return text
+
+    def tokens_at(self, prompt: str, spans: Spans) -> tuple[int, ...]:
+        """Of the one tokenizer, or the one whose text encoder's tokens the network attends to."""
+        if hasattr(self.pipeline, "_text_preprocessing"):  # strips it and makes it lower case
+            stripped = len(prompt) - len(prompt.lstrip())
+            (prompt,) = self.pipeline._text_preprocessing(prompt)
+            spans = [(begin - stripped, end - stripped) for begin, end in spans]
+        return token_positions(getattr(self.pipeline, [*self.limits][-1]), prompt, spans)
+
+    def chat_tokens_at(self, prompt: str, spans: Spans, *, enable_thinking: bool) -> tuple[int, ...]:
+        """The same of a prompt that a user says to a chat model."""
+        text = self.chat_text(prompt, enable_thinking=enable_thinking)
+        first = text.index(prompt)
+        return token_positions(self.pipeline.tokenizer, text, [(first + begin, first + end) for begin, end in spans])
 
     # ---- what a subclass has ----
 

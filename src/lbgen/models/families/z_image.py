@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen3Model
 
 from lbgen.models.checkpoints.suited import TURBO, refuse_guidance
-from lbgen.models.families.family import Conditioning
+from lbgen.models.families.family import Conditioning, Spans, TextAttention
 from lbgen.models.families.flow_matching import FlowMatching
 from lbgen.models.families.transformer import Config
 from lbgen.models.guidance import Guidance
@@ -45,6 +45,13 @@ class ZImage(FlowMatching):
 
     def token_ids(self, prompt: str) -> tuple[tuple[int, ...], ...]:
         return (self.chat_ids(prompt, enable_thinking=True),)
+
+    @property
+    def text_attention(self) -> TextAttention:
+        return TextAttention(r"^layers\.\d+\.attention$", "last", patch=self.patch_size, multiple=32)
+
+    def tokens_at(self, prompt: str, spans: Spans) -> tuple[int, ...]:
+        return self.chat_tokens_at(prompt, spans, enable_thinking=True)
 
     def encode(self, prompts: list[str]) -> Conditioning:
         texts, _ = self.pipeline.encode_prompt(list(prompts), device=self.device, do_classifier_free_guidance=False)

@@ -5,7 +5,7 @@ backbone, and few shots are part of more shots.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import NamedTuple
@@ -72,11 +72,10 @@ def divide(
 
     # Images with the same pixels: those of the test stay there, then those of train.
     rows = {name: np.flatnonzero(readable & (split == name)) for name in (TRAIN, VAL, TEST)}
-    tested, trained = ({content[row] for row in rows[name].tolist()} for name in (TEST, TRAIN))
-    is_tested, is_trained = ((lambda row, known=known: content[row] in known) for known in (tested, trained))
-    rows[TRAIN], twice = _without(rows[TRAIN], is_tested)
-    rows[VAL], also_twice = _without(rows[VAL], is_tested)
-    rows[VAL], trains_too = _without(rows[VAL], is_trained)
+    trained = rows[TRAIN]
+    rows[TRAIN], twice = without_pixels_of(rows[TEST], rows[TRAIN], content)
+    rows[VAL], also_twice = without_pixels_of(rows[TEST], rows[VAL], content)
+    rows[VAL], trains_too = without_pixels_of(trained, rows[VAL], content)
     left += [
         Left("in train or val with the pixels of a test image", np.sort(np.concatenate([twice, also_twice]))),
         Left("in val with the pixels of a train image", trains_too),
@@ -99,9 +98,10 @@ def ensure_usable(division: Division, name: str, left: Iterable[Left]) -> None:
         )
 
 
-def _without(rows: Rows, is_out: Callable[[int], bool]) -> tuple[Rows, Rows]:
-    """The rows that stay, and those that do not."""
-    out = np.array([is_out(row) for row in rows.tolist()], dtype=bool)
+def without_pixels_of(known: Rows, rows: Rows, content: Sequence[str]) -> tuple[Rows, Rows]:
+    """The rows that stay, and those of images that have the pixels of one in `known`.  content: hash of the pixels."""
+    hashes = {content[row] for row in known.tolist()}
+    out = np.array([content[row] in hashes for row in rows.tolist()], dtype=bool)
     return rows[~out], rows[out]
 
 

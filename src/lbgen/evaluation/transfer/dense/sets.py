@@ -1,0 +1,107 @@
+"""A set for detection or segmentation, ready to be trained and tested on: no test image is among the others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from lbgen.errors import UserError
+from lbgen.evaluation.transfer.config import CACHE, DETECTION, TransferConfig
+from lbgen.evaluation.transfer.dense.ade20k import read_ade
+from lbgen.evaluation.transfer.dense.coco import read_coco
+from lbgen.evaluation.transfer.dense.layouts import Layout
+from lbgen.evaluation.transfer.dense.pictures import Pictures
+from lbgen.evaluation.transfer.sets.scan import scan
+from lbgen.evaluation.transfer.sets.sources import Source, fingerprint_of
+from lbgen.evaluation.transfer.sets.splits import TEST, TRAIN, Left, Rows, without_pixels_of
+from lbgen.runs.console import warn
+
+
+class Targets(Protocol):
+    """What is known of every image."""
+
+    def __getitem__(self, row: int) -> Any: ...
+
+    def is_trained_on(self, row: int) -> bool: ...
+
+    def identity(self, row: int) -> str: ...
+
+
+@dataclass(frozen=True)
+class DenseSet:
+    """Images with their objects or labels, divided."""
+
+    name: str
+    pictures: Pictures
+    targets: Targets
+    keys: tuple[str, ...]
+    categories: tuple[str, ...]
+    hashes: list[str]
+    """Of the pixels of every image."""
+    train: Rows
+    test: Rows
+    left: list[Left]
+    sha256: str
+    """Of the pixels and targets of all images that are used, in order."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For transfer.json."""
+        left = {each.reason: len(each.rows) for each in self.left}
+        sizes = {"train": len(self.train), "val": 0, "categories": len(self.categories)}
+        return {**sizes, "left_out": left, "data_sha256": self.sha256}
+
+    def picture(self, row: int) -> Image.Image:
+        return self.pictures.picture(row)
+
+
+def prepare_dense(name: str, layout: Layout, config: TransferConfig) -> DenseSet:
+    """Read a set, hash its images and leave out what cannot be used; says so in one line for each reason."""
+    found = read_coco(layout) if config.dense == DETECTION else read_ade(layout)
+    source = Source(found.pictures, found.keys, found.split, found.categories, fingerprint=fingerprint_of(found.files))
+    seen = scan(source, name, config.folder / CACHE, config.workers)
+
+    # Leave out what cannot be read, what is in the test, and what has nothing to learn from.
+    split, readable = np.array(found.split), seen.label >= 0
+    train, test = (np.flatnonzero(readable & (split == part)) for part in (TRAIN, TEST))
+    train, twice = without_pixels_of(test, train, seen.hashes)
+    with_objects = np.array([found.targets.is_trained_on(row) for row in train.tolist()], dtype=bool)
+    left = [
+        Left("unreadable", np.flatnonzero(~readable)),
+        Left("in train with the pixels of a test image", twice),
+        Left("in train without an object", train[~with_objects]),
+    ]
+    left, train = [each for each in left if len(each.rows)], train[with_objects]
+    for each in left:
+        first = int(each.rows[0])
+        fault = f": {seen.faults[first]}" if first in seen.faults else ""
+        count = len(each.rows)
+        warn(f"{name}: {count:,} image{'s' * (count > 1)} left out, {each.reason} ({found.keys[first]}{fault})")
+    for part, rows in ((TRAIN, train), (TEST, test)):
+        if not len(rows):
+            why = "".join(f"; {len(each.rows):,} {each.reason}" for each in left)
+            raise UserError(f"--data {config.data}: no image for {part}{why}; give a set with train and test images")
+    targets: Targets = found.targets
+    identity = set_sha256(seen.hashes, targets, found.categories, (train, test))
+    return DenseSet(
+        name, found.pictures, targets, found.keys, found.categories, seen.hashes, train, test, left, identity
+    )
+
+
+def set_sha256(hashes: Sequence[str], targets: Targets, categories: Sequence[str], parts: Sequence[Rows]) -> str:
+    """Identity of what is trained and tested on: categories, pixels and targets."""
+    digest = sha256("\n".join(categories).encode())
+    for part in parts:
+        digest.update(f"\n{len(part)}\n".encode())
+        for row in part.tolist():
+            digest.update(f"{hashes[row]} {targets.identity(row)}\n".encode())
+    return digest.hexdigest()
+
+
+def fraction_of(rows: Rows, keys: Sequence[str], fraction: float, seed: int) -> Rows:
+    """A share of the rows, one at least, drawn by the seed and the images' names: smaller shares are part of larger."""
+    order = sorted(rows.tolist(), key=lambda row: sha256(f"fraction {seed} {keys[row]}".encode()).digest())
+    return np.sort(np.array(order[: max(round(fraction * len(rows)), 1)], dtype=np.int64))

@@ -1,0 +1,1 @@
+"""Where in a generated image its category is, from the generator's own attention."""

@@ -1,0 +1,97 @@
+"""From a coarse map of where an image's category is to a mask, and how clear that mask is.
+
+The map has few places. A guided filter (He et al., TPAMI 2013) fits it, window by window, by a linear function of the
+image's colours, so that its edges become those of the image. Otsu's threshold (1979) then divides it.
+B images.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SIDE = 64
+"""Pixels to a side at which the filter's coefficients are computed (fast guided filter, arXiv 1505.00996)."""
+RADIUS = 16
+"""Of its windows at that size."""
+SMOOTHNESS = 1e-3
+"""Variance of a colour in [0, 1] that counts as none."""
+LEVELS = 256
+LEAST_SCORE = 0.05
+"""Below it the map is taken to be the same everywhere, and the mask is empty."""
+
+
+def segmented(coarse: Tensor, pixels: Tensor, stored_size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+    """Masks (B, H, W) and their scores (B,).
+
+    The score is the contrast (i - o) / (i + o) of the map's means inside and outside the mask, in [0, 1]. A mask of a
+    score below LEAST_SCORE is empty.
+
+    coarse: (B, h, w), not negative.  pixels: (B, 3, H', W') bytes.  stored_size: (H, W), by default that of pixels.
+    """
+    size = stored_size or (pixels.shape[2], pixels.shape[3])
+    soft = refined(coarse, pixels)[:, None]
+    levels = _levels(F.interpolate(soft, size, mode="bilinear", antialias=True)[:, 0])
+    masks = levels > otsu(levels)[:, None, None]
+    seen = F.interpolate(coarse[:, None], size, mode="bilinear")[:, 0]
+    inside = (seen * masks).sum((1, 2)) / masks.sum((1, 2)).clamp_min(1)
+    outside = (seen * ~masks).sum((1, 2)) / (~masks).sum((1, 2)).clamp_min(1)
+    scores = ((inside - outside) / (inside + outside).clamp_min(1e-12)).clamp(0, 1)
+    return masks & (scores >= LEAST_SCORE)[:, None, None], scores
+
+
+def refined(coarse: Tensor, pixels: Tensor) -> Tensor:
+    """(B, H, W) the map with the edges of the image.  coarse: (B, h, w); pixels: (B, 3, H, W) bytes."""
+    image = pixels.float() / 255
+    small = F.interpolate(image, (SIDE, SIDE), mode="area")
+    enlarged = F.interpolate(coarse[:, None].float(), (SIDE, SIDE), mode="bicubic")
+    gain, bias = _linear_fits(small, _scaled(enlarged[:, 0])[:, None])
+    gain, bias = (F.interpolate(each, image.shape[-2:], mode="bilinear") for each in (gain, bias))
+    return ((gain * image).sum(dim=1, keepdim=True) + bias)[:, 0]
+
+
+def _linear_fits(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each pixel the coefficients (B, 3, h, w) and (B, 1, h, w), averaged over the windows that it lies in.
+
+    image: (B, 3, h, w), target: (B, 1, h, w).
+    """
+    mean, mean_target = _window_mean(image), _window_mean(target)
+    covariance = _window_mean(image * target) - mean * mean_target  # (B, 3, h, w)
+    products = _window_mean((image[:, :, None] * image[:, None]).flatten(1, 2)).unflatten(1, (3, 3))
+    variance = products - mean[:, :, None] * mean[:, None]  # (B, 3, 3, h, w)
+    system = variance.permute(0, 3, 4, 1, 2) + SMOOTHNESS * torch.eye(3, device=image.device)
+    gain = torch.linalg.solve(system, covariance.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    bias = mean_target - (gain * mean).sum(dim=1, keepdim=True)
+    return _window_mean(gain), _window_mean(bias)
+
+
+def _window_mean(values: Tensor) -> Tensor:
+    """Of each pixel's window, mirrored at the edges.  (B, C, h, w)."""
+    wide = F.pad(values, (RADIUS,) * 4, mode="reflect")
+    return F.avg_pool2d(F.avg_pool2d(wide, (2 * RADIUS + 1, 1), 1), (1, 2 * RADIUS + 1), 1)
+
+
+def _scaled(values: Tensor) -> Tensor:
+    """(B, h, w) from 0 to 1 in each image; 0 where all values of it are equal."""
+    lowest, highest = values.amin((1, 2), keepdim=True), values.amax((1, 2), keepdim=True)
+    return (values - lowest) / (highest - lowest).clamp_min(1e-12)
+
+
+def _levels(values: Tensor) -> Tensor:
+    """(B, h, w) whole numbers from 0 to LEVELS - 1."""
+    return (_scaled(values) * (LEVELS - 1)).round().long()
+
+
+def otsu(levels: Tensor) -> Tensor:
+    """(B,) the level up to which pixels are background: the variance between both classes is largest.
+
+    levels: (B, h, w) whole numbers below LEVELS.
+    """
+    flat = levels.flatten(1)
+    counts = torch.zeros(len(flat), LEVELS, dtype=torch.long, device=flat.device)
+    counts = counts.scatter_add_(1, flat, torch.ones_like(flat)).double() / flat.shape[1]  # whole sums are exact
+    share = counts.cumsum(dim=1)  # of the background
+    moment = (counts * torch.arange(LEVELS, device=flat.device)).cumsum(dim=1)
+    between = (moment[:, -1:] * share - moment) ** 2 / (share * (1 - share)).clamp_min(1e-12)
+    return between.argmax(dim=1)

@@ -1,0 +1,141 @@
+"""Where in an image its category is, by what the network computes while the image is sampled.
+
+Diffusion attentive attribution maps (DAAM, arXiv 2210.04885): how much each place attends to chosen tokens of the
+prompt, enlarged, averaged over layers, heads and steps. And how much the prompt changes the prediction there, which
+classifier-free guidance computes anyway (DiffEdit, arXiv 2210.11427). Only sums are kept, one for each size of layer.
+B images, Q places of the image in a layer, K tokens of a prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lbgen.models.families.family import TextAttention
+from lbgen.models.generator import Generator
+
+AT_ONCE = 2**26
+"""Attention weights that are in memory at a time."""
+
+
+class Recorder(TorchFunctionMode):
+    """Sees what a generator computes while it is attached, and changes nothing."""
+
+    def __init__(
+        self, attention: TextAttention, tokens: Sequence[Sequence[int]], grid: tuple[int, int], first_step: int = 0
+    ) -> None:
+        """tokens: of each of the B prompts, the positions of those that count.  grid: rows and columns of latents.
+
+        first_step: the first that counts. Before it the image has no layout yet.
+        """
+        super().__init__()
+        self.attention, self.tokens, self.grid, self.first_step = attention, tokens, grid, first_step
+        self._attention: dict[tuple[int, int], tuple[Tensor, int]] = {}
+        """By rows and columns of the places: the sum, (B, rows, columns), and the number of calls."""
+        self._chosen: dict[int, Tensor] = {}
+        """By K, (B, K): 1 at the tokens that count, 0 at others."""
+        self._changed: Tensor | None = None
+        """(B, h, w) sum of the squares of what the prompt changes; None without guidance."""
+        self._step = 0
+
+    def maps(self) -> Tensor:
+        """(B, h, w), not negative: the attention, times the root of the change by the prompt where guidance is on."""
+        return self.paid() if self._changed is None else self.paid() * self._changed.sqrt().sqrt()
+
+    def paid(self) -> Tensor:
+        """(B, h, w) share of the attention that is paid to the tokens, in [0, 1].
+
+        Of a UNet's layers those with the fewest places do not count.
+        """
+        assert self._attention, f"no attention of a layer called {self.attention.layers} was seen"
+        fine = sorted(self._attention)[1:] or [*self._attention]
+        calls = sum(self._attention[shape][1] for shape in fine)
+        enlarged = [F.interpolate(self._attention[s][0][:, None], self.grid, mode="bicubic")[:, 0] for s in fine]
+        return (torch.stack(enlarged).sum(dim=0) / calls).clamp(0, 1)  # a cubic spline overshoots
+
+    @contextmanager
+    def attached(self, generator: Generator) -> Iterator[None]:
+        """Within the context one trajectory is recorded. The mode is on within the layers alone."""
+        with ExitStack() as stack:
+            stack.enter_context(generator.observed(self._end_step))
+            for name, layer in generator.family.network.named_modules():
+                if re.search(self.attention.layers, name):
+                    stack.callback(layer.register_forward_pre_hook(self._enter).remove)
+                    stack.callback(layer.register_forward_hook(self._leave, always_call=True).remove)
+            yield
+
+    def _end_step(self, difference: Tensor | None) -> None:
+        if self._step >= self.first_step and difference is not None:
+            squares = difference.float().square().sum(dim=1)
+            self._changed = squares if self._changed is None else self._changed + squares
+        self._step += 1
+
+    def _enter(self, *_: Any) -> None:
+        self.__enter__()
+
+    def _leave(self, *_: Any) -> None:
+        self.__exit__(None, None, None)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention and self._step >= self.first_step:
+            self._record(*args, **kwargs or {})
+        return func(*args, **kwargs or {})
+
+    def _record(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **options: Any
+    ) -> None:
+        """query and key: (rows, heads, length, D); the last B rows are those of prompts.
+
+        attn_mask: (rows, heads or 1, any, length of key), the same for all heads and queries.
+        """
+        batch, scale = len(self.tokens), options.get("scale") or query.shape[-1] ** -0.5
+        places, words, shape = self._parts(query.shape[2], key.shape[2])
+        query, key = query[-batch:, :, places], key[-batch:, :, words]  # (B, heads, Q, D), (B, heads, K, D)
+        masked = None if attn_mask is None else _bias(attn_mask[-batch:, :1, :1, words])  # (B, 1, 1, K)
+        chosen = self._chosen_of(key.shape[2], key.device)
+        size = max(1, AT_ONCE // (query.shape[1] * query.shape[2] * key.shape[2]))
+        found = []
+        for start in range(0, batch, size):
+            rows = slice(start, start + size)
+            scores = (query[rows] @ key[rows].transpose(-1, -2)).float() * scale  # (b, heads, Q, K)
+            weights = (scores if masked is None else scores + masked[rows]).softmax(dim=-1).mean(dim=1)
+            found.append(weights @ chosen[rows, :, None])  # (b, Q, 1)
+        paid = torch.cat(found).view(batch, *shape)
+        before, calls = self._attention.get(shape, (0, 0))
+        self._attention[shape] = (before + paid, calls + 1)
+
+    def _chosen_of(self, length: int, device: torch.device) -> Tensor:
+        if length not in self._chosen:
+            chosen = torch.zeros(len(self.tokens), length)
+            for row, tokens in zip(chosen, self.tokens, strict=True):
+                row[list(tokens)] = 1
+            self._chosen[length] = chosen.to(device)
+        return self._chosen[length]
+
+    def _parts(self, queries: int, keys: int) -> tuple[slice, slice, tuple[int, int]]:
+        """Which queries are places of the image, which keys tokens, and how many rows and columns the places have."""
+        height, width = self.grid
+        if self.attention.text == "apart":  # some layers of a UNet see the latents in half their size, and so on
+            sizes = ((-(-height // side), -(-width // side)) for side in (1, 2, 3, 4, 8, 16, 32, 64))
+            shape = next(size for size in sizes if size[0] * size[1] == queries)
+            return slice(queries), slice(keys), shape
+        shape = (height // self.attention.patch, width // self.attention.patch)
+        places = shape[0] * shape[1]
+        if self.attention.text == "first":
+            return slice(keys - places, keys), slice(keys - places), shape
+        padded = -(-places // self.attention.multiple) * self.attention.multiple
+        return slice(places), slice(padded, keys), shape
+
+
+def _bias(mask: Tensor) -> Tensor:
+    """What a mask adds to the scores."""
+    if mask.dtype != torch.bool:
+        return mask.float()
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
