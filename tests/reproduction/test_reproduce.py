@@ -1,6 +1,9 @@
 """The whole reproduction at its smallest size, and how it goes on."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -99,11 +102,27 @@ def test_without_one_marker_that_unit_alone_is_done_again(made, capsys):
         lbgen.reproduce(small(folder, test_images=24))
 
 
-def test_several_workers_find_the_same(made, tmp_path):
-    """Each is a process of its own; what one needs is done before."""
+def test_killed_with_its_workers_it_goes_on_and_finds_the_same(made, tmp_path):
+    """SIGKILL to the first process alone, once a unit is done; each worker is a process of its own."""
     _, _, result = made
-    alone = lbgen.reproduce(small(tmp_path, sets=("biased-renders",), workers=2))
-    assert rows_of(alone) == rows_of(result)[:1]
+    config = small(tmp_path, sets=("biased-renders",), workers=2)
+    program = f"import lbgen; lbgen.reproduce(lbgen.{config!r})"  # from standard input
+    with subprocess.Popen([sys.executable, "-"], stdin=subprocess.PIPE, text=True) as first:
+        first.stdin.write(program)
+        first.stdin.close()
+        wait_until(lambda: marker(config, Unit("unseen")).is_file() or first.poll() is not None)
+        workers = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+        first.kill()
+    assert len(workers) >= 2
+    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+    assert rows_of(lbgen.reproduce(config)) == rows_of(result)[:1]
+
+
+def wait_until(happened, seconds=300):
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_every_unit_comes_after_those_that_it_needs_and_adapters_are_shared():

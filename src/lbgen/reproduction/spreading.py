@@ -18,6 +18,8 @@ def run_units(config: ReproduceConfig, units: Sequence[Unit], workers: int, told
 
     One worker is this process. The first error ends the others after what they are in the middle of.
     """
+    from lbgen.generation.workers.local import hidden_main  # late, as what imports torch
+
     waiting = [unit for unit in units if done(config, unit) is None]
     if workers == 1:
         with one_thread():
@@ -32,7 +34,8 @@ def run_units(config: ReproduceConfig, units: Sequence[Unit], workers: int, told
             ready = [unit for unit in waiting if not missing & set(needs(unit))]
             for unit in ready[: workers - len(running)]:
                 waiting.remove(unit)
-                running[pool.submit(_in_worker, config, unit)] = unit
+                with hidden_main():  # the first call starts the processes
+                    running[pool.submit(_in_worker, config, unit)] = unit
 
             # Note what ended.
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -73,6 +76,9 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 def _begin_worker() -> None:
     import torch
 
+    from lbgen.generation.workers.local import follow_parent
+
+    follow_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process passes it on, as SIGTERM
     torch.set_num_threads(1)
 

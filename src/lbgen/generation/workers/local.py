@@ -171,14 +171,19 @@ def end_with_parent() -> None:
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    follow_parent()
+
+
+def follow_parent() -> None:
+    """End this process as soon as its parent has ended, also where that was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def follow_parent() -> None:
+    def follow() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=follow_parent, daemon=True).start()
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def interrupted(signum: int, output: str) -> Interrupted:
