@@ -32,7 +32,7 @@ SHOWN = (
     ("backbone", "never home", "ResNet, never home", "{:.3f}"),
     ("backbone", "other styles", "ResNet, other styles", "{:.3f}"),
 )
-"""Part of a row, key, title, format. Rows that were made since `lbgen reproduce` trains backbones have no ResNet's."""
+"""Part of a row, key, title, format. Newer rows have no part "backbone", which `lbgen reproduce` measures now."""
 TESTED = tuple((part, key) for part, key, title, _ in SHOWN if title in (
     "information, bits", "label accuracy", "diversity", "ResNet, never home"
 ))  # fmt: skip

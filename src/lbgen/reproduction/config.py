@@ -14,10 +14,10 @@ DONE, SEEDS, UNSEEN_FOLDER = "done", "seeds", "unseen"
 WRITTEN = (CONFIG, LOCK, ROWS, DONE, SEEDS, UNSEEN_FOLDER)
 """Files and folders that a reproduction writes in its folder, besides the page."""
 FREE = ("output", "seeds", "sets", "architectures", "workers", "page")
-"""Fields that another run in the same folder may have changed: they add results, and change none."""
+"""Fields that may differ from those that the folder was made with: they add results, and change none."""
 
 Architecture = Literal["resnet", "vit"]
-Even = Annotated[int, Range(lambda n: n >= 4 and n % 4 == 0, "give a multiple of 4")]
+MultipleOfFour = Annotated[int, Range(lambda n: n >= 4 and n % 4 == 0, "give a multiple of 4")]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Made(Settings):
 class Tests(Settings):
     """What backbones are tested on."""
 
-    test_images: Even = 1200
+    test_images: MultipleOfFour = 1200
     """Renders of each test, a multiple of 4."""
     unseen_images: Annotated[int, Range(lambda n: n >= 5, "give 5 or more")] = 40
     """Training images of each unseen category, for the linear probe; half as many choose, twice as many test."""

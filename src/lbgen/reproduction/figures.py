@@ -32,7 +32,7 @@ LEANING = (
     Figure("context_relative", "2 uncommon / 0", "higher", "the last divided by the first"),
     Figure("mixed_same", "mixed same", "higher", "accuracy on cut out objects on a background of their category"),
     Figure("mixed_rand", "mixed rand", "higher", "the same objects on a background of a random category"),
-    Figure("background_gap", "background gap", "lower", "mixed same minus mixed rand; small too where both are"),
+    Figure("background_gap", "background gap", "lower", "mixed same minus mixed rand; small also where both are low"),
 )  # fmt: skip
 COUNTS = ("shape_decisions", "texture_decisions")
 """In the rows, as shares of the test, and not on the page."""

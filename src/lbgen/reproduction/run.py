@@ -11,7 +11,7 @@ from lbgen.errors import UserError
 from lbgen.reproduction.config import CONFIG, FREE, LOCK, ROWS, WRITTEN, ReproduceConfig
 from lbgen.reproduction.making import ensure_stages
 from lbgen.reproduction.spreading import run_units
-from lbgen.reproduction.units import Done, Unit, all_units, done, seconds_by_kind, write_rows
+from lbgen.reproduction.units import Unit, all_units, done, seconds_by_kind, write_rows
 from lbgen.runs import atomic, outputs
 from lbgen.runs.console import counted, say, table
 from lbgen.runs.lock import locked
@@ -41,8 +41,11 @@ def reproduce(config: ReproduceConfig | None = None) -> ReproduceResult:
         saved.save(config, config.folder / CONFIG)
         units = all_units(config)
         workers = config.workers or os.cpu_count() or 1
-        say_opening(config, units, workers)
-        run_units(config, units, workers, Told(config, units))
+        waiting = [unit for unit in units if done(config, unit) is None]
+        known = len(units) - len(waiting)
+        say_opening(config, len(units), known, workers)
+        for count, (unit, found) in enumerate(run_units(config, waiting, workers), known + 1):
+            say(f"{unit.title}: {found.seconds:.0f} s ({count} of {len(units)})")
         return write(config, units)
 
 
@@ -64,28 +67,15 @@ def ensure_can_begin(config: ReproduceConfig) -> None:
         raise UserError(f"--page {config.page_path}: it is a folder; name a Markdown file")
 
 
-def say_opening(config: ReproduceConfig, units: list[Unit], workers: int) -> None:
-    known = sum(done(config, unit) is not None for unit in units)
+def say_opening(config: ReproduceConfig, units: int, known: int, workers: int) -> None:
     rows = [
         ("sets", f"{len(config.sets)}, {config.images_per_category} images of each category"),
         ("seeds", str(config.seeds)),
         ("backbones", f"{', '.join(config.architectures)}, on each set"),
         ("output", str(config.folder)),
-        ("work", f"{counted(len(units), 'unit')}, {known} of them done; processes: {workers}"),
+        ("work", f"{counted(units, 'unit')}, {known} of them done; processes: {workers}"),
     ]
     say(table(rows))
-
-
-class Told:
-    """Says which unit is done."""
-
-    def __init__(self, config: ReproduceConfig, units: list[Unit]) -> None:
-        self.count = sum(done(config, unit) is not None for unit in units)
-        self.total = len(units)
-
-    def __call__(self, unit: Unit, found: Done) -> None:
-        self.count += 1
-        say(f"{unit.title}: {found.seconds:.0f} s ({self.count} of {self.total})")
 
 
 def write(config: ReproduceConfig, units: list[Unit]) -> ReproduceResult:

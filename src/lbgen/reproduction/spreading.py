@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 
 from lbgen.errors import Interrupted
 from lbgen.reproduction.config import ReproduceConfig
-from lbgen.reproduction.units import Done, Unit, done, needs, run_unit
+from lbgen.reproduction.units import Done, Unit, needs, run_unit
 
 
-def run_units(config: ReproduceConfig, units: Sequence[Unit], workers: int, told: Callable[[Unit, Done], None]) -> None:
-    """Do all units whose markers are missing; `told` is called after each.
+def run_units(config: ReproduceConfig, units: Sequence[Unit], workers: int) -> Iterator[tuple[Unit, Done]]:
+    """Do all units, none of which is done; yields each with its marker as soon as it is done.
 
     One worker is this process. The first error ends the others after what they are in the middle of.
     """
     from lbgen.generation.workers.local import hidden_main  # late, as what imports torch
 
-    waiting = [unit for unit in units if done(config, unit) is None]
+    waiting = list(units)
     if workers == 1:
         with one_thread():
             for unit in waiting:
-                told(unit, run_unit(config, unit))
+                yield unit, run_unit(config, unit)
         return
     with _pool(workers) as pool:
         running: dict[Future[Done | int], Unit] = {}
@@ -42,7 +42,7 @@ def run_units(config: ReproduceConfig, units: Sequence[Unit], workers: int, told
                 unit, found = running.pop(future), future.result()
                 if isinstance(found, int):
                     raise Interrupted(found, f"interrupted in {unit.title}; the same command goes on")
-                told(unit, found)
+                yield unit, found
 
 
 @contextmanager
