@@ -27,4 +27,5 @@ def planned_batches(config: GenerateConfig) -> list[list[PlannedImage]]:
 
 def renderer(config: GenerateConfig) -> Callable[[Sequence[PlannedImage]], np.ndarray]:
     """Draws a batch as `lbgen generate` does, before it is written: bytes (B, H, W, 3)."""
-    return Renderer(load_prepared_generator(config, DEVICE), config).render
+    drawn = Renderer(load_prepared_generator(config, DEVICE), config)
+    return lambda batch: drawn.render(batch).pixels

@@ -54,9 +54,10 @@ def test_what_print_config_prints_is_itself_a_recipe(capsys, tmp_path, recipe):
     verb = built_in_recipes()[recipe]
     file = tmp_path / "printed.yaml"
     operands = [str(tmp_path)] if VERBS[verb].operands else []
-    file.write_text(printed(capsys, verb, *operands, "--recipe", recipe, "--print-config", "--seed", "5"))
     config_class = getattr(lbgen, VERBS[verb].config_class)
-    assert resolve(config_class, str(file), {}) == resolve(config_class, recipe, {"seed": 5})
+    changed = "seeds" if verb == "reproduce" else "seed"
+    file.write_text(printed(capsys, verb, *operands, "--recipe", recipe, "--print-config", f"--{changed}", "7"))
+    assert resolve(config_class, str(file), {}) == resolve(config_class, recipe, {changed: 7})
     assert not (Path("runs").exists() or Path("data").exists())
 
 

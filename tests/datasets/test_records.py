@@ -10,6 +10,7 @@ import pytest
 from audited import photographs, png, write_image_folder, write_parquet, write_webdataset
 from PIL import Image
 
+from lbgen.datasets.index import Row
 from lbgen.datasets.layouts import LAYOUTS
 from lbgen.datasets.open import open_dataset
 from lbgen.datasets.records import name_of
@@ -183,7 +184,20 @@ def test_the_strict_reader_raises_where_the_tolerant_one_has_a_fault(tmp_path, s
     """A damaged header, which tarfile takes for the archive's end, after nine images."""
     shard = write_webdataset(tmp_path / "set", scenes) / "train-00000.tar"
     shard.write_bytes(shard.read_bytes().replace(b"0009.png", b"0009.xxx"))
-    read = LAYOUTS["webdataset"].read(shard, None)
+    row = Row(
+        id="boat",
+        name="boat",
+        label=0,
+        prompt="",
+        seed=0,
+        attempt=0,
+        split="train",
+        shard=0,
+        key="",
+        file="",
+        sha256="",
+    )
+    read = LAYOUTS["webdataset"].read(shard, row)
     found = [next(read) for _ in range(9)]
     assert [(one.key, one.label, pixels(one.content)) for one in found] == [
         (f"{n:04d}", scenes.categories[n], scenes.images[n].tobytes()) for n in range(9)

@@ -33,7 +33,7 @@ def recipes(name: str | RecipesConfig | None = None) -> None:
         path = recipe_path(asked.name)
         result(f"# {path}\n{atomic.read_bytes(path).decode('utf-8', 'replace')}")
         return
-    print(table([(recipe, f"lbgen {verb:9}{summary(recipe)}") for recipe, verb in built_in_recipes().items()]))
+    print(table([(recipe, f"lbgen {verb:10}{summary(recipe)}") for recipe, verb in built_in_recipes().items()]))
     print("Show one with `lbgen recipes NAME`; use it with `lbgen VERB --recipe NAME`; build on it with `base: NAME`.")
 
 
