@@ -141,7 +141,7 @@ def test_sets_differ_in_what_their_names_say_alone(tmp_path):
         other = plain(generate_config(config, name, 3))
         return {key for key in base if other[key] != base[key]} - {"output"}
 
-    screened = {"screen", "screen_semantics", "label_top_k"}
+    screened = {"screen", "screen_semantics", "label_top_k", "least_label_probability"}
     assert changed("paper") == changed("released-code") == changed("independence") == {"adapter"}
     assert changed("base-screened") == screened and changed("independence-screened") == {"adapter", *screened}
     assert changed("independence-diverse-prompts") - changed("diverse-prompts") == {"adapter"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from lbgen.generation.config import GenerateConfig
 from lbgen.microworld.scenes import BIASED, render
 from lbgen.microworld.world import CATEGORIES
 from lbgen.pretraining.config import PretrainConfig
-from lbgen.quickstart.run import QuickstartConfig, generate_configs
+from lbgen.quickstart.run import QuickstartConfig, generate_configs, screened
 from lbgen.reproduction.config import SEEDS, UNSEEN_FOLDER, Architecture, ReproduceConfig
 from lbgen.reproduction.held_out import PHOTOS, write_images
 from lbgen.reproduction.sets import SETS, Objective, SetName
@@ -72,15 +71,9 @@ def generate_config(config: ReproduceConfig, name: SetName, seed: int) -> Genera
     align = align_config(config, way.objective or "paper", seed)
     asked = QuickstartConfig(images_per_category=config.images_per_category, seed=NOISE + seed)
     plain = generate_configs(asked, align)["diverse_prompts" if way.diverse_prompts else "base"]
-    screening: dict[str, Any] = {}
-    if way.screened:
-        screening = {"screen": ("label",), "screen_semantics": align.spaces[0], "label_top_k": 1}
-    return replace(
-        plain,
-        output=str(images_folder(config, name, seed)),
-        adapter=align.folder / "adapter" if way.objective else None,
-        **screening,
-    )
+    adapter = align.folder / "adapter" if way.objective else None
+    made = replace(plain, output=str(images_folder(config, name, seed)), adapter=adapter)
+    return screened(made, align) if way.screened else made
 
 
 def write_renders(config: ReproduceConfig, name: SetName, seed: int) -> None:

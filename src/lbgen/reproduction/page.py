@@ -31,13 +31,13 @@ CONCLUSIONS = """The lists and tables are made by code from the rows of the run;
 SETS_EXPLAINED = """
 All sets have equally many images of the 12 categories of the [micro world](../microworld.md). *Biased renders* stand
 for photographs: each category is on its home scene nine times in ten. *Base*, *diverse prompts*, *paper*, *released
-code* and *independence* are made by the generator that learned from such renders: as it is; with prompts that name each
-scene equally often; aligned on the paper's objective, on that of the authors' released code, and on the
-[independence term](../independence.md). *Screened*: an image whose category is not the nearest in the language space is
-made again, at most three times. *Balanced renders* are the ceiling. Sets of a seed share their noise, and those with
-the same objective share its adapter. Every backbone is trained on all images of its set for all epochs. Nothing
-was chosen by a test result, except the shading of the images for shape bias: [Reproduce](../reproduce.md) says how, and
-how to run this.
+code* and *independence* are made by the generator that learned from such renders: as it is; with prompts that name
+each scene equally often; aligned on the paper's objective, on that of the authors' released code, and on the
+[independence term](../independence.md). *Screened*: an image is drawn again, at most three times, unless the language
+space gives its category a probability of 0.9. *Balanced renders* are the ceiling. Sets of a seed share their noise,
+and those with the same objective share its adapter. Every backbone is trained on all images of its set for all
+epochs. In this study nothing was chosen by a test result, except the shading of the images for shape bias:
+[Reproduce](../reproduce.md) says how, and how to run this.
 """
 
 

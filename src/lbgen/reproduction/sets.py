@@ -27,7 +27,7 @@ class ImageSet(NamedTuple):
     """What the generator's adapter was aligned on; none is the generator as it is."""
     diverse_prompts: bool = False
     screened: bool = False
-    """Images whose label the language space does not see are made again."""
+    """Screened by label, as in the quickstart."""
 
 
 SETS: dict[SetName, ImageSet] = {
