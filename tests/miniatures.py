@@ -577,3 +577,16 @@ def _write(folder: Path, model: nn.Module, tokenizer: CLIPTokenizer, processor: 
     for part in (model, tokenizer, processor):
         part.save_pretrained(folder)
     return folder
+
+
+WRITERS = {
+    "sd": write_stable_diffusion,
+    "sdxl": write_stable_diffusion_xl,
+    "pixart-sigma": write_pixart_sigma,
+    "sd3": write_stable_diffusion_3,
+    "flux": write_flux,
+    "flux-2-klein": write_flux_2_klein,
+    "sana": write_sana,
+    "z-image": write_z_image,
+}
+"""Of every family that comes with lbgen."""

@@ -103,7 +103,7 @@ def test_models_that_are_not_of_the_hub(capsys, hub, monkeypatch):
 
 
 def test_a_scorer_that_nobody_offers_is_missing(capsys, hub):
-    assert "quality 'antonym' is not known; choose antonyms" in missing(capsys, *MICROWORLD, "--quality", "antonym")
+    assert "--quality 'antonym' is not known; choose antonyms" in missing(capsys, *MICROWORLD, "--quality", "antonym")
 
 
 def test_the_size_of_q_align_is_that_of_its_parameters():

@@ -5,16 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from miniatures import (
-    write_flux,
-    write_flux_2_klein,
-    write_pixart_sigma,
-    write_sana,
-    write_stable_diffusion,
-    write_stable_diffusion_3,
-    write_stable_diffusion_xl,
-    write_z_image,
-)
+from miniatures import WRITERS
 from torch import Tensor
 from trajectories import TARGETS, shake
 
@@ -24,17 +15,6 @@ from lbgen.exports.merged import export_merged
 from lbgen.models import adapter
 from lbgen.models.checkpoints.suited import suited_settings
 from lbgen.models.generator import load_generator
-
-WRITERS = {
-    "sd": write_stable_diffusion,
-    "sdxl": write_stable_diffusion_xl,
-    "pixart-sigma": write_pixart_sigma,
-    "sd3": write_stable_diffusion_3,
-    "flux": write_flux,
-    "flux-2-klein": write_flux_2_klein,
-    "sana": write_sana,
-    "z-image": write_z_image,
-}
 
 
 def weights_of(pipeline: DiffusionPipeline) -> dict[str, Tensor]:

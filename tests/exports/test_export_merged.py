@@ -15,7 +15,7 @@ from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.run import align
 from lbgen.errors import UserError
 from lbgen.exports.config import ExportMergedConfig
-from lbgen.exports.merged import export_merged
+from lbgen.exports.merged import MADE_BY, export_merged
 from lbgen.models.generator import load_generator
 
 
@@ -46,6 +46,7 @@ def test_the_folder_draws_what_the_generator_draws_with_its_adapter(
     generator = adapted(model, text_encoder=True, guidance_scale=2.0)
     generator.save_adapter(tmp_path / "adapter")
     made = export_merged(ExportMergedConfig(tmp_path / "adapter", tmp_path / "merged", generator=str(model)))
+    assert not any(str(tmp_path) in path.read_text() for path in made.rglob("*.json") if path.name != MADE_BY)
     ours = images_of(generator)
     torch.testing.assert_close(images_of_pipeline(made), ours.clamp(0, 1), rtol=1e-3, atol=1e-4)
     again = images_of(load_generator(str(made), guidance_scale=2.0))

@@ -22,6 +22,7 @@ from lbgen.generation.plan import PlannedImage
 from lbgen.generation.render import Renderer, name_spans, prompt_of
 from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
+from lbgen.generation.workers.encode import decode_mask, encode_mask
 from lbgen.models.generator import load_generator
 from lbgen.models.localization import masks
 from lbgen.models.localization.masks import otsu
@@ -390,3 +391,11 @@ def test_tiny_generator_is_as_before_after_a_recording(tiny_sd_folder):
     with pytest.raises(UserError, match="stopped"), recorder.attached(generator):
         raise UserError("stopped")
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in generator.family.network.modules())
+
+
+def test_a_mask_of_another_size_is_not_decoded():
+    """So that a received file takes no more memory than its image."""
+    content = encode_mask(np.ones((4, 6), bool))
+    assert decode_mask(content, (4, 6)).all()
+    with pytest.raises(ValueError, match="4 x 6"):
+        decode_mask(content, (6, 4))

@@ -164,3 +164,12 @@ def test_the_judge_judges_as_the_card_says():
     seen = load_judge().verdicts(images).category
     accuracy = (seen == torch.from_numpy(scenes.categories)).float().mean().item()
     assert abs(accuracy - figures["judge_category_accuracy"]) < 0.04
+
+
+def test_no_shipped_file_names_a_place_on_the_machine_that_made_it():
+    """diffusers and transformers write where they read a part from."""
+    texts = {
+        path: path.read_text() for path in microworld.WEIGHTS.rglob("*") if path.suffix in (".json", ".md", ".jinja")
+    }
+    assert len(texts) > 10
+    assert not [path for path, text in texts.items() if "_name_or_path" in text]

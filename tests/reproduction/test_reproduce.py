@@ -154,3 +154,12 @@ def test_the_recipe_is_the_default_and_names_recipes_of_the_stages(tmp_path):
     assert align_config(config, "released-code", 0).weights["individual"] == 0
     assert pretrain_config(config, "base", "vit", 0).architecture == "test_vit"
     assert len(SETS) == 10
+
+
+def test_a_page_of_someone_else_is_refused(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    config = lbgen.ReproduceConfig(output=str(tmp_path / "out"), page=str(tmp_path / "README.md"))
+    with pytest.raises(UserError, match="README.md: it has no place for tables"):
+        lbgen.reproduce(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    assert (tmp_path / "README.md").read_text() == "mine"

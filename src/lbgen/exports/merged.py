@@ -45,8 +45,8 @@ def export_merged(config: ExportMergedConfig) -> Path:
         raise UserError(f"{output}: it holds other files; choose a new folder")
     base = base_generator(run, config.generator)
     ensure_generator(*base)
-    from lbgen.models.generator import load_generator  # late: imports torch
-    from lbgen.models.loading import no_progress_bars
+    from lbgen.models.checkpoints.written import write_pipeline  # late, as what imports torch
+    from lbgen.models.generator import load_generator
 
     say(f"merging {folder} into {base.name}")
     generator = load_generator(base.name, revision=base.revision, variant=base.variant)
@@ -61,8 +61,7 @@ def export_merged(config: ExportMergedConfig) -> Path:
         temporary = atomic.temporary_name(output)
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            with no_progress_bars():
-                pipeline.save_pretrained(temporary)
+            write_pipeline(pipeline, temporary)
             origin = json.dumps(made_by(run, folder), indent=1, ensure_ascii=False)
             atomic.write_text(temporary / MADE_BY, origin + "\n")
             os.replace(temporary, output)  # an empty folder may be there

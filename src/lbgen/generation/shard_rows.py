@@ -220,11 +220,10 @@ def _is_mask_of(stored: Stored, row: Row, config: GenerateConfig) -> bool:
     if stored.objects is not None and stored.objects != objects_of(row):
         return False
     try:
-        mask = decode_mask(stored.mask)
         _, size = read_metadata(stored.content, config.image_format)
+        return box_of(decode_mask(stored.mask, size)) == row.box
     except UNREADABLE:
         return False
-    return mask.shape == size and box_of(mask) == row.box
 
 
 def _is_row(content: Any, row: Row) -> bool:

@@ -40,6 +40,7 @@ from lbgen.microworld.corpus import SEED
 from lbgen.microworld.judge import Judge, load_judge
 from lbgen.microworld.scenes import BALANCED, BIASED, World
 from lbgen.microworld.world import CATEGORIES, HOME, SCENES
+from lbgen.models.checkpoints.written import write_pipeline
 from lbgen.models.generator import load_generator
 from lbgen.models.quality import QualityScorer, load_quality
 from lbgen.models.sampling import render_images
@@ -90,12 +91,13 @@ def write_generator(folder: Path) -> None:
     words = tokenizer()
     denoiser = Denoiser(words)
     denoiser.load_state_dict(_trained(folder, "generator")["averaged"])
-    StableDiffusionPipeline(
+    pipeline = StableDiffusionPipeline(
         vae=trained_autoencoder(folder).half(), text_encoder=denoiser.text_encoder.half(), tokenizer=words,
         unet=denoiser.unet.half(),
         scheduler=DDIMScheduler.from_config(noise_scheduler().config, clip_sample=False, set_alpha_to_one=False),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    ).save_pretrained(GENERATOR)  # fmt: skip
+    )  # fmt: skip
+    write_pipeline(pipeline, GENERATOR)
     _load_in_float32(GENERATOR / "text_encoder" / "config.json")
 
 
@@ -106,10 +108,11 @@ def write_flow(folder: Path, target: Path = FLOW) -> None:
     denoiser.load_state_dict(_trained(folder, "flow")["averaged"])
     vae = trained_autoencoder(folder)
     vae.register_to_config(shift_factor=0.0)  # the pipeline adds it
-    ZImagePipeline(
+    pipeline = ZImagePipeline(
         vae=vae.half(), text_encoder=denoiser.text_encoder.half(), tokenizer=words,
         transformer=denoiser.transformer.half(), scheduler=FlowMatchEulerDiscreteScheduler(),
-    ).save_pretrained(target)  # fmt: skip
+    )  # fmt: skip
+    write_pipeline(pipeline, target)
     _load_in_float32(target / "text_encoder" / "config.json")
 
 

@@ -13,6 +13,8 @@ CONFIG, LOCK, ROWS, PAGE = "config.yaml", "reproduce.lock", "rows.jsonl", "repro
 DONE, SEEDS, UNSEEN_FOLDER = "done", "seeds", "unseen"
 WRITTEN = (CONFIG, LOCK, ROWS, DONE, SEEDS, UNSEEN_FOLDER)
 """Files and folders that a reproduction writes in its folder, besides the page."""
+MARK = "<!-- table: "
+"""Begins a place of the page where a table is written."""
 FREE = ("output", "seeds", "sets", "architectures", "workers", "page")
 """Fields that may differ from those that the folder was made with: they add results, and change none."""
 

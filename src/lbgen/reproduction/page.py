@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lbgen.reproduction import tables
-from lbgen.reproduction.config import ReproduceConfig
+from lbgen.reproduction.config import MARK, ReproduceConfig
 from lbgen.reproduction.figures import LEANING, WORTH, Figure, probed
 from lbgen.reproduction.units import Row
 from lbgen.runs import atomic
 from lbgen.runs.console import counted
 
-MARK = re.compile(r"(<!-- table: ([a-z ]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+PLACE = re.compile(rf"({MARK}([a-z ]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 SECTIONS = (
     ("", ("reading",)),
     ("What the sets are worth", ("figures picture", "worth resnet", "worth vit", "radar picture")),
@@ -50,9 +50,9 @@ def write_page(
 ) -> Path:
     """Make every part between marks anew, on the page that is there or on a new one."""
     path = config.page_path
-    text = path.read_text(encoding="utf-8") if path.is_file() else skeleton()
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else skeleton()
     made = {**parts(config, rows, cost, versions), **{f"{name} picture": shown for name, shown in pictures.items()}}
-    atomic.write_text(path, MARK.sub(lambda found: f"{found[1]}\n{made.get(found[2], '')}\n\n{found[3]}", text))
+    atomic.write_text(path, PLACE.sub(lambda found: f"{found[1]}\n{made.get(found[2], '')}\n\n{found[3]}", text))
     return path
 
 
@@ -61,7 +61,7 @@ def skeleton() -> str:
     text = INTRODUCTION
     for heading, marks in SECTIONS:
         text += f"\n## {heading}\n\n" if heading else ""
-        text += "\n".join(f"<!-- table: {mark} -->\n<!-- end of table -->\n" for mark in marks)
+        text += "\n".join(f"{MARK}{mark} -->\n<!-- end of table -->\n" for mark in marks)
         text += f"\n{CONCLUSIONS}" if not heading else ""
         text += SETS_EXPLAINED if heading.startswith("How") else ""
     return text

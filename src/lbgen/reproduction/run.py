@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lbgen.configuration import saved
 from lbgen.errors import UserError
-from lbgen.reproduction.config import CONFIG, FREE, LOCK, ROWS, WRITTEN, ReproduceConfig
+from lbgen.reproduction.config import CONFIG, FREE, LOCK, MARK, ROWS, WRITTEN, ReproduceConfig
 from lbgen.reproduction.making import ensure_stages
 from lbgen.reproduction.spreading import run_units
 from lbgen.reproduction.units import Unit, all_units, done, seconds_by_kind, write_rows
@@ -65,6 +65,8 @@ def ensure_can_begin(config: ReproduceConfig) -> None:
         raise UserError(f"--page {config.page}: there is no folder {folder}; make it, or give another page")
     if os.path.isdir(config.page_path):
         raise UserError(f"--page {config.page_path}: it is a folder; name a Markdown file")
+    if os.path.lexists(config.page_path) and MARK.encode() not in atomic.read_bytes(config.page_path):
+        raise UserError(f"--page {config.page_path}: it has no place for tables; name a page that is not there yet")
 
 
 def say_opening(config: ReproduceConfig, units: int, known: int, workers: int) -> None:

@@ -6,18 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from miniatures import (
-    write_flux,
-    write_flux_2_klein,
-    write_pixart_sigma,
-    write_sana,
-    write_stable_diffusion,
-    write_stable_diffusion_3,
-    write_stable_diffusion_xl,
-    write_z_image,
-)
+from miniatures import WRITERS
 
 from lbgen.datasets import index
+from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
@@ -28,16 +20,6 @@ from lbgen.models.localization import masks
 from lbgen.models.localization.recorder import Recorder
 from lbgen.models.sampling import render_images
 
-WRITERS = {
-    "sd": write_stable_diffusion,
-    "sdxl": write_stable_diffusion_xl,
-    "pixart-sigma": write_pixart_sigma,
-    "sana": write_sana,
-    "sd3": write_stable_diffusion_3,
-    "flux": write_flux,
-    "flux-2-klein": write_flux_2_klein,
-    "z-image": write_z_image,
-}
 JOINT, MASKED = ("sd3", "flux", "flux-2-klein", "z-image"), ("pixart-sigma", "sana")
 """Families with joint attention, and those whose prompts are masked beyond their end."""
 PROMPTS, SPANS = ["a cat", "the dog"], [[(2, 5)], [(4, 7)]]
@@ -64,6 +46,12 @@ def recorder_of(generator: Generator, tokens: list | None = None) -> Keeping:
     return Keeping(family.text_attention, tokens, generator.latent_shape(32, 32)[1:])
 
 
+def test_attention_that_torch_did_not_compute_is_a_line(generator: Generator) -> None:
+    """As with another backend of diffusers."""
+    with pytest.raises(UserError, match="--localize: the attention was not computed by torch"):
+        recorder_of(generator).maps()
+
+
 @torch.no_grad()
 def test_images_do_not_change_and_maps_are_shares(generator: Generator) -> None:
     plain = render_images(generator, KEYS, PROMPTS, seed=0, steps=2)
@@ -74,6 +62,13 @@ def test_images_do_not_change_and_maps_are_shares(generator: Generator) -> None:
     assert maps.shape == paid.shape == (2, *generator.latent_shape(32, 32)[1:])
     assert maps.isfinite().all() and maps.min() >= 0 and (maps.std((1, 2)) > 0).all()
     assert paid.max() <= 1 and torch.equal(maps, paid) == (not generator.guidance.is_on)
+
+
+def test_the_prompt_is_found_among_the_words_of_a_chat_template(generator: Generator) -> None:
+    """A category may have the name of a word of the template, before the prompt or after it."""
+    places: Any = generator.family.tokens_at  # type: ignore[attr-defined]
+    first = {name: places(name, [(0, len(name))])[0] for name in ("user", "assistant", "dog")}
+    assert len(set(first.values())) == 1, first
 
 
 def test_tokens_are_those_of_the_name(generator: Generator) -> None:

@@ -7,19 +7,23 @@ categories are labels plus 1, because some readers take 0 for the background.
 
 from __future__ import annotations
 
+import filecmp
 import json
+import shutil
 from collections.abc import Iterator
-from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import numpy as np
 
 from lbgen.datasets.index import SUFFIXES, Row, annotations_name
 from lbgen.datasets.webdataset import escaped
+from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan
-from lbgen.generation.shard_rows import read_rows, stored_images
-from lbgen.generation.workers.encode import decode_mask
+from lbgen.generation.shard_rows import read_rows, repair_advice, stored_images
+from lbgen.generation.workers.encode import UNREADABLE, decode_mask, read_metadata
 from lbgen.runs.storage import Store
 
 
@@ -28,19 +32,40 @@ def names(config: GenerateConfig, plan: Plan) -> list[str]:
     return [annotations_name(split) for split in plan.splits] if config.localize else []
 
 
-def instances_json(store: Store, config: GenerateConfig, plan: Plan, split: str) -> bytes:
-    """The file of a split whose shards are all there, one image and one instance on each line."""
-    images, instances = BytesIO(), BytesIO()
-    for number, (row, mask) in enumerate(_masks(store, config, plan, split), 1):
-        height, width = mask.shape
-        image = {"id": number, "file_name": _file_name(row, config), "width": width, "height": height}
-        _add(images, image)
-        if row.box is not None:
-            _add(instances, _instance(number, row, mask))
+def write_instances(path: Path, store: Store, config: GenerateConfig, plan: Plan, split: str) -> None:
+    """Write the file of a split whose shards are all there; its images may be more than fit into memory.
+
+    One image and one instance on each line. Raises UserError for a mask that cannot be read.
+    """
     categories = [{"id": label, "name": each.id} for label, each in enumerate(plan.categories, 1)]
     head = json.dumps({"info": {"description": f"split {split}, made by lbgen"}, "categories": categories})
-    parts = (head[:-1].encode(), b',\n"images": [', images.getvalue(), b'],\n"annotations": [', instances.getvalue())
-    return b"".join((*parts, b"]}\n"))
+    with path.open("wb") as stream, TemporaryFile(dir=path.parent) as instances:
+        stream.write(head[:-1].encode() + b',\n"images": [')
+        first_image, first_instance = True, True
+        for number, (row, mask) in enumerate(_masks(store, config, plan, split), 1):
+            height, width = mask.shape
+            image = {"id": number, "file_name": _file_name(row, config), "width": width, "height": height}
+            stream.write(_line(image, first_image))
+            first_image = False
+            if row.box is not None:
+                instances.write(_line(_instance(number, row, mask), first_instance))
+                first_instance = False
+        stream.write(b'],\n"annotations": [')
+        instances.seek(0)
+        shutil.copyfileobj(instances, stream)
+        stream.write(b"]}\n")
+
+
+def is_intact(store: Store, config: GenerateConfig, plan: Plan, split: str) -> bool:
+    """Whether the file of a split, which is there, is what its shards say; nothing is written beside them."""
+    with TemporaryDirectory() as folder, store.fetched(annotations_name(split)) as found:
+        expected = Path(folder) / "instances.json"
+        write_instances(expected, store, config, plan, split)
+        return filecmp.cmp(found, expected, shallow=False)
+
+
+def _line(entry: dict[str, Any], is_first: bool) -> bytes:
+    return (b"\n" if is_first else b",\n") + json.dumps(entry).encode()
 
 
 def _masks(store: Store, config: GenerateConfig, plan: Plan, split: str) -> Iterator[tuple[Row, np.ndarray]]:
@@ -50,7 +75,12 @@ def _masks(store: Store, config: GenerateConfig, plan: Plan, split: str) -> Iter
         by_key = {row.key: row for row in rows}
         for stored in stored_images(store, config, rows):
             assert stored.mask is not None, "stored_images compared its hash"
-            yield by_key[stored.key], decode_mask(stored.mask)
+            try:
+                _, size = read_metadata(stored.content, config.image_format)
+                mask = decode_mask(stored.mask, size)
+            except UNREADABLE:
+                raise UserError(f"{store}: the mask of {stored.key} cannot be read; {repair_advice(store)}") from None
+            yield by_key[stored.key], mask
 
 
 def _file_name(row: Row, config: GenerateConfig) -> str:
@@ -58,10 +88,6 @@ def _file_name(row: Row, config: GenerateConfig) -> str:
         return row.file
     name = escaped(row.key) if config.format == "webdataset" else row.key
     return f"{name}.{SUFFIXES[config.image_format]}"
-
-
-def _add(lines: BytesIO, entry: dict[str, Any]) -> None:
-    lines.write((b",\n" if lines.tell() else b"\n") + json.dumps(entry).encode())
 
 
 def _instance(number: int, row: Row, mask: np.ndarray) -> dict[str, Any]:

@@ -49,7 +49,9 @@ def describe(store: Store, config: GenerateConfig, plan: Plan) -> None:
     if config.format == "webdataset":
         store.write(INFO, info_json(summary.splits).encode())
     for split, name in zip(plan.splits, coco.names(config, plan), strict=False):
-        store.write(name, coco.instances_json(store, config, plan, split))
+        staged = store.stage() / name.replace("/", "-")
+        coco.write_instances(staged, store, config, plan, split)
+        store.publish({name: staged})
     store.write(records.COMPLETION_MARKER, croissant(summary).encode())
     store.clear_staging()
     for note in summary.notes:

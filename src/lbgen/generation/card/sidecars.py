@@ -74,7 +74,7 @@ def sidecar_faults(store: Store, config: GenerateConfig, plan: Plan) -> Iterator
     for split, name in zip(plan.splits, coco.names(config, plan), strict=False):
         if not store.exists(name):
             yield f"{name}: missing; {REMEDY}"
-        elif store.read(name) != coco.instances_json(store, config, plan, split):
+        elif not coco.is_intact(store, config, plan, split):
             yield f"{name}: contradicts the dataset; run lbgen verify --repair"
 
 

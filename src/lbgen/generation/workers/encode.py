@@ -152,11 +152,11 @@ def encode_mask(mask: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def decode_mask(content: bytes) -> np.ndarray:
-    """The mask that `encode_mask` wrote.  Raises one of UNREADABLE."""
+def decode_mask(content: bytes, size: tuple[int, int]) -> np.ndarray:
+    """The mask (H, W) that `encode_mask` wrote.  Raises one of UNREADABLE, also for a mask of another size."""
     with Image.open(BytesIO(content), formats=["png"]) as image:
-        if image.mode != "L":
-            raise ValueError(f"mode {image.mode}")
+        if (image.mode, image.height, image.width) != ("L", *size):
+            raise ValueError(f"mode {image.mode}, {image.height} x {image.width}")
         return np.asarray(image) > 0
 
 

@@ -22,7 +22,8 @@ TEXT_MODEL_TYPES = {
     "Qwen3Model": ("qwen3",),
 }
 """Class of a text encoder -> the types that its config.json may name."""
-
+ANY_PROMPT = "\ue000"
+"""A prompt that no chat template has in its own text."""
 
 Config = Mapping[str, Any]
 
@@ -125,7 +126,9 @@ class TransformerFamily:
     def chat_tokens_at(self, prompt: str, spans: Spans, *, enable_thinking: bool) -> tuple[int, ...]:
         """The same of a prompt that a user says to a chat model."""
         text = self.chat_text(prompt, enable_thinking=enable_thinking)
-        first = text.index(prompt)
+        first = self.chat_text(ANY_PROMPT, enable_thinking=enable_thinking).find(ANY_PROMPT)
+        if first < 0 or not text[first:].startswith(prompt):
+            raise UserError(f"generator {self.name}: its chat template changes the prompt; leave --localize out")
         return token_positions(self.pipeline.tokenizer, text, [(first + begin, first + end) for begin, end in spans])
 
     # ---- what a subclass has ----

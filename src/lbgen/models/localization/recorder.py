@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lbgen.errors import UserError
 from lbgen.models.families.family import TextAttention
 from lbgen.models.generator import Generator
 
@@ -52,9 +53,11 @@ class Recorder(TorchFunctionMode):
     def paid(self) -> Tensor:
         """(B, h, w) share of the attention that is paid to the tokens, in [0, 1].
 
-        Of a UNet's layers those with the fewest places do not count.
+        Of a UNet's layers those with the fewest places do not count. Raises UserError where another library than torch
+        computed the attention.
         """
-        assert self._attention, f"no attention of a layer called {self.attention.layers} was seen"
+        if not self._attention:
+            raise UserError("--localize: the attention was not computed by torch; unset DIFFUSERS_ATTN_BACKEND")
         fine = sorted(self._attention)[1:] or [*self._attention]
         calls = sum(self._attention[shape][1] for shape in fine)
         enlarged = [F.interpolate(self._attention[s][0][:, None], self.grid, mode="bicubic")[:, 0] for s in fine]

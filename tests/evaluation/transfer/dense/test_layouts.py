@@ -1,11 +1,13 @@
 """Sets in COCO's and ADE20K's format, against pycocotools and the files themselves; another layout is named."""
 
 import json
+import os
 import re
 import shutil
 
 import numpy as np
 import pytest
+from dense_sets import write_ade, write_coco
 from PIL import Image
 
 from lbgen.errors import UserError
@@ -255,3 +257,39 @@ def test_shares_are_drawn_by_the_seed_and_nested():
     assert all(set(small) < set(large) for small, large in zip(parts, parts[1:], strict=False))
     assert (fraction_of(rows[::-1], keys, 0.2, seed=3) == parts[1]).all()
     assert set(fraction_of(rows, keys, 0.2, seed=4)) != set(parts[1])
+
+
+# ---- pictures of someone else ----
+
+
+@pytest.mark.parametrize("method", ["detection", "segmentation"])
+def test_a_picture_is_handed_to_no_other_program(method, tmp_path):
+    """An EPS, which Pillow hands to Ghostscript, is no picture, whatever it is called."""
+    write, folder = (write_coco, "train2017") if method == "detection" else (write_ade, "images/training")
+    root = write(tmp_path / "set")
+    program = sorted((root / folder).iterdir())[1]
+    program.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n")
+    dataset = prepared(root, method, tmp_path)
+    (left,) = dataset.left
+    assert [dataset.keys[row] for row in left.rows] == [f"train/{program.name}"] and len(dataset.train) == 11
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    root = write_ade(tmp_path / "ade")
+    pipe = sorted((root / "images/training").iterdir())[1]
+    pipe.unlink()
+    os.mkfifo(pipe)
+    assert len(prepared(root, "segmentation", tmp_path).train) == 11
+    root = write_coco(tmp_path / "coco")
+    pipe = sorted((root / "train2017").iterdir())[1]
+    pipe.unlink()
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match=f"{pipe.name}: it is neither a regular file nor a folder"):
+        prepared(root, "detection", tmp_path)
+
+
+def test_pictures_and_labels_have_a_largest_size(tmp_path, monkeypatch):
+    """So that the decoded pixels of one have a bound."""
+    monkeypatch.setattr("lbgen.evaluation.transfer.dense.pictures.LARGE", 64 * 64 - 1)
+    with pytest.raises(UserError, match="no image for train; 18 unreadable"):
+        prepared(write_coco(tmp_path / "set"), "detection", tmp_path)

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from lbgen.errors import UserError
 from lbgen.evaluation.transfer.dense.layouts import INFORMATION, Layout, Part
-from lbgen.evaluation.transfer.dense.pictures import Pictures
+from lbgen.evaluation.transfer.dense.pictures import Pictures, opened
 from lbgen.evaluation.transfer.sets.splits import TEST, TRAIN
 from lbgen.runs import atomic
 
@@ -33,7 +32,7 @@ class AdeTargets(Sequence[NDArray[np.uint8]]):
         return len(self.paths)
 
     def __getitem__(self, row):  # type: ignore[no-untyped-def]  # by number only
-        with Image.open(self.paths[row]) as stored:
+        with opened(self.paths[row]) as stored:
             if stored.mode not in ("L", "P"):
                 raise ValueError(
                     f"{self.paths[row].name} is of mode {stored.mode}, not of 8 bits as those of the benchmark"
@@ -106,8 +105,8 @@ def _most(labels: Sequence[Path]) -> int:
     for row in range(len(labels)):
         try:
             numbers = targets[row] + np.uint8(1)
-        except (OSError, ValueError):
-            continue  # it is named when the images are read
+        except Exception:  # Pillow raises exceptions of any kind; it is named when the images are read
+            continue
         most = max(most, int(numbers.max(initial=0)))
     if not 0 < most < UNLABELLED:
         raise UserError(f"{labels[0].parent}: the largest category is {most}, and should be from 1 to {UNLABELLED - 1}")

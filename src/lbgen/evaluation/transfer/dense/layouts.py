@@ -69,7 +69,7 @@ def coco_layout(root: Path) -> Layout:
     folder = root / "annotations"
     if not os.path.isdir(folder):
         raise _wrong(root, DETECTION, "it has no folder annotations")
-    for path in sorted(folder.glob(f"{PREFIX}*{SUFFIX}")):
+    for path in sorted(path for path in folder.glob(f"{PREFIX}*{SUFFIX}") if path.is_file()):
         split = split_of(_split_name(path))
         if split in found:
             raise UserError(f"--data {root}: {found[split].name} and {path.name} are both {split}; remove one of them")

@@ -1,9 +1,15 @@
 """The pictures of a set as they lie on disk, never turned or shrunk: what is known of their pixels holds for these."""
 
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
+
+from lbgen.datasets.decode import FORMATS, LARGE
+from lbgen.datasets.files.local import LARGEST_FILE
+from lbgen.runs import atomic
 
 
 class Pictures(Sequence[tuple[Image.Image, int]]):
@@ -23,5 +29,14 @@ class Pictures(Sequence[tuple[Image.Image, int]]):
         return picture, 0
 
     def picture(self, row: int) -> Image.Image:
-        with Image.open(self.paths[row]) as picture:
+        with opened(self.paths[row]) as picture:
             return picture.convert("RGB")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """A picture of a known format in a regular file, of LARGE pixels at most; raises ValueError or OSError else."""
+    with Image.open(io.BytesIO(atomic.read_bounded(path, LARGEST_FILE)), formats=FORMATS) as picture:
+        if picture.width * picture.height > LARGE:
+            raise ValueError(f"{path.name} has {picture.width:,} x {picture.height:,} pixels, more than {LARGE:,}")
+        yield picture
