@@ -362,15 +362,23 @@ def test_numbers_that_no_machine_could_work_with_are_refused(capsys, flags):
     assert "give " in refused_here(capsys, verb, "--output", "x", "--vocabulary", "imagenet-1k", *flags.split())
 
 
-@pytest.mark.parametrize("asked, spins", [(None, "0"), ("ACTIVE", "30000000000")])
-def test_threads_wait_without_spinning_unless_the_user_says_otherwise(asked, spins):
+@pytest.mark.parametrize(
+    "asked, spins",
+    [
+        ({}, "1000"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "0"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "30000000000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+    ],
+)
+def test_threads_that_wait_spin_briefly_unless_the_user_says_otherwise(asked, spins):
     """What OpenMP itself prints when torch loads it."""
     program = """
 import contextlib, lbgen.cli
 with contextlib.suppress(SystemExit):
     lbgen.cli.main(["--version"])
 import torch"""
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_DISPLAY_ENV": "verbose"} | ({"OMP_WAIT_POLICY": asked} if asked else {})
+    kept = {name: value for name, value in os.environ.items() if name not in lbgen.cli.SHORT_WAITING}
+    environment = kept | {"OMP_DISPLAY_ENV": "verbose"} | asked
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert f"GOMP_SPINCOUNT = '{spins}'" in shown.stderr

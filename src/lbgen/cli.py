@@ -39,9 +39,10 @@ OF_THE_SYSTEM = (
 )
 """Errors that a full disk, a missing permission, or a folder in the place of a file raises."""
 
-PASSIVE_THREADS = ("OMP_WAIT_POLICY", "PASSIVE")
-"""Read by OpenMP when torch is loaded, here and in the processes started from here: threads that wait sleep. By default
-they spin, and on cores that do other work too everything then takes up to twenty times as long."""
+SHORT_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+"""Read by OpenMP when torch is loaded, here and in the processes started from here: threads that wait for each other
+spin for some microseconds, then sleep. If they only slept, torch would take twice as long on an idle machine; if they
+only spun, as they do by default, four times as long beside other work (`benchmarks/speed/waiting.py`)."""
 
 COLLECTED_EVERY = 10_000
 """New objects between two runs of Python's garbage collector. At its default of 700 it takes a fifth of the start."""
@@ -157,7 +158,8 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb; UserError, signals and a full disk become a line on stderr and an exit code; else a traceback."""
     argv = sys.argv[1:] if argv is None else argv
-    os.environ.setdefault(*PASSIVE_THREADS)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ |= SHORT_WAITING | os.environ
     gc.set_threshold(COLLECTED_EVERY)
     signal.signal(signal.SIGTERM, _terminate)
     try:

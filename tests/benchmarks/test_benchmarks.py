@@ -62,6 +62,7 @@ SMALLEST = {
     "speed/memory.py": ("--images 2 --generated 2 --miniature", "| align --recipe paper | 2 | "),
     "speed/render.py": ("--images 12 --repeats 1", "balanced corpus: "),
     "speed/stored_size.py": ("", "| webp | 256 | "),
+    "speed/waiting.py": ("--beside 1 --repeats 1 --steps 1", "| one thread | 1 | "),
 }
 """Script -> the flags of its smallest run and a part of what it prints; {names} is a file of two categories."""
 IN_TESTS_OF_THEIR_OWN = {
