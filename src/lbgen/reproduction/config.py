@@ -83,7 +83,7 @@ class Tests(Settings):
     dense: tuple[DenseMethod, ...] = get_args(DenseMethod)
     """What backbones are fine-tuned for on renders with known masks, by lbgen transfer. It needs the extra dense; what
     is not installed is left out, and made when the reproduction is started again."""
-    dense_images: Annotated[int, Range(lambda n: n >= 2, "give 2 or more")] = 200
+    dense_images: Annotated[int, Range(lambda n: n >= 2, "give 2 or more")] = 120
     """Training renders for it, 2 or more; half as many test."""
     detection_recipe: Place = "micro-detection"
     """Recipe of lbgen transfer for detection."""
