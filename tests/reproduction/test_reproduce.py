@@ -120,14 +120,15 @@ def test_killed_with_its_workers_it_goes_on_and_finds_the_same(made, tmp_path):
     assert rows_of(lbgen.reproduce(config)) == rows_of(result)[:1]
 
 
-def with_dense(folder: Path, **changes) -> ReproduceConfig:
-    """The same with one epoch of detection and segmentation on all of eight images and on half of them."""
+def with_dense(made: ReproduceConfig, folder: Path) -> ReproduceConfig:
+    """A copy, to be gone on with: an epoch of detection and segmentation on all of eight images and on half of them."""
+    shutil.copytree(made.folder, folder / "out")
     recipes = {f"{method}_recipe": folder / f"short-{method}.yaml" for method in DENSE}
     for recipe in recipes.values():
         quick = {"epochs": 1, "batch_size": 4, "image_size": 32, "learning_rates": [1e-3], "fraction": [1.0, 0.5]}
         recipe.write_text(yaml.safe_dump(quick))
     asked = {field: str(recipe) for field, recipe in recipes.items()}
-    return small(folder, dense=DENSE, dense_images=8, **asked, **changes)
+    return replace(made, output=str(folder / "out"), dense=DENSE, dense_images=8, **asked)
 
 
 DENSE_VALUES = {"detection_ap", "detection_ap_50%", "segmentation_miou", "segmentation_miou_50%"}
@@ -136,13 +137,12 @@ DENSE_VALUES = {"detection_ap", "detection_ap_50%", "segmentation_miou", "segmen
 def test_a_finished_one_of_an_earlier_version_gets_detection_and_segmentation_alone(made, tmp_path, capsys):
     """Its config.yaml has none of their fields, its page no place of their own."""
     _, config, result = made
-    shutil.copytree(config.folder, tmp_path / "out")
+    now = with_dense(config, tmp_path)
     record = tmp_path / "out/config.yaml"
     earlier = yaml.safe_load(record.read_text())
     added = {"dense", "dense_images", "detection_recipe", "segmentation_recipe"}
     record.write_text(yaml.safe_dump({name: value for name, value in earlier.items() if name not in added}))
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/done").iterdir()}
-    now = with_dense(tmp_path)
     capsys.readouterr()
     rows = rows_of(lbgen.reproduce(now))
 
@@ -172,7 +172,6 @@ def test_a_finished_one_of_an_earlier_version_gets_detection_and_segmentation_al
 
 def test_without_the_packages_the_rest_is_made_and_named(made, tmp_path, monkeypatch, capsys):
     _, config, result = made
-    shutil.copytree(config.folder, tmp_path / "out")
     monkeypatch.setattr("lbgen.reproduction.dense.measuring.find_spec", lambda package: None)
     assert rows_of(lbgen.reproduce(with_dense(tmp_path))) == rows_of(result)
     assert "detection is left out: it needs pycocotools; pip install 'lbgen[dense]'" in capsys.readouterr().err

@@ -106,7 +106,7 @@ def made_of(config: ReproduceConfig, versions: Sequence[str]) -> str:
 def cost_of(cost: Mapping[str, tuple[int, float]]) -> str:
     """What was done and how long it took, a line for each kind of unit."""
     whole = sum(seconds for _, seconds in cost.values())
-    named = {"unseen": "set of renders", "renders": "set with mask", "align": "alignment", "images": "set"}
+    named = {"unseen": "set of renders", "renders": "masked set", "align": "alignment", "images": "set"}
     each = ", ".join(
         f"{counted(number, named.get(kind, kind))} in {seconds / 60:.1f} minutes"
         for kind, (number, seconds) in cost.items()

@@ -73,7 +73,7 @@ def ensure_can_begin(config: ReproduceConfig) -> None:
 
 def possible(config: ReproduceConfig, units: list[Unit]) -> list[Unit]:
     """The units that are done or can be; says which package the others need."""
-    missing = {method: package for method in config.dense if (package := missing_package(method))}
+    missing: dict[str, str] = {method: package for method in config.dense if (package := missing_package(method))}
     left = [unit for unit in units if unit.kind in missing and done(config, unit) is None]
     for method in dict.fromkeys(unit.kind for unit in left):
         warn(f"{method} is left out: it needs {missing[method]}; pip install 'lbgen[dense]' and start this again")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from lbgen.reproduction.config import (
     DENSE_FOLDER,
@@ -130,25 +130,24 @@ def _do(config: ReproduceConfig, unit: Unit) -> Row | None:
     from lbgen.reproduction.dense.renders import write_renders
     from lbgen.reproduction.measuring import measured
 
-    name: Any = unit.name
-    architecture: Any = unit.architecture
-    if unit.kind == "unseen":
+    kind, seed, name, architecture = cast(Any, unit)
+    if kind == "unseen":
         held_out.write_unseen(config.folder / UNSEEN_FOLDER, config.unseen_images)
-    elif unit.kind == "renders":
+    elif kind == "renders":
         write_renders(name, config.folder / DENSE_FOLDER / name, config.dense_images)
-    elif unit.kind == "align":
-        making.align(config, name, unit.seed)
-    elif unit.kind == "images":
-        making.make_images(config, name, unit.seed)
+    elif kind == "align":
+        making.align(config, name, seed)
+    elif kind == "images":
+        making.make_images(config, name, seed)
     else:
-        run = making.pretrain_config(config, name, architecture, unit.seed).folder
-        transfer = making.seed_folder(config, unit.seed) / "transfer" / run.name
-        if unit.kind == "backbone":
-            making.pretrain(config, name, architecture, unit.seed)
+        run = making.pretrain_config(config, name, architecture, seed).folder
+        transfer = making.seed_folder(config, seed) / "transfer" / run.name
+        if kind == "backbone":
+            making.pretrain(config, name, architecture, seed)
             values = measured(config, run, transfer)
         else:
-            values = dense_values(config, unit.kind, unit.seed, run, transfer / unit.kind)
-        return Row(name, unit.seed, architecture, config.images_per_category * len(CATEGORIES), values)
+            values = dense_values(config, kind, seed, run, transfer / kind)
+        return Row(name, seed, architecture, config.images_per_category * len(CATEGORIES), values)
     return None
 
 

@@ -59,7 +59,6 @@ def test_killed_at_any_moment_a_detection_ends_with_the_same_detections(base, co
     moments = [
         (TRAINING, "training_step", 2),  # before the first checkpoint
         (TRAINING, "training_step", 5),  # begun again: in the second epoch
-        (TRAINING, "training_step", 2),  # going on: again in the second epoch
         (DETECTION, "as_detections", 3),  # at the third test image
     ]
     for module, name, calls in moments:
