@@ -92,8 +92,10 @@ def _audited(
     from lbgen.audit.attributes import ensure_short
     from lbgen.audit.comparison import compare_with_first
     from lbgen.audit.findings.images import find_images, write_images
-    from lbgen.audit.observe import Observer, RowCache, cache_identity, canvas_side, observe
+    from lbgen.audit.observe import RowCache, cache_identity, observe
     from lbgen.audit.page import write_page
+    from lbgen.audit.workers.observer import Observer, canvas_side
+    from lbgen.audit.workers.pool import workers_of
     from lbgen.models.semantics import load_semantics
 
     say_opening(readers, names, config, device_name("cuda" if torch.cuda.is_available() else "cpu"))
@@ -107,9 +109,11 @@ def _audited(
     # Read every dataset once.
     observer = Observer(space, canvas_side(space))
     cache = RowCache(config.folder / "cache", cache_identity(config.semantics), observer.fields())
-    observed = [
-        observe(reader, name, observer, cache, config.batch_size) for reader, name in zip(readers, names, strict=True)
-    ]
+    with workers_of(config, observer) as workers:
+        observed = [
+            observe(reader, name, workers, cache, config.batch_size)
+            for reader, name in zip(readers, names, strict=True)
+        ]
 
     # Measure and compare.
     diversity = diversity_images(observed)
