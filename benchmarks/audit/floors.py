@@ -42,9 +42,9 @@ from lbgen.audit.config import AuditConfig
 from lbgen.audit.findings.significance import differences, differences_together, probe_tests
 from lbgen.audit.measures import CHANCE_FLOOR, PROBES, Measured, measure
 from lbgen.audit.observe import RowCache, observe
+from lbgen.audit.probes import probe
 from lbgen.audit.workers.observer import Observer, canvas_side
 from lbgen.audit.workers.pool import this_process
-from lbgen.audit.probes import probe
 from lbgen.datasets.open import open_dataset
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.workers.loading import load_prepared_generator

@@ -1,28 +1,35 @@
-"""What lbgen itself costs at the size of ImageNet-21k: `python benchmarks/speed/fourteen_million.py --folder FOLDER`.
+"""What lbgen itself costs at the size of ImageNet-21k: `python benchmarks/speed/fourteen_million.py`.
 
-21,841 categories with made-up names, 650 images each, in tar shards of 10,000. **Nothing is drawn**: the generator is a
-stub (benchmarks/stub_family.py) whose images are their noise, 16 x 16 pixels. The first shards are made by
-`lbgen generate` with it. All other shards are stand-ins: their part of the index has the rows of the plan with random
-hashes, and there is no file. What a step would do with the files of stand-ins is measured on the first shards alone.
+21,841 categories with made-up names. **Nothing is drawn**: the generator is a stub (benchmarks/stub_family.py) whose
+images are their noise, 16 x 16 pixels. Times are CPU seconds, and their shares those of the time that the images of
+the step take at 6 images a second on one GPU. Each step is a process of its own; memory is that of the largest one,
+with the libraries.
 
-The shares are of the time that the images take at 6 images a second and GPU.
+The whole dataset, 650 images a category in tar shards of 10,000, is planned, started and begun. What reads an index
+does so on a tenth of it, 65 images a category: its first shards are made by `lbgen generate` in Ray's workers, the
+others are stand-ins, whose part of the index has the rows of the plan with random hashes, and whose tar does not exist.
 """
 
 import hashlib
+import io
+import json
 import os
 import resource
+import shutil
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -30,18 +37,18 @@ from benchmarks import stub_family
 from benchmarks.commands import run_lbgen
 from benchmarks.measuring import flags_parser, heading, in_fresh_process, line
 from lbgen.datasets import index
+from lbgen.generation import strays
 from lbgen.generation.card.describe import describe
 from lbgen.generation.card.sidecars import sidecar_faults
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.damage import expected_of, shard_faults
-from lbgen.generation.plan import Plan
+from lbgen.generation.plan import Plan, PlannedImage
 from lbgen.generation.run import generate, plan_dataset
-from lbgen.generation.screening.checks import Verdict
 from lbgen.generation.screening.counts import RejectionCounts
 from lbgen.generation.screening.deduplicate import deduplicate
-from lbgen.generation.shard_rows import new_row
-from lbgen.generation.strays import strays
+from lbgen.generation.shard_rows import planned_columns
 from lbgen.generation.verify import distance_faults
+from lbgen.runs import outputs
 from lbgen.runs.storage import open_store
 
 ROOT = Path(__file__).parents[2]
@@ -61,35 +68,42 @@ def made_up_names(categories: int) -> Iterator[str]:
 
 # ---- measuring ----
 
-
-@dataclass(frozen=True)
-class Cost:
-    step: str
-    seconds: float
-    peak: float
-    """Bytes, of the largest process."""
-    images: int
-    """That the step was about."""
-    note: str = ""
-
-    def row(self) -> str:
-        each = self.seconds / self.images
-        cells = [f"{self.images:,}", f"{self.seconds:,.1f}", f"{1e6 * each:,.0f}", f"{each * RATE:.3%}"]
-        return line([self.step, *cells, f"{self.peak / 1e6:,.0f}", self.note])
+TITLES = ["step", "images", "CPU s", "CPU us an image", "of the images' time", "MB"]
 
 
-def cost(step: str, images: int, function: Callable[..., Any], *arguments: Any, note: str = "") -> Cost:
+def report(step: str, images: int, seconds: float, peak: float) -> None:
+    """A line of the table.  peak: bytes."""
+    each = seconds / images
+    cells = [f"{images:,}", f"{seconds:.2f}", f"{1e6 * each:.1f}", f"{each * RATE:.4%}", f"{peak / 1e6:,.0f}"]
+    print(line([step, *cells]), flush=True)
+
+
+def measure(step: str, images: int, function: Callable[..., Any], *arguments: Any) -> None:
     """The step in a process of its own."""
-    seconds, peak, found = in_fresh_process(_timed, function, arguments)
-    measured = Cost(step, seconds, peak, images, f"{note}{found or ''}")
-    print(measured.row(), flush=True)
-    return measured
+    report(step, images, *in_fresh_process(_timed, function, arguments))
 
 
-def _timed(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[float, int, Any]:
-    began = time.perf_counter()
-    found = function(*arguments)
-    return time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, found
+def _timed(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[float, int]:
+    began = time.process_time()
+    function(*arguments)
+    return time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+USAGE = """
+import os, subprocess, sys
+_, status, usage = os.wait4(subprocess.Popen(sys.argv[1:]).pid, 0)
+print("USAGE", usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+"""A small program that runs a command: a process starts with the peak memory of the one that starts it."""
+
+
+def measure_command(step: str, images: int, *arguments: str) -> None:
+    """`lbgen ARGUMENTS`, its start included."""
+    command = [sys.executable, "-c", USAGE, sys.executable, "-m", "lbgen", *arguments, "--quiet"]
+    shown = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    seconds, peak = shown.rpartition("USAGE ")[2].split()
+    report(step, images, float(seconds), float(peak))
 
 
 @contextmanager
@@ -126,26 +140,48 @@ def plan_of(config: GenerateConfig) -> Plan:
     return plan_dataset(config, open_store(config.output))[0]
 
 
-def write_stand_ins(config: GenerateConfig, first: int, last: int) -> None:
-    """Parts of the index, and counts of rejections, for these shards, whose files do not exist."""
-    plan, store = plan_of(config), open_store(config.output, f"stand-ins-{first}")
-    for shard in range(first, last):
-        rng = np.random.default_rng(shard)
-        rows, counts = [], RejectionCounts()
-        for image in plan.shard(config.split, shard):
-            verdict = Verdict({}, (), (), rng.bytes(8).hex())
-            rows.append(replace(new_row(image, shard, config, verdict), sha256=rng.bytes(32).hex()))
+def write_stand_ins(config: GenerateConfig, first: int) -> None:
+    """Parts of the index, and counts of rejections, for the shards from this one on, whose files do not exist."""
+    plan, store = plan_of(config), open_store(config.output, "stand-ins")
+    for shard in range(first, plan.shards(config.split)):
+        planned, counts = plan.shard(config.split, shard), RejectionCounts()
+        for image in planned:
             counts.add_attempt(image.category.id, 0, ())
         store.write(index.rejections_name(config.split, shard), counts.to_bytes())
-        hashes = {rows[0].file: hashlib.sha256(str(shard).encode()).hexdigest()}
-        store.write(index.part_name(config.split, shard), index.index_bytes(rows, hashes))
+        store.write(index.part_name(config.split, shard), part_of(planned, shard, config))
 
 
-def stand_ins(config: GenerateConfig, first: int, last: int) -> None:
-    """The same in two processes."""
-    middle = (first + last) // 2
-    with get_context("fork").Pool(2) as pool:
-        pool.starmap(write_stand_ins, [(config, first, middle), (config, middle, last)])
+def part_of(planned: Sequence[PlannedImage], shard: int, config: GenerateConfig) -> bytes:
+    """A part of the index with the rows of the plan, random hashes and no scores."""
+    rng, count = np.random.default_rng(shard), len(planned)
+    first = planned_columns(planned[0], shard, config, ())
+    names = [image.category.name for image in planned]
+    columns: dict[str, Any] = {name: [first[name]] * count for name in ("split", "shard", "seed", "file")}
+    columns |= {"id": [image.category.id for image in planned], "name": names, "prompt": names}
+    columns |= {"label": [image.label for image in planned], "key": [image.key for image in planned]}
+    columns |= {name: [[]] * count for name in index.LISTS} | {"attempt": [0] * count}
+    for name, size in (("sha256", 64), ("perceptual_hash", 16)):
+        digits = rng.bytes(count * size // 2).hex()
+        columns[name] = [digits[start : start + size] for start in range(0, count * size, size)]
+    arrays = [pa.array(columns.get(field.name, [None] * count), field.type) for field in index.SCHEMA]
+    hashes = {first["file"]: hashlib.sha256(str(shard).encode()).hexdigest()}
+    schema = index.SCHEMA.with_metadata({index.CONTAINERS: json.dumps(hashes)})
+    stream = io.BytesIO()
+    pq.write_table(pa.table(arrays, schema=schema), stream)
+    return stream.getvalue()
+
+
+def finished_folder(config: GenerateConfig) -> GenerateConfig:
+    """A copy of a dataset's record, with empty files for its descriptions and for the parts of all shards."""
+    data, copy = Path(config.output), Path(f"{config.output}-finished")
+    (copy / "index").mkdir(parents=True)
+    for name in (*outputs.DATASET_RECORD, strays.LABELS):
+        shutil.copy(data / name, copy / name)
+    for name in (strays.CARD, strays.SAMPLES, strays.INFO, strays.CROISSANT):
+        (copy / name).touch()
+    for shard in range(plan_of(config).shards(config.split)):
+        (copy / index.part_name(config.split, shard)).touch()
+    return replace(config, output=str(copy))
 
 
 # ---- the steps ----
@@ -155,9 +191,15 @@ def first_shard(config: GenerateConfig) -> None:
     plan_of(config).shard(config.split, 0)
 
 
-def every_shard(config: GenerateConfig) -> None:
+def last_shard(config: GenerateConfig) -> None:
     plan = plan_of(config)
-    for shard in range(plan.shards(config.split)):
+    plan.shard(config.split, plan.shards(config.split) - 1)
+
+
+def ten_shards(config: GenerateConfig) -> None:
+    plan = plan_of(config)
+    last = plan.shards(config.split) - 1
+    for shard in np.linspace(0, last, 10).astype(int).tolist():
         plan.shard(config.split, shard)
 
 
@@ -177,11 +219,13 @@ def verify_shards(config: GenerateConfig, shards: int) -> None:
         assert not faults, faults
 
 
-def verify_rest(config: GenerateConfig) -> None:
-    """What verify does once all shards are whole, besides the distances."""
+def verify_descriptions(config: GenerateConfig) -> None:
+    """What verify does with the files that describe a dataset, and with files that are not its own."""
     store, plan = open_store(config.output), plan_of(config)
-    faults = list(sidecar_faults(store, config, plan))
-    faults += strays(store, config, plan, {f"{index.shard_name(config.split, shard)}.tar" for shard in range(10**5)})
+    known = strays.KnownFiles(config, plan)
+    for shard in range(plan.shards(config.split)):
+        known.add_shard(config.split, shard, {f"{index.shard_name(config.split, shard)}.tar"})
+    faults = [*sidecar_faults(store, config, plan), *strays.strays(store, config, plan, known)]
     assert not faults, faults
 
 
@@ -189,29 +233,60 @@ def verify_distances(config: GenerateConfig) -> None:
     assert not distance_faults(open_store(config.output), config, plan_of(config))
 
 
-def ray_flags(config: GenerateConfig, workers: int) -> list[str]:
+def flags_of(config: GenerateConfig) -> list[str]:
     names = ("vocabulary", "generator", "output", "images_per_category", "shard_size", "format", "batch_size", "steps")
     flags = [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(config, name)))]
-    flags += ["--guidance-scale", "1", "--screen", "duplicate", "--screen-semantics", "microworld"]
-    return [*flags, "--engine", "ray", "--workers", str(workers)]
+    return [*flags, "--guidance-scale", "1", "--screen", "duplicate", "--screen-semantics", "microworld"]
 
 
-def rehearse(config: GenerateConfig, real: int, workers: int) -> None:
-    """real: shards that are made; all others are stand-ins.  workers: of Ray, 0 for none."""
+def in_ray(config: GenerateConfig, workers: int) -> None:
+    """Make the missing shards with `lbgen generate --engine ray`, on the clock, and end the run."""
+    command = [*flags_of(config), "--engine", "ray", "--workers", str(workers), "--quiet"]
+    with peak_of_others("ray::RayWorker") as peaks:
+        seconds, _ = run_lbgen("generate", *command)
+    print(
+        f"\nRay, {workers} workers: {seconds:.0f} s of the clock with the end of the run; {len(peaks)} processes of "
+        f"{min(peaks) / 1e6:,.0f} to {max(peaks) / 1e6:,.0f} MB\n",
+        flush=True,
+    )
+
+
+def rehearse_whole(config: GenerateConfig) -> None:
     plan = plan_of(config)
-    images, total, own = plan.images(config.split), plan.shards(config.split), plan.shard_images(config.split, 0)
-    del plan
+    images, shards, own = plan.images(config.split), plan.shards(config.split), plan.shard_images(config.split, 0)
+    measure("plan, and its first shard", images, first_shard, config)
+    measure("plan, and ten of its shards", 10 * own, ten_shards, config)
+    measure("a worker makes the first shard", own, generate, replace(config, shard_of=f"0/{shards}"))
+    finished = finished_folder(config)
+    measure_command("start of a run with nothing left to do", images, "generate", *flags_of(finished))
+    grown = replace(finished, images_per_category=config.images_per_category + 1)
+    measure("growth by an image of each category: its plan and first shard", images, last_shard, grown)
 
-    # Plan and start; the first shard, which also writes the record of the dataset.
-    cost("plan, and the images of its first shard", images, first_shard, config)
-    cost("the images of every shard", images, every_shard, config)
-    cost("a worker makes the first shard", own, generate, replace(config, shard_of=f"0/{total}"))
 
-    # The other shards: first the stand-ins, then those that workers of Ray make.
-    stand_ins(config, real, total)
+def rehearse_index(config: GenerateConfig, real: int, workers: int) -> None:
+    """real: shards that are made; all others are stand-ins.  workers: of Ray, 0 to make them in this process."""
+    plan = plan_of(config)
+    images, shards, own = plan.images(config.split), plan.shards(config.split), plan.shard_images(config.split, 0)
+
+    # The first shard, which writes the record too; the stand-ins; then the other shards, and the end of the run.
+    in_fresh_process(generate, replace(config, shard_of=f"0/{shards}"))
+    in_fresh_process(write_stand_ins, config, min(real, shards))
     if workers:
-        with peak_of_others("ray::RayWorker") as peaks:
-            run_lbgen("generate", *ray_flags(config, workers))
+        in_ray(config, workers)
+    else:
+        in_fresh_process(generate, config)
+
+    # The same parts of the end again, one by one.
+    measure("near-duplicates compared, whose scores are there", images, compare, config)
+    measure("card and the other descriptions", images, write_card, config)
+    measure("verify: every image of a shard", own, verify_shards, config, 1)
+    measure("verify: distances of near-duplicates", images, verify_distances, config)
+    measure("verify: descriptions, files of others", images, verify_descriptions, config)
+    measure_command("start of a run with nothing left to do", images, "generate", *flags_of(config))
+    audit = ["audit", config.output, "--semantics", "microworld", "--sample", "0.01", "--permutations", "99"]
+    measure_command(
+        "audit of a sample of 1% of the drawn shards", real * own, *audit, "--output", f"{config.output}-audit"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -219,8 +294,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--categories", type=int, default=21_841)
     parser.add_argument("--images-per-category", type=int, default=650)
     parser.add_argument("--shard-size", type=int, default=10_000)
-    parser.add_argument("--real", type=int, default=32, help="shards that are made with the stub")
-    parser.add_argument("--workers", type=int, default=16, help="workers of Ray; 0 is none of this part")
+    parser.add_argument("--indexed", type=int, default=65, help="images a category of the smaller dataset")
+    parser.add_argument("--real", type=int, default=17, help="shards of it that are made with the stub")
+    parser.add_argument("--workers", type=int, default=16, help="workers of Ray; 0 makes these shards in one process")
     parser.add_argument("--folder", type=Path, help="an empty folder, kept; none is a temporary one")
     arguments = parser.parse_args(argv)
     print(heading())
@@ -239,11 +315,15 @@ def main(argv: list[str] | None = None) -> None:
             format="webdataset",
             batch_size=64,
             steps=1,
+            writers=1,
             guidance_scale=1.0,
             screen=("duplicate",),
             screen_semantics="microworld",
         )
-        rehearse(config, arguments.real, arguments.workers)
+        print(line(TITLES), line(["---"] * len(TITLES)), sep="\n")
+        rehearse_whole(config)
+        indexed = replace(config, output=str(folder / "indexed"), images_per_category=arguments.indexed)
+        rehearse_index(indexed, arguments.real, arguments.workers)
 
 
 if __name__ == "__main__":

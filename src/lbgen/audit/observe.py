@@ -5,8 +5,8 @@ Observations are cached by content in a file of rows of one size, which is appen
 
 import hashlib
 from array import array
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from lbgen.datasets.records import (
     valid_text,
 )
 from lbgen.errors import UserError
+from lbgen.metrics.information import contingency_table
 from lbgen.models.registry import OPEN_CLIP, SEMANTICS, semantics_location
 from lbgen.runs import identity
 from lbgen.runs.console import tracked
@@ -110,6 +111,16 @@ class Observed:
     """Key of each unusable image -> the reason."""
     skipped: Skipped = field(default_factory=Skipped)
     """What was left out as no image of the dataset, by reason."""
+    sample: float = 1.0
+    """Share of the images that was drawn to be measured."""
+    left_out: NDArray[np.int64] | None = None
+    """(C, splits) images that were not drawn, by category and split; None without sampling."""
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(C, splits) images by category and split, those included that were not drawn."""
+        counts = contingency_table(self.label, self.split, len(self.labels), len(self.splits))
+        return counts if self.left_out is None else counts + self.left_out
 
     def column(self, name: str, chosen: NDArray[np.int64] | None = None) -> NDArray:
         """(N, ...) one column of the cache, of all images or of the chosen ones."""
@@ -129,10 +140,33 @@ def cache_identity(semantics: str) -> str:
     return f"version {VERSION}, {model}"
 
 
-def observe(reader: DatasetReader, name: str, workers: Workers, cache: RowCache, batch_size: int) -> Observed:
-    """Observe every image of the dataset; known images are taken from the cache."""
+class Sample(Container[str]):
+    """A random part of a dataset's images, by their keys: the same whatever else the dataset holds."""
+
+    def __init__(self, share: float, seed: int) -> None:
+        self.seed, self.limit = seed, round(share * 2**64)
+
+    def __contains__(self, key: object) -> bool:
+        digest = hashlib.sha256(f"sample\0{self.seed}\0{key}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") < self.limit
+
+
+def observe(
+    reader: DatasetReader,
+    name: str,
+    workers: Workers,
+    cache: RowCache,
+    batch_size: int,
+    sample: float = 1.0,
+    seed: int = 0,
+) -> Observed:
+    """Observe the images of the dataset; known images are taken from the cache.
+
+    sample: the share of them that is drawn at random, by `seed`; the others are counted and not read.
+    """
     known, reading = reader.labels(), _Reading(cache)
-    records = tracked(reader.records(), name, reader.count, "images")
+    wanted = Sample(sample, seed) if sample < 1 else None
+    records = reading.found.drawn(tracked(reader.records(wanted), name, reader.count, "images"))
     waiting: deque[tuple[_Batch, Future[SeenBatch]]] = deque()
     for records_of_batch in _batches(records, batch_size):
         # Have the images observed that are not in the cache and that no worker has.
@@ -145,7 +179,7 @@ def observe(reader: DatasetReader, name: str, workers: Workers, cache: RowCache,
             reading.finish(first, seen.result())
     for batch, seen in waiting:
         reading.finish(batch, seen.result())
-    return reading.found.observed(name, reader, cache, known, reading.broken)
+    return replace(reading.found.observed(name, reader, cache, known, reading.broken), sample=sample)
 
 
 class _Batch(NamedTuple):
@@ -233,6 +267,16 @@ class _Found:
         """Numbers of the category ids and splits, in order of first appearance."""
         self.category, self.split, self.rows = array("q"), array("q"), array("q")
         self.keys: list[str] = []
+        self.left_out: Counter[tuple[str, str]] = Counter()
+        """Category id and split -> images that were not drawn."""
+
+    def drawn(self, records: Iterable[ImageRecord]) -> Iterator[ImageRecord]:
+        """The records without those that were not wanted, which are counted."""
+        for record in records:
+            if record.location is None:
+                yield record
+            else:
+                self.left_out[record.category, record.split] += 1
 
     def add(self, record: ImageRecord, row: int) -> None:
         categories, splits = self.numbers["category"], self.numbers["split"]
@@ -258,4 +302,7 @@ class _Found:
         labels = [Label(id, name_of(id, known)) for id in ids]
         rows = np.array(self.rows)
         folder = valid_text(str(reader.folder))
-        return Observed(name, folder, labels, label, splits, split, self.keys, rows, cache, broken, reader.skipped)
+        observed = Observed(name, folder, labels, label, splits, split, self.keys, rows, cache, broken, reader.skipped)
+        if self.left_out:
+            observed.left_out = np.array([[self.left_out[id, each] for each in splits] for id in ids])
+        return observed

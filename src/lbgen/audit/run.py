@@ -111,7 +111,7 @@ def _audited(
     cache = RowCache(config.folder / "cache", cache_identity(config.semantics), observer.fields())
     with workers_of(config, observer) as workers:
         observed = [
-            observe(reader, name, workers, cache, config.batch_size)
+            observe(reader, name, workers, cache, config.batch_size, config.sample, config.seed)
             for reader, name in zip(readers, names, strict=True)
         ]
 

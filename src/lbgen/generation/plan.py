@@ -37,6 +37,10 @@ class Target:
     categories: tuple[Category, ...]
 
 
+def image_key(category_id: str, index: int) -> str:
+    return f"{category_id}_{index:05d}"
+
+
 @dataclass(frozen=True)
 class PlannedImage:
     category: Category
@@ -51,7 +55,7 @@ class PlannedImage:
 
     @property
     def key(self) -> str:
-        return f"{self.category.id}_{self.index:05d}"
+        return image_key(self.category.id, self.index)
 
     def next_attempt(self) -> PlannedImage:
         return replace(self, attempt=self.attempt + 1)

@@ -164,7 +164,7 @@ def ray_actors(settings: WorkerSettings, count: int | None, address: str | None)
     Ray itself starts an actor again that died, and gives it its batches again.
     """
     ray = import_ray()
-    join_cluster(ray, address)
+    join_cluster(ray, address, count)
     try:
         resources = ray.cluster_resources()
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))

@@ -65,7 +65,7 @@ class RayWorker:
 def ray_actors(config: GenerateConfig, plan: Plan, count: int, recorded: Identity | None) -> Iterator[Engine]:
     """Actors draw the shards, in the cluster at config.ray_address or in one that is started here for this run."""
     ray = import_ray()
-    join_cluster(ray, config.ray_address)
+    join_cluster(ray, config.ray_address, config.workers)
     try:
         if not is_remote(config.output):  # actors run in other folders
             config = replace(config, output=os.path.abspath(config.output))
@@ -114,7 +114,8 @@ class ActorPool:
         """Draw the shards and report each batch; stop when a signal was noted."""
         waiting = deque(shards)
         actors = [self.first, *(self.spawn() for _ in range(min(self.size, len(shards)) - 1))]
-        self.context = replace(context, config=replace(context.config, output=self.config.output))
+        # Once for all shards: with its plan the context of a large vocabulary has megabytes.
+        self.context = self.ray.put(replace(context, config=replace(context.config, output=self.config.output)))
         assignments = [self.assign(actor, waiting.popleft()) for actor in actors]
         while assignments:
             if signals:
