@@ -263,7 +263,7 @@ def rehearse_whole(config: GenerateConfig) -> None:
     measure("growth by an image of each category: its plan and first shard", images, last_shard, grown)
 
 
-def rehearse_index(config: GenerateConfig, real: int, workers: int) -> None:
+def rehearse_index(config: GenerateConfig, real: int, workers: int, sample: float) -> None:
     """real: shards that are made; all others are stand-ins.  workers: of Ray, 0 to make them in this process."""
     plan = plan_of(config)
     images, shards, own = plan.images(config.split), plan.shards(config.split), plan.shard_images(config.split, 0)
@@ -283,7 +283,7 @@ def rehearse_index(config: GenerateConfig, real: int, workers: int) -> None:
     measure("verify: distances of near-duplicates", images, verify_distances, config)
     measure("verify: descriptions, files of others", images, verify_descriptions, config)
     measure_command("start of a run with nothing left to do", images, "generate", *flags_of(config))
-    audit = ["audit", config.output, "--semantics", "microworld", "--sample", "0.01", "--permutations", "99"]
+    audit = ["audit", config.output, "--semantics", "microworld", "--permutations", "99"]
     measure_command(
         "audit of a sample of 1% of the drawn shards", real * own, *audit, "--output", f"{config.output}-audit"
     )
@@ -297,6 +297,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--indexed", type=int, default=65, help="images a category of the smaller dataset")
     parser.add_argument("--real", type=int, default=17, help="shards of it that are made with the stub")
     parser.add_argument("--workers", type=int, default=16, help="workers of Ray; 0 makes these shards in one process")
+    parser.add_argument("--sample", type=float, default=0.01, help="share of the images that is audited")
     parser.add_argument("--folder", type=Path, help="an empty folder, kept; none is a temporary one")
     arguments = parser.parse_args(argv)
     print(heading())
@@ -323,7 +324,7 @@ def main(argv: list[str] | None = None) -> None:
         print(line(TITLES), line(["---"] * len(TITLES)), sep="\n")
         rehearse_whole(config)
         indexed = replace(config, output=str(folder / "indexed"), images_per_category=arguments.indexed)
-        rehearse_index(indexed, arguments.real, arguments.workers)
+        rehearse_index(indexed, arguments.real, arguments.workers, arguments.sample)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from lbgen.audit.workers.observer import NewImage, Observer, SeenBatch, canvas_s
 from lbgen.configuration import extensions
 from lbgen.errors import UserError
 from lbgen.models.loading import device_of
+from lbgen.models.registry import SEMANTICS, semantics_location
 from lbgen.models.semantics import load_semantics
 from lbgen.runs.processes.ray import LOST, import_ray, join_cluster, one_line
 from lbgen.runs.processes.spawned import follow_parent, hidden_main
@@ -54,24 +55,23 @@ class WorkerSettings:
 @contextmanager
 def workers_of(config: AuditConfig, observer: Observer) -> Iterator[Workers]:
     """The workers that a configuration asks for.  observer: of this process."""
-    count = config.workers or max(1, torch.cuda.device_count())
+    known_here_alone = config.semantics in extensions.REGISTERED["semantics"]
+    count = config.workers or (1 if known_here_alone else max(1, torch.cuda.device_count()))
     if config.engine == "local" and count == 1:
         yield this_process(observer)
         return
-    if config.semantics in extensions.REGISTERED["semantics"]:
-        raise UserError(
-            f"{config.semantics} was registered in semantics of this process, and workers are processes of their own; "
-            "install it as an entry point (docs/extend.md), or give --workers 1 and --engine local"
-        )
     decoders = min(DECODERS, max(1, (os.cpu_count() or 1) // count))
-    settings = WorkerSettings(
-        os.path.abspath(config.semantics) if os.path.exists(config.semantics) else config.semantics,
-        torch.get_num_threads(),
-        decoders,
-    )
+    settings = WorkerSettings(with_absolute_path(config.semantics), torch.get_num_threads(), decoders)
     ray = config.engine == "ray"
     with ray_actors(settings, config.workers, config.ray_address) if ray else processes(settings, count) as workers:
         yield workers
+
+
+def with_absolute_path(semantics: str) -> str:
+    """The same language space for workers that run in other folders."""
+    place = semantics_location(semantics)
+    is_path = semantics not in SEMANTICS and os.path.exists(place)
+    return semantics.removesuffix(place) + os.path.abspath(place) if is_path else semantics
 
 
 # ---- this process ----
