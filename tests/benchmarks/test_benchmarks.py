@@ -34,6 +34,7 @@ SMALLEST = {
     "audit/image_flags.py": ("--sides 64", "\n| scikit-learn, 24 | 64 | 0%, "),
     "audit/memory.py": ("--images 48", "48 images: "),
     "audit/near_duplicates.py": ("--pictures 4", "\n| sparse | today | "),
+    "audit/workers.py": ("--images 8 --workers 1", "\n| 1 | "),
     "independence/gradient_norms.py": (f"--updates 1 --independence-bank 16 {TINY_RUN}", "| independence | "),
     "independence/memory_length.py": ("--categories 2 --memories 8 --images 4 --updates 2", "| after 2 updates | "),
     "independence/residual_content.py": ("--fitted 48 --tested 24 --images 48", "| scene, linked / free | "),
