@@ -52,6 +52,7 @@ def made_up(name: str, categories: int, attributes: int, names: list[str] | None
     observed = SimpleNamespace(
         name=name, folder="/x", labels=[Label(str(i), title) for i, title in enumerate(titles)], label=label, keys=keys,
         broken={"train/bad.png": "cannot be decoded"}, splits=["train"], split=label * 0, skipped=Skipped(),
+        sample=1.0, sizes=np.bincount(label, minlength=categories)[:, None],
         column=lambda column, chosen=None: COLUMNS[column](len(label if chosen is None else chosen)),
     )  # fmt: skip
     observed.skipped.add("not an image that is read (.txt)", "train/notes.txt")
@@ -321,3 +322,14 @@ def test_what_a_row_measures_is_said_beside_it(opened):
     assert explained.is_hidden()
     row.locator("button").click()
     assert explained.is_visible() and "outermost sixteenth" in explained.inner_text()
+
+
+def test_a_sample_is_said_with_what_it_cannot_tell():
+    """Sizes are those of all images; the first note names the figures that a sample bounds from below."""
+    m = made_up("drawn", 3, 1)
+    m.observed.sample, m.observed.sizes = 0.25, 4 * m.observed.sizes
+    content = dataset_figures(m)
+    assert (content["images"], content["sampled_from"]) == (12, 48)
+    assert content["category_images"] == {"0": 16, "1": 16, "2": 16} and content["splits"] == {"train": 48}
+    assert content["notes"][0].startswith("Measured on a random 0.25 of the images")
+    assert "lower bounds" in content["notes"][0]
