@@ -34,6 +34,7 @@ SMALLEST = {
     "audit/image_flags.py": ("--sides 64", "\n| scikit-learn, 24 | 64 | 0%, "),
     "audit/memory.py": ("--images 48", "48 images: "),
     "audit/near_duplicates.py": ("--pictures 4", "\n| sparse | today | "),
+    "audit/workers.py": ("--images 8 --workers 1", "\n| 1 | "),
     "independence/gradient_norms.py": (f"--updates 1 --independence-bank 16 {TINY_RUN}", "| independence | "),
     "independence/memory_length.py": ("--categories 2 --memories 8 --images 4 --updates 2", "| after 2 updates | "),
     "independence/residual_content.py": ("--fitted 48 --tested 24 --images 48", "| scene, linked / free | "),
@@ -56,6 +57,10 @@ SMALLEST = {
         "| both together | ",
     ),
     "speed/flops.py": ("", "| fast-dpm and fast-deepcache | "),
+    "speed/fourteen_million.py": (
+        "--categories 20 --images-per-category 5 --indexed 4 --shard-size 40 --real 2 --workers 0 --sample 0.5",
+        "| audit of 50% of the shards that were made | 80 | ",
+    ),
     "speed/generate.py": (
         "--vocabulary {names} --batch-size 2 --batch-sizes 1 --formats 1 --steps 1 --repeats 1",
         "| webdataset, webp | 2 | ",
