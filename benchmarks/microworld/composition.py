@@ -1,6 +1,6 @@
 """Whether a generator draws two categories that one prompt names: `python benchmarks/microworld/composition.py`.
 
-The micro world's judge is trained on to name all categories in pictures with one object or two, in full size or
+The micro world's judge gets a head that names all categories in pictures with one object or two, in full size or
 smaller. It then says which of them generated images show, for pairs of categories. Rows: a prompt with one name,
 prompts with both, and two ways that need a network call for each name: the sum of what both names change (arXiv
 2206.01714), and each name's prediction in its half of the image (arXiv 2302.08113).
@@ -31,7 +31,7 @@ from lbgen.models.generator import Generator, load_generator
 from lbgen.models.noise import stacked_noise
 
 LEAST_SHARE = 0.03
-"""Of a picture's pixels that a category has to have to be shown; below it another object covers it."""
+"""Of a picture's pixels: with fewer, covered by the other object, a category does not count as shown."""
 BATCH, EPOCHS = 64, 10
 GENERATORS = {"microworld": ("ddim", 2.0), "microworld-flow": ("native", 2.5)}
 """Name -> scheduler, and guidance as classifier-free guidance counts it."""
