@@ -39,6 +39,7 @@ SMALLEST = {
     "independence/memory_length.py": ("--categories 2 --memories 8 --images 4 --updates 2", "| after 2 updates | "),
     "independence/residual_content.py": ("--fitted 48 --tested 24 --images 48", "| scene, linked / free | "),
     "independence/step_cost.py": ("--categories 2 --banks 16 --side 8 --repeats 1", "| 2 | 16 | "),
+    "microworld/composition.py": ("--pictures 64 --tested 8 --images 2 --steps 1", "\n| A left, B right | "),
     "microworld/localization.py": (
         "--updates 1 --images 12 --steps 1 --repeats 1",
         "| and the last | second half | yes | ",
