@@ -186,9 +186,9 @@ def test_sweep_makes_a_row_and_its_table(tmp_path, monkeypatch, capsys):
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
 
 
-def test_what_a_gpu_will_run_is_rehearsed(tmp_path):
+def test_what_a_gpu_will_run_is_rehearsed(tmp_path, warm_python):
     """All parts of benchmarks/gpu.sh, as it calls them, on a CPU."""
-    environment = os.environ | {"PYTHON": sys.executable}
+    environment = os.environ | {"PYTHON": warm_python}
     finished = subprocess.run(
         [ROOT / "benchmarks/gpu.sh", "--rehearse", tmp_path / "out"], env=environment, capture_output=True, text=True
     )
