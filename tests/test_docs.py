@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import redirect_stdout, suppress
@@ -124,11 +125,12 @@ def test_the_tree_of_the_architecture_page_is_the_packages():
 @pytest.fixture(scope="module")
 def flags():
     """Every flag of lbgen and of its verbs, as the helps say."""
-    found = set()
+    found, before = set(), signal.getsignal(signal.SIGTERM)
     for verb in ([], *([name] for name in VERBS)):
         with redirect_stdout(StringIO()) as shown, suppress(SystemExit):
             main([*verb, "--help"])
         found |= set(re.findall(r"--[a-z][a-z0-9-]+", shown.getvalue()))
+    signal.signal(signal.SIGTERM, before)
     return found
 
 

@@ -119,7 +119,7 @@ def test_script_runs_at_its_smallest_size(script, tmp_path, monkeypatch, capfd):
 
 
 def test_the_audits_power_is_printed(monkeypatch, capfd):
-    run("audit/floors.py", ["--power", "2", "--images", "96", "--of", "photographs"], monkeypatch)
+    run("audit/floors.py", ["--power", "2", "--images", "48", "--of", "photographs"], monkeypatch)
     assert "\n| 90% linked | against the same objects, 2 | " in capfd.readouterr().out
 
 
