@@ -41,8 +41,10 @@ from benchmarks.microworld.localization import STORED, from_renders, planned_ima
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.findings.significance import differences, differences_together, probe_tests
 from lbgen.audit.measures import CHANCE_FLOOR, PROBES, Measured, measure
-from lbgen.audit.observe import Observer, RowCache, canvas_side, observe
+from lbgen.audit.observe import RowCache, observe
 from lbgen.audit.probes import probe
+from lbgen.audit.workers.observer import Observer, canvas_side
+from lbgen.audit.workers.pool import this_process
 from lbgen.datasets.open import open_dataset
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.workers.loading import load_prepared_generator
@@ -114,7 +116,9 @@ def audited(
             for kind, masks in kinds.items():
                 if masks is not None:
                     write(masks, categories, folder / "set/masks")
-                observed = observe(open_dataset(folder / "set"), "set", observer, cache, config.batch_size)
+                observed = observe(
+                    open_dataset(folder / "set"), "set", this_process(observer), cache, config.batch_size
+                )
                 found[kind] = found_in(measure(observed, space, attributes, config, 40, lambda step: None))
         yield found
 
@@ -157,7 +161,9 @@ def print_power(sets: int, images: int, link: float, draw: Callable[..., Planted
         with TemporaryDirectory() as name:
             folder = write_planted(planted if masks else planted._replace(masks=None), Path(name) / "set")
             cache = RowCache(Path(name) / "cache", "microworld", observer.fields())
-            observed = observe(open_dataset(folder), f"{number} {seed}", observer, cache, config.batch_size)
+            observed = observe(
+                open_dataset(folder), f"{number} {seed}", this_process(observer), cache, config.batch_size
+            )
             return measure(observed, space, attributes, config, 40, lambda step: None)
 
     each = [[measured(seed, *set_) for set_ in enumerate((0.5, 0.5, link))] for seed in tqdm(range(sets), disable=None)]

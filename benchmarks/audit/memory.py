@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = flags_parser(__doc__)
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 30_000, 100_000])
     parser.add_argument("--semantics", help="a language space in place of the miniature")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1], help="processes that observe, in turn")
     arguments = parser.parse_args(argv)
     print(heading())
     with TemporaryDirectory() as folder:
@@ -69,9 +70,12 @@ def main(argv: list[str] | None = None) -> None:
         for images in sorted(arguments.images):
             write_shards(Path(folder) / "data", written, images)
             written = images
-            flags = ["--semantics", semantics, "--output", f"{folder}/out-{images}"]
-            seconds, peak = run_lbgen("audit", f"{folder}/data", *flags)
-            print(f"{images} images: {peak / 1e6:.0f} MB, {images / seconds:.0f} images/s", flush=True)
+            for workers in arguments.workers:
+                output = f"{folder}/out-{images}-{workers}"
+                flags = ["--semantics", semantics, "--output", output, "--workers", str(workers)]
+                seconds, peak = run_lbgen("audit", f"{folder}/data", *flags)
+                beside = f", {workers} workers" if len(arguments.workers) > 1 else ""
+                print(f"{images} images{beside}: {peak / 1e6:.0f} MB, {images / seconds:.0f} images/s", flush=True)
 
 
 if __name__ == "__main__":

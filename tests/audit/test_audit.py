@@ -17,7 +17,7 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, ResNetCon
 import lbgen
 from lbgen.audit.comparison import VisionModel
 from lbgen.audit.config import AuditConfig
-from lbgen.audit.observe import Observer
+from lbgen.audit.workers.observer import Observer
 from lbgen.cli import main
 from lbgen.errors import UserError
 from lbgen.metrics.information import contingency_table, cramers_v

@@ -16,8 +16,10 @@ from PIL import Image
 from lbgen.audit import views
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.measures import CHANCE_FLOOR, OBJECT_HIDDEN, Measured, measure
-from lbgen.audit.observe import Observer, RowCache, canvas_side, observe
+from lbgen.audit.observe import RowCache, observe
 from lbgen.audit.probes import probe, without_square_position
+from lbgen.audit.workers.observer import Observer, canvas_side
+from lbgen.audit.workers.pool import this_process
 from lbgen.datasets.open import open_dataset
 from lbgen.metrics.intervals import Estimate, difference_p_value
 from lbgen.microworld.world import CATEGORIES
@@ -62,7 +64,7 @@ def measured(folder: Path) -> dict[str, Measured]:
     result = {}
     for path in sorted(folder.iterdir()):
         if (path / "train").is_dir():
-            observed = observe(open_dataset(path), path.name, observer, cache, batch_size=64)
+            observed = observe(open_dataset(path), path.name, this_process(observer), cache, batch_size=64)
             result[path.name] = measure(observed, space, attributes, config, 30, lambda step: None)
     return result
 

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from lbgen.audit import views
-from lbgen.audit.observe import Observer, RowCache, canvas_side
+from lbgen.audit.observe import RowCache
+from lbgen.audit.workers.observer import Observer, canvas_side
 from lbgen.datasets import decode
 from lbgen.models.semantics import load_semantics
 from lbgen.runs.identity import model_identity

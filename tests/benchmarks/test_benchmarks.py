@@ -55,6 +55,10 @@ SMALLEST = {
         "| both together | ",
     ),
     "speed/flops.py": ("", "| fast-dpm and fast-deepcache | "),
+    "speed/fourteen_million.py": (
+        "--categories 20 --images-per-category 5 --indexed 4 --shard-size 40 --real 2 --workers 0 --sample 0.5",
+        "| audit of 50% of the shards that were made | 80 | ",
+    ),
     "speed/generate.py": (
         "--vocabulary {names} --batch-size 2 --batch-sizes 1 --formats 1 --steps 1 --repeats 1",
         "| webdataset, webp | 2 | ",

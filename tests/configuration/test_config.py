@@ -23,6 +23,7 @@ from lbgen.configuration.saved import ensure_same, load, plain, save
 from lbgen.configuration.values import convert
 from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
+from lbgen.evaluation.transfer.config import TransferConfig
 from lbgen.generation.config import RUNNING, GenerateConfig, VerifyConfig
 from lbgen.microworld.config import ExportConfig
 from lbgen.pretraining.config import PretrainConfig
@@ -328,9 +329,9 @@ def test_wrong_flags_are_refused_by_flag():
 
 @pytest.mark.parametrize("name", built_in_recipes())
 def test_built_in_recipes_are_of_the_verb_that_their_name_says(name):
-    others = dict.fromkeys(("resnet50", "vit-s", "micro", "micro-vit"), PretrainConfig) | {
-        "reproduction": ReproduceConfig
-    }
+    others = dict.fromkeys(("resnet50", "vit-s", "micro", "micro-vit"), PretrainConfig)
+    others |= dict.fromkeys(("micro-detection", "micro-segmentation"), TransferConfig)
+    others |= {"reproduction": ReproduceConfig}
     config = GenerateConfig if name.startswith(("fast-", "diverse-")) else others.get(name, AlignConfig)
     assert (resolve(config, name, {}) == config()) == (name == "reproduction")  # which writes the defaults down
     assert recipe_path(name).name == f"{name}.yaml"

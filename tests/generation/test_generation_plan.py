@@ -101,6 +101,28 @@ def test_order_is_the_same_on_every_machine():
     assert all_images(plan) == shards
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 5), st.integers(1, 70), st.integers(1, 12), st.integers(1, 40), st.integers(1, 30))
+def test_a_shard_is_a_part_of_the_whole_order(seed, old, more, images, size):
+    """Against all images in one sort, for shards far smaller and larger than the number of categories, and growth."""
+    ids = [f"c{number}" for number in range(old + more)]
+    categories = tuple(Category(id, f"name of {id}", "a test") for id in ids)
+    first = Target("train", 3, categories[: max(2, old)])
+    wanted = Target("train", 3 + images, categories)
+    plan = Plan((first, wanted), seed, size)
+    starts = {id: 3 if number < max(2, old) else 0 for number, id in enumerate(ids)}
+
+    def place(image: tuple[str, int]) -> float:
+        id, index = image
+        key = int.from_bytes(hashlib.sha256(f"order\0{seed}\0train\0{id}".encode()).digest()[:8], "little")
+        uniform = np.floor(split_mix(key, index) * 2.0**53) / 2.0**53
+        return (index - starts[id] + uniform) / (3 + images - starts[id])
+
+    whole = sorted(((id, index) for id in ids for index in range(starts[id], 3 + images)), key=place)
+    parts = [whole[at : at + size] for at in range(0, len(whole), size)]
+    assert all_images(plan)[-len(parts) :] == parts
+
+
 def test_seeds_and_splits_order_differently():
     plans = [
         Plan((target("abcdefgh", 8, split),), seed, 64) for seed, split in ((0, "train"), (1, "train"), (0, "val"))

@@ -1,10 +1,12 @@
 """Test renders, each against what the renderer says is true of it."""
 
 import numpy as np
+from PIL import Image
 
 from lbgen.microworld.scenes import BIASED, home_values, render
 from lbgen.microworld.world import CATEGORIES, FACTORS
 from lbgen.reproduction import held_out
+from lbgen.reproduction.dense.renders import write_renders
 
 EVERY = np.arange(4800) % len(CATEGORIES)
 ONE = np.full(400, 7)
@@ -66,3 +68,34 @@ def test_unseen_categories_have_three_splits_without_a_common_image(tmp_path):
     assert len(names) >= 8 and not names & set(CATEGORIES)
     content = [path.read_bytes() for found in files.values() for path in found]
     assert len(set(content)) == len(content)
+
+
+def test_boxes_and_masks_are_those_of_the_renderer(tmp_path):
+    """Read by pycocotools, and as pixels; every image of train and test is another one."""
+    from pycocotools.coco import COCO
+
+    for method in ("detection", "segmentation"):
+        write_renders(method, tmp_path / method, 48)
+    pictures = [path.read_bytes() for path in (tmp_path / "detection").glob("*/*.png")]
+    assert len(pictures) == len(set(pictures)) == 72
+    for number, (split, ade) in enumerate((("train", "training"), ("val", "validation"))):
+        drawn = render(EVERY[: 48 >> number], held_out.SEED + 50 + number, held_out.PHOTOS)
+        index = COCO(tmp_path / f"detection/annotations/instances_{split}2017.json")
+        assert [each["name"] for each in index.dataset["categories"]] == list(CATEGORIES)
+        assert len(index.dataset["images"]) == len(drawn.images)
+        for image, pixels, mask, category in zip(
+            index.dataset["images"], drawn.images, drawn.masks, drawn.categories, strict=True
+        ):
+            place = tmp_path / f"detection/{split}2017" / image["file_name"]
+            assert np.array_equal(Image.open(place), pixels)
+            (instance,) = index.imgToAnns[image["id"]]
+            assert np.array_equal(index.annToMask(instance), mask) and instance["category_id"] == category + 1
+            x, y, width, height = instance["bbox"]
+            inside = np.zeros_like(mask)
+            inside[y : y + height, x : x + width] = True
+            assert not mask[~inside].any() and mask[:, [x, x + width - 1]].any(0).all()
+            assert mask[[y, y + height - 1]].any(1).all() and instance["area"] == mask.sum()
+        labels = np.stack(
+            [Image.open(path) for path in sorted((tmp_path / f"segmentation/annotations/{ade}").iterdir())]
+        )
+        assert np.array_equal(labels, np.where(drawn.masks, drawn.categories[:, None, None] + 1, 13))

@@ -1,9 +1,11 @@
 """The whole reproduction at its smallest size, and how it goes on."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from lbgen.reproduction.figures import LEANING, WORTH
 from lbgen.reproduction.making import align_config, generate_config, pretrain_config
 from lbgen.reproduction.measuring import answers
 from lbgen.reproduction.sets import SETS
-from lbgen.reproduction.units import Unit, all_units, marker, needs
+from lbgen.reproduction.units import DENSE, Unit, all_units, marker, needs
 
 SHORT = {"base": "independent", "independence_bank": 24, "batch_size": 4, "steps": 2, "differentiated_steps": 1}
 
@@ -36,7 +38,7 @@ def small(folder: Path, **changes) -> ReproduceConfig:
     given = {
         "output": folder / "out", "seeds": 1, "sets": ("biased-renders", "independence"), "architectures": ("resnet",),
         "images_per_category": 2, "independence_recipe": str(recipe), "max_steps": 1, "epochs": 1, "test_images": 12,
-        "unseen_images": 5, "shots": ("1",), "draws": 1, "datasets": (), "workers": 1,
+        "unseen_images": 5, "shots": ("1",), "draws": 1, "datasets": (), "dense": (), "workers": 1,
     }  # fmt: skip
     return ReproduceConfig(**{**given, **changes})
 
@@ -118,6 +120,63 @@ def test_killed_with_its_workers_it_goes_on_and_finds_the_same(made, tmp_path):
     assert rows_of(lbgen.reproduce(config)) == rows_of(result)[:1]
 
 
+def with_dense(made: ReproduceConfig, folder: Path) -> ReproduceConfig:
+    """A copy, to be gone on with: an epoch of detection and segmentation on all of eight images and on half of them."""
+    shutil.copytree(made.folder, folder / "out")
+    recipes = {f"{method}_recipe": folder / f"short-{method}.yaml" for method in DENSE}
+    for recipe in recipes.values():
+        quick = {"epochs": 1, "batch_size": 4, "image_size": 32, "learning_rates": [1e-3], "fraction": [1.0, 0.5]}
+        recipe.write_text(yaml.safe_dump(quick))
+    asked = {field: str(recipe) for field, recipe in recipes.items()}
+    return replace(made, output=str(folder / "out"), dense=DENSE, dense_images=8, **asked)
+
+
+DENSE_VALUES = {"detection_ap", "detection_ap_50%", "segmentation_miou", "segmentation_miou_50%"}
+
+
+def test_a_finished_one_of_an_earlier_version_gets_detection_and_segmentation_alone(made, tmp_path, capsys):
+    """Its config.yaml has none of their fields, its page no place of their own."""
+    _, config, result = made
+    now = with_dense(config, tmp_path)
+    record = tmp_path / "out/config.yaml"
+    earlier = yaml.safe_load(record.read_text())
+    added = {"dense", "dense_images", "detection_recipe", "segmentation_recipe"}
+    record.write_text(yaml.safe_dump({name: value for name, value in earlier.items() if name not in added}))
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/done").iterdir()}
+    capsys.readouterr()
+    rows = rows_of(lbgen.reproduce(now))
+
+    # Only what was not there is made.
+    assert "12 units, 6 of them done" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    new = {path.stem for path in (tmp_path / "out/done").iterdir() if path not in kept}
+    backbones = [f"{method}-0-{name}-resnet" for method in DENSE for name in now.sets]
+    assert new == {"renders-0-detection", "renders-0-segmentation", *backbones}
+
+    # The rows have the values of lbgen transfer besides those that they had.
+    for row, before in zip(rows, rows_of(result), strict=True):
+        values = {name: row["values"].pop(name) for name in DENSE_VALUES}
+        assert row == before
+        for method, key in (("detection", "detection_ap"), ("segmentation", "segmentation_miou")):
+            folder = tmp_path / f"out/seeds/0/transfer/{row['set']}-resnet/{method}"
+            stored = json.loads((folder / "transfer.json").read_text())["backbones"][f"{row['set']}-resnet"][method]
+            assert (values[key], values[f"{key}_50%"]) == (stored[method]["value"], stored[f"{method}-50%"]["value"])
+    page = (tmp_path / "out/reproduction.md").read_text()
+    assert "| ResNet | seeds | detection | detection, 50% | segmentation | segmentation, 50% |" in page
+    assert "mean IoU, Semantic FPN fine-tuned on 50% of the training renders" in page
+
+    # From now on their settings are those of the folder.
+    with pytest.raises(UserError, match="made with dense_images 8, this run asks for 12"):
+        lbgen.reproduce(replace(now, dense_images=12))
+
+
+def test_without_the_packages_the_rest_is_made_and_named(made, tmp_path, monkeypatch, capsys):
+    _, config, result = made
+    monkeypatch.setattr("lbgen.reproduction.dense.measuring.find_spec", lambda package: None)
+    assert rows_of(lbgen.reproduce(with_dense(tmp_path))) == rows_of(result)
+    assert "detection is left out: it needs pycocotools; pip install 'lbgen[dense]'" in capsys.readouterr().err
+
+
 def wait_until(happened, seconds=300):
     end = time.monotonic() + seconds
     while not happened():
@@ -127,7 +186,7 @@ def wait_until(happened, seconds=300):
 
 def test_every_unit_comes_after_those_that_it_needs_and_adapters_are_shared():
     units = all_units(ReproduceConfig(seeds=2))
-    assert len(units) == len(set(units)) == 1 + 2 * (3 + 10 + 20)
+    assert len(units) == len(set(units)) == 3 + 2 * (3 + 10 + 3 * 20)
     assert all(units.index(need) < units.index(unit) for unit in units for need in needs(unit))
     shared = [unit.name for unit in units if Unit("align", 1, "independence") in needs(unit)]
     assert shared == ["independence", "independence-diverse-prompts", "independence-screened"]

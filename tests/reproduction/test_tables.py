@@ -6,7 +6,7 @@ import pytest
 
 from lbgen.reproduction import page, tables
 from lbgen.reproduction.config import ReproduceConfig
-from lbgen.reproduction.figures import LEANING, WORTH, probed
+from lbgen.reproduction.figures import LEANING, WORTH, dense, probed
 from lbgen.reproduction.units import Row
 
 
@@ -86,6 +86,20 @@ def test_the_probes_figures_follow_from_the_rows(rows):
         ("unseen categories, 5 shots", "linear probe on unseen categories, from 5 images of each"),
         ("digits", "linear probe on digits, from all training images"),
     ]
+
+
+def test_figures_of_detection_and_segmentation_follow_from_the_rows(rows):
+    """From all renders before shares of them; a backbone that has none of the values has an empty cell."""
+    shares = {"segmentation_miou_5%": 0.1, "segmentation_miou": 0.3, "segmentation_miou_20%": 0.2, "detection_ap": 0.25}
+    more = [*rows, row("paper", 0, 0.5, **shares)]
+    found = dense(more)
+    assert [figure.title for figure in found] == [
+        "detection", "segmentation", "segmentation, 20%", "segmentation, 5%"
+    ]  # fmt: skip
+    assert found[2].how == "mean IoU, Semantic FPN fine-tuned on 20% of the training renders"
+    assert probed(more) == probed(rows) and dense(rows) == []
+    lines = tables.means(more, "resnet", found).splitlines()
+    assert "| base | 4 |  |  |  |  |" in lines and "| paper | 1 | 25.0 | 30.0 | 20.0 | 10.0 |" in lines
 
 
 def test_text_outside_the_marks_stays(rows, tmp_path):

@@ -1,9 +1,9 @@
 """The settings of an audit, and what it writes."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from lbgen.configuration.ranges import Count, Place, Range, Seed
+from lbgen.configuration.ranges import Count, Place, Range, Seed, require
 from lbgen.configuration.recipes import TakesRecipes
 from lbgen.configuration.settings import Output
 from lbgen.configuration.values import PathOrText
@@ -43,5 +43,19 @@ class AuditConfig(Output, TakesRecipes):
     1 / (this + 1)."""
     batch_size: Count = 64
     """Images that the model reads at once."""
+    sample: Annotated[float, Range(lambda x: 0 < x <= 1, "give more than 0 and at most 1")] = 1.0
+    """Share of each dataset's images that is measured, drawn at random: above 0, up to 1. The sizes of categories and
+    splits are still those of all images."""
+    engine: Literal["local", "ray"] = "local"
+    """What runs the workers: this machine, or a Ray cluster."""
+    workers: Count | None = None
+    """Processes that decode images and run the model; none is one per GPU, or this process alone where there are fewer
+    than two. The figures do not depend on it."""
+    ray_address: str | None = None
+    """Address of the Ray cluster to join; none starts Ray on this machine."""
     seed: Seed = 0
     """Seed of all randomness: which images the probes see, folds, shuffles, bootstrap."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "ray_address", self.ray_address is None or self.engine == "ray", "add --engine ray")

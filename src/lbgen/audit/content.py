@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lbgen.audit.observe import LABEL_TEMPLATE, Observed
+from lbgen.audit.observe import Observed
+from lbgen.audit.workers.observer import LABEL_TEMPLATE
 from lbgen.metrics import zero_shot
 from lbgen.metrics.diversity import vendi_scores
 from lbgen.metrics.intervals import FEW_RESAMPLES, UNKNOWN, Estimate, normal_interval

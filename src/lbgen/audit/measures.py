@@ -168,7 +168,7 @@ def _image_figures(observed: Observed, ranks: LabelRanks, quality: NDArray, seed
         "quality": mean(quality, label, seed, (1, 5)),
         "edge_density": mean(observed.column("edge_density"), label, seed, (0, 1)),
         "colour_entropy": mean(observed.column("colour_entropy"), label, seed, (0, 9)),
-        "balance": _balance(label, seed),
+        "balance": _balance(observed.sizes.sum(axis=1), seed),
     }
 
 
@@ -212,18 +212,17 @@ def spread_sample(label: NDArray[np.int64], most: int, seed: int) -> NDArray[np.
     """At most `most` random images, one per category in turn until a category has no more."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(label))
-    sorted_label = label[order]
+    by_category = np.argsort(label[order], kind="stable")
+    sizes = np.bincount(label)
     turn = np.empty(len(label), np.int64)
-    for category in np.unique(label):
-        rows = np.flatnonzero(sorted_label == category)
-        turn[rows] = np.arange(len(rows))
+    turn[by_category] = np.arange(len(label)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return np.sort(order[np.argsort(turn, kind="stable")[:most]])
 
 
-def _balance(label: NDArray[np.int64], seed: int) -> Estimate:
-    """Evenness of the category sizes; the whole set is resampled, because stratified resamples keep the sizes."""
-    rng, counts = np.random.default_rng(seed), np.bincount(label)
-    resampled = [evenness(row) for row in rng.multinomial(len(label), counts / len(label), FEW_RESAMPLES)]
+def _balance(counts: NDArray[np.int64], seed: int) -> Estimate:
+    """Evenness of the category sizes (C,); the whole set is resampled, because stratified resamples keep the sizes."""
+    rng, images = np.random.default_rng(seed), counts.sum()
+    resampled = [evenness(row) for row in rng.multinomial(images, counts / images, FEW_RESAMPLES)]
     return normal_interval(evenness(counts), np.array(resampled), (0, 1))
 
 

@@ -4,21 +4,19 @@ Observations are cached by content in a file of rows of one size, which is appen
 """
 
 import hashlib
-import os
 from array import array
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Container, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from lbgen.audit import views
-from lbgen.audit.views import Decoded
+from lbgen.audit.workers.observer import DIGEST, NewImage, SeenBatch
+from lbgen.audit.workers.pool import Workers
 from lbgen.configuration.extensions import origin
 from lbgen.datasets.records import (
     DatasetReader,
@@ -30,22 +28,19 @@ from lbgen.datasets.records import (
     valid_text,
 )
 from lbgen.errors import UserError
-from lbgen.metrics.near_duplicates import GRID, small_picture
-from lbgen.metrics.pixels import brightness, colour_entropy, edge_density, sharpness
+from lbgen.metrics.information import contingency_table
 from lbgen.models.registry import OPEN_CLIP, SEMANTICS, semantics_location
-from lbgen.models.semantics import SemanticSpace
 from lbgen.runs import identity
 from lbgen.runs.console import tracked
 
 VERSION = 5
 """Of the cached columns. A run with another number starts a new cache."""
-LABEL_TEMPLATE = "photo of {name}"
 ROWS_AT_ONCE = 4096
 """Rows of the cache that are read at a time."""
 BATCH_BYTES = 2**28
 """Of image files in memory at a time."""
-DIGEST = 32
-"""Bytes of a cache key, a sha256."""
+AHEAD_BYTES = 2**30
+"""Of image files that workers have or will get."""
 
 
 class RowCache:
@@ -116,6 +111,16 @@ class Observed:
     """Key of each unusable image -> the reason."""
     skipped: Skipped = field(default_factory=Skipped)
     """What was left out as no image of the dataset, by reason."""
+    sample: float = 1.0
+    """Share of the images that was drawn to be measured."""
+    left_out: NDArray[np.int64] | None = None
+    """(C, splits) images that were not drawn, by category and split; None without sampling."""
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(C, splits) images by category and split, those included that were not drawn."""
+        counts = contingency_table(self.label, self.split, len(self.labels), len(self.splits))
+        return counts if self.left_out is None else counts + self.left_out
 
     def column(self, name: str, chosen: NDArray[np.int64] | None = None) -> NDArray:
         """(N, ...) one column of the cache, of all images or of the chosen ones."""
@@ -127,93 +132,6 @@ class Observed:
             yield self.cache.read(name, self.rows[start : start + ROWS_AT_ONCE])
 
 
-class Observer:
-    """Computes the cached columns of images with a semantic space."""
-
-    def __init__(self, space: SemanticSpace, side: int) -> None:
-        self.space, self.side = space, side
-        self.inner = views.inside_border(side)
-        self.texts: dict[str, Tensor] = {}
-        """Category name -> text feature (D,)."""
-
-    def fields(self) -> list[tuple[str, type, tuple[int, ...]]]:
-        pixels = 3 * max(2, round(self.side * views.THUMBNAIL_SHARE)) ** 2
-        half, byte, single = np.float16, np.uint8, np.float32
-        seen = ("image", "background", "border", "shuffled", "shuffled_outside")
-        return [
-            *((name, half, (self.space.dimension,)) for name in seen),
-            *((name, byte, (pixels,)) for name in ("thumbnail", "thumbnail_outside")),
-            *((name, half, (views.HISTOGRAM_LEVELS**3,)) for name in ("histogram", "histogram_outside")),
-            *((name, half, (views.EDGES,)) for name in ("edges", "edges_outside")),
-            ("picture", byte, (3 * GRID**2,)),
-            ("content", byte, (DIGEST,)),
-            ("facts", single, (len(views.FACTS),)),
-            ("place", single, (4,)),
-            ("hue", byte, ()),
-            ("mask_given", byte, ()),
-            ("edge_density", single, ()),
-            ("colour_entropy", single, ()),
-            ("brightness", single, ()),
-            ("sharpness", single, ()),
-        ]
-
-    @torch.no_grad()
-    def columns(self, images: list[Decoded], names: list[str], seeds: list[int]) -> dict[str, NDArray]:
-        """All columns of a batch of B images.  names: of their categories; seeds: of their patch shuffles."""
-        canvas = torch.stack([image.canvas for image in images]).float() / 255  # (B, 3, S, S)
-
-        # Hide the object; what is shown around it, and the shuffled patches, are views of their own.
-        hidden = self.hidden(images, canvas, names)  # (B, S, S)
-        objects = torch.stack([hidden[i] if image.mask is None else image.mask for i, image in enumerate(images)])
-        surroundings, embed = views.outside(canvas, hidden), self.space.embed_images
-        shuffled, shuffled_outside = (views.patch_shuffle(shown, seeds) for shown in (canvas, surroundings))
-        columns = {
-            "image": embed(canvas),
-            "background": embed(surroundings),
-            "border": embed(views.outside(canvas, self.inner | hidden)),
-            "shuffled": embed(shuffled),
-            "shuffled_outside": embed(shuffled_outside),
-            "thumbnail": (views.thumbnail(canvas) * 255).round(),
-            "thumbnail_outside": (views.thumbnail(surroundings) * 255).round(),
-            "histogram": views.colour_histogram(canvas),
-            "histogram_outside": views.colour_histogram(surroundings),
-            "edges": views.edge_histogram(shuffled),
-            "edges_outside": views.edge_histogram(shuffled_outside),
-            "picture": (small_picture(canvas) * 255).round(),
-            "facts": torch.stack([image.facts for image in images]),
-            "place": views.square_edges(hidden),
-            "hue": views.dominant_hue(canvas, objects),
-            "mask_given": torch.tensor([image.mask is not None for image in images]),
-            "edge_density": edge_density(canvas),
-            "colour_entropy": colour_entropy(canvas),
-            "brightness": brightness(canvas),
-            "sharpness": sharpness(canvas),
-        }
-        return {name: values.cpu().numpy() for name, values in columns.items()}
-
-    def hidden(self, images: list[Decoded], canvas: Tensor, names: list[str]) -> Tensor:
-        """(B, S, S) bool: the square that hides the object, from its mask or from the patches' relevance."""
-        texts = torch.stack([self._text(name) for name in names])
-        found = views.patch_relevance(self.space, canvas, texts)
-        if found is None:
-            found = views.central_relevance(len(images))
-        hidden = views.square_of_relevance(found.cpu(), self.side)
-        for row, image in enumerate(images):
-            if image.mask is not None:
-                hidden[row] = views.square_of_mask(image.mask[None])[0]
-        return hidden
-
-    def _text(self, name: str) -> Tensor:
-        if name not in self.texts:
-            self.texts[name] = self.space.embed_texts([LABEL_TEMPLATE.replace("{name}", name)])[0]
-        return self.texts[name]
-
-
-def canvas_side(space: SemanticSpace) -> int:
-    """Side in pixels of the model's input."""
-    return space.image_side
-
-
 def cache_identity(semantics: str) -> str:
     """Everything besides the image that the rows depend on."""
     extension = origin("semantics", semantics, SEMANTICS)
@@ -222,29 +140,100 @@ def cache_identity(semantics: str) -> str:
     return f"version {VERSION}, {model}"
 
 
-def observe(reader: DatasetReader, name: str, observer: Observer, cache: RowCache, batch_size: int) -> Observed:
-    """Observe every image of the dataset; known images are taken from the cache."""
-    known, found, broken = reader.labels(), _Found(), {}
-    records = tracked(reader.records(), name, reader.count, "images")
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for batch in _batches(records, batch_size):
-            # Observe the images that are not in the cache.
-            names = [name_of(record.category, known) for record in batch]
-            digests = [_digests(record, name) for record, name in zip(batch, names, strict=True)]
-            new = [row for row, digest in enumerate(digests) if digest and digest.key not in cache.row_of]
-            decoded = dict(zip(new, pool.map(_decoder(observer.side), [batch[row] for row in new]), strict=True))
-            _observe_new(
-                observer, cache, {row: d for row, d in decoded.items() if isinstance(d, Decoded)}, names, digests
-            )
+class Sample(Container[str]):
+    """A random part of a dataset's images, by their keys: the same whatever else the dataset holds."""
 
-            # Sort the batch into usable and broken images.
-            for row, (record, digest) in enumerate(zip(batch, digests, strict=True)):
-                fault = record.fault if digest is None else decoded.get(row)
-                if digest is None or isinstance(fault, str):
-                    broken[record.key] = str(fault)
-                else:
-                    found.add(record, cache.row_of[digest.key])
-    return found.observed(name, reader, cache, known, broken)
+    def __init__(self, share: float, seed: int) -> None:
+        self.seed, self.limit = seed, round(share * 2**64)
+
+    def __contains__(self, key: object) -> bool:
+        digest = hashlib.sha256(f"sample\0{self.seed}\0{key}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") < self.limit
+
+
+def observe(
+    reader: DatasetReader,
+    name: str,
+    workers: Workers,
+    cache: RowCache,
+    batch_size: int,
+    sample: float = 1.0,
+    seed: int = 0,
+) -> Observed:
+    """Observe the images of the dataset; known images are taken from the cache.
+
+    sample: the share of them that is drawn at random, by `seed`; the others are counted and not read.
+    """
+    known, reading = reader.labels(), _Reading(cache)
+    wanted = Sample(sample, seed) if sample < 1 else None
+    records = reading.found.drawn(tracked(reader.records(wanted), name, reader.count, "images"))
+    waiting: deque[tuple[_Batch, Future[SeenBatch]]] = deque()
+    for records_of_batch in _batches(records, batch_size):
+        # Have the images observed that are not in the cache and that no worker has.
+        batch = reading.begin(records_of_batch, known)
+        waiting.append((batch, workers.submit(batch.new)))
+
+        # Take what is done, in the order of the batches; do not hold more files than fit.
+        while len(waiting) > workers.ahead or sum(each.size for each, _ in waiting) > AHEAD_BYTES:
+            first, seen = waiting.popleft()
+            reading.finish(first, seen.result())
+    for batch, seen in waiting:
+        reading.finish(batch, seen.result())
+    return replace(reading.found.observed(name, reader, cache, known, reading.broken), sample=sample)
+
+
+class _Batch(NamedTuple):
+    """A batch between reading and observing."""
+
+    records: list[ImageRecord]
+    """Without their content."""
+    keys: list[bytes | None]
+    """Of the cache; None for an image without content."""
+    new: list[NewImage]
+    size: int
+    """Bytes of the new images."""
+
+
+class _Reading:
+    """The state of reading a dataset."""
+
+    def __init__(self, cache: RowCache) -> None:
+        self.cache, self.found = cache, _Found()
+        self.broken: dict[str, str] = {}
+        """Key of each unusable image of the dataset -> the reason."""
+        self.with_workers: set[bytes] = set()
+        """Keys of the cache that are being observed."""
+        self.faults: dict[bytes, str] = {}
+        """Key of the cache -> why the image cannot be used."""
+
+    def begin(self, records: list[ImageRecord], known: dict[str, Label]) -> _Batch:
+        """Find the new images of a batch, each once."""
+        keys: list[bytes | None] = []
+        new: list[NewImage] = []
+        for record in records:
+            image = _new_image(record, name_of(record.category, known))
+            keys.append(image and image.key)
+            if image and not self._is_known(image.key):
+                self.with_workers.add(image.key)
+                new.append(image)
+        size = sum(len(image.content) + len(image.mask or b"") for image in new)
+        return _Batch([replace(record, content=None, mask=None) for record in records], keys, new, size)
+
+    def _is_known(self, key: bytes) -> bool:
+        return key in self.cache.row_of or key in self.with_workers or key in self.faults
+
+    def finish(self, batch: _Batch, seen: SeenBatch) -> None:
+        """Cache what was seen, and sort the batch into usable and broken images."""
+        if seen.keys:
+            self.cache.append(seen.keys, seen.columns)
+        self.faults |= seen.faults
+        self.with_workers.difference_update(image.key for image in batch.new)
+        for record, key in zip(batch.records, batch.keys, strict=True):
+            row = None if key is None else self.cache.row_of.get(key)
+            if row is not None:
+                self.found.add(record, row)
+            else:
+                self.broken[record.key] = record.fault if key is None else self.faults[key]
 
 
 def _batches(records: Iterator[ImageRecord], size: int) -> Iterator[list[ImageRecord]]:
@@ -261,38 +250,13 @@ def _batches(records: Iterator[ImageRecord], size: int) -> Iterator[list[ImageRe
         yield batch
 
 
-def _decoder(side: int) -> Callable[[ImageRecord], Decoded | str]:
-    return lambda record: views.decode(record.content or b"", record.mask, side)
-
-
-class Digests(NamedTuple):
-    content: bytes
-    """sha256 of the file."""
-    key: bytes
-    """Of the cache: sha256 of the file, the mask and the category's name, by which the object is located."""
-
-
-def _digests(record: ImageRecord, name: str) -> Digests | None:
-    """None for an image without content."""
+def _new_image(record: ImageRecord, name: str) -> NewImage | None:
+    """None for an image without content.  name: of its category."""
     if record.content is None:
         return None
-    content = hashlib.sha256(record.content).digest()
-    return Digests(content, hashlib.sha256(content + (record.mask or b"") + name.encode()).digest())
-
-
-def _observe_new(
-    observer: Observer, cache: RowCache, images: dict[int, Decoded], names: list[str], digests: list[Digests | None]
-) -> None:
-    """Add the new images of a batch to the cache, each once.  images: row of the batch -> image."""
-    first = {digest.key: row for row in reversed(list(images)) if (digest := digests[row])}
-    rows = sorted(first.values())
-    if not rows:
-        return
-    contents = [digest.content for row in rows if (digest := digests[row])]
-    seeds = [int.from_bytes(content[:8], "big") for content in contents]
-    columns = observer.columns([images[row] for row in rows], [names[row] for row in rows], seeds)
-    columns["content"] = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, DIGEST)
-    cache.append([digest.key for row in rows if (digest := digests[row])], columns)
+    digest = hashlib.sha256(record.content).digest()
+    key = hashlib.sha256(digest + (record.mask or b"") + name.encode()).digest()
+    return NewImage(key, digest, record.content, record.mask, name)
 
 
 class _Found:
@@ -303,6 +267,16 @@ class _Found:
         """Numbers of the category ids and splits, in order of first appearance."""
         self.category, self.split, self.rows = array("q"), array("q"), array("q")
         self.keys: list[str] = []
+        self.left_out: Counter[tuple[str, str]] = Counter()
+        """Category id and split -> images that were not drawn."""
+
+    def drawn(self, records: Iterable[ImageRecord]) -> Iterator[ImageRecord]:
+        """The records without those that were not wanted, which are counted."""
+        for record in records:
+            if record.location is None:
+                yield record
+            else:
+                self.left_out[record.category, record.split] += 1
 
     def add(self, record: ImageRecord, row: int) -> None:
         categories, splits = self.numbers["category"], self.numbers["split"]
@@ -328,4 +302,7 @@ class _Found:
         labels = [Label(id, name_of(id, known)) for id in ids]
         rows = np.array(self.rows)
         folder = valid_text(str(reader.folder))
-        return Observed(name, folder, labels, label, splits, split, self.keys, rows, cache, broken, reader.skipped)
+        observed = Observed(name, folder, labels, label, splits, split, self.keys, rows, cache, broken, reader.skipped)
+        if self.left_out:
+            observed.left_out = np.array([[self.left_out[id, each] for each in splits] for id in ids])
+        return observed

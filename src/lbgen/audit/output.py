@@ -17,7 +17,6 @@ from lbgen.audit.findings.curation import told_categories
 from lbgen.audit.findings.significance import FALSE_DISCOVERIES, differences, differences_together, probe_tests
 from lbgen.audit.findings.verdict import notes
 from lbgen.audit.measures import PROBES, AttributeFigures, Measured
-from lbgen.metrics.information import contingency_table
 from lbgen.runs import atomic, identity
 
 PAIRS_KEPT, CATEGORIES_KEPT = 50, 50
@@ -71,6 +70,7 @@ def measures_content(
             "seed": config.seed,
             "permutations": config.permutations,
             "probe_images": config.probe_images,
+            "sample": config.sample,
             "diversity_images": diversity_images,
             "versions": list(identity.versions()),
         },
@@ -84,8 +84,9 @@ def dataset_figures(m: Measured) -> dict[str, Any]:
         "images": len(observed.keys),
         "categories": len(observed.labels),
         **{key: value for key, value in flat.items() if not key.startswith("probes.")},
-        "splits": _sizes(observed.splits, observed.split),
-        "category_images": _sizes([label.id for label in observed.labels], observed.label),
+        "sampled_from": int(observed.sizes.sum()),
+        "splits": _by_name(observed.splits, observed.sizes.sum(axis=0)),
+        "category_images": _by_name([label.id for label in observed.labels], observed.sizes.sum(axis=1)),
         "broken": list(observed.broken),
         "broken_why": observed.broken,
         "skipped": {reason: asdict(found) for reason, found in observed.skipped.items()},
@@ -101,9 +102,8 @@ def dataset_figures(m: Measured) -> dict[str, Any]:
     }
 
 
-def _sizes(names: list[str], index: np.ndarray) -> dict[str, int]:
-    """Number of images of each split or category.  index: (N,) into names."""
-    return dict(zip(names, np.bincount(index, minlength=len(names)).tolist(), strict=True))
+def _by_name(names: list[str], counts: np.ndarray) -> dict[str, int]:
+    return dict(zip(names, counts.tolist(), strict=True))
 
 
 def _attribute_figures(a: AttributeFigures) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def _rows(measured: list[Measured], comparisons: Comparisons) -> Iterator[dict[s
 def _size_rows(m: Measured) -> Iterator[dict[str, Any]]:
     """Number of images: of each category, of each split, and of each category in each split."""
     splits, names = m.observed.splits, [label.name for label in m.observed.labels]
-    counts = contingency_table(m.observed.label, m.observed.split, len(names), len(splits))
+    counts = m.observed.sizes
     shared = {"dataset": m.observed.name, "measure": "category_images"}
     for category, count in zip(names, counts.sum(axis=1).tolist(), strict=True):
         yield {**shared, "category": category, "value": count}

@@ -123,7 +123,8 @@ def warnings(measured: list[Measured]) -> list[tuple[str, str]]:
 def _tile(m: Measured, among_others: bool) -> dict[str, Any]:
     observed = m.observed
     lines = [f"{verdict(m)}."] if among_others else []
-    lines += [f"{len(observed.keys):,} images in {len(observed.labels):,} categories", _split_sizes(m)]
+    drawn = f" of {observed.sizes.sum():,}" if observed.sample < 1 else ""
+    lines += [f"{len(observed.keys):,}{drawn} images in {len(observed.labels):,} categories", _split_sizes(m)]
     significant = [a for a in m.attributes if a.q_value < FALSE_DISCOVERIES]
     if significant:
         strongest = max(significant, key=lambda a: a.association.cramers_v.value)
@@ -140,8 +141,7 @@ def _tile(m: Measured, among_others: bool) -> dict[str, Any]:
 
 
 def _split_sizes(m: Measured) -> str:
-    names, labels = m.observed.splits, np.bincount(m.observed.label)
-    counts = np.bincount(m.observed.split, minlength=len(names))
+    names, labels, counts = m.observed.splits, m.observed.sizes.sum(axis=1), m.observed.sizes.sum(axis=0)
     sizes = [f"{name} {count:,}" for name, count in zip(names, counts, strict=True)]
     more = [f"and {len(sizes) - SPLITS_SHOWN} more"] if len(sizes) > SPLITS_SHOWN else []
     least, most = f"{labels.min():,}", f"{labels.max():,}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lbgen.audit.config import IMAGES, MEASURES, PAGE, WRITTEN, AuditConfig
-from lbgen.configuration import saved
+from lbgen.configuration import extensions, saved
 from lbgen.datasets.open import open_dataset
 from lbgen.datasets.records import DatasetReader, no_labelled_image, valid_text
 from lbgen.errors import UserError
@@ -25,6 +25,7 @@ from lbgen.runs.console import SIZES, Progress, device_name, in_units, say, tabl
 from lbgen.runs.lock import locked
 from lbgen.runs.model_folder import refuse_unreadable
 from lbgen.runs.parsing import parse_json
+from lbgen.runs.processes.ray import import_ray
 from lbgen.vocabulary.attributes import Attribute, load_attributes
 
 if TYPE_CHECKING:
@@ -66,10 +67,23 @@ def audit(directories: str | Path | Sequence[str | Path], config: AuditConfig | 
     outputs.ensure_own(config.folder, is_of_audit(config.folder), WRITTEN, "audit")
     attributes = load_attributes(config.attributes)
     ensure_semantics(config.semantics)
+    ensure_workers(config)
     if config.features is not None:
         refuse_unreadable("features", config.features, "config.json")
     with locked(config.folder / "cache" / "lock", str(config.folder)):
         return _audited(readers, names, attributes, config)
+
+
+def ensure_workers(config: AuditConfig) -> None:
+    """Refuse Ray where it is not installed, and workers for a language space that only this process knows."""
+    if config.engine == "ray":
+        import_ray()
+    elsewhere = config.engine == "ray" or (config.workers or 1) > 1
+    if elsewhere and config.semantics in extensions.REGISTERED["semantics"]:
+        raise UserError(
+            f"{config.semantics} was registered in semantics of this process, and workers are processes of their own; "
+            "install it as an entry point (docs/extend.md), or give --workers 1 and --engine local"
+        )
 
 
 def is_of_audit(folder: Path) -> bool:
@@ -92,8 +106,10 @@ def _audited(
     from lbgen.audit.attributes import ensure_short
     from lbgen.audit.comparison import compare_with_first
     from lbgen.audit.findings.images import find_images, write_images
-    from lbgen.audit.observe import Observer, RowCache, cache_identity, canvas_side, observe
+    from lbgen.audit.observe import RowCache, cache_identity, observe
     from lbgen.audit.page import write_page
+    from lbgen.audit.workers.observer import Observer, canvas_side
+    from lbgen.audit.workers.pool import workers_of
     from lbgen.models.semantics import load_semantics
 
     say_opening(readers, names, config, device_name("cuda" if torch.cuda.is_available() else "cpu"))
@@ -107,9 +123,11 @@ def _audited(
     # Read every dataset once.
     observer = Observer(space, canvas_side(space))
     cache = RowCache(config.folder / "cache", cache_identity(config.semantics), observer.fields())
-    observed = [
-        observe(reader, name, observer, cache, config.batch_size) for reader, name in zip(readers, names, strict=True)
-    ]
+    with workers_of(config, observer) as workers:
+        observed = [
+            observe(reader, name, workers, cache, config.batch_size, config.sample, config.seed)
+            for reader, name in zip(readers, names, strict=True)
+        ]
 
     # Measure and compare.
     diversity = diversity_images(observed)

@@ -24,7 +24,7 @@ from lbgen.vocabulary.ids import comparable, difference
 from lbgen.vocabulary.vocabulary import Category, Vocabulary, spaced
 
 MOST_IMAGES = 10**8
-"""Of one target; their order is computed in memory, about 50 bytes for each."""
+"""Of one target."""
 MOST_SHARDS = 10**6
 
 
@@ -35,6 +35,10 @@ class Target:
     split: str
     images_per_category: int
     categories: tuple[Category, ...]
+
+
+def image_key(category_id: str, index: int) -> str:
+    return f"{category_id}_{index:05d}"
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class PlannedImage:
 
     @property
     def key(self) -> str:
-        return f"{self.category.id}_{self.index:05d}"
+        return image_key(self.category.id, self.index)
 
     def next_attempt(self) -> PlannedImage:
         return replace(self, attempt=self.attempt + 1)
@@ -71,7 +75,7 @@ class Growth:
     seed: int
     balanced: tuple[Attribute, ...]
 
-    @property
+    @cached_property
     def images(self) -> int:
         return sum(self.target.images_per_category - start for start in self.starts)
 
@@ -80,28 +84,37 @@ class Growth:
         return -(-self.images // self.shard_size)
 
     @cached_property
-    def _order(self) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) category indices and (N,) image indices, shuffled so that every shard is a fair sample.
+    def _keys(self) -> np.ndarray:
+        """(C,) of the categories' streams of random numbers."""
+        return np.array([_order_key(self.seed, self.target.split, category.id) for category in self.target.categories])
 
-        Stratified: the i-th of a category's n new images has position (i + u) / n, with its own u, uniform in [0, 1).
-        So any interval of the order contains each category in proportion, to within one image.
+    def _ordered(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Category and image indices of the growth's images from number `first` up to `last`, in their order.
+
+        Every shard is a fair sample. Stratified: the i-th of a category's n new images has position (i + u) / n, with
+        its own u, uniform in [0, 1), and the order is that of the positions. So any interval of the order contains
+        each category in proportion, to within one image.
+
+        Of N images of C categories fewer than C more or less than x N have a position below x, so these images have
+        positions between (first - C) / N and (last + C) / N. Only images around this interval are looked at.
         """
-        stop = self.target.images_per_category
-        counts = np.array([stop - start for start in self.starts])
-        categories = np.repeat(np.arange(len(counts)), counts)  # (N,)
-        ranks = np.arange(len(categories)) - np.repeat(np.cumsum(counts) - counts, counts)  # (N,) i, per category
-        keys = np.array([_order_key(self.seed, self.target.split, category.id) for category in self.target.categories])
-        indices = ranks + np.array(self.starts)[categories]
-        positions = (ranks + _uniform(keys[categories], indices)) / counts[categories]
-        order = np.lexsort((categories, positions))
-        return categories[order].astype(np.int32), indices[order].astype(np.int32)
+        starts = np.array(self.starts)
+        counts = self.target.images_per_category - starts  # (C,)
+        lowest, highest = ((number / self.images * counts) for number in (first - len(counts), last + len(counts)))
+        begin = np.clip(np.floor(lowest) - 1, 0, counts).astype(np.int64)
+        sizes = np.clip(np.ceil(highest) + 1, 0, counts).astype(np.int64) - begin  # (C,)
+        categories = np.repeat(np.arange(len(counts)), sizes)  # (M,)
+        ranks = np.arange(len(categories)) + np.repeat(begin - np.cumsum(sizes) + sizes, sizes)  # (M,) i, per category
+        indices = ranks + starts[categories]
+        positions = (ranks + _uniform(self._keys[categories], indices)) / counts[categories]
+        order = np.lexsort((categories, positions))[first - begin.sum() : last - begin.sum()]
+        return categories[order], indices[order]
 
     def shard(self, number: int) -> list[PlannedImage]:
         """The images of a shard; `number` counts the shards of the split."""
-        categories, indices = self._order
-        start = (number - self.first_shard) * self.shard_size
-        part = slice(start, start + self.shard_size)
-        pairs = zip(categories[part].tolist(), indices[part].tolist(), strict=True)
+        first = (number - self.first_shard) * self.shard_size
+        categories, indices = self._ordered(first, min(first + self.shard_size, self.images))
+        pairs = zip(categories.tolist(), indices.tolist(), strict=True)
         return [self._image(category_index, index) for category_index, index in pairs]
 
     def _image(self, category_index: int, index: int) -> PlannedImage:

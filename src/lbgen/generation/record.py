@@ -127,9 +127,7 @@ def ensure_room(store: Store, config: GenerateConfig, record: Record | None, pla
     if record is None or record.targets == plan.targets:
         return
     earlier = Plan(record.targets, plan.seed, plan.shard_size)
-    split = config.split
-    first = earlier.shards(split) if split in earlier.splits else 0
-    found = strays.existing_files(store, config, plan, split, first)
+    found = strays.existing_files(store, config, plan, config.split, earlier)
     file = next(found, None)
     if file and (now := read(store)) and now.targets == record.targets:  # no other part of the run has recorded it
         outputs.refuse(config.output, file, "generate")

@@ -5,14 +5,15 @@ Readers: `datasets` by the patterns of the card, torchvision's ImageFolder, the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterator
+from collections.abc import Collection, Iterator
 
 from lbgen.datasets import index
+from lbgen.datasets.index import SUFFIXES
 from lbgen.datasets.layouts import LAYOUTS
 from lbgen.datasets.listed import NAMES as LISTS
 from lbgen.datasets.records import IMAGE_SUFFIXES
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.plan import Plan
+from lbgen.generation.plan import Plan, image_counts, image_key
 from lbgen.generation.shard_rows import file_of
 from lbgen.runs import atomic
 from lbgen.runs.outputs import DATASET_RECORD, taken_names
@@ -26,6 +27,8 @@ WRITTEN = (
 """Names that are a dataset's; config.yaml is that of an alignment run."""
 SHARD_SUFFIXES = (".tar", ".parquet", ".arrow")
 
+LONGEST_INDEX = 9
+"""Digits of an image's index, at most; a plan has no more images."""
 BELONGS_TO_NO_SHARD = "belongs to no shard; remove it"
 
 
@@ -40,24 +43,29 @@ def foreign_names(store: Store, config: GenerateConfig) -> list[str]:
     return found
 
 
-def existing_files(store: Store, config: GenerateConfig, plan: Plan, split: str, first_shard: int) -> Iterator[str]:
-    """Files that the shards of a split, from this one on, would write and that exist already.
+def existing_files(store: Store, config: GenerateConfig, plan: Plan, split: str, earlier: Plan) -> Iterator[str]:
+    """Files that the shards of a split which the plan `earlier` lacks would write and that exist already.
 
-    Of a new split, whose shards all count, also files that its readers would take.
+    Of a new split also files that its readers would take.
     """
-    if not first_shard:
+    is_new = split not in earlier.splits
+    if is_new:
         yield from _files_of_split(store, config, split)
-    listings: dict[str, set[str]] = {}
-    for shard in range(first_shard, plan.shards(split)):
-        for file in planned_files(config, plan, split, shard):
-            folder, _, name = file.rpartition("/")
-            if folder not in listings:
-                listings[folder] = store.names(folder)
-            if name in listings[folder]:
-                yield file
-            mask = index.mask_file(file)
-            if has_mask_files(config) and store.exists(mask):
-                yield mask
+    if LAYOUTS[config.format].container:
+        shards = range(0 if is_new else earlier.shards(split), plan.shards(split))
+        files = [file for shard in shards for file in planned_files(config, plan, split, shard)]
+        present = {folder: store.names(folder) for folder in {file.rpartition("/")[0] for file in files}}
+        yield from (file for file in files if file.rpartition("/")[2] in present[file.rpartition("/")[0]])
+        return
+    before, asked = KnownFiles(config, earlier), KnownFiles(config, plan)
+    for category in plan.categories:
+        files = [f"{split}/{category.id}/{name}" for name in sorted(store.names(f"{split}/{category.id}"))]
+        yield from (file for file in files if file in asked and file not in before)
+        if has_mask_files(config):
+            masks = [
+                f"masks/{split}/{category.id}/{name}" for name in sorted(store.names(f"masks/{split}/{category.id}"))
+            ]
+            yield from (mask for mask in masks if asked.has_mask(mask) and not before.has_mask(mask))
 
 
 def _files_of_split(store: Store, config: GenerateConfig, split: str) -> list[str]:
@@ -73,7 +81,45 @@ def has_mask_files(config: GenerateConfig) -> bool:
     return config.localize and not LAYOUTS[config.format].container
 
 
-def strays(store: Store, config: GenerateConfig, plan: Plan, known: Collection[str]) -> Iterator[tuple[str, str]]:
+class KnownFiles:
+    """The files that hold the images of a plan. In an image folder they are not listed: millions of names take GBs."""
+
+    def __init__(self, config: GenerateConfig, plan: Plan) -> None:
+        self.config, self.plan = config, plan
+        self.layout, self.suffix = LAYOUTS[config.format], SUFFIXES[config.image_format]
+        of_splits = {split: [target for target in plan.targets if target.split == split] for split in plan.splits}
+        self.counts = {split: image_counts(targets) for split, targets in of_splits.items()}
+        """Split -> category id -> images."""
+        self.containers: set[str] = set()
+        self.absent: set[str] = set()
+        """Planned images that screening left out."""
+
+    def add_shard(self, split: str, shard: int, files: Collection[str]) -> None:
+        """files: those that a shard's part of the index names; none where it cannot be read, which may be any."""
+        if self.layout.container:
+            self.containers.update(files or planned_files(self.config, self.plan, split, shard))
+        elif files:
+            self.absent.update(set(planned_files(self.config, self.plan, split, shard)).difference(files))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.containers if self.layout.container else self._is_planned(name) and name not in self.absent
+
+    def _is_planned(self, name: str) -> bool:
+        split, _, place = name.partition("/")
+        category_id, _, file = place.partition("/")
+        number = file.removeprefix(f"{category_id}_").removesuffix(f".{self.suffix}")
+        if not (number.isascii() and number.isdigit() and len(number) <= LONGEST_INDEX):
+            return False
+        planned = self.layout.file(split, 0, category_id, image_key(category_id, int(number)), self.suffix)
+        return name == planned and int(number) < self.counts.get(split, {}).get(category_id, 0)
+
+    def has_mask(self, mask: str) -> bool:
+        """Whether this is the mask of one of the images."""
+        image = f"{mask.removeprefix('masks/').removesuffix('.png')}.{self.suffix}"
+        return mask == index.mask_file(image) and image in self
+
+
+def strays(store: Store, config: GenerateConfig, plan: Plan, known: KnownFiles) -> Iterator[tuple[str, str]]:
     """(name, what is wrong with it) of what some reader takes besides the dataset's own files, which are `known`."""
     parts = {index.part_name(split, shard) for split in plan.splits for shard in range(plan.shards(split))}
     found = [name for name in sorted(store.names()) if _is_shard(name) or name in LISTS]
@@ -89,12 +135,11 @@ def strays(store: Store, config: GenerateConfig, plan: Plan, known: Collection[s
         others = {f"annotations/{name}" for name in store.names("annotations")}.difference(of_splits)
         yield from ((name, BELONGS_TO_NO_SHARD) for name in sorted(others))
     if has_mask_files(config):
-        masks = {index.mask_file(file) for file in known}
         pictures = _pictures_below(store, "masks")
-        yield from ((name, BELONGS_TO_NO_SHARD) for name in pictures if name not in masks)
+        yield from ((name, BELONGS_TO_NO_SHARD) for name in pictures if not known.has_mask(name))
 
 
-def _strays_of_split(store: Store, split: str, known: Container[str]) -> Iterator[tuple[str, str]]:
+def _strays_of_split(store: Store, split: str, known: KnownFiles) -> Iterator[tuple[str, str]]:
     """torchvision takes every folder for a category, hidden ones too, and each has to hold an image at any depth."""
     folders = store.folders(split)
     beside = [f"{split}/{name}" for name in store.names(split) - folders if is_picture(name) or name in LISTS]

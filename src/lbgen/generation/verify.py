@@ -19,7 +19,8 @@ from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.generation.run import make_missing
 from lbgen.generation.screening.balance import balanced_attributes
-from lbgen.generation.strays import LABELS, planned_files, strays
+from lbgen.generation.shard_rows import read_rows
+from lbgen.generation.strays import LABELS, KnownFiles, strays
 from lbgen.generation.trust import with_trusted_inputs
 from lbgen.runs import identity
 from lbgen.runs.console import result, tracked
@@ -112,12 +113,12 @@ def find_damage(store: Store, config: GenerateConfig, plan: Plan, adapter_sha256
     """
     expected = expected_of(store, config, plan, adapter_sha256)
     damaged: dict[ShardId, str] = {}
-    known_files: set[str] = set()
+    known_files = KnownFiles(config, plan)
     shards = [(split, shard) for split in plan.splits for shard in range(plan.shards(split))]
     for split, shard in tracked(shards, "verify", len(shards), "shards"):
         files: set[str] = set()
         faults = list(shard_faults(expected, split, shard, files))
-        known_files |= files or set(planned_files(config, plan, split, shard))
+        known_files.add_shard(split, shard, files)
         if faults:
             damaged[split, shard] = f"{index.shard_name(split, shard)}: {'; '.join(faults)}"
             result(damaged[split, shard])
@@ -139,8 +140,9 @@ def distance_faults(store: Store, config: GenerateConfig, plan: Plan) -> dict[Sh
 
     found: dict[ShardId, str] = {}
     for split in plan.splits:
-        for shard, key, column in wrong_duplicate_columns(store, config, plan, split):
+        for shard, position, column in wrong_duplicate_columns(store, config, plan, split):
             if (split, shard) not in found:
+                key = read_rows(store, config, plan, split, shard)[0][position].key
                 found[split, shard] = (
                     f"{index.shard_name(split, shard)}: {index.part_name(split, shard)} contradicts its hashes: "
                     f"{column} of {key}"

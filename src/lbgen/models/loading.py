@@ -147,3 +147,8 @@ def load_model(kind: Any, where: str, dtype: torch.dtype, **options: Any) -> Any
     if report["missing_keys"]:
         raise ValueError(f"{options.get('subfolder', 'model')} lacks the weight {min(report['missing_keys'])}")
     return model
+
+
+def device_of(worker_number: int) -> str:
+    """The device of a worker: the GPUs in turn, or the CPU if there is none."""
+    return f"cuda:{worker_number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"

@@ -10,15 +10,18 @@ from lbgen.configuration.settings import Output
 from lbgen.reproduction.sets import SetName
 
 CONFIG, LOCK, ROWS, PAGE = "config.yaml", "reproduce.lock", "rows.jsonl", "reproduction.md"
-DONE, SEEDS, UNSEEN_FOLDER = "done", "seeds", "unseen"
-WRITTEN = (CONFIG, LOCK, ROWS, DONE, SEEDS, UNSEEN_FOLDER)
+DONE, SEEDS, UNSEEN_FOLDER, DENSE_FOLDER = "done", "seeds", "unseen", "dense"
+WRITTEN = (CONFIG, LOCK, ROWS, DONE, SEEDS, UNSEEN_FOLDER, DENSE_FOLDER)
 """Files and folders that a reproduction writes in its folder, besides the page."""
 MARK = "<!-- table: "
 """Begins a place of the page where a table is written."""
-FREE = ("output", "seeds", "sets", "architectures", "workers", "page")
+FREE = ("output", "seeds", "sets", "architectures", "dense", "workers", "page")
 """Fields that may differ from those that the folder was made with: they add results, and change none."""
+OF_DENSE = ("dense_images", "detection_recipe", "segmentation_recipe")
+"""Fields that may differ as long as nothing was detected or segmented in the folder."""
 
 Architecture = Literal["resnet", "vit"]
+DenseMethod = Literal["detection", "segmentation"]
 MultipleOfFour = Annotated[int, Range(lambda n: n >= 4 and n % 4 == 0, "give a multiple of 4")]
 
 
@@ -77,6 +80,19 @@ class Tests(Settings):
     """Number of draws for each of --shots."""
     datasets: tuple[str, ...] = ("digits",)
     """Data sets of lbgen transfer that a linear probe is made on besides the unseen categories."""
+    dense: tuple[DenseMethod, ...] = get_args(DenseMethod)
+    """What backbones are fine-tuned for on renders with known masks, by lbgen transfer. It needs the extra dense; what
+    is not installed is left out, and made when the reproduction is started again."""
+    dense_images: Annotated[int, Range(lambda n: n >= 2, "give 2 or more")] = 120
+    """Training renders for it, 2 or more; half as many test."""
+    detection_recipe: Place = "micro-detection"
+    """Recipe of lbgen transfer for detection."""
+    segmentation_recipe: Place = "micro-segmentation"
+    """Recipe of lbgen transfer for segmentation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "dense", len(set(self.dense)) == len(self.dense), "name each once")
 
 
 @dataclass(frozen=True)

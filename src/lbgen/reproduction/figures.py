@@ -56,9 +56,34 @@ COMPARISONS: tuple[tuple[SetName, SetName], ...] = (
 """Set and what it is compared with."""
 
 
+DENSE = {
+    "detection_ap": ("detection", "average precision of boxes (IoU 0.50 to 0.95), Mask R-CNN"),
+    "segmentation_miou": ("segmentation", "mean IoU, Semantic FPN"),
+}
+"""Key of a figure from all training images -> title and what it is."""
+
+
+def dense(rows: Sequence[Row]) -> list[Figure]:
+    """The figures of detection and segmentation that the rows have: of each, from all images and from shares."""
+    keys = {key for row in rows for key in row.values}
+    return [_dense(base, key) for base in DENSE for key in sorted(keys, key=_share) if key.startswith(base)]
+
+
+def _share(key: str) -> float:
+    """The share that a figure's name ends with, negative to be sorted from the largest."""
+    return -float(key.rpartition("_")[2].removesuffix("%")) if key.endswith("%") else -100.0
+
+
+def _dense(base: str, key: str) -> Figure:
+    title, how = DENSE[base]
+    share = key.removeprefix(base).lstrip("_")
+    images = f"{share} of the training renders" if share else "all training renders"
+    return Figure(key, f"{title}, {share}" if share else title, "higher", f"{how} fine-tuned on {images}")
+
+
 def probed(rows: Sequence[Row]) -> list[Figure]:
     """The figures of the linear probe that the rows have: on the unseen categories, then on other data sets."""
-    others = {*COUNTS, *(figure.key for figure in (*WORTH, *LEANING))}
+    others = {*COUNTS, *(figure.key for figure in (*WORTH, *dense(rows), *LEANING))}
     keys = {key for row in rows for key in row.values} - others
     return [_probe(key) for key in sorted(keys, key=lambda key: (not key.startswith("unseen"), key))]
 
@@ -75,4 +100,4 @@ def _probe(key: str) -> Figure:
 
 
 def tested(rows: Sequence[Row]) -> list[Figure]:
-    return [figure for figure in (*WORTH, *probed(rows), *LEANING) if figure.key not in UNTESTED]
+    return [figure for figure in (*WORTH, *probed(rows), *dense(rows), *LEANING) if figure.key not in UNTESTED]

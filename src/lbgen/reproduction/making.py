@@ -16,6 +16,7 @@ from lbgen.microworld.world import CATEGORIES
 from lbgen.pretraining.config import PretrainConfig
 from lbgen.quickstart.run import QuickstartConfig, generate_configs, screened
 from lbgen.reproduction.config import SEEDS, UNSEEN_FOLDER, Architecture, ReproduceConfig
+from lbgen.reproduction.dense.measuring import dense_config
 from lbgen.reproduction.held_out import PHOTOS, write_images
 from lbgen.reproduction.sets import SETS, Objective, SetName
 
@@ -123,3 +124,5 @@ def ensure_stages(config: ReproduceConfig) -> None:
     for architecture in config.architectures:
         pretrain_config(config, config.sets[0], architecture, 0)
     transfer_configs(config, config.folder)
+    for method in config.dense:
+        dense_config(config, method, 0, config.folder)

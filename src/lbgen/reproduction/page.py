@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lbgen.reproduction import tables
 from lbgen.reproduction.config import MARK, ReproduceConfig
-from lbgen.reproduction.figures import LEANING, WORTH, Figure, probed
+from lbgen.reproduction.figures import LEANING, WORTH, Figure, dense, probed
 from lbgen.reproduction.units import Row
 from lbgen.runs import atomic
 from lbgen.runs.console import counted
@@ -71,18 +71,19 @@ def parts(
     config: ReproduceConfig, rows: Sequence[Row], cost: Mapping[str, tuple[int, float]], versions: Sequence[str]
 ) -> dict[str, str]:
     """What stands between the marks, by their names."""
-    found, few = tables.tests(rows), probed(rows)
+    found, few, fine = tables.tests(rows), probed(rows), dense(rows)
     made = {
         "reading": tables.reading(rows, found),
         "details": tables.details(found),
-        "definitions": definitions([*WORTH, *few, *LEANING]),
+        "definitions": definitions([*WORTH, *few, *fine, *LEANING]),
         "made": made_of(config, versions),
         "cost": cost_of(cost),
     }
     for each in tables.architectures_of(rows):
-        made[f"worth {each}"] = tables.means(rows, each, [*WORTH, *few])
+        made[f"worth {each}"] = "\n\n".join(tables.means(rows, each, some) for some in ([*WORTH, *few], fine) if some)
         made[f"leaning {each}"] = tables.means(rows, each, LEANING)
-        made[f"tests {each}"] = tables.differences(found, each)
+        parted = ([one for one in found if (one.figure in fine) == of_dense] for of_dense in (False, True))
+        made[f"tests {each}"] = "\n\n".join(tables.differences(some, each) for some in parted if some)
     return made
 
 
@@ -105,8 +106,9 @@ def made_of(config: ReproduceConfig, versions: Sequence[str]) -> str:
 def cost_of(cost: Mapping[str, tuple[int, float]]) -> str:
     """What was done and how long it took, a line for each kind of unit."""
     whole = sum(seconds for _, seconds in cost.values())
-    named = {"unseen": "set of renders", "align": "alignment", "images": "set", "backbone": "backbone"}
+    named = {"unseen": "set of renders", "renders": "masked set", "align": "alignment", "images": "set"}
     each = ", ".join(
-        f"{counted(number, named[kind])} in {seconds / 60:.1f} minutes" for kind, (number, seconds) in cost.items()
+        f"{counted(number, named.get(kind, kind))} in {seconds / 60:.1f} minutes"
+        for kind, (number, seconds) in cost.items()
     )
     return f"Time of processes with one thread each: {each}; {whole / 3600:.2f} hours in all."

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
 
 from lbgen.reproduction.config import Architecture
-from lbgen.reproduction.figures import LEANING, WORTH, Figure, probed
+from lbgen.reproduction.figures import DENSE, LEANING, WORTH, Figure, dense, probed
 from lbgen.reproduction.sets import SETS, SetName
 from lbgen.reproduction.tables import TITLES, architectures_of, mean, sets_of
 from lbgen.reproduction.units import Row
@@ -25,7 +25,7 @@ ON_RADAR: tuple[SetName, ...] = (
 )  # fmt: skip
 SPOKES = ("in_domain", "never_home", "other_styles", "shape_bias", "context_2", "mixed_rand")
 """Spokes of the radar chart besides those of the linear probe; on all of them, outside is better."""
-DOTS = ("never_home", "other_styles", "shape_bias", "background_gap")
+DOTS = ("never_home", "other_styles", "unseen", "digits", *DENSE, "shape_bias", "background_gap")
 
 
 def write_pictures(rows: Sequence[Row], page: Path) -> dict[str, str]:
@@ -92,7 +92,7 @@ def contexts(rows: Sequence[Row]) -> Drawing:
 
 def dots(rows: Sequence[Row]) -> Drawing:
     """Main figures of every set with their intervals; open circles are the ViT."""
-    figures = [figure for figure in (*WORTH, *probed(rows), *LEANING) if figure.key in (*DOTS, "unseen", "digits")]
+    figures = [figure for figure in (*WORTH, *probed(rows), *dense(rows), *LEANING) if figure.key in DOTS]
     drawing, names = Drawing(figsize=(11, 3.2 * -(-len(figures) // 3)), layout="constrained"), sets_of(rows)
     for place, figure in enumerate(figures):
         axes = drawing.add_subplot(-(-len(figures) // 3), 3, place + 1)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from lbgen.configuration import saved
 from lbgen.errors import UserError
-from lbgen.reproduction.config import CONFIG, FREE, LOCK, MARK, ROWS, WRITTEN, ReproduceConfig
+from lbgen.reproduction.config import CONFIG, FREE, LOCK, MARK, OF_DENSE, ROWS, WRITTEN, ReproduceConfig
+from lbgen.reproduction.dense.measuring import missing_package
 from lbgen.reproduction.making import ensure_stages
 from lbgen.reproduction.spreading import run_units
-from lbgen.reproduction.units import Unit, all_units, done, seconds_by_kind, write_rows
+from lbgen.reproduction.units import DENSE, Unit, all_units, done, marker, seconds_by_kind, write_rows
 from lbgen.runs import atomic, outputs
-from lbgen.runs.console import counted, say, table
+from lbgen.runs.console import counted, say, table, warn
 from lbgen.runs.lock import locked
 
 
@@ -39,7 +40,7 @@ def reproduce(config: ReproduceConfig | None = None) -> ReproduceResult:
     ensure_can_begin(config)
     with locked(config.folder / LOCK, str(config.folder)):
         saved.save(config, config.folder / CONFIG)
-        units = all_units(config)
+        units = possible(config, all_units(config))
         workers = config.workers or os.cpu_count() or 1
         waiting = [unit for unit in units if done(config, unit) is None]
         known = len(units) - len(waiting)
@@ -58,7 +59,8 @@ def ensure_can_begin(config: ReproduceConfig) -> None:
     record = output / CONFIG
     outputs.ensure_own(output, os.path.lexists(record), WRITTEN, "reproduce")
     if os.path.exists(record):
-        saved.ensure_same(config, record, ignore=FREE)
+        begun = any(marker(config, Unit("renders", name=method)).is_file() for method in DENSE)
+        saved.ensure_same(config, record, ignore=FREE if begun else (*FREE, *OF_DENSE))
     ensure_stages(config)
     folder = config.page_path.parent
     if config.page and not folder.is_dir():
@@ -67,6 +69,15 @@ def ensure_can_begin(config: ReproduceConfig) -> None:
         raise UserError(f"--page {config.page_path}: it is a folder; name a Markdown file")
     if os.path.lexists(config.page_path) and MARK.encode() not in atomic.read_bytes(config.page_path):
         raise UserError(f"--page {config.page_path}: it has no place for tables; name a page that is not there yet")
+
+
+def possible(config: ReproduceConfig, units: list[Unit]) -> list[Unit]:
+    """The units that are done or can be; says which package the others need."""
+    missing: dict[str, str] = {method: package for method in config.dense if (package := missing_package(method))}
+    left = [unit for unit in units if unit.kind in missing and done(config, unit) is None]
+    for method in dict.fromkeys(unit.kind for unit in left):
+        warn(f"{method} is left out: it needs {missing[method]}; pip install 'lbgen[dense]' and start this again")
+    return [unit for unit in units if unit not in left]
 
 
 def say_opening(config: ReproduceConfig, units: int, known: int, workers: int) -> None:

@@ -1,4 +1,7 @@
-"""Units of work: an alignment, a set of images, a backbone with its figures. Each is done when its marker exists."""
+"""Units of work: an alignment, a set of images, a backbone with its figures, what it detects and segments.
+
+Each is done when its marker exists.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +10,43 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast, get_args
 
-from lbgen.reproduction.config import DONE, ROWS, SEEDS, UNSEEN_FOLDER, Architecture, ReproduceConfig
+from lbgen.reproduction.config import (
+    DENSE_FOLDER,
+    DONE,
+    ROWS,
+    UNSEEN_FOLDER,
+    Architecture,
+    DenseMethod,
+    ReproduceConfig,
+)
 from lbgen.reproduction.sets import SETS, SetName
 from lbgen.runs import atomic
 from lbgen.runs.console import Verbosity, showing
 from lbgen.runs.parsing import Name, Seconds, Whole, read_json
 
-Kind = Literal["unseen", "align", "images", "backbone"]
+Kind = Literal["unseen", "renders", "align", "images", "backbone", "detection", "segmentation"]
+DENSE: tuple[DenseMethod, ...] = get_args(DenseMethod)
 
 
 class Unit(NamedTuple):
     kind: Kind
     seed: int = 0
     name: Name = ""
-    """Of the objective of an alignment, of the set of images and backbones."""
+    """Of the objective of an alignment, of the set of images and backbones, of what renders are for."""
     architecture: Name = ""
 
     @property
     def title(self) -> str:
         if self.kind == "unseen":
             return "renders of unseen categories"
-        what = {"align": "alignment", "images": "images", "backbone": self.architecture}[self.kind]
-        return f"seed {self.seed}, {self.name}: {what}"
+        if self.kind == "renders":
+            return f"renders for {self.name}"
+        kind = {"align": "alignment", "backbone": ""}.get(self.kind, self.kind)
+        return f"seed {self.seed}, {self.name}: {' '.join(filter(None, [self.architecture, kind]))}"
 
     @property
     def key(self) -> str:
@@ -41,7 +55,7 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """All figures of one backbone: a line of rows.jsonl."""
+    """Figures of one backbone; a line of rows.jsonl has all of them, a marker those of its unit."""
 
     set: SetName
     seed: Whole
@@ -61,12 +75,15 @@ class Done:
 
 def all_units(config: ReproduceConfig) -> list[Unit]:
     """In an order in which each comes after those that it needs, seed by seed; alignments, the longest, come first."""
-    units = [Unit("unseen")]
+    units = [Unit("unseen"), *(Unit("renders", name=method) for method in config.dense)]
     for seed in range(config.seeds):
         objectives = dict.fromkeys(objective for name in config.sets if (objective := SETS[name].objective))
         units += [Unit("align", seed, objective) for objective in objectives]
         units += [Unit("images", seed, name) for name in config.sets]
-        units += [Unit("backbone", seed, name, each) for name in config.sets for each in config.architectures]
+        kinds: tuple[Kind, ...] = ("backbone", *config.dense)
+        units += [
+            Unit(kind, seed, name, each) for kind in kinds for name in config.sets for each in config.architectures
+        ]
     return units
 
 
@@ -75,7 +92,11 @@ def needs(unit: Unit) -> list[Unit]:
     if unit.kind == "images":
         objective = SETS[unit.name].objective  # type: ignore[index]
         return [Unit("align", unit.seed, objective)] if objective else []
-    return [Unit("unseen"), Unit("images", unit.seed, unit.name)] if unit.kind == "backbone" else []
+    if unit.kind == "backbone":
+        return [Unit("unseen"), Unit("images", unit.seed, unit.name)]
+    if unit.kind in DENSE:
+        return [Unit("renders", name=unit.kind), unit._replace(kind="backbone")]
+    return []
 
 
 # ---- markers ----
@@ -105,22 +126,28 @@ def run_unit(config: ReproduceConfig, unit: Unit) -> Done:
 def _do(config: ReproduceConfig, unit: Unit) -> Row | None:
     from lbgen.microworld.world import CATEGORIES  # late, as what imports torch
     from lbgen.reproduction import held_out, making
+    from lbgen.reproduction.dense.measuring import dense_values
+    from lbgen.reproduction.dense.renders import write_renders
+    from lbgen.reproduction.measuring import measured
 
-    name: Any = unit.name
-    architecture: Any = unit.architecture
-    if unit.kind == "unseen":
+    kind, seed, name, architecture = cast(Any, unit)
+    if kind == "unseen":
         held_out.write_unseen(config.folder / UNSEEN_FOLDER, config.unseen_images)
-    elif unit.kind == "align":
-        making.align(config, name, unit.seed)
-    elif unit.kind == "images":
-        making.make_images(config, name, unit.seed)
+    elif kind == "renders":
+        write_renders(name, config.folder / DENSE_FOLDER / name, config.dense_images)
+    elif kind == "align":
+        making.align(config, name, seed)
+    elif kind == "images":
+        making.make_images(config, name, seed)
     else:
-        from lbgen.reproduction.measuring import measured
-
-        run = making.pretrain(config, name, architecture, unit.seed)
-        transfer = config.folder / SEEDS / str(unit.seed) / "transfer" / run.name
-        images = config.images_per_category * len(CATEGORIES)
-        return Row(name, unit.seed, architecture, images, measured(config, run, transfer))
+        run = making.pretrain_config(config, name, architecture, seed).folder
+        transfer = making.seed_folder(config, seed) / "transfer" / run.name
+        if kind == "backbone":
+            making.pretrain(config, name, architecture, seed)
+            values = measured(config, run, transfer)
+        else:
+            values = dense_values(config, kind, seed, run, transfer / kind)
+        return Row(name, seed, architecture, config.images_per_category * len(CATEGORIES), values)
     return None
 
 
@@ -132,8 +159,14 @@ def _plain(finished: Done) -> dict[str, Any]:
 
 
 def write_rows(config: ReproduceConfig, units: Iterable[Unit]) -> list[Row]:
-    """The rows of all backbones that are done, one JSON object a line."""
-    rows = [found.row for unit in units if (found := done(config, unit)) and found.row]
+    """The rows of all backbones that are done, with the values of all their units, one JSON object a line."""
+    by_backbone: dict[Unit, Row] = {}
+    for unit in units:
+        if (found := done(config, unit)) and (row := found.row):
+            backbone = unit._replace(kind="backbone")
+            known = by_backbone.get(backbone, row)
+            by_backbone[backbone] = replace(known, values={**known.values, **row.values})
+    rows = list(by_backbone.values())
     atomic.write_text(config.folder / ROWS, "".join(json.dumps(vars(row)) + "\n" for row in rows))
     return rows
 

@@ -23,6 +23,8 @@ BLURRED = 0.3
 """Sharpness, of 1, below which an image is blurred."""
 ODD_ASPECT = 3.0
 """How many times longer the longer side is, from which on the aspect is odd."""
+WRITTEN_AT_ONCE = 2**16
+"""Images whose rows are written at a time: as Python's objects a million would take a GB."""
 NONE = -1
 """Row number where there is no image."""
 
@@ -138,34 +140,38 @@ def write_images(measured: list[Measured], findings: list[ImageFindings], path: 
         pq.ParquetWriter(stream, SCHEMA) as writer,
     ):
         for m, found in zip(measured, findings, strict=True):
-            columns = _columns(m, found, measured)
-            arrays = [pa.array(columns[field.name], field.type, from_pandas=True) for field in SCHEMA]
-            writer.write_table(pa.table(arrays, schema=SCHEMA))
+            for start in range(0, len(m.observed.keys), WRITTEN_AT_ONCE):
+                columns = _columns(m, found, measured, slice(start, start + WRITTEN_AT_ONCE))
+                arrays = [pa.array(columns[field.name], field.type, from_pandas=True) for field in SCHEMA]
+                writer.write_table(pa.table(arrays, schema=SCHEMA))
             writer.write_table(_broken(m))
 
 
-def _columns(m: Measured, found: ImageFindings, measured: list[Measured]) -> dict[str, Any]:
-    """Name -> N values."""
+def _columns(m: Measured, found: ImageFindings, measured: list[Measured], rows: slice) -> dict[str, Any]:
+    """Name -> the values of these images."""
     observed, ids = m.observed, [label.id for label in m.observed.labels]
-    names, own = [label.name for label in observed.labels], found.duplicate_of.tolist()
-    copies = list(zip(found.copy_dataset.tolist(), found.copy_row.tolist(), strict=True))
+    names, own = [label.name for label in observed.labels], found.duplicate_of[rows].tolist()
+    copies = list(zip(found.copy_dataset[rows].tolist(), found.copy_row[rows].tolist(), strict=True))
     return {
-        "dataset": [observed.name] * len(observed.keys),
-        "key": observed.keys,
-        "category": [ids[label] for label in observed.label],
-        "category_name": [names[label] for label in observed.label],
-        "split": [observed.splits[split] for split in observed.split],
-        "broken": [None] * len(observed.keys),
-        **{name: getattr(found, name) for name in ("width", "height", "aspect", "brightness", "sharpness")},
-        **{name: getattr(found, name) for name in ("tiny", "dark", "blurred", "odd_aspect", "suspect_label")},
-        "quality": m.quality,
-        "label_agreement": m.ranks.first,
-        "label_margin": m.ranks.margin,
-        "nearest_category": [ids[label] for label in m.ranks.nearest],
+        "dataset": [observed.name] * len(own),
+        "key": observed.keys[rows],
+        "category": [ids[label] for label in observed.label[rows]],
+        "category_name": [names[label] for label in observed.label[rows]],
+        "split": [observed.splits[split] for split in observed.split[rows]],
+        "broken": [None] * len(own),
+        **{name: getattr(found, name)[rows] for name in ("width", "height", "aspect", "brightness", "sharpness")},
+        **{name: getattr(found, name)[rows] for name in ("tiny", "dark", "blurred", "odd_aspect", "suspect_label")},
+        "quality": m.quality[rows],
+        "label_agreement": m.ranks.first[rows],
+        "label_margin": m.ranks.margin[rows],
+        "nearest_category": [ids[label] for label in m.ranks.nearest[rows]],
         **_places("duplicate_of", [None if row < 0 else (m, row) for row in own]),
         **_places("copy_in", [None if row < 0 else (measured[number], row) for number, row in copies]),
         "copy_in_dataset": [None if number < 0 else measured[number].observed.name for number, _ in copies],
-        **{f"told_by_{name}": [None if hit != hit else hit > 0 for hit in m.hits[name].tolist()] for name in PROBES},
+        **{
+            f"told_by_{name}": [None if hit != hit else hit > 0 for hit in m.hits[name][rows].tolist()]
+            for name in PROBES
+        },
     }
 
 

@@ -249,7 +249,18 @@ def language_warning(m: Measured) -> str:
 def notes(m: Measured) -> list[str]:
     """What must be known to read the dataset's figures, a sentence each."""
     warning = language_warning(m)
-    return [*name_notes(m), *([warning] if warning else []), *probe_notes(m)]
+    return [*sample_notes(m), *name_notes(m), *([warning] if warning else []), *probe_notes(m)]
+
+
+def sample_notes(m: Measured) -> list[str]:
+    """Which figures hold for all images, where only a sample of them was measured."""
+    if m.observed.sample == 1:
+        return []
+    return [
+        f"Measured on a random {m.observed.sample:.3g} of the images. Shares, scores, associations and probes hold for "
+        "all images within their intervals; the sizes of categories and splits, and their balance, are those of all "
+        "images. Near-duplicates are looked for among the measured images alone: their figures are lower bounds"
+    ]
 
 
 def probe_notes(m: Measured) -> list[str]:

@@ -67,7 +67,8 @@ def summarize(store: Store, config: GenerateConfig, plan: Plan, counts: Rejectio
     record = records.read(store)
     assert record is not None
     absent = absent_categories(store, config, plan)
-    empty = [category for category in plan.categories if all(category in each for each in absent.values())]
+    absent_ids = [{category.id for category in categories} for categories in absent.values()]
+    empty = [category for category in plan.categories if all(category.id in ids for ids in absent_ids)]
     generator = without_folder(config.generator).rpartition("/")[2]
     return DatasetSummary(
         title=f"{len(plan.categories) - len(empty):,} categories drawn by {generator}",

@@ -9,7 +9,7 @@ dataset that the round before left, so the result is the same after any interrup
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import BytesIO
 from itertools import islice
 
@@ -30,12 +30,12 @@ from lbgen.generation.screening.duplicate_rounds import (
     read_duplicate_rounds,
     write_duplicate_rounds,
 )
+from lbgen.generation.screening.split_images import SplitImages, read_images
 from lbgen.generation.shard_rows import read_rows, stored_images
 from lbgen.generation.workers.dispatch import draw_shards
 from lbgen.generation.workers.loading import device_of
 from lbgen.metrics.near_duplicates import (
     NO_PAIR,
-    Hashes,
     ImagePairs,
     Rows,
     accepted_images,
@@ -43,7 +43,7 @@ from lbgen.metrics.near_duplicates import (
     nearest_bits,
 )
 from lbgen.models.semantics import load_semantics
-from lbgen.runs.console import say, tracked
+from lbgen.runs.console import say
 from lbgen.runs.storage import Store
 
 IMAGES_AT_ONCE = 32
@@ -93,59 +93,6 @@ def shards_to_redraw(store: Store, config: GenerateConfig, plan: Plan, duplicate
 
 
 # ---- comparing ----
-
-
-@dataclass(frozen=True)
-class SplitImages:
-    """The N images of a split in the order of the plan, which is the order of the shards and of their index parts."""
-
-    shards: Rows
-    """(N,)"""
-    positions: Rows
-    """(N,) position in the shard's part of the index."""
-    labels: Rows
-    """(N,)"""
-    hashes: Hashes
-    """(N,)"""
-    failed: NDArray[np.bool_]
-    """(N,) images that were kept although their last attempt failed."""
-    accepted_earlier: NDArray[np.bool_]
-    """(N,) images that an earlier comparison accepted. They stay: growth of a dataset changes no existing image."""
-
-    def by_category(self) -> Iterator[Rows]:
-        """The image numbers of each category, in the order of the plan."""
-        order = np.argsort(self.labels, kind="stable")
-        _, starts = np.unique(self.labels[order], return_index=True)
-        yield from np.split(order, starts[1:])
-
-    def by_shard(self, images: Rows) -> Iterator[tuple[int, Rows]]:
-        """These image numbers, which are in order, grouped by shard."""
-        shards, starts = np.unique(self.shards[images], return_index=True)
-        yield from zip(
-            shards.tolist(), np.split(images, starts[1:]), strict=False
-        )  # np.split of nothing gives one part
-
-
-def read_images(store: Store, config: GenerateConfig, plan: Plan) -> SplitImages:
-    """The columns of the index that the comparison needs."""
-    hashes, columns, shards = [], [], range(plan.shards(config.split))
-    for shard in tracked(shards, "compare", len(shards), "shards"):
-        rows, _ = read_rows(store, config, plan, config.split, shard)
-        hashes.append(np.array([hash_of(row) for row in rows], np.uint64))
-        numbers = [
-            (shard, position, row.label, row.failed, "duplicate_bits" in row.scores and not row.failed)
-            for position, row in enumerate(rows)
-        ]
-        columns.append(np.array(numbers, np.int64).reshape(-1, 5))
-    in_shards, positions, labels, failed, accepted_earlier = np.concatenate(columns).T
-    return SplitImages(
-        in_shards, positions, labels, np.concatenate(hashes), failed.astype(bool), accepted_earlier.astype(bool)
-    )
-
-
-def hash_of(row: Row) -> int:
-    assert row.perceptual_hash is not None, f"{row.key} was not hashed"
-    return int(row.perceptual_hash, 16)
 
 
 def pairs_of_near_hashes(images: SplitImages, most_bits: int) -> ImagePairs:

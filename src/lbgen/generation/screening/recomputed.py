@@ -20,7 +20,7 @@ from lbgen.datasets.index import Row
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan
 from lbgen.generation.screening.consistency import ROUNDING
-from lbgen.generation.shard_rows import read_rows
+from lbgen.generation.screening.split_images import read_images
 from lbgen.metrics.near_duplicates import NO_PAIR, Hashes, distances, frequencies, hash_bits
 from lbgen.metrics.pixels import LUMA
 from lbgen.runs.storage import Store
@@ -60,35 +60,21 @@ def _is_hash_of(recorded: str | None, brightness: torch.Tensor) -> bool:
 
 def wrong_duplicate_columns(
     store: Store, config: GenerateConfig, plan: Plan, split: str
-) -> Iterator[tuple[int, str, str]]:
-    """Shard, key and column of images of a compared split whose distance does not follow from the hashes.
+) -> Iterator[tuple[int, int, str]]:
+    """Shard, position in it and column of images of a compared split whose distance does not follow from the hashes.
 
     The distance is that to the nearest accepted image before it in its category, or to another one with a near hash,
     which may be nearer by its features.
     """
-    rows = [
-        row
-        for shard in range(plan.shards(split))
-        for row in map(_slim, read_rows(store, config, plan, split, shard)[0])
-    ]
-    labels = np.array([row.label for row in rows], np.int64)
-    order = np.argsort(labels, kind="stable")
-    for numbers in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
-        images = [rows[number] for number in numbers]
-        hashes = np.array([int(row.perceptual_hash or "", 16) for row in images], np.uint64)
-        accepted = np.array([not row.failed for row in images], bool)
-        recorded = np.array([row.scores.get("duplicate_bits", NO_PAIR) for row in images])
-        are_right, has_near = _right_distances(hashes, accepted, recorded, config.duplicate_bits)
-        for row, is_right, near in zip(images, are_right, has_near, strict=True):
-            if not is_right:
-                yield row.shard, row.key, "duplicate_bits"
-            elif near != ("duplicate_cosine" in row.scores):
-                yield row.shard, row.key, "duplicate_cosine"
-
-
-def _slim(row: Row) -> Row:
-    """A row without the texts that take most of its memory."""
-    return replace(row, prompt="", file="", sha256="", name="")
+    images = read_images(store, replace(config, split=split), plan)
+    for numbers in images.by_category():
+        are_right, has_near = _right_distances(
+            images.hashes[numbers], ~images.failed[numbers], images.bits[numbers], config.duplicate_bits
+        )
+        are_known = has_near == images.has_cosine[numbers]
+        for place in np.flatnonzero(~are_right | ~are_known):
+            column = "duplicate_cosine" if are_right[place] else "duplicate_bits"
+            yield int(images.shards[numbers[place]]), int(images.positions[numbers[place]]), column
 
 
 def _right_distances(

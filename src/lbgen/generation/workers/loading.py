@@ -12,6 +12,9 @@ from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan
 from lbgen.generation.screening.checks import Screen
 from lbgen.models.generator import PRECISIONS, Generator, load_generator
+from lbgen.models.loading import device_of
+
+__all__ = ["Models", "device_of", "load_models", "load_prepared_generator"]
 
 
 class Models(NamedTuple):
@@ -58,8 +61,3 @@ def load_prepared_generator(config: GenerateConfig, device: str) -> Generator:
         generator.merge_adapter(Path(config.adapter))
     generator.optimize()
     return generator
-
-
-def device_of(worker_number: int) -> str:
-    """The device of a worker: the GPUs in turn, or the CPU if there is none."""
-    return f"cuda:{worker_number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -25,6 +21,7 @@ from lbgen.generation.workers.preflight import PreflightResult, preflight
 from lbgen.generation.workers.progress import Progress
 from lbgen.generation.workers.shard import Worker, WorkerContext
 from lbgen.runs.identity import Identity
+from lbgen.runs.processes.spawned import follow_parent, hidden_main
 from lbgen.runs.signals import SIGNALS, blocked_signals, noted_signals
 from lbgen.runs.storage import storage_errors
 
@@ -104,21 +101,6 @@ def draw_in_processes(
             process.kill()
 
 
-@contextmanager
-def hidden_main() -> Iterator[None]:
-    """A process that is started within the context does not import the caller's main module.
-
-    Python has it imported in every spawned process, for functions that may be defined there; a script without
-    `if __name__ == "__main__"` would then run again in each, and a program from standard input cannot be found.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
 def relay(running: dict[Connection, SpawnProcess], report: Report, signals: list[int], output: str) -> None:
     """Pass on the reports of the processes until all have ended."""
     while running:
@@ -172,18 +154,6 @@ def end_with_parent() -> None:
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     follow_parent()
-
-
-def follow_parent() -> None:
-    """End this process as soon as its parent has ended, also where that was killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def interrupted(signum: int, output: str) -> Interrupted:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import signal
-import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,16 +20,13 @@ from lbgen.generation.workers.preflight import PreflightResult, preflight
 from lbgen.generation.workers.progress import Progress
 from lbgen.generation.workers.shard import Worker, WorkerContext
 from lbgen.runs.identity import Identity
+from lbgen.runs.processes.ray import LOST, import_ray, join_cluster, one_line
 from lbgen.runs.storage import is_remote
 
 POLL_SECONDS = 0.5
 """Time between two looks at the signals."""
 MOST_FAILURES = 3
 """The run gives up after this many actors in a row died without finishing a batch."""
-LOST = ("RayActorError", "OutOfMemoryError", "WorkerCrashedError", "NodeDiedError", "ObjectLostError")
-"""Ray's exceptions for a process that was killed, also for memory, or whose machine failed."""
-LONGEST_CAUSE = 300
-"""Characters of Ray's own message in ours; it can list all processes of a machine."""
 
 
 class RayWorker:
@@ -71,7 +65,7 @@ class RayWorker:
 def ray_actors(config: GenerateConfig, plan: Plan, count: int, recorded: Identity | None) -> Iterator[Engine]:
     """Actors draw the shards, in the cluster at config.ray_address or in one that is started here for this run."""
     ray = import_ray()
-    join_cluster(ray, config.ray_address)
+    join_cluster(ray, config.ray_address, config.workers)
     try:
         if not is_remote(config.output):  # actors run in other folders
             config = replace(config, output=os.path.abspath(config.output))
@@ -81,25 +75,6 @@ def ray_actors(config: GenerateConfig, plan: Plan, count: int, recorded: Identit
         raise UserError(f"--engine ray: {one_line(error)}; nothing is lost, start again") from error
     finally:
         ray.shutdown()
-
-
-def join_cluster(ray: Any, address: str | None) -> None:
-    """Join the cluster at `address`, or start one here; the signal handlers of this process stay as they are."""
-    try:
-        if address is not None and re.fullmatch(r"[^/]+:\d+", address):  # Ray itself would try for minutes
-            host, _, port = address.rpartition(":")
-            socket.create_connection((host, int(port)), timeout=10).close()
-        handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-        ray.init(
-            address=address, include_dashboard=None if address else False, log_to_driver=False, logging_level="ERROR"
-        )
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
-    except OSError as error:  # a ConnectionError, a time-out, an unknown host
-        raise UserError(
-            f"--ray-address {address}: no cluster answers there ({error}); correct it, or leave it out to start Ray "
-            "on this machine"
-        ) from None
 
 
 @dataclass(frozen=True)
@@ -139,7 +114,8 @@ class ActorPool:
         """Draw the shards and report each batch; stop when a signal was noted."""
         waiting = deque(shards)
         actors = [self.first, *(self.spawn() for _ in range(min(self.size, len(shards)) - 1))]
-        self.context = replace(context, config=replace(context.config, output=self.config.output))
+        # Once for all shards: with its plan the context of a large vocabulary has megabytes.
+        self.context = self.ray.put(replace(context, config=replace(context.config, output=self.config.output)))
         assignments = [self.assign(actor, waiting.popleft()) for actor in actors]
         while assignments:
             if signals:
@@ -191,16 +167,3 @@ class ActorPool:
 
     def assign(self, actor: Any, shard: int, publishing: int | None = None) -> Assignment:
         return Assignment(actor, shard, publishing, actor.make_shard.remote(self.context, shard))
-
-
-def one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= LONGEST_CAUSE else f"{text[:LONGEST_CAUSE]}..."
-
-
-def import_ray() -> Any:
-    try:
-        import ray  # late: an optional dependency
-    except ImportError:
-        raise UserError("--engine ray needs Ray; install it with `pip install 'lbgen[ray]'`") from None
-    return ray

@@ -65,7 +65,7 @@ def test_detection_learns(backbone, tmp_path):
             each["category_id"] = 1
         path.write_text(json.dumps(content | {"categories": [{"id": 1, "name": "object"}]}))
     dataset = prepared(root, "detection", tmp_path)
-    task = Detection(backbone, dataset, 64, proposals=32)
+    task = Detection(backbone, dataset, 64)
     untrained, trained = before_and_after(task, dataset.train, 8, 2e-3, tmp_path)
     assert max(untrained.values()) < 0.05
     assert trained["box_AP"] > 0.15 and trained["mask_AP"] > 0.07

@@ -30,7 +30,8 @@ ANCHOR = 8
 """Side of an anchor, in strides of its level."""
 LARGER_HEAD = 4
 """Width of the head for boxes, in channels of the pyramid: 1,024 to 256."""
-PROPOSALS = 512
+PROPOSALS, SQUARE = 512, 16
+"""Proposals of an image on which the heads are trained: one for each square of so many pixels, 512 at most."""
 WARM_UP = 500
 """Updates in which the learning rate rises."""
 STEPS = (8 / 12, 11 / 12)
@@ -50,9 +51,8 @@ class Detection:
     warm_up = WARM_UP
     metrics: tuple[str, ...] = (BOX, MASK)
 
-    def __init__(self, backbone: Backbone, dataset: DenseSet, image_size: int, proposals: int = PROPOSALS) -> None:
-        """proposals: of an image, on which the heads are trained."""
-        self.backbone, self.dataset, self.image_size, self.proposals = backbone, dataset, image_size, proposals
+    def __init__(self, backbone: Backbone, dataset: DenseSet, image_size: int) -> None:
+        self.backbone, self.dataset, self.image_size = backbone, dataset, image_size
 
     # ---- model and loss ----
 
@@ -74,7 +74,7 @@ class Detection:
             rpn_anchor_generator=anchors,
             box_roi_pool=MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2),
             box_head=TwoMLPHead(channels * 7**2, LARGER_HEAD * channels),
-            box_batch_size_per_image=self.proposals,
+            box_batch_size_per_image=min((self.image_size // SQUARE) ** 2, PROPOSALS),
             box_predictor=FastRCNNPredictor(LARGER_HEAD * channels, classes),
             mask_roi_pool=MultiScaleRoIAlign(names, output_size=14, sampling_ratio=2),
             mask_head=MaskRCNNHeads(channels, (channels,) * 4, 1),

@@ -1,0 +1,57 @@
+"""Joining a Ray cluster, and what its errors mean; what the actors do is in the stages."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+from typing import Any
+
+from lbgen.errors import UserError
+
+LOST = ("RayActorError", "OutOfMemoryError", "WorkerCrashedError", "NodeDiedError", "ObjectLostError")
+"""Ray's exceptions for a process that was killed, also for memory, or whose machine failed."""
+LONGEST_CAUSE = 300
+"""Characters of Ray's own message in ours; it can list all processes of a machine."""
+
+
+def join_cluster(ray: Any, address: str | None, workers: int | None = None) -> None:
+    """Join the cluster at `address`, or start one here; the signal handlers of this process stay as they are.
+
+    workers: that the run will have. A cluster that is started here has a CPU slot for each: without one an actor waits
+    for ever, and the run with it.
+    """
+    slots = {} if address or not workers else {"num_cpus": max(workers, os.cpu_count() or 1)}
+    try:
+        if address is not None and re.fullmatch(r"[^/]+:\d+", address):  # Ray itself would try for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
+        handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+        ray.init(
+            address=address,
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            **slots,
+        )
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    except OSError as error:  # a ConnectionError, a time-out, an unknown host
+        raise UserError(
+            f"--ray-address {address}: no cluster answers there ({error}); correct it, or leave it out to start Ray "
+            "on this machine"
+        ) from None
+
+
+def one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= LONGEST_CAUSE else f"{text[:LONGEST_CAUSE]}..."
+
+
+def import_ray() -> Any:
+    try:
+        import ray  # late: an optional dependency
+    except ImportError:
+        raise UserError("--engine ray needs Ray; install it with `pip install 'lbgen[ray]'`") from None
+    return ray

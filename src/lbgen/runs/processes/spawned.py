@@ -1,0 +1,38 @@
+"""What every process that is spawned for a run needs, whatever it does."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+
+@contextmanager
+def hidden_main() -> Iterator[None]:
+    """A process that is started within the context does not import the caller's main module.
+
+    Python has it imported in every spawned process, for functions that may be defined there; a script without
+    `if __name__ == "__main__"` would then run again in each, and a program from standard input cannot be found.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def follow_parent() -> None:
+    """End this process as soon as its parent has ended, also where that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -1,0 +1,76 @@
+"""Several workers, and a sample: the images that are measured are the same as with one worker, and as by hand."""
+
+import hashlib
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from audited import photographs, write_image_folder
+
+from lbgen.audit.config import AuditConfig
+from lbgen.audit.observe import Observed, RowCache, observe
+from lbgen.audit.workers.observer import Observer, canvas_side
+from lbgen.audit.workers.pool import this_process, workers_of
+from lbgen.datasets.open import open_dataset
+from lbgen.models.semantics import load_semantics
+
+
+@pytest.fixture(scope="module")
+def observer():
+    space = load_semantics("microworld", torch.device("cpu"))
+    return Observer(space, canvas_side(space))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """48 photographs; one is there twice in a category and in far batches, and a broken file is there twice."""
+    folder = write_image_folder(tmp_path_factory.mktemp("workers") / "set", photographs(48, 1))
+    fish, key = folder / "train/fish", folder / "train/key"
+    shutil.copy(min(fish.iterdir()), fish / "9999.png")
+    for place in (fish / "aaaa.png", fish / "zzzz.png", key / "zzzz.png"):
+        place.write_bytes(b"no picture")
+    return folder
+
+
+def rows(observed: Observed) -> tuple[bytes, list, list, dict]:
+    return observed.cache.path.read_bytes(), observed.keys, observed.rows.tolist(), observed.broken
+
+
+def seen(observer, folder, cache_folder, config: AuditConfig) -> Observed:
+    cache = RowCache(cache_folder, "a test", observer.fields())
+    with workers_of(config, observer) as workers:
+        return observe(open_dataset(folder), "set", workers, cache, config.batch_size, config.sample, config.seed)
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_rows_do_not_depend_on_the_number_of_workers(engine, observer, folder, tmp_path):
+    """The bytes of the cache, the order of the images and what is broken, against one worker."""
+    if engine == "ray":
+        pytest.importorskip("ray")
+    one = seen(observer, folder, tmp_path / "one", AuditConfig(semantics="microworld", batch_size=5))
+    config = AuditConfig(semantics="microworld", batch_size=5, engine=engine, workers=2)
+    two = seen(observer, folder, tmp_path / "two", config)
+    assert rows(one) == rows(two)
+    assert len(one.keys) == 49 and len(one.broken) == 3 and len(set(one.rows.tolist())) == 48
+
+
+def test_a_sample_is_what_its_images_alone_are(observer, folder, tmp_path):
+    """Against a folder with the files whose keys have a hash in the first half, made by hand."""
+    part = tmp_path / "part"
+    for path in sorted(folder.rglob("*.png")):
+        key = path.relative_to(folder).as_posix()
+        if hashlib.sha256(f"sample\0{3}\0{key}".encode()).digest()[0] < 128:
+            (part / key).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, part / key)
+    half = seen(observer, folder, tmp_path / "half", AuditConfig(semantics="microworld", sample=0.5, seed=3))
+    by_hand = seen(observer, part, tmp_path / "hand", AuditConfig(semantics="microworld"))
+    assert rows(half) == rows(by_hand) and 10 < len(half.keys) < 40
+    files = [len(list((folder / "train" / label.id).iterdir())) for label in half.labels]
+    broken = np.array([sum(f"/{label.id}/" in key for key in half.broken) for label in half.labels])
+    assert (half.sizes.sum(axis=1) + broken).tolist() == files
+
+
+def test_without_a_sample_sizes_are_those_of_what_was_seen(observer, folder, tmp_path):
+    whole = observe(open_dataset(folder), "set", this_process(observer), RowCache(tmp_path, "", observer.fields()), 64)
+    assert whole.sizes[:, 0].tolist() == np.bincount(whole.label).tolist()
