@@ -13,6 +13,7 @@ from pathlib import Path
 import failing_writers
 import pytest
 import torch
+from command_line import spawned_in
 from folders import contents
 
 from lbgen.errors import UserError
@@ -37,21 +38,12 @@ def test_process_that_is_killed_ends_the_run_in_one_line(config, whole, tmp_path
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     while not list((tmp_path / "out/index").glob("*")) and process.poll() is None:
         time.sleep(0.05)
-    drawing = [pid for pid in os.listdir("/proc") if pid.isdigit() and is_worker_in(tmp_path, int(pid))]
-    os.kill(int(drawing[0]), signal.SIGKILL)
+    worker, _ = spawned_in(tmp_path)
+    os.kill(worker, signal.SIGKILL)
     _, shown = process.communicate(timeout=60)
     assert process.returncode == 2
-    expected = f"pid {drawing[0]}) was killed by SIGKILL; if memory ran out, give fewer --workers"
+    expected = f"pid {worker}) was killed by SIGKILL; if memory ran out, give fewer --workers"
     assert [line for line in shown.splitlines() if "lbgen: " in line and expected in line], shown
-
-
-def is_worker_in(folder: Path, pid: int) -> bool:
-    """Whether a process was started by multiprocessing from one in this folder."""
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        return b"spawn_main" in command and Path(f"/proc/{pid}/cwd").resolve() == folder
-    except OSError:
-        return False
 
 
 @pytest.mark.usefixtures("warm_processes")
