@@ -264,29 +264,30 @@ def rehearse_whole(config: GenerateConfig) -> None:
 
 
 def rehearse_index(config: GenerateConfig, real: int, workers: int, sample: float) -> None:
-    """real: shards that are made; all others are stand-ins.  workers: of Ray, 0 to make them in this process."""
+    """real: shards that are made, see the flag; all others are stand-ins.  workers: of Ray, 0 for one process."""
     plan = plan_of(config)
     images, shards, own = plan.images(config.split), plan.shards(config.split), plan.shard_images(config.split, 0)
 
     # The first shard, which writes the record too; the stand-ins; then the other shards, and the end of the run.
     in_fresh_process(generate, replace(config, shard_of=f"0/{shards}"))
     in_fresh_process(write_stand_ins, config, min(real, shards))
-    if workers:
+    if real > 1 and workers:
         in_ray(config, workers)
-    else:
+    elif real > 1:
         in_fresh_process(generate, config)
 
-    # The same parts of the end again, one by one.
-    measure("near-duplicates compared, whose scores are there", images, compare, config)
-    measure("card and the other descriptions", images, write_card, config)
-    measure("verify: every image of a shard", own, verify_shards, config, 1)
+    # The parts of the end one by one: first those that read the index alone.
+    measure("near-duplicates compared" + ", whose scores are there" * (real > 1), images, compare, config)
     measure("verify: distances of near-duplicates", images, verify_distances, config)
+    measure("verify: every image of a shard", own, verify_shards, config, 1)
+    if real == 1:
+        return
+    measure("card and the other descriptions", images, write_card, config)
     measure("verify: descriptions, files of others", images, verify_descriptions, config)
     measure_command("start of a run with nothing left to do", images, "generate", *flags_of(config))
     audit = ["audit", config.output, "--semantics", "microworld", "--permutations", "99"]
-    measure_command(
-        "audit of a sample of 1% of the drawn shards", real * own, *audit, "--output", f"{config.output}-audit"
-    )
+    audit += ["--output", f"{config.output}-audit", "--sample", str(sample)]
+    measure_command(f"audit of {sample:.0%} of the shards that were made", min(real * own, images), *audit)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -294,8 +295,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--categories", type=int, default=21_841)
     parser.add_argument("--images-per-category", type=int, default=650)
     parser.add_argument("--shard-size", type=int, default=10_000)
+    parser.add_argument("--index-alone", action="store_true", help="leave out the whole dataset")
     parser.add_argument("--indexed", type=int, default=65, help="images a category of the smaller dataset")
-    parser.add_argument("--real", type=int, default=17, help="shards of it that are made with the stub")
+    parser.add_argument(
+        "--real",
+        type=int,
+        default=17,
+        help="shards of it that are made with the stub, 1 for "
+        "what reads the index alone; the card looks for its pictures in the first ones",
+    )
     parser.add_argument("--workers", type=int, default=16, help="workers of Ray; 0 makes these shards in one process")
     parser.add_argument("--sample", type=float, default=0.01, help="share of the images that is audited")
     parser.add_argument("--folder", type=Path, help="an empty folder, kept; none is a temporary one")
@@ -322,7 +330,8 @@ def main(argv: list[str] | None = None) -> None:
             screen_semantics="microworld",
         )
         print(line(TITLES), line(["---"] * len(TITLES)), sep="\n")
-        rehearse_whole(config)
+        if not arguments.index_alone:
+            rehearse_whole(config)
         indexed = replace(config, output=str(folder / "indexed"), images_per_category=arguments.indexed)
         rehearse_index(indexed, arguments.real, arguments.workers, arguments.sample)
 

@@ -173,7 +173,7 @@ def test_a_finished_one_of_an_earlier_version_gets_detection_and_segmentation_al
 def test_without_the_packages_the_rest_is_made_and_named(made, tmp_path, monkeypatch, capsys):
     _, config, result = made
     monkeypatch.setattr("lbgen.reproduction.dense.measuring.find_spec", lambda package: None)
-    assert rows_of(lbgen.reproduce(with_dense(tmp_path))) == rows_of(result)
+    assert rows_of(lbgen.reproduce(with_dense(config, tmp_path))) == rows_of(result)
     assert "detection is left out: it needs pycocotools; pip install 'lbgen[dense]'" in capsys.readouterr().err
 
 
