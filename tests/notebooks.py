@@ -10,9 +10,7 @@ def execute(notebook: Any, python: str, folder: Path) -> None:
     """Run the cells in a kernel of this Python, in this folder."""
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    from jupyter_client import AsyncKernelManager
-
-    manager = AsyncKernelManager()
-    manager.kernel_spec.argv[0] = python
     resources = {"metadata": {"path": str(folder)}}
-    nbclient.NotebookClient(notebook, km=manager, timeout=300, resources=resources).execute()
+    client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources)
+    client.create_kernel_manager().kernel_spec.argv[0] = python
+    client.execute()

@@ -57,6 +57,14 @@ def test_who_ends_the_caller_ends_the_process(warm_python, tmp_path, signum):
         time.sleep(0.01)
 
 
+def test_what_a_program_from_standard_input_knows_of_itself(warm_python, tmp_path):
+    """By which multiprocessing would import it again."""
+    program = "import sys; print(__name__, __spec__, __file__, sys.argv)"
+    given = {"input": program, "capture_output": True, "text": True, "check": True}
+    ours, theirs = (subprocess.run([python, "-", "x"], **given).stdout for python in (warm_python, sys.executable))
+    assert ours == theirs == "__main__ None <stdin> ['-', 'x']\n"
+
+
 def test_the_libraries_are_there_and_the_program_is_the_main_module(warm_python, tmp_path):
     (tmp_path / "script.py").write_text("import sys; print('torch' in sys.modules, __name__, __file__, sys.path[0])")
     said = subprocess.run([warm_python, tmp_path / "script.py"], capture_output=True, text=True, check=True).stdout

@@ -104,7 +104,10 @@ def serve(address: str, executable: str) -> None:
         caller, _ = listener.accept()
         request, files = received(caller)
         if not (pid := os.fork()):
-            become(executable, files, *request)
+            try:
+                become(executable, files, *request)
+            finally:  # also after an error of ours
+                os._exit(1)
         for file in files:
             os.close(file)
         end_of_process = os.pidfd_open(pid)
@@ -187,7 +190,8 @@ def become(executable: str, files: list[int], arguments: list[str], folder: str,
     threading._shutdown()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        if not stream.closed:
+            stream.flush()
     if code < 0:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
@@ -208,7 +212,10 @@ def run(arguments: list[str]) -> None:
         sys.argv, sys.path[0] = rest, os.getcwd()
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif kind in ("-c", "-"):
-        program, *rest = rest if kind == "-c" else (sys.stdin.read(), *rest)
+        if kind == "-":
+            rest.insert(0, sys.stdin.read())
+            main.__file__ = "<stdin>"
+        program, *rest = rest
         sys.argv, sys.path[0] = [kind, *rest], ""
         exec(compile(program, "<string>", "exec"), main.__dict__)
     else:

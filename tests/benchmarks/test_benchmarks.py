@@ -65,7 +65,10 @@ SMALLEST = {
         "| webdataset, webp | 2 | ",
     ),
     "speed/memory.py": ("--images 2 --generated 2 --miniature", "| align --recipe paper | 2 | "),
-    "speed/memory_of_families.py": ("--families pixart-sigma --steps 1 --generated 1", "\n| pixart-sigma | 611 | 4,762 | "),
+    "speed/memory_of_families.py": (
+        "--families pixart-sigma --steps 1 --generated 1",
+        "\n| pixart-sigma | 611 | 4,762 | ",
+    ),
     "speed/render.py": ("--images 12 --repeats 1", "balanced corpus: "),
     "speed/stored_size.py": ("", "| webp | 256 | "),
     "speed/waiting.py": ("--beside 1 --repeats 1 --steps 1", "| one thread | 1 | "),
