@@ -58,7 +58,8 @@ class SplitImages:
 
 def read_images(store: Store, config: GenerateConfig, plan: Plan) -> SplitImages:
     """The images of the configuration's split, whose shards are all there."""
-    shards, sizes = range(plan.shards(config.split)), []
+    shards = range(plan.shards(config.split))
+    sizes: list[int] = []
     columns = {name: np.empty(plan.images(config.split), COLUMNS[name]) for name in COLUMNS.names or ()}
     for shard in tracked(shards, "compare", len(shards), "shards"):
         rows, _ = read_rows(store, config, plan, config.split, shard)
