@@ -1,5 +1,6 @@
 """`lbgen` as a user runs it, in a process of its own or in this one."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,19 @@ from lbgen.cli import main
 def run(*argv: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "lbgen", *map(str, argv)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def spawned_in(folder: Path) -> list[int]:
+    """The processes that multiprocessing started from one whose folder this is."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            command, place = Path(f"/proc/{pid}/cmdline").read_bytes(), Path(f"/proc/{pid}/cwd").readlink()
+        except OSError:  # it has ended
+            continue
+        if b"spawn_main" in command and place == folder:
+            found.append(int(pid))
+    return found
 
 
 def refused(result: subprocess.CompletedProcess) -> str:

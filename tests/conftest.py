@@ -1,9 +1,11 @@
 """Session fixtures: folders of random-weight miniatures, and a small dataset and a small run made with them."""
 
+import multiprocessing.spawn
 import os
 import signal
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # which datasets were made he
 
 import pytest
 from miniatures import write_aimv2, write_clip, write_metaclip2, write_siglip, write_siglip2, write_stable_diffusion
+from warm_python import started
 
 from lbgen.alignment import run
 from lbgen.alignment.config import AlignConfig
@@ -22,6 +25,22 @@ from lbgen.models.generator import Generator, load_generator
 
 # Ctrl-C is heeded even where a shell that started the tests in the background has it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[str]:
+    """An executable like Python that has imported the libraries when it starts (warm_python.py)."""
+    with started() as executable:
+        yield executable
+
+
+@pytest.fixture
+def warm_processes(warm_python: str) -> Iterator[None]:
+    """Processes that multiprocessing starts in the test are those of `warm_python`."""
+    before = multiprocessing.spawn.get_executable()
+    multiprocessing.set_executable(warm_python)
+    yield
+    multiprocessing.set_executable(before)
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,12 @@
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import redirect_stdout, suppress
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +17,7 @@ import torch
 import yaml
 
 import lbgen
-from lbgen.cli import VERBS
+from lbgen.cli import VERBS, main
 from lbgen.models.checkpoints.known import PIPELINES
 
 ROOT = Path(__file__).parents[1]
@@ -122,10 +125,12 @@ def test_the_tree_of_the_architecture_page_is_the_packages():
 @pytest.fixture(scope="module")
 def flags():
     """Every flag of lbgen and of its verbs, as the helps say."""
-    found = set()
+    found, before = set(), signal.getsignal(signal.SIGTERM)
     for verb in ([], *([name] for name in VERBS)):
-        shown = subprocess.run([sys.executable, "-m", "lbgen", *verb, "--help"], capture_output=True, text=True)
-        found |= set(re.findall(r"--[a-z][a-z0-9-]+", shown.stdout))
+        with redirect_stdout(StringIO()) as shown, suppress(SystemExit):
+            main([*verb, "--help"])
+        found |= set(re.findall(r"--[a-z][a-z0-9-]+", shown.getvalue()))
+    signal.signal(signal.SIGTERM, before)
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from notebooks import execute
 from torchvision.datasets import ImageFolder, VOCDetection
 
 import lbgen
@@ -83,14 +84,12 @@ def test_pictures_are_logged(run, monkeypatch, logger):
         assert list(Path("wandb").rglob("media/images/samples_*.png"))
 
 
-def test_the_notebook_shows_pictures_and_the_audit(tmp_path):
-    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
-    pytest.importorskip("ipykernel")
+def test_the_notebook_shows_pictures_and_the_audit(tmp_path, warm_python):
+    nbformat = pytest.importorskip("nbformat")
     notebook = nbformat.read(EXAMPLES / "own_categories.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "commit the notebook without its outputs"
     notebook.cells.insert(0, nbformat.v4.new_code_cell(MAKE_SMALL.format(small=SMALL)))
-    resources = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    execute(notebook, warm_python, tmp_path)
     shown = [kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})]
     assert shown.count("image/png") == 3 and "text/html" in shown
 

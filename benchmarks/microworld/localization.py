@@ -5,7 +5,7 @@ A small network learns to segment renders of the micro world, whose masks are kn
 and is what masks from the generator's attention are compared with. Only images count in which the judge of the
 quickstart sees the category. Then renders with noise added, denoised again: there the mask is known. Rows: which
 tokens and steps count, and whether the attention is multiplied by what guidance changes. Choices were made on seeds 100
-and 101.
+and 101. The last row has masks of the other source, the relevance of patches that the audit reads in a language space.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.measuring import flags_parser, heading, markdown
+from lbgen.audit.views import patch_relevance
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import PlannedImage
 from lbgen.generation.render import Renderer, name_spans, noise_key, prompt_of
@@ -44,6 +45,7 @@ from lbgen.models.localization.masks import LEAST_SCORE, segmented
 from lbgen.models.localization.recorder import Recorder
 from lbgen.models.noise import stacked_noise
 from lbgen.models.sampling import render_images
+from lbgen.models.semantics import load_semantics
 from lbgen.vocabulary.vocabulary import load_vocabulary
 
 WORLD = World(styles=("photo",))
@@ -55,6 +57,7 @@ TITLES = ["tokens", "steps", "times guidance", "mean IoU", "tenth percentile", "
 ]
 STORED = ("and the last", "second half")
 """The tokens and steps of what `lbgen generate` stores."""
+RELEVANCE = "relevance of patches"
 
 
 class Draw(NamedTuple):
@@ -163,6 +166,15 @@ def _recorded_batch(
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8), found
 
 
+@torch.no_grad()
+def with_relevance(made: Drawn) -> Drawn:
+    """The same with maps from a language space: what each patch adds to the cosine with the name's text, at least 0."""
+    space = load_semantics("microworld")
+    found = patch_relevance(space, made.pixels / 255, space.embed_texts([f"photo of {name}" for name in made.names]))
+    assert found is not None, "a CLIP"
+    return made._replace(maps=made.maps | {(RELEVANCE, "", ""): found.clamp_min(0)})
+
+
 def middle(generator: Generator, config: GenerateConfig) -> int:
     return len(generator.timesteps(config.steps).timesteps) // 2
 
@@ -254,7 +266,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # Images from noise, by the network.
     rows_of_tokens = [*product(("the name's", "and the last"), ("all", "second half"))]
-    made = recorded(generator, config, planned, from_noise(generator, config), rows_of_tokens)
+    made = with_relevance(recorded(generator, config, planned, from_noise(generator, config), rows_of_tokens))
     with torch.no_grad():
         truth = network(made.pixels / 255) > 0
     counted = shows_its_category(made) & truth.any(dim=2).any(dim=1)
@@ -264,7 +276,8 @@ def main(argv: list[str] | None = None) -> None:
     # Renders with noise, by their own masks.
     of_renders = render(np.array([image.label for image in planned]), TESTED + arguments.seed, WORLD)
     renders = torch.from_numpy(of_renders.images).permute(0, 3, 1, 2).float() / 255
-    made = recorded(generator, config, planned, from_renders(generator, config, renders), rows_of_tokens[1::2])
+    denoised = from_renders(generator, config, renders)
+    made = with_relevance(recorded(generator, config, planned, denoised, rows_of_tokens[1::2]))
     counted = shows_its_category(made)
     print(f"\n{int(counted.sum())} of {len(counted)} renders that were denoised from the middle step count.\n")
     print(markdown([TITLES, *rows(made, torch.from_numpy(of_renders.masks), counted)]))

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ from lbgen.configuration.saved import load, save
 from lbgen.errors import Interrupted, UserError
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["lbgen.alignment.training"])
+pytestmark = pytest.mark.usefixtures("warm_processes")
 
 
 @pytest.fixture(scope="module")
@@ -231,12 +230,12 @@ LAUNCHERS = {
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_two_processes_with_half_the_batch_each_give_the_same_adapter(whole, tmp_path, launcher):
+def test_two_processes_with_half_the_batch_each_give_the_same_adapter(whole, tmp_path, launcher, warm_python):
     """Within float tolerance; the differences between the adapters of one step and five are larger."""
     halves = dataclasses.replace(whole, output=tmp_path / "run", batch_size=1)
     save(halves, tmp_path / "recipe.yaml")
     result = subprocess.run(
-        [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "lbgen", "align", "--recipe", str(tmp_path / "recipe.yaml")],
+        [warm_python, "-m", *LAUNCHERS[launcher], "-m", "lbgen", "align", "--recipe", str(tmp_path / "recipe.yaml")],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,

@@ -43,6 +43,7 @@ def seen(observer, folder, cache_folder, config: AuditConfig) -> Observed:
         return observe(open_dataset(folder), "set", workers, cache, config.batch_size, config.sample, config.seed)
 
 
+@pytest.mark.usefixtures("warm_processes")
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_rows_do_not_depend_on_the_number_of_workers(engine, observer, folder, tmp_path):
     """The bytes of the cache, the order of the images and what is broken, against one worker."""

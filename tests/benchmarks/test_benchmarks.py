@@ -39,6 +39,7 @@ SMALLEST = {
     "independence/memory_length.py": ("--categories 2 --memories 8 --images 4 --updates 2", "| after 2 updates | "),
     "independence/residual_content.py": ("--fitted 48 --tested 24 --images 48", "| scene, linked / free | "),
     "independence/step_cost.py": ("--categories 2 --banks 16 --side 8 --repeats 1", "| 2 | 16 | "),
+    "microworld/composition.py": ("--pictures 64 --tested 8 --images 2 --steps 1", "\n| A left, B right | "),
     "microworld/localization.py": (
         "--updates 1 --images 12 --steps 1 --repeats 1",
         "| and the last | second half | yes | ",
@@ -65,6 +66,10 @@ SMALLEST = {
         "| webdataset, webp | 2 | ",
     ),
     "speed/memory.py": ("--images 2 --generated 2 --miniature", "| align --recipe paper | 2 | "),
+    "speed/memory_of_families.py": (
+        "--families pixart-sigma --steps 1 --generated 1",
+        "\n| pixart-sigma | 611 | 4,762 | ",
+    ),
     "speed/render.py": ("--images 12 --repeats 1", "balanced corpus: "),
     "speed/stored_size.py": ("", "| webp | 256 | "),
     "speed/waiting.py": ("--beside 1 --repeats 1 --steps 1", "| one thread | 1 | "),
@@ -124,7 +129,7 @@ def test_script_runs_at_its_smallest_size(script, tmp_path, monkeypatch, capfd):
 
 
 def test_the_audits_power_is_printed(monkeypatch, capfd):
-    run("audit/floors.py", ["--power", "2", "--images", "96", "--of", "photographs"], monkeypatch)
+    run("audit/floors.py", ["--power", "2", "--images", "48", "--of", "photographs"], monkeypatch)
     assert "\n| 90% linked | against the same objects, 2 | " in capfd.readouterr().out
 
 
@@ -191,9 +196,9 @@ def test_sweep_makes_a_row_and_its_table(tmp_path, monkeypatch, capsys):
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
 
 
-def test_what_a_gpu_will_run_is_rehearsed(tmp_path):
+def test_what_a_gpu_will_run_is_rehearsed(tmp_path, warm_python):
     """All parts of benchmarks/gpu.sh, as it calls them, on a CPU."""
-    environment = os.environ | {"PYTHON": sys.executable}
+    environment = os.environ | {"PYTHON": warm_python}
     finished = subprocess.run(
         [ROOT / "benchmarks/gpu.sh", "--rehearse", tmp_path / "out"], env=environment, capture_output=True, text=True
     )

@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ import pytest
 import s3fs
 from folders import contents
 from hub_server import REPOSITORY, Hub
+from warm_python import started
 
 from lbgen.datasets.index import read_part
 from lbgen.errors import UserError
@@ -40,10 +40,10 @@ def test_objects_are_the_files_of_a_local_run(bucket, config, tmp_path, layout):
     assert not list(tmp_path.glob("lbgen-*/**/.staging"))
 
 
-def test_killed_upload_goes_on(bucket, config, tmp_path):
+def test_killed_upload_goes_on(bucket, config, tmp_path, warm_python):
     """A run killed after its first shard; resumed, its objects are those of a run left alone."""
     system, name = bucket
-    command = [sys.executable, "-m", "lbgen", "generate", "--generator", config.generator, "--vocabulary"]
+    command = [warm_python, "-m", "lbgen", "generate", "--generator", config.generator, "--vocabulary"]
     command += [config.vocabulary, "--images-per-category", "20", "--seed", "7", "--scheduler", "ddim", "--steps", "2"]
     command += ["--batch-size", "2", "--shard-size", "5", "--output", f"s3://{name}/broken", "--format", "webdataset"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -173,15 +173,24 @@ def test_google_objects_are_the_files_of_a_local_run(google, config, tmp_path, l
 # ---- the Hugging Face Hub ----
 
 
-@pytest.mark.parametrize("layout", ["webdataset", "parquet"])
-def test_hub_files_are_those_of_a_local_run_markers_after_shards(config, tmp_path, layout):
-    """In processes of their own: the Hub's address is read when its library is imported."""
+@pytest.fixture(scope="module")
+def hub():
+    """A Hub and a Python that uses it: its address is read when its library is imported."""
     hub = Hub()
-    settings = {"HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_x", "HF_HUB_OFFLINE": "0", "TMPDIR": str(tmp_path)}
+    with started({"HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_x", "HF_HUB_OFFLINE": "0"}) as python:
+        yield hub, python
+    hub.shutdown()
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "parquet"])
+def test_hub_files_are_those_of_a_local_run_markers_after_shards(hub, config, tmp_path, layout):
+    hub, python = hub
+    hub.files.clear()
+    hub.commits.clear()
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "lbgen", *arguments]
-        return subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+        command, environment = [python, "-m", "lbgen", *arguments], os.environ | {"TMPDIR": str(tmp_path)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
 
     flags = ["--generator", config.generator, "--vocabulary", config.vocabulary, "--images-per-category", "4"]
     flags += ["--seed", "7", "--scheduler", "ddim", "--steps", "2", "--batch-size", "2", "--shard-size", "5"]
@@ -199,7 +208,6 @@ def test_hub_files_are_those_of_a_local_run_markers_after_shards(config, tmp_pat
     found = run("verify", f"hf://datasets/{REPOSITORY}/set", "--repair")
     assert (found.returncode, found.stdout.splitlines()[0]) == (0, "train-00001: not made"), found.stderr
     assert {path.removeprefix("set/"): content for path, content in hub.files.items()} == files
-    hub.shutdown()
 
 
 def test_image_folder_on_the_hub_is_refused(config):

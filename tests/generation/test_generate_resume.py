@@ -30,12 +30,10 @@ SEED = 20261125
 LAYOUTS = ("imagefolder", "webdataset", "parquet")
 
 
-@pytest.fixture(scope="module")
-def processes():
+@pytest.fixture
+def processes(warm_processes):
     """Processes that have everything imported already, so that a kill seldom falls into imports."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lbgen.generation.workers.dispatch", "lbgen.models.families.stable_diffusion"])
-    return context
+    return multiprocessing.get_context("forkserver")
 
 
 def quiet_generate(config: GenerateConfig) -> None:
@@ -192,11 +190,11 @@ def test_interrupted_run_goes_on(config, whole, tmp_path, monkeypatch):
     assert contents(tmp_path / "broken") == contents(whole)
 
 
-def test_terminated_command_exits_with_143(config, tmp_path):
+def test_terminated_command_exits_with_143(config, tmp_path, warm_python):
     flags = ["--generator", config.generator, "--vocabulary", config.vocabulary, "--images-per-category", "400"]
     flags += ["--scheduler", "ddim", "--steps", "2", "--batch-size", "2", "--shard-size", "5"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "lbgen", "generate", *flags, "--output", str(tmp_path / "out")],
+        [warm_python, "-m", "lbgen", "generate", *flags, "--output", str(tmp_path / "out")],
         stderr=subprocess.PIPE,
         text=True,
     )

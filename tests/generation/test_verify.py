@@ -160,11 +160,11 @@ def test_unreadable_image_is_damage(copies):
     assert damaged(copies["imagefolder"]) == ["train-00001"]
 
 
-def test_exit_codes(copies, tmp_path):
+def test_exit_codes(copies, tmp_path, warm_python):
     """0 whole, 3 damaged with a line a shard on stdout, 2 for a folder that is no dataset."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "-m", "lbgen", "verify", *arguments], capture_output=True, text=True)
+        return subprocess.run([warm_python, "-m", "lbgen", "verify", *arguments], capture_output=True, text=True)
 
     folder = copies["parquet"]
     assert run(str(folder)).returncode == 0

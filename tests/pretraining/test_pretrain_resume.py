@@ -20,7 +20,7 @@ from lbgen.pretraining.run import pretrain
 
 context = multiprocessing.get_context("forkserver")
 LOOP = "lbgen.pretraining.loop"
-context.set_forkserver_preload([LOOP])
+pytestmark = pytest.mark.usefixtures("warm_processes")
 
 
 def train_until(config, folder, module, name, calls):

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from lbgen.runs import identity
 # ---- code from models, adapters and pictures ----
 
 
-def test_no_code_of_a_semantics_folder_runs(tiny_clip_folder, tmp_path):
+def test_no_code_of_a_semantics_folder_runs(tiny_clip_folder, tmp_path, warm_python):
     """Not even where somebody answers transformers' question with yes."""
     folder = Path(shutil.copytree(tiny_clip_folder, tmp_path / "clip"))
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
@@ -32,7 +31,7 @@ def test_no_code_of_a_semantics_folder_runs(tiny_clip_folder, tmp_path):
         kinds = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoImageProcessor")
         path.write_text(json.dumps(content | {"auto_map": {kind: "evil.Evil" for kind in kinds}}))
     program = f"from lbgen.models.semantics import load_semantics; load_semantics({str(folder)!r})"
-    ended = subprocess.run([sys.executable, "-c", program], input="y\ny\ny\n", capture_output=True, text=True)
+    ended = subprocess.run([warm_python, "-c", program], input="y\ny\ny\n", capture_output=True, text=True)
     assert not (tmp_path / "ran").exists()
     assert "custom code" not in ended.stdout and "[y/N]" not in ended.stdout + ended.stderr
 

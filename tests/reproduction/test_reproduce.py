@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import timm
 import torch
 import yaml
+from command_line import spawned_in
 
 import lbgen
 from lbgen.configuration.recipes import resolve
@@ -104,18 +104,18 @@ def test_without_one_marker_that_unit_alone_is_done_again(made, capsys):
         lbgen.reproduce(small(folder, test_images=24))
 
 
-def test_killed_with_its_workers_it_goes_on_and_finds_the_same(made, tmp_path):
+def test_killed_with_its_workers_it_goes_on_and_finds_the_same(made, tmp_path, warm_python):
     """SIGKILL to the first process alone, once a unit is done; each worker is a process of its own."""
     _, _, result = made
     config = small(tmp_path, sets=("biased-renders",), workers=2)
     program = f"import lbgen; lbgen.reproduce(lbgen.{config!r})"  # from standard input
-    with subprocess.Popen([sys.executable, "-"], stdin=subprocess.PIPE, text=True) as first:
+    with subprocess.Popen([warm_python, "-"], stdin=subprocess.PIPE, text=True, cwd=tmp_path) as first:
         first.stdin.write(program)
         first.stdin.close()
         wait_until(lambda: marker(config, Unit("unseen")).is_file() or first.poll() is not None)
-        workers = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+        workers = spawned_in(tmp_path)
         first.kill()
-    assert len(workers) >= 2
+    assert len(workers) == 2
     wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
     assert rows_of(lbgen.reproduce(config)) == rows_of(result)[:1]
 

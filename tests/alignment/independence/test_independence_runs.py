@@ -7,7 +7,6 @@ import json
 import math
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -101,13 +100,13 @@ def add_to_state(folder, **buffers):
     checkpoint.mark_complete(folder, progress)
 
 
-def test_two_processes_give_the_bank_and_the_adapter_of_one(fresh, tmp_path):
+def test_two_processes_give_the_bank_and_the_adapter_of_one(fresh, tmp_path, warm_python):
     """The bank bit for bit, the adapter within the tolerance of two half batches."""
     whole = fresh(**TERM, independence_thumbnail=2, max_steps=3)
     run.align(whole)
     halves = dataclasses.replace(whole, output=tmp_path / "halves", batch_size=1)
     save(halves, tmp_path / "recipe.yaml")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lbgen"]
+    launch = [warm_python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lbgen"]
     result = subprocess.run(
         [*launch, "align", "--recipe", str(tmp_path / "recipe.yaml")],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},

@@ -177,6 +177,7 @@ def test_card_has_what_the_label_still_tells(drawn, rows):
         assert f"| scene | {scene} | {asked} | {found.count(scene)} |" in card
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_dataset_is_the_same_with_other_workers_and_after_a_part_is_repaired(config, drawn, tmp_path):
     generate(replace(config, output=tmp_path / "two", workers=2))
     (tmp_path / "two/index/train-00001.parquet").unlink()

@@ -108,6 +108,7 @@ def test_duplicates_are_drawn_again_across_shards_and_counted(whole):
 
 
 @pytest.mark.parametrize("layout, last_resort", [("imagefolder", "drop"), ("webdataset", "keep"), ("parquet", "drop")])
+@pytest.mark.usefixtures("warm_processes")
 def test_other_workers_a_lost_shard_and_a_cut_short_round_end_the_same(
     config, tmp_path, layout, last_resort, monkeypatch
 ):

@@ -65,6 +65,7 @@ def test_index_has_every_score_and_the_attempts_add_up(config, whole):
     assert 0 < sum(row["attempt"] > 0 for row in rows) < 36
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_dataset_is_the_same_with_other_workers_and_after_a_part_is_lost(config, whole, tmp_path):
     generate(replace(config, output=tmp_path / "two", workers=2))
     assert contents(tmp_path / "two") == contents(whole)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from folders import contents
+from notebooks import execute
 
 from lbgen.configuration.saved import plain
 
@@ -36,20 +37,21 @@ def ensure_made_once(shown: str, folder: Path, whole: Path, *workers: int) -> No
 
 
 @pytest.mark.parametrize(("name", "workers"), [("make.py", (1, 2)), ("-", (1, 2))])
-def test_a_script_without_a_main_guard_runs_once_whatever_the_number_of_workers(code, whole, tmp_path, name, workers):
-    """The script is a file, or comes from standard input."""
+def test_a_script_without_a_main_guard_runs_once_whatever_the_number_of_workers(
+    code, whole, tmp_path, name, workers, warm_python
+):
+    """The script is a file, or comes from standard input; the file's is a Python that nothing was imported in."""
     (tmp_path / "make.py").write_text(code(*workers))
     with (tmp_path / "make.py").open() as given:
-        command = [sys.executable, name]
+        command = [warm_python if name == "-" else sys.executable, name]
         ended = subprocess.run(command, stdin=given, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert ended.returncode == 0, ended.stderr
     ensure_made_once(ended.stdout, tmp_path, whole, *workers)
 
 
-def test_a_notebook_makes_a_dataset_with_one_worker_and_with_two(code, whole, tmp_path):
-    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
-    pytest.importorskip("ipykernel")
+def test_a_notebook_makes_a_dataset_with_one_worker_and_with_two(code, whole, tmp_path, warm_python):
+    nbformat = pytest.importorskip("nbformat")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code(1, 2))])
-    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    execute(notebook, warm_python, tmp_path)
     shown = "".join(output.get("text", "") for output in notebook.cells[0].outputs if output.get("name") == "stdout")
     ensure_made_once(shown, tmp_path, whole, 1, 2)

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -14,6 +13,7 @@ from pathlib import Path
 import failing_writers
 import pytest
 import torch
+from command_line import spawned_in
 from folders import contents
 
 from lbgen.errors import UserError
@@ -24,28 +24,29 @@ from lbgen.runs.lock import locked
 from lbgen.runs.storage import open_store
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_processes_make_what_one_makes(config, whole, tmp_path):
     generate(replace(config, output=tmp_path / "made", workers=2, writers=2))
     assert contents(tmp_path / "made") == contents(whole)
 
 
-def test_process_that_is_killed_ends_the_run_in_one_line(config, whole, tmp_path):
+def test_process_that_is_killed_ends_the_run_in_one_line(config, whole, tmp_path, warm_python):
     """And the run goes on when started again."""
-    command = [sys.executable, "-m", "lbgen", "generate", "--generator", config.generator, "--vocabulary"]
+    command = [warm_python, "-m", "lbgen", "generate", "--generator", config.generator, "--vocabulary"]
     command += [config.vocabulary, "--images-per-category", "400", "--scheduler", "ddim", "--steps", "2"]
     command += ["--batch-size", "2", "--shard-size", "5", "--workers", "2", "--output", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     while not list((tmp_path / "out/index").glob("*")) and process.poll() is None:
         time.sleep(0.05)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    drawing = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(int(drawing[0]), signal.SIGKILL)
+    worker, _ = spawned_in(tmp_path)
+    os.kill(worker, signal.SIGKILL)
     _, shown = process.communicate(timeout=60)
     assert process.returncode == 2
-    expected = f"pid {drawing[0]}) was killed by SIGKILL; if memory ran out, give fewer --workers"
+    expected = f"pid {worker}) was killed by SIGKILL; if memory ran out, give fewer --workers"
     assert [line for line in shown.splitlines() if "lbgen: " in line and expected in line], shown
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_bug_in_a_process_is_a_traceback_and_no_mistake_of_the_users(config, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(local, "serve", failing_writers.bug)
     with pytest.raises(RuntimeError, match="worker process .* failed, see its traceback above"):
@@ -71,6 +72,7 @@ def test_parts_of_a_run_make_the_whole(config, whole, tmp_path):
     assert generate(replace(parts[0], shard_of="3/3")).finished  # counted from one, the last
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_part_with_workers_of_its_own_is_not_stopped_by_what_a_killed_one_left(config, whole, tmp_path):
     """Half-made shards lie in the staging folder; another part's stay there."""
     part = replace(config, output=tmp_path / "made", shard_of="0/2", workers=2)
@@ -100,7 +102,7 @@ def hold(path: Path, part: tuple[int, int] | None, held, release) -> None:
 
 
 @pytest.fixture
-def holder():
+def holder(warm_processes):
     """Start a process that holds a lock; ends it afterwards."""
     context = multiprocessing.get_context("forkserver")
     started = []

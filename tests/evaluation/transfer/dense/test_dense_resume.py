@@ -8,8 +8,11 @@ import signal
 from dataclasses import replace
 
 import pyarrow.parquet as pq
+import pytest
 
 import lbgen
+
+pytestmark = pytest.mark.usefixtures("warm_processes")
 
 context = multiprocessing.get_context("forkserver")
 TRAINING, DETECTION = "lbgen.evaluation.transfer.dense.training", "lbgen.evaluation.transfer.dense.detection"
