@@ -16,7 +16,7 @@ from lbgen.metrics.near_duplicates import NO_PAIR, Hashes, Rows
 from lbgen.runs.console import tracked
 from lbgen.runs.storage import Store
 
-COLUMNS = np.dtype(
+COLUMNS = np.dtype(  # in the order of the fields of SplitImages
     [("position", np.int32), ("label", np.int32), ("hash", np.uint64), ("failed", np.bool_)]
     + [("accepted_earlier", np.bool_), ("bits", np.float64), ("has_cosine", np.bool_)]
 )
@@ -58,18 +58,18 @@ class SplitImages:
 
 def read_images(store: Store, config: GenerateConfig, plan: Plan) -> SplitImages:
     """The images of the configuration's split, whose shards are all there."""
-    sizes, parts, shards = [], [], range(plan.shards(config.split))
+    shards = range(plan.shards(config.split))
+    sizes: list[int] = []
+    columns = {name: np.empty(plan.images(config.split), COLUMNS[name]) for name in COLUMNS.names or ()}
     for shard in tracked(shards, "compare", len(shards), "shards"):
         rows, _ = read_rows(store, config, plan, config.split, shard)
-        parts.append(np.array([_columns(*each) for each in enumerate(rows)], COLUMNS))
+        part = np.array([_columns(*each) for each in enumerate(rows)], COLUMNS)
+        start = sum(sizes)
+        for name, column in columns.items():
+            column[start : start + len(rows)] = part[name]
         sizes.append(len(rows))
-
-    def column(name: str) -> NDArray:
-        return np.concatenate([part[name] for part in parts])
-
     in_shards = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-    names = ("position", "label", "hash", "failed", "accepted_earlier", "bits", "has_cosine")
-    return SplitImages(in_shards, *map(column, names))
+    return SplitImages(in_shards, *(column[: sum(sizes)] for column in columns.values()))
 
 
 def _columns(position: int, row: Row) -> tuple[int, int, int, bool, bool, float, bool]:
