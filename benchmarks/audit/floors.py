@@ -41,8 +41,9 @@ from benchmarks.microworld.localization import STORED, from_renders, planned_ima
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.findings.significance import differences, differences_together, probe_tests
 from lbgen.audit.measures import CHANCE_FLOOR, PROBES, Measured, measure
-from lbgen.audit.observe import RowCache, observe
+from lbgen.audit.observe import observe
 from lbgen.audit.probes import probe
+from lbgen.audit.row_cache import RowCache
 from lbgen.audit.workers.observer import Observer, canvas_side
 from lbgen.audit.workers.pool import this_process
 from lbgen.datasets.open import open_dataset

@@ -7,7 +7,7 @@ they leave the GPU before sampling, except those of Stable Diffusion XL, which s
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -251,16 +251,18 @@ def latents(architecture: Architecture, family: Any, images: int) -> Tensor:
     return torch.zeros(images, family.vae.config.latent_channels, side, side)
 
 
-def prepared(architecture: Architecture) -> Generator:
+def prepared(architecture: Architecture, *, merged_sampler: bool = False) -> Generator:
+    guidance = Guidance(2.0 if architecture.two_calls else 1.0)
     with torch.device("meta"):
-        return Generator(without_data(architecture), Guidance(2.0 if architecture.two_calls else 1.0))
+        return Generator(without_data(architecture), guidance, merged_sampler=merged_sampler)
 
 
 def update_memory(architecture: Architecture, config: AlignConfig) -> float:
     """Most GB held in an update of one image: sampling, CLIP's image features, backward, AdamW."""
-    generator = prepared(architecture)
+    generator = prepared(architecture, merged_sampler=config.merged_sampler)
     with torch.device("meta"):
         generator.add_adapter(config.rank, config.alpha, config.lora_targets)
+        generator.refresh_sampler()
         clip = full_size.clip(full_size.letters()).to(DTYPE).requires_grad_(False)
     generator.enable_gradient_checkpointing()
     modules, steps = (*generator_modules(generator), clip), config.differentiated_steps
@@ -302,13 +304,21 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     given = {} if arguments.steps is None else {"differentiated_steps": arguments.steps}
     config = resolve(AlignConfig, "paper", given)
-    titles = ["generator", "network, M", "text encoders, M", "text encoders, GB", "align, 1 image, GB"]
+    titles = [
+        "generator",
+        "network, M",
+        "text encoders, M",
+        "text encoders, GB",
+        "align, 1 image, GB",
+        "--no-merged-sampler, GB",
+    ]
     lines = [titles + [f"generate, {images} at once, GB" for images in arguments.generated]]
     for name in arguments.families:
         architecture = ARCHITECTURES[name]
         encoders = millions(*architecture.text_encoders)
         cells = [name, f"{millions(architecture.network):,.0f}", f"{encoders:,.0f}", f"{2 * encoders / 1e3:.1f}"]
-        cells.append(f"{update_memory(architecture, config):.1f}")
+        for merged in (True, False):
+            cells.append(f"{update_memory(architecture, replace(config, merged_sampler=merged)):.1f}")
         cells += [f"{generation_memory(architecture, images):.1f}" for images in arguments.generated]
         lines.append(cells)
     print(markdown(lines))

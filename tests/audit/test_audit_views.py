@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lbgen.audit import views
-from lbgen.audit.observe import RowCache
+from lbgen.audit.row_cache import RowCache
 from lbgen.audit.workers.observer import Observer, canvas_side
 from lbgen.datasets import decode
 from lbgen.models.semantics import load_semantics

@@ -4,15 +4,19 @@ import hashlib
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from audited import photographs, write_image_folder
 
 from lbgen.audit.config import AuditConfig
-from lbgen.audit.observe import Observed, RowCache, observe
+from lbgen.audit.observe import Observed, Sample, observe
+from lbgen.audit.row_cache import RowCache
 from lbgen.audit.workers.observer import Observer, canvas_side
 from lbgen.audit.workers.pool import this_process, workers_of
 from lbgen.datasets.open import open_dataset
+from lbgen.errors import UserError
 from lbgen.models.semantics import load_semantics
 
 
@@ -67,11 +71,52 @@ def test_a_sample_is_what_its_images_alone_are(observer, folder, tmp_path):
     half = seen(observer, folder, tmp_path / "half", AuditConfig(semantics="microworld", sample=0.5, seed=3))
     by_hand = seen(observer, part, tmp_path / "hand", AuditConfig(semantics="microworld"))
     assert rows(half) == rows(by_hand) and 10 < len(half.keys) < 40
-    files = [len(list((folder / "train" / label.id).iterdir())) for label in half.labels]
-    broken = np.array([sum(f"/{label.id}/" in key for key in half.broken) for label in half.labels])
-    assert (half.sizes.sum(axis=1) + broken).tolist() == files
+    assert_all_are_counted(half, folder)
+
+
+def assert_all_are_counted(observed, folder):
+    """The sizes, with what is broken in the sample, are the numbers of files of all categories."""
+    broken = [sum(f"/{label.id}/" in key for key in observed.broken) for label in observed.sizes.labels]
+    counted = dict(
+        zip((label.id for label in observed.sizes.labels), observed.sizes.counts[:, 0] + broken, strict=True)
+    )
+    assert counted == {path.name: len(list(path.iterdir())) for path in (folder / "train").iterdir()}
+
+
+def test_sizes_hold_the_categories_of_which_no_image_was_drawn(observer, folder, tmp_path):
+    few = seen(observer, folder, tmp_path, AuditConfig(semantics="microworld", sample=0.1, seed=3))
+    assert len(few.labels) < len(few.sizes.labels) == 12
+    assert_all_are_counted(few, folder)
+
+
+def test_the_share_of_broken_images_is_that_of_the_sample(observer, tmp_path):
+    """Rows without a label are found without decoding, so all of them are listed, drawn or not."""
+    files = sorted(write_image_folder(tmp_path / "files", photographs(24, 1)).rglob("*.png"))
+    rows = [{"image": {"bytes": path.read_bytes(), "path": None}, "label": path.parent.name} for path in files * 4]
+    rows += [{"image": {"bytes": files[0].read_bytes(), "path": None}, "label": None}] * 6
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set/train-00000.parquet")
+    part = seen(observer, tmp_path / "set", tmp_path, AuditConfig(semantics="microworld", sample=0.2, seed=0))
+    drawn = [key for key in part.broken if key in part.sample]
+    assert len(part.broken) == 6 > len(drawn)
+    assert part.broken_share == len(drawn) / (len(drawn) + len(part.keys)) < 6 / (6 + len(part.keys))
+
+
+@pytest.mark.parametrize("share, said", [(1e-9, "none of its 52 images"), (0.03, "of one category alone")])
+def test_a_sample_that_is_too_small_is_refused(share, said, observer, folder, tmp_path):
+    seed = next(seed for seed in range(1000) if fits(folder, share, seed))
+    with pytest.raises(UserError, match=said):
+        seen(observer, folder, tmp_path, AuditConfig(semantics="microworld", sample=share, seed=seed))
+
+
+def fits(folder, share, seed) -> bool:
+    """Whether the sample has no image, or whole images of one category."""
+    sample = Sample(share, seed)
+    drawn = [path for path in folder.rglob("*.png") if path.relative_to(folder).as_posix() in sample]
+    whole = [path for path in drawn if path.read_bytes() != b"no picture"]
+    return not drawn if share < 1e-6 else len(drawn) == len(whole) > 0 == len({path.parent for path in whole}) - 1
 
 
 def test_without_a_sample_sizes_are_those_of_what_was_seen(observer, folder, tmp_path):
     whole = observe(open_dataset(folder), "set", this_process(observer), RowCache(tmp_path, "", observer.fields()), 64)
-    assert whole.sizes[:, 0].tolist() == np.bincount(whole.label).tolist()
+    assert whole.sizes.counts[:, 0].tolist() == np.bincount(whole.label).tolist()

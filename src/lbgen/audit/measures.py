@@ -168,7 +168,7 @@ def _image_figures(observed: Observed, ranks: LabelRanks, quality: NDArray, seed
         "quality": mean(quality, label, seed, (1, 5)),
         "edge_density": mean(observed.column("edge_density"), label, seed, (0, 1)),
         "colour_entropy": mean(observed.column("colour_entropy"), label, seed, (0, 9)),
-        "balance": _balance(observed.sizes.sum(axis=1), seed),
+        "balance": _balance(observed.sizes.counts.sum(axis=1), seed),
     }
 
 

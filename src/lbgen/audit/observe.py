@@ -9,13 +9,13 @@ from collections import Counter, deque
 from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lbgen.audit.workers.observer import DIGEST, NewImage, SeenBatch
+from lbgen.audit.row_cache import ROWS_AT_ONCE, RowCache
+from lbgen.audit.workers.observer import NewImage, SeenBatch
 from lbgen.audit.workers.pool import Workers
 from lbgen.configuration.extensions import origin
 from lbgen.datasets.records import (
@@ -35,58 +35,31 @@ from lbgen.runs.console import tracked
 
 VERSION = 5
 """Of the cached columns. A run with another number starts a new cache."""
-ROWS_AT_ONCE = 4096
-"""Rows of the cache that are read at a time."""
 BATCH_BYTES = 2**28
 """Of image files in memory at a time."""
 AHEAD_BYTES = 2**30
 """Of image files that workers have or will get."""
 
 
-class RowCache:
-    """Rows of a fixed dtype, found by their keys; one writer at a time (run.py holds the lock).
+class Sample(Container[str]):
+    """A random part of a dataset's images, by their keys: the same whatever else the dataset holds."""
 
-    A row that was written in part, by a run that was killed, is dropped when the file is opened again.
-    """
+    def __init__(self, share: float, seed: int) -> None:
+        self.share, self.seed, self.limit = share, seed, round(share * 2**64)
 
-    def __init__(self, folder: Path, identity: str, fields: list[tuple[str, Any, tuple[int, ...]]]) -> None:
-        """identity: everything besides the key that the rows depend on; another identity is another file."""
-        self.dtype = np.dtype([("key", np.uint8, (DIGEST,)), *fields])
-        name = hashlib.sha256(f"{identity}\n{self.dtype.descr}".encode()).hexdigest()[:16]
-        self.path = folder / f"seen-{name}.rows"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path.touch()
-        whole = self.path.stat().st_size // self.dtype.itemsize
-        with self.path.open("r+b") as stream:
-            stream.truncate(whole * self.dtype.itemsize)
-        self.row_of: dict[bytes, int] = {}
-        for start in range(0, whole, ROWS_AT_ONCE):
-            keys = self.read("key", np.arange(start, min(start + ROWS_AT_ONCE, whole)))
-            self.row_of |= {key.tobytes(): row for row, key in enumerate(keys, start)}
+    def __contains__(self, key: object) -> bool:
+        digest = hashlib.sha256(f"sample\0{self.seed}\0{key}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") < self.limit
 
-    def append(self, keys: list[bytes], columns: dict[str, NDArray]) -> None:
-        """Add the rows whose keys are new, each key once.  columns: name -> (len(keys), ...)."""
-        first = {key: row for row, key in reversed(list(enumerate(keys))) if key not in self.row_of}
-        chosen = sorted(first.values())
-        rows = np.zeros(len(chosen), self.dtype)
-        for name, values in columns.items():
-            rows[name] = values[chosen]
-        rows["key"] = np.frombuffer(b"".join(keys[row] for row in chosen), np.uint8).reshape(-1, DIGEST)
-        with self.path.open("ab") as stream:
-            begin = stream.tell() // self.dtype.itemsize
-            stream.write(rows.tobytes())
-        self.row_of |= {keys[row]: place for place, row in enumerate(chosen, begin)}
 
-    def read(self, name: str, rows: NDArray[np.int64]) -> NDArray:
-        """One column of these rows, (len(rows), ...).
+class Sizes(NamedTuple):
+    """The number of images in each category and split of a dataset."""
 
-        Each part is read through its own memory map: the pages of a map that stays open count as this process's memory.
-        """
-        found = np.empty((len(rows), *self.dtype[name].shape), self.dtype[name].base)
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            part = rows[start : start + ROWS_AT_ONCE]
-            found[start : start + len(part)] = np.memmap(self.path, dtype=self.dtype, mode="r")[name][part]
-        return found
+    labels: list[Label]
+    """Sorted by id."""
+    splits: list[str]
+    counts: NDArray[np.int64]
+    """(categories, splits)"""
 
 
 @dataclass
@@ -111,16 +84,30 @@ class Observed:
     """Key of each unusable image -> the reason."""
     skipped: Skipped = field(default_factory=Skipped)
     """What was left out as no image of the dataset, by reason."""
-    sample: float = 1.0
-    """Share of the images that was drawn to be measured."""
-    left_out: NDArray[np.int64] | None = None
-    """(C, splits) images that were not drawn, by category and split; None without sampling."""
+    sample: Sample | None = None
+    """Which images were drawn to be measured; None for all."""
+    left_out: dict[tuple[Label, str], int] = field(default_factory=dict)
+    """Category and split -> images that were not drawn."""
 
     @property
-    def sizes(self) -> NDArray[np.int64]:
-        """(C, splits) images by category and split, those included that were not drawn."""
-        counts = contingency_table(self.label, self.split, len(self.labels), len(self.splits))
-        return counts if self.left_out is None else counts + self.left_out
+    def sizes(self) -> Sizes:
+        """Of all categories and splits, also those of which no image was drawn."""
+        labels = sorted({*self.labels, *(label for label, _ in self.left_out)})
+        splits = sorted({*self.splits, *(split for _, split in self.left_out)})
+        row = {label: number for number, label in enumerate(labels)}
+        column = {split: number for number, split in enumerate(splits)}
+        counts = np.zeros((len(labels), len(splits)), np.int64)
+        measured = contingency_table(self.label, self.split, len(self.labels), len(self.splits))
+        counts[np.ix_([row[label] for label in self.labels], [column[split] for split in self.splits])] = measured
+        for (label, split), count in self.left_out.items():
+            counts[row[label], column[split]] += count
+        return Sizes(labels, splits, counts)
+
+    @property
+    def broken_share(self) -> float:
+        """Of the images that were drawn."""
+        broken = sum(self.sample is None or key in self.sample for key in self.broken)
+        return broken / (broken + len(self.keys))
 
     def column(self, name: str, chosen: NDArray[np.int64] | None = None) -> NDArray:
         """(N, ...) one column of the cache, of all images or of the chosen ones."""
@@ -138,17 +125,6 @@ def cache_identity(semantics: str) -> str:
     architecture = f"{semantics}, " if semantics.startswith(OPEN_CLIP) else ""  # is not in the weights
     model = extension or f"{architecture}{identity.model_identity(semantics_location(semantics))}"
     return f"version {VERSION}, {model}"
-
-
-class Sample(Container[str]):
-    """A random part of a dataset's images, by their keys: the same whatever else the dataset holds."""
-
-    def __init__(self, share: float, seed: int) -> None:
-        self.seed, self.limit = seed, round(share * 2**64)
-
-    def __contains__(self, key: object) -> bool:
-        digest = hashlib.sha256(f"sample\0{self.seed}\0{key}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") < self.limit
 
 
 def observe(
@@ -179,7 +155,7 @@ def observe(
             reading.finish(first, seen.result())
     for batch, seen in waiting:
         reading.finish(batch, seen.result())
-    return replace(reading.found.observed(name, reader, cache, known, reading.broken), sample=sample)
+    return replace(reading.found.observed(name, reader, cache, known, reading.broken), sample=wanted)
 
 
 class _Batch(NamedTuple):
@@ -294,15 +270,22 @@ class _Found:
     def observed(
         self, name: str, reader: DatasetReader, cache: RowCache, known: dict, broken: dict[str, str]
     ) -> Observed:
+        if not self.keys and self.left_out:
+            images = self.left_out.total()
+            raise UserError(f"{reader.folder}: --sample drew none of its {images:,} images; give a larger share")
         if not self.keys:
             raise no_labelled_image(reader.folder, broken, reader.skipped)
         (ids, label), (splits, split) = self.sorted("category"), self.sorted("split")
+        if len({*ids, *(id for id, _ in self.left_out)}) > len(ids) == 1:
+            raise UserError(
+                f"{reader.folder}: --sample drew images of one category alone, {ids[0]}; give a larger share"
+            )
         if len(ids) < 2:
             raise UserError(f"{reader.folder}: only one category, {ids[0]}; an audit compares two or more")
         labels = [Label(id, name_of(id, known)) for id in ids]
         rows = np.array(self.rows)
         folder = valid_text(str(reader.folder))
         observed = Observed(name, folder, labels, label, splits, split, self.keys, rows, cache, broken, reader.skipped)
-        if self.left_out:
-            observed.left_out = np.array([[self.left_out[id, each] for each in splits] for id in ids])
+        names = {id: Label(id, name_of(id, known)) for id, _ in self.left_out}
+        observed.left_out = {(names[id], split): count for (id, split), count in self.left_out.items()}
         return observed

@@ -79,14 +79,15 @@ def measures_content(
 
 def dataset_figures(m: Measured) -> dict[str, Any]:
     observed, flat = m.observed, {key: estimate.to_json() for key, estimate in m.figures.items()}
+    labels, splits, counts = observed.sizes
     probes = {key.partition(".")[2]: value for key, value in flat.items() if key.startswith("probes.")}
     return {
         "images": len(observed.keys),
         "categories": len(observed.labels),
         **{key: value for key, value in flat.items() if not key.startswith("probes.")},
-        "sampled_from": int(observed.sizes.sum()),
-        "splits": _by_name(observed.splits, observed.sizes.sum(axis=0)),
-        "category_images": _by_name([label.id for label in observed.labels], observed.sizes.sum(axis=1)),
+        "sampled_from": int(counts.sum()),
+        "splits": _by_name(splits, counts.sum(axis=0)),
+        "category_images": _by_name([label.id for label in labels], counts.sum(axis=1)),
         "broken": list(observed.broken),
         "broken_why": observed.broken,
         "skipped": {reason: asdict(found) for reason, found in observed.skipped.items()},
@@ -203,8 +204,8 @@ def _rows(measured: list[Measured], comparisons: Comparisons) -> Iterator[dict[s
 
 def _size_rows(m: Measured) -> Iterator[dict[str, Any]]:
     """Number of images: of each category, of each split, and of each category in each split."""
-    splits, names = m.observed.splits, [label.name for label in m.observed.labels]
-    counts = m.observed.sizes
+    labels, splits, counts = m.observed.sizes
+    names = [label.name for label in labels]
     shared = {"dataset": m.observed.name, "measure": "category_images"}
     for category, count in zip(names, counts.sum(axis=1).tolist(), strict=True):
         yield {**shared, "category": category, "value": count}

@@ -123,8 +123,11 @@ def warnings(measured: list[Measured]) -> list[tuple[str, str]]:
 def _tile(m: Measured, among_others: bool) -> dict[str, Any]:
     observed = m.observed
     lines = [f"{verdict(m)}."] if among_others else []
-    drawn = f" of {observed.sizes.sum():,}" if observed.sample < 1 else ""
-    lines += [f"{len(observed.keys):,}{drawn} images in {len(observed.labels):,} categories", _split_sizes(m)]
+    images, categories = f"{len(observed.keys):,}", f"{len(observed.labels):,}"
+    if observed.sample:
+        sizes = observed.sizes
+        images, categories = f"{images} of {sizes.counts.sum():,}", f"{categories} of {len(sizes.labels):,}"
+    lines += [f"{images} images in {categories} categories", _split_sizes(m)]
     significant = [a for a in m.attributes if a.q_value < FALSE_DISCOVERIES]
     if significant:
         strongest = max(significant, key=lambda a: a.association.cramers_v.value)
@@ -141,8 +144,9 @@ def _tile(m: Measured, among_others: bool) -> dict[str, Any]:
 
 
 def _split_sizes(m: Measured) -> str:
-    names, labels, counts = m.observed.splits, m.observed.sizes.sum(axis=1), m.observed.sizes.sum(axis=0)
-    sizes = [f"{name} {count:,}" for name, count in zip(names, counts, strict=True)]
+    _, names, counts = m.observed.sizes
+    labels = counts.sum(axis=1)
+    sizes = [f"{name} {count:,}" for name, count in zip(names, counts.sum(axis=0), strict=True)]
     more = [f"and {len(sizes) - SPLITS_SHOWN} more"] if len(sizes) > SPLITS_SHOWN else []
     least, most = f"{labels.min():,}", f"{labels.max():,}"
     of_categories = f"{least} to {most}" if least != most else least

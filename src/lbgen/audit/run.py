@@ -106,8 +106,9 @@ def _audited(
     from lbgen.audit.attributes import ensure_short
     from lbgen.audit.comparison import compare_with_first
     from lbgen.audit.findings.images import find_images, write_images
-    from lbgen.audit.observe import RowCache, cache_identity, observe
+    from lbgen.audit.observe import cache_identity, observe
     from lbgen.audit.page import write_page
+    from lbgen.audit.row_cache import RowCache
     from lbgen.audit.workers.observer import Observer, canvas_side
     from lbgen.audit.workers.pool import workers_of
     from lbgen.models.semantics import load_semantics

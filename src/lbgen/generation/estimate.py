@@ -87,8 +87,9 @@ def plan(config: GenerateConfig) -> PlanEstimate:
 def measure(config: GenerateConfig, plan: Plan, shard: int, record: Record | None) -> tuple[float, float, str]:
     """Mean bytes of a stored image, images a second, and the name of the device."""
     from lbgen.generation.render import Renderer  # late, as are all that import torch: slow, and not always needed
-    from lbgen.generation.workers.loading import device_of, load_prepared_generator
+    from lbgen.generation.workers.loading import load_prepared_generator
     from lbgen.generation.workers.preflight import CPU_BATCH_SIZE, refuse_long_prompts, refuse_new_confusions
+    from lbgen.models.loading import device_of
 
     generator = load_prepared_generator(config, device_of(0))
     refuse_long_prompts(generator, config, plan)

@@ -111,4 +111,4 @@ def cost_of(cost: Mapping[str, tuple[int, float]]) -> str:
         f"{counted(number, named.get(kind, kind))} in {seconds / 60:.1f} minutes"
         for kind, (number, seconds) in cost.items()
     )
-    return f"Time of processes with one thread each: {each}; {whole / 3600:.2f} hours in all."
+    return f"By the clock, of processes with one thread each: {each}; {whole / 3600:.2f} hours in all."

@@ -173,7 +173,7 @@ def _of_language(m: Measured) -> str:
 
 def _of_broken(m: Measured) -> str:
     broken = len(m.observed.broken)
-    many = broken > MANY_BROKEN * (broken + len(m.observed.keys))
+    many = m.observed.broken_share > MANY_BROKEN
     files = "broken file that is" if broken == 1 else f"{broken:,} broken files that are"
     return f"Repair or remove the {files} listed below, and audit again" if many else ""
 
@@ -254,12 +254,12 @@ def notes(m: Measured) -> list[str]:
 
 def sample_notes(m: Measured) -> list[str]:
     """Which figures hold for all images, where only a sample of them was measured."""
-    if m.observed.sample == 1:
+    if m.observed.sample is None:
         return []
     return [
-        f"Measured on a random {m.observed.sample:.3g} of the images. Shares, scores, associations and probes hold for "
-        "all images within their intervals; the sizes of categories and splits, and their balance, are those of all "
-        "images. Near-duplicates are looked for among the measured images alone: their figures are lower bounds"
+        f"Measured on a random {m.observed.sample.share:.3g} of the images. Shares, scores, associations and probes "
+        "hold for all images within their intervals; the sizes of categories and splits, and their balance, are those "
+        "of all images. Near-duplicates are looked for among the measured images alone: their figures are lower bounds"
     ]
 
 

@@ -21,7 +21,7 @@ from lbgen.errors import UserError
 from lbgen.models.loading import device_of
 from lbgen.models.registry import SEMANTICS, semantics_location
 from lbgen.models.semantics import load_semantics
-from lbgen.runs.processes.ray import LOST, import_ray, join_cluster, one_line
+from lbgen.runs.processes.ray import LOST, actors_to_start, import_ray, join_cluster, one_line
 from lbgen.runs.processes.spawned import follow_parent, hidden_main
 
 BATCHES_AHEAD = 2
@@ -166,10 +166,8 @@ def ray_actors(settings: WorkerSettings, count: int | None, address: str | None)
     ray = import_ray()
     join_cluster(ray, address, count)
     try:
-        resources = ray.cluster_resources()
-        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-        size = count or gpus or cpus
-        needs = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+        size = actors_to_start(ray, count, address)
+        needs = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
         kind = ray.remote(InWorker).options(max_restarts=MOST_FAILURES, max_task_retries=MOST_FAILURES, **needs)
         actors = [kind.remote(settings, 0) for _ in range(size)]  # Ray shows an actor its own GPU alone
         turn = 0

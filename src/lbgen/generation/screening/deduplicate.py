@@ -33,7 +33,6 @@ from lbgen.generation.screening.duplicate_rounds import (
 from lbgen.generation.screening.split_images import SplitImages, read_images
 from lbgen.generation.shard_rows import read_rows, stored_images
 from lbgen.generation.workers.dispatch import draw_shards
-from lbgen.generation.workers.loading import device_of
 from lbgen.metrics.near_duplicates import (
     NO_PAIR,
     ImagePairs,
@@ -42,6 +41,7 @@ from lbgen.metrics.near_duplicates import (
     near_pairs,
     nearest_bits,
 )
+from lbgen.models.loading import device_of
 from lbgen.models.semantics import load_semantics
 from lbgen.runs.console import say
 from lbgen.runs.storage import Store

@@ -59,17 +59,17 @@ class SplitImages:
 def read_images(store: Store, config: GenerateConfig, plan: Plan) -> SplitImages:
     """The images of the configuration's split, whose shards are all there."""
     shards = range(plan.shards(config.split))
-    sizes: list[int] = []
+    sizes, start = [], 0
     columns = {name: np.empty(plan.images(config.split), COLUMNS[name]) for name in COLUMNS.names or ()}
     for shard in tracked(shards, "compare", len(shards), "shards"):
         rows, _ = read_rows(store, config, plan, config.split, shard)
         part = np.array([_columns(*each) for each in enumerate(rows)], COLUMNS)
-        start = sum(sizes)
         for name, column in columns.items():
             column[start : start + len(rows)] = part[name]
         sizes.append(len(rows))
+        start += len(rows)
     in_shards = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-    return SplitImages(in_shards, *(column[: sum(sizes)] for column in columns.values()))
+    return SplitImages(in_shards, *(column[:start] for column in columns.values()))
 
 
 def _columns(position: int, row: Row) -> tuple[int, int, int, bool, bool, float, bool]:

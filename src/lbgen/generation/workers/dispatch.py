@@ -16,12 +16,12 @@ from lbgen.generation.record import Record
 from lbgen.generation.reports.lines import say_opening
 from lbgen.generation.screening.duplicate_rounds import DuplicateRound
 from lbgen.generation.trust import remember_record
-from lbgen.generation.workers.loading import device_of
 from lbgen.generation.workers.local import processes, this_process
 from lbgen.generation.workers.preflight import PreflightResult, refuse_new_confusions
 from lbgen.generation.workers.progress import ProgressBar
 from lbgen.generation.workers.ray import ray_actors
 from lbgen.generation.workers.shard import WorkerContext
+from lbgen.models.loading import device_of
 from lbgen.runs.console import device_name
 from lbgen.runs.signals import noted_signals
 from lbgen.runs.storage import Store

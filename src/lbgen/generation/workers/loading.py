@@ -12,9 +12,6 @@ from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan
 from lbgen.generation.screening.checks import Screen
 from lbgen.models.generator import PRECISIONS, Generator, load_generator
-from lbgen.models.loading import device_of
-
-__all__ = ["Models", "device_of", "load_models", "load_prepared_generator"]
 
 
 class Models(NamedTuple):

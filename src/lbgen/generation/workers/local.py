@@ -16,10 +16,11 @@ import torch
 from lbgen.errors import Interrupted, UserError
 from lbgen.generation.config import GenerateConfig, worker_name
 from lbgen.generation.plan import Plan
-from lbgen.generation.workers.loading import device_of, load_models
+from lbgen.generation.workers.loading import load_models
 from lbgen.generation.workers.preflight import PreflightResult, preflight
 from lbgen.generation.workers.progress import Progress
 from lbgen.generation.workers.shard import Worker, WorkerContext
+from lbgen.models.loading import device_of
 from lbgen.runs.identity import Identity
 from lbgen.runs.processes.spawned import follow_parent, hidden_main
 from lbgen.runs.signals import SIGNALS, blocked_signals, noted_signals

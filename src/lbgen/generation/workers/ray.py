@@ -20,7 +20,7 @@ from lbgen.generation.workers.preflight import PreflightResult, preflight
 from lbgen.generation.workers.progress import Progress
 from lbgen.generation.workers.shard import Worker, WorkerContext
 from lbgen.runs.identity import Identity
-from lbgen.runs.processes.ray import LOST, import_ray, join_cluster, one_line
+from lbgen.runs.processes.ray import LOST, actors_to_start, import_ray, join_cluster, one_line
 from lbgen.runs.storage import is_remote
 
 POLL_SECONDS = 0.5
@@ -94,9 +94,8 @@ class ActorPool:
 
     def __init__(self, ray: Any, config: GenerateConfig) -> None:
         self.ray, self.config = ray, config
-        resources = ray.cluster_resources()
-        self.gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-        self.size = config.workers or self.gpus or cpus
+        self.gpus = int(ray.cluster_resources().get("GPU", 0))
+        self.size = actors_to_start(ray, config.workers, config.ray_address)
         self.spawned = self.failures = 0
         self.lost = tuple(getattr(ray.exceptions, name) for name in LOST)
         self.first: Any = None

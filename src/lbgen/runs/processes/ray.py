@@ -9,6 +9,7 @@ import socket
 from typing import Any
 
 from lbgen.errors import UserError
+from lbgen.runs.console import warn
 
 LOST = ("RayActorError", "OutOfMemoryError", "WorkerCrashedError", "NodeDiedError", "ObjectLostError")
 """Ray's exceptions for a process that was killed, also for memory, or whose machine failed."""
@@ -42,6 +43,21 @@ def join_cluster(ray: Any, address: str | None, workers: int | None = None) -> N
             f"--ray-address {address}: no cluster answers there ({error}); correct it, or leave it out to start Ray "
             "on this machine"
         ) from None
+
+
+def actors_to_start(ray: Any, workers: int | None, address: str | None) -> int:
+    """`workers`, or one for each GPU of the cluster, or for each CPU slot if it has none.
+
+    More than that many would wait for ever where Ray was started here, and in a cluster until it grows.
+    """
+    resources = ray.cluster_resources()
+    places = int(resources.get("GPU", 0)) or int(resources.get("CPU", 1))
+    if workers is None or workers <= places:
+        return workers or places
+    if address is None:
+        return places
+    warn(f"the cluster at {address} has place for {places} of {workers} workers; the others wait until it grows")
+    return workers
 
 
 def one_line(error: Exception) -> str:
