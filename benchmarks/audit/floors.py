@@ -43,9 +43,9 @@ from lbgen.audit.findings.significance import differences, differences_together,
 from lbgen.audit.measures import CHANCE_FLOOR, PROBES, Measured, measure
 from lbgen.audit.observe import observe
 from lbgen.audit.probes import probe
-from lbgen.audit.row_cache import RowCache
 from lbgen.audit.workers.observer import Observer, canvas_side
 from lbgen.audit.workers.pool import this_process
+from lbgen.audit.workers.row_cache import RowCache
 from lbgen.datasets.open import open_dataset
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.workers.loading import load_prepared_generator

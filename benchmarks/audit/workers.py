@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.measuring import flags_parser, heading, line
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.observe import observe
-from lbgen.audit.row_cache import RowCache
 from lbgen.audit.workers.observer import Observer, canvas_side
 from lbgen.audit.workers.pool import workers_of
+from lbgen.audit.workers.row_cache import RowCache
 from lbgen.datasets.open import open_dataset
 from lbgen.models.semantics import load_semantics
 

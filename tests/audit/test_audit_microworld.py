@@ -18,9 +18,9 @@ from lbgen.audit.config import AuditConfig
 from lbgen.audit.measures import CHANCE_FLOOR, OBJECT_HIDDEN, Measured, measure
 from lbgen.audit.observe import observe
 from lbgen.audit.probes import probe, without_square_position
-from lbgen.audit.row_cache import RowCache
 from lbgen.audit.workers.observer import Observer, canvas_side
 from lbgen.audit.workers.pool import this_process
+from lbgen.audit.workers.row_cache import RowCache
 from lbgen.datasets.open import open_dataset
 from lbgen.metrics.intervals import Estimate, difference_p_value
 from lbgen.microworld.world import CATEGORIES

@@ -21,6 +21,7 @@ from lbgen.audit.definitions import DEFINITIONS
 from lbgen.audit.findings.images import find_images
 from lbgen.audit.findings.significance import differences
 from lbgen.audit.measures import PROBES, AttributeFigures, Measured
+from lbgen.audit.observe import Sample, Sizes
 from lbgen.audit.output import dataset_figures
 from lbgen.audit.page import write_page
 from lbgen.datasets.records import ImageRecord, Label, Skipped
@@ -44,6 +45,11 @@ COLUMNS = {
 FIGURE = Estimate(0.5, 0.4, 0.6)
 
 
+def sizes_of(label, categories: int) -> Sizes:
+    labels = [Label(str(number), f"category {number:04d}") for number in range(categories)]
+    return Sizes(labels, ["train"], np.bincount(label, minlength=categories)[:, None])
+
+
 def made_up(name: str, categories: int, attributes: int, names: list[str] | None = None) -> Measured:
     """A dataset's figures without a dataset: four images a category, values drawn or, in the first category, fixed."""
     label = np.repeat(np.arange(categories), 4)
@@ -52,7 +58,7 @@ def made_up(name: str, categories: int, attributes: int, names: list[str] | None
     observed = SimpleNamespace(
         name=name, folder="/x", labels=[Label(str(i), title) for i, title in enumerate(titles)], label=label, keys=keys,
         broken={"train/bad.png": "cannot be decoded"}, splits=["train"], split=label * 0, skipped=Skipped(),
-        sample=1.0, sizes=np.bincount(label, minlength=categories)[:, None],
+        sample=None, sizes=sizes_of(label, categories), broken_share=0.1,
         column=lambda column, chosen=None: COLUMNS[column](len(label if chosen is None else chosen)),
     )  # fmt: skip
     observed.skipped.add("not an image that is read (.txt)", "train/notes.txt")
@@ -327,7 +333,8 @@ def test_what_a_row_measures_is_said_beside_it(opened):
 def test_a_sample_is_said_with_what_it_cannot_tell():
     """Sizes are those of all images; the first note names the figures that a sample bounds from below."""
     m = made_up("drawn", 3, 1)
-    m.observed.sample, m.observed.sizes = 0.25, 4 * m.observed.sizes
+    labels, splits, counts = m.observed.sizes
+    m.observed.sample, m.observed.sizes = Sample(0.25, 0), Sizes(labels, splits, 4 * counts)
     content = dataset_figures(m)
     assert (content["images"], content["sampled_from"]) == (12, 48)
     assert content["category_images"] == {"0": 16, "1": 16, "2": 16} and content["splits"] == {"train": 48}

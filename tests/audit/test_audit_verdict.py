@@ -58,7 +58,7 @@ def dataset(
                             association=SimpleNamespace(cramers_v=estimate(attribute or 0)))  # fmt: skip
     return SimpleNamespace(
         observed=SimpleNamespace(
-            sample=1.0,
+            sample=None, broken_share=0.0,
             name=name, labels=[Label(str(c), f"category {c}") for c in range(CATEGORIES)], label=label, broken={},
             keys=[f"{name} {row}" for row in range(20)], column=lambda column: np.ones(20),
         ),

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from lbgen.audit import views
-from lbgen.audit.row_cache import RowCache
 from lbgen.audit.workers.observer import Observer, canvas_side
+from lbgen.audit.workers.row_cache import RowCache
 from lbgen.datasets import decode
 from lbgen.models.semantics import load_semantics
 from lbgen.runs.identity import model_identity

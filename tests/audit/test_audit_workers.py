@@ -12,9 +12,9 @@ from audited import photographs, write_image_folder
 
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.observe import Observed, Sample, observe
-from lbgen.audit.row_cache import RowCache
 from lbgen.audit.workers.observer import Observer, canvas_side
 from lbgen.audit.workers.pool import this_process, workers_of
+from lbgen.audit.workers.row_cache import RowCache
 from lbgen.datasets.open import open_dataset
 from lbgen.errors import UserError
 from lbgen.models.semantics import load_semantics

@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModel
 from lbgen.audit import views
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.measures import Measured
-from lbgen.audit.row_cache import RowCache
+from lbgen.audit.workers.row_cache import RowCache
 from lbgen.datasets.records import DatasetReader
 from lbgen.metrics import distances
 from lbgen.metrics.intervals import FEW_RESAMPLES, Estimate, joint_resample, mean, normal_interval, widened

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lbgen.audit.row_cache import ROWS_AT_ONCE, RowCache
 from lbgen.audit.workers.observer import NewImage, SeenBatch
 from lbgen.audit.workers.pool import Workers
+from lbgen.audit.workers.row_cache import ROWS_AT_ONCE, RowCache
 from lbgen.configuration.extensions import origin
 from lbgen.datasets.records import (
     DatasetReader,

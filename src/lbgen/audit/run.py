@@ -108,9 +108,9 @@ def _audited(
     from lbgen.audit.findings.images import find_images, write_images
     from lbgen.audit.observe import cache_identity, observe
     from lbgen.audit.page import write_page
-    from lbgen.audit.row_cache import RowCache
     from lbgen.audit.workers.observer import Observer, canvas_side
     from lbgen.audit.workers.pool import workers_of
+    from lbgen.audit.workers.row_cache import RowCache
     from lbgen.models.semantics import load_semantics
 
     say_opening(readers, names, config, device_name("cuda" if torch.cuda.is_available() else "cpu"))

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lbgen.audit.measures import PROBES, Measured
-from lbgen.audit.row_cache import ROWS_AT_ONCE
+from lbgen.audit.workers.row_cache import ROWS_AT_ONCE
 from lbgen.metrics.near_duplicates import GRID, originals, picture_hashes
 from lbgen.runs import atomic
 

@@ -20,18 +20,21 @@ LONGEST_CAUSE = 300
 def join_cluster(ray: Any, address: str | None, workers: int | None = None) -> None:
     """Join the cluster at `address`, or start one here; the signal handlers of this process stay as they are.
 
+    Where no address is given, that in the environment counts, as it does for Ray, and a cluster that happens to run on
+    this machine does not.
     workers: that the run will have. A cluster that is started here has a CPU slot for each: without one an actor waits
     for ever, and the run with it.
     """
-    slots = {} if address or not workers else {"num_cpus": max(workers, os.cpu_count() or 1)}
+    joins = starts_nothing(address)
+    slots = {} if joins or not workers else {"num_cpus": max(workers, os.cpu_count() or 1)}
     try:
         if address is not None and re.fullmatch(r"[^/]+:\d+", address):  # Ray itself would try for minutes
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), timeout=10).close()
         handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
         ray.init(
-            address=address,
-            include_dashboard=None if address else False,
+            address=address if joins else "local",
+            include_dashboard=None if joins else False,
             log_to_driver=False,
             logging_level="ERROR",
             **slots,
@@ -45,6 +48,11 @@ def join_cluster(ray: Any, address: str | None, workers: int | None = None) -> N
         ) from None
 
 
+def starts_nothing(address: str | None) -> bool:
+    """Whether there is a cluster to join."""
+    return address is not None or "RAY_ADDRESS" in os.environ
+
+
 def actors_to_start(ray: Any, workers: int | None, address: str | None) -> int:
     """`workers`, or one for each GPU of the cluster, or for each CPU slot if it has none.
 
@@ -54,9 +62,9 @@ def actors_to_start(ray: Any, workers: int | None, address: str | None) -> int:
     places = int(resources.get("GPU", 0)) or int(resources.get("CPU", 1))
     if workers is None or workers <= places:
         return workers or places
-    if address is None:
+    if not starts_nothing(address):
         return places
-    warn(f"the cluster at {address} has place for {places} of {workers} workers; the others wait until it grows")
+    warn(f"the Ray cluster has place for {places} of {workers} workers; the others wait until it grows")
     return workers
 
 

@@ -1,4 +1,4 @@
-"""A file of rows of one size, found by their keys, which is appended to and survives a kill."""
+"""What workers have observed: a file of rows of one size, found by their keys, which survives a kill."""
 
 import hashlib
 from pathlib import Path
