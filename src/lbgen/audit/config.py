@@ -52,7 +52,7 @@ class AuditConfig(Output, TakesRecipes):
     """Processes that decode images and run the model; none is one per GPU, or this process alone where there are fewer
     than two. The figures do not depend on it."""
     ray_address: str | None = None
-    """Address of the Ray cluster to join; none starts Ray on this machine."""
+    """Address of the Ray cluster to join; none is that in RAY_ADDRESS, or starts Ray on this machine."""
     seed: Seed = 0
     """Seed of all randomness: which images the probes see, folds, shuffles, bootstrap."""
 

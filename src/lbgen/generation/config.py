@@ -175,7 +175,7 @@ class Running(Precision, BatchSize):
     """I/N makes every N-th shard only, starting with shard I, for job arrays. Shards are counted from 0; N/N is the
     same as 0/N."""
     ray_address: str | None = None
-    """Address of the Ray cluster to join; none starts Ray on this machine."""
+    """Address of the Ray cluster to join; none is that in RAY_ADDRESS, or starts Ray on this machine."""
 
 
 @dataclass(frozen=True)
