@@ -21,6 +21,7 @@ from lbgen.generation.run import generate, plan_dataset
 from lbgen.generation.workers import loading, local, ray, writer
 from lbgen.generation.workers.dispatch import agreed_context
 from lbgen.runs.lock import locked
+from lbgen.runs.processes.ray import actors_to_start, join_cluster
 from lbgen.runs.storage import open_store
 
 
@@ -290,3 +291,23 @@ def is_ray_worker(pid: int) -> bool:
 def test_cluster_that_does_not_answer_is_one_line(config, tmp_path):
     with pytest.raises(UserError, match="--ray-address 127.0.0.1:1: no cluster answers there"):
         generate(replace(config, output=tmp_path / "ray", engine="ray", ray_address="127.0.0.1:1"))
+
+
+def test_ray_is_started_here_unless_a_cluster_is_named(cluster, monkeypatch, capsys):
+    """Also while one runs on this machine, which Ray itself would join and give no slots to."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def joined(address: str | None, workers: int) -> tuple[int, int]:
+        join_cluster(ray, address, workers)
+        try:
+            return int(ray.cluster_resources()["CPU"]), actors_to_start(ray, workers, address)
+        finally:
+            ray.shutdown()
+
+    places = max(3, os.cpu_count() or 1)
+    assert joined(None, 3) == (places, 3)
+    assert joined(cluster.address, 3) == (2, 3)
+    assert "the Ray cluster has place for 2 of 3 workers" in capsys.readouterr().err
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    assert joined(None, 2) == (2, 2)
