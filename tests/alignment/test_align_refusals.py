@@ -124,9 +124,7 @@ def test_in_fp16_a_run_that_no_loss_scale_saves_is_stopped(fresh, monkeypatch):
     for batch_index, scale in ((7, 2.0), (8, 1.0)):
         loop.training_step(state, batch_index)
         assert state.scaler.get_scale() == scale
-    with pytest.raises(
-        UserError, match="step 3: the adapter's gradient is nan; .* --precision bf16, or a lower"
-    ):
+    with pytest.raises(UserError, match="step 3: the adapter's gradient is nan; .* --precision bf16, or a lower"):
         loop.training_step(state, 9)
     assert all(torch.equal(a, b) for a, b in zip(before, state.parameters, strict=True))
 
