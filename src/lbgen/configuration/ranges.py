@@ -30,8 +30,23 @@ class IsPlace(NamedTuple):
 
 Place = Annotated[str, IsPlace()]
 Places = Annotated[OneOrMore, IsPlace()]
-Count = Annotated[int, Range(lambda n: n >= 1, "give 1 or more")]
-NonNegativeInt = Annotated[int, Range(lambda n: n >= 0, "give 0 or more")]
+
+
+def between(least: int, most: int, more: str = "") -> Range:
+    """Whole numbers that a run can do something with.  more: goes on in the remedy."""
+    return Range(lambda n: least <= n <= most, f"give {least} or more, {most:,} at most{more}")
+
+
+Count = Annotated[int, between(1, 10**9)]
+NonNegativeInt = Annotated[int, between(0, 10**9)]
+Batch = Annotated[int, between(1, 2**20)]
+"""Images at once."""
+Repeats = Annotated[int, between(1, 10_000)]
+"""Trainings, draws or seeds."""
+Workers = Annotated[int, between(1, 1024)]
+"""Processes or threads. Ten thousand bring a machine to a halt before they do anything."""
+Loaders = Annotated[int, between(0, 1024)]
+"""The same beside a process that can do without."""
 NonNegative = Annotated[float, Range(lambda x: x >= 0, "give 0 or more")]
 Positive = Annotated[float, Range(lambda x: x > 0, "give a number above 0")]
 Weight = Annotated[float, Range(lambda x: x >= 0, "give 0 (off) or more")]
