@@ -205,8 +205,8 @@ def scheduler_called(name: str | None, own: Any, checkpoint: str) -> Any:
 def _refuse_unsuited(name: str | None, kind: Any, config: Mapping[str, Any], checkpoint: str) -> None:
     """Refuse a scheduler that does not know how the checkpoint was trained.  config: of the checkpoint's own."""
     if config.get("rescale_betas_zero_snr") and not _reaches_pure_noise(kind):
-        able = [other for other, (scheduler, _) in SCHEDULERS.items() if _reaches_pure_noise(scheduler)]
-        raise drops_zero_snr(checkpoint, name or kind.__name__, able)
+        suited = [other for other, (scheduler, _) in SCHEDULERS.items() if _reaches_pure_noise(scheduler)]
+        raise drops_zero_snr(checkpoint, name or kind.__name__, suited)
     predicts = config.get("prediction_type", "epsilon")
     if name is not None and predicts not in PREDICTIONS[name]:
         able = ", ".join(other for other, known in PREDICTIONS.items() if predicts in known)
