@@ -1,11 +1,14 @@
+import ast
 import os
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
+import lbgen
 from lbgen.runs.signals import noted_signals
 
 
@@ -99,6 +102,15 @@ def test_ctrl_c_while_a_process_imports_ends_the_one_that_started_it_alone(tmp_p
     assert process.stdout.read(9) == "importing"
     os.killpg(process.pid, signal.SIGINT)
     assert process.communicate(timeout=60) == (" interrupted True\n", "") and process.returncode == 0
+
+
+def test_processes_that_load_data_leave_ctrl_c_to_the_one_that_started_them():
+    """Every call of torch's DataLoader in the source says so; else a worker of it may show a traceback."""
+    trees = (ast.walk(ast.parse(path.read_text())) for path in Path(lbgen.__file__).parent.rglob("*.py"))
+    calls = [node for tree in trees for node in tree if isinstance(node, ast.Call)]
+    loaders = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "DataLoader"]
+    given = [{each.arg: ast.unparse(each.value) for each in call.keywords} for call in loaders]
+    assert len(given) >= 6 and {each.get("worker_init_fn") for each in given} == {"heed_no_signals"}
 
 
 def test_the_wakeup_descriptor_is_put_back():

@@ -33,6 +33,13 @@ def begin() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
+def heed_no_signals(worker: int = 0) -> None:
+    """Of a process that a DataLoader started: Ctrl-C reaches it too, and the process that started it decides."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 @contextmanager
 def hidden_main() -> Iterator[None]:
     """A process that is started within the context does not import the caller's main module.
