@@ -102,6 +102,14 @@ REFUSED = [
     ("audit half --semantics microworld --features one.safetensors", "features one.safetensors is a single file"),
     ("audit half --semantics microworld --output file", "file is a file; choose a folder"),
     ("audit half --semantics microworld --output busy-audit", "another run is writing there"),
+    ("audit half --semantics microworld --output page", "page/report.html: it is a folder, where a file is written"),
+    ("transfer resnet50 --datasets digits --output page", "page/report.html: it is a folder, where a file is written"),
+    (
+        "bias --answers file --benchmarks focus --output page",
+        "page: bias.json in it is not of lbgen bias; choose",
+    ),
+    ("pretrain half --output page", "page/config.json: it is a folder, where a file is written; move it away"),
+    ("reproduce --output page", "page/rows.jsonl: it is a folder, where a file is written; move it away"),
     ("transfer none/backbone", "backbone none/backbone: there is no such folder"),
     ("transfer resnet50 resnet50", "backbone resnet50: given twice"),
     ("transfer one.ckpt", "one.ckpt may run code"),
@@ -180,6 +188,8 @@ def folder(tmp_path_factory, tiny_sd_folder) -> Path:
     shutil.copytree(EARLIER, root, dirs_exist_ok=True)
     for name in ("empty", "busy", "busy-audit/cache", "busy-transfer/cache", "transfer-foreign", "transferred/results"):
         (root / name).mkdir(parents=True)
+    for name in ("report.html", "bias.json", "config.json", "rows.jsonl"):
+        (root / "page" / name).mkdir(parents=True)
     for name in ("file", "one.safetensors", "one.ckpt", "transfer-foreign/transfer.json"):
         (root / name).touch()
     saved.save(TransferConfig(), root / "transferred/config.yaml")
