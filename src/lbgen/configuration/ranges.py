@@ -43,10 +43,12 @@ Batch = Annotated[int, between(1, 2**20)]
 """Images at once."""
 Repeats = Annotated[int, between(1, 10_000)]
 """Trainings, draws or seeds."""
-Workers = Annotated[int, between(1, 1024)]
-"""Processes or threads. Ten thousand bring a machine to a halt before they do anything."""
+Workers = Annotated[int, between(1, 2**16)]
+"""Processes that share work; no more are started than there are parts of it."""
+Writers = Annotated[int, between(1, 1024)]
+"""Threads of a process."""
 Loaders = Annotated[int, between(0, 1024)]
-"""The same beside a process that can do without."""
+"""Processes that load data, all of which are started. Ten thousand bring a machine to a halt."""
 NonNegative = Annotated[float, Range(lambda x: x >= 0, "give 0 or more")]
 Positive = Annotated[float, Range(lambda x: x > 0, "give a number above 0")]
 Weight = Annotated[float, Range(lambda x: x >= 0, "give 0 (off) or more")]

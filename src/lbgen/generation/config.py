@@ -17,6 +17,7 @@ from lbgen.configuration.ranges import (
     Size,
     Template,
     Workers,
+    Writers,
     require,
 )
 from lbgen.configuration.recipes import TakesRecipes
@@ -181,7 +182,7 @@ class Running(Precision, BatchSize):
     """What runs the workers: this process, or a Ray cluster."""
     workers: Workers | None = None
     """Processes that generate; none is one per GPU, or one where there is no GPU."""
-    writers: Workers = 2
+    writers: Writers = 2
     """Threads per worker that encode and write images."""
     shard_of: str | None = None
     """I/N makes every N-th shard only, starting with shard I, for job arrays. Shards are counted from 0; N/N is the
