@@ -324,7 +324,7 @@ def test_a_recipe_that_is_not_text_or_not_there_is_refused(tmp_path):
     assert "UTF-8" in refusal(resolve, Baking, str(tmp_path / "bad.yaml"), {})
     message = refusal(resolve, Baking, str(tmp_path / "missing.yaml"), {})
     assert "no such file" in message and "paper" in message
-    assert "no such file" in refusal(resolve, Baking, str(tmp_path), {})
+    assert "no regular file" in refusal(resolve, Baking, str(tmp_path), {})
     assert "no such file" in refusal(resolve, Baking, "x" * 300, {})  # more than a file system's name may have
 
 
