@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +21,7 @@ from lbgen.models.loading import device_of
 from lbgen.models.registry import SEMANTICS, semantics_location
 from lbgen.models.semantics import load_semantics
 from lbgen.runs.processes.ray import LOST, actors_to_start, import_ray, join_cluster, one_line
-from lbgen.runs.processes.spawned import follow_parent, hidden_main
+from lbgen.runs.processes.spawned import begin, starting
 
 BATCHES_AHEAD = 2
 """Batches that each worker has or will get next."""
@@ -119,9 +118,7 @@ _worker: InWorker
 def _begin(settings: WorkerSettings, started: Any) -> None:
     """started: shared counter of the workers."""
     global _worker
-    follow_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    begin()
     with started.get_lock():
         number, started.value = started.value, started.value + 1
     _worker = InWorker(settings, number)
@@ -141,7 +138,7 @@ def processes(settings: WorkerSettings, count: int) -> Iterator[Workers]:
     def submit(images: Sequence[NewImage]) -> Future[SeenBatch]:
         if not images:
             return done(NOTHING)
-        with hidden_main():  # the first calls start the processes
+        with starting():  # the first calls start the processes
             return pool.submit(_observe, images)
 
     try:
