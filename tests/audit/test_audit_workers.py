@@ -54,17 +54,14 @@ def seen(observer, folder, cache_folder, config: AuditConfig) -> Observed:
 
 
 @pytest.mark.usefixtures("warm_processes")
-@pytest.mark.parametrize(("engine", "workers", "batch_size"), [("local", 2, 5), ("local", 20_000, 26), ("ray", 2, 5)])
-def test_rows_do_not_depend_on_the_number_of_workers(engine, workers, batch_size, observer, folder, tmp_path):
-    """The bytes of the cache, the order of the images and what is broken, against one worker.
-
-    Of many more workers than batches, no more are started than there are batches.
-    """
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_rows_do_not_depend_on_the_number_of_workers(engine, observer, folder, tmp_path):
+    """The bytes of the cache, the order of the images and what is broken, against one worker."""
     if engine == "ray":
         pytest.importorskip("ray")
-    alone = AuditConfig(semantics="microworld", batch_size=batch_size)
+    alone = AuditConfig(semantics="microworld", batch_size=5)
     one = seen(observer, folder, tmp_path / "one", alone)
-    several = seen(observer, folder, tmp_path / "several", replace(alone, engine=engine, workers=workers))
+    several = seen(observer, folder, tmp_path / "several", replace(alone, engine=engine, workers=2))
     assert rows(several) == rows(one)
     assert len(one.keys) == 49 and len(one.broken) == 3 and len(set(one.rows.tolist())) == 48
 
