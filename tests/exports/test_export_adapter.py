@@ -173,9 +173,7 @@ NETWORKS = {
 """Transformers: the pipeline whose loader reads their adapters, and a miniature."""
 
 
-@pytest.mark.parametrize(
-    ("family", "format"), [("flux", "diffusers"), ("flux", "kohya"), ("flux", "comfyui"), ("sd3", "comfyui")]
-)
+@pytest.mark.parametrize(("family", "format"), [("flux", "diffusers"), ("flux", "comfyui"), ("sd3", "comfyui")])
 def test_diffusers_merges_a_transformers_adapter_to_the_same_weights(family: str, format: str, tmp_path: Path) -> None:
     """Against W + 3 / 2 * B A of every layer; nothing but the transformer is in the pipeline."""
     pipeline_class, make = NETWORKS[family]
