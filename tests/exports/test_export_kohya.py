@@ -20,16 +20,17 @@ from lbgen.models.checkpoints.suited import suited_settings
 from lbgen.models.generator import Generator, load_generator
 from lbgen.models.registry import ADAPTER_FILE
 
+ONE_STREAM = "single_transformer_blocks.0"
 TARGETS = {
     "sd3": ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "to_add_out", "ff.net.0.proj", "ff_context.net.2"),
-    "flux": ("to_q", "to_k", "to_v", "to_out.0", "single_transformer_blocks.0.proj_out", "add_q_proj", "proj_mlp", "norm1_context.linear"),
+    "flux": ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "proj_mlp", f"{ONE_STREAM}.proj_out", "ff.net.2"),
     "flux-2-klein": (
         "to_q",
         "to_k",
         "to_v",
         "to_out.0",
         "to_qkv_mlp_proj",
-        "single_transformer_blocks.0.attn.to_out",
+        f"{ONE_STREAM}.attn.to_out",
         "ff.linear_in",
     ),
     "z-image": ("to_q", "to_k", "to_v", "to_out.0", "feed_forward.w2", "layers.0.adaLN_modulation.0"),

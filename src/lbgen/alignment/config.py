@@ -24,7 +24,7 @@ from lbgen.configuration.ranges import (
 from lbgen.configuration.recipes import TakesRecipes
 from lbgen.configuration.settings import Categories, GeneratorWeights, Output, Precision, Trajectory
 from lbgen.configuration.values import convert
-from lbgen.models.checkpoints.suited import suited_settings
+from lbgen.models.checkpoints.suited import ATTENTION, suited_settings, suited_targets
 
 TAKEN = (
     "loss",
@@ -184,12 +184,9 @@ class Adapter(Settings):
     alpha: Positive = 128.0
     """Scale of the LoRA adapter: its update is multiplied by alpha / rank."""
     lora_targets: Annotated[tuple[str, ...], Range(lambda names: len(names) > 0, "name at least one module")] = (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
+        ATTENTION
     )
-    """Modules of the network that get an adapter, by the end of their names."""
+    """Modules of the network that get an adapter, by the end of their names; of FLUX.2 klein also to_qkv_mlp_proj."""
     text_encoder_lora: bool = False
     """Adapt the text encoder's attention too."""
 
@@ -322,7 +319,8 @@ class AlignConfig(  # dataclasses put the fields of the last base first
     @classmethod
     def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """What suits the generator."""
-        return suited_settings(given.get("generator", cls.generator), given.get("revision"))
+        where = given.get("generator", cls.generator), given.get("revision")
+        return {**suited_settings(*where), **suited_targets(*where)}
 
     output: str = "runs/align"
     """Run folder. It is made if missing; a run of the same configuration in it is resumed."""
