@@ -183,12 +183,19 @@ class Adapter(Settings):
     """Rank of the LoRA adapter, 1 to 4096."""
     alpha: Positive = 128.0
     """Scale of the LoRA adapter: its update is multiplied by alpha / rank."""
+    use_rslora: bool = False
+    """Multiply it by alpha / sqrt(rank) instead: rank-stabilised LoRA (arXiv 2312.03732)."""
     lora_targets: Annotated[tuple[str, ...], Range(lambda names: len(names) > 0, "name at least one module")] = (
         ATTENTION
     )
     """Modules of the network that get an adapter, by the end of their names; of FLUX.2 klein also to_qkv_mlp_proj."""
     text_encoder_lora: bool = False
     """Adapt the text encoder's attention too."""
+
+    @property
+    def lora_alpha(self) -> float:
+        """The alpha with which alpha / rank is the factor of the update."""
+        return self.alpha * self.rank**0.5 if self.use_rslora else self.alpha
 
 
 @dataclass(frozen=True)
@@ -303,6 +310,7 @@ class AlignConfig(  # dataclasses put the fields of the last base first
     }
     ADDED: ClassVar = {
         "extra_terms": [],
+        "use_rslora": False,
         "true_cfg_scale": 1.0,
         "pipeline_instruction": False,
         "whole_passes": False,
