@@ -53,7 +53,8 @@ def resolve(name: str, table: dict[str, str]) -> str:
 
 def generator_class(name: str, revision: str | None = None) -> str | None:
     """The `_class_name` of a generator's pipeline; None where it is not on this machine."""
-    return pipeline_class(forms.pipeline_folder(resolve(name, GENERATORS)), revision)
+    place = resolve(name, GENERATORS)
+    return pipeline_class(forms.pipeline_folder(place), revision) or forms.class_in_file(place)
 
 
 def family_origin(generator: str, revision: str | None = None) -> str | None:

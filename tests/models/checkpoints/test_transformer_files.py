@@ -25,6 +25,7 @@ from lbgen.models.checkpoints import forms
 from lbgen.models.checkpoints.forms import Checkpoint
 from lbgen.models.checkpoints.located import located
 from lbgen.models.checkpoints.single_file import transformer_weights
+from lbgen.models.checkpoints.suited import suited_settings
 from lbgen.models.generator import Generator, load_generator
 from lbgen.models.registry import ensure_generator
 from lbgen.runs import atomic, identity
@@ -169,6 +170,15 @@ def test_quantised_weights_and_families_that_diffusers_does_not_convert_are_refu
     pixart = write_pixart_sigma(tmp_path / "pixart")
     file = Path(shutil.copy(pixart / "transformer" / WEIGHTS, pixart / "pixart.safetensors"))
     assert "diffusers reads no single file of PixArtTransformer2DModel; give" in early_refusal(file)
+
+
+@pytest.mark.parametrize("family", ORIGINAL)
+def test_a_file_alone_has_the_defaults_of_its_family(family: str, tmp_path: Path) -> None:
+    """Those that the folder has, by the names of the weights alone."""
+    folder = WRITERS[family](tmp_path / "model")
+    for prefix in ("", PREFIX):
+        file = write_file(family, folder, tmp_path / "alone.safetensors", prefix)
+        assert suited_settings(str(file)) == suited_settings(str(folder)) and suited_settings(str(file)) != {}
 
 
 def test_channels_for_control_images_are_those_of_flux_2(tmp_path: Path) -> None:

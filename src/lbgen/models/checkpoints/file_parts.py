@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from lbgen.errors import UserError
+from lbgen.models.checkpoints.known import FLUX, KLEIN, SANA, SD3, Z_IMAGE
 from lbgen.runs.model_folder import INDEX, cached_config, part_names, weight_files
 
 NETWORK = "model.diffusion_model."
@@ -16,6 +17,16 @@ NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that no family loads."""
 UNCONVERTED = ("PixArtTransformer2DModel", "Transformer2DModel")
 """Networks whose original names diffusers does not convert."""
+FLUX_2 = "double_stream_modulation_img.lin.weight"
+"""Only FLUX.2 has it; its other names are FLUX.1's too."""
+FLOW_LAYERS = {
+    "joint_blocks.0.x_block.attn.qkv.weight": SD3,
+    FLUX_2: KLEIN,
+    "double_blocks.0.img_attn.qkv.weight": FLUX,
+    "blocks.0.mlp.inverted_conv.conv.weight": SANA,
+    "layers.0.adaLN_modulation.0.weight": Z_IMAGE,
+}
+"""A layer that only this network has, of those that match flows -> class of its pipeline."""
 QUANTISED = (".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8", ".comfy_quant", ".absmax", ".qweight")
 """Ends of names that only files have whose weights mean nothing without a scale."""
 BEGINNINGS = {
@@ -27,6 +38,12 @@ BEGINNINGS = {
     ("text_encoder_3", "T5EncoderModel"): ("text_encoders.t5xxl.",),
 }
 """Part and class -> what the names of its weights begin with. diffusers converts no other part from such a file."""
+
+
+def flow_class(names: Collection[str]) -> str | None:
+    """The class of the pipeline of a network that matches flows, by a file's names; None for another."""
+    found = (kind for layer, kind in FLOW_LAYERS.items() if layer in names or NETWORK + layer in names)
+    return next(found, None)
 
 
 def parts_elsewhere(names: Collection[str], folder: Path) -> list[str]:

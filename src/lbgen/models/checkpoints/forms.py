@@ -15,7 +15,8 @@ from types import SimpleNamespace
 from safetensors import SafetensorError, safe_open
 
 from lbgen.errors import UserError
-from lbgen.models.checkpoints.file_parts import ensure_complete, parts_elsewhere, refuse_quantised
+from lbgen.models.checkpoints.file_parts import ensure_complete, flow_class, parts_elsewhere, refuse_quantised
+from lbgen.models.checkpoints.known import KLEIN
 from lbgen.runs import identity
 from lbgen.runs.model_folder import INDEX, part_names, refuse_unreadable, variants_of
 
@@ -31,8 +32,6 @@ FIRST_LAYERS = {
     "img_in.weight": {128: "control images", 384: "inpainting"},
 }
 """Of a network in a single file the first layer -> its input channels -> what takes these besides latents."""
-FLUX_2 = "double_stream_modulation_img.lin.weight"
-"""Only FLUX.2 has it, whose first layer has the name of FLUX.1's and takes 128 channels of latents."""
 OTHER_USES = {
     "Inpaint|Fill": "inpainting",
     "Depth": "depth",
@@ -106,7 +105,7 @@ def variants_in(folder: Path) -> Iterator[str]:
 
 def _ensure_single_file(file: str, variant: str | None) -> None:
     shapes = shapes_in(file)
-    for layer, uses in FIRST_LAYERS.items() if not any(name.endswith(FLUX_2) for name in shapes) else ():
+    for layer, uses in FIRST_LAYERS.items() if flow_class(shapes) != KLEIN else ():
         channels = shapes[layer][1] if len(shapes.get(layer, ())) > 1 else None
         if channels in uses:
             raise UserError(
@@ -141,6 +140,12 @@ def configuration_folder(file: str) -> str | None:
 def pipeline_folder(place: str) -> str:
     """Where the model_index.json of a generator is: of a single file in its configurations' folder, if it has one."""
     return configuration_folder(place) or place if os.path.isfile(place) else place
+
+
+def class_in_file(place: str) -> str | None:
+    """The class of the pipeline that a single file is for, where its network matches flows; None for all else."""
+    is_file = os.path.isfile(place) and place.endswith(".safetensors")
+    return flow_class(shapes_in(place)) if is_file else None
 
 
 def hashes(
