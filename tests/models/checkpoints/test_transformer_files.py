@@ -13,18 +13,19 @@ import torch
 from diffusers import FluxTransformer2DModel
 from huggingface_hub import constants
 from miniatures import WRITERS, write_flux, write_flux_2_klein, write_pixart_sigma, write_z_image
-from original_layout import original_vae
+from original_layout import clip_names, original_vae
 from original_transformers import ORIGINAL, flux, original
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from trajectories import images_of
+from transformers import CLIPTextModelWithProjection
 
 from lbgen.checkup.models import find_generator
 from lbgen.errors import UserError
 from lbgen.models.checkpoints import forms
 from lbgen.models.checkpoints.forms import Checkpoint
 from lbgen.models.checkpoints.located import located
-from lbgen.models.checkpoints.single_file import transformer_weights
+from lbgen.models.checkpoints.single_file import from_single_file, transformer_weights
 from lbgen.models.checkpoints.suited import suited_settings
 from lbgen.models.generator import Generator, load_generator
 from lbgen.models.registry import ensure_generator
@@ -135,6 +136,28 @@ def test_parts_in_the_file_come_from_the_file(sd3: Path, tmp_path: Path) -> None
         for weights in (rest / part).glob("*.safetensors"):
             weights.unlink()
     assert torch.equal(images_of(load(file)), images_of(load(sd3)))
+
+
+def test_both_clips_are_told_apart_in_an_all_in_one_file(sd3: Path, tmp_path: Path) -> None:
+    """The first has no projection there, because it is the identity."""
+    folder = Path(shutil.copytree(sd3, tmp_path / "model"))
+    first = folder / "text_encoder"
+    edit(first / "config.json", projection_dim=16)
+    weights = {**load_file(first / "model.safetensors"), "text_projection.weight": torch.eye(16)}
+    save_file(weights, first / "model.safetensors", {"format": "pt"})
+    named = {
+        f"text_encoders.clip_{letter}.transformer.{name}": each
+        for letter, part in (("l", "text_encoder"), ("g", "text_encoder_2"))
+        for name, each in clip_names(folder / part).items()
+        if (letter, name) != ("l", "text_projection.weight")
+    }
+    save_file(named, folder / "file.safetensors")
+    where = Checkpoint(str(folder), str(folder / "file.safetensors"))
+    for part in ("text_encoder", "text_encoder_2"):
+        assert where.is_in_file(part)
+        found = from_single_file(CLIPTextModelWithProjection, where, torch.float32, part).state_dict()
+        expected = CLIPTextModelWithProjection.from_pretrained(folder / part).state_dict()
+        assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def test_what_neither_file_nor_folder_holds_is_named(sd3: Path, tmp_path: Path) -> None:
