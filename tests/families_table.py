@@ -105,8 +105,8 @@ STATEMENTS = (
     ),
     Statement(
         "kohya's names",
-        "an adapter by them, merged into the makers' weights by a reader of the tests, gives the weights of the "
-        "generator with its adapter",
+        "an adapter of a transformer by them, merged into the makers' weights by a reader of the tests, gives the "
+        "weights of the generator with its adapter",
         ("test_merged_into_the_makers_weights_it_is_the_adapter",),
     ),
     Statement(
