@@ -106,13 +106,13 @@ STATEMENTS = (
     Statement(
         "kohya's names",
         "an adapter of a transformer by them, merged into the makers' weights by a reader of the tests, gives the "
-        "weights of the generator with its adapter",
+        "weights of the generator with its adapter; for PixArt-Sigma and Sana they are refused",
         ("test_merged_into_the_makers_weights_it_is_the_adapter",),
     ),
     Statement(
         "single file",
         "the network by its makers' names gives the images of the folder; of FLUX.1, which diffusers converts in its "
-        "real width alone, the weights, one number a row",
+        "real width alone, the weights, one number a row; of PixArt-Sigma none is read",
         ("test_a_file_of_the_transformer_alone_draws_what_the_folder_draws", *OF_ONE_FAMILY),
     ),
 )
