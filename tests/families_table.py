@@ -25,6 +25,12 @@ FAMILIES = {
 }
 """Key in the tests' parameters -> name on the page."""
 SAME = {"flux-dev": "flux", "flux-schnell": "flux"}
+OF_ONE_FAMILY = {
+    "test_a_single_file_draws_what_the_folder_draws": "sd",
+    "test_a_single_file_of_the_xl_family": "sdxl",
+    "test_flux_is_converted_in_its_real_width": "flux",
+}
+"""Tests without parameters."""
 OF_STABLE_DIFFUSION = (
     "tests/models/families/test_stable_diffusion.py",
     "tests/models/test_sampling.py",
@@ -97,6 +103,18 @@ STATEMENTS = (
         "files of `lbgen export` have the weights of the generator with its adapter, in plain diffusers",
         ("test_exports_have_the_weights_of_the_generator_with_its_adapter",),
     ),
+    Statement(
+        "kohya's names",
+        "an adapter of a transformer by them, merged into the makers' weights by a reader of the tests, gives the "
+        "weights of the generator with its adapter; for PixArt-Sigma and Sana they are refused",
+        ("test_merged_into_the_makers_weights_it_is_the_adapter",),
+    ),
+    Statement(
+        "single file",
+        "the network by its makers' names gives the images of the folder; of FLUX.1, which diffusers converts in its "
+        "real width alone, the weights, one number a row; of PixArt-Sigma none is read",
+        ("test_a_file_of_the_transformer_alone_draws_what_the_folder_draws", *OF_ONE_FAMILY),
+    ),
 )
 TEXT = """# What was verified of each family
 
@@ -134,6 +152,8 @@ def statement_of(node: str) -> Statement | None:
 def family_of(node: str) -> str:
     """The key of the family that a test's file or parameters name."""
     file, _, parameters = node.partition("::")
+    if parameters in OF_ONE_FAMILY:
+        return OF_ONE_FAMILY[parameters]
     if file in OF_STABLE_DIFFUSION:
         return "sd"
     if file.endswith("test_stable_diffusion_xl.py"):
@@ -158,7 +178,7 @@ def page(passed: dict[tuple[Statement, str], int]) -> str:
 def main() -> int:
     outcomes = Outcomes()
     tests = " or ".join(test for statement in STATEMENTS for test in statement.tests)
-    files = [*OF_STABLE_DIFFUSION, "tests/models/families", "tests/exports/test_export_families.py"]
+    files = [*OF_STABLE_DIFFUSION, "tests/models/families", "tests/exports", "tests/models/checkpoints"]
     pytest.main(["-q", "-p", "no:cacheprovider", "-k", tests, *dict.fromkeys(files)], [outcomes])
     if outcomes.failed:
         print(f"{PAGE} stays as it was; these failed: {', '.join(outcomes.failed)}", file=sys.stderr)

@@ -15,8 +15,11 @@ from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.run import align
 from lbgen.errors import UserError
 from lbgen.exports.config import ExportMergedConfig
-from lbgen.exports.merged import MADE_BY, export_merged
+from lbgen.exports.merged import MADE_BY, Base, ensure_trained_on, export_merged
+from lbgen.models.checkpoints import forms
 from lbgen.models.generator import load_generator
+from lbgen.runs.identity import Identity
+from lbgen.runs.model_folder import SAFETY_CHECKER
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +89,16 @@ def test_what_cannot_be_merged_is_one_line_and_writes_nothing(trained: AlignConf
     config.unlink()
     before.remove(config)
     assert "no config.yaml in it that names a generator; give --generator" in refusal()
+
+
+def test_of_a_single_file_also_what_the_folder_adds_must_be_the_same(tiny_sd_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_sd_folder, tmp_path / "model")
+    file = Path(shutil.copy(folder / "unet/diffusion_pytorch_model.safetensors", folder / "unet.safetensors"))
+    recorded = Identity(forms.hashes(str(file), None, None, None, SAFETY_CHECKER), versions=())
+    (tmp_path / "provenance.json").write_text(json.dumps(recorded.to_plain()))
+    base = Base(str(file), None, None)
+    ensure_trained_on(tmp_path, base)
+    scheduler = folder / "scheduler/scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("0.012", "0.013"))
+    with pytest.raises(UserError, match=r"than generator .*unet.safetensors has now \(generator_config_sha256 v2:"):
+        ensure_trained_on(tmp_path, base)

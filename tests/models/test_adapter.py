@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from peft import LoraConfig, inject_adapter_in_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,7 +24,9 @@ from trajectories import (
     shake,
 )
 
+from lbgen.alignment.config import AlignConfig
 from lbgen.errors import UserError
+from lbgen.models import adapter
 from lbgen.models.generator import Generator, load_generator
 
 
@@ -109,6 +112,24 @@ def test_merging_weighs_the_product_with_alpha_over_rank(tiny_sd_folder: Path, t
     product = weights[f"unet.{layer}.lora_B.default.weight"] @ weights[f"unet.{layer}.lora_A.default.weight"]
     expected = base.unet.get_submodule(layer).weight + 3 / 2 * product
     torch.testing.assert_close(merged.family.unet.get_submodule(layer).weight, expected)
+
+
+def test_rank_stabilised_it_is_pefts_own(tiny_sd_folder: Path) -> None:
+    """alpha / sqrt(rank) of the run's settings, against `use_rslora` of peft with the same A and B."""
+    config = AlignConfig(vocabulary="microworld", rank=4, alpha=3, use_rslora=True, lora_targets=TARGETS)
+    generator = load_generator(str(tiny_sd_folder))
+    generator.add_adapter(config.rank, config.lora_alpha, config.lora_targets)
+    shake(generator, 6)
+    plain_network = UNet2DConditionModel.from_pretrained(tiny_sd_folder, subfolder="unet")
+    settings = LoraConfig(r=4, lora_alpha=3, use_rslora=True, target_modules=list(TARGETS))
+    inject_adapter_in_model(settings, plain_network, adapter.NAME)
+    trained = dict(adapter.parameters(generator.family.network))
+    with torch.no_grad():
+        for name, parameter in adapter.parameters(plain_network):
+            parameter.copy_(trained[name])
+    for name, layer in adapter.layers(generator.family.network):
+        theirs = plain_network.get_submodule(name).get_delta_weight(adapter.NAME)
+        torch.testing.assert_close(layer.get_delta_weight(adapter.NAME), theirs, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("text_encoder", [False, True])

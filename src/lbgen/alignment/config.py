@@ -26,7 +26,7 @@ from lbgen.configuration.ranges import (
 from lbgen.configuration.recipes import TakesRecipes
 from lbgen.configuration.settings import Categories, GeneratorWeights, Output, Precision, Trajectory
 from lbgen.configuration.values import convert
-from lbgen.models.checkpoints.suited import suited_settings
+from lbgen.models.checkpoints.suited import ATTENTION, suited_settings, suited_targets
 
 TAKEN = (
     "loss",
@@ -69,7 +69,7 @@ class ModelNames(GeneratorWeights):
     folder, or open_clip:NAME/PRETRAINED. Of several every term is the mean of theirs."""
     quality: str = "antonyms"
     """Quality scorer: antonyms (opposite prompts in the language space, as in CLIP-IQA), q-align (the paper's; 16 GB),
-    q-align:DIR for a folder or a hub id of Q-Align or DeQA-Score, or none."""
+    q-align:DIR for a folder or a hub id of Q-Align or DeQA-Score, either with q-align-int8 in 8 bits, or none."""
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -183,15 +183,19 @@ class Adapter(Settings):
     """Rank of the LoRA adapter, 1 to 4096."""
     alpha: Positive = 128.0
     """Scale of the LoRA adapter: its update is multiplied by alpha / rank."""
+    use_rslora: bool = False
+    """Multiply it by alpha / sqrt(rank) instead: rank-stabilised LoRA (arXiv 2312.03732)."""
     lora_targets: Annotated[tuple[str, ...], Range(lambda names: len(names) > 0, "name at least one module")] = (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
+        ATTENTION
     )
-    """Modules of the network that get an adapter, by the end of their names."""
+    """Modules of the network that get an adapter, by the end of their names; of FLUX.2 klein also to_qkv_mlp_proj."""
     text_encoder_lora: bool = False
     """Adapt the text encoder's attention too."""
+
+    @property
+    def lora_alpha(self) -> float:
+        """The alpha with which alpha / rank is the factor of the update."""
+        return self.alpha * self.rank**0.5 if self.use_rslora else self.alpha
 
 
 @dataclass(frozen=True)
@@ -306,6 +310,7 @@ class AlignConfig(  # dataclasses put the fields of the last base first
     }
     ADDED: ClassVar = {
         "extra_terms": [],
+        "use_rslora": False,
         "true_cfg_scale": 1.0,
         "pipeline_instruction": False,
         "whole_passes": False,
@@ -322,7 +327,8 @@ class AlignConfig(  # dataclasses put the fields of the last base first
     @classmethod
     def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """What suits the generator."""
-        return suited_settings(given.get("generator", cls.generator), given.get("revision"))
+        where = given.get("generator", cls.generator), given.get("revision")
+        return {**suited_settings(*where), **suited_targets(*where)}
 
     output: str = "runs/align"
     """Run folder. It is made if missing; a run of the same configuration in it is resumed."""

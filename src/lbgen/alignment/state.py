@@ -137,7 +137,7 @@ class TrainingState:
         config = self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(config.seed, "adapter"))
-            self.generator.add_adapter(config.rank, config.alpha, config.lora_targets, config.text_encoder_lora)
+            self.generator.add_adapter(config.rank, config.lora_alpha, config.lora_targets, config.text_encoder_lora)
         if resumed is not None:
             self.generator.load_adapter(resumed / "adapter")
 
@@ -226,7 +226,7 @@ class TrainingState:
         if self.independence is not None:
             tensors["independence"] = self.independence.checkpoint_state()
         # The checkpoint's adapter may be the average, and its B is multiplied by alpha / rank, which rounds.
-        if self.average is not None or self.config.alpha != self.config.rank:
+        if self.average is not None or self.config.lora_alpha != self.config.rank:
             tensors["parameters"] = [parameter.detach() for parameter in self.parameters]
         return tensors
 

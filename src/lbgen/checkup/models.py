@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError
 
 from lbgen.configuration.extensions import origin
 from lbgen.errors import UserError
@@ -26,7 +25,7 @@ from lbgen.models.registry import (
     semantics_location,
 )
 from lbgen.runs.console import SIZES, in_units
-from lbgen.runs.model_folder import INDEX, SAFETY_CHECKER, part_names, weight_files
+from lbgen.runs.model_folder import INDEX, SAFETY_CHECKER, cached_snapshot, part_names, weight_files
 
 DOWNLOADS = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": 4.27e9,
@@ -98,11 +97,12 @@ def _find(kind: str, name: str, where: str) -> Model:
         state = "comes with lbgen" if Path(where).is_relative_to(MICROWORLD) else f"{form} {where}"
         return _refused(kind, name) or Model(kind, name, state)
     try:
-        snapshot = Path(snapshot_download(where, local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError) as error:
-        if isinstance(error, HFValidationError):
-            return Model(kind, name, "no such folder", fault=f"{kind} {name}: no such folder, and no hub id")
+        cached = cached_snapshot(where)
+    except HFValidationError:
+        return Model(kind, name, "no such folder", fault=f"{kind} {name}: no such folder, and no hub id")
+    if cached is None:
         return _on_hub(kind, name, where, "not downloaded yet")
+    snapshot = Path(cached)
     if not _is_whole(kind, snapshot):
         return _on_hub(kind, name, where, "downloaded in part")
     return Model(kind, name, f"in the hub's cache, {in_units(_bytes_of(snapshot), SIZES)} at {snapshot}")

@@ -12,7 +12,10 @@ from safetensors import SafetensorError, safe_open
 
 from lbgen.errors import UserError
 from lbgen.exports.config import ExportAdapterConfig
-from lbgen.exports.sources import adapter_folder, made_by, refuse_inside, trained_alpha, writing
+from lbgen.exports.kohya_names import Place, kind_of, kohya_name, places
+from lbgen.exports.sources import adapter_folder, made_by, refuse_inside, settings, trained_alpha, writing
+from lbgen.models.checkpoints.known import KLEIN
+from lbgen.models.checkpoints.suited import pipeline_of
 from lbgen.models.registry import ADAPTER_FILE
 from lbgen.runs import atomic
 from lbgen.runs.console import say
@@ -30,9 +33,9 @@ METADATA = "lbgen"
 def export_adapter(config: ExportAdapterConfig) -> Path:
     """Write the adapter of `config.run` in `config.format` to `config.output`, and return the file's path.
 
-    Of transformers ComfyUI reads diffusers' names, of UNets kohya's. The file's metadata says what made it, and names
-    no folder of this machine. Raises UserError for a run without an adapter, an adapter that cannot be read, and an
-    output that cannot be written or is another file.
+    ComfyUI reads diffusers' names of transformers, and kohya's of UNets and of FLUX.2. The file's metadata says what
+    made it, and names no folder of this machine. Raises UserError for a run without an adapter, an adapter that cannot
+    be read or has no such names, and an output that cannot be written or is another file.
 
     >>> import lbgen
     >>> lbgen.export_adapter(lbgen.ExportAdapterConfig("runs/animals", "animals.safetensors", format="kohya"))
@@ -48,15 +51,30 @@ def export_adapter(config: ExportAdapterConfig) -> Path:
         ensure_whole(state, lora.r, f"{folder / ADAPTER_FILE}, {part}")
     origin = made_by(run, folder)
     metadata = {METADATA: json.dumps(origin, sort_keys=True, ensure_ascii=False)}
+    kind = _pipeline_class(run)
     with writing(file.parent):
-        if config.format == "diffusers" or (config.format == "comfyui" and "unet" not in parts):
+        if config.format == "diffusers" or (config.format == "comfyui" and reads_diffusers_names(parts, kind)):
             weights, description = adapter.file_content(parts)
             _save(file, weights, {**metadata, adapter.METADATA: description})
         else:
-            weights = by_kohya(parts, trained_alpha(run))
-            _save(file, weights, {**metadata, **_described(weights)})
+            alpha = trained_alpha(run)
+            _save(file, by_kohya(parts, alpha, kind), {**metadata, **_described(parts, alpha)})
     say(f"the adapter is in {file}, by the names of {config.format}")
     return file
+
+
+def _pipeline_class(run: Path) -> str | None:
+    """Of the generator that the run names, if it is known; nothing is downloaded."""
+    generator, revision = (settings(run).get(field) for field in ("generator", "revision"))
+    if not isinstance(generator, str):
+        return None
+    return pipeline_of(generator, revision if isinstance(revision, str) else None)
+
+
+def reads_diffusers_names(parts: Parts, kind: str | None) -> bool:
+    """Whether ComfyUI does, of all layers: of transformers, but not of FLUX.2's blocks of one stream."""
+    layers = [layer for part, (_, state) in parts.items() if part == "transformer" for layer, *_ in _layers(state)]
+    return "unet" not in parts and (kind or kind_of(layers)) != KLEIN
 
 
 def ensure_whole(weights: Mapping[str, Tensor], rank: int, source: str) -> None:
@@ -93,24 +111,45 @@ def _common(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"text_model.{key}" if key.startswith("encoder.layers.") else key: each for key, each in weights.items()}
 
 
-def by_kohya(parts: Parts, trained_alpha: float | None) -> dict[str, Tensor]:
+def by_kohya(parts: Parts, trained_alpha: float | None, kind: str | None) -> dict[str, Tensor]:
     """The weights by kohya's names: for each layer A and B as lora_down and lora_up, and alpha.
 
     Programs add alpha / rank * B A. A file of lbgen's has its rank for alpha, and B scaled accordingly; it gets the
-    alpha that the run was trained with, if that is known.
+    alpha that the run was trained with, if that is known. Layers that are one for others are written as one, whose rank
+    and alpha are the sums.  kind: the class of the generator's pipeline.
     """
     import torch
 
-    single = len([part for part in parts if _is_text_encoder(part)]) == 1 and "unet" in parts
+    single = len([part for part in parts if part.startswith("text_encoder")]) == 1 and "unet" in parts
     weights = {}
     for part, (config, state) in parts.items():
         alpha = trained_alpha or config.lora_alpha
-        for layer, down, up in _layers(state):
-            name = kohya_name(part, layer, single)
+        layers = {layer: (down, up.float() * (config.lora_alpha / alpha)) for layer, down, up in _layers(state)}
+        where = places(kind, layers) if part == "transformer" else {layer: Place(layer) for layer in layers}
+        for layer in sorted({each.layer for each in where.values()}):
+            members = {each: layers[name] for name, each in where.items() if each.layer == layer}
+            down, up = _as_one(members)
+            name, dtype = kohya_name(part, layer, single), down.dtype
             weights[f"{name}.lora_down.weight"] = down.contiguous()
-            weights[f"{name}.lora_up.weight"] = (up.float() * (config.lora_alpha / alpha)).to(up.dtype).contiguous()
-            weights[f"{name}.alpha"] = torch.tensor(float(alpha))
+            weights[f"{name}.lora_up.weight"] = up.to(dtype).contiguous()
+            weights[f"{name}.alpha"] = torch.tensor(float(alpha) * len(members))
     return weights
+
+
+def _as_one(members: Mapping[Place, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """A (m r, in) and B (out, m r) of a layer with the rows of several, of which m have an adapter."""
+    import torch
+
+    first, *others = sorted(members, key=lambda place: place.number)
+    down, up = members[first]
+    if first.widths == (1,):
+        return down, up
+    row, rank = len(up) // first.widths[first.number], len(down)
+    whole = up.new_zeros(row * sum(first.widths), rank * len(members))
+    for index, each in enumerate([first, *others]):
+        factor, begin = members[each][1], row * sum(first.widths[: each.number])
+        whole[begin : begin + len(factor), rank * index : rank * (index + 1)] = factor
+    return torch.cat([members[each][0] for each in (first, *others)]), whole
 
 
 def _layers(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -121,29 +160,14 @@ def _layers(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor
             yield layer, weights[key], weights[f"{layer}.lora_B.{kind}"]
 
 
-def kohya_name(part: str, layer: str, single: bool) -> str:
-    """kohya's: lora_unet_LAYER or lora_transformer_LAYER, lora_te_LAYER, of several text encoders lora_te1_LAYER, ...
-
-    Of a UNet's blocks A1111 and ComfyUI read diffusers' names too; of a transformer ComfyUI does, for SD 3 and FLUX.
-    """
-    if _is_text_encoder(part):
-        number = "" if single else part.removeprefix("text_encoder").lstrip("_") or "1"
-        return f"lora_te{number}_{layer}".replace(".", "_")
-    return f"lora_{part}_{layer}".replace(".", "_")
-
-
-def _is_text_encoder(part: str) -> bool:
-    return part.startswith("text_encoder")
-
-
 # ---- the file ----
 
 
-def _described(weights: Mapping[str, Tensor]) -> dict[str, str]:
+def _described(parts: Parts, trained_alpha: float | None) -> dict[str, str]:
     """What kohya's scripts write of a network, and other programs show."""
-    rank = next(tensor.shape[0] for key, tensor in weights.items() if key.endswith(".lora_down.weight"))
-    alpha = next(tensor.item() for key, tensor in weights.items() if key.endswith(".alpha"))
-    return {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": f"{alpha:g}"}
+    config = next(lora for lora, _ in parts.values())
+    alpha = f"{trained_alpha or config.lora_alpha:g}"
+    return {"ss_network_module": "networks.lora", "ss_network_dim": str(config.r), "ss_network_alpha": alpha}
 
 
 def _save(file: Path, weights: dict[str, Tensor], metadata: dict[str, str]) -> None:

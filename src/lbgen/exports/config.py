@@ -18,8 +18,8 @@ class ExportAdapterConfig(Settings):
     """For kohya and comfyui: the file to write, whose name ends in .safetensors. For diffusers: such a file, or a
     folder, in which the file gets the name that diffusers looks for."""
     format: Literal["diffusers", "kohya", "comfyui"] = "diffusers"
-    """Who is to read the file: diffusers; kohya (kohya's scripts and A1111, with alpha beside each layer's weights); or
-    comfyui, which reads kohya's names of UNets and diffusers' of transformers."""
+    """Who is to read the file: diffusers; kohya (kohya's scripts, A1111 and ComfyUI, with alpha beside each layer's
+    weights; not for PixArt-Sigma and Sana); or comfyui, which gets the names that it reads."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

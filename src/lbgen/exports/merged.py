@@ -105,11 +105,11 @@ def _text(value: object) -> str | None:
 
 def ensure_trained_on(run: Path, base: Base) -> None:
     """Refuse a generator with other weights than those that the run recorded."""
-    then = recorded_hashes(run).get("generator")
-    place = resolve(base.name, GENERATORS)
-    now = forms.hashes(place, base.revision, base.variant, then, SAFETY_CHECKER)["generator"]
-    if then is not None and now != then:
-        raise UserError(
-            f"{run} was trained on other weights than generator {base.name} has now (generator_sha256 {then}); "
-            "give --generator the checkpoint that it was trained on"
-        )
+    then, place = recorded_hashes(run), resolve(base.name, GENERATORS)
+    now = forms.hashes(place, base.revision, base.variant, then.get("generator"), SAFETY_CHECKER)
+    for name in ("generator", "generator_config"):
+        if then.get(name) is not None and now.get(name) != then[name]:
+            raise UserError(
+                f"{run} was trained on other weights than generator {base.name} has now ({name}_sha256 {then[name]}); "
+                "give --generator the checkpoint that it was trained on"
+            )

@@ -24,6 +24,7 @@ CONFIG, PROVENANCE, ADAPTER = "config.yaml", "provenance.json", "adapter"
 TOLD = ("max_steps", "seed", "scheduler", "steps", "guidance_scale", "prompt_template", "text_template")
 """Settings of a run that its exports name."""
 Alpha: Any = Annotated[float, Meta(gt=0, le=1e6)]
+Rank: Any = Annotated[int, Meta(ge=1, le=4096)]
 
 
 def adapter_folder(run: Path) -> Path:
@@ -54,9 +55,15 @@ def recorded_hashes(run: Path) -> Mapping[str, str | None]:
 
 
 def trained_alpha(run: Path) -> float | None:
-    """The alpha that the run's configuration names."""
-    alpha = settings(run).get("alpha")
-    return None if alpha is None else checked(alpha, Alpha, f"{run / CONFIG}, alpha", "restore the file")
+    """The alpha that alpha / rank multiplies the update by, as the run's configuration says; None without one."""
+    config, source = settings(run), run / CONFIG
+    if config.get("alpha") is None:
+        return None
+    alpha: float = checked(config["alpha"], Alpha, f"{source}, alpha", "restore the file")
+    if config.get("use_rslora") is not True:
+        return alpha
+    rank: int = checked(config.get("rank"), Rank, f"{source}, rank", "restore the file")
+    return float(alpha * rank**0.5)
 
 
 def made_by(run: Path, adapter: Path) -> dict[str, Any]:

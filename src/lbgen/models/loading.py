@@ -9,20 +9,22 @@ from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from transformers.utils import logging as transformers_logging
 
 from lbgen.errors import UserError
 from lbgen.models.checkpoints.forms import Checkpoint
 from lbgen.models.checkpoints.single_file import from_single_file
 from lbgen.runs import atomic
-from lbgen.runs.model_folder import refuse_unreadable, variants_of
+from lbgen.runs.model_folder import WEIGHTS, refuse_unreadable, variants_of
 from lbgen.runs.parsing import parse_json
 
 NOT_FINITE = re.compile(rb"(:\s*)(?:-?Infinity|NaN)(?=\s*[,}])")
 """A number as Python's json writes it, `lambda_min_clipped` of DPM-Solver for example."""
 LARGEST_NUMBER, MOST_LAYERS = 2**24, 1_000
 """In a network's configuration: any integer, and one of a setting that counts layers."""
+WHOLE_OR_SPLIT = (".safetensors", ".safetensors.index.json", "-*.safetensors")
+"""Ends of names of weights on the hub."""
 MALFORMED = Exception
 """For files of a model that are not what they expect, the libraries raise any exception, tokenizers even this one."""
 
@@ -53,7 +55,7 @@ def one_line(what: str, where: str) -> Iterator[None]:
         cause = " ".join(str(error).split())
         remedy, file = "repair the folder or save it again with safetensors", getattr(where, "file", None)
         if file is not None:
-            remedy = f"{where} must have the configurations of its architecture, and the file all of their weights"
+            remedy = f"{where} must have the configurations of its architecture, and the file all weights of a part"
         elif not is_folder:
             remedy = "check the connection; its weights must be safetensors, and not only of a variant such as fp16"
         raise UserError(f"{what} {file or where} cannot be loaded: {remedy} ({cause})") from error
@@ -139,7 +141,9 @@ def load_model(kind: Any, where: str, dtype: torch.dtype, **options: Any) -> Any
     where: a folder or a hub id; of a `Checkpoint` its single file and its variant are heeded.
     """
     if isinstance(where, Checkpoint) and where.file is not None:
-        return from_single_file(kind, where, dtype, **options)
+        if where.is_in_file(options["subfolder"]):
+            return from_single_file(kind, where, dtype, **options)
+        _download_weights(where, options["subfolder"])
     variant = getattr(where, "variant", None)
     if variant is not None and variant in variants_of(Path(where, options.get("subfolder", ""))):
         options["variant"] = variant
@@ -147,6 +151,13 @@ def load_model(kind: Any, where: str, dtype: torch.dtype, **options: Any) -> Any
     if report["missing_keys"]:
         raise ValueError(f"{options.get('subfolder', 'model')} lacks the weight {min(report['missing_keys'])}")
     return model
+
+
+def _download_weights(where: Checkpoint, part: str) -> None:
+    """Complete the snapshot that `where` is by the weights of one part, if it is of the hub."""
+    if where.hub_id is not None:
+        names = [f"{part}/{name.replace('.safetensors', end)}" for name in WEIGHTS for end in WHOLE_OR_SPLIT]
+        snapshot_download(where.hub_id, revision=Path(where).name, allow_patterns=names)
 
 
 def device_of(worker_number: int) -> str:

@@ -27,6 +27,8 @@ QUALITY = ("none", "antonyms")
 """Quality scorers that come with lbgen, besides q-align."""
 Q_ALIGN = "q-future/one-align"
 """Weights of the quality scorer q-align: a hub id."""
+Q_ALIGN_INT8 = "q-align-int8"
+"""The name of the same scorer with its weights in 8 bits."""
 Q_ALIGN_TYPE = "mplug_owl2"
 """The model type in the config.json of Q-Align and of DeQA-Score."""
 
@@ -76,7 +78,8 @@ def resolve(name: str, table: dict[str, str]) -> str:
 
 def generator_class(name: str, revision: str | None = None) -> str | None:
     """The `_class_name` of a generator's pipeline; None where it is not on this machine."""
-    return pipeline_class(forms.pipeline_folder(resolve(name, GENERATORS)), revision)
+    place = resolve(name, GENERATORS)
+    return pipeline_class(forms.pipeline_folder(place), revision) or forms.class_in_file(place)
 
 
 def family_origin(generator: str, revision: str | None = None) -> str | None:
@@ -143,11 +146,19 @@ def refuse_unknown_quality(name: str) -> None:
 
 
 def q_align_location(quality: str) -> str | None:
-    """Where the weights of the scorer q-align or q-align:PLACE are; None for another scorer."""
+    """Where the weights of the scorer q-align or q-align:PLACE are, or of q-align-int8; None for another scorer."""
     kind, colon, place = quality.partition(":")
-    if kind != "q-align":
+    if kind not in ("q-align", Q_ALIGN_INT8):
         return None
     return os.path.expanduser(place) if colon else Q_ALIGN
+
+
+def is_in_8_bits(quality: str) -> bool:
+    """Whether it is q-align-int8; UserError where the package that it needs is missing."""
+    named = quality.partition(":")[0] == Q_ALIGN_INT8
+    if named and find_spec("torchao") is None:
+        raise UserError(f"--quality {quality}: the package torchao is not installed; pip install torchao")
+    return named
 
 
 def ensure_quality(quality: str) -> None:
@@ -155,6 +166,7 @@ def ensure_quality(quality: str) -> None:
     where = q_align_location(quality)
     if where is None:
         return refuse_unknown_quality(quality)
+    is_in_8_bits(quality)
     refuse_unreadable(f"--quality {quality}:", where, "config.json")
     if os.path.isdir(where):
         path = Path(where, "config.json")

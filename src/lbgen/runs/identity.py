@@ -13,13 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError
 
 import lbgen
 from lbgen.errors import UserError
 from lbgen.runs import atomic
-from lbgen.runs.model_folder import configuration_files, loaded_files
+from lbgen.runs.model_folder import cached_snapshot, configuration_files, loaded_files, weight_files
 from lbgen.runs.parsing import REMEDY, Name, checked
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pyarrow")
@@ -125,12 +124,13 @@ def weights_sha256(
     return SECOND_RULE + _sha256_of_files(folder, sorted(loaded_files(folder, without, variant)))
 
 
-def configuration_sha256(location: str, without: Collection[str] = ()) -> str | None:
-    """The same of a model's configurations alone, whose weights come from elsewhere."""
+def configuration_sha256(location: str, without: Collection[str] = (), weights_of: Iterable[str] = ()) -> str | None:
+    """The same of a model's configurations, and of the weights of these parts; the others' come from elsewhere."""
     folder = Path(location)
     if not os.path.isdir(folder):
         return _hub_commit(location)
-    return SECOND_RULE + _sha256_of_files(folder, sorted(configuration_files(folder, without)))
+    weights = [file for part in weights_of for file in weight_files(folder / part)]
+    return SECOND_RULE + _sha256_of_files(folder, sorted([*configuration_files(folder, without), *weights]))
 
 
 def _all_weights_sha256(folder: Path) -> str:
@@ -153,9 +153,10 @@ def _sha256_of_files(folder: Path, paths: Iterable[Path]) -> str:
 
 def _hub_commit(hub_id: str, revision: str | None = None) -> str | None:
     try:
-        return f"commit {Path(snapshot_download(hub_id, revision=revision, local_files_only=True)).name}"
-    except (HFValidationError, LocalEntryNotFoundError):
+        snapshot = cached_snapshot(hub_id, revision)
+    except HFValidationError:
         return None
+    return None if snapshot is None else f"commit {Path(snapshot).name}"
 
 
 def _sha256_of_lines(lines: Iterable[str]) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from lbgen.errors import UserError
 from lbgen.runs import atomic
@@ -78,6 +78,17 @@ def cached_config(where: str, name: str, revision: str | None = None) -> dict[st
     except HFValidationError:
         return {}
     return _table(Path(path)) if isinstance(path, str) else {}
+
+
+def cached_snapshot(hub_id: str, revision: str | None = None) -> str | None:
+    """The folder of a repository in the hub's cache, whole or in part, as pipelines are downloaded; None without one.
+
+    Raises HFValidationError for what is no hub id.
+    """
+    try:
+        return snapshot_download(hub_id, revision=revision, local_files_only=True)
+    except LocalEntryNotFoundError as error:
+        return getattr(error, "snapshot_path", None)  # of IncompleteSnapshotError
 
 
 def _is_part(value: Any) -> bool:

@@ -134,7 +134,7 @@ def test_a_file_that_lacks_something_is_refused_by_what_it_lacks(single: Path, t
         with pytest.raises(UserError) as caught:
             load_generator(str(file))
         told = str(caught.value)
-        assert expected in told and f"generator {file} cannot be loaded" in told and "\n" not in told
+        assert expected in told and f"generator {file}" in told and "\n" not in told
 
 
 def test_a_file_without_configurations_needs_the_hub(

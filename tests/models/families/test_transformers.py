@@ -23,9 +23,11 @@ from miniatures import (
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
-from trajectories import PROMPTS, STEPS, TARGETS, adapted, draws, images_of
+from trajectories import PROMPTS, STEPS, TARGETS, adapted, draws, images_of, shake
 
+from lbgen.alignment.config import AlignConfig
 from lbgen.errors import UserError
+from lbgen.models import adapter
 from lbgen.models.checkpoints.suited import suited_settings
 from lbgen.models.families.kept_prompts import KeptPrompts
 from lbgen.models.families.stable_diffusion_3 import StableDiffusion3
@@ -589,3 +591,29 @@ def test_defaults_follow_from_the_generator(folders: Callable[[Case], Path]) -> 
         suited_settings("flux2-klein-4b")["guidance_scale"] == suited_settings("z-image-turbo")["guidance_scale"] == 1
     )
     assert suited_settings("flux2-klein-base-4b") == suited_settings("z-image") == own
+
+
+def test_the_default_adapter_sits_on_every_block(case: Case, folder: Path) -> None:
+    """Of one stream and of two, and of what refines them; a recipe that names layers keeps them."""
+    config = AlignConfig.from_recipe(None, generator=str(folder), vocabulary="microworld")
+    generator = load(case, folder)
+    generator.add_adapter(2, 2, config.lora_targets)
+    network = generator.family.network
+    numbered = [(name, part) for name, part in network.named_modules() if name.rpartition(".")[2].isdigit()]
+    blocks = {name for name, part in numbered if "Block" in type(part).__name__}
+    adapted = {name for name, _ in adapter.layers(network)}
+    assert len(blocks) > 1
+    assert not [block for block in blocks if not any(name.startswith(f"{block}.") for name in adapted)]
+    paper = AlignConfig.from_recipe("paper", generator=str(folder), vocabulary="microworld")
+    assert paper.lora_targets == ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def test_an_adapter_of_the_earlier_default_still_loads(folders: Callable[[Case], Path], tmp_path: Path) -> None:
+    """FLUX.2 klein's, which left out the blocks of one stream."""
+    case = CASES["flux-2-klein"]
+    earlier, later = (load(case, folders(case)) for _ in range(2))
+    earlier.add_adapter(2, 3, ("to_q", "to_k", "to_v", "to_out.0"))
+    shake(earlier, 6)
+    earlier.save_adapter(tmp_path)
+    later.load_adapter(tmp_path)
+    torch.testing.assert_close(images_of(later), images_of(earlier), rtol=1e-4, atol=1e-5)

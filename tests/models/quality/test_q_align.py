@@ -24,6 +24,7 @@ from transformers import CLIPImageProcessor, LlamaTokenizer, PreTrainedTokenizer
 import lbgen
 from lbgen.alignment import checkpoint, run
 from lbgen.errors import UserError
+from lbgen.models import registry
 from lbgen.models.quality.q_align import QAlign, prepare
 from lbgen.models.semantics import SemanticSpace, load_semantics
 from lbgen.runs.parsing import parse_json
@@ -57,6 +58,31 @@ def scorer(folder: Path, space: SemanticSpace) -> QAlign:
 @pytest.fixture
 def pixels() -> Tensor:
     return torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+
+
+# ---- 8 bits ----
+
+
+def test_in_8_bits_scores_and_gradients_stay_close(folder: Path) -> None:
+    """To those of the same weights as they are; every linear layer has one byte a weight."""
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    images = torch.rand(2, 3, 40, 28, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    small, plain = (QAlign(str(folder), torch.device("cpu"), torch.float32, int8=int8) for int8 in (True, False))
+    scores = [each.score(images) for each in (small, plain)]
+    gradients = [torch.autograd.grad(each.sum(), images)[0].flatten() for each in scores]
+    assert 0 < (scores[0] - scores[1]).abs().max() < 0.02
+    assert F.cosine_similarity(*gradients, dim=0) > 0.98
+    layers = [layer for layer in small.model.modules() if isinstance(layer, nn.Linear)]
+    assert len(layers) > 10 and {layer.weight.qdata.dtype for layer in layers} == {torch.int8}
+
+
+def test_8_bits_without_the_package_are_refused(
+    folder: Path, space: SemanticSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    for refused in (lambda name: lbgen.load_quality(name, space), registry.ensure_quality):
+        with pytest.raises(UserError, match="the package torchao is not installed; pip install torchao"):
+            refused(f"q-align-int8:{folder}")
 
 
 # ---- the network ----

@@ -74,7 +74,7 @@ def settings(config: AlignConfig) -> list[tuple[str, str]]:
     """What a reader of the card wants to know first."""
     return [
         ("objective", ", ".join(f"{weight:g} x {name}" for name, weight in config.weights.items() if weight)),
-        ("LoRA", f"rank {config.rank}, alpha {config.alpha:g}"),
+        ("LoRA", f"rank {config.rank}, alpha {config.alpha:g}{', rank-stabilised' * config.use_rslora}"),
         ("sampling", f"{config.scheduler}, {config.steps} steps, {config.guidance}"),
         ("seed", str(config.seed)),
         ("lbgen", __version__),

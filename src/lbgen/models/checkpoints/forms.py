@@ -1,7 +1,7 @@
 """Which weights of a generator are meant, said and refused without torch.
 
-A place is a diffusers folder, a hub id, or a single .safetensors file with all weights of a checkpoint by their
-original names, as programs such as ComfyUI keep it.
+A place is a diffusers folder, a hub id, or a single .safetensors file by the original names, as programs such as
+ComfyUI keep it: of the network alone, or of other parts of the checkpoint too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from types import SimpleNamespace
 from safetensors import SafetensorError, safe_open
 
 from lbgen.errors import UserError
+from lbgen.models.checkpoints.file_parts import ensure_complete, flow_class, parts_elsewhere, refuse_quantised
+from lbgen.models.checkpoints.known import KLEIN
 from lbgen.runs import identity
 from lbgen.runs.model_folder import INDEX, part_names, refuse_unreadable, variants_of
 
@@ -48,14 +50,22 @@ class Checkpoint(str):
     """
 
     file: str | None
-    """A single file that holds the weights; the folder then has the configurations."""
+    """A single file that holds weights; the folder then has the configurations, and the weights of other parts."""
     variant: str | None
     """The variant of the weights; parts that do not have it have their plain weights."""
+    hub_id: str | None
+    """Where the weights of parts that are not in the file are downloaded from into the folder; None if they are not."""
 
-    def __new__(cls, where: str, file: str | None = None, variant: str | None = None) -> Checkpoint:
+    def __new__(
+        cls, where: str, file: str | None = None, variant: str | None = None, hub_id: str | None = None
+    ) -> Checkpoint:
         checkpoint = super().__new__(cls, where)
-        checkpoint.file, checkpoint.variant = file, variant
+        checkpoint.file, checkpoint.variant, checkpoint.hub_id = file, variant, hub_id
         return checkpoint
+
+    def is_in_file(self, part: str) -> bool:
+        """Whether this part is read from the single file."""
+        return self.file is not None and part not in parts_elsewhere(shapes_in(self.file), Path(self))
 
 
 # ---- what is refused ----
@@ -95,7 +105,7 @@ def variants_in(folder: Path) -> Iterator[str]:
 
 def _ensure_single_file(file: str, variant: str | None) -> None:
     shapes = shapes_in(file)
-    for layer, uses in FIRST_LAYERS.items():
+    for layer, uses in FIRST_LAYERS.items() if flow_class(shapes) != KLEIN else ():
         channels = shapes[layer][1] if len(shapes.get(layer, ())) > 1 else None
         if channels in uses:
             raise UserError(
@@ -104,6 +114,9 @@ def _ensure_single_file(file: str, variant: str | None) -> None:
             )
     has_ema = sum(name.startswith("model_ema.") for name in shapes) > EMA_KEYS
     ensure_variant(file, variant, [EMA] if has_ema else [])
+    refuse_quantised(file, shapes)
+    if (folder := configuration_folder(file)) is not None:
+        ensure_complete(file, shapes, Path(folder))
 
 
 def shapes_in(file: str) -> dict[str, tuple[int, ...]]:
@@ -129,16 +142,24 @@ def pipeline_folder(place: str) -> str:
     return configuration_folder(place) or place if os.path.isfile(place) else place
 
 
+def class_in_file(place: str) -> str | None:
+    """The class of the pipeline that a single file is for, where its network matches flows; None for all else."""
+    is_file = os.path.isfile(place) and place.endswith(".safetensors")
+    return flow_class(shapes_in(place)) if is_file else None
+
+
 def hashes(
     place: str, revision: str | None, variant: str | None, recorded: str | None, without: Collection[str]
 ) -> dict[str, str | None]:
-    """What identifies a generator, by name; of a single file also the configurations that it is loaded with.
+    """What identifies a generator, by name; of a single file also what it is loaded with from elsewhere.
 
     recorded: the hash that the first will be compared with.  without: the parts that are not loaded.
     """
     found = {"generator": identity.weights_sha256(place, recorded, without, revision, variant)}
     if os.path.isfile(place):
-        found["generator_config"] = identity.configuration_sha256(configuration_place(place), without)
+        folder = configuration_place(place)
+        elsewhere = parts_elsewhere(shapes_in(place), Path(folder)) if os.path.isdir(folder) else ()
+        found["generator_config"] = identity.configuration_sha256(folder, without, elsewhere)
     return found
 
 

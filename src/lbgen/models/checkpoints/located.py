@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, snapshot_download
 
 from lbgen.errors import UserError
+from lbgen.models.checkpoints.file_parts import NOT_LOADED
 from lbgen.models.checkpoints.forms import (
     Checkpoint,
     configuration_place,
@@ -19,10 +20,8 @@ from lbgen.models.checkpoints.forms import (
 from lbgen.models.loading import one_line
 from lbgen.runs.model_folder import INDEX, VARIANT, refuse_unreadable
 
-CONFIGURATIONS = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]
+CONFIGURATIONS = ["*.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja"]
 """Files in a repository of the hub that hold no weights."""
-NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts that no family loads."""
 
 
 def located(place: str, revision: str | None = None, variant: str | None = None) -> Checkpoint:
@@ -32,17 +31,17 @@ def located(place: str, revision: str | None = None, variant: str | None = None)
     """
     ensure_readable(place, revision, variant)
     if os.path.isfile(place):
-        return Checkpoint(_configurations(place), place, variant)
+        return _of_file(place, variant)
     if os.path.isdir(place) or (revision is None and variant is None):
         return Checkpoint(place, variant=variant)
     return Checkpoint(_downloaded(place, revision, variant), variant=variant)
 
 
-def _configurations(file: str) -> str:
-    """The folder with the configurations of a single file, from the hub if there is none beside it."""
+def _of_file(file: str, variant: str | None) -> Checkpoint:
+    """A single file with the folder of its configurations, from the hub if there is none beside it."""
     where = configuration_place(file)
     if os.path.isdir(where):
-        return where
+        return Checkpoint(where, file, variant)
     try:
         refuse_unreadable("its configuration", where, INDEX)
     except UserError as error:
@@ -51,7 +50,7 @@ def _configurations(file: str) -> str:
             f"names), or let them be downloaded: {error}"
         ) from None
     with one_line("configuration", where):
-        return snapshot_download(where, allow_patterns=CONFIGURATIONS)
+        return Checkpoint(snapshot_download(where, allow_patterns=CONFIGURATIONS), file, variant, hub_id=where)
 
 
 def _downloaded(hub_id: str, revision: str | None, variant: str | None) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import ModelMixin
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.loaders.single_file_utils import (
     SingleFileComponentError,
     create_diffusers_clip_model_from_ldm,
@@ -17,6 +19,7 @@ from diffusers.utils import logging
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lbgen.models.checkpoints.file_parts import NETWORK
 from lbgen.models.checkpoints.forms import EMA, Checkpoint
 
 
@@ -40,6 +43,8 @@ def _converted(kind: Any, weights: dict[str, Tensor], where: Checkpoint, dtype: 
     """The model; None where the weights are not those of one."""
     options = {"config": str(where), "subfolder": subfolder, "torch_dtype": dtype, "local_files_only": True}
     if issubclass(kind, ModelMixin):
+        if subfolder == "transformer":
+            weights = transformer_weights(kind, weights, where)
         try:
             return kind.from_single_file(weights, **options, extract_ema=where.variant == EMA)
         except SingleFileComponentError:
@@ -49,5 +54,31 @@ def _converted(kind: Any, weights: dict[str, Tensor], where: Checkpoint, dtype: 
     elif is_clip_model_in_single_file(kind, weights):
         return create_diffusers_clip_model_from_ldm(kind, weights, **options)
     elif is_t5_in_single_file(weights):
-        return create_diffusers_t5_model_from_checkpoint(kind, weights, **options)
+        model = create_diffusers_t5_model_from_checkpoint(kind, weights, **options)
+        model.tie_weights()  # a file may have its embeddings once
+        return model
     return None
+
+
+def transformer_weights(kind: Any, weights: dict[str, Tensor], where: Checkpoint) -> dict[str, Tensor]:
+    """The transformer's weights of a single file, by diffusers' names: exactly those that its configuration asks for.
+
+    Raises ValueError where the file lacks one or has another. diffusers converts FLUX.1 of its real width alone.
+    """
+    inner = {name.removeprefix(NETWORK): each for name, each in weights.items() if name.startswith(NETWORK)}
+    found, config = inner or weights, kind.load_config(str(where), subfolder="transformer")
+    with init_empty_weights():
+        expected = kind.from_config(config).state_dict().keys()
+    if found.keys() != expected:
+        if kind.__name__ not in SINGLE_FILE_LOADABLE_CLASSES:
+            raise ValueError(f"diffusers reads no single file of {kind.__name__}; give a diffusers folder")
+        convert = SINGLE_FILE_LOADABLE_CLASSES[kind.__name__]["checkpoint_mapping_fn"]
+        try:
+            found = convert(checkpoint=found, config=config)
+        except (KeyError, IndexError, RuntimeError) as error:
+            raise ValueError(f"diffusers cannot convert its weights to {kind.__name__}: {error}") from error
+    if foreign := found.keys() - expected:
+        raise ValueError(f"the configuration of the transformer has no place for {min(foreign)}")
+    if lacking := expected - found.keys():
+        raise ValueError(f"transformer lacks the weight {min(lacking)}")
+    return found

@@ -21,6 +21,17 @@ DIFFUSION_SCHEDULERS, WITHOUT_ZERO_SNR = ("ddpm", "ddim", "dpm++"), ("pndm",)
 """Schedulers of diffusions that can begin at pure noise, and that cannot."""
 
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""The layers that an adapter sits on by default, by the end of their names: the attention of every block."""
+KLEIN_ATTENTION = (*ATTENTION, "to_qkv_mlp_proj")
+"""The same of FLUX.2 klein, whose blocks of one stream have one layer for queries, keys, values and more."""
+
+
+def suited_targets(generator: str, revision: str | None = None) -> dict[str, Any]:
+    """The default of `lora_targets` where another than lbgen's reaches every block of this generator."""
+    return {"lora_targets": KLEIN_ATTENTION} if _kind(generator, revision)[0] == KLEIN else {}
+
+
 def suited_settings(generator: str, revision: str | None = None) -> dict[str, Any]:
     """The defaults that take the place of lbgen's for this generator; nothing is downloaded.
 

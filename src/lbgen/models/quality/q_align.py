@@ -1,6 +1,7 @@
 """Q-Align (arXiv 2312.17090) and DeQA-Score (arXiv 2501.11561): a language model is asked how good an image is."""
 
 from functools import cached_property
+from importlib import import_module
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +29,17 @@ class QAlign:
     Frozen; activations are computed again in the backward pass, since those of 56 large layers need much memory.
     """
 
-    def __init__(self, where: str, device: torch.device, dtype: torch.dtype) -> None:
-        """where: folder or hub id of the weights, in safetensors."""
+    def __init__(self, where: str, device: torch.device, dtype: torch.dtype, *, int8: bool = False) -> None:
+        """where: folder or hub id of the weights, in safetensors.  int8: round them to 255 steps a row."""
         self.where, self.device = where, device
         with loading(FLAG, where, marker="config.json"):
             refuse_other_type(where, MPlugOwl2Config.get_config_dict(where)[0].get("model_type"))
             self.model: MPlugOwl2 = load_model(MPlugOwl2, where, dtype)
-            self.model.eval().requires_grad_(False).to(device)
+            self.model.eval().requires_grad_(False)
+            if int8:
+                torchao = import_module("torchao.quantization")
+                torchao.quantize_(self.model, torchao.Int8WeightOnlyConfig())
+            self.model.to(device)
 
     def score(self, images: Tensor, features: Tensor | None = None) -> Tensor:
         """Images (B, 3, H, W) in about [0, 1], any size, to scores (B,) in [1, 5].  features: not used."""

@@ -1,0 +1,85 @@
+"""Which parts of a checkpoint a single file holds, and which are taken from the folder with its configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from lbgen.errors import UserError
+from lbgen.models.checkpoints.known import FLUX, KLEIN, SANA, SD3, Z_IMAGE
+from lbgen.runs.model_folder import INDEX, cached_config, part_names, weight_files
+
+NETWORK = "model.diffusion_model."
+"""Stands before the names of the network's weights, in a file that holds other parts too and in some that do not."""
+NETWORKS = ("unet", "transformer")
+"""The parts that a single file always holds."""
+NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts that no family loads."""
+UNCONVERTED = ("PixArtTransformer2DModel", "Transformer2DModel")
+"""Networks whose original names diffusers does not convert."""
+FLUX_2 = "double_stream_modulation_img.lin.weight"
+"""Only FLUX.2 has it; its other names are FLUX.1's too."""
+FLOW_LAYERS = {
+    "joint_blocks.0.x_block.attn.qkv.weight": SD3,
+    FLUX_2: KLEIN,
+    "double_blocks.0.img_attn.qkv.weight": FLUX,
+    "blocks.0.mlp.inverted_conv.conv.weight": SANA,
+    "layers.0.adaLN_modulation.0.weight": Z_IMAGE,
+}
+"""A layer that only this network has, of those that match flows -> class of its pipeline."""
+QUANTISED = (".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8", ".comfy_quant", ".absmax", ".qweight")
+"""Ends of names that only files have whose weights mean nothing without a scale."""
+BEGINNINGS = {
+    ("vae", "AutoencoderKL"): ("first_stage_model.", "vae."),
+    ("text_encoder", "CLIPTextModel"): ("cond_stage_model.", "conditioner.embedders.0.", "text_encoders.clip_l."),
+    ("text_encoder", "CLIPTextModelWithProjection"): ("text_encoders.clip_l.",),
+    ("text_encoder_2", "CLIPTextModelWithProjection"): ("conditioner.embedders.1.", "text_encoders.clip_g."),
+    ("text_encoder_2", "T5EncoderModel"): ("text_encoders.t5xxl.",),
+    ("text_encoder_3", "T5EncoderModel"): ("text_encoders.t5xxl.",),
+}
+"""Part and class -> what the names of its weights begin with. diffusers converts no other part from such a file."""
+
+
+def flow_class(names: Collection[str]) -> str | None:
+    """The class of the pipeline of a network that matches flows, by a file's names; None for another."""
+    found = (kind for layer, kind in FLOW_LAYERS.items() if layer in names or NETWORK + layer in names)
+    return next(found, None)
+
+
+def parts_elsewhere(names: Collection[str], folder: Path) -> list[str]:
+    """The parts that are not in a file with weights of these names, and so are loaded from the folder."""
+    return [
+        part
+        for part, kind in _classes(folder)
+        if part not in (*NETWORKS, *NOT_LOADED) and not _holds(names, BEGINNINGS.get((part, kind), ()))
+    ]
+
+
+def _classes(folder: Path) -> Iterator[tuple[str, str]]:
+    """Part -> class of each part of a checkpoint that has weights."""
+    index = cached_config(str(folder), INDEX)
+    return ((part, index[part][1]) for part in part_names(folder) if (folder / part / "config.json").is_file())
+
+
+def _holds(names: Collection[str], beginnings: tuple[str, ...]) -> bool:
+    return bool(beginnings) and any(name.startswith(beginnings) for name in names)
+
+
+def refuse_quantised(file: str, names: Collection[str]) -> None:
+    """Refuse a file whose weights diffusers would read without the scales beside them."""
+    if scales := sorted(name for name in names if name.endswith(QUANTISED)):
+        raise UserError(
+            f"generator {file}: its weights are quantised ({scales[0]}); give a file in fp16, bf16 or fp32, or in fp8 "
+            "without scales"
+        )
+
+
+def ensure_complete(file: str, names: Collection[str], folder: Path) -> None:
+    """Refuse a file that diffusers cannot convert, and a part that neither the file nor the folder holds."""
+    for kind in [kind for part, kind in _classes(folder) if part in NETWORKS and kind in UNCONVERTED]:
+        raise UserError(f"generator {file}: diffusers reads no single file of {kind}; give a folder or a hub id")
+    if lacking := [part for part in parts_elsewhere(names, folder) if not weight_files(folder / part)]:
+        raise UserError(
+            f"generator {file}: the file holds no {', no '.join(lacking)}, and {folder} has no weights of them; put "
+            f"into {folder / lacking[0]} what the model's diffusers repository has there, or give a file of all parts"
+        )
