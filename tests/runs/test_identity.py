@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from lbgen.errors import UserError
 from lbgen.models.generator import load_generator
 from lbgen.models.loading import read_config
 from lbgen.models.semantics import load_semantics
-from lbgen.runs.identity import model_identity, weights_sha256
+from lbgen.runs.identity import Identity, model_identity, weights_sha256
 
 
 def of_all_weights(folder: Path) -> str:
@@ -125,3 +126,12 @@ def test_pipes_in_a_model_folder_are_not_waited_for(tmp_path):
     assert model_identity(str(tmp_path)) == hashlib.sha256().hexdigest()
     with pytest.raises(UserError, match="config.json: it is not a regular file"):
         read_config(str(tmp_path), "unet")
+
+
+@pytest.mark.parametrize(
+    "then, now, goes_on", [(None, "commit 1a", True), ("commit 1a", None, False), (None, "v2:1a", False)]
+)
+def test_a_commit_that_an_earlier_version_did_not_know_is_taken(then, now, goes_on):
+    recorded, present = (Identity({"generator": value}, ()) for value in (then, now))
+    with nullcontext() if goes_on else pytest.raises(UserError, match="generator_sha256"):
+        present.ensure_same_hashes(recorded, "out")

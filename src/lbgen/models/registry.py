@@ -157,7 +157,7 @@ def is_in_8_bits(quality: str) -> bool:
     """Whether it is q-align-int8; UserError where the package that it needs is missing."""
     named = quality.partition(":")[0] == Q_ALIGN_INT8
     if named and find_spec("torchao") is None:
-        raise UserError(f"--quality {quality}: the package torchao is not installed; pip install torchao")
+        raise UserError(f"--quality {quality}: the package torchao is not installed; pip install 'lbgen[int8]'")
     return named
 
 

@@ -25,6 +25,8 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pyarrow")
 HASH_SUFFIX = "_sha256"
 SECOND_RULE = "v2:"
 """Begins a hash of all files of a model that are loaded."""
+COMMIT = "commit "
+"""Begins the identity of a model of the hub."""
 FIRST_RULE = re.compile(r"[0-9a-f]{64}")
 """A hash of earlier versions, of a model's weights alone."""
 
@@ -62,10 +64,14 @@ class Identity:
         return cls(hashes, tuple(versions))
 
     def ensure_same_hashes(self, recorded: "Identity", output: str) -> None:
-        """Refuse to continue `output`, which was made with `recorded`, with other content."""
+        """Refuse to continue `output`, which was made with `recorded`, with other content.
+
+        Earlier versions did not know the commit of a model of which the hub's cache had a part.
+        """
         for name in dict.fromkeys([*self.hashes, *recorded.hashes]):
             then, now = recorded.hashes.get(name), self.hashes.get(name)
-            if then != now:
+            unknown = name in recorded.hashes and then is None and now is not None and now.startswith(COMMIT)
+            if then != now and not unknown:
                 raise UserError(
                     f"{output} was made with {name}{HASH_SUFFIX} {then or 'none'}, this run has {now or 'none'}; "
                     f"restore the {name} that it was made with, or choose another --output"
@@ -156,7 +162,7 @@ def _hub_commit(hub_id: str, revision: str | None = None) -> str | None:
         snapshot = cached_snapshot(hub_id, revision)
     except HFValidationError:
         return None
-    return None if snapshot is None else f"commit {Path(snapshot).name}"
+    return None if snapshot is None else f"{COMMIT}{Path(snapshot).name}"
 
 
 def _sha256_of_lines(lines: Iterable[str]) -> str:

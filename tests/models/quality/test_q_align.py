@@ -81,7 +81,7 @@ def test_8_bits_without_the_package_are_refused(
 ) -> None:
     monkeypatch.setattr(registry, "find_spec", lambda name: None)
     for refused in (lambda name: lbgen.load_quality(name, space), registry.ensure_quality):
-        with pytest.raises(UserError, match="the package torchao is not installed; pip install torchao"):
+        with pytest.raises(UserError, match=r"the package torchao is not installed; pip install 'lbgen\[int8\]'"):
             refused(f"q-align-int8:{folder}")
 
 
