@@ -102,6 +102,14 @@ REFUSED = [
     ("audit half --semantics microworld --features one.safetensors", "features one.safetensors is a single file"),
     ("audit half --semantics microworld --output file", "file is a file; choose a folder"),
     ("audit half --semantics microworld --output busy-audit", "another run is writing there"),
+    ("audit half --semantics microworld --output page", "page/report.html: it is a folder, where a file is written"),
+    ("transfer resnet50 --datasets digits --output page", "page/report.html: it is a folder, where a file is written"),
+    (
+        "bias --answers file --benchmarks focus --output page",
+        "page: bias.json in it is not of lbgen bias; choose",
+    ),
+    ("pretrain half --output page", "page/config.json: it is a folder, where a file is written; move it away"),
+    ("reproduce --output page", "page/rows.jsonl: it is a folder, where a file is written; move it away"),
     ("transfer none/backbone", "backbone none/backbone: there is no such folder"),
     ("transfer resnet50 resnet50", "backbone resnet50: given twice"),
     ("transfer one.ckpt", "one.ckpt may run code"),
@@ -148,8 +156,16 @@ REFUSED = [
     ("reproduce --vit-recipe none.yaml", "none.yaml: no such file"),
     ("reproduce --shots many", "--shots many: many is neither a share like 5% nor a number"),
     ("export microworld file/x", "choose a folder that can be written"),
-    ("export adapter empty out.safetensors", "empty: no adapter/pytorch_lora_weights.safetensors in it; give the run"),
+    ("export adapter empty out.safetensors", "empty: no pytorch_lora_weights.safetensors in it; give the adapter"),
     ("export adapter run out --format kohya", "out: for kohya give the name of a file that ends in .safetensors"),
+    ("export adapter one.safetensors out", "one.safetensors: it is a single file; give the adapter folder of a run of"),
+    (f"generate {DATA} --adapter one.safetensors", "one.safetensors: it is a single file; give the adapter folder of"),
+    (f"generate {DATA} --adapter nowhere/model", "--adapter nowhere/model: there is no such folder; give the adapter"),
+    (f"generate {DATA} --adapter adapters/run", "it is a whole run; give "),
+    (f"generate {DATA} --adapter adapters/pickled", "it has its weights only as 'pytorch_lora_weights.bin', which may"),
+    (f"generate {DATA} --adapter adapters/peft", "it has 'adapter_model.safetensors', which lbgen did not write, and"),
+    (f"generate {DATA} --generator pure-noise --scheduler pndm", "pndm would drop rescale_betas_zero_snr, with which"),
+    (f"align {MODELS} --generator pure-noise --scheduler pndm", "pndm would drop rescale_betas_zero_snr, with which"),
     ("export merged run out", "the run has not published its adapter yet: run lbgen align again to its end"),
     (f"generate {DATA} --generator edited --variant fp8", "edited has no such weights; it has none; leave it out"),
     (f"align {MODELS} --variant fp8", "--variant fp8: generator "),
@@ -172,6 +188,8 @@ def folder(tmp_path_factory, tiny_sd_folder) -> Path:
     shutil.copytree(EARLIER, root, dirs_exist_ok=True)
     for name in ("empty", "busy", "busy-audit/cache", "busy-transfer/cache", "transfer-foreign", "transferred/results"):
         (root / name).mkdir(parents=True)
+    for name in ("report.html", "bias.json", "config.json", "rows.jsonl"):
+        (root / "page" / name).mkdir(parents=True)
     for name in ("file", "one.safetensors", "one.ckpt", "transfer-foreign/transfer.json"):
         (root / name).touch()
     saved.save(TransferConfig(), root / "transferred/config.yaml")
@@ -183,6 +201,13 @@ def folder(tmp_path_factory, tiny_sd_folder) -> Path:
         path = root / name / "unet/diffusion_pytorch_model.safetensors"
         path.rename(path.with_name(f"diffusion_pytorch_model{weights}"))
     shutil.copytree(tiny_sd_folder, root / "edited")
+    for name in ("run/adapter/pytorch_lora_weights", "pickled/pytorch_lora_weights", "peft/adapter_model"):
+        file = root / "adapters" / (name + (".bin" if "pickled" in name else ".safetensors"))
+        file.parent.mkdir(parents=True)
+        file.touch()
+    shutil.copytree(tiny_sd_folder, root / "pure-noise")
+    settings = root / "pure-noise/scheduler/scheduler_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"rescale_betas_zero_snr": True}))
     (root / "schnell/transformer").mkdir(parents=True)
     (root / "schnell/model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     (root / "schnell/transformer/config.json").write_text('{"guidance_embeds": false}')

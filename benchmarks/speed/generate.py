@@ -2,7 +2,8 @@
 
 The micro world unless flags say otherwise; every flag of `lbgen generate` is there. Both draw batches of the same size
 (32 unless `--batch-size` says otherwise) into bytes on the CPU, with a random adapter unless `--adapter` names one. The
-plain loop computes in fp16 on a GPU whatever `--precision` says, in fp32 on a CPU.
+plain loop computes in fp16 on a GPU whatever `--precision` says, in fp32 on a CPU. With `--compile` lbgen is measured
+eager too. On a CPU a line below the table compares CPU seconds of batches by turns.
 
 More tables on demand: `--presets`, `--batch-sizes`, and `--formats`, which writes datasets of 100 images a category (or
 another number) and gives the share of the time that is spent outside the networks.
@@ -26,6 +27,7 @@ from benchmarks.measuring import (
     DEVICE,
     PRESETS,
     Measured,
+    by_turns,
     flags_parser,
     heading,
     in_fresh_process,
@@ -126,15 +128,19 @@ def main(argv: list[str] | None = None) -> None:
         if "adapter" not in given:
             in_fresh_process(write_adapter, config.generator, config.adapter, arguments.rank)
         work, lines = work_of(config.generator), versions(config, arguments.presets)
+        prepared = {"plain diffusers": (plain_batch, config)}
+        prepared |= {name: (lbgen_batch, version) for name, version in lines.items()}
         results = {}
-        for name, version in {"plain diffusers": config, **lines}.items():
-            results[name] = measured(arguments.repeats, lbgen_batch if name in lines else plain_batch, version)
+        for name, version in prepared.items():
+            results[name] = measured(arguments.repeats, *version)
             print(f"{name}: {results[name].seconds:.3f} seconds a batch", file=sys.stderr)
         tflop = {
             name: image_tflop(version, work, scheduler_of(version))
             for name, version in {"plain diffusers": replace(config, guidance_interval=None), **lines}.items()
         }
         print(table(results, config.batch_size, tflop), flush=True)
+        if DEVICE == "cpu":
+            print(f"\n{by_turns(arguments.repeats, prepared)}", flush=True)
         if arguments.batch_sizes:
             sizes = {size: replace(config, batch_size=size) for size in arguments.batch_sizes}
             drawn = {size: measured(arguments.repeats, lbgen_batch, version) for size, version in sizes.items()}

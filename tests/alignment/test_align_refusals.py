@@ -1,5 +1,6 @@
 """Alignment runs that cannot begin or go on end in one line that says why."""
 
+import copy
 import dataclasses
 import importlib.util
 import math
@@ -112,8 +113,8 @@ def test_in_fp16_a_run_that_no_loss_scale_saves_is_stopped(fresh, monkeypatch):
     """With torch's own GradScaler and infinite features: 2 and 1 are tried before the scale falls below 1."""
     sample_batch = loop.sample_batch
 
-    def overflowed(state, batch_index, *, differentiate):
-        batch = sample_batch(state, batch_index, differentiate=differentiate)
+    def overflowed(state, batch_index, **options):
+        batch = sample_batch(state, batch_index, **options)
         return dataclasses.replace(batch, features=batch.features * float("inf"))
 
     monkeypatch.setattr(loop, "sample_batch", overflowed)
@@ -123,9 +124,41 @@ def test_in_fp16_a_run_that_no_loss_scale_saves_is_stopped(fresh, monkeypatch):
     for batch_index, scale in ((7, 2.0), (8, 1.0)):
         loop.training_step(state, batch_index)
         assert state.scaler.get_scale() == scale
-    with pytest.raises(UserError, match="step 3: the adapter's gradient is nan"):
+    with pytest.raises(UserError, match="step 3: the adapter's gradient is nan; .* --precision bf16, or a lower"):
         loop.training_step(state, 9)
     assert all(torch.equal(a, b) for a, b in zip(before, state.parameters, strict=True))
+
+
+def test_in_fp16_an_update_whose_images_overflow_is_skipped(fresh, tmp_path):
+    """With torch's own GradScaler and a decoder that overflows once, against a run without that update; also resumed.
+
+    Without the scaler of fp16 the run stops at the first such image.
+    """
+    states = [state_of(fresh(batch_size=1, output=tmp_path / name)) for name in ("with", "without", "resumed")]
+    overflows = []
+    for state in states:
+        state.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+        decoder = state.generator.family.vae.decoder
+        decoder.register_forward_hook(lambda module, read, images: images * float("inf") if overflows else None)
+
+    for batch_index in (0, 1):
+        loop.training_step(states[0], batch_index)
+    overflows.append(True)
+    values = loop.training_step(states[0], 2)
+    assert math.isnan(values["loss"]) and states[0].scaler.get_scale() == 4.0  # grown to 8 after two, then halved
+    with pytest.raises(UserError, match="image 0 of .* is not finite"):
+        loop.measure_gradients(states[0])
+    overflows.clear()
+    states[2]._load(copy.deepcopy(states[0]._tensors()) | {"parameters": states[0].parameters})
+    for state, batch_indices in zip(states, ((3, 4), (0, 1, 3, 4), (3, 4)), strict=True):
+        for batch_index in batch_indices:
+            loop.training_step(state, batch_index)
+    for other in states[1:]:
+        pairs = zip(states[0].parameters, other.parameters, strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+        weights = (state.discriminator.state_dict().values() for state in (states[0], other))
+        assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    assert states[2].scaler.state_dict() == states[0].scaler.state_dict()
 
 
 def test_a_logger_that_is_not_installed_is_refused(fresh, tmp_path, monkeypatch):

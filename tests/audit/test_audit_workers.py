@@ -1,7 +1,11 @@
 """Several workers, and a sample: the images that are measured are the same as with one worker, and as by hand."""
 
 import hashlib
+import multiprocessing
+import os
 import shutil
+import signal
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -10,11 +14,13 @@ import pytest
 import torch
 from audited import photographs, write_image_folder
 
+import lbgen
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.observe import Observed, Sample, observe
-from lbgen.audit.workers.observer import Observer, canvas_side
-from lbgen.audit.workers.pool import this_process, workers_of
+from lbgen.audit.workers.observer import NewImage, Observer, canvas_side
+from lbgen.audit.workers.pool import this_process, with_absolute_path, workers_of
 from lbgen.audit.workers.row_cache import RowCache
+from lbgen.configuration import extensions
 from lbgen.datasets.open import open_dataset
 from lbgen.errors import UserError
 from lbgen.models.semantics import load_semantics
@@ -53,11 +59,45 @@ def test_rows_do_not_depend_on_the_number_of_workers(engine, observer, folder, t
     """The bytes of the cache, the order of the images and what is broken, against one worker."""
     if engine == "ray":
         pytest.importorskip("ray")
-    one = seen(observer, folder, tmp_path / "one", AuditConfig(semantics="microworld", batch_size=5))
-    config = AuditConfig(semantics="microworld", batch_size=5, engine=engine, workers=2)
-    two = seen(observer, folder, tmp_path / "two", config)
-    assert rows(one) == rows(two)
+    alone = AuditConfig(semantics="microworld", batch_size=5)
+    one = seen(observer, folder, tmp_path / "one", alone)
+    several = seen(observer, folder, tmp_path / "several", replace(alone, engine=engine, workers=2))
+    assert rows(several) == rows(one)
     assert len(one.keys) == 49 and len(one.broken) == 3 and len(set(one.rows.tolist())) == 48
+
+
+@pytest.mark.usefixtures("warm_processes")
+def test_a_killed_worker_ends_the_audit_in_one_line(observer, folder):
+    content = min((folder / "train/key").iterdir()).read_bytes()
+    image = NewImage(b"key", hashlib.sha256(content).digest(), content, None, "key")
+    config = AuditConfig(semantics="microworld", workers=2)
+    others = set(multiprocessing.active_children())
+    message = r"a worker process .* was killed .* fewer --workers"
+    with pytest.raises(UserError, match=message), workers_of(config, observer) as workers:
+        assert workers.submit([image]).result().keys == [b"key"]
+        (process,) = set(multiprocessing.active_children()) - others
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        workers.submit([image]).result()
+    assert set(multiprocessing.active_children()) == others
+
+
+def test_a_space_of_this_process_is_refused_for_workers(observer, folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(extensions.REGISTERED["semantics"], "mine", lambda device: observer.space)
+    with pytest.raises(UserError, match="mine was registered in semantics of this process, and workers"):
+        lbgen.audit(folder, AuditConfig(semantics="mine", workers=2, output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [("microworld", "microworld"), ("here", "{}/here"), ("open_clip:ViT-B-32/here", "open_clip:ViT-B-32/{}/here")],
+)
+def test_workers_in_other_folders_find_the_model(given, wanted, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "microworld").mkdir()  # the name counts
+    monkeypatch.chdir(tmp_path)
+    assert with_absolute_path(given) == wanted.format(tmp_path)
 
 
 def test_a_sample_is_what_its_images_alone_are(observer, folder, tmp_path):

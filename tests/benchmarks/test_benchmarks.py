@@ -31,6 +31,7 @@ from benchmarks.independence.tables import PAGE  # noqa: E402
 
 TINY_RUN = "--steps 2 --differentiated-steps 1 --batch-size 2 --discriminator-warmup-steps 1"
 SMALLEST = {
+    "audit/duplicate_search.py": ("--images 200", "\n| 200 | "),
     "audit/floors.py": ("--sets 1 --images 48 --draws 2", "\n1 sets with masks:\n"),
     "audit/image_flags.py": ("--sides 64", "\n| scikit-learn, 24 | 64 | 0%, "),
     "audit/memory.py": ("--images 48", "48 images: "),

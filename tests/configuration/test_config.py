@@ -13,12 +13,14 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import lbgen
 from lbgen.alignment.config import AlignConfig
 from lbgen.audit.config import AuditConfig
+from lbgen.cli import VERBS
 from lbgen.configuration import recipes as recipes_module
 from lbgen.configuration.flags import add_arguments, field_help
 from lbgen.configuration.ranges import Count, Range, Settings
-from lbgen.configuration.recipes import built_in_recipes, recipe_path, resolve
+from lbgen.configuration.recipes import built_in_recipes, is_required, recipe_path, resolve
 from lbgen.configuration.saved import ensure_same, load, plain, save
 from lbgen.configuration.values import convert
 from lbgen.configuration.yaml_lines import read_yaml
@@ -174,8 +176,20 @@ def test_help_is_grouped_by_the_classes_that_declare_the_fields():
 
 def test_a_range_is_part_of_the_type_and_none_is_in_every_optional_one():
     assert refusal(Oven, degrees=301) == "--degrees 301: give 300 or less"
-    assert refusal(resolve, Oven, None, {"trays": "0"}) == "--trays 0: give 1 or more"
-    assert Oven(degrees=300, trays=None).trays is None and refusal(Bakery, loaves=0) == "--loaves 0: give 1 or more"
+    assert refusal(resolve, Oven, None, {"trays": "0"}) == "--trays 0: give 1 or more, 1,000,000,000 at most"
+    assert refusal(Bakery, loaves=0) == "--loaves 0: give 1 or more, 1,000,000,000 at most"
+    assert Oven(degrees=300, trays=None).trays is None
+
+
+def test_a_whole_number_of_any_verb_has_a_largest_value():
+    """Of the fields that are numbers by their annotation, read here; --seed ends at 2**63."""
+    verbs = [each for verb in VERBS.values() for each in (verb, *verb.forms.values())]
+    for config_class in {getattr(lbgen, verb.config_class) for verb in verbs}:
+        given = {field.name: "x" for field in dataclasses.fields(config_class) if is_required(field)}
+        kinds = typing.get_type_hints(config_class)
+        for name in [name for name, kind in kinds.items() if kind in (int, int | None)]:
+            flag = f"--{name.replace('_', '-')} "
+            assert refusal(resolve, config_class, None, {**given, name: str(10**20)}).startswith(flag)
 
 
 def test_a_file_has_the_fields_of_the_last_base_first():
@@ -310,7 +324,7 @@ def test_a_recipe_that_is_not_text_or_not_there_is_refused(tmp_path):
     assert "UTF-8" in refusal(resolve, Baking, str(tmp_path / "bad.yaml"), {})
     message = refusal(resolve, Baking, str(tmp_path / "missing.yaml"), {})
     assert "no such file" in message and "paper" in message
-    assert "no such file" in refusal(resolve, Baking, str(tmp_path), {})
+    assert "no regular file" in refusal(resolve, Baking, str(tmp_path), {})
     assert "no such file" in refusal(resolve, Baking, "x" * 300, {})  # more than a file system's name may have
 
 

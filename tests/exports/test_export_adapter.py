@@ -223,8 +223,8 @@ def test_an_adapter_with_a_missing_factor_or_another_rank_is_refused(
 @pytest.mark.parametrize(
     ("run", "output", "expected"),
     [
-        ("none", "a.safetensors", "none: no such folder; give the run folder"),
-        ("empty", "a.safetensors", "no adapter/pytorch_lora_weights.safetensors in it; give the run folder"),
+        ("none", "a.safetensors", "none: there is no such folder; give the adapter folder"),
+        ("empty", "a.safetensors", "empty: no pytorch_lora_weights.safetensors in it; give the adapter folder"),
         ("saved", "a.bin", "a.bin: for kohya give the name of a file that ends in .safetensors"),
         ("saved", "saved/a.safetensors", "it lies in the run folder"),
         ("saved", "folder.safetensors", "it is a folder; give the name of a file"),

@@ -1,12 +1,14 @@
 """What a user writes, changed at random (recipes, attributes, vocabularies, flags): read, or refused in one line."""
 
 import random
+from dataclasses import fields
 
 from hostile import NUMBERS, TEXTS, changed_json, damaged, fuzz
 
+import lbgen
 from lbgen.alignment.config import AlignConfig
-from lbgen.audit.config import AuditConfig
-from lbgen.configuration.recipes import resolve
+from lbgen.cli import VERBS
+from lbgen.configuration.recipes import is_required, resolve
 from lbgen.generation.config import GenerateConfig
 from lbgen.vocabulary.attributes import load_attributes
 from lbgen.vocabulary.vocabulary import load_vocabulary
@@ -68,11 +70,13 @@ def test_vocabularies(tmp_path):
 
 
 def test_flags():
-    """Of three verbs, each with one to three flags that have extreme values."""
+    """Of all verbs, each with one to three flags that have extreme values."""
+    verbs = [each for verb in VERBS.values() for each in (verb, *verb.forms.values())]
+    classes = [getattr(lbgen, name) for name in sorted({verb.config_class for verb in verbs})]
 
     def use(rng: random.Random) -> None:
-        config_class = rng.choice([AlignConfig, GenerateConfig, AuditConfig])
-        given: dict = {"output": "x", "vocabulary": "x"} if config_class is not AuditConfig else {"directories": ["x"]}
+        config_class = rng.choice(classes)
+        given: dict = {field.name: "x" for field in fields(config_class) if is_required(field)}
         for _ in range(rng.randint(1, 3)):
             values = [str(rng.choice([*NUMBERS, *TEXTS])) for _ in range(rng.choice([1, 1, 2, 3]))]
             name = rng.choice(sorted(config_class.__dataclass_fields__))

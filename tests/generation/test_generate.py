@@ -177,7 +177,7 @@ def test_weights_from_the_hub_are_recorded_by_their_commit(config, tmp_path):
     "field, value, message",
     [
         ("size", (33, 32), "multiples of 4"),
-        ("adapter", Path("nowhere"), "--adapter nowhere: no pytorch_lora_weights.safetensors"),
+        ("adapter", Path("nowhere"), "--adapter nowhere: there is no such folder"),
         ("generator", "/dev/null/x", "generator"),
         ("generator", "x" * 300, "cannot be loaded: there is no such folder"),
         ("vocabulary", "x" * 300, "no such file or folder"),

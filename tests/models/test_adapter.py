@@ -211,7 +211,7 @@ def test_a_target_that_names_no_layer_is_refused(tiny_generator: Generator) -> N
 def test_a_folder_without_a_usable_adapter_is_refused(
     tiny_generator: Generator, tiny_sd_folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"holds no pytorch_lora_weights\.safetensors"):
+    with pytest.raises(UserError, match=r": no pytorch_lora_weights\.safetensors in it"):
         tiny_generator.merge_adapter(tmp_path)
     adapted(tiny_sd_folder).save_adapter(tmp_path)
     path = tmp_path / "pytorch_lora_weights.safetensors"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from diffusers import DDIMScheduler, PNDMScheduler
 from trajectories import PROMPTS, STEPS, adapted, images_of, images_of_diffusers, plain
 
 from lbgen.errors import UserError
+from lbgen.models.checkpoints.suited import DIFFUSION_SCHEDULERS, WITHOUT_ZERO_SNR
 from lbgen.models.families.stable_diffusion import SCHEDULERS
 from lbgen.models.generator import Generator, load_generator
 from lbgen.models.sampling import render_images
@@ -107,6 +109,8 @@ def test_a_scheduler_that_would_drop_it_is_refused(pure_noise: Path) -> None:
     message += r"choose --scheduler ddpm, ddim, dpm\+\+, and for a dataset or a run that was begun with another, a new"
     with pytest.raises(UserError, match=message):
         load_generator(str(pure_noise), scheduler="pndm")
+    takes = [name for name, (kind, _) in SCHEDULERS.items() if "rescale_betas_zero_snr" in signature(kind).parameters]
+    assert sorted(takes) == sorted(DIFFUSION_SCHEDULERS) and {*takes, *WITHOUT_ZERO_SNR} == {*SCHEDULERS}
 
 
 def test_the_checkpoints_own_scheduler_may_not_drop_it_either(pure_noise: Path) -> None:

@@ -18,7 +18,7 @@ from audited import photographs, write_image_folder
 from safetensors.torch import save_file
 
 from lbgen.errors import UserError
-from lbgen.evaluation.arrays import read_npy, read_npz
+from lbgen.evaluation.arrays import read_npy, read_npz, write_npy
 from lbgen.evaluation.transfer.compare import compare
 from lbgen.evaluation.transfer.stored import answer_table, load_answers
 from lbgen.exports.adapter import refuse_other_file
@@ -199,6 +199,19 @@ def test_arrays_that_cannot_be_read_are_refused(kind, tmp_path):
         read_npz(path, "predictions")
     if kind != "array":
         assert read_npy(path) is None
+
+
+def test_an_array_of_the_cache_with_a_flipped_bit_is_not_read(tmp_path):
+    """numpy reads the file too; one of an earlier version ends without a hash."""
+    path, values = tmp_path / "a.npy", np.arange(12, dtype=np.float32).reshape(4, 3)
+    write_npy(path, values)
+    content = path.read_bytes()
+    assert (np.load(path) == values).all() and (read_npy(path) == values).all()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert read_npy(path) is None, place
+    np.save(path, values)
+    assert (read_npy(path) == values).all()
 
 
 @pytest.mark.parametrize("value", [1e308, -5, 10**30, None, "x"])

@@ -1,11 +1,14 @@
+import ast
 import os
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
+import lbgen
 from lbgen.runs.signals import noted_signals
 
 
@@ -61,6 +64,53 @@ def test_the_first_signal_is_answered_at_once_also_while_python_is_in_a_long_cal
     finally:
         process.kill()
         process.communicate()
+
+
+SLOW = """
+import multiprocessing, os, time
+from lbgen.runs.processes import spawned
+if multiprocessing.current_process().name != "MainProcess":
+    os.write(1, b"importing")
+    time.sleep(1)
+def begin():
+    spawned.begin()
+def work():
+    return os.getpid()
+"""
+STARTING = """
+import multiprocessing, signal, slow
+from concurrent.futures import ProcessPoolExecutor
+from lbgen.runs.processes.spawned import starting
+signal.signal(signal.SIGINT, signal.default_int_handler)
+pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), slow.begin)
+try:
+    with starting():
+        future = pool.submit(slow.work)
+    future.result()
+except KeyboardInterrupt:
+    print(" interrupted", future.result() in pool._processes)
+"""
+
+
+def test_ctrl_c_while_a_process_imports_ends_the_one_that_started_it_alone(tmp_path):
+    """As a terminal sends it, to the whole group: the new process goes on, and shows nothing."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout.read(9) == "importing"
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60) == (" interrupted True\n", "") and process.returncode == 0
+
+
+def test_processes_that_load_data_leave_ctrl_c_to_the_one_that_started_them():
+    """Every call of torch's DataLoader in the source says so; else a worker of it may show a traceback."""
+    trees = (ast.walk(ast.parse(path.read_text())) for path in Path(lbgen.__file__).parent.rglob("*.py"))
+    calls = [node for tree in trees for node in tree if isinstance(node, ast.Call)]
+    loaders = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "DataLoader"]
+    given = [{each.arg: ast.unparse(each.value) for each in call.keywords} for call in loaders]
+    assert len(given) >= 6 and {each.get("worker_init_fn") for each in given} == {"heed_no_signals"}
 
 
 def test_the_wakeup_descriptor_is_put_back():

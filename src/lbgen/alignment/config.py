@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from lbgen.configuration.ranges import (
+    Batch,
     Betas,
     Count,
     LearningRate,
@@ -19,6 +20,7 @@ from lbgen.configuration.ranges import (
     Settings,
     Template,
     Weight,
+    between,
     require,
 )
 from lbgen.configuration.recipes import TakesRecipes
@@ -90,13 +92,13 @@ class Duration(Settings):
     """Seed of all randomness. A random number depends on it, on the update and on the place in the global batch."""
     max_steps: Count = 100
     """Updates of the adapter, 1 or more. A finished run continues when it is started again with more."""
-    batch_size: Count = 4
+    batch_size: Batch = 4
     """Images per update in each process; the global batch is this times the number of processes."""
     checkpoint_every: Count = 25
     """Updates between checkpoints; the last two checkpoints are kept."""
     evaluate_every: NonNegativeInt = 25
     """Updates between evaluations; 0 evaluates at the start and at the end only."""
-    evaluation_images: Annotated[int, Range(lambda n: n >= 2, "give 2 or more")] | None = None
+    evaluation_images: Annotated[int, between(2, 10**6)] | None = None
     """Number of images in the fixed evaluation set, four of each category, 2 or more in all. Default: 32, or in a short
     run a quarter of the images that it is to train on, at least 4. A resumed run keeps its own."""
     whole_passes: bool = False
@@ -129,12 +131,10 @@ class IndependenceSettings(Settings):
     independence_weight: Weight = 0.0
     """Weight of the independence of "the rest" from the category; 0 is off. The rest is all that an image shows besides
     its category (docs/independence.md)."""
-    independence_bank: Annotated[int, Range(lambda n: n >= 16, "give 16 or more")] = 512
+    independence_bank: Annotated[int, between(16, 10**7)] = 512
     """Images of the base generator that show how the rest varies, 16 or more. They are made once, at least 8 of each
     category."""
-    independence_memory: Annotated[
-        int, Range(lambda n: n >= 2, "give 2 or more: an update is compared with the one before")
-    ] = 16
+    independence_memory: Annotated[int, between(2, 10**6, ": an update is compared with the one before")] = 16
     """Updates, the current one included, whose images are remembered and compared with, 2 or more. Fewer categories
     need fewer."""
     independence_marginal: Weight = 1.0

@@ -24,12 +24,13 @@ def sample_images(
     *,
     purpose: Literal["training", "bank", "evaluation"],
     differentiate_at: AbstractSet[int] = frozenset(),
+    may_overflow: bool = False,
 ) -> Tensor:
     """Sample B images, one for each triple of category index, image index and attempt, each from its own noise.
 
     purpose: what the images are for; each purpose has its own noise. With `shared_noise` that of training is the same
     for all categories.
-    differentiate_at: the network calls that keep their gradient.
+    differentiate_at: the network calls that keep their gradient.  may_overflow: as in `render_images`.
     Returns (B, 3, H, W) on the generator's device, nominally in [0, 1], not clamped.
     """
     shared = purpose == "training" and config.shared_noise
@@ -43,6 +44,7 @@ def sample_images(
         steps=config.steps,
         differentiate_at=differentiate_at,
         detach_input=config.detach_input,
+        may_overflow=may_overflow,
     )
 
 

@@ -29,7 +29,7 @@ def training_step(state: TrainingState, batch_index: int) -> dict[str, float]:
     Raises UserError if the adapter's gradient is not finite; the adapter then stays as it was.
     """
     # Sample images; K of the denoising steps keep their gradient.
-    batch = sample_batch(state, batch_index, differentiate=True)
+    batch = sample_batch(state, batch_index, differentiate=True, may_overflow=state.scaler.is_enabled())
 
     # Discriminator: texts are real, these images are fake.
     discriminator_first = state.config.update_first == "discriminator"
@@ -40,7 +40,7 @@ def training_step(state: TrainingState, batch_index: int) -> dict[str, float]:
     remember_images(state, batch)
 
     # Adapter: clipped gradient of the weighted sum of the terms; in fp16 the scaler scales the loss against underflow
-    # and skips the step after an overflow.
+    # and skips the step after an overflow, also one in the images.
     values = term_values(state.terms, batch)
     loss = total_loss(state.terms, values)
     set_gradients(state.accelerator, state.parameters, state.scaler.scale(loss))
@@ -77,20 +77,23 @@ def warm_up_step(state: TrainingState, batch_index: int) -> dict[str, float]:
 # ---- the parts of a step ----
 
 
-def sample_batch(state: TrainingState, batch_index: int, *, differentiate: bool) -> Batch:
-    """Sample this process's part of a batch and compute what the terms need of it."""
+def sample_batch(state: TrainingState, batch_index: int, *, differentiate: bool, may_overflow: bool = False) -> Batch:
+    """Sample this process's part of a batch and compute what the terms need of it.
+
+    may_overflow: whether images that are not finite are part of the batch; else they raise UserError.
+    """
     config, generator = state.config, state.generator
     category_indices = local_category_indices(state, batch_index)
     calls = differentiated_calls(config, generator, batch_index) if differentiate else frozenset()
     with state.accelerator.autocast(), torch.set_grad_enabled(differentiate):
-        images = training_images(state, batch_index, differentiate_at=calls)
+        images = training_images(state, batch_index, calls, may_overflow)
         raw_features = state.semantics.embed_images(images, normalize=False)
         features = state.semantics.unit_norm(raw_features)
         scores = state.quality.score(images, features).float() if state.quality is not None else torch.empty(0)
         base_images = torch.empty(0)
         if differentiate and config.base_weight > 0:
             with torch.no_grad(), generator.adapter_enabled(False):
-                base_images = training_images(state, batch_index).float()
+                base_images = training_images(state, batch_index, may_overflow=may_overflow).float()
     return Batch(
         images=images.float(),
         features=features,
@@ -102,15 +105,20 @@ def sample_batch(state: TrainingState, batch_index: int, *, differentiate: bool)
     )
 
 
-def training_images(state: TrainingState, batch_index: int, differentiate_at: AbstractSet[int] = frozenset()) -> Tensor:
-    """This process's images of the batch, (B, 3, H, W); `differentiate_at` as in `sample_images`."""
+def training_images(
+    state: TrainingState,
+    batch_index: int,
+    differentiate_at: AbstractSet[int] = frozenset(),
+    may_overflow: bool = False,
+) -> Tensor:
+    """This process's images of the batch, (B, 3, H, W); the rest as in `sample_images`."""
     places: Sequence[int] = state.positions(batch_index)
     if state.config.shared_noise:
         places = batches.places_in_process(places, state.process_batch(batch_index))
     return sample_images(
         state.config, state.vocabulary, state.generator,
         local_category_indices(state, batch_index), [batch_index] * len(places), places,
-        purpose="training", differentiate_at=differentiate_at,
+        purpose="training", differentiate_at=differentiate_at, may_overflow=may_overflow,
     )  # fmt: skip
 
 
@@ -179,9 +187,10 @@ def ensure_finite(state: TrainingState, norm: Tensor, batch_index: int) -> None:
     scaler = state.scaler
     if not torch.isfinite(norm) and not (scaler.is_enabled() and scaler.get_scale() >= 1):
         step = batch_index + 1 - state.config.discriminator_warmup_steps
+        remedy = "--precision bf16, or " if scaler.is_enabled() else ""
         raise UserError(
             f"{state.config.folder}, step {step}: the adapter's gradient is {norm.item()}; choose another --output "
-            "and a lower --learning-rate, or --detach-input"
+            f"and {remedy}a lower --learning-rate, or --detach-input"
         )
 
 

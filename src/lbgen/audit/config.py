@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from lbgen.configuration.ranges import Count, Place, Range, Seed, require
+from lbgen.configuration.ranges import Batch, Place, Range, Seed, Workers, between, require
 from lbgen.configuration.recipes import TakesRecipes
 from lbgen.configuration.settings import Output
 from lbgen.configuration.values import PathOrText
@@ -34,21 +34,21 @@ class AuditConfig(Output, TakesRecipes):
     features: Place | None = None
     """Vision model in whose features datasets are compared, a hub id or a folder. none is DINOv2
     (facebook/dinov2-base) where it was downloaded before, and the language space elsewhere."""
-    probe_images: Annotated[int, Range(lambda n: n >= 100, "give 100 or more")] = 20000
+    probe_images: Annotated[int, between(100, 10**9)] = 20000
     """Largest number of images, 100 or more, that the probes learn from and that datasets are compared on. They are
     drawn evenly over the categories. The probes take 5 or more of each category, and fewer categories if this number
     does not allow that."""
-    permutations: Annotated[int, Range(lambda n: n >= 99, "give 99 or more, for p-values down to 0.01")] = 999
+    permutations: Annotated[int, between(99, 10**6, ", for p-values down to 0.01")] = 999
     """Number of label shuffles in the test of each attribute, 99 or more. The smallest possible p-value is
     1 / (this + 1)."""
-    batch_size: Count = 64
+    batch_size: Batch = 64
     """Images that the model reads at once."""
     sample: Annotated[float, Range(lambda x: 0 < x <= 1, "give more than 0 and at most 1")] = 1.0
     """Share of each dataset's images that is measured, drawn at random: above 0, up to 1. The sizes of categories and
     splits are still those of all images."""
     engine: Literal["local", "ray"] = "local"
     """What runs the workers: this machine, or a Ray cluster."""
-    workers: Count | None = None
+    workers: Workers | None = None
     """Processes that decode images and run the model; none is one per GPU, or this process alone where there are fewer
     than two. The figures do not depend on it."""
     ray_address: str | None = None

@@ -63,6 +63,7 @@ def audit(directories: str | Path | Sequence[str | Path], config: AuditConfig | 
             raise no_labelled_image(reader.folder, {}, reader.skipped)
     atomic.ensure_writable(config.folder)
     atomic.refuse_links(config.folder, ["cache"])
+    atomic.refuse_folders(config.folder, WRITTEN)
     outputs.ensure_outside(config.folder, folders)
     outputs.ensure_own(config.folder, is_of_audit(config.folder), WRITTEN, "audit")
     attributes = load_attributes(config.attributes)

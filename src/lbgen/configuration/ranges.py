@@ -30,8 +30,25 @@ class IsPlace(NamedTuple):
 
 Place = Annotated[str, IsPlace()]
 Places = Annotated[OneOrMore, IsPlace()]
-Count = Annotated[int, Range(lambda n: n >= 1, "give 1 or more")]
-NonNegativeInt = Annotated[int, Range(lambda n: n >= 0, "give 0 or more")]
+
+
+def between(least: int, most: int, more: str = "") -> Range:
+    """Whole numbers that a run can do something with.  more: goes on in the remedy."""
+    return Range(lambda n: least <= n <= most, f"give {least} or more, {most:,} at most{more}")
+
+
+Count = Annotated[int, between(1, 10**9)]
+NonNegativeInt = Annotated[int, between(0, 10**9)]
+Batch = Annotated[int, between(1, 2**20)]
+"""Images at once."""
+Repeats = Annotated[int, between(1, 10_000)]
+"""Trainings, draws or seeds."""
+Workers = Annotated[int, between(1, 2**16)]
+"""Processes that share work; no more are started than there are parts of it."""
+Writers = Annotated[int, between(1, 1024)]
+"""Threads of a process."""
+Loaders = Annotated[int, between(0, 1024)]
+"""Processes that load data, all of which are started. Ten thousand bring a machine to a halt."""
 NonNegative = Annotated[float, Range(lambda x: x >= 0, "give 0 or more")]
 Positive = Annotated[float, Range(lambda x: x > 0, "give a number above 0")]
 Weight = Annotated[float, Range(lambda x: x >= 0, "give 0 (off) or more")]

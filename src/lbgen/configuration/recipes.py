@@ -88,7 +88,8 @@ def recipe_path(recipe: str, place: str = "--recipe", folder: Path = Path()) -> 
     verbs = built_in_recipes()
     path = RECIPES / verbs[recipe] / f"{recipe}.yaml" if recipe in verbs else folder / os.path.expanduser(recipe)
     if not os.path.isfile(path):  # Path.is_file raises where a name is longer than the file system allows
-        raise UserError(f"{place} {recipe}: no such file, nor one of the built-in recipes ({', '.join(verbs)})")
+        what = "no regular file" if os.path.exists(path) else "no such file"
+        raise UserError(f"{place} {recipe}: {what}, nor one of the built-in recipes ({', '.join(verbs)})")
     return path
 
 

@@ -4,6 +4,7 @@ import io
 import tokenize
 import zipfile
 import zlib
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,32 @@ from lbgen.runs import atomic
 DAMAGE = (OSError, ValueError, LookupError, EOFError, RuntimeError, MemoryError, SyntaxError, tokenize.TokenError,
           zipfile.BadZipFile, zlib.error)  # fmt: skip
 """Raised for files that are damaged, or claim sizes that they do not have."""
+PIECE = 2**20
+"""Bytes that are hashed at once."""
 LARGEST_ARRAY = 2**30
 """Bytes of an array in an archive, which may be compressed."""
 
 
+def write_npy(path: Path, array: NDArray) -> None:
+    """An .npy file, with the SHA-256 of its content after it."""
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    atomic.write_bytes(path, stream.getvalue() + sha256(stream.getbuffer()).digest())
+
+
 def read_npy(path: Path) -> NDArray | None:
-    """The array of an .npy file, mapped into memory; None where there is none that can be read."""
+    """The array of such a file, mapped into memory; None where there is none, or a damaged one.
+
+    Files of earlier versions end without a hash.
+    """
     try:
-        return np.lib.format.open_memmap(path, mode="r")  # a wrong size and objects are refused before they are read
+        array = np.lib.format.open_memmap(path, mode="r")  # a wrong size and objects are refused before they are read
+        end = array.offset + array.nbytes
+        with path.open("rb") as stream:
+            digest = sha256()
+            for start in range(0, end, PIECE):
+                digest.update(stream.read(min(PIECE, end - start)))
+            return array if stream.read() in (b"", digest.digest()) else None
     except DAMAGE:
         return None
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 import lbgen
 from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
-from lbgen.models.registry import ADAPTER_FILE
+from lbgen.models.registry import ADAPTER_FILE, adapter_file
 from lbgen.runs import atomic, outputs
 from lbgen.runs.identity import Identity
 from lbgen.runs.parsing import Name, checked, read_json
@@ -31,11 +31,12 @@ def adapter_folder(run: Path) -> Path:
     for folder in (run / ADAPTER, run):
         if (folder / ADAPTER_FILE).is_file():
             return folder
-    if not os.path.isdir(run):
-        raise UserError(f"{run}: no such folder; give the run folder of lbgen align, such as runs/animals")
-    begun = "the run has not published its adapter yet: run lbgen align again to its end"
-    remedy = begun if (run / CONFIG).is_file() else "give the run folder of lbgen align, or its adapter folder"
-    raise UserError(f"{run}: no {ADAPTER}/{ADAPTER_FILE} in it; {remedy}")
+    if (run / CONFIG).is_file():
+        raise UserError(
+            f"{run}: no {ADAPTER}/{ADAPTER_FILE} in it; the run has not published its adapter yet: run lbgen align "
+            "again to its end"
+        )
+    return adapter_file(run, str(run)).parent
 
 
 def settings(run: Path) -> dict[str, Any]:

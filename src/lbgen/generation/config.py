@@ -6,7 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from lbgen.configuration.ranges import Count, Place, Range, Seed, Settings, Share, Size, Template, require
+from lbgen.configuration.ranges import (
+    Batch,
+    Count,
+    Place,
+    Range,
+    Seed,
+    Settings,
+    Share,
+    Size,
+    Template,
+    Workers,
+    Writers,
+    require,
+)
 from lbgen.configuration.recipes import TakesRecipes
 from lbgen.configuration.settings import Categories, GeneratorWeights, Output, Precision, Scheduler, Trajectory
 from lbgen.configuration.values import PathOrText
@@ -154,7 +167,7 @@ class Files(Settings):
 class BatchSize(Settings):
     """Running."""
 
-    batch_size: Count | None = None
+    batch_size: Batch | None = None
     """Images generated at once. It is part of the configuration: another size can change the last bits of an image.
     none is the size of an earlier run here; without one, 32 on a CPU and what fits the memory on a GPU."""
 
@@ -167,9 +180,9 @@ class Running(Precision, BatchSize):
     """Compile the networks with torch.compile. This takes minutes at the start; images are made faster on a GPU."""
     engine: Literal["local", "ray"] = "local"
     """What runs the workers: this process, or a Ray cluster."""
-    workers: Count | None = None
+    workers: Workers | None = None
     """Processes that generate; none is one per GPU, or one where there is no GPU."""
-    writers: Count = 2
+    writers: Writers = 2
     """Threads per worker that encode and write images."""
     shard_of: str | None = None
     """I/N makes every N-th shard only, starting with shard I, for job arrays. Shards are counted from 0; N/N is the

@@ -22,10 +22,10 @@ from lbgen.models import training
 from lbgen.models.checkpoints import forms
 from lbgen.models.checkpoints.suited import ensure_suited
 from lbgen.models.registry import (
-    ADAPTER_FILE,
     GENERATORS,
     OPEN_CLIP,
     SEMANTICS,
+    adapter_file,
     ensure_generator,
     ensure_semantics,
     family_origin,
@@ -153,12 +153,7 @@ def adapter_sha256(config: GenerateConfig) -> str | None:
     """Hash of the adapter's weights, None without an adapter; raises UserError if the folder holds none."""
     if config.adapter is None:
         return None
-    file = Path(config.adapter, ADAPTER_FILE)
-    if os.path.isfile(config.adapter):
-        raise UserError(f"--adapter {config.adapter}: it is a file; give the adapter folder of an alignment run")
-    if not file.is_file():
-        raise UserError(f"--adapter {config.adapter}: no {ADAPTER_FILE} in it; give an alignment run's adapter folder")
-    return atomic.sha256(file)
+    return atomic.sha256(adapter_file(Path(config.adapter), f"--adapter {config.adapter}"))
 
 
 def training_differences(config: GenerateConfig, categories: Sequence[Category]) -> list[str]:

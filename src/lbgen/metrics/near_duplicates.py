@@ -12,7 +12,9 @@ B images; N images of one category, in the order of the plan, or of one dataset.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -139,6 +141,9 @@ COPY_BITS = 12
 """Most bits in which the hashes of a picture and of its copy differ."""
 CANDIDATES = 100
 """Most earlier pictures, those with the nearest hashes, that a picture is compared with pixel by pixel."""
+_before, _after = [0, *range(GRID - 1)], [*range(1, GRID), GRID - 1]
+BLUR = (torch.eye(GRID)[_before] + 2 * torch.eye(GRID) + torch.eye(GRID)[_after]) / 4  # (32, 32)
+"""The weights (1, 2, 1) / 4 of a pixel and its neighbours; beyond an edge the pixel at the edge stands for them."""
 PAIRS_AT_ONCE = 256
 CACHED_CELLS = 2**18
 """Pairs of hashes that are compared at a time."""
@@ -179,34 +184,40 @@ def originals(hashes: Hashes, mirrored: Hashes, pictures: Callable[[Rows], NDArr
     pictures: row numbers to bytes (n, 3072).
     """
     original = np.arange(len(hashes))
-    for rows in blocks(len(hashes)):
-        # Compare with accepted pictures before this block, then those that are left with each other.
-        for columns in (range(rows[0]), range(rows[0], rows[-1] + 1)):
-            later, earlier, bits = _candidates(hashes, mirrored, rows, columns)
-            open_ = (original[later] == later) & (original[earlier] == earlier)
-            later, earlier = _nearest_candidates(later[open_], earlier[open_], bits[open_])
-            confirmed = _confirmed(later, earlier, pictures)
-            for row, first in zip(later[confirmed].tolist(), earlier[confirmed].tolist(), strict=True):
-                if original[row] == row and original[first] == first:
-                    original[row] = first
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for rows in blocks(len(hashes)):
+            # Compare with accepted pictures before this block, then those that are left with each other.
+            for columns in (range(rows[0]), range(rows[0], rows[-1] + 1)):
+                later, earlier, bits = _candidates(hashes, mirrored, rows, columns, threads)
+                open_ = (original[later] == later) & (original[earlier] == earlier)
+                later, earlier = _nearest_candidates(later[open_], earlier[open_], bits[open_])
+                confirmed = _confirmed(later, earlier, pictures)
+                for row, first in zip(later[confirmed].tolist(), earlier[confirmed].tolist(), strict=True):
+                    if original[row] == row and original[first] == first:
+                        original[row] = first
     return original
 
 
-def _candidates(hashes: Hashes, mirrored: Hashes, rows: Rows, columns: range) -> tuple[Rows, Rows, NDArray[np.uint8]]:
+def _candidates(
+    hashes: Hashes, mirrored: Hashes, rows: Rows, columns: range, threads: ThreadPoolExecutor
+) -> tuple[Rows, Rows, NDArray[np.uint8]]:
     """Later and earlier picture of all pairs of a row and a column before it that are near, mirrored or not, and bits.
 
     In parts that stay in the processor's cache.
     """
-    parts = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8))]
     width = max(1, CACHED_CELLS // len(rows))
-    for start in range(columns.start, columns.stop, width):
+
+    def part(start: int) -> tuple[Rows, Rows, NDArray[np.uint8]]:
         own = hashes[start : min(start + width, columns.stop)]
         shown, flipped = (np.bitwise_count(each[rows, None] ^ own) for each in (hashes, mirrored))
         bits = np.minimum(shown, flipped)  # (n, width)
         near = np.flatnonzero(bits <= COPY_BITS)
         later, earlier = rows[near // len(own)], near % len(own) + start
         before = earlier < later
-        parts.append((later[before], earlier[before], bits.ravel()[near[before]]))
+        return later[before], earlier[before], bits.ravel()[near[before]]
+
+    nothing = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8))
+    parts = [nothing, *threads.map(part, range(columns.start, columns.stop, width))]
     later, earlier, found = (np.concatenate(column) for column in zip(*parts, strict=True))
     return later, earlier, found
 
@@ -253,11 +264,7 @@ def comparable(pictures: NDArray[np.uint8]) -> Tensor:
 
     pictures: bytes (n, 3072).
     """
-    images = _as_images(pictures)
-    for shape in ((1, 1, 3, 1), (1, 1, 1, 3)):
-        weights = torch.tensor([0.25, 0.5, 0.25]).view(shape).expand(3, *shape[1:])
-        padding = (0, 0, 1, 1) if shape[2] == 3 else (1, 1, 0, 0)
-        images = F.conv2d(F.pad(images, padding, mode="replicate"), weights, groups=3)
+    images = BLUR @ _as_images(pictures) @ BLUR
     images = images - images.mean(dim=(2, 3), keepdim=True)
     return images / images.flatten(1).norm(dim=1).clamp_min(1e-6).view(-1, 1, 1, 1)
 

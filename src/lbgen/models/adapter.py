@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from lbgen.errors import UserError
-from lbgen.models.registry import ADAPTER_FILE
+from lbgen.models.registry import ADAPTER_FILE, adapter_file
 from lbgen.runs.atomic import replacing
 from lbgen.runs.parsing import Name, read_json
 
@@ -166,11 +166,7 @@ def read(directory: Path, parts: Sequence[str] | None = None) -> dict[str, tuple
 
     parts: those that the generator has; None takes those that the file has.
     """
-    path = directory / ADAPTER_FILE
-    if not path.is_file():
-        raise UserError(
-            f"{directory} holds no {ADAPTER_FILE}; give the adapter folder of a run, such as runs/a/adapter"
-        )
+    path = adapter_file(directory, str(directory))
     try:
         with safe_open(path, framework="pt") as file:
             description = (file.metadata() or {}).get(METADATA, "{}")

@@ -10,7 +10,7 @@ from lbgen.errors import UserError
 from lbgen.models.checkpoints import forms
 from lbgen.models.checkpoints.known import KNOWN, MICROWORLD, PIPELINES, Licence
 from lbgen.runs import atomic
-from lbgen.runs.model_folder import pipeline_class, refuse_unreadable
+from lbgen.runs.model_folder import PICKLES, pipeline_class, refuse_unreadable
 from lbgen.runs.parsing import Name, read_json
 
 GENERATORS = {name: known.place for name, known in KNOWN.items()}
@@ -42,6 +42,31 @@ ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 """The file in an adapter's folder, by the name that diffusers looks for."""
 ADAPTER_CARD = "README.md"
 """The adapter's card beside it, by the name that the Hub shows. Its owner may edit it."""
+
+
+def adapter_file(folder: Path, what: str) -> Path:
+    """The weights in an adapter's folder; UserError that says what is there instead.  what: its name in messages."""
+    file = folder / ADAPTER_FILE
+    if not os.path.isfile(file):
+        raise UserError(f"{what}: {_instead_of_adapter(folder)}")
+    return file
+
+
+def _instead_of_adapter(folder: Path) -> str:
+    """What there is in place of an adapter's folder, and what to do."""
+    wanted = "give the adapter folder of a run of lbgen align"
+    if os.path.isfile(folder):
+        return f"it is a single file; {wanted}, which holds {ADAPTER_FILE}"
+    if not os.path.isdir(folder):
+        return f"there is no such folder; {wanted}, or download it first"
+    if os.path.isfile(folder / "adapter" / ADAPTER_FILE):
+        return f"it is a whole run; give {folder / 'adapter'}"
+    for name in sorted(os.listdir(folder)):
+        if Path(name).suffix in PICKLES:
+            return f"it has its weights only as {name!r:.80}, which may run code and is never loaded; {wanted}"
+        if name.endswith(".safetensors"):
+            return f"it has {name!r:.80}, which lbgen did not write, and no {ADAPTER_FILE}; {wanted}"
+    return f"no {ADAPTER_FILE} in it; {wanted}"
 
 
 def resolve(name: str, table: dict[str, str]) -> str:

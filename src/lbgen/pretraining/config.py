@@ -9,6 +9,7 @@ from lbgen.configuration.ranges import (
     Betas,
     Count,
     LearningRate,
+    Loaders,
     NonNegative,
     NonNegativeInt,
     Place,
@@ -162,7 +163,7 @@ class Running(Precision):
     """Keep images with their channels last, which is faster for convolutions on a GPU."""
     compile: bool = False
     """Compile the model with torch.compile. This takes minutes at the start."""
-    workers: NonNegativeInt = 4
+    workers: Loaders = 4
     """Processes that decode and augment images, for each process that trains; 0 is none besides it."""
     logger: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
     """Where losses and accuracies are logged, besides metrics.jsonl."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import lbgen
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration import saved
-from lbgen.configuration.ranges import Count, NonNegativeInt, Range
+from lbgen.configuration.ranges import Count, NonNegativeInt, between
 from lbgen.configuration.recipes import TakesRecipes, resolve
 from lbgen.configuration.settings import Output
 from lbgen.generation.config import GenerateConfig
@@ -41,7 +41,7 @@ class QuickstartConfig(Output, TakesRecipes):
 
     output: str = "runs/quickstart"
     """Folder for everything that is made. An interrupted quickstart continues when it is started again."""
-    images_per_category: Annotated[int, Range(lambda n: n >= 2, "give 2 or more, to measure diversity")] = 20
+    images_per_category: Annotated[int, between(2, 10**5, ", to measure diversity")] = 20
     """Images of each category, 2 or more, in each of three sets: base, aligned, and base with diverse prompts."""
     align_recipe: Literal["independent", "microworld"] = "independent"
     """What is optimised: our independence term with the paper's individual term, or the paper's objective

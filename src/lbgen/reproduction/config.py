@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, get_args
 
-from lbgen.configuration.ranges import Count, Place, Range, Settings, require
+from lbgen.configuration.ranges import Count, Place, Range, Repeats, Settings, Workers, between, require
 from lbgen.configuration.recipes import TakesRecipes
 from lbgen.configuration.settings import Output
 from lbgen.reproduction.sets import SetName
@@ -22,21 +22,23 @@ OF_DENSE = ("dense_images", "detection_recipe", "segmentation_recipe")
 
 Architecture = Literal["resnet", "vit"]
 DenseMethod = Literal["detection", "segmentation"]
-MultipleOfFour = Annotated[int, Range(lambda n: n >= 4 and n % 4 == 0, "give a multiple of 4")]
+MultipleOfFour = Annotated[
+    int, Range(lambda n: 4 <= n <= 10**6 and n % 4 == 0, "give a multiple of 4, 1,000,000 at most")
+]
 
 
 @dataclass(frozen=True)
 class Compared(Settings):
     """What is compared."""
 
-    seeds: Count = 5
+    seeds: Repeats = 5
     """Seeds 0 to N - 1, each with its own alignments, images and backbones. More seeds later add to those that are
     there."""
     sets: tuple[SetName, ...] = get_args(SetName)
     """Sets of images that backbones are trained on."""
     architectures: tuple[Architecture, ...] = get_args(Architecture)
     """Backbones that are trained on each set."""
-    images_per_category: Annotated[int, Range(lambda n: n >= 2, "give 2 or more")] = 100
+    images_per_category: Annotated[int, between(2, 10**5)] = 100
     """Images of each of the 12 categories in each set, 2 or more."""
 
     def __post_init__(self) -> None:
@@ -72,18 +74,18 @@ class Tests(Settings):
 
     test_images: MultipleOfFour = 1200
     """Renders of each test, a multiple of 4."""
-    unseen_images: Annotated[int, Range(lambda n: n >= 5, "give 5 or more")] = 40
+    unseen_images: Annotated[int, between(5, 10**5)] = 40
     """Training images of each unseen category, for the linear probe; half as many choose, twice as many test."""
     shots: tuple[str, ...] = ("5",)
     """Few-shot on the unseen categories, besides all training images: images of each category, or shares such as 5%."""
-    draws: Count = 5
+    draws: Repeats = 5
     """Number of draws for each of --shots."""
     datasets: tuple[str, ...] = ("digits",)
     """Data sets of lbgen transfer that a linear probe is made on besides the unseen categories."""
     dense: tuple[DenseMethod, ...] = get_args(DenseMethod)
     """What backbones are fine-tuned for on renders with known masks, by lbgen transfer. It needs the extra dense; what
     is not installed is left out, and made when the reproduction is started again."""
-    dense_images: Annotated[int, Range(lambda n: n >= 2, "give 2 or more")] = 120
+    dense_images: Annotated[int, between(2, 10**5)] = 120
     """Training renders for it, 2 or more; half as many test."""
     detection_recipe: Place = "micro-detection"
     """Recipe of lbgen transfer for detection."""
@@ -107,7 +109,7 @@ class ReproduceConfig(Tests, Made, Compared, Output, TakesRecipes):  # fields of
     page: Place | None = None
     """Markdown page whose tables are written, with pictures beside it; one that is not there is made. none is
     reproduction.md in the output."""
-    workers: Count | None = None
+    workers: Workers | None = None
     """Processes that align, generate and train, each with one thread, so that their number changes no result; none is
     one for each processor."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from lbgen.errors import Interrupted
 from lbgen.reproduction.config import ReproduceConfig
 from lbgen.reproduction.units import Done, Unit, needs, run_unit
+from lbgen.runs.processes.spawned import begin, starting
 
 
 def run_units(config: ReproduceConfig, units: Sequence[Unit], workers: int) -> Iterator[tuple[Unit, Done]]:
@@ -18,8 +18,6 @@ def run_units(config: ReproduceConfig, units: Sequence[Unit], workers: int) -> I
 
     One worker is this process. The first error ends the others after what they are in the middle of.
     """
-    from lbgen.generation.workers.local import hidden_main  # late, as what imports torch
-
     waiting = list(units)
     if workers == 1:
         with one_thread():
@@ -34,7 +32,7 @@ def run_units(config: ReproduceConfig, units: Sequence[Unit], workers: int) -> I
             ready = [unit for unit in waiting if not missing & set(needs(unit))]
             for unit in ready[: workers - len(running)]:
                 waiting.remove(unit)
-                with hidden_main():  # the first call starts the processes
+                with starting():  # the first call starts the processes
                     running[pool.submit(_in_worker, config, unit)] = unit
 
             # Note what ended.
@@ -76,10 +74,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 def _begin_worker() -> None:
     import torch
 
-    from lbgen.generation.workers.local import follow_parent
-
-    follow_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process passes it on, as SIGTERM
+    begin()  # the main process passes Ctrl-C on, as SIGTERM
     torch.set_num_threads(1)
 
 

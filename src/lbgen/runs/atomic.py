@@ -181,6 +181,8 @@ def refuse_special(path: Path) -> None:
 
 def refuse_links(folder: Path, names: Iterable[str]) -> None:
     """Refuse links, special files and too many folders inside each other at these names, before a run writes there."""
+    names = list(names)
+    refuse_folders(folder, names)
     for name in names:
         refuse_special(folder / name)
         for parent, folders, files in os.walk(folder / name):
@@ -188,6 +190,13 @@ def refuse_links(folder: Path, names: Iterable[str]) -> None:
                 raise UserError(f"{parent}: more than {DEEPEST} folders inside each other; remove them")
             for entry in sorted([*folders, *files]):
                 refuse_special(Path(parent, entry))
+
+
+def refuse_folders(folder: Path, names: Iterable[str]) -> None:
+    """Refuse folders at those of these names that are of files, which have a suffix."""
+    for path in (folder / name for name in names if Path(name).suffix):
+        if os.path.isdir(path):
+            raise UserError(f"{path}: it is a folder, where a file is written; move it away")
 
 
 def files_below(folder: Path) -> Iterator[Path]:

@@ -201,6 +201,12 @@ def test_answers_are_scored_without_torch_and_the_table_is_printed(tmp_path, cap
         (["answer,category", "a,b"], "imagenet-r", "no column imagename"),
         (["answer,category,imagename", "a,b,c,d"], "imagenet-r", "it is not a CSV file that can be read"),
         (["top1,top5"], "focus", "no column category"),
+        (
+            ["answer,category,category,imagename", "a,b,b,c"],
+            "imagenet-r",
+            "two columns category; leave one of them out",
+        ),
+        (["answer,category,imagename", f"a,b,{'x' * 2000}"], "imagenet-r", "a value of imagename has more than 1,024"),
     ],
 )
 def test_answers_that_do_not_fit_are_refused_in_one_line(rows, benchmark, message, tmp_path, capsys):
@@ -215,7 +221,10 @@ def test_an_npz_of_another_shape_or_with_objects_is_refused(tmp_path, capsys):
     np.savez(tmp_path / "values.npz", predictions=np.full((3, 15), 2))
     np.savez(tmp_path / "other.npz", answers=np.zeros((3, 15)))
     np.savez(tmp_path / "objects.npz", predictions=np.array([print], dtype=object))
-    for name in ("shape", "values", "other", "objects"):
+    np.savez(tmp_path / "records.npz", predictions=np.zeros((3, 15), dtype=[("a", "i4")]))
+    np.savez(tmp_path / "seconds.npz", predictions=np.zeros((3, 15), dtype="m8[s]"))
+    np.savez_compressed(tmp_path / "long.npz", predictions=np.zeros((10**6 + 1, 15), np.uint8))
+    for name in ("shape", "values", "other", "objects", "records", "seconds", "long"):
         arguments = ["--benchmarks", "focus", "--output", str(tmp_path / "out")]
         assert "predictions" in refused_here(capsys, "bias", "--answers", str(tmp_path / f"{name}.npz"), *arguments)
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
+import datasets
 import pyarrow.parquet as pq
 import pytest
 from torchvision.datasets import ImageFolder
@@ -69,7 +70,7 @@ def test_splits_with_other_categories_are_named(config, more, tmp_path, capsys):
 
 
 def test_tables_that_name_fewer_categories_are_said(config, more, tmp_path, capsys):
-    """Against the class lists in the files."""
+    """Against the class lists in the files, and what `datasets` reads: by the card every name, of a shard its own."""
     made = replace(config, output=tmp_path / "made", images_per_category=1, format="parquet")
     generate(made)
     assert "Shards name only" not in capsys.readouterr().out + card_of(tmp_path / "made")
@@ -78,6 +79,11 @@ def test_tables_that_name_fewer_categories_are_said(config, more, tmp_path, caps
     assert [b"b7" in each for each in metadata] == [False, True]
     text = "Shards name only the categories of the time when they were made, at least the first 3 of 4."
     assert text in capsys.readouterr().out and text in re.sub(r"\s+", " ", card_of(tmp_path / "made"))
+    data = datasets.load_dataset(str(tmp_path / "made"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert data.features["label"].int2str(sorted(data["label"])) == ["z1", "a2", "m3", "b7"]
+    for path, ids in zip(sorted(tmp_path.glob("made/data/*")), (["z1", "a2", "m3"], ["b7"]), strict=True):
+        alone = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache"))
+        assert alone.features["label"].int2str(sorted(alone["label"])) == ids
     assert verify(tmp_path / "made").damaged == ()
 
 

@@ -236,6 +236,46 @@ def test_ray_replaces_workers_that_are_killed_for_memory_or_whose_machine_fails(
     assert contents(tmp_path / "ray") == contents(whole)
 
 
+GROWTH = 3 * 2**30
+"""Bytes that the machine may use beyond those of the cluster's start, before Ray kills a worker."""
+
+
+@pytest.fixture
+def watched_cluster():
+    """A real cluster of one CPU, whose memory monitor kills a worker once the machine uses GROWTH more than now."""
+    import psutil
+    from ray._private.utils import get_system_memory, get_used_memory
+    from ray.cluster_utils import Cluster
+
+    used = max(get_used_memory(), psutil.virtual_memory().used)  # of the container, and of the machine
+    monitor = {"RAY_memory_usage_threshold": str((used + GROWTH) / get_system_memory())}
+    monitor["RAY_memory_monitor_refresh_ms"] = "100"
+    head = {"num_cpus": 1, "include_dashboard": False, "env_vars": monitor}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.skipif("LBGEN_RAY_MEMORY" not in os.environ, reason="LBGEN_RAY_MEMORY=1 takes up to 9 GB for a moment")
+def test_a_worker_that_ray_kills_for_memory_is_replaced(watched_cluster, config, whole, tmp_path, monkeypatch):
+    """By Ray's own monitor: the first actor takes memory after its first batch until it is killed."""
+
+    class Growing(ray.RayWorker):
+        def make_shard(self, context, shard):
+            stream = super().make_shard(context, shard)
+            yield next(stream)
+            if self.name == "ray-1":
+                (tmp_path / "grows").touch()
+                taken = [bytes([1]) * 2**26 for _ in range(3 * GROWTH // 2**26)]
+                (tmp_path / f"lived with {len(taken)}").touch()
+            yield from stream
+
+    monkeypatch.setattr(ray, "RayWorker", Growing)
+    generate(replace(config, output=tmp_path / "ray", engine="ray", ray_address=watched_cluster.address))
+    assert (tmp_path / "grows").exists() and not list(tmp_path.glob("lived with *"))
+    assert contents(tmp_path / "ray") == contents(whole)
+
+
 def test_ray_worker_that_dies_of_memory_while_it_loads_is_one_line(cluster, config, tmp_path, monkeypatch):
     class Lost(ray.RayWorker):
         def preflight(self, config, plan, recorded):

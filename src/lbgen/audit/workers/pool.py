@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +21,7 @@ from lbgen.models.loading import device_of
 from lbgen.models.registry import SEMANTICS, semantics_location
 from lbgen.models.semantics import load_semantics
 from lbgen.runs.processes.ray import LOST, actors_to_start, import_ray, join_cluster, one_line
-from lbgen.runs.processes.spawned import follow_parent, hidden_main
+from lbgen.runs.processes.spawned import begin, starting
 
 BATCHES_AHEAD = 2
 """Batches that each worker has or will get next."""
@@ -116,12 +115,13 @@ _worker: InWorker
 """Of this process, where it is a worker."""
 
 
-def _begin(settings: WorkerSettings, numbers: Any) -> None:
+def _begin(settings: WorkerSettings, started: Any) -> None:
+    """started: shared counter of the workers."""
     global _worker
-    follow_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _worker = InWorker(settings, numbers.get())
+    begin()
+    with started.get_lock():
+        number, started.value = started.value, started.value + 1
+    _worker = InWorker(settings, number)
 
 
 def _observe(images: Sequence[NewImage]) -> SeenBatch:
@@ -130,18 +130,15 @@ def _observe(images: Sequence[NewImage]) -> SeenBatch:
 
 @contextmanager
 def processes(settings: WorkerSettings, count: int) -> Iterator[Workers]:
-    """`count` processes, each with its own model, on the GPUs in turn."""
+    """Up to `count` processes, each with its own model, on the GPUs in turn; no more than there are batches."""
     spawn = multiprocessing.get_context("spawn")
-    numbers = spawn.SimpleQueue()
-    for number in range(count):
-        numbers.put(number)
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(count, spawn, _begin, (settings, numbers))
+    pool = ProcessPoolExecutor(count, spawn, _begin, (settings, spawn.Value("q", 0)))
 
     def submit(images: Sequence[NewImage]) -> Future[SeenBatch]:
         if not images:
             return done(NOTHING)
-        with hidden_main():  # the first calls start the processes
+        with starting():  # the first calls start the processes
             return pool.submit(_observe, images)
 
     try:
@@ -159,7 +156,7 @@ def processes(settings: WorkerSettings, count: int) -> Iterator[Workers]:
 
 @contextmanager
 def ray_actors(settings: WorkerSettings, count: int | None, address: str | None) -> Iterator[Workers]:
-    """Actors of Ray, on the GPUs of the cluster, or on its CPU slots if it has none.
+    """Actors of Ray, on the GPUs of the cluster, or on its CPU slots if it has none; no more than there are batches.
 
     Ray itself starts an actor again that died, and gives it its batches again.
     """
@@ -169,15 +166,17 @@ def ray_actors(settings: WorkerSettings, count: int | None, address: str | None)
         size = actors_to_start(ray, count, address)
         needs = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
         kind = ray.remote(InWorker).options(max_restarts=MOST_FAILURES, max_task_retries=MOST_FAILURES, **needs)
-        actors = [kind.remote(settings, 0) for _ in range(size)]  # Ray shows an actor its own GPU alone
+        actors: list[Any] = []
         turn = 0
 
         def submit(images: Sequence[NewImage]) -> Any:
             nonlocal turn
             if not images:
                 return done(NOTHING)
+            if len(actors) < size:
+                actors.append(kind.remote(settings, 0))  # Ray shows an actor its own GPU alone
             turn += 1
-            return actors[turn % size].observe.remote(list(images)).future()
+            return actors[turn % len(actors)].observe.remote(list(images)).future()
 
         yield Workers(submit, BATCHES_AHEAD * size)
     except tuple(getattr(ray.exceptions, name) for name in LOST) as error:

@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 from numpy.typing import NDArray
 
 from lbgen.errors import UserError
 from lbgen.runs import atomic
+
+LONGEST = 1024
+"""Characters of a value: numpy gives every value of a column the room of the longest."""
 
 
 class Answers:
@@ -71,7 +75,12 @@ def read(path: Path, columns: Sequence[str], bare: Sequence[Sequence[str]] = ())
         header = first if columns[0] in first else next((list(each) for each in bare if len(each) == len(first)), first)
         if missing := [column for column in columns if column not in header]:
             raise UserError(f"{path}: no column {missing[0]}; docs/bias.md lists those of every benchmark")
-        return Answers(_read(path, header, header is first, columns), str(path))
+        if twice := [column for column in columns if header.count(column) > 1]:
+            raise UserError(f"{path}: two columns {twice[0]}; leave one of them out")
+        table = _read(path, header, header is first, columns)
+        if long := [name for name in columns if (pc.max(pc.utf8_length(table[name])).as_py() or 0) > LONGEST]:
+            raise UserError(f"{path}: a value of {long[0]} has more than {LONGEST:,} characters; correct it")
+        return Answers(table, str(path))
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
         cause = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: it is not a CSV file that can be read; give another ({cause})") from None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from lbgen.configuration.ranges import Count, Place, require
+from lbgen.configuration.ranges import Batch, Place, require
 from lbgen.configuration.settings import Output
 
 FIGURES, CONFIG, ANSWERS, LOCK = "bias.json", "config.yaml", "answers", ".lock"
@@ -43,7 +43,7 @@ class BiasConfig(Output):
     answers: Place | None = None
     """Saved answers of one classifier to score in place of backbones: the CSV that a run leaves in answers/, the
     published raw data of cue-conflict, or the .npz with `predictions` of FOCUS. Give one benchmark."""
-    batch_size: Count = 64
+    batch_size: Batch = 64
     """Images that a backbone reads at once."""
 
     def __post_init__(self) -> None:

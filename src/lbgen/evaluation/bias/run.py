@@ -66,7 +66,8 @@ def bias(config: BiasConfig) -> BiasResult:
     folder = config.folder
     benchmarks: dict[str, Benchmark] = {name: BENCHMARKS[name] for name in config.benchmarks}
     if config.answers is not None and not os.path.isfile(config.answers):
-        raise UserError(f"--answers {config.answers}: no such file; give a CSV that a run left in answers/")
+        what = "it is no file" if os.path.exists(config.answers) else "no such file"
+        raise UserError(f"--answers {config.answers}: {what}; give a CSV that a run left in answers/")
     if config.data is not None and not os.path.isdir(config.data):
         raise UserError(f"--data {config.data}: no such folder; give the one that holds the benchmarks")
     names = _names(config)

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from lbgen.configuration.ranges import (
+    Batch,
     Count,
-    NonNegativeInt,
+    Loaders,
     Place,
     Range,
+    Repeats,
     Seed,
     Settings,
     expand_home,
@@ -57,8 +59,14 @@ FREE = ("output", "datasets", "data", "method", "shots", "fraction", "workers")
 FREE_DENSE = (*FREE, "seeds")
 """The same for detection and segmentation, where each seed has results of its own."""
 
-Numbers = Annotated[tuple[float, ...], Range(lambda all: len(all) > 0 and min(all) >= 0, "give numbers of 0 or more")]
-Rates = Annotated[tuple[float, ...], Range(lambda all: len(all) > 0 and min(all) > 0, "give numbers above 0")]
+Numbers = Annotated[
+    tuple[float, ...],
+    Range(lambda all: len(all) > 0 and 0 <= min(all) <= max(all) <= 1e6, "give numbers from 0 to 1e6"),
+]
+Rates = Annotated[
+    tuple[float, ...],
+    Range(lambda all: len(all) > 0 and 0 < min(all) <= max(all) <= 1e6, "give numbers above 0, 1e6 at most"),
+]
 Fractions = Annotated[
     tuple[float, ...],
     Range(lambda all: len(all) > 0 and 0 < min(all) <= max(all) <= 1, "give shares in (0, 1], such as 0.2 1.0"),
@@ -97,7 +105,7 @@ class TransferConfig(Output, TakesRecipes):
     fraction: Fractions = (1.0,)
     """Shares of the training images for detection and segmentation, such as 0.2 1.0. They are drawn by the seed; a
     smaller share is part of a larger one."""
-    seeds: Count = OF_METHOD
+    seeds: Repeats = OF_METHOD
     """Number of draws for each of --shots, by default 5; of trainings for each --fraction, by default 1. A value is the
     mean over them, with Student's interval for the mean."""
     seed: Seed = 0
@@ -110,12 +118,12 @@ class TransferConfig(Output, TakesRecipes):
     weight_decays: Numbers = OF_METHOD
     """Weight decays that it chooses from, together with the learning rate: by default 0 and 0.05. Detection and
     segmentation train with a single one, by default 0.05."""
-    batch_size: Count = OF_METHOD
+    batch_size: Batch = OF_METHOD
     """Images that a model reads at once, and those of an update; by default 64, in detection and segmentation 16."""
     image_size: Side | None = None
     """Pixels of an image's shorter side in detection, by default 800 (the longer one has at most 5/3 of it), and in
     segmentation, by default 512, which are also the sides of a training crop."""
-    workers: NonNegativeInt | None = None
+    workers: Loaders | None = None
     """Processes that decode images. none is up to 8 for sets of more than 2,000 images, and 0 for smaller ones."""
 
     def __post_init__(self) -> None:
@@ -130,7 +138,12 @@ class TransferConfig(Output, TakesRecipes):
             require(self, name, len(given) > 0, "name one or more")
             require(self, name, len(set(given)) == len(given), "one is given twice; name each once")
         for shot in self.shots:
-            require(self, "shots", SHOT.fullmatch(shot) is not None, f"{shot} is neither a share like 5% nor a number")
+            require(
+                self,
+                "shots",
+                SHOT.fullmatch(shot) is not None,
+                f"{shot} is neither a share like 5% nor a number of 1 to 999999",
+            )
         require(self, "shots", len(set(self.shots)) == len(self.shots), "one is given twice; name each once")
         self._refuse_of_other_methods()
 

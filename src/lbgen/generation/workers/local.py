@@ -22,8 +22,8 @@ from lbgen.generation.workers.progress import Progress
 from lbgen.generation.workers.shard import Worker, WorkerContext
 from lbgen.models.loading import device_of
 from lbgen.runs.identity import Identity
-from lbgen.runs.processes.spawned import follow_parent, hidden_main
-from lbgen.runs.signals import SIGNALS, blocked_signals, noted_signals
+from lbgen.runs.processes.spawned import follow_parent, starting
+from lbgen.runs.signals import SIGNALS, noted_signals
 from lbgen.runs.storage import storage_errors
 
 POLL_SECONDS = 0.2
@@ -93,8 +93,7 @@ def draw_in_processes(
     for number in range(min(count, len(shards))):
         receiving, sending = spawn.Pipe(duplex=False)
         running[receiving] = spawn.Process(target=serve, args=(context, number, shards[number::count], sending))
-        # While it imports, Ctrl-C does not end it, but SIGTERM, which `terminate` sends, may.
-        with blocked_signals([signal.SIGINT]), hidden_main():
+        with starting():
             running[receiving].start()
         sending.close()
     started = list(running.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ TURBO = "turbo"
 """In the name of a Z-Image that was distilled to sample without guidance; nothing in its files says so."""
 FLOW_SCHEDULERS = ("dpm++",)
 """Schedulers of those that match flows, by name, besides the checkpoint's own."""
+DIFFUSION_SCHEDULERS, WITHOUT_ZERO_SNR = ("ddpm", "ddim", "dpm++"), ("pndm",)
+"""Schedulers of diffusions that can begin at pure noise, and that cannot."""
 
 
 def suited_settings(generator: str, revision: str | None = None) -> dict[str, Any]:
@@ -39,6 +42,10 @@ def ensure_suited(generator: str, revision: str | None, scheduler: str, guidance
     kind, distilled = _kind(generator, revision)
     if kind in FLOW_MATCHING:
         refuse_scheduler(generator, scheduler)
+    elif scheduler in WITHOUT_ZERO_SNR:
+        where = forms.pipeline_folder(resolve(os.path.expanduser(generator), GENERATORS))
+        if cached_config(where, "scheduler/scheduler_config.json", revision).get("rescale_betas_zero_snr"):
+            raise drops_zero_snr(generator, scheduler, DIFFUSION_SCHEDULERS)
     if distilled:
         refuse_guidance(generator, guidance_scale)
 
@@ -57,6 +64,14 @@ def refuse_scheduler(checkpoint: str, scheduler: str) -> None:
             f"generator {checkpoint}: {scheduler} cannot sample from a network that matches flows; choose --scheduler "
             f"{choices}"
         )
+
+
+def drops_zero_snr(checkpoint: str, scheduler: str, able: Iterable[str]) -> UserError:
+    """The refusal of a scheduler that cannot end at pure noise (arXiv 2305.08891).  able: those that can."""
+    return UserError(
+        f"generator {checkpoint}: {scheduler} would drop rescale_betas_zero_snr, with which it was trained; choose "
+        f"--scheduler {', '.join(able)}, and for a dataset or a run that was begun with another, a new --output"
+    )
 
 
 def refuse_guidance(checkpoint: str, scale: float) -> None:

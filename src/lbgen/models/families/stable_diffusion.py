@@ -23,6 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from lbgen.errors import UserError
 from lbgen.models.checkpoints.forms import UNET_USES
+from lbgen.models.checkpoints.suited import drops_zero_snr
 from lbgen.models.families.family import Conditioning, Schedule, Spans, TextAttention, clip_positions
 from lbgen.models.loading import load_model, read_config
 
@@ -204,12 +205,8 @@ def scheduler_called(name: str | None, own: Any, checkpoint: str) -> Any:
 def _refuse_unsuited(name: str | None, kind: Any, config: Mapping[str, Any], checkpoint: str) -> None:
     """Refuse a scheduler that does not know how the checkpoint was trained.  config: of the checkpoint's own."""
     if config.get("rescale_betas_zero_snr") and not _reaches_pure_noise(kind):
-        able = ", ".join(other for other, (scheduler, _) in SCHEDULERS.items() if _reaches_pure_noise(scheduler))
-        raise UserError(
-            f"generator {checkpoint}: {name or kind.__name__} would drop rescale_betas_zero_snr, with which it was "
-            f"trained; choose --scheduler {able}, and for a dataset or a run that was begun with another, a new "
-            "--output"
-        )
+        suited = [other for other, (scheduler, _) in SCHEDULERS.items() if _reaches_pure_noise(scheduler)]
+        raise drops_zero_snr(checkpoint, name or kind.__name__, suited)
     predicts = config.get("prediction_type", "epsilon")
     if name is not None and predicts not in PREDICTIONS[name]:
         able = ", ".join(other for other, known in PREDICTIONS.items() if predicts in known)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from lbgen.errors import UserError
 from lbgen.pretraining.config import PretrainConfig
 from lbgen.pretraining.feed.catalogue import Catalogue, Sources
 from lbgen.pretraining.feed.order import Numbers, image_of
+from lbgen.runs.processes.spawned import heed_no_signals
 from lbgen.runs.remote import Unreachable
 
 PREFETCHED = 3
@@ -208,7 +208,7 @@ class Feed:
         more: dict[str, Any] = {"prefetch_factor": PREFETCHED, "persistent_workers": True} if workers else {}
         self.loader: DataLoader[Batch] = DataLoader(
             images, batch_size=None, sampler=self.requests, collate_fn=_unchanged, num_workers=workers,
-            pin_memory=pinned, worker_init_fn=_heed_no_signals, **more,
+            pin_memory=pinned, worker_init_fn=heed_no_signals, **more,
         )  # fmt: skip
 
     def batches(self, requests: list[Request]) -> Iterator[Batch]:
@@ -246,10 +246,3 @@ class Feed:
 
 def _unchanged(batch: Any) -> Any:
     return batch
-
-
-def _heed_no_signals(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the training process alone decides what follows."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

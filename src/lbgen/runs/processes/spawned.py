@@ -4,11 +4,40 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+
+from lbgen.runs.signals import blocked_signals
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """For the start of processes that call `begin` first.
+
+    They do not import the caller's main module, and Ctrl-C, which a terminal sends to all of them, does not end them
+    with a traceback while they import: the process that started them ends them.
+    """
+    with blocked_signals([signal.SIGINT]), hidden_main():
+        yield
+
+
+def begin() -> None:
+    """In a new process: it ends with its parent, ignores Ctrl-C, and ends at SIGTERM."""
+    follow_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
+def heed_no_signals(worker: int = 0) -> None:
+    """Of a process that a DataLoader started: Ctrl-C reaches it too, and the process that started it decides."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager

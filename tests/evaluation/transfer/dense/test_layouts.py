@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 
+import msgspec
 import numpy as np
 import pytest
 from dense_sets import write_ade, write_coco
@@ -12,7 +13,10 @@ from PIL import Image
 
 from lbgen.errors import UserError
 from lbgen.evaluation.transfer.config import TransferConfig
+from lbgen.evaluation.transfer.dense import coco as coco_format
 from lbgen.evaluation.transfer.dense import layouts
+from lbgen.evaluation.transfer.dense.coco import CocoTargets, Instance
+from lbgen.evaluation.transfer.dense.coco import Image as CocoImage
 from lbgen.evaluation.transfer.dense.layouts import find_layout
 from lbgen.evaluation.transfer.dense.sets import fraction_of, prepare_dense
 
@@ -142,6 +146,53 @@ def test_a_broken_image_or_mask_is_left_out_and_named(coco, tmp_path, capsys):
     assert "3 images left out, unreadable (train/000000000004.png: cannot identify" in capsys.readouterr().err
 
 
+def objects_with(segmentation, side=64, count=1):
+    instance = Instance(0, 7, [0, 0, 1, 1], msgspec.Raw(json.dumps(segmentation).encode()))
+    return CocoTargets([CocoImage(0, "x.png", side, side)], {0: [instance] * count}, {7: 1})[0]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ({"size": [64, 64], "counts": "P" * 40}, "run lengths of a mask are malformed"),
+        ({"size": [64, 64], "counts": "o"}, "run lengths of a mask are malformed"),
+        ({"size": [64, 64], "counts": "\u00e9\u0000"}, "run lengths of a mask are malformed"),
+        ({"size": [64, 64], "counts": "PPPPPPP1"}, "run lengths of a mask are malformed"),
+        ({"size": [64, 64], "counts": ""}, "are not those of its size"),
+        ({"size": [64, 64], "counts": "ooo1O"}, "are not those of its size"),
+        ({"size": [64, 64], "counts": [0] * 4097 + [4096]}, "are not those of its size"),
+        ([[99_999, 0, -99_999, 50] * 30], "the polygons of an object are longer than 4,194,304 pixels"),
+        ([[1e400, 0, 1, 1, 2, 2]], "JSON"),
+        ([[1e300, 0, 1, 1, 2, 2]], "Expected `float` <= 100000"),
+        ([[[[[]]]]], "Expected"),
+        ({"size": [2**20, 64], "counts": "0"}, "Expected `int` <= 65535"),
+    ],
+)  # fmt: skip
+def test_a_hostile_mask_is_refused_before_pycocotools_reads_it(segmentation, message):
+    """It writes outside of its memory where compressed run lengths are malformed, and takes any outline."""
+    with pytest.raises(ValueError, match=re.escape(message.replace("`", ""))):
+        objects_with(segmentation)
+
+
+def test_compressed_run_lengths_are_those_of_pycocotools():
+    from pycocotools import mask
+
+    random = np.random.default_rng(0)
+    for share in np.linspace(0, 1, 60):
+        side = int(random.integers(1, 60))
+        pixels = np.asfortranarray(random.random((side, side)) < share, np.uint8)
+        counts = mask.encode(pixels)["counts"].decode()
+        assert (objects_with({"size": [side, side], "counts": counts}, side).dense_masks()[0] == pixels).all()
+
+
+def test_an_image_of_too_many_masks_is_left_out(coco, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(coco_format, "LARGEST_MASKS", 64 * 64 * 3)
+    root = copied(coco, tmp_path)
+    changed(root, "train", lambda content: content["annotations"].extend(content["annotations"][:1] * 3))
+    assert len(prepared(root, "detection", tmp_path).train) == 11
+    assert "the masks of its 4 objects take more than 12,288 bytes" in capsys.readouterr().err
+
+
 def remove(name):
     return lambda root: shutil.rmtree(root / name) if (root / name).is_dir() else (root / name).unlink()
 
@@ -161,6 +212,7 @@ TRAIN_JSON, VAL_JSON = "annotations/instances_train2017.json", "annotations/inst
         (remove("val2017"), "names the image 000000000000.png, which lies neither in val2017, nor in images/val2017"),
         (write("annotations/instances_val.json", "{}"), "instances_val.json and instances_val2017.json are both val"),
         (write(TRAIN_JSON, '{"file_name": "000000000000.png"}'), "required field images; give a file of COCO's"),
+        (write(TRAIN_JSON, '{"file_name": ' + "[" * 100_000), "names the image of no file, which lies neither in tra"),
     ],
 )  # fmt: skip
 def test_another_layout_than_cocos_is_refused(coco, tmp_path, change, message):

@@ -1,5 +1,6 @@
 """Detection data in COCO's format (https://cocodataset.org/#format-data): boxes, masks and categories of images."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -70,6 +71,12 @@ class Runs(msgspec.Struct):
 Segmentation = Runs | list[list[Number]]
 CORNERS = 3
 """Of a polygon at least; one with fewer, of which COCO has some, covers nothing."""
+LONGEST_OUTLINE = 2**22
+"""Pixels around an object's polygons; pycocotools takes some 50 bytes for each."""
+LARGEST_MASKS = 2**31
+"""Bytes of all masks of an image, of a byte a pixel each."""
+COMPRESSED = re.compile(r"([P-o]{0,6}[0-O])*")
+"""Run lengths as text: of each number digits with the bit that says that more follow, then one without it."""
 
 
 @dataclass(frozen=True)
@@ -156,16 +163,42 @@ def _run_lengths(segmentation: bytes, height: int, width: int) -> Any:
         polygons = [polygon for polygon in found if len(polygon) >= 2 * CORNERS]
         if not polygons:
             return mask.encode(np.zeros((height, width), np.uint8, order="F"))
+        if sum(map(_outline, polygons)) > LONGEST_OUTLINE:
+            raise ValueError(f"the polygons of an object are longer than {LONGEST_OUTLINE:,} pixels")
         return mask.merge(mask.frPyObjects(polygons, height, width))
     if found.size != (height, width):
         raise ValueError(f"a mask is {found.size[1]}x{found.size[0]}, its image {width}x{height}")
-    if isinstance(found.counts, str):
-        runs = {"size": [height, width], "counts": found.counts.encode()}
-        mask.decode(runs)  # raises ValueError for lengths that are not those of the size
-        return runs
-    if sum(found.counts) != height * width:
+    counts = _uncompressed(found.counts) if isinstance(found.counts, str) else found.counts
+    if sum(counts) != height * width or min(counts) < 0 or len(counts) > height * width + 1:
         raise ValueError("the run lengths of a mask are not those of its size")
-    return mask.frPyObjects({"size": [height, width], "counts": found.counts}, height, width)
+    return mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+
+
+def _outline(polygon: list[float]) -> float:
+    """About how long its sides are, in pixels."""
+    corners = np.array(polygon).reshape(-1, 2)
+    return float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
+
+
+def _uncompressed(text: str) -> list[int]:
+    """The run lengths in COCO's text: base 32, least digit first, from the third on as differences to the last but one.
+
+    pycocotools itself reads and writes outside of its memory where such a text is malformed.
+    """
+    if not COMPRESSED.fullmatch(text):
+        raise ValueError("the run lengths of a mask are malformed")
+    counts: list[int] = []
+    number = shift = 0
+    for digit in text.encode():
+        number |= (digit - 48 & 31) << shift
+        shift += 5
+        if digit - 48 & 32:  # another digit follows
+            continue
+        if digit - 48 & 16:
+            number -= 1 << shift
+        counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+        number = shift = 0
+    return counts
 
 
 # ---- reading ----
@@ -232,5 +265,7 @@ def _fault(targets: CocoTargets, sizes: Sequence[tuple[int, int]], row: int, siz
     """Why an image cannot be used, from its size; empty where it can."""
     if size != sizes[row]:
         return f"it is {size[1]}x{size[0]}, and {sizes[row][1]}x{sizes[row][0]} in the file of instances"
-    targets[row]
+    count = len(targets[row].masks)
+    if count * size[0] * size[1] > LARGEST_MASKS:
+        return f"the masks of its {count:,} objects take more than {LARGEST_MASKS:,} bytes"
     return ""

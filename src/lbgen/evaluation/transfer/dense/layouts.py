@@ -116,7 +116,7 @@ def _first_file_name(annotations: Path) -> str | None:
     value = text.decode("utf-8", "replace").lstrip().removeprefix(":").lstrip()
     try:
         name, _ = json.JSONDecoder().raw_decode(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return name if isinstance(name, str) and name else None
 

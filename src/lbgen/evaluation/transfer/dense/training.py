@@ -19,6 +19,7 @@ from lbgen.errors import UserError
 from lbgen.evaluation.transfer.sets.splits import Rows
 from lbgen.runs import atomic
 from lbgen.runs.console import Progress, say
+from lbgen.runs.processes.spawned import heed_no_signals
 from lbgen.training.tensors import DAMAGE, load_tensors
 
 LARGEST_WARM_UP = 0.1
@@ -115,7 +116,7 @@ def train(setup: Training, checkpoint: Path) -> nn.Module:
                 model.train()
                 loader = DataLoader(
                     Examples(setup.task, setup.seed), batch_sampler=setup.batches(epoch), num_workers=setup.workers,
-                    collate_fn=list,
+                    collate_fn=list, worker_init_fn=heed_no_signals,
                 )  # fmt: skip
                 for batch in loader:
                     loss = training_step(setup, model, optimizer, batch, update)

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lbgen.errors import UserError
-from lbgen.evaluation.arrays import read_npy
+from lbgen.evaluation.arrays import read_npy, write_npy
 from lbgen.models.backbones.backbone import Backbone
-from lbgen.runs import atomic
 from lbgen.runs.console import Progress
+from lbgen.runs.processes.spawned import heed_no_signals
 
 PART = 4096
 """Images in one file: what an interrupted run loses at most."""
@@ -68,7 +68,8 @@ class FeatureCache:
     def _compute(self, backbone: Backbone, images: Any, rows: NDArray[np.int64], progress: Progress) -> NDArray:
         seen = Seen(images, rows, backbone.transform)
         found = []
-        for batch in DataLoader(seen, self.batch_size, num_workers=self.workers(len(rows))):
+        workers = self.workers(len(rows))
+        for batch in DataLoader(seen, self.batch_size, num_workers=workers, worker_init_fn=heed_no_signals):
             found.append(backbone.features(batch).float().cpu().numpy())
             progress.advance(len(batch))
         return np.concatenate(found)
@@ -89,5 +90,4 @@ def _read(path: Path, rows: int) -> NDArray | None:
 
 def _write(path: Path, features: NDArray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.replacing(path) as temporary, temporary.open("wb") as stream:
-        np.save(stream, features, allow_pickle=False)
+    write_npy(path, features)

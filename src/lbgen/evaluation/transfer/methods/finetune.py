@@ -22,6 +22,7 @@ from lbgen.evaluation.transfer.sets.splits import Division, Rows
 from lbgen.evaluation.transfer.values import Metric
 from lbgen.models.backbones.backbone import Backbone
 from lbgen.runs.console import Progress
+from lbgen.runs.processes.spawned import heed_no_signals
 
 SMALLEST_CROP = 0.5
 """Share of a picture's area that a training crop has at least."""
@@ -88,7 +89,8 @@ def train(setup: FineTuning, pair: Pair, rows: Rows, label: Rows) -> nn.Module:
 
         # Train.
         augmented = Augmented(setup.images, augmentation(setup.backbone, setup.mirrored), setup.seed)
-        loader = DataLoader(augmented, batch_sampler=batches, num_workers=setup.workers(len(rows)))
+        workers = setup.workers(len(rows))
+        loader = DataLoader(augmented, batch_sampler=batches, num_workers=workers, worker_init_fn=heed_no_signals)
         for step, (images, row) in enumerate(loader):
             schedule.step_update(step)
             loss = F.cross_entropy(model(images.to(device)), torch.from_numpy(label)[row].to(device))
@@ -104,7 +106,8 @@ def predict(setup: FineTuning, model: nn.Module, rows: Rows) -> NDArray[np.int64
     seen = Seen(setup.images, rows, setup.backbone.transform)
     found = []
     with torch.inference_mode():
-        for batch in DataLoader(seen, setup.batch_size, num_workers=setup.workers(len(rows))):
+        workers = setup.workers(len(rows))
+        for batch in DataLoader(seen, setup.batch_size, num_workers=workers, worker_init_fn=heed_no_signals):
             found.append(model(batch.to(setup.backbone.device)).argmax(dim=1).cpu().numpy())
     return np.concatenate(found)
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from lbgen.evaluation.arrays import read_npy
+from lbgen.evaluation.arrays import read_npy, write_npy
 from lbgen.evaluation.transfer.sets.sources import Source
-from lbgen.runs import atomic
 from lbgen.runs.console import Progress
+from lbgen.runs.processes.spawned import heed_no_signals
 
 SMALL = 2000
 """Images of a set, up to which it is read without further processes."""
@@ -54,11 +54,12 @@ class _Hashed(Dataset):
 def scan(source: Source, name: str, cache: Path, workers: int | None) -> Scan:
     """Read every image of a set, or take what an earlier pass over the same files found from the folder `cache`."""
     path = cache / f"scan-{_key(source)}.npy"
-    if (known := _read(path, len(source.keys))) is not None:
+    if (known := _read(path, len(source.keys), len(source.categories))) is not None:
         return known
     loader = DataLoader(
-        _Hashed(source.images), batch_size=BATCH, num_workers=processes(len(source.keys), workers), collate_fn=list
-    )
+        _Hashed(source.images), batch_size=BATCH, num_workers=processes(len(source.keys), workers), collate_fn=list,
+        worker_init_fn=heed_no_signals,
+    )  # fmt: skip
     found: list[tuple[int, bytes, str]] = []
     with Progress(f"{name}: reading", len(source.keys), "images", leave=False) as progress:
         for batch in loader:
@@ -77,18 +78,20 @@ def _key(source: Source) -> str:
     return sha256("\n".join([source.fingerprint, *source.keys]).encode()).hexdigest()[:32]
 
 
-def _read(path: Path, rows: int) -> Scan | None:
+def _read(path: Path, rows: int, categories: int) -> Scan | None:
     """What `scan` wrote; None where there is nothing of this shape."""
     table = read_npy(path)
     if table is None or table.shape != (rows, 8 + DIGEST) or table.dtype != np.uint8:
         return None
-    return Scan(np.ascontiguousarray(table[:, :8]).view(np.int64)[:, 0], np.array(table[:, 8:]), {})
+    label = np.ascontiguousarray(table[:, :8]).view(np.int64)[:, 0]
+    if label.min(initial=0) < 0 or label.max(initial=0) >= categories:  # of a readable image
+        return None
+    return Scan(label, np.array(table[:, 8:]), {})
 
 
 def _write(path: Path, table: NDArray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.replacing(path) as temporary, temporary.open("wb") as stream:
-        np.save(stream, table, allow_pickle=False)
+    write_npy(path, table)
 
 
 def processes(images: int, workers: int | None) -> int:
