@@ -88,7 +88,7 @@ def test_the_notebook_shows_pictures_and_the_audit(tmp_path, warm_python):
     nbformat = pytest.importorskip("nbformat")
     notebook = nbformat.read(EXAMPLES / "own_categories.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "commit the notebook without its outputs"
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(MAKE_SMALL.format(small=SMALL)))
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(MAKE_SMALL.format(small=SMALL | {"independence_bank": 24})))
     execute(notebook, warm_python, tmp_path)
     shown = [kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})]
     assert shown.count("image/png") == 3 and "text/html" in shown

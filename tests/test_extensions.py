@@ -128,6 +128,15 @@ def mirrored_folder(tiny_sd_folder, tmp_path_factory):
     return folder
 
 
+def test_a_distribution_that_is_installed_meanwhile_is_found(tmp_path, monkeypatch):
+    """In a folder that was looked through before, as by pip while a notebook is open."""
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not extensions.is_extension("terms", "lightness", ())
+    install(tmp_path, "later", "[lbgen.terms]\nlightness = later:lightness\n")
+    assert extensions.is_extension("terms", "lightness", ())
+    assert extensions.origin("terms", "lightness", ()) == "later 1.5"
+
+
 def refusal(call, *arguments, **options) -> str:
     with pytest.raises(UserError) as error:
         call(*arguments, **options)

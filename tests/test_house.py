@@ -5,6 +5,7 @@ Read from the source with `ast`, imports inside functions included; those for ty
 
 import ast
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,10 @@ def imports_of(path: Path) -> set[str]:
     return {name for name in found if name in MODULES} - {""}
 
 
-IMPORTS = {name: imports_of(path) - {name} for name, path in MODULES.items()}
+@cache
+def imports() -> dict[str, set[str]]:
+    """The modules that each module imports; read by the first test, not when tests are collected."""
+    return {name: imports_of(path) - {name} for name, path in MODULES.items()}
 
 
 def room(module: str) -> str:
@@ -83,12 +87,12 @@ def circles(edges: dict[str, set[str]]) -> list[list[str]]:
 
 
 def test_no_circle_of_modules():
-    assert circles(IMPORTS) == []
+    assert circles(imports()) == []
 
 
 def test_no_circle_of_rooms():
     edges: dict[str, set[str]] = defaultdict(set)
-    for module, targets in IMPORTS.items():
+    for module, targets in imports().items():
         edges[room(module)] |= {room(target) for target in targets} - {room(module)}
     assert circles(edges) == []
 
@@ -101,7 +105,7 @@ def test_imports_point_down():
     """`__init__`, `__main__` and `cli` stand above all storeys; `errors` and `__init__` are everybody's."""
     upward = [
         f"{module} -> {target}"
-        for module, targets in IMPORTS.items()
+        for module, targets in imports().items()
         for target in targets
         if room(module) in STOREY and STOREY.get(room(target), 3) > STOREY[room(module)]
     ]
@@ -113,7 +117,7 @@ def test_no_stage_imports_another():
     running = ("quickstart", "reproduction")
     across = [
         f"{module} -> {target}"
-        for module, targets in IMPORTS.items()
+        for module, targets in imports().items()
         for target in targets
         if room(module) in STAGES and room(target) in STAGES and room(module) not in (room(target), *running)
     ]

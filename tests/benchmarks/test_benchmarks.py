@@ -1,6 +1,7 @@
 """Every script in benchmarks/ runs to its end at its smallest size and prints what it is for; no figure is looked at.
 
-Most run in this process, which has the libraries already; those that benchmarks/gpu.sh calls run as it calls them.
+Most run in this process, which has the libraries already, and so have those that they start; those that
+benchmarks/gpu.sh calls run as it calls them.
 """
 
 import importlib
@@ -122,7 +123,8 @@ def test_every_script_is_run_by_a_test():
 
 
 @pytest.mark.parametrize("script", SMALLEST)
-def test_script_runs_at_its_smallest_size(script, tmp_path, monkeypatch, capfd):
+def test_script_runs_at_its_smallest_size(script, tmp_path, monkeypatch, capfd, warm_python):
+    monkeypatch.setattr(sys, "executable", warm_python)
     (tmp_path / "names.txt").write_text("key\nfish\n")
     flags, printed = SMALLEST[script]
     run(script, flags.format(names=tmp_path / "names.txt").split(), monkeypatch)

@@ -328,6 +328,15 @@ def test_a_recipe_that_is_not_text_or_not_there_is_refused(tmp_path):
     assert "no such file" in refusal(resolve, Baking, "x" * 300, {})  # more than a file system's name may have
 
 
+def test_what_was_read_may_be_changed_and_is_read_again_as_it_stands(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("size: [32, 32]\nscreen: &names [label]\nagain: *names\n")
+    read = read_yaml(path)
+    read["size"].append(64)
+    read["screen"].clear()
+    assert read_yaml(path) == {"size": [32, 32], "screen": ["label"], "again": ["label"]}
+
+
 def test_an_empty_recipe_changes_nothing(tmp_path):
     assert resolve(Baking, recipe(tmp_path, "# nothing\n"), {"output": "b"}) == Baking(output=Path("b"))
 

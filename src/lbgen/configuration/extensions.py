@@ -4,8 +4,11 @@ An extension has a name in a group. `register` adds an object in this process; a
 every process, by an entry point of the group `lbgen.GROUP`. A name that lbgen has itself stays lbgen's.
 """
 
+import os
+import sys
 from collections.abc import Container, Iterable, Mapping
-from importlib.metadata import EntryPoint, entry_points
+from functools import lru_cache
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any, Literal, get_args
 
 from lbgen.errors import UserError
@@ -61,7 +64,7 @@ def is_extension(group: Group, name: str, own: Container[str]) -> bool:
 
 def names(group: Group, own: Iterable[str]) -> str:
     """All names of a group, lbgen's own first, for messages."""
-    installed = {point.name for point in entry_points(group=f"lbgen.{group}")}
+    installed = {point.name for point in _installed(group)}
     return ", ".join(dict.fromkeys([*own, *sorted(installed | set(REGISTERED[group]))]))
 
 
@@ -80,9 +83,21 @@ def origin(group: Group, name: str, own: Container[str]) -> str | None:
     return None if point is None else _distribution(point)
 
 
+def _installed(group: Group) -> EntryPoints:
+    """The entry points of every distribution; read again when one was installed, that is, a folder has changed."""
+    folders = (place or os.curdir for place in sys.path)
+    changed = tuple((place, os.stat(place).st_mtime_ns) for place in folders if os.path.exists(place))
+    return _entry_points(group, changed)
+
+
+@lru_cache(maxsize=len(REGISTERED))
+def _entry_points(group: Group, folders: tuple[tuple[str, int], ...]) -> EntryPoints:
+    return entry_points(group=f"lbgen.{group}")
+
+
 def _entry_point(group: Group, name: str) -> EntryPoint | None:
     """The entry point of this name; UserError where two distributions have it."""
-    found = list({point.value: point for point in entry_points(group=f"lbgen.{group}", name=name)}.values())
+    found = list({point.value: point for point in _installed(group).select(name=name)}.values())
     if len(found) > 1:
         who = " and ".join(sorted(map(_distribution, found)))
         raise UserError(f"{name}: {who} both have it in lbgen.{group}; uninstall one of them")

@@ -1,7 +1,9 @@
 """Files of `field: value` lines: YAML 1.2, read and written."""
 
+import copy
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ def parse_yaml(content: bytes, source: str) -> dict[str, Any]:
     if len(content) > LARGEST_FILE:
         raise UserError(f"{source}: larger than {LARGEST_FILE} bytes; shorten it")
     try:
-        values = yaml.load(content.decode(), Loader=_Loader)
+        values = copy.deepcopy(_values_of(content))
     except UnicodeDecodeError:
         raise UserError(f"{source}: not UTF-8 text; save it as UTF-8") from None
     except yaml.YAMLError as error:
@@ -68,6 +70,12 @@ def parse_yaml(content: bytes, source: str) -> dict[str, Any]:
     if _values_in(values, MOST_VALUES) > MOST_VALUES:
         raise UserError(f"{source}: more than {MOST_VALUES} values, or nested too deeply; shorten it")
     return {str(name): value for name, value in values.items()}
+
+
+@lru_cache(maxsize=8)
+def _values_of(content: bytes) -> Any:
+    """PyYAML's reading, kept because a run reads its record, and a check of many files theirs, again and again."""
+    return yaml.load(content.decode(), Loader=_Loader)
 
 
 def _values_in(value: Any, most: int, depth: int = 0) -> int:

@@ -3,8 +3,9 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import overload
 
@@ -148,7 +149,9 @@ def imagenet_entries(qualify: bool, names: str = "imagenet-1k") -> list[Entry]:
     ]
 
 
+@cache
 def _packaged_entries(file: str) -> list[Entry]:
+    """Read once a process; nobody changes the list."""
     return text_entries((DATA / file).read_text(encoding="utf-8"), file)
 
 
@@ -168,8 +171,13 @@ def _read(spec: str) -> list[Entry]:
 
 def _with_imagenet_names(entries: list[Entry], qualify: bool) -> list[Entry]:
     """A bare ImageNet id, as in a list of ids or a folder of ImageNet, gets its usual name."""
-    names = {entry.id: entry.name for entry in imagenet_entries(qualify)}
+    names = _imagenet_names(qualify)
     return [e._replace(id=e.id or e.name, name=names[e.name]) if e.name in names else e for e in entries]
+
+
+@cache
+def _imagenet_names(qualify: bool) -> Mapping[str | None, str]:
+    return {entry.id: entry.name for entry in imagenet_entries(qualify)}
 
 
 def _refuse_unfit(category: Category) -> None:

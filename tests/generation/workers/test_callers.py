@@ -40,8 +40,12 @@ def ensure_made_once(shown: str, folder: Path, whole: Path, *workers: int) -> No
 def test_a_script_without_a_main_guard_runs_once_whatever_the_number_of_workers(
     code, whole, tmp_path, name, workers, warm_python
 ):
-    """The script is a file, or comes from standard input; the file's is a Python that nothing was imported in."""
-    (tmp_path / "make.py").write_text(code(*workers))
+    """The script is a file, or comes from standard input; the file's is a Python that nothing was imported in.
+
+    The workers' has the libraries in both: their start is that of `multiprocessing`, with the script's own path.
+    """
+    start = f"import multiprocessing\nmultiprocessing.set_executable({warm_python!r})\n"
+    (tmp_path / "make.py").write_text(start + code(*workers))
     with (tmp_path / "make.py").open() as given:
         command = [warm_python if name == "-" else sys.executable, name]
         ended = subprocess.run(command, stdin=given, capture_output=True, text=True, cwd=tmp_path, timeout=300)
