@@ -50,7 +50,8 @@ def test_a_base_that_cannot_be_is_refused_by_file(capsys, tmp_path, text, messag
 
 
 @pytest.mark.parametrize("recipe", built_in_recipes())
-def test_what_print_config_prints_is_itself_a_recipe(capsys, tmp_path, recipe):
+def test_what_print_config_prints_is_itself_a_recipe(capsys, tmp_path, monkeypatch, recipe):
+    monkeypatch.chdir(tmp_path)
     verb = built_in_recipes()[recipe]
     file = tmp_path / "printed.yaml"
     operands = [str(tmp_path)] if VERBS[verb].operands else []
