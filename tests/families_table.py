@@ -105,8 +105,8 @@ STATEMENTS = (
     ),
     Statement(
         "kohya's names",
-        "an adapter of a transformer by them, merged into the makers' weights by a reader of the tests, gives the "
-        "weights of the generator with its adapter; for PixArt-Sigma and Sana they are refused",
+        "an adapter of a transformer under these names, merged into the makers' weights by a reader of the tests, "
+        "gives the weights of the generator with its adapter; for PixArt-Sigma and Sana they are refused",
         ("test_merged_into_the_makers_weights_it_is_the_adapter",),
     ),
     Statement(

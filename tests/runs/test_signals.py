@@ -90,13 +90,27 @@ try:
 except KeyboardInterrupt:
     print(" interrupted", future.result() in pool._processes)
 """
+STARTING_ONE = """
+import multiprocessing, signal, slow
+from lbgen.runs.processes.spawned import starting
+signal.signal(signal.SIGINT, signal.default_int_handler)
+process = multiprocessing.get_context("spawn").Process(target=slow.begin)
+try:
+    with starting():
+        process.start()
+    process.join()
+except KeyboardInterrupt:
+    process.join()
+    print(" interrupted", process.exitcode == 0)
+"""
 
 
-def test_ctrl_c_while_a_process_imports_ends_the_one_that_started_it_alone(tmp_path):
+@pytest.mark.parametrize("program", [STARTING, STARTING_ONE], ids=["a pool", "the first process"])
+def test_ctrl_c_while_a_process_imports_ends_the_one_that_started_it_alone(program, tmp_path):
     """As a terminal sends it, to the whole group: the new process goes on, and shows nothing."""
     (tmp_path / "slow.py").write_text(SLOW)
     process = subprocess.Popen(
-        [sys.executable, "-c", STARTING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}, start_new_session=True,
     )  # fmt: skip
     assert process.stdout.read(9) == "importing"

@@ -85,9 +85,15 @@ def origin(group: Group, name: str, own: Container[str]) -> str | None:
 
 def _installed(group: Group) -> EntryPoints:
     """The entry points of every distribution; read again when one was installed, that is, a folder has changed."""
-    folders = (place or os.curdir for place in sys.path)
-    changed = tuple((place, os.stat(place).st_mtime_ns) for place in folders if os.path.exists(place))
-    return _entry_points(group, changed)
+    return _entry_points(group, tuple((place, _changed(place or os.curdir)) for place in sys.path))
+
+
+def _changed(folder: str) -> int:
+    """When it was changed last; 0 where there is none."""
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return 0
 
 
 @lru_cache(maxsize=len(REGISTERED))

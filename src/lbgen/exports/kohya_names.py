@@ -17,10 +17,11 @@ class Place(NamedTuple):
     """Where a layer of diffusers' lies among those of a transformer's makers."""
 
     layer: str
+    """Of the makers'. It can hold several layers of diffusers', whose rows follow one another."""
     number: int = 0
-    """The layer's rows are those of several layers of diffusers', one after another: which of them."""
+    """Which of these it is."""
     widths: tuple[int, ...] = (1,)
-    """The rows of each, in multiples of the first."""
+    """How many rows each of them has, in multiples of the first one's."""
 
 
 def _joined(names: Collection[str], layer: str, widths: tuple[int, ...] = (1, 1, 1)) -> dict[str, Place]:

@@ -12,7 +12,6 @@ B images; N images of one category, in the order of the plan, or of one dataset.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -184,7 +183,7 @@ def originals(hashes: Hashes, mirrored: Hashes, pictures: Callable[[Rows], NDArr
     pictures: row numbers to bytes (n, 3072).
     """
     original = np.arange(len(hashes))
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for rows in blocks(len(hashes)):
             # Compare with accepted pictures before this block, then those that are left with each other.
             for columns in (range(rows[0]), range(rows[0], rows[-1] + 1)):

@@ -142,7 +142,9 @@ def refuse_unknown_quality(name: str) -> None:
     """Refuse a quality scorer that is neither lbgen's nor an extension."""
     if name not in QUALITY and not is_extension("quality", name, QUALITY):
         known = names("quality", QUALITY[1:])
-        raise UserError(f"--quality {name!r:.40} is not known; choose {known}, q-align, q-align:DIR or none")
+        raise UserError(
+            f"--quality {name!r:.40} is not known; choose {known}, q-align, q-align-int8, either with :DIR, or none"
+        )
 
 
 def q_align_location(quality: str) -> str | None:

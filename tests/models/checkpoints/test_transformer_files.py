@@ -29,7 +29,7 @@ from lbgen.models.checkpoints.single_file import from_single_file, transformer_w
 from lbgen.models.checkpoints.suited import suited_settings
 from lbgen.models.generator import Generator, load_generator
 from lbgen.models.registry import ensure_generator
-from lbgen.runs import atomic, identity
+from lbgen.runs import atomic
 
 PREFIX = "model.diffusion_model."
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -242,7 +242,11 @@ def test_a_file_of_all_parts_keeps_the_identity_it_had(tmp_path: Path) -> None:
     whole = {"cond_stage_model.a": torch.zeros(1), "first_stage_model.a": torch.zeros(1)}
     save_file(whole, folder / "whole.safetensors")
     found = forms.hashes(str(folder / "whole.safetensors"), None, None, None, ())
-    assert found["generator_config"] == identity.configuration_sha256(str(folder))
+    index = json.loads((folder / "model_index.json").read_text())
+    parts = [folder / name for name, part in index.items() if isinstance(part, list) and part[1]]
+    files = [folder / "model_index.json", *(path for part in parts for path in part.glob("*.[jt][sx]*"))]
+    lines = [f"{path.relative_to(folder)}\t{sha256(path.read_bytes()).hexdigest()}" for path in sorted(files)]
+    assert found["generator_config"] == "v2:" + sha256("\n".join(lines).encode()).hexdigest()
 
 
 # ---- the hub ----

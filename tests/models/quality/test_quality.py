@@ -62,6 +62,7 @@ def test_scorers_are_chosen_by_name(tiny_clip_folder: Path) -> None:
     assert load_quality("none", space) is None
     assert isinstance(load_quality("antonyms", space), AntonymQuality)
     with pytest.raises(
-        UserError, match="--quality 'musiq' is not known; choose antonyms, q-align, q-align:DIR or none"
+        UserError,
+        match="--quality 'musiq' is not known; choose antonyms, q-align, q-align-int8, either with :DIR, or none",
     ):
         load_quality("musiq", space)

@@ -175,8 +175,9 @@ def ray_actors(settings: WorkerSettings, count: int | None, address: str | None)
                 return done(NOTHING)
             if len(actors) < size:
                 actors.append(kind.remote(settings, 0))  # Ray shows an actor its own GPU alone
+            actor = actors[turn % len(actors)]
             turn += 1
-            return actors[turn % len(actors)].observe.remote(list(images)).future()
+            return actor.observe.remote(list(images)).future()
 
         yield Workers(submit, BATCHES_AHEAD * size)
     except tuple(getattr(ray.exceptions, name) for name in LOST) as error:

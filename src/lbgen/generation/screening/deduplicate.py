@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from io import BytesIO
 from itertools import islice
 
@@ -34,7 +33,6 @@ from lbgen.generation.screening.duplicate_rounds import (
 from lbgen.generation.screening.split_images import SplitImages, read_images
 from lbgen.generation.shard_rows import read_rows, stored_images
 from lbgen.generation.workers.dispatch import draw_shards
-from lbgen.generation.workers.loading import load_models
 from lbgen.metrics.near_duplicates import (
     NO_PAIR,
     ImagePairs,
@@ -59,11 +57,10 @@ def deduplicate(store: Store, config: GenerateConfig, plan: Plan, record: Record
     if record:  # the space that compares must be the one that the dataset was made with
         identity_of(config, record.made_with).ensure_same(record.made_with, config.output)
     rounds = read_duplicate_rounds(store, config, plan)
-    load = cache(lambda: load_models(config, plan, device_of(0)))  # once for all rounds that this process draws
     while True:
         # Draw again what the last round lists, unless that is done already.
         if rounds and (pending := shards_to_redraw(store, config, plan, rounds[-1])):
-            draw_shards(store, config, plan, record, pending, rounds, load)
+            draw_shards(store, config, plan, record, pending, rounds)
 
         # Compare all images of each category: first their hashes, then the features of near pairs.
         images = read_images(store, config, plan)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 
@@ -17,7 +16,6 @@ from lbgen.generation.record import Record
 from lbgen.generation.reports.lines import say_opening
 from lbgen.generation.screening.duplicate_rounds import DuplicateRound
 from lbgen.generation.trust import remember_record
-from lbgen.generation.workers.loading import Models
 from lbgen.generation.workers.local import processes, this_process
 from lbgen.generation.workers.preflight import PreflightResult, refuse_new_confusions
 from lbgen.generation.workers.progress import ProgressBar
@@ -39,11 +37,9 @@ def draw_shards(
     record: Record | None,
     shards: Sequence[int],
     duplicate_rounds: Sequence[DuplicateRound],
-    load: Callable[[], Models] | None = None,
 ) -> None:
     """Make these shards of the split; a shard that exists is changed as the last of `duplicate_rounds` says.
 
-    load: gives the models if this process draws; by default they are loaded anew.
     Nothing is written before the generator is loaded and agrees with the record.
     """
     adapter_sha256(config)  # refuses a folder without an adapter, before the generator is loaded
@@ -55,9 +51,8 @@ def draw_shards(
 
     # Start the engine: it loads the generator, here or in an actor.
     count = min(config.workers or max(1, torch.cuda.device_count()), len(shards))
-    here = config.engine != "ray" and count == 1
-    engine = partial(this_process, load=load) if here else ray_actors if config.engine == "ray" else processes
-    if not here:
+    engine = ray_actors if config.engine == "ray" else this_process if count == 1 else processes
+    if engine is not this_process:
         refuse_registered(config)
     with engine(config, plan, count, record.made_with if record else None) as (preflight_result, draw):
         # Compare with the record, or write it.

@@ -16,7 +16,7 @@ import torch
 from lbgen.errors import Interrupted, UserError
 from lbgen.generation.config import GenerateConfig, worker_name
 from lbgen.generation.plan import Plan
-from lbgen.generation.workers.loading import Models, load_models
+from lbgen.generation.workers.loading import load_models
 from lbgen.generation.workers.preflight import PreflightResult, preflight
 from lbgen.generation.workers.progress import Progress
 from lbgen.generation.workers.shard import Worker, WorkerContext
@@ -45,15 +45,9 @@ class Engine(NamedTuple):
 
 
 @contextmanager
-def this_process(
-    config: GenerateConfig,
-    plan: Plan,
-    count: int,
-    recorded: Identity | None,
-    load: Callable[[], Models] | None = None,
-) -> Iterator[Engine]:
-    """Draw the shards in this process, one after the other, with what `load` gives in place of models of its own."""
-    models = load() if load else load_models(config, plan, device_of(0))
+def this_process(config: GenerateConfig, plan: Plan, count: int, recorded: Identity | None) -> Iterator[Engine]:
+    """Draw the shards in this process, one after the other."""
+    models = load_models(config, plan, device_of(0))
 
     def draw(context: WorkerContext, shards: Sequence[int], report: Report, signals: list[int]) -> None:
         draw_here(Worker(context, worker_name(config), models), shards, report, signals)

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import ModuleType
 
 from lbgen.runs.signals import blocked_signals
@@ -16,11 +17,12 @@ from lbgen.runs.signals import blocked_signals
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """For the start of processes that call `begin` first.
+    """For the start of processes that first say what they do at Ctrl-C, most of them by `begin`.
 
     They do not import the caller's main module, and Ctrl-C, which a terminal sends to all of them, does not end them
     with a traceback while they import: the process that started them ends them.
     """
+    resource_tracker.ensure_running()  # its own start would let Ctrl-C through again
     with blocked_signals([signal.SIGINT]), hidden_main():
         yield
 

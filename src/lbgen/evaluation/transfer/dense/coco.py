@@ -181,7 +181,7 @@ def _outline(polygon: list[float]) -> float:
 
 
 def _uncompressed(text: str) -> list[int]:
-    """The run lengths in COCO's text: base 32, least digit first, from the third on as differences to the last but one.
+    """The run lengths in COCO's text: base 32, least digit first; from the fourth on differences to the last but one.
 
     pycocotools itself reads and writes outside of its memory where such a text is malformed.
     """
