@@ -211,7 +211,7 @@ def share_left(row: Row, base: Row) -> float:
 def table(rows: list[Row]) -> str:
     """One line for each variant, stop and screening: means over the seeds and the worst of them, against the goals."""
     groups: dict[tuple[str, int, str], list[tuple[Row, Row]]] = {}
-    for row, base in compared(rows):
+    for row, base in sorted(compared(rows), key=lambda pair: pair[0]["seed"]):
         groups.setdefault((row["variant"], row["updates"], row["screening"]), []).append((row, base))
     lines = [list(TITLES)]
     for (variant, updates, screening), pairs in sorted(groups.items()):
