@@ -9,11 +9,9 @@ import gc
 import multiprocessing.spawn
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,22 +29,6 @@ if TYPE_CHECKING:
 
 # Ctrl-C is heeded even where a shell that started the tests in the background has it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-WARM, COLD = "LBGEN_TESTS_WARM_PYTHON", "LBGEN_TESTS_PYTHON"
-"""Set for the processes that `pytest -n` starts: their executable, which the tests use too, and Python's own."""
-if COLD in os.environ:
-    sys.executable = os.environ[COLD]
-    multiprocessing.set_executable(sys.executable)
-
-
-def pytest_xdist_setupnodes(config: pytest.Config, specs: list) -> None:
-    """The processes of `pytest -n` are forked from one that has imported the libraries."""
-    with ExitStack() as stack:
-        executable = stack.enter_context(started())
-        config.add_cleanup(stack.pop_all().close)
-    os.environ |= {WARM: executable, COLD: sys.executable}
-    for spec in specs:
-        spec.python = executable
 
 
 def pytest_collection() -> None:
@@ -66,11 +48,8 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session")
 def warm_python() -> Iterator[str]:
     """An executable like Python that has imported the libraries when it starts (warm_python.py)."""
-    if WARM in os.environ:
-        yield os.environ[WARM]
-    else:
-        with started() as executable:
-            yield executable
+    with started() as executable:
+        yield executable
 
 
 @pytest.fixture

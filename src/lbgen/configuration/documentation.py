@@ -35,7 +35,10 @@ def described_fields(config_class: Any) -> str:
             lines += [f"{heading}:"]
         default = "" if is_required(field) else f" = {_default(field)!r}"
         lines += [f"  {field.name}: {inspect.formatannotation(hints[field.name])}{default}"]
-        lines += textwrap.wrap(helps[field.name].text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        indent = " " * 6
+        lines += textwrap.wrap(
+            helps[field.name].text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+        )
     return "\n".join(lines)
 
 
