@@ -1,11 +1,5 @@
-"""Session fixtures: folders of random-weight miniatures, and a small dataset and a small run made with them.
+"""Session fixtures: folders of random-weight miniatures, and a small dataset and a small run made with them."""
 
-The libraries are imported where they are needed: the process of `pytest -n` that only hands out tests needs none.
-"""
-
-from __future__ import annotations
-
-import gc
 import multiprocessing.spawn
 import os
 import signal
@@ -14,35 +8,23 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in every process a test starts: the bits of a sum depend on the threads
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the tests run in several processes on the same cores
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # which datasets were made here is noted there
 
 import pytest
+from miniatures import write_aimv2, write_clip, write_metaclip2, write_siglip, write_siglip2, write_stable_diffusion
 from warm_python import started
 
-if TYPE_CHECKING:
-    from lbgen.generation.config import GenerateConfig
-    from lbgen.models.generator import Generator
+from lbgen.alignment import run
+from lbgen.alignment.config import AlignConfig
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.run import generate
+from lbgen.models.generator import Generator, load_generator
 
 # Ctrl-C is heeded even where a shell that started the tests in the background has it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_collection() -> None:
-    gc.disable()
-
-
-def pytest_collection_finish() -> None:
-    """The libraries and the tests stay: they need not be looked through for what can be freed."""
-    gc.freeze()
-    gc.enable()
-
-
-def pytest_unconfigure() -> None:
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -64,67 +46,49 @@ def warm_processes(warm_python: str) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stable Diffusion predicting epsilon, PNDM scheduler, 32x32 images, prompts of up to 16 tokens."""
-    from miniatures import write_stable_diffusion
-
     return write_stable_diffusion(tmp_path_factory.mktemp("tiny-sd"))
 
 
 @pytest.fixture(scope="session")
 def tiny_sd_v_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, predicting velocity as Stable Diffusion 2.1 does."""
-    from miniatures import write_stable_diffusion
-
     return write_stable_diffusion(tmp_path_factory.mktemp("tiny-sd-v"), prediction_type="v_prediction")
 
 
 @pytest.fixture(scope="session")
 def tiny_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from miniatures import write_clip
-
     return write_clip(tmp_path_factory.mktemp("tiny-clip"))
 
 
 @pytest.fixture(scope="session")
 def tiny_siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from miniatures import write_siglip
-
     return write_siglip(tmp_path_factory.mktemp("tiny-siglip"))
 
 
 @pytest.fixture(scope="session")
 def tiny_siglip2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from miniatures import write_siglip2
-
     return write_siglip2(tmp_path_factory.mktemp("tiny-siglip2"))
 
 
 @pytest.fixture(scope="session")
 def tiny_metaclip2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from miniatures import write_metaclip2
-
     return write_metaclip2(tmp_path_factory.mktemp("tiny-metaclip2"))
 
 
 @pytest.fixture(scope="session")
 def tiny_aimv2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from miniatures import write_aimv2
-
     return write_aimv2(tmp_path_factory.mktemp("tiny-aimv2"))
 
 
 @pytest.fixture
 def tiny_generator(tiny_sd_folder: Path) -> Generator:
     """Freshly loaded, so that a test may do to it what it likes."""
-    from lbgen.models.generator import load_generator
-
     return load_generator(str(tiny_sd_folder))
 
 
 @pytest.fixture(scope="session")
 def config(tiny_sd_folder, tmp_path_factory) -> GenerateConfig:
     """12 images in 3 shards of 5, 5 and 2; batches of 2."""
-    from lbgen.generation.config import GenerateConfig
-
     folder = tmp_path_factory.mktemp("generate")
     (folder / "names.txt").write_text("z1 cat\na2 dog\nm3 red fox\n")
     return GenerateConfig(
@@ -144,16 +108,12 @@ def config(tiny_sd_folder, tmp_path_factory) -> GenerateConfig:
 @pytest.fixture(scope="session")
 def whole(config) -> Path:
     """The folder of a run that was never interrupted."""
-    from lbgen.generation.run import generate
-
     return Path(generate(config).output)
 
 
 @pytest.fixture(scope="session")
 def tiny_config(tmp_path_factory, tiny_sd_folder, tiny_clip_folder):
     """A config of the miniatures; `dataclasses.replace` gives variants."""
-    from lbgen.alignment.config import AlignConfig
-
     names = tmp_path_factory.mktemp("names") / "names.txt"
     names.write_text("cat\ndog\nant\nbee\ncup\n")
     return AlignConfig(
@@ -178,8 +138,6 @@ def tiny_config(tmp_path_factory, tiny_sd_folder, tiny_clip_folder):
 @pytest.fixture(scope="session")
 def finished(tiny_config):
     """A whole run, with its folder."""
-    from lbgen.alignment import run
-
     run.align(tiny_config)
     return tiny_config
 

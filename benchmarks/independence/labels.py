@@ -233,6 +233,25 @@ def table(rows: list[Row]) -> str:
     return markdown(lines)
 
 
+def seed_table(rows: list[Row]) -> str:
+    """One line for each adapter's set; points lost and share of the information where its base was made."""
+    bases = {(row["seed"], row["screening"]): base for row, base in compared(rows)}
+    lines = [["variant", "updates", "seed", "screening", "label accuracy", "points lost", "information, bits",
+              "of the base's", "diversity", "drawn again"]]  # fmt: skip
+    made = [row for row in rows if row["variant"] != BASE]
+    for row in sorted(made, key=lambda row: (row["variant"], row["updates"], row["seed"], row["screening"])):
+        base, figures = bases.get((row["seed"], row["screening"])), row["figures"]
+        low, high = row["intervals"][INFORMATION]
+        lines.append([
+            row["variant"], str(row["updates"]), str(row["seed"]), row["screening"], f"{figures[ACCURACY]:.1%}",
+            f"{points_lost(row, base):.1f}" if base else "–",
+            f"{figures[INFORMATION]:.2f} ({low:.2f} to {high:.2f})",
+            f"{share_left(row, base):.1%}" if base else "–", f"{figures['diversity']:.2f}",
+            f"{row.get('drawn_again', 0) / row['images']:.1%}",
+        ])  # fmt: skip
+    return markdown(lines)
+
+
 def check_table(rows: list[Row]) -> str:
     """What each threshold would reject of the first attempts, over all seeds of a variant and stop."""
     groups: dict[tuple[str, int], list[Row]] = {}
@@ -271,7 +290,7 @@ def main(argv: list[str] | None = None) -> None:
     if screening not in study.screenings:
         raise SystemExit(f"--screening {screening}: not in {arguments.plan}")
     rows = make_rows(study, names, seeds, arguments.updates or plan["updates"], screening)
-    print(table(rows) + "\n\n" + check_table(rows))
+    print("\n\n".join([table(rows), seed_table(rows), check_table(rows)]))
 
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
