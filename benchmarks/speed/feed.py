@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.measuring import DEVICE, flags_parser, heading, markdown, parse_with, seconds_of
 from lbgen.pretraining.config import PretrainConfig
-from lbgen.pretraining.feed.images import Batch
+from lbgen.pretraining.feed.images import Batch, layout_of
 from lbgen.pretraining.loop import Course, kept_randomness, on_device, training_step, updates_of
 from lbgen.pretraining.run import make_course, make_state, ready_sources
 from lbgen.pretraining.state import TrainingState
@@ -88,8 +88,8 @@ def measure(folder: Path, config: PretrainConfig, repeats: int) -> dict[str, flo
     course, theirs = make_course(state, sources, []), timms_loader(folder, config)
     size = min(config.batch_size, images)
     shape = (size, 3, config.image_size, config.image_size)
-    made_up = Batch(torch.randint(256, shape, dtype=torch.uint8), torch.arange(size) % CATEGORIES, ())
-    made_up = made_up._replace(images=made_up.images.to(DEVICE), labels=made_up.labels.to(DEVICE))
+    random = torch.randint(256, shape, dtype=torch.uint8, device=DEVICE).contiguous(memory_format=layout_of(config))
+    made_up = Batch(random, torch.arange(size, device=DEVICE) % CATEGORIES, ())
     state.trained.train()
     parts: dict[str, Callable[[], object]] = {
         "lbgen's feed": lambda: epoch_of(state, course, lambda batch: on_device(state, batch)),

@@ -46,6 +46,18 @@ def test_every_format_gives_the_pixels_and_labels_that_were_written(tmp_path, sc
     assert sorted(found) == wanted and batch.faults == ()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_come_in_the_layout_of_the_model(tmp_path, scenes, workers):
+    """With the channels last in memory too, where the model has them there; the pixels are the same."""
+    folder = write_image_folder(tmp_path / "set", scenes)
+    plain, last = images_of(folder), images_of(folder, channels_last=True)
+    feed = Feed(last, workers, pinned=False)
+    with feed.working():
+        (batch,) = feed.batches([everything(last)])
+    assert batch.images.is_contiguous(memory_format=torch.channels_last) and not batch.images.is_contiguous()
+    assert torch.equal(batch.images, plain[everything(plain)].images)
+
+
 def labelled(scenes):
     return scenes.categories, scenes.images
 

@@ -85,8 +85,7 @@ def training_step(state: TrainingState, batch: Batch, share: float) -> Tensor:
 def on_device(state: TrainingState, batch: Batch) -> tuple[Tensor, Tensor]:
     """Images (B, 3, H, W) as the model takes them, float32, and labels (B,)."""
     device = state.accelerator.device
-    layout = torch.channels_last if state.config.channels_last else torch.contiguous_format
-    images = batch.images.to(device, non_blocking=True).to(torch.float32, memory_format=layout)
+    images = batch.images.to(device, non_blocking=True).float()  # keeps the layout
     return images.sub_(state.mean).div_(state.std), batch.labels.to(device, non_blocking=True)
 
 

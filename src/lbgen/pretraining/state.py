@@ -22,6 +22,7 @@ from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from lbgen.errors import UserError
 from lbgen.pretraining.config import REFERENCE_BATCH, PretrainConfig
+from lbgen.pretraining.feed.images import layout_of
 from lbgen.runs import atomic
 from lbgen.runs.parsing import Whole, checked
 from lbgen.training.tensors import DAMAGE, load_tensors
@@ -79,9 +80,13 @@ class TrainingState:
         self.trained, self.optimizer = accelerator.prepare(self.model, optimizer)
         self.loss = build_loss(config)
         self.mix = build_mix(config, classes)
-        # Of pixels from 0 to 255, (1, 3, 1, 1); made once, as each copy to a GPU waits for it.
+        # Of pixels from 0 to 255, (1, 3, H, W): in the layout of the images, a CPU would take three values at a time.
         self.mean, self.std = (
-            torch.tensor(values, device=accelerator.device).mul(255).view(1, 3, 1, 1)
+            torch.tensor(values, device=accelerator.device)
+            .mul(255)
+            .view(1, 3, 1, 1)
+            .expand(-1, -1, config.image_size, config.image_size)
+            .contiguous(memory_format=layout_of(config))
             for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         )
         self.erase = RandomErasing(config.random_erasing, mode="pixel", device=accelerator.device)

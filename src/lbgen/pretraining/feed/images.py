@@ -28,8 +28,6 @@ from lbgen.pretraining.feed.order import Numbers, image_of
 from lbgen.runs.processes.spawned import heed_no_signals
 from lbgen.runs.remote import Unreachable
 
-PREFETCHED = 3
-"""Batches that each worker makes ahead."""
 MOST_BROKEN = 50
 """Broken images in one batch at which a run gives up."""
 
@@ -45,7 +43,7 @@ class Request(NamedTuple):
 
 class Batch(NamedTuple):
     images: Tensor
-    """(B, 3, H, W) uint8."""
+    """(B, 3, H, W) uint8, in the layout of the model."""
     labels: Tensor
     """(B,) int64; -1 in validation for an image that cannot be decoded."""
     faults: tuple[str, ...]
@@ -63,10 +61,12 @@ class Images(Dataset[Batch]):
         self.training_ends = np.cumsum([len(each) for each in sources.training])
         self.validation_ends = np.cumsum([len(each) for each in sources.validation])
         self.augment, self.centre = transforms(config, mean, std)
+        self.layout = layout_of(config)
 
     def __getitem__(self, request: Request) -> Batch:
         shape = (len(request.numbers), 3, self.side, self.side)
-        images, labels = torch.empty(shape, dtype=torch.uint8), torch.empty(shape[0], dtype=torch.int64)
+        images = torch.empty(shape, dtype=torch.uint8, memory_format=self.layout)
+        labels = torch.empty(shape[0], dtype=torch.int64)
         if get_worker_info() is not None:  # as torch's own collate function: no copy on the way out of the worker
             images.share_memory_()
         faults: list[str] = []
@@ -105,6 +105,11 @@ class Images(Dataset[Batch]):
             return self.centre(picture), int(catalogue.label[row])
         faults.append(picture)
         return torch.zeros(3, self.side, self.side, dtype=torch.uint8), -1
+
+
+def layout_of(config: PretrainConfig) -> torch.memory_format:
+    """Of images as the model takes them: the workers fill it, which costs less than to change it later."""
+    return torch.channels_last if config.channels_last else torch.contiguous_format
 
 
 def transforms(config: PretrainConfig, mean: Sequence[float], std: Sequence[float]) -> tuple[Any, Any]:
@@ -205,10 +210,9 @@ class Feed:
     def __init__(self, images: Images, workers: int, pinned: bool) -> None:
         """pinned: whether batches lie in pinned memory, from where they are copied to a GPU in the background."""
         self.requests = Requests()
-        more: dict[str, Any] = {"prefetch_factor": PREFETCHED, "persistent_workers": True} if workers else {}
         self.loader: DataLoader[Batch] = DataLoader(
             images, batch_size=None, sampler=self.requests, collate_fn=_unchanged, num_workers=workers,
-            pin_memory=pinned, worker_init_fn=heed_no_signals, **more,
+            persistent_workers=workers > 0, pin_memory=pinned, worker_init_fn=heed_no_signals,
         )  # fmt: skip
 
     def batches(self, requests: list[Request]) -> Iterator[Batch]:
