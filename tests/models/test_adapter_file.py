@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from separate_packages import separate_packages
 from trajectories import (
     PROMPTS,
     STEPS,
@@ -31,7 +31,6 @@ from lbgen.models.registry import ADAPTER_FILE
 
 PEERS = ("diffusers==0.35.2", "peft==0.17.1", "transformers==4.57.3", "huggingface-hub==0.36.0", "tokenizers==0.22.1")
 """The oldest libraries that the file is written for: diffusers 0.35 was the first to read rank and alpha in it."""
-CACHE = Path(__file__).parents[2] / ".cache/oldest-peers"
 PROGRAM = """
 import sys
 import torch
@@ -64,21 +63,7 @@ for adapter in adapters:
 @pytest.fixture(scope="module")
 def peers() -> Path:
     """A folder with the oldest libraries, which go before those of this environment; torch is this environment's."""
-    if find_spec("pip") is None:
-        pytest.skip("no pip in this environment: the oldest libraries cannot be installed")
-    if not (CACHE / "complete").exists():
-        options = ["--quiet", "--no-deps", "--no-compile", "--retries", "1", "--upgrade", "--target", str(CACHE)]
-        command = [sys.executable, "-m", "pip", "install", *options, *PEERS]
-        try:
-            made = subprocess.run(
-                [*command, "--target", str(CACHE), *PEERS], capture_output=True, text=True, timeout=50
-            )
-        except subprocess.TimeoutExpired:
-            pytest.skip("the oldest libraries were not installed within 100 seconds")
-        if made.returncode:
-            pytest.skip(f"the oldest libraries cannot be installed: {made.stderr.strip().splitlines()[-1]}")
-        (CACHE / "complete").touch()
-    return CACHE
+    return separate_packages("oldest-peers", *PEERS)
 
 
 def test_the_oldest_libraries_load_the_adapter_and_draw_the_same_image(

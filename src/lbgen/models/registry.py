@@ -3,7 +3,7 @@
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lbgen.configuration.extensions import is_extension, names, origin
 from lbgen.errors import UserError
@@ -27,8 +27,11 @@ QUALITY = ("none", "antonyms")
 """Quality scorers that come with lbgen, besides q-align."""
 Q_ALIGN = "q-future/one-align"
 """Weights of the quality scorer q-align: a hub id."""
-Q_ALIGN_INT8 = "q-align-int8"
-"""The name of the same scorer with its weights in 8 bits."""
+Quantization = Literal["int8", "nf4"]
+Q_ALIGNS: dict[str, Quantization | None] = {"q-align": None, "q-align-int8": "int8", "q-align-nf4": "nf4"}
+"""The names of that scorer, each also with :DIR -> how its weights are rounded."""
+QUANTIZERS = {"int8": "torchao", "nf4": "bitsandbytes"}
+"""Way to round weights, which is also the name of an extra -> the package that does it."""
 Q_ALIGN_TYPE = "mplug_owl2"
 """The model type in the config.json of Q-Align and of DeQA-Score."""
 
@@ -141,26 +144,26 @@ def semantics_location(name: str) -> str:
 def refuse_unknown_quality(name: str) -> None:
     """Refuse a quality scorer that is neither lbgen's nor an extension."""
     if name not in QUALITY and not is_extension("quality", name, QUALITY):
-        known = names("quality", QUALITY[1:])
-        raise UserError(
-            f"--quality {name!r:.40} is not known; choose {known}, q-align, q-align-int8, either with :DIR, or none"
-        )
+        known = ", ".join([names("quality", QUALITY[1:]), *Q_ALIGNS])
+        raise UserError(f"--quality {name!r:.40} is not known; choose {known}, any q-align also with :DIR, or none")
 
 
 def q_align_location(quality: str) -> str | None:
-    """Where the weights of the scorer q-align or q-align:PLACE are, or of q-align-int8; None for another scorer."""
-    kind, colon, place = quality.partition(":")
-    if kind not in ("q-align", Q_ALIGN_INT8):
+    """Where the weights of a Q-Align are; None for another scorer."""
+    name, colon, place = quality.partition(":")
+    if name not in Q_ALIGNS:
         return None
     return os.path.expanduser(place) if colon else Q_ALIGN
 
 
-def is_in_8_bits(quality: str) -> bool:
-    """Whether it is q-align-int8; UserError where the package that it needs is missing."""
-    named = quality.partition(":")[0] == Q_ALIGN_INT8
-    if named and find_spec("torchao") is None:
-        raise UserError(f"--quality {quality}: the package torchao is not installed; pip install 'lbgen[int8]'")
-    return named
+def q_align_quantization(quality: str) -> Quantization | None:
+    """How the weights of a Q-Align are rounded; UserError where the package that does it is missing."""
+    quantization = Q_ALIGNS[quality.partition(":")[0]]
+    if quantization and find_spec(package := QUANTIZERS[quantization]) is None:
+        raise UserError(
+            f"--quality {quality}: the package {package} is not installed; pip install 'lbgen[{quantization}]'"
+        )
+    return quantization
 
 
 def ensure_quality(quality: str) -> None:
@@ -168,7 +171,7 @@ def ensure_quality(quality: str) -> None:
     where = q_align_location(quality)
     if where is None:
         return refuse_unknown_quality(quality)
-    is_in_8_bits(quality)
+    q_align_quantization(quality)
     refuse_unreadable(f"--quality {quality}:", where, "config.json")
     if os.path.isdir(where):
         path = Path(where, "config.json")

@@ -63,6 +63,7 @@ def test_scorers_are_chosen_by_name(tiny_clip_folder: Path) -> None:
     assert isinstance(load_quality("antonyms", space), AntonymQuality)
     with pytest.raises(
         UserError,
-        match="--quality 'musiq' is not known; choose antonyms, q-align, q-align-int8, either with :DIR, or none",
+        match="--quality 'musiq' is not known; choose antonyms, q-align, q-align-int8, "
+        "q-align-nf4, any q-align also with :DIR, or none",
     ):
         load_quality("musiq", space)

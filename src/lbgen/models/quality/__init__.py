@@ -13,7 +13,7 @@ from lbgen.configuration import extensions
 from lbgen.errors import UserError
 from lbgen.models.quality.antonyms import AntonymQuality
 from lbgen.models.quality.joint import JointQuality
-from lbgen.models.registry import is_in_8_bits, q_align_location, refuse_unknown_quality
+from lbgen.models.registry import q_align_location, q_align_quantization, refuse_unknown_quality
 from lbgen.models.semantics import SemanticSpace
 from lbgen.models.spaces.joint import JointSpace
 
@@ -36,7 +36,7 @@ SCORERS: dict[str, Callable[[SemanticSpace], QualityScorer]] = {"antonyms": Anto
 
 
 def load_quality(name: str, semantics: SemanticSpace) -> QualityScorer | None:
-    """The scorer of this name, q-align:DIR or q-align-int8:DIR for the Q-Align or DeQA-Score in a folder.
+    """The scorer of this name; q-align:DIR, q-align-int8:DIR, q-align-nf4:DIR for a Q-Align or DeQA-Score in a folder.
 
     None for "none". It computes on the device and in the precision of `semantics`. Its `score` maps images
     (B, 3, H, W) in about [0, 1] to scores (B,) in [1, 5]. Raises UserError for a name that is not known, and for
@@ -52,7 +52,7 @@ def load_quality(name: str, semantics: SemanticSpace) -> QualityScorer | None:
     if (where := q_align_location(name)) is not None:
         from lbgen.models.quality.q_align import QAlign  # late: the other scorers need no language model
 
-        return QAlign(where, semantics.device, semantics.dtype, int8=is_in_8_bits(name))
+        return QAlign(where, semantics.device, semantics.dtype, q_align_quantization(name))
     refuse_unknown_quality(name)
     if isinstance(semantics, JointSpace):
         return JointQuality(semantics, [load_quality(name, part) for part in semantics.parts])

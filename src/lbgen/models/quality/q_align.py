@@ -1,19 +1,19 @@
 """Q-Align (arXiv 2312.17090) and DeQA-Score (arXiv 2501.11561): a language model is asked how good an image is."""
 
 from functools import cached_property
-from importlib import import_module
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaConfig, LlamaTokenizer
+from transformers import AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaTokenizer, TorchAoConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from lbgen.errors import UserError
 from lbgen.models.loading import load_model, loading
 from lbgen.models.quality.mplug_owl2 import IMAGE_TOKEN, MPlugOwl2, MPlugOwl2Config
-from lbgen.models.registry import ensure_tokenizer, refuse_other_type
+from lbgen.models.registry import Quantization, ensure_tokenizer, refuse_other_type
 
 QUESTION = "USER: How would you rate the quality of this image?\n"
 ANSWER = "\nASSISTANT: The quality of the image is"
@@ -29,17 +29,18 @@ class QAlign:
     Frozen; activations are computed again in the backward pass, since those of 56 large layers need much memory.
     """
 
-    def __init__(self, where: str, device: torch.device, dtype: torch.dtype, *, int8: bool = False) -> None:
-        """where: folder or hub id of the weights, in safetensors.  int8: round them to 255 steps a row."""
+    def __init__(
+        self, where: str, device: torch.device, dtype: torch.dtype, quantization: Quantization | None = None
+    ) -> None:
+        """where: folder or hub id of the weights, in safetensors."""
         self.where, self.device = where, device
         with loading(FLAG, where, marker="config.json"):
             refuse_other_type(where, MPlugOwl2Config.get_config_dict(where)[0].get("model_type"))
-            self.model: MPlugOwl2 = load_model(MPlugOwl2, where, dtype)
-            self.model.eval().requires_grad_(False)
-            if int8:
-                torchao = import_module("torchao.quantization")
-                torchao.quantize_(self.model, torchao.Int8WeightOnlyConfig())
-            self.model.to(device)
+            self.model: MPlugOwl2 = load_model(
+                MPlugOwl2, where, dtype, device_map={"": device}, quantization_config=quantizer(quantization, dtype)
+            )
+        # In eval mode bitsandbytes computes on a CPU without gradients; nothing else here depends on the mode.
+        self.model.train(quantization == "nf4").requires_grad_(False)
 
     def score(self, images: Tensor, features: Tensor | None = None) -> Tensor:
         """Images (B, 3, H, W) in about [0, 1], any size, to scores (B,) in [1, 5].  features: not used."""
@@ -65,6 +66,20 @@ class QAlign:
                     f"{self.where}: its tokenizer is not that of the model; copy it from the checkpoint's repository"
                 )
         return torch.tensor(prompt, device=self.device), torch.tensor(levels, device=self.device)
+
+
+def quantizer(quantization: Quantization | None, dtype: torch.dtype) -> Any:
+    """For transformers, which rounds the linear layers' weights while it loads them; gradients still pass.
+
+    int8: 255 equal steps for each row.  nf4: 16 steps for each 64 weights (QLoRA, arXiv 2305.14314).
+    """
+    if quantization is None:
+        return None
+    if quantization == "nf4":
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    from torchao.quantization import Int8WeightOnlyConfig  # type: ignore[import-not-found]  # an extra
+
+    return TorchAoConfig(Int8WeightOnlyConfig())
 
 
 def prepare(images: Tensor, side: int) -> Tensor:
