@@ -96,7 +96,7 @@ def test_the_notebook_shows_pictures_and_the_audit(tmp_path, warm_python):
 
 def test_boxes_for_yolo_and_voc(run, config, monkeypatch):
     """Read by torchvision's VOCDetection, and by YOLO's documented layout, against the boxes of the index."""
-    monkeypatch.setattr(masks, "LEAST_SCORE", 0.0)
+    monkeypatch.setattr(masks, "LEAST_CONTRAST", 0.0)
     generate(replace(config, output="made", localize=True, images_per_category=2))
     run("yolo_and_voc.py", "made", "out")
     boxes = {f"train_{row['key']}": row for row in index.read_index("made").to_pylist()}

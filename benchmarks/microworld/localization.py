@@ -41,7 +41,7 @@ from lbgen.microworld.judge import load_judge
 from lbgen.microworld.scenes import World, render
 from lbgen.models.families.family import token_positions
 from lbgen.models.generator import Generator
-from lbgen.models.localization.masks import LEAST_SCORE, segmented
+from lbgen.models.localization.masks import segmented
 from lbgen.models.localization.recorder import Recorder
 from lbgen.models.noise import stacked_noise
 from lbgen.models.sampling import render_images
@@ -227,7 +227,7 @@ def rows(made: Drawn, truth: Tensor, counted: Tensor) -> Iterator[list[str]]:
         ious, boxes = (each[counted] for each in agreement(masks, truth))
         rank = spearmanr(scores[counted], ious).statistic
         tenth, right = ious.quantile(0.1), (boxes >= 0.5).float().mean()
-        none = (scores < LEAST_SCORE).float().mean()
+        none = (~masks.any(dim=2).any(dim=1)).float().mean()
         yield [*name, f"{ious.mean():.3f}", f"{tenth:.3f}", f"{right:.1%}", f"{none:.1%}", f"{rank:.2f}"]
 
 

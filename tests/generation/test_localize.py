@@ -25,7 +25,7 @@ from lbgen.generation.verify import verify
 from lbgen.generation.workers.encode import decode_mask, encode_mask
 from lbgen.models.generator import load_generator
 from lbgen.models.localization import masks
-from lbgen.models.localization.masks import otsu
+from lbgen.models.localization.masks import otsu, segmented
 from lbgen.models.localization.recorder import Recorder
 from lbgen.models.noise import stacked_noise
 from lbgen.models.sampling import render_images
@@ -39,9 +39,9 @@ LEAST = 0.0985
 
 
 @pytest.fixture(scope="module", autouse=True)
-def least_score():
+def least_contrast():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masks, "LEAST_SCORE", LEAST)
+        patch.setattr(masks, "LEAST_CONTRAST", LEAST)
         yield
 
 
@@ -104,10 +104,10 @@ def test_every_layout_has_the_masks_that_the_index_describes(made, layout):
         assert mask.shape == (32, 32) and set(np.unique(mask)) <= {0, 255}
         places = np.argwhere(mask)
         if row["box"] is None:
-            assert not len(places) and row["mask_score"] < LEAST
+            assert not len(places) and row["mask_score"] == 0
         else:
             (y, x), (bottom, right) = places.min(axis=0), places.max(axis=0) + 1
-            assert row["box"] == [x, y, right - x, bottom - y] and LEAST <= row["mask_score"] <= 1
+            assert row["box"] == [x, y, right - x, bottom - y] and 0 < row["mask_score"] <= 1
 
 
 def test_masks_lie_under_the_path_of_their_image(made):
@@ -279,18 +279,17 @@ def test_refusals(config, changes, says):
         replace(config, **changes)
 
 
-def test_images_without_a_mask_are_drawn_again(config, tmp_path, monkeypatch):
-    """At a score between those of the plain set: images below it have other attempts, the others have none."""
+def test_images_without_a_mask_are_drawn_again(config, tmp_path):
+    """Images of the plain set without a box have other attempts, the others have none."""
     plain = replace(config, output=str(tmp_path / "plain"), localize=True)
     generate(plain)
-    scores = {row["key"]: row["mask_score"] for row in rows_of(plain.output)}
-    least = float(np.median([*scores.values()]))
-    monkeypatch.setattr(masks, "LEAST_SCORE", least)
+    boxes = {row["key"]: row["box"] for row in rows_of(plain.output)}
+    assert None in boxes.values() and any(boxes.values())
     screened = replace(plain, output=str(tmp_path / "screened"), screen=("mask",), max_attempts=3)
     generate(screened)
     rows = rows_of(screened.output)
     assert {row["key"] for row in rows if not row["rejections"]} == {
-        key for key, each in scores.items() if each >= least
+        key for key, box in boxes.items() if box is not None
     }
     assert all(row["rejections"] == ["mask"] * len(row["rejections"]) for row in rows)
     assert all((row["box"] is None) == (len(row["rejections"]) == 3) for row in rows)
@@ -368,6 +367,23 @@ def test_what_the_prompt_changes_is_the_difference_of_two_calls(tiny_generator):
         latents = schedule.step(tiny_generator.guidance.combine(empty, conditional), timestep, latents)
     expected = recorder.paid() * torch.stack(squares[1:]).sum(dim=0) ** 0.25
     torch.testing.assert_close(recorder.maps(), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_the_score_is_the_overlap_of_masks_at_two_thresholds():
+    """Of a ramp, as its levels 0 to 255 give it; where an edge is sharp, every threshold gives the same mask."""
+    ramp = torch.linspace(0, 1, 256).expand(1, 64, 256)
+    pixels = (ramp * 255).round().to(torch.uint8).expand(1, 3, 64, 256)
+    found, score = segmented(ramp, pixels)
+    assert abs(found.float().mean() - 0.5) < 0.05
+    assert abs(score - (127.5 - masks.OFFSET) / (127.5 + masks.OFFSET)) < 0.05
+    step = (ramp > 0.5).float()
+    assert segmented(step, (step * 255).to(torch.uint8).expand(1, 3, 64, 256))[1] == 1
+
+
+def test_a_map_without_contrast_has_no_mask_and_no_score():
+    flat, pixels = 1 + 0.05 * torch.rand(2, 16, 16), torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    found, scores = segmented(flat, pixels)
+    assert not found.any() and not scores.any()
 
 
 def test_otsu_is_that_of_its_definition():

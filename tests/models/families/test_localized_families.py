@@ -121,7 +121,7 @@ def test_nothing_attends_beyond_a_masked_prompt(generator: Generator) -> None:
 def test_a_dataset_of_each_family_has_masks(
     generator: Generator, config: GenerateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(masks, "LEAST_SCORE", 0.0)
+    monkeypatch.setattr(masks, "LEAST_CONTRAST", 0.0)
     made = replace(
         config, **suited_settings(generator.name), generator=generator.name, output=str(tmp_path / "made"),
         localize=True, images_per_category=1, prompt_template="a {name}",

@@ -1,4 +1,4 @@
-"""From a coarse map of where an image's category is to a mask, and how clear that mask is.
+"""From a coarse map of where an image's category is to a mask, and how well that mask is defined.
 
 The map has few places. A guided filter (He et al., TPAMI 2013) fits it, window by window, by a linear function of the
 image's colours, so that its edges become those of the image. Otsu's threshold (1979) then divides it.
@@ -18,15 +18,18 @@ RADIUS = 16
 SMOOTHNESS = 1e-3
 """Variance of a colour in [0, 1] that counts as none."""
 LEVELS = 256
-LEAST_SCORE = 0.05
+LEAST_CONTRAST = 0.05
 """Below it the map is taken to be the same everywhere, and the mask is empty."""
+OFFSET = 20
+"""Levels by which a threshold is raised and lowered to see whether the mask depends on it."""
 
 
 def segmented(coarse: Tensor, pixels: Tensor, stored_size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
-    """Masks (B, H, W) and their scores (B,).
+    """Masks (B, H, W) and their scores (B,) in [0, 1].
 
-    The score is the contrast (i - o) / (i + o) of the map's means inside and outside the mask, in [0, 1]. A mask of a
-    score below LEAST_SCORE is empty.
+    A mask is empty, and its score 0, if the contrast (i - o) / (i + o) of the map's means inside and outside of it is
+    below LEAST_CONTRAST. Otherwise the score is the stability of Segment Anything (arXiv 2304.02643): the IoU of the
+    masks at thresholds OFFSET above and below the middle of both sides' means.
 
     coarse: (B, h, w), not negative.  pixels: (B, 3, H', W') bytes.  stored_size: (H, W), by default that of pixels.
     """
@@ -34,11 +37,19 @@ def segmented(coarse: Tensor, pixels: Tensor, stored_size: tuple[int, int] | Non
     soft = refined(coarse, pixels)[:, None]
     levels = _levels(F.interpolate(soft, size, mode="bilinear", antialias=True)[:, 0])
     masks = levels > otsu(levels)[:, None, None]
-    seen = F.interpolate(coarse[:, None], size, mode="bilinear")[:, 0]
-    inside = (seen * masks).sum((1, 2)) / masks.sum((1, 2)).clamp_min(1)
-    outside = (seen * ~masks).sum((1, 2)) / (~masks).sum((1, 2)).clamp_min(1)
-    scores = ((inside - outside) / (inside + outside).clamp_min(1e-12)).clamp(0, 1)
-    return masks & (scores >= LEAST_SCORE)[:, None, None], scores
+    inside, outside = _means(F.interpolate(coarse[:, None], size, mode="bilinear")[:, 0], masks)
+    stands_out = (inside - outside) / (inside + outside).clamp_min(1e-12) >= LEAST_CONTRAST
+
+    above, below = _means(levels, masks)
+    middle = ((above + below) / 2)[:, None, None]
+    smaller, larger = ((levels > middle + offset).sum((1, 2)) for offset in (OFFSET, -OFFSET))
+    return masks & stands_out[:, None, None], smaller / larger.clamp_min(1) * stands_out
+
+
+def _means(values: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) inside and outside of the masks, 0 where there is nothing.  Both (B, H, W)."""
+    inside, outside = ((values * part).sum((1, 2)) / part.sum((1, 2)).clamp_min(1) for part in (masks, ~masks))
+    return inside, outside
 
 
 def refined(coarse: Tensor, pixels: Tensor) -> Tensor:
