@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from lbgen.datasets.index import SCHEMA, SCORES, SUFFIXES
-from lbgen.datasets.tables import huggingface_metadata
+from lbgen.datasets.tables.hugging_face import huggingface_metadata
 from lbgen.generation.card.croissant import croissant
 from lbgen.generation.card.json_files import info_json, labels_json
 from lbgen.generation.card.readme import card

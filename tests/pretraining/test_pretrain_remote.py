@@ -13,9 +13,9 @@ from folders import contents
 from hub_server import REPOSITORY, Hub
 from pretrained import assert_equal_runs
 
-from lbgen.datasets import tables
 from lbgen.datasets.files.remote import Address
 from lbgen.datasets.open import open_dataset
+from lbgen.datasets.tables import hugging_face
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.run import generate
@@ -33,7 +33,7 @@ def made(tiny_sd_folder, tmp_path_factory):
         images_per_category=4, scheduler="ddim", steps=2, batch_size=2, shard_size=5,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "ROWS_AT_ONCE", 2)
+        patch.setattr(hugging_face, "ROWS_AT_ONCE", 2)
         for layout in ("imagefolder", "webdataset", "parquet"):
             generate(replace(settings, output=folder / layout, format=layout))
     return folder

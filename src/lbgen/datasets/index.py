@@ -23,7 +23,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lbgen.datasets.parquet_pages import read_table
+from lbgen.datasets.tables.pages import read_table
 from lbgen.errors import UserError
 from lbgen.runs.parsing import Name, T, parse_json, read_json
 from lbgen.runs.storage import LocalStore, Store

@@ -2,7 +2,7 @@
 
 from lbgen.datasets.image_folder import ImageFolderLayout
 from lbgen.datasets.layout import Layout
-from lbgen.datasets.tables import ParquetLayout
+from lbgen.datasets.tables.hugging_face import ParquetLayout
 from lbgen.datasets.webdataset import WebDatasetLayout
 
 LAYOUTS: dict[str, Layout] = {

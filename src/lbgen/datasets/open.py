@@ -14,7 +14,7 @@ from lbgen.datasets.files.remote import Address, RemoteFiles
 from lbgen.datasets.image_folder import ImageFolderReader
 from lbgen.datasets.listed import ListedReader, metadata_files
 from lbgen.datasets.records import DatasetReader, find_shards
-from lbgen.datasets.tables import TableReader
+from lbgen.datasets.tables.hugging_face import TableReader
 from lbgen.datasets.webdataset import WebDatasetReader, holds_labels
 from lbgen.errors import UserError
 from lbgen.runs.storage import is_remote, without_scheme

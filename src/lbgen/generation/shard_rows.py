@@ -17,7 +17,7 @@ from lbgen.datasets import index
 from lbgen.datasets.index import SUFFIXES, Row
 from lbgen.datasets.layout import Stored
 from lbgen.datasets.layouts import LAYOUTS
-from lbgen.datasets.tables import objects_of
+from lbgen.datasets.tables.hugging_face import objects_of
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.inputs import without_folder

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from lbgen.datasets.files.local import LARGEST_FILE, Files, Span
-from lbgen.datasets.parquet_pages import row_group_span
+from lbgen.datasets.tables.pages import row_group_span
 from lbgen.errors import UserError
 from lbgen.runs import atomic
 from lbgen.runs.remote import WHOLE_UPLOADS, Unreachable, private_folder, reading

@@ -9,9 +9,7 @@ mask    like image, non-zero on the object; the column called `mask`, if there i
 """
 
 import json
-import mmap
 import os
-import struct
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +22,6 @@ import pyarrow.parquet as pq
 from lbgen.datasets.files.local import LARGEST_FILE
 from lbgen.datasets.index import Row, shard_name
 from lbgen.datasets.layout import Layout, Stored, mask_name
-from lbgen.datasets.parquet_pages import unpacked_size
 from lbgen.datasets.records import (
     ImageRecord,
     Label,
@@ -34,16 +31,14 @@ from lbgen.datasets.records import (
     no_such_column,
     valid_text,
 )
-from lbgen.datasets.table_blocks import KEPT_BYTES, BlockCache, file_in
+from lbgen.datasets.tables.blocks import KEPT_BYTES, BlockCache, file_in
+from lbgen.datasets.tables.files import UNREADABLE, batches, block_lengths, row_count, schema_of
 from lbgen.datasets.webdataset import split_of
 from lbgen.errors import UserError
 from lbgen.runs.parsing import Name, Text, checked, parse_json, read_json
 
 ROWS_AT_ONCE = 100
 """Images in memory at a time when a file is written; the size of a row group, which readers that stream hold."""
-MOST_UNPACKED = 2**30
-"""Bytes by which a row group may be larger unpacked than the whole file. Images are stored compressed, so they do not
-grow when they are unpacked."""
 FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 COLUMNS = [("image", FILE), ("label", pa.int64())]
 OBJECTS = pa.struct([("bbox", pa.list_(pa.list_(pa.int64()))), ("categories", pa.list_(pa.int64()))])
@@ -60,119 +55,6 @@ class StoredMetadata:
     """What `datasets` writes into a schema's metadata, as far as it is read."""
 
     info: StoredFeatures = field(default_factory=StoredFeatures)
-
-
-# ---- reading a file ----
-
-
-UNREADABLE = (pa.ArrowException, OSError, LookupError, ValueError, TypeError, MemoryError, struct.error)
-"""What reading a damaged table raises."""
-
-
-def schema_of(path: Path) -> pa.Schema | None:
-    """None where the file is no such table."""
-    try:
-        if path.suffix == ".arrow":
-            schema = pa.ipc.open_stream(_mapped(path)).schema
-        else:
-            with path.open("rb") as stream:
-                schema = pq.read_schema(stream)
-        str(schema.names)  # raises UnicodeDecodeError, a ValueError, for names that are not text
-        return schema
-    except UNREADABLE:
-        return None
-
-
-def batches(path: Path, columns: list[str], block: int | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a table in parts, checked: offsets of a damaged file would lead outside of its memory.
-
-    block: only those of this row group of Parquet, or this batch of Arrow.
-    """
-    for batch in (_arrow_batches if path.suffix == ".arrow" else _parquet_batches)(path, columns, block):
-        batch.validate(full=True)
-        yield batch
-
-
-def block_lengths(path: Path) -> list[int]:
-    """Rows of each row group of Parquet, or of each batch of Arrow."""
-    if path.suffix == ".arrow":
-        return [batch.num_rows for batch in pa.ipc.open_stream(_mapped(path))]
-    with path.open("rb") as stream:
-        metadata = pq.read_metadata(stream)
-    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-
-
-def _arrow_batches(path: Path, columns: list[str], block: int | None) -> Iterator[pa.RecordBatch]:
-    """Raises ValueError for compressed batches, which `save_to_disk` does not write: they could have any size."""
-    if any(map(_is_compressed, pa.ipc.MessageReader.open_stream(_mapped(path)))):
-        raise ValueError("its batches are compressed; write it again with save_to_disk")
-    for number, batch in enumerate(pa.ipc.open_stream(_mapped(path))):
-        if block in (None, number):
-            yield batch.select(columns)
-
-
-def _is_compressed(message: pa.Message) -> bool:
-    """Whether a message of a stream of Arrow says that its buffers are compressed.
-
-    Read from the flatbuffer by the numbers of the fields in Arrow's Message.fbs, because pyarrow does not tell it.
-    """
-    content = memoryview(message.metadata)
-    if message.type not in ("record batch", "dictionary"):
-        return False
-    batch = _table_at(content, _field(content, struct.unpack_from("<I", content)[0], 2))
-    if message.type == "dictionary":
-        batch = _table_at(content, _field(content, batch, 1))
-    return bool(_field(content, batch, 3))
-
-
-def _field(content: memoryview, table: int, number: int) -> int:
-    """Where a flatbuffer's table has its field of this number; 0 where it has none."""
-    entries = table - struct.unpack_from("<i", content, table)[0]
-    place = 4 + 2 * number
-    is_listed = place < struct.unpack_from("<H", content, entries)[0]
-    offset = struct.unpack_from("<H", content, entries + place)[0] if is_listed else 0
-    return table + offset if offset else 0
-
-
-def _table_at(content: memoryview, place: int) -> int:
-    """Where the table lies to which the offset at `place` leads."""
-    return place + struct.unpack_from("<I", content, place)[0]
-
-
-def _memory(path: Path) -> memoryview:
-    """The content of a file, mapped into memory."""
-    with path.open("rb") as stream:
-        return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def _mapped(path: Path) -> pa.BufferReader:
-    """The same for Arrow, which itself opens no file whose name is not UTF-8."""
-    return pa.BufferReader(pa.py_buffer(_memory(path)))
-
-
-def _parquet_batches(path: Path, columns: list[str], block: int | None) -> Iterator[pa.RecordBatch]:
-    """One row at a time: a few bytes of a file can stand for many large rows.
-
-    Raises ValueError for a row group that is far larger unpacked than the file.
-    """
-    # Without threads, see lbgen.datasets.index.read_parquet.
-    with path.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
-        content = _memory(path)
-        for group in range(file.num_row_groups) if block is None else [block]:
-            size = unpacked_size(content, file.metadata, group)
-            if size > len(content) + MOST_UNPACKED:
-                raise ValueError(f"row group {group} grows to {size:,} bytes, far more than the file has")
-            yield from file.iter_batches(1, row_groups=[group], columns=columns, use_threads=False)
-
-
-def row_count(path: Path) -> int:
-    try:
-        if path.suffix != ".arrow":
-            with path.open("rb") as stream:
-                return int(pq.read_metadata(stream).num_rows)
-        return sum(batch.num_rows for batch in batches(path, []))
-    except UNREADABLE:
-        return 0
 
 
 # ---- lbgen's own shards ----

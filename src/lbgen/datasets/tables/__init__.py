@@ -1,0 +1,1 @@
+"""Tables with an image column, in Parquet or Arrow files."""
