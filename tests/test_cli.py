@@ -355,6 +355,27 @@ def test_a_closed_or_full_standard_output(end, code, message):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("--version >&-", 0),
+        ("recipes 2>&-", 0),
+        ("verify nothing 2>&-", 2),
+        ("verify nothing >&- 2>&- <&-", 2),
+        ("verify nothing 2>/dev/full", 2),
+        ("plan 2>/dev/full", 2),
+        ("--help >/dev/full 2>/dev/full", 2),
+    ],
+)
+def test_closed_streams_and_a_full_standard_error_leave_the_exit_code(tmp_path, arguments, code):
+    """No traceback in what can be read, and nothing is written elsewhere."""
+    ended = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m lbgen {arguments}"], cwd=tmp_path, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == code and "Traceback" not in ended.stderr and not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
     "flags",
     ["--rank 1000000", "--learning-rate 1e38", "--size 100000 100000", "--rank 0"],
 )

@@ -15,7 +15,7 @@ import sys
 import traceback
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 import lbgen
 from lbgen.configuration import saved
@@ -162,6 +162,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ |= SHORT_WAITING | os.environ
     gc.set_threshold(COLLECTED_EVERY)
     signal.signal(signal.SIGTERM, _terminate)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started the command
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     try:
         try:
             _run(argv)
@@ -174,12 +177,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _exit(128 + signal.SIGINT, "interrupted")
     except BrokenPipeError:  # the reader of `lbgen ... | head` has enough
-        _discard_output()
+        _discard(sys.stdout)
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno not in OF_THE_SYSTEM:
             raise
-        _discard_output()
+        _discard(sys.stdout)
         _exit(2, f"{error.filename or 'standard output'}: {error.strerror}; make room, or choose another place")
 
 
@@ -204,13 +207,16 @@ def _terminate(signum: int, frame: Any) -> NoReturn:
     raise Interrupted(signum, "terminated")
 
 
-def _discard_output() -> None:
-    """Drop what standard output still holds, which Python would otherwise try to write when it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _discard(stream: TextIO) -> None:
+    """Drop what a stream still holds, which Python would otherwise try to write when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _exit(code: int, message: str) -> NoReturn:
-    print(f"lbgen: {printable(' '.join(message.splitlines()))}", file=sys.stderr)
+    try:
+        print(f"lbgen: {printable(' '.join(message.splitlines()))}", file=sys.stderr)
+    except OSError:  # nobody can be told more than the exit code
+        _discard(sys.stderr)
     sys.exit(code)
 
 
