@@ -73,8 +73,9 @@ CUES = [
         ],
         [*map(",".join, CUES)],
         [*(f"net,1,{i},NaN,{a},{b},0,{c}" for i, (a, b, c) in enumerate(CUES))],
+        ["object_response, category, imagename", *map(", ".join, CUES)],
     ],
-    ids=["three columns", "published columns", "three without a header", "published without a header"],
+    ids=["three columns", "published columns", "three without a header", "published without a header", "blanks"],
 )
 def test_cue_conflict_by_hand(rows, tmp_path):
     found = scored(write_csv(tmp_path / "a.csv", *rows), "cue-conflict", tmp_path / "out")

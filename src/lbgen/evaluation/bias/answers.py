@@ -67,11 +67,12 @@ def write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 def read(path: Path, columns: Sequence[str], bare: Sequence[Sequence[str]] = ()) -> Answers:
     """The columns of these names, whatever their order and whatever else the file holds.
 
+    Blanks around names and values, which people write after commas, do not count.
     bare: the columns, in order, of files without a header; which of them is told by the number.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            first = next(csv.reader(stream), [])
+            first = [name.strip() for name in next(csv.reader(stream), [])]
         header = first if columns[0] in first else next((list(each) for each in bare if len(each) == len(first)), first)
         if missing := [column for column in columns if column not in header]:
             raise UserError(f"{path}: no column {missing[0]}; docs/bias.md lists those of every benchmark")
@@ -87,7 +88,7 @@ def read(path: Path, columns: Sequence[str], bare: Sequence[Sequence[str]] = ())
 
 
 def _read(path: Path, header: list[str], has_header: bool, columns: Sequence[str]) -> Any:
-    return pyarrow.csv.read_csv(
+    table = pyarrow.csv.read_csv(
         path,
         read_options=pyarrow.csv.ReadOptions(column_names=header, skip_rows=int(has_header)),
         convert_options=pyarrow.csv.ConvertOptions(
@@ -96,3 +97,4 @@ def _read(path: Path, header: list[str], has_header: bool, columns: Sequence[str
             strings_can_be_null=False,
         ),
     )
+    return pa.table({name: pc.utf8_trim_whitespace(table[name]) for name in columns})
