@@ -26,7 +26,7 @@ from lbgen.configuration.parser import Parser
 from lbgen.configuration.recipes import DELETED, built_in_recipes, deleted_fields, resolve
 from lbgen.configuration.yaml_lines import yaml_text
 from lbgen.errors import Interrupted, UserError, printable
-from lbgen.runs import streams
+from lbgen.runs import console
 from lbgen.runs.console import Verbosity, is_verbose, say, showing
 
 OF_THE_SYSTEM = (
@@ -160,7 +160,7 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb; UserError, signals and a full disk become a line on stderr and an exit code; else a traceback."""
     argv = sys.argv[1:] if argv is None else argv
-    streams.open_closed()
+    console.open_closed_streams()
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ |= SHORT_WAITING | os.environ
     gc.set_threshold(COLLECTED_EVERY)
@@ -183,10 +183,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in OF_THE_SYSTEM:
             raise
-        streams.discard(sys.stdout)
+        console.discard(sys.stdout)
         _exit(2, f"{error.filename or 'standard output'}: {error.strerror}; make room, or choose another place")
     finally:
-        streams.flush_or_discard(sys.stderr)
+        console.flush_or_discard(sys.stderr)
 
 
 def _run(argv: Sequence[str]) -> None:
@@ -212,7 +212,7 @@ def _terminate(signum: int, frame: Any) -> NoReturn:
 
 def _end_quietly() -> NoReturn:
     """End as a program does whose output nobody reads."""
-    streams.discard(sys.stdout)
+    console.discard(sys.stdout)
     sys.exit(128 + signal.SIGPIPE)
 
 

@@ -7,6 +7,7 @@ growing intervals, because a log keeps every carriage return.
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -107,6 +108,34 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
     """Names in a column, what they are beside it."""
     width = max(len(name) for name, _ in rows) + 2
     return "\n".join(f"{name:{width}}{value}" for name, value in rows)
+
+
+# ---- standard streams that are closed, full or read by nobody ----
+
+
+def open_closed_streams() -> None:
+    """Open /dev/null in the place of each closed standard stream.
+
+    Its number would else go to the next file that is opened, such as an image, and libraries would write there.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+            os.set_inheritable(descriptor, True)
+            setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", closefd=False))
+
+
+def discard(stream: TextIO) -> None:
+    """Drop what the stream still holds, which Python would otherwise try to write when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def flush_or_discard(stream: TextIO) -> None:
+    """Write what the stream still holds; where that fails, Python would exit with a code of its own."""
+    try:
+        stream.flush()
+    except OSError:
+        discard(stream)
 
 
 # ---- progress ----
