@@ -47,7 +47,7 @@ class Unreadable(OSError):
     """What lies at a path is not read: it is no regular file, or too large. Its text is the reason alone."""
 
     def __str__(self) -> str:
-        return self.strerror
+        return str(self.strerror)
 
 
 def unreadable(path: Path | str, reason: str) -> Unreadable:
