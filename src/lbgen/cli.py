@@ -15,7 +15,8 @@ import sys
 import traceback
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn, TextIO
+from contextlib import suppress
+from typing import Any, NamedTuple, NoReturn
 
 import lbgen
 from lbgen.configuration import saved
@@ -25,6 +26,7 @@ from lbgen.configuration.parser import Parser
 from lbgen.configuration.recipes import DELETED, built_in_recipes, deleted_fields, resolve
 from lbgen.configuration.yaml_lines import yaml_text
 from lbgen.errors import Interrupted, UserError, printable
+from lbgen.runs import console
 from lbgen.runs.console import Verbosity, is_verbose, say, showing
 
 OF_THE_SYSTEM = (
@@ -158,13 +160,11 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb; UserError, signals and a full disk become a line on stderr and an exit code; else a traceback."""
     argv = sys.argv[1:] if argv is None else argv
+    console.open_closed_streams()
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ |= SHORT_WAITING | os.environ
     gc.set_threshold(COLLECTED_EVERY)
     signal.signal(signal.SIGTERM, _terminate)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by who started the command
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     try:
         try:
             _run(argv)
@@ -173,17 +173,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         _exit(2, str(error))
     except Interrupted as interrupt:
+        if interrupt.signum == signal.SIGPIPE:
+            _end_quietly()
         _exit(128 + interrupt.signum, str(interrupt))
     except KeyboardInterrupt:
         _exit(128 + signal.SIGINT, "interrupted")
     except BrokenPipeError:  # the reader of `lbgen ... | head` has enough
-        _discard(sys.stdout)
-        sys.exit(128 + signal.SIGPIPE)
+        _end_quietly()
     except OSError as error:
         if error.errno not in OF_THE_SYSTEM:
             raise
-        _discard(sys.stdout)
+        console.discard(sys.stdout)
         _exit(2, f"{error.filename or 'standard output'}: {error.strerror}; make room, or choose another place")
+    finally:
+        console.flush_or_discard(sys.stderr)
 
 
 def _run(argv: Sequence[str]) -> None:
@@ -207,16 +210,15 @@ def _terminate(signum: int, frame: Any) -> NoReturn:
     raise Interrupted(signum, "terminated")
 
 
-def _discard(stream: TextIO) -> None:
-    """Drop what a stream still holds, which Python would otherwise try to write when it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def _end_quietly() -> NoReturn:
+    """End as a program does whose output nobody reads."""
+    console.discard(sys.stdout)
+    sys.exit(128 + signal.SIGPIPE)
 
 
 def _exit(code: int, message: str) -> NoReturn:
-    try:
+    with suppress(OSError):
         print(f"lbgen: {printable(' '.join(message.splitlines()))}", file=sys.stderr)
-    except OSError:  # nobody can be told more than the exit code
-        _discard(sys.stderr)
     sys.exit(code)
 
 

@@ -450,6 +450,14 @@ def test_an_empty_list_is_had_by_leaving_its_flag_out(tmp_path):
     )
 
 
+def test_an_operand_is_named_without_a_flag(tmp_path):
+    """`lbgen bias` has no --backbones."""
+    path = tmp_path / "config.yaml"
+    save(lbgen.BiasConfig(backbones=("runs/a", "b c"), data="data"), path)
+    message = refusal(ensure_same, lbgen.BiasConfig(backbones=("runs/b",), data="data"), path)
+    assert message.endswith("this run asks for runs/b; choose another --output or give runs/a 'b c'")
+
+
 def test_ensure_same_refuses_the_config_of_another_version(tmp_path):
     path = tmp_path / "config.yaml"
     made = Baking(output=Path("a"))

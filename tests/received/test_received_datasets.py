@@ -292,6 +292,16 @@ def test_a_file_name_is_shown_escaped(received, capsys, name, shown):
     assert line in capsys.readouterr().out
 
 
+def test_a_folder_in_the_place_of_an_image_is_named(received, screened):
+    """By the next split too, whose sidecars show images of every split."""
+    image = sorted((received / "train/z1").glob("*.png"))[0]
+    image.unlink()
+    image.mkdir()
+    (received / "croissant.json").unlink()
+    with pytest.raises(UserError, match=f"it is not a regular file .*{image.name}"):
+        generate(replace(screened, output=str(received), split="val"))
+
+
 def test_a_message_of_the_command_line_is_shown_escaped(received, capsys):
     edit_record(received, **{"\x1b[31m": 1})
     with pytest.raises(SystemExit):

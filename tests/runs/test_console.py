@@ -1,7 +1,9 @@
 """What runs print: lines, progress off and in a terminal, and how much of it."""
 
 import ast
+import errno
 import fcntl
+import io
 import os
 import pty
 import struct
@@ -13,8 +15,10 @@ from pathlib import Path
 import pytest
 
 import lbgen
+from lbgen.errors import Interrupted, UserError
 from lbgen.runs import console
 from lbgen.runs.console import Progress, Verbosity, say, showing, table, tracked, warn
+from lbgen.runs.storage import storage_errors
 
 PACKAGE = Path(lbgen.__file__).parent
 
@@ -35,6 +39,38 @@ def test_lines_obey_nobody_but_line_ends(told, capsys):
     """Names from files and folders may hold what a terminal obeys."""
     told("first\nsecond \033[31m\r")
     assert capsys.readouterr().out == "first\nsecond \\x1b[31m\n"
+
+
+class Failing(io.StringIO):
+    """A stream that takes nothing."""
+
+    def __init__(self, fault: OSError) -> None:
+        super().__init__()
+        self.fault = fault
+
+    def write(self, text: str) -> int:
+        raise self.fault
+
+
+@pytest.mark.parametrize(
+    "fault, raised, message",
+    [
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), Interrupted, "nobody reads standard output"),
+        (OSError(errno.ENOSPC, "No space left on device"), UserError, "standard output: No space left on device;"),
+    ],
+)
+def test_a_fault_of_standard_output_is_not_taken_for_one_of_the_folder(monkeypatch, fault, raised, message):
+    """Within `storage_errors`, which turns every OSError into one of the folder that a run writes to."""
+    monkeypatch.setattr(sys, "stdout", Failing(fault))
+    with pytest.raises(raised, match=message), storage_errors("data/animals"):
+        say("a line")
+
+
+def test_a_run_goes_on_where_standard_error_takes_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Failing(OSError(errno.ENOSPC, "No space left on device")))
+    warn("a warning")
+    with showing(Verbosity.VERBOSE):
+        assert list(tracked(range(3), "draw", 3, "images")) == [0, 1, 2]
 
 
 @pytest.fixture

@@ -79,15 +79,16 @@ def ensure_same_values(
         if then[name] != now[name]:
             raise UserError(
                 f"{place} was made with {name} {shown(then[name])}, this run asks for {shown(now[name])}; "
-                f"choose another --output or {remedy or _as_flag(name, then[name])}"
+                f"choose another --output or {remedy or _as_given(config, name, then[name])}"
             )
 
 
-def _as_flag(name: str, value: Any) -> str:
-    """What to do on the command line for this value: `size`, [64, 64] -> `give --size 64 64`."""
+def _as_given(config: Any, name: str, value: Any) -> str:
+    """What to do to have this value: `size`, [64, 64] -> `give --size 64 64`. An operand has no flag."""
+    written = [] if name in getattr(config, "POSITIONAL", ()) else [flag(name)]
     if isinstance(value, bool):
         return f"give {flag(name) if value else flag(f'no-{name}')}"
     if value == []:
-        return f"leave out {flag(name)}"
+        return f"leave out {''.join(written) or f'the {name}'}"
     each = value if isinstance(value, list) else [value]
-    return f"give {shlex.join([flag(name), *map(shown, each)])}"
+    return f"give {shlex.join([*written, *map(shown, each)])}"

@@ -5,6 +5,7 @@ names and links in it are untrusted input: `inside` resolves every name, `refuse
 and neither follows a link.
 """
 
+import errno
 import hashlib
 import os
 import select
@@ -43,7 +44,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 class Unreadable(OSError):
-    """What lies at a path is not read: it is no regular file, or too large."""
+    """What lies at a path is not read: it is no regular file, or too large. Its text is the reason alone."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def unreadable(path: Path | str, reason: str) -> Unreadable:
+    return Unreadable(errno.EINVAL, reason, str(path))
 
 
 def read_bounded(path: Path, most: int) -> bytes:
@@ -55,11 +63,11 @@ def read_bounded(path: Path, most: int) -> bytes:
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise Unreadable("it is not a regular file")
+        raise unreadable(path, "it is not a regular file")
     if not status.st_size:
         return b""
     if status.st_size > most:
-        raise Unreadable(f"it has {status.st_size:,} bytes, more than the {most:,} that are read")
+        raise unreadable(path, f"it has {status.st_size:,} bytes, more than the {most:,} that are read")
     with path.open("rb") as stream:
         return stream.read(most)
 

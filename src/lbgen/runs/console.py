@@ -7,18 +7,20 @@ growing intervals, because a log keeps every carriage return.
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TextIO, TypeVar
 
 from tqdm import tqdm
 
-from lbgen.errors import printable
+from lbgen.errors import Interrupted, UserError, printable
 
 if TYPE_CHECKING:
     import torch
@@ -80,19 +82,60 @@ def result(text: str) -> None:
 
 
 def _write(lines: Sequence[str]) -> None:
-    tqdm.write("\n".join(map(printable, lines)), file=sys.stdout)
-    sys.stdout.flush()  # a log shows where the run is
+    """A fault of standard output names it: the run's folder, which the caller writes to, has nothing to do with it."""
+    try:
+        tqdm.write("\n".join(map(printable, lines)), file=sys.stdout)
+        sys.stdout.flush()  # a log shows where the run is
+    except BrokenPipeError:
+        raise Interrupted(signal.SIGPIPE, "nobody reads standard output") from None
+    except OSError as error:
+        raise UserError(f"standard output: {error.strerror}; make room, or choose another place") from error
 
 
 def warn(text: str) -> None:
     """A line on standard error, also with --quiet."""
-    tqdm.write(f"lbgen: {printable(text)}", file=sys.stderr)
+    _note(f"lbgen: {printable(text)}")
+
+
+def _note(line: str) -> None:
+    """A line on standard error. Where that is full or read by nobody, the run goes on without it."""
+    with suppress(OSError):
+        tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
     """Names in a column, what they are beside it."""
     width = max(len(name) for name, _ in rows) + 2
     return "\n".join(f"{name:{width}}{value}" for name, value in rows)
+
+
+# ---- standard streams that are closed, full or read by nobody ----
+
+
+def open_closed_streams() -> None:
+    """Open /dev/null in the place of each closed standard stream.
+
+    Its number would else go to the next file that is opened, such as an image, and libraries would write there.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+            os.set_inheritable(descriptor, True)
+            setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", closefd=False))
+
+
+def discard(stream: TextIO) -> None:
+    """Drop what the stream still holds, which Python would otherwise try to write when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def flush_or_discard(stream: TextIO) -> None:
+    """Write what the stream still holds; where that fails, Python would exit with a code of its own."""
+    try:
+        stream.flush()
+    except OSError:
+        discard(stream)
 
 
 # ---- progress ----
@@ -148,8 +191,7 @@ class Progress:
             parts.append(f"{in_units(seconds / made * (self.total - self.done), TIMES)} left")
         elif self.done == self.total:
             parts.append(f"in {in_units(seconds, TIMES)}")
-        tqdm.write(printable(", ".join([*parts, self.note] if self.note else parts)), file=sys.stderr)
-        sys.stderr.flush()
+        _note(printable(", ".join([*parts, self.note] if self.note else parts)))
 
 
 def tracked(

@@ -263,6 +263,15 @@ def test_another_configuration_other_images_and_other_weights_are_refused(config
         bias(small)
 
 
+@pytest.mark.parametrize("place", ["imagenet-r", "imagenet-r/n01443537/out", "sketch/n01440764"])
+def test_nothing_is_written_into_a_benchmark(config, data, place):
+    """A later run would read what is there, or refuse it as no part of the benchmark."""
+    before = sorted(data.rglob("*"))
+    with pytest.raises(UserError, match=f"--output {data / place}: it lies in the dataset .*; choose another --output"):
+        bias(replace(config, benchmarks=("imagenet-r", "imagenet-sketch"), output=str(data / place)))
+    assert sorted(data.rglob("*")) == before
+
+
 def test_a_backbone_of_other_classes_is_refused_before_anything_is_written(config, tmp_path, capsys):
     torch.manual_seed(0)
     few = timm.create_model("test_resnet", num_classes=3)

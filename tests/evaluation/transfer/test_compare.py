@@ -165,6 +165,16 @@ def test_backbones_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
         lbgen.compare([files[0], files[0]])
 
 
+def test_no_comparison_is_written_into_a_dataset(files, tmp_path):
+    for name in ("dataset.yaml", "plan.json"):
+        (tmp_path / name).write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    for place in (tmp_path, tmp_path / "train"):
+        with pytest.raises(UserError, match="it lies in the dataset .*; choose another --output"):
+            lbgen.compare(files, lbgen.CompareConfig(output=place))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_received_transfer_cannot_lead_out_of_its_folder(files):
     """Answers elsewhere are not read; what is no transfer.json is refused in one line."""
     content = json.loads(files[1].read_text())

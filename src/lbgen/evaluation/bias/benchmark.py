@@ -150,6 +150,8 @@ class Sources(dict[str, list[Part]]):
         """Benchmark -> what to do about it."""
         self.counts: dict[str, dict[str, dict[str, int]]] = {}
         """Benchmark -> part -> images found and published."""
+        self.folders: list[Path] = []
+        """Where the benchmarks lie."""
 
 
 def find_sources(data: Path, benchmarks: Mapping[str, Benchmark]) -> Sources:
@@ -163,6 +165,7 @@ def find_sources(data: Path, benchmarks: Mapping[str, Benchmark]) -> Sources:
                 f"{benchmark.source}"
             )
             continue
+        found.folders.append(folder)
         found[name] = benchmark.parts(folder)
         found.counts[name] = {
             part.name: {"found": len(part.items()), "published": part.published} for part in found[name]

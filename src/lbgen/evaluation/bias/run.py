@@ -73,6 +73,7 @@ def bias(config: BiasConfig) -> BiasResult:
     names = _names(config)
     sources = find_sources(Path(config.data), benchmarks) if config.data is not None else Sources()
     atomic.ensure_writable(folder)
+    outputs.ensure_outside(folder, sources.folders)
     outputs.ensure_own(folder, _is_of_bias(folder), WRITTEN, "bias")
     atomic.refuse_links(folder, WRITTEN)
     with locked(folder / LOCK, str(folder)):

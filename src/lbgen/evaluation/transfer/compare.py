@@ -68,6 +68,7 @@ def compare(files: str | Path | Sequence[str | Path], config: CompareConfig | No
         raise UserError(f"{paths[0]}: a single backbone cannot be compared; give the transfer.json of another too")
     if config.output:
         atomic.ensure_writable(config.output)
+        outputs.ensure_outside(config.output)
         outputs.ensure_own(config.output, _is_comparison(config.output), (COMPARISON, COMPARISON_PAGE), "compare")
     return _compared(found, config)
 
