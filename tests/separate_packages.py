@@ -16,7 +16,8 @@ def separate_packages(name: str, *requirements: str) -> Path:
     folder = CACHE / name
     if find_spec("pip") is None:
         pytest.skip(f"no pip in this environment: {', '.join(requirements)} cannot be installed")
-    if not (folder / "complete").exists():
+    complete = folder / "complete"
+    if not complete.exists() or complete.read_text() != str(requirements):
         options = ["--quiet", "--no-deps", "--no-compile", "--retries", "1", "--upgrade", "--target", str(folder)]
         command = [sys.executable, "-m", "pip", "install", *options, *requirements]
         try:
@@ -24,6 +25,6 @@ def separate_packages(name: str, *requirements: str) -> Path:
         except subprocess.TimeoutExpired:
             pytest.skip(f"{', '.join(requirements)} were not installed within {SECONDS} seconds")
         if made.returncode:
-            pytest.skip(f"{requirements} cannot be installed: {made.stderr.strip().splitlines()[-1]}")
-        (folder / "complete").touch()
+            pytest.skip(f"{', '.join(requirements)} cannot be installed: {made.stderr.strip().splitlines()[-1]}")
+        complete.write_text(str(requirements))
     return folder

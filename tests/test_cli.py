@@ -365,6 +365,8 @@ HALF = Path(__file__).parent / "earlier/half"
         (f"verify {HALF} 2>&-", 3),
         (f"verify {HALF} 2>/dev/full", 3),
         ("verify nowhere 2>/dev/full", 2),
+        ("verify nowhere --verbose 2> >(true)", 2),
+        ("2> >(true)", 2),
         ("verify nowhere >&- 2>&- <&-", 2),
         ("plan 2>/dev/full", 2),
         ("--help >/dev/full 2>/dev/full", 2),
@@ -376,6 +378,7 @@ def test_closed_or_full_standard_streams_end_no_run_but_a_pipe_nobody_reads(tmp_
     command = f"{sys.executable} -m lbgen {command}; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert result.returncode == code and "Traceback" not in result.stderr, result.stderr
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(

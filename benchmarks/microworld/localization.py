@@ -227,7 +227,7 @@ def rows(made: Drawn, truth: Tensor, counted: Tensor) -> Iterator[list[str]]:
         ious, boxes = (each[counted] for each in agreement(masks, truth))
         rank = spearmanr(scores[counted], ious).statistic
         tenth, right = ious.quantile(0.1), (boxes >= 0.5).float().mean()
-        none = (~masks.any(dim=2).any(dim=1)).float().mean()
+        none = (~masks.flatten(1).any(dim=1)).float().mean()
         yield [*name, f"{ious.mean():.3f}", f"{tenth:.3f}", f"{right:.1%}", f"{none:.1%}", f"{rank:.2f}"]
 
 

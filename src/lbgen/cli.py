@@ -198,7 +198,8 @@ def _run(argv: Sequence[str]) -> None:
             result = call()
         except UserError:
             if is_verbose():
-                traceback.print_exc()
+                with suppress(OSError):
+                    traceback.print_exc()
             raise
         if following := getattr(result, "next_command", ""):
             say(f"next: {following}")
@@ -236,7 +237,8 @@ class Call(NamedTuple):
 def _parse(argv: Sequence[str]) -> Call:
     parser, verbs = _parsers(argv)
     if not argv:
-        parser.print_help(sys.stderr)
+        with suppress(OSError):
+            parser.print_help(sys.stderr)
         sys.exit(2)
     parsed, unknown = parser.parse_known_args(argv)
     arguments = vars(parsed)

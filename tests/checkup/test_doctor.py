@@ -126,6 +126,11 @@ def test_downloads_are_named_with_their_sizes_and_have_to_fit(capsys, hub, monke
     assert "1 thing missing: room for 5.98 GB of models; set HF_HOME" in missing(capsys)
 
 
+def test_the_package_of_rounded_weights_is_missing_before_they_are_there(capsys, hub, monkeypatch):
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    assert "the package bitsandbytes is not installed" in missing(capsys, "--quality", "q-align-nf4")
+
+
 def test_what_cannot_be_had_offline_is_missing(capsys, hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     shown = missing(capsys, "--generator", "microworld")

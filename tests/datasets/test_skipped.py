@@ -20,7 +20,7 @@ from lbgen.datasets.decode import FORMATS
 from lbgen.datasets.files.local import LARGEST_FILE
 from lbgen.datasets.open import open_dataset
 from lbgen.datasets.records import IMAGE_SUFFIXES, ImageRecord
-from lbgen.datasets.tables import files
+from lbgen.datasets.tables import reading
 from lbgen.errors import UserError
 
 
@@ -326,8 +326,8 @@ def test_a_table_that_grows_is_refused_and_never_held_at_once(tmp_path, monkeypa
     path = tmp_path / "train.parquet"
     pq.write_table(table(30, bytes(10**6)), path, compression="zstd")
     assert path.stat().st_size < 10**5
-    assert max(batch.nbytes for batch in files.batches(path, ["image", "label"])) < 1.1e6
-    monkeypatch.setattr(files, "MOST_UNPACKED", 10**7)
+    assert max(batch.nbytes for batch in reading.batches(path, ["image", "label"])) < 1.1e6
+    monkeypatch.setattr(reading, "MOST_UNPACKED", 10**7)
     pq.write_table(table(30, bytes(10**6)), path, compression="zstd", use_dictionary=False)
     (record,) = read(tmp_path)[0]
     assert "row group 0 grows to" in record.fault

@@ -35,7 +35,7 @@ LAYOUTS = ("imagefolder", "webdataset", "parquet")
 
 
 LEAST = 0.0985
-"""About half of the images of random weights lie above this."""
+"""About half of the images of random weights have a larger contrast."""
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -79,7 +79,8 @@ def test_the_oldest_libraries_load_the_adapter_and_draw_the_same_image(
     save_file(inputs, tmp_path / "inputs.safetensors")
     ended = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tiny_sd_folder), str(tmp_path / "inputs.safetensors"), *generators],
-        env=os.environ | {"PYTHONPATH": str(peers), "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(peers), *sys.path]), "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
     for folder, generator in generators.items():

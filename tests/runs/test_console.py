@@ -6,6 +6,7 @@ import fcntl
 import io
 import os
 import pty
+import shlex
 import struct
 import subprocess
 import sys
@@ -166,3 +167,27 @@ def test_in_a_terminal_there_is_a_bar():
     shown = os.read(main, 100_000).decode()
     os.close(main)
     assert "\r" in shown and "draw: 100%" in shown and "3/3" in shown
+
+
+DESCRIPTORS = """
+import os, sys
+from lbgen.runs.console import open_closed_streams
+open_closed_streams()
+opened = os.open(sys.argv[1], os.O_RDONLY)
+null = os.stat(os.devnull)
+are_null = [os.fstat(n).st_rdev == null.st_rdev and os.get_inheritable(n) for n in range(3)]
+os.write(int(sys.argv[2]), repr([opened, *are_null]).encode())
+"""
+
+
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
+    """In a process that was started without any of the three; what it finds comes through a pipe of another number."""
+    reading, writing = os.pipe()
+    os.set_inheritable(writing, True)
+    command = [sys.executable, "-c", DESCRIPTORS, __file__, str(writing)]
+    closing = " ".join(["exec", shlex.join(command), "<&-", ">&-", "2>&-"])
+    subprocess.run(["bash", "-c", closing], pass_fds=[writing], check=True)
+    os.close(writing)
+    opened, *are_null = ast.literal_eval(os.read(reading, 1000).decode())
+    os.close(reading)
+    assert opened > 2 and are_null == [True] * 3

@@ -69,8 +69,8 @@ class ModelNames(GeneratorWeights):
     folder, or open_clip:NAME/PRETRAINED. Of several every term is the mean of theirs."""
     quality: str = "antonyms"
     """Quality scorer: antonyms (opposite prompts in the language space, as in CLIP-IQA), q-align (the paper's; 16 GB),
-    q-align:DIR for a folder or a hub id of Q-Align or DeQA-Score, q-align-int8 and q-align-nf4 for the same in 8 and in
-    4 bits, or none."""
+    q-align:DIR for a folder or a hub id of Q-Align or DeQA-Score, q-align-int8 and q-align-nf4, also with :DIR, for the
+    same in 8 and in 4 bits, or none."""
 
     @property
     def spaces(self) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from lbgen.models.registry import (
     ensure_quality,
     ensure_semantics,
     q_align_location,
+    q_align_quantization,
     resolve,
     semantics_location,
 )
@@ -68,6 +69,10 @@ def find_quality(name: str) -> list[Model]:
     """The scorer's model; none for a scorer of lbgen without weights of its own."""
     kind, where = "scorer", q_align_location(name)
     if where is not None:
+        try:
+            q_align_quantization(name)
+        except UserError as error:
+            return [Model(kind, name, "it cannot be loaded", fault=str(error))]
         return [_find(kind, name, where)]
     if extension := origin("quality", name, QUALITY):
         return [Model(kind, name, extension)]

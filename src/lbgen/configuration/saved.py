@@ -85,10 +85,10 @@ def ensure_same_values(
 
 def _as_given(config: Any, name: str, value: Any) -> str:
     """What to do to have this value: `size`, [64, 64] -> `give --size 64 64`. An operand has no flag."""
-    written = [] if name in getattr(config, "POSITIONAL", ()) else [flag(name)]
+    prefix = [] if name in getattr(config, "POSITIONAL", ()) else [flag(name)]
     if isinstance(value, bool):
         return f"give {flag(name) if value else flag(f'no-{name}')}"
     if value == []:
-        return f"leave out {''.join(written) or f'the {name}'}"
+        return f"leave out {''.join(prefix) or f'the {name}'}"
     each = value if isinstance(value, list) else [value]
-    return f"give {shlex.join([*written, *map(shown, each)])}"
+    return f"give {shlex.join([*prefix, *map(shown, each)])}"

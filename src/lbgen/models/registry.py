@@ -30,7 +30,7 @@ Q_ALIGN = "q-future/one-align"
 Quantization = Literal["int8", "nf4"]
 Q_ALIGNS: dict[str, Quantization | None] = {"q-align": None, "q-align-int8": "int8", "q-align-nf4": "nf4"}
 """The names of that scorer, each also with :DIR -> how its weights are rounded."""
-QUANTIZERS = {"int8": "torchao", "nf4": "bitsandbytes"}
+QUANTIZERS: dict[Quantization, str] = {"int8": "torchao", "nf4": "bitsandbytes"}
 """Way to round weights, which is also the name of an extra -> the package that does it."""
 Q_ALIGN_TYPE = "mplug_owl2"
 """The model type in the config.json of Q-Align and of DeQA-Score."""
@@ -145,7 +145,9 @@ def refuse_unknown_quality(name: str) -> None:
     """Refuse a quality scorer that is neither lbgen's nor an extension."""
     if name not in QUALITY and not is_extension("quality", name, QUALITY):
         known = ", ".join([names("quality", QUALITY[1:]), *Q_ALIGNS])
-        raise UserError(f"--quality {name!r:.40} is not known; choose {known}, any q-align also with :DIR, or none")
+        raise UserError(
+            f"--quality {name!r:.40} is not known; choose {known} (the last {len(Q_ALIGNS)} also with :DIR), or none"
+        )
 
 
 def q_align_location(quality: str) -> str | None:

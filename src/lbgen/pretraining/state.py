@@ -80,7 +80,7 @@ class TrainingState:
         self.trained, self.optimizer = accelerator.prepare(self.model, optimizer)
         self.loss = build_loss(config)
         self.mix = build_mix(config, classes)
-        # Of pixels from 0 to 255, (1, 3, H, W): in the layout of the images, a CPU would take three values at a time.
+        # Of pixels from 0 to 255, (1, 3, H, W) in the layout of a batch: a CPU broadcasts (1, 3, 1, 1) slowly there.
         self.mean, self.std = (
             torch.tensor(values, device=accelerator.device)
             .mul(255)

@@ -11,7 +11,7 @@ import pytest
 
 from lbgen.datasets import index, listed
 from lbgen.datasets.open import open_dataset
-from lbgen.datasets.tables import files
+from lbgen.datasets.tables import reading
 from lbgen.datasets.tables.pages import read_table, unpacked_size
 from lbgen.errors import UserError
 from lbgen.runs.store import LocalStore
@@ -60,10 +60,10 @@ def lying(table: pa.Table) -> bytes:
 
 def test_a_footer_that_lies_is_not_believed(tmp_path, monkeypatch):
     """64 MB in a file of 10 kB; with the bound as it is, the file would take a gigabyte in this test."""
-    monkeypatch.setattr(files, "MOST_UNPACKED", 2**20)
+    monkeypatch.setattr(reading, "MOST_UNPACKED", 2**20)
     (tmp_path / "x.parquet").write_bytes(lying(pa.table({"image": [bytes(2**26)], "label": [0]})))
     with pytest.raises(ValueError, match="row group 0 grows to 67,108,"):
-        list(files.batches(tmp_path / "x.parquet", ["image", "label"]))
+        list(reading.batches(tmp_path / "x.parquet", ["image", "label"]))
 
 
 def part(rows: list[dict], **options) -> bytes:

@@ -83,6 +83,8 @@ for name, layer in rounded.model.named_modules():
         weight = layer.weight
         kept = weight.dequantize() if quantization == "int8" else dequantize_4bit(weight.data, weight.quant_state)
         found |= {f"{name} before": layers[name].weight.clone(), f"{name} after": kept.clone()}
+        stored = weight.qdata if quantization == "int8" else weight.data
+        found |= {f"{name} stored": torch.tensor(stored.numel() * stored.element_size())}
         layers[name].weight.data = kept
 for name, scorer in {"rounded": rounded, "plain": plain}.items():
     images = torch.rand(2, 3, 40, 28, generator=torch.Generator().manual_seed(1), requires_grad=True)
@@ -90,7 +92,7 @@ for name, scorer in {"rounded": rounded, "plain": plain}.items():
     found |= {f"scores {name}": scores.detach(), f"gradient {name}": torch.autograd.grad(scores.sum(), images)[0]}
 save_file(found, output)
 """
-WIDEST_GAP = (1.0 - 0.6961928) / 2
+HALF_WIDEST_STEP = (1.0 - 0.6961928) / 2
 """Half of the largest step between the 16 values of NF4, from -1 to -0.696 (QLoRA, appendix E)."""
 
 
@@ -119,17 +121,21 @@ def test_rounded_weights_score_and_differentiate_as_what_they_are_rounded_to(
     packages = separate_packages("quantizers", "torchao==0.18.0", "bitsandbytes==0.50.2")
     ended = subprocess.run(
         [sys.executable, "-c", ROUNDED, str(wide_folder), quantization, str(tmp_path / "found.safetensors")],
-        env=os.environ | {"PYTHONPATH": str(packages), "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(packages), *sys.path]), "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
     found = load_file(tmp_path / "found.safetensors")
-    for name in [name.removesuffix(" before") for name in found if name.endswith(" before")]:
+    layers = [name.removesuffix(" before") for name in found if name.endswith(" before")]
+    assert len(layers) > 10
+    for name in layers:
         before, after = (found[f"{name} {when}"] for when in ("before", "after"))
         if quantization == "int8":
             largest, half_step = before.abs().amax(dim=1, keepdim=True), 0.5 / 127
         else:
             before, after = before.reshape(-1, 64), after.reshape(-1, 64)
-            largest, half_step = before.abs().amax(dim=1, keepdim=True), WIDEST_GAP
+            largest, half_step = before.abs().amax(dim=1, keepdim=True), HALF_WIDEST_STEP
+        assert found[f"{name} stored"] == before.numel() * (1 if quantization == "int8" else 0.5)
         error = (after - before).abs() / largest
         assert 0 < error.max() <= 1.01 * half_step, name
     torch.testing.assert_close(found["scores rounded"], found["scores plain"], rtol=1e-5, atol=1e-5)

@@ -64,6 +64,6 @@ def test_scorers_are_chosen_by_name(tiny_clip_folder: Path) -> None:
     with pytest.raises(
         UserError,
         match="--quality 'musiq' is not known; choose antonyms, q-align, q-align-int8, "
-        "q-align-nf4, any q-align also with :DIR, or none",
+        "q-align-nf4 \\(the last 3 also with :DIR\\), or none",
     ):
         load_quality("musiq", space)

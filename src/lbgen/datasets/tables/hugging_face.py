@@ -32,7 +32,7 @@ from lbgen.datasets.records import (
     valid_text,
 )
 from lbgen.datasets.tables.blocks import KEPT_BYTES, BlockCache, file_in
-from lbgen.datasets.tables.files import UNREADABLE, batches, block_lengths, row_count, schema_of
+from lbgen.datasets.tables.reading import UNREADABLE, batches, block_lengths, row_count, schema_of
 from lbgen.datasets.webdataset import split_of
 from lbgen.errors import UserError
 from lbgen.runs.parsing import Name, Text, checked, parse_json, read_json

@@ -67,7 +67,7 @@ def write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 def read(path: Path, columns: Sequence[str], bare: Sequence[Sequence[str]] = ()) -> Answers:
     """The columns of these names, whatever their order and whatever else the file holds.
 
-    Blanks around names and values, which people write after commas, do not count.
+    Blanks around unquoted names and values, which people write after commas, do not count.
     bare: the columns, in order, of files without a header; which of them is told by the number.
     """
     try:

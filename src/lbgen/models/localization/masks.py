@@ -29,7 +29,7 @@ def segmented(coarse: Tensor, pixels: Tensor, stored_size: tuple[int, int] | Non
 
     A mask is empty, and its score 0, if the contrast (i - o) / (i + o) of the map's means inside and outside of it is
     below LEAST_CONTRAST. Otherwise the score is the stability of Segment Anything (arXiv 2304.02643): the IoU of the
-    masks at thresholds OFFSET above and below the middle of both sides' means.
+    masks at thresholds OFFSET above and below the middle of both sides' means; it can be 0 for a mask that is there.
 
     coarse: (B, h, w), not negative.  pixels: (B, 3, H', W') bytes.  stored_size: (H, W), by default that of pixels.
     """

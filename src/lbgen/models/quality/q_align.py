@@ -34,10 +34,11 @@ class QAlign:
     ) -> None:
         """where: folder or hub id of the weights, in safetensors."""
         self.where, self.device = where, device
+        rounding = quantizer(quantization, dtype)
         with loading(FLAG, where, marker="config.json"):
             refuse_other_type(where, MPlugOwl2Config.get_config_dict(where)[0].get("model_type"))
             self.model: MPlugOwl2 = load_model(
-                MPlugOwl2, where, dtype, device_map={"": device}, quantization_config=quantizer(quantization, dtype)
+                MPlugOwl2, where, dtype, device_map={"": device}, quantization_config=rounding
             )
         # In eval mode bitsandbytes computes on a CPU without gradients; nothing else here depends on the mode.
         self.model.train(quantization == "nf4").requires_grad_(False)
@@ -77,7 +78,7 @@ def quantizer(quantization: Quantization | None, dtype: torch.dtype) -> Any:
         return None
     if quantization == "nf4":
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    from torchao.quantization import Int8WeightOnlyConfig  # type: ignore[import-not-found]  # an extra
+    from torchao.quantization import Int8WeightOnlyConfig  # late: an extra
 
     return TorchAoConfig(Int8WeightOnlyConfig())
 
