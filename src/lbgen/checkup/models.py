@@ -69,11 +69,7 @@ def find_quality(name: str) -> list[Model]:
     """The scorer's model; none for a scorer of lbgen without weights of its own."""
     kind, where = "scorer", q_align_location(name)
     if where is not None:
-        try:
-            q_align_quantization(name)
-        except UserError as error:
-            return [Model(kind, name, "it cannot be loaded", fault=str(error))]
-        return [_find(kind, name, where)]
+        return [_refused(kind, name, q_align_quantization) or _find(kind, name, where)]
     if extension := origin("quality", name, QUALITY):
         return [Model(kind, name, extension)]
     refused = _refused(kind, name)
@@ -87,10 +83,10 @@ ENSURE: dict[str, Callable[[str], None]] = {
 }
 
 
-def _refused(kind: str, name: str) -> Model | None:
-    """What is said of a model that a run would refuse; None for any other."""
+def _refused(kind: str, name: str, ensure: Callable[[str], object] | None = None) -> Model | None:
+    """What is said of a model that a run would refuse, or `ensure` if it is given; None for any other."""
     try:
-        ENSURE[kind](name)
+        (ensure or ENSURE[kind])(name)
     except UserError as error:
         return Model(kind, name, "it cannot be loaded", fault=str(error))
     return None

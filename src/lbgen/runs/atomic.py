@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 from lbgen.errors import UserError
 from lbgen.runs.limits import NO_FLUSH, say_once
@@ -49,9 +50,9 @@ class Unreadable(OSError):
     def __str__(self) -> str:
         return str(self.strerror)
 
-
-def unreadable(path: Path | str, reason: str) -> Unreadable:
-    return Unreadable(errno.EINVAL, reason, str(path))
+    @classmethod
+    def at(cls, path: Path | str, reason: str) -> Self:
+        return cls(errno.EINVAL, reason, str(path))
 
 
 def read_bounded(path: Path, most: int) -> bytes:
@@ -63,11 +64,11 @@ def read_bounded(path: Path, most: int) -> bytes:
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise unreadable(path, "it is not a regular file")
+        raise Unreadable.at(path, "it is not a regular file")
     if not status.st_size:
         return b""
     if status.st_size > most:
-        raise unreadable(path, f"it has {status.st_size:,} bytes, more than the {most:,} that are read")
+        raise Unreadable.at(path, f"it has {status.st_size:,} bytes, more than the {most:,} that are read")
     with path.open("rb") as stream:
         return stream.read(most)
 

@@ -110,7 +110,7 @@ class RemoteFiles(Files):
     def read(self, path: Path) -> bytes:
         size = path.stat().st_size
         if size > LARGEST_FILE:
-            raise atomic.unreadable(path, f"it has {size:,} bytes, more than the {LARGEST_FILE:,} that are read")
+            raise atomic.Unreadable.at(path, f"it has {size:,} bytes, more than the {LARGEST_FILE:,} that are read")
         return self.read_span(path, 0, size)
 
     def read_span(self, path: Path, start: int, size: int) -> bytes:

@@ -99,7 +99,7 @@ def _read(path: Path) -> list[DrawnImage] | None:
 def _content(path: Path) -> bytes:
     """Of a regular file, never of what a link points to."""
     if not stat.S_ISREG(os.lstat(path).st_mode):
-        raise atomic.unreadable(path, "it is not a regular file")
+        raise atomic.Unreadable.at(path, "it is not a regular file")
     return atomic.read_bounded(path, atomic.LARGEST_FILE)
 
 
