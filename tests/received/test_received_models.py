@@ -4,10 +4,12 @@ import json
 import os
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from miniatures import QAlignParts, write_q_align
 from safetensors.torch import save_file
 
 from lbgen.audit.config import AuditConfig
@@ -15,6 +17,7 @@ from lbgen.audit.run import audit
 from lbgen.errors import UserError
 from lbgen.models.adapter import METADATA, read
 from lbgen.models.generator import load_generator
+from lbgen.models.quality import load_quality
 from lbgen.models.semantics import load_semantics
 from lbgen.runs import identity
 
@@ -83,6 +86,27 @@ def test_a_model_folder_names_no_kernel_to_run(tiny_clip_folder, tmp_path, chang
     (folder / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(UserError, match="config.json: attention 'someone/kernel.* is code from elsewhere"):
         load_semantics(str(folder))
+
+
+@pytest.mark.parametrize("given", [{"quant_method": "fp8"}, {"quant_method": "nonsense"}])
+def test_a_model_folder_does_not_choose_how_its_weights_are_rounded(tiny_clip_folder, tiny_sd_folder, tmp_path, given):
+    """transformers rounded those of Q-Align to bf16 for the first of them, without a word."""
+
+    def changed(folder: Path, part: str) -> str:
+        folder = Path(shutil.copytree(folder, tmp_path / f"{part or 'whole'} {folder.name}"))
+        path = folder / part / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": given}))
+        return str(folder)
+
+    refused = partial(pytest.raises, UserError, match=r"config\.json: quantization_config says")
+    with refused():
+        load_semantics(changed(tiny_clip_folder, ""))
+    for part in ("text_encoder", "unet", "vae"):
+        with refused():
+            load_generator(changed(tiny_sd_folder, part))
+    q_align = write_q_align(tmp_path / "model", QAlignParts())
+    with refused():
+        load_quality(f"q-align:{changed(q_align, '')}", load_semantics(str(tiny_clip_folder)))
 
 
 def adapter_with(folder: Path, **changes: object) -> Path:

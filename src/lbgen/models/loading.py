@@ -122,13 +122,13 @@ def _numbers(content: Any, name: str = "") -> Iterator[tuple[str, int]]:
         yield name, content
 
 
-def read_config(where: str, part: str, file: str = "config.json") -> dict[str, Any]:
+def read_config(where: str, part: str, file: str = "config.json", revision: str | None = None) -> dict[str, Any]:
     """The configuration of a part of a checkpoint, a folder or a hub id; ValueError where it is no table.
 
-    Numbers that are not finite, which schedulers have and JSON does not know, are None.
+    Numbers that are not finite, which schedulers have and JSON does not know, are None.  part: "" is the whole.
     """
-    name = f"{part}/{file}"
-    path = Path(where, name) if os.path.isdir(where) else Path(hf_hub_download(where, name))
+    name = str(Path(part, file))
+    path = Path(where, name) if os.path.isdir(where) else Path(hf_hub_download(where, name, revision=revision))
     config = parse_json(NOT_FINITE.sub(rb"\1null", atomic.read_bytes(path)))
     if not isinstance(config, dict):
         raise ValueError(f"{name} is not a table")
@@ -138,12 +138,19 @@ def read_config(where: str, part: str, file: str = "config.json") -> dict[str, A
 def load_model(kind: Any, where: str, dtype: torch.dtype, **options: Any) -> Any:
     """A model of class `kind` with every weight read from safetensors: none may be missing and left at random.
 
-    where: a folder or a hub id; of a `Checkpoint` its single file and its variant are heeded.
+    where: a folder or a hub id; of a `Checkpoint` its single file and its variant are heeded.  UserError where its
+    configuration says that the weights are rounded.
     """
     if isinstance(where, Checkpoint) and where.file is not None:
         if where.is_in_file(options["subfolder"]):
             return from_single_file(kind, where, dtype, **options)
         _download_weights(where, options["subfolder"])
+    config = read_config(where, options.get("subfolder", ""), revision=options.get("revision"))
+    if config.get("quantization_config") is not None:  # the libraries would obey it
+        raise UserError(
+            f"{Path(where, options.get('subfolder', ''), 'config.json')}: quantization_config says that the weights "
+            "are rounded; lbgen reads them as they were released, in floats"
+        )
     variant = getattr(where, "variant", None)
     if variant is not None and variant in variants_of(Path(where, options.get("subfolder", ""))):
         options["variant"] = variant

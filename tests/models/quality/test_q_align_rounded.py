@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from miniatures import QAlignParts, randomize, write_q_align
+from miniatures import QAlignParts, randomize
 from safetensors.torch import load_file, save_file
 from separate_packages import separate_packages
 from torch import nn
@@ -104,16 +104,6 @@ def test_rounded_weights_without_their_package_are_refused(
     for refused in (lambda name: lbgen.load_quality(name, space), registry.ensure_quality):
         with pytest.raises(UserError, match=message):
             refused(f"q-align-{quantization}:{wide_folder}")
-
-
-@pytest.mark.parametrize("given", [{"quant_method": "fp8"}, {"quant_method": "nonsense"}, 7])
-def test_a_checkpoint_does_not_choose_how_it_is_rounded(tmp_path: Path, tiny_clip_folder: Path, given: object) -> None:
-    """transformers rounded to bf16 for the first of them, without a word."""
-    folder = write_q_align(tmp_path / "model", QAlignParts())
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": given}))
-    with pytest.raises(UserError, match=r"quantization_config in its config\.json"):
-        lbgen.load_quality(f"q-align:{folder}", load_semantics(str(tiny_clip_folder)))
 
 
 def test_the_documentation_counts_the_bytes_of_the_released_model() -> None:

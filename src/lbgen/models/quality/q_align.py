@@ -38,11 +38,6 @@ class QAlign:
         with loading(FLAG, where, marker="config.json"):
             config = MPlugOwl2Config.get_config_dict(where)[0]
             refuse_other_type(where, config.get("model_type"))
-            if "quantization_config" in config:  # transformers would obey it
-                raise UserError(
-                    f"{where}: quantization_config in its config.json says that its weights are rounded; give them as "
-                    "they were released, and --quality q-align-int8: or q-align-nf4: to round them"
-                )
             self.model: MPlugOwl2 = load_model(
                 MPlugOwl2, where, dtype, device_map={"": device}, quantization_config=rounding
             )
