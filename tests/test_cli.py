@@ -297,15 +297,16 @@ lbgen.cli.main(["generate"])
 
 @pytest.mark.parametrize(
     ("signum", "code", "message"),
-    [(signal.SIGTERM, 143, "lbgen: terminated\n"), (signal.SIGINT, 130, "lbgen: interrupted\n")],
+    [(signal.SIGTERM, 143, "lbgen: terminated"), (signal.SIGINT, 130, "lbgen: interrupted")],
 )
-def test_a_signal_ends_a_verb_with_its_code_and_promises_nothing(signum, code, message):
+@pytest.mark.parametrize(("verb", "promise"), [("generate", "; the same command goes on"), ("plan", "")])
+def test_a_signal_ends_a_verb_with_its_code(signum, code, message, verb, promise):
     """A verb that waits, in the place of one that works: no other is slow enough to be hit for certain."""
-    command = [sys.executable, "-c", OTHER_VERB.format(body="time.sleep(60)")]
+    command = [sys.executable, "-c", OTHER_VERB.format(body="time.sleep(60)").replace("generate", verb)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "started\n"
     process.send_signal(signum)
-    assert process.communicate(timeout=60)[1] == message
+    assert process.communicate(timeout=60)[1] == f"{message}{promise}\n"
     assert process.returncode == code
 
 

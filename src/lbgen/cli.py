@@ -156,6 +156,9 @@ VERBS = {
     ),
 }
 
+RESUMED = {"align", "generate", "quickstart", "audit", "pretrain", "transfer", "bias", "reproduce"}
+"""Verbs that keep what is finished, so that their command can be given again."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb; UserError, signals and a full disk become a line on stderr and an exit code; else a traceback."""
@@ -164,7 +167,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ |= SHORT_WAITING | os.environ
     gc.set_threshold(COLLECTED_EVERY)
-    signal.signal(signal.SIGTERM, _terminate)
+    going_on = "; the same command goes on" if argv and argv[0] in RESUMED else ""
+
+    def terminate(signum: int, frame: Any) -> NoReturn:
+        raise Interrupted(signum, f"terminated{going_on}")
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         try:
             _run(argv)
@@ -177,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             _end_quietly()
         _exit(128 + interrupt.signum, str(interrupt))
     except KeyboardInterrupt:
-        _exit(128 + signal.SIGINT, "interrupted")
+        _exit(128 + signal.SIGINT, f"interrupted{going_on}")
     except BrokenPipeError:  # the reader of `lbgen ... | head` has enough
         _end_quietly()
     except OSError as error:
@@ -205,10 +213,6 @@ def _run(argv: Sequence[str]) -> None:
             say(f"next: {following}")
     if getattr(result, "damaged", ()):  # of verify
         sys.exit(3)
-
-
-def _terminate(signum: int, frame: Any) -> NoReturn:
-    raise Interrupted(signum, "terminated")
 
 
 def _end_quietly() -> NoReturn:
