@@ -238,6 +238,12 @@ def test_a_run_of_an_earlier_version_continues_if_a_deleted_field_had_its_defaul
     assert message.endswith("choose another --output, or continue there with the version that began it")
 
 
+def test_settings_of_another_verb_are_called_that(tmp_path):
+    save(AlignConfig(), tmp_path / "config.yaml")
+    message = refusal(ensure_same, Bakery(), tmp_path / "config.yaml")
+    assert message.startswith(f"{tmp_path} was made by another verb or version of lbgen, with no field ")
+
+
 def test_the_deleted_fields_of_align_had_these_defaults():
     """Against the run of the version before, which was begun without flags for them."""
     run = read_yaml(EARLIER / "run/config.yaml")

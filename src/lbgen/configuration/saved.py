@@ -75,7 +75,9 @@ def ensure_same_values(
             )
         if name not in then or name not in now:
             knows = "no field" if name in now else "the field"
-            raise UserError(f"{place} was made by a version of lbgen with {knows} {name}; choose another --output")
+            raise UserError(
+                f"{place} was made by another verb or version of lbgen, with {knows} {name}; choose another --output"
+            )
         if then[name] != now[name]:
             raise UserError(
                 f"{place} was made with {name} {shown(then[name])}, this run asks for {shown(now[name])}; "
