@@ -144,6 +144,12 @@ def test_a_folder_that_cannot_be_loaded_is_missing_by_its_reason(capsys, hub, tm
     assert "no such folder, and no hub id" in missing(capsys, "--generator", "a/b/c", "--semantics", "microworld")
 
 
+def test_a_place_where_no_run_can_write_is_missing(capsys, hub, tmp_path):
+    (tmp_path / "file").touch()
+    shown = missing(capsys, *MICROWORLD, "--output", str(tmp_path / "file/run"))
+    assert f"1 thing missing: --output {tmp_path}/file/run: {tmp_path}/file is a file; choose a folder" in shown
+
+
 def test_libraries_that_are_absent_or_too_old_are_missing(capsys, hub, monkeypatch):
     monkeypatch.setattr(run, "requires", lambda _: ["torch>=99", "no-such-package", 'ray>=2; extra == "ray"'])
     shown = missing(capsys, *MICROWORLD)

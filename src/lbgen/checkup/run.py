@@ -18,6 +18,7 @@ import lbgen
 from lbgen.checkup.config import DoctorConfig
 from lbgen.checkup.models import find_generator, find_quality, find_semantics
 from lbgen.errors import UserError, printable
+from lbgen.runs import atomic
 from lbgen.runs.console import SIZES, counted, in_units, table
 
 
@@ -36,7 +37,7 @@ def doctor(config: DoctorConfig | None = None) -> None:
         ("Python", python()),
         *libraries(missing),
         *device(missing),
-        *disks(config),
+        *disks(config, missing),
         *models(config, missing),
     ]
     print(table([(name, printable(text)) for name, text in rows]))
@@ -98,8 +99,12 @@ def device(missing: list[str]) -> Iterator[tuple[str, str]]:
         yield f"GPU {number}", f"{torch.cuda.get_device_name(number)}, {memory}"
 
 
-def disks(config: DoctorConfig) -> Iterator[tuple[str, str]]:
+def disks(config: DoctorConfig, missing: list[str]) -> Iterator[tuple[str, str]]:
     """Free space where runs write, where models are kept, and for temporary files."""
+    try:
+        atomic.ensure_writable(config.output)
+    except UserError as error:
+        missing.append(str(error))
     places = {"output": config.output, "models": Path(constants.HF_HUB_CACHE), "temporary": Path(tempfile.gettempdir())}
     for name, folder in places.items():
         yield f"disk, {name}", f"{in_units(free_bytes(folder), SIZES)} free at {folder.absolute()}"
