@@ -12,7 +12,7 @@ import pytest
 from lbgen.datasets import index, listed
 from lbgen.datasets.open import open_dataset
 from lbgen.datasets.tables import reading
-from lbgen.datasets.tables.pages import read_table, unpacked_size
+from lbgen.datasets.tables.pages import column_spans, read_table, unpacked_size
 from lbgen.errors import UserError
 from lbgen.runs.store import LocalStore
 
@@ -27,11 +27,16 @@ def test_sizes_are_those_of_the_footer(codec, version, dictionary):
     stream = io.BytesIO()
     options = {"data_page_version": version, "use_dictionary": dictionary, "data_page_size": 2**14}
     pq.write_table(table, stream, compression=codec, row_group_size=2000, write_page_checksum=True, **options)
-    metadata = pq.read_metadata(stream)
-    for group in range(metadata.num_row_groups):
+    metadata, content = pq.read_metadata(stream), memoryview(stream.getvalue())
+    spans = column_spans(content)
+    assert len(spans) == metadata.num_row_groups == 3
+    for group in range(3):
         columns = [metadata.row_group(group).column(number) for number in range(3)]
+        starts = [column.dictionary_page_offset or column.data_page_offset for column in columns]
+        ends = [start + column.total_compressed_size for start, column in zip(starts, columns, strict=True)]
+        assert spans[group] == list(zip(starts, ends, strict=True))
         expected = sum(column.total_uncompressed_size for column in columns)
-        assert 0.9 * expected < unpacked_size(memoryview(stream.getvalue()), metadata, group) < expected
+        assert 0.9 * expected < unpacked_size(content, spans[group]) < expected
     assert read_table(stream.getvalue(), 2**24).equals(table)
 
 
@@ -83,16 +88,17 @@ def test_a_part_of_the_index_is_not_unpacked_without_bound(tmp_path, dictionary)
         index.read_part(LocalStore(tmp_path, "x"), "train", 0, 40)
 
 
-def test_damaged_headers_are_refused():
-    """Every byte of a small file flipped: an answer, or a refusal that readers expect, and never more than that."""
+@pytest.mark.parametrize("options", [{}, {"write_page_index": True, "store_schema": False}])
+def test_a_damaged_file_is_refused(options):
+    """Bits of every byte of a small file flipped, also of its footer, where pyarrow itself ended the process."""
     stream = io.BytesIO()
-    pq.write_table(pa.table({"x": ["a", "b"] * 20}), stream)
-    content, metadata = bytearray(stream.getvalue()), pq.read_metadata(stream)
-    for place in range(metadata.row_group(0).column(0).total_compressed_size + 4):
-        for bit in (1, 16, 128):
+    pq.write_table(pa.table({"x": ["a", "b"] * 20, "y": [[1, None]] * 40}), stream, **options)
+    content = bytearray(stream.getvalue())
+    for place in range(len(content)):
+        for bit in (1, 2, 16, 128):
             content[place] ^= bit
-            with suppress(ValueError):
-                unpacked_size(memoryview(content), metadata, 0)
+            with suppress(*reading.UNREADABLE):
+                read_table(bytes(content), 2**20)
             content[place] ^= bit
 
 

@@ -16,10 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PosixPath
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from lbgen.datasets.files.local import LARGEST_FILE, Files, Span
-from lbgen.datasets.tables.pages import row_group_span
+from lbgen.datasets.tables.pages import column_spans, mapped
 from lbgen.errors import UserError
 from lbgen.runs import atomic
 from lbgen.runs.remote import WHOLE_UPLOADS, Unreachable, private_folder, reading
@@ -164,8 +162,8 @@ class RemoteFiles(Files):
 
     @contextmanager
     def row_group(self, path: Path, group: int) -> Iterator[Path]:
-        with path.open("rb") as stream:
-            start, end = row_group_span(pq.read_metadata(stream), group)
+        spans = column_spans(mapped(path))[group]
+        start, end = min(start for start, _ in spans), max(end for _, end in spans)
         size = path.stat().st_size
         if not 0 <= start < end <= size or end - start > LARGEST_FILE:
             raise ValueError(f"row group {group} has {end - start:,} bytes, the file {size:,}")

@@ -1,6 +1,5 @@
 """Parquet and Arrow files of anyone, read in bounded memory and checked before their content is used."""
 
-import mmap
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lbgen.datasets.tables.pages import unpacked_size
+from lbgen.datasets.tables.pages import column_spans, mapped, unpacked_size
 
 MOST_UNPACKED = 2**30
 """Bytes by which a row group may be larger unpacked than the whole file. Images are stored compressed, so they do not
@@ -21,7 +20,7 @@ def schema_of(path: Path) -> pa.Schema | None:
     """None where the file is no such table."""
     try:
         if path.suffix == ".arrow":
-            schema = pa.ipc.open_stream(_mapped(path)).schema
+            schema = pa.ipc.open_stream(_arrow_input(path)).schema
         else:
             with path.open("rb") as stream:
                 schema = pq.read_schema(stream)
@@ -44,7 +43,7 @@ def batches(path: Path, columns: list[str], block: int | None = None) -> Iterato
 def block_lengths(path: Path) -> list[int]:
     """Rows of each row group of Parquet, or of each batch of Arrow."""
     if path.suffix == ".arrow":
-        return [batch.num_rows for batch in pa.ipc.open_stream(_mapped(path))]
+        return [batch.num_rows for batch in pa.ipc.open_stream(_arrow_input(path))]
     with path.open("rb") as stream:
         metadata = pq.read_metadata(stream)
     return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
@@ -52,9 +51,9 @@ def block_lengths(path: Path) -> list[int]:
 
 def _arrow_batches(path: Path, columns: list[str], block: int | None) -> Iterator[pa.RecordBatch]:
     """Raises ValueError for compressed batches, which `save_to_disk` does not write: they could have any size."""
-    if any(map(_is_compressed, pa.ipc.MessageReader.open_stream(_mapped(path)))):
+    if any(map(_is_compressed, pa.ipc.MessageReader.open_stream(_arrow_input(path)))):
         raise ValueError("its batches are compressed; write it again with save_to_disk")
-    for number, batch in enumerate(pa.ipc.open_stream(_mapped(path))):
+    for number, batch in enumerate(pa.ipc.open_stream(_arrow_input(path))):
         if block in (None, number):
             yield batch.select(columns)
 
@@ -87,15 +86,9 @@ def _table_at(content: memoryview, place: int) -> int:
     return place + struct.unpack_from("<I", content, place)[0]
 
 
-def _memory(path: Path) -> memoryview:
-    """The content of a file, mapped into memory."""
-    with path.open("rb") as stream:
-        return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def _mapped(path: Path) -> pa.BufferReader:
-    """The same for Arrow, which itself opens no file whose name is not UTF-8."""
-    return pa.BufferReader(pa.py_buffer(_memory(path)))
+def _arrow_input(path: Path) -> pa.BufferReader:
+    """A file in memory for Arrow, which itself opens no file whose name is not UTF-8."""
+    return pa.BufferReader(pa.py_buffer(mapped(path)))
 
 
 def _parquet_batches(path: Path, columns: list[str], block: int | None) -> Iterator[pa.RecordBatch]:
@@ -105,9 +98,10 @@ def _parquet_batches(path: Path, columns: list[str], block: int | None) -> Itera
     """
     # Without threads, see lbgen.datasets.index.read_parquet.
     with path.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
-        content = _memory(path)
+        content = mapped(path)
+        spans = column_spans(content)
         for group in range(file.num_row_groups) if block is None else [block]:
-            size = unpacked_size(content, file.metadata, group)
+            size = unpacked_size(content, spans[group])
             if size > len(content) + MOST_UNPACKED:
                 raise ValueError(f"row group {group} grows to {size:,} bytes, far more than the file has")
             yield from file.iter_batches(1, row_groups=[group], columns=columns, use_threads=False)
