@@ -1,5 +1,6 @@
 """Damage of every kind is found by shard, and repaired to the bytes that were there."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -7,13 +8,20 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from folders import contents
 
+from lbgen.datasets.index import read_part
+from lbgen.datasets.layouts import LAYOUTS
+from lbgen.datasets.tables.hugging_face import COLUMNS
 from lbgen.errors import UserError
 from lbgen.generation.render import Renderer
 from lbgen.generation.run import generate
+from lbgen.generation.shard_rows import DAMAGE
 from lbgen.generation.verify import verify
+from lbgen.runs.store import LocalStore
 
 CONTAINERS = {"webdataset": "train-{:05d}.tar", "parquet": "data/train-{:05d}.parquet"}
 
@@ -131,6 +139,23 @@ def test_every_byte_of_a_container_counts(copies, layout):
         flip(path, at)
         assert damaged(copies[layout]) == ["train-00001"], at
         flip(path, at)
+
+
+def test_whatever_a_damaged_footer_raises_is_damage(wholes, tmp_path):
+    """Some have pyarrow raise what is no ValueError: integers of 12 bits are not implemented."""
+    row = read_part(LocalStore(wholes["parquet"], "x"), "train", 1, 1)[0][0]
+    stream = io.BytesIO()
+    pq.write_table(pa.table([[{"bytes": b"x", "path": "a.png"}], [0]], schema=pa.schema(COLUMNS)), stream)
+    content, raised = bytearray(stream.getvalue()), set()
+    for at in range(len(content) - 8 - int.from_bytes(content[-8:-4], "little"), len(content)):
+        content[at] ^= 2
+        (tmp_path / "shard.parquet").write_bytes(content)
+        try:
+            list(LAYOUTS["parquet"].read(tmp_path / "shard.parquet", row))
+        except DAMAGE as error:
+            raised.add(type(error))
+        content[at] ^= 2
+    assert pa.ArrowNotImplementedError in raised
 
 
 def test_damaged_index_is_found(copies, wholes):

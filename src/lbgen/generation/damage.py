@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,15 +22,13 @@ from lbgen.generation.screening.consistency import (
 from lbgen.generation.screening.counts import RejectionCounts
 from lbgen.generation.screening.duplicate_rounds import FILE as DUPLICATES
 from lbgen.generation.screening.duplicate_rounds import DuplicateRound, read_duplicate_rounds
-from lbgen.generation.shard_rows import differences, is_of_row, with_mask
+from lbgen.generation.shard_rows import DAMAGE, differences, is_of_row, with_mask
 from lbgen.generation.workers.encode import UNREADABLE
 from lbgen.runs import atomic
 from lbgen.runs.storage import Store
 
 NAMED_IMAGES = 3
 """Damaged images that are named in the line of a shard, at most."""
-DAMAGE = (OSError, ValueError, KeyError, TypeError, tarfile.TarError)
-"""Raised when a damaged file is read, also by pyarrow. Unreachable storage raises another error (lbgen.runs.remote)."""
 
 
 @dataclass(frozen=True)

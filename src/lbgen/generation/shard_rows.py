@@ -17,6 +17,7 @@ from lbgen.datasets import index
 from lbgen.datasets.index import SUFFIXES, Row
 from lbgen.datasets.layout import Stored
 from lbgen.datasets.layouts import LAYOUTS
+from lbgen.datasets.tables import reading
 from lbgen.datasets.tables.hugging_face import objects_of
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
@@ -31,6 +32,8 @@ from lbgen.runs.storage import Store
 if TYPE_CHECKING:  # at run time it would bring torch, which a finished dataset does without
     from lbgen.generation.screening.checks import Verdict
 
+DAMAGE = (*reading.UNREADABLE, tarfile.TarError)
+"""Raised when a damaged file is read, also by pyarrow. Unreachable storage raises another error (lbgen.runs.remote)."""
 HASH = re.compile(r"[0-9a-f]{16}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -92,7 +95,7 @@ def read_rows(
         rows, containers = index.read_part(store, split, shard, plan.shard_images(split, shard))
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGE as error:
         raise UserError(f"{store}/{name} cannot be read ({error}); {repair_advice(store)}") from None
     difference = next(differences(config, plan, rows, containers, split, shard), None)
     if difference:
@@ -182,7 +185,7 @@ def stored_images(store: Store, config: GenerateConfig, rows: Sequence[Row]) -> 
                         yield stored
         except UserError:
             raise
-        except (FileNotFoundError, ValueError, KeyError, TypeError, tarfile.TarError):
+        except DAMAGE:
             damaged = True
         if damaged or matches != sum(one.file == row.file for one in rows):
             raise UserError(f"{store}/{row.file} was changed; {repair_advice(store)}")

@@ -13,13 +13,13 @@ from lbgen.errors import UserError, printable
 from lbgen.generation import record as records
 from lbgen.generation.card.sidecars import REMEDY, has_labels, sidecar_faults
 from lbgen.generation.config import GenerateConfig, VerifyConfig
-from lbgen.generation.damage import DAMAGE, awaits_comparison, expected_of, shard_faults
+from lbgen.generation.damage import awaits_comparison, expected_of, shard_faults
 from lbgen.generation.inputs import identity_of
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.generation.run import make_missing
 from lbgen.generation.screening.balance import balanced_attributes
-from lbgen.generation.shard_rows import read_rows
+from lbgen.generation.shard_rows import DAMAGE, read_rows
 from lbgen.generation.strays import LABELS, KnownFiles, strays
 from lbgen.generation.trust import with_trusted_inputs
 from lbgen.runs import identity

@@ -22,7 +22,7 @@ from lbgen.generation.card.readme import head
 from lbgen.generation.card.summary import DatasetSummary, ShardFile, SplitSummary
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan
-from lbgen.generation.shard_rows import repair_advice
+from lbgen.generation.shard_rows import DAMAGE, repair_advice
 from lbgen.generation.strays import CARD, CROISSANT, INFO, LABELS, SAMPLES
 from lbgen.generation.workers.encode import UNREADABLE
 from lbgen.runs.parsing import parse_json
@@ -90,7 +90,7 @@ def _part_summary(store: Store, split: str, shard: int) -> tuple[int, dict[str, 
         return index.part_summary(store, split, shard)
     except UserError:
         raise
-    except (OSError, ValueError) as error:
+    except DAMAGE as error:
         name = f"{store}/{index.part_name(split, shard)}"
         raise UserError(f"{name} cannot be read ({error}); {repair_advice(store)}") from None
 
