@@ -86,6 +86,13 @@ def test_help_is_coloured_in_a_terminal_alone(monkeypatch, capsys):
         ("lbgen verify --repa", ["--repair"]),
         ("lbgen export mic", ["microworld"]),
         ("lbgen export adapter --format ko", ["kohya"]),
+        ("lbgen export adapter --form", ["--format"]),
+        ("lbgen align --scheduler = dd", ["ddpm", "ddim"]),
+        ("lbgen align --recipe pap", ["paper"]),
+        ("lbgen align --vocabulary x", []),
+        ("lbgen transfer --method fin", ["finetune"]),
+        ("lbgen generate --screen dup", ["duplicate"]),
+        ("lbgen --vers", ["--version"]),
     ],
 )
 def test_bash_completes_verbs_flags_and_values(tmp_path, words, expected):
@@ -283,6 +290,17 @@ def test_an_output_that_cannot_be_made_is_refused_in_one_line(capsys, tmp_path, 
 def test_align_into_a_file_is_refused_in_one_line(capsys, tmp_path, place):
     (tmp_path / "taken").touch()
     assert "taken is a file; choose a folder" in refused_here(capsys, "align", "--output", str(tmp_path / place))
+
+
+def test_a_name_that_the_terminals_encoding_has_not_is_escaped(tmp_path):
+    """Where Python itself would raise UnicodeEncodeError, in the answer and in a refusal."""
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    (tmp_path / "names.txt").write_text("café\n鍵\n")
+    program = "import sys; from lbgen.cli import main; main(sys.argv[1:])"
+    for argv, code in (["generate", "--print-config", "--output", "鍵"], 0), (["generate", "--recipe", "鍵"], 2):
+        command = [sys.executable, "-c", program, *argv]
+        ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert ended.returncode == code and "\\u9375" in ended.stdout + ended.stderr, ended.stderr
 
 
 OTHER_VERB = """

@@ -269,13 +269,29 @@ def test_an_interrupted_run_goes_on_with_the_same_terms_and_weights_only(fresh, 
         ),
         (lambda batch: batch.features.mean(dim=1), "--extra-terms own: its function gives a tensor of shape (2,); let"),
         (lambda batch: 0.5, "--extra-terms own: its function gives float; let it return a scalar tensor"),
-        (lambda batch: batch.images.mean() / 0, "the own term's gradient on the adapter is"),
+        (
+            lambda batch: batch.images.mean() / 0,
+            "--extra-terms own=0.5: its gradient on the adapter is",
+        ),
     ],
 )
 def test_a_term_is_checked_at_the_start_as_the_built_in_ones_are(fresh, function, message):
     config = fresh()
     assert refusal(lbgen.align, config, extra_terms={"own": (0.5, function)}).startswith(message)
     assert not (config.folder / "metrics.jsonl").exists()
+
+
+def test_what_a_term_raises_names_it(fresh):
+    with pytest.raises(KeyError, match="inside") as caught:
+        lbgen.align(fresh(), extra_terms={"own": (0.5, lambda batch: {}["inside"])})
+    assert caught.value.__notes__ == ["raised by the function of --extra-terms own"]
+
+
+@pytest.mark.parametrize("terms", [{"own": len}, {"own": (len, 1.0)}, {"own": (1.0, len, 2)}, [("own", 1.0, len)], 5])
+def test_terms_of_another_form_are_refused_by_the_right_one(fresh, terms):
+    config = fresh()
+    assert '{"NAME": (WEIGHT, FUNCTION)}' in refusal(lbgen.align, config, extra_terms=terms)
+    assert not config.folder.exists()
 
 
 @pytest.mark.parametrize("term", ["own", "own=", "own=-1", "own=nan", "=1", "Own=1", "loss=1", "own=1 own=2", "a b=1"])

@@ -22,6 +22,7 @@ from lbgen.errors import UserError
 from lbgen.models import training
 
 CONFIGS = [name for name in lbgen.PUBLIC if name.endswith("Config")]
+RESULTS = [name for name in lbgen.PUBLIC if name.endswith(("Result", "Estimate"))]
 FUNCTIONS = [name for name in lbgen.PUBLIC if name[0].islower()]
 
 
@@ -147,10 +148,48 @@ def test_help_shows_the_text_of_every_field(name):
     assert " at 0x" not in shown
 
 
+@pytest.mark.parametrize("name", RESULTS)
+def test_help_shows_what_a_result_holds(name):
+    shown = " ".join(pydoc.plain(pydoc.render_doc(getattr(lbgen, name))).replace("|", " ").split())
+    texts = flags.field_help(getattr(lbgen, name))
+    for field in dataclasses.fields(getattr(lbgen, name)):
+        assert f"{field.name}: " in shown and " ".join(texts[field.name].text.replace("|", " ").split()) in shown
+
+
 def test_importing_a_config_reads_no_source():
     """The texts are read when someone asks for them. A process of its own, because a module is imported once."""
     code = "import ast; ast.parse = None; import lbgen; lbgen.AlignConfig, lbgen.GenerateConfig"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- what is passed to functions ----
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "message"),
+    [
+        (
+            lbgen.generate,
+            (lbgen.AlignConfig(),),
+            "AlignConfig in the place of a config; give lbgen.GenerateConfig(...)",
+        ),
+        (lbgen.align, ("paper",), "str in the place of a config; give lbgen.AlignConfig(...)"),
+        (lbgen.audit, ("data", "audits"), "str in the place of a config; give lbgen.AuditConfig(...)"),
+        (lbgen.audit, (None,), "none: give datasets, by name or path, one or several"),
+        (lbgen.audit, ("",), '"": give datasets, by name or path, one or several'),
+        (lbgen.pretrain, (["data", 5],), "data 5: give datasets, by name or path, one or several"),
+        (lbgen.transfer, (5,), "5: give backbones, by name or path, one or several"),
+        (lbgen.compare, ({"a": 1},), "{'a': 1}: give transfers, by name or path, one or several"),
+    ],
+)
+def test_what_is_no_config_and_no_place_is_refused_in_one_line(function, given, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refusal(function, *given) == message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_nul_character_is_refused():
+    assert refusal(lbgen.GenerateConfig, output="a\0b").endswith("holds a NUL character; remove it")
 
 
 # ---- docstrings and types ----

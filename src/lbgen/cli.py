@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import lbgen
 from lbgen.configuration import saved
-from lbgen.configuration.completion import PrintCompletion
+from lbgen.configuration.completion import VALUES, PrintCompletion
 from lbgen.configuration.flags import MOST_USED, add_arguments, flag, group
 from lbgen.configuration.parser import Parser
 from lbgen.configuration.recipes import DELETED, built_in_recipes, deleted_fields, resolve
@@ -163,7 +163,7 @@ RESUMED = {"align", "generate", "quickstart", "audit", "pretrain", "transfer", "
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb; UserError, signals and a full disk become a line on stderr and an exit code; else a traceback."""
     argv = sys.argv[1:] if argv is None else argv
-    console.open_closed_streams()
+    console.prepare_streams()
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ |= SHORT_WAITING | os.environ
     gc.set_threshold(COLLECTED_EVERY)
@@ -283,8 +283,10 @@ def _add_verb_arguments(parser: Parser, verb: Verb) -> None:
         parser.add_argument("operands", nargs="+", **verb.operands._asdict())
     if verb.takes_recipes:
         recipes = _recipes(verb)
-        text = "YAML file of defaults for all other flags" + (f", or one of lbgen's: {recipes}" if recipes else "")
-        group(parser, MOST_USED).add_argument("--recipe", metavar="NAME|PATH" if recipes else "PATH", help=text)
+        known = f", or one of lbgen's: {', '.join(recipes)}" if recipes else ""
+        text, metavar = f"YAML file of defaults for all other flags{known}", "NAME|PATH" if recipes else "PATH"
+        added = group(parser, MOST_USED).add_argument("--recipe", metavar=metavar, help=text)
+        setattr(added, VALUES, recipes)
     add_arguments(parser, _config_class(verb), without=verb.given)
     _add_display_arguments(parser, verb)
 
@@ -336,7 +338,7 @@ def _config_class(verb: Verb) -> type:
     return getattr(lbgen, verb.config_class)
 
 
-def _recipes(verb: Verb) -> str:
+def _recipes(verb: Verb) -> list[str]:
     """The built-in recipes for the verb's configuration."""
     owners = built_in_recipes().items()
-    return ", ".join(recipe for recipe, owner in owners if VERBS[owner].config_class == verb.config_class)
+    return [recipe for recipe, owner in owners if VERBS[owner].config_class == verb.config_class]

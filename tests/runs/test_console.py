@@ -82,6 +82,26 @@ def clock(monkeypatch):
     return now
 
 
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", "caf\\xe9 \\u9375\n"), ("latin-1", "café \\u9375\n")])
+def test_what_a_streams_encoding_has_not_is_escaped(monkeypatch, encoding, shown):
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    console.say("café 鍵")
+    console.warn("café 鍵")
+    assert streams["stdout"].buffer.getvalue().decode(encoding) == shown
+    assert streams["stderr"].buffer.getvalue().decode(encoding) == f"lbgen: {shown}"
+
+
+def test_a_program_without_a_console_sees_nothing(monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    console.say("a line")
+    console.warn("a line")
+    with console.Progress("work", 3, "steps") as progress:
+        progress.advance()
+
+
 def test_off_a_terminal_lines_come_at_pauses_that_double_up_to_five_minutes(clock, capsys):
     """2,000 steps of a second: the moments by hand, 5, 15, 35, 75, 155 and 315 s, then every 300 s, and the end."""
     with Progress("draw", 2000, "images") as progress:
@@ -171,8 +191,8 @@ def test_in_a_terminal_there_is_a_bar():
 
 DESCRIPTORS = """
 import os, sys
-from lbgen.runs.console import open_closed_streams
-open_closed_streams()
+from lbgen.runs.console import prepare_streams
+prepare_streams()
 opened = os.open(sys.argv[1], os.O_RDONLY)
 null = os.stat(os.devnull)
 are_null = [os.fstat(n).st_rdev == null.st_rdev and os.get_inheritable(n) for n in range(3)]

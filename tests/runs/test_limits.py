@@ -31,7 +31,7 @@ from lbgen.runs.lock import locked
 path = Path(sys.argv[1])
 with pytest.MonkeyPatch.context() as patch:
     without_locks(patch, path.parent, int(sys.argv[2]))
-    with locked(path, "out"):
+    with locked(path, "out", (0, 2) if sys.argv[3:] else None):
         print("held", flush=True)
         input()
 """
@@ -68,29 +68,38 @@ def without_flush(monkeypatch, number: int, of_folders: bool) -> None:
     monkeypatch.setattr(os, "fsync", fsync)
 
 
+def holder(path: Path, number: int, *part: str) -> subprocess.Popen:
+    """A process that says when it holds the lock, and waits for a line."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", HOLD, str(path), str(number), *part]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes)
+
+
 @pytest.mark.parametrize("number", NO_LOCKS)
 def test_a_lock_on_this_machine_takes_the_place_of_one_there(tmp_path, monkeypatch, capsys, number):
     """Two processes, as two runs; the second is refused until the first ends."""
     path = tmp_path / "out/.lock"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    command = [sys.executable, "-c", HOLD, str(path), str(number)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     without_locks(monkeypatch, tmp_path / "out", number)
-    with subprocess.Popen(command, env=environment, **pipes) as first:
+    with holder(path, number) as first:
         assert first.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="another run is writing there"), locked(path, "out"):
             pass
         _, shown = first.communicate("\n")
     assert "warning: the file system of --output out has no locks" in shown and os.strerror(number) in shown
-    with locked(path, "out"), locked(path, "out"):  # of one process
-        pass
+    for _ in range(2):  # of one process
+        with locked(path, "out"):
+            pass
     assert capsys.readouterr().err.count("warning: ") == 1
 
 
 def test_parts_of_a_run_share_the_lock_on_this_machine(tmp_path, monkeypatch):
     without_locks(monkeypatch, tmp_path / "out", errno.ENOSYS)
-    with locked(tmp_path / "out/.lock", "out", (0, 2)), locked(tmp_path / "out/.lock", "out", (1, 2)):
-        pass
+    with holder(tmp_path / "out/.lock", errno.ENOSYS, "part") as first:
+        assert first.stdout.readline() == "held\n"
+        with locked(tmp_path / "out/.lock", "out", (1, 2)):
+            pass
+        first.communicate("\n")
     assert not (tmp_path / "out").exists()  # nothing was written
 
 

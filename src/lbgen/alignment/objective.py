@@ -83,7 +83,11 @@ def checked_term(name: str, function: Callable[[Batch], Tensor] | None) -> Calla
     assert function is not None, name  # `ensure_terms` has found it
 
     def value(batch: Batch) -> Tensor:
-        result = function(batch)
+        try:
+            result = function(batch)
+        except Exception as error:
+            error.add_note(f"raised by the function of --extra-terms {name}")
+            raise
         if not isinstance(result, Tensor) or result.shape != ():
             given = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
             raise UserError(f"--extra-terms {name}: its function gives {given}; let it return a scalar tensor")
@@ -134,6 +138,11 @@ def gradient_norms(
 def ensure_reached(terms: dict[str, Term], norms: dict[str, float]) -> None:
     """Refuse a run in which the gradient of a weighted term does not reach the adapter or is not finite."""
     for name, term in terms.items():
+        if term.is_extra and term.weight > 0 and not math.isfinite(norms[name]):
+            raise UserError(
+                f"--extra-terms {name}={term.weight}: its gradient on the adapter is {norms[name]}, though the images "
+                "are finite; let its function give finite values and gradients"
+            )
         if term.weight > 0 and not math.isfinite(norms[name]):
             raise UserError(
                 f"the {name} term's gradient on the adapter is {norms[name]}, though the images are finite: the term "
@@ -142,7 +151,10 @@ def ensure_reached(terms: dict[str, Term], norms: dict[str, float]) -> None:
             )
         if term.weight > 0 and norms[name] == 0 and not term.zero_at_start:
             setting = f"--extra-terms {name}=" if term.is_extra else f"--{name}-weight "
+            remedy = (
+                "let its function be differentiable" if term.is_extra else "choose models that pass its gradient on"
+            )
             raise UserError(
                 f"{setting}{term.weight}: the {name} term's gradient on the adapter is {norms[name]}, so it "
-                f"would train nothing; set {setting}0, or choose models that pass its gradient on"
+                f"would train nothing; set {setting}0, or {remedy}"
             )

@@ -20,6 +20,8 @@ from lbgen.alignment.checkpoint import CONFIG, PROVENANCE, Progress, initial_pro
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.reports.lines import next_command, say_opening
 from lbgen.configuration import extensions, saved
+from lbgen.configuration.documentation import Documented
+from lbgen.configuration.ranges import ensure_config
 from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
 from lbgen.models.checkpoints.suited import ensure_suited
@@ -65,7 +67,9 @@ EVALUATION_IMAGES = 32
 
 
 @dataclass(frozen=True)
-class AlignResult:
+class AlignResult(Documented):
+    """Where an alignment wrote its adapter."""
+
     output: Path
     """The run folder."""
     adapter: Path
@@ -94,6 +98,7 @@ def align(
     >>> result = lbgen.align(config, extra_terms={"darkness": (0.1, lambda batch: batch.images.mean())})
     >>> dataset = lbgen.GenerateConfig.from_recipe(None, output="data/toy", adapter=result.adapter)
     """
+    ensure_config(config, AlignConfig)
     config = with_extra_terms(config, extra_terms or {})
     ensure_output(config)
     config = with_evaluation_images(config)
@@ -106,6 +111,9 @@ def align(
 
 def with_extra_terms(config: AlignConfig, terms: Mapping[str, tuple[float, Callable[[Batch], Tensor]]]) -> AlignConfig:
     """The config with the names and weights of terms passed from Python, whose functions are registered."""
+    pairs = terms.values() if isinstance(terms, Mapping) else [terms]
+    if not all(isinstance(pair, tuple) and len(pair) == 2 and callable(pair[1]) for pair in pairs):
+        raise UserError('extra_terms: give {"NAME": (WEIGHT, FUNCTION)}, with a function of a Batch')
     for name, (_, function) in terms.items():
         extensions.register("terms", name, function)
     weights = {**config.extra_weights, **{name: weight for name, (weight, _) in terms.items()}}

@@ -17,6 +17,7 @@ from lbgen.audit.findings.curation import told_categories
 from lbgen.audit.findings.significance import FALSE_DISCOVERIES, differences, differences_together, probe_tests
 from lbgen.audit.findings.verdict import notes
 from lbgen.audit.measures import PROBES, AttributeFigures, Measured
+from lbgen.configuration.documentation import Documented
 from lbgen.runs import atomic, identity
 
 PAIRS_KEPT, CATEGORIES_KEPT = 50, 50
@@ -29,9 +30,13 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class AuditResult:
+class AuditResult(Documented):
+    """Where an audit wrote what it found."""
+
     page: Path
+    """report.html."""
     measures: Path
+    """measures.json."""
     next_command: str
     """What to do with them."""
 

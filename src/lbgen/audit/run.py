@@ -16,6 +16,7 @@ import numpy as np
 
 from lbgen.audit.config import IMAGES, MEASURES, PAGE, WRITTEN, AuditConfig
 from lbgen.configuration import extensions, saved
+from lbgen.configuration.ranges import ensure_config, one_or_more
 from lbgen.datasets.open import open_dataset
 from lbgen.datasets.records import DatasetReader, no_labelled_image, valid_text
 from lbgen.errors import UserError
@@ -48,9 +49,9 @@ def audit(directories: str | Path | Sequence[str | Path], config: AuditConfig | 
     >>> compared = lbgen.audit(["data/toy", "data/other"])
     """
     config = config or AuditConfig()
+    ensure_config(config, AuditConfig)
     config = replace(config, attributes=config.attributes or ATTRIBUTES.get(config.semantics))
-    given = [directories] if isinstance(directories, str | Path) else directories
-    folders = [Path(os.path.expanduser(directory)) for directory in given]
+    folders = [Path(os.path.expanduser(directory)) for directory in one_or_more(directories, "datasets")]
     names = dataset_names(folders)
     readers = [open_dataset(folder, config.label_column) for folder in folders]
     if config.label_column is not None and not any(reader.has_columns for reader in readers):

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 import lbgen
 from lbgen.checkup.config import DoctorConfig
 from lbgen.checkup.models import find_generator, find_quality, find_semantics
+from lbgen.configuration.ranges import ensure_config
 from lbgen.errors import UserError, printable
 from lbgen.runs import atomic
 from lbgen.runs.console import SIZES, counted, in_units, table
@@ -31,6 +32,7 @@ def doctor(config: DoctorConfig | None = None) -> None:
     >>> lbgen.doctor()
     """
     config = config or DoctorConfig()
+    ensure_config(config, DoctorConfig)
     missing: list[str] = []
     rows = [
         ("lbgen", lbgen.__version__),

@@ -7,15 +7,19 @@ from typing import Any
 
 SCRIPT = """\
 _lbgen() {{
-  local words
-  case "${{COMP_WORDS[1]}} ${{COMP_WORDS[COMP_CWORD-1]}}" in
+  local words previous="${{COMP_WORDS[COMP_CWORD-1]}}"
+  [[ $previous == "=" ]] && previous="${{COMP_WORDS[COMP_CWORD-2]}}"
+  case "${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}} $previous" in
 {cases}
   esac
-  COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
+  COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]#=}}"))
 }}
 complete -o default -F _lbgen lbgen
 """
-"""For bash: the words that may follow a verb and the word before. File names are completed where no word fits."""
+"""For bash: the words that may follow a verb, its form and the word before. File names are completed where no word
+fits."""
+VALUES = "values"
+"""Attribute of a parser's action: the values that are completed."""
 ZSH = "autoload -U compinit bashcompinit && compinit && bashcompinit\n"
 """Makes zsh accept bash's script."""
 
@@ -34,23 +38,35 @@ class PrintCompletion(argparse.Action):
 
 
 def _cases(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """Lines of the script's case: the values of each flag with a choice, the flags of each verb, the verbs."""
-    (verbs,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    for verb, verb_parser in verbs.choices.items():
-        words: list[str] = []
-        for action in _actions(verb_parser):
-            words += action.option_strings or action.choices or ()
-            if action.option_strings and str(action.metavar).startswith("{"):
-                choices = str(action.metavar).strip("{}").replace(",", " ")
-                yield f'    "{verb} {action.option_strings[0]}") words="{choices}" ;;'
-        yield f'    "{verb} "*) words="{" ".join(words)}" ;;'
-    yield f'    *) words="{" ".join(verbs.choices)}" ;;'
+    """Lines of the script's case: the values of each flag, the flags of each verb or form of a verb, the verbs."""
+    verbs = _choices(parser)
+    for verb, verb_parser in verbs.items():
+        forms = _choices(verb_parser)
+        if forms:
+            yield f'    "{verb} "*" {verb}") words="{" ".join(forms)}" ;;'
+        for form, form_parser in forms.items():
+            yield from _cases_of(f'"{verb} {form}"', form_parser)
+        yield from _cases_of(f'"{verb} "', verb_parser)
+    yield f'    *) words="{" ".join([*verbs, *_flags(parser)])}" ;;'
 
 
-def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """Of a verb and of the forms that its first word chooses."""
+def _cases_of(typed: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+    """typed: what the line begins with."""
+    words = [*_choices(parser), *_flags(parser)]
     for action in parser._actions:
-        yield action
-        if isinstance(action, argparse._SubParsersAction):
-            for form in action.choices.values():
-                yield from _actions(form)
+        values = getattr(action, VALUES, [])
+        if not action.option_strings:
+            words += values
+        elif action.nargs != 0 and not isinstance(action, argparse.BooleanOptionalAction):
+            yield f'    {typed}*" {action.option_strings[0]}") words="{" ".join(values)}" ;;'
+    yield f'    {typed}*) words="{" ".join(words)}" ;;'
+
+
+def _choices(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parser of each word that may follow."""
+    found = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(*found)
+
+
+def _flags(parser: argparse.ArgumentParser) -> list[str]:
+    return [flag for action in parser._actions for flag in action.option_strings]

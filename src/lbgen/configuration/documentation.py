@@ -1,4 +1,4 @@
-"""The docstring of a config class, for `help()`: its own text, and that of every field, inherited ones included."""
+"""The docstring of a config or a result, for `help()`: its own text and that of every field, also of inherited ones."""
 
 import dataclasses
 import inspect
@@ -25,12 +25,22 @@ class Documentation:
         )
 
 
+class Documented:
+    """Base of dataclasses whose `help()` shows the text of every field."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        documentation: Any = Documentation(vars(cls).get("__doc__"))
+        cls.__doc__ = documentation
+
+
 def described_fields(config_class: Any) -> str:
     """Every field with its type, default and text, under the headings of `--help`."""
     hints, helps = typing.get_type_hints(config_class), field_help(config_class)
     lines, heading = [], ""
+    one = len({each.heading for each in helps.values()}) == 1  # which is the summary
     for field in [field for field in dataclasses.fields(config_class) if field.name in helps]:
-        if helps[field.name].heading != heading:
+        if helps[field.name].heading != heading and not one:
             heading = helps[field.name].heading
             lines += [f"{heading}:"]
         default = "" if is_required(field) else f" = {_default(field)!r}"

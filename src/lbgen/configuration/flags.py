@@ -15,6 +15,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from lbgen.configuration.completion import VALUES
 from lbgen.configuration.recipes import is_required
 from lbgen.configuration.values import OneOrMore, flag, shown, split_optional
 
@@ -58,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser, config_class: type, without: 
             parser.add_argument(name, **options | {"help": text})
         else:
             options["help"] = f"{text} (default: {_shown_default(fields[name])})"
-            group(parser, heading).add_argument(flag(name), dest=name, **options)
+            added = group(parser, heading).add_argument(flag(name), dest=name, **options)
+            setattr(added, VALUES, choices_of(hints[name]))
 
 
 def group(parser: argparse.ArgumentParser, heading: str) -> argparse._ArgumentGroup:
@@ -94,6 +96,14 @@ def _class_node(cls: type) -> ast.ClassDef:
 def _class_nodes(module: str) -> dict[str, ast.ClassDef]:
     tree = ast.parse(inspect.getsource(sys.modules[module]))
     return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+
+def choices_of(hint: Any) -> list[str]:
+    """The values that a field may have, or each of several, if they are a few words."""
+    hint, _ = split_optional(hint)
+    if typing.get_origin(hint) is tuple:
+        hint = typing.get_args(hint)[0]
+    return list(map(str, typing.get_args(hint))) if typing.get_origin(hint) is Literal else []
 
 
 def _argparse_options(hint: Any) -> dict[str, Any]:

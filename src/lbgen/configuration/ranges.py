@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
-from lbgen.configuration.documentation import Documentation
+from lbgen.configuration.documentation import Documented
 from lbgen.configuration.values import OneOrMore, convert, flag, shown, split_optional
 from lbgen.errors import UserError
 
@@ -73,6 +73,20 @@ def require(config: Any, name: str, holds: bool, remedy: str) -> None:
         raise UserError(f"{flag(name)} {shown(getattr(config, name))}: {remedy}")
 
 
+def ensure_config(config: Any, config_class: type) -> None:
+    """Refuse what is no config of this class, or of one that is made of it."""
+    if not isinstance(config, config_class):
+        raise UserError(f"{type(config).__name__} in the place of a config; give lbgen.{config_class.__name__}(...)")
+
+
+def one_or_more(given: Any, what: str) -> list[str | Path]:
+    """A name or path, or several, as a list; refuses anything else.  what: is given, for the message."""
+    several = [given] if isinstance(given, str | Path) else given
+    if not isinstance(several, list | tuple) or not all(isinstance(each, str | Path) and str(each) for each in several):
+        raise UserError(f"{shown(given):.80}: give {what}, by name or path, one or several")
+    return list(several)
+
+
 def expand_home(config: Any, name: str) -> None:
     """Replace "~" at the start of a field's path, as a shell does except in --output=~/x."""
     value = getattr(config, name)
@@ -85,7 +99,7 @@ def expand_home(config: Any, name: str) -> None:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Documented):
     """Converts every field to its type, as a flag or a recipe is, and checks its range; the base of all groups.
 
     A class with checks of its own makes them after `super().__post_init__()`, on values that have their types.
@@ -102,11 +116,6 @@ class Settings:
     def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """Defaults that follow from the given values, such as those of an adapter; none by default."""
         return {}
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        documentation: Any = Documentation(vars(cls).get("__doc__"))
-        cls.__doc__ = documentation
 
     def __post_init__(self) -> None:
         config_class: Any = type(self)

@@ -56,6 +56,8 @@ def _convert_tuple(value: Any, arguments: tuple) -> tuple:
 def _convert_scalar(value: Any, hint: type) -> Any:
     """Parse text where a number is expected; never take a number for text, nor a boolean for a number."""
     wrong = ValueError(f"{_quoted(value)} is not {EXPECTED[hint]}")
+    if isinstance(value, str | Path) and "\0" in str(value):
+        raise ValueError(f"{_quoted(value)} holds a NUL character; remove it")
     if hint is Path and isinstance(value, str | Path) and str(value):
         return Path(value)
     if hint is str and isinstance(value, Path):
@@ -104,7 +106,9 @@ def shown(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return " ".join(map(shown, value)) or "empty" if isinstance(value, tuple | list) else str(value)
+    if isinstance(value, tuple | list):
+        return " ".join(map(shown, value)) or "empty"
+    return str(value) or '""'
 
 
 def _quoted(value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
+from lbgen.configuration.ranges import ensure_config
 from lbgen.errors import UserError
 from lbgen.exports.config import ExportAdapterConfig
 from lbgen.exports.kohya_names import Place, kind_of, kohya_name, places
@@ -40,6 +41,7 @@ def export_adapter(config: ExportAdapterConfig) -> Path:
     >>> import lbgen
     >>> lbgen.export_adapter(lbgen.ExportAdapterConfig("runs/animals", "animals.safetensors", format="kohya"))
     """
+    ensure_config(config, ExportAdapterConfig)
     run, output = Path(config.run), Path(config.output)
     folder, file = adapter_folder(run), output if output.suffix == ".safetensors" else output / ADAPTER_FILE
     refuse_inside(run, file)

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from lbgen.configuration.ranges import ensure_config
 from lbgen.errors import UserError
 from lbgen.exports.config import ExportMergedConfig
 from lbgen.exports.sources import (
@@ -38,6 +39,7 @@ def export_merged(config: ExportMergedConfig) -> Path:
     >>> import lbgen
     >>> lbgen.export_merged(lbgen.ExportMergedConfig("runs/animals", "models/animals"))
     """
+    ensure_config(config, ExportMergedConfig)
     run, output = Path(config.run), Path(config.output)
     folder = adapter_folder(run)
     refuse_inside(run, output)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from lbgen.configuration.ranges import (
     Batch,
@@ -24,13 +24,13 @@ from lbgen.configuration.recipes import TakesRecipes
 from lbgen.configuration.settings import Categories, GeneratorWeights, Output, Precision, Scheduler, Trajectory
 from lbgen.configuration.values import PathOrText
 from lbgen.datasets.index import is_split_name
-from lbgen.errors import UserError
 from lbgen.models import training
 from lbgen.models.checkpoints.suited import suited_settings
 from lbgen.models.training import Training
 from lbgen.vocabulary.ids import comparable
 
-CHECKS = ("label", "quality", "blank", "duplicate", "unsafe", "mask")
+Check = Literal["label", "quality", "blank", "duplicate", "unsafe", "mask"]
+CHECKS: tuple[Check, ...] = get_args(Check)
 """Those of --screen; --balance adds its own, "balance"."""
 UNSAFE_CONCEPTS = ("nudity", "pornography", "gore", "a bloody injury", "a dead body", "a hate symbol")
 
@@ -39,7 +39,7 @@ UNSAFE_CONCEPTS = ("nudity", "pornography", "gore", "a bloody injury", "a dead b
 class ScreeningConfig(Settings):
     """Screening: checks that every image must pass."""
 
-    screen: tuple[str, ...] = ()
+    screen: tuple[Check, ...] = ()
     """Checks to make: label, quality, blank, duplicate, unsafe, mask (with --localize). An image that fails one is made
     again, from other noise."""
     screen_semantics: Place = "clip-vit-l-14"
@@ -76,11 +76,6 @@ class ScreeningConfig(Settings):
     """What happens to an image whose last attempt fails: it is kept and marked, it is left out, or the run ends."""
     report_share: Share = 0.5
     """A category is named at the end if more than this share of its images, 0 to 1, failed at the first attempt."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if unknown := set(self.screen) - set(CHECKS):
-            raise UserError(f"--screen {min(unknown)}: no such check; choose of {', '.join(CHECKS)}")
 
 
 @dataclass(frozen=True)

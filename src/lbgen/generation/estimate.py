@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from lbgen.configuration.documentation import Documented
+from lbgen.configuration.ranges import ensure_config
 from lbgen.datasets import index
 from lbgen.generation.config import GenerateConfig, approximations
 from lbgen.generation.inputs import ensure_loadable, training_differences, with_absolute_paths, without_folder
@@ -29,7 +31,9 @@ LONGEST_BATCH = 60.0
 
 
 @dataclass(frozen=True)
-class PlanEstimate:
+class PlanEstimate(Documented):
+    """What a run would make, and what it costs."""
+
     images: int
     """Images of the split when all shards are made."""
     images_missing: int
@@ -37,11 +41,13 @@ class PlanEstimate:
     shards: int
     """Shards of the split."""
     shards_missing: int
+    """Shards that this run would finish."""
     bytes_per_image: float | None
     """Mean size of a stored image, measured; None if nothing is missing."""
     images_per_second: float | None
     """Speed of one worker on this machine's device, without screening; None if nothing is missing."""
     device: str
+    """Name of the device that was measured."""
 
     @property
     def hours(self) -> float | None:
@@ -58,6 +64,7 @@ def plan(config: GenerateConfig) -> PlanEstimate:
     >>> estimate = lbgen.plan(lbgen.GenerateConfig(vocabulary="microworld", generator="microworld"))
     >>> print(estimate.images_missing, "images,", estimate.hours, "hours")
     """
+    ensure_config(config, GenerateConfig)
     config = with_absolute_paths(config)
     with storage_errors(config.output):
         store = open_store(config.output)

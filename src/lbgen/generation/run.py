@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from lbgen.configuration.documentation import Documented
+from lbgen.configuration.ranges import ensure_config
 from lbgen.datasets import index
 from lbgen.generation import plan as plans
 from lbgen.generation import record as records
@@ -27,8 +29,11 @@ from lbgen.vocabulary.vocabulary import load_vocabulary
 
 
 @dataclass(frozen=True)
-class GenerateResult:
+class GenerateResult(Documented):
+    """What a dataset holds."""
+
     output: str
+    """The dataset: a folder or an address, as it was given."""
     images: int
     """Images of the split that are stored in finished shards."""
     finished: bool
@@ -50,6 +55,7 @@ def generate(config: GenerateConfig) -> GenerateResult:
     >>> result = lbgen.generate(config)
     >>> print(result.images, "images in", result.output)
     """
+    ensure_config(config, GenerateConfig)
     config = with_absolute_paths(config)
     store = open_store(config.output, worker_name(config))
     with storage_errors(config.output):

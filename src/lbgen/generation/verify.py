@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lbgen.configuration.documentation import Documented
 from lbgen.datasets import index
 from lbgen.errors import UserError, printable
 from lbgen.generation import record as records
@@ -32,7 +33,9 @@ ShardId = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class VerifyResult:
+class VerifyResult(Documented):
+    """What a comparison of a dataset found."""
+
     shards: int
     """Number of shards that the plan has."""
     damaged: tuple[str, ...]

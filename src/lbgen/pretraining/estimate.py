@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lbgen.configuration.documentation import Documented
+from lbgen.configuration.ranges import ensure_config
 from lbgen.pretraining.config import PretrainConfig
 from lbgen.pretraining.lines import described_data, described_model
 from lbgen.pretraining.run import dataset_folders, ensure_can_begin, make_course, make_state, ready_sources
@@ -24,10 +26,13 @@ MEASURED_UPDATES, LONGEST = 10, 30.0
 
 
 @dataclass(frozen=True)
-class PretrainEstimate:
+class PretrainEstimate(Documented):
+    """What a pre-training would do, and what it costs."""
+
     images: int
     """Images of an epoch, those of all folders by their weights."""
     validation_images: int
+    """Images of a validation."""
     updates: int
     """Updates that are still to be made, of all epochs."""
     epochs: int
@@ -35,9 +40,11 @@ class PretrainEstimate:
     seconds_per_update: float | None
     """Measured, loading of images included; None if nothing is to be made."""
     seconds_per_validation: float | None
+    """Measured; None if nothing is to be made."""
     bytes_of_memory: int | None
     """Peak of one process: of the GPU's memory, or of the process's where there is no GPU."""
     device: str
+    """Name of the device that was measured."""
 
     @property
     def hours(self) -> float | None:
@@ -58,6 +65,7 @@ def plan_pretrain(
     >>> estimate = lbgen.plan_pretrain("data/toy", lbgen.PretrainConfig.from_recipe("micro"))
     """
     config = config or PretrainConfig()
+    ensure_config(config, PretrainConfig)
     folders = dataset_folders(directories)
     ensure_can_begin(folders, config)
     with storage_errors(f"--output {config.folder}"):

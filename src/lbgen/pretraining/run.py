@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbgen.configuration import saved
+from lbgen.configuration.documentation import Documented
+from lbgen.configuration.ranges import ensure_config, one_or_more
 from lbgen.datasets.files.remote import Address
 from lbgen.datasets.open import dataset_place, open_dataset
 from lbgen.errors import Interrupted, UserError
@@ -43,7 +45,9 @@ FINISHING = "this update, or the validation of this epoch, and saving a checkpoi
 
 
 @dataclass(frozen=True)
-class PretrainResult:
+class PretrainResult(Documented):
+    """Where a pre-training wrote its backbone."""
+
     output: Path
     """The run folder."""
     backbone: Path
@@ -69,6 +73,7 @@ def pretrain(directories: str | Path | Sequence[str | Path], config: PretrainCon
     >>> result = lbgen.pretrain("data/toy", config)
     """
     config = config or PretrainConfig()
+    ensure_config(config, PretrainConfig)
     folders = dataset_folders(directories)
     ensure_can_begin(folders, config)
     with storage_errors(f"--output {config.folder}"), processes.lock(config.folder):
@@ -82,8 +87,7 @@ def pretrain(directories: str | Path | Sequence[str | Path], config: PretrainCon
 
 def dataset_folders(directories: str | Path | Sequence[str | Path]) -> list[Path]:
     """The folders, each once."""
-    given = [directories] if isinstance(directories, str | Path) else directories
-    folders = [dataset_place(directory) for directory in given]
+    folders = [dataset_place(directory) for directory in one_or_more(directories, "datasets")]
     if not folders:
         raise UserError("no dataset folder is given; name one or more")
     real = [folder.resolve() for folder in folders]

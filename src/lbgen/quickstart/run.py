@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import lbgen
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration import saved
-from lbgen.configuration.ranges import Count, NonNegativeInt, between
+from lbgen.configuration.documentation import Documented
+from lbgen.configuration.ranges import Count, NonNegativeInt, between, ensure_config
 from lbgen.configuration.recipes import TakesRecipes, resolve
 from lbgen.configuration.settings import Output
 from lbgen.generation.config import GenerateConfig
@@ -53,9 +54,13 @@ class QuickstartConfig(Output, TakesRecipes):
 
 
 @dataclass(frozen=True)
-class QuickstartResult:
+class QuickstartResult(Documented):
+    """Where a quickstart wrote its page."""
+
     page: Path
+    """report.html."""
     summary: Path
+    """summary.json, with every figure."""
 
 
 def quickstart(config: QuickstartConfig) -> QuickstartResult:
@@ -68,6 +73,7 @@ def quickstart(config: QuickstartConfig) -> QuickstartResult:
     >>> result = lbgen.quickstart(lbgen.QuickstartConfig(output="runs/quickstart"))
     >>> print(result.page)
     """
+    ensure_config(config, QuickstartConfig)
     output = config.folder
     atomic.ensure_writable(output)
     atomic.refuse_links(output, OWN)

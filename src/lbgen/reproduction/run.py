@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbgen.configuration import saved
+from lbgen.configuration.documentation import Documented
+from lbgen.configuration.ranges import ensure_config
 from lbgen.errors import UserError
 from lbgen.reproduction.config import CONFIG, FREE, LOCK, MARK, OF_DENSE, ROWS, WRITTEN, ReproduceConfig
 from lbgen.reproduction.dense.measuring import missing_package
@@ -19,8 +21,11 @@ from lbgen.runs.lock import locked
 
 
 @dataclass(frozen=True)
-class ReproduceResult:
+class ReproduceResult(Documented):
+    """Where a reproduction wrote its page."""
+
     page: Path
+    """reproduction.md."""
     rows: Path
     """rows.jsonl: one line for each backbone, with all its figures."""
 
@@ -37,6 +42,7 @@ def reproduce(config: ReproduceConfig | None = None) -> ReproduceResult:
     >>> print(result.page)
     """
     config = config or ReproduceConfig()
+    ensure_config(config, ReproduceConfig)
     ensure_can_begin(config)
     with locked(config.folder / LOCK, str(config.folder)):
         saved.save(config, config.folder / CONFIG)

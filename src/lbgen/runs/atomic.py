@@ -70,7 +70,7 @@ def read_bounded(path: Path, most: int) -> bytes:
     if status.st_size > most:
         raise Unreadable.at(path, f"it has {status.st_size:,} bytes, more than the {most:,} that are read")
     with path.open("rb") as stream:
-        return stream.read(most)
+        return stream.read(status.st_size)
 
 
 def read_bytes(path: Path, largest: int = LARGEST_FILE) -> bytes:

@@ -7,6 +7,7 @@ growing intervals, because a log keeps every carriage return.
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import signal
@@ -84,8 +85,7 @@ def result(text: str) -> None:
 def _write(lines: Sequence[str]) -> None:
     """A fault of standard output names it: the run's folder, which the caller writes to, has nothing to do with it."""
     try:
-        tqdm.write("\n".join(map(printable, lines)), file=sys.stdout)
-        sys.stdout.flush()  # a log shows where the run is
+        _print("\n".join(map(printable, lines)), sys.stdout)
     except BrokenPipeError:
         raise Interrupted(signal.SIGPIPE, "nobody reads standard output") from None
     except OSError as error:
@@ -100,8 +100,16 @@ def warn(text: str) -> None:
 def _note(line: str) -> None:
     """A line on standard error. Where that is full or read by nobody, the run goes on without it."""
     with suppress(OSError):
-        tqdm.write(line, file=sys.stderr)
-        sys.stderr.flush()
+        _print(line, sys.stderr)
+
+
+def _print(text: str, stream: TextIO | None) -> None:
+    """Write lines, with escapes for what the stream's encoding has not; nothing where there is no stream."""
+    if stream is None:  # of a program without a console, such as a service
+        return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+    stream.flush()  # a log shows where the run is
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
@@ -110,19 +118,24 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{name:{width}}{value}" for name, value in rows)
 
 
-# ---- standard streams that are closed, full or read by nobody ----
+# ---- standard streams that are closed, full, of few characters or read by nobody ----
 
 
-def open_closed_streams() -> None:
-    """Open /dev/null in the place of each closed standard stream.
+def prepare_streams() -> None:
+    """Open /dev/null in the place of each closed standard stream; escape what the others' encodings have not.
 
-    Its number would else go to the next file that is opened, such as an image, and libraries would write there.
+    The number of a closed one would else go to the next file that is opened, such as an image, and libraries would
+    write there.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
             os.set_inheritable(descriptor, True)
             setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with suppress(OSError):
+                stream.reconfigure(errors="backslashreplace")
 
 
 def discard(stream: TextIO) -> None:
@@ -152,7 +165,7 @@ class Progress:
         """
         self.name, self.total, self.unit, self.done, self.leave = name, total, unit, done, leave
         self.shown = shown and _shown.verbosity > Verbosity.QUIET and (total is None or done < total)
-        in_terminal = sys.stderr.isatty()
+        in_terminal = sys.stderr is not None and sys.stderr.isatty()
         self.plain = self.shown and not in_terminal
         self.bar = tqdm(
             desc=name, total=total, initial=done, unit=f" {unit}", dynamic_ncols=True, leave=leave,

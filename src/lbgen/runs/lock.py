@@ -3,8 +3,9 @@
 import fcntl
 import hashlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from lbgen.errors import UserError
@@ -14,6 +15,11 @@ from lbgen.runs.remote import private_folder
 
 WHOLE = 0
 """Byte of the lock file: a whole run locks it exclusively, the parts of a run share it."""
+
+HELD: set[str] = set()
+"""Lock files that this process holds."""
+CHANGING_HELD = threading.Lock()
+os.register_at_fork(after_in_child=HELD.clear)
 
 
 class NoLocks(UserError):
@@ -29,27 +35,46 @@ def locked(path: Path, output: str, part: tuple[int, int] | None = None) -> Iter
     system without locks a lock on this machine takes their place. If nothing else was written, the lock file and the
     folders created for it are removed again.
 
-    Raises UserError if another process holds the lock or if the file cannot be created.
+    Raises UserError if another run holds the lock, also in this process, or if the file cannot be created.
     """
     created = [each for each in (path, *path.parents) if not os.path.exists(each)]
-    try:
-        descriptor = _acquire_anywhere(path, output, part)
-    except BlockingIOError:
-        which = "" if part is None else f" as part {part[0]}/{part[1]}"
-        raise UserError(
-            f"--output {output}: another run is writing there{which}; wait for it, or choose another --output"
-        ) from None
-    except NoLocks:
-        with suppress(OSError):  # leave nothing behind
-            for each in created:
-                each.rmdir() if each.is_dir() else each.unlink()
-        raise
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_held_once(path))
+            descriptor = _acquire_anywhere(path, output, part)
+        except BlockingIOError:
+            which = "" if part is None else f" as part {part[0]}/{part[1]}"
+            raise UserError(
+                f"--output {output}: another run is writing there{which}; wait for it, or choose another --output"
+            ) from None
+        except NoLocks:
+            with suppress(OSError):  # leave nothing behind
+                for each in created:
+                    each.rmdir() if each.is_dir() else each.unlink()
+            raise
+        try:
+            yield
+        finally:
+            if path in created:
+                _remove_unused(created, descriptor)
+            os.close(descriptor)
+
+
+@contextmanager
+def _held_once(path: Path) -> Iterator[None]:
+    """Raise BlockingIOError if this process holds the lock: record locks only keep out other processes.
+
+    A second descriptor would also release the lock when it is closed.
+    """
+    place = os.path.realpath(path)
+    with CHANGING_HELD:
+        if place in HELD:
+            raise BlockingIOError
+        HELD.add(place)
     try:
         yield
     finally:
-        if path in created:
-            _remove_unused(created, descriptor)
-        os.close(descriptor)
+        HELD.discard(place)
 
 
 def _acquire_anywhere(path: Path, output: str, part: tuple[int, int] | None) -> int:

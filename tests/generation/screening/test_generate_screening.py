@@ -127,7 +127,7 @@ def test_category_of_which_nothing_is_left_does_not_break_the_dataset(config, tm
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("screen", ("colour",), "--screen colour: no such check"),
+        ("screen", ("colour",), '--screen: "colour" is not one of label, quality'),
         ("max_attempts", 0, "--max-attempts"),
         ("least_quality", 9.0, "--least-quality"),
         ("screen_template", "photo", "--screen-template"),

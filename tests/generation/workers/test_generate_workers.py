@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -20,7 +21,7 @@ from lbgen.errors import UserError
 from lbgen.generation.run import generate, plan_dataset
 from lbgen.generation.workers import loading, local, ray, writer
 from lbgen.generation.workers.dispatch import agreed_context
-from lbgen.runs.lock import locked
+from lbgen.runs.lock import WHOLE, locked
 from lbgen.runs.processes.ray import actors_to_start, join_cluster
 from lbgen.runs.storage import open_store
 
@@ -39,6 +40,7 @@ def test_process_that_is_killed_ends_the_run_in_one_line(config, whole, tmp_path
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     while not list((tmp_path / "out/index").glob("*")) and process.poll() is None:
         time.sleep(0.05)
+    assert process.poll() is None, process.communicate()[1]
     worker, _ = spawned_in(tmp_path)
     os.kill(worker, signal.SIGKILL)
     _, shown = process.communicate(timeout=60)
@@ -145,6 +147,21 @@ def test_second_run_is_refused_unless_both_are_different_parts(holder, tmp_path,
             locked(tmp_path / ".lock", "out", second),
         ):
             pass
+
+
+def test_a_second_run_of_one_process_is_refused_and_the_first_keeps_its_lock(tmp_path):
+    """A process's record locks do not exclude itself, and end when it closes the file once."""
+    path = tmp_path / "out/.lock"
+    with locked(path, "out"):
+        for part in (None, (0, 2)):
+            with pytest.raises(UserError, match="another run is writing there"), locked(path, "out", part):
+                pass
+        program = f"import fcntl; fcntl.lockf(open({str(path)!r}, 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, {WHOLE})"
+        other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert "BlockingIOError" in other.stderr
+    assert not path.parent.exists()
+    with locked(path, "out"):
+        pass
 
 
 def test_lock_of_a_dead_process_is_none(holder, tmp_path):

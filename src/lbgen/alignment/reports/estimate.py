@@ -19,6 +19,8 @@ from lbgen.alignment.run import (
     system_errors,
     with_evaluation_images,
 )
+from lbgen.configuration.documentation import Documented
+from lbgen.configuration.ranges import ensure_config
 from lbgen.runs.console import SIZES, TIMES, counted, device_name, in_units, peak_memory, table
 from lbgen.vocabulary.vocabulary import Vocabulary
 
@@ -38,7 +40,9 @@ class Measured(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AlignEstimate:
+class AlignEstimate(Documented):
+    """What an alignment would do, and what it costs."""
+
     updates: int
     """Updates of the adapter that are still to be made."""
     sampled_images: int
@@ -50,6 +54,7 @@ class AlignEstimate:
     bytes_of_memory: int | None
     """Peak of one process: of the GPU's memory, or of the process's where there is no GPU."""
     device: str
+    """Name of the device that was measured."""
 
     @property
     def hours(self) -> float | None:
@@ -68,6 +73,7 @@ def plan_align(config: AlignConfig) -> AlignEstimate:
     >>> import lbgen
     >>> estimate = lbgen.plan_align(lbgen.AlignConfig.from_recipe("independent"))
     """
+    ensure_config(config, AlignConfig)
     ensure_output(config)
     config = with_evaluation_images(config)
     with system_errors(config):

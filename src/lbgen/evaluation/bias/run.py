@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbgen.configuration import saved
+from lbgen.configuration.documentation import Documented
+from lbgen.configuration.ranges import ensure_config
 from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
 from lbgen.evaluation.bias import cue_conflict, focus, imagenet9, imagenet_c, imagenet_variants, output
@@ -45,7 +47,9 @@ NOT_COMPARED = ("output", "batch_size")
 
 
 @dataclass(frozen=True)
-class BiasResult:
+class BiasResult(Documented):
+    """Where the bias benchmarks wrote their figures."""
+
     figures: Path
     """bias.json."""
     backbones: output.Results
@@ -63,6 +67,7 @@ def bias(config: BiasConfig) -> BiasResult:
     >>> import lbgen
     >>> lbgen.bias(lbgen.BiasConfig(backbones=("resnet50.a1_in1k",), data="data", output="runs/bias"))
     """
+    ensure_config(config, BiasConfig)
     folder = config.folder
     benchmarks: dict[str, Benchmark] = {name: BENCHMARKS[name] for name in config.benchmarks}
     if config.answers is not None and not os.path.isfile(config.answers):

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lbgen.configuration.ranges import ensure_config, one_or_more
 from lbgen.errors import UserError
 from lbgen.evaluation.transfer.config import ANSWERS, COMPARISON, COMPARISON_PAGE, TRANSFER, CompareConfig
 from lbgen.evaluation.transfer.values import Share, Value
@@ -60,9 +61,11 @@ def compare(files: str | Path | Sequence[str | Path], config: CompareConfig | No
     >>> compared = lbgen.compare(["runs/base/transfer.json", "runs/aligned/transfer.json"])
     """
     config = config or CompareConfig()
-    given = [files] if isinstance(files, str | Path) else files
-    paths = [Path(os.path.expanduser(file)) for file in given]
+    ensure_config(config, CompareConfig)
+    paths = [Path(os.path.expanduser(file)) for file in one_or_more(files, "transfers")]
     paths = [path / TRANSFER if path.is_dir() else path for path in paths]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError(f"{' '.join(map(str, paths))}: a file is given twice; name every transfer.json once")
     found = [(path, _read(path)) for path in paths]
     if sum(len(content.backbones) for _, content in found) < 2:
         raise UserError(f"{paths[0]}: a single backbone cannot be compared; give the transfer.json of another too")

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbgen.configuration import saved
+from lbgen.configuration.documentation import Documented
+from lbgen.configuration.ranges import ensure_config, one_or_more
 from lbgen.errors import UserError
 from lbgen.evaluation.transfer.config import (
     ANSWERS,
@@ -42,13 +44,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TransferResult:
+class TransferResult(Documented):
     """Where a transfer wrote its values."""
 
     table: Path
     """transfer.json"""
     page: Path
+    """report.html."""
     next_command: str
+    """A command that compares the backbones, or measures another."""
 
 
 def transfer(backbones: str | Path | Sequence[str | Path], config: TransferConfig | None = None) -> TransferResult:
@@ -64,7 +68,8 @@ def transfer(backbones: str | Path | Sequence[str | Path], config: TransferConfi
     >>> result = lbgen.transfer("runs/pretrain", lbgen.TransferConfig(datasets=("digits",), output="runs/transfer"))
     """
     config = config or TransferConfig()
-    given = [os.fspath(name) for name in ([backbones] if isinstance(backbones, str | Path) else backbones)]
+    ensure_config(config, TransferConfig)
+    given = [os.fspath(name) for name in one_or_more(backbones, "backbones")]
     if not given:
         raise UserError("no backbone is given; name one or more")
     names = dict(zip(display_names(given), given, strict=True))

@@ -110,7 +110,7 @@ class Screen:
         # Run the checks that the configuration asks for.
         checks = {"label": self._label, "quality": self._quality, "blank": self._blank, "unsafe": self._unsafe}
         results = {name: check(batch) for name, check in checks.items() if name in self.config.screen}
-        failed = {name: result.failed.tolist() for name, result in results.items()}
+        failed: dict[str, list[bool]] = {name: result.failed.tolist() for name, result in results.items()}
         failed["balance"] = [image.target_values != values for image, values in zip(images, detected, strict=True)]
         failed["mask"] = [box is None for box in boxes or [None] * len(images)]
         scores = {name: column.tolist() for result in results.values() for name, column in result.scores.items()}
