@@ -36,7 +36,9 @@ def test_a_folder_with_a_name_of_a_dataset_is_refused(config, tmp_path, name, fo
     for layout in formats:
         output = put(tmp_path / layout, name)
         before = contents(output)
-        with pytest.raises(UserError, match=f"{name.partition('/')[0]} in it is not of lbgen generate; choose another"):
+        with pytest.raises(
+            UserError, match=f"it holds {name.partition('/')[0]}, which lbgen generate did not write; choose another"
+        ):
             generate(replace(config, output=output, format=layout, generator="/dev/null/no-model"))
         assert contents(output) == before
 
@@ -76,7 +78,9 @@ def test_growth_overwrites_nothing(config, grown, tmp_path, layout, changes, nam
     found = name if layout != "imagefolder" or "split" not in changes else "val"
     with pytest.raises(UserError) as caught:
         generate(replace(config, output=output, **asked))
-    assert str(caught.value).endswith(f"made: {found} in it is not of lbgen generate; choose another --output")
+    assert str(caught.value).endswith(
+        f"made: it holds {found}, which lbgen generate did not write; choose another --output"
+    )
     assert contents(output) == before
 
 

@@ -222,7 +222,7 @@ def test_folder_of_an_alignment_run_is_not_written_into(config, tmp_path):
 
 def test_foreign_folder_is_not_written_into(config, tmp_path):
     (tmp_path / "train").mkdir()
-    with pytest.raises(UserError, match="train in it is not of lbgen generate"):
+    with pytest.raises(UserError, match="it holds train, which lbgen generate did not write"):
         generate(replace(config, output=tmp_path))
     assert os.listdir(tmp_path) == ["train"]
 

@@ -238,7 +238,7 @@ def test_another_configuration_or_other_images_are_refused(whole, folder, tmp_pa
 
 def test_a_folder_of_another_program_is_not_written_to(tmp_path, config, folder):
     placed(tmp_path / "run", "metrics.jsonl")
-    with pytest.raises(UserError, match=r"metrics.jsonl in it is not of lbgen pretrain; choose another --output"):
+    with pytest.raises(UserError, match="it holds metrics.jsonl, which lbgen pretrain did not write; choose another"):
         pretrain(folder, dataclasses.replace(config, output=tmp_path / "run"))
 
 

@@ -104,6 +104,36 @@ def test_without_one_marker_that_unit_alone_is_done_again(made, capsys):
         lbgen.reproduce(small(folder, test_images=24))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"row": None}, "row: it is not that of this unit; remove the file"),
+        ({"set": "independence"}, "row: it is not that of this unit; remove the file"),
+        ({"seed": 1}, "row: it is not that of this unit; remove the file"),
+        ({"values": {}}, "row: it is not that of this unit; remove the file"),
+        ({"values": {"in_domain": -3}}, "in_domain|values"),
+    ],
+)
+def test_a_marker_that_was_changed_is_refused(made, change, message):
+    _, config, _ = made
+    path = marker(config, Unit("backbone", 0, "biased-renders", "resnet"))
+    before = path.read_text()
+    content = json.loads(before)
+    path.write_text(json.dumps(content | change if "row" in change else content | {"row": content["row"] | change}))
+    try:
+        with pytest.raises(UserError, match=message):
+            lbgen.reproduce(config)
+    finally:
+        path.write_text(before)
+
+
+def test_a_page_that_is_a_link_is_refused(tmp_path):
+    (tmp_path / "page.md").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="it is a link, which would be replaced; name the file itself"):
+        lbgen.reproduce(small(tmp_path, page=str(tmp_path / "page.md")))
+    assert not (tmp_path / "out").exists()
+
+
 def test_killed_with_its_workers_it_goes_on_and_finds_the_same(made, tmp_path, warm_python):
     """SIGKILL to the first process alone, once a unit is done; each worker is a process of its own."""
     _, _, result = made

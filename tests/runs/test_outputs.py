@@ -60,7 +60,9 @@ def test_a_folder_with_a_name_that_the_run_writes_is_refused(tmp_path, data, ver
     path.parent.mkdir(parents=True)
     path.write_text("mine")
     before = listing(tmp_path)
-    with pytest.raises(UserError, match=f"out: {name.partition('/')[0]} in it is not of lbgen {verb}; choose another"):
+    with pytest.raises(
+        UserError, match=f"out: it holds {name.partition('/')[0]}, which lbgen {verb} did not write; choose another"
+    ):
         run(verb, tmp_path / "out", data)
     assert listing(tmp_path) == before
 

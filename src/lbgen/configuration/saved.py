@@ -65,7 +65,8 @@ def ensure_same_values(
     """
     now, deleted = plain(config), deleted_fields(type(config))
     then = {**getattr(config, "ADDED", {}), **then}
-    for name in [*now, *(set(then) - set(now))]:
+    missing_first = sorted([*now, *(set(then) - set(now))], key=lambda name: name in now and name in then)
+    for name in missing_first:
         if name in ignore or (name in deleted and then[name] == deleted[name]):
             continue
         if name in deleted:

@@ -73,6 +73,8 @@ def ensure_can_begin(config: ReproduceConfig) -> None:
         raise UserError(f"--page {config.page}: there is no folder {folder}; make it, or give another page")
     if os.path.isdir(config.page_path):
         raise UserError(f"--page {config.page_path}: it is a folder; name a Markdown file")
+    if os.path.islink(config.page_path):
+        raise UserError(f"--page {config.page_path}: it is a link, which would be replaced; name the file itself")
     if os.path.lexists(config.page_path) and MARK.encode() not in atomic.read_bytes(config.page_path):
         raise UserError(f"--page {config.page_path}: it has no place for tables; name a page that is not there yet")
 

@@ -12,8 +12,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Annotated, Any, Literal, NamedTuple, cast, get_args
 
+from msgspec import Meta
+
+from lbgen.errors import UserError
 from lbgen.reproduction.config import (
     DENSE_FOLDER,
     DONE,
@@ -29,6 +32,8 @@ from lbgen.runs.console import Verbosity, showing
 from lbgen.runs.parsing import Name, Seconds, Whole, read_json
 
 Kind = Literal["unseen", "renders", "align", "images", "backbone", "detection", "segmentation"]
+Figure = Annotated[float, Meta(ge=-1)]
+"""A share, a difference or a ratio of two."""
 DENSE: tuple[DenseMethod, ...] = get_args(DenseMethod)
 
 
@@ -61,7 +66,7 @@ class Row:
     seed: Whole
     architecture: Architecture
     images: Whole
-    values: dict[Name, float | None]
+    values: dict[Name, Figure | None]
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,13 @@ def marker(config: ReproduceConfig, unit: Unit) -> Path:
 
 def done(config: ReproduceConfig, unit: Unit) -> Done | None:
     path = marker(config, unit)
-    return read_json(atomic.read_bytes(path), Done, str(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    found = read_json(atomic.read_bytes(path), Done, str(path))
+    of = Unit(unit.kind, found.row.seed, found.row.set, found.row.architecture) if found.row else None
+    if of != (unit if unit.kind in ("backbone", *DENSE) else None) or (found.row and not found.row.values):
+        raise UserError(f"{path}, row: it is not that of this unit; remove the file, and the unit is made again")
+    return found
 
 
 def run_unit(config: ReproduceConfig, unit: Unit) -> Done:

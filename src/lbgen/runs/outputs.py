@@ -24,7 +24,9 @@ def taken_names(names: Iterable[str], written: Iterable[str]) -> list[str]:
 
 
 def refuse(output: str, name: str, verb: str) -> None:
-    raise UserError(f"--output {output}: {printable(name)} in it is not of lbgen {verb}; choose another --output")
+    raise UserError(
+        f"--output {output}: it holds {printable(name)}, which lbgen {verb} did not write; choose another --output"
+    )
 
 
 def ensure_outside(output: Path, datasets: Sequence[Path] = (), within: bool = True) -> None:

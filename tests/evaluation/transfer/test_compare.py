@@ -13,6 +13,7 @@ from lbgen.cli import main
 from lbgen.errors import UserError
 from lbgen.evaluation.transfer import comparison, stored
 from lbgen.evaluation.transfer.comparison import AVERAGE
+from lbgen.evaluation.transfer.scores import over_seeds
 from lbgen.evaluation.transfer.stored import Answers
 
 
@@ -50,9 +51,31 @@ def test_draws_are_compared_by_students_paired_test():
         return np.mean([right[:, label == name].mean(axis=1) for name in "ab"], axis=0)
 
     expected = stats.ttest_rel(per_class(second.right), per_class(first.right))
-    estimate, p_value = comparison.paired_t(first, second, "mean_per_class")
+    estimate, p_value = comparison.paired_t_of(comparison.gains_of(first, second, "mean_per_class"))
     assert p_value == pytest.approx(expected.pvalue)
     assert (estimate.low, estimate.high) == pytest.approx(tuple(expected.confidence_interval()))
+
+
+def test_gains_without_a_spread_are_not_tested():
+    """Of a few draws that all gain alike, Student's error would be 0, and any gain certain."""
+    for gains in ([0.025] * 3, [0.0] * 5, [0.1]):
+        estimate, p_value = comparison.paired_t_of(np.array(gains))
+        assert estimate.value == pytest.approx(gains[0]) and math.isnan(p_value) and math.isnan(estimate.low)
+    assert math.isnan(over_seeds([0.9, 0.9, 0.9]).low)
+
+
+def test_an_average_of_few_draws_has_the_interval_of_welch():
+    """Of two data sets, gain on the one minus loss on the other is scipy's comparison of two means."""
+    rng = np.random.default_rng(4)
+    gains, losses = rng.normal(0.1, 0.02, 3), rng.normal(0.02, 0.05, 4)
+    each = [
+        comparison._by_student(gains, "draws", comparison._untested("b", "x", "linear-1shot", gains.mean())),
+        comparison._by_student(-losses, "draws", comparison._untested("b", "y", "linear-1shot", -losses.mean())),
+    ]
+    average, expected = comparison._average("b", "linear-1shot", each), stats.ttest_ind(gains, losses, equal_var=False)
+    limits = np.array(expected.confidence_interval()) / 2
+    assert average.p_value == pytest.approx(expected.pvalue) and average.note == "t of Welch"
+    assert (average.estimate.low, average.estimate.high) == pytest.approx(tuple(limits))
 
 
 def test_the_interval_of_a_difference_is_that_of_paired_images():
@@ -124,7 +147,53 @@ def test_backbones_of_two_transfers_are_compared_on_the_same_images(files):
     average = found[AVERAGE, "linear"].estimate
     assert average.value == pytest.approx(np.mean([found[name, "linear"].estimate.value for name in DATASETS]))
     errors = [found[name, "linear"].estimate.standard_error for name in DATASETS]
-    assert average.standard_error == pytest.approx(np.sqrt(np.square(errors).sum()) / 3)
+    assert (average.high - average.low) / (2 * 1.959964) == pytest.approx(np.sqrt(np.square(errors).sum()) / 3)
+
+
+def changed(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def notes(files):
+    return {(each.dataset, each.method): each.note for each in lbgen.compare(files).differences}
+
+
+def test_what_is_not_of_the_same_images_and_draws_is_not_tested(files):
+    changed(files[1], lambda content: content.update(made_with={"config": {"seed": 7}}))
+    assert notes(files)["dtd", "linear-1shot"] == "no test: other draws" and notes(files)["dtd", "linear"] == "McNemar"
+    changed(files[0], lambda content: content.update(made_with={"config": {"seed": 7}}))
+    assert notes(files)["dtd", "linear-1shot"] == "paired t over draws"
+
+    details = "details", "ours", "dtd", "linear"
+    changed(files[1], lambda content: inner(content, details).update(identity={"data_sha256": "other"}))
+    assert notes(files)["dtd", "linear"] == "no test: other training images"
+    changed(files[1], lambda content: inner(content, ("backbones", *details[1:])).update(metric="mean_per_class"))
+    assert notes(files)["dtd", "linear"] == "no test: other metrics"
+    (files[1].parent / "answers/food-linear.parquet").unlink()
+    assert notes(files)["food", "linear"] == "no test: the answers are not there"
+
+
+def inner(content, names):
+    for name in names:
+        content = content[name]
+    return content
+
+
+def test_a_value_that_is_not_that_of_its_answers_is_refused(files):
+    changed(files[1], lambda content: content["backbones"]["ours"]["dtd"]["linear"].update(value=0.1))
+    with pytest.raises(UserError, match=r"ours, dtd linear: its value is 0.1000, that of its answers in .* is 0.[89]"):
+        lbgen.compare(files)
+
+
+def test_a_file_and_its_folder_are_one_and_a_run_of_another_verb_is_no_place(files, tmp_path):
+    with pytest.raises(UserError, match="a file is given twice"):
+        lbgen.compare([files[0], files[0].parent])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("seed: 0\n")
+    with pytest.raises(UserError, match=r"it holds config.yaml, which lbgen compare did not write"):
+        lbgen.compare(files, lbgen.CompareConfig(output=tmp_path / "run"))
 
 
 def test_the_command_prints_tables_and_writes_what_it_is_asked_to(files, tmp_path, capsys):

@@ -134,6 +134,38 @@ def test_a_finished_transfer_is_not_computed_again(done, base, aligned, config, 
     assert {path: path.read_bytes() for path in done.rglob("*") if path.is_file()} == before
 
 
+def test_lost_answers_are_made_again(done, base, aligned, config, tmp_path):
+    folder = shutil.copytree(done, tmp_path / "out")
+    kept = {path.name: path.read_bytes() for path in (folder / "answers").iterdir()}
+    shutil.rmtree(folder / "answers")
+    lbgen.transfer([base, aligned], replace(config, output=str(folder)))
+    assert {path.name: path.read_bytes() for path in (folder / "answers").iterdir()} == kept
+    assert content(folder) == content(done) | {"made_with": content(folder)["made_with"]}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("method", "linear-xshot", r"method: Expected .* matching regex"),
+        ("method", "finetune", "the file's name is not that of its backbone, data set and method; remove it"),
+        ("backbone", "better", "the file's name is not that of its backbone, data set and method; remove it"),
+        ("value", 0.01, r"value: 0.01 lies outside of its interval, .*; remove it"),
+    ],
+)
+def test_a_changed_result_is_refused(done, base, aligned, config, tmp_path, field, value, message):
+    folder = shutil.copytree(done, tmp_path / "out")
+    path = next(path for path in (folder / "results").iterdir() if json.loads(path.read_text())["method"] == "linear")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(UserError, match=rf"{path.name}.*{message}"):
+        lbgen.transfer([base, aligned], replace(config, output=str(folder)))
+
+
+def test_what_is_no_backbone_is_refused_before_another_is_measured(base, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(features.FeatureCache, "_compute", None)
+    with pytest.raises(UserError, match="nix"):
+        lbgen.transfer([str(base), "nix"], replace(config, output=str(tmp_path / "out")))
+
+
 def test_what_was_interrupted_goes_on_with_the_same_values(done, base, aligned, config, tmp_path, monkeypatch):
     """Stopped at the third result, whose features are there already; in the end every file is the same."""
     again = replace(config, output=str(tmp_path / "again"))

@@ -81,7 +81,7 @@ def test_the_page_is_one_well_formed_file_with_every_value(tmp_path):
         assert any(text in each for each in reader.texts), text
     assert html.count("<svg") == 4  # radar, and few shots of three sets
     assert "53.3 – 58.1" in html and "var(--series-2)" in html
-    assert headline(backbones) == "ours: 70.7% on average over 3 data sets by linear probe, the best of 2 backbones."
+    assert headline(backbones) == "ours: 70.7% on average over 3 data sets by linear probe, the highest of 2 backbones."
 
 
 def test_a_name_is_no_formula(tmp_path):

@@ -98,7 +98,10 @@ def _scored(config: BiasConfig, benchmarks: dict[str, Benchmark]) -> BiasResult:
     path = Path(config.answers)
     ((key, benchmark),) = benchmarks.items()
     say(table([("answers", config.answers), ("benchmark", key), ("output", str(config.folder))]))
-    figures = benchmark.figures(benchmark.read_answers(path))
+    given = benchmark.read_answers(path)
+    if repeated := len(given) - len(set(given.values("imagename"))) if "imagename" in given.table.column_names else 0:
+        warn(f"warning: {path}: {repeated:,} rows repeat an imagename; they count as other images")
+    figures = benchmark.figures(given)
     saved.save(config, config.folder / CONFIG)
     name = path.stem
     results = {name: {key: {**figures, "formula": benchmark.formula}}}

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from lbgen.configuration.ranges import ensure_config, one_or_more
 from lbgen.errors import UserError
-from lbgen.evaluation.transfer.config import ANSWERS, COMPARISON, COMPARISON_PAGE, TRANSFER, CompareConfig
+from lbgen.evaluation.transfer.config import ANSWERS, COMPARISON, COMPARISON_PAGE, CONFIG, TRANSFER, CompareConfig
 from lbgen.evaluation.transfer.values import Share, Value
 from lbgen.runs import atomic, identity, outputs
 from lbgen.runs.console import result, say
-from lbgen.runs.parsing import Name, Text, parse_json, read_json
+from lbgen.runs.parsing import Name, Text, Whole, parse_json, read_json
 
 if TYPE_CHECKING:
     from lbgen.evaluation.transfer.comparison import Difference, Measured
@@ -35,12 +35,23 @@ class StoredDetails:
 
 
 @dataclass(frozen=True)
+class StoredConfig:
+    seed: Whole | None = None
+
+
+@dataclass(frozen=True)
+class MadeWith:
+    config: StoredConfig = field(default_factory=StoredConfig)
+
+
+@dataclass(frozen=True)
 class StoredTransfer:
     """What is read of a transfer.json."""
 
     backbones: dict[Name, dict[Name, dict[Name, Value]]]
     details: dict[Name, dict[Name, dict[Name, StoredDetails]]] = field(default_factory=dict)
     missing: dict[Name, Text] = field(default_factory=dict)
+    made_with: MadeWith = field(default_factory=MadeWith)
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,8 @@ def compare(files: str | Path | Sequence[str | Path], config: CompareConfig | No
     if config.output:
         atomic.ensure_writable(config.output)
         outputs.ensure_outside(config.output)
-        outputs.ensure_own(config.output, _is_comparison(config.output), (COMPARISON, COMPARISON_PAGE), "compare")
+        written = (COMPARISON, COMPARISON_PAGE, CONFIG)  # the last marks the folder of another verb
+        outputs.ensure_own(config.output, _is_comparison(config.output), written, "compare")
     return _compared(found, config)
 
 
@@ -118,19 +130,21 @@ def _measured(found: Sequence[tuple[Path, StoredTransfer]]) -> list[Measured]:
         for name, datasets in content.backbones.items():
             shown = name if names.count(name) == 1 else f"{name} ({path.parent})"
             values = {(dataset, method): value for dataset, each in datasets.items() for method, value in each.items()}
-            answers = {
-                (dataset, method): atomic.inside(path.parent, details.answers)
-                for dataset, each in content.details.get(name, {}).items()
-                for method, details in each.items()
-                if details.answers.startswith(f"{ANSWERS}/")
-            }
-            trainings = {
-                (dataset, method): Trainings(each.draws, each.resampled, str(each.identity.get("data_sha256")))
+            details = {
+                (dataset, method): each
                 for dataset, methods in content.details.get(name, {}).items()
                 for method, each in methods.items()
-                if each.figures
             }
-            measured.append(Measured(shown, values, answers, trainings))
+            trainings = {
+                place: Trainings(each.draws, each.resampled) for place, each in details.items() if each.figures
+            }
+            answers = {
+                place: atomic.inside(path.parent, each.answers)
+                for place, each in details.items()
+                if each.answers.startswith(f"{ANSWERS}/")
+            }
+            data = {place: str(each.identity.get("data_sha256")) for place, each in details.items()}
+            measured.append(Measured(shown, values, answers, trainings, data, content.made_with.config.seed))
     if twice := next((each.name for each in measured if [one.name for one in measured].count(each.name) > 1), None):
         raise UserError(f"{twice}: given twice; name every transfer.json once")
     return measured

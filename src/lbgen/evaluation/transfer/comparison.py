@@ -2,7 +2,8 @@
 
 All images: the difference of the two values with a stratified bootstrap over the images, and the test of McNemar
 (exact) for accuracy. Its hypothesis is that on every image the two answers could be exchanged; for the mean per class
-the same hypothesis is tested by random exchanges. Few shots: Student's paired test over the draws.
+the same hypothesis is tested by random exchanges. Few shots: Student's paired test over the draws. Averages over data
+sets: a t-test with the degrees of freedom of Welch (1947) and Satterthwaite (1946).
 """
 
 import math
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
+from lbgen.errors import UserError
 from lbgen.evaluation.transfer.scores import BOOTSTRAP_SEED, score_right
 from lbgen.evaluation.transfer.stored import Answers, load_answers
 from lbgen.evaluation.transfer.values import Metric, Value
@@ -24,6 +26,8 @@ from lbgen.metrics.intervals import Estimate, benjamini_hochberg
 EXCHANGES = 9999
 """Random exchanges; the smallest p-value is one divided by this plus one."""
 LIMITS = (-1.0, 1.0)
+ROUNDING = 1e-6
+"""Of a stored value, against that of the answers."""
 
 Place = tuple[str, str]
 """Data set and method."""
@@ -36,8 +40,6 @@ class Trainings(NamedTuple):
     """Of every training."""
     resampled: Sequence[float]
     """Of a single training, on bootstraps over the test images that are the same for all backbones."""
-    data_sha256: str
-    """Of the images and what is known of them."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,12 @@ class Measured:
     name: str
     values: dict[Place, Value]
     answers: dict[Place, Path]
+    """Files that may be gone."""
     trainings: dict[Place, Trainings] = field(default_factory=dict)
+    data: dict[Place, str] = field(default_factory=dict)
+    """Hash of all images, of training too, and of what is known of them."""
+    seed: int | None = None
+    """Of the first draw of few images; None if it is not known."""
 
     def datasets(self, method: str) -> list[str]:
         return [dataset for dataset, other in self.values if other == method]
@@ -72,6 +79,10 @@ class Difference(NamedTuple):
     """Adjusted for all tests of the comparison (Benjamini and Hochberg); NaN for an average."""
     note: str
     """Why there is no test; else which one."""
+    error: float = math.nan
+    """Standard error."""
+    freedom: float = math.inf
+    """Degrees of freedom of the error."""
 
 
 AVERAGE = "average"
@@ -101,47 +112,66 @@ def _difference(reference: Measured, other: Measured, dataset: str, method: str)
     value = other.values[place].value - reference.values[place].value
     metric = reference.values[place].metric
     make = _untested(other.name, dataset, method, value)
+    if metric != other.values[place].metric:
+        return make("no test: other metrics")
     if place in reference.trainings and place in other.trainings:
+        if reference.data.get(place) != other.data.get(place):
+            return make("no test: other images")
         return _of_trainings(reference.trainings[place], other.trainings[place], make)
-    if place not in reference.answers or place not in other.answers:
+    if not all(place in each.answers and each.answers[place].is_file() for each in (reference, other)):
         return make("no test: the answers are not there")
-    first, second = load_answers(reference.answers[place]), load_answers(other.answers[place])
-    if (
-        first.image != second.image
-        or not np.array_equal(first.label, second.label)
-        or metric != other.values[place].metric
-    ):
+    first, second = _answers(reference, place), _answers(other, place)
+    if first.image != second.image or not np.array_equal(first.label, second.label):
         return make("no test: other test images")
-    if first.right.shape != second.right.shape:
+    if reference.data.get(place) != other.data.get(place):
+        return make("no test: other training images")
+    is_few = bool(method.partition("-")[2])
+    if first.right.shape != second.right.shape or (is_few and reference.seed != other.seed):
         return make("no test: other draws")
-    if method.partition("-")[2]:  # few shots
-        return Difference(
-            other.name, dataset, method, *paired_t(first, second, metric), math.nan, "paired t over draws"
-        )
+    if is_few:
+        return _by_student(gains_of(first, second, metric), "draws", make)
     estimate = difference_estimate(first.right[0], second.right[0], first.label, metric)
     if metric == "accuracy":
-        return Difference(
-            other.name, dataset, method, estimate, mcnemar(first.right[0], second.right[0]), math.nan, "McNemar"
+        made, p_value = make("McNemar"), mcnemar(first.right[0], second.right[0])
+    else:
+        made, p_value = make("exchanges"), exchange_test(first.right[0], second.right[0], first.label)
+    return made._replace(estimate=estimate, p_value=p_value, error=estimate.standard_error)
+
+
+def _answers(one: Measured, place: Place) -> Answers:
+    """The answers behind a value; UserError where they give another value."""
+    answers, value = load_answers(one.answers[place]), one.values[place]
+    given = float(np.mean([score_right(right, answers.label, value.metric) for right in answers.right]))
+    if abs(given - value.value) > ROUNDING:
+        raise UserError(
+            f"{one.name}, {' '.join(place)}: its value is {value.value:.4f}, that of its answers in "
+            f"{one.answers[place]} is {given:.4f}; restore both, or run lbgen transfer again"
         )
-    p_value = exchange_test(first.right[0], second.right[0], first.label)
-    return Difference(other.name, dataset, method, estimate, p_value, math.nan, "exchanges")
+    return answers
+
+
+def _by_student(gains: NDArray[np.float64], over: str, make: Callable[[str], Difference]) -> Difference:
+    """over: what the gains, (draws,), are of."""
+    estimate, p_value = paired_t_of(gains)
+    if not math.isfinite(p_value):
+        return make(f"no test: all {over} gain alike" if len(gains) > 1 else f"no test: one of the {over} alone")
+    error = float(gains.std(ddof=1)) / math.sqrt(len(gains))
+    made = make(f"paired t over {over}")
+    return made._replace(estimate=estimate, p_value=p_value, error=error, freedom=len(gains) - 1)
 
 
 def _of_trainings(first: Trainings, second: Trainings, make: Callable[[str], Difference]) -> Difference:
     """Detection or segmentation: over the seeds, or of one training each over the test images."""
-    if first.data_sha256 != second.data_sha256:
-        return make("no test: other images")
     if len(first.draws) != len(second.draws):
         return make("no test: other seeds")
     if len(first.draws) > 1:
-        estimate, p_value = paired_t_of(np.subtract(second.draws, first.draws))
-        return make("paired t over seeds")._replace(estimate=estimate, p_value=p_value)
+        return _by_student(np.subtract(second.draws, first.draws), "seeds", make)
     if not first.resampled or len(first.resampled) != len(second.resampled):
         return make("no test: the bootstraps are not there")
     value = second.draws[0] - first.draws[0]
     estimate = intervals.normal_interval(value, np.subtract(second.resampled, first.resampled), LIMITS)
     p_value = normal_p(value, estimate.standard_error)
-    return make("bootstrap over images")._replace(estimate=estimate, p_value=p_value)
+    return make("bootstrap over images")._replace(estimate=estimate, p_value=p_value, error=estimate.standard_error)
 
 
 def _untested(backbone: str, dataset: str, method: str, value: float) -> Callable[[str], Difference]:
@@ -151,12 +181,14 @@ def _untested(backbone: str, dataset: str, method: str, value: float) -> Callabl
 
 def _average(backbone: str, method: str, each: Sequence[Difference]) -> Difference:
     """The mean of differences on other images each, hence independent: their errors add up in squares."""
-    value = sum(one.estimate.value for one in each) / len(each)
-    error = math.sqrt(sum(one.estimate.standard_error**2 for one in each)) / len(each)
-    if not math.isfinite(error):
-        return _untested(backbone, AVERAGE, method, value)("no test: one of the data sets has none")
-    estimate = Estimate(value, value - 1.96 * error, value + 1.96 * error)
-    return Difference(backbone, AVERAGE, method, estimate, normal_p(value, error), math.nan, "normal")
+    make = _untested(backbone, AVERAGE, method, sum(one.estimate.value for one in each) / len(each))
+    squares = [one.error**2 for one in each]
+    if not math.isfinite(sum(squares)):
+        return make("no test: one of the data sets has none")
+    spread = sum(square**2 / one.freedom for square, one in zip(squares, each, strict=True))
+    freedom = sum(squares) ** 2 / spread if spread else math.inf
+    estimate, p_value = student(make("").estimate.value, math.sqrt(sum(squares)) / len(each), freedom)
+    return make("t of Welch" if spread else "normal")._replace(estimate=estimate, p_value=p_value)
 
 
 # ---- tests ----
@@ -194,23 +226,29 @@ def exchange_test(first: NDArray[np.bool_], second: NDArray[np.bool_], label: ND
     return (reached + 1) / (EXCHANGES + 1)
 
 
-def paired_t(first: Answers, second: Answers, metric: Metric) -> tuple[Estimate, float]:
-    """Mean difference over the draws with Student's interval, and the p-value of the paired t-test."""
+def gains_of(first: Answers, second: Answers, metric: Metric) -> NDArray[np.float64]:
+    """The second's value minus the first's in each draw, (draws,)."""
     pairs = zip(first.right, second.right, strict=True)
-    return paired_t_of(
-        np.array([score_right(b, first.label, metric) - score_right(a, first.label, metric) for a, b in pairs])
-    )
+    return np.array([score_right(b, first.label, metric) - score_right(a, first.label, metric) for a, b in pairs])
 
 
 def paired_t_of(gains: NDArray[np.float64]) -> tuple[Estimate, float]:
-    """The same from the differences, (draws,); NaN for limits and p-value of a single one."""
+    """Mean of differences, (draws,), with Student's interval, and the p-value of the paired t-test.
+
+    NaN for limits and p-value of a single difference, and of equal ones, whose spread says nothing.
+    """
     mean, count = float(gains.mean()), len(gains)
-    if count < 2:
+    error = float(gains.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
+    if error <= intervals.ROUNDING:
         return Estimate(mean, math.nan, math.nan), math.nan
-    error = float(gains.std(ddof=1)) / math.sqrt(count)
-    half = float(stdtrit(count - 1, 0.975)) * error
-    p_value = 2 * float(stdtr(count - 1, -abs(mean) / error)) if error > 0 else (1.0 if mean == 0 else 0.0)
-    return Estimate(mean, mean - half, mean + half), p_value
+    return student(mean, error, count - 1)
+
+
+def student(value: float, error: float, freedom: float) -> tuple[Estimate, float]:
+    """95% interval and two-sided p-value of a value with its standard error."""
+    half = float(stdtrit(freedom, 0.975)) * error
+    p_value = 2 * float(stdtr(freedom, -abs(value) / error)) if error > 0 else 1.0
+    return Estimate(value, value - half, value + half), p_value
 
 
 def normal_p(value: float, error: float) -> float:

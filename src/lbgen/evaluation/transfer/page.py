@@ -130,7 +130,7 @@ def headline(measured: Sequence[Measured]) -> str:
     best = max(measured, key=lambda each: each.average(method, datasets))
     value = percent(best.average(method, datasets))
     where = f"on average over {len(datasets)} data sets" if len(datasets) > 1 else f"on {datasets[0]}"
-    others = f", the best of {len(measured)} backbones" if len(measured) > 1 else ""
+    others = f", the highest of {len(measured)} backbones" if len(measured) > 1 else ""
     return f"{best.name}: {value}% {where} by {method_title(method).lower()}{others}."
 
 

@@ -31,6 +31,7 @@ from lbgen.evaluation.transfer.dense.layouts import Layout, find_layout
 from lbgen.evaluation.transfer.sets import sources
 from lbgen.evaluation.transfer.sets.sources import NotHere
 from lbgen.models.backbones import display_names, ensure_backbone, load_backbone
+from lbgen.models.backbones.location import find_local
 from lbgen.runs import atomic, outputs
 from lbgen.runs.console import device_name, result, say, table, warn
 from lbgen.runs.lock import locked
@@ -160,6 +161,7 @@ def _measured(names: dict[str, str], data: Data, config: TransferConfig) -> Tran
     import torch  # late, as are all that import it
 
     from lbgen.evaluation.transfer.output import write_transfer
+    from lbgen.models.backbones.backbone import locate
 
     # Say what is to be done, and note what it is done with.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -167,6 +169,11 @@ def _measured(names: dict[str, str], data: Data, config: TransferConfig) -> Tran
     for inner in (RESULTS, ANSWERS, CACHE):
         (config.folder / inner).mkdir(parents=True, exist_ok=True)
     saved.save(config, config.folder / config.saved_as)
+
+    # Refuse what is no backbone before hours are spent on others.
+    for place in names.values():
+        if find_local(place) is None:
+            locate(place)
 
     # Read every data set once, and measure every backbone on it.
     prepared: list[Any] = read_dense(data, config) if config.dense else read_datasets(data, config)

@@ -31,9 +31,10 @@ def estimate(prediction: NDArray, label: NDArray, metric: Metric) -> Estimate:
 
 
 def over_seeds(values: list[float], limits: intervals.Limits = (0, 1)) -> Estimate:
-    """Mean of one value a seed, with Student's interval for the mean; that of one seed is unknown."""
+    """Mean of one value a seed, with Student's interval for the mean; that of one, and of equal values, is unknown."""
     mean, count = float(np.mean(values)), len(values)
-    if count < 2:
+    error = float(np.std(values, ddof=1)) / count**0.5 if count > 1 else 0.0
+    if error <= intervals.ROUNDING:
         return Estimate(mean, float("nan"), float("nan"))
-    half = float(stdtrit(count - 1, 0.975)) * float(np.std(values, ddof=1)) / count**0.5
+    half = float(stdtrit(count - 1, 0.975)) * error
     return Estimate(mean, max(mean - half, limits[0]), min(mean + half, limits[1]))

@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from lbgen.errors import UserError
-from lbgen.evaluation.transfer.config import ANSWERS, RESULTS
+from lbgen.evaluation.transfer.config import ANSWERS, RESULT_METHODS, RESULTS
 from lbgen.evaluation.transfer.values import Limit, Metric, Share
 from lbgen.runs import atomic
 from lbgen.runs.identity import Identity
@@ -32,6 +33,7 @@ shots the number of the draw."""
 ORDER = ("draw", "image", "label", "key")
 """Columns by which answers are sorted, so that those of two backbones can be compared."""
 HASHES = ("backbone", "data")
+ResultMethod = Annotated[str, Meta(pattern=rf"^({'|'.join(RESULT_METHODS)})(-[0-9]*[.]?[0-9]+%|-[0-9]+shot)?$")]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Result:
 
     backbone: Name
     dataset: Name
-    method: Name
+    method: ResultMethod
     metric: Metric
     value: Share
     low: Limit | None
@@ -68,11 +70,15 @@ def name_of(backbone: str, dataset: str, method: str) -> str:
 
 
 def load_result(folder: Path, name: str, identity: Identity) -> Result | None:
-    """The result of this name; None where there is none. UserError where it was made of something else."""
+    """The result of this name; None where it or its answers are not there. UserError where it was made of something
+    else.
+    """
     path = folder / RESULTS / f"{name}.json"
     if not path.is_file():
         return None
     result = _read(path)
+    if not atomic.inside(folder, result.answers).is_file():
+        return None
     recorded = Identity.from_plain(dict(result.identity), HASHES, f"{path}, identity")
     identity.ensure_same(recorded, f"{folder}, {result.method} of {result.backbone} on {result.dataset},")
     return result
@@ -83,7 +89,14 @@ def all_results(folder: Path) -> list[Result]:
 
 
 def _read(path: Path) -> Result:
-    return read_json(atomic.read_bytes(path), Result, str(path))
+    result = read_json(atomic.read_bytes(path), Result, str(path))
+    remedy = "remove it, and run lbgen transfer on that --output again"
+    if name_of(result.backbone, result.dataset, result.method) != path.stem:
+        raise UserError(f"{path}: the file's name is not that of its backbone, data set and method; {remedy}")
+    low, high = (result.value if limit is None else limit for limit in (result.low, result.high))
+    if not low <= result.value <= high:
+        raise UserError(f"{path}, value: {result.value} lies outside of its interval, {low} to {high}; {remedy}")
+    return result
 
 
 def save_result(folder: Path, result: Result, answers: pa.Table) -> None:
@@ -135,6 +148,6 @@ def load_answers(path: Path) -> Answers:
         if (images != images[0]).any():
             raise ValueError("its draws are not of the same images")
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{path}: {error}; run lbgen transfer on that --output again") from None
+        raise UserError(f"{path}: {error}; remove it, and run lbgen transfer on that --output again") from None
     count = right.shape[1]
     return Answers(tuple(columns["image"][:count].tolist()), columns["label"][:count], right)
