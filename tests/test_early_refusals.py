@@ -169,7 +169,7 @@ REFUSED = [
     (f"generate {DATA} --adapter adapters/peft", "it has 'adapter_model.safetensors', which lbgen did not write, and"),
     (f"generate {DATA} --generator pure-noise --scheduler pndm", "pndm would drop rescale_betas_zero_snr, with which"),
     (f"align {MODELS} --generator pure-noise --scheduler pndm", "pndm would drop rescale_betas_zero_snr, with which"),
-    ("export merged run out", "the run has not published its adapter yet: run lbgen align again to its end"),
+    ("export merged run out", "give the folder of an lbgen align that has come to its end"),
     (f"generate {DATA} --generator edited --variant fp8", "edited has no such weights; it has none; leave it out"),
     (f"align {MODELS} --variant fp8", "--variant fp8: generator "),
     (f"plan {DATA} --generator edited --revision v1", "edited is a folder, and only the hub has revisions"),

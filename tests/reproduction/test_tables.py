@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from lbgen.evaluation.transfer.tables import points
 from lbgen.reproduction import page, tables
 from lbgen.reproduction.config import ReproduceConfig
 from lbgen.reproduction.figures import LEANING, WORTH, dense, probed
@@ -40,6 +41,10 @@ def test_differences_are_paired_by_seed_and_tested(rows):
     assert same.estimate.value == 0 and math.isnan(same.p_value) and math.isnan(same.q_value)
     assert one.q_value == pytest.approx(one.p_value)  # all others that are tested have the same p
     assert "+2.0 (p 0.074, q 0.0" in tables.differences(list(found.values()), "resnet")
+
+
+def test_no_difference_has_a_minus():
+    assert [points(value) for value in (-1e-6, 0.0, -0.0004, -0.0006, 0.1)] == ["+0.0", "+0.0", "+0.0", "-0.1", "+10.0"]
 
 
 def test_a_lower_gap_is_better():

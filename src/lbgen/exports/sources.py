@@ -34,8 +34,7 @@ def adapter_folder(run: Path) -> Path:
             return folder
     if (run / CONFIG).is_file():
         raise UserError(
-            f"{run}: no {ADAPTER}/{ADAPTER_FILE} in it; the run has not published its adapter yet: run lbgen align "
-            "again to its end"
+            f"{run}: no {ADAPTER}/{ADAPTER_FILE} in it; give the folder of an lbgen align that has come to its end"
         )
     return adapter_file(run, str(run)).parent
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from lbgen.evaluation.transfer.comparison import paired_t_of
 from lbgen.evaluation.transfer.scores import over_seeds
+from lbgen.evaluation.transfer.tables import points
 from lbgen.metrics.intervals import Estimate, benjamini_hochberg
 from lbgen.reproduction.config import Architecture
 from lbgen.reproduction.figures import COMPARISONS, Figure, tested
@@ -119,7 +120,7 @@ def differences(found: Sequence[Tested], architecture: Architecture) -> str:
 
 def difference(each: Tested) -> str:
     """In points, bold where it is called one."""
-    text = f"{100 * each.estimate.value:+.1f}"
+    text = points(each.estimate.value)
     if not math.isfinite(each.p_value):
         return text
     text = f"**{text}**" if each.q_value < SIGNIFICANT else text
@@ -206,7 +207,7 @@ def comparison(found: Sequence[Tested], name: SetName, reference: SetName) -> st
 
 def _points(found: Sequence[Tested], figure: Figure) -> str:
     return ", ".join(
-        f"{TITLES[each.architecture]} {100 * each.estimate.value:+.1f}" for each in found if each.figure == figure
+        f"{TITLES[each.architecture]} {points(each.estimate.value)}" for each in found if each.figure == figure
     )
 
 

@@ -66,7 +66,7 @@ def percent(value: float) -> str:
 
 
 def points(value: float) -> str:
-    return f"{100 * value:+.1f}"
+    return f"{round(100 * value, 1) + 0:+.1f}"  # adding 0 takes the sign from minus zero
 
 
 def p_text(p_value: float) -> str:
