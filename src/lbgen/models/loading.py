@@ -2,7 +2,6 @@
 
 import os
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,9 +28,6 @@ WHOLE_OR_SPLIT = (".safetensors", ".safetensors.index.json", "-*.safetensors")
 MALFORMED = Exception
 """For files of a model that are not what they expect, the libraries raise any exception, tokenizers even this one."""
 
-ONE_AT_A_TIME = threading.RLock()
-"""While they load a model, diffusers and transformers change torch for the whole process."""
-
 
 @contextmanager
 def loading(
@@ -48,7 +44,7 @@ def one_line(what: str, where: str) -> Iterator[None]:
     """The same for what is known to be readable: errors become one line, progress bars are off."""
     is_folder = os.path.isdir(where)  # Path.is_dir raises where a name is longer than the file system takes
     try:
-        with ONE_AT_A_TIME, no_progress_bars():
+        with no_progress_bars():
             if is_folder:
                 refuse_redirections(Path(where))
                 refuse_sizes(Path(where))

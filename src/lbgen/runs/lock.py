@@ -19,6 +19,8 @@ WHOLE = 0
 HELD: set[str] = set()
 """Lock files that this process holds."""
 CHANGING_HELD = threading.Lock()
+ONE_RUN = threading.RLock()
+"""Runs in threads take turns: to load a model, diffusers changes how the whole process makes tensors."""
 os.register_at_fork(after_in_child=HELD.clear)
 
 
@@ -32,7 +34,8 @@ def locked(path: Path, output: str, part: tuple[int, int] | None = None) -> Iter
 
     A whole run excludes every other run; part (i, n) excludes whole runs and a second part (i, n). These are POSIX
     record locks: the system releases them however the process ends, and network file systems support them. On a file
-    system without locks a lock on this machine takes their place. If nothing else was written, the lock file and the
+    system without locks a lock on this machine takes their place. Within a process another thread waits for the end of
+    a run to another output. If nothing else was written, the lock file and the
     folders created for it are removed again.
 
     Raises UserError if another run holds the lock, also in this process, or if the file cannot be created.
@@ -41,6 +44,7 @@ def locked(path: Path, output: str, part: tuple[int, int] | None = None) -> Iter
     with ExitStack() as stack:
         try:
             stack.enter_context(_held_once(path))
+            stack.enter_context(ONE_RUN)
             descriptor = _acquire_anywhere(path, output, part)
         except BlockingIOError:
             which = "" if part is None else f" as part {part[0]}/{part[1]}"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,6 +163,14 @@ def test_a_second_run_of_one_process_is_refused_and_the_first_keeps_its_lock(tmp
     assert not path.parent.exists()
     with locked(path, "out"):
         pass
+
+
+def test_runs_in_threads_take_turns_and_make_the_same(config, whole, tmp_path):
+    """Where they loaded their models at once, tensors of the other were without content."""
+    outputs = [tmp_path / name for name in "ab"]
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda output: generate(replace(config, output=output)), outputs))
+    assert [contents(output) for output in outputs] == [contents(whole)] * 2
 
 
 def test_lock_of_a_dead_process_is_none(holder, tmp_path):
