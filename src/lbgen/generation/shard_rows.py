@@ -32,7 +32,7 @@ from lbgen.runs.storage import Store
 if TYPE_CHECKING:  # at run time it would bring torch, which a finished dataset does without
     from lbgen.generation.screening.checks import Verdict
 
-DAMAGE = (*reading.UNREADABLE, tarfile.TarError)
+DAMAGE = (*reading.DAMAGE, tarfile.TarError)
 """Raised when a damaged file is read, also by pyarrow. Unreachable storage raises another error (lbgen.runs.remote)."""
 HASH = re.compile(r"[0-9a-f]{16}")
 SHA256 = re.compile(r"[0-9a-f]{64}")

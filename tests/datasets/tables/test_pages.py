@@ -2,7 +2,6 @@
 
 import io
 import json
-from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +11,19 @@ import pytest
 from lbgen.datasets import index, listed
 from lbgen.datasets.open import open_dataset
 from lbgen.datasets.tables import reading
-from lbgen.datasets.tables.pages import column_spans, read_table, unpacked_size
+from lbgen.datasets.tables.pages import (
+    DOUBLE,
+    FALSE,
+    INT,
+    LIST,
+    LONG,
+    STRUCT,
+    TRUE,
+    column_spans,
+    page_sizes,
+    read_table,
+    unpacked_size,
+)
 from lbgen.errors import UserError
 from lbgen.runs.store import LocalStore
 
@@ -93,13 +104,78 @@ def test_a_damaged_file_is_refused(options):
     """Bits of every byte of a small file flipped, also of its footer, where pyarrow itself ended the process."""
     stream = io.BytesIO()
     pq.write_table(pa.table({"x": ["a", "b"] * 20, "y": [[1, None]] * 40}), stream, **options)
-    content = bytearray(stream.getvalue())
+    content, refused = bytearray(stream.getvalue()), 0
     for place in range(len(content)):
         for bit in (1, 2, 16, 128):
             content[place] ^= bit
-            with suppress(*reading.UNREADABLE):
-                read_table(bytes(content), 2**20)
+            try:
+                assert read_table(bytes(content), 2**20).nbytes <= 2**20
+            except reading.UNREADABLE:
+                refused += 1
             content[place] ^= bit
+    assert refused > len(content)
+
+
+def struct(*fields: tuple[int, int, bytes]) -> bytes:
+    """In Thrift's compact protocol; each field has a number, a type and its value."""
+    written, last = b"", 0
+    for number, kind, value in fields:
+        step = number - last
+        written += (bytes([step << 4 | kind]) if 0 < step < 16 else bytes([kind]) + varint(number)) + value
+        last = number
+    return written + b"\0"
+
+
+def listed_as(kind: int, *items: bytes) -> bytes:
+    size = bytes([len(items) << 4 | kind]) if len(items) < 15 else bytes([0xF0 | kind, len(items)])
+    return size + b"".join(items)
+
+
+def footer(column: bytes, *more: tuple[int, int, bytes]) -> memoryview:
+    """A file of which only the footer is there, with one row group of one column."""
+    groups = listed_as(STRUCT, struct((1, LIST, listed_as(STRUCT, column))))
+    content = struct((1, INT, varint(1)), (4, LIST, groups), *more)
+    return memoryview(b"PAR1" + content + len(content).to_bytes(4, "little") + b"PAR1")
+
+
+WRITTEN = ((7, LONG, varint(50)), (9, LONG, varint(20)), (11, LONG, varint(4)))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "more", "expected"),
+    [
+        (WRITTEN, (), (4, 54)),
+        (WRITTEN[:2], (), (20, 70)),
+        ((WRITTEN[0], (9, LONG, varint(3)), WRITTEN[2]), (), (3, 53)),  # Arrow begins at the first page of either kind
+        (WRITTEN, ((7, INT, varint(0)),), (4, 54)),
+        (WRITTEN, ((7, LONG, varint(60)),), (4, 64)),
+        ([(2, TRUE, b""), (3, LIST, listed_as(FALSE, *[b"\1"] * 20)), (4, DOUBLE, bytes(8)), *WRITTEN], (), (4, 54)),
+    ],
+)
+def test_a_columns_place_is_read_as_arrow_reads_it(metadata, more, expected):
+    """A field that is there twice counts the second time, one of another type not at all."""
+    column = struct((2, LONG, varint(4)), (3, STRUCT, struct(*metadata, *more)))
+    assert column_spans(footer(column)) == [[expected]]
+    twice = struct((3, STRUCT, struct(*metadata, *more)), (3, LIST, listed_as(STRUCT, struct())))
+    assert column_spans(footer(twice)) == [[expected]]
+
+
+def test_row_groups_that_are_there_twice_count_the_second_time():
+    column = struct((3, STRUCT, struct(*WRITTEN)))
+    assert column_spans(footer(column, (4, LIST, listed_as(STRUCT)))) == []
+    assert column_spans(footer(column, (4, STRUCT, struct()))) == [[(4, 54)]]
+    with pytest.raises(ValueError, match="a list of something else than structs"):
+        column_spans(footer(column, (4, LIST, listed_as(INT, varint(1)))))
+
+
+def test_a_pages_size_is_read_as_arrow_reads_it():
+    """Of a page of 10 bytes stored and 5,000 unpacked."""
+    sizes = ((2, INT, varint(5000)), (3, INT, varint(10)))
+    for more in ((), ((2, LONG, varint(0)),), ((8, STRUCT, struct((1, TRUE, b""))),)):
+        page = struct((1, INT, varint(0)), *sizes, *more) + bytes(10)
+        assert list(page_sizes(memoryview(page * 2), 0, 2 * len(page))) == [5000, 5000]
+        with pytest.raises(ValueError, match="goes on beyond the end of its column"):
+            list(page_sizes(memoryview(page * 2), 0, 2 * len(page) - 1))
 
 
 def test_a_long_line_of_a_list_is_refused(tmp_path):

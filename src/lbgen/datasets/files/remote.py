@@ -17,7 +17,7 @@ from pathlib import Path, PosixPath
 from typing import Any
 
 from lbgen.datasets.files.local import LARGEST_FILE, Files, Span
-from lbgen.datasets.tables.pages import column_spans, mapped
+from lbgen.datasets.tables.pages import spans_of
 from lbgen.errors import UserError
 from lbgen.runs import atomic
 from lbgen.runs.remote import WHOLE_UPLOADS, Unreachable, private_folder, reading
@@ -162,7 +162,7 @@ class RemoteFiles(Files):
 
     @contextmanager
     def row_group(self, path: Path, group: int) -> Iterator[Path]:
-        spans = column_spans(mapped(path))[group]
+        spans = spans_of(path)[group]
         start, end = min(start for start, _ in spans), max(end for _, end in spans)
         size = path.stat().st_size
         if not 0 <= start < end <= size or end - start > LARGEST_FILE:

@@ -1,30 +1,36 @@
 """How large a Parquet file becomes when it is read, by its pages: the footer of a received file may understate it.
 
 A page's header, before its data, says how many bytes it has as stored and unpacked, and the reader reserves what it
-says. Where a column's pages lie is read from the footer here too, because pyarrow ends the process where a footer's
-description of a column is damaged. Both are Thrift structs in the compact protocol, of which only a few fields are
-read; see PageHeader and FileMetaData in
-https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift.
+says. Where a column's pages lie is read from the footer here too: pyarrow's `metadata.row_group(g).column(c)` ends the
+process where the statistics of a column are damaged. Headers and footer are Thrift structs in the compact protocol, of
+which a few fields are read; see PageHeader and FileMetaData in
+https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift. Like Arrow, this skips a field that
+has another type than it should, and of one that is there twice the last counts.
 """
 
 from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-UNPACKED, STORED = 2, 3
+TRUE, FALSE, BYTE, SHORT, INT, LONG, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
+"""Types of the compact protocol."""
+UNPACKED, STORED = (2, INT), (3, INT)
 """Fields of a page's header: its size in bytes without the header."""
-ROW_GROUPS, COLUMNS, METADATA = 4, 1, 3
+ROW_GROUPS, COLUMNS, METADATA = (4, LIST), (1, LIST), (3, STRUCT)
 """Fields of the footer, of a row group in it, and of a column in that."""
-COMPRESSED, DATA_PAGE, DICTIONARY_PAGE = 7, 9, 11
+COMPRESSED, DATA_PAGE, DICTIONARY_PAGE = (7, LONG), (9, LONG), (11, LONG)
 """Fields of a column's metadata: the size of all pages, and where the first pages of two kinds begin."""
 DEEPEST = 12
-"""Structs and lists inside each other; Parquet has nine."""
+"""Structs and lists inside each other; Parquet has eight."""
+Field = tuple[int, int]
+"""Its number and its type."""
 Span = tuple[int, int]
 
 
@@ -41,10 +47,7 @@ def read_table(content: bytes, most: int) -> pa.Table:
     """
     with pq.ParquetFile(BytesIO(content), pre_buffer=False) as file:
         view = memoryview(content)
-        groups = column_spans(view)
-        if len(groups) != file.num_row_groups:
-            raise ValueError("a footer with other row groups than Arrow reads")
-        unpacked = sum(unpacked_size(view, spans) for spans in groups)
+        unpacked = sum(unpacked_size(view, spans) for spans in ensure_all(column_spans(view), file))
         if unpacked > most:
             raise ValueError(f"it grows to {unpacked:,} bytes, more than the {most:,} that are read")
         batches, size = [], 0
@@ -57,6 +60,20 @@ def read_table(content: bytes, most: int) -> pa.Table:
         return pa.Table.from_batches(batches, file.schema_arrow)
 
 
+# ---- the footer ----
+
+
+def spans_of(path: Path) -> list[list[Span]]:
+    """`column_spans` of a file, which are kept: a file is read by many row groups."""
+    status = path.stat()
+    return _spans_of(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _spans_of(path: Path, size: int, changed: int) -> list[list[Span]]:
+    return column_spans(mapped(path))
+
+
 def column_spans(content: memoryview) -> list[list[Span]]:
     """Where the pages of each column begin and end in a file, for each row group, by its footer.
 
@@ -65,20 +82,49 @@ def column_spans(content: memoryview) -> list[list[Span]]:
     start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
     if start < 0:
         raise ValueError("a footer that is longer than the file")
+    footer, spans = Thrift(content, start), []
     try:
-        groups = _found(content, start, ROW_GROUPS)
-        return [[_span(content, column) for column in _found(content, group, COLUMNS)] for group in groups]
+        for field in footer.fields():
+            if field == ROW_GROUPS:
+                spans = [_row_group(footer) for _ in footer.structs()]
+            else:
+                footer.skip(field[1])
     except LookupError:
         raise ValueError("a footer that goes on beyond the end of the file") from None
+    return spans
 
 
-def _span(content: memoryview, column: int) -> Span:
-    numbers: dict[int, int] = {}
-    for place in _found(content, column, METADATA):
-        numbers |= _numbers(content, place)[0]
-    starts = [numbers.get(DATA_PAGE, 0), numbers.get(DICTIONARY_PAGE, 0)]
-    start = min((offset for offset in starts if offset > 0), default=0)
+def _row_group(footer: Thrift) -> list[Span]:
+    spans: list[Span] = []
+    for field in footer.fields():
+        if field == COLUMNS:
+            spans = [_column(footer) for _ in footer.structs()]
+        else:
+            footer.skip(field[1])
+    return spans
+
+
+def _column(footer: Thrift) -> Span:
+    """As Arrow computes it."""
+    numbers: dict[Field, int] = {}
+    for field in footer.fields():
+        if field == METADATA:
+            numbers |= footer.integers({COMPRESSED, DATA_PAGE, DICTIONARY_PAGE})
+        else:
+            footer.skip(field[1])
+    start, dictionary = numbers.get(DATA_PAGE, 0), numbers.get(DICTIONARY_PAGE, 0)
+    start = dictionary if 0 < dictionary < start else start
     return start, start + numbers.get(COMPRESSED, 0)
+
+
+def ensure_all(spans: list[list[Span]], file: pq.ParquetFile) -> list[list[Span]]:
+    """The spans; raises ValueError where Arrow reads another number of row groups."""
+    if len(spans) != file.num_row_groups:
+        raise ValueError("a footer with other row groups than Arrow reads")
+    return spans
+
+
+# ---- pages ----
 
 
 def unpacked_size(content: memoryview, spans: list[Span]) -> int:
@@ -92,102 +138,108 @@ def unpacked_size(content: memoryview, spans: list[Span]) -> int:
 def page_sizes(content: memoryview, start: int, end: int) -> Iterator[int]:
     """The unpacked size of each page between two places of a file."""
     while start < end:
-        sizes, start = _numbers(content, start)
+        header = Thrift(content, start)
+        sizes = header.integers({UNPACKED, STORED})
         if min(sizes.get(UNPACKED, -1), sizes.get(STORED, -1)) < 0:
             raise ValueError("a page without a size")
         yield sizes[UNPACKED]
-        start += sizes[STORED]
+        start = header.place + sizes[STORED]
+    if start > end:
+        raise ValueError("a page that goes on beyond the end of its column")
 
 
 # ---- Thrift's compact protocol ----
 
-TRUE, FALSE, BYTE, SHORT, INT, LONG, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
 
+class Thrift:
+    """Reads structs one value after the other; raises IndexError beyond the end, ValueError for what cannot be."""
 
-def _numbers(content: memoryview, place: int) -> tuple[dict[int, int], int]:
-    """The whole numbers in a struct, by field, and where it ends."""
-    numbers: dict[int, int] = {}
-    for field, kind, start in _fields(content, place, 0):
-        place = start
-        if kind in (INT, LONG):
-            numbers[field] = _signed(_varint(content, start)[0])
-    return numbers, place
+    def __init__(self, content: memoryview, place: int) -> None:
+        self.content, self.place, self.depth = content, place, 0
 
+    def fields(self) -> Iterator[Field]:
+        """The fields of a struct. Whoever is given one reads or skips its value before the next."""
+        self._enter()
+        number = 0
+        while byte := self._byte():
+            # The number follows, or the field says how much larger it is than the last one.
+            number = number + (byte >> 4) if byte >> 4 else self.signed()
+            yield number, byte & 15
+        self.depth -= 1
 
-def _found(content: memoryview, place: int, wanted: int) -> list[int]:
-    """Where the structs begin that a field of the struct at `place` holds; as in Thrift, the last one counts."""
-    found: list[int] = []
-    for field, kind, start in _fields(content, place, 0):
-        if field == wanted and kind == STRUCT:
-            found.append(start)
-        elif field == wanted and kind == LIST:
-            if content[start] & 15 != STRUCT:
-                raise ValueError("a list of something else than structs")
-            *found, _ = _items(content, start, 0)
-    return found
+    def structs(self) -> Iterator[None]:
+        """Once for each struct of a list. Whoever is given one reads it before the next."""
+        self._enter()
+        count, kind = self._list()
+        if kind != STRUCT and count:
+            raise ValueError("a list of something else than structs")
+        for _ in range(count):
+            yield
+        self.depth -= 1
 
+    def integers(self, wanted: set[Field]) -> dict[Field, int]:
+        """A struct's fields of these numbers and types."""
+        found = {}
+        for field in self.fields():
+            if field in wanted:
+                found[field] = self.signed()
+            else:
+                self.skip(field[1])
+        return found
 
-def _fields(content: memoryview, place: int, depth: int) -> Iterator[tuple[int, int, int]]:
-    """Number, kind and place of the value of each field of a struct; last 0, 0 and the place after the struct."""
-    if depth > DEEPEST:
-        raise ValueError("too many structs inside each other")
-    field = 0
-    while byte := content[place]:
-        place += 1
-        if not byte >> 4:  # the field's number follows, else how much larger it is than the last one
-            number, place = _varint(content, place)
-            field = _signed(number)
-        field += byte >> 4
-        yield field, byte & 15, place
-        place = _after(content, place, byte & 15, depth)
-    yield 0, 0, place + 1
+    def signed(self) -> int:
+        """Zigzag: 0, 1, 2, 3 stand for 0, -1, 1, -2."""
+        number = self._varint()
+        return number >> 1 ^ -(number & 1)
 
+    def skip(self, kind: int) -> None:
+        """Go on after a value of this type."""
+        if kind in (TRUE, FALSE):
+            return
+        if kind in (BYTE, DOUBLE):
+            self._forward(1 if kind == BYTE else 8)
+        elif kind in (SHORT, INT, LONG):
+            self._varint()
+        elif kind == BINARY:
+            self._forward(self._varint())
+        elif kind == STRUCT:
+            for _, inner in self.fields():
+                self.skip(inner)
+        elif kind == LIST:
+            self._enter()
+            count, inner = self._list()
+            for _ in range(count):
+                self.skip(BYTE if inner in (TRUE, FALSE) else inner)  # in a list they take a byte each
+            self.depth -= 1
+        else:
+            raise ValueError("a value of a type that Parquet does not have")  # it has no sets and no maps
 
-def _after(content: memoryview, place: int, kind: int, depth: int) -> int:
-    """The place after a value of this kind."""
-    if kind in (TRUE, FALSE):
-        return place
-    if kind in (BYTE, DOUBLE):
-        return place + (1 if kind == BYTE else 8)
-    if kind in (SHORT, INT, LONG):
-        return _varint(content, place)[1]
-    if kind == BINARY:
-        length, place = _varint(content, place)
-        return place + length
-    if kind == STRUCT:
-        return max(place for _, _, place in _fields(content, place, depth + 1))
-    if kind == LIST:
-        return max(_items(content, place, depth + 1))
-    raise ValueError("a value of a kind that Parquet does not have")  # it has no sets and no maps
+    def _enter(self) -> None:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise ValueError("too many structs and lists inside each other")
 
+    def _list(self) -> tuple[int, int]:
+        """Number and type of the items."""
+        byte = self._byte()
+        return self._varint() if byte >> 4 == 15 else byte >> 4, byte & 15
 
-def _items(content: memoryview, place: int, depth: int) -> Iterator[int]:
-    """The place of each item of a list; last the place after the list."""
-    if depth > DEEPEST:
-        raise ValueError("too many lists inside each other")
-    count, kind = content[place] >> 4, content[place] & 15
-    place += 1
-    if count == 15:
-        count, place = _varint(content, place)
-    for _ in range(count):
-        yield place
-        place = place + 1 if kind in (TRUE, FALSE) else _after(content, place, kind, depth)
-        if place > len(content):
+    def _byte(self) -> int:
+        byte = self.content[self.place]
+        self.place += 1
+        return byte
+
+    def _forward(self, count: int) -> None:
+        self.place += count
+        if self.place > len(self.content):
             raise IndexError
-    yield place
 
-
-def _varint(content: memoryview, place: int) -> tuple[int, int]:
-    """A whole number, 7 bits in each byte, and the place after it."""
-    number = shift = 0
-    while (byte := content[place]) & 128:
-        number |= (byte & 127) << shift
-        shift, place = shift + 7, place + 1
-        if shift > 63:
-            raise ValueError("a number of more than 64 bits")
-    return number | byte << shift, place + 1
-
-
-def _signed(number: int) -> int:
-    """Zigzag: 0, 1, 2, 3 stand for 0, -1, 1, -2."""
-    return number >> 1 ^ -(number & 1)
+    def _varint(self) -> int:
+        """A whole number, 7 bits in each byte."""
+        number = shift = 0
+        while (byte := self._byte()) & 128:
+            number |= (byte & 127) << shift
+            shift += 7
+            if shift > 63:
+                raise ValueError("a number of more than 64 bits")
+        return number | byte << shift

@@ -7,13 +7,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lbgen.datasets.tables.pages import column_spans, mapped, unpacked_size
+from lbgen.datasets.tables.pages import ensure_all, mapped, spans_of, unpacked_size
 
 MOST_UNPACKED = 2**30
 """Bytes by which a row group may be larger unpacked than the whole file. Images are stored compressed, so they do not
 grow when they are unpacked."""
-UNREADABLE = (pa.ArrowException, OSError, LookupError, ValueError, TypeError, MemoryError, struct.error)
+DAMAGE = (pa.ArrowException, OSError, LookupError, ValueError, TypeError, struct.error)
 """What reading a damaged table raises."""
+UNREADABLE = (*DAMAGE, MemoryError)
+"""The same for a table of someone else, which may claim any size."""
 
 
 def schema_of(path: Path) -> pa.Schema | None:
@@ -99,7 +101,7 @@ def _parquet_batches(path: Path, columns: list[str], block: int | None) -> Itera
     # Without threads, see lbgen.datasets.index.read_parquet.
     with path.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
         content = mapped(path)
-        spans = column_spans(content)
+        spans = ensure_all(spans_of(path), file)
         for group in range(file.num_row_groups) if block is None else [block]:
             size = unpacked_size(content, spans[group])
             if size > len(content) + MOST_UNPACKED:
