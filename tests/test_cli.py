@@ -93,6 +93,7 @@ def test_help_is_coloured_in_a_terminal_alone(monkeypatch, capsys):
         ("lbgen transfer --method fin", ["finetune"]),
         ("lbgen generate --screen dup", ["duplicate"]),
         ("lbgen --vers", ["--version"]),
+        ("lbgen align", ["align"]),
     ],
 )
 def test_bash_completes_verbs_flags_and_values(tmp_path, words, expected):
@@ -292,7 +293,7 @@ def test_align_into_a_file_is_refused_in_one_line(capsys, tmp_path, place):
     assert "taken is a file; choose a folder" in refused_here(capsys, "align", "--output", str(tmp_path / place))
 
 
-def test_a_name_that_the_terminals_encoding_has_not_is_escaped(tmp_path):
+def test_characters_that_the_terminals_encoding_lacks_are_escaped(tmp_path):
     """Where Python itself would raise UnicodeEncodeError, in the answer and in a refusal."""
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     (tmp_path / "names.txt").write_text("café\n鍵\n")
@@ -317,7 +318,7 @@ lbgen.cli.main(["generate"])
     ("signum", "code", "message"),
     [(signal.SIGTERM, 143, "lbgen: terminated"), (signal.SIGINT, 130, "lbgen: interrupted")],
 )
-@pytest.mark.parametrize(("verb", "promise"), [("generate", "; the same command goes on"), ("plan", "")])
+@pytest.mark.parametrize(("verb", "promise"), [("generate", "; give the same command again to go on"), ("plan", "")])
 def test_a_signal_ends_a_verb_with_its_code(signum, code, message, verb, promise):
     """A verb that waits, in the place of one that works: no other is slow enough to be hit for certain."""
     command = [sys.executable, "-c", OTHER_VERB.format(body="time.sleep(60)").replace("generate", verb)]

@@ -171,10 +171,10 @@ def test_importing_a_config_reads_no_source():
         (
             lbgen.generate,
             (lbgen.AlignConfig(),),
-            "AlignConfig in the place of a config; give lbgen.GenerateConfig(...)",
+            "config: give lbgen.GenerateConfig(...), not AlignConfig",
         ),
-        (lbgen.align, ("paper",), "str in the place of a config; give lbgen.AlignConfig(...)"),
-        (lbgen.audit, ("data", "audits"), "str in the place of a config; give lbgen.AuditConfig(...)"),
+        (lbgen.align, ("paper",), "config: give lbgen.AlignConfig(...), not str"),
+        (lbgen.audit, ("data", "audits"), "config: give lbgen.AuditConfig(...), not str"),
         (lbgen.audit, (None,), "none: give datasets, by name or path, one or several"),
         (lbgen.audit, ("",), '"": give datasets, by name or path, one or several'),
         (lbgen.pretrain, (["data", 5],), "data 5: give datasets, by name or path, one or several"),

@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ |= SHORT_WAITING | os.environ
     gc.set_threshold(COLLECTED_EVERY)
-    going_on = "; the same command goes on" if argv and argv[0] in RESUMED else ""
+    going_on = "; give the same command again to go on" if argv and argv[0] in RESUMED else ""
 
     def terminate(signum: int, frame: Any) -> NoReturn:
         raise Interrupted(signum, f"terminated{going_on}")

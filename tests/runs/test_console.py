@@ -83,7 +83,7 @@ def clock(monkeypatch):
 
 
 @pytest.mark.parametrize(("encoding", "shown"), [("ascii", "caf\\xe9 \\u9375\n"), ("latin-1", "café \\u9375\n")])
-def test_what_a_streams_encoding_has_not_is_escaped(monkeypatch, encoding, shown):
+def test_characters_that_a_streams_encoding_lacks_are_escaped(monkeypatch, encoding, shown):
     streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
     for name, stream in streams.items():
         monkeypatch.setattr(sys, name, stream)

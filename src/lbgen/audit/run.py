@@ -48,7 +48,7 @@ def audit(directories: str | Path | Sequence[str | Path], config: AuditConfig | 
     >>> result = lbgen.audit("data/toy", lbgen.AuditConfig(output="audits/toy", semantics="microworld"))
     >>> compared = lbgen.audit(["data/toy", "data/other"])
     """
-    config = config or AuditConfig()
+    config = AuditConfig() if config is None else config
     ensure_config(config, AuditConfig)
     config = replace(config, attributes=config.attributes or ATTRIBUTES.get(config.semantics))
     folders = [Path(os.path.expanduser(directory)) for directory in one_or_more(directories, "datasets")]

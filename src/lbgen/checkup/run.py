@@ -31,7 +31,7 @@ def doctor(config: DoctorConfig | None = None) -> None:
     >>> import lbgen
     >>> lbgen.doctor()
     """
-    config = config or DoctorConfig()
+    config = DoctorConfig() if config is None else config
     ensure_config(config, DoctorConfig)
     missing: list[str] = []
     rows = [

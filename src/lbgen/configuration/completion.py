@@ -9,7 +9,8 @@ SCRIPT = """\
 _lbgen() {{
   local words previous="${{COMP_WORDS[COMP_CWORD-1]}}"
   [[ $previous == "=" ]] && previous="${{COMP_WORDS[COMP_CWORD-2]}}"
-  case "${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}} $previous" in
+  [[ $COMP_CWORD == 1 ]] && previous="lbgen" || previous="${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}} $previous"
+  case "$previous" in
 {cases}
   esac
   COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]#=}}"))

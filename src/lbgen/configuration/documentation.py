@@ -38,9 +38,9 @@ def described_fields(config_class: Any) -> str:
     """Every field with its type, default and text, under the headings of `--help`."""
     hints, helps = typing.get_type_hints(config_class), field_help(config_class)
     lines, heading = [], ""
-    one = len({each.heading for each in helps.values()}) == 1  # which is the summary
+    is_summary = len({each.heading for each in helps.values()}) == 1
     for field in [field for field in dataclasses.fields(config_class) if field.name in helps]:
-        if helps[field.name].heading != heading and not one:
+        if helps[field.name].heading != heading and not is_summary:
             heading = helps[field.name].heading
             lines += [f"{heading}:"]
         default = "" if is_required(field) else f" = {_default(field)!r}"

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -74,17 +74,17 @@ def require(config: Any, name: str, holds: bool, remedy: str) -> None:
 
 
 def ensure_config(config: Any, config_class: type) -> None:
-    """Refuse what is no config of this class, or of one that is made of it."""
+    """Refuse anything but an instance of this class or of a subclass."""
     if not isinstance(config, config_class):
-        raise UserError(f"{type(config).__name__} in the place of a config; give lbgen.{config_class.__name__}(...)")
+        raise UserError(f"config: give lbgen.{config_class.__name__}(...), not {type(config).__name__}")
 
 
-def one_or_more(given: Any, what: str) -> list[str | Path]:
-    """A name or path, or several, as a list; refuses anything else.  what: is given, for the message."""
-    several = [given] if isinstance(given, str | Path) else given
-    if not isinstance(several, list | tuple) or not all(isinstance(each, str | Path) and str(each) for each in several):
+def one_or_more(given: Any, what: str) -> list[str]:
+    """A name or path, or several, as texts; refuses anything else.  what: the noun for it, for the message."""
+    several = [given] if isinstance(given, str | os.PathLike) else given
+    if not isinstance(several, Sequence) or not all(isinstance(one, str | os.PathLike) and str(one) for one in several):
         raise UserError(f"{shown(given):.80}: give {what}, by name or path, one or several")
-    return list(several)
+    return [os.fspath(one) for one in several]
 
 
 def expand_home(config: Any, name: str) -> None:

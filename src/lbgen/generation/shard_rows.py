@@ -174,7 +174,7 @@ def stored_images(store: Store, config: GenerateConfig, rows: Sequence[Row]) -> 
     """The images of these rows of one shard, in the order of its files; raises UserError if a hash differs."""
     expected = {row.key: (row.sha256, row.mask_sha256) for row in rows}
     for row in {row.file: row for row in rows}.values():
-        matches, damaged = 0, False
+        matches, cause = 0, ""
         try:
             with store.fetched(row.file) as path:
                 for stored in LAYOUTS[config.format].read(path, row):
@@ -185,10 +185,12 @@ def stored_images(store: Store, config: GenerateConfig, rows: Sequence[Row]) -> 
                         yield stored
         except UserError:
             raise
-        except DAMAGE:
-            damaged = True
-        if damaged or matches != sum(one.file == row.file for one in rows):
-            raise UserError(f"{store}/{row.file} was changed; {repair_advice(store)}")
+        except FileNotFoundError:
+            cause = "is missing"
+        except DAMAGE as error:
+            cause = f"cannot be read ({error})"
+        if cause or matches != sum(one.file == row.file for one in rows):
+            raise UserError(f"{store}/{row.file} {cause or 'was changed'}; {repair_advice(store)}")
 
 
 def with_mask(stored: Stored, store: Store, config: GenerateConfig, row: Row) -> Stored:

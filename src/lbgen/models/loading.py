@@ -149,7 +149,7 @@ def load_model(kind: Any, where: str, dtype: torch.dtype, **options: Any) -> Any
     if config.get("quantization_config") is not None:  # the libraries would obey it
         raise UserError(
             f"{Path(where, options.get('subfolder', ''), 'config.json')}: quantization_config says that the weights "
-            "are rounded; lbgen reads them as they were released, in floats"
+            "are rounded; give a checkpoint with weights in floats (q-align-int8: and q-align-nf4: round themselves)"
         )
     variant = getattr(where, "variant", None)
     if variant is not None and variant in variants_of(Path(where, options.get("subfolder", ""))):

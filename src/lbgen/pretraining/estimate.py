@@ -64,7 +64,7 @@ def plan_pretrain(
     >>> import lbgen
     >>> estimate = lbgen.plan_pretrain("data/toy", lbgen.PretrainConfig.from_recipe("micro"))
     """
-    config = config or PretrainConfig()
+    config = PretrainConfig() if config is None else config
     ensure_config(config, PretrainConfig)
     folders = dataset_folders(directories)
     ensure_can_begin(folders, config)

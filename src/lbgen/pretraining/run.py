@@ -72,7 +72,7 @@ def pretrain(directories: str | Path | Sequence[str | Path], config: PretrainCon
     >>> config = lbgen.PretrainConfig.from_recipe("micro", output="runs/backbone", epochs=2)
     >>> result = lbgen.pretrain("data/toy", config)
     """
-    config = config or PretrainConfig()
+    config = PretrainConfig() if config is None else config
     ensure_config(config, PretrainConfig)
     folders = dataset_folders(directories)
     ensure_can_begin(folders, config)

@@ -41,7 +41,7 @@ def reproduce(config: ReproduceConfig | None = None) -> ReproduceResult:
     >>> result = lbgen.reproduce(lbgen.ReproduceConfig(output="runs/reproduction", seeds=1))
     >>> print(result.page)
     """
-    config = config or ReproduceConfig()
+    config = ReproduceConfig() if config is None else config
     ensure_config(config, ReproduceConfig)
     ensure_can_begin(config)
     with locked(config.folder / LOCK, str(config.folder)):

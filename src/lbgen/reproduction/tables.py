@@ -96,7 +96,7 @@ def tests(rows: Sequence[Row]) -> list[Tested]:
                 ours, theirs = (values(rows, each, architecture, figure.key) for each in (name, reference))
                 if common := sorted(ours.keys() & theirs.keys()):
                     gains = np.array([ours[seed] - theirs[seed] for seed in common])
-                    estimate, p_value = paired_t_of(gains)
+                    estimate, p_value, *_ = paired_t_of(gains)
                     found.append(
                         Tested(name, reference, architecture, figure, len(common), estimate, p_value, math.nan)
                     )

@@ -116,8 +116,9 @@ def done(config: ReproduceConfig, unit: Unit) -> Done | None:
     if not path.is_file():
         return None
     found = read_json(atomic.read_bytes(path), Done, str(path))
-    of = Unit(unit.kind, found.row.seed, found.row.set, found.row.architecture) if found.row else None
-    if of != (unit if unit.kind in ("backbone", *DENSE) else None) or (found.row and not found.row.values):
+    row = found.row
+    recorded = Unit(unit.kind, row.seed, row.set, row.architecture) if row else None
+    if recorded != (unit if unit.kind in ("backbone", *DENSE) else None) or (row and not row.values):
         raise UserError(f"{path}, row: it is not that of this unit; remove the file, and the unit is made again")
     return found
 

@@ -104,7 +104,7 @@ def _note(line: str) -> None:
 
 
 def _print(text: str, stream: TextIO | None) -> None:
-    """Write lines, with escapes for what the stream's encoding has not; nothing where there is no stream."""
+    """Write lines, with escapes for characters that the stream's encoding lacks; nothing where there is no stream."""
     if stream is None:  # of a program without a console, such as a service
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -118,11 +118,11 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{name:{width}}{value}" for name, value in rows)
 
 
-# ---- standard streams that are closed, full, of few characters or read by nobody ----
+# ---- standard streams that are closed, full, of an encoding with few characters, or read by nobody ----
 
 
 def prepare_streams() -> None:
-    """Open /dev/null in the place of each closed standard stream; escape what the others' encodings have not.
+    """Open /dev/null in the place of each closed standard stream; escape characters that the others' encodings lack.
 
     The number of a closed one would else go to the next file that is opened, such as an image, and libraries would
     write there.
@@ -134,7 +134,7 @@ def prepare_streams() -> None:
             setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", closefd=False))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 stream.reconfigure(errors="backslashreplace")
 
 

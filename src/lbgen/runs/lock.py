@@ -16,12 +16,23 @@ from lbgen.runs.remote import private_folder
 WHOLE = 0
 """Byte of the lock file: a whole run locks it exclusively, the parts of a run share it."""
 
-HELD: set[str] = set()
-"""Lock files that this process holds."""
-CHANGING_HELD = threading.Lock()
-ONE_RUN = threading.RLock()
-"""Runs in threads take turns: to load a model, diffusers changes how the whole process makes tensors."""
-os.register_at_fork(after_in_child=HELD.clear)
+
+class Process:
+    """What this process holds; a forked one begins with nothing."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        self.held: set[str] = set()
+        """Lock files."""
+        self.changing = threading.Lock()
+        self.one_run = threading.RLock()
+        """Runs in threads take turns: to load a model, diffusers changes how the whole process makes tensors."""
+
+
+PROCESS = Process()
+os.register_at_fork(after_in_child=PROCESS.begin)
 
 
 class NoLocks(UserError):
@@ -32,7 +43,8 @@ class NoLocks(UserError):
 def locked(path: Path, output: str, part: tuple[int, int] | None = None) -> Iterator[None]:
     """Hold the lock file at `path` for a run that writes to `output`: the whole run, or part (i, n) of it.
 
-    A whole run excludes every other run; part (i, n) excludes whole runs and a second part (i, n). These are POSIX
+    A whole run excludes every other run; part (i, n) excludes whole runs and a second part (i, n), and within this
+    process any other run. These are POSIX
     record locks: the system releases them however the process ends, and network file systems support them. On a file
     system without locks a lock on this machine takes their place. Within a process another thread waits for the end of
     a run to another output. If nothing else was written, the lock file and the
@@ -43,8 +55,8 @@ def locked(path: Path, output: str, part: tuple[int, int] | None = None) -> Iter
     created = [each for each in (path, *path.parents) if not os.path.exists(each)]
     with ExitStack() as stack:
         try:
-            stack.enter_context(_held_once(path))
-            stack.enter_context(ONE_RUN)
+            stack.enter_context(_held_once(path, output))
+            stack.enter_context(PROCESS.one_run)
             descriptor = _acquire_anywhere(path, output, part)
         except BlockingIOError:
             which = "" if part is None else f" as part {part[0]}/{part[1]}"
@@ -65,20 +77,20 @@ def locked(path: Path, output: str, part: tuple[int, int] | None = None) -> Iter
 
 
 @contextmanager
-def _held_once(path: Path) -> Iterator[None]:
-    """Raise BlockingIOError if this process holds the lock: record locks only keep out other processes.
+def _held_once(path: Path, output: str) -> Iterator[None]:
+    """Refuse a lock that this process holds: record locks keep out other processes alone.
 
-    A second descriptor would also release the lock when it is closed.
+    A second descriptor would also release the lock when it is closed. So another part of a run is refused too.
     """
     place = os.path.realpath(path)
-    with CHANGING_HELD:
-        if place in HELD:
-            raise BlockingIOError
-        HELD.add(place)
+    with PROCESS.changing:
+        if place in PROCESS.held:
+            raise UserError(f"--output {output}: this process is writing there already; wait for it, or choose another")
+        PROCESS.held.add(place)
     try:
         yield
     finally:
-        HELD.discard(place)
+        PROCESS.held.discard(place)
 
 
 def _acquire_anywhere(path: Path, output: str, part: tuple[int, int] | None) -> int:

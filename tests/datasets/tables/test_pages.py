@@ -51,6 +51,12 @@ def test_sizes_are_those_of_the_footer(codec, version, dictionary):
     assert read_table(stream.getvalue(), 2**24).equals(table)
 
 
+def test_a_table_without_rows_is_read():
+    """As the part of the index is of a shard whose images were all left out; pyarrow writes dictionary pages alone."""
+    table = read_table(index.index_bytes([], {}), 2**20)
+    assert table.num_rows == 0 and table.schema.names == index.SCHEMA.names
+
+
 def varint(number: int, length: int = 0) -> bytes:
     """As Thrift writes a whole number, with more bytes than are needed where `length` asks for them."""
     number, pieces = number << 1, []
@@ -147,6 +153,7 @@ WRITTEN = ((7, LONG, varint(50)), (9, LONG, varint(20)), (11, LONG, varint(4)))
         (WRITTEN, (), (4, 54)),
         (WRITTEN[:2], (), (20, 70)),
         ((WRITTEN[0], (9, LONG, varint(3)), WRITTEN[2]), (), (3, 53)),  # Arrow begins at the first page of either kind
+        ((WRITTEN[0], (9, LONG, varint(0)), WRITTEN[2]), (), (4, 54)),  # of a column without values
         (WRITTEN, ((7, INT, varint(0)),), (4, 54)),
         (WRITTEN, ((7, LONG, varint(60)),), (4, 64)),
         ([(2, TRUE, b""), (3, LIST, listed_as(FALSE, *[b"\1"] * 20)), (4, DOUBLE, bytes(8)), *WRITTEN], (), (4, 54)),
@@ -174,8 +181,6 @@ def test_a_pages_size_is_read_as_arrow_reads_it():
     for more in ((), ((2, LONG, varint(0)),), ((8, STRUCT, struct((1, TRUE, b""))),)):
         page = struct((1, INT, varint(0)), *sizes, *more) + bytes(10)
         assert list(page_sizes(memoryview(page * 2), 0, 2 * len(page))) == [5000, 5000]
-        with pytest.raises(ValueError, match="goes on beyond the end of its column"):
-            list(page_sizes(memoryview(page * 2), 0, 2 * len(page) - 1))
 
 
 def test_a_long_line_of_a_list_is_refused(tmp_path):

@@ -51,7 +51,7 @@ def test_draws_are_compared_by_students_paired_test():
         return np.mean([right[:, label == name].mean(axis=1) for name in "ab"], axis=0)
 
     expected = stats.ttest_rel(per_class(second.right), per_class(first.right))
-    estimate, p_value = comparison.paired_t_of(comparison.gains_of(first, second, "mean_per_class"))
+    estimate, p_value, *_ = comparison.paired_t_of(comparison.gains_of(first, second, "mean_per_class"))
     assert p_value == pytest.approx(expected.pvalue)
     assert (estimate.low, estimate.high) == pytest.approx(tuple(expected.confidence_interval()))
 
@@ -59,7 +59,7 @@ def test_draws_are_compared_by_students_paired_test():
 def test_gains_without_a_spread_are_not_tested():
     """Of a few draws that all gain alike, Student's error would be 0, and any gain certain."""
     for gains in ([0.025] * 3, [0.0] * 5, [0.1]):
-        estimate, p_value = comparison.paired_t_of(np.array(gains))
+        estimate, p_value, *_ = comparison.paired_t_of(np.array(gains))
         assert estimate.value == pytest.approx(gains[0]) and math.isnan(p_value) and math.isnan(estimate.low)
     assert math.isnan(over_seeds([0.9, 0.9, 0.9]).low)
 
@@ -69,12 +69,12 @@ def test_an_average_of_few_draws_has_the_interval_of_welch():
     rng = np.random.default_rng(4)
     gains, losses = rng.normal(0.1, 0.02, 3), rng.normal(0.02, 0.05, 4)
     each = [
-        comparison._by_student(gains, "draws", comparison._untested("b", "x", "linear-1shot", gains.mean())),
-        comparison._by_student(-losses, "draws", comparison._untested("b", "y", "linear-1shot", -losses.mean())),
+        comparison._by_student(gains, "draw", comparison._untested("b", "x", "linear-1shot", gains.mean())),
+        comparison._by_student(-losses, "draw", comparison._untested("b", "y", "linear-1shot", -losses.mean())),
     ]
     average, expected = comparison._average("b", "linear-1shot", each), stats.ttest_ind(gains, losses, equal_var=False)
     limits = np.array(expected.confidence_interval()) / 2
-    assert average.p_value == pytest.approx(expected.pvalue) and average.note == "t of Welch"
+    assert average.p_value == pytest.approx(expected.pvalue) and average.note == "Welch's t"
     assert (average.estimate.low, average.estimate.high) == pytest.approx(tuple(limits))
 
 

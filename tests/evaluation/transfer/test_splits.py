@@ -78,7 +78,7 @@ def test_a_set_that_was_copied_into_its_own_test_is_refused():
 
 def test_an_unknown_category_in_the_test_is_refused():
     division, left = divide(np.where(np.arange(200) < 190, LABEL, 4), ["train"] * 190 + ["test"] * 10, KEYS, DISTINCT)
-    with pytest.raises(UserError, match=re.escape("categories of test without train images: 1")):
+    with pytest.raises(UserError, match=re.escape("test categories without a train image: 1")):
         ensure_usable(division, "own", left)
 
 

@@ -200,7 +200,9 @@ def test_damage_that_the_comparison_meets_names_the_repair(config, tmp_path):
         generate(replace(parts, shard_of=part))
     with (tmp_path / "made/train-00000.tar").open("r+b") as file:
         file.truncate(3000)
-    with pytest.raises(UserError, match="train-00000.tar was changed; run lbgen verify .* --repair"):
+    with pytest.raises(
+        UserError, match="train-00000.tar cannot be read .unexpected end of data.; run lbgen verify .* --repair"
+    ):
         generate(parts)
 
 

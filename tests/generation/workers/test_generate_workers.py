@@ -155,7 +155,7 @@ def test_a_second_run_of_one_process_is_refused_and_the_first_keeps_its_lock(tmp
     path = tmp_path / "out/.lock"
     with locked(path, "out"):
         for part in (None, (0, 2)):
-            with pytest.raises(UserError, match="another run is writing there"), locked(path, "out", part):
+            with pytest.raises(UserError, match="this process is writing there already"), locked(path, "out", part):
                 pass
         program = f"import fcntl; fcntl.lockf(open({str(path)!r}, 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, {WHOLE})"
         other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -99,8 +99,9 @@ def _scored(config: BiasConfig, benchmarks: dict[str, Benchmark]) -> BiasResult:
     ((key, benchmark),) = benchmarks.items()
     say(table([("answers", config.answers), ("benchmark", key), ("output", str(config.folder))]))
     given = benchmark.read_answers(path)
-    if repeated := len(given) - len(set(given.values("imagename"))) if "imagename" in given.table.column_names else 0:
-        warn(f"warning: {path}: {repeated:,} rows repeat an imagename; they count as other images")
+    names = given.values("imagename").tolist() if "imagename" in given.table.column_names else []
+    if repeated := len(names) - len(set(names)):
+        warn(f"warning: {path}: {repeated:,} rows repeat an imagename; each row counts as an image of its own")
     figures = benchmark.figures(given)
     saved.save(config, config.folder / CONFIG)
     name = path.stem

@@ -71,7 +71,7 @@ def compare(files: str | Path | Sequence[str | Path], config: CompareConfig | No
     >>> import lbgen
     >>> compared = lbgen.compare(["runs/base/transfer.json", "runs/aligned/transfer.json"])
     """
-    config = config or CompareConfig()
+    config = CompareConfig() if config is None else config
     ensure_config(config, CompareConfig)
     paths = [Path(os.path.expanduser(file)) for file in one_or_more(files, "transfers")]
     paths = [path / TRANSFER if path.is_dir() else path for path in paths]
@@ -83,8 +83,8 @@ def compare(files: str | Path | Sequence[str | Path], config: CompareConfig | No
     if config.output:
         atomic.ensure_writable(config.output)
         outputs.ensure_outside(config.output)
-        written = (COMPARISON, COMPARISON_PAGE, CONFIG)  # the last marks the folder of another verb
-        outputs.ensure_own(config.output, _is_comparison(config.output), written, "compare")
+        refused_names = (COMPARISON, COMPARISON_PAGE, CONFIG)  # the last marks the folder of another verb
+        outputs.ensure_own(config.output, _is_comparison(config.output), refused_names, "compare")
     return _compared(found, config)
 
 
@@ -143,8 +143,8 @@ def _measured(found: Sequence[tuple[Path, StoredTransfer]]) -> list[Measured]:
                 for place, each in details.items()
                 if each.answers.startswith(f"{ANSWERS}/")
             }
-            data = {place: str(each.identity.get("data_sha256")) for place, each in details.items()}
-            measured.append(Measured(shown, values, answers, trainings, data, content.made_with.config.seed))
+            hashes = {place: each.identity.get("data_sha256") for place, each in details.items()}
+            measured.append(Measured(shown, values, answers, trainings, hashes, content.made_with.config.seed))
     if twice := next((each.name for each in measured if [one.name for one in measured].count(each.name) > 1), None):
         raise UserError(f"{twice}: given twice; name every transfer.json once")
     return measured

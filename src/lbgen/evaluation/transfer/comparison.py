@@ -26,8 +26,8 @@ from lbgen.metrics.intervals import Estimate, benjamini_hochberg
 EXCHANGES = 9999
 """Random exchanges; the smallest p-value is one divided by this plus one."""
 LIMITS = (-1.0, 1.0)
-ROUNDING = 1e-6
-"""Of a stored value, against that of the answers."""
+VALUE_TOLERANCE = 1e-6
+"""Between a stored value and that of its answers."""
 
 Place = tuple[str, str]
 """Data set and method."""
@@ -51,10 +51,10 @@ class Measured:
     answers: dict[Place, Path]
     """Files that may be gone."""
     trainings: dict[Place, Trainings] = field(default_factory=dict)
-    data: dict[Place, str] = field(default_factory=dict)
-    """Hash of all images, of training too, and of what is known of them."""
+    data_hashes: dict[Place, str | None] = field(default_factory=dict)
+    """Of all images, of training too, and of what is known of them; None if it is not recorded."""
     seed: int | None = None
-    """Of the first draw of few images; None if it is not known."""
+    """Of the first draw of few images, or of the first training; None if it is not recorded."""
 
     def datasets(self, method: str) -> list[str]:
         return [dataset for dataset, other in self.values if other == method]
@@ -81,8 +81,8 @@ class Difference(NamedTuple):
     """Why there is no test; else which one."""
     error: float = math.nan
     """Standard error."""
-    freedom: float = math.inf
-    """Degrees of freedom of the error."""
+    degrees_of_freedom: float = math.inf
+    """Of the error."""
 
 
 AVERAGE = "average"
@@ -115,21 +115,23 @@ def _difference(reference: Measured, other: Measured, dataset: str, method: str)
     if metric != other.values[place].metric:
         return make("no test: other metrics")
     if place in reference.trainings and place in other.trainings:
-        if reference.data.get(place) != other.data.get(place):
+        if reference.data_hashes.get(place) != other.data_hashes.get(place):
             return make("no test: other images")
+        if reference.seed != other.seed:  # it draws the images of a fraction, and starts the training
+            return make("no test: other seeds")
         return _of_trainings(reference.trainings[place], other.trainings[place], make)
     if not all(place in each.answers and each.answers[place].is_file() for each in (reference, other)):
         return make("no test: the answers are not there")
     first, second = _answers(reference, place), _answers(other, place)
     if first.image != second.image or not np.array_equal(first.label, second.label):
         return make("no test: other test images")
-    if reference.data.get(place) != other.data.get(place):
+    if reference.data_hashes.get(place) != other.data_hashes.get(place):
         return make("no test: other training images")
     is_few = bool(method.partition("-")[2])
     if first.right.shape != second.right.shape or (is_few and reference.seed != other.seed):
         return make("no test: other draws")
     if is_few:
-        return _by_student(gains_of(first, second, metric), "draws", make)
+        return _by_student(gains_of(first, second, metric), "draw", make)
     estimate = difference_estimate(first.right[0], second.right[0], first.label, metric)
     if metric == "accuracy":
         made, p_value = make("McNemar"), mcnemar(first.right[0], second.right[0])
@@ -142,7 +144,7 @@ def _answers(one: Measured, place: Place) -> Answers:
     """The answers behind a value; UserError where they give another value."""
     answers, value = load_answers(one.answers[place]), one.values[place]
     given = float(np.mean([score_right(right, answers.label, value.metric) for right in answers.right]))
-    if abs(given - value.value) > ROUNDING:
+    if abs(given - value.value) > VALUE_TOLERANCE:
         raise UserError(
             f"{one.name}, {' '.join(place)}: its value is {value.value:.4f}, that of its answers in "
             f"{one.answers[place]} is {given:.4f}; restore both, or run lbgen transfer again"
@@ -152,12 +154,12 @@ def _answers(one: Measured, place: Place) -> Answers:
 
 def _by_student(gains: NDArray[np.float64], over: str, make: Callable[[str], Difference]) -> Difference:
     """over: what the gains, (draws,), are of."""
-    estimate, p_value = paired_t_of(gains)
-    if not math.isfinite(p_value):
-        return make(f"no test: all {over} gain alike" if len(gains) > 1 else f"no test: one of the {over} alone")
-    error = float(gains.std(ddof=1)) / math.sqrt(len(gains))
-    made = make(f"paired t over {over}")
-    return made._replace(estimate=estimate, p_value=p_value, error=error, freedom=len(gains) - 1)
+    if len(gains) < 2:
+        return make(f"no test: a single {over}")
+    paired = paired_t_of(gains)
+    if not math.isfinite(paired.p_value):
+        return make(f"no test: the difference is the same in every {over}")
+    return make(f"paired t over {over}s")._replace(**paired._asdict())
 
 
 def _of_trainings(first: Trainings, second: Trainings, make: Callable[[str], Difference]) -> Difference:
@@ -165,7 +167,7 @@ def _of_trainings(first: Trainings, second: Trainings, make: Callable[[str], Dif
     if len(first.draws) != len(second.draws):
         return make("no test: other seeds")
     if len(first.draws) > 1:
-        return _by_student(np.subtract(second.draws, first.draws), "seeds", make)
+        return _by_student(np.subtract(second.draws, first.draws), "seed", make)
     if not first.resampled or len(first.resampled) != len(second.resampled):
         return make("no test: the bootstraps are not there")
     value = second.draws[0] - first.draws[0]
@@ -180,15 +182,16 @@ def _untested(backbone: str, dataset: str, method: str, value: float) -> Callabl
 
 
 def _average(backbone: str, method: str, each: Sequence[Difference]) -> Difference:
-    """The mean of differences on other images each, hence independent: their errors add up in squares."""
-    make = _untested(backbone, AVERAGE, method, sum(one.estimate.value for one in each) / len(each))
-    squares = [one.error**2 for one in each]
-    if not math.isfinite(sum(squares)):
+    """The mean of differences. Each comes from other images, so they are independent and their variances add."""
+    value = sum(one.estimate.value for one in each) / len(each)
+    make = _untested(backbone, AVERAGE, method, value)
+    variances = [one.error**2 for one in each]
+    if not math.isfinite(sum(variances)):
         return make("no test: one of the data sets has none")
-    spread = sum(square**2 / one.freedom for square, one in zip(squares, each, strict=True))
-    freedom = sum(squares) ** 2 / spread if spread else math.inf
-    estimate, p_value = student(make("").estimate.value, math.sqrt(sum(squares)) / len(each), freedom)
-    return make("t of Welch" if spread else "normal")._replace(estimate=estimate, p_value=p_value)
+    spread = sum(variance**2 / one.degrees_of_freedom for variance, one in zip(variances, each, strict=True))
+    degrees_of_freedom = sum(variances) ** 2 / spread if spread else math.inf
+    paired = student(value, math.sqrt(sum(variances)) / len(each), degrees_of_freedom)
+    return make("Welch's t" if spread else "normal")._replace(**paired._asdict())
 
 
 # ---- tests ----
@@ -232,23 +235,33 @@ def gains_of(first: Answers, second: Answers, metric: Metric) -> NDArray[np.floa
     return np.array([score_right(b, first.label, metric) - score_right(a, first.label, metric) for a, b in pairs])
 
 
-def paired_t_of(gains: NDArray[np.float64]) -> tuple[Estimate, float]:
-    """Mean of differences, (draws,), with Student's interval, and the p-value of the paired t-test.
+class Tested(NamedTuple):
+    """A value with its t-test."""
+
+    estimate: Estimate
+    p_value: float
+    error: float
+    """Standard error."""
+    degrees_of_freedom: float
+
+
+def paired_t_of(gains: NDArray[np.float64]) -> Tested:
+    """Mean of differences, (draws,), with Student's interval and the paired t-test.
 
     NaN for limits and p-value of a single difference, and of equal ones, whose spread says nothing.
     """
     mean, count = float(gains.mean()), len(gains)
     error = float(gains.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
     if error <= intervals.ROUNDING:
-        return Estimate(mean, math.nan, math.nan), math.nan
+        return Tested(Estimate(mean, math.nan, math.nan), math.nan, math.nan, count - 1)
     return student(mean, error, count - 1)
 
 
-def student(value: float, error: float, freedom: float) -> tuple[Estimate, float]:
+def student(value: float, error: float, degrees_of_freedom: float) -> Tested:
     """95% interval and two-sided p-value of a value with its standard error."""
-    half = float(stdtrit(freedom, 0.975)) * error
-    p_value = 2 * float(stdtr(freedom, -abs(value) / error)) if error > 0 else 1.0
-    return Estimate(value, value - half, value + half), p_value
+    half = float(stdtrit(degrees_of_freedom, 0.975)) * error
+    p_value = 2 * float(stdtr(degrees_of_freedom, -abs(value) / error)) if error > 0 else 1.0
+    return Tested(Estimate(value, value - half, value + half), p_value, error, degrees_of_freedom)
 
 
 def normal_p(value: float, error: float) -> float:

@@ -95,7 +95,7 @@ def measured_of(results: Sequence[Result], folder: Path) -> list[Measured]:
         one = found.setdefault(each.backbone, Measured(each.backbone, {}, {}))
         one.values[each.dataset, each.method] = Value(each.metric, each.value, each.low, each.high, each.n_test)
         one.answers[each.dataset, each.method] = atomic.inside(folder, each.answers)
-        one.data[each.dataset, each.method] = str(each.identity.get("data_sha256"))
+        one.data_hashes[each.dataset, each.method] = each.identity.get("data_sha256")
         if each.figures:
             one.trainings[each.dataset, each.method] = Trainings(each.draws, each.resampled)
     return list(found.values())

@@ -5,7 +5,6 @@ Torch is imported only once nothing is left to refuse without it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,9 +67,9 @@ def transfer(backbones: str | Path | Sequence[str | Path], config: TransferConfi
     >>> import lbgen
     >>> result = lbgen.transfer("runs/pretrain", lbgen.TransferConfig(datasets=("digits",), output="runs/transfer"))
     """
-    config = config or TransferConfig()
+    config = TransferConfig() if config is None else config
     ensure_config(config, TransferConfig)
-    given = [os.fspath(name) for name in one_or_more(backbones, "backbones")]
+    given = one_or_more(backbones, "backbones")
     if not given:
         raise UserError("no backbone is given; name one or more")
     names = dict(zip(display_names(given), given, strict=True))

@@ -1,7 +1,7 @@
 """What a transfer has found so far: one result and one table of answers for each backbone, data set and method.
 
-A result is written last, so where it exists all of it does. A run that finds it takes it over, if it was made of the
-same weights and images by the same versions.
+A result is written after its answers; if these are lost, it counts as not there. A run that finds it takes it over, if
+it was made of the same weights and images by the same versions.
 """
 
 import json

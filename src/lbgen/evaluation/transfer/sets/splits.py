@@ -94,7 +94,7 @@ def ensure_usable(division: Division, name: str, left: Iterable[Left]) -> None:
     unknown = set(division.label[division.test]) - set(division.label[division.train])
     if unknown:
         raise UserError(
-            f"--datasets {name}: categories of test without train images: {len(unknown):,}{why}; give both the same"
+            f"--datasets {name}: test categories without a train image: {len(unknown):,}{why}; give both parts the same"
         )
 
 
