@@ -99,7 +99,7 @@ def made_of(config: ReproduceConfig, versions: Sequence[str]) -> str:
         f"{config.test_images:,} renders in each test; {', '.join(versions)}.\n\n"
         "Values are percent: mean over the seeds, ± half of Student's 95% interval. Differences are in points; p is of "
         "a paired t-test over the seeds, q is p adjusted for all tests of this page (Benjamini and Hochberg), and bold "
-        f"are those with q below {tables.SIGNIFICANT:g}."
+        f"are those with q below {tables.SIGNIFICANT:g}. What is the same for every seed has no interval and no p."
     )
 
 

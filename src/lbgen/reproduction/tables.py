@@ -34,7 +34,8 @@ class Tested(NamedTuple):
     """Set minus reference, in shares, with Student's interval."""
     p_value: float
     q_value: float
-    """Adjusted for all tests of the study (Benjamini and Hochberg); NaN with fewer than two seeds, like p."""
+    """Adjusted for all tests of the study (Benjamini and Hochberg). NaN, like p, with fewer than two seeds, and where
+    the difference is the same for each."""
 
     @property
     def verdict(self) -> str:
@@ -194,7 +195,8 @@ def comparison(found: Sequence[Tested], name: SetName, reference: SetName) -> st
     if not own:
         return ""
     title = f"*{SETS[name].title}* against *{SETS[reference].title}*"
-    if not any(math.isfinite(each.p_value) for each in own):
+    own = [each for each in own if math.isfinite(each.p_value)]
+    if not own:
         return f"{title}: one seed, so no test."
     parts = []
     for verdict in VERDICTS[:2]:
