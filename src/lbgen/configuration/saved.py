@@ -65,8 +65,8 @@ def ensure_same_values(
     """
     now, deleted = plain(config), deleted_fields(type(config))
     then = {**getattr(config, "ADDED", {}), **then}
-    missing_first = sorted([*now, *(set(then) - set(now))], key=lambda name: name in now and name in then)
-    for name in missing_first:
+    names = [*now, *(set(then) - set(now))]
+    for name in sorted(names, key=lambda name: name in now and name in then):  # those first that only one of them has
         if name in ignore or (name in deleted and then[name] == deleted[name]):
             continue
         if name in deleted:
