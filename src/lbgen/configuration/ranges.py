@@ -1,4 +1,7 @@
-"""Types and ranges of fields, checked in one place when a config is made; there "~" becomes the home folder too."""
+"""Types and ranges of fields, checked in one place when a config is made, and of what public functions are given.
+
+In a field that may be a path "~" becomes the home folder.
+"""
 
 import dataclasses
 import functools
