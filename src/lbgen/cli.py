@@ -76,6 +76,8 @@ class Verb(NamedTuple):
     """Fields that have no argument, because the command line has said them before."""
     forms: Mapping[str, "Verb"] = {}
     """What the word after the verb chooses; empty for a verb without such words."""
+    resumes: bool = False
+    """Whether it keeps what is finished, so that the same command can be given again."""
 
 
 EXPORTS = {
@@ -97,17 +99,24 @@ EXPORTS = {
 
 VERBS = {
     "align": Verb(
-        "AlignConfig", "align", "fine-tune a text-to-image generator from category names alone", plan="plan_align"
+        "AlignConfig",
+        "align",
+        "fine-tune a text-to-image generator from category names alone",
+        plan="plan_align",
+        resumes=True,
     ),
-    "generate": Verb("GenerateConfig", "generate", "generate a labelled image dataset", plan="plan"),
+    "generate": Verb("GenerateConfig", "generate", "generate a labelled image dataset", plan="plan", resumes=True),
     "plan": Verb("GenerateConfig", "plan", "show what generate would make with these flags, and what it would cost"),
-    "quickstart": Verb("QuickstartConfig", "quickstart", "run all stages once, on the built-in micro world"),
+    "quickstart": Verb(
+        "QuickstartConfig", "quickstart", "run all stages once, on the built-in micro world", resumes=True
+    ),
     "audit": Verb(
         "AuditConfig",
         "audit",
         "find shortcuts in labelled image datasets (cues other than the object that predict the label), and compare "
         "the datasets",
         operands=DATASETS,
+        resumes=True,
     ),
     "pretrain": Verb(
         "PretrainConfig",
@@ -115,12 +124,14 @@ VERBS = {
         "train a backbone of timm on labelled image datasets, generated or real",
         plan="plan_pretrain",
         operands=DATASETS,
+        resumes=True,
     ),
     "transfer": Verb(
         "TransferConfig",
         "transfer",
         "measure how backbones transfer: linear probe, fine-tuning, few-shot, detection, segmentation",
         operands=BACKBONES,
+        resumes=True,
     ),
     "compare": Verb(
         "CompareConfig",
@@ -130,12 +141,17 @@ VERBS = {
         operands=Operands("FILE", "transfer.json of one or several transfers; the first backbone is the reference"),
     ),
     "bias": Verb(
-        "BiasConfig", "bias", "measure what image classifiers lean on: shape, texture, context, background", False
+        "BiasConfig",
+        "bias",
+        "measure what image classifiers lean on: shape, texture, context, background",
+        False,
+        resumes=True,
     ),
     "reproduce": Verb(
         "ReproduceConfig",
         "reproduce",
         "the paper's tables in small, on the built-in micro world: what a backbone learned from each set is worth",
+        resumes=True,
     ),
     "export": Verb(
         "ExportConfig",
@@ -156,9 +172,6 @@ VERBS = {
     ),
 }
 
-RESUMED = {"align", "generate", "quickstart", "audit", "pretrain", "transfer", "bias", "reproduce"}
-"""Verbs that keep what is finished, so that their command can be given again."""
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb; UserError, signals and a full disk become a line on stderr and an exit code; else a traceback."""
@@ -167,7 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ |= SHORT_WAITING | os.environ
     gc.set_threshold(COLLECTED_EVERY)
-    going_on = "; give the same command again to go on" if argv and argv[0] in RESUMED else ""
+    verb = VERBS.get(argv[0]) if argv else None
+    going_on = "; give the same command again to go on" if verb and verb.resumes else ""
 
     def terminate(signum: int, frame: Any) -> NoReturn:
         raise Interrupted(signum, f"terminated{going_on}")
