@@ -5,11 +5,14 @@ import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from notebooks import execute
 from torchvision.datasets import ImageFolder, VOCDetection
+from transformers import CLIPModel, CLIPProcessor
 
 import lbgen
 from lbgen.datasets import index
@@ -34,9 +37,10 @@ def run(tmp_path, monkeypatch):
         lbgen.AlignConfig, "from_recipe", lambda recipe, **fields: from_recipe(recipe, **fields | SMALL)
     )
 
-    def run(script: str, *arguments: str) -> None:
+    def run(script: str, *arguments: str) -> dict:
+        """Its global variables afterwards."""
         monkeypatch.setattr(sys, "argv", [script, *arguments])
-        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        return runpy.run_path(str(EXAMPLES / script), run_name="__main__")
 
     return run
 
@@ -62,6 +66,24 @@ def test_a_loss_term(run):
     assert len(updates) == 2
     for line in updates:
         assert line["loss"] == pytest.approx(sum(weight * line[name] for name, weight in weights.items()), abs=1e-5)
+
+
+def test_a_preference_score(run, tiny_clip_folder):
+    """It is part of the loss and equals the cosine of transformers' own CLIP on 8-bit images; gradients reach them."""
+    made = run("preference_score.py", str(tiny_clip_folder), "out")
+    for line in (line for line in lines("out/metrics.jsonl") if "loss" in line):
+        terms = line["entire"] + line["individual"] + 0.1 * line["quality"] + line["dispreference"]
+        assert line["loss"] == pytest.approx(terms, abs=1e-5)
+    names = lbgen.load_vocabulary("microworld").texts(made["config"].prompt_template)
+    images = torch.randint(256, (3, 3, 16, 16), generator=torch.Generator().manual_seed(0)).float()
+    batch = SimpleNamespace(images=(images / 255).requires_grad_(), category_indices=torch.tensor([2, 0, 7]))
+    model, processor = (kind.from_pretrained(tiny_clip_folder) for kind in (CLIPModel, CLIPProcessor))
+    texts = [names[index] for index in batch.category_indices]
+    inputs = processor(text=texts, images=list(images.byte()), return_tensors="pt", padding=True)
+    cosines = model(**inputs).logits_per_image.diagonal() / model.logit_scale.exp()
+    value = made["dispreference"](batch)
+    assert value.item() == pytest.approx(1 - cosines.mean().item(), abs=1e-6)
+    assert torch.autograd.grad(value, batch.images)[0].norm() > 0
 
 
 def test_a_quality_scorer(run):
