@@ -1,6 +1,7 @@
-"""Stored input that someone changed: its bytes, or the values of its JSON and YAML; and what lbgen may answer to it."""
+"""What someone changed in stored files (bytes, values of JSON, YAML, an index), and what lbgen may answer to it."""
 
 import copy
+import io
 import json
 import os
 import random
@@ -9,6 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from lbgen.errors import LONGEST_MESSAGE, UserError
 
@@ -130,3 +134,29 @@ def changed_lines(content: bytes, rng: random.Random) -> bytes:
         return damaged(content, rng)
     lines = changed([json.loads(line) for line in content.splitlines()], rng)
     return "".join(f"{json.dumps(line)}\n" for line in (lines if isinstance(lines, list) else [lines])).encode()
+
+
+def changed_file(path: Path, rng: random.Random) -> bytes:
+    """Other content of a stored file, by its kind."""
+    content = path.read_bytes()
+    if path.suffix in (".json", ".yaml") and content[:1] in b"{[":
+        return changed_json(content, rng)
+    if path.suffix == ".jsonl":
+        return changed_lines(content, rng)
+    if path.parent.name == "index" and rng.random() < 2 / 3:
+        return changed_index(content, rng)
+    return damaged(content, rng)
+
+
+def changed_index(content: bytes, rng: random.Random) -> bytes:
+    """A part of an index with another value in some cell, of the column's type if that is possible."""
+    table = pq.read_table(io.BytesIO(content))
+    rows, column = table.to_pylist(), rng.choice(table.schema)
+    rng.choice(rows)[column.name] = rng.choice(VALUES)
+    try:
+        table = pa.Table.from_pylist(rows, table.schema)
+    except (pa.ArrowException, UnicodeError, OverflowError, TypeError):
+        table = table.drop_columns([column.name])
+    stream = io.BytesIO()
+    pq.write_table(table, stream)
+    return stream.getvalue()
