@@ -15,6 +15,7 @@ from lbgen.evaluation.transfer import comparison, stored
 from lbgen.evaluation.transfer.comparison import AVERAGE
 from lbgen.evaluation.transfer.scores import over_seeds
 from lbgen.evaluation.transfer.stored import Answers
+from lbgen.evaluation.transfer.tables import Grid
 
 
 def answers(rng, label, share, draws=1):
@@ -54,6 +55,10 @@ def test_draws_are_compared_by_students_paired_test():
     estimate, p_value, *_ = comparison.paired_t_of(comparison.gains_of(first, second, "mean_per_class"))
     assert p_value == pytest.approx(expected.pvalue)
     assert (estimate.low, estimate.high) == pytest.approx(tuple(expected.confidence_interval()))
+
+
+def test_a_name_with_a_line_end_takes_one_line_of_a_table():
+    assert Grid("title", ["", "x"], [["a\nb\x1b[2J", "1"]]).text().splitlines()[2] == "a\\nb\\x1b[2J  1"
 
 
 def test_gains_without_a_spread_are_not_tested():

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lbgen.errors import printable
 from lbgen.evaluation.bias.benchmark import Benchmark
 from lbgen.runs import atomic, identity
 
@@ -40,7 +41,7 @@ def table(results: Results, benchmarks: Mapping[str, Benchmark]) -> str:
         if not columns:
             continue
         labels = list(dict.fromkeys(label for column in columns for label in column))
-        cells = [[key, *(name for name in names if key in results[name])]]
+        cells = [[key, *(printable(name) for name in names if key in results[name])]]
         cells += [[f"  {label}", *(column.get(label, "") for column in columns)] for label in labels]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines += [

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lbgen.errors import printable
 from lbgen.evaluation.transfer.comparison import AVERAGE, Difference, Measured
 
 
@@ -25,7 +26,7 @@ class Grid:
     rows: list[list[str]]
 
     def text(self) -> str:
-        lines = [self.columns, *self.rows]
+        lines = [list(map(printable, line)) for line in (self.columns, *self.rows)]
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.columns))]
         shown = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
         return "\n".join([self.title, *map(str.rstrip, shown)])
