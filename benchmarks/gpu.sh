@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in under ten minutes: benchmarks/gpu.sh [OUTPUT]  (default: runs/gpu)
+# Everything that needs a GPU, in at most ten minutes: benchmarks/gpu.sh [OUTPUT]  (default: runs/gpu)
 # Runs in the Python of the environment, or the one named by PYTHON. Each part writes a file to OUTPUT; a part that
-# fails does not keep the others from running, and is named at the end.
+# fails or has no time left does not keep the others from running, and is named at the end.
 # benchmarks/gpu.sh --rehearse OUTPUT runs the same parts on the CPU at the smallest size: what is broken shows here,
 # not in the minutes of a GPU. Its figures mean nothing.
 set -uo pipefail
@@ -18,17 +18,27 @@ mkdir -p "$output"
 models=$(mktemp -d)
 trap 'rm -rf "$models"' EXIT
 failed=()
+limit=590 # seconds, for all parts
 
 part() { # NAME SECONDS COMMAND...
   local name=$1 seconds=$2
   shift 2
-  if $rehearse; then seconds=600; fi
+  if $rehearse; then
+    seconds=600
+  elif ((seconds > limit - SECONDS)); then
+    seconds=$((limit - SECONDS))
+  fi
   echo "== $name"
+  if ((seconds <= 0)); then
+    failed+=("$name (no time left)")
+    return
+  fi
   timeout "$seconds" "$@" 2>&1 | tee "$output/$name.txt" || failed+=("$name")
 }
 
 machine=(nvidia-smi)
 models_size=() align_size=() generate_size=() presets_size=() independence_size=() feed_size=(--images 16384)
+families_size=()
 if $rehearse; then
   # torch.compile is called and compiles nothing, which would take minutes.
   export CUDA_VISIBLE_DEVICES="" TORCHDYNAMO_DISABLE=1 OMP_NUM_THREADS=1
@@ -39,6 +49,7 @@ if $rehearse; then
   presets_size=("${generate_size[@]}")
   independence_size=("${align_size[@]}" --independence-bank 16 --independence-memory 2)
   feed_size=(--images 16 --repeats 1 --architecture test_resnet --image-size 32 --batch-size 8 --workers 0)
+  families_size=(--families pixart-sigma --steps 1 --generated 1 --small)
 fi
 sizes=(--generator "$models/generator" --precision bf16 --compile)
 
@@ -59,6 +70,7 @@ part feed 100 "$python" benchmarks/speed/feed.py --recipe resnet50 --repeats 1 -
 # Only files that have such tests: pytest imports all that it is given.
 mapfile -t gpu_tests < <(grep -rl --include='test_*.py' 'mark\.gpu' tests)
 part tests 80 "$python" -m pytest -m gpu "${gpu_tests[@]}"
+part families 120 "$python" benchmarks/speed/memory_of_families.py --measured "${families_size[@]}"
 
 echo "results in $output"
 if ((${#failed[@]})); then

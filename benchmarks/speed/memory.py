@@ -57,19 +57,21 @@ class FullSize(StableDiffusion):
         return Additive(torch.zeros(steps), 1.0, None)
 
 
-def with_fake_weights(*modules: nn.Module) -> None:
-    """Give modules of the meta device weights of the current FakeTensorMode; shared ones stay shared."""
-    fakes: dict[int, Tensor] = {}
+def give_weights(*modules: nn.Module, device: torch.device | str = "cpu") -> None:
+    """Give modules of the meta device weights of 0, without data in a FakeTensorMode; shared ones stay shared."""
+    made: dict[int, Tensor] = {}
 
-    def fake(tensor: Tensor) -> Tensor:
-        made = torch.empty(tensor.shape, dtype=tensor.dtype)
-        return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+    def zeros(tensor: Tensor) -> Tensor:
+        weights = torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
+        return nn.Parameter(weights, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else weights
 
     for part in (each for module in modules for each in module.modules()):
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:
-                    tensors[name] = fakes.setdefault(id(tensor), fake(tensor))
+                    tensors[name] = (
+                        made[id(tensor)] if id(tensor) in made else made.setdefault(id(tensor), zeros(tensor))
+                    )
 
 
 def conditioning(images: int, size: Size) -> Conditioning:
@@ -126,7 +128,7 @@ def update_memory(config: AlignConfig, size: Size) -> tuple[float, float]:
         generator.enable_gradient_checkpointing()
     modules = (*generator_modules(generator), clip)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        with_fake_weights(*modules)
+        give_weights(*modules)
         optimizer = torch.optim.AdamW([parameter for _, parameter in generator.adapter_parameters()])
         texts, noise = conditioning(images, size), torch.zeros(images, 4, size.latents, size.latents)
 
@@ -146,7 +148,7 @@ def generation_memory(images: int, size: Size) -> tuple[float, float]:
         generator = Generator(FullSize(size), Guidance(2.0))
     modules = generator_modules(generator)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        with_fake_weights(*modules)
+        give_weights(*modules)
         texts, noise = conditioning(images, size), torch.zeros(images, 4, size.latents, size.latents)
         return counted(lambda: sample(generator, texts, noise, steps=1), modules)
 

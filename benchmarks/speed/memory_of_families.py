@@ -1,12 +1,15 @@
-"""Memory of every family, counted: `python benchmarks/speed/memory_of_families.py`.
+"""Memory of every family, counted or measured: `python benchmarks/speed/memory_of_families.py [--measured]`.
 
 One checkpoint of each at full size, with the settings that its makers published, in bf16 on tensors without data, as in
-memory.py: nothing is computed, bytes are counted. The text encoders are the most that is loaded before the first step;
-they leave the GPU before sampling, except those of Stable Diffusion XL, which stay.
+memory.py: nothing is computed, bytes are counted. With --measured the same is computed on a GPU with weights of 0, and
+the most that its allocator held is shown; without a GPU bytes are counted again, of tensors with data.
+The text encoders are the most that is loaded before the first step; they leave the GPU before sampling, except those of
+Stable Diffusion XL, which stay.
 """
 
+import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.measuring import flags_parser, markdown
 from benchmarks.speed import full_size
-from benchmarks.speed.memory import Additive, counted, generator_modules, with_fake_weights
+from benchmarks.speed.memory import Additive, counted, generator_modules, give_weights
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration.recipes import resolve
 from lbgen.models.families.family import Conditioning, Schedule
@@ -61,6 +64,8 @@ from lbgen.models.sampling import sample
 DTYPE = torch.bfloat16
 SIDE = 1024
 """Of an image in pixels; the native size of all of them."""
+SMALL_SIDE = 64
+GPU = torch.cuda.is_available()
 MOST_TOKENS = 512
 
 
@@ -208,24 +213,50 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 
-def without_data(architecture: Architecture) -> Any:
+@dataclass(frozen=True)
+class Way:
+    """How memory is found."""
+
+    measured: bool
+    side: int
+    clip: full_size.Size
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if self.measured and GPU else "cpu")
+
+    def most_held(self, modules: Sequence[nn.Module], work: Callable[[], Callable[[], object]]) -> float:
+        """Most GB held by the function that `work` returns; `work` makes its inputs and may look at the weights."""
+        if not self.measured:
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                give_weights(*modules)
+                return counted(work(), modules)[1]
+        give_weights(*modules, device=self.device)
+        if not GPU:
+            return counted(work(), modules)[1]
+        torch.cuda.reset_peak_memory_stats()
+        work()()
+        return torch.cuda.max_memory_allocated() / 1e9
+
+
+def without_text_encoders(architecture: Architecture, way: Way) -> Any:
     """The family's own methods on networks of the meta device; schedules and prompts are given as tensors."""
 
-    class WithoutData(architecture.family):  # type: ignore[misc]
+    class WithoutTextEncoders(architecture.family):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.name, self.device, self.dtype = "full size", torch.device("cpu"), DTYPE
+            self.name, self.device, self.dtype = "full size", way.device, DTYPE
             self.network = self.transformer = self.unet = architecture.network().to(DTYPE)
             self.vae = architecture.autoencoder().to(DTYPE)
             self.text_encoders: dict[str, Any] = {}
             self.pipeline = SimpleNamespace(
                 vae_scale_factor=architecture.factor, config=SimpleNamespace(is_distilled=False)
             )
-            self.default_size, self.token_limit = (SIDE, SIDE), MOST_TOKENS
+            self.default_size, self.token_limit = (way.side, way.side), MOST_TOKENS
             for name, value in architecture.own.items():
                 setattr(self, name, value)
 
         def timesteps(self, steps: int, latent_shape: tuple[int, int, int]) -> Schedule:
-            return Additive(torch.zeros(steps), 1.0, None)
+            return Additive(torch.zeros(steps, device=way.device), 1.0, None)
 
         def predict(self, network: Any, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
             tensors = dict(conditioning.tensors)
@@ -234,61 +265,65 @@ def without_data(architecture: Architecture) -> Any:
             predicted: Tensor = super().predict(network, latents, timestep, Conditioning(tensors))
             return predicted
 
-    return WithoutData()
+    return WithoutTextEncoders()
 
 
-def prompts(architecture: Architecture, images: int) -> Conditioning:
+def prompts(architecture: Architecture, way: Way, images: int) -> Conditioning:
     def tensors() -> dict[str, Tensor]:
-        return {name: torch.zeros(images, *shape, dtype=DTYPE) for name, shape in architecture.texts.items()}
+        made = {name: torch.zeros(images, *shape, dtype=DTYPE) for name, shape in architecture.texts.items()}
+        return {name: tensor.to(way.device) for name, tensor in made.items()}
 
     return Conditioning(tensors(), Conditioning(tensors()) if architecture.two_calls else None)
 
 
-def latents(architecture: Architecture, family: Any, images: int) -> Tensor:
-    side = SIDE // architecture.factor
+def latents(architecture: Architecture, way: Way, family: Any, images: int) -> Tensor:
+    side, channels = way.side // architecture.factor, family.vae.config.latent_channels
     if architecture.family is Flux2Klein:
-        return torch.zeros(images, family.network.config.in_channels, side // 2, side // 2)
-    return torch.zeros(images, family.vae.config.latent_channels, side, side)
+        side, channels = side // 2, family.network.config.in_channels
+    return torch.zeros(images, channels, side, side, device=way.device)
 
 
-def prepared(architecture: Architecture, *, merged_sampler: bool = False) -> Generator:
+def prepared(architecture: Architecture, way: Way, *, merged_sampler: bool = False) -> Generator:
     guidance = Guidance(2.0 if architecture.two_calls else 1.0)
     with torch.device("meta"):
-        return Generator(without_data(architecture), guidance, merged_sampler=merged_sampler)
+        return Generator(without_text_encoders(architecture, way), guidance, merged_sampler=merged_sampler)
 
 
-def update_memory(architecture: Architecture, config: AlignConfig) -> float:
+def update_memory(architecture: Architecture, way: Way, config: AlignConfig) -> float:
     """Most GB held in an update of one image: sampling, CLIP's image features, backward, AdamW."""
-    generator = prepared(architecture, merged_sampler=config.merged_sampler)
+    generator = prepared(architecture, way, merged_sampler=config.merged_sampler)
     with torch.device("meta"):
         generator.add_adapter(config.rank, config.alpha, config.lora_targets)
         generator.refresh_sampler()
-        clip = full_size.clip(full_size.letters()).to(DTYPE).requires_grad_(False)
+        clip = full_size.clip(full_size.letters(), way.clip).to(DTYPE).requires_grad_(False)
     generator.enable_gradient_checkpointing()
-    modules, steps = (*generator_modules(generator), clip), config.differentiated_steps
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        with_fake_weights(*modules)
+    steps = config.differentiated_steps
+
+    def work() -> Callable[[], object]:
         optimizer = torch.optim.AdamW([parameter for _, parameter in generator.adapter_parameters()])
-        texts, noise = prompts(architecture, 1), latents(architecture, generator.family, 1)
+        texts, noise = prompts(architecture, way, 1), latents(architecture, way, generator.family, 1)
 
         def update() -> None:
             pictures = sample(generator, texts, noise, steps=steps, differentiate_at=frozenset(range(steps)))
-            pixels = F.interpolate(pictures, (full_size.FULL.image,) * 2, mode="bicubic", antialias=True)
+            pixels = F.interpolate(pictures, (way.clip.image,) * 2, mode="bicubic", antialias=True)
             clip.get_image_features(pixels.to(DTYPE)).pooler_output.float().sum().backward()
             optimizer.step()
 
-        return counted(update, modules)[1]
+        return update
+
+    return way.most_held((*generator_modules(generator), clip), work)
 
 
 @torch.no_grad()
-def generation_memory(architecture: Architecture, images: int) -> float:
+def generation_memory(architecture: Architecture, way: Way, images: int) -> float:
     """Most GB held while a batch is generated."""
-    generator = prepared(architecture)
-    modules = generator_modules(generator)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        with_fake_weights(*modules)
-        texts, noise = prompts(architecture, images), latents(architecture, generator.family, images)
-        return counted(lambda: sample(generator, texts, noise, steps=1), modules)[1]
+    generator = prepared(architecture, way)
+
+    def work() -> Callable[[], object]:
+        texts, noise = prompts(architecture, way, images), latents(architecture, way, generator.family, images)
+        return lambda: sample(generator, texts, noise, steps=1)
+
+    return way.most_held(generator_modules(generator), work)
 
 
 def millions(*makers: Callable[[], nn.Module]) -> float:
@@ -301,7 +336,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--families", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
     parser.add_argument("--generated", type=int, nargs="+", default=[1, 8], help="images of a batch (default: 1 8)")
     parser.add_argument("--steps", type=int, help="differentiated ones of an update (default: those of recipe paper)")
+    parser.add_argument("--measured", action="store_true", help="compute on a GPU, and show what its allocator held")
+    parser.add_argument("--small", action="store_true", help="small images and CLIP, to try it without a GPU")
     arguments = parser.parse_args(argv)
+    side, clip = (SMALL_SIDE, full_size.MINIATURE) if arguments.small else (SIDE, full_size.FULL)
+    way = Way(arguments.measured, side, clip)
     given = {} if arguments.steps is None else {"differentiated_steps": arguments.steps}
     config = resolve(AlignConfig, "paper", given)
     titles = [
@@ -318,8 +357,9 @@ def main(argv: list[str] | None = None) -> None:
         encoders = millions(*architecture.text_encoders)
         cells = [name, f"{millions(architecture.network):,.0f}", f"{encoders:,.0f}", f"{2 * encoders / 1e3:.1f}"]
         for merged in (True, False):
-            cells.append(f"{update_memory(architecture, replace(config, merged_sampler=merged)):.1f}")
-        cells += [f"{generation_memory(architecture, images):.1f}" for images in arguments.generated]
+            cells.append(f"{update_memory(architecture, way, replace(config, merged_sampler=merged)):.1f}")
+            gc.collect()  # networks and their hooks refer to each other
+        cells += [f"{generation_memory(architecture, way, images):.1f}" for images in arguments.generated]
         lines.append(cells)
     print(markdown(lines))
 

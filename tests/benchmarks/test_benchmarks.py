@@ -68,10 +68,6 @@ SMALLEST = {
         "| webdataset, webp | 2 | ",
     ),
     "speed/memory.py": ("--images 2 --generated 2 --miniature", "| align --recipe paper | 2 | "),
-    "speed/memory_of_families.py": (
-        "--families pixart-sigma --steps 1 --generated 1",
-        "\n| pixart-sigma | 611 | 4,762 | ",
-    ),
     "speed/render.py": ("--images 12 --repeats 1", "balanced corpus: "),
     "speed/stored_size.py": ("", "| webp | 256 | "),
     "speed/waiting.py": ("--beside 1 --repeats 1 --steps 1", "| one thread | 1 | "),
@@ -85,7 +81,13 @@ IN_TESTS_OF_THEIR_OWN = {
     "microworld/sweep.py": "test_benchmarks.py",
     "speed/start_up.py": "test_generate_growth.py",
 }
-REHEARSED = {"speed/align_step.py", "speed/full_size.py", "speed/generate.py", "independence/update_cost.py"}
+REHEARSED = {
+    "independence/update_cost.py",
+    "speed/align_step.py",
+    "speed/full_size.py",
+    "speed/generate.py",
+    "speed/memory_of_families.py",
+}
 
 
 class InThisProcess:
@@ -199,18 +201,23 @@ def test_sweep_makes_a_row_and_its_table(tmp_path, monkeypatch, capsys):
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
 
 
-def test_what_a_gpu_will_run_is_rehearsed(tmp_path, warm_python):
-    """All parts of benchmarks/gpu.sh, as it calls them, on a CPU."""
+def test_what_a_gpu_will_run_is_rehearsed(tmp_path, warm_python, monkeypatch, capfd):
+    """All parts of benchmarks/gpu.sh, as it calls them, on a CPU; memory as it is counted on tensors without data."""
     environment = os.environ | {"PYTHON": warm_python}
     finished = subprocess.run(
         [ROOT / "benchmarks/gpu.sh", "--rehearse", tmp_path / "out"], env=environment, capture_output=True, text=True
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     parts = {path.stem: path.read_text() for path in (tmp_path / "out").iterdir()}
-    assert set(parts) == {"machine", "full_size", "align_step", "generate", "presets", "independence", "feed", "tests"}
+    named = {"machine", "full_size", "align_step", "generate", "presets", "independence", "feed", "tests", "families"}
+    assert set(parts) == named
     assert "| lbgen, eager | " in parts["align_step"]
     assert "gradient checkpointing on, in every line" in parts["align_step"]
     assert "| lbgen, compiled | " in parts["generate"]
     assert "| lbgen, fast-deepcache | " in parts["presets"]
     assert "| the paper's, again | " in parts["independence"]
     assert "needs a CUDA device" in parts["tests"]
+    flags = ["--families", "pixart-sigma", "--steps", "1", "--generated", "1", "--small"]
+    run("speed/memory_of_families.py", flags, monkeypatch)
+    counted = capfd.readouterr().out.splitlines()[-1]
+    assert counted.startswith("| pixart-sigma | 611 | 4,762 | ") and counted in parts["families"]

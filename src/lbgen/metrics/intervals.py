@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +87,13 @@ def _clipped(value: float, low: float, high: float, limits: Limits) -> Estimate:
     return Estimate(value, min(low, value), max(high, value))
 
 
-# ---- closed forms for proportions ----
+# ---- closed forms ----
+
+
+def student_interval(value: float, error: float, degrees_of_freedom: float, limits: Limits = UNBOUNDED) -> Estimate:
+    """A value with Student's interval from its standard error, clipped to `limits`."""
+    half = float(stdtrit(degrees_of_freedom, 0.975)) * error
+    return _clipped(value, value - half, value + half, limits)
 
 
 def proportion(successes: int, count: int) -> Estimate:

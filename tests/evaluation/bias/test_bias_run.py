@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from lbgen.cli import main
 from lbgen.errors import UserError
 from lbgen.evaluation.bias import measure
-from lbgen.evaluation.bias.benchmark import find_folder, incompleteness
+from lbgen.evaluation.bias.benchmark import find_folder, find_sources, incompleteness
 from lbgen.evaluation.bias.classes import imagenet_ids
 from lbgen.evaluation.bias.config import BiasConfig
 from lbgen.evaluation.bias.cue_conflict import CATEGORIES
@@ -344,6 +344,20 @@ def test_an_image_that_is_cut_off_is_read_as_far_as_it_goes_in_focus_alone(tmp_p
 
 def test_folders_of_backbones_have_names_that_file_systems_take():
     assert file_names(["a/b", "a_b", "A:b", "..", "net.in1k"]) == ["a_b", "a_b-2", "A_b-3", "_", "net.in1k"]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "lost", "part"),
+    [("imagenet9", "bg_challenge/mixed_rand", "mixed_rand"), ("imagenet-c", "ImageNet-C/fog", "fog/3")],
+)
+def test_a_part_that_is_not_there_is_counted(benchmark, lost, part, data, tmp_path):
+    """Where all others are whole, the line that says what is missing would else be empty."""
+    shutil.copytree(data, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / lost)
+    found, whole = (find_sources(root, {benchmark: BENCHMARKS[benchmark]}) for root in (tmp_path / "data", data))
+    assert list(found.counts[benchmark]) == list(whole.counts[benchmark])
+    assert found.counts[benchmark][part]["found"] == 0 < whole.counts[benchmark][part]["found"]
+    assert part in {each.name for each in whole[benchmark]} - {each.name for each in found[benchmark]}
 
 
 def test_counts_are_said_in_one_line():

@@ -56,7 +56,7 @@ class Benchmark:
     is_layout: Callable[[Path], bool]
     """Whether a folder has its layout."""
     parts: Callable[[Path], list[Part]]
-    """What a folder holds; UserError for names that are not as published."""
+    """All that is published, in a folder that may lack some; UserError for names that are not as published."""
     decide: Callable[[Tensor], list[tuple[str, ...]]]
     """(B, 1000) logits in ImageNet's order -> the answered columns of each image."""
     figures: Callable[[Answers], dict[str, Any]]
@@ -149,7 +149,7 @@ class Sources(dict[str, list[Part]]):
         self.missing: dict[str, str] = {}
         """Benchmark -> what to do about it."""
         self.counts: dict[str, dict[str, dict[str, int]]] = {}
-        """Benchmark -> part -> images found and published."""
+        """Benchmark -> part, also of those that are not there -> images found and published."""
         self.folders: list[Path] = []
         """Where the benchmarks lie."""
 
@@ -166,11 +166,11 @@ def find_sources(data: Path, benchmarks: Mapping[str, Benchmark]) -> Sources:
             )
             continue
         found.folders.append(folder)
-        found[name] = benchmark.parts(folder)
-        found.counts[name] = {
-            part.name: {"found": len(part.items()), "published": part.published} for part in found[name]
-        }
-        if not sum(part["found"] for part in found.counts[name].values()):
+        parts = benchmark.parts(folder)
+        counts = {part.name: {"found": len(part.items()), "published": part.published} for part in parts}
+        found.counts[name] = counts
+        found[name] = [part for part in parts if counts[part.name]["found"]]
+        if not found[name]:
             raise UserError(f"{folder}: no image of {name} in it; get it again from {benchmark.source}")
     if not found:
         raise UserError(next(iter(found.missing.values())))

@@ -48,15 +48,14 @@ def is_layout(folder: Path) -> bool:
 
 
 def parts(folder: Path) -> list[Part]:
-    found = [variation for variation in VARIATIONS if (folder / variation / "val").is_dir()]
-    for variation in found:
+    for variation in VARIATIONS:
         strange = [inner.name for inner in folders_in(folder / variation / "val") if inner.name not in CLASSES]
         if strange:
             raise UserError(
                 f"{folder / variation / 'val' / strange[0]}: ImageNet-9 has the folders {', '.join(CLASSES)}; get it "
                 f"again from {BENCHMARK.source}"
             )
-    return [Part(variation, partial(_items, folder, variation), IMAGES) for variation in found]
+    return [Part(variation, partial(_items, folder, variation), IMAGES) for variation in VARIATIONS]
 
 
 def _items(folder: Path, variation: str) -> list[Item]:

@@ -45,14 +45,11 @@ def _folders(folder: Path) -> dict[str, Path]:
 
 
 def parts(folder: Path) -> list[Part]:
-    """Those that are there, in the published order."""
     there = _folders(folder)
     return [
-        Part(f"{name}/{severity}", partial(_items, there[name], name, severity), IMAGES)
+        Part(f"{name}/{severity}", partial(_items, there.get(name, folder / name), name, severity), IMAGES)
         for name in ALEXNET
-        if name in there
         for severity in SEVERITIES
-        if (there[name] / severity).is_dir()
     ]
 
 

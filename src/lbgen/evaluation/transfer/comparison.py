@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtr
 
 from lbgen.errors import UserError
 from lbgen.evaluation.transfer.scores import BOOTSTRAP_SEED, score_right
@@ -259,9 +259,9 @@ def paired_t_of(gains: NDArray[np.float64]) -> Tested:
 
 def student(value: float, error: float, degrees_of_freedom: float) -> Tested:
     """95% interval and two-sided p-value of a value with its standard error."""
-    half = float(stdtrit(degrees_of_freedom, 0.975)) * error
     p_value = 2 * float(stdtr(degrees_of_freedom, -abs(value) / error)) if error > 0 else 1.0
-    return Tested(Estimate(value, value - half, value + half), p_value, error, degrees_of_freedom)
+    estimate = intervals.student_interval(value, error, degrees_of_freedom)
+    return Tested(estimate, p_value, error, degrees_of_freedom)
 
 
 def normal_p(value: float, error: float) -> float:

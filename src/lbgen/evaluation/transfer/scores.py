@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from lbgen.evaluation.transfer.values import Metric
 from lbgen.metrics import intervals
@@ -36,5 +35,4 @@ def over_seeds(values: list[float], limits: intervals.Limits = (0, 1)) -> Estima
     error = float(np.std(values, ddof=1)) / count**0.5 if count > 1 else 0.0
     if error <= intervals.ROUNDING:
         return Estimate(mean, float("nan"), float("nan"))
-    half = float(stdtrit(count - 1, 0.975)) * error
-    return Estimate(mean, max(mean - half, limits[0]), min(mean + half, limits[1]))
+    return intervals.student_interval(mean, error, count - 1, limits)
