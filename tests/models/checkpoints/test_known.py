@@ -1,7 +1,9 @@
 """The generators with a short name; their licences in the plan, and in the card as Markdown shows it."""
 
+import re
 from dataclasses import replace
 from html import unescape
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,13 @@ def test_every_short_name_has_a_licence_that_says_whether_its_images_may_train()
         assert licence(name) is not None, name
         assert licence(name).training_data.startswith(("yes", "with limits: "))
     assert licence(GENERATORS["sd15"]) == licence("sd15") and licence("somebody/model") is None
+
+
+def test_the_page_about_models_has_every_licence() -> None:
+    page = (Path(__file__).parents[3] / "docs/models.md").read_text()
+    rows = re.findall(r"^\| (`.*`) \| (.*) \| ((?:yes|with limits).*) \|$", page, re.MULTILINE)
+    told = {name: (licence, use) for names, licence, use in rows for name in re.findall("`(.*?)`", names)}
+    assert told == {name: tuple(known.licence) for name, known in KNOWN.items()}
 
 
 def test_every_short_name_is_of_a_family_that_comes_with_lbgen() -> None:

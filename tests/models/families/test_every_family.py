@@ -116,9 +116,9 @@ def images(folder: Path) -> list[tuple[str, str]]:
 
 
 def test_a_dataset_is_the_same_in_parts_and_after_a_repair(
-    aligned: AlignConfig, config: GenerateConfig, tmp_path: Path
+    aligned: AlignConfig, config: GenerateConfig, tmp_path: Path, warm_processes: None
 ) -> None:
-    """With the adapter, screened; verify finds it whole, and finds what is then damaged."""
+    """With the adapter, screened; the last part by two processes; verify finds it whole, and what is then damaged."""
     whole = replace(
         config, **suited_settings(aligned.generator), generator=aligned.generator,
         adapter=aligned.folder / "adapter", output=str(tmp_path / "whole"),
@@ -128,8 +128,8 @@ def test_a_dataset_is_the_same_in_parts_and_after_a_repair(
     made = images(whole.folder)
     assert len(made) == 12 and len({sha for _, sha in made}) == 12
     parts = replace(whole, output=str(tmp_path / "parts"))
-    for number in (1, 0):
-        generate(replace(parts, shard_of=f"{number}/2"))
+    for number, workers in ((1, None), (0, 2)):
+        generate(replace(parts, shard_of=f"{number}/2", workers=workers))
     assert images(parts.folder) == made
     assert not verify(VerifyConfig(directory=whole.output)).damaged
     victim = next(whole.folder.glob("train/*/*.png"))

@@ -3,9 +3,10 @@
 import shutil
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderTiny, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from trajectories import adapted, gradients_of, images_of, images_of_diffusers, plain
 from transformers import BertConfig, BertModel
@@ -38,12 +39,22 @@ def test_sampling_equals_the_diffusers_pipeline(
     assert ours.std() > 0.05
 
 
-def test_a_checkpoints_own_scheduler_may_scale_the_networks_input(tiny_sd_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    ["EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete", "KDPM2Discrete", "DPMSolverSinglestep",
+     "DEISMultistep", "UniPCMultistep"],
+)  # fmt: skip
+def test_a_checkpoints_own_scheduler_is_any_that_diffusers_calls_compatible(
+    kind: str, tiny_sd_folder: Path, tmp_path: Path
+) -> None:
     """Euler's divides the latents by their noise level, and starts from noise of another scale."""
-    folder = Path(shutil.copytree(tiny_sd_folder, tmp_path / "euler"))
-    EulerDiscreteScheduler.from_config(plain(folder).scheduler.config).save_pretrained(folder / "scheduler")
+    name = f"{kind}Scheduler"
+    pipeline = plain(tiny_sd_folder)
+    assert name in {compatible.__name__ for compatible in pipeline.scheduler.compatibles}
+    folder = Path(shutil.copytree(tiny_sd_folder, tmp_path / "own"))
+    getattr(diffusers, name).from_config(pipeline.scheduler.config).save_pretrained(folder / "scheduler")
     index = folder / "model_index.json"
-    index.write_text(index.read_text().replace("PNDMScheduler", "EulerDiscreteScheduler"))
+    index.write_text(index.read_text().replace("PNDMScheduler", name))
     ours, theirs = images_of(load_generator(str(folder))), images_of_diffusers(plain(folder), guidance_scale=2.0)
     torch.testing.assert_close(ours.clamp(0, 1), theirs, rtol=1e-4, atol=2e-5)
 
