@@ -4,10 +4,11 @@ import dataclasses
 import io
 import random
 
+import datasets
 import numpy as np
 import pytest
 import torch
-from audited import photographs, write_image_folder, write_parquet, write_webdataset
+from audited import photographs, png, write_image_folder, write_parquet, write_webdataset
 from PIL import Image
 
 from lbgen.errors import UserError
@@ -35,7 +36,15 @@ def everything(images: Images, epoch: int = 0) -> Request:
     return Request(np.arange(images.total), epoch)
 
 
-@pytest.mark.parametrize("write", [write_image_folder, write_webdataset, write_parquet])
+def save_to_disk(folder, scenes):
+    """Arrow files, as the datasets library keeps a set on disk."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CATEGORIES))})
+    rows = {"image": [{"bytes": png(image), "path": None} for image in scenes.images], "label": scenes.categories}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(folder)
+    return folder
+
+
+@pytest.mark.parametrize("write", [write_image_folder, write_webdataset, write_parquet, save_to_disk])
 def test_every_format_gives_the_pixels_and_labels_that_were_written(tmp_path, scenes, write):
     """Against the renders, each once."""
     images = images_of(write(tmp_path / "set", scenes))

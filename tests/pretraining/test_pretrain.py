@@ -1,6 +1,7 @@
 """What a pre-training writes and says, and what it refuses."""
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -164,6 +165,49 @@ def test_any_architecture_optimiser_and_loss_of_timm(tmp_path, config, folder, s
     shutil.copy(other.folder / "backbone.safetensors", other.folder / "model.safetensors")
     model = timm.create_model(f"local-dir:{other.folder}", pretrained=True)
     assert model.num_classes == 12 and model(torch.rand(2, 3, 32, 32)).shape == (2, 12)
+
+
+def test_a_compiled_model_gives_the_same_backbone(tmp_path, config, folder, whole, monkeypatch):
+    """By the compiler's own way through the model, without the code that it would make of it."""
+    compiled = functools.partialmethod(torch.nn.Module.compile, backend="eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    other = dataclasses.replace(config, output=tmp_path / "run", compile=True)
+    pretrain(folder, other)
+    ours, theirs = (load_file(run.folder / "backbone.safetensors") for run in (other, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
+
+
+def test_wandb_has_the_metrics(tmp_path, config, folder, monkeypatch):
+    """Local files, which hold names and numbers as text."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    other = dataclasses.replace(config, output=tmp_path / "run", epochs=1, logger="wandb")
+    pretrain(folder, other)
+    wandb.teardown()  # its service may still be writing
+    logged = b"".join(path.read_bytes() for path in (tmp_path / "wandb").rglob("*") if path.is_file())
+    assert all(str(value).encode() in logged for value in lines(other)[0].values())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("resnet50", {"architecture": "resnet50", "epochs": 100, "optimizer": "sgd", "weight_decay": 5e-5}),
+        (
+            "vit-s",
+            {"architecture": "vit_small_patch16_224", "epochs": 300, "optimizer": "adamw", "weight_decay": 0.05,
+             "warmup_epochs": 5, "label_smoothing": 0.1, "drop_path": 0.1, "random_erasing": 0.25, "mixup": 0.8,
+             "cutmix": 1.0, "auto_augment": "rand-m9-mstd0.5-inc1"},
+        ),
+    ],
+)  # fmt: skip
+def test_recipes_have_the_settings_of_their_papers(recipe, settings):
+    """He et al.'s network for 100 epochs; DeiT's table 9 (arXiv 2012.12877), with 5e-4 at 512 images."""
+    made = PretrainConfig.from_recipe(recipe, output="run")
+    assert {name: getattr(made, name) for name in settings} == settings
+    if recipe == "vit-s":
+        assert made.learning_rate / made.batch_size == pytest.approx(5e-4 / 512)
 
 
 def test_the_callers_random_numbers_stay_his(tmp_path, config, folder):
