@@ -364,7 +364,11 @@ def test_unknown_attributes_are_refused_as_usual():
     "end, code, message",
     [
         ("| true", 141, ""),
-        ("> /dev/full", 2, "lbgen: standard output: No space left on device; make room, or choose another place\n"),
+        (
+            "> /dev/full",
+            2,
+            "lbgen: standard output or a file: No space left on device; make room, or choose another place\n",
+        ),
     ],
 )
 def test_a_closed_or_full_standard_output(end, code, message):

@@ -32,6 +32,7 @@ from lbgen.runs.console import Verbosity, is_verbose, say, showing
 OF_THE_SYSTEM = (
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.EFBIG,
     errno.EROFS,
     errno.EACCES,
     errno.EPERM,
@@ -39,7 +40,7 @@ OF_THE_SYSTEM = (
     errno.ENOTDIR,
     errno.EIO,
 )
-"""Errors that a full disk, a missing permission, or a folder in the place of a file raises."""
+"""Errors that a full disk, a limit, a missing permission, or a folder in the place of a file raises."""
 
 SHORT_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 """Read by OpenMP when torch is loaded, here and in the processes started from here: threads that wait for each other
@@ -206,7 +207,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if error.errno not in OF_THE_SYSTEM:
             raise
         console.discard(sys.stdout)
-        _exit(2, f"{error.filename or 'standard output'}: {error.strerror}; make room, or choose another place")
+        where = error.filename or "standard output or a file"  # a write does not say which
+        _exit(2, f"{where}: {error.strerror}; make room, or choose another place")
     finally:
         console.flush_or_discard(sys.stderr)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,18 @@ def measures(folder) -> dict:
 
 def is_figure(value: dict) -> bool:
     return set(value) == {"value", "low", "high"} and value["low"] <= value["value"] <= value["high"]
+
+
+def test_a_disk_that_takes_no_more_is_one_line(folder, tmp_path, capsys):
+    """The system refuses to write beyond the limit."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        flags = ["--semantics", "microworld", "--output", str(tmp_path / "out"), "--permutations", "99"]
+        line = refused_here(capsys, "audit", str(folder / "balanced"), *flags)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "File too large; make room, or choose another place" in line
 
 
 def test_measures_have_the_names_that_other_programs_rely_on(folder):

@@ -18,9 +18,12 @@ import pytest
 import yaml
 from PIL import Image
 
+from lbgen.datasets import index
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.run import generate
+from lbgen.generation.screening.consistency import wrong_screening_column
 from lbgen.generation.verify import verify
+from lbgen.runs.storage import LocalStore
 
 Change = Callable[[dict], object]
 
@@ -126,6 +129,16 @@ def test_a_changed_column_of_the_index_is_found(received, name):
     edit(folder, lambda rows: [row | changes if row["key"] == key else row for row in rows])
     (line,) = verify(folder).damaged
     assert line.startswith("train-00000: ")
+
+
+@pytest.mark.parametrize("scores", [{"label_rank": 1.5}, {"label_rank": 2.0, "label_probability": 0.6}])
+def test_a_rank_that_no_image_can_have_is_found(made, scores):
+    """Ranks are whole numbers, and the second most probable category has at most a half."""
+    config = replace(made["imagefolder"], label_top_k=3)
+    rows, _ = index.read_part(LocalStore(Path(config.output), "all"), "train", 0, 15)
+    row = next(row for row in rows if not row.rejections)
+    assert wrong_screening_column(row, config) is None
+    assert wrong_screening_column(replace(row, scores=row.scores | scores), config) == "label_rank"
 
 
 def test_rows_in_another_order_are_found(received):

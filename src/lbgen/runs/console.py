@@ -140,7 +140,8 @@ def prepare_streams() -> None:
 
 def discard(stream: TextIO) -> None:
     """Drop what the stream still holds, which Python would otherwise try to write when it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    with suppress(io.UnsupportedOperation):  # of a stream that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def flush_or_discard(stream: TextIO) -> None:
