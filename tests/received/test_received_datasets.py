@@ -75,7 +75,7 @@ def id_elsewhere(folder: Path, outside: Path) -> None:
 
 
 def split_elsewhere(folder: Path, outside: Path) -> None:
-    edit_plan(folder, split="../victim/index/train")
+    edit_plan(folder, split="../../victim/index/train")
     (folder / "croissant.json").unlink()
 
 

@@ -24,7 +24,8 @@ from lbgen.runs import identity
 # ---- code from models, adapters and pictures ----
 
 
-def test_no_code_of_a_semantics_folder_runs(tiny_clip_folder, tmp_path, warm_python):
+@pytest.mark.parametrize("changes", [{}, {"model_type": "evil"}])
+def test_no_code_of_a_semantics_folder_runs(changes, tiny_clip_folder, tmp_path, warm_python):
     """Not even where somebody answers transformers' question with yes."""
     folder = Path(shutil.copytree(tiny_clip_folder, tmp_path / "clip"))
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
@@ -32,7 +33,8 @@ def test_no_code_of_a_semantics_folder_runs(tiny_clip_folder, tmp_path, warm_pyt
         path = folder / name
         content = json.loads(path.read_text())
         kinds = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoImageProcessor")
-        path.write_text(json.dumps(content | {"auto_map": {kind: "evil.Evil" for kind in kinds}}))
+        changes = changes if name == "config.json" else {}
+        path.write_text(json.dumps(content | {"auto_map": {kind: "evil.Evil" for kind in kinds}} | changes))
     program = f"from lbgen.models.semantics import load_semantics; load_semantics({str(folder)!r})"
     ended = subprocess.run([warm_python, "-c", program], input="y\ny\ny\n", capture_output=True, text=True)
     assert not (tmp_path / "ran").exists()

@@ -12,6 +12,7 @@ from lbgen.datasets.open import open_dataset
 from lbgen.datasets.records import ImageRecord
 from lbgen.datasets.webdataset import content_of, members, opened_tar
 from lbgen.errors import UserError
+from lbgen.generation.verify import verify
 
 # ---- the audit's own readers ----
 
@@ -31,6 +32,15 @@ def test_only_regular_files_are_read_as_images(received, make):
         assert faults == {"train/z1/z1_00000.png": "it is not a regular file"}
     else:
         assert not any(record.fault for record in records_of(received))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_verify_reads_regular_files_alone(received, make):
+    image = received / "train/z1/z1_00000.png"
+    image.unlink()
+    make(image)
+    with pytest.raises(UserError, match="z1_00000.png: it is "):
+        verify(received)
 
 
 def test_no_folder_is_read_twice(received):
