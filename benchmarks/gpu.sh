@@ -33,7 +33,7 @@ part() { # NAME SECONDS COMMAND...
     failed+=("$name (no time left)")
     return
   fi
-  timeout "$seconds" "$@" 2>&1 | tee "$output/$name.txt" || failed+=("$name")
+  timeout -k 5 "$seconds" "$@" 2>&1 | tee "$output/$name.txt" || failed+=("$name")
 }
 
 machine=(nvidia-smi)

@@ -131,7 +131,9 @@ def test_a_changed_column_of_the_index_is_found(received, name):
     assert line.startswith("train-00000: ")
 
 
-@pytest.mark.parametrize("scores", [{"label_rank": 1.5}, {"label_rank": 2.0, "label_probability": 0.6}])
+@pytest.mark.parametrize(
+    "scores", [{"label_rank": 1.5, "label_probability": 0.5}, {"label_rank": 2.0, "label_probability": 0.6}]
+)
 def test_a_rank_that_no_image_can_have_is_found(made, scores):
     """Ranks are whole numbers, and the second most probable category has at most a half."""
     config = replace(made["imagefolder"], label_top_k=3)

@@ -33,8 +33,8 @@ def test_no_code_of_a_semantics_folder_runs(changes, tiny_clip_folder, tmp_path,
         path = folder / name
         content = json.loads(path.read_text())
         kinds = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoImageProcessor")
-        changes = changes if name == "config.json" else {}
-        path.write_text(json.dumps(content | {"auto_map": {kind: "evil.Evil" for kind in kinds}} | changes))
+        more = changes if name == "config.json" else {}
+        path.write_text(json.dumps(content | {"auto_map": {kind: "evil.Evil" for kind in kinds}} | more))
     program = f"from lbgen.models.semantics import load_semantics; load_semantics({str(folder)!r})"
     ended = subprocess.run([warm_python, "-c", program], input="y\ny\ny\n", capture_output=True, text=True)
     assert not (tmp_path / "ran").exists()

@@ -141,7 +141,8 @@ def prepare_streams() -> None:
 def discard(stream: TextIO) -> None:
     """Drop what the stream still holds, which Python would otherwise try to write when it exits."""
     with suppress(io.UnsupportedOperation):  # of a stream that is no file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        descriptor = stream.fileno()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def flush_or_discard(stream: TextIO) -> None:

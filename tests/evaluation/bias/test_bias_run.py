@@ -351,7 +351,7 @@ def test_folders_of_backbones_have_names_that_file_systems_take():
     [("imagenet9", "bg_challenge/mixed_rand", "mixed_rand"), ("imagenet-c", "ImageNet-C/fog", "fog/3")],
 )
 def test_a_part_that_is_not_there_is_counted(benchmark, lost, part, data, tmp_path):
-    """Where all others are whole, the line that says what is missing would else be empty."""
+    """Otherwise the line about missing images would be empty where all other parts are whole."""
     shutil.copytree(data, tmp_path / "data")
     shutil.rmtree(tmp_path / "data" / lost)
     found, whole = (find_sources(root, {benchmark: BENCHMARKS[benchmark]}) for root in (tmp_path / "data", data))

@@ -40,8 +40,12 @@ def is_layout(folder: Path) -> bool:
 def _folders(folder: Path) -> dict[str, Path]:
     """Corruption -> its folder."""
     places = [folder, *folders_in(folder)]
-    found = {place / name: name for place in places for name in ALEXNET if (place / name / "1").is_dir()}
+    found = {place / name: name for place in places for name in ALEXNET if _has_severities(place / name)}
     return {name: path for path, name in reversed(found.items())}
+
+
+def _has_severities(folder: Path) -> bool:
+    return any((folder / severity).is_dir() for severity in SEVERITIES)
 
 
 def parts(folder: Path) -> list[Part]:

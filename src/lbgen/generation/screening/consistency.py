@@ -61,7 +61,7 @@ def _wrong_columns(row: Row, config: GenerateConfig) -> Iterator[str]:
         if not lowest - ROUNDING <= score <= highest + ROUNDING:  # also NaN
             yield name
     rank, probability = row.scores.get("label_rank", 1), row.scores.get("label_probability", 0)
-    if not float(rank).is_integer() or rank * probability > 1 + ROUNDING:  # every nearer text is more probable
+    if rank % 1 != 0 or rank * probability > 1 + ROUNDING:  # every nearer text is more probable
         yield "label_rank"
 
     # Scores and reasons: the stored attempt fails the checks that its last entry names, and no others.
