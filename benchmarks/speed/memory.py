@@ -69,9 +69,9 @@ def give_weights(*modules: nn.Module, device: torch.device | str = "cpu") -> Non
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:
-                    tensors[name] = (
-                        made[id(tensor)] if id(tensor) in made else made.setdefault(id(tensor), zeros(tensor))
-                    )
+                    if id(tensor) not in made:
+                        made[id(tensor)] = zeros(tensor)
+                    tensors[name] = made[id(tensor)]
 
 
 def conditioning(images: int, size: Size) -> Conditioning:
