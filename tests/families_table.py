@@ -55,6 +55,19 @@ STATEMENTS = (
         ("test_sampling_equals_the_diffusers_pipeline",),
     ),
     Statement(
+        "to the bit",
+        "one image without guidance, where the arithmetic is the same, equals theirs to the bit",
+        ("test_one_image_without_guidance_is_the_pipelines_to_the_bit",),
+    ),
+    Statement(
+        "schedulers",
+        "others than the family's first give the images of the pipeline with them",
+        (
+            "test_another_scheduler_equals_the_pipeline_with_it",
+            "test_a_checkpoints_own_scheduler_is_any_that_diffusers_calls_compatible",
+        ),
+    ),
+    Statement(
         "gradient",
         "equals that of a loop written by hand that stops it at the other calls",
         (
@@ -158,8 +171,10 @@ def family_of(node: str) -> str:
         return "sd"
     if file.endswith("test_stable_diffusion_xl.py"):
         return "sdxl"
-    named = parameters.partition("[")[2].removesuffix("]")
-    return SAME.get(named, named)
+    named = parameters.partition("[")[2].removesuffix("]")  # the family, and after it what else the test varies
+    keys = [key for key in (*FAMILIES, *SAME) if f"{named}-".startswith(f"{key}-")]
+    family = max(keys, key=len, default=named)
+    return SAME.get(family, family)
 
 
 def page(passed: dict[tuple[Statement, str], int]) -> str:

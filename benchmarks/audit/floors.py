@@ -1,7 +1,7 @@
-"""What the audit reads where nothing besides the object tells the label, and how often its intervals hold the truth:
+"""What the audit reads where only the object predicts the label, and how often its intervals hold the truth:
 `python benchmarks/audit/floors.py`.
 
-Sets of 480 photographs of the micro world, audited with masks of their objects and without: what the probes tell on
+Sets of 480 photographs of the micro world, audited with masks of their objects and without: what the probes predict on
 average, how often their interval begins above chance (promised: 2.5%), how strong the attributes' links are, how often
 p is below 0.05. `--link colour` fixes that factor in every category.
 
@@ -9,8 +9,8 @@ p is below 0.05. `--link colour` fixes that factor in every category.
 masks that `lbgen generate --localize` finds, with those of the renders, and without; the object's place and colour stay
 nearly those of the render, the scene is linked to nothing.
 
-Then the intervals, on sets drawn from known distributions: how often a probe's holds what such probes tell on average,
-how often an attribute's holds the strength that was drawn. `--sets 0` prints these alone.
+Then the intervals, on sets drawn from known distributions: how often a probe's holds what such probes predict on
+average, how often an attribute's holds the strength that was drawn. `--sets 0` prints these alone.
 
 `--power SETS` prints instead how often a planted bias is found (benchmarks/audit/planted.py): for each seed two sets in
 which nothing is linked to the label and one in which a cue is, on nine in ten images; `--of` says of which pictures.
@@ -40,7 +40,7 @@ from benchmarks.measuring import flags_parser, heading, markdown
 from benchmarks.microworld.localization import STORED, from_renders, planned_images, recorded
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.findings.significance import differences, differences_together, probe_tests
-from lbgen.audit.measures import CHANCE_FLOOR, PROBES, Measured, measure
+from lbgen.audit.measures import CHANCE_FLOOR, PROBES, MeasuredDataset, measure
 from lbgen.audit.observe import observe
 from lbgen.audit.probes import probe
 from lbgen.audit.workers.observer import Observer, canvas_side
@@ -133,14 +133,14 @@ class Marked(NamedTuple):
     """All probes together, today."""
 
 
-def alone(m: Measured) -> Marked:
+def alone(m: MeasuredDataset) -> Marked:
     above = {name for name in CHANCE_FLOOR if m.figures[f"probes.{name}"].low > m.chance}
     tests = probe_tests(m)
     today = {name for name in CHANCE_FLOOR if tests[name]["significant"]}
     return Marked(above, today, tests["together"]["significant"])
 
 
-def apart(first: Measured, second: Measured) -> Marked:
+def apart(first: MeasuredDataset, second: MeasuredDataset) -> Marked:
     keys = [key for key in first.figures if key.startswith("probes.")]
     p_values = [difference_p_value(first.figures[key], second.figures[key]) for key in first.figures]
     by_accuracy = zip(first.figures, benjamini_hochberg(np.array(p_values)) < 0.05, strict=True)
@@ -157,7 +157,7 @@ def print_power(sets: int, images: int, link: float, draw: Callable[..., Planted
     attributes = load_attributes(ATTRIBUTES["microworld"])
     observer, config = Observer(space, canvas_side(space)), AuditConfig(permutations=99)
 
-    def measured(seed: int, number: int, home: float) -> Measured:
+    def measured(seed: int, number: int, home: float) -> MeasuredDataset:
         planted = draw(images, home, seed, 3 * seed + number)
         with TemporaryDirectory() as name:
             folder = write_planted(planted if masks else planted._replace(masks=None), Path(name) / "set")
@@ -188,8 +188,8 @@ def share(flags: Iterable[bool]) -> str:
     return f"{np.mean(list(flags)):.0%}"
 
 
-def found_in(m: Measured) -> Found:
-    """The audit's figures, what the hidden square's place tells, and the hue, also where there are no masks."""
+def found_in(m: MeasuredDataset) -> Found:
+    """The audit's figures, what the hidden square's place predicts, and the hue, also where there are no masks."""
     place = probe(m.observed.column("place", m.probed), m.observed.label[m.probed], 0)
     hue = associate(m.observed.label, m.observed.column("hue"), 199, 0)
     associations = {a.reading.name: a.association for a in m.attributes}

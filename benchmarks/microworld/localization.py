@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib import pyplot
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torchvision.ops import box_iou, masks_to_boxes
@@ -52,6 +53,8 @@ WORLD = World(styles=("photo",))
 TESTED = 10**6
 """Seed of the renders on which the network is tested."""
 AT_ONCE = 32
+WORST = 12
+"""Images of the picture of --worst."""
 TITLES = ["tokens", "steps", "times guidance", "mean IoU", "tenth percentile", "boxes at IoU 0.5", "no mask"] + [
     "rank correlation of score and IoU"
 ]
@@ -231,6 +234,21 @@ def rows(made: Drawn, truth: Tensor, counted: Tensor) -> Iterator[list[str]]:
         yield [*name, f"{ious.mean():.3f}", f"{tenth:.3f}", f"{right:.1%}", f"{none:.1%}", f"{rank:.2f}"]
 
 
+def draw_worst(path: Path, made: Drawn, truth: Tensor, counted: Tensor) -> None:
+    """A picture of the images whose stored masks overlap the network's least, the worst first."""
+    masks, _ = segmented(made.maps[*STORED, "yes"], made.pixels)
+    ious, _ = agreement(masks, truth)
+    worst = torch.where(counted, ious, torch.inf).argsort()[:WORST].tolist()
+    figure, axes = pyplot.subplots(2, WORST // 2, figsize=(12, 4.4), layout="constrained")
+    for axis, number in zip(axes.flat, worst, strict=True):
+        axis.imshow(made.pixels[number].permute(1, 2, 0), interpolation="nearest")
+        for outlined, colour, style in ((truth, "white", "dashed"), (masks, "#ff3b8d", "solid")):
+            axis.contour(outlined[number].float(), [0.5], colors=[colour], linestyles=[style], linewidths=2)
+        axis.set_title(f"{made.names[number]}, {ious[number]:.2f}")
+        axis.axis("off")
+    figure.savefig(path, dpi=100)
+
+
 def seconds_per_image(generator: Generator, config: GenerateConfig, repeats: int) -> tuple[float, float]:
     """Of the processor, without and with masks, the fastest of `repeats` batches each; other programs count less."""
     batch = planned_images(24)
@@ -252,6 +270,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--template", default="{name}")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of the time")
+    parser.add_argument("--worst", type=Path, metavar="PNG", help="draw the worst masks of images from noise there")
     arguments = parser.parse_args(argv)
     config = GenerateConfig(
         vocabulary="microworld", generator="microworld", scheduler="ddim", steps=arguments.steps,
@@ -272,6 +291,8 @@ def main(argv: list[str] | None = None) -> None:
     counted = shows_its_category(made) & truth.any(dim=2).any(dim=1)
     print(f"{int(counted.sum())} of {len(counted)} images from noise count.\n")
     print(markdown([TITLES, *rows(made, truth, counted)]))
+    if arguments.worst:
+        draw_worst(arguments.worst, made, truth, counted)
 
     # Renders with noise, by their own masks.
     of_renders = render(np.array([image.label for image in planned]), TESTED + arguments.seed, WORLD)

@@ -28,6 +28,7 @@ from lbgen.configuration.yaml_lines import yaml_text
 from lbgen.errors import Interrupted, UserError, printable
 from lbgen.runs import console
 from lbgen.runs.console import Verbosity, is_verbose, say, showing
+from lbgen.training.processes import is_first
 
 OF_THE_SYSTEM = (
     errno.ENOSPC,
@@ -225,8 +226,11 @@ def _run(argv: Sequence[str]) -> None:
                 with suppress(OSError):
                     traceback.print_exc()
             raise
-        if following := getattr(result, "next_command", ""):
-            say(f"next: {following}")
+        if is_first():
+            if following := getattr(result, "next_command", ""):
+                say(f"next: {following}")
+            if summary := getattr(result, "summary", ""):
+                say(summary)
     if getattr(result, "damaged", ()):  # of verify
         sys.exit(3)
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lbgen.audit import views
 from lbgen.audit.config import AuditConfig
-from lbgen.audit.measures import CHANCE_FLOOR, OBJECT_HIDDEN, Measured, measure
+from lbgen.audit.measures import CHANCE_FLOOR, OBJECT_HIDDEN, MeasuredDataset, measure
 from lbgen.audit.observe import observe
 from lbgen.audit.probes import probe, without_square_position
 from lbgen.audit.workers.observer import Observer, canvas_side
@@ -41,7 +41,7 @@ PLANTED = {
 
 
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory) -> dict[str, Measured]:
+def audited(tmp_path_factory) -> dict[str, MeasuredDataset]:
     """Every planted set, with given masks; two of them without, too; one whose files differ; measured."""
     folder = tmp_path_factory.mktemp("planted")
     for seed, (name, links) in enumerate(PLANTED.items()):
@@ -54,7 +54,7 @@ def audited(tmp_path_factory) -> dict[str, Measured]:
     return measured(folder)
 
 
-def measured(folder: Path) -> dict[str, Measured]:
+def measured(folder: Path) -> dict[str, MeasuredDataset]:
     """Every dataset in the folder."""
     (folder / "attributes.yaml").write_text(ATTRIBUTES)
     attributes = load_attributes(folder / "attributes.yaml")
@@ -70,7 +70,7 @@ def measured(folder: Path) -> dict[str, Measured]:
     return result
 
 
-def told(audited: dict[str, Measured], planted: str, name: str) -> Estimate:
+def told(audited: dict[str, MeasuredDataset], planted: str, name: str) -> Estimate:
     return audited[planted].figures[f"probes.{name}"]
 
 
@@ -79,7 +79,7 @@ def scene_told(strength: float) -> float:
     return (strength + (1 - strength) / 6) / 2
 
 
-def attribute(m: Measured, name: str):
+def attribute(m: MeasuredDataset, name: str):
     return next(a for a in m.attributes if a.reading.name == name)
 
 

@@ -20,7 +20,7 @@ from lbgen.audit.content import LabelRanks, Names
 from lbgen.audit.definitions import DEFINITIONS
 from lbgen.audit.findings.images import find_images
 from lbgen.audit.findings.significance import differences
-from lbgen.audit.measures import PROBES, AttributeFigures, Measured
+from lbgen.audit.measures import PROBES, AttributeFigures, MeasuredDataset
 from lbgen.audit.observe import Sample, Sizes
 from lbgen.audit.output import dataset_figures
 from lbgen.audit.page import write_page
@@ -50,7 +50,7 @@ def sizes_of(label, categories: int) -> Sizes:
     return Sizes(labels, ["train"], np.bincount(label, minlength=categories)[:, None])
 
 
-def made_up(name: str, categories: int, attributes: int, names: list[str] | None = None) -> Measured:
+def made_up(name: str, categories: int, attributes: int, names: list[str] | None = None) -> MeasuredDataset:
     """A dataset's figures without a dataset: four images a category, values drawn or, in the first category, fixed."""
     label = np.repeat(np.arange(categories), 4)
     keys = [f"train/{number}.png" for number in range(len(label))]
@@ -77,7 +77,7 @@ def made_up(name: str, categories: int, attributes: int, names: list[str] | None
     ranks = LabelRanks((odd == 0) * 1.0, label * 0 + 1.0, (label + odd) % categories, 0.05 - odd * 0.1)
     alone = Duplicates(label < 0, label < 0, np.arange(len(label)))
     quality, vendi = RNG.uniform(1, 5, len(label)), RNG.uniform(1, 4, categories)
-    return Measured(
+    return MeasuredDataset(
         observed,
         figures,
         found,
@@ -97,7 +97,7 @@ def made_up(name: str, categories: int, attributes: int, names: list[str] | None
 class Pictures:
     """A source that gives every image the same photograph-like content."""
 
-    def __init__(self, measured: Measured) -> None:
+    def __init__(self, measured: MeasuredDataset) -> None:
         self.keys = measured.observed.keys
         smooth = Image.fromarray(RNG.integers(0, 255, (12, 12, 3)).astype(np.uint8)).resize(
             (96, 96), Image.Resampling.BICUBIC
@@ -132,7 +132,7 @@ def test_thumbnails_are_seen_as_the_audit_sees():
     assert shown(Image.fromarray(ramp))[4, 3:5].mean() == pytest.approx(128, abs=10)
 
 
-def page_of(measured: list[Measured], path: Path) -> Path:
+def page_of(measured: list[MeasuredDataset], path: Path) -> Path:
     content = {
         "datasets": {m.observed.name: dataset_figures(m) for m in measured},
         "comparisons": {"datasets": {}},

@@ -111,9 +111,9 @@ def test_more_categories_than_can_be_probed():
 
 def test_chance_is_that_of_the_categories_that_are_probed():
     """Two of three have an image that a probe saw."""
-    figures, label = dict.fromkeys(measures.Measured.__dataclass_fields__), np.array([0, 0, 1, 1, 2])
+    figures, label = dict.fromkeys(measures.MeasuredDataset.__dataclass_fields__), np.array([0, 0, 1, 1, 2])
     figures |= {"observed": SimpleNamespace(label=label), "probed": np.arange(4)}
-    assert measures.Measured(**figures).chance == 0.5
+    assert measures.MeasuredDataset(**figures).chance == 0.5
 
 
 def test_frechet_distance_of_gaussians_in_closed_form():

@@ -356,6 +356,21 @@ def test_wrong_flags_are_refused_by_flag():
     assert "did you mean minutes" in refusal(resolve, Baking, None, {"minuets": 3})
 
 
+@pytest.mark.parametrize(
+    ("config", "flags", "expected"),
+    [
+        (GenerateConfig, {"stored_size": (1, 70_000), "image_format": "jpeg"}, "--stored-size 1 70000: give two num"),
+        (GenerateConfig, {"size": (100_000, 100_000)}, "--size 100000 100000: give two numbers from 1 to 8192"),
+        (AlignConfig, {"rank": 10**6}, "--rank 1000000: give 1 to 4096"),
+        (AlignConfig, {"learning_rate": 1e38}, "--learning-rate 1e+38: give a number above 0, 1e6 at most"),
+    ],
+)
+def test_extreme_values_that_once_ran_are_refused(config, flags, expected):
+    with pytest.raises(UserError) as refused:
+        config(vocabulary="microworld", **flags)
+    assert str(refused.value).startswith(expected)
+
+
 @pytest.mark.parametrize("name", built_in_recipes())
 def test_built_in_recipes_are_of_the_verb_that_their_name_says(name):
     others = dict.fromkeys(("resnet50", "vit-s", "micro", "micro-vit"), PretrainConfig)

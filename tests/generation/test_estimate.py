@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from lbgen.errors import UserError
 from lbgen.generation.estimate import SIZES, TIMES, in_units, plan
 from lbgen.generation.run import generate
 
@@ -47,3 +48,12 @@ def test_plan_counts_and_makes_nothing(config, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "12 of 3 categories, split train; 10 of them are made already or belong to other parts\n" in shown
     assert re.search("^to make +2 images in 1 shard$", shown, re.MULTILINE)
+
+
+def test_the_licence_is_shown_before_weights_are_read(config, capsys):
+    """Also where they cannot be had, as here, where no hub can be reached."""
+    with pytest.raises(UserError):
+        plan(replace(config, generator="sdxl"))
+    assert re.search(
+        r"^licence  CreativeML OpenRAIL\+\+-M; images as training data: yes", capsys.readouterr().out, re.M
+    )

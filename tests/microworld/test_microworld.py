@@ -145,6 +145,32 @@ def test_a_fit_that_was_stopped_goes_on_as_if_it_never_was(by_muon, tmp_path):
     torch.testing.assert_close(whole["weight"], torch.ones(1, 3), atol=0.1, rtol=0)
 
 
+def test_a_cosine_that_changes_is_that_of_a_run_that_went_on_with_other_steps(tmp_path):
+    """As the flow was made: begun with the cosine of one number of steps, gone on with that of another."""
+
+    def fitted(folder, stop, steps, cosine=None):
+        folder.mkdir(exist_ok=True)
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 1)
+
+        def loss(step):
+            if step == stop:
+                raise KeyboardInterrupt
+            x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+            return (model(x).squeeze(-1) - x.sum(-1)).square().mean()
+
+        with contextlib.suppress(KeyboardInterrupt):
+            fit("line", model, loss, steps, 5e-2, folder, cosine=cosine)
+        return model.state_dict()
+
+    fitted(tmp_path / "two", 100, 400)
+    two = fitted(tmp_path / "two", None, 250)
+    one = fitted(tmp_path / "one", None, 250, lambda step: 400 if step <= 100 else 250)
+    other = fitted(tmp_path / "other", None, 250)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not torch.equal(one["weight"], other["weight"])
+
+
 def test_shipped_weights_are_small_and_those_of_the_card():
     """Sizes as promised, every file's hash in the card, and every gate's figure within its gate."""
     weights = sorted(microworld.WEIGHTS.rglob("*.safetensors"))

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from lbgen.configuration.ranges import (
-    Batch,
     Betas,
     Count,
+    ImagesAtOnce,
     LearningRate,
+    NamesOrPaths,
     NonNegative,
     NonNegativeInt,
-    Places,
     Positive,
     PositiveShare,
     Range,
@@ -64,7 +64,7 @@ class Texts(Categories):
 class ModelNames(GeneratorWeights):
     """Models."""
 
-    semantics: Places = "clip-vit-l-14"
+    semantics: NamesOrPaths = "clip-vit-l-14"
     """Language space (CLIP, SigLIP, SigLIP 2, MetaCLIP 2 or AIMv2): microworld, clip-vit-l-14, siglip-base, a hub id, a
     folder, or open_clip:NAME/PRETRAINED. Of several every term is the mean of theirs."""
     quality: str = "antonyms"
@@ -93,7 +93,7 @@ class Duration(Settings):
     """Seed of all randomness. A random number depends on it, on the update and on the place in the global batch."""
     max_steps: Count = 100
     """Updates of the adapter, 1 or more. A finished run continues when it is started again with more."""
-    batch_size: Batch = 4
+    batch_size: ImagesAtOnce = 4
     """Images per update in each process; the global batch is this times the number of processes."""
     checkpoint_every: Count = 25
     """Updates between checkpoints; the last two checkpoints are kept."""

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from lbgen.audit import views
 from lbgen.audit.config import AuditConfig
-from lbgen.audit.measures import Measured
+from lbgen.audit.measures import MeasuredDataset
 from lbgen.audit.workers.row_cache import RowCache
 from lbgen.datasets.records import DatasetReader
 from lbgen.metrics import distances
@@ -34,7 +34,7 @@ Comparisons = dict[str, dict[str, Estimate]]
 
 
 def compare_with_first(
-    measured: list[Measured], readers: list[DatasetReader], config: AuditConfig
+    measured: list[MeasuredDataset], readers: list[DatasetReader], config: AuditConfig
 ) -> tuple[str, Comparisons]:
     """The name of the feature space, and every dataset but the first compared in it; empty for one dataset."""
     if len(measured) < 2:
@@ -52,7 +52,7 @@ def compare_with_first(
     return space, found
 
 
-def copies_between(first: Measured, other: Measured) -> distances.Pairs:
+def copies_between(first: MeasuredDataset, other: MeasuredDataset) -> distances.Pairs:
     """(P, 2) pairs of near-duplicates among the compared images of two datasets, each image in one pair at most."""
     pictures = np.concatenate([m.observed.column("picture", m.compared) for m in (first, other)])
     original = originals(*picture_hashes(pictures), lambda rows: pictures[rows]).tolist()
@@ -65,7 +65,7 @@ def copies_between(first: Measured, other: Measured) -> distances.Pairs:
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
-def with_equal_keys(copies: distances.Pairs, first: Measured, other: Measured) -> distances.Pairs:
+def with_equal_keys(copies: distances.Pairs, first: MeasuredDataset, other: MeasuredDataset) -> distances.Pairs:
     """The same pairs, and those of the other images whose keys are equal, as they may be made from the same noise."""
     left, right = ({m.observed.keys[row]: place for place, row in enumerate(m.compared)} for m in (first, other))
     paired = (set(copies[:, 0].tolist()), set(copies[:, 1].tolist()))
@@ -140,7 +140,7 @@ class VisionModel:
 
 
 def features_of(
-    measured: list[Measured], readers: list[DatasetReader], config: AuditConfig
+    measured: list[MeasuredDataset], readers: list[DatasetReader], config: AuditConfig
 ) -> tuple[str, list[NDArray]]:
     """The name of the feature space, and the features (N, D) of each dataset's compared images."""
     where = config.features or (DEFAULT if identity.weights_sha256(DEFAULT) else None)
@@ -160,7 +160,7 @@ def open_cache(folder: Path, model: VisionModel) -> RowCache:
 
 
 def _vision_features(
-    model: VisionModel, cache: RowCache, measured: Measured, reader: DatasetReader, config: AuditConfig
+    model: VisionModel, cache: RowCache, measured: MeasuredDataset, reader: DatasetReader, config: AuditConfig
 ) -> NDArray:
     """Features of the compared images; those that are not in the cache are read from the dataset once more."""
     observed = measured.observed

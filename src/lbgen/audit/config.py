@@ -1,11 +1,11 @@
 """The settings of an audit, and what it writes."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
-from lbgen.configuration.ranges import Batch, Place, Range, Seed, Workers, between, require
+from lbgen.configuration.ranges import ImagesAtOnce, NameOrPath, Range, Seed, Workers, between
 from lbgen.configuration.recipes import TakesRecipes
-from lbgen.configuration.settings import Output
+from lbgen.configuration.settings import EngineChoice, LabelColumn, Output
 from lbgen.configuration.values import PathOrText
 
 PAGE, MEASURES, IMAGES = "report.html", "measures.json", "images.parquet"
@@ -14,7 +14,7 @@ WRITTEN = (PAGE, MEASURES, "measures.parquet", IMAGES, "cache")
 
 
 @dataclass(frozen=True)
-class AuditConfig(Output, TakesRecipes):
+class AuditConfig(EngineChoice, LabelColumn, Output, TakesRecipes):
     """Measures."""
 
     VERB: ClassVar = "audit"
@@ -23,15 +23,12 @@ class AuditConfig(Output, TakesRecipes):
     output: str = "runs/audit"
     """Folder for report.html, measures.json, measures.parquet, images.parquet and the cache of what was measured of
     each image."""
-    semantics: Place = "clip-vit-l-14"
+    semantics: NameOrPath = "clip-vit-l-14"
     """Language space in which images are read: microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
-    label_column: str | None = None
-    """Column of a table or of a list of images, or key of a WebDataset's .json, that holds the label. none is `label`,
-    or the only column that can be it, and the .cls of a WebDataset."""
     attributes: PathOrText | None = None
     """YAML file of the attributes to look for (docs/audit.md describes it); none is the built-in list. The micro
     world's language space has its own list, that of its scenes."""
-    features: Place | None = None
+    features: NameOrPath | None = None
     """Vision model in whose features datasets are compared, a hub id or a folder. none is DINOv2
     (facebook/dinov2-base) where it was downloaded before, and the language space elsewhere."""
     probe_images: Annotated[int, between(100, 10**9)] = 20000
@@ -41,21 +38,13 @@ class AuditConfig(Output, TakesRecipes):
     permutations: Annotated[int, between(99, 10**6, ", for p-values down to 0.01")] = 999
     """Number of label shuffles in the test of each attribute, 99 or more. The smallest possible p-value is
     1 / (this + 1)."""
-    batch_size: Batch = 64
+    batch_size: ImagesAtOnce = 64
     """Images that the model reads at once."""
     sample: Annotated[float, Range(lambda x: 0 < x <= 1, "give more than 0 and at most 1")] = 1.0
     """Share of each dataset's images that is measured, drawn at random: above 0, up to 1. The sizes of categories and
     splits are still those of all images."""
-    engine: Literal["local", "ray"] = "local"
-    """What runs the workers: this machine, or a Ray cluster."""
     workers: Workers | None = None
     """Processes that decode images and run the model; none is one per GPU, or this process alone where there are fewer
     than two. The figures do not depend on it."""
-    ray_address: str | None = None
-    """Address of the Ray cluster to join; none is that in RAY_ADDRESS, or starts Ray on this machine."""
     seed: Seed = 0
     """Seed of all randomness: which images the probes see, folds, shuffles, bootstrap."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self, "ray_address", self.ray_address is None or self.engine == "ray", "add --engine ray")

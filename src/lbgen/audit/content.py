@@ -43,7 +43,7 @@ class Names(NamedTuple):
 
 
 @torch.no_grad()
-def label_ranks(observed: Observed, space: SemanticSpace) -> tuple[LabelRanks, Names]:
+def ranked_labels(observed: Observed, space: SemanticSpace) -> tuple[LabelRanks, Names]:
     texts = space.embed_texts([LABEL_TEMPLATE.replace("{name}", label.name) for label in observed.labels]).cpu()
     first, among_five, nearest, margin, start = [], [], [], [], 0
     for features in observed.chunks("image"):

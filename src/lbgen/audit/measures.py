@@ -70,7 +70,7 @@ class CueBalance(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredDataset:
     """One dataset's figures, and what they were computed from."""
 
     observed: Observed
@@ -114,14 +114,14 @@ def measure(
     config: AuditConfig,
     diversity_images: int,
     step: Callable[[str], None],
-) -> Measured:
+) -> MeasuredDataset:
     """All figures of a dataset.
 
     diversity_images: maximum per category for diversity.  step: called with the name of what is measured next.
     """
     label, seed = observed.label, config.seed
     step("labels and quality")
-    (ranks, names), quality = content.label_ranks(observed, space), content.quality(observed, space)
+    (ranks, names), quality = content.ranked_labels(observed, space), content.quality(observed, space)
     figures = _image_figures(observed, ranks, quality, seed)
     step("duplicates")
     duplicates = content.duplicates(observed)
@@ -141,7 +141,7 @@ def measure(
     attribute_figures = list(_attribute_figures(observed, distinct, readings, config))
 
     compared = spread_sample(label, min(COMPARED_IMAGES, config.probe_images), seed)
-    return Measured(
+    return MeasuredDataset(
         observed,
         figures,
         attribute_figures,

@@ -16,7 +16,7 @@ from lbgen.audit.definitions import ASSOCIATION, DEFINITIONS
 from lbgen.audit.findings.curation import told_categories
 from lbgen.audit.findings.significance import FALSE_DISCOVERIES, differences, differences_together, probe_tests
 from lbgen.audit.findings.verdict import notes
-from lbgen.audit.measures import PROBES, AttributeFigures, Measured
+from lbgen.audit.measures import PROBES, AttributeFigures, MeasuredDataset
 from lbgen.configuration.documentation import Documented
 from lbgen.runs import atomic, identity
 
@@ -41,7 +41,9 @@ class AuditResult(Documented):
     """What to do with them."""
 
 
-def write_measures(content: dict[str, Any], measured: list[Measured], comparisons: Comparisons, folder: Path) -> Path:
+def write_measures(
+    content: dict[str, Any], measured: list[MeasuredDataset], comparisons: Comparisons, folder: Path
+) -> Path:
     """Write both files; returns the path of measures.json.  content: see `measures_content`."""
     path = folder / MEASURES
     atomic.write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -54,7 +56,7 @@ def write_measures(content: dict[str, Any], measured: list[Measured], comparison
 
 
 def measures_content(
-    measured: list[Measured], space: str, comparisons: Comparisons, config: AuditConfig, diversity_images: int
+    measured: list[MeasuredDataset], space: str, comparisons: Comparisons, config: AuditConfig, diversity_images: int
 ) -> dict[str, Any]:
     """The content of measures.json.  space: name of the features in which datasets were compared."""
     return {
@@ -82,7 +84,7 @@ def measures_content(
     }
 
 
-def dataset_figures(m: Measured) -> dict[str, Any]:
+def dataset_figures(m: MeasuredDataset) -> dict[str, Any]:
     observed, flat = m.observed, {key: estimate.to_json() for key, estimate in m.figures.items()}
     labels, splits, counts = observed.sizes
     probes = {key.partition(".")[2]: value for key, value in flat.items() if key.startswith("probes.")}
@@ -122,7 +124,7 @@ def _attribute_figures(a: AttributeFigures) -> dict[str, Any]:
     }
 
 
-def name_figures(m: Measured) -> dict[str, Any]:
+def name_figures(m: MeasuredDataset) -> dict[str, Any]:
     """Ids of the categories whose names the model cannot tell apart, in groups, and of those that it does not know."""
     ids = [label.id for label in m.observed.labels]
     return {
@@ -131,7 +133,7 @@ def name_figures(m: Measured) -> dict[str, Any]:
     }
 
 
-def strongest_pairs(m: Measured, most: int) -> list[tuple[int, int, int]]:
+def strongest_pairs(m: MeasuredDataset, most: int) -> list[tuple[int, int, int]]:
     """Indices (attribute, category, value) of the significant pairs, sorted by decreasing lift."""
     found = []
     for number, a in enumerate(m.attributes):
@@ -140,7 +142,7 @@ def strongest_pairs(m: Measured, most: int) -> list[tuple[int, int, int]]:
     return [pair for _, *pair in sorted(found)[:most]]  # type: ignore[misc]
 
 
-def _pair_figures(m: Measured, number: int, category: int, value: int) -> dict[str, Any]:
+def _pair_figures(m: MeasuredDataset, number: int, category: int, value: int) -> dict[str, Any]:
     a = m.attributes[number]
     return {
         "category": m.observed.labels[category].name,
@@ -153,19 +155,19 @@ def _pair_figures(m: Measured, number: int, category: int, value: int) -> dict[s
     }
 
 
-def category_means(m: Measured, values: np.ndarray) -> np.ndarray:
+def category_means(m: MeasuredDataset, values: np.ndarray) -> np.ndarray:
     """(C,) mean of (N,) values inside each category."""
     label, count = m.observed.label, len(m.observed.labels)
     return np.bincount(label, values, count) / np.bincount(label, minlength=count)
 
 
-def worst_categories(m: Measured, most: int) -> list[dict[str, Any]]:
+def worst_categories(m: MeasuredDataset, most: int) -> list[dict[str, Any]]:
     """The categories with the lowest label agreement, lowest first."""
     agreement = category_means(m, m.ranks.first)
     return [_category_figures(m, category) for category in np.argsort(agreement, kind="stable")[:most]]
 
 
-def _category_figures(m: Measured, category: int) -> dict[str, Any]:
+def _category_figures(m: MeasuredDataset, category: int) -> dict[str, Any]:
     rows = m.observed.label == category
     mistaken, counts = np.unique(m.ranks.nearest[rows & (m.ranks.nearest != m.observed.label)], return_counts=True)
     return {
@@ -185,7 +187,7 @@ def _category_figures(m: Measured, category: int) -> dict[str, Any]:
 # ---- measures.parquet ----
 
 
-def _rows(measured: list[Measured], comparisons: Comparisons) -> Iterator[dict[str, Any]]:
+def _rows(measured: list[MeasuredDataset], comparisons: Comparisons) -> Iterator[dict[str, Any]]:
     """One row per figure, by the columns of SCHEMA."""
     for m in measured:
         name, names = m.observed.name, [label.name for label in m.observed.labels]
@@ -207,7 +209,7 @@ def _rows(measured: list[Measured], comparisons: Comparisons) -> Iterator[dict[s
             yield from _attribute_rows(a, name, names)
 
 
-def _size_rows(m: Measured) -> Iterator[dict[str, Any]]:
+def _size_rows(m: MeasuredDataset) -> Iterator[dict[str, Any]]:
     """Number of images: of each category, of each split, and of each category in each split."""
     labels, splits, counts = m.observed.sizes
     names = [label.name for label in labels]

@@ -23,7 +23,7 @@ from lbgen.audit.findings.verdict import (
     shortcut_cues,
     verdict,
 )
-from lbgen.audit.measures import CHANCE_FLOOR, Measured
+from lbgen.audit.measures import CHANCE_FLOOR, MeasuredDataset
 from lbgen.audit.output import strongest_pairs, worst_categories
 from lbgen.audit.probes import FOLDS
 from lbgen.datasets.records import DatasetReader
@@ -69,7 +69,7 @@ class AuditPage:
 
 
 def write_page(
-    measured: list[Measured],
+    measured: list[MeasuredDataset],
     readers: Sequence[DatasetReader],
     content: dict[str, Any],
     images: list[ImageFindings],
@@ -110,7 +110,7 @@ def write_page(
 # ---- header ----
 
 
-def warnings(measured: list[Measured]) -> list[tuple[str, str]]:
+def warnings(measured: list[MeasuredDataset]) -> list[tuple[str, str]]:
     """Each warning once, with the names of the datasets it concerns."""
     texts = [language_warning(m) for m in measured]
     names = [m.observed.name for m in measured]
@@ -120,7 +120,7 @@ def warnings(measured: list[Measured]) -> list[tuple[str, str]]:
     ]
 
 
-def _tile(m: Measured, among_others: bool) -> dict[str, Any]:
+def _tile(m: MeasuredDataset, among_others: bool) -> dict[str, Any]:
     observed = m.observed
     lines = [f"{verdict(m)}."] if among_others else []
     images, categories = f"{len(observed.keys):,}", f"{len(observed.labels):,}"
@@ -143,7 +143,7 @@ def _tile(m: Measured, among_others: bool) -> dict[str, Any]:
     return {"name": observed.name, "lines": lines + [note for note in notes(m) if note != shown_above]}
 
 
-def _split_sizes(m: Measured) -> str:
+def _split_sizes(m: MeasuredDataset) -> str:
     _, names, counts = m.observed.sizes
     labels = counts.sum(axis=1)
     sizes = [f"{name} {count:,}" for name, count in zip(names, counts.sum(axis=0), strict=True)]
@@ -169,7 +169,7 @@ def _text(value: Any) -> str:
 # ---- tables ----
 
 
-def _figure_groups(measured: list[Measured], content: dict[str, Any]) -> list[dict[str, Any]]:
+def _figure_groups(measured: list[MeasuredDataset], content: dict[str, Any]) -> list[dict[str, Any]]:
     groups = []
     for key, title in GROUPS.items():
         rows = []
@@ -189,7 +189,7 @@ def _figure_groups(measured: list[Measured], content: dict[str, Any]) -> list[di
     return groups
 
 
-def _note(definition: Definition, measured: list[Measured]) -> str:
+def _note(definition: Definition, measured: list[MeasuredDataset]) -> str:
     better = "" if definition.better == "neither" else f"{definition.better} is better"
     name = definition.key.removeprefix("probes.")
     if name == definition.key:
@@ -200,7 +200,9 @@ def _note(definition: Definition, measured: list[Measured]) -> str:
     return "; ".join([better, *([" or ".join(chances)] if chances else [])])
 
 
-def _figure_cell(definition: Definition, m: Measured, first: Measured, content: dict[str, Any]) -> dict[str, str]:
+def _figure_cell(
+    definition: Definition, m: MeasuredDataset, first: MeasuredDataset, content: dict[str, Any]
+) -> dict[str, str]:
     key, name = definition.key, m.observed.name
     if definition.group == "comparison":
         found = content["comparisons"]["datasets"].get(name, {}).get(key)
@@ -229,7 +231,7 @@ def _estimate(plain: dict[str, float | None]) -> Estimate:
     return Estimate(value, low, high)
 
 
-def _attribute_group(measured: list[Measured]) -> dict[str, Any]:
+def _attribute_group(measured: list[MeasuredDataset]) -> dict[str, Any]:
     names = list(dict.fromkeys(a.reading.name for m in measured for a in m.attributes))
     rows = []
     for name in names:
@@ -245,7 +247,7 @@ def _attribute_group(measured: list[Measured]) -> dict[str, Any]:
     return {"title": title, "explained": f"{ASSOCIATION['cramers_v']} {ASSOCIATION['p_value']}", "rows": rows}
 
 
-def _worst(m: Measured) -> dict[str, Any]:
+def _worst(m: MeasuredDataset) -> dict[str, Any]:
     rows = [
         {
             "name": line["name"],
@@ -260,7 +262,7 @@ def _worst(m: Measured) -> dict[str, Any]:
     return {"name": m.observed.name, "rows": rows}
 
 
-def _left_out(m: Measured) -> dict[str, Any]:
+def _left_out(m: MeasuredDataset) -> dict[str, Any]:
     """Broken files with the cause of each, and one line for each reason to skip, with the first name as an example."""
     broken = [f"{key}: {why}" for key, why in m.observed.broken.items()]
     more = [f"and {len(broken) - BROKEN_SHOWN} more"] if len(broken) > BROKEN_SHOWN else []
@@ -274,7 +276,7 @@ def _left_out(m: Measured) -> dict[str, Any]:
     }
 
 
-def _shortcuts(measured: list[Measured], place: int, gallery: Gallery) -> dict[str, Any]:
+def _shortcuts(measured: list[MeasuredDataset], place: int, gallery: Gallery) -> dict[str, Any]:
     """The strongest pairs of a dataset; adds some images of each to the gallery."""
     m, lines = measured[place], []
     for attribute, category, value in strongest_pairs(m, PAIRS_SHOWN):
@@ -284,7 +286,7 @@ def _shortcuts(measured: list[Measured], place: int, gallery: Gallery) -> dict[s
     return {"name": m.observed.name, "pairs": lines}
 
 
-def _pair_texts(m: Measured, pair: Pair) -> dict[str, Any]:
+def _pair_texts(m: MeasuredDataset, pair: Pair) -> dict[str, Any]:
     attribute, category, value = pair
     a = m.attributes[attribute]
     images = int(a.table[category].sum())
@@ -301,7 +303,7 @@ def _pair_texts(m: Measured, pair: Pair) -> dict[str, Any]:
 # ---- charts and data ----
 
 
-def _histograms(measured: list[Measured]) -> list[dict[str, Any]]:
+def _histograms(measured: list[MeasuredDataset]) -> list[dict[str, Any]]:
     """Of diversity and of quality, one per dataset, with the same axis for all datasets."""
     found = []
     for title, note, columns in (
@@ -319,7 +321,7 @@ def _histograms(measured: list[Measured]) -> list[dict[str, Any]]:
     return found
 
 
-def _script_data(m: Measured, samples: list[list[str]]) -> dict[str, Any]:
+def _script_data(m: MeasuredDataset, samples: list[list[str]]) -> dict[str, Any]:
     observed = m.observed
     return {
         "name": observed.name,

@@ -30,7 +30,7 @@ from lbgen.runs.processes.ray import import_ray
 from lbgen.vocabulary.attributes import Attribute, load_attributes
 
 if TYPE_CHECKING:
-    from lbgen.audit.measures import Measured
+    from lbgen.audit.measures import MeasuredDataset
     from lbgen.audit.observe import Observed
     from lbgen.audit.output import AuditResult
     from lbgen.models.semantics import SemanticSpace
@@ -183,7 +183,7 @@ def _measured(
     attributes: list[Attribute],
     config: AuditConfig,
     diversity_images: int,
-) -> list[Measured]:
+) -> list[MeasuredDataset]:
     from lbgen.audit.measures import PROGRESS_STEPS, measure
 
     with Progress("measures", PROGRESS_STEPS * len(observed), "steps") as progress:

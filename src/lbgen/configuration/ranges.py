@@ -27,12 +27,12 @@ class Range(NamedTuple):
         return f"Range({self.remedy!r})"  # as help() shows it
 
 
-class IsPlace(NamedTuple):
+class MayBePath(NamedTuple):
     """Marks a text that may be a path of this machine, besides a name or an address."""
 
 
-Place = Annotated[str, IsPlace()]
-Places = Annotated[OneOrMore, IsPlace()]
+NameOrPath = Annotated[str, MayBePath()]
+NamesOrPaths = Annotated[OneOrMore, MayBePath()]
 
 
 def between(least: int, most: int, more: str = "") -> Range:
@@ -42,7 +42,7 @@ def between(least: int, most: int, more: str = "") -> Range:
 
 Count = Annotated[int, between(1, 10**9)]
 NonNegativeInt = Annotated[int, between(0, 10**9)]
-Batch = Annotated[int, between(1, 2**20)]
+ImagesAtOnce = Annotated[int, between(1, 2**20)]
 """Images at once."""
 Repeats = Annotated[int, between(1, 10_000)]
 """Trainings, draws or seeds."""
@@ -151,7 +151,7 @@ def _ranges(config_class: type) -> dict[str, Range]:
 @functools.cache
 def _places(config_class: type) -> list[str]:
     """The fields that may hold a path."""
-    return [name for name, hint in _hints(config_class).items() if hint in (Path, Place, Places)]
+    return [name for name, hint in _hints(config_class).items() if hint in (Path, NameOrPath, NamesOrPaths)]
 
 
 def _hints(config_class: type) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from lbgen.configuration.ranges import Count, Place, Range, Settings, Template, expand_home, require
+from lbgen.configuration.ranges import Count, NameOrPath, Range, Settings, Template, expand_home, require
 from lbgen.runs.storage import without_scheme
 
 
@@ -35,7 +35,7 @@ class Output(Settings):
 class Categories(Settings):
     """Categories and texts."""
 
-    vocabulary: Place = "imagenet-1k"
+    vocabulary: NameOrPath = "imagenet-1k"
     """The categories: imagenet-1k, imagenet-1k-lbgen (with the names of lbGen's released code), microworld, a .txt,
     .csv, .tsv, .json or .jsonl file, or an ImageFolder. Each line of a .txt is a name ("night owl"), or an id and a
     name. A TAB separates the two; so does a space, if the first word has a digit or "_" in it ("n01 owl"). In a name,
@@ -50,7 +50,7 @@ class Categories(Settings):
 class GeneratorName(Settings):
     """Models."""
 
-    generator: Place = "sd15"
+    generator: NameOrPath = "sd15"
     """Text-to-image checkpoint of a family that lbgen reads (docs/models.md): a short name such as microworld, sd15,
     sdxl or sd35-medium, a hub id, a diffusers folder, or a single .safetensors file."""
 
@@ -96,6 +96,29 @@ class Trajectory(Settings):
         """In words."""
         true = f", true CFG scale {self.true_cfg_scale:g}" if self.true_cfg_scale > 1 else ""
         return f"guidance {self.guidance_scale:g}{true}"
+
+
+@dataclass(frozen=True)
+class LabelColumn(Settings):
+    """Data."""
+
+    label_column: str | None = None
+    """Column of a table or of a list of images, or key of a WebDataset's .json, that holds the label. none is `label`,
+    or the only column that can be it, and the .cls of a WebDataset."""
+
+
+@dataclass(frozen=True)
+class EngineChoice(Settings):
+    """Running."""
+
+    engine: Literal["local", "ray"] = "local"
+    """What runs the workers: this machine, or a Ray cluster."""
+    ray_address: str | None = None
+    """Address of the Ray cluster to join; none is that in RAY_ADDRESS, or starts Ray on this machine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "ray_address", self.ray_address is None or self.engine == "ray", "add --engine ray")
 
 
 @dataclass(frozen=True)

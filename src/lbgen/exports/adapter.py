@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from lbgen.configuration.ranges import ensure_config
 from lbgen.errors import UserError
 from lbgen.exports.config import ExportAdapterConfig
-from lbgen.exports.kohya_names import Place, kind_of, kohya_name, places
+from lbgen.exports.kohya_names import MakersLayer, kind_of, kohya_name, makers_layers
 from lbgen.exports.sources import adapter_folder, made_by, refuse_inside, settings, trained_alpha, writing
 from lbgen.models.checkpoints.known import KLEIN
 from lbgen.models.checkpoints.suited import pipeline_of
@@ -127,7 +127,9 @@ def by_kohya(parts: Parts, trained_alpha: float | None, kind: str | None) -> dic
     for part, (config, state) in parts.items():
         alpha = trained_alpha or config.lora_alpha
         layers = {layer: (down, up.float() * (config.lora_alpha / alpha)) for layer, down, up in _layers(state)}
-        where = places(kind, layers) if part == "transformer" else {layer: Place(layer) for layer in layers}
+        where = (
+            makers_layers(kind, layers) if part == "transformer" else {layer: MakersLayer(layer) for layer in layers}
+        )
         for layer in sorted({each.layer for each in where.values()}):
             members = {each: layers[name] for name, each in where.items() if each.layer == layer}
             down, up = _as_one(members)
@@ -138,7 +140,7 @@ def by_kohya(parts: Parts, trained_alpha: float | None, kind: str | None) -> dic
     return weights
 
 
-def _as_one(members: Mapping[Place, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _as_one(members: Mapping[MakersLayer, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """A (m r, in) and B (out, m r) of a layer with the rows of several, of which m have an adapter."""
     import torch
 

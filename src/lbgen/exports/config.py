@@ -3,18 +3,24 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lbgen.configuration.ranges import Place, Settings
+from lbgen.configuration.ranges import NameOrPath, Settings
 from lbgen.configuration.values import PathOrText
 from lbgen.errors import UserError
 
 
 @dataclass(frozen=True)
-class ExportAdapterConfig(Settings):
+class AdapterSource(Settings):
     """Export."""
 
     run: PathOrText
     """Run folder of an alignment, or an adapter folder."""
-    output: PathOrText
+
+
+@dataclass(frozen=True)
+class ExportAdapterConfig(AdapterSource):
+    """Export."""
+
+    output: NameOrPath
     """For kohya and comfyui: the file to write, whose name ends in .safetensors. For diffusers: such a file, or a
     folder, in which the file gets the name that diffusers looks for."""
     format: Literal["diffusers", "kohya", "comfyui"] = "diffusers"
@@ -23,18 +29,16 @@ class ExportAdapterConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.format != "diffusers" and not str(self.output).endswith(".safetensors"):
+        if self.format != "diffusers" and not self.output.endswith(".safetensors"):
             raise UserError(f"{self.output}: for {self.format} give the name of a file that ends in .safetensors")
 
 
 @dataclass(frozen=True)
-class ExportMergedConfig(Settings):
+class ExportMergedConfig(AdapterSource):
     """Export."""
 
-    run: PathOrText
-    """Run folder of an alignment, or an adapter folder."""
-    output: PathOrText
+    output: NameOrPath
     """Folder for the checkpoint; it must not exist yet, or be empty."""
-    generator: Place | None = None
+    generator: NameOrPath | None = None
     """The checkpoint that the adapter was trained on; none is the one that the run folder names. Needed for an adapter
     folder alone, and if the named one is not on this machine."""

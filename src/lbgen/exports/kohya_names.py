@@ -13,7 +13,7 @@ from lbgen.errors import UserError
 from lbgen.models.checkpoints.known import FLUX, KLEIN, PIXART, SD3, Z_IMAGE
 
 
-class Place(NamedTuple):
+class MakersLayer(NamedTuple):
     """Where a layer of diffusers' lies among those of a transformer's makers."""
 
     layer: str
@@ -24,12 +24,12 @@ class Place(NamedTuple):
     """How many rows each of them has, in multiples of the first one's."""
 
 
-def _joined(names: Collection[str], layer: str, widths: tuple[int, ...] = (1, 1, 1)) -> dict[str, Place]:
-    return {name: Place(layer, number, widths) for number, name in enumerate(names)}
+def _joined(names: Collection[str], layer: str, widths: tuple[int, ...] = (1, 1, 1)) -> dict[str, MakersLayer]:
+    return {name: MakersLayer(layer, number, widths) for number, name in enumerate(names)}
 
 
-def _same(names: Mapping[str, str]) -> dict[str, Place]:
-    return {name: Place(layer) for name, layer in names.items()}
+def _same(names: Mapping[str, str]) -> dict[str, MakersLayer]:
+    return {name: MakersLayer(layer) for name, layer in names.items()}
 
 
 QKV, ADDED = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
@@ -43,7 +43,7 @@ _Z_IMAGE_BLOCK = {
     **_same({"attention.to_out.0": "attention.out", "adaLN_modulation.0": "adaLN_modulation.0"}),
     **_same({f"feed_forward.w{number}": f"feed_forward.w{number}" for number in (1, 2, 3)}),
 }
-BLOCKS: dict[str, dict[str, tuple[str, dict[str, Place]]]] = {
+BLOCKS: dict[str, dict[str, tuple[str, dict[str, MakersLayer]]]] = {
     SD3: {
         "transformer_blocks": (
             "joint_blocks",
@@ -100,7 +100,7 @@ A layer is left out whose rows have another order: the last norm of Stable Diffu
 """
 
 
-def place(kind: str, layer: str) -> Place | None:
+def makers_layer(kind: str, layer: str) -> MakersLayer | None:
     """Where a layer of a transformer lies, by its full name; None where its makers' code has no such layer."""
     blocks, _, rest = layer.partition(".")
     number, _, inner = rest.partition(".")
@@ -111,11 +111,11 @@ def place(kind: str, layer: str) -> Place | None:
 
 def kind_of(layers: Collection[str]) -> str | None:
     """The class of the pipeline that alone has all of these layers; None where that is none or several."""
-    kinds = [kind for kind in BLOCKS if all(place(kind, layer) for layer in layers)]
+    kinds = [kind for kind in BLOCKS if all(makers_layer(kind, layer) for layer in layers)]
     return kinds[0] if len(kinds) == 1 else None
 
 
-def places(kind: str | None, layers: Collection[str]) -> dict[str, Place]:
+def makers_layers(kind: str | None, layers: Collection[str]) -> dict[str, MakersLayer]:
     """The place of each layer of a transformer's adapter.  kind: the class of its pipeline, None if it is not known."""
     known = kind or kind_of(layers)
     if known is None:
@@ -126,7 +126,7 @@ def places(kind: str | None, layers: Collection[str]) -> dict[str, Place]:
     if known not in BLOCKS:
         other = "comfyui" if known == PIXART else "diffusers"
         raise UserError(f"--format kohya: kohya's scripts know no adapter of a {known}; give --format {other}")
-    found = {layer: place(known, layer) for layer in layers}
+    found = {layer: makers_layer(known, layer) for layer in layers}
     if lacking := [layer for layer, each in found.items() if each is None]:
         raise UserError(f"--format kohya: it has no name for the layer {lacking[0]}; give --format comfyui")
     return {layer: each for layer, each in found.items() if each is not None}

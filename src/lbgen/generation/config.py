@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from lbgen.configuration.ranges import (
-    Batch,
     Count,
-    Place,
+    ImagesAtOnce,
+    NameOrPath,
     Range,
     Seed,
     Settings,
@@ -21,7 +21,15 @@ from lbgen.configuration.ranges import (
     require,
 )
 from lbgen.configuration.recipes import TakesRecipes
-from lbgen.configuration.settings import Categories, GeneratorWeights, Output, Precision, Scheduler, Trajectory
+from lbgen.configuration.settings import (
+    Categories,
+    EngineChoice,
+    GeneratorWeights,
+    Output,
+    Precision,
+    Scheduler,
+    Trajectory,
+)
 from lbgen.configuration.values import PathOrText
 from lbgen.datasets.index import is_split_name
 from lbgen.models import training
@@ -42,7 +50,7 @@ class ScreeningConfig(Settings):
     screen: tuple[Check, ...] = ()
     """Checks to make: label, quality, blank, duplicate, unsafe, mask (with --localize). An image that fails one is made
     again, from other noise."""
-    screen_semantics: Place = "clip-vit-l-14"
+    screen_semantics: NameOrPath = "clip-vit-l-14"
     """Language space that checks images: microworld, clip-vit-l-14, siglip-base, a hub id, a folder, or
     open_clip:NAME/PRETRAINED."""
     screen_template: Template = "photo of {name}"
@@ -162,19 +170,17 @@ class Files(Settings):
 class BatchSize(Settings):
     """Running."""
 
-    batch_size: Batch | None = None
+    batch_size: ImagesAtOnce | None = None
     """Images generated at once. It is part of the configuration: another size can change the last bits of an image.
     none is the size of an earlier run here; without one, 32 on a CPU and what fits the memory on a GPU."""
 
 
 @dataclass(frozen=True)
-class Running(Precision, BatchSize):
+class Running(EngineChoice, Precision, BatchSize):
     """Running."""
 
     compile: bool = False
     """Compile the networks with torch.compile. This takes minutes at the start; images are made faster on a GPU."""
-    engine: Literal["local", "ray"] = "local"
-    """What runs the workers: this process, or a Ray cluster."""
     workers: Workers | None = None
     """Processes that generate; none is one per GPU, or one where there is no GPU."""
     writers: Writers = 2
@@ -182,8 +188,6 @@ class Running(Precision, BatchSize):
     shard_of: str | None = None
     """I/N makes every N-th shard only, starting with shard I, for job arrays. Shards are counted from 0; N/N is the
     same as 0/N."""
-    ray_address: str | None = None
-    """Address of the Ray cluster to join; none is that in RAY_ADDRESS, or starts Ray on this machine."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +224,6 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
         on_hub = self.output.startswith("hf://") and self.format == "imagefolder"
         require(self, "format", not on_hub, "hf:// makes a commit of each file; choose webdataset or parquet there")
         require(self, "shard_of", self.part is None or self.engine == "local", "Ray distributes the shards itself")
-        require(self, "ray_address", self.ray_address is None or self.engine == "ray", "add --engine ray")
         require(self, "screen", self.localize or "mask" not in self.screen, "add --localize, which makes masks")
         require(self, "compile", not (self.localize and self.compile), "leave it out, --localize reads the attention")
         instructed = self.localize and self.pipeline_instruction
@@ -257,19 +260,23 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
 class VerifyConfig(Settings):
     """Repair."""
 
-    directory: Place
+    directory: NameOrPath
     """A dataset that lbgen generate made: a folder, or an address such as s3://bucket/name."""
     repair: bool = False
     """Make the damaged shards again, and no others."""
-    generator: Place | None = None
+    generator: NameOrPath | None = None
     """With --repair: the generator that the dataset was made with. Needed if another user made the dataset."""
     adapter: PathOrText | None = None
     """With --repair: the adapter folder that the dataset was made with. Needed if another user made the dataset."""
     attributes: PathOrText | None = None
     """With --repair: the file of balanced attributes that the dataset was made with. Needed if another user made the
     dataset."""
-    screen_semantics: Place | None = None
-    """With --repair: the language space that the dataset was made with. Needed if another user made the dataset."""
+    screen_semantics: NameOrPath | None = None
+    """With --repair or --check-scores: the language space that the dataset was made with. Needed if another user made
+    the dataset."""
+    check_scores: bool = False
+    """Compute the scores of the label, quality and unsafe checks again from the stored images, and compare them too. It
+    needs PNG in the size of the generator, and takes as long as the checks did."""
 
 
 RUNNING = ("output", "engine", "workers", "writers", "shard_of", "ray_address", "report_share")

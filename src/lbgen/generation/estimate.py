@@ -72,22 +72,22 @@ def plan(config: GenerateConfig) -> PlanEstimate:
         done = index.finished_shards(store, config.split)
     shards = range(dataset_plan.shards(config.split))
     missing = [shard for shard in shards if shard not in done and in_part(shard, config)]
-    size = speed = None
-    device = "this machine"
-    if missing:
-        ensure_loadable(config)
-        batch_size = config.batch_size or (record.config["batch_size"] if record else None)
-        size, speed, device = measure(replace(config, batch_size=batch_size), dataset_plan, missing[0], record)
     estimate = PlanEstimate(
         images=dataset_plan.images(config.split),
         images_missing=sum(dataset_plan.shard_images(config.split, shard) for shard in missing),
         shards=len(shards),
         shards_missing=len(missing),
-        bytes_per_image=size,
-        images_per_second=speed,
-        device=device,
+        bytes_per_image=None,
+        images_per_second=None,
+        device="this machine",
     )
-    print(as_text(estimate, config, dataset_plan))
+    print(planned(estimate, config, dataset_plan), flush=True)  # also where the weights cannot be had
+    if missing:
+        ensure_loadable(config)
+        batch_size = config.batch_size or (record.config["batch_size"] if record else None)
+        size, speed, device = measure(replace(config, batch_size=batch_size), dataset_plan, missing[0], record)
+        estimate = replace(estimate, bytes_per_image=size, images_per_second=speed, device=device)
+    print(cost(estimate, config))
     return estimate
 
 
@@ -123,12 +123,12 @@ def timed(renderer: Renderer, batch: Sequence[PlannedImage], config: GenerateCon
     return seconds, [len(image_file(image, row, config, name, None)) for image, row in pairs]
 
 
-def as_text(estimate: PlanEstimate, config: GenerateConfig, plan: Plan) -> str:
-    """The lines that `lbgen plan` prints."""
+def planned(estimate: PlanEstimate, config: GenerateConfig, plan: Plan) -> str:
+    """The lines of `lbgen plan` for which no model is needed."""
     not_to_make = estimate.images - estimate.images_missing
     others = f"; {not_to_make:,} of them are made already or belong to other parts" if not_to_make else ""
     first = plan.categories[0]
-    lines = [
+    rows = [
         ("first", f'category "{first.name}", id {first.id}'),
         *trajectory_lines(config, plan),
         ("licence", str(licence(config.generator) or UNKNOWN)),
@@ -136,12 +136,17 @@ def as_text(estimate: PlanEstimate, config: GenerateConfig, plan: Plan) -> str:
         ("shards", f"{estimate.shards:,} of up to {config.shard_size:,} images, {config.format}"),
     ]
     if used := approximations(config):
-        lines.append(("approx.", "; ".join(used)))
+        rows.append(("approx.", "; ".join(used)))
     if differences := training_differences(config, plan.categories):
-        lines.append(("adapter", f"not as it was trained: {'; '.join(differences)}"))
+        rows.append(("adapter", f"not as it was trained: {'; '.join(differences)}"))
+    return table(rows)
+
+
+def cost(estimate: PlanEstimate, config: GenerateConfig) -> str:
+    """The lines of `lbgen plan` with what was measured; their column is as wide as that of the lines before."""
     if estimate.images_per_second is None or estimate.bytes_per_image is None:
-        return table([*lines, ("to make", "nothing")])
-    lines += [
+        return table([("to make", "nothing")])
+    rows = [
         ("to make", f"{counted(estimate.images_missing, 'image')} in {counted(estimate.shards_missing, 'shard')}"),
         ("speed", f"{estimate.images_per_second:.3g} images/s per worker, measured here ({estimate.device})"),
         ("time", f"{in_units(estimate.images_missing / estimate.images_per_second, TIMES)} of one such device"),
@@ -151,4 +156,4 @@ def as_text(estimate: PlanEstimate, config: GenerateConfig, plan: Plan) -> str:
             f"{in_units(estimate.bytes_per_image, SIZES)} per image",
         ),
     ]
-    return table(lines)
+    return table(rows)

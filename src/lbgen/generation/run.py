@@ -99,9 +99,9 @@ def make_missing(store: Store, config: GenerateConfig, plan: Plan, record: Recor
         draw_missing(store, config, plan, record, missing)
         done = index.finished_shards(store, split)
 
-    # Complete the dataset.
+    # Near-duplicates are compared when all shards are there, and then the dataset is described.
     if has_all_shards(store, plan) and lacks_any(store, config, plan):
-        complete(store, config, plan)
+        compare_and_describe(store, config, plan)
     store.clear_staging(every=config.part is None)
 
     # Report.
@@ -142,7 +142,7 @@ def has_all_shards(store: Store, plan: Plan) -> bool:
     return all(index.finished_shards(store, split) >= set(range(plan.shards(split))) for split in plan.splits)
 
 
-def complete(store: Store, config: GenerateConfig, plan: Plan) -> None:
+def compare_and_describe(store: Store, config: GenerateConfig, plan: Plan) -> None:
     """Once all shards are there: draw near-duplicates again, then write the files that describe the dataset.
 
     A dataset that has its completion marker was compared already.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lbgen.configuration.documentation import Documented
 from lbgen.datasets import index
@@ -27,6 +27,9 @@ from lbgen.runs import identity
 from lbgen.runs.console import result, tracked
 from lbgen.runs.lock import locked
 from lbgen.runs.storage import Store, open_store, storage_errors, without_scheme
+
+if TYPE_CHECKING:  # at run time it would bring torch, which a comparison of files does without
+    from lbgen.generation.screening.checks import Screen
 
 ShardId = tuple[str, int]
 """Split and number."""
@@ -77,14 +80,15 @@ def verify(directory: str | Path | VerifyConfig, repair: bool = False, **models:
 
         # Compare, and repair.
         adapter_sha256 = record.made_with.hashes["adapter"]
-        found = find_damage(store, config, plan, adapter_sha256)
+        inputs = {name: getattr(asked, name) for name in records.INPUT_FIELDS}
+        screen = screen_again(store, record, config, plan, inputs) if asked.check_scores else None
+        found = find_damage(store, config, plan, adapter_sha256, screen)
         if asked.repair and (found.shards or found.sidecars or awaits_comparison(store, config)):
-            inputs = {name: getattr(asked, name) for name in records.INPUT_FIELDS}
             if found.shards or awaits_comparison(store, config):
                 config, plan = repair_shards(store, record, config, plan, list(found.shards), inputs)
             else:
                 describe_again(store, record, config, plan, inputs)
-            found = find_damage(store, config, plan, adapter_sha256)
+            found = find_damage(store, config, plan, adapter_sha256, screen)
 
         # Report.
         shards = sum(plan.shards(split) for split in plan.splits)
@@ -109,10 +113,13 @@ def read_dataset(store: Store, directory: str) -> tuple[Record, GenerateConfig, 
 # ---- comparing ----
 
 
-def find_damage(store: Store, config: GenerateConfig, plan: Plan, adapter_sha256: str | None) -> Damage:
+def find_damage(
+    store: Store, config: GenerateConfig, plan: Plan, adapter_sha256: str | None, screen: Screen | None = None
+) -> Damage:
     """Compare everything; prints each fault when it is found.
 
-    adapter_sha256: of the dataset's record.  Raises UserError for rounds of near-duplicates that do not match the plan.
+    adapter_sha256: of the dataset's record.  screen: computes scores again; None leaves them.  Raises UserError for
+    rounds of near-duplicates that do not match the plan.
     """
     expected = expected_of(store, config, plan, adapter_sha256)
     damaged: dict[ShardId, str] = {}
@@ -127,6 +134,8 @@ def find_damage(store: Store, config: GenerateConfig, plan: Plan, adapter_sha256
             result(damaged[split, shard])
     if "duplicate" in config.screen and not damaged and not expected.awaits_comparison:
         damaged |= distance_faults(store, config, plan)
+    if screen and not damaged:
+        damaged |= score_faults(screen, store, config, plan)
     if not damaged and not expected.awaits_comparison:
         sidecars = list(sidecar_faults(store, config, plan))
     else:
@@ -151,6 +160,32 @@ def distance_faults(store: Store, config: GenerateConfig, plan: Plan) -> dict[Sh
                     f"{column} of {key}"
                 )
                 result(found[split, shard])
+    return found
+
+
+def screen_again(store: Store, record: Record, config: GenerateConfig, plan: Plan, inputs: Mapping[str, Any]) -> Screen:
+    """The checks whose scores will be computed again; loads only a language space that the user trusts.
+
+    inputs: as of `repair_shards`.
+    """
+    from lbgen.generation.screening.rescored import make_screen  # late: imports torch
+
+    return make_screen(with_trusted_inputs(config, inputs, store, ["screen_semantics"]), plan, record)
+
+
+def score_faults(screen: Screen, store: Store, config: GenerateConfig, plan: Plan) -> dict[ShardId, str]:
+    """Compare the scores of all images with those of their pixels; prints a line for each wrong shard."""
+    from lbgen.generation.screening.rescored import wrong_scores
+
+    found: dict[ShardId, str] = {}
+    shards = [(split, shard) for split in plan.splits for shard in range(plan.shards(split))]
+    for split, shard in tracked(shards, "scores", len(shards), "shards"):
+        if wrong := list(wrong_scores(screen, store, config, plan, split, shard)):
+            name = index.shard_name(split, shard)
+            found[split, shard] = f"{name}: {index.part_name(split, shard)} contradicts its images: {wrong[0]}" + (
+                f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            )
+            result(found[split, shard])
     return found
 
 

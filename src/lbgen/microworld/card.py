@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from hashlib import sha256 as digest
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from transformers import CLIPImageProcessor
 
 from lbgen.metrics.information import bits, contingency_table, mutual_information
 from lbgen.metrics.pixels import edge_density
+from lbgen.metrics.zero_shot import label_agreement
 from lbgen.microworld import FLOW, GENERATOR, SEMANTICS, WEIGHTS, corpus
 from lbgen.microworld.architectures import (
     Denoiser,
@@ -169,11 +171,11 @@ def _measure_first_models(judge: Judge, semantics: SemanticSpace, quality: Quali
         "judge_category_accuracy": _share(verdicts.category == category),
         "judge_scene_accuracy": _share(verdicts.scene == scene),
         "judge_style_accuracy": _share(verdicts.style == torch.from_numpy(scenes.factors["style"])),
-        "clip_category_accuracy": _zero_shot(semantics, features, CATEGORIES, category),
-        "clip_scene_accuracy": _zero_shot(semantics, features, SCENES, scene),
+        "clip_category_accuracy": label_agreement(features, _photos_of(CATEGORIES, semantics), category),
+        "clip_scene_accuracy": label_agreement(features, _photos_of(SCENES, semantics), scene),
     }
     names = [CATEGORIES[index] for index in scenes.categories]
-    texts = semantics.embed_texts([f"photo of {name}" for name in names])
+    texts = _photos_of(names, semantics)
     figures["modality_gap"] = (features.mean(0) - texts.mean(0)).norm().item()
     photos, _ = corpus.batch(240, HELD_OUT + 1, World(styles=("photo",)))
     figures |= _quality_figures(quality, photos)
@@ -185,9 +187,9 @@ def _share(hits: Tensor) -> float:
     return hits.float().mean().item()
 
 
-def _zero_shot(semantics: SemanticSpace, features: Tensor, names: tuple[str, ...], truth: Tensor) -> float:
-    texts = semantics.embed_texts([f"photo of {name}" for name in names])
-    return _share((features @ texts.T).argmax(-1) == truth)
+def _photos_of(names: Sequence[str], semantics: SemanticSpace) -> Tensor:
+    """(N, D) features of the texts."""
+    return semantics.embed_texts([f"photo of {name}" for name in names])
 
 
 def _quality_figures(quality: QualityScorer, photos: Tensor) -> dict[str, float]:

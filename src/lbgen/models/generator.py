@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lbgen.errors import UserError
 from lbgen.models import adapter
-from lbgen.models.checkpoints.suited import suited_settings
+from lbgen.models.checkpoints.suited import is_distilled, refuse_guidance, suited_settings
 from lbgen.models.compilation import Rows, compiled, padded
 from lbgen.models.deep_cache import DeepCache, is_unet
 from lbgen.models.families import load_family
@@ -325,6 +325,8 @@ def load_generator(
         family.use_instruction()
     if guidance_scale is None:
         guidance_scale = suited_settings(name, revision).get("guidance_scale", Guidance.scale)
+    elif is_distilled(name, revision):
+        refuse_guidance(name, guidance_scale)
     return Generator(
         family,
         Guidance(guidance_scale, guidance_rescale, true_cfg_scale, guidance_interval),

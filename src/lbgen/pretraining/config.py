@@ -10,9 +10,9 @@ from lbgen.configuration.ranges import (
     Count,
     LearningRate,
     Loaders,
+    NameOrPath,
     NonNegative,
     NonNegativeInt,
-    Place,
     PositiveShare,
     Range,
     Seed,
@@ -21,7 +21,7 @@ from lbgen.configuration.ranges import (
     require,
 )
 from lbgen.configuration.recipes import TakesRecipes
-from lbgen.configuration.settings import Output, Precision
+from lbgen.configuration.settings import LabelColumn, Output, Precision
 
 Pair = Annotated[tuple[float, float], Range(lambda pair: 0 < pair[0] <= pair[1], "give two numbers above 0, in order")]
 Alpha = Annotated[float, Range(lambda x: x == 0 or 1e-3 <= x <= 1e3, "give 0 (off), or 0.001 to 1,000")]
@@ -43,16 +43,13 @@ def parsed_argument(text: str) -> tuple[str, Any]:
 
 
 @dataclass(frozen=True)
-class Data(Settings):
+class Data(LabelColumn):
     """Data."""
 
     weights: tuple[float, ...] = ()
     """How often an epoch shows each image of each folder, in the order of the folders: 1 shows every image once, 2
     twice, 0.5 a half of them and in the next epoch the other half. empty is 1 for all folders."""
-    label_column: str | None = None
-    """Column of a table or of a list of images, or key of a WebDataset's .json, that holds the label. none is `label`,
-    or the only column that can be it, and the .cls of a WebDataset."""
-    validation: Place | None = None
+    validation: NameOrPath | None = None
     """Folder of images to validate on; of one with splits, its validation split. none holds out a share."""
     held_out: Annotated[float, Range(lambda x: 0 <= x < 1, "give 0 (none) or a share below 1")] = 0.05
     """Share of the images, in [0, 1), that is validated on instead of trained on, without a --validation. They are

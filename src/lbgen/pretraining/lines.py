@@ -12,7 +12,7 @@ from lbgen.pretraining.feed.catalogue import Catalogue, Sources
 from lbgen.runs.console import counted, say, table
 
 if TYPE_CHECKING:
-    from lbgen.pretraining.state import TrainingState
+    from lbgen.pretraining.state import Best, TrainingState
 
 
 def say_opening(
@@ -62,9 +62,8 @@ def described_model(config: PretrainConfig, state: TrainingState) -> str:
     return f"{config.architecture}{more}, {parameters:.3g} M parameters, images of {config.image_size} pixels"
 
 
-def best_epoch(config: PretrainConfig, state: TrainingState, backbone: Path) -> str:
+def best_epoch(config: PretrainConfig, best: Best, backbone: Path) -> str:
     """The last line: the best epoch, and where its weights are."""
-    best = state.progress.best
     accuracy = f", top-1 {best.top1:.1%}" if best.top1 > 0 else ""
     kind = "average" if config.ema_decay else "backbone"
     return f"best epoch: {best.epoch} of {config.epochs}{accuracy}; its {kind} is in {backbone}"

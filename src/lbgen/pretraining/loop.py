@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lbgen.errors import Interrupted, UserError
 from lbgen.pretraining import export
 from lbgen.pretraining.feed.catalogue import Catalogue, Sources
-from lbgen.pretraining.feed.images import MOST_BROKEN, Batch, Feed, Request
+from lbgen.pretraining.feed.images import MOST_BROKEN, Feed, Request, TrainingBatch
 from lbgen.pretraining.feed.order import Numbers, batch_sizes, epoch_batches, images_of_epoch, read_blocks
 from lbgen.pretraining.state import CHECKPOINT, Best, TrainingState
 from lbgen.runs.console import Progress, warn
@@ -54,7 +54,7 @@ class Course:
     """The numbers of those received so far."""
 
 
-def training_step(state: TrainingState, batch: Batch, share: float) -> Tensor:
+def training_step(state: TrainingState, batch: TrainingBatch, share: float) -> Tensor:
     """One update.  share: this process's share of the update's images.  Returns the sum of the losses, float64."""
     # Images on the device, normalised; randomness of this update and process.
     seed_step(state.config.seed, state.step, state.accelerator.process_index)
@@ -82,7 +82,7 @@ def training_step(state: TrainingState, batch: Batch, share: float) -> Tensor:
     return loss.detach().double() * len(labels)
 
 
-def on_device(state: TrainingState, batch: Batch) -> tuple[Tensor, Tensor]:
+def on_device(state: TrainingState, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
     """Images (B, 3, H, W) as the model takes them, float32, and labels (B,)."""
     device = state.accelerator.device
     images = batch.images.to(device, non_blocking=True).float()  # keeps the layout
@@ -210,7 +210,7 @@ def validation_requests(state: TrainingState, sources: Sources) -> list[Request]
 
 
 @torch.no_grad()
-def validate_on(state: TrainingState, batch: Batch) -> Tensor:
+def validate_on(state: TrainingState, batch: TrainingBatch) -> Tensor:
     """(4,) float64 of one batch: images, sum of losses, and how many labels are the first, or among the first five."""
     images, labels = on_device(state, batch)
     model = state.validated.eval()

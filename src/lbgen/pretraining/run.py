@@ -22,7 +22,7 @@ from lbgen.pretraining.config import PretrainConfig
 from lbgen.pretraining.feed.catalogue import Sources, read_sources
 from lbgen.pretraining.lines import best_epoch, say_opening
 from lbgen.runs import atomic, outputs
-from lbgen.runs.console import counted, device_name, say
+from lbgen.runs.console import counted, device_name
 from lbgen.runs.parsing import Name, Whole, read_json
 from lbgen.runs.signals import noted_signals
 from lbgen.runs.storage import storage_errors
@@ -58,6 +58,8 @@ class PretrainResult(Documented):
     """Its accuracy there; None without validation images."""
     next_command: str
     """The command that measures what the backbone is worth on a set that is always there."""
+    summary: str
+    """One line: the best epoch, its accuracy, and where its weights are."""
 
 
 def pretrain(directories: str | Path | Sequence[str | Path], config: PretrainConfig | None = None) -> PretrainResult:
@@ -210,12 +212,11 @@ def begin(config: PretrainConfig, folders: Sequence[Path], sources: Sources) -> 
             accelerator.end_training()
     best = state.progress.best
     backbone = config.folder / BACKBONE
-    if accelerator.is_main_process:
-        say(best_epoch(config, state, backbone))
     if received:
         raise Interrupted(received[0], f"{config.folder} is finished; the backbone is in {backbone}")
     command = shlex.join(["lbgen", "transfer", str(config.folder), "--datasets", "digits"])
-    return PretrainResult(config.folder, backbone, best.epoch, best.top1 if sources.validation else None, command)
+    top1 = best.top1 if sources.validation else None
+    return PretrainResult(config.folder, backbone, best.epoch, top1, command, best_epoch(config, best, backbone))
 
 
 @contextmanager
@@ -237,10 +238,10 @@ def make_state(config: PretrainConfig, sources: Sources, accelerator: Accelerato
     import torch
 
     from lbgen.pretraining.feed.order import updates_per_epoch
-    from lbgen.pretraining.state import Progress, TrainingState, read_checkpoint
+    from lbgen.pretraining.state import TrainingProgress, TrainingState, read_checkpoint
 
     count, path = accelerator.num_processes, config.folder / CHECKPOINT
-    progress, tensors = Progress(count), None
+    progress, tensors = TrainingProgress(count), None
     if path.exists():
         progress, tensors = read_checkpoint(path)
         if progress.processes != count:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, get_args
 
-from lbgen.configuration.ranges import Count, Place, Range, Repeats, Settings, Workers, between, require
+from lbgen.configuration.ranges import Count, NameOrPath, Range, Repeats, Settings, Workers, between, require
 from lbgen.configuration.recipes import TakesRecipes
 from lbgen.configuration.settings import Output
 from lbgen.reproduction.sets import SetName
@@ -52,15 +52,15 @@ class Compared(Settings):
 class Made(Settings):
     """How images and backbones are made."""
 
-    paper_recipe: Place = "microworld"
+    paper_recipe: NameOrPath = "microworld"
     """Recipe of lbgen align for the paper's objective."""
-    released_code_recipe: Place = "microworld-released-code"
+    released_code_recipe: NameOrPath = "microworld-released-code"
     """Recipe of lbgen align for the objective of the authors' released code."""
-    independence_recipe: Place = "independent"
+    independence_recipe: NameOrPath = "independent"
     """Recipe of lbgen align for the independence term."""
-    resnet_recipe: Place = "micro"
+    resnet_recipe: NameOrPath = "micro"
     """Recipe of lbgen pretrain for the ResNet."""
-    vit_recipe: Place = "micro-vit"
+    vit_recipe: NameOrPath = "micro-vit"
     """Recipe of lbgen pretrain for the ViT."""
     max_steps: Count | None = None
     """Updates of each alignment; none is the recipe's number."""
@@ -87,9 +87,9 @@ class Tests(Settings):
     is not installed is left out, and made when the reproduction is started again."""
     dense_images: Annotated[int, between(2, 10**5)] = 120
     """Training renders for it, 2 or more; half as many test."""
-    detection_recipe: Place = "micro-detection"
+    detection_recipe: NameOrPath = "micro-detection"
     """Recipe of lbgen transfer for detection."""
-    segmentation_recipe: Place = "micro-segmentation"
+    segmentation_recipe: NameOrPath = "micro-segmentation"
     """Recipe of lbgen transfer for segmentation."""
 
     def __post_init__(self) -> None:
@@ -106,7 +106,7 @@ class ReproduceConfig(Tests, Made, Compared, Output, TakesRecipes):  # fields of
 
     output: str = "runs/reproduction"
     """Folder for everything that is made. An interrupted reproduction continues when it is started again."""
-    page: Place | None = None
+    page: NameOrPath | None = None
     """Markdown page whose tables are written, with pictures beside it; one that is not there is made. none is
     reproduction.md in the output."""
     workers: Workers | None = None

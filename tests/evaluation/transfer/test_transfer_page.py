@@ -3,7 +3,7 @@
 import re
 from html.parser import HTMLParser
 
-from lbgen.evaluation.transfer.comparison import Measured, differences
+from lbgen.evaluation.transfer.comparison import MeasuredBackbone, differences
 from lbgen.evaluation.transfer.page import headline, write_page
 from lbgen.evaluation.transfer.values import Value
 
@@ -43,7 +43,7 @@ def measured(name, values):
     entries = {
         place: Value("accuracy", value, value - 0.02, value + 0.02, 500) for place, value in (whole | few).items()
     }
-    return Measured(name, entries, {})
+    return MeasuredBackbone(name, entries, {})
 
 
 def read(tmp_path, backbones):

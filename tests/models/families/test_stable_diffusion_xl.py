@@ -50,6 +50,18 @@ def test_sampling_equals_the_diffusers_pipeline(scheduler: str | None, guidance:
     assert ours.std() > 0.05
 
 
+@torch.no_grad()
+def test_one_image_without_guidance_is_the_pipelines_to_the_bit(folder: Path) -> None:
+    """The arithmetic is the same there."""
+    generator, (noise, rngs) = load_generator(str(folder), guidance_scale=1.0), draws()
+    ours = sample(generator, generator.encode(PROMPTS[:1]), noise[:1], steps=STEPS, rngs=rngs[:1])
+    theirs = plain(folder)(
+        PROMPTS[:1], latents=noise[:1], generator=rngs[:1], num_inference_steps=STEPS, guidance_scale=1.0,
+        output_type="pt",
+    ).images  # fmt: skip
+    assert torch.equal(ours.clamp(0, 1), theirs)
+
+
 def test_an_empty_prompt_that_is_encoded_and_one_that_is_zero(tmp_path: Path, folder: Path) -> None:
     encoded = write_stable_diffusion_xl(tmp_path / "encoded", zeros_for_no_prompt=False)
     ours = images_of(load_generator(str(encoded), guidance_scale=GUIDANCE))

@@ -3,14 +3,16 @@
 import shlex
 from pathlib import Path
 
-from lbgen.alignment.checkpoint import Progress
+from lbgen.alignment.checkpoint import RunProgress
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration import saved
 from lbgen.runs.console import counted, say, table
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 
-def say_opening(config: AlignConfig, vocabulary: Vocabulary, progress: Progress, processes: int, device: str) -> None:
+def say_opening(
+    config: AlignConfig, vocabulary: Vocabulary, progress: RunProgress, processes: int, device: str
+) -> None:
     """What the run will do, and where it goes on if it was begun before.  device: its name."""
     each = f" ({processes} processes of {config.batch_size})" if processes > 1 else ""
     is_logged_only = config.quality != "none" and config.quality_weight == 0

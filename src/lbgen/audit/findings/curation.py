@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from lbgen.audit.findings.images import BLURRED, DARK, ODD_ASPECT, TINY, ImageFindings
 from lbgen.audit.findings.pictures import Gallery
 from lbgen.audit.findings.verdict import CUES, language_warning, number, shortcut_cues
-from lbgen.audit.measures import Measured
+from lbgen.audit.measures import MeasuredDataset
 
 CHECKED = 6
 """Images shown of each kind."""
@@ -55,7 +55,7 @@ ODD = Kind(
 )
 
 
-def images_to_check(m: Measured, found: ImageFindings, measured: list[Measured]) -> list[Check]:
+def images_to_check(m: MeasuredDataset, found: ImageFindings, measured: list[MeasuredDataset]) -> list[Check]:
     """Every kind that the dataset has images of; no suspect labels where the language space is out of its depth."""
     label, split = m.observed.label, m.observed.split
     repeated, copied = np.flatnonzero(found.duplicate_of >= 0), np.flatnonzero(found.copy_dataset >= 0)
@@ -74,7 +74,7 @@ def images_to_check(m: Measured, found: ImageFindings, measured: list[Measured])
 
 
 def _same_label(
-    m: Measured, found: ImageFindings, measured: list[Measured], rows: NDArray[np.int64]
+    m: MeasuredDataset, found: ImageFindings, measured: list[MeasuredDataset], rows: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Whether the copy of each of these images has a label of the same id."""
     copies = zip(found.copy_dataset[rows].tolist(), found.copy_row[rows].tolist(), strict=True)
@@ -93,7 +93,9 @@ def _worst(flag: NDArray[np.bool_], value: NDArray) -> NDArray[np.int64]:
 # ---- texts for the page ----
 
 
-def check_texts(m: Measured, found: ImageFindings, measured: list[Measured], gallery: Gallery) -> dict[str, Any]:
+def check_texts(
+    m: MeasuredDataset, found: ImageFindings, measured: list[MeasuredDataset], gallery: Gallery
+) -> dict[str, Any]:
     """The checks of one dataset; adds their images to the gallery."""
     own = next(place for place, other in enumerate(measured) if other is m)
     kinds = []
@@ -105,7 +107,7 @@ def check_texts(m: Measured, found: ImageFindings, measured: list[Measured], gal
 
 
 def _image_texts(
-    kind: Kind, image: tuple[int, int], found: ImageFindings, measured: list[Measured], gallery: Gallery
+    kind: Kind, image: tuple[int, int], found: ImageFindings, measured: list[MeasuredDataset], gallery: Gallery
 ) -> dict[str, Any]:
     place, row = image
     m, shown = measured[place], [image]
@@ -128,13 +130,13 @@ def _image_texts(
     return {"key": _described(measured, image), "detail": detail, "number": gallery.add(shown)}
 
 
-def _described(measured: list[Measured], image: tuple[int, int]) -> str:
+def _described(measured: list[MeasuredDataset], image: tuple[int, int]) -> str:
     """Key and category of an image."""
     observed = measured[image[0]].observed
     return f"{observed.keys[image[1]]} ({observed.labels[observed.label[image[1]]].name})"
 
 
-def told_categories(m: Measured, name: str) -> NDArray[np.float64]:
+def told_categories(m: MeasuredDataset, name: str) -> NDArray[np.float64]:
     """(C,) share of each category's held-out images that a probe tells; NaN for categories that are not probed."""
     hits, count = m.hits[name], len(m.observed.labels)
     used = np.isfinite(hits)
@@ -143,7 +145,7 @@ def told_categories(m: Measured, name: str) -> NDArray[np.float64]:
     return np.divide(told, probed, out=np.full(count, np.nan), where=probed > 0)
 
 
-def cue_texts(m: Measured) -> dict[str, Any]:
+def cue_texts(m: MeasuredDataset) -> dict[str, Any]:
     """The significant cues of a dataset with the categories that each tells best."""
     cues = []
     for name in shortcut_cues(m)[:CUES_SHOWN]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lbgen.audit.measures import PROBES, Measured
+from lbgen.audit.measures import PROBES, MeasuredDataset
 from lbgen.audit.workers.row_cache import ROWS_AT_ONCE
 from lbgen.metrics.near_duplicates import GRID, originals, picture_hashes
 from lbgen.runs import atomic
@@ -66,12 +66,12 @@ class ImageFindings:
         return self.width / self.height
 
 
-def find_images(measured: list[Measured]) -> list[ImageFindings]:
+def find_images(measured: list[MeasuredDataset]) -> list[ImageFindings]:
     copies = copies_across(measured)
     return [_findings(m, *copy) for m, copy in zip(measured, copies, strict=True)]
 
 
-def _findings(m: Measured, copy_dataset: NDArray[np.int64], copy_row: NDArray[np.int64]) -> ImageFindings:
+def _findings(m: MeasuredDataset, copy_dataset: NDArray[np.int64], copy_row: NDArray[np.int64]) -> ImageFindings:
     size = np.exp(m.observed.column("facts")[:, :2].astype(np.float64)).round().astype(np.int64)  # logs of both sides
     width, height = size[:, 0], size[:, 1]
     brightness, sharpness = m.observed.column("brightness"), m.observed.column("sharpness")
@@ -91,7 +91,7 @@ def _findings(m: Measured, copy_dataset: NDArray[np.int64], copy_row: NDArray[np
     )
 
 
-def copies_across(measured: list[Measured]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def copies_across(measured: list[MeasuredDataset]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """For each dataset (N,) number of the first other dataset with a near-duplicate of the image, and its row there.
 
     Every image of a group of near-duplicates has the copy of its original. NONE where there is none.
@@ -132,7 +132,7 @@ def copies_across(measured: list[Measured]) -> list[tuple[NDArray[np.int64], NDA
 # ---- images.parquet ----
 
 
-def write_images(measured: list[Measured], findings: list[ImageFindings], path: Path) -> None:
+def write_images(measured: list[MeasuredDataset], findings: list[ImageFindings], path: Path) -> None:
     """The images of each dataset, then its broken files."""
     with (
         atomic.replacing(path) as temporary,
@@ -147,7 +147,7 @@ def write_images(measured: list[Measured], findings: list[ImageFindings], path: 
             writer.write_table(_broken(m))
 
 
-def _columns(m: Measured, found: ImageFindings, measured: list[Measured], rows: slice) -> dict[str, Any]:
+def _columns(m: MeasuredDataset, found: ImageFindings, measured: list[MeasuredDataset], rows: slice) -> dict[str, Any]:
     """Name -> the values of these images."""
     observed, ids = m.observed, [label.id for label in m.observed.labels]
     names, own = [label.name for label in observed.labels], found.duplicate_of[rows].tolist()
@@ -175,7 +175,7 @@ def _columns(m: Measured, found: ImageFindings, measured: list[Measured], rows: 
     }
 
 
-def _places(prefix: str, images: list[tuple[Measured, int] | None]) -> dict[str, list[str | None]]:
+def _places(prefix: str, images: list[tuple[MeasuredDataset, int] | None]) -> dict[str, list[str | None]]:
     """The columns that say which image each other image is."""
     seen = [image and (image[0].observed, image[1]) for image in images]
     key = prefix if prefix == "duplicate_of" else f"{prefix}_key"
@@ -186,6 +186,6 @@ def _places(prefix: str, images: list[tuple[Measured, int] | None]) -> dict[str,
     }
 
 
-def _broken(m: Measured) -> pa.Table:
+def _broken(m: MeasuredDataset) -> pa.Table:
     rows = [{"dataset": m.observed.name, "key": key, "broken": why} for key, why in m.observed.broken.items()]
     return pa.Table.from_pylist(rows, SCHEMA)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lbgen.audit.measures import Measured
+from lbgen.audit.measures import MeasuredDataset
 from lbgen.datasets.records import DatasetReader
 from lbgen.report.thumbnails import thumbnail_uris
 
@@ -34,7 +34,7 @@ class Gallery:
         self.groups.append([Shown(*image) for image in images])
         return len(self.groups) - 1
 
-    def uris(self, measured: list[Measured], readers: Sequence[DatasetReader]) -> list[list[str]]:
+    def uris(self, measured: list[MeasuredDataset], readers: Sequence[DatasetReader]) -> list[list[str]]:
         """For each group the data URIs of its images, without those that can no longer be read."""
         side = LARGE if sum(map(len, self.groups)) <= MANY else SMALL
         found: dict[Shown, str] = {}
@@ -46,7 +46,7 @@ class Gallery:
         return [[found[image] for image in group if image in found] for group in self.groups]
 
 
-def samples(measured: list[Measured], gallery: Gallery) -> list[range]:
+def samples(measured: list[MeasuredDataset], gallery: Gallery) -> list[range]:
     """Add the first images of every category; the numbers of each dataset's groups, one a category."""
     total = sum(len(m.observed.labels) for m in measured)
     each = max(1, min(SAMPLES, MOST_SAMPLES // total))

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from lbgen.audit.measures import CHANCE_FLOOR, PROBES, Measured
+from lbgen.audit.measures import CHANCE_FLOOR, PROBES, MeasuredDataset
 from lbgen.audit.probes import CueTest, association_test, difference_test
 from lbgen.metrics.explained_variance import combined_p_value
 from lbgen.metrics.intervals import benjamini_hochberg
@@ -13,7 +13,7 @@ FALSE_DISCOVERIES = 0.05
 """Expected share of false discoveries among the associations, pairs and differences that are called significant."""
 
 
-def differences(measured: list[Measured]) -> dict[str, dict[str, dict[str, Any]]]:
+def differences(measured: list[MeasuredDataset]) -> dict[str, dict[str, dict[str, Any]]]:
     """Dataset -> figure -> test of its difference from the first dataset.
 
     q is adjusted over the figures of one kind, probes or content, of all datasets. A probe's difference is significant
@@ -33,12 +33,12 @@ def differences(measured: list[Measured]) -> dict[str, dict[str, dict[str, Any]]
     return {name: {key: found[key] for key in first.figures} for name, found in result.items()}
 
 
-def _difference(first: Measured, m: Measured, key: str) -> CueTest:
+def _difference(first: MeasuredDataset, m: MeasuredDataset, key: str) -> CueTest:
     name = key.removeprefix("probes.")
     return difference_test(*((each.figures[key], each.explained.get(name)) for each in (first, m)))
 
 
-def differences_together(measured: list[Measured]) -> dict[str, dict[str, Any]]:
+def differences_together(measured: list[MeasuredDataset]) -> dict[str, dict[str, Any]]:
     """Dataset -> one test of whether any of its probes differs from the first dataset's."""
     result = {}
     for m in measured[1:]:
@@ -52,7 +52,7 @@ def _together(p_values: list[float]) -> dict[str, Any]:
     return {"p_value": p_value, "significant": bool(p_value < FALSE_DISCOVERIES)}
 
 
-def probe_tests(m: Measured) -> dict[str, dict[str, Any]]:
+def probe_tests(m: MeasuredDataset) -> dict[str, dict[str, Any]]:
     """Probe that does not see the object -> test of its association with the category; q is adjusted over them.
 
     Significant only where all of them together are.

@@ -5,7 +5,7 @@ from typing import Any
 
 from lbgen.audit.definitions import DEFINITIONS
 from lbgen.audit.findings.significance import FALSE_DISCOVERIES, differences, probe_tests
-from lbgen.audit.measures import CHANCE_FLOOR, AttributeFigures, Measured
+from lbgen.audit.measures import CHANCE_FLOOR, AttributeFigures, MeasuredDataset
 from lbgen.errors import printable
 from lbgen.vocabulary.attributes import MEASURED
 
@@ -41,7 +41,7 @@ def number(value: float, percent: bool) -> str:
     return f"{value:.1%}" if percent else f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
 
 
-def chance_text(m: Measured) -> str:
+def chance_text(m: MeasuredDataset) -> str:
     """ "chance 8.3%"; empty where no two categories could be probed."""
     return f"chance {number(m.chance, True)}" if math.isfinite(m.chance) else ""
 
@@ -49,7 +49,7 @@ def chance_text(m: Measured) -> str:
 # ---- headline ----
 
 
-def headline(measured: list[Measured]) -> str:
+def headline(measured: list[MeasuredDataset]) -> str:
     """The most important significant finding: of one dataset its verdict, of several how one differs from the first."""
     first, *others = measured
     if not any(m.explained for m in measured):
@@ -74,13 +74,13 @@ def headline(measured: list[Measured]) -> str:
     return f"No significant difference between the datasets. {verdict(strongest)}"
 
 
-def _importance(first: Measured, m: Measured, key: str) -> tuple[bool, float]:
+def _importance(first: MeasuredDataset, m: MeasuredDataset, key: str) -> tuple[bool, float]:
     """Of a difference: cues that do not see the object come first."""
     apart = abs(m.figures[key].value - first.figures[key].value)
     return key.removeprefix("probes.") in CHANCE_FLOOR, apart if math.isfinite(apart) else 0.0
 
 
-def _apart(first: Measured, m: Measured, key: str, more: int) -> str:
+def _apart(first: MeasuredDataset, m: MeasuredDataset, key: str, more: int) -> str:
     """That a probe differs between the first dataset and another one, the higher one named first."""
     name = key.removeprefix("probes.")
     high, low = sorted((first, m), key=lambda each: -each.figures[key].value)
@@ -99,14 +99,14 @@ def _predicts(name: str) -> str:
     return "predict" if name in PLURAL else "predicts"
 
 
-def shortcut_cues(m: Measured) -> list[str]:
+def shortcut_cues(m: MeasuredDataset) -> list[str]:
     """The probes with a significant association, the most accurate first."""
     tests = probe_tests(m)
     found = [name for name in CHANCE_FLOOR if tests and tests[name]["significant"]]
     return sorted(found, key=lambda name: -m.figures[f"probes.{name}"].value)
 
 
-def linked_attributes(m: Measured) -> list[AttributeFigures]:
+def linked_attributes(m: MeasuredDataset) -> list[AttributeFigures]:
     """The attributes with a significant association that can be trusted, the strongest first."""
     trusted = [a for a in m.attributes if a.reading.name in MEASURED or not language_warning(m)]
     found = [a for a in trusted if a.q_value < FALSE_DISCOVERIES and not _follows_from_shape(a)]
@@ -117,11 +117,11 @@ def _follows_from_shape(a: AttributeFigures) -> bool:
     return a.reading.name == MEASURED[0] and a.association.cramers_v.value < BY_SHAPE
 
 
-def _above_chance(m: Measured, name: str) -> float:
+def _above_chance(m: MeasuredDataset, name: str) -> float:
     return m.figures[f"probes.{name}"].value - m.chance
 
 
-def verdict(m: Measured) -> str:
+def verdict(m: MeasuredDataset) -> str:
     """What is found in one dataset, in a sentence."""
     name, tests, cues, attributes = m.observed.name, probe_tests(m), shortcut_cues(m), linked_attributes(m)
     if not tests:
@@ -156,7 +156,7 @@ def _with_strength(a: AttributeFigures) -> str:
 # ---- what to do next ----
 
 
-def next_step(measured: list[Measured]) -> str:
+def next_step(measured: list[MeasuredDataset]) -> str:
     """What to do first: that without which other figures mislead, else that which changes the data most."""
     for step in (_of_language, _of_broken, _of_leaks, _of_shortcuts, _of_attributes, _of_labels):
         for m in measured:
@@ -165,20 +165,20 @@ def next_step(measured: list[Measured]) -> str:
     return "Look at the images under “Images to check”, then compare with another dataset: lbgen audit FIRST SECOND"
 
 
-def _of_language(m: Measured) -> str:
+def _of_language(m: MeasuredDataset) -> str:
     if not language_warning(m):
         return ""
     return "Choose another language space (--semantics), or give the categories readable names in labels.json"
 
 
-def _of_broken(m: Measured) -> str:
+def _of_broken(m: MeasuredDataset) -> str:
     broken = len(m.observed.broken)
     many = m.observed.broken_share > MANY_BROKEN
     files = "broken file that is" if broken == 1 else f"{broken:,} broken files that are"
     return f"Repair or remove the {files} listed below, and audit again" if many else ""
 
 
-def _of_leaks(m: Measured) -> str:
+def _of_leaks(m: MeasuredDataset) -> str:
     leaks = int(m.duplicates.in_another_split.sum())
     return (
         f"Remove near-duplicates from one of the splits: {leaks:,} images have one in another split "
@@ -188,7 +188,7 @@ def _of_leaks(m: Measured) -> str:
     )
 
 
-def _of_shortcuts(m: Measured) -> str:
+def _of_shortcuts(m: MeasuredDataset) -> str:
     cues = shortcut_cues(m)
     if not cues:
         return ""
@@ -203,7 +203,7 @@ def _of_shortcuts(m: Measured) -> str:
     return f"{look}, and add images of these categories in which this cue varies as it does in the others"
 
 
-def _of_attributes(m: Measured) -> str:
+def _of_attributes(m: MeasuredDataset) -> str:
     found = linked_attributes(m)
     if not found:
         return ""
@@ -211,7 +211,7 @@ def _of_attributes(m: Measured) -> str:
     return f"Look at “Strongest shortcuts”, and add images of these categories with other values of {name}"
 
 
-def _of_labels(m: Measured) -> str:
+def _of_labels(m: MeasuredDataset) -> str:
     suspects = int((m.ranks.first == 0).sum())
     return (
         f"Check the {suspects:,} images that another category's name fits better (images.parquet, suspect_label)"
@@ -220,7 +220,7 @@ def _of_labels(m: Measured) -> str:
     )
 
 
-def masks_given(m: Measured) -> bool:
+def masks_given(m: MeasuredDataset) -> bool:
     """Whether every image has a mask."""
     return bool(m.observed.column("mask_given").all())
 
@@ -228,7 +228,7 @@ def masks_given(m: Measured) -> bool:
 # ---- warnings and notes ----
 
 
-def language_warning(m: Measured) -> str:
+def language_warning(m: MeasuredDataset) -> str:
     """That the language space is out of its depth; empty where it is not."""
     categories, agreement = len(m.observed.labels), m.figures["label_agreement"]
     chance, unknown = 1 / categories, len(m.names.unknown)
@@ -246,13 +246,13 @@ def language_warning(m: Measured) -> str:
     )
 
 
-def notes(m: Measured) -> list[str]:
+def notes(m: MeasuredDataset) -> list[str]:
     """What must be known to read the dataset's figures, a sentence each."""
     warning = language_warning(m)
     return [*sample_notes(m), *name_notes(m), *([warning] if warning else []), *probe_notes(m)]
 
 
-def sample_notes(m: Measured) -> list[str]:
+def sample_notes(m: MeasuredDataset) -> list[str]:
     """Which figures hold for all images, where only a sample of them was measured."""
     if m.observed.sample is None:
         return []
@@ -263,7 +263,7 @@ def sample_notes(m: Measured) -> list[str]:
     ]
 
 
-def probe_notes(m: Measured) -> list[str]:
+def probe_notes(m: MeasuredDataset) -> list[str]:
     """The verdict of all probes together, and those cues that the categories share more evenly than by chance."""
     tests = probe_tests(m)
     if not tests:
@@ -302,7 +302,7 @@ def _subjects(names: list[str]) -> str:
     return ", ".join(CUES[name] for name in names)
 
 
-def name_notes(m: Measured) -> list[str]:
+def name_notes(m: MeasuredDataset) -> list[str]:
     """On names that the model does not know or cannot tell apart."""
     labels, found = m.observed.labels, []
     if 0 < len(m.names.unknown) < len(labels):  # the warning says where it knows none

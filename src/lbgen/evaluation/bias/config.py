@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from lbgen.configuration.ranges import Batch, Place, require
+from lbgen.configuration.ranges import ImagesAtOnce, NameOrPath, require
 from lbgen.configuration.settings import Output
 
 FIGURES, CONFIG, ANSWERS, LOCK = "bias.json", "config.yaml", "answers", ".lock"
@@ -37,13 +37,13 @@ class BiasConfig(Output):
     or ARCHITECTURE:FILE.safetensors. None with --answers."""
     benchmarks: tuple[BenchmarkName, ...] = ("cue-conflict", "focus", "imagenet9")
     """Any of cue-conflict, focus, imagenet9, imagenet-c, imagenet-r, imagenet-a, imagenet-sketch and objectnet."""
-    data: Place | None = None
+    data: NameOrPath | None = None
     """Folder that holds the benchmarks' folders, as they are published (docs/bias.md); of one benchmark it may be the
     folder itself."""
-    answers: Place | None = None
+    answers: NameOrPath | None = None
     """Saved answers of one classifier to score in place of backbones: the CSV that a run leaves in answers/, the
     published raw data of cue-conflict, or the .npz with `predictions` of FOCUS. Give one benchmark."""
-    batch_size: Batch = 64
+    batch_size: ImagesAtOnce = 64
     """Images that a backbone reads at once."""
 
     def __post_init__(self) -> None:

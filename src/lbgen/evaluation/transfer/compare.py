@@ -19,7 +19,7 @@ from lbgen.runs.console import result, say
 from lbgen.runs.parsing import Name, Text, Whole, parse_json, read_json
 
 if TYPE_CHECKING:
-    from lbgen.evaluation.transfer.comparison import Difference, Measured
+    from lbgen.evaluation.transfer.comparison import Difference, MeasuredBackbone
 
 REMEDY = "give the transfer.json that lbgen transfer wrote"
 
@@ -58,7 +58,7 @@ class StoredTransfer:
 class Compared:
     """A comparison: the reference comes first."""
 
-    backbones: list[Measured]
+    backbones: list[MeasuredBackbone]
     differences: list[Difference]
 
 
@@ -80,12 +80,13 @@ def compare(files: str | Path | Sequence[str | Path], config: CompareConfig | No
     found = [(path, _read(path)) for path in paths]
     if sum(len(content.backbones) for _, content in found) < 2:
         raise UserError(f"{paths[0]}: a single backbone cannot be compared; give the transfer.json of another too")
-    if config.output:
-        atomic.ensure_writable(config.output)
-        outputs.ensure_outside(config.output)
+    folder = Path(config.output) if config.output else None
+    if folder:
+        atomic.ensure_writable(folder)
+        outputs.ensure_outside(folder)
         refused_names = (COMPARISON, COMPARISON_PAGE, CONFIG)  # the last marks the folder of another verb
-        outputs.ensure_own(config.output, _is_comparison(config.output), refused_names, "compare")
-    return _compared(found, config)
+        outputs.ensure_own(folder, _is_comparison(folder), refused_names, "compare")
+    return _compared(found, folder)
 
 
 def _is_comparison(folder: Path) -> bool:
@@ -103,7 +104,7 @@ def _read(path: Path) -> StoredTransfer:
         raise UserError(f"{path}: {error.strerror}; {REMEDY}") from None
 
 
-def _compared(found: Sequence[tuple[Path, StoredTransfer]], config: CompareConfig) -> Compared:
+def _compared(found: Sequence[tuple[Path, StoredTransfer]], folder: Path | None) -> Compared:
     from lbgen.evaluation.transfer.comparison import differences
     from lbgen.evaluation.transfer.page import write_page
     from lbgen.evaluation.transfer.tables import tables, text_of
@@ -111,18 +112,18 @@ def _compared(found: Sequence[tuple[Path, StoredTransfer]], config: CompareConfi
     measured = _measured(found)
     compared = Compared(measured, differences(measured))
     result(f"{tables(measured)}\n\n{text_of(compared.differences)}")
-    if config.output:
-        config.output.mkdir(parents=True, exist_ok=True)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
         content = comparison_content(compared, [path for path, _ in found])
-        atomic.write_text(config.output / COMPARISON, json.dumps(content, indent=2, allow_nan=False) + "\n")
-        write_page(measured, compared.differences, config.output / COMPARISON_PAGE, content)
-        say(f"The page: {config.output / COMPARISON_PAGE}; every value: {config.output / COMPARISON}")
+        atomic.write_text(folder / COMPARISON, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        write_page(measured, compared.differences, folder / COMPARISON_PAGE, content)
+        say(f"The page: {folder / COMPARISON_PAGE}; every value: {folder / COMPARISON}")
     return compared
 
 
-def _measured(found: Sequence[tuple[Path, StoredTransfer]]) -> list[Measured]:
+def _measured(found: Sequence[tuple[Path, StoredTransfer]]) -> list[MeasuredBackbone]:
     """Every backbone; one whose name another file has too is followed by its folder."""
-    from lbgen.evaluation.transfer.comparison import Measured, Trainings
+    from lbgen.evaluation.transfer.comparison import MeasuredBackbone, Trainings
 
     names = [name for _, content in found for name in content.backbones]
     measured = []
@@ -144,7 +145,7 @@ def _measured(found: Sequence[tuple[Path, StoredTransfer]]) -> list[Measured]:
                 if each.answers.startswith(f"{ANSWERS}/")
             }
             hashes = {place: each.identity.get("data_sha256") for place, each in details.items()}
-            measured.append(Measured(shown, values, answers, trainings, hashes, content.made_with.config.seed))
+            measured.append(MeasuredBackbone(shown, values, answers, trainings, hashes, content.made_with.config.seed))
     if twice := next((each.name for each in measured if [one.name for one in measured].count(each.name) > 1), None):
         raise UserError(f"{twice}: given twice; name every transfer.json once")
     return measured
@@ -160,7 +161,7 @@ def comparison_content(compared: Compared, paths: Sequence[Path]) -> dict[str, A
     }
 
 
-def _nested(one: Measured) -> dict[str, dict[str, Any]]:
+def _nested(one: MeasuredBackbone) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for (dataset, method), value in one.values.items():
         found.setdefault(dataset, {})[method] = asdict(value)

@@ -29,7 +29,7 @@ LIMITS = (-1.0, 1.0)
 VALUE_TOLERANCE = 1e-6
 """Between a stored value and that of its answers."""
 
-Place = tuple[str, str]
+ResultKey = tuple[str, str]
 """Data set and method."""
 
 
@@ -43,15 +43,15 @@ class Trainings(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredBackbone:
     """All that is known of one backbone."""
 
     name: str
-    values: dict[Place, Value]
-    answers: dict[Place, Path]
+    values: dict[ResultKey, Value]
+    answers: dict[ResultKey, Path]
     """Files that may be gone."""
-    trainings: dict[Place, Trainings] = field(default_factory=dict)
-    data_hashes: dict[Place, str | None] = field(default_factory=dict)
+    trainings: dict[ResultKey, Trainings] = field(default_factory=dict)
+    data_hashes: dict[ResultKey, str | None] = field(default_factory=dict)
     """Of all images, of training too, and of what is known of them; None if it is not recorded."""
     seed: int | None = None
     """Of the first draw of few images, or of the first training; None if it is not recorded."""
@@ -88,7 +88,7 @@ class Difference(NamedTuple):
 AVERAGE = "average"
 
 
-def differences(measured: Sequence[Measured]) -> list[Difference]:
+def differences(measured: Sequence[MeasuredBackbone]) -> list[Difference]:
     """Of every backbone but the first, which is the reference, with averages at the end of each method."""
     reference, found = measured[0], []
     for other in measured[1:]:
@@ -107,7 +107,7 @@ def differences(measured: Sequence[Measured]) -> list[Difference]:
     return found
 
 
-def _difference(reference: Measured, other: Measured, dataset: str, method: str) -> Difference:
+def _difference(reference: MeasuredBackbone, other: MeasuredBackbone, dataset: str, method: str) -> Difference:
     place = dataset, method
     value = other.values[place].value - reference.values[place].value
     metric = reference.values[place].metric
@@ -140,7 +140,7 @@ def _difference(reference: Measured, other: Measured, dataset: str, method: str)
     return made._replace(estimate=estimate, p_value=p_value, error=estimate.standard_error)
 
 
-def _answers(one: Measured, place: Place) -> Answers:
+def _answers(one: MeasuredBackbone, place: ResultKey) -> Answers:
     """The answers behind a value; UserError where they give another value."""
     answers, value = load_answers(one.answers[place]), one.values[place]
     given = float(np.mean([score_right(right, answers.label, value.metric) for right in answers.right]))

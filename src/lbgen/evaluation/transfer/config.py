@@ -2,14 +2,13 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from lbgen.configuration.ranges import (
-    Batch,
     Count,
+    ImagesAtOnce,
     Loaders,
-    Place,
+    NameOrPath,
     Range,
     Repeats,
     Seed,
@@ -94,7 +93,7 @@ class TransferConfig(Output, TakesRecipes):
     """Downstream sets: digits, which is always there, fgvcaircraft, stanfordcars, dtd, eurosat, flowers102, food101,
     oxfordiiitpet and sun397, which torchvision reads from --data, and folders with splits train, test and perhaps val
     in any format that lbgen reads. A set that is not there is named with the way to get it, and left out."""
-    data: Place = "data"
+    data: NameOrPath = "data"
     """Folder in which the data sets lie, each under the name that torchvision gives it. With detection the folder of
     one set in COCO's format, with segmentation of one in ADE20K's."""
     method: tuple[Method, ...] = ("linear",)
@@ -118,7 +117,7 @@ class TransferConfig(Output, TakesRecipes):
     weight_decays: Numbers = OF_METHOD
     """Weight decays that it chooses from, together with the learning rate: by default 0 and 0.05. Detection and
     segmentation train with a single one, by default 0.05."""
-    batch_size: Batch = OF_METHOD
+    batch_size: ImagesAtOnce = OF_METHOD
     """Images that a model reads at once, and those of an update; by default 64, in detection and segmentation 16."""
     image_size: Side | None = None
     """Pixels of an image's shorter side in detection, by default 800 (the longer one has at most 5/3 of it), and in
@@ -176,5 +175,5 @@ class CompareConfig(Settings):
 
     MOST_USED: ClassVar = ("output",)
 
-    output: Path | None = None
+    output: NameOrPath | None = None
     """Folder for comparison.json and comparison.html; none prints the comparison only."""

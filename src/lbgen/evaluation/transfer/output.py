@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lbgen.configuration import saved
-from lbgen.evaluation.transfer.comparison import Measured, Trainings, differences
+from lbgen.evaluation.transfer.comparison import MeasuredBackbone, Trainings, differences
 from lbgen.evaluation.transfer.config import PAGE, RESULT_METHODS, TRANSFER, TransferConfig
 from lbgen.evaluation.transfer.dense.sets import DenseSet
 from lbgen.evaluation.transfer.measure import Prepared
@@ -88,11 +88,11 @@ def transfer_content(
     }
 
 
-def measured_of(results: Sequence[Result], folder: Path) -> list[Measured]:
+def measured_of(results: Sequence[Result], folder: Path) -> list[MeasuredBackbone]:
     """The results by backbone, with the places of their answers."""
-    found: dict[str, Measured] = {}
+    found: dict[str, MeasuredBackbone] = {}
     for each in results:
-        one = found.setdefault(each.backbone, Measured(each.backbone, {}, {}))
+        one = found.setdefault(each.backbone, MeasuredBackbone(each.backbone, {}, {}))
         one.values[each.dataset, each.method] = Value(each.metric, each.value, each.low, each.high, each.n_test)
         one.answers[each.dataset, each.method] = atomic.inside(folder, each.answers)
         one.data_hashes[each.dataset, each.method] = each.identity.get("data_sha256")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lbgen.configuration.values import shown
-from lbgen.evaluation.transfer.comparison import AVERAGE, Difference, Measured
+from lbgen.evaluation.transfer.comparison import AVERAGE, Difference, MeasuredBackbone
 from lbgen.evaluation.transfer.tables import datasets_of, methods_of, p_text, percent, points
 from lbgen.evaluation.transfer.values import Value
 from lbgen.report import figures
@@ -93,7 +93,7 @@ class TransferPage:
 
 
 def write_page(
-    measured: Sequence[Measured], differences: Sequence[Difference], path: Path, content: Mapping[str, Any]
+    measured: Sequence[MeasuredBackbone], differences: Sequence[Difference], path: Path, content: Mapping[str, Any]
 ) -> None:
     """Write the page to `path`.  content: of transfer.json or comparison.json."""
     whole = [method for method in methods_of(measured) if "-" not in method]
@@ -121,7 +121,7 @@ def how_of(methods: Sequence[str]) -> tuple[tuple[str, str], ...]:
     return tuple(each for each in HOW if is_dense or each[0] != DENSE_TITLE)
 
 
-def headline(measured: Sequence[Measured]) -> str:
+def headline(measured: Sequence[MeasuredBackbone]) -> str:
     """The best average of the first method, or the only value."""
     method = methods_of(measured)[0]
     datasets = _shared(measured, method)
@@ -146,7 +146,7 @@ def method_title(method: str) -> str:
     return f"{title}, {number} image{'s' * (number != '1')} of each category"
 
 
-def _shared(measured: Sequence[Measured], method: str) -> list[str]:
+def _shared(measured: Sequence[MeasuredBackbone], method: str) -> list[str]:
     """The data sets that every backbone has."""
     return [name for name in datasets_of(measured, method) if all((name, method) in one.values for one in measured)]
 
@@ -158,7 +158,7 @@ def _colour(number: int) -> str:
 # ---- parts ----
 
 
-def _table(measured: Sequence[Measured], method: str) -> dict[str, Any]:
+def _table(measured: Sequence[MeasuredBackbone], method: str) -> dict[str, Any]:
     datasets = datasets_of(measured, method)
     rows = []
     for number, each in enumerate(measured):
@@ -192,13 +192,13 @@ def _mark_best(rows: list[dict[str, Any]], columns: int) -> None:
                 row["cells"][column]["kind"] = "best"
 
 
-def _radar(measured: Sequence[Measured], method: str) -> str:
+def _radar(measured: Sequence[MeasuredBackbone], method: str) -> str:
     names = _shared(measured, method)
     shown_first = measured[: len(figures.SERIES)]
     return figures.radar(names, [[100 * one.values[name, method].value for name in names] for one in shown_first])
 
 
-def _few_shot_charts(measured: Sequence[Measured]) -> list[dict[str, str]]:
+def _few_shot_charts(measured: Sequence[MeasuredBackbone]) -> list[dict[str, str]]:
     """For each data set, method and kind of shots with two or more numbers, the values over these numbers."""
     charts = []
     methods = methods_of(measured)
@@ -215,7 +215,7 @@ def _few_shot_charts(measured: Sequence[Measured]) -> list[dict[str, str]]:
     return charts
 
 
-def _ends(one: Measured, dataset: str, method: str) -> tuple[float, float, float]:
+def _ends(one: MeasuredBackbone, dataset: str, method: str) -> tuple[float, float, float]:
     """Value, low and high in percent; NaN for none."""
     found = one.values.get((dataset, method))
     ends = (found.value, found.low, found.high) if found else (None, None, None)
@@ -223,7 +223,7 @@ def _ends(one: Measured, dataset: str, method: str) -> tuple[float, float, float
     return value, low, high
 
 
-def _difference_tables(measured: Sequence[Measured], found: Sequence[Difference]) -> list[dict[str, Any]]:
+def _difference_tables(measured: Sequence[MeasuredBackbone], found: Sequence[Difference]) -> list[dict[str, Any]]:
     """For each method, a line for each backbone but the reference, a column for each data set, the average last."""
     tables = []
     for method in dict.fromkeys(each.method for each in found):

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from lbgen.errors import printable
-from lbgen.evaluation.transfer.comparison import AVERAGE, Difference, Measured
+from lbgen.evaluation.transfer.comparison import AVERAGE, Difference, MeasuredBackbone
 
 
-def methods_of(measured: Sequence[Measured]) -> list[str]:
+def methods_of(measured: Sequence[MeasuredBackbone]) -> list[str]:
     return list(dict.fromkeys(method for each in measured for _, method in each.values))
 
 
-def datasets_of(measured: Sequence[Measured], method: str) -> list[str]:
+def datasets_of(measured: Sequence[MeasuredBackbone], method: str) -> list[str]:
     return list(dict.fromkeys(dataset for each in measured for dataset in each.datasets(method)))
 
 
@@ -32,12 +32,12 @@ class Grid:
         return "\n".join([self.title, *map(str.rstrip, shown)])
 
 
-def tables(measured: Sequence[Measured]) -> str:
+def tables(measured: Sequence[MeasuredBackbone]) -> str:
     """One table for each method: a line for each backbone, a column for each data set, the average last; in percent."""
     return "\n\n".join(_table(measured, method).text() for method in methods_of(measured))
 
 
-def _table(measured: Sequence[Measured], method: str) -> Grid:
+def _table(measured: Sequence[MeasuredBackbone], method: str) -> Grid:
     datasets = datasets_of(measured, method)
     rows = []
     for each in measured:

@@ -40,7 +40,7 @@ class Verdict(NamedTuple):
     """16 hexadecimal digits; None if near-duplicates are not looked for."""
 
 
-class Batch(NamedTuple):
+class JudgedBatch(NamedTuple):
     """The input of the checks."""
 
     images: Sequence[PlannedImage]
@@ -103,13 +103,9 @@ class Screen:
         self, images: Sequence[PlannedImage], pixels: np.ndarray, boxes: Sequence[Any] | None = None
     ) -> list[Verdict]:
         """The verdict on each image; pixels: (B, H, W, 3) bytes.  boxes: with --localize, None for an empty mask."""
-        # Measure what the checks share.
-        batch = self._batch(images, pixels)
-        detected, hashes = self._detected_values(batch), self._hashes(batch)
-
-        # Run the checks that the configuration asks for.
-        checks = {"label": self._label, "quality": self._quality, "blank": self._blank, "unsafe": self._unsafe}
-        results = {name: check(batch) for name, check in checks.items() if name in self.config.screen}
+        # Measure what the checks share, and run the checks that the configuration asks for.
+        batch = self.batch_of(images, pixels)
+        detected, hashes, results = self._detected_values(batch), self._hashes(batch), self.results(batch)
         failed: dict[str, list[bool]] = {name: result.failed.tolist() for name, result in results.items()}
         failed["balance"] = [image.target_values != values for image, values in zip(images, detected, strict=True)]
         failed["mask"] = [box is None for box in boxes or [None] * len(images)]
@@ -126,46 +122,61 @@ class Screen:
             for row in range(len(images))
         ]
 
-    def _batch(self, images: Sequence[PlannedImage], pixels: np.ndarray) -> Batch:
+    def batch_of(self, images: Sequence[PlannedImage], pixels: np.ndarray) -> JudgedBatch:
+        """pixels: (B, H, W, 3) bytes."""
         levels = torch.tensor(pixels, device=self.device).permute(0, 3, 1, 2)  # (B, 3, H, W)
         colours = levels.float() / 255
         brightness = torch.einsum("bchw,c->bhw", colours, torch.tensor(LUMA, device=self.device))
         features = (
             self._space.embed_images(colours) if self.config.compares_with_texts else colours.new_empty(len(images), 0)
         )
-        return Batch(images, levels, brightness, features)
+        return JudgedBatch(images, levels, brightness, features)
 
-    def _detected_values(self, batch: Batch) -> list[tuple[str, ...]]:
+    @property
+    def logit_scale(self) -> float:
+        """Of the language space: what its cosines are multiplied by before a softmax."""
+        return self._space.logit_scale
+
+    def results(self, batch: JudgedBatch) -> dict[str, CheckResult]:
+        """By the names of the checks that have a score and look at one image."""
+        checks = {"label": self._label, "quality": self._quality, "blank": self._blank, "unsafe": self._unsafe}
+        return {name: check(batch) for name, check in checks.items() if name in self.config.screen}
+
+    def label_cosines(self, batch: JudgedBatch) -> tuple[Tensor, Tensor]:
+        """(B, T) of the images and all texts, and (B,) the index of each image's own text."""
+        own = torch.tensor([self._text_index[image.category.id] for image in batch.images], device=self.device)
+        return batch.features @ self._texts.T, own
+
+    def _detected_values(self, batch: JudgedBatch) -> list[tuple[str, ...]]:
         if not self.config.balance:
             return [()] * len(batch.images)
         return self._zero_shot.detect([image.category.name for image in batch.images], batch.features)
 
-    def _hashes(self, batch: Batch) -> list[str | None]:
+    def _hashes(self, batch: JudgedBatch) -> list[str | None]:
         if "duplicate" not in self.config.screen:
             return [None] * len(batch.images)
         return [f"{value:016x}" for value in perceptual_hash(batch.brightness).tolist()]
 
-    def _label(self, batch: Batch) -> CheckResult:
+    def _label(self, batch: JudgedBatch) -> CheckResult:
         """Zero-shot classification (arXiv 2103.00020, section 3.1); only strictly nearer texts count for the rank.
 
         Categories that share a text are one class, with one probability.
         """
-        cosines = batch.features @ self._texts.T  # (B, T)
-        text_indices = torch.tensor([self._text_index[image.category.id] for image in batch.images], device=self.device)
-        rank = 1 + label_ranks(cosines, text_indices)
-        probability = (self._space.logit_scale * cosines).softmax(dim=1).gather(1, text_indices[:, None])[:, 0]
+        cosines, own = self.label_cosines(batch)
+        rank = 1 + label_ranks(cosines, own)
+        probability = (self._space.logit_scale * cosines).softmax(dim=1).gather(1, own[:, None])[:, 0]
         failed = (rank > self.config.label_top_k) | (probability < self.config.least_label_probability)
         return CheckResult(failed, {"label_rank": rank, "label_probability": probability})
 
-    def _quality(self, batch: Batch) -> CheckResult:
+    def _quality(self, batch: JudgedBatch) -> CheckResult:
         quality = self._scorer.score(batch.pixels / 255, batch.features)
         return CheckResult(quality < self.config.least_quality, {"quality": quality})
 
-    def _blank(self, batch: Batch) -> CheckResult:
+    def _blank(self, batch: JudgedBatch) -> CheckResult:
         deviation = batch.brightness.std(dim=(1, 2), correction=0)
         return CheckResult(deviation < self.config.least_deviation, {"deviation": deviation})
 
-    def _unsafe(self, batch: Batch) -> CheckResult:
+    def _unsafe(self, batch: JudgedBatch) -> CheckResult:
         """Score: cosine of the nearest concept minus that of the nearest category; with the checker, 1 or 0."""
         if self.config.unsafe == "checker":
             flags = self._checker.flags(batch.pixels)

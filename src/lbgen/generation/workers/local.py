@@ -18,7 +18,7 @@ from lbgen.generation.config import GenerateConfig, worker_name
 from lbgen.generation.plan import Plan
 from lbgen.generation.workers.loading import load_models
 from lbgen.generation.workers.preflight import PreflightResult, preflight
-from lbgen.generation.workers.progress import Progress
+from lbgen.generation.workers.progress import WorkerProgress
 from lbgen.generation.workers.shard import Worker, WorkerContext
 from lbgen.models.loading import device_of
 from lbgen.runs.identity import Identity
@@ -33,7 +33,7 @@ GRACE_SECONDS = 60.0
 MEMORY = "if memory ran out, give fewer --workers or a smaller --batch-size; nothing is lost, start again"
 """The remedy for a worker that was killed."""
 
-Report = Callable[[Progress], None]
+Report = Callable[[WorkerProgress], None]
 
 
 class Engine(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from lbgen.runs import console
 
 
-class Progress(NamedTuple):
+class WorkerProgress(NamedTuple):
     """What one batch contributed."""
 
     finished: int
@@ -21,6 +21,6 @@ class ProgressBar(console.Progress):
         super().__init__("generate", images, "images", done=done)
         self._rejected = 0
 
-    def add(self, progress: Progress) -> None:
+    def add(self, progress: WorkerProgress) -> None:
         self._rejected += progress.rejected
         self.advance(progress.finished, f"{self._rejected:,} rejected" if self._rejected else "")

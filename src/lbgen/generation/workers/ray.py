@@ -17,7 +17,7 @@ from lbgen.generation.plan import Plan
 from lbgen.generation.workers.loading import Models, load_models
 from lbgen.generation.workers.local import MEMORY, Engine, Report, interrupted
 from lbgen.generation.workers.preflight import PreflightResult, preflight
-from lbgen.generation.workers.progress import Progress
+from lbgen.generation.workers.progress import WorkerProgress
 from lbgen.generation.workers.shard import Worker, WorkerContext
 from lbgen.runs.identity import Identity
 from lbgen.runs.processes.ray import LOST, actors_to_start, import_ray, join_cluster, one_line
@@ -40,14 +40,14 @@ class RayWorker:
     def preflight(self, config: GenerateConfig, plan: Plan, recorded: Identity | None = None) -> PreflightResult:
         return preflight(self._load(config, plan), config, plan, recorded)
 
-    def make_shard(self, context: WorkerContext, shard: int) -> Iterator[Progress]:
+    def make_shard(self, context: WorkerContext, shard: int) -> Iterator[WorkerProgress]:
         """Draw a shard; yields once per batch. At the end the previous shard is published; this one may not be yet."""
         if self.worker is None:
             models = self.models or self._load(context.config, context.plan)
             self.worker = Worker(context, self.name, models)
         yield from self.worker.make_shard(shard)
 
-    def finish(self) -> Iterator[Progress]:
+    def finish(self) -> Iterator[WorkerProgress]:
         """Wait until the last shard is published; yields nothing."""
         assert self.worker is not None
         self.worker.finish()

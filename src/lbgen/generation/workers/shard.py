@@ -22,7 +22,7 @@ from lbgen.generation.shard_rows import new_row, read_counts, read_rows, stored_
 from lbgen.generation.workers import journal
 from lbgen.generation.workers.journal import DrawnImage, Journal
 from lbgen.generation.workers.loading import Models
-from lbgen.generation.workers.progress import Progress
+from lbgen.generation.workers.progress import WorkerProgress
 from lbgen.generation.workers.writer import StagedShard, WriterContext, Writers
 from lbgen.runs.storage import open_store
 
@@ -86,7 +86,7 @@ class Worker:
         self.writers = Writers(writer_context)
         self.publishing: Future[None] | None = None
 
-    def make_shard(self, number: int) -> Iterator[Progress]:
+    def make_shard(self, number: int) -> Iterator[WorkerProgress]:
         """Draw a shard, or change a stored one, and have it published; yields once for every batch.
 
         A new shard goes through all duplicate rounds, a stored one through the last. Both end with the same images.
@@ -109,13 +109,13 @@ class Worker:
         # Reject the near-duplicates of each round, and draw them again.
         for duplicates in rounds:
             again = self._reject_duplicates(duplicates, shard)
-            yield Progress(finished=-len(again), rejected=len(again))
+            yield WorkerProgress(finished=-len(again), rejected=len(again))
             yield from self._draw(again, shard)
 
         # Publish: first the files, then the counts of rejections, last the part of the index (writer.publish_shard).
         self._publish(shard)
 
-    def _draw(self, images: Iterable[PlannedImage], shard: ShardInProgress) -> Iterator[Progress]:
+    def _draw(self, images: Iterable[PlannedImage], shard: ShardInProgress) -> Iterator[WorkerProgress]:
         """Draw images batch by batch until each is kept or dropped."""
         waiting = deque(images)
         self.renderer.prepare(waiting)
@@ -146,7 +146,7 @@ class Worker:
             # Draw again: the next attempt of a rejected image has other noise.
             again = [i.next_attempt() for i, outcome in zip(batch, outcomes, strict=True) if outcome == "retry"]
             waiting.extend(again)
-            yield Progress(finished=len(batch) - len(again), rejected=len(again))
+            yield WorkerProgress(finished=len(batch) - len(again), rejected=len(again))
 
     def finish(self) -> None:
         """Wait until the last shard is published."""

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lbgen.errors import UserError
 from lbgen.models.checkpoints import forms
-from lbgen.models.checkpoints.known import FLOW_MATCHING, FLUX, KLEIN, KNOWN, Z_IMAGE
+from lbgen.models.checkpoints.known import FLOW_MATCHING, FLUX, KLEIN, KNOWN, SD, SD3, SDXL, Z_IMAGE
 from lbgen.models.registry import GENERATORS, generator_class, resolve
 from lbgen.runs.model_folder import INDEX, cached_config
 
-TURBO = "turbo"
-"""In the name of a Z-Image that was distilled to sample without guidance; nothing in its files says so."""
+DISTILLED = {
+    SD: r"sd[-_]turbo",
+    SDXL: r"(sdxl|sd_xl)[-_]turbo(_1\.0)?(_fp16)?",
+    SD3: r"(stable-diffusion-3\.5-large|sd3\.5_large|sd35-large)[-_]turbo",
+    FLUX: r".*schnell.*",
+    KLEIN: r"(?!.*base).*klein.*",
+    Z_IMAGE: r".*turbo.*",
+}
+"""Pipeline -> names, in small letters, of checkpoints that were distilled to sample without guidance.
+
+Nothing in the files of the first three and the last says so. Others of Stable Diffusion that call themselves turbo are
+used with a little guidance, so that only the names of its makers count.
+"""
 FLOW_SCHEDULERS = ("dpm++",)
 """Schedulers of those that match flows, by name, besides the checkpoint's own."""
 DIFFUSION_SCHEDULERS, WITHOUT_ZERO_SNR = ("ddpm", "ddim", "dpm++"), ("pndm",)
@@ -38,14 +50,11 @@ def suited_settings(generator: str, revision: str | None = None) -> dict[str, An
     Where neither the name nor a folder nor the hub's cache says what it is, the family refuses what does not suit it.
     """
     kind, distilled = _kind(generator, revision)
-    if kind not in FLOW_MATCHING:
-        return {}
-    settings: dict[str, Any] = {"scheduler": "native"}
     if distilled:
-        settings["guidance_scale"] = 1.0
-    elif kind == FLUX:
-        settings["guidance_scale"] = 3.5
-    return settings
+        return {"scheduler": "native", "guidance_scale": 1.0}
+    if kind == FLUX:
+        return {"scheduler": "native", "guidance_scale": 3.5}
+    return {"scheduler": "native"} if kind in FLOW_MATCHING else {}
 
 
 def ensure_suited(generator: str, revision: str | None, scheduler: str, guidance_scale: float) -> None:
@@ -59,6 +68,11 @@ def ensure_suited(generator: str, revision: str | None, scheduler: str, guidance
             raise drops_zero_snr(generator, scheduler, DIFFUSION_SCHEDULERS)
     if distilled:
         refuse_guidance(generator, guidance_scale)
+
+
+def is_distilled(generator: str, revision: str | None) -> bool:
+    """Whether it was distilled to sample without guidance, as far as its files or its name say so."""
+    return _kind(generator, revision)[1]
 
 
 def pipeline_of(generator: str, revision: str | None) -> str | None:
@@ -102,6 +116,5 @@ def _kind(generator: str, revision: str | None) -> tuple[str | None, bool]:
         return kind, not config.get("guidance_embeds", False)
     if kind == KLEIN and (index := cached_config(where, INDEX, revision)):
         return kind, bool(index.get("is_distilled"))
-    mark = {FLUX: "schnell", KLEIN: "klein", Z_IMAGE: TURBO}.get(str(kind))
-    name = Path(generator).name.lower()
-    return kind, mark is not None and mark in name and "base" not in name
+    name = Path(generator).name.lower().removesuffix(".safetensors")
+    return kind, re.fullmatch(DISTILLED.get(str(kind), "(?!)"), name) is not None

@@ -18,7 +18,14 @@ from lbgen.models.checkpoints.suited import refuse_scheduler
 from lbgen.models.families.family import Schedule
 from lbgen.models.families.transformer import Config, TransformerFamily
 
-EULER, DPM = "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler"
+EULER = "FlowMatchEulerDiscreteScheduler"
+SOLVERS = (
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+)
+"""Schedulers of diffusions that know the noise of flows too, where their configuration asks for it."""
 
 
 class FlowMatching(TransformerFamily):
@@ -34,14 +41,15 @@ class FlowMatching(TransformerFamily):
         scheduler, mu = copy.deepcopy(self.scheduler), None
         if scheduler.config.get("use_dynamic_shifting"):
             mu = self.shift(steps, latent_shape)
-        if isinstance(scheduler, DPMSolverMultistepScheduler):
-            if mu is not None:
-                scheduler.register_to_config(flow_shift=math.exp(mu))
-            scheduler.set_timesteps(steps)
-        else:
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
             sigmas = self.sigmas(steps)
             evenly = {} if sigmas is None else {"sigmas": sigmas}
             scheduler.set_timesteps(steps, mu=mu, **evenly)
+        else:
+            if mu is not None:
+                linear = scheduler.config.get("time_shift_type") == "linear"
+                scheduler.register_to_config(flow_shift=mu if linear else math.exp(mu), use_dynamic_shifting=False)
+            scheduler.set_timesteps(steps)
         scheduler.set_begin_index(0)
         return Schedule(scheduler.timesteps, 1.0, scheduler)
 
@@ -67,10 +75,11 @@ class FlowMatching(TransformerFamily):
     def refuse_scheduler(self, name: str | None, config: Config) -> None:
         refuse_scheduler(self.name, name or "native")
         kind = config.get("_class_name")
-        if not (kind == EULER or (kind == DPM and config.get("use_flow_sigmas"))) or config.get("invert_sigmas"):
+        solves = config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction"
+        if not (kind == EULER or (kind in SOLVERS and solves)) or config.get("invert_sigmas"):
             raise UserError(
                 f"generator {self.name}, scheduler_config.json: its {kind!s:.40} does not match flows; give {EULER}, "
-                f"or {DPM} with use_flow_sigmas"
+                f"or with use_flow_sigmas and prediction_type flow_prediction {', '.join(SOLVERS)}"
             )
 
     def scheduler_called(self, name: str | None) -> Any:
@@ -78,6 +87,6 @@ class FlowMatching(TransformerFamily):
         own = self.pipeline.scheduler
         if name is None or isinstance(own, DPMSolverMultistepScheduler):
             return own
-        assert isinstance(own, FlowMatchEulerDiscreteScheduler)
-        flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": own.config.shift}
+        shift = own.config.shift if isinstance(own, FlowMatchEulerDiscreteScheduler) else own.config.flow_shift
+        flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
         return DPMSolverMultistepScheduler.from_config(own.config, **flow)

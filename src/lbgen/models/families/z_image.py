@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen3Model
 
-from lbgen.models.checkpoints.suited import TURBO, refuse_guidance
 from lbgen.models.families.family import Conditioning, Spans, TextAttention
 from lbgen.models.families.flow_matching import FlowMatching
 from lbgen.models.families.transformer import Config
@@ -34,9 +32,7 @@ class ZImage(FlowMatching):
     widths = {"cap_feat_dim": (("text_encoder", "hidden_size"),)}
 
     def take_guidance(self, guidance: Guidance) -> Guidance:
-        """1 is off, as everywhere. Nothing in a Turbo's files says that it was distilled, only its name."""
-        if TURBO in Path(self.name).name.lower():
-            refuse_guidance(self.name, guidance.scale)
+        """1 is off, as everywhere."""
         guidance = guidance.without_true_scale(self.name)
         return replace(guidance, scale=guidance.scale + 1) if guidance.is_on else guidance
 

@@ -41,7 +41,7 @@ class Request(NamedTuple):
     """None in validation."""
 
 
-class Batch(NamedTuple):
+class TrainingBatch(NamedTuple):
     images: Tensor
     """(B, 3, H, W) uint8, in the layout of the model."""
     labels: Tensor
@@ -52,7 +52,7 @@ class Batch(NamedTuple):
     """Why the storage did not answer; the batch is then worth nothing."""
 
 
-class Images(Dataset[Batch]):
+class Images(Dataset[TrainingBatch]):
     """The images of a run by request, for training and for validation."""
 
     def __init__(self, sources: Sources, config: PretrainConfig, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -63,7 +63,7 @@ class Images(Dataset[Batch]):
         self.augment, self.centre = transforms(config, mean, std)
         self.layout = layout_of(config)
 
-    def __getitem__(self, request: Request) -> Batch:
+    def __getitem__(self, request: Request) -> TrainingBatch:
         shape = (len(request.numbers), 3, self.side, self.side)
         images = torch.empty(shape, dtype=torch.uint8, memory_format=self.layout)
         labels = torch.empty(shape[0], dtype=torch.int64)
@@ -73,8 +73,8 @@ class Images(Dataset[Batch]):
         try:
             self._fill(images, labels, request, faults)
         except Unreachable as error:  # as a value, since the loader would put a traceback into an exception's text
-            return Batch(images, labels, (), str(error))
-        return Batch(images, labels, tuple(faults))
+            return TrainingBatch(images, labels, (), str(error))
+        return TrainingBatch(images, labels, tuple(faults))
 
     def _fill(self, images: Tensor, labels: Tensor, request: Request, faults: list[str]) -> None:
         if request.epoch is None:
@@ -210,12 +210,12 @@ class Feed:
     def __init__(self, images: Images, workers: int, pinned: bool) -> None:
         """pinned: whether batches lie in pinned memory, from where they are copied to a GPU in the background."""
         self.requests = Requests()
-        self.loader: DataLoader[Batch] = DataLoader(
+        self.loader: DataLoader[TrainingBatch] = DataLoader(
             images, batch_size=None, sampler=self.requests, collate_fn=_unchanged, num_workers=workers,
             persistent_workers=workers > 0, pin_memory=pinned, worker_init_fn=heed_no_signals,
         )  # fmt: skip
 
-    def batches(self, requests: list[Request]) -> Iterator[Batch]:
+    def batches(self, requests: list[Request]) -> Iterator[TrainingBatch]:
         """Raises UserError if images do not come from their storage."""
         self.requests.requests = requests
         for batch in self.loader:

@@ -1,0 +1,127 @@
+"""Scores of the language space that were changed within their limits, found by `lbgen verify --check-scores`."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from lbgen.cli import main
+from lbgen.errors import UserError
+from lbgen.generation.config import GenerateConfig, VerifyConfig
+from lbgen.generation.run import generate
+from lbgen.generation.screening.rescored import _rank_differences
+from lbgen.generation.verify import verify
+from lbgen.metrics.zero_shot import label_ranks
+
+PART = "index/train-00000.parquet"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> GenerateConfig:
+    """The micro world, whose images all pass the checks."""
+    folder = tmp_path_factory.mktemp("scored")
+    (folder / "names.txt").write_text("cup\nfish\ntree\n")
+    config = GenerateConfig(
+        writers=1, output=str(folder / "made"), vocabulary=str(folder / "names.txt"), generator="microworld",
+        scheduler="ddim", steps=2, images_per_category=4, batch_size=4, shard_size=12, label_top_k=3, least_quality=1.0,
+        screen=("label", "quality", "unsafe"), screen_semantics="microworld",
+    )  # fmt: skip
+    generate(config)
+    return config
+
+
+def changed(folder: Path, column: str, change: Callable[[dict], float]) -> str:
+    """Change the score of the image that the label check is least sure of; returns its key."""
+    path = folder / PART
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    row = min(rows, key=lambda row: row["label_probability"])
+    row[column] = change(row)
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+    return row["key"]
+
+
+def test_scores_that_are_computed_again_are_those_of_the_index(config):
+    assert verify(config.output, check_scores=True).damaged == ()
+
+
+@pytest.mark.parametrize(
+    ("column", "change"),
+    [
+        ("label_probability", lambda row: row["label_probability"] * 0.97),
+        ("label_rank", lambda row: row["label_rank"] % 3 + 1 if row["label_probability"] < 0.33 else 2.0),
+        ("quality", lambda row: row["quality"] + 0.05),
+        ("unsafe", lambda row: row["unsafe"] - 0.001),
+    ],
+)
+def test_a_changed_score_is_found_and_repaired(config, tmp_path, column, change, capsys):
+    folder = Path(shutil.copytree(config.output, tmp_path / "received"))
+    before = (folder / PART).read_bytes()
+    key = changed(folder, column, change)
+    assert verify(folder).damaged == ()
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", str(folder), "--check-scores"])
+    assert ended.value.code == 3
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"train-00000: {PART} contradicts its images: {column} of {key}",
+        f"0 of 1 shards of {folder} are whole",
+    ]
+    assert verify(folder, repair=True, check_scores=True).damaged == ()
+    assert (folder / PART).read_bytes() == before
+
+
+def test_what_cannot_be_computed_again_is_refused(config, tmp_path, tiny_clip_folder):
+    def refusal(**settings) -> str:
+        made = replace(config, output=str(tmp_path / f"made-{len(list(tmp_path.iterdir()))}"), **settings)
+        generate(made)
+        with pytest.raises(UserError) as refused:
+            verify(made.output, check_scores=True)
+        return str(refused.value)
+
+    assert "only PNG in the size of the generator holds them" in refusal(image_format="jpeg")
+    assert "only PNG in the size of the generator holds them" in refusal(stored_size=(16, 16))
+    assert "no check of it has any" in refusal(screen=("blank",))
+    made = replace(config, output=str(tmp_path / "made"), screen=("quality",))
+    generate(made)
+    with pytest.raises(UserError, match="was screened by another language space than --screen-semantics"):
+        verify(VerifyConfig(made.output, check_scores=True, screen_semantics=str(tiny_clip_folder)))
+
+
+def test_labels_of_a_vocabulary_that_grew_are_left_out(config, tmp_path):
+    """Probabilities were computed among fewer categories; quality does not depend on them."""
+    folder = Path(shutil.copytree(config.output, tmp_path / "grown"))
+    (tmp_path / "names.txt").write_text("cup\nfish\ntree\nkey\n")
+    generate(replace(config, output=str(folder), vocabulary=str(tmp_path / "names.txt")))
+    assert verify(folder, check_scores=True).damaged == ()
+    key = changed(folder, "quality", lambda row: row["quality"] + 0.05)
+    assert key in verify(folder, check_scores=True).damaged[0]
+
+
+def test_a_dataset_from_someone_else_names_no_space_that_is_loaded(config, tmp_path, monkeypatch, tiny_clip_folder):
+    made = replace(config, output=str(tmp_path / "made"), screen=("quality",), screen_semantics=str(tiny_clip_folder))
+    generate(made)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
+    with pytest.raises(UserError, match="you have not made this dataset.* give --screen-semantics"):
+        verify(made.output, check_scores=True)
+    assert verify(made.output, check_scores=True, screen_semantics=str(tiny_clip_folder)).damaged == ()
+
+
+def test_a_rank_is_right_where_it_takes_no_move_of_the_own_cosine():
+    cosines = torch.rand(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    own = torch.arange(40) % 6
+    right = 1 + label_ranks(cosines, own).numpy()
+    for rank in range(1, 8):
+        moves = _rank_differences(cosines.numpy(), own.numpy(), np.full(40, float(rank)))
+        assert ((moves == 0) == (right == rank)).all()
+        assert np.isinf(moves).all() == (rank == 7)
+
+    # By hand: 0.3 is the third of these; to be the first it would have to rise by 0.4, to be the fourth to fall by 0.1.
+    by_hand = np.array([[0.3, 0.7, 0.5, 0.2]] * 3)
+    moves = _rank_differences(by_hand, np.zeros(3), np.array([1.0, 3.0, 4.0]))
+    np.testing.assert_allclose(moves, [0.4, 0.0, 0.1])

@@ -1,0 +1,42 @@
+"""Generators that were distilled to sample without guidance, and say so by their names alone."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from miniatures import write_stable_diffusion, write_stable_diffusion_3, write_stable_diffusion_xl, write_z_image
+
+from lbgen.errors import UserError
+from lbgen.models.checkpoints.suited import suited_settings
+from lbgen.models.generator import load_generator
+
+WITHOUT_GUIDANCE = {"scheduler": "native", "guidance_scale": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("write", "distilled", "guided", "own"),
+    [
+        (write_stable_diffusion, ["sd-turbo", "SD_Turbo"], "turbo-anime-sd", {}),
+        (write_stable_diffusion_xl, ["sdxl-turbo", "sd_xl_turbo_1.0_fp16"], "dreamshaper-xl-turbo", {}),
+        (
+            write_stable_diffusion_3,
+            ["stable-diffusion-3.5-large-turbo", "sd3.5_large_turbo"],
+            "stable-diffusion-3.5-large",
+            {"scheduler": "native"},
+        ),
+        (write_z_image, ["Z-Image-Turbo", "z_image_turbo_bf16"], "Z-Image", {"scheduler": "native"}),
+    ],
+)
+def test_distilled_checkpoints_are_told_by_their_makers_names(
+    write: Callable[[Path], Path], distilled: list[str], guided: str, own: dict[str, str], tmp_path: Path
+) -> None:
+    folder = write(tmp_path / guided)
+    assert suited_settings(str(folder)) == own
+    assert load_generator(str(folder), guidance_scale=3.5).encode(["fish"]).unconditional is not None
+    for name in distilled:
+        turbo = str(shutil.copytree(folder, tmp_path / name))
+        assert suited_settings(turbo) == WITHOUT_GUIDANCE
+        with pytest.raises(UserError, match="--guidance-scale 3.5: it was distilled to sample without guidance; give"):
+            load_generator(turbo, guidance_scale=3.5)
+        assert load_generator(turbo).encode(["fish"]).unconditional is None
