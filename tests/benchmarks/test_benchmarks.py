@@ -43,7 +43,7 @@ SMALLEST = {
     "independence/step_cost.py": ("--categories 2 --banks 16 --side 8 --repeats 1", "| 2 | 16 | "),
     "microworld/composition.py": ("--pictures 64 --tested 8 --images 2 --steps 1", "\n| A left, B right | "),
     "microworld/localization.py": (
-        "--updates 1 --images 12 --steps 1 --repeats 1",
+        "--updates 1 --images 12 --steps 1 --repeats 1 --worst {folder}/worst.png",
         "| and the last | second half | yes | ",
     ),
     "speed/align_step.py": (
@@ -72,7 +72,7 @@ SMALLEST = {
     "speed/stored_size.py": ("", "| webp | 256 | "),
     "speed/waiting.py": ("--beside 1 --repeats 1 --steps 1", "| one thread | 1 | "),
 }
-"""Script -> the flags of its smallest run and a part of what it prints; {names} is a file of two categories."""
+"""Script -> the flags of its smallest run and a part of what it prints; {names} is a file of two categories, {folder} a folder."""
 IN_TESTS_OF_THEIR_OWN = {
     "independence/labels.py": "test_benchmarks.py",
     "independence/planted_world.py": "test_independence_world.py",
@@ -129,7 +129,7 @@ def test_script_runs_at_its_smallest_size(script, tmp_path, monkeypatch, capfd, 
     monkeypatch.setattr(sys, "executable", warm_python)
     (tmp_path / "names.txt").write_text("key\nfish\n")
     flags, printed = SMALLEST[script]
-    run(script, flags.format(names=tmp_path / "names.txt").split(), monkeypatch)
+    run(script, flags.format(names=tmp_path / "names.txt", folder=tmp_path).split(), monkeypatch)
     assert printed in capfd.readouterr().out
 
 
