@@ -9,8 +9,8 @@ p is below 0.05. `--link colour` fixes that factor in every category.
 masks that `lbgen generate --localize` finds, with those of the renders, and without; the object's place and colour stay
 nearly those of the render, the scene is linked to nothing.
 
-Then the intervals, on sets drawn from known distributions: how often a probe's holds what such probes predict on
-average, how often an attribute's holds the strength that was drawn. `--sets 0` prints these alone.
+Then the intervals, on sets drawn from known distributions: how often a probe's interval holds
+the average accuracy of such probes, an attribute's the strength that was drawn. `--sets 0` prints these alone.
 
 `--power SETS` prints instead how often a planted bias is found (benchmarks/audit/planted.py): for each seed two sets in
 which nothing is linked to the label and one in which a cue is, on nine in ten images; `--of` says of which pictures.

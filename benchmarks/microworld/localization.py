@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import pyplot
+from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torchvision.ops import box_iou, masks_to_boxes
@@ -238,14 +238,16 @@ def draw_worst(path: Path, made: Drawn, truth: Tensor, counted: Tensor) -> None:
     """A picture of the images whose stored masks overlap the network's least, the worst first."""
     masks, _ = segmented(made.maps[*STORED, "yes"], made.pixels)
     ious, _ = agreement(masks, truth)
-    worst = torch.where(counted, ious, torch.inf).argsort()[:WORST].tolist()
-    figure, axes = pyplot.subplots(2, WORST // 2, figsize=(12, 4.4), layout="constrained")
-    for axis, number in zip(axes.flat, worst, strict=True):
+    worst = [number for number in ious.argsort().tolist() if counted[number]][:WORST]
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    axes = [*figure.subplots(2, WORST // 2).flat]
+    for axis in axes:
+        axis.axis("off")
+    for axis, number in zip(axes, worst, strict=False):
         axis.imshow(made.pixels[number].permute(1, 2, 0), interpolation="nearest")
         for outlined, colour, style in ((truth, "white", "dashed"), (masks, "#ff3b8d", "solid")):
             axis.contour(outlined[number].float(), [0.5], colors=[colour], linestyles=[style], linewidths=2)
         axis.set_title(f"{made.names[number]}, {ious[number]:.2f}")
-        axis.axis("off")
     figure.savefig(path, dpi=100)
 
 

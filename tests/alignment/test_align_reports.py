@@ -9,7 +9,7 @@ import yaml
 from alignment_runs import TERM
 
 from lbgen.alignment import loop, monitor, run, state
-from lbgen.alignment.checkpoint import RunProgress
+from lbgen.alignment.checkpoint import AlignmentProgress
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.reports.estimate import evaluations, plan_align, sampled_images
 from lbgen.cli import main
@@ -56,7 +56,7 @@ def test_a_run_opens_with_what_it_does_and_ends_with_the_next_command(fresh, cap
 def test_a_run_that_was_stopped_in_its_warm_up_says_where_it_goes_on(fresh, capsys):
     config = fresh(discriminator_warmup_steps=9)
     vocabulary = load_vocabulary(config.vocabulary)
-    run.say_opening(config, vocabulary, RunProgress(0, 4, 2, ""), processes=2, device="a device")
+    run.say_opening(config, vocabulary, AlignmentProgress(0, 4, 2, ""), processes=2, device="a device")
     shown = capsys.readouterr().out
     assert shown.endswith("going on from warm-up update 4 of 9\n") and "2 images (2 processes of 2)" in shown
 
@@ -72,7 +72,7 @@ def test_a_run_that_was_stopped_in_its_warm_up_says_where_it_goes_on(fresh, caps
 def test_the_scorer_of_a_run_is_named_as_it_is_used(fresh, capsys, fields, scorer):
     config = fresh(**fields)
     run.say_opening(
-        config, load_vocabulary(config.vocabulary), RunProgress(0, 0, 2, ""), processes=1, device="a device"
+        config, load_vocabulary(config.vocabulary), AlignmentProgress(0, 0, 2, ""), processes=1, device="a device"
     )
     assert rows(capsys.readouterr().out)["scorer"] == scorer
 
@@ -123,7 +123,7 @@ def test_the_images_of_a_plan_are_those_that_a_run_samples(fresh, sampled, field
     config = fresh(discriminator_warmup_steps=2, **fields)
     run.align(config)
     vocabulary = load_vocabulary(config.vocabulary)
-    planned = sampled_images(config, vocabulary, RunProgress(0, 0, config.batch_size, ""))
+    planned = sampled_images(config, vocabulary, AlignmentProgress(0, 0, config.batch_size, ""))
     checked = config.batch_size  # of the gradients at the start
     assert sampled.count(True) == config.max_steps * config.batch_size + checked
     assert sampled.count(False) == planned

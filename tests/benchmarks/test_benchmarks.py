@@ -7,6 +7,7 @@ benchmarks/gpu.sh calls run as it calls them.
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import Future
@@ -72,7 +73,8 @@ SMALLEST = {
     "speed/stored_size.py": ("", "| webp | 256 | "),
     "speed/waiting.py": ("--beside 1 --repeats 1 --steps 1", "| one thread | 1 | "),
 }
-"""Script -> the flags of its smallest run and a part of what it prints; {names} is a file of two categories, {folder} a folder."""
+"""Script -> the flags of its smallest run and a part of what it prints; {names} is a file of two categories, {folder}
+the folder where it lies."""
 IN_TESTS_OF_THEIR_OWN = {
     "independence/labels.py": "test_benchmarks.py",
     "independence/planted_world.py": "test_independence_world.py",
@@ -131,6 +133,7 @@ def test_script_runs_at_its_smallest_size(script, tmp_path, monkeypatch, capfd, 
     flags, printed = SMALLEST[script]
     run(script, flags.format(names=tmp_path / "names.txt", folder=tmp_path).split(), monkeypatch)
     assert printed in capfd.readouterr().out
+    assert all((tmp_path / name).exists() for name in re.findall(r"{folder}/(\S+)", flags))
 
 
 def test_the_audits_power_is_printed(monkeypatch, capfd):

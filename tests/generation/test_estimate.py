@@ -50,10 +50,17 @@ def test_plan_counts_and_makes_nothing(config, tmp_path, capsys):
     assert re.search("^to make +2 images in 1 shard$", shown, re.MULTILINE)
 
 
-def test_the_licence_is_shown_before_weights_are_read(config, capsys):
-    """Also where they cannot be had, as here, where no hub can be reached."""
-    with pytest.raises(UserError):
+def test_the_licence_is_shown_before_weights_are_read(config, capsys, tmp_path):
+    """Also where there are none."""
+    with pytest.raises(UserError, match="none cannot be loaded: there is no such folder"):
+        plan(replace(config, generator=str(tmp_path / "none")))
+    assert "\nlicence  not known to lbgen; read the model card" in capsys.readouterr().out
+
+
+def test_the_licence_of_a_known_generator_is_shown(config, capsys, monkeypatch):
+    """A hub that cannot be reached is asked for the weights after it."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="stable-diffusion-xl-base-1.0 cannot be loaded"):
         plan(replace(config, generator="sdxl"))
-    assert re.search(
-        r"^licence  CreativeML OpenRAIL\+\+-M; images as training data: yes", capsys.readouterr().out, re.M
-    )
+    assert "\nlicence  CreativeML OpenRAIL++-M; images as training data: yes" in capsys.readouterr().out

@@ -35,7 +35,7 @@ THRESHOLD = "a threshold so near the recorded one that no stored score lies betw
 GROWTH = "what the last run asked for; plan.json tells what is there"
 NOT_USED = "a setting of what this dataset does without"
 MADE_WITH = "weights and libraries: a repair compares them with its own"
-SCORE = "a score of the language space that passes the same checks: --check-scores computes it again, but the cosine"
+SCORE = "a score that passes the same checks: --check-scores computes it again, except duplicate_cosine"
 FOR_PEOPLE = "for people, who may write their own"
 
 EXCEPTIONS = {

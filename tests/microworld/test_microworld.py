@@ -160,7 +160,7 @@ def test_a_cosine_that_changes_is_that_of_a_run_that_went_on_with_other_steps(tm
             return (model(x).squeeze(-1) - x.sum(-1)).square().mean()
 
         with contextlib.suppress(KeyboardInterrupt):
-            fit("line", model, loss, steps, 5e-2, folder, cosine=cosine)
+            fit("line", model, loss, steps, 5e-2, folder, cosine_steps=cosine)
         return model.state_dict()
 
     fitted(tmp_path / "two", 100, 400)

@@ -85,7 +85,7 @@ def load_tensors(folder: Path, device: "torch.device") -> dict[str, Any]:
 
 
 @dataclass
-class RunProgress:
+class AlignmentProgress:
     """How far a run has come, and what a resumed run must share with it."""
 
     step: Whole
@@ -104,7 +104,7 @@ class RunProgress:
 
 
 @dataclass
-class Marker(RunProgress):
+class Marker(AlignmentProgress):
     """The content of a checkpoint's marker."""
 
     files: dict[Name, Whole]
@@ -113,7 +113,7 @@ class Marker(RunProgress):
     """Name of every other file -> its hash; earlier versions wrote none."""
 
 
-def mark_complete(folder: Path, progress: RunProgress) -> None:
+def mark_complete(folder: Path, progress: AlignmentProgress) -> None:
     """Write the marker, the last file of a checkpoint: the progress, and size and hash of every other file."""
     paths = {str(path.relative_to(folder)): path for path in _files(folder)}
     sizes = {name: path.stat().st_size for name, path in paths.items()}
@@ -139,17 +139,17 @@ def read_marker(folder: Path) -> Marker | None:
     return marker if complete else None
 
 
-def initial_progress(config: AlignConfig, vocabulary: Vocabulary, processes: int) -> RunProgress:
+def initial_progress(config: AlignConfig, vocabulary: Vocabulary, processes: int) -> AlignmentProgress:
     """The progress of a run that has made no update."""
-    return RunProgress(0, 0, config.batch_size * processes, identity.vocabulary_sha256(vocabulary))
+    return AlignmentProgress(0, 0, config.batch_size * processes, identity.vocabulary_sha256(vocabulary))
 
 
-def saved_progress(folder: Path) -> RunProgress:
+def saved_progress(folder: Path) -> AlignmentProgress:
     """The progress of a complete checkpoint."""
     marker = read_marker(folder)
     if marker is None:
         raise UserError(f"{folder}: not complete any more; if another run is writing there, wait for it")
-    return RunProgress(marker.step, marker.warmup, marker.images_per_update, marker.vocabulary)
+    return AlignmentProgress(marker.step, marker.warmup, marker.images_per_update, marker.vocabulary)
 
 
 def ensure_unchanged(folder: Path) -> None:

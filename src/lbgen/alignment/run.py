@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from lbgen.alignment import checkpoint
-from lbgen.alignment.checkpoint import CONFIG, PROVENANCE, RunProgress, initial_progress, saved_progress
+from lbgen.alignment.checkpoint import CONFIG, PROVENANCE, AlignmentProgress, initial_progress, saved_progress
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.reports.lines import next_command, say_opening
 from lbgen.configuration import extensions, saved
@@ -238,7 +238,7 @@ def may_change(config: AlignConfig) -> tuple[str, ...]:
     return tuple(name for name in MAY_CHANGE if name != fixed)
 
 
-def ensure_resumable(folder: Path, expected: RunProgress) -> None:
+def ensure_resumable(folder: Path, expected: AlignmentProgress) -> None:
     """Refuse to resume a checkpoint with other images per update or other categories than this run's."""
     earlier = saved_progress(folder)
     then, now = earlier.images_per_update, expected.images_per_update

@@ -14,7 +14,16 @@ WRITTEN = (PAGE, MEASURES, "measures.parquet", IMAGES, "cache")
 
 
 @dataclass(frozen=True)
-class AuditConfig(EngineChoice, LabelColumn, Output, TakesRecipes):
+class AuditRunning(EngineChoice):
+    """Running."""
+
+    workers: Workers | None = None
+    """Processes that decode images and run the model; none is one per GPU, or this process alone where there are fewer
+    than two. The figures do not depend on it."""
+
+
+@dataclass(frozen=True)
+class AuditConfig(AuditRunning, LabelColumn, Output, TakesRecipes):
     """Measures."""
 
     VERB: ClassVar = "audit"
@@ -43,8 +52,5 @@ class AuditConfig(EngineChoice, LabelColumn, Output, TakesRecipes):
     sample: Annotated[float, Range(lambda x: 0 < x <= 1, "give more than 0 and at most 1")] = 1.0
     """Share of each dataset's images that is measured, drawn at random: above 0, up to 1. The sizes of categories and
     splits are still those of all images."""
-    workers: Workers | None = None
-    """Processes that decode images and run the model; none is one per GPU, or this process alone where there are fewer
-    than two. The figures do not depend on it."""
     seed: Seed = 0
     """Seed of all randomness: which images the probes see, folds, shuffles, bootstrap."""

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lbgen.configuration.ranges import NameOrPath
-from lbgen.configuration.settings import GeneratorName, Output
+from lbgen.configuration.settings import GeneratorName
 
 
 @dataclass(frozen=True)
-class DoctorConfig(Output, GeneratorName):
+class DoctorConfig(GeneratorName):
     """Models and disk."""
 
     MOST_USED: ClassVar = ("generator", "semantics", "output")
@@ -18,5 +18,5 @@ class DoctorConfig(Output, GeneratorName):
     open_clip:NAME/PRETRAINED."""
     quality: NameOrPath = "antonyms"
     """Quality scorer that runs will use: antonyms or none, which need no weights, q-align or q-align:DIR."""
-    output: str = "."
+    output: NameOrPath = "."
     """Where runs will write: the free space of its disk is shown."""

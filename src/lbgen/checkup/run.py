@@ -103,11 +103,12 @@ def device(missing: list[str]) -> Iterator[tuple[str, str]]:
 
 def disks(config: DoctorConfig, missing: list[str]) -> Iterator[tuple[str, str]]:
     """Free space where runs write, where models are kept, and for temporary files."""
+    output = Path(config.output)
     try:
-        atomic.ensure_writable(config.folder)
+        atomic.ensure_writable(output)
     except UserError as error:
         missing.append(str(error))
-    places = {"output": config.folder, "models": Path(constants.HF_HUB_CACHE), "temporary": Path(tempfile.gettempdir())}
+    places = {"output": output, "models": Path(constants.HF_HUB_CACHE), "temporary": Path(tempfile.gettempdir())}
     for name, folder in places.items():
         yield f"disk, {name}", f"{in_units(free_bytes(folder), SIZES)} free at {folder.absolute()}"
 

@@ -43,7 +43,7 @@ def between(least: int, most: int, more: str = "") -> Range:
 Count = Annotated[int, between(1, 10**9)]
 NonNegativeInt = Annotated[int, between(0, 10**9)]
 ImagesAtOnce = Annotated[int, between(1, 2**20)]
-"""Images at once."""
+"""Of a batch."""
 Repeats = Annotated[int, between(1, 10_000)]
 """Trainings, draws or seeds."""
 Workers = Annotated[int, between(1, 2**16)]
@@ -94,7 +94,7 @@ def expand_home(config: Any, name: str) -> None:
     """Replace "~" at the start of a field's path, as a shell does except in --output=~/x."""
     value = getattr(config, name)
     several = value if isinstance(value, tuple) else (value,)
-    expanded = tuple(place if place is None else type(place)(os.path.expanduser(place)) for place in several)
+    expanded = tuple(path if path is None else type(path)(os.path.expanduser(path)) for path in several)
     for before, after in zip(several, expanded, strict=True):
         require(config, name, not str(after).startswith("~"), f"no such user; write ./{before} for that file itself")
     if expanded != several:
@@ -127,7 +127,9 @@ class Settings(Documented):
                 object.__setattr__(self, name, convert(getattr(self, name), hint))
             except ValueError as error:
                 raise UserError(f"{flag(name)}: {error}") from None
-        for name in _places(config_class):
+        for name in _path_fields(config_class):
+            value = getattr(self, name)
+            require(self, name, "" not in (value if isinstance(value, tuple) else (value,)), "give a name or a path")
             expand_home(self, name)
         for name, allowed in _ranges(config_class).items():
             value = getattr(self, name)
@@ -149,7 +151,7 @@ def _ranges(config_class: type) -> dict[str, Range]:
 
 
 @functools.cache
-def _places(config_class: type) -> list[str]:
+def _path_fields(config_class: type) -> list[str]:
     """The fields that may hold a path."""
     return [name for name, hint in _hints(config_class).items() if hint in (Path, NameOrPath, NamesOrPaths)]
 

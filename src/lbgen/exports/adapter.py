@@ -144,7 +144,7 @@ def _as_one(members: Mapping[MakersLayer, tuple[Tensor, Tensor]]) -> tuple[Tenso
     """A (m r, in) and B (out, m r) of a layer with the rows of several, of which m have an adapter."""
     import torch
 
-    first, *others = sorted(members, key=lambda place: place.number)
+    first, *others = sorted(members, key=lambda each: each.number)
     down, up = members[first]
     if first.widths == (1,):
         return down, up

@@ -14,7 +14,7 @@ from lbgen.models.checkpoints.known import FLUX, KLEIN, PIXART, SD3, Z_IMAGE
 
 
 class MakersLayer(NamedTuple):
-    """Where a layer of diffusers' lies among those of a transformer's makers."""
+    """The layer of a transformer's makers that holds one of diffusers', and where in it."""
 
     layer: str
     """Of the makers'. It can hold several layers of diffusers', whose rows follow one another."""
@@ -94,7 +94,7 @@ BLOCKS: dict[str, dict[str, tuple[str, dict[str, MakersLayer]]]] = {
     },
     Z_IMAGE: {name: (name, _Z_IMAGE_BLOCK) for name in ("layers", "noise_refiner", "context_refiner")},
 }
-"""Class of the pipeline -> blocks by diffusers' name -> their makers' name, and the place of each layer in a block.
+"""Class of the pipeline -> blocks by diffusers' name -> their makers' name, and each layer's makers' layer.
 
 A layer is left out whose rows have another order: the last norm of Stable Diffusion 3 and of FLUX.
 """
@@ -116,7 +116,7 @@ def kind_of(layers: Collection[str]) -> str | None:
 
 
 def makers_layers(kind: str | None, layers: Collection[str]) -> dict[str, MakersLayer]:
-    """The place of each layer of a transformer's adapter.  kind: the class of its pipeline, None if it is not known."""
+    """The makers' layer of each layer of an adapter.  kind: the class of the pipeline, None if it is not known."""
     known = kind or kind_of(layers)
     if known is None:
         raise UserError(

@@ -275,8 +275,8 @@ class VerifyConfig(Settings):
     """With --repair or --check-scores: the language space that the dataset was made with. Needed if another user made
     the dataset."""
     check_scores: bool = False
-    """Compute the scores of the label, quality and unsafe checks again from the stored images, and compare them too. It
-    needs PNG in the size of the generator, and takes as long as the checks did."""
+    """Compute the scores of the label, quality and unsafe checks again from the stored images, and compare them too, if
+    all shards are whole. It needs PNG in the size of the generator, and takes as long as the checks did."""
 
 
 RUNNING = ("output", "engine", "workers", "writers", "shard_of", "ray_address", "report_share")

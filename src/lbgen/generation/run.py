@@ -88,7 +88,7 @@ def plan_dataset(config: GenerateConfig, store: Store) -> tuple[Plan, Record | N
 
 
 def make_missing(store: Store, config: GenerateConfig, plan: Plan, record: Record | None) -> GenerateResult:
-    """Draw the missing shards of this run's part; complete the dataset if all shards of all parts are there."""
+    """Draw the missing shards of this run's part; compare and describe the dataset if all parts are there."""
     started, split = time.monotonic(), config.split
 
     # Draw what is missing; an earlier run may have drawn some of it.

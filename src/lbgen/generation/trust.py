@@ -1,8 +1,8 @@
-"""Repairs load models that the record of a dataset names only if this user made the dataset.
+"""Verify loads models that the record of a dataset names only if this user made the dataset.
 
-If a dataset from someone else could name the models that a repair loads, its sender would choose what is downloaded or
-read. So the user's state folder (XDG_STATE_HOME) keeps the hash of every record that this user's own flags wrote or
-agreed with.
+If a dataset from someone else could name the models that a repair or a comparison of scores loads, its sender would
+choose what is downloaded or read. So the user's state folder (XDG_STATE_HOME) keeps the hash of every record that this
+user's own flags wrote or agreed with.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def _mark(store: Store) -> Path:
 def with_trusted_inputs(
     config: GenerateConfig, flags: Mapping[str, Any], store: Store, fields: Sequence[str] = INPUT_FIELDS
 ) -> GenerateConfig:
-    """The configuration of a dataset that will be repaired, with inputs that the user trusts.
+    """The configuration of a dataset that will be repaired or compared, with inputs that the user trusts.
 
     Inputs come from `flags` (None for a flag that was not given), and from the record if this user made the dataset.
     Inputs that come with lbgen are always trusted. Raises UserError for any other, and for one that does not exist.
 
-    fields: of the inputs that the repair loads.
+    fields: of the inputs that are loaded.
     """
     files = ("adapter", "attributes")
     given: dict[str, Any] = {

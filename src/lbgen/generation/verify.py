@@ -20,6 +20,7 @@ from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.generation.run import make_missing
 from lbgen.generation.screening.balance import balanced_attributes
+from lbgen.generation.screening.consistency import scores_to_compare
 from lbgen.generation.shard_rows import DAMAGE, read_rows
 from lbgen.generation.strays import LABELS, KnownFiles, strays
 from lbgen.generation.trust import with_trusted_inputs
@@ -57,22 +58,23 @@ class Damage:
     """Files that readers take, though they belong to no shard."""
 
 
-def verify(directory: str | Path | VerifyConfig, repair: bool = False, **models: Any) -> VerifyResult:
+def verify(directory: str | Path | VerifyConfig, repair: bool = False, **settings: Any) -> VerifyResult:
     """Compare every image of a dataset, a folder or an fsspec address, with its index and plan; prints each fault.
 
-    models: the other fields of VerifyConfig, as in `verify("data/animals", repair=True, generator="models/sd15")`.
+    settings: the other fields of VerifyConfig, as in `verify("data/animals", repair=True, generator="models/sd15")` and
+    `verify("data/animals", check_scores=True)`.
 
     A repair makes the damaged shards again, and only those, and prints whether their images have the bytes that the
     index recorded; the faults that remain are returned. It uses the settings that determine images, but not the engine
     and workers of the original run. It loads the models that the record names only if this user made the dataset;
-    otherwise `models` must name them. Raises UserError for a folder that holds no dataset, and for a repair that cannot
-    be made; damage is no error.
+    otherwise `settings` must name them. Raises UserError for a folder that holds no dataset, and for a repair or a
+    comparison that cannot be made; damage is no error.
 
     >>> import lbgen
     >>> result = lbgen.verify("data/toy")
     >>> assert not result.damaged, result.damaged
     """
-    asked = directory if isinstance(directory, VerifyConfig) else VerifyConfig(str(directory), repair, **models)
+    asked = directory if isinstance(directory, VerifyConfig) else VerifyConfig(str(directory), repair, **settings)
     directory = without_scheme(asked.directory)
     with storage_errors(directory):
         store = open_store(directory, "verify")
@@ -81,7 +83,7 @@ def verify(directory: str | Path | VerifyConfig, repair: bool = False, **models:
         # Compare, and repair.
         adapter_sha256 = record.made_with.hashes["adapter"]
         inputs = {name: getattr(asked, name) for name in records.INPUT_FIELDS}
-        screen = screen_again(store, record, config, plan, inputs) if asked.check_scores else None
+        screen = screen_for_scores(store, record, config, plan, inputs) if asked.check_scores else None
         found = find_damage(store, config, plan, adapter_sha256, screen)
         if asked.repair and (found.shards or found.sidecars or awaits_comparison(store, config)):
             if found.shards or awaits_comparison(store, config):
@@ -134,7 +136,9 @@ def find_damage(
             result(damaged[split, shard])
     if "duplicate" in config.screen and not damaged and not expected.awaits_comparison:
         damaged |= distance_faults(store, config, plan)
-    if screen and not damaged:
+    if screen and damaged:
+        result("scores are compared when all shards are whole")
+    elif screen:
         damaged |= score_faults(screen, store, config, plan)
     if not damaged and not expected.awaits_comparison:
         sidecars = list(sidecar_faults(store, config, plan))
@@ -163,29 +167,34 @@ def distance_faults(store: Store, config: GenerateConfig, plan: Plan) -> dict[Sh
     return found
 
 
-def screen_again(store: Store, record: Record, config: GenerateConfig, plan: Plan, inputs: Mapping[str, Any]) -> Screen:
+def screen_for_scores(
+    store: Store, record: Record, config: GenerateConfig, plan: Plan, inputs: Mapping[str, Any]
+) -> Screen:
     """The checks whose scores will be computed again; loads only a language space that the user trusts.
 
     inputs: as of `repair_shards`.
     """
-    from lbgen.generation.screening.rescored import make_screen  # late: imports torch
+    checks = scores_to_compare(config, plan)
+    config = with_trusted_inputs(config, inputs, store, ["screen_semantics"])
+    from lbgen.generation.screening.language_scores import load_screen  # late: imports torch
 
-    return make_screen(with_trusted_inputs(config, inputs, store, ["screen_semantics"]), plan, record)
+    return load_screen(config, checks, plan, record)
 
 
 def score_faults(screen: Screen, store: Store, config: GenerateConfig, plan: Plan) -> dict[ShardId, str]:
     """Compare the scores of all images with those of their pixels; prints a line for each wrong shard."""
-    from lbgen.generation.screening.rescored import wrong_scores
+    from lbgen.generation.screening.language_scores import wrong_scores
 
-    found: dict[ShardId, str] = {}
-    shards = [(split, shard) for split in plan.splits for shard in range(plan.shards(split))]
-    for split, shard in tracked(shards, "scores", len(shards), "shards"):
-        if wrong := list(wrong_scores(screen, store, config, plan, split, shard)):
-            name = index.shard_name(split, shard)
-            found[split, shard] = f"{name}: {index.part_name(split, shard)} contradicts its images: {wrong[0]}" + (
-                f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            )
-            result(found[split, shard])
+    wrong: dict[ShardId, list[str]] = {}
+    for split, shard, what in wrong_scores(screen, store, config, plan):
+        wrong.setdefault((split, shard), []).append(what)
+    found = {}
+    for shard_id, faults in sorted(wrong.items()):
+        more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+        found[shard_id] = (
+            f"{index.shard_name(*shard_id)}: {index.part_name(*shard_id)} contradicts its images: {faults[0]}{more}"
+        )
+        result(found[shard_id])
     return found
 
 

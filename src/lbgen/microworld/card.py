@@ -171,11 +171,11 @@ def _measure_first_models(judge: Judge, semantics: SemanticSpace, quality: Quali
         "judge_category_accuracy": _share(verdicts.category == category),
         "judge_scene_accuracy": _share(verdicts.scene == scene),
         "judge_style_accuracy": _share(verdicts.style == torch.from_numpy(scenes.factors["style"])),
-        "clip_category_accuracy": label_agreement(features, _photos_of(CATEGORIES, semantics), category),
-        "clip_scene_accuracy": label_agreement(features, _photos_of(SCENES, semantics), scene),
+        "clip_category_accuracy": label_agreement(features, _photo_texts(CATEGORIES, semantics), category),
+        "clip_scene_accuracy": label_agreement(features, _photo_texts(SCENES, semantics), scene),
     }
     names = [CATEGORIES[index] for index in scenes.categories]
-    texts = _photos_of(names, semantics)
+    texts = _photo_texts(names, semantics)
     figures["modality_gap"] = (features.mean(0) - texts.mean(0)).norm().item()
     photos, _ = corpus.batch(240, HELD_OUT + 1, World(styles=("photo",)))
     figures |= _quality_figures(quality, photos)
@@ -187,7 +187,7 @@ def _share(hits: Tensor) -> float:
     return hits.float().mean().item()
 
 
-def _photos_of(names: Sequence[str], semantics: SemanticSpace) -> Tensor:
+def _photo_texts(names: Sequence[str], semantics: SemanticSpace) -> Tensor:
     """(N, D) features of the texts."""
     return semantics.embed_texts([f"photo of {name}" for name in names])
 

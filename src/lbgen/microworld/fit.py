@@ -19,19 +19,19 @@ EVERY = 100
 
 def fit(
     name: str, module: nn.Module, loss_of_step: Callable[[int], Tensor], steps: int, learning_rate: float, folder: Path,
-    average: float = 0.0, matrices: Sequence[nn.Parameter] = (), cosine: Callable[[int], int] | None = None,
+    average: float = 0.0, matrices: Sequence[nn.Parameter] = (), cosine_steps: Callable[[int], int] | None = None,
 ) -> nn.Module:  # fmt: skip
     """Minimise `loss_of_step(step)` over the module's parameters with AdamW, a short warm-up and a cosine to zero.
 
     The data of a step must depend on its number alone.  average: decay of the moving average of the weights. The module
     is returned with the averaged weights; for 0, with the last ones.  matrices: of the module, updated by Muon
-    (arXiv 2502.16982) in steps twice as large as AdamW's.  cosine: step -> the steps over which the cosine falls, by
-    default `steps`. Writes `folder/name.pt` and the curve `folder/name.jsonl`.
+    (arXiv 2502.16982) in steps twice as large as AdamW's.  cosine_steps: step -> the steps over which the cosine
+    falls, by default `steps`. Writes `folder/name.pt` and the curve `folder/name.jsonl`.
     """
     optimisers = _optimisers(module, matrices, learning_rate)
 
     def rate(step: int) -> float:
-        share = min(1.0, step / (cosine(step) if cosine else steps))
+        share = min(1.0, step / (cosine_steps(step) if cosine_steps else steps))
         return min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * share))
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, rate) for optimiser in optimisers]

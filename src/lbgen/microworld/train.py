@@ -37,8 +37,8 @@ from lbgen.microworld.world import CATEGORIES, SCENES, STYLES
 from lbgen.runs import atomic
 
 STEPS = {"judge": 2500, "autoencoder": 5000, "semantics": 6000, "generator": 6000, "flow": 2600}
-FLOW_BEGAN, FLOW_COSINE = 1000, 4700
-"""The first steps of "flow", and the steps over which their cosine falls; from there on it is that of STEPS."""
+FLOW_FIRST_STEPS, FLOW_COSINE = 1000, 4700
+"""The first steps of "flow", and the steps over which their cosine falls; then over STEPS["flow"]."""
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -188,10 +188,10 @@ def train_flow(folder: Path, steps: int, vae: AutoencoderKL, corpus_size: int = 
             velocity = model(noisy.to(DEVICE), sigmas.to(DEVICE), tokens.input_ids, tokens.attention_mask)
         return F.mse_loss(velocity.float(), (noise - clean).to(DEVICE))
 
-    def cosine(step: int) -> int:
-        return FLOW_COSINE if step <= FLOW_BEGAN else steps
+    def cosine_steps(step: int) -> int:
+        return FLOW_COSINE if step <= FLOW_FIRST_STEPS else steps
 
-    fit("flow", model, loss, steps, 2e-3, folder, average=0.998, matrices=model.matrices(), cosine=cosine)
+    fit("flow", model, loss, steps, 2e-3, folder, average=0.998, matrices=model.matrices(), cosine_steps=cosine_steps)
     return model
 
 

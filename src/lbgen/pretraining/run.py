@@ -238,10 +238,10 @@ def make_state(config: PretrainConfig, sources: Sources, accelerator: Accelerato
     import torch
 
     from lbgen.pretraining.feed.order import updates_per_epoch
-    from lbgen.pretraining.state import TrainingProgress, TrainingState, read_checkpoint
+    from lbgen.pretraining.state import PretrainingProgress, TrainingState, read_checkpoint
 
     count, path = accelerator.num_processes, config.folder / CHECKPOINT
-    progress, tensors = TrainingProgress(count), None
+    progress, tensors = PretrainingProgress(count), None
     if path.exists():
         progress, tensors = read_checkpoint(path)
         if progress.processes != count:

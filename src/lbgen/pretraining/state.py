@@ -46,7 +46,7 @@ class Best:
 
 
 @dataclass
-class TrainingProgress:
+class PretrainingProgress:
     """How far a run has come, and what a resumed run must share with it."""
 
     processes: Whole
@@ -67,7 +67,7 @@ class TrainingState:
         config: PretrainConfig,
         classes: int,
         updates_per_epoch: int,
-        progress: TrainingProgress,
+        progress: PretrainingProgress,
         accelerator: Accelerator,
     ) -> None:
         """updates_per_epoch: of every epoch."""
@@ -146,7 +146,7 @@ class TrainingState:
         except DAMAGE as error:
             raise damaged(self.config.folder / CHECKPOINT, error) from error
 
-    def _ensure_possible(self, progress: TrainingProgress) -> None:
+    def _ensure_possible(self, progress: PretrainingProgress) -> None:
         """Refuse a progress that no run of this configuration has; raises ValueError."""
         best, ends = progress.best, self.config.epochs
         if not (progress.epoch <= ends and progress.update < self.updates_per_epoch):
@@ -171,11 +171,11 @@ def _ensure_usable(optimizer: torch.optim.Optimizer, settings: list[dict[str, An
                 raise ValueError(f"the optimizer's {name} is not of its weight's shape")
 
 
-def read_checkpoint(path: Path) -> tuple[TrainingProgress, dict[str, Any]]:
+def read_checkpoint(path: Path) -> tuple[PretrainingProgress, dict[str, Any]]:
     """The progress and the state dictionaries; tensors and plain values only, no code is run."""
     try:
         stored = load_tensors(path, "cpu")
-        progress = checked(stored.pop("progress"), TrainingProgress, f"{path}, progress")
+        progress = checked(stored.pop("progress"), PretrainingProgress, f"{path}, progress")
     except UserError:
         raise
     except DAMAGE as error:

@@ -40,9 +40,7 @@ def measured(name, values):
         for shot, share in (("1%", 0.5), ("20%", 0.8))
     }
     whole = {(dataset, "linear"): value for dataset, value in values.items()}
-    entries = {
-        place: Value("accuracy", value, value - 0.02, value + 0.02, 500) for place, value in (whole | few).items()
-    }
+    entries = {key: Value("accuracy", value, value - 0.02, value + 0.02, 500) for key, value in (whole | few).items()}
     return MeasuredBackbone(name, entries, {})
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from lbgen.alignment.checkpoint import RunProgress, initial_progress, saved_progress
+from lbgen.alignment.checkpoint import AlignmentProgress, initial_progress, saved_progress
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.reports.lines import updates
 from lbgen.alignment.run import (
@@ -31,7 +31,7 @@ LONGEST_UPDATE = 60.0
 """Seconds. Where the first update takes longer, with all that happens only once, no second one is measured."""
 
 
-class CalibratedUpdate(NamedTuple):
+class MeasuredCost(NamedTuple):
     """What `AlignEstimate` says of one process; None if nothing is to be made."""
 
     seconds_per_update: float | None = None
@@ -82,7 +82,7 @@ def plan_align(config: AlignConfig) -> AlignEstimate:
         processes = accelerator.num_processes
         progress = initial_progress(config, vocabulary, processes) if resumed is None else saved_progress(resumed)
         nothing = is_finished(config, resumed)
-        measured = CalibratedUpdate() if nothing else measure(config, vocabulary, accelerator, resumed)
+        measured = MeasuredCost() if nothing else measure(config, vocabulary, accelerator, resumed)
     estimate = AlignEstimate(
         updates=max(0, config.max_steps - progress.step),
         sampled_images=sampled_images(config, vocabulary, progress),
@@ -96,7 +96,7 @@ def plan_align(config: AlignConfig) -> AlignEstimate:
     return estimate
 
 
-def sampled_images(config: AlignConfig, vocabulary: Vocabulary, progress: RunProgress) -> int:
+def sampled_images(config: AlignConfig, vocabulary: Vocabulary, progress: AlignmentProgress) -> int:
     """Images that one process, the main one, samples without gradient in the rest of the run."""
     from lbgen.alignment.independence.bank import bank_images  # late: imports torch
 
@@ -119,7 +119,7 @@ def evaluations(config: AlignConfig, done: int) -> int:
 
 def measure(
     config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator, resumed: Path | None
-) -> CalibratedUpdate:
+) -> MeasuredCost:
     """Time and memory of one or two updates and of a batch without gradient.
 
     The independence term is left out: it costs little in an update (docs/independence.md), and its bank would be made.
@@ -144,7 +144,7 @@ def measure(
     update = timed(lambda: training_step(state, batch_index), accelerator)
     if update < LONGEST_UPDATE:
         update = timed(lambda: training_step(state, batch_index + 1), accelerator)
-    return CalibratedUpdate(update, timed(sample, accelerator) / config.batch_size, peak_memory(accelerator.device))
+    return MeasuredCost(update, timed(sample, accelerator) / config.batch_size, peak_memory(accelerator.device))
 
 
 def timed(work: Callable[[], object], accelerator: Accelerator) -> float:
@@ -159,7 +159,7 @@ def timed(work: Callable[[], object], accelerator: Accelerator) -> float:
 
 
 def as_text(
-    estimate: AlignEstimate, config: AlignConfig, vocabulary: Vocabulary, progress: RunProgress, processes: int
+    estimate: AlignEstimate, config: AlignConfig, vocabulary: Vocabulary, progress: AlignmentProgress, processes: int
 ) -> str:
     """The lines that `lbgen align --plan` prints."""
     prompt = vocabulary.texts(config.prompt_template)[0]

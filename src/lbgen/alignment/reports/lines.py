@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from lbgen.alignment.checkpoint import RunProgress
+from lbgen.alignment.checkpoint import AlignmentProgress
 from lbgen.alignment.config import AlignConfig
 from lbgen.configuration import saved
 from lbgen.runs.console import counted, say, table
@@ -11,7 +11,7 @@ from lbgen.vocabulary.vocabulary import Vocabulary
 
 
 def say_opening(
-    config: AlignConfig, vocabulary: Vocabulary, progress: RunProgress, processes: int, device: str
+    config: AlignConfig, vocabulary: Vocabulary, progress: AlignmentProgress, processes: int, device: str
 ) -> None:
     """What the run will do, and where it goes on if it was begun before.  device: its name."""
     each = f" ({processes} processes of {config.batch_size})" if processes > 1 else ""

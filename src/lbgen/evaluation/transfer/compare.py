@@ -136,15 +136,13 @@ def _measured(found: Sequence[tuple[Path, StoredTransfer]]) -> list[MeasuredBack
                 for dataset, methods in content.details.get(name, {}).items()
                 for method, each in methods.items()
             }
-            trainings = {
-                place: Trainings(each.draws, each.resampled) for place, each in details.items() if each.figures
-            }
+            trainings = {key: Trainings(each.draws, each.resampled) for key, each in details.items() if each.figures}
             answers = {
-                place: atomic.inside(path.parent, each.answers)
-                for place, each in details.items()
+                key: atomic.inside(path.parent, each.answers)
+                for key, each in details.items()
                 if each.answers.startswith(f"{ANSWERS}/")
             }
-            hashes = {place: each.identity.get("data_sha256") for place, each in details.items()}
+            hashes = {key: each.identity.get("data_sha256") for key, each in details.items()}
             measured.append(MeasuredBackbone(shown, values, answers, trainings, hashes, content.made_with.config.seed))
     if twice := next((each.name for each in measured if [one.name for one in measured].count(each.name) > 1), None):
         raise UserError(f"{twice}: given twice; name every transfer.json once")

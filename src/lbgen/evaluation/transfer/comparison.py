@@ -92,10 +92,10 @@ def differences(measured: Sequence[MeasuredBackbone]) -> list[Difference]:
     """Of every backbone but the first, which is the reference, with averages at the end of each method."""
     reference, found = measured[0], []
     for other in measured[1:]:
-        places = [place for place in other.values if place in reference.values]
-        for method in dict.fromkeys(method for _, method in places):
+        keys = [key for key in other.values if key in reference.values]
+        for method in dict.fromkeys(method for _, method in keys):
             own = [
-                _difference(reference, other, dataset, method) for dataset, its_method in places if its_method == method
+                _difference(reference, other, dataset, method) for dataset, its_method in keys if its_method == method
             ]
             found += own
             if len(own) > 1:
@@ -108,24 +108,24 @@ def differences(measured: Sequence[MeasuredBackbone]) -> list[Difference]:
 
 
 def _difference(reference: MeasuredBackbone, other: MeasuredBackbone, dataset: str, method: str) -> Difference:
-    place = dataset, method
-    value = other.values[place].value - reference.values[place].value
-    metric = reference.values[place].metric
+    key = dataset, method
+    value = other.values[key].value - reference.values[key].value
+    metric = reference.values[key].metric
     make = _untested(other.name, dataset, method, value)
-    if metric != other.values[place].metric:
+    if metric != other.values[key].metric:
         return make("no test: other metrics")
-    if place in reference.trainings and place in other.trainings:
-        if reference.data_hashes.get(place) != other.data_hashes.get(place):
+    if key in reference.trainings and key in other.trainings:
+        if reference.data_hashes.get(key) != other.data_hashes.get(key):
             return make("no test: other images")
         if reference.seed != other.seed:  # it draws the images of a fraction, and starts the training
             return make("no test: other seeds")
-        return _of_trainings(reference.trainings[place], other.trainings[place], make)
-    if not all(place in each.answers and each.answers[place].is_file() for each in (reference, other)):
+        return _of_trainings(reference.trainings[key], other.trainings[key], make)
+    if not all(key in each.answers and each.answers[key].is_file() for each in (reference, other)):
         return make("no test: the answers are not there")
-    first, second = _answers(reference, place), _answers(other, place)
+    first, second = _answers(reference, key), _answers(other, key)
     if first.image != second.image or not np.array_equal(first.label, second.label):
         return make("no test: other test images")
-    if reference.data_hashes.get(place) != other.data_hashes.get(place):
+    if reference.data_hashes.get(key) != other.data_hashes.get(key):
         return make("no test: other training images")
     is_few = bool(method.partition("-")[2])
     if first.right.shape != second.right.shape or (is_few and reference.seed != other.seed):
@@ -140,14 +140,14 @@ def _difference(reference: MeasuredBackbone, other: MeasuredBackbone, dataset: s
     return made._replace(estimate=estimate, p_value=p_value, error=estimate.standard_error)
 
 
-def _answers(one: MeasuredBackbone, place: ResultKey) -> Answers:
+def _answers(one: MeasuredBackbone, key: ResultKey) -> Answers:
     """The answers behind a value; UserError where they give another value."""
-    answers, value = load_answers(one.answers[place]), one.values[place]
+    answers, value = load_answers(one.answers[key]), one.values[key]
     given = float(np.mean([score_right(right, answers.label, value.metric) for right in answers.right]))
     if abs(given - value.value) > VALUE_TOLERANCE:
         raise UserError(
-            f"{one.name}, {' '.join(place)}: its value is {value.value:.4f}, that of its answers in "
-            f"{one.answers[place]} is {given:.4f}; restore both, or run lbgen transfer again"
+            f"{one.name}, {' '.join(key)}: its value is {value.value:.4f}, that of its answers in "
+            f"{one.answers[key]} is {given:.4f}; restore both, or run lbgen transfer again"
         )
     return answers
 

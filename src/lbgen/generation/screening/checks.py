@@ -105,7 +105,7 @@ class Screen:
         """The verdict on each image; pixels: (B, H, W, 3) bytes.  boxes: with --localize, None for an empty mask."""
         # Measure what the checks share, and run the checks that the configuration asks for.
         batch = self.batch_of(images, pixels)
-        detected, hashes, results = self._detected_values(batch), self._hashes(batch), self.results(batch)
+        detected, hashes, results = self._detected_values(batch), self._hashes(batch), self.scored_checks(batch)
         failed: dict[str, list[bool]] = {name: result.failed.tolist() for name, result in results.items()}
         failed["balance"] = [image.target_values != values for image, values in zip(images, detected, strict=True)]
         failed["mask"] = [box is None for box in boxes or [None] * len(images)]
@@ -137,7 +137,7 @@ class Screen:
         """Of the language space: what its cosines are multiplied by before a softmax."""
         return self._space.logit_scale
 
-    def results(self, batch: JudgedBatch) -> dict[str, CheckResult]:
+    def scored_checks(self, batch: JudgedBatch) -> dict[str, CheckResult]:
         """By the names of the checks that have a score and look at one image."""
         checks = {"label": self._label, "quality": self._quality, "blank": self._blank, "unsafe": self._unsafe}
         return {name: check(batch) for name, check in checks.items() if name in self.config.screen}

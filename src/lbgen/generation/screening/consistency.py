@@ -2,7 +2,7 @@
 
 An index may come from someone else. Scores of the language space cannot be computed again without it, but an image with
 another score would have been rejected, or kept, or counted otherwise. recomputed.py compares the scores that need no
-model.
+model, language_scores.py those of the language space.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from lbgen.datasets.index import Row
-from lbgen.generation.config import GenerateConfig
-from lbgen.generation.plan import PlannedImage
+from lbgen.errors import UserError
+from lbgen.generation.config import Check, GenerateConfig
+from lbgen.generation.plan import Plan, PlannedImage
 from lbgen.generation.screening.counts import CategoryCounts, RejectionCounts
 from lbgen.generation.screening.duplicate_rounds import DuplicateRound
+from lbgen.runs.console import warn
 
 SCORES_OF = {
     "label": ("label_rank", "label_probability"),
@@ -24,6 +26,8 @@ SCORES_OF = {
 }
 """Check -> its scores. Near-duplicates get theirs at the end, and not all of them. A dataset that grew on another
 device may hold a cosine above the threshold, because growth changes no image."""
+OF_THE_LANGUAGE_SPACE = ("label", "quality", "unsafe")
+"""Checks that compare images with texts."""
 DUPLICATE_SCORES = ("duplicate_bits", "duplicate_cosine")
 RANGES = {
     "label_rank": (1, 2**53),
@@ -96,6 +100,33 @@ def _fails(check: str, row: Row, config: GenerateConfig) -> bool | None:
     if score is None or (not exact and abs(score - threshold) <= ROUNDING * max(1, abs(threshold))):
         return None
     return sign * (score - threshold) > 0
+
+
+def scores_to_compare(config: GenerateConfig, plan: Plan) -> list[Check]:
+    """The checks whose scores can be computed again with the language space, from pixels that files hold.
+
+    Raises UserError where there are none; warns of those that are left out.
+    """
+    if config.image_format != "png" or config.stored_size is not None:
+        raise UserError(
+            f"{config.output}: --check-scores needs the pixels that were judged, and only PNG in the size of the "
+            "generator holds them; leave it out"
+        )
+    grew = len(plan.targets[0].categories) < len(plan.categories)
+    by_texts = [check for check in config.screen if check in OF_THE_LANGUAGE_SPACE]
+    able = [
+        check
+        for check in by_texts
+        if not (grew and check != "quality") and not (check == "unsafe" and config.unsafe == "checker")
+    ]
+    left_out = [check for check in by_texts if check not in able]
+    why = "they depend on the categories, of which some were added later" if grew else "a safety checker made them"
+    if not able:
+        reason = f"scores of {' and '.join(left_out)} cannot be compared: {why}" if left_out else "it has none"
+        raise UserError(f"{config.output}: --check-scores compares scores of a language space; {reason}; leave it out")
+    if left_out:
+        warn(f"{config.output}: scores of {' and '.join(left_out)} are not compared: {why}")
+    return able
 
 
 def pixels_were_judged(config: GenerateConfig) -> bool:

@@ -2,7 +2,7 @@
 
 The spread of brightness and the perceptual hash follow from the pixels that were judged. Only PNG at the size of the
 generator holds these; other files hold them approximately, and are not compared. Distances to near-duplicates follow
-from the hashes of a split. All other scores need the language space or the safety checker.
+from the hashes of a split. All other scores need the language space (language_scores.py) or the safety checker.
 """
 
 from __future__ import annotations

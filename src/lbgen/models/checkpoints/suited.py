@@ -24,8 +24,8 @@ DISTILLED = {
 }
 """Pipeline -> names, in small letters, of checkpoints that were distilled to sample without guidance.
 
-Nothing in the files of the first three and the last says so. Others of Stable Diffusion that call themselves turbo are
-used with a little guidance, so that only the names of its makers count.
+Nothing in the files of the first three and the last says so. Of Stable Diffusion only the names that Stability AI gave
+count, because others that are called turbo are used with a little guidance.
 """
 FLOW_SCHEDULERS = ("dpm++",)
 """Schedulers of those that match flows, by name, besides the checkpoint's own."""
@@ -103,7 +103,8 @@ def refuse_guidance(checkpoint: str, scale: float) -> None:
     """Refuse a scale above 1 for a network that was distilled."""
     if scale > 1:
         raise UserError(
-            f"generator {checkpoint}: --guidance-scale {scale:g}: it was distilled to sample without guidance; give 1"
+            f"generator {checkpoint}: --guidance-scale {scale:g}: it was distilled to sample without guidance, by its "
+            "files or its name; give 1, and for a dataset or a run that was begun with another, a new --output"
         )
 
 

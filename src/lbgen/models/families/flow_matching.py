@@ -79,7 +79,7 @@ class FlowMatching(TransformerFamily):
         if not (kind == EULER or (kind in SOLVERS and solves)) or config.get("invert_sigmas"):
             raise UserError(
                 f"generator {self.name}, scheduler_config.json: its {kind!s:.40} does not match flows; give {EULER}, "
-                f"or with use_flow_sigmas and prediction_type flow_prediction {', '.join(SOLVERS)}"
+                f"or one of {', '.join(SOLVERS)} with use_flow_sigmas and prediction_type flow_prediction"
             )
 
     def scheduler_called(self, name: str | None) -> Any:

@@ -1,7 +1,9 @@
 """Scores of the language space that were changed within their limits, found by `lbgen verify --check-scores`."""
 
+import hashlib
+import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image, PngImagePlugin
 
 from lbgen.cli import main
+from lbgen.datasets.layout import Stored
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig, VerifyConfig
 from lbgen.generation.run import generate
-from lbgen.generation.screening.rescored import _rank_differences
+from lbgen.generation.screening.language_scores import ImagesOfOneSize, _rank_differences
 from lbgen.generation.verify import verify
 from lbgen.metrics.zero_shot import label_ranks
+from lbgen.models.semantics import load_semantics
 
 PART = "index/train-00000.parquet"
 
@@ -76,6 +81,81 @@ def test_a_changed_score_is_found_and_repaired(config, tmp_path, column, change,
     assert (folder / PART).read_bytes() == before
 
 
+def exchanged(folder: Path, change: Callable[[bytes], bytes]) -> str:
+    """Give the first image other bytes, with their hash in the index; returns its key."""
+    table = pq.read_table(folder / PART)
+    rows = table.to_pylist()
+    file = folder / rows[0]["file"]
+    file.write_bytes(change(file.read_bytes()))
+    rows[0]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), folder / PART)
+    return rows[0]["key"]
+
+
+def smaller(content: bytes) -> bytes:
+    stream = io.BytesIO()
+    with Image.open(io.BytesIO(content)) as image:
+        text = PngImagePlugin.PngInfo()
+        for key, value in image.text.items():
+            text.add_text(key, value)
+        image.resize((32, 32)).save(stream, "png", pnginfo=text)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda content: content[:-400], "pixels"),
+        (lambda content: content[:-20] + b"\xff" + content[-19:], "pixels"),
+        (smaller, "size"),
+    ],
+)
+def test_images_that_cannot_be_judged_are_named(config, tmp_path, change, fault):
+    """Plain verify reads no pixels of this dataset, because none of its checks follows from them alone."""
+    folder = Path(shutil.copytree(config.output, tmp_path / "received"))
+    key = exchanged(folder, change)
+    assert verify(folder).damaged == ()
+    (line,) = verify(folder, check_scores=True).damaged
+    assert line.startswith(f"train-00000: {PART} contradicts its images: ")
+    assert fault == "size" or f"{fault} of {key}" in line
+
+
+def test_a_shift_of_all_scores_as_of_another_precision_is_no_fault(config, tmp_path):
+    """Cosines that 16 bits move by some 3e-4; a score that differs from its image's by ten times more is found."""
+    folder, path = Path(shutil.copytree(config.output, tmp_path / "other")), f"{tmp_path}/other/{PART}"
+    table, rng = pq.read_table(path), np.random.default_rng(0)
+    rows = table.to_pylist()
+    scale = load_semantics("microworld").logit_scale
+    for row in rows:
+        margin = np.log((row["quality"] - 1) / (5 - row["quality"])) + scale * rng.uniform(2e-4, 4e-4)
+        row["quality"] = 1 + 4 / (1 + np.exp(-margin))
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+    assert verify(folder, check_scores=True).damaged == ()
+    key = changed(folder, "quality", lambda row: row["quality"] - 0.5)
+    assert f"quality of {key}" in verify(folder, check_scores=True).damaged[0]
+
+
+def test_scores_wait_for_whole_shards(config, tmp_path, capsys):
+    folder = Path(shutil.copytree(config.output, tmp_path / "received"))
+    changed(folder, "quality", lambda row: row["quality"] + 0.05)
+    next((folder / "train").rglob("*.png")).unlink()
+    assert "missing or changed" in verify(folder, check_scores=True).damaged[0]
+    assert "scores are compared when all shards are whole" in capsys.readouterr().out
+
+
+def test_large_images_are_read_in_smaller_batches_and_huge_ones_not_at_all(monkeypatch):
+    def stored(side: int) -> Iterator[Stored]:
+        for number in range(5):
+            stream = io.BytesIO()
+            Image.new("RGB", (side, side)).save(stream, "png")
+            yield Stored(str(number), stream.getvalue(), 0)
+
+    monkeypatch.setattr("lbgen.generation.screening.language_scores.MOST_PIXELS", 2 * 16 * 16)
+    found = [(keys, pixels.shape) for keys, pixels in ImagesOfOneSize().batches(stored(16))]
+    assert found[0][1] == (2, 16, 16, 3) and [keys for keys, _ in found] == [["0", "1"], ["2", "3"], ["4"]]
+    assert [*ImagesOfOneSize().batches(stored(32))] == []
+
+
 def test_what_cannot_be_computed_again_is_refused(config, tmp_path, tiny_clip_folder):
     def refusal(**settings) -> str:
         made = replace(config, output=str(tmp_path / f"made-{len(list(tmp_path.iterdir()))}"), **settings)
@@ -86,19 +166,23 @@ def test_what_cannot_be_computed_again_is_refused(config, tmp_path, tiny_clip_fo
 
     assert "only PNG in the size of the generator holds them" in refusal(image_format="jpeg")
     assert "only PNG in the size of the generator holds them" in refusal(stored_size=(16, 16))
-    assert "no check of it has any" in refusal(screen=("blank",))
+    assert "it has none" in refusal(screen=("blank",))
     made = replace(config, output=str(tmp_path / "made"), screen=("quality",))
     generate(made)
     with pytest.raises(UserError, match="was screened by another language space than --screen-semantics"):
         verify(VerifyConfig(made.output, check_scores=True, screen_semantics=str(tiny_clip_folder)))
 
 
-def test_labels_of_a_vocabulary_that_grew_are_left_out(config, tmp_path):
+def test_labels_of_a_vocabulary_that_grew_are_left_out(config, tmp_path, capsys):
     """Probabilities were computed among fewer categories; quality does not depend on them."""
     folder = Path(shutil.copytree(config.output, tmp_path / "grown"))
     (tmp_path / "names.txt").write_text("cup\nfish\ntree\nkey\n")
     generate(replace(config, output=str(folder), vocabulary=str(tmp_path / "names.txt")))
     assert verify(folder, check_scores=True).damaged == ()
+    left_out = (
+        "scores of label and unsafe are not compared: they depend on the categories, of which some were added later"
+    )
+    assert left_out in capsys.readouterr().err
     key = changed(folder, "quality", lambda row: row["quality"] + 0.05)
     assert key in verify(folder, check_scores=True).damaged[0]
 

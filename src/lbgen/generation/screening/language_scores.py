@@ -1,0 +1,168 @@
+"""Scores of the language space, computed again from stored images and compared with the index.
+
+Only PNG in the size of the generator holds the pixels that were judged. Differences are measured in cosines: those of
+the unsafe check directly, of label and quality by the logits of their probabilities, divided by the space's scale. A
+network in 16 bits, as on a GPU, moves the cosines of all images a little; a score that was changed stands out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from io import BytesIO
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from lbgen.datasets.index import Row
+from lbgen.datasets.layout import Stored
+from lbgen.errors import UserError
+from lbgen.generation.config import Check, GenerateConfig
+from lbgen.generation.inputs import weights_sha256
+from lbgen.generation.plan import Plan
+from lbgen.generation.record import Record
+from lbgen.generation.screening.checks import JudgedBatch, Screen
+from lbgen.generation.screening.consistency import ROUNDING
+from lbgen.generation.screening.recomputed import MOST_PIXELS
+from lbgen.generation.shard_rows import read_rows, stored_images
+from lbgen.generation.workers.encode import UNREADABLE
+from lbgen.models.loading import device_of
+from lbgen.models.registry import ensure_semantics
+from lbgen.runs.console import tracked
+from lbgen.runs.storage import Store
+
+JUDGED_AT_ONCE = 32
+"""Images, fewer where they are large."""
+NEARLY_SURE = 1e-3
+"""Probabilities below this are alike, and so are those above 1 minus this: there float32 has few digits left."""
+LEAST, TIMES_MEDIAN = 5e-5, 10.0
+"""A score is wrong if it is off by more than ROUNDING, or by more than LEAST and TIMES_MEDIAN times the median of its
+split."""
+
+Numbers = NDArray[np.floating[Any]]
+
+
+class WrongScore(NamedTuple):
+    split: str
+    shard: int
+    what: str
+    """Column and key, as "quality of cup_00000"."""
+
+
+def load_screen(config: GenerateConfig, checks: Sequence[Check], plan: Plan, record: Record) -> Screen:
+    """These checks alone.  config: with a language space that the user trusts.
+
+    Raises UserError where that is not the language space of the record.
+    """
+    ensure_semantics(config.screen_semantics, "--screen-semantics")
+    reduced = replace(config, screen=tuple(checks), balance=(), attributes=None)
+    screen = Screen(reduced, plan.categories, torch.device(device_of(0)))
+    if weights_sha256(config, "screen_semantics", record.made_with) != record.made_with.hashes["semantics"]:
+        raise UserError(
+            f"{config.output} was screened by another language space than --screen-semantics "
+            f"{config.screen_semantics}; give that one"
+        )
+    return screen
+
+
+def wrong_scores(screen: Screen, store: Store, config: GenerateConfig, plan: Plan) -> Iterator[WrongScore]:
+    """The images of a dataset of whole shards that are unlike the others, or whose recorded scores are not theirs."""
+    shards = [(split, shard) for split in plan.splits for shard in range(plan.shards(split))]
+    places: dict[str, list[tuple[int, str]]] = {split: [] for split in plan.splits}
+    differences: dict[str, dict[str, list[Numbers]]] = {split: {} for split in plan.splits}
+    images = ImagesOfOneSize()
+    for split, shard in tracked(shards, "scores", len(shards), "shards"):
+        rows = {row.key: row for row in read_rows(store, config, plan, split, shard)[0]}
+        planned = {image.key: image for image in plan.shard(split, shard)}
+        for keys, pixels in images.batches(stored_images(store, config, list(rows.values()))):
+            batch = screen.batch_of([planned[key] for key in keys], pixels)
+            for column, values in _differences(screen, batch, [rows[key] for key in keys]).items():
+                differences[split].setdefault(column, []).append(values)
+            places[split] += [(shard, key) for key in keys]
+        yield from (WrongScore(split, shard, fault) for fault in images.faults)
+        images.faults.clear()
+    for split, columns in differences.items():
+        for column, parts in columns.items():
+            values = np.concatenate(parts)
+            most = min(ROUNDING, max(LEAST, TIMES_MEDIAN * float(np.median(values))))
+            for number in np.flatnonzero(~(values <= most)):
+                shard, key = places[split][number]
+                yield WrongScore(split, shard, f"{column} of {key}")
+
+
+class ImagesOfOneSize:
+    """Decodes images in batches. All have the size of the first one; larger ones than MOST_PIXELS are left out."""
+
+    def __init__(self) -> None:
+        self.size: tuple[int, int] | None = None
+        """Width and height."""
+        self.faults: list[str] = []
+        """Images of another size, and those that cannot be decoded."""
+
+    def batches(self, stored: Iterator[Stored]) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
+        """Keys and pixels (B, H, W, 3)."""
+        decoded = self._decoded(stored)
+        for key, first in decoded:
+            more = min(JUDGED_AT_ONCE, MOST_PIXELS // (first.size // 3)) - 1
+            some = [(key, first), *islice(decoded, more)]
+            yield [key for key, _ in some], np.stack([pixels for _, pixels in some])
+
+    def _decoded(self, stored: Iterator[Stored]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        for each in stored:
+            try:
+                with Image.open(BytesIO(each.content), formats=["PNG"]) as image:
+                    self.size = self.size or image.size
+                    if image.size != self.size:
+                        self.faults.append(f"size of {each.key}")
+                    elif image.width * image.height <= MOST_PIXELS:
+                        yield each.key, np.asarray(image.convert("RGB"))
+            except UNREADABLE:
+                self.faults.append(f"pixels of {each.key}")
+
+
+@torch.no_grad()
+def _differences(screen: Screen, batch: JudgedBatch, rows: Sequence[Row]) -> dict[str, Numbers]:
+    """Column -> (B,) how far each recorded score is from that of the pixels, in cosines."""
+    checks = screen.scored_checks(batch).values()
+    now = {name: _numbers(values) for result in checks for name, values in result.scores.items()}
+    then = {name: np.array([row.scores[name] for row in rows]) for name in now}
+    found: dict[str, Numbers] = {}
+    for name in now:
+        if name == "label_rank":
+            cosines, own = screen.label_cosines(batch)
+            found[name] = _rank_differences(_numbers(cosines), _numbers(own), then[name])
+        elif name == "unsafe":
+            found[name] = abs(now[name] - then[name])
+        else:
+            logits = (_logit((scores[name] - 1) / 4 if name == "quality" else scores[name]) for scores in (now, then))
+            found[name] = abs(np.subtract(*logits)) / screen.logit_scale
+    return found
+
+
+def _numbers(values: Tensor) -> NDArray[np.float64]:
+    return values.double().cpu().numpy()
+
+
+def _logit(probabilities: Numbers) -> Numbers:
+    inner = np.clip(probabilities, NEARLY_SURE, 1 - NEARLY_SURE)
+    return np.log(inner / (1 - inner))
+
+
+def _rank_differences(cosines: Numbers, own: Numbers, ranks: Numbers) -> Numbers:
+    """(B,) how far the cosine of each image's own text is from those between which it would have its recorded rank.
+
+    cosines: (B, T) of all texts; own: (B,) the index of the own text; ranks: (B,), counted from 1.
+    """
+    images, places = np.arange(len(cosines)), own.astype(int)
+    own_cosines = cosines[images, places]
+    others = cosines.copy()
+    others[images, places] = -np.inf
+    nearest = np.sort(others)[:, ::-1]  # (B, T), the own text at the end
+    bounds = np.pad(nearest, ((0, 0), (1, 1)), constant_values=(np.inf, np.inf))  # rank r lies between r - 1 and r
+    number = np.clip(ranks, 1, cosines.shape[1] + 1).astype(int)
+    return np.maximum(bounds[images, number] - own_cosines, own_cosines - bounds[images, number - 1]).clip(min=0)
