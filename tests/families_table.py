@@ -61,8 +61,9 @@ STATEMENTS = (
     ),
     Statement(
         "schedulers",
-        "others than the family's first give the images of the pipeline with them; the pipelines of FLUX.1 schnell and "
-        "Z-Image take no DPM-Solver++, with which images are near those of their own",
+        "others than the family's first give the images of the pipeline with them (those of Stable Diffusion by name "
+        "are counted as images); FLUX.1 schnell's and Z-Image's pipelines take no DPM-Solver++, with which images are "
+        "near those of their own",
         (
             "test_another_scheduler_equals_the_pipeline_with_it",
             "test_a_checkpoints_own_scheduler_is_any_that_diffusers_calls_compatible",

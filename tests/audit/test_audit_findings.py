@@ -152,7 +152,7 @@ def test_one_dataset_has_a_verdict(folder):
     assert "No shortcut found in clean" in header(audited(folder / "one", folder / "clean"))
     framed = header(audited(folder / "one", folder / "framed"))
     assert "<h1>In framed, the border of an image alone predicts " in framed and "(chance 8.3%)" in framed
-    assert "Categories that a cue tells" in (folder / "one" / "report.html").read_text()
+    assert "Categories that a cue predicts" in (folder / "one" / "report.html").read_text()
 
 
 def test_the_headline_names_the_row_that_differs(folder):

@@ -173,7 +173,7 @@ def test_datasets_without_probes():
         ({}, "Look at the images under “Images to check”"),
         ({"suspects": 3}, "Check the 3 images that another category's name fits better"),
         ({"suspects": 3, "attribute": 0.6}, "Look at “Strongest shortcuts”, and add images of these categories with"),
-        ({"suspects": 3, "attribute": 0.6, "border": 0.3}, "Look at “Categories that a cue tells”, and add images"),
+        ({"suspects": 3, "attribute": 0.6, "border": 0.3}, "Look at “Categories that a cue predicts”, and add images"),
         ({"border": 0.3, "leaks": 2}, "Remove near-duplicates from one of the splits: 2 images have one in another"),
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from lbgen.audit.comparison import Comparisons
 from lbgen.audit.config import MEASURES, AuditConfig
 from lbgen.audit.definitions import ASSOCIATION, DEFINITIONS
-from lbgen.audit.findings.curation import told_categories
+from lbgen.audit.findings.curation import predicted_shares
 from lbgen.audit.findings.significance import FALSE_DISCOVERIES, differences, differences_together, probe_tests
 from lbgen.audit.findings.verdict import notes
 from lbgen.audit.measures import PROBES, AttributeFigures, MeasuredDataset
@@ -201,7 +201,7 @@ def _rows(measured: list[MeasuredDataset], comparisons: Comparisons) -> Iterator
             )
         yield from _size_rows(m)
         for probe in PROBES:
-            told = told_categories(m, probe)
+            told = predicted_shares(m, probe)
             for category in np.flatnonzero(np.isfinite(told)).tolist():
                 shared = {"dataset": name, "measure": f"told_by_{probe}", "category": names[category]}
                 yield {**shared, "value": float(told[category])}

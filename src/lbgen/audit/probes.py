@@ -52,7 +52,7 @@ class CueTest(NamedTuple):
 
     p_value: float
     higher: bool
-    """The cue tells more than by chance, or more than in the first dataset."""
+    """The cue predicts the label better than chance, or more than in the first dataset."""
 
 
 def association_test(told: Estimate, chance: float, explained: Explained) -> CueTest:

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -60,6 +61,22 @@ def test_one_image_without_guidance_is_the_pipelines_to_the_bit(folder: Path) ->
         output_type="pt",
     ).images  # fmt: skip
     assert torch.equal(ours.clamp(0, 1), theirs)
+
+
+@pytest.mark.parametrize("kind", ["EulerDiscrete", "EulerAncestralDiscrete", "UniPCMultistep"])
+def test_a_checkpoints_own_scheduler_is_any_that_diffusers_calls_compatible(
+    kind: str, folder: Path, tmp_path: Path
+) -> None:
+    """Euler's is that of the base checkpoint, its ancestral form that of SDXL Turbo."""
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    before = plain(own).scheduler
+    scheduler = getattr(diffusers, f"{kind}Scheduler").from_config(before.config)
+    assert type(scheduler) in before.compatibles
+    scheduler.save_pretrained(own / "scheduler")
+    index = own / "model_index.json"
+    index.write_text(index.read_text().replace(type(before).__name__, type(scheduler).__name__))
+    ours = images_of(load_generator(str(own), guidance_scale=GUIDANCE))
+    torch.testing.assert_close(ours.clamp(0, 1), images_of_diffusers(plain(own)), rtol=1e-4, atol=2e-5)
 
 
 def test_an_empty_prompt_that_is_encoded_and_one_that_is_zero(tmp_path: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a curator looks at first: the worst images of every kind, and the categories that a cue tells, as texts."""
+"""What a curator looks at first: the worst images of every kind, and the categories that a cue predicts, as texts."""
 
 from typing import Any, NamedTuple
 
@@ -136,8 +136,8 @@ def _described(measured: list[MeasuredDataset], image: tuple[int, int]) -> str:
     return f"{observed.keys[image[1]]} ({observed.labels[observed.label[image[1]]].name})"
 
 
-def told_categories(m: MeasuredDataset, name: str) -> NDArray[np.float64]:
-    """(C,) share of each category's held-out images that a probe tells; NaN for categories that are not probed."""
+def predicted_shares(m: MeasuredDataset, name: str) -> NDArray[np.float64]:
+    """(C,) share of each category's held-out images that a probe gets right; NaN for categories that are not probed."""
     hits, count = m.hits[name], len(m.observed.labels)
     used = np.isfinite(hits)
     probed = np.bincount(m.observed.label[used], minlength=count)
@@ -146,10 +146,10 @@ def told_categories(m: MeasuredDataset, name: str) -> NDArray[np.float64]:
 
 
 def cue_texts(m: MeasuredDataset) -> dict[str, Any]:
-    """The significant cues of a dataset with the categories that each tells best."""
+    """The significant cues of a dataset with the categories that each predicts best."""
     cues = []
     for name in shortcut_cues(m)[:CUES_SHOWN]:
-        told = told_categories(m, name)
+        told = predicted_shares(m, name)
         best = np.argsort(np.nan_to_num(-told, nan=1.0), kind="stable")[:CATEGORIES_SHOWN]
         chosen = [row for row in best.tolist() if told[row] > m.chance]
         named = [f"{m.observed.labels[row].name} {number(told[row], True)}" for row in chosen]

@@ -194,7 +194,7 @@ def _of_shortcuts(m: MeasuredDataset) -> str:
         return ""
     if cues[0] == "file_facts":
         return "Store the images of all categories in one size, format and quality, and audit again"
-    look = "Look at “Categories that a cue tells”"
+    look = "Look at “Categories that a cue predicts”"
     if not masks_given(m):
         return (
             f"{look}; give masks of the objects, or compare with a set without the shortcut, to exclude that visible "
