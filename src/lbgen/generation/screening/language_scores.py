@@ -7,10 +7,12 @@ network in 16 bits, as on a GPU, moves the cosines of all images a little; a sco
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +40,8 @@ from lbgen.runs.storage import Store
 
 JUDGED_AT_ONCE = 32
 """Images, fewer where they are large."""
+LONGEST_SIDE = 8
+"""Times the shorter one. The space resizes the shorter side, and a strip would fill the memory."""
 NEARLY_SURE = 1e-3
 """Probabilities below this are alike, and so are those above 1 minus this: there float32 has few digits left."""
 LEAST, TIMES_MEDIAN = 5e-5, 10.0
@@ -96,7 +100,10 @@ def wrong_scores(screen: Screen, store: Store, config: GenerateConfig, plan: Pla
 
 
 class ImagesOfOneSize:
-    """Decodes images in batches. All have the size of the first one; larger ones than MOST_PIXELS are left out."""
+    """Decodes images in batches. All have the size that most of the first ones have, which a generator can have made.
+
+    Images of more than MOST_PIXELS are left out.
+    """
 
     def __init__(self) -> None:
         self.size: tuple[int, int] | None = None
@@ -106,23 +113,33 @@ class ImagesOfOneSize:
 
     def batches(self, stored: Iterator[Stored]) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
         """Keys and pixels (B, H, W, 3)."""
-        decoded = self._decoded(stored)
-        for key, first in decoded:
-            more = min(JUDGED_AT_ONCE, MOST_PIXELS // (first.size // 3)) - 1
-            some = [(key, first), *islice(decoded, more)]
+        first = list(islice(stored, JUDGED_AT_ONCE))
+        self.size = self.size or _usual_size(first)
+        decoded = self._decoded(chain(first, stored))
+        for key, pixels in decoded:
+            more = min(JUDGED_AT_ONCE, MOST_PIXELS // (pixels.size // 3)) - 1
+            some = [(key, pixels), *islice(decoded, more)]
             yield [key for key, _ in some], np.stack([pixels for _, pixels in some])
 
-    def _decoded(self, stored: Iterator[Stored]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    def _decoded(self, stored: Iterable[Stored]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         for each in stored:
             try:
                 with Image.open(BytesIO(each.content), formats=["PNG"]) as image:
-                    self.size = self.size or image.size
-                    if image.size != self.size:
+                    if image.size != self.size or max(image.size) > LONGEST_SIDE * min(image.size):
                         self.faults.append(f"size of {each.key}")
                     elif image.width * image.height <= MOST_PIXELS:
                         yield each.key, np.asarray(image.convert("RGB"))
             except UNREADABLE:
                 self.faults.append(f"pixels of {each.key}")
+
+
+def _usual_size(stored: Iterable[Stored]) -> tuple[int, int] | None:
+    """Width and height of most of these images."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    for each in stored:
+        with suppress(*UNREADABLE), Image.open(BytesIO(each.content), formats=["PNG"]) as image:
+            sizes[image.size] += 1
+    return sizes.most_common(1)[0][0] if sizes else None
 
 
 @torch.no_grad()

@@ -172,9 +172,12 @@ def box_of(mask: np.ndarray) -> tuple[int, int, int, int] | None:
 def read_metadata(content: bytes, image_format: str) -> tuple[Any, tuple[int, int]]:
     """The JSON in the description of an image file, and the image's height and width; no pixel is decoded.
 
-    Raises one of UNREADABLE.
+    Raises one of UNREADABLE, also for an image with transparency, with other colours than RGB, or with several frames,
+    of which readers show different things.
     """
     with Image.open(BytesIO(content), formats=[image_format]) as image:
+        if image.mode != "RGB" or "transparency" in image.info or getattr(image, "n_frames", 1) != 1:
+            raise ValueError(f"mode {image.mode}")
         png = image_format == "png"
         text = image.info["Description"] if png else image.getexif()[ExifTags.Base.ImageDescription]
         return parse_json(text), (image.height, image.width)
