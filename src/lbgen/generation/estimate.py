@@ -19,6 +19,7 @@ from lbgen.generation.run import in_part, plan_dataset
 from lbgen.generation.shard_rows import new_row
 from lbgen.generation.workers.writer import image_file
 from lbgen.models.checkpoints.known import UNKNOWN
+from lbgen.models.checkpoints.suited import ensure_suited
 from lbgen.models.registry import licence
 from lbgen.runs.console import SIZES, TIMES, counted, device_name, in_units, table
 from lbgen.runs.storage import open_store, storage_errors
@@ -81,6 +82,8 @@ def plan(config: GenerateConfig) -> PlanEstimate:
         images_per_second=None,
         device="this machine",
     )
+    if missing and config.engine == "local":
+        ensure_suited(config.generator, config.revision, config.scheduler, config.guidance_scale)
     print(planned(estimate, config, dataset_plan), flush=True)  # also where the weights cannot be had
     if missing:
         ensure_loadable(config)

@@ -302,6 +302,24 @@ def test_a_solver_shifts_by_size_as_the_pipeline_does(shift_type: str, tmp_path:
     assert plain(folder).scheduler.config.use_dynamic_shifting
     equal(images_of(load(case, folder)), images_of_diffusers(case, plain(folder)))
 
+    # A file of the solver alone says nothing of the shift of the largest images.
+    give_scheduler(folder, UniPCMultistepScheduler(use_dynamic_shifting=True, **solver))
+    assert "max_shift" not in plain(folder).scheduler.config
+    equal(images_of(load(case, folder)), images_of_diffusers(case, plain(folder)))
+
+
+def test_sana_does_not_shift_by_size(folders: Callable[[Case], Path], tmp_path: Path) -> None:
+    """Its pipeline gives no mu: a solver goes without, what needs one is refused."""
+    case = CASES["sana"]
+    folder = Path(shutil.copytree(folders(case), tmp_path / "sana"))
+    before = images_of(load(case, folder))
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+    change(folder, "scheduler", use_dynamic_shifting=True)
+    assert torch.equal(images_of(load(case, folder)), before)
+    equal(before, images_of_diffusers(case, plain(folder)))
+    give_scheduler(folder, UniPCMultistepScheduler(use_dynamic_shifting=True, **flow))
+    assert "does not shift noise by the image's size" in refusal(lambda: load(case, folder))
+
 
 def give_scheduler(folder: Path, scheduler: Any) -> None:
     index = folder / "model_index.json"

@@ -75,3 +75,10 @@ KNOWN = {
     "z-image-turbo": KnownGenerator("Tongyi-MAI/Z-Image-Turbo", Z_IMAGE, _APACHE),
 }
 """By short name."""
+
+CLASSES = {known.place: known.pipeline for known in KNOWN.values()} | {
+    "stabilityai/sd-turbo": SD,
+    "stabilityai/sdxl-turbo": SDXL,
+    "stabilityai/stable-diffusion-3.5-large-turbo": SD3,
+}
+"""Folder or hub id -> the class of its pipeline, also before its files are on this machine."""

@@ -10,14 +10,15 @@ from typing import Any
 
 from lbgen.errors import UserError
 from lbgen.models.checkpoints import forms
-from lbgen.models.checkpoints.known import FLOW_MATCHING, FLUX, KLEIN, KNOWN, SD, SD3, SDXL, Z_IMAGE
+from lbgen.models.checkpoints.known import CLASSES, FLOW_MATCHING, FLUX, KLEIN, SD, SD3, SDXL, Z_IMAGE
 from lbgen.models.registry import GENERATORS, generator_class, resolve
 from lbgen.runs.model_folder import INDEX, cached_config
 
+_EDITION = r"([-_.](v?1|v?1\.0|fp16|fp8|bf16))*"
 DISTILLED = {
-    SD: r"sd[-_]turbo",
-    SDXL: r"(sdxl|sd_xl)[-_]turbo(_1\.0)?(_fp16)?",
-    SD3: r"(stable-diffusion-3\.5-large|sd3\.5_large|sd35-large)[-_]turbo",
+    SD: r"sd[-_]turbo" + _EDITION,
+    SDXL: r"(sdxl|sd_xl)[-_]turbo" + _EDITION,
+    SD3: r"(stable-diffusion-3\.5-large|sd3\.5_large|sd35-large)[-_]turbo" + _EDITION,
     FLUX: r".*schnell.*",
     KLEIN: r"(?!.*base).*klein.*",
     Z_IMAGE: r".*turbo.*",
@@ -76,9 +77,8 @@ def is_distilled(generator: str, revision: str | None) -> bool:
 
 
 def pipeline_of(generator: str, revision: str | None) -> str | None:
-    """The class of its pipeline, also of a short name whose files are not on this machine yet; None if not known."""
-    known = KNOWN.get(generator)
-    return generator_class(generator, revision) or (known and known.pipeline)
+    """The class of its pipeline, of some generators also before their files are on this machine; None if not known."""
+    return generator_class(generator, revision) or CLASSES.get(resolve(generator, GENERATORS))
 
 
 def refuse_scheduler(checkpoint: str, scheduler: str) -> None:
@@ -117,5 +117,12 @@ def _kind(generator: str, revision: str | None) -> tuple[str | None, bool]:
         return kind, not config.get("guidance_embeds", False)
     if kind == KLEIN and (index := cached_config(where, INDEX, revision)):
         return kind, bool(index.get("is_distilled"))
-    name = Path(generator).name.lower().removesuffix(".safetensors")
+    name = _last_name(generator).lower().removesuffix(".safetensors")
     return kind, re.fullmatch(DISTILLED.get(str(kind), "(?!)"), name) is not None
+
+
+def _last_name(generator: str) -> str:
+    """Of a folder, file or hub id; of a snapshot in the hub's cache, whose name is its commit, that of the model."""
+    path = Path(os.path.abspath(generator) if os.path.exists(generator) else generator)
+    cached = next((part for part in path.parts if part.startswith("models--")), None)
+    return cached.rpartition("--")[2] if cached and path.parent.name == "snapshots" else path.name

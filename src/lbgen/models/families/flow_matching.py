@@ -26,6 +26,8 @@ SOLVERS = (
     "UniPCMultistepScheduler",
 )
 """Schedulers of diffusions that know the noise of flows too, where their configuration asks for it."""
+NEED_MU = (EULER, "UniPCMultistepScheduler")
+"""Schedulers that make no timesteps without mu, where they shift by the image's size."""
 
 
 class FlowMatching(TransformerFamily):
@@ -34,12 +36,15 @@ class FlowMatching(TransformerFamily):
     The shift is s = e^mu t / (1 + (e^mu - 1) t), where t falls evenly from 1 (arXiv 2403.03206, equation 23).
     """
 
+    largest_shift: float | None = 1.15
+    """mu of the largest images where the scheduler says nothing of it; None: the pipeline never shifts by size."""
+
     def timesteps(self, steps: int, latent_shape: tuple[int, int, int]) -> Schedule:
         trained = self.scheduler.config.num_train_timesteps
         if steps > trained:
             raise UserError(f"steps {steps}: {self.name} was trained on {trained} timesteps; give fewer")
         scheduler, mu = copy.deepcopy(self.scheduler), None
-        if scheduler.config.get("use_dynamic_shifting"):
+        if self.largest_shift is not None and scheduler.config.get("use_dynamic_shifting"):
             mu = self.shift(steps, latent_shape)
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
             sigmas = self.sigmas(steps)
@@ -58,7 +63,7 @@ class FlowMatching(TransformerFamily):
         config, (_, height, width) = self.scheduler.config, latent_shape
         patches = (height // self.patch_size) * (width // self.patch_size)
         fewest, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-        low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        low, high = config.get("base_shift", 0.5), config.get("max_shift", self.largest_shift)
         return low + (high - low) / (most - fewest) * (patches - fewest)
 
     def sigmas(self, steps: int) -> np.ndarray | None:
@@ -80,6 +85,11 @@ class FlowMatching(TransformerFamily):
             raise UserError(
                 f"generator {self.name}, scheduler_config.json: its {kind!s:.40} does not match flows; give {EULER}, "
                 f"or one of {', '.join(SOLVERS)} with use_flow_sigmas and prediction_type flow_prediction"
+            )
+        if self.largest_shift is None and kind in NEED_MU and config.get("use_dynamic_shifting"):
+            raise UserError(
+                f"generator {self.name}, scheduler_config.json: {self.title} does not shift noise by the image's size; "
+                "set use_dynamic_shifting to false"
             )
 
     def scheduler_called(self, name: str | None) -> Any:

@@ -22,6 +22,7 @@ class Sana(FlowMatching):
     pipeline_class = SanaPipeline
     models = {"transformer": SanaTransformer2DModel, "vae": AutoencoderDC, "text_encoder": Gemma2Model}
     limits = {"tokenizer": 300}
+    largest_shift = None
     text_attention = TextAttention(r"\.attn2$")
     widths = {"caption_channels": (("text_encoder", "hidden_size"),)}
 

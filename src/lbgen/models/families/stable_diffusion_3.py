@@ -26,6 +26,7 @@ class StableDiffusion3(FlowMatching):
         "text_encoder_3": T5EncoderModel,
     }
     optional = ("text_encoder_3", "tokenizer_3")
+    largest_shift = 1.16
     absent = {"image_encoder": None, "feature_extractor": None}
     limits = {"tokenizer": None, "tokenizer_2": None, "tokenizer_3": 256}
     widths = {
