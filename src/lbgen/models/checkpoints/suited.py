@@ -103,8 +103,8 @@ def refuse_guidance(checkpoint: str, scale: float) -> None:
     """Refuse a scale above 1 for a network that was distilled."""
     if scale > 1:
         raise UserError(
-            f"generator {checkpoint}: --guidance-scale {scale:g}: it was distilled to sample without guidance; give 1, and "
-            "for a dataset or a run that was begun with another, a new --output (its files or its name say so)"
+            f"generator {checkpoint}: --guidance-scale {scale:g}: it was distilled to sample without guidance; give 1, "
+            "and for a dataset or a run that was begun with another, a new --output (its files or its name say so)"
         )
 
 
