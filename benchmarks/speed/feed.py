@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.measuring import DEVICE, flags_parser, heading, markdown, parse_with, seconds_of
 from lbgen.pretraining.config import PretrainConfig
-from lbgen.pretraining.feed.images import Batch, layout_of
+from lbgen.pretraining.feed.images import TrainingBatch, layout_of
 from lbgen.pretraining.loop import Course, kept_randomness, on_device, training_step, updates_of
 from lbgen.pretraining.run import make_course, make_state, ready_sources
 from lbgen.pretraining.state import TrainingState
@@ -69,13 +69,13 @@ def timms_loader(folder: Path, config: PretrainConfig) -> Iterable:
     )
 
 
-def epoch_of(state: TrainingState, course: Course, use: Callable[[Batch], object]) -> None:
+def epoch_of(state: TrainingState, course: Course, use: Callable[[TrainingBatch], object]) -> None:
     """Every batch of an epoch."""
     for batch in course.feed.batches(updates_of(state, course.sources).requests):
         use(batch)
 
 
-def trained(state: TrainingState, batch: Batch) -> None:
+def trained(state: TrainingState, batch: TrainingBatch) -> None:
     training_step(state, batch, 1.0)
     state.progress.update = 0  # the same update again
 
@@ -89,7 +89,7 @@ def measure(folder: Path, config: PretrainConfig, repeats: int) -> dict[str, flo
     size = min(config.batch_size, images)
     shape = (size, 3, config.image_size, config.image_size)
     random = torch.randint(256, shape, dtype=torch.uint8, device=DEVICE).contiguous(memory_format=layout_of(config))
-    made_up = Batch(random, torch.arange(size, device=DEVICE) % CATEGORIES, ())
+    made_up = TrainingBatch(random, torch.arange(size, device=DEVICE) % CATEGORIES, ())
     state.trained.train()
     parts: dict[str, Callable[[], object]] = {
         "lbgen's feed": lambda: epoch_of(state, course, lambda batch: on_device(state, batch)),

@@ -14,7 +14,7 @@ def write(run, step, text="adapter"):
     with checkpoint.new_folder(path) as folder:
         (folder / "adapter").mkdir()
         (folder / "adapter" / "weights").write_text(text)
-        checkpoint.mark_complete(folder, checkpoint.Progress(step, 0, 4, "the categories"))
+        checkpoint.mark_complete(folder, checkpoint.AlignmentProgress(step, 0, 4, "the categories"))
     return path
 
 
