@@ -44,6 +44,15 @@ def images_of_diffusers(pipeline: StableDiffusionPipeline, **options: float) -> 
     ).images
 
 
+@torch.no_grad()
+def one_image_of_both(generator: Generator, pipeline: Any) -> tuple[Tensor, Tensor]:
+    """The first image by lbgen and by a pipeline, without guidance."""
+    (noise, rngs), prompts = draws(), PROMPTS[:1]
+    ours = sample(generator, generator.encode(prompts), noise[:1], steps=STEPS, rngs=rngs[:1])
+    settings = {"num_inference_steps": STEPS, "guidance_scale": 1.0, "output_type": "pt"}
+    return ours, pipeline(prompts, latents=noise[:1], generator=rngs[:1], **settings).images
+
+
 def plain(folder: Path) -> StableDiffusionPipeline:
     return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
 

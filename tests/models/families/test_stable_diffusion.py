@@ -8,13 +8,12 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from trajectories import PROMPTS, STEPS, adapted, draws, gradients_of, images_of, images_of_diffusers, plain
+from trajectories import adapted, gradients_of, images_of, images_of_diffusers, one_image_of_both, plain
 from transformers import BertConfig, BertModel
 
 from lbgen.errors import UserError
 from lbgen.models.families.stable_diffusion import SCHEDULERS
 from lbgen.models.generator import Generator, load_generator
-from lbgen.models.sampling import sample
 
 
 @pytest.mark.parametrize("scheduler", [None, *SCHEDULERS])
@@ -40,15 +39,9 @@ def test_sampling_equals_the_diffusers_pipeline(
     assert ours.std() > 0.05
 
 
-@torch.no_grad()
 def test_one_image_without_guidance_is_the_pipelines_to_the_bit(tiny_sd_folder: Path) -> None:
     """The arithmetic is the same there."""
-    generator, (noise, rngs) = load_generator(str(tiny_sd_folder), guidance_scale=1.0), draws()
-    ours = sample(generator, generator.encode(PROMPTS[:1]), noise[:1], steps=STEPS, rngs=rngs[:1])
-    theirs = plain(tiny_sd_folder)(
-        PROMPTS[:1], latents=noise[:1], generator=rngs[:1], num_inference_steps=STEPS, guidance_scale=1.0,
-        output_type="pt",
-    ).images  # fmt: skip
+    ours, theirs = one_image_of_both(load_generator(str(tiny_sd_folder), guidance_scale=1.0), plain(tiny_sd_folder))
     assert torch.equal(ours.clamp(0, 1), theirs)
 
 

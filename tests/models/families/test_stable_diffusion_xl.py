@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from miniatures import write_stable_diffusion_xl
 from torch import Tensor
-from trajectories import PROMPTS, STEPS, adapted, draws, images_of
+from trajectories import PROMPTS, STEPS, adapted, draws, images_of, one_image_of_both
 
 from lbgen.errors import UserError
 from lbgen.models.families.stable_diffusion import SCHEDULERS
@@ -51,15 +51,9 @@ def test_sampling_equals_the_diffusers_pipeline(scheduler: str | None, guidance:
     assert ours.std() > 0.05
 
 
-@torch.no_grad()
 def test_one_image_without_guidance_is_the_pipelines_to_the_bit(folder: Path) -> None:
     """The arithmetic is the same there."""
-    generator, (noise, rngs) = load_generator(str(folder), guidance_scale=1.0), draws()
-    ours = sample(generator, generator.encode(PROMPTS[:1]), noise[:1], steps=STEPS, rngs=rngs[:1])
-    theirs = plain(folder)(
-        PROMPTS[:1], latents=noise[:1], generator=rngs[:1], num_inference_steps=STEPS, guidance_scale=1.0,
-        output_type="pt",
-    ).images  # fmt: skip
+    ours, theirs = one_image_of_both(load_generator(str(folder), guidance_scale=1.0), plain(folder))
     assert torch.equal(ours.clamp(0, 1), theirs)
 
 
