@@ -1,9 +1,12 @@
 """What is in a folder, and what a sender may put there."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from lbgen.runs import atomic
@@ -43,3 +46,22 @@ def tree(folder: Path) -> dict[str, tuple]:
 def nested(depth: int = 100_000) -> str:
     """JSON that is nested too deeply."""
     return "[" * depth
+
+
+def reindexed(folder: Path, old: bytes, new: bytes) -> None:
+    """Put another hash of an image, a mask or a container into the index."""
+    before, after = (hashlib.sha256(content).hexdigest() for content in (old, new))
+    for path in (folder / "index").iterdir():
+        table = pq.read_table(path)
+        for column in {"sha256", "mask_sha256"} & {*table.column_names}:
+            hashes = [after if value == before else value for value in table[column].to_pylist()]
+            table = table.set_column(table.schema.get_field_index(column), column, pa.array(hashes))
+        metadata = {key: value.replace(before.encode(), after.encode()) for key, value in table.schema.metadata.items()}
+        pq.write_table(table.replace_schema_metadata(metadata), path)
+
+
+def with_hash(path: Path, content: bytes) -> None:
+    """Give a file this content, and the index its hash."""
+    folder = next(parent for parent in path.parents if (parent / "index").is_dir())
+    reindexed(folder, path.read_bytes(), content)
+    path.write_bytes(content)

@@ -95,8 +95,8 @@ def localized(images: int, seed: int, world: World) -> tuple[NDArray, NDArray[np
     generator = load_prepared_generator(config, "cpu")
     renders = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
     made = recorded(generator, config, planned_images(images), from_renders(generator, config, renders))
-    masks, _ = segmented(made.maps[*STORED, "yes"], made.pixels)
-    kinds["with the masks of --localize"] = masks.numpy()
+    numbers, _ = segmented(made.maps[*STORED, "yes"], made.pixels)
+    kinds["with the masks of --localize"] = (numbers > 0).numpy()
     return made.pixels.permute(0, 2, 3, 1).numpy(), categories, kinds
 
 

@@ -75,14 +75,14 @@ def stage(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Segmenter(nn.Module):
-    """A U-Net (arXiv 1505.04597) of four sizes. Images (B, 3, H, W) in [0, 1] to logits (B, H, W)."""
+    """A U-Net (arXiv 1505.04597) of four sizes. Images (B, 3, H, W) in [0, 1] to logits (B, K, H, W)."""
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, width: int = 16, outputs: int = 1) -> None:
         super().__init__()
         self.down = nn.ModuleList([stage(3, width), stage(width, 2 * width), stage(2 * width, 4 * width)])
         self.middle = stage(4 * width, 4 * width)
         self.up = nn.ModuleList([stage(8 * width, 2 * width), stage(4 * width, width), stage(2 * width, width)])
-        self.head = nn.Conv2d(width, 1, 1)
+        self.head = nn.Conv2d(width, outputs, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         values, kept = images * 2 - 1, []
@@ -92,7 +92,7 @@ class Segmenter(nn.Module):
         values = self.middle(values)
         for up in self.up:
             values = up(torch.cat([F.interpolate(values, scale_factor=2.0), kept.pop()], dim=1))
-        return self.head(values)[:, 0]
+        return self.head(values)
 
 
 def trained(updates: int) -> Segmenter:
@@ -105,7 +105,7 @@ def trained(updates: int) -> Segmenter:
         images, scenes = rendered_batch(16, update, WORLD)
         noise = 0.05 * torch.rand(16, 1, 1, 1) * torch.randn_like(images)
         logits = network((images + noise).clamp(0, 1))
-        loss = F.binary_cross_entropy_with_logits(logits, torch.from_numpy(scenes.masks).float())
+        loss = F.binary_cross_entropy_with_logits(logits[:, 0], torch.from_numpy(scenes.masks).float())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -226,9 +226,10 @@ def shows_its_category(made: Drawn) -> Tensor:
 
 def rows(made: Drawn, truth: Tensor, counted: Tensor) -> Iterator[list[str]]:
     for name, maps in made.maps.items():
-        masks, scores = segmented(maps, made.pixels)
+        numbers, scores = segmented(maps, made.pixels)
+        masks = numbers > 0
         ious, boxes = (each[counted] for each in agreement(masks, truth))
-        rank = spearmanr(scores[counted], ious).statistic
+        rank = spearmanr(scores[counted, 0], ious).statistic
         tenth, right = ious.quantile(0.1), (boxes >= 0.5).float().mean()
         none = (~masks.flatten(1).any(dim=1)).float().mean()
         yield [*name, f"{ious.mean():.3f}", f"{tenth:.3f}", f"{right:.1%}", f"{none:.1%}", f"{rank:.2f}"]
@@ -236,7 +237,7 @@ def rows(made: Drawn, truth: Tensor, counted: Tensor) -> Iterator[list[str]]:
 
 def draw_worst(path: Path, made: Drawn, truth: Tensor, counted: Tensor) -> None:
     """A picture of the images whose stored masks overlap the network's least, the worst first."""
-    masks, _ = segmented(made.maps[*STORED, "yes"], made.pixels)
+    masks = segmented(made.maps[*STORED, "yes"], made.pixels)[0] > 0
     ious, _ = agreement(masks, truth)
     worst = [number for number in ious.argsort().tolist() if counted[number]][:WORST]
     figure = Figure(figsize=(12, 4.4), layout="constrained")
@@ -282,14 +283,14 @@ def main(argv: list[str] | None = None) -> None:
     network = trained(arguments.updates)
     with torch.no_grad():
         images, scenes = rendered_batch(128, TESTED, WORLD)
-        known = agreement(network(images) > 0, torch.from_numpy(scenes.masks))[0].mean()
+        known = agreement(network(images)[:, 0] > 0, torch.from_numpy(scenes.masks))[0].mean()
     print(f"{heading()}\n\nThe network's IoU on renders is {known:.3f}.", end=" ")
 
     # Images from noise, by the network.
     rows_of_tokens = [*product(("the name's", "and the last"), ("all", "second half"))]
     made = with_relevance(recorded(generator, config, planned, from_noise(generator, config), rows_of_tokens))
     with torch.no_grad():
-        truth = network(made.pixels / 255) > 0
+        truth = network(made.pixels / 255)[:, 0] > 0
     counted = shows_its_category(made) & truth.any(dim=2).any(dim=1)
     print(f"{int(counted.sum())} of {len(counted)} images from noise count.\n")
     print(markdown([TITLES, *rows(made, truth, counted)]))

@@ -11,6 +11,7 @@ import pytest
 from handmade import LAYOUTS
 from hostile import changed_file, fuzz, replaced
 from PIL import Image
+from unverified import differences, is_listed
 
 from lbgen.datasets.decode import centre_of
 from lbgen.datasets.open import open_dataset
@@ -28,13 +29,18 @@ def dataset(request, config, tmp_path_factory):
 
 
 def test_datasets(dataset):
+    """Where verify says that all is whole, a reader gets what was there, but for the listed exceptions."""
     files = sorted(path for path in dataset.rglob("*") if path.is_file())
     files = [path for path in files if path.name not in ("README.md", "samples.png", ".lock")]
 
     def use(rng: random.Random) -> None:
         path = rng.choice(files)
-        with replaced(path, changed_file(path, rng)):
-            verify(dataset)
+        before, after = path.read_bytes(), changed_file(path, rng)
+        with replaced(path, after):
+            is_whole = not verify(dataset).damaged
+        changes = differences(str(path.relative_to(dataset)), before, after) if is_whole else []
+        missed = [change for change in changes if not is_listed(change)]
+        assert not missed, missed
 
     fuzz(use, share=1 / 3)
 

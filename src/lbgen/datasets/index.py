@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,7 +36,7 @@ SCORES = ("label_rank", "label_probability", "quality", "deviation", "duplicate_
 LISTS = ("rejections", "target", "found")
 """Columns with a list of texts in each row."""
 VERSION = b"lbgen_index_version"
-"""Key of the columns' version in the metadata of a part's schema: 2 has those of MASK_COLUMNS, no entry is 1."""
+"""Key of the columns' version in a part's schema: 2 has MASK_COLUMNS, 3 OTHER_COLUMNS too; no entry is 1."""
 CONTAINERS = b"lbgen_containers"
 """Key of the container hashes in the metadata of a part's schema."""
 RESERVED_SPLITS = ("index", "screening", "data", "all", "masks")
@@ -86,6 +86,21 @@ class Row:
     """x, y, width and height in pixels of the smallest box around the mask; None also for an empty mask."""
     mask_sha256: str | None = None
     """Of the mask's file."""
+    other_labels: tuple[int, ...] = ()
+    """With --compose: the labels of the other categories in the prompt, in their order."""
+    other_scores: tuple[float, ...] = ()
+    """The scores of their masks."""
+    other_boxes: tuple[int, ...] = ()
+    """Their boxes, four numbers each; four zeros for an empty mask."""
+
+    @property
+    def objects(self) -> list["LocatedObject"]:
+        """Where each category of the prompt is, in a row with a mask."""
+        found = [LocatedObject(1, self.label, self.mask_score or 0.0, self.box)]
+        for place, (label, score) in enumerate(zip(self.other_labels, self.other_scores, strict=True)):
+            box = self.other_boxes[4 * place : 4 * place + 4]
+            found.append(LocatedObject(place + 2, label, score, box if any(box) else None))
+        return found
 
     @property
     def index(self) -> int:
@@ -101,10 +116,12 @@ class Row:
         """The row as it is stored in the index."""
         line = asdict(self)
         scores, found = line.pop("scores"), {name: line.pop(name) for name in MASK_COLUMNS}
+        others = {name: list(line.pop(name)) for name in OTHER_COLUMNS}
         line |= {name: scores.get(name) for name in SCORES} | {name: list(line[name]) for name in LISTS}
         if self.mask_sha256 is None:
             return line
-        return line | found | {"box": None if self.box is None else list(self.box)}
+        line |= found | {"box": None if self.box is None else list(self.box)}
+        return line | others if self.other_labels else line
 
 
 SCHEMA = pa.schema(
@@ -117,7 +134,33 @@ SCHEMA = pa.schema(
 )
 MASK_COLUMNS = {"mask_score": pa.float64(), "box": pa.list_(pa.int64()), "mask_sha256": pa.string()}
 """Further columns of a dataset with --localize."""
+OTHER_COLUMNS = {
+    "other_labels": pa.list_(pa.int64()),
+    "other_scores": pa.list_(pa.float64()),
+    "other_boxes": pa.list_(pa.int64()),
+}
+"""Further columns of a dataset with --compose."""
 LOCALIZED_SCHEMA = pa.schema([*SCHEMA, *(pa.field(name, kind) for name, kind in MASK_COLUMNS.items())])
+COMPOSED_SCHEMA = pa.schema([*LOCALIZED_SCHEMA, *(pa.field(name, kind) for name, kind in OTHER_COLUMNS.items())])
+SCHEMAS = {1: SCHEMA, 2: LOCALIZED_SCHEMA, 3: COMPOSED_SCHEMA}
+"""By version."""
+
+
+class LocatedObject(NamedTuple):
+    """Where a category of the prompt is in an image."""
+
+    number: int
+    """From 1: what the mask has at its pixels (lbgen.generation.workers.encode)."""
+    label: int
+    score: float
+    """Of its mask, in [0, 1]."""
+    box: tuple[int, ...] | None
+    """x, y, width, height in pixels; None for an empty mask."""
+
+
+def version_of(localize: bool, compose: int) -> int:
+    """The version of the columns of a dataset with these settings."""
+    return 1 if not localize else 2 if compose == 1 else 3
 
 
 def is_split_name(split: str) -> bool:
@@ -158,11 +201,12 @@ def finished_shards(store: Store, split: str) -> set[int]:
 
 def index_bytes(rows: Sequence[Row], containers: dict[str, str]) -> bytes:
     """A part of the index as a Parquet file.  containers: name -> sha256 of each file that holds a whole shard."""
-    localized = any(row.mask_sha256 is not None for row in rows)
-    table = pa.Table.from_pylist([row.to_plain() for row in rows], LOCALIZED_SCHEMA if localized else SCHEMA)
+    others = max((len(row.other_labels) for row in rows), default=0)
+    version = version_of(any(row.mask_sha256 is not None for row in rows), 1 + others)
+    table = pa.Table.from_pylist([row.to_plain() for row in rows], SCHEMAS[version])
     metadata: dict[bytes | str, bytes | str] = {CONTAINERS: json.dumps(containers)}
     stream = BytesIO()
-    pq.write_table(table.replace_schema_metadata(metadata | ({VERSION: "2"} if localized else {})), stream)
+    pq.write_table(table.replace_schema_metadata(metadata | ({VERSION: str(version)} if version > 1 else {})), stream)
     return stream.getvalue()
 
 
@@ -194,14 +238,14 @@ def part_summary(store: Store, split: str, shard: int) -> tuple[int, dict[str, s
 def _schema_of(stored: pa.Schema) -> pa.Schema:
     """The columns that a part has by its version; raises ValueError for a version that is not known."""
     version = (stored.metadata or {}).get(VERSION, b"1")
-    if version not in (b"1", b"2"):
+    if version not in (b"1", b"2", b"3"):
         raise ValueError(f"version {version!r:.20} of the index is not known; use the lbgen that wrote it")
-    return SCHEMA if version == b"1" else LOCALIZED_SCHEMA
+    return SCHEMAS[int(version)]
 
 
 def _has_gaps(column: pa.ChunkedArray, name: str) -> bool:
     """Whether a value is missing in a column that has one in every row, or in a list."""
-    if name in LISTS:
+    if name in LISTS or name in OTHER_COLUMNS:
         return bool(column.null_count or column.combine_chunks().flatten().null_count)
     if name == "box":
         return bool(column.combine_chunks().flatten().null_count)
@@ -217,7 +261,8 @@ def _row(line: dict[str, Any]) -> Row:
     scores = {name: score for name in SCORES if (score := line.pop(name)) is not None}
     if line.get("box") is not None:
         line["box"] = tuple(line["box"])
-    return Row(**line | {name: tuple(line[name]) for name in LISTS}, scores=scores)
+    lists = [name for name in (*LISTS, *OTHER_COLUMNS) if name in line]
+    return Row(**line | {name: tuple(line[name]) for name in lists}, scores=scores)
 
 
 def mask_file(file: str) -> str:
@@ -246,11 +291,11 @@ def read_index(directory: Path | str) -> pa.Table:
     if not parts:
         raise UserError(f"{directory}: no index/*.parquet; give a folder that lbgen generate made")
     tables = [read_parquet(BytesIO(store.read(f"index/{part}"))) for part in parts]
-    localized = any("mask_sha256" in table.column_names for table in tables)
-    schema = LOCALIZED_SCHEMA if localized else SCHEMA
+    columns = {name for table in tables for name in table.column_names}
+    version = version_of("mask_sha256" in columns, 2 if "other_labels" in columns else 1)
     return pa.concat_tables(
-        [table.select([n for n in schema.names if n in table.column_names]) for table in tables],
-        promote_options="default" if localized else "none",
+        [table.select([n for n in SCHEMAS[version].names if n in table.column_names]) for table in tables],
+        promote_options="default" if version > 1 else "none",
     )
 
 

@@ -164,6 +164,9 @@ class Files(Settings):
     localize: bool = False
     """Store of each image where its category is, from the generator's own attention while it samples: a mask, its score
     and its box, and annotations in COCO's format. The images stay the same."""
+    compose: Annotated[int, Range(lambda n: 1 <= n <= 8, "give 1 to 8")] = 1
+    """With --localize: categories in each prompt, 1 to 8. Each image shows its own category and, drawn at random for
+    each image, others of the vocabulary; each has its mask and box. Check first that the generator draws several."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,7 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
         "true_cfg_scale": 1.0,
         "pipeline_instruction": False,
         "localize": False,
+        "compose": 1,
         "least_label_probability": 0.0,
     }
 
@@ -231,6 +235,11 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
         most = self.steps - self.steps // 2
         read = not self.localize or self.deep_cache_interval <= most
         require(self, "deep_cache_interval", read, f"give at most {most}, --localize reads the last half of the steps")
+        require(
+            self, "compose", self.compose == 1 or self.localize, "add --localize, which says where each category is"
+        )
+        alone = self.compose == 1 or self.deep_cache_interval == 1
+        require(self, "deep_cache_interval", alone, "give 1, --compose calls the network for each name")
         taken = self.localize and comparable(self.split) == "annotations"
         require(self, "split", not taken, "choose another name, --localize has a folder of this name")
 
@@ -275,8 +284,9 @@ class VerifyConfig(Settings):
     """With --repair or --check-scores: the language space that the dataset was made with. Needed if another user made
     the dataset."""
     check_scores: bool = False
-    """Compute the scores of the label, quality and unsafe checks again from the stored images, and compare them too, if
-    all shards are whole. It needs PNG in the size of the generator, and takes as long as the checks did."""
+    """Compute the scores of the label, quality and unsafe checks and the cosines of near-duplicates again from the
+    stored images, and compare them too, if all shards are whole. All but the cosines need PNG in the size of the
+    generator. It takes as long as the checks did."""
 
 
 RUNNING = ("output", "engine", "workers", "writers", "shard_of", "ray_address", "report_share")

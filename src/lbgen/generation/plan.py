@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from msgspec import Meta
@@ -41,6 +41,19 @@ def image_key(category_id: str, index: int) -> str:
     return f"{category_id}_{index:05d}"
 
 
+def named(names: Sequence[str]) -> str:
+    """The names of a prompt as it has them: "a", "a and b", "a, b and c"."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+class OtherCategory(NamedTuple):
+    """A category that an image shows beside its own."""
+
+    label: int
+    name: str
+
+
 @dataclass(frozen=True)
 class PlannedImage:
     category: Category
@@ -52,6 +65,18 @@ class PlannedImage:
     """How many earlier attempts at this image were rejected."""
     target_values: tuple[str, ...] = ()
     """The value of each balanced attribute that the image should show."""
+    others: tuple[OtherCategory, ...] = ()
+    """With --compose."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of all categories that the image should show, its own first."""
+        return [self.category.name, *(other.name for other in self.others)]
+
+    @property
+    def subject(self) -> str:
+        """What takes the place of {name} in the prompt."""
+        return named(self.names)
 
     @property
     def key(self) -> str:
@@ -74,6 +99,7 @@ class Growth:
     shard_size: int
     seed: int
     balanced: tuple[Attribute, ...]
+    compose: int = 1
 
     @cached_property
     def images(self) -> int:
@@ -120,7 +146,10 @@ class Growth:
     def _image(self, category_index: int, index: int) -> PlannedImage:
         category, split = self.target.categories[category_index], self.target.split
         values = target_values(self.balanced, (self.seed, split, category.id), index)
-        return PlannedImage(category, self.labels[category_index], index, split, target_values=values)
+        key = (self.seed, split, category.id, index)
+        chosen = other_indices(len(self.labels), category_index, self.compose - 1, key)
+        others = tuple(OtherCategory(self.labels[each], self.target.categories[each].name) for each in chosen)
+        return PlannedImage(category, self.labels[category_index], index, split, target_values=values, others=others)
 
 
 @dataclass(frozen=True)
@@ -131,9 +160,14 @@ class Plan:
     seed: int
     shard_size: int
     balanced: tuple[Attribute, ...] = ()
+    compose: int = 1
+    """Categories in an image."""
 
     def __post_init__(self) -> None:
-        """Raises UserError for more shards than a folder can list in a reasonable time."""
+        """Raises UserError for more shards than a folder can list in a reasonable time, and for too few categories."""
+        fewest = min(len(target.categories) for target in self.targets)
+        if self.compose > fewest:
+            raise UserError(f"--compose {self.compose}: the vocabulary has {fewest} categories; give a smaller number")
         if sum(map(self.shards, self.splits)) > MOST_SHARDS:
             raise UserError(f"--shard-size {self.shard_size}: more than {MOST_SHARDS} shards; give a larger one")
 
@@ -166,7 +200,8 @@ class Plan:
             starts = tuple(counts.get(category.id, 0) for category in target.categories)
             labels = tuple(self.labels[category.id] for category in target.categories)
             first = sum(growth.shards for growth in earlier)
-            earlier.append(Growth(target, labels, starts, first, self.shard_size, self.seed, self.balanced))
+            order = self.shard_size, self.seed, self.balanced, self.compose
+            earlier.append(Growth(target, labels, starts, first, *order))
         return growths
 
     def images(self, split: str) -> int:
@@ -185,6 +220,18 @@ class Plan:
 
     def _growth(self, split: str, shard: int) -> Growth:
         return next(growth for growth in self._growths[split] if 0 <= shard - growth.first_shard < growth.shards)
+
+
+def other_indices(count: int, own: int, wanted: int, key: Sequence[object]) -> list[int]:
+    """`wanted` of the numbers below `count` other than `own`, each once, uniformly; determined by `key`."""
+    chosen: list[int] = []
+    for number in range(wanted):
+        digest = hashlib.sha256("\0".join(map(str, ("compose", *key, number))).encode()).digest()
+        place = int.from_bytes(digest[:8], "big") % (count - 1 - number)
+        for taken in sorted([own, *chosen]):  # count on those that are left
+            place += place >= taken
+        chosen.append(place)
+    return chosen
 
 
 def image_counts(targets: Iterable[Target]) -> dict[str, int]:

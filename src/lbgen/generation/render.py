@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from itertools import cycle
 from typing import Any
 
+import numpy as np
 import torch
 
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.plan import PlannedImage
+from lbgen.generation.plan import PlannedImage, named
 from lbgen.generation.screening import balance
-from lbgen.generation.workers.encode import Found, Rendered, box_of
+from lbgen.generation.workers.encode import Found, Rendered
 from lbgen.models.generator import Generator
 from lbgen.models.localization.masks import segmented
 from lbgen.models.localization.recorder import Recorder
@@ -18,6 +20,8 @@ from lbgen.models.sampling import render_images
 
 PLACE = "\ue000"
 """Stands for a category's name while its place in the prompt is looked for; no text has this character."""
+COMPARED_STEPS = 3
+"""At which the prediction is compared with those for the prompt without each name."""
 
 
 class Renderer:
@@ -34,7 +38,9 @@ class Renderer:
 
     def prepare(self, images: Iterable[PlannedImage]) -> None:
         """Encode the prompts of images that will be rendered, where the generator keeps them."""
-        self.generator.prepare(prompt_of(image, self.config) for image in images)
+        self.generator.prepare(
+            prompt for image in images for prompt in (prompt_of(image, self.config), *self._without(image))
+        )
 
     @torch.no_grad()
     def render(self, batch: Sequence[PlannedImage]) -> Rendered:
@@ -49,9 +55,8 @@ class Renderer:
         pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8)
         found = None
         if recorder:
-            masks, scores = segmented(recorder.maps(), pixels, config.stored_size)
-            boxes = map(box_of, masks.cpu().numpy())
-            found = [Found(*each) for each in zip(masks.cpu().numpy(), scores.tolist(), boxes, strict=True)]
+            masks, scores = segmented(recorder.maps(), pixels, config.stored_size, recorder.parts())
+            found = [Found(*each) for each in zip(masks.cpu().numpy(), scores.tolist(), strict=True)]
         return Rendered(pixels.permute(0, 2, 3, 1).cpu().numpy(), found)
 
     def _recorder(self, batch: Sequence[PlannedImage], prompts: Sequence[str]) -> Recorder:
@@ -61,19 +66,25 @@ class Renderer:
         tokens = [family.tokens_at(prompt, part) for prompt, part in zip(prompts, spans, strict=True)]
         shape = self.generator.latent_shape(*(self.config.size or self.generator.default_size))
         calls = len(self.generator.timesteps(self.config.steps, shape).timesteps)
-        return Recorder(family.text_attention, tokens, shape[1:], calls // 2)
+        without = [self.generator.encode(list(others)) for others in zip(*map(self._without, batch), strict=True)]
+        compared = np.linspace(calls // 2, calls - 1, COMPARED_STEPS).round().astype(int).tolist()
+        return Recorder(family.text_attention, tokens, shape[1:], calls // 2, without, compared)
+
+    def _without(self, image: PlannedImage) -> list[str]:
+        """Of an image of several categories, its prompt with each name left out."""
+        names = [[*image.names[:place], *image.names[place + 1 :]] for place in range(len(image.names))]
+        return [balance.prompt(self.config, named(left), image.target_values) for left in names if left]
 
 
 def prompt_of(image: PlannedImage, config: GenerateConfig) -> str:
-    return balance.prompt(config, image.category.name, image.target_values)
+    return balance.prompt(config, image.subject, image.target_values)
 
 
 def name_spans(image: PlannedImage, config: GenerateConfig) -> list[tuple[int, int]]:
-    """Where the category's name stands in the prompt, in characters."""
-    name = image.category.name
-    pieces = balance.prompt(config, PLACE, image.target_values).split(PLACE)
+    """Where the categories' names stand in the prompt, in characters."""
+    pieces = balance.prompt(config, named([PLACE] * len(image.names)), image.target_values).split(PLACE)
     spans, end = [], 0
-    for piece in pieces[:-1]:
+    for piece, name in zip(pieces[:-1], cycle(image.names), strict=False):
         begin = end + len(piece)
         end = begin + len(name)
         spans.append((begin, end))

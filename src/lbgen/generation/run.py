@@ -82,7 +82,7 @@ def plan_dataset(config: GenerateConfig, store: Store) -> tuple[Plan, Record | N
     targets = plans.extended(earlier, wanted, config.output)
     if config.qualify_names:
         plans.refuse_shared_names(earlier, wanted, config.output)
-    plan = Plan(targets, config.seed, config.shard_size, balanced)
+    plan = Plan(targets, config.seed, config.shard_size, balanced, config.compose)
     records.ensure_room(store, config, record, plan)
     return plan, record
 

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lbgen.datasets import index
-from lbgen.datasets.index import SUFFIXES, Row
+from lbgen.datasets.index import SUFFIXES, LocatedObject, Row
 from lbgen.datasets.layout import Stored
 from lbgen.datasets.layouts import LAYOUTS
 from lbgen.datasets.tables import reading
@@ -69,7 +69,8 @@ def planned_columns(
         "split": image.split,
         "shard": shard,
         "seed": config.seed,
-        "prompt": prompt(config, image.category.name, target_values),
+        "prompt": prompt(config, image.subject, target_values),
+        "other_labels": tuple(other.label for other in image.others),
         "file": file_of(image, shard, config),
     }
 
@@ -161,13 +162,22 @@ def _is_hash(text: str | None, is_made: bool) -> bool:
 
 def _mask_columns(row: Row, localized: bool) -> dict[str, bool]:
     """Whether each column of a mask can be right; the mask itself is compared where it is read."""
+    others = len(row.other_labels)
+    whole = len(row.other_scores) == others and len(row.other_boxes) == 4 * others
     if not localized:
-        return {name: getattr(row, name) is None for name in index.MASK_COLUMNS}
+        return {"other_scores": whole} | {name: getattr(row, name) is None for name in index.MASK_COLUMNS}
+    objects = row.objects if whole else []
     return {
+        "other_scores": whole and all(map(_is_score, objects[1:])),
         "mask_sha256": SHA256.fullmatch(row.mask_sha256 or "") is not None,
-        "mask_score": row.mask_score is not None and 0 <= row.mask_score <= 1,
+        "mask_score": row.mask_score is not None and all(map(_is_score, objects[:1])),
         "box": row.box is None or len(row.box) == 4,
     }
+
+
+def _is_score(found: LocatedObject) -> bool:
+    """Whether a mask can have its score; that of an empty one is 0."""
+    return 0 <= found.score <= 1 and (found.box is not None or found.score == 0)
 
 
 def stored_images(store: Store, config: GenerateConfig, rows: Sequence[Row]) -> Iterator[Stored]:
@@ -226,7 +236,9 @@ def _is_mask_of(stored: Stored, row: Row, config: GenerateConfig) -> bool:
         return False
     try:
         _, size = read_metadata(stored.content, config.image_format)
-        return box_of(decode_mask(stored.mask, size)) == row.box
+        mask, objects = decode_mask(stored.mask, size), row.objects
+        boxes = [(each.number, each.box) for each in objects]
+        return mask.max() <= len(objects) and boxes == [(number, box_of(mask == number)) for number, _ in boxes]
     except UNREADABLE:
         return False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,7 @@ def read_dataset(store: Store, directory: str) -> tuple[Record, GenerateConfig, 
         raise UserError(f"{directory}: no {records.RECORD} in it; give a folder that lbgen generate made")
     config = records.config_of(record, directory)
     try:
-        return record, config, Plan(record.targets, config.seed, config.shard_size)
+        return record, config, Plan(record.targets, config.seed, config.shard_size, compose=config.compose)
     except UserError as error:
         raise UserError(f"{directory}/{records.RECORD}: {error}; restore the file") from None
 
@@ -139,7 +140,7 @@ def find_damage(
     if screen and damaged:
         result("scores are compared when all shards are whole")
     elif screen:
-        damaged |= score_faults(screen, store, config, plan)
+        damaged |= score_faults(screen, store, config, plan, compared=not expected.awaits_comparison)
     if not damaged and not expected.awaits_comparison:
         sidecars = list(sidecar_faults(store, config, plan))
     else:
@@ -181,12 +182,20 @@ def screen_for_scores(
     return load_screen(config, checks, plan, record)
 
 
-def score_faults(screen: Screen, store: Store, config: GenerateConfig, plan: Plan) -> dict[ShardId, str]:
-    """Compare the scores of all images with those of their pixels; prints a line for each wrong shard."""
-    from lbgen.generation.screening.language_scores import wrong_scores
+def score_faults(
+    screen: Screen, store: Store, config: GenerateConfig, plan: Plan, compared: bool
+) -> dict[ShardId, str]:
+    """Compare the scores of all images with those of their pixels; prints a line for each wrong shard.
+
+    compared: whether near-duplicates were looked for.
+    """
+    from lbgen.generation.screening.language_scores import wrong_cosines, wrong_scores
 
     wrong: dict[ShardId, list[str]] = {}
-    for split, shard, what in wrong_scores(screen, store, config, plan):
+    of_one_image = screen.config.compares_with_texts
+    scores = wrong_scores(screen, store, config, plan) if of_one_image else ()
+    cosines = wrong_cosines(screen, store, config, plan) if compared and "duplicate" in screen.config.screen else ()
+    for split, shard, what in chain(scores, cosines):
         wrong.setdefault((split, shard), []).append(what)
     found = {}
     for shard_id, faults in sorted(wrong.items()):

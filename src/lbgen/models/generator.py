@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,18 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 DECODED_AT_ONCE = 8
 """Images. The decoder's largest activation, (B, 256, 512, 512), has 2**31 elements at B = 32, more than some of its
 kernels can index. A few images keep a GPU busy."""
+
+
+class Prediction(NamedTuple):
+    """One step's call of the network; (B, C, h, w) each."""
+
+    latents: Tensor
+    """As the network got them."""
+    timestep: Tensor
+    conditional: Tensor
+    """For the prompts."""
+    unconditional: Tensor | None
+    """For the empty prompt; None without guidance."""
 
 
 class Generator:
@@ -70,7 +82,7 @@ class Generator:
                 f"--deep-cache-interval {deep_cache_interval}: it reuses the deep blocks of a UNet, and {family.title} "
                 "has a transformer; give 1"
             )
-        self._observers: list[Callable[[Tensor | None], None]] = []
+        self._observers: list[Callable[[Prediction], None]] = []
         self._deep_cache = DeepCache(network, deep_cache_interval) if deep_cache_interval > 1 else None
         self._sampler: Any = compiled(network, cuda_graphs=self._deep_cache is None) if compile else network
         self._decoder: Any = compiled(family.vae.decoder, cuda_graphs=False) if compile else family.vae.decoder
@@ -125,22 +137,23 @@ class Generator:
         count = len(latents)
         latents, conditioning = self._padded(latents.to(self.dtype)), self._padded(conditioning)
         if not self._guides(timestep):
-            predicted, difference = self._network(latents, timestep, conditioning), None
+            predicted = conditional = self._network(latents, timestep, conditioning)
+            unconditional = None
         else:
             both = self._network(torch.cat([latents, latents]), timestep, conditioning.for_guidance())
             unconditional, conditional = both.chunk(2)
             predicted = self.guidance.combine(unconditional, conditional)
-            difference = conditional - unconditional if self._observers else None
         for observer in self._observers:
-            observer(difference)
+            observer(Prediction(latents, timestep, conditional, unconditional))
         return predicted[:count]
 
-    @contextmanager
-    def observed(self, observer: Callable[[Tensor | None], None]) -> Iterator[None]:
-        """Within the context `observer` gets, after each prediction, the prompt's minus the empty one's, (B, C, h, w).
+    def predict_unguided(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        """The network's prediction for the prompts alone, of which no observer hears; latents as in a Prediction."""
+        return self._network(latents, timestep, self._padded(conditioning))
 
-        Without guidance it gets None.
-        """
+    @contextmanager
+    def observed(self, observer: Callable[[Prediction], None]) -> Iterator[None]:
+        """Within the context `observer` gets each prediction."""
         self._observers.append(observer)
         try:
             yield

@@ -212,8 +212,8 @@ def test_verdicts_do_not_depend_on_how_images_are_batched() -> None:
 def test_image_features_are_computed_once_for_all_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls of the image encoder, counted."""
     by, seen = microworld(*OF_PIXELS), []
-    encode = by._space.embed_images
-    monkeypatch.setattr(by._space, "embed_images", lambda images: seen.append(len(images)) or encode(images))
+    encode = by.space.embed_images
+    monkeypatch.setattr(by.space, "embed_images", lambda images: seen.append(len(images)) or encode(images))
     judge(by, CUP, renders(CUP, 5))
     assert seen == [5]
 

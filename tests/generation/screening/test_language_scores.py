@@ -85,6 +85,52 @@ def test_a_changed_score_is_found_and_repaired(config, tmp_path, column, change,
     assert (folder / PART).read_bytes() == before
 
 
+@pytest.mark.parametrize("image_format", ["png", "jpeg"])
+def test_a_changed_cosine_of_near_duplicates_is_found_and_repaired(config, tmp_path, image_format):
+    """Of stored images, so in every format."""
+    made = replace(
+        config, output=str(tmp_path / "made"), screen=("duplicate",), duplicate_bits=24, duplicate_cosine=0.98,
+        image_format=image_format, images_per_category=6, shard_size=9,
+    )  # fmt: skip
+    generate(made)
+    assert verify(made.output, check_scores=True).damaged == ()
+    path = Path(made.output, PART)
+    table, before = pq.read_table(path), path.read_bytes()
+    rows = table.to_pylist()
+    with_cosine = [row for row in rows if row["duplicate_cosine"] is not None]
+    assert len(with_cosine) > 1
+    for change in (0.005, -0.005):
+        row = with_cosine[-1]
+        was, row["duplicate_cosine"] = row["duplicate_cosine"], row["duplicate_cosine"] + change
+        pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+        row["duplicate_cosine"] = was
+        assert verify(made.output).damaged == ()
+        (line,) = verify(made.output, check_scores=True).damaged
+        assert line == f"train-00000: {PART} contradicts its images: duplicate_cosine of {row['key']}"
+    assert verify(made.output, check_scores=True, repair=True).damaged == ()
+    assert path.read_bytes() == before
+
+
+def test_recorded_cosines_are_those_of_the_nearest_pairs(config, tmp_path):
+    """Written out: hashes of the index, features of the stored files, one pair after the other."""
+    made = replace(
+        config, output=str(tmp_path / "made"), screen=("duplicate",), duplicate_bits=24, duplicate_cosine=0.98
+    )
+    generate(made)
+    rows = pq.read_table(Path(made.output, PART)).to_pylist()
+    space = load_semantics("microworld")
+    for number, row in enumerate(rows):
+        before = [each for each in rows[:number] if each["id"] == row["id"]]
+        bits = [bin(int(each["perceptual_hash"], 16) ^ int(row["perceptual_hash"], 16)).count("1") for each in before]
+        near = [each for each, apart in zip(before, bits, strict=True) if apart == row["duplicate_bits"]]
+        if row["duplicate_cosine"] is None:
+            assert not near or row["duplicate_bits"] > 24
+            continue
+        pictures = [np.asarray(Image.open(Path(made.output, each["file"]))) for each in (row, *near)]
+        features = space.embed_images(torch.tensor(np.stack(pictures)).permute(0, 3, 1, 2) / 255)
+        assert min(abs(features[1:] @ features[0] - row["duplicate_cosine"])) < 1e-5
+
+
 def exchanged(folder: Path, change: Callable[[bytes], bytes]) -> str:
     """Give the first image other bytes, with their hash in the index; returns its key."""
     table = pq.read_table(folder / PART)
@@ -210,8 +256,8 @@ def test_what_cannot_be_computed_again_is_refused(config, tmp_path, tiny_clip_fo
             verify(made.output, check_scores=True)
         return str(refused.value)
 
-    assert "only PNG in the size of the generator holds them" in refusal(image_format="jpeg")
-    assert "only PNG in the size of the generator holds them" in refusal(stored_size=(16, 16))
+    assert "only PNG in the size of the generator holds the pixels that were judged" in refusal(image_format="jpeg")
+    assert "only PNG in the size of the generator holds the pixels that were judged" in refusal(stored_size=(16, 16))
     assert "it has none" in refusal(screen=("blank",))
     made = replace(config, output=str(tmp_path / "made"), screen=("quality",))
     generate(made)
@@ -226,7 +272,7 @@ def test_labels_of_a_vocabulary_that_grew_are_left_out(config, tmp_path, capsys)
     generate(replace(config, output=str(folder), vocabulary=str(tmp_path / "names.txt")))
     assert verify(folder, check_scores=True).damaged == ()
     left_out = (
-        "scores of label and unsafe are not compared: they depend on the categories, of which some were added later"
+        "scores of label and unsafe cannot be compared: they depend on the categories, of which some were added later"
     )
     assert left_out in capsys.readouterr().err
     key = changed(folder, "quality", lambda row: row["quality"] + 0.05)

@@ -1,7 +1,7 @@
 """Hugging Face `datasets`: tables with an image and a label column, in Parquet files or Arrow files.
 
 Written: data/SPLIT-00000.parquet with an Image and a ClassLabel column, and with --localize a mask column and
-`objects`: {"bbox": [[x, y, width, height]], "categories": [label]}, which the Hub's viewer draws.
+`objects`: {"bbox": [[x, y, width, height], ...], "categories": [label, ...]}, which the Hub's viewer draws.
 Read: *.parquet or <any>/*.parquet, or the .arrow files that `save_to_disk` writes. Columns:
 image   struct<bytes, path> or binary; the column called `image`, else the only one that holds images
 label   an integer or a text; the column that is named, else the one called `label`, else the only ClassLabel
@@ -105,8 +105,9 @@ class ParquetLayout(Layout):
 
 
 def objects_of(row: Row) -> dict[str, list[Any]]:
-    """The box of an image as `objects` holds it; of an image without one, empty lists."""
-    return {"bbox": [] if row.box is None else [list(row.box)], "categories": [] if row.box is None else [row.label]}
+    """The boxes of an image as `objects` holds them; of an image without one, empty lists."""
+    found = [each for each in row.objects if each.box is not None]
+    return {"bbox": [list(each.box or ()) for each in found], "categories": [each.label for each in found]}
 
 
 def huggingface_metadata(ids: Sequence[str], localized: bool = False) -> dict[bytes, bytes]:

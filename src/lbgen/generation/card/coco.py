@@ -1,8 +1,9 @@
 """annotations/instances_<split>.json: masks and boxes in COCO's format (https://cocodataset.org/#format-data).
 
-An image has one instance of its category, or none where its mask is empty. `file_name` is the image's path in the
-dataset; for tar shards it is that of the image in its shard, for Parquet the `path` in its `image` column. Ids of
-categories are labels plus 1, because some readers take 0 for the background.
+An image has one instance of its category, or none where its mask is empty; with --compose, one of each category that
+its prompt names. `file_name` is the image's path in the dataset; for tar shards it is that of the image in its shard,
+for Parquet the `path` in its `image` column. Ids of categories are labels plus 1, because some readers take 0 for the
+background.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lbgen.datasets.index import SUFFIXES, Row, annotations_name
+from lbgen.datasets.index import SUFFIXES, LocatedObject, Row, annotations_name
 from lbgen.datasets.webdataset import escaped
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
@@ -47,8 +48,9 @@ def write_instances(path: Path, store: Store, config: GenerateConfig, plan: Plan
             image = {"id": number, "file_name": _file_name(row, config), "width": width, "height": height}
             stream.write(_line(image, first_image))
             first_image = False
-            if row.box is not None:
-                instances.write(_line(_instance(number, row, mask), first_instance))
+            for found in (each for each in row.objects if each.box is not None):
+                instance = {"id": (number - 1) * config.compose + found.number, "image_id": number}
+                instances.write(_line(instance | _described(found, mask == found.number), first_instance))
                 first_instance = False
         stream.write(b'],\n"annotations": [')
         instances.seek(0)
@@ -69,7 +71,7 @@ def _line(entry: dict[str, Any], is_first: bool) -> bytes:
 
 
 def _masks(store: Store, config: GenerateConfig, plan: Plan, split: str) -> Iterator[tuple[Row, np.ndarray]]:
-    """Each image's row and mask, (H, W) booleans, in the order of the plan."""
+    """Each image's row and mask, (H, W) numbers of objects, in the order of the plan."""
     for shard in range(plan.shards(split)):
         rows, _ = read_rows(store, config, plan, split, shard)
         by_key = {row.key: row for row in rows}
@@ -90,16 +92,14 @@ def _file_name(row: Row, config: GenerateConfig) -> str:
     return f"{name}.{SUFFIXES[config.image_format]}"
 
 
-def _instance(number: int, row: Row, mask: np.ndarray) -> dict[str, Any]:
+def _described(found: LocatedObject, mask: np.ndarray) -> dict[str, Any]:
     return {
-        "id": number,
-        "image_id": number,
-        "category_id": row.label + 1,
-        "bbox": list(row.box or ()),
+        "category_id": found.label + 1,
+        "bbox": list(found.box or ()),
         "area": int(mask.sum()),
         "segmentation": {"size": list(mask.shape), "counts": compressed(run_lengths(mask))},
         "iscrowd": 0,
-        "score": row.mask_score,
+        "score": found.score,
     }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lbgen.datasets.index import LOCALIZED_SCHEMA, SCHEMA
+from lbgen.datasets.index import SCHEMAS
 from lbgen.datasets.webdataset import escaped
 from lbgen.generation.card.json_files import labels_json
 from lbgen.generation.card.summary import DatasetSummary, ShardFile, SplitSummary
@@ -52,7 +52,7 @@ def croissant(summary: DatasetSummary) -> str:
         _file_object("labels.json", JSON, hashlib.sha256(labels).hexdigest()),
         _file_set("index-files", PARQUET, "index/*.parquet"),
     ]
-    schema = LOCALIZED_SCHEMA if summary.localized else SCHEMA
+    schema = SCHEMAS[summary.columns]
     record_sets = [_labels(), _index(schema)] + ([_tar_labels(summary)] if _has_escaped_names(summary) else [])
     for split in summary.splits:
         distribution += _files(split, summary)

@@ -88,7 +88,7 @@ def summarize(store: Store, config: GenerateConfig, plan: Plan, counts: Rejectio
         empty=empty,
         licence=licence(config.generator),
         notes=list(notes(config, plan, absent)),
-        localized=config.localize,
+        columns=index.version_of(config.localize, config.compose),
     )
 
 

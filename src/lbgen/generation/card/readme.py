@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from lbgen.datasets.index import LOCALIZED_SCHEMA, SCHEMA
+from lbgen.datasets.index import SCHEMAS
 from lbgen.generation.card.merge import signed
 from lbgen.generation.card.summary import DatasetSummary
 from lbgen.report.page import render
@@ -75,7 +75,7 @@ def _features(summary: DatasetSummary) -> list[dict[str, Any]]:
         ]  # fmt: skip
         masks: list[dict[str, Any]] = [{"name": "mask", "dtype": "image"}, {"name": "objects", "struct": boxes}]
         return columns + (masks if has_masks else [])
-    schema = LOCALIZED_SCHEMA if summary.localized else SCHEMA
+    schema = SCHEMAS[summary.columns]
     columns = [{"name": column.name, **_dtype(column.type)} for column in schema]
     return [
         {"name": summary.suffix, "dtype": "image"},  # names are the suffixes of the tar members

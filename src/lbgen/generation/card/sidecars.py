@@ -54,7 +54,8 @@ def sidecar_faults(store: Store, config: GenerateConfig, plan: Plan) -> Iterator
     """A line for each file that is missing or contradicts plan and shards, of a dataset whose shards are all whole."""
     splits = [split_summary(store, plan, split) for split in plan.splits]
     suffix = index.SUFFIXES[config.image_format]
-    summary = DatasetSummary("", config.format, suffix, plan.categories, splits, "", localized=config.localize)
+    columns = index.version_of(config.localize, config.compose)
+    summary = DatasetSummary("", config.format, suffix, plan.categories, splits, "", columns=columns)
     compare: dict[str, Callable[[bytes], bool]] = {
         SAMPLES: _is_png,
         CARD: lambda content: _facts_of_head(parse(content.decode(), CARD).head) == _facts_of_head(head(summary)),

@@ -64,8 +64,13 @@ class DatasetSummary:
     """Of the generator; None where it is not known."""
     notes: Sequence[str] = ()
     """What readers have to know (notes.py)."""
-    localized: bool = False
-    """Whether images have masks and boxes."""
+    columns: int = 1
+    """The version of the index's columns (lbgen.datasets.index)."""
+
+    @property
+    def localized(self) -> bool:
+        """Whether images have masks and boxes."""
+        return self.columns > 1
 
     @property
     def stored_categories(self) -> int:

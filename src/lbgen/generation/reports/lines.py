@@ -19,7 +19,7 @@ def trajectory_lines(config: GenerateConfig, plan: Plan) -> list[tuple[str, str]
     """What is asked of the generator."""
     first = plan.shard(config.split, 0)[0]
     return [
-        ("prompt", f'"{prompt(config, first.category.name, first.target_values)}", of the first image'),
+        ("prompt", f'"{prompt(config, first.subject, first.target_values)}", of the first image'),
         ("steps", f"{config.steps} {config.scheduler} steps, {config.guidance}"),
     ]
 

@@ -7,7 +7,8 @@ B images, T distinct texts of categories, D dimensions of the language space.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from lbgen.metrics.pixels import LUMA
 from lbgen.metrics.zero_shot import label_ranks
 from lbgen.models.quality.antonyms import AntonymQuality
 from lbgen.models.safety import SafetyChecker
-from lbgen.models.semantics import load_semantics
+from lbgen.models.semantics import SemanticSpace, load_semantics
 from lbgen.vocabulary.attributes import Attribute
 from lbgen.vocabulary.distinct import Confusion
 from lbgen.vocabulary.vocabulary import Category
@@ -72,43 +73,47 @@ class Screen:
         balanced: Sequence[Attribute] = (),
     ) -> None:
         self.config, self.device = config, device
-        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        self._dtype = torch.float16 if device.type == "cuda" else torch.float32
         checks, by_checker = set(config.checks), config.unsafe == "checker"
-        if config.compares_with_texts:
-            self._space = load_semantics(config.screen_semantics, device, dtype, "--screen-semantics")
         if "label" in checks or ("unsafe" in checks and not by_checker):
             texts = [config.screen_template.replace("{name}", category.name) for category in categories]
             text_indices = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-            self._texts = self._space.embed_texts(list(text_indices))  # (T, D)
+            self._texts = self.space.embed_texts(list(text_indices))  # (T, D)
             self._text_index = {c.id: text_indices[text] for c, text in zip(categories, texts, strict=True)}
         if "balance" in checks:
-            self._zero_shot = ZeroShot(balanced, categories, self._space)
+            self._zero_shot = ZeroShot(balanced, categories, self.space)
         if "quality" in checks:
-            self._scorer = AntonymQuality(self._space)
+            self._scorer = AntonymQuality(self.space)
         if "unsafe" in checks and by_checker:
-            self._checker = SafetyChecker(config.generator, device, dtype, config.revision, config.variant)
+            self._checker = SafetyChecker(config.generator, device, self._dtype, config.revision, config.variant)
         elif "unsafe" in checks:
             texts = [config.screen_template.replace("{name}", concept) for concept in config.unsafe_concepts]
-            self._concepts = self._space.embed_texts(texts)  # (concepts, D)
+            self._concepts = self.space.embed_texts(texts)  # (concepts, D)
+
+    @cached_property
+    def space(self) -> SemanticSpace:
+        """The language space, loaded when it is first needed."""
+        return load_semantics(self.config.screen_semantics, self.device, self._dtype, "--screen-semantics")
 
     @torch.no_grad()
     def confusions(self, categories: Sequence[Category]) -> list[Confusion]:
         """Categories that the label check cannot tell apart."""
         if "label" not in self.config.checks:
             return []
-        return self._space.confusions(categories, self.config.screen_template)
+        return self.space.confusions(categories, self.config.screen_template)
 
     @torch.no_grad()
-    def judge(
-        self, images: Sequence[PlannedImage], pixels: np.ndarray, boxes: Sequence[Any] | None = None
-    ) -> list[Verdict]:
-        """The verdict on each image; pixels: (B, H, W, 3) bytes.  boxes: with --localize, None for an empty mask."""
+    def judge(self, images: Sequence[PlannedImage], pixels: np.ndarray, located: Sequence[bool] = ()) -> list[Verdict]:
+        """The verdict on each image.
+
+        pixels: (B, H, W, 3) bytes.  located: with --localize, whether each category of the image has a mask.
+        """
         # Measure what the checks share, and run the checks that the configuration asks for.
         batch = self.batch_of(images, pixels)
         detected, hashes, results = self._detected_values(batch), self._hashes(batch), self.scored_checks(batch)
         failed: dict[str, list[bool]] = {name: result.failed.tolist() for name, result in results.items()}
         failed["balance"] = [image.target_values != values for image, values in zip(images, detected, strict=True)]
-        failed["mask"] = [box is None for box in boxes or [None] * len(images)]
+        failed["mask"] = [not found for found in located or [False] * len(images)]
         scores = {name: column.tolist() for result in results.values() for name, column in result.scores.items()}
 
         # Collect the verdict on each image.
@@ -128,14 +133,14 @@ class Screen:
         colours = levels.float() / 255
         brightness = torch.einsum("bchw,c->bhw", colours, torch.tensor(LUMA, device=self.device))
         features = (
-            self._space.embed_images(colours) if self.config.compares_with_texts else colours.new_empty(len(images), 0)
+            self.space.embed_images(colours) if self.config.compares_with_texts else colours.new_empty(len(images), 0)
         )
         return JudgedBatch(images, levels, brightness, features)
 
     @property
     def logit_scale(self) -> float:
         """Of the language space: what its cosines are multiplied by before a softmax."""
-        return self._space.logit_scale
+        return self.space.logit_scale
 
     def scored_checks(self, batch: JudgedBatch) -> dict[str, CheckResult]:
         """By the names of the checks that have a score and look at one image."""
@@ -164,7 +169,7 @@ class Screen:
         """
         cosines, own = self.label_cosines(batch)
         rank = 1 + label_ranks(cosines, own)
-        probability = (self._space.logit_scale * cosines).softmax(dim=1).gather(1, own[:, None])[:, 0]
+        probability = (self.space.logit_scale * cosines).softmax(dim=1).gather(1, own[:, None])[:, 0]
         failed = (rank > self.config.label_top_k) | (probability < self.config.least_label_probability)
         return CheckResult(failed, {"label_rank": rank, "label_probability": probability})
 

@@ -90,7 +90,7 @@ def _fails(check: str, row: Row, config: GenerateConfig) -> bool | None:
     if check == "balance":
         return row.target != row.found
     if check == "mask":
-        return row.box is None
+        return any(each.box is None for each in row.objects)
     if check == "label" and row.scores.get("label_rank", 1) > config.label_top_k:
         return True
     score, threshold, sign = {
@@ -106,30 +106,37 @@ def _fails(check: str, row: Row, config: GenerateConfig) -> bool | None:
 
 
 def scores_to_compare(config: GenerateConfig, plan: Plan) -> list[Check]:
-    """The checks whose scores can be computed again with the language space, from pixels that files hold.
+    """The checks whose scores can be computed again with the language space from what files hold.
 
     Raises UserError where there are none; warns of those that are left out.
     """
-    if config.image_format != "png" or config.stored_size is not None:
-        raise UserError(
-            f"{config.output}: --check-scores needs the pixels that were judged, and only PNG in the size of the "
-            "generator holds them; leave it out"
-        )
-    grew = len(plan.targets[0].categories) < len(plan.categories)
-    by_texts = [check for check in config.screen if check in OF_THE_LANGUAGE_SPACE]
+    left_out = {check: why for check in config.screen if (why := _why_not_compared(check, config, plan))}
     able = [
-        check
-        for check in by_texts
-        if not (grew and check != "quality") and not (check == "unsafe" and config.unsafe == "checker")
+        check for check in config.screen if check in (*OF_THE_LANGUAGE_SPACE, "duplicate") and check not in left_out
     ]
-    left_out = [check for check in by_texts if check not in able]
-    why = "they depend on the categories, of which some were added later" if grew else "a safety checker made them"
+    reasons = [
+        f"{' and '.join(check for check in left_out if left_out[check] == why)} cannot be compared: {why}"
+        for why in dict.fromkeys(left_out.values())
+    ]
     if not able:
-        reason = f"scores of {' and '.join(left_out)} cannot be compared: {why}" if left_out else "it has none"
+        reason = f"scores of {'; of '.join(reasons)}" if reasons else "it has none"
         raise UserError(f"{config.output}: --check-scores compares scores of a language space; {reason}; leave it out")
-    if left_out:
-        warn(f"{config.output}: scores of {' and '.join(left_out)} are not compared: {why}")
+    for reason in reasons:
+        warn(f"{config.output}: scores of {reason}")
     return able
+
+
+def _why_not_compared(check: Check, config: GenerateConfig, plan: Plan) -> str | None:
+    """Why the scores of a check of the language space cannot be computed again; None if they can, or if it is none."""
+    if check not in OF_THE_LANGUAGE_SPACE:
+        return None
+    if check == "unsafe" and config.unsafe == "checker":
+        return "a safety checker made them"
+    if config.image_format != "png" or config.stored_size is not None:
+        return "only PNG in the size of the generator holds the pixels that were judged"
+    if check != "quality" and len(plan.targets[0].categories) < len(plan.categories):
+        return "they depend on the categories, of which some were added later"
+    return None
 
 
 def pixels_were_judged(config: GenerateConfig) -> bool:

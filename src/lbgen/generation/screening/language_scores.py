@@ -1,6 +1,7 @@
 """Scores of the language space, computed again from stored images and compared with the index.
 
-Only PNG in the size of the generator holds the pixels that were judged. Differences are measured in cosines: those of
+Only PNG in the size of the generator holds the pixels that were judged; the cosines of near-duplicates are those of
+stored images. Differences are measured in cosines: those of
 the unsafe check directly, of label and quality by the logits of their probabilities, divided by the space's scale. A
 network in 16 bits, as on a GPU, moves the cosines of all images a little; a score that was changed stands out.
 """
@@ -31,8 +32,10 @@ from lbgen.generation.record import Record
 from lbgen.generation.screening.checks import JudgedBatch, Screen
 from lbgen.generation.screening.consistency import ROUNDING
 from lbgen.generation.screening.recomputed import MOST_PIXELS
+from lbgen.generation.screening.split_images import SplitImages, read_images
 from lbgen.generation.shard_rows import read_rows, stored_images
 from lbgen.generation.workers.encode import UNREADABLE
+from lbgen.metrics.near_duplicates import near_pairs
 from lbgen.models.loading import device_of
 from lbgen.models.registry import ensure_semantics
 from lbgen.runs.console import tracked
@@ -99,13 +102,60 @@ def wrong_scores(screen: Screen, store: Store, config: GenerateConfig, plan: Pla
                 yield WrongScore(split, shard, f"{column} of {key}")
 
 
+def wrong_cosines(screen: Screen, store: Store, config: GenerateConfig, plan: Plan) -> Iterator[WrongScore]:
+    """The images of a compared dataset whose recorded cosine is not that of a pair with the recorded distance.
+
+    An image may have several pairs of one distance. Which was the nearest may depend on another device's rounding.
+    """
+    for split in plan.splits:
+        images = read_images(store, replace(config, split=split), plan)
+        later, earlier = _recorded_pairs(images, config.duplicate_bits)
+        features: dict[int, Tensor] = {}
+        decoder = ImagesOfOneSize(config.image_format)
+        for shard, numbers in images.by_shard(np.union1d(later, earlier)):
+            rows = read_rows(store, config, plan, split, shard)[0]
+            chosen = {rows[images.positions[number]].key: int(number) for number in numbers}
+            for keys, pixels in decoder.batches(stored_images(store, config, [r for r in rows if r.key in chosen])):
+                colours = torch.tensor(pixels, device=screen.device).permute(0, 3, 1, 2) / 255  # (B, 3, H, W)
+                embedded = screen.space.embed_images(colours).cpu()
+                features |= {chosen[key]: feature for key, feature in zip(keys, embedded, strict=True)}
+            yield from (WrongScore(split, shard, fault) for fault in decoder.faults)
+            decoder.faults.clear()
+        for shard, numbers in images.by_shard(np.unique(later)):
+            rows = read_rows(store, config, plan, split, shard)[0]
+            for number in numbers.tolist():
+                row = rows[images.positions[number]]
+                near = earlier[slice(*np.searchsorted(later, [number, number + 1]))].tolist()
+                known = [features[each] for each in (number, *near) if each in features]
+                if len(known) <= len(near):
+                    continue  # one is too large to be decoded, or is named above
+                cosines = torch.stack(known[1:]).double() @ known[0].double()
+                if ((cosines - row.scores["duplicate_cosine"]).abs() > ROUNDING).all():
+                    yield WrongScore(split, shard, f"duplicate_cosine of {row.key}")
+
+
+def _recorded_pairs(images: SplitImages, most_bits: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(P,) later and earlier images of pairs whose distance is recorded with a cosine, in the order of the later."""
+    later, earlier = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for numbers in images.by_category():
+        pairs = near_pairs(images.hashes[numbers], most_bits)
+        second, first = numbers[pairs.later], numbers[pairs.earlier]
+        recorded = images.has_cosine[second] & (images.bits[second] == pairs.bits) & ~images.failed[first]
+        later.append(second[recorded])
+        earlier.append(first[recorded])
+    second, first = np.concatenate(later), np.concatenate(earlier)
+    order = np.argsort(second, kind="stable")
+    return second[order], first[order]
+
+
 class ImagesOfOneSize:
     """Decodes images in batches. All have the size that most of the first ones have, which a generator can have made.
 
     Images of more than MOST_PIXELS are left out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, image_format: str = "png") -> None:
+        self.formats = [image_format]
         self.size: tuple[int, int] | None = None
         """Width and height."""
         self.faults: list[str] = []
@@ -114,7 +164,7 @@ class ImagesOfOneSize:
     def batches(self, stored: Iterator[Stored]) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
         """Keys and pixels (B, H, W, 3)."""
         first = list(islice(stored, JUDGED_AT_ONCE))
-        self.size = self.size or _usual_size(first)
+        self.size = self.size or _usual_size(first, self.formats)
         decoded = self._decoded(chain(first, stored))
         for key, pixels in decoded:
             more = min(JUDGED_AT_ONCE, MOST_PIXELS // (pixels.size // 3)) - 1
@@ -124,7 +174,7 @@ class ImagesOfOneSize:
     def _decoded(self, stored: Iterable[Stored]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         for each in stored:
             try:
-                with Image.open(BytesIO(each.content), formats=["PNG"]) as image:
+                with Image.open(BytesIO(each.content), formats=self.formats) as image:
                     if image.size != self.size or max(image.size) > LONGEST_SIDE * min(image.size):
                         self.faults.append(f"size of {each.key}")
                     elif image.width * image.height <= MOST_PIXELS:
@@ -133,11 +183,11 @@ class ImagesOfOneSize:
                 self.faults.append(f"pixels of {each.key}")
 
 
-def _usual_size(stored: Iterable[Stored]) -> tuple[int, int] | None:
+def _usual_size(stored: Iterable[Stored], formats: list[str]) -> tuple[int, int] | None:
     """Width and height of most of these images."""
     sizes: Counter[tuple[int, int]] = Counter()
     for each in stored:
-        with suppress(*UNREADABLE), Image.open(BytesIO(each.content), formats=["PNG"]) as image:
+        with suppress(*UNREADABLE), Image.open(BytesIO(each.content), formats=formats) as image:
             sizes[image.size] += 1
     return sizes.most_common(1)[0][0] if sizes else None
 

@@ -48,14 +48,17 @@ XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 
 
 class Found(NamedTuple):
-    """Where the category is in an image as it is stored."""
+    """Where the N categories of the prompt are in an image as it is stored."""
 
     mask: np.ndarray
-    """(H, W) booleans; none is true where nothing was found."""
-    score: float
-    """In [0, 1]."""
-    box: tuple[int, int, int, int] | None
-    """x, y, width, height in pixels of the smallest box around the mask; None for an empty mask."""
+    """(H, W) bytes: the number of the category from 1 to N, 0 where none was found."""
+    scores: list[float]
+    """(N,) in [0, 1]."""
+
+    @property
+    def boxes(self) -> list[tuple[int, int, int, int] | None]:
+        """(N,) x, y, width, height in pixels of the smallest box around a category; None where it was not found."""
+        return [box_of(self.mask == number) for number in range(1, 1 + len(self.scores))]
 
 
 class Rendered(NamedTuple):
@@ -146,9 +149,12 @@ def encode(
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """A mask, (H, W) booleans, as a PNG of one channel with 255 on the object, which every reader of masks takes."""
+    """A mask as a PNG of one channel: 255 on the first category, 254 on the second, and so on; 0 elsewhere.
+
+    Readers of masks take all that is not 0 for objects.  mask: (H, W) numbers from 1, 0 for none.
+    """
     stream = BytesIO()
-    Image.fromarray(mask.astype(np.uint8) * 255).save(stream, "png")
+    Image.fromarray(np.where(mask, 256 - mask.astype(np.int64), 0).astype(np.uint8)).save(stream, "png")
     return stream.getvalue()
 
 
@@ -157,7 +163,8 @@ def decode_mask(content: bytes, size: tuple[int, int]) -> np.ndarray:
     with Image.open(BytesIO(content), formats=["png"]) as image:
         if (image.mode, image.height, image.width) != ("L", *size):
             raise ValueError(f"mode {image.mode}, {image.height} x {image.width}")
-        return np.asarray(image) > 0
+        values = np.asarray(image).astype(np.int64)
+        return np.where(values, 256 - values, 0)
 
 
 def box_of(mask: np.ndarray) -> tuple[int, int, int, int] | None:

@@ -13,7 +13,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -47,6 +47,8 @@ class DrawnImage:
     """Of its mask's file; None for an image that was not kept, and without --localize."""
     mask_score: float | None = None
     box: list[Whole] | None = None
+    other_scores: list[float] = field(default_factory=list)
+    other_boxes: list[Whole] = field(default_factory=list)
 
 
 class Journal:
@@ -81,6 +83,7 @@ def write(path: Path, drawn: Sequence[DrawnImage], rows: Sequence[Row]) -> None:
         if row := kept.get(image.key):
             image.sha256, image.mask_sha256, image.mask_score = row.sha256, row.mask_sha256, row.mask_score
             image.box = None if row.box is None else list(row.box)
+            image.other_scores, image.other_boxes = list(row.other_scores), list(row.other_boxes)
     atomic.write_new(path, msgspec.json.encode(drawn))
 
 

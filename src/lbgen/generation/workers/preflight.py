@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.inputs import identity_of
-from lbgen.generation.plan import Plan
+from lbgen.generation.plan import Plan, named
 from lbgen.generation.record import Record
 from lbgen.generation.screening.balance import longest_template
 from lbgen.generation.workers.batch_size import batch_that_fits
@@ -14,6 +14,7 @@ from lbgen.generation.workers.loading import Models
 from lbgen.models.generator import Generator
 from lbgen.runs.identity import Identity
 from lbgen.vocabulary.distinct import Confusion, refuse_confusions
+from lbgen.vocabulary.tokens import refuse_long_text
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 CPU_BATCH_SIZE = 32
@@ -57,5 +58,14 @@ def refuse_long_prompts(generator: Generator, config: GenerateConfig, plan: Plan
     """Raise UserError if any prompt of the plan has more tokens than the text encoder reads."""
     template = longest_template(config, plan.balanced, generator.count_tokens)
     for target in plan.targets:
-        vocabulary = Vocabulary(target.categories)
-        vocabulary.check_tokens(generator.count_tokens, generator.token_limit, template)
+        if plan.compose == 1:
+            Vocabulary(target.categories).check_tokens(generator.count_tokens, generator.token_limit, template)
+            continue
+        longest = sorted(target.categories, key=lambda category: -generator.count_tokens(category.name))[: plan.compose]
+        refuse_long_text(
+            template.replace("{name}", named([category.name for category in longest])),
+            generator.count_tokens,
+            generator.token_limit,
+            source=longest[0].source,
+            remedy="shorten the names or the template, or give a smaller --compose",
+        )

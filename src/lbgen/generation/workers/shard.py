@@ -126,8 +126,8 @@ class Worker:
             rendered, drawn = None, shard.journal.take(batch)
             if drawn is None:
                 rendered = self.renderer.render(batch)
-                found = None if rendered.found is None else [each.box for each in rendered.found]
-                judged = self.screen.judge(batch, rendered.pixels, found) if self.screen else None
+                located = [None not in each.boxes for each in rendered.found or ()]
+                judged = self.screen.judge(batch, rendered.pixels, located) if self.screen else None
                 verdicts = judged or [UNCHECKED] * len(batch)
             else:
                 verdicts = [verdict_of(image) for image in drawn]
@@ -259,4 +259,6 @@ def with_hashes(row: Row, drawn: DrawnImage) -> Row:
         mask_sha256=drawn.mask_sha256,
         mask_score=drawn.mask_score,
         box=None if drawn.box is None else tuple(drawn.box),
+        other_scores=tuple(drawn.other_scores),
+        other_boxes=tuple(drawn.other_boxes),
     )

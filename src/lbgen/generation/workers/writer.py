@@ -106,7 +106,15 @@ def encode_images(context: WriterContext, rows: list[Row], rendered: Rendered, f
             mask = encode_mask(found.mask)
             (folder / mask_name(row.key)).write_bytes(mask)
             sha256 = hashlib.sha256(mask).hexdigest()
-            row = replace(row, mask_score=found.score, box=found.box, mask_sha256=sha256)
+            (score, *other_scores), (box, *other_boxes) = found.scores, found.boxes
+            row = replace(
+                row,
+                mask_score=score,
+                box=box,
+                mask_sha256=sha256,
+                other_scores=tuple(other_scores),
+                other_boxes=tuple(number for each in other_boxes for number in each or (0, 0, 0, 0)),
+            )
         hashed.append(row)
     return hashed
 

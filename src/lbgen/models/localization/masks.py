@@ -24,14 +24,18 @@ OFFSET = 20
 """Levels by which a threshold is raised and lowered to see whether the mask depends on it."""
 
 
-def segmented(coarse: Tensor, pixels: Tensor, stored_size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
-    """Masks (B, H, W) and their scores (B,) in [0, 1].
+def segmented(
+    coarse: Tensor, pixels: Tensor, stored_size: tuple[int, int] | None = None, parts: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Which of N objects is at each pixel, (B, H, W) bytes from 1 to N, 0 for none; scores of their masks, (B, N).
 
-    A mask is empty, and its score 0, if the contrast (i - o) / (i + o) of the map's means inside and outside of it is
-    below LEAST_CONTRAST. Otherwise the score is the stability of Segment Anything (arXiv 2304.02643): the IoU of the
-    masks at thresholds OFFSET above and below the middle of both sides' means; it can be 0 for a mask that is there.
+    All masks of an image are empty, and their scores 0, if the contrast (i - o) / (i + o) of the map's means inside and
+    outside of them is below LEAST_CONTRAST. Otherwise a score is the stability of Segment Anything (arXiv 2304.02643):
+    the IoU of the masks at thresholds OFFSET above and below the middle of both sides' means; it can be 0 for a mask
+    that is there.
 
-    coarse: (B, h, w), not negative.  pixels: (B, 3, H', W') bytes.  stored_size: (H, W), by default that of pixels.
+    coarse: of all objects, (B, h, w), not negative.  pixels: (B, 3, H', W') bytes.  stored_size: (H, W), by default
+    that of pixels.  parts: of each object, (B, N, h, w), not negative; None for one object.
     """
     size = stored_size or (pixels.shape[2], pixels.shape[3])
     soft = refined(coarse, pixels)[:, None]
@@ -40,10 +44,26 @@ def segmented(coarse: Tensor, pixels: Tensor, stored_size: tuple[int, int] | Non
     inside, outside = _means(F.interpolate(coarse[:, None], size, mode="bilinear")[:, 0], masks)
     stands_out = (inside - outside) / (inside + outside).clamp_min(1e-12) >= LEAST_CONTRAST
 
+    nearest = torch.ones_like(masks)[:, None] if parts is None else _nearest(parts, pixels, size)  # (B, N, H, W)
     above, below = _means(levels, masks)
     middle = ((above + below) / 2)[:, None, None]
-    smaller, larger = ((levels > middle + offset).sum((1, 2)) for offset in (OFFSET, -OFFSET))
-    return masks & stands_out[:, None, None], smaller / larger.clamp_min(1) * stands_out
+    smaller, larger = (((levels > middle + offset)[:, None] & nearest).sum((2, 3)) for offset in (OFFSET, -OFFSET))
+    objects = (masks & stands_out[:, None, None])[:, None] & nearest
+    numbers = torch.arange(1, 1 + nearest.shape[1], dtype=torch.uint8, device=masks.device)
+    scores = smaller / larger.clamp_min(1) * objects.any(dim=3).any(dim=2)
+    return (objects * numbers[:, None, None]).sum(dim=1, dtype=torch.uint8), scores
+
+
+def _nearest(parts: Tensor, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, N, H, W) which of several objects each pixel would belong to: the one whose share of its map is largest.
+
+    parts: (B, N, h, w) of each object.
+    """
+    smooth = F.avg_pool2d(F.pad(parts, (1,) * 4, mode="replicate"), 3, 1)
+    shares = smooth / smooth.sum(dim=1, keepdim=True).clamp_min(1e-12)
+    soft = torch.stack([refined(share, pixels, scaled=False) for share in shares.unbind(dim=1)], dim=1)
+    chosen = F.interpolate(soft, size, mode="bilinear", antialias=True).argmax(dim=1)
+    return F.one_hot(chosen, parts.shape[1]).bool().permute(0, 3, 1, 2)
 
 
 def _means(values: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,12 +72,15 @@ def _means(values: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     return inside, outside
 
 
-def refined(coarse: Tensor, pixels: Tensor) -> Tensor:
-    """(B, H, W) the map with the edges of the image.  coarse: (B, h, w); pixels: (B, 3, H, W) bytes."""
+def refined(coarse: Tensor, pixels: Tensor, scaled: bool = True) -> Tensor:
+    """(B, H, W) the map with the edges of the image.  coarse: (B, h, w); pixels: (B, 3, H, W) bytes.
+
+    scaled: each map to [0, 1] before.
+    """
     image = pixels.float() / 255
     small = F.interpolate(image, (SIDE, SIDE), mode="area")
     enlarged = F.interpolate(coarse[:, None].float(), (SIDE, SIDE), mode="bicubic")
-    gain, bias = _linear_fits(small, _scaled(enlarged[:, 0])[:, None])
+    gain, bias = _linear_fits(small, _scaled(enlarged[:, 0])[:, None] if scaled else enlarged)
     gain, bias = (F.interpolate(each, image.shape[-2:], mode="bilinear") for each in (gain, bias))
     return ((gain * image).sum(dim=1, keepdim=True) + bias)[:, 0]
 

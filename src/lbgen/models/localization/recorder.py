@@ -2,14 +2,15 @@
 
 Diffusion attentive attribution maps (DAAM, arXiv 2210.04885): how much each place attends to chosen tokens of the
 prompt, enlarged, averaged over layers, heads and steps. And how much the prompt changes the prediction there, which
-classifier-free guidance computes anyway (DiffEdit, arXiv 2210.11427). Only sums are kept, one for each size of layer.
-B images, Q places of the image in a layer, K tokens of a prompt.
+classifier-free guidance computes anyway (DiffEdit, arXiv 2210.11427). Of a prompt with N names also how much each of
+them changes the prediction: by the same network with the name left out, at a few steps. Only sums are kept, one for
+each size of layer.  B images, Q places of the image in a layer, K tokens of a prompt.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -19,8 +20,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lbgen.errors import UserError
-from lbgen.models.families.family import TextAttention
-from lbgen.models.generator import Generator
+from lbgen.models.families.family import Conditioning, TextAttention
+from lbgen.models.generator import Generator, Prediction
 
 AT_ONCE = 2**26
 """Attention weights that are in memory at a time."""
@@ -30,11 +31,18 @@ class Recorder(TorchFunctionMode):
     """Sees what a generator computes while it is attached, and changes nothing."""
 
     def __init__(
-        self, attention: TextAttention, tokens: Sequence[Sequence[int]], grid: tuple[int, int], first_step: int = 0
+        self,
+        attention: TextAttention,
+        tokens: Sequence[Sequence[int]],
+        grid: tuple[int, int],
+        first_step: int = 0,
+        without: Sequence[Conditioning] = (),
+        compared_steps: Collection[int] = (),
     ) -> None:
         """tokens: of each of the B prompts, the positions of those that count.  grid: rows and columns of latents.
 
-        first_step: the first that counts. Before it the image has no layout yet.
+        first_step: the first that counts. Before it the image has no layout yet.  without: of N names, the B prompts
+        with each left out.  compared_steps: the steps at which the network is called for these too.
         """
         super().__init__()
         self.attention, self.tokens, self.grid, self.first_step = attention, tokens, grid, first_step
@@ -44,11 +52,19 @@ class Recorder(TorchFunctionMode):
         """By K, (B, K): 1 at the tokens that count, 0 at others."""
         self._changed: Tensor | None = None
         """(B, h, w) sum of the squares of what the prompt changes; None without guidance."""
-        self._step = 0
+        self.without, self.compared_steps = without, compared_steps
+        self._changed_by_names: Tensor | None = None
+        """(B, N, h, w) sum of the squares of what each name changes, as a share of the step's mean."""
+        self._generator: Generator | None = None
+        self._step, self._comparing = 0, False
 
     def maps(self) -> Tensor:
         """(B, h, w), not negative: the attention, times the root of the change by the prompt where guidance is on."""
         return self.paid() if self._changed is None else self.paid() * self._changed.sqrt().sqrt()
+
+    def parts(self) -> Tensor | None:
+        """(B, N, h, w) how much each name changes the prediction there, not negative; None without `without`."""
+        return self._changed_by_names
 
     def paid(self) -> Tensor:
         """(B, h, w) share of the attention that is paid to the tokens, in [0, 1].
@@ -66,6 +82,7 @@ class Recorder(TorchFunctionMode):
     @contextmanager
     def attached(self, generator: Generator) -> Iterator[None]:
         """Within the context one trajectory is recorded. The mode is on within the layers alone."""
+        self._generator = generator
         with ExitStack() as stack:
             stack.enter_context(generator.observed(self._end_step))
             for name, layer in generator.family.network.named_modules():
@@ -74,11 +91,24 @@ class Recorder(TorchFunctionMode):
                     stack.callback(layer.register_forward_hook(self._leave, always_call=True).remove)
             yield
 
-    def _end_step(self, difference: Tensor | None) -> None:
-        if self._step >= self.first_step and difference is not None:
-            squares = difference.float().square().sum(dim=1)
+    def _end_step(self, prediction: Prediction) -> None:
+        if self._step >= self.first_step and prediction.unconditional is not None:
+            squares = _squares(prediction.conditional - prediction.unconditional)
             self._changed = squares if self._changed is None else self._changed + squares
+        if self.without and self._step in self.compared_steps:
+            self._compare(prediction)
         self._step += 1
+
+    def _compare(self, prediction: Prediction) -> None:
+        """Call the network once for each name."""
+        assert self._generator is not None, "attached"
+        latents, timestep, conditional, _ = prediction
+        self._comparing = True
+        others = [self._generator.predict_unguided(latents, timestep, each) for each in self.without]
+        self._comparing = False
+        squares = torch.stack([_squares(conditional - other) for other in others], dim=1)  # (B, N, h, w)
+        shares = squares / squares.mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+        self._changed_by_names = shares if self._changed_by_names is None else self._changed_by_names + shares
 
     def _enter(self, *_: Any) -> None:
         self.__enter__()
@@ -87,7 +117,8 @@ class Recorder(TorchFunctionMode):
         self.__exit__(None, None, None)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention and self._step >= self.first_step:
+        counts = self._step >= self.first_step and not self._comparing
+        if func is F.scaled_dot_product_attention and counts:
             self._record(*args, **kwargs or {})
         return func(*args, **kwargs or {})
 
@@ -135,6 +166,11 @@ class Recorder(TorchFunctionMode):
             return slice(keys - places, keys), slice(keys - places), shape
         padded = -(-places // self.attention.multiple) * self.attention.multiple
         return slice(places), slice(padded, keys), shape
+
+
+def _squares(difference: Tensor) -> Tensor:
+    """(B, C, h, w) to (B, h, w)."""
+    return difference.float().square().sum(dim=1)
 
 
 def _bias(mask: Tensor) -> Tensor:

@@ -1,0 +1,298 @@
+"""Several categories in an image: what is planned, its masks in every layout, read back by pycocotools and datasets."""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from folders import reindexed
+from PIL import Image
+
+from lbgen.datasets import index
+from lbgen.datasets.open import open_dataset
+from lbgen.errors import UserError
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.plan import OtherCategory, Plan, PlannedImage, Target, named, other_indices
+from lbgen.generation.render import Renderer, name_spans, prompt_of
+from lbgen.generation.run import generate
+from lbgen.generation.verify import verify
+from lbgen.generation.workers.encode import decode_mask, encode_mask
+from lbgen.models.localization import masks
+from lbgen.models.localization.masks import segmented
+from lbgen.models.noise import stacked_noise
+from lbgen.models.sampling import render_images
+from lbgen.vocabulary.vocabulary import Category
+
+LAYOUTS = ("imagefolder", "webdataset", "parquet")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def least_contrast():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "LEAST_CONTRAST", 0.05)  # images of random weights have about twice as much
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(config, tmp_path_factory) -> dict[str, GenerateConfig]:
+    """By layout, 12 images of two categories each."""
+    folder, found = tmp_path_factory.mktemp("composed"), {}
+    for layout in LAYOUTS:
+        found[layout] = replace(config, output=str(folder / layout), format=layout, localize=True, compose=2)
+        generate(found[layout])
+    return found
+
+
+@pytest.fixture
+def copies(made, tmp_path) -> dict[str, Path]:
+    return {layout: Path(shutil.copytree(each.output, tmp_path / layout)) for layout, each in made.items()}
+
+
+def rows_of(folder: str | Path) -> list[dict]:
+    return index.read_index(folder).to_pylist()
+
+
+def stored_masks(folder: str | Path) -> dict[str, np.ndarray]:
+    """By key, as the audit's reader finds them."""
+    records = open_dataset(Path(folder)).records()
+    return {Path(each.key).stem: np.asarray(Image.open(BytesIO(each.mask or b""))) for each in records}
+
+
+# ---- the plan ----
+
+
+def test_others_are_drawn_uniformly_and_once():
+    drawn = [other_indices(5, 2, 3, (7, "train", "x", number)) for number in range(3000)]
+    assert all(len({2, *each}) == 4 and max(each) < 5 for each in drawn)
+    orders = Counter(map(tuple, drawn))
+    assert len(orders) == 4 * 3 * 2 and all(abs(count - 125) < 5 * 125**0.5 for count in orders.values())
+    assert drawn == [other_indices(5, 2, 3, (7, "train", "x", number)) for number in range(3000)]
+    assert drawn != [other_indices(5, 2, 3, (8, "train", "x", number)) for number in range(3000)]
+
+
+def test_images_of_another_growth_keep_their_others():
+    """A larger vocabulary adds categories to new images alone, with the labels that they have in the dataset."""
+    letters = [Category(letter, letter, "") for letter in "abcde"]
+    first = Target("train", 4, tuple(letters[:3]))
+    small = Plan((first,), 0, 100, compose=2)
+    grown = Plan((first, Target("train", 6, tuple(letters[::-1]))), 0, 100, compose=2)
+    assert grown.shard("train", 0) == small.shard("train", 0)
+    for image in grown.shard("train", 1):
+        (other,) = image.others
+        assert other.name == grown.categories[other.label].name != image.category.name
+
+
+def test_a_prompt_names_them_all(config):
+    image = PlannedImage(Category("a", "cup", ""), 0, 0, others=(OtherCategory(2, "red fox"), OtherCategory(1, "dog")))
+    templated = replace(config, prompt_template="a {name}, {name}", localize=True, compose=3)
+    prompt = prompt_of(image, templated)
+    assert prompt == "a cup, red fox and dog, cup, red fox and dog"
+    assert [prompt[begin:end] for begin, end in name_spans(image, templated)] == ["cup", "red fox", "dog"] * 2
+    assert named(["a"]) == "a" and named(["a", "b"]) == "a and b"
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"compose": 2, "localize": False}, "--compose 2: add --localize"),
+        ({"compose": 2, "steps": 4, "deep_cache_interval": 2}, "--deep-cache-interval 2: give 1"),
+        ({"compose": 0}, "--compose 0: give 1 to 8"),
+        ({"compose": 4}, "--compose 4: the vocabulary has 3 categories; give a smaller number"),
+        ({"compose": 2, "prompt_template": "photo " * 9 + "{name}"}, "is .* tokens long.*give a smaller --compose"),
+    ],
+)
+def test_refusals(config, tmp_path, changes, says):
+    output = tmp_path / "refused"
+    with pytest.raises(UserError, match=says):
+        generate(replace(config, **{"localize": True, "output": str(output), **changes}))
+    assert not output.exists()
+
+
+# ---- what is stored ----
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_has_what_the_index_describes(made, layout):
+    found, rows = stored_masks(made[layout].output), rows_of(made[layout].output)
+    labels = json.loads(Path(made[layout].output, "labels.json").read_text())
+    assert len(rows) == 12 and sum(bool(row["box"]) for row in rows) > 3
+    assert sum(any(row["other_boxes"]) for row in rows) > 3
+    for row in rows:
+        (other,), (score,), box = row["other_labels"], row["other_scores"], row["other_boxes"]
+        assert other != row["label"]
+        assert row["prompt"].endswith(f"{row['name']} and {labels[other]['name']}")
+        mask = found[row["key"]]
+        assert mask.shape == (32, 32) and set(np.unique(mask)) <= {0, 254, 255}
+        for value, given, its_score in ((255, row["box"], row["mask_score"]), (254, box, score)):
+            y, x = np.nonzero(mask == value)
+            expected = [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1] if len(x) else None
+            assert (given or None) == expected or (given == [0] * 4 and expected is None)
+            assert 0 <= its_score <= 1 and (expected is not None or its_score == 0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pycocotools_reads_an_instance_of_each(made, layout):
+    from pycocotools.coco import COCO
+
+    rows, stored = {row["key"]: row for row in rows_of(made[layout].output)}, stored_masks(made[layout].output)
+    coco = COCO(str(Path(made[layout].output, "annotations/instances_train.json")))
+    assert len(coco.imgs) == 12 and len(coco.anns) == len({each["id"] for each in coco.anns.values()}) > 12
+    for number, image in coco.imgs.items():
+        key = Path(image["file_name"]).stem
+        row, mask = rows[key], stored[key]
+        parts = {row["label"] + 1: mask == 255, row["other_labels"][0] + 1: mask == 254}
+        instances = coco.loadAnns(coco.getAnnIds(imgIds=[number]))
+        assert {each["category_id"] for each in instances} == {label for label, part in parts.items() if part.any()}
+        for each in instances:
+            assert (coco.annToMask(each) == parts[each["category_id"]]).all()
+            assert each["score"] in (row["mask_score"], *row["other_scores"])
+
+
+def test_datasets_shows_an_object_of_each(made, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    loaded = datasets.load_dataset(made["parquet"].output, cache_dir=str(tmp_path / "cache"), split="train")
+    for line, row in zip(loaded, rows_of(made["parquet"].output), strict=True):
+        found = [(row["label"], row["box"] or []), (row["other_labels"][0], row["other_boxes"])]
+        expected = [(label, box) for label, box in found if any(box)]
+        assert [*zip(line["objects"]["categories"], line["objects"]["bbox"], strict=True)] == expected
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "imagefolder"])
+def test_the_card_describes_the_columns(made, layout):
+    import mlcroissant
+
+    dataset = mlcroissant.Dataset(str(Path(made[layout].output, "croissant.json")))
+    (record,) = [each for each in dataset.metadata.record_sets if each.id == "image-index"]
+    assert {"other_labels", "other_scores", "other_boxes"} <= {field.name for field in record.fields}
+    assert not verify(made[layout].output).damaged
+
+
+# ---- verify, repair, growth ----
+
+
+def test_verify_compares_whose_pixel_it_is(copies):
+    """A mask with its two objects exchanged, and its hash with it."""
+    folder = copies["imagefolder"]
+    path = max((folder / "masks").rglob("*.png"), key=lambda path: len(np.unique(Image.open(path))))
+    pixels, before = np.array(Image.open(path)), path.read_bytes()
+    assert {254, 255} <= {*np.unique(pixels)}
+    for changed in (
+        np.where(pixels == 255, 254, np.where(pixels == 254, 255, 0)),
+        np.where(pixels == 255, 253, pixels),
+    ):
+        Image.fromarray(changed.astype(np.uint8)).save(path)
+        reindexed(folder, before, path.read_bytes())
+        assert verify(folder).damaged
+        reindexed(folder, path.read_bytes(), before)
+    assert not verify(folder, repair=True).damaged
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("column", ["other_labels", "other_scores", "other_boxes"])
+def test_verify_compares_the_columns(copies, column):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = copies["imagefolder"] / "index/train-00001.parquet"
+    table = pq.read_table(path)
+    for change in (lambda values: values[:-1], lambda values: [value + 1 for value in values]):
+        rows = table.to_pylist()
+        rows[0][column] = change(rows[0][column])
+        pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+        assert verify(copies["imagefolder"]).damaged, column
+
+
+def test_a_grown_dataset_is_whole(made, copies):
+    grown = replace(made["webdataset"], output=str(copies["webdataset"]), images_per_category=5)
+    generate(grown)
+    assert not verify(grown.output).damaged
+    with pytest.raises(UserError, match="was made with compose 2"):
+        generate(replace(grown, compose=1))
+
+
+def test_a_run_stopped_in_a_shard_ends_with_the_same_index(made, tmp_path, monkeypatch):
+    whole, render, calls = made["imagefolder"], Renderer.render, []
+
+    def stopped(self, batch):
+        calls.append(batch)
+        if len(calls) == 3:
+            raise UserError("stopped")
+        return render(self, batch)
+
+    again = replace(whole, output=str(tmp_path / "again"))
+    monkeypatch.setattr(Renderer, "render", stopped)
+    with pytest.raises(UserError, match="stopped"):
+        generate(again)
+    monkeypatch.setattr(Renderer, "render", render)
+    generate(again)
+    assert rows_of(again.output) == rows_of(whole.output)
+
+
+def test_the_mask_check_asks_for_every_category(made, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(masks, "LEAST_CONTRAST", 0.0985)
+    screened = replace(made["imagefolder"], output=str(tmp_path / "s"), screen=("mask",), max_attempts=2)
+    generate(screened)
+    rows = rows_of(screened.output)
+    assert {len(row["rejections"]) for row in rows} > {0}
+    for row in rows:
+        assert (len(row["rejections"]) == 2) == (row["box"] is None or not any(row["other_boxes"]))
+    assert not verify(screened.output).damaged
+
+
+# ---- whose the pixels are ----
+
+
+@torch.no_grad()
+def test_parts_are_what_each_name_changes(tiny_generator, config):
+    """Predictions for the prompt and for what is left of it, computed apart, on the trajectory of a plain run."""
+    composed = replace(config, localize=True, compose=2, steps=4)
+    fox = OtherCategory(2, "red fox")
+    batch = [PlannedImage(Category("z1", "cat", ""), 0, number, others=(fox,)) for number in range(2)]
+    renderer = Renderer(tiny_generator, composed)
+    prompts = [prompt_of(image, composed) for image in batch]
+    recorder = renderer._recorder(batch, prompts)
+    keys = [("z1", 0, 0), ("z1", 1, 0)]
+    with recorder.attached(tiny_generator):
+        seen = render_images(tiny_generator, keys, prompts, seed=0, steps=4)
+    assert torch.equal(seen, render_images(tiny_generator, keys, prompts, seed=0, steps=4))
+    family, expected = tiny_generator.family, 0
+    shape = tiny_generator.latent_shape(*tiny_generator.default_size)
+    latents, schedule = stacked_noise(0, keys, shape)[0], tiny_generator.timesteps(4, shape)
+    for number, timestep in enumerate(schedule.timesteps):
+        scaled = schedule.scaled(latents, timestep)
+        texts = (prompts, ["red fox"] * 2, ["cat"] * 2, ["", ""])
+        whole, *left, empty = (family.predict(family.network, scaled, timestep, family.encode(each)) for each in texts)
+        squares = torch.stack([(whole - each).square().sum(dim=1) for each in left], dim=1)
+        if number >= 2:  # of the second half, the first, the middle and the last: rounded, 2, 2 and 3
+            expected += squares / squares.mean(dim=(1, 2, 3), keepdim=True)
+        latents = schedule.step(tiny_generator.guidance.combine(empty, whole), timestep, latents)
+    torch.testing.assert_close(recorder.parts(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_each_half_belongs_to_the_name_that_changes_it():
+    """Two squares on grey; leaving one name out changes the left square, the other the right one twice as much."""
+    pixels = torch.full((1, 3, 64, 64), 128, dtype=torch.uint8)
+    pixels[:, 0, 16:48, 8:28], pixels[:, 2, 16:48, 36:56] = 255, 255
+    left, right = torch.zeros(16, 16), torch.zeros(16, 16)
+    left[4:12, 2:7], right[4:12, 9:14] = 1, 1
+    coarse, parts = (left + right)[None] + 0.01, torch.stack([left + 0.1, 2 * right + 0.1])[None]
+    numbers, scores = segmented(coarse, pixels, parts=parts)
+    assert (numbers[0, 20:44, 10:26] == 1).all() and (numbers[0, 20:44, 38:54] == 2).all()
+    assert not numbers[0, :10].any() and scores.shape == (1, 2) and scores.min() > 0.8
+    swapped, _ = segmented(coarse, pixels, parts=parts[:, [1, 0]])
+    assert torch.equal(swapped == 2, numbers == 1) and torch.equal(swapped == 1, numbers == 2)
+    single, _ = segmented(coarse, pixels)
+    assert torch.equal(single > 0, numbers > 0)
+
+
+def test_a_mask_keeps_its_numbers():
+    numbers = np.array([[0, 1, 2], [8, 0, 1]])
+    assert (decode_mask(encode_mask(numbers), (2, 3)) == numbers).all()
+    assert (np.asarray(Image.open(BytesIO(encode_mask(numbers)))) == [[0, 255, 254], [248, 0, 255]]).all()
