@@ -7,7 +7,8 @@ with the libraries.
 
 The whole dataset, 650 images a category in tar shards of 10,000, is planned, started and begun. What reads an index
 does so on a tenth of it, 65 images a category: its first shards are made by `lbgen generate` in Ray's workers, the
-others are stand-ins, whose part of the index has the rows of the plan with random hashes, and whose tar does not exist.
+others are stand-ins, whose part of the index has the rows of the plan with random hashes, and whose tar does not exist;
+for the audit it is a link to one that was made.
 """
 
 import hashlib
@@ -171,6 +172,13 @@ def part_of(planned: Sequence[PlannedImage], shard: int, config: GenerateConfig)
     return stream.getvalue()
 
 
+def link_tars(config: GenerateConfig, real: int) -> None:
+    """Give the stand-ins, in turns, the files of the shards that were made."""
+    for shard in range(real, plan_of(config).shards(config.split)):
+        source, target = (f"{index.shard_name(config.split, each)}.tar" for each in (shard % real, shard))
+        os.link(Path(config.output, source), Path(config.output, target))
+
+
 def finished_folder(config: GenerateConfig) -> GenerateConfig:
     """A copy of a dataset's record, with empty files for its descriptions and for the parts of all shards."""
     data, copy = Path(config.output), Path(f"{config.output}-finished")
@@ -285,9 +293,10 @@ def rehearse_index(config: GenerateConfig, real: int, workers: int, sample: floa
     measure("card and the other descriptions", images, write_card, config)
     measure("verify: descriptions, files of others", images, verify_descriptions, config)
     measure_command("start of a run with nothing left to do", images, "generate", *flags_of(config))
+    link_tars(config, min(real, shards))
     audit = ["audit", config.output, "--semantics", "microworld", "--permutations", "99"]
     audit += ["--output", f"{config.output}-audit", "--sample", str(sample)]
-    measure_command(f"audit of {sample:.0%} of the shards that were made", min(real * own, images), *audit)
+    measure_command(f"audit of {sample:.3g} of the images", images, *audit)
 
 
 def main(argv: list[str] | None = None) -> None:

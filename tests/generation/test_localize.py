@@ -386,6 +386,16 @@ def test_a_map_without_contrast_has_no_mask_and_no_score():
     assert not found.any() and not scores.any()
 
 
+def test_a_map_gets_the_edges_that_kornia_gives_it():
+    """By its guided filter (He et al.), on pictures of the size at which the coefficients are computed."""
+    from kornia.filters import guided_blur
+
+    pixels, coarse = torch.randint(256, (2, 3, masks.SIDE, masks.SIDE), dtype=torch.uint8), torch.rand(2, 16, 16)
+    enlarged = torch.nn.functional.interpolate(coarse[:, None], (masks.SIDE,) * 2, mode="bicubic")
+    expected = guided_blur(pixels / 255, enlarged, 2 * masks.RADIUS + 1, masks.SMOOTHNESS)[:, 0]
+    torch.testing.assert_close(masks.refined(coarse, pixels, scaled=False), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_otsu_is_that_of_its_definition():
     """Against all thresholds, one after the other."""
     levels = (

@@ -101,9 +101,13 @@ def _linear_fits(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _window_mean(values: Tensor) -> Tensor:
-    """Of each pixel's window, mirrored at the edges.  (B, C, h, w)."""
-    wide = F.pad(values, (RADIUS,) * 4, mode="reflect")
-    return F.avg_pool2d(F.avg_pool2d(wide, (2 * RADIUS + 1, 1), 1), (1, 2 * RADIUS + 1), 1)
+    """Of each pixel's window, mirrored at the edges, by sums up to each pixel.  (B, C, h, w)."""
+    side, means = 2 * RADIUS + 1, F.pad(values, (RADIUS,) * 4, mode="reflect").double()
+    for axis, before in ((2, (0, 0, 1, 0)), (3, (1, 0))):
+        sums = F.pad(means.cumsum(axis), before)
+        count = sums.shape[axis] - side
+        means = (sums.narrow(axis, side, count) - sums.narrow(axis, 0, count)) / side
+    return means.to(values.dtype)
 
 
 def _scaled(values: Tensor) -> Tensor:
