@@ -245,8 +245,12 @@ def test_weights_that_cannot_be_had_are_one_line_at_once(monkeypatch, tmp_path):
 def test_export_writes_the_folders_and_says_where(tmp_path):
     result = run("export", "microworld", "models", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "the micro world is in models: generator, flow (diffusers) and semantics (transformers)\n"
-    for name, pipeline in (("generator", "StableDiffusionPipeline"), ("flow", "ZImagePipeline")):
+    assert (
+        result.stdout
+        == "the micro world is in models: generator, flow, pairs (diffusers) and semantics (transformers)\n"
+    )
+    classes = {"generator": "StableDiffusionPipeline", "pairs": "StableDiffusionPipeline", "flow": "ZImagePipeline"}
+    for name, pipeline in classes.items():
         assert json.loads((tmp_path / "models" / name / "model_index.json").read_text())["_class_name"] == pipeline
     assert json.loads((tmp_path / "models" / "semantics" / "config.json").read_text())["model_type"] == "clip"
 

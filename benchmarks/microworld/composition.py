@@ -1,9 +1,11 @@
-"""Whether a generator draws two categories that one prompt names: `python benchmarks/microworld/composition.py`.
+"""Whether generators draw two categories that one prompt names, and how good the masks of each are: `python
+benchmarks/microworld/composition.py`.
 
-The micro world's judge gets a head that names all categories in pictures with one object or two, in full size or
-smaller. It then says which of them generated images show, for pairs of categories. Rows: a prompt with one name,
-prompts with both, and two ways that need a network call for each name: the sum of what both names change (arXiv
-2206.01714), and each name's prediction in its half of the image (arXiv 2302.08113).
+An independent judge says which categories an image shows: a network that learned to segment renders with one object or
+two, by category. First table: for pairs of categories, a prompt with one name, prompts with both, and two ways that
+need a network call for each name: the sum of what both names change (arXiv 2206.01714), and each name's prediction in
+its half of the image (arXiv 2302.08113). Second table: what `lbgen generate --compose 2 --localize` stores, the masks
+against the judge's, in images in which it sees both. Choices were made on seeds 100 and 101.
 """
 
 from __future__ import annotations
@@ -13,114 +15,63 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from matplotlib.figure import Figure
+from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.measuring import flags_parser, heading, markdown
-from benchmarks.microworld.localization import AT_ONCE, TESTED, WORLD
-from lbgen.microworld.backgrounds import BACKGROUNDS
-from lbgen.microworld.judge import load_judge
-from lbgen.microworld.scenes import SIZE, render
-from lbgen.microworld.world import CATEGORIES, SCENES
+from benchmarks.microworld.localization import AT_ONCE, TESTED, WORLD, Segmenter, agreement
+from lbgen.generation.config import GenerateConfig
+from lbgen.generation.plan import OtherCategory, PlannedImage
+from lbgen.generation.render import Renderer
+from lbgen.generation.workers.loading import load_prepared_generator
+from lbgen.microworld import corpus
+from lbgen.microworld.world import CATEGORIES
 from lbgen.models.generator import Generator, load_generator
 from lbgen.models.noise import stacked_noise
+from lbgen.vocabulary.vocabulary import load_vocabulary
 
 LEAST_SHARE = 0.03
-"""Of a picture's pixels: with fewer, covered by the other object, a category does not count as shown."""
-BATCH, EPOCHS = 64, 10
-GENERATORS = {"microworld": ("ddim", 2.0), "microworld-flow": ("native", 2.5)}
+"""Of an image's pixels: a category with fewer does not count as shown. An object of two has 10% on average."""
+BATCH = 16
+SHOWN = 14
+"""Images of the picture of --picture."""
+GENERATORS = {"microworld": ("ddim", 2.0), "microworld-flow": ("native", 2.5), "microworld-pairs": ("ddim", 2.0)}
 """Name -> scheduler, and guidance as classifier-free guidance counts it."""
 
 Combine = Callable[[Tensor, Sequence[Tensor]], Tensor]
 """The empty prompt's prediction and those of the prompts, (B, C, h, w) each, to that of all prompts together."""
 
 
-# ---- pictures with one object or two ----
+# ---- the judge ----
 
 
 def pictures(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Pictures (N, 3, H, W) in [0, 1] and labels (N, H, W): 0 for the background, else 1 plus the category.
 
-    Every second picture has a second object, which may cover a part of the first.
+    Every second picture has two objects.
     """
-    rng = np.random.default_rng((seed, 2))
-    axis = ((np.arange(SIZE) + 0.5) / SIZE).astype(np.float32)
-    u, v = axis[None, None, :], axis[None, :, None]
-    chosen = rng.integers(0, len(SCENES), count)
-    backdrops = np.concatenate([BACKGROUNDS[SCENES[scene]](u, v, rng, 1) for scene in chosen])
-    images, labels = torch.from_numpy(backdrops).permute(0, 3, 1, 2).float(), torch.zeros(count, SIZE, SIZE).long()
-    first = rng.integers(0, len(CATEGORIES), count)
-    second = (first + rng.integers(1, len(CATEGORIES), count)) % len(CATEGORIES)
-    images, labels = _with_objects(images, labels, first, 2 * seed, rng, np.ones(count, bool))
-    return _with_objects(images, labels, second, 2 * seed + 1, rng, np.arange(count) % 2 == 1)
+    single, scenes = corpus.batch(count // 2, seed, WORLD)
+    double, pairs = corpus.pairs(count - count // 2, seed, WORLD)
+    one = torch.from_numpy(scenes.masks) * (1 + torch.from_numpy(scenes.categories))[:, None, None]
+    two = torch.from_numpy(pairs.masks) * (1 + torch.from_numpy(pairs.categories))[:, :, None, None]
+    return torch.cat([single, double]), torch.cat([one, two.sum(dim=1)])
 
 
-def _with_objects(
-    images: Tensor, labels: Tensor, categories: np.ndarray, seed: int, rng: np.random.Generator, present: np.ndarray
-) -> tuple[Tensor, Tensor]:
-    """Objects of renders, in full size or smaller, somewhere in the images.  present: (N,) which images get theirs."""
-    scenes, count = render(categories, seed, WORLD), len(categories)
-    layers = torch.cat([torch.from_numpy(scenes.images).permute(0, 3, 1, 2).float() / 255,
-                        torch.from_numpy(scenes.masks * present[:, None, None])[:, None].float()], dim=1)  # fmt: skip
-    scale, (x, y) = rng.uniform(0.6, 1, count), rng.uniform(-0.6, 0.6, (2, count))
-    zero = np.zeros(count)
-    maps = np.stack([1 / scale, zero, -x / scale, zero, 1 / scale, -y / scale], axis=1).reshape(-1, 2, 3)
-    grid = F.affine_grid(torch.from_numpy(maps).float(), [*layers.shape], align_corners=False)
-    moved = F.grid_sample(layers, grid, align_corners=False)
-    cover = moved[:, 3:]
-    own = torch.from_numpy(categories)[:, None, None] + 1
-    return cover * moved[:, :3] + (1 - cover) * images, torch.where(cover[:, 0] > 0.5, own, labels)
-
-
-# ---- the judge ----
-
-
-class Naming(nn.Module):
-    """Names every category in a picture, by what the judge's convolutions see: (B, 128, 8, 8) to logits (B, C)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = load_judge().body[:6]
-        self.head = nn.Sequential(
-            nn.Conv2d(128, 128, 3, 1, 1), nn.BatchNorm2d(128), nn.ReLU(), nn.Conv2d(128, len(CATEGORIES), 1)
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.head(features).amax(dim=(2, 3))
-
-    @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1]."""
-        return torch.cat([self.seen(part * 2 - 1) for part in images.split(64)])
-
-    @torch.no_grad()
-    def names(self, images: Tensor) -> Tensor:
-        """(B, C) which categories are in each image."""
-        return self(self.features(images)) > 0
-
-
-def shown(labels: Tensor) -> Tensor:
-    """(N, C) which categories each picture shows, by the labels of its pixels."""
-    return F.one_hot(labels, 1 + len(CATEGORIES))[..., 1:].float().mean(dim=(1, 2)) >= LEAST_SHARE
-
-
-def trained(count: int) -> Naming:
-    """On so many pictures with a little noise; what the judge sees stays as it is."""
+def trained(updates: int) -> Segmenter:
+    """On pictures with a little noise; logits (B, 1 + C, H, W)."""
     torch.manual_seed(0)
-    network, (images, labels) = Naming().train(), pictures(count, 0)
-    network.seen.eval()
-    noise = 0.05 * torch.rand(count, 1, 1, 1) * torch.randn_like(images)
-    features, truth = network.features((images + noise).clamp(0, 1)), shown(labels).float()
-    updates = [rows for _ in range(EPOCHS) for rows in torch.randperm(count).split(BATCH)]
-    optimizer = torch.optim.AdamW(network.head.parameters(), 3e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, len(updates))
-    for rows in tqdm(updates, "train", file=sys.stderr):
-        loss = F.binary_cross_entropy_with_logits(network(features[rows]), truth[rows])
+    network = Segmenter(width=24, outputs=1 + len(CATEGORIES))
+    optimizer = torch.optim.AdamW(network.parameters(), 4e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, updates)
+    for update in tqdm(range(updates), "train", file=sys.stderr):
+        images, labels = pictures(BATCH, update)
+        noise = 0.05 * torch.rand(BATCH, 1, 1, 1) * torch.randn_like(images)
+        loss = F.cross_entropy(network((images + noise).clamp(0, 1)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -128,17 +79,28 @@ def trained(count: int) -> Naming:
     return network.eval()
 
 
-def tested(network: Naming, count: int) -> str:
-    """How often the network names what other pictures show, and what they do not."""
+@torch.no_grad()
+def seen(network: Segmenter, images: Tensor) -> Tensor:
+    """(B, C, H, W) which pixels show each category.  images: (B, 3, H, W) in [0, 1]."""
+    labels = torch.cat([network(part).argmax(dim=1) for part in images.split(64)])
+    return F.one_hot(labels, 1 + len(CATEGORIES)).bool().permute(0, 3, 1, 2)[:, 1:]
+
+
+def shown(pixels: Tensor) -> Tensor:
+    """(B, C) which categories an image shows.  pixels: (B, C, H, W)."""
+    return pixels.float().mean(dim=(2, 3)) >= LEAST_SHARE
+
+
+def tested(network: Segmenter, count: int) -> str:
+    """How often the judge sees what other pictures show, and what they do not."""
     images, labels = pictures(count, TESTED)
-    truth, found = shown(labels), network.names(images)
-    lines = []
-    for number, what in ((1, "one category it names it"), (2, "two it names both")):
-        rows = truth.sum(dim=1) == number
-        every = (found | ~truth)[rows].all(dim=1).float().mean()
-        wrong = (found & ~truth)[rows].any(dim=1).float().mean()
-        lines.append(f"Of other pictures with {what} in {every:.0%}, and a wrong one in {wrong:.0%}.")
-    return " ".join(lines)
+    truth = F.one_hot(labels, 1 + len(CATEGORIES)).bool().permute(0, 3, 1, 2)[:, 1:]
+    there, found, lines = shown(truth), shown(seen(network, images)), []
+    for rows, what in ((slice(count // 2), "one object"), (slice(count // 2, None), "two")):
+        every = (found | ~there)[rows].all(dim=1).float().mean()
+        wrong = (found & ~there)[rows].any(dim=1).float().mean()
+        lines.append(f"in {every:.1%} of other pictures with {what}, a wrong one in {wrong:.1%}")
+    return f"The judge names what there is {'; '.join(lines)}."
 
 
 # ---- generated images ----
@@ -200,26 +162,94 @@ def counted(found: Tensor, pairs: Sequence[tuple[int, int]]) -> list[str]:
     return [f"{kind.float().mean():.0%}" for kind in (a & b, a & ~b, b & ~a, ~a & ~b, others)]
 
 
+# ---- stored images ----
+
+
+@torch.no_grad()
+def stored(network: Segmenter, pairs: Sequence[tuple[int, int]], seed: int, steps: int, picture: Path | None) -> str:
+    """What --compose 2 --localize makes of these pairs."""
+    config = GenerateConfig(
+        vocabulary="microworld", generator="microworld-pairs", scheduler="ddim", guidance_scale=2.0, steps=steps,
+        seed=seed, localize=True, compose=2,
+    )  # fmt: skip
+    categories = load_vocabulary("microworld")
+    planned = [
+        PlannedImage(categories[first], first, number, others=(OtherCategory(second, categories[second].name),))
+        for number, (first, second) in enumerate(pairs)
+    ]
+    renderer, pixels, masks = Renderer(load_prepared_generator(config, "cpu"), config), [], []
+    for start in range(0, len(planned), AT_ONCE):
+        rendered = renderer.render(planned[start : start + AT_ONCE])
+        pixels.append(torch.from_numpy(rendered.pixels).permute(0, 3, 1, 2))
+        masks += [torch.from_numpy(found.mask) for found in rendered.found or ()]
+    images, numbers = torch.cat(pixels), torch.stack(masks)
+    judged = seen(network, images / 255)
+    rows, counts = torch.arange(len(pairs)), shown(judged)
+    both = counts[rows, torch.tensor(pairs)[:, 0]] & counts[rows, torch.tensor(pairs)[:, 1]]
+    ious, boxes = [], []
+    for place in (0, 1):
+        truth = judged[rows, torch.tensor(pairs)[:, place]]
+        iou, box = agreement((numbers == place + 1)[both], truth[both])
+        ious.append(iou)
+        boxes.append(box)
+    if picture:
+        draw(picture, images, numbers, judged, pairs)
+    titles = [
+        "shows both",
+        "both and no other",
+        "mean IoU of a mask",
+        "tenth percentile",
+        "boxes at IoU 0.5",
+        "both boxes",
+    ]
+    cells = [f"{both.float().mean():.1%}", f"{(both & (counts.sum(dim=1) == 2)).float().mean():.1%}"]
+    if both.any():
+        every, right = torch.stack(ious), torch.stack(boxes) >= 0.5
+        cells += [f"{every.mean():.3f}", f"{every.quantile(0.1):.3f}", f"{right.float().mean():.1%}"]
+        cells.append(f"{right.all(dim=0).float().mean():.1%}")
+    return markdown([titles, [*cells, *[""] * (len(titles) - len(cells))]])
+
+
+def draw(path: Path, images: Tensor, numbers: Tensor, judged: Tensor, pairs: Sequence[tuple[int, int]]) -> None:
+    """A picture of the first images: the first category's mask in pink, the second's white, the judge's dashed."""
+    figure = Figure(figsize=(14, 4.6), layout="constrained")
+    for number, axis in enumerate(figure.subplots(2, SHOWN // 2).flat):
+        axis.axis("off")
+        if number >= len(pairs):
+            continue
+        axis.imshow(images[number].permute(1, 2, 0), interpolation="nearest")
+        for place, colour in enumerate(("#ff3b8d", "white")):
+            own = judged[number, pairs[number][place]]
+            for outline, style in ((numbers[number] == place + 1, "solid"), (own, "dashed")):
+                if outline.any():
+                    axis.contour(outline.float(), [0.5], colors=[colour], linestyles=[style], linewidths=2)
+        axis.set_title(" and ".join(CATEGORIES[each] for each in pairs[number]), fontsize=11)
+    figure.savefig(path, dpi=100)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = flags_parser(__doc__)
-    parser.add_argument("--generator", choices=GENERATORS, default="microworld")
-    parser.add_argument("--pictures", type=int, default=4000, help="that the judge learns from")
+    parser.add_argument("--generators", nargs="+", choices=GENERATORS, default=[*GENERATORS])
+    parser.add_argument("--updates", type=int, default=2000, help="of the judge")
     parser.add_argument("--tested", type=int, default=512, help="pictures on which it is tested")
     parser.add_argument("--images", type=int, default=66, help="for each row")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="draw the first stored images there")
     arguments = parser.parse_args(argv)
-    network = trained(arguments.pictures)
+    network = trained(arguments.updates)
     print(f"{heading()}\n\n{tested(network, arguments.tested)}\n")
     every = [*combinations(range(len(CATEGORIES)), 2)]
     pairs = [every[n * 25 % len(every)] for n in range(arguments.images)]  # 25 and 66 have no common divisor
-    scheduler, scale = GENERATORS[arguments.generator]
-    generator = load_generator(arguments.generator, scheduler=scheduler, guidance_scale=1.0)
-    rows = []
-    for way in WAYS:
-        images = drawn(generator, pairs, way, scale, arguments.seed, arguments.steps)
-        rows.append([way, *counted(network.names(images), pairs)])
-    print(markdown([["drawn", "both", "A alone", "B alone", "neither", "another too"], *rows]))
+    lines = []
+    for name in arguments.generators:
+        scheduler, scale = GENERATORS[name]
+        generator = load_generator(name, scheduler=scheduler, guidance_scale=1.0)
+        for way in WAYS:
+            images = drawn(generator, pairs, way, scale, arguments.seed, arguments.steps)
+            lines.append([name, way, *counted(shown(seen(network, images)), pairs)])
+    print(markdown([["generator", "drawn", "both", "A alone", "B alone", "neither", "another too"], *lines]))
+    print(f"\n{stored(network, pairs, arguments.seed, arguments.steps, arguments.picture)}")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,10 @@ SMALLEST = {
     "independence/memory_length.py": ("--categories 2 --memories 8 --images 4 --updates 2", "| after 2 updates | "),
     "independence/residual_content.py": ("--fitted 48 --tested 24 --images 48", "| scene, linked / free | "),
     "independence/step_cost.py": ("--categories 2 --banks 16 --side 8 --repeats 1", "| 2 | 16 | "),
-    "microworld/composition.py": ("--pictures 64 --tested 8 --images 2 --steps 1", "\n| A left, B right | "),
+    "microworld/composition.py": (
+        "--updates 1 --tested 8 --images 2 --steps 1 --picture {folder}/pairs.png",
+        "\n| microworld-pairs | A left, B right | ",
+    ),
     "microworld/localization.py": (
         "--updates 1 --images 12 --steps 1 --repeats 1 --worst {folder}/worst.png",
         "| and the last | second half | yes | ",
@@ -61,8 +64,8 @@ SMALLEST = {
     ),
     "speed/flops.py": ("", "| fast-dpm and fast-deepcache | "),
     "speed/fourteen_million.py": (
-        "--categories 20 --images-per-category 5 --indexed 4 --shard-size 40 --real 2 --workers 0 --sample 0.5",
-        "| audit of 50% of the shards that were made | 80 | ",
+        "--categories 20 --images-per-category 5 --indexed 4 --shard-size 30 --real 2 --workers 0 --sample 0.5",
+        "| audit of 0.5 of the images | 80 | ",
     ),
     "speed/generate.py": (
         "--vocabulary {names} --batch-size 2 --batch-sizes 1 --formats 1 --steps 1 --repeats 1",

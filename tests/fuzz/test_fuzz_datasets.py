@@ -19,11 +19,15 @@ from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+@pytest.fixture(scope="module", params=[*LAYOUTS, "composed"])
 def dataset(request, config, tmp_path_factory):
-    """A screened dataset in each format."""
+    """A screened dataset in each format, and one with two categories in each image."""
     output = str(tmp_path_factory.mktemp("fuzz") / request.param)
-    made = replace(config, output=output, format=request.param, images_per_category=2)
+    made = replace(config, output=output, images_per_category=2)
+    if request.param == "composed":
+        made = replace(made, localize=True, compose=2)
+    else:
+        made = replace(made, format=request.param)
     generate(replace(made, screen=("duplicate",), screen_semantics="microworld", duplicate_bits=0))
     return Path(output)
 
@@ -42,7 +46,7 @@ def test_datasets(dataset):
         missed = [change for change in changes if not is_listed(change)]
         assert not missed, missed
 
-    fuzz(use, share=1 / 3)
+    fuzz(use, share=1 / 4)
 
 
 @pytest.fixture(scope="module", params=[*LAYOUTS, "arrow", "listed"])

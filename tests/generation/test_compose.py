@@ -8,24 +8,28 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from folders import reindexed
+from miniatures import write_z_image
 from PIL import Image
 
 from lbgen.datasets import index
 from lbgen.datasets.open import open_dataset
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.plan import OtherCategory, Plan, PlannedImage, Target, named, other_indices
+from lbgen.generation.plan import OtherCategory, Plan, PlannedImage, Target, joined_names, other_indices
 from lbgen.generation.render import Renderer, name_spans, prompt_of
-from lbgen.generation.run import generate
+from lbgen.generation.run import generate, plan_dataset
 from lbgen.generation.verify import verify
 from lbgen.generation.workers.encode import decode_mask, encode_mask
+from lbgen.models.generator import load_generator
 from lbgen.models.localization import masks
 from lbgen.models.localization.masks import segmented
 from lbgen.models.noise import stacked_noise
 from lbgen.models.sampling import render_images
+from lbgen.runs.storage import open_store
 from lbgen.vocabulary.vocabulary import Category
 
 LAYOUTS = ("imagefolder", "webdataset", "parquet")
@@ -93,7 +97,7 @@ def test_a_prompt_names_them_all(config):
     prompt = prompt_of(image, templated)
     assert prompt == "a cup, red fox and dog, cup, red fox and dog"
     assert [prompt[begin:end] for begin, end in name_spans(image, templated)] == ["cup", "red fox", "dog"] * 2
-    assert named(["a"]) == "a" and named(["a", "b"]) == "a and b"
+    assert joined_names(["a"]) == "a" and joined_names(["a", "b"]) == "a and b"
 
 
 @pytest.mark.parametrize(
@@ -150,7 +154,8 @@ def test_pycocotools_reads_an_instance_of_each(made, layout):
         assert {each["category_id"] for each in instances} == {label for label, part in parts.items() if part.any()}
         for each in instances:
             assert (coco.annToMask(each) == parts[each["category_id"]]).all()
-            assert each["score"] in (row["mask_score"], *row["other_scores"])
+            is_own = each["category_id"] == row["label"] + 1
+            assert each["score"] == (row["mask_score"] if is_own else row["other_scores"][0])
 
 
 def test_datasets_shows_an_object_of_each(made, tmp_path, monkeypatch):
@@ -171,6 +176,7 @@ def test_the_card_describes_the_columns(made, layout):
     dataset = mlcroissant.Dataset(str(Path(made[layout].output, "croissant.json")))
     (record,) = [each for each in dataset.metadata.record_sets if each.id == "image-index"]
     assert {"other_labels", "other_scores", "other_boxes"} <= {field.name for field in record.fields}
+    assert "Each image was asked to show 2 categories" in Path(made[layout].output, "README.md").read_text()
     assert not verify(made[layout].output).damaged
 
 
@@ -197,7 +203,6 @@ def test_verify_compares_whose_pixel_it_is(copies):
 
 @pytest.mark.parametrize("column", ["other_labels", "other_scores", "other_boxes"])
 def test_verify_compares_the_columns(copies, column):
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = copies["imagefolder"] / "index/train-00001.parquet"
@@ -215,6 +220,85 @@ def test_a_grown_dataset_is_whole(made, copies):
     assert not verify(grown.output).damaged
     with pytest.raises(UserError, match="was made with compose 2"):
         generate(replace(grown, compose=1))
+
+
+def test_a_grown_vocabulary_changes_no_image_that_is_there(made, copies, tmp_path):
+    (tmp_path / "names.txt").write_text("z1 cat\na2 dog\nm3 red fox\nb4 cup\n")
+    grown = replace(made["parquet"], output=str(copies["parquet"]), vocabulary=str(tmp_path / "names.txt"))
+    generate(replace(grown, images_per_category=5))
+    assert not verify(grown.output).damaged
+    before = {row["key"]: row for row in rows_of(made["parquet"].output)}
+    now = {row["key"]: row for row in rows_of(grown.output)}
+    assert len(now) == 20 and {key: now[key] for key in before} == before
+    assert any(3 in row["other_labels"] for row in now.values())
+
+
+def test_three_categories_balanced_values_and_two_splits(made, tmp_path):
+    """The third has 253 in masks, boxes of two others are eight numbers, and a prompt names the value once."""
+    (tmp_path / "attributes.yaml").write_text('place:\n  template: "{name} on {value}"\n  values: [s, t]\n')
+    (tmp_path / "names.txt").write_text("z1 q\na2 w\nm3 e\n")  # the miniature reads 16 letters
+    balanced = replace(
+        made["webdataset"], output=str(tmp_path / "three"), compose=3, balance=("place",), max_attempts=1,
+        attributes=Path(tmp_path, "attributes.yaml"), screen_semantics="microworld",
+        balance_template="{name} on {value}", vocabulary=str(tmp_path / "names.txt"),
+    )  # fmt: skip
+    generate(balanced)
+    generate(replace(balanced, split="val", images_per_category=1))
+    assert not verify(balanced.output, attributes=balanced.attributes).damaged
+    found, rows = stored_masks(balanced.output), rows_of(balanced.output)
+    assert len(rows) == 15 and {*np.unique(np.stack([*found.values()]))} == {0, 253, 254, 255}
+    for row in rows:
+        assert len({row["label"], *row["other_labels"]}) == 3 and len(row["other_boxes"]) == 8
+        assert row["prompt"].count(f" on {row['target'][0]}") == 1 and " and " in row["prompt"]
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "parquet"])
+def test_a_damaged_container_is_repaired(copies, layout):
+    (shard,) = list(copies[layout].glob("*train-00001.tar")) or list(copies[layout].glob("data/train-00001.parquet"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    assert verify(copies[layout]).damaged
+    assert not verify(copies[layout], repair=True).damaged
+    assert shard.read_bytes() == content
+
+
+def test_objects_of_a_received_table_are_compared(copies):
+    """Other categories in its column, and a list of names that ends before another label; the hash with them."""
+    import pyarrow.parquet as pq
+
+    path = copies["parquet"] / "data/train-00000.parquet"
+    table, content = pq.read_table(path), path.read_bytes()
+    rows = table.to_pylist()
+    place = next(number for number, row in enumerate(rows) if len(row["objects"]["categories"]) == 2)
+    rows[place]["objects"]["categories"].reverse()
+    described = json.loads(table.schema.metadata[b"huggingface"])
+    described["info"]["features"]["label"]["names"].pop()
+    described["info"]["features"]["objects"]["categories"]["feature"]["names"].pop()
+    fewer = table.replace_schema_metadata({b"huggingface": json.dumps(described).encode()})
+    for changed in (pa.Table.from_pylist(rows, table.schema), fewer):
+        pq.write_table(changed, path)
+        reindexed(copies["parquet"], content, path.read_bytes())
+        assert verify(copies["parquet"]).damaged
+        reindexed(copies["parquet"], path.read_bytes(), content)
+        path.write_bytes(content)
+    assert not verify(copies["parquet"]).damaged
+
+
+def test_large_text_encoders_keep_the_prompts_of_one_shard(config, tmp_path):
+    """Of a family that keeps prompts: images equal those of a run in one shard, and earlier prompts are forgotten."""
+    folder = write_z_image(tmp_path / "z-image")
+    composed = replace(
+        config, generator=str(folder), scheduler="native", localize=True, compose=2, size=(32, 32), shard_size=4,
+        output=str(tmp_path / "o"),
+    )  # fmt: skip
+    generate(composed)
+    assert not verify(composed.output).damaged
+    generator = load_generator(str(folder))
+    renderer, plan = Renderer(generator, composed), plan_dataset(composed, open_store(composed.output))[0]
+    for shard in range(2):
+        renderer.prepare(plan.shard("train", shard))
+    kept = {text for image in plan.shard("train", 1) for text in (prompt_of(image, composed), *image.names)}
+    assert {*generator._prompts._kept} - {""} == kept
 
 
 def test_a_run_stopped_in_a_shard_ends_with_the_same_index(made, tmp_path, monkeypatch):

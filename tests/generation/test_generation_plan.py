@@ -152,6 +152,13 @@ def test_targets_survive_their_file():
     assert through_a_file(targets) == targets
 
 
+def test_a_file_with_a_target_that_adds_nothing_is_refused():
+    """No run writes one: it is what the targets before it ask for."""
+    first = target("abc", 4)
+    with pytest.raises(UserError, match=r"\[2\]: it adds nothing to the earlier targets"):
+        through_a_file((first, target("abc", 4, "val"), first))
+
+
 def test_a_file_in_which_a_target_shrinks_a_category_is_refused():
     """No run writes one: a growth would have a negative number of images."""
     with pytest.raises(UserError, match=r"a test, \[1\].images_per_category: fewer than in an earlier target"):

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from folders import with_hash
 from PIL import Image, PngImagePlugin
-from unverified import is_listed
+from unverified import is_listed, removed
 
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
@@ -73,7 +73,7 @@ def changes(content: Any, place: str = "") -> Iterator[tuple[str, Callable[[Any]
     entries = content.items() if isinstance(content, dict) else enumerate(content[:1])
     for key, value in entries:
         inner = f"{place}.{key}"
-        yield f"{inner} removed", removing(key)
+        yield removed(inner, value), removing(key)
         if isinstance(value, dict | list):
             for name, change in changes(value, inner):
                 yield name, within(key, change)
@@ -121,6 +121,7 @@ def edits_of(folder: Path) -> Iterator[Edit]:
         yield from edits_of_index(folder)
         yield from edits_of_mask(folder)
         yield from edits_of_text(folder, "annotations/instances_train.json", json.loads, json.dumps)
+        yield from edits_of_text(folder, "dataset.yaml", yaml.safe_load, yaml.safe_dump)
         return
 
     # What depends on it.
@@ -138,11 +139,11 @@ def headed(folder: Path) -> Callable[[Any], str]:
 
 def edits_of_text(folder: Path, name: str, read: Callable, write: Callable) -> Iterator[Edit]:
     content = read((folder / name).read_text())
-    for place, change in changes(content):
-        if place.startswith(".@context.") and folder.name != "imagefolder":
+    for place, change in changes(content, name):
+        if place.startswith(f"{name}.@context.") and folder.name != "imagefolder":
             continue
         text = write(change(copy.deepcopy(content)))
-        yield name + place, lambda other, text=text: (other / name).write_text(text)
+        yield place, lambda other, text=text: (other / name).write_text(text)
 
 
 def edits_of_index(folder: Path) -> Iterator[Edit]:

@@ -19,6 +19,7 @@ import yaml
 from PIL import Image
 
 from lbgen.datasets import index
+from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.run import generate
 from lbgen.generation.screening.consistency import wrong_screening_column
@@ -322,6 +323,9 @@ def test_a_round_that_was_never_drawn_is_named(received):
     key = next(row["key"] for row in rows_of(folder) if first(row))
     path = folder / "duplicates.json"
     rounds = json.loads(path.read_text())
+    path.write_text(json.dumps({"train": [*rounds["train"], rounds["train"][0]]}))
+    with pytest.raises(UserError, match="no later attempts than in the rounds before"):
+        verify(folder)
     path.write_text(json.dumps({"train": [*rounds["train"], {"0": {key: 0}}]}))
     assert verify(folder).damaged == (f"train-00000: duplicates.json lists {key}, which was not drawn again",)
 

@@ -12,12 +12,12 @@ from transformers import AutoTokenizer, CLIPModel
 
 from lbgen import microworld
 from lbgen.microworld import corpus
-from lbgen.microworld.card import GATES
+from lbgen.microworld.drawing.shapes import SHAPES
+from lbgen.microworld.drawing.unseen import UNSEEN
+from lbgen.microworld.figures import GATES
 from lbgen.microworld.fit import fit
 from lbgen.microworld.judge import load_judge
 from lbgen.microworld.scenes import BALANCED, BIASED, World, home_values, render
-from lbgen.microworld.shapes import SHAPES
-from lbgen.microworld.unseen import UNSEEN
 from lbgen.microworld.world import CATEGORIES, FACTORS, SCENES
 
 EVERY = np.arange(1200) % len(CATEGORIES)

@@ -165,8 +165,8 @@ class Files(Settings):
     """Store of each image where its category is, from the generator's own attention while it samples: a mask, its score
     and its box, and annotations in COCO's format. The images stay the same."""
     compose: Annotated[int, Range(lambda n: 1 <= n <= 8, "give 1 to 8")] = 1
-    """With --localize: categories in each prompt, 1 to 8. Each image shows its own category and, drawn at random for
-    each image, others of the vocabulary; each has its mask and box. Check first that the generator draws several."""
+    """With --localize: categories in each prompt, 1 to 8: the image's own and others, drawn from the vocabulary for
+    each image; each gets its mask and box. Check first that the generator draws several."""
 
 
 @dataclass(frozen=True)

@@ -131,8 +131,13 @@ def container_faults(expected: Expected, containers: Mapping[str, str], rows: Se
         except DAMAGE:  # its bytes are those of the index, its schema's metadata are not lbgen's
             yield f"{name} cannot be read"
             continue
-        if names is not None and (names != ids[: len(names)] or len(names) <= max(row.label for row in rows)):
+        if names is not None and (names != ids[: len(names)] or len(names) <= max(largest_label(row) for row in rows)):
             yield f"{name} names other categories than the plan"
+
+
+def largest_label(row: Row) -> int:
+    """Of the categories of an image."""
+    return max(row.label, *row.other_labels, 0)
 
 
 def image_faults(expected: Expected, rows: Sequence[Row]) -> Iterator[str]:

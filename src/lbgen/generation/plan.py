@@ -41,7 +41,7 @@ def image_key(category_id: str, index: int) -> str:
     return f"{category_id}_{index:05d}"
 
 
-def named(names: Sequence[str]) -> str:
+def joined_names(names: Sequence[str]) -> str:
     """The names of a prompt as it has them: "a", "a and b", "a, b and c"."""
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
@@ -76,7 +76,7 @@ class PlannedImage:
     @property
     def subject(self) -> str:
         """What takes the place of {name} in the prompt."""
-        return named(self.names)
+        return joined_names(self.names)
 
     @property
     def key(self) -> str:
@@ -365,6 +365,8 @@ def from_json(content: Sequence[StoredTarget], source: str) -> tuple[Target, ...
                 f"{source}, [{number}].images_per_category: fewer than in an earlier target, and a dataset only grows; "
                 f"{REMEDY}"
             )
+        if all(earlier.get(category.id, 0) == target.images_per_category for category in target.categories):
+            raise UserError(f"{source}, [{number}]: it adds nothing to the earlier targets; {REMEDY}")
     return targets
 
 

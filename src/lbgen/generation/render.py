@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.plan import PlannedImage, named
+from lbgen.generation.plan import PlannedImage, joined_names
 from lbgen.generation.screening import balance
 from lbgen.generation.workers.encode import Found, Rendered
 from lbgen.models.generator import Generator
@@ -37,7 +37,12 @@ class Renderer:
         generator.fixed_batch = config.batch_size or 0
 
     def prepare(self, images: Iterable[PlannedImage]) -> None:
-        """Encode the prompts of images that will be rendered, where the generator keeps them."""
+        """Encode the prompts of images that will be rendered, where the generator keeps them.
+
+        Those of several categories hardly come again, so that earlier ones are forgotten.
+        """
+        if self.config.compose > 1:
+            self.generator.forget_prompts()
         self.generator.prepare(
             prompt for image in images for prompt in (prompt_of(image, self.config), *self._without(image))
         )
@@ -73,7 +78,7 @@ class Renderer:
     def _without(self, image: PlannedImage) -> list[str]:
         """Of an image of several categories, its prompt with each name left out."""
         names = [[*image.names[:place], *image.names[place + 1 :]] for place in range(len(image.names))]
-        return [balance.prompt(self.config, named(left), image.target_values) for left in names if left]
+        return [balance.prompt(self.config, joined_names(left), image.target_values) for left in names if left]
 
 
 def prompt_of(image: PlannedImage, config: GenerateConfig) -> str:
@@ -82,7 +87,7 @@ def prompt_of(image: PlannedImage, config: GenerateConfig) -> str:
 
 def name_spans(image: PlannedImage, config: GenerateConfig) -> list[tuple[int, int]]:
     """Where the categories' names stand in the prompt, in characters."""
-    pieces = balance.prompt(config, named([PLACE] * len(image.names)), image.target_values).split(PLACE)
+    pieces = balance.prompt(config, joined_names([PLACE] * len(image.names)), image.target_values).split(PLACE)
     spans, end = [], 0
     for piece, name in zip(pieces[:-1], cycle(image.names), strict=False):
         begin = end + len(piece)

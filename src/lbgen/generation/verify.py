@@ -194,7 +194,10 @@ def score_faults(
     wrong: dict[ShardId, list[str]] = {}
     of_one_image = screen.config.compares_with_texts
     scores = wrong_scores(screen, store, config, plan) if of_one_image else ()
-    cosines = wrong_cosines(screen, store, config, plan) if compared and "duplicate" in screen.config.screen else ()
+    with_cosines = "duplicate" in screen.config.screen
+    cosines = wrong_cosines(screen, store, config, plan) if compared and with_cosines else ()
+    if with_cosines and not compared:
+        result("cosines of near-duplicates are compared when the dataset is described")
     for split, shard, what in chain(scores, cosines):
         wrong.setdefault((split, shard), []).append(what)
     found = {}

@@ -14,15 +14,28 @@ GENERATOR = WEIGHTS / "generator"
 """A diffusers StableDiffusionPipeline folder, trained on the biased corpus."""
 FLOW = WEIGHTS / "flow"
 """A diffusers ZImagePipeline folder, trained on the same corpus with flow matching."""
+PAIRS = WEIGHTS / "pairs"
+"""The first of them trained further, on pictures of one object and of two."""
 SEMANTICS = WEIGHTS / "semantics"
 """A transformers CLIPModel folder, trained on the balanced corpus."""
-EXPORTED = (GENERATOR, FLOW, SEMANTICS)
+EXPORTED = (GENERATOR, FLOW, PAIRS, SEMANTICS)
 
-__all__ = ["CATEGORIES", "FLOW", "GENERATOR", "HOME", "SCENES", "SEMANTICS", "STYLES", "WEIGHTS", "export_microworld"]
+__all__ = [
+    "CATEGORIES",
+    "FLOW",
+    "GENERATOR",
+    "HOME",
+    "PAIRS",
+    "SCENES",
+    "SEMANTICS",
+    "STYLES",
+    "WEIGHTS",
+    "export_microworld",
+]
 
 
 def export_microworld(directory: str | Path | ExportConfig) -> None:
-    """Write `directory/generator`, `flow` (diffusers) and `semantics` (transformers), ready for plain loaders.
+    """Write `directory/generator`, `flow`, `pairs` (diffusers) and `semantics` (transformers), ready for plain loaders.
 
     The generators make images of 64 x 64 pixels. Raises UserError for a folder that cannot be written, or that holds
     other files of these names.
@@ -42,7 +55,7 @@ def export_microworld(directory: str | Path | ExportConfig) -> None:
         raise UserError(f"{directory}: {error.args[0][0][2]}; choose a folder that can be written") from None
     except OSError as error:
         raise UserError(f"{directory}: {error.strerror}; choose a folder that can be written") from None
-    print(f"the micro world is in {directory}: generator, flow (diffusers) and semantics (transformers)")
+    print(f"the micro world is in {directory}: generator, flow, pairs (diffusers) and semantics (transformers)")
 
 
 def _refuse_other_files(source: Path, target: Path) -> None:

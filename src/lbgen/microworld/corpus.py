@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lbgen.microworld.scenes import Scenes, World, render
+from lbgen.microworld.scenes import Pairs, Scenes, World, render, render_pairs
 from lbgen.microworld.world import CATEGORIES, COLOURS, POSITIONS, SCENES, STYLES, TEXTURES
 
 SEED = 20260
@@ -33,13 +33,27 @@ def batch(size: int, seed: int, world: World) -> tuple[Tensor, Scenes]:
     return torch.from_numpy(scenes.images).permute(0, 3, 1, 2).float() / 255, scenes
 
 
-def prompts(scenes: Scenes, rng: np.random.Generator, dropped: float = 0.1) -> list[str]:
-    """One caption per picture for the generator: mostly the bare name, sometimes with the scene, sometimes empty.
+def pairs(size: int, seed: int, world: World) -> tuple[Tensor, Pairs]:
+    """`size` pictures of two uniformly drawn categories: images (B, 3, 64, 64) in [0, 1], and what is in them."""
+    rng, count = np.random.default_rng((seed, 2)), len(CATEGORIES)
+    first = rng.integers(0, count, size)
+    second = (first + rng.integers(1, count, size)) % count
+    drawn = render_pairs(np.stack([first, second], axis=1), seed, world)
+    return torch.from_numpy(drawn.images).permute(0, 3, 1, 2).float() / 255, drawn
+
+
+def prompts(scenes: Scenes | Pairs, rng: np.random.Generator, dropped: float = 0.1) -> list[str]:
+    """One caption per picture for the generator: mostly the bare names, sometimes with the scene, sometimes empty.
 
     dropped: share of empty captions, for classifier-free guidance.
     """
-    names = [CATEGORIES[index] for index in scenes.categories]
-    places = [SCENES[index] for index in scenes.factors["scene"]]
+    if isinstance(scenes, Pairs):
+        order = rng.permuted(scenes.categories, axis=1)
+        names = [" and ".join(CATEGORIES[index] for index in row) for row in order]
+        places = [SCENES[index] for index in scenes.scenes]
+    else:
+        names = [CATEGORIES[index] for index in scenes.categories]
+        places = [SCENES[index] for index in scenes.factors["scene"]]
     drawn = rng.random(len(names))
     return [
         ""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lbgen.microworld.backgrounds import BACKGROUNDS, mix
-from lbgen.microworld.shapes import SHAPES, Shape
+from lbgen.microworld.drawing.backgrounds import BACKGROUNDS, mix
+from lbgen.microworld.drawing.shapes import SHAPES, Shape
 from lbgen.microworld.world import COLOURS, FACTORS, SCENES, STYLES, home
 
 SIZE = 64
@@ -44,6 +44,27 @@ class Scenes:
     masks: NDArray[np.bool_]
     categories: NDArray[np.int64]
     factors: dict[str, Integers]
+
+
+class Pairs(NamedTuple):
+    """A batch of pictures with two objects each.
+
+    images: (B, 64, 64, 3) uint8.  masks: (B, 2, 64, 64) bool, what is seen of each object.  categories: (B, 2) int.
+    scenes: (B,) int, indices into SCENES.
+    """
+
+    images: NDArray[np.uint8]
+    masks: NDArray[np.bool_]
+    categories: Integers
+    scenes: Integers
+
+
+class Frame(NamedTuple):
+    """The part of its picture that an object is drawn in: x and y of the centre, (B,) in [0, 1], and relative size."""
+
+    x: Floats
+    y: Floats
+    size: float
 
 
 @dataclass(frozen=True)
@@ -90,16 +111,57 @@ def render(categories: Integers, seed: int, world: World = BALANCED, shapes: Map
 
 def _render_some(categories: Integers, rng: np.random.Generator, world: World, shapes: Mapping[str, Shape]) -> Scenes:
     factors = {name: _draw_factor(rng, categories, name, world) for name in FACTORS}
-    n = len(categories)
-    background = np.empty((n, SIZE, SIZE, 3), np.float32)
-    for index, name in enumerate(SCENES):
-        rows = np.flatnonzero(factors["scene"] == index)
-        if len(rows):
-            background[rows] = BACKGROUNDS[name](_U, _V, rng, len(rows))
+    background = _draw_backgrounds(factors["scene"], rng)
     pictures, coverage = _draw_objects(categories, factors, background, rng, shapes)
     pictures = _stylise(pictures, coverage, factors["style"])
     images = (np.clip(pictures, 0, 1) * 255 + 0.5).astype(np.uint8)
     return Scenes(images, coverage > 0.5, categories, factors)
+
+
+def render_pairs(categories: Integers, seed: int, world: World = BALANCED) -> Pairs:
+    """Draw a picture of two objects side by side, or one above the other, for each row of `categories`, (B, 2).
+
+    The scene is linked to the first of them, and so is the style. Where objects overlap, the second is in front.
+    """
+    rng = np.random.default_rng((seed, 3))
+    parts = [
+        _render_some_pairs(categories[i : i + _PICTURES_AT_ONCE], rng, world)
+        for i in range(0, len(categories), _PICTURES_AT_ONCE)
+    ]
+    return Pairs(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+
+
+def _render_some_pairs(categories: Integers, rng: np.random.Generator, world: World) -> Pairs:
+    factors = [{name: _draw_factor(rng, each, name, world) for name in FACTORS} for each in categories.T]
+    pictures, coverages = _draw_backgrounds(factors[0]["scene"], rng), []
+    for each, values, frame in zip(categories.T, factors, _halves(len(categories), rng), strict=True):
+        pictures, coverage = _draw_objects(each, values, pictures, rng, SHAPES, frame)
+        coverages.append(coverage)
+    pictures = _stylise(pictures, np.maximum(*coverages), factors[0]["style"])
+    first, second = (coverage > 0.5 for coverage in coverages)
+    images = (np.clip(pictures, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return Pairs(images, np.stack([first & ~second, second], axis=1), categories, factors[0]["scene"])
+
+
+def _halves(count: int, rng: np.random.Generator) -> list[Frame]:
+    """Frames of two objects: in the left and right half of a picture, or in the upper and lower half."""
+    across = rng.random(count) < 0.5
+    centre = np.where(rng.random(count) < 0.5, 0.26, 0.74)
+    aside = rng.uniform(0.35, 0.65, (2, count))
+    return [
+        Frame(np.where(across, along, other), np.where(across, other, along), 0.68)
+        for along, other in ((centre, aside[0]), (1 - centre, aside[1]))
+    ]
+
+
+def _draw_backgrounds(scenes: Integers, rng: np.random.Generator) -> Floats:
+    """(B, H, W, 3) of the scenes, (B,)."""
+    background = np.empty((len(scenes), SIZE, SIZE, 3), np.float32)
+    for index, name in enumerate(SCENES):
+        rows = np.flatnonzero(scenes == index)
+        if len(rows):
+            background[rows] = BACKGROUNDS[name](_U, _V, rng, len(rows))
+    return background
 
 
 def _draw_factor(rng: np.random.Generator, categories: Integers, name: str, world: World) -> Integers:
@@ -125,13 +187,20 @@ def _draw_objects(
     background: Floats,
     rng: np.random.Generator,
     shapes: Mapping[str, Shape],
+    frame: Frame | None = None,
 ) -> tuple[Floats, Floats]:
-    """Lay the objects over the background. Returns pictures (B, H, W, 3) and object coverage (B, H, W), in [0, 1]."""
+    """Lay the objects over the background. Returns pictures (B, H, W, 3) and object coverage (B, H, W), in [0, 1].
+
+    frame: where in the picture; None for all of it.
+    """
     n = len(categories)
     right, low = factors["position"] % 2, factors["position"] // 2
     cx = 0.5 + (2 * right - 1) * rng.uniform(0.02, 0.12, n)
     cy = 0.5 + (2 * low - 1) * rng.uniform(0.02, 0.12, n)
     radius = (0.3 + 0.05 * factors["scale"] + rng.uniform(0, 0.05, n)).astype(np.float32)
+    if frame:
+        cx, cy = frame.x + frame.size * (cx - 0.5), frame.y + frame.size * (cy - 0.5)
+        radius = radius * np.float32(frame.size)
     angle = np.deg2rad(14.0) * (factors["pose"] - 1) + np.deg2rad(rng.uniform(-7, 7, n))
     local = _local_coordinates(cx, cy, radius, angle)
     colour = np.clip(_RGB[factors["colour"]] + rng.normal(0, 0.04, (n, 3)), 0, 1).astype(np.float32)

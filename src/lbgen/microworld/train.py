@@ -1,15 +1,17 @@
 """Make the micro world's models: `python -m lbgen.microworld.train`.
 
-Five stages, each resumable: the judge, the autoencoder, the semantic space (CLIP), and two generators, which need the
-autoencoder: a latent diffusion ("generator") and one that matches flows ("flow"). Then the shipped fp16 weights are
-written and the gates measured (card.py); with `--stages`, to train some of them side by side, that is left to
-`python -m lbgen.microworld.card`. Stage "flow" alone takes the autoencoder that comes with lbgen.
+Six stages, each resumable: the judge, the autoencoder, the semantic space (CLIP), and three generators, which need the
+autoencoder: a latent diffusion ("generator"), one that matches flows ("flow"), and the first trained further on
+pictures of two objects ("pairs"). Then the shipped fp16 weights are written (card.py) and the gates measured
+(figures.py); with `--stages`, to train some of them side by side, that is left to `python -m lbgen.microworld.card`.
+Stages "flow" and "pairs" alone take what they need from the models that come with lbgen.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +38,7 @@ from lbgen.microworld.scenes import BALANCED, BIASED, Scenes, World
 from lbgen.microworld.world import CATEGORIES, SCENES, STYLES
 from lbgen.runs import atomic
 
-STEPS = {"judge": 2500, "autoencoder": 5000, "semantics": 6000, "generator": 6000, "flow": 2600}
+STEPS = {"judge": 2500, "autoencoder": 5000, "semantics": 6000, "generator": 6000, "flow": 2600, "pairs": 6000}
 FLOW_FIRST_STEPS, FLOW_COSINE = 1000, 4700
 """The first steps of "flow", and the steps over which their cosine falls; then over STEPS["flow"]."""
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -146,14 +148,32 @@ def train_generator(
 ) -> Denoiser:  # fmt: skip
     """Train on a corpus of `world`, from new weights or from `start`, whose latents were multiplied by `scaling`."""
     torch.manual_seed(SEED)
-    latents, captions = _latents(folder, vae, corpus_size, world, scaling)
+    latents, captions = _latents(folder, vae, corpus_size, partial(_one_object, world=world), scaling)
+    model = (start or Denoiser(tokenizer())).to(DEVICE)
+    _train_denoiser("generator", model, latents, captions, steps, 1e-3, folder, size)
+    return model
+
+
+def train_pairs(folder: Path, steps: int, vae: AutoencoderKL, corpus_size: int = 24_576, size: int = 48) -> Denoiser:
+    """Train the generator further, on photographs of which three quarters have two objects."""
+    factor = vae.config.scaling_factor
+    latents, captions = _latents(folder, vae, corpus_size, _mostly_two_objects, factor, "pairs-latents")
+    model = card.trained_denoiser(folder).to(DEVICE)
+    _train_denoiser("pairs", model, latents, captions, steps, 1e-3, folder, size)
+    return model
+
+
+def _train_denoiser(
+    stage: str, model: Denoiser, latents: Tensor, captions: NDArray[np.str_], steps: int, learning_rate: float,
+    folder: Path, size: int,
+) -> None:  # fmt: skip
+    """Train to predict the velocity, on latents (N, 4, 16, 16) and a caption of each, drawn from captions (N, K)."""
     words, scheduler = tokenizer(), noise_scheduler()
-    model = (start or Denoiser(words)).to(DEVICE)
 
     def loss(step: int) -> Tensor:
-        seed = seed_of("generator", step)
+        seed = seed_of(stage, step)
         rng, numpy_rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-        rows = numpy_rng.integers(0, corpus_size, size)
+        rows = numpy_rng.integers(0, len(latents), size)
         tokens = words([str(text) for text in captions[rows, numpy_rng.integers(0, captions.shape[1], size)]],
                        padding="max_length", truncation=True, return_tensors="pt")  # fmt: skip
         clean = latents[torch.from_numpy(rows)]
@@ -163,14 +183,13 @@ def train_generator(
         velocity = model(noisy.to(DEVICE), timesteps.to(DEVICE), tokens.input_ids.to(DEVICE))
         return F.mse_loss(velocity, target.to(DEVICE))
 
-    fit("generator", model, loss, steps, 1e-3, folder, average=0.998)
-    return model
+    fit(stage, model, loss, steps, learning_rate, folder, average=0.998)
 
 
 def train_flow(folder: Path, steps: int, vae: AutoencoderKL, corpus_size: int = 24_576, size: int = 48) -> FlowDenoiser:
     """Train the flow-matching generator on the biased corpus, on the latents and captions of `train_generator`."""
     torch.manual_seed(SEED)
-    latents, captions = _latents(folder, vae, corpus_size, BIASED, None)
+    latents, captions = _latents(folder, vae, corpus_size, partial(_one_object, world=BIASED), None)
     words = tokenizer()
     model = FlowDenoiser(words).to(DEVICE)
 
@@ -195,25 +214,41 @@ def train_flow(folder: Path, steps: int, vae: AutoencoderKL, corpus_size: int = 
     return model
 
 
+Draw = Callable[[int, int], tuple[Tensor, list[list[str]]]]
+"""So many pictures of a corpus, from number `start` of its seeds: images (B, 3, 64, 64), and four lists of captions."""
+
+
+def _one_object(count: int, start: int, world: World) -> tuple[Tensor, list[list[str]]]:
+    images, scenes = corpus.batch(count, SEED + 90_000_000 + start, world)
+    rng = np.random.default_rng(SEED + start)
+    return images, [corpus.prompts(scenes, rng) for _ in range(4)]
+
+
+def _mostly_two_objects(count: int, start: int) -> tuple[Tensor, list[list[str]]]:
+    images, captions = _one_object(count // 4, start, BIASED)
+    more, pairs = corpus.pairs(count - count // 4, SEED + 95_000_000 + start, BIASED)
+    rng = np.random.default_rng((SEED + start, 2))
+    return torch.cat([images, more]), [each + corpus.prompts(pairs, rng) for each in captions]
+
+
 @torch.no_grad()
 def _latents(
-    folder: Path, vae: AutoencoderKL, count: int, world: World, scaling: float | None
+    folder: Path, vae: AutoencoderKL, count: int, draw: Draw, scaling: float | None, name: str = "latents"
 ) -> tuple[Tensor, NDArray[np.str_]]:
     """Latents of the corpus (N, 4, 16, 16), multiplied by `scaling`, and four captions of each picture (N, 4).
 
     scaling: None scales to unit variance.
 
-    They are kept in `folder/latents.npz` with the scaling factor, which the autoencoder's config takes over, and made
-    again if the autoencoder was trained since.
+    They are kept in `folder/NAME.npz` with the scaling factor, which the autoencoder's config takes over from
+    latents.npz, and made again if the autoencoder was trained since.
     """
-    kept, trained = folder / "latents.npz", folder / "autoencoder.pt"
+    kept, trained = folder / f"{name}.npz", folder / "autoencoder.pt"
     if not kept.exists() or (trained.exists() and kept.stat().st_mtime < trained.stat().st_mtime):
         parts, texts = [], []
         for start in range(0, count, 512):
-            images, scenes = corpus.batch(512, SEED + 90_000_000 + start, world)
-            rng = np.random.default_rng(SEED + start)
+            images, captions = draw(512, start)
             parts += [vae.encode(part.to(DEVICE) * 2 - 1).latent_dist.mean.cpu() for part in images.split(32)]
-            texts.append(np.array([corpus.prompts(scenes, rng) for _ in range(4)]).T)
+            texts.append(np.array(captions).T)
         latents = torch.cat(parts)
         scaling = scaling or 1 / float(latents.std())
         with atomic.replacing(kept) as temporary, temporary.open("wb") as file:
@@ -241,6 +276,8 @@ def main() -> None:
         train_generator(folder, arguments.generator_steps, vae)
     if "flow" in arguments.stages:
         train_flow(folder, arguments.flow_steps, card.trained_autoencoder(folder).to(DEVICE))
+    if "pairs" in arguments.stages:
+        train_pairs(folder, arguments.pairs_steps, card.trained_autoencoder(folder).to(DEVICE))
     if set(arguments.stages) == set(STEPS):
         card.ship(folder)
 

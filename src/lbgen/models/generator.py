@@ -113,6 +113,11 @@ class Generator:
         if self._prompts:
             self._prompts.encode([*prompts, ""] if self.guidance.is_on else prompts)
 
+    def forget_prompts(self) -> None:
+        """Free what `prepare` and `encode` kept."""
+        if self._prompts:
+            self._prompts.clear()
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latents of an image of `height` x `width` pixels; UserError where they do not fit."""
         return self.family.latent_shape(height, width)
@@ -148,7 +153,10 @@ class Generator:
         return predicted[:count]
 
     def predict_unguided(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        """The network's prediction for the prompts alone, of which no observer hears; latents as in a Prediction."""
+        """The network's prediction for the prompts alone; observers are not called.
+
+        latents: of a Prediction, whose rows it has.
+        """
         return self._network(latents, timestep, self._padded(conditioning))
 
     @contextmanager

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lbgen.microworld.backgrounds import BACKGROUNDS
+from lbgen.microworld.drawing.backgrounds import BACKGROUNDS
+from lbgen.microworld.drawing.unseen import UNSEEN
 from lbgen.microworld.scenes import BIASED, SIZE, Scenes, World, home_values, render
-from lbgen.microworld.unseen import UNSEEN
 from lbgen.microworld.world import CATEGORIES, FACTORS, SCENES
 
 Images = NDArray[np.uint8]

@@ -99,7 +99,7 @@ def test_keys_of_the_prompt_are_those_that_depend_on_it(generator: Generator) ->
             family.predict(family.network, latents, schedule.timesteps[0], given)
         found.append(recorder.seen[0])
     (query, key), (other_query, other_key) = found
-    places, words, shape = recorder._parts(query.shape[2], key.shape[2])
+    places, words, shape = recorder._slices(query.shape[2], key.shape[2])
     assert torch.equal(query[:, :, places], other_query[:, :, places])
     assert query[:, :, places].shape[2] == shape[0] * shape[1]
     changed = (key != other_key).any(dim=-1).any(dim=1)  # (2, keys)

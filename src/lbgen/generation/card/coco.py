@@ -50,7 +50,7 @@ def write_instances(path: Path, store: Store, config: GenerateConfig, plan: Plan
             first_image = False
             for found in (each for each in row.objects if each.box is not None):
                 instance = {"id": (number - 1) * config.compose + found.number, "image_id": number}
-                instances.write(_line(instance | _described(found, mask == found.number), first_instance))
+                instances.write(_line(instance | _annotation(found, mask == found.number), first_instance))
                 first_instance = False
         stream.write(b'],\n"annotations": [')
         instances.seek(0)
@@ -92,7 +92,7 @@ def _file_name(row: Row, config: GenerateConfig) -> str:
     return f"{name}.{SUFFIXES[config.image_format]}"
 
 
-def _described(found: LocatedObject, mask: np.ndarray) -> dict[str, Any]:
+def _annotation(found: LocatedObject, mask: np.ndarray) -> dict[str, Any]:
     return {
         "category_id": found.label + 1,
         "bbox": list(found.box or ()),

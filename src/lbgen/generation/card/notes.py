@@ -49,6 +49,11 @@ def absent_categories(store: Store, config: GenerateConfig, plan: Plan) -> dict[
 
 def notes(config: GenerateConfig, plan: Plan, absent: Mapping[str, Sequence[Category]]) -> Iterator[str]:
     """One sentence each, for the end of a run and for the card.  absent: see `absent_categories`."""
+    if plan.compose > 1:
+        yield (
+            f"Each image was asked to show {plan.compose} categories. Its label is the first; the others are in the "
+            "index (other_labels), and all that were found in annotations/."
+        )
     for split, categories in absent.items():
         if categories:
             yield (

@@ -23,12 +23,16 @@ StoredRound = dict[Name, dict[Name, Whole]]
 
 
 def read_duplicate_rounds(store: Store, config: GenerateConfig, plan: Plan) -> list[DuplicateRound]:
-    """The rounds of the configuration's split; raises UserError if they do not match the plan."""
-    rounds = _read(store).get(config.split, [])
-    return [
-        _checked_round(item, f"{store}/{FILE}, {config.split}, round {number}", config, plan)
-        for number, item in enumerate(rounds)
-    ]
+    """The rounds of the configuration's split; raises UserError if they do not match the plan, or each other."""
+    source, rounds = f"{store}/{FILE}, {config.split}, round", []
+    latest: dict[str, int] = {}
+    for number, item in enumerate(_read(store).get(config.split, [])):
+        rounds.append(_checked_round(item, f"{source} {number}", config, plan))
+        attempts = {key: attempt for shard in rounds[-1].values() for key, attempt in shard.items()}
+        if not attempts or any(attempt <= latest.get(key, -1) for key, attempt in attempts.items()):
+            raise UserError(f"{source} {number}: no later attempts than in the rounds before; {REMEDY}")
+        latest |= attempts
+    return rounds
 
 
 def _read(store: Store) -> dict[str, list[StoredRound]]:

@@ -1,9 +1,9 @@
 """Scores of the language space, computed again from stored images and compared with the index.
 
 Only PNG in the size of the generator holds the pixels that were judged; the cosines of near-duplicates are those of
-stored images. Differences are measured in cosines: those of
-the unsafe check directly, of label and quality by the logits of their probabilities, divided by the space's scale. A
-network in 16 bits, as on a GPU, moves the cosines of all images a little; a score that was changed stands out.
+stored images. Differences are measured in cosines: those of the unsafe check directly, of label and quality by the
+logits of their probabilities, divided by the space's scale. A network in 16 bits, as on a GPU, moves the cosines of all
+images a little; a score that was changed stands out.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ def wrong_cosines(screen: Screen, store: Store, config: GenerateConfig, plan: Pl
                 colours = torch.tensor(pixels, device=screen.device).permute(0, 3, 1, 2) / 255  # (B, 3, H, W)
                 embedded = screen.space.embed_images(colours).cpu()
                 features |= {chosen[key]: feature for key, feature in zip(keys, embedded, strict=True)}
-            yield from (WrongScore(split, shard, fault) for fault in decoder.faults)
+            if not screen.config.compares_with_texts:  # else `wrong_scores` has named them
+                yield from (WrongScore(split, shard, fault) for fault in decoder.faults)
             decoder.faults.clear()
         for shard, numbers in images.by_shard(np.unique(later)):
             rows = read_rows(store, config, plan, split, shard)[0]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.inputs import identity_of
-from lbgen.generation.plan import Plan, named
+from lbgen.generation.plan import Plan, joined_names
 from lbgen.generation.record import Record
 from lbgen.generation.screening.balance import longest_template
 from lbgen.generation.workers.batch_size import batch_that_fits
@@ -63,7 +63,7 @@ def refuse_long_prompts(generator: Generator, config: GenerateConfig, plan: Plan
             continue
         longest = sorted(target.categories, key=lambda category: -generator.count_tokens(category.name))[: plan.compose]
         refuse_long_text(
-            template.replace("{name}", named([category.name for category in longest])),
+            template.replace("{name}", joined_names([category.name for category in longest])),
             generator.count_tokens,
             generator.token_limit,
             source=longest[0].source,

@@ -59,6 +59,7 @@ _NVIDIA = Licence(
 KNOWN = {
     "microworld": KnownGenerator(str(MICROWORLD / "generator"), SD, _APACHE),
     "microworld-flow": KnownGenerator(str(MICROWORLD / "flow"), Z_IMAGE, _APACHE),
+    "microworld-pairs": KnownGenerator(str(MICROWORLD / "pairs"), SD, _APACHE),
     "sd15": KnownGenerator("stable-diffusion-v1-5/stable-diffusion-v1-5", SD, Licence("CreativeML OpenRAIL-M", _RAIL)),
     "sdxl": KnownGenerator("stabilityai/stable-diffusion-xl-base-1.0", SDXL, Licence("CreativeML OpenRAIL++-M", _RAIL)),
     "pixart-sigma": KnownGenerator("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", PIXART, Licence("OpenRAIL++", _RAIL)),

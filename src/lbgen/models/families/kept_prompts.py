@@ -42,6 +42,12 @@ class KeptPrompts:
             for prompt in missing:
                 self._keep(prompt, self.family.encode([prompt]).to("cpu"))
 
+    def clear(self) -> None:
+        """Forget all prompts, for a user whose prompts hardly come again."""
+        if self._files is not None:
+            self._files.cleanup()
+        self._kept, self._files, self.bytes = {}, None, 0
+
     @contextmanager
     def _encoders_on_device(self) -> Iterator[None]:
         encoders = self.family.text_encoders.values()

@@ -44,25 +44,30 @@ def segmented(
     inside, outside = _means(F.interpolate(coarse[:, None], size, mode="bilinear")[:, 0], masks)
     stands_out = (inside - outside) / (inside + outside).clamp_min(1e-12) >= LEAST_CONTRAST
 
-    nearest = torch.ones_like(masks)[:, None] if parts is None else _nearest(parts, pixels, size)  # (B, N, H, W)
+    own = torch.ones_like(masks)[:, None] if parts is None else _assigned(parts, masks, pixels)  # (B, N, H, W)
     above, below = _means(levels, masks)
     middle = ((above + below) / 2)[:, None, None]
-    smaller, larger = (((levels > middle + offset)[:, None] & nearest).sum((2, 3)) for offset in (OFFSET, -OFFSET))
-    objects = (masks & stands_out[:, None, None])[:, None] & nearest
-    numbers = torch.arange(1, 1 + nearest.shape[1], dtype=torch.uint8, device=masks.device)
+    smaller, larger = (((levels > middle + offset)[:, None] & own).sum((2, 3)) for offset in (OFFSET, -OFFSET))
+    objects = (masks & stands_out[:, None, None])[:, None] & own
+    numbers = torch.arange(1, 1 + own.shape[1], dtype=torch.uint8, device=masks.device)
     scores = smaller / larger.clamp_min(1) * objects.any(dim=3).any(dim=2)
     return (objects * numbers[:, None, None]).sum(dim=1, dtype=torch.uint8), scores
 
 
-def _nearest(parts: Tensor, pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, N, H, W) which of several objects each pixel would belong to: the one whose share of its map is largest.
+def _assigned(parts: Tensor, masks: Tensor, pixels: Tensor) -> Tensor:
+    """(B, N, H, W) which of several objects each pixel would belong to.
 
-    parts: (B, N, h, w) of each object.
+    It is the one whose map there is the largest multiple of its mean within the masks; the maps are smoothed, and their
+    shares get the image's edges.
+
+    parts: (B, N, h, w) of each object.  masks: (B, H, W) of all together.
     """
-    smooth = F.avg_pool2d(F.pad(parts, (1,) * 4, mode="replicate"), 3, 1)
-    shares = smooth / smooth.sum(dim=1, keepdim=True).clamp_min(1e-12)
-    soft = torch.stack([refined(share, pixels, scaled=False) for share in shares.unbind(dim=1)], dim=1)
-    chosen = F.interpolate(soft, size, mode="bilinear", antialias=True).argmax(dim=1)
+    smooth = F.avg_pool2d(F.pad(parts, (2,) * 4, mode="replicate"), 5, 1)
+    inside = F.interpolate(masks[:, None].float(), parts.shape[2:], mode="area")
+    multiples = smooth / ((smooth * inside).mean(dim=(2, 3), keepdim=True) / inside.mean(dim=(2, 3), keepdim=True))
+    shares = multiples / multiples.sum(dim=1, keepdim=True)
+    soft = torch.stack([refined(share, pixels, scaled=False) for share in shares.nan_to_num().unbind(dim=1)], dim=1)
+    chosen = F.interpolate(soft, masks.shape[1:], mode="bilinear", antialias=True).argmax(dim=1)
     return F.one_hot(chosen, parts.shape[1]).bool().permute(0, 3, 1, 2)
 
 

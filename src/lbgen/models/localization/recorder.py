@@ -130,7 +130,7 @@ class Recorder(TorchFunctionMode):
         attn_mask: (rows, heads or 1, any, length of key), the same for all heads and queries.
         """
         batch, scale = len(self.tokens), options.get("scale") or query.shape[-1] ** -0.5
-        places, words, shape = self._parts(query.shape[2], key.shape[2])
+        places, words, shape = self._slices(query.shape[2], key.shape[2])
         query, key = query[-batch:, :, places], key[-batch:, :, words]  # (B, heads, Q, D), (B, heads, K, D)
         masked = None if attn_mask is None else _bias(attn_mask[-batch:, :1, :1, words])  # (B, 1, 1, K)
         chosen = self._chosen_of(key.shape[2], key.device)
@@ -153,7 +153,7 @@ class Recorder(TorchFunctionMode):
             self._chosen[length] = chosen.to(device)
         return self._chosen[length]
 
-    def _parts(self, queries: int, keys: int) -> tuple[slice, slice, tuple[int, int]]:
+    def _slices(self, queries: int, keys: int) -> tuple[slice, slice, tuple[int, int]]:
         """Which queries are places of the image, which keys tokens, and how many rows and columns the places have."""
         height, width = self.grid
         if self.attention.text == "apart":  # some layers of a UNet see the latents in half their size, and so on

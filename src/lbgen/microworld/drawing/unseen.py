@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lbgen.microworld.shapes import Array, Parts, Shape, box, circle, ellipse, polygon, ring, union
+from lbgen.microworld.drawing.shapes import Array, Parts, Shape, box, circle, ellipse, polygon, ring, union
 
 
 def heart(x: Array, y: Array) -> Parts:

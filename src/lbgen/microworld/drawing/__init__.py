@@ -1,0 +1,1 @@
+"""What the renderer draws with: the shapes of objects, and backgrounds."""
