@@ -66,14 +66,22 @@ def fill(element: ElementTree.Element, **values: object) -> None:
 
 
 dataset, output = Path(sys.argv[1]), Path(sys.argv[2])
-splits, voc = {}, output / "voc/VOCdevkit/VOC2012"
-for file in sorted(dataset.glob("annotations/instances_*.json")):
+splits, voc, files = {}, output / "voc/VOCdevkit/VOC2012", sorted(dataset.glob("annotations/instances_*.json"))
+if not files:
+    sys.exit(f"{dataset}: no annotations/instances_*.json; generate with --localize, in the default format")
+if output.exists():
+    sys.exit(f"{output} is there already; choose another folder, or remove it")
+for file in files:
     split, annotations = file.stem.removeprefix("instances_"), json.loads(file.read_text())
     categories = {each["id"]: each["name"] for each in annotations["categories"]}
     splits[split], keys = f"images/{split}", []
     for image, instances in entries(annotations):
-        source = dataset / image["file_name"]
-        name = source.relative_to(dataset / split)  # <category>/<key>.<suffix>
+        place = Path(image["file_name"])
+        if len(place.parts) != 3 or place.parts[0] != split or ".." in place.parts:
+            sys.exit(
+                f'{file}: file_name "{place}" is not {split}/<category>/<key>.<suffix>; generate in the default format'
+            )
+        source, name = dataset / place, place.relative_to(split)
         link(output / "yolo/images" / split / name, source)
         write(output / "yolo/labels" / split / f"{name.with_suffix('')}.txt", yolo_lines(image, instances))
         keys.append(f"{split}_{source.stem}")

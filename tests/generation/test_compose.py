@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import tarfile
+import zlib
 from collections import Counter
 from dataclasses import replace
 from io import BytesIO
@@ -282,6 +284,141 @@ def test_objects_of_a_received_table_are_compared(copies):
         reindexed(copies["parquet"], path.read_bytes(), content)
         path.write_bytes(content)
     assert not verify(copies["parquet"]).damaged
+
+
+def with_chunk(content: bytes, kind: bytes, data: bytes) -> bytes:
+    """A PNG with another chunk behind its header."""
+    chunk = len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+    return content[:33] + chunk + content[33:]
+
+
+def animated(content: bytes) -> bytes:
+    stream = BytesIO()
+    with Image.open(BytesIO(content)) as image:
+        image.save(stream, "png", save_all=True, append_images=[Image.new("L", image.size)], default_image=True)
+    return stream.getvalue()
+
+
+UPRIGHT = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\0\0\0\0"
+"""An EXIF block that says: turned by 180 degrees."""
+
+
+@pytest.mark.parametrize("what", ["mask", "image"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: with_chunk(content, b"eXIf", UPRIGHT),
+        lambda content: with_chunk(content, b"tRNS", b"\0\xff" if content[25] == 0 else b"\0\xff" * 3),
+        animated,
+        lambda content: content + content,
+        lambda content: content[:-12],
+    ],
+    ids=["turned", "transparent", "animated", "twice", "without its end"],
+)
+def test_a_png_that_readers_show_differently_is_damage(copies, what, change):
+    folder = copies["imagefolder"]
+    path = max((folder / ("masks" if what == "mask" else "train")).rglob("*.png"))
+    before = path.read_bytes()
+    path.write_bytes(change(before))
+    reindexed(folder, before, path.read_bytes())
+    assert any("missing or changed" in line for line in verify(folder).damaged)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: row.update(objects=None),
+        lambda row: row["image"].update(path=row["image"]["path"].replace(".png", ".exe")),
+        lambda row: row["mask"].update(path="../../../etc/passwd"),
+        lambda row: row["mask"].update(path=None),
+    ],
+    ids=["objects", "image.path", "mask.path", "no mask.path"],
+)
+def test_every_cell_of_a_received_table_is_compared(copies, change):
+    import pyarrow.parquet as pq
+
+    path = copies["parquet"] / "data/train-00000.parquet"
+    table, before = pq.read_table(path), path.read_bytes()
+    rows = table.to_pylist()
+    change(rows[0])
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+    reindexed(copies["parquet"], before, path.read_bytes())
+    assert verify(copies["parquet"]).damaged
+
+
+def renamed(members: dict[str, bytes], old: str, new: str) -> dict[str, bytes]:
+    return {name.replace(old, new) if name.endswith(old) else name: content for name, content in members.items()}
+
+
+def edited(members: dict[str, bytes], **values: object) -> dict[str, bytes]:
+    """The first row of the index beside an image with other values."""
+    name = next(name for name in members if name.endswith(".json"))
+    return members | {name: json.dumps(json.loads(members[name]) | values).encode()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda members: renamed(members, ".png", ".bmp"),
+        lambda members: members | {name: b" 0\n" for name in members if name.endswith(".cls")},
+        lambda members: edited(members, duplicate_cosine="<script>"),
+        lambda members: edited(members, seed=7.0),
+        lambda members: members | {"x": None},
+    ],
+    ids=["suffix", "label", "score", "type", "link"],
+)
+def test_every_member_of_a_received_archive_is_compared(copies, change):
+    path = copies["webdataset"] / "train-00000.tar"
+    before = path.read_bytes()
+    with tarfile.open(path) as archive:
+        members = {member.name: archive.extractfile(member).read() for member in archive}
+    with tarfile.open(path, "w") as archive:
+        for name, content in change(members).items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content or b"")
+            if content is None:
+                member.type, member.linkname = tarfile.SYMTYPE, "/tmp"
+            archive.addfile(member, BytesIO(content or b""))
+    reindexed(copies["webdataset"], before, path.read_bytes())
+    assert verify(copies["webdataset"]).damaged
+
+
+def test_an_empty_shard_has_the_columns_of_the_others(made, tmp_path, monkeypatch):
+    """All images of it left out; `datasets` reads the parts of the index together."""
+    monkeypatch.setattr(masks, "LEAST_CONTRAST", 2.0)
+    empty = replace(
+        made["webdataset"], output=str(tmp_path / "e"), screen=("mask",), max_attempts=1, last_resort="drop"
+    )
+    generate(empty)
+    assert index.read_parquet(Path(empty.output, "index/train-00000.parquet")).schema.equals(index.COMPOSED_SCHEMA)
+    assert not verify(empty.output).damaged
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"train": [], "val": []}, "'val': not a split of the plan"),
+        ({"train": [{"0": {"KEY": 1}}]}, "lists KEY, which was not drawn again"),
+    ],
+)
+def test_rounds_of_what_is_not_there_are_named(made, tmp_path, content, says):
+    screened = replace(made["imagefolder"], output=str(tmp_path / "d"), screen=("duplicate",), duplicate_bits=0,
+                       screen_semantics="microworld")  # fmt: skip
+    generate(screened)
+    key = rows_of(screened.output)[0]["key"]
+    Path(screened.output, "duplicates.json").write_text(json.dumps(content).replace("KEY", key))
+    try:
+        (found,) = verify(screened.output).damaged
+    except UserError as error:
+        found = str(error)
+    assert says.replace("KEY", key) in found
+
+
+def test_a_wrong_value_of_the_record_names_the_file(copies):
+    path = copies["imagefolder"] / "dataset.yaml"
+    path.write_text(path.read_text().replace("compose: 2", "compose: 0"))
+    with pytest.raises(UserError, match="dataset.yaml: --compose 0: give 1 to 8; restore the file"):
+        verify(copies["imagefolder"])
 
 
 def test_large_text_encoders_keep_the_prompts_of_one_shard(config, tmp_path):

@@ -199,10 +199,11 @@ def finished_shards(store: Store, split: str) -> set[int]:
     return {int(match["shard"]) for match in matches if match and match["split"] == split}
 
 
-def index_bytes(rows: Sequence[Row], containers: dict[str, str]) -> bytes:
-    """A part of the index as a Parquet file.  containers: name -> sha256 of each file that holds a whole shard."""
-    others = max((len(row.other_labels) for row in rows), default=0)
-    version = version_of(any(row.mask_sha256 is not None for row in rows), 1 + others)
+def index_bytes(rows: Sequence[Row], containers: dict[str, str], version: int) -> bytes:
+    """A part of the index as a Parquet file.
+
+    containers: name -> sha256 of each file that holds a whole shard.  version: of the columns.
+    """
     table = pa.Table.from_pylist([row.to_plain() for row in rows], SCHEMAS[version])
     metadata: dict[bytes | str, bytes | str] = {CONTAINERS: json.dumps(containers)}
     stream = BytesIO()
@@ -223,6 +224,8 @@ def read_part(store: Store, split: str, shard: int, images: int) -> tuple[list[R
     table = read_table(content, LARGEST_PART + images * LARGEST_ROW)
     containers = _container_hashes(table.schema)
     schema = _schema_of(table.schema)
+    if len(table.column_names) != len(schema.names):
+        raise ValueError("its columns are not those of an index")
     table = table.select(schema.names)
     if table.schema.types != schema.types or any(map(_has_gaps, table.columns, schema.names)):
         raise ValueError("its columns are not those of an index")

@@ -27,6 +27,8 @@ class Stored(NamedTuple):
     """The mask's file; None where there is none, or where it lies elsewhere."""
     objects: Any = None
     """The boxes beside the image; None where the layout stores none."""
+    suffix: str | None = None
+    """Of the image's name; None where the index names the file."""
 
 
 class Layout(ABC):

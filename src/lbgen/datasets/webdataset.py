@@ -127,7 +127,7 @@ class WebDatasetLayout(Layout):
 
     def read(self, path: Path, row: Row) -> Iterator[Stored]:
         with opened_tar(path) as archive:
-            parts = ((key, extension, content_of(archive, member)) for key, extension, member in members(archive))
+            parts = ((key, extension, content_of(archive, member)) for key, extension, member in _files(archive))
             masks = [] if row.mask_sha256 is None else [parts]
             for (key, suffix, image), label, line, *mask in zip(parts, parts, parts, *masks, strict=True):
                 beside = [(key, ".cls"), (key, ".json")] + [(key, ".mask.png")] * len(masks)
@@ -135,8 +135,19 @@ class WebDatasetLayout(Layout):
                     raise ValueError(
                         f"{path}: {key!r:.80} is not an image with its {', '.join(end for _, end in beside)}"
                     )
-                stored = Stored(unescaped(key), image, int(label[2]), parse_json(line[2]))
+                number = int(label[2])
+                if str(number).encode() != label[2]:
+                    raise ValueError(f"{path}: the label of {key!r:.80} is not written as a number")
+                stored = Stored(unescaped(key), image, number, parse_json(line[2]), suffix=suffix[1:])
                 yield stored._replace(mask=mask[0][2]) if mask else stored
+
+
+def _files(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """The same as `members`, of an archive with nothing but regular files."""
+    for member in archive:
+        if not member.isfile():
+            raise ValueError(f"{member.name!r:.80} is not a regular file")
+        yield *split_name(member.name), member
 
 
 def escaped(key: str) -> str:

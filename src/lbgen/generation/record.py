@@ -76,7 +76,12 @@ def ensure_config_shape(values: Any, source: str) -> None:
 def config_of(record: Record, output: str) -> GenerateConfig:
     """The configuration that a dataset was made with, except for how the run was carried out (RUNNING)."""
     values = {name: value for name, value in record.config.items() if name not in RUNNING}
-    return saved.from_values(GenerateConfig, {**values, "output": output}, f"{output}/{RECORD}")
+    try:
+        return saved.from_values(GenerateConfig, {**values, "output": output}, f"{output}/{RECORD}")
+    except UserError as error:
+        if RECORD in str(error):
+            raise
+        raise UserError(f"{output}/{RECORD}: {error}; {REMEDY}") from None
 
 
 def write(store: Store, config: GenerateConfig, made_with: Identity, plan: Plan) -> None:

@@ -7,6 +7,7 @@ the file name, is computed from the plan and compared.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -214,6 +215,8 @@ def is_of_row(stored: Stored, row: Row, config: GenerateConfig, adapter_sha256: 
     """Whether a stored image is the one of its row: its bytes, its label, and what its own metadata say made it."""
     if hashlib.sha256(stored.content).hexdigest() != row.sha256 or stored.label not in (None, row.label):
         return False
+    if stored.suffix not in (None, SUFFIXES[config.image_format]):
+        return False
     if stored.row is not None and not _is_row(stored.row, row):
         return False
     if not _is_mask_of(stored, row, config):
@@ -246,6 +249,16 @@ def _is_mask_of(stored: Stored, row: Row, config: GenerateConfig) -> bool:
 def _is_row(content: Any, row: Row) -> bool:
     """Whether the row beside an image is that of the index, but for scores that are added when all shards are there."""
     now = row.to_plain()
-    return isinstance(content, dict) and content | dict.fromkeys(DUPLICATE_SCORES) == now | dict.fromkeys(
-        DUPLICATE_SCORES
-    )
+    if not isinstance(content, dict) or content.keys() != now.keys():
+        return False
+    for name in DUPLICATE_SCORES:
+        then = content[name]
+        if then is not None and (type(then) is not float or not -1 <= then <= 64):
+            return False
+    absent = dict.fromkeys(DUPLICATE_SCORES)
+    return _text(content | absent) == _text(now | absent)
+
+
+def _text(row: dict[str, Any]) -> str:
+    """Texts of equal rows are equal, and tell 1 from 1.0."""
+    return json.dumps(row, sort_keys=True)

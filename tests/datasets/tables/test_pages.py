@@ -53,7 +53,7 @@ def test_sizes_are_those_of_the_footer(codec, version, dictionary):
 
 def test_a_table_without_rows_is_read():
     """As the part of the index is of a shard whose images were all left out; pyarrow writes dictionary pages alone."""
-    table = read_table(index.index_bytes([], {}), 2**20)
+    table = read_table(index.index_bytes([], {}, 1), 2**20)
     assert table.num_rows == 0 and table.schema.names == index.SCHEMA.names
 
 

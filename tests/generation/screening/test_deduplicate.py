@@ -256,7 +256,7 @@ def test_distances_follow_a_hash_that_a_repair_changed(config, whole, tmp_path):
     part = tmp_path / "set/index/train-00000.parquet"
     rows, containers = index.read_part(LocalStore(tmp_path / "set", "x"), "train", 0, 12)
     other = [replace(row, perceptual_hash=f"{int(row.perceptual_hash, 16) ^ 3:016x}") for row in rows]
-    part.write_bytes(index.index_bytes(other, containers))
+    part.write_bytes(index.index_bytes(other, containers, 1))
     (tmp_path / "set/croissant.json").unlink()
     generate(replace(config, output=tmp_path / "set"))
     rows = rows_of(tmp_path / "set")

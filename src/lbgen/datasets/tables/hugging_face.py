@@ -90,10 +90,12 @@ class ParquetLayout(Layout):
         for batch in batches(path, [name for name, _ in columns]):
             for line in batch.to_pylist():
                 image, label, mask = line["image"], line["label"], line.get("mask", {"bytes": None})
-                if None in (image, mask) or None in (label, *image.values()):
+                if None in line.values() or None in (label, *image.values()):
                     raise ValueError(f"{path}: a line in it is empty")
-                key = image["path"].rpartition(".")[0]
-                yield Stored(key, image["bytes"], label, mask=mask["bytes"], objects=line.get("objects"))
+                key, _, suffix = image["path"].rpartition(".")
+                if mask.get("path") not in (None, f"{key}.png") or (mask["bytes"] and mask["path"] is None):
+                    raise ValueError(f"{path}: a mask of another name")
+                yield Stored(key, image["bytes"], label, None, mask["bytes"], line.get("objects"), suffix)
 
     def class_names(self, path: Path) -> list[str] | None:
         schema = pq.read_schema(path)

@@ -191,5 +191,7 @@ def unlisted_duplicate(rows: Iterable[Row], shard: int, rounds: Sequence[Duplica
 
 def undrawn_duplicate(rows: Iterable[Row], shard: int, rounds: Sequence[DuplicateRound]) -> str | None:
     """The key of an image that a round lists, though it was neither drawn again nor kept as its last attempt."""
-    listed = {item for found in rounds for item in found.get(shard, {}).items()}
-    return next((row.key for row in rows if not row.failed and (row.key, row.attempt) in listed), None)
+    listed: dict[str, int] = {}
+    for found in rounds:  # later rounds list later attempts
+        listed |= found.get(shard, {})
+    return next((row.key for row in rows if not row.failed and listed.get(row.key, -1) >= row.attempt), None)

@@ -193,7 +193,8 @@ def write_scores(
             for row, number in zip(rows, in_shard, strict=True)
         ]
         if scored != rows:
-            store.write(index.part_name(config.split, shard), index.index_bytes(scored, containers))
+            version = index.version_of(config.localize, config.compose)
+            store.write(index.part_name(config.split, shard), index.index_bytes(scored, containers, version))
 
 
 def with_scores(row: Row, bits: int, cosine: float) -> Row:

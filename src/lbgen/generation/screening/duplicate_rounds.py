@@ -26,7 +26,10 @@ def read_duplicate_rounds(store: Store, config: GenerateConfig, plan: Plan) -> l
     """The rounds of the configuration's split; raises UserError if they do not match the plan, or each other."""
     source, rounds = f"{store}/{FILE}, {config.split}, round", []
     latest: dict[str, int] = {}
-    for number, item in enumerate(_read(store).get(config.split, [])):
+    content = _read(store)
+    if unknown := content.keys() - {*plan.splits}:
+        raise UserError(f"{store}/{FILE}, {min(unknown)!r:.80}: not a split of the plan; {REMEDY}")
+    for number, item in enumerate(content.get(config.split, [])):
         rounds.append(_checked_round(item, f"{source} {number}", config, plan))
         attempts = {key: attempt for shard in rounds[-1].values() for key, attempt in shard.items()}
         if not attempts or any(attempt <= latest.get(key, -1) for key, attempt in attempts.items()):

@@ -47,6 +47,13 @@ XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <?xpacket end="r"?>"""
 
 
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_CHUNKS = (b"IHDR", b"tEXt", b"iTXt", b"zTXt", b"IDAT", b"IEND")
+"""Those of lbgen's files: size and mode, texts, pixels."""
+MOST_MASK_PIXELS = 2**25
+"""Of a mask that is decoded."""
+
+
 class Found(NamedTuple):
     """Where the N categories of the prompt are in an image as it is stored."""
 
@@ -159,12 +166,28 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 
 def decode_mask(content: bytes, size: tuple[int, int]) -> np.ndarray:
-    """The mask (H, W) that `encode_mask` wrote.  Raises one of UNREADABLE, also for a mask of another size."""
+    """The mask (H, W) that `encode_mask` wrote.
+
+    Raises one of UNREADABLE, also for a mask of another size or of more than MOST_MASK_PIXELS, and for a PNG with
+    chunks that `encode_mask` does not write: readers may turn it, or show other frames.
+    """
+    refuse_other_chunks(content)
     with Image.open(BytesIO(content), formats=["png"]) as image:
-        if (image.mode, image.height, image.width) != ("L", *size):
+        if (image.mode, image.height, image.width) != ("L", *size) or image.height * image.width > MOST_MASK_PIXELS:
             raise ValueError(f"mode {image.mode}, {image.height} x {image.width}")
-        values = np.asarray(image).astype(np.int64)
-        return np.where(values, 256 - values, 0)
+        return np.negative(np.asarray(image))  # of bytes: 255 to 1, 0 stays
+
+
+def refuse_other_chunks(content: bytes) -> None:
+    """ValueError for a PNG with other chunks than lbgen's, such as an orientation or frames, or with bytes after it."""
+    place, kind = len(PNG_SIGNATURE), b""
+    while content.startswith(PNG_SIGNATURE) and place + 8 <= len(content) and kind != b"IEND":
+        length, kind = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
+        if kind not in PNG_CHUNKS:
+            raise ValueError(f"chunk {kind!r}")
+        place += 12 + length  # length, kind and checksum
+    if kind != b"IEND" or place != len(content):
+        raise ValueError("it does not end where a PNG ends")
 
 
 def box_of(mask: np.ndarray) -> tuple[int, int, int, int] | None:
@@ -179,13 +202,17 @@ def box_of(mask: np.ndarray) -> tuple[int, int, int, int] | None:
 def read_metadata(content: bytes, image_format: str) -> tuple[Any, tuple[int, int]]:
     """The JSON in the description of an image file, and the image's height and width; no pixel is decoded.
 
-    Raises one of UNREADABLE, also for an image with transparency, with other colours than RGB, or with several frames,
-    of which readers show different things.
+    Raises one of UNREADABLE, also for an image with transparency, with other colours than RGB, with several frames, or
+    with an orientation, of which readers show different things.
     """
+    if image_format == "png":
+        refuse_other_chunks(content)
     with Image.open(BytesIO(content), formats=[image_format]) as image:
         if image.mode != "RGB" or "transparency" in image.info or getattr(image, "n_frames", 1) != 1:
             raise ValueError(f"mode {image.mode}")
         png = image_format == "png"
+        if not png and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            raise ValueError("an orientation")
         text = image.info["Description"] if png else image.getexif()[ExifTags.Base.ImageDescription]
         return parse_json(text), (image.height, image.width)
 

@@ -148,7 +148,8 @@ def publish_shard(
 
     # Publish files, counts, and last the part of the index.
     store.publish(packed)
+    version = index.version_of(config.localize, config.compose)
     if counts is not None:
         store.write(index.rejections_name(shard.split, shard.number), counts)
-    store.write(index.part_name(shard.split, shard.number), index.index_bytes(rows, hashes))
+    store.write(index.part_name(shard.split, shard.number), index.index_bytes(rows, hashes, version))
     shutil.rmtree(shard.folder)
