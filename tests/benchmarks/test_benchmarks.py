@@ -64,8 +64,8 @@ SMALLEST = {
     ),
     "speed/flops.py": ("", "| fast-dpm and fast-deepcache | "),
     "speed/fourteen_million.py": (
-        "--categories 20 --images-per-category 5 --indexed 4 --shard-size 30 --real 2 --workers 0 --sample 0.5",
-        "| audit of 0.5 of the images | 80 | ",
+        "--categories 20 --images-per-category 5 --indexed 12 --shard-size 80 --real 2 --workers 0 --sample 0.5",
+        "| audit of 0.5 of the images | 240 | ",
     ),
     "speed/generate.py": (
         "--vocabulary {names} --batch-size 2 --batch-sizes 1 --formats 1 --steps 1 --repeats 1",
