@@ -36,7 +36,7 @@ from lbgen.models.noise import stacked_noise
 from lbgen.vocabulary.vocabulary import load_vocabulary
 
 LEAST_SHARE = 0.03
-"""Of an image's pixels: a category with fewer does not count as shown. An object of two has 10% on average."""
+"""Of an image's pixels: with fewer a category does not count as shown; every object of a drawn pair has more."""
 BATCH = 16
 SHOWN = 14
 """Images of the picture of --picture."""

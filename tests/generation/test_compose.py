@@ -16,6 +16,7 @@ import torch
 from folders import reindexed
 from miniatures import write_z_image
 from PIL import Image
+from stopped_runs import generate_with_a_stop
 
 from lbgen.datasets import index
 from lbgen.datasets.open import open_dataset
@@ -438,21 +439,10 @@ def test_large_text_encoders_keep_the_prompts_of_one_shard(config, tmp_path):
     assert {*generator._prompts._kept} - {""} == kept
 
 
-def test_a_run_stopped_in_a_shard_ends_with_the_same_index(made, tmp_path, monkeypatch):
-    whole, render, calls = made["imagefolder"], Renderer.render, []
-
-    def stopped(self, batch):
-        calls.append(batch)
-        if len(calls) == 3:
-            raise UserError("stopped")
-        return render(self, batch)
-
+def test_a_run_stopped_in_a_shard_ends_with_the_same_index(made, tmp_path):
+    whole = made["imagefolder"]
     again = replace(whole, output=str(tmp_path / "again"))
-    monkeypatch.setattr(Renderer, "render", stopped)
-    with pytest.raises(UserError, match="stopped"):
-        generate(again)
-    monkeypatch.setattr(Renderer, "render", render)
-    generate(again)
+    generate_with_a_stop(again)
     assert rows_of(again.output) == rows_of(whole.output)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 from PIL import Image
+from stopped_runs import generate_with_a_stop
 
 from lbgen.datasets import index
 from lbgen.datasets.open import open_dataset
@@ -19,7 +20,7 @@ from lbgen.errors import UserError
 from lbgen.generation.card.coco import compressed, run_lengths
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import PlannedImage
-from lbgen.generation.render import Renderer, name_spans, prompt_of
+from lbgen.generation.render import name_spans, prompt_of
 from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
 from lbgen.generation.workers.encode import decode_mask, encode_mask
@@ -228,21 +229,10 @@ def test_verify_repairs_containers(copies, layout):
     assert shard.read_bytes() == content
 
 
-def test_a_run_stopped_in_a_shard_ends_with_the_same_masks(made, tmp_path, monkeypatch):
-    whole, render, calls = made["imagefolder"], Renderer.render, []
-
-    def stopped(self, batch):
-        calls.append(batch)
-        if len(calls) == 3:
-            raise UserError("stopped")
-        return render(self, batch)
-
+def test_a_run_stopped_in_a_shard_ends_with_the_same_masks(made, tmp_path):
+    whole = made["imagefolder"]
     again = replace(whole, output=str(tmp_path / "again"))
-    monkeypatch.setattr(Renderer, "render", stopped)
-    with pytest.raises(UserError, match="stopped"):
-        generate(again)
-    monkeypatch.setattr(Renderer, "render", render)
-    generate(again)
+    generate_with_a_stop(again)
     generate(replace(again, split="val", images_per_category=1))
     assert rows_of(again.output) == rows_of(whole.output)
     assert not verify(again.output).damaged
