@@ -185,9 +185,7 @@ def _curves(folder: Path) -> dict[str, Any]:
     """
     kept = WEIGHTS / "curves.json"
     curves: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-    for path in (
-        folder / f"{stage}.jsonl" for stage in ("judge", "autoencoder", "semantics", "generator", "flow", "pairs")
-    ):
+    for path in (folder / f"{stage}.jsonl" for stage in STAGES):
         if path.exists():
             records = [json.loads(line) for line in path.read_text().splitlines()]
             every = max(1, len(records) // 6)
