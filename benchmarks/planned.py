@@ -9,8 +9,9 @@ import numpy as np
 
 from benchmarks.measuring import DEVICE
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.plan import Plan, PlannedImage, target_of
+from lbgen.generation.plan import Plan, PlannedImage
 from lbgen.generation.render import Renderer
+from lbgen.generation.targets import target_of
 from lbgen.generation.workers.loading import load_prepared_generator
 from lbgen.vocabulary.vocabulary import load_vocabulary
 

@@ -17,14 +17,14 @@ from lbgen.alignment.independence.bank import bank_images, bank_path
 from lbgen.alignment.independence.term import Independence
 from lbgen.alignment.objective import Term, gradient_norms, total_loss
 from lbgen.alignment.run import start_accelerator
-from lbgen.alignment.state import TrainingState
+from lbgen.alignment.state import AlignmentState
 from lbgen.models.semantics import load_semantics
 from lbgen.vocabulary.vocabulary import load_vocabulary
 
 
-def new_state(config: AlignConfig) -> TrainingState:
+def new_state(config: AlignConfig) -> AlignmentState:
     """A run at its start; the bank of the independence term is made where the run folder has none."""
-    return TrainingState(config, load_vocabulary(config.vocabulary, config.qualify_names), start_accelerator(config))
+    return AlignmentState(config, load_vocabulary(config.vocabulary, config.qualify_names), start_accelerator(config))
 
 
 def align_update(config: AlignConfig, full_memory: bool = False) -> Callable[[], dict[str, float]]:
@@ -38,7 +38,7 @@ def align_update(config: AlignConfig, full_memory: bool = False) -> Callable[[],
     return lambda: loop.training_step(state, next(batch_indices))
 
 
-def update_with_norms(state: TrainingState, batch_index: int) -> dict[str, float]:
+def update_with_norms(state: AlignmentState, batch_index: int) -> dict[str, float]:
     """One update; returns the norm of each weighted term's gradient on the adapter, before it is clipped."""
     norms: dict[str, float] = {}
 
@@ -65,7 +65,7 @@ def write_noise_bank(config: AlignConfig) -> None:
     save_file({"looks": noise, "rows": category_indices}, bank_path(config, vocabulary))
 
 
-def fill_memory(state: TrainingState) -> None:
+def fill_memory(state: AlignmentState) -> None:
     """Let the independence term remember as many updates of noise as its memory holds."""
     term, images = state.independence, state.images_per_update
     if term is None:

@@ -3,7 +3,7 @@
 import json
 
 from lbgen.alignment import run
-from lbgen.alignment.state import TrainingState
+from lbgen.alignment.state import AlignmentState
 from lbgen.vocabulary.vocabulary import load_vocabulary
 
 ADAPTER = "adapter/pytorch_lora_weights.safetensors"
@@ -12,7 +12,7 @@ TERM = {"independence_weight": 1.0, "independence_bank": 16, "independence_memor
 
 
 def state_of(config):
-    return TrainingState(config, load_vocabulary(config.vocabulary), run.start_accelerator(config))
+    return AlignmentState(config, load_vocabulary(config.vocabulary), run.start_accelerator(config))
 
 
 def lines(path):

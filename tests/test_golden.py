@@ -23,7 +23,7 @@ from trajectories import PROMPTS, STEPS, adapted, draws, shake
 from lbgen.alignment import loop, losses, run
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.objective import term_values
-from lbgen.alignment.state import TrainingState
+from lbgen.alignment.state import AlignmentState
 from lbgen.models.sampling import sample
 from lbgen.vocabulary.vocabulary import load_vocabulary
 
@@ -108,7 +108,7 @@ def batch_numbers(sd_folder: Path, clip_folder: Path, output: Path, objective: s
     config = AlignConfig(
         output, **settings, steps=4, differentiated_steps=2, rank=2, alpha=3, batch_size=3, **OBJECTIVES[objective]
     )
-    state = TrainingState(config, load_vocabulary(config.vocabulary), run.start_accelerator(config))
+    state = AlignmentState(config, load_vocabulary(config.vocabulary), run.start_accelerator(config))
     shake(state.generator, 6)
     if state.independence is not None:
         for batch_index in (1, 2):

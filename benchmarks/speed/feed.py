@@ -26,7 +26,7 @@ from lbgen.pretraining.config import PretrainConfig
 from lbgen.pretraining.feed.images import TrainingBatch, layout_of
 from lbgen.pretraining.loop import Course, kept_randomness, on_device, training_step, updates_of
 from lbgen.pretraining.run import make_course, make_state, ready_sources
-from lbgen.pretraining.state import TrainingState
+from lbgen.pretraining.state import PretrainingState
 from lbgen.training.processes import start_accelerator
 
 SIZE = (500, 375)
@@ -69,13 +69,13 @@ def timms_loader(folder: Path, config: PretrainConfig) -> Iterable:
     )
 
 
-def epoch_of(state: TrainingState, course: Course, use: Callable[[TrainingBatch], object]) -> None:
+def epoch_of(state: PretrainingState, course: Course, use: Callable[[TrainingBatch], object]) -> None:
     """Every batch of an epoch."""
     for batch in course.feed.batches(updates_of(state, course.sources).requests):
         use(batch)
 
 
-def trained(state: TrainingState, batch: TrainingBatch) -> None:
+def trained(state: PretrainingState, batch: TrainingBatch) -> None:
     training_step(state, batch, 1.0)
     state.progress.update = 0  # the same update again
 

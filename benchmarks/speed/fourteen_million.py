@@ -38,16 +38,16 @@ from benchmarks import stub_family
 from benchmarks.commands import run_lbgen
 from benchmarks.measuring import flags_parser, heading, in_fresh_process, line
 from lbgen.datasets import index
-from lbgen.generation import strays
 from lbgen.generation.card.describe import describe
 from lbgen.generation.card.sidecars import sidecar_faults
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.damage import expected_of, shard_faults
+from lbgen.generation.integrity import strays
+from lbgen.generation.integrity.damage import expected_of, shard_faults
+from lbgen.generation.integrity.shard_rows import planned_columns
 from lbgen.generation.plan import Plan, PlannedImage
 from lbgen.generation.run import generate, plan_dataset
 from lbgen.generation.screening.counts import RejectionCounts
 from lbgen.generation.screening.deduplicate import deduplicate
-from lbgen.generation.shard_rows import planned_columns
 from lbgen.generation.verify import distance_faults
 from lbgen.runs import outputs
 from lbgen.runs.storage import open_store

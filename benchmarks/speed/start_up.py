@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.commands import run_lbgen
 from lbgen.configuration import saved
 from lbgen.configuration.yaml_lines import yaml_text
-from lbgen.generation import plan as plans
+from lbgen.generation import targets
 from lbgen.generation.card.json_files import labels_json
 from lbgen.generation.config import RUNNING, GenerateConfig
 from lbgen.vocabulary.vocabulary import load_vocabulary
@@ -31,13 +31,13 @@ from lbgen.vocabulary.vocabulary import load_vocabulary
 def write_finished_dataset(folder: Path) -> None:
     """A finished dataset without its images: 1,000 categories, 1,300 images each, 1,300 shards."""
     config = GenerateConfig(output=str(folder), batch_size=32)
-    target = plans.target_of(load_vocabulary(config.vocabulary), config.images_per_category, config.split)
+    target = targets.target_of(load_vocabulary(config.vocabulary), config.images_per_category, config.split)
     values = {name: value for name, value in saved.plain(config).items() if name not in RUNNING}
     hashes = ("generator_sha256", "adapter_sha256", "semantics_sha256", "attributes_sha256")
     made_with = dict.fromkeys(hashes) | {"versions": []}
     (folder / "index").mkdir(parents=True)
     (folder / "dataset.yaml").write_text(yaml_text({"config": values, "made_with": made_with}))
-    (folder / "plan.json").write_text(json.dumps(plans.to_json([target])))
+    (folder / "plan.json").write_text(json.dumps(targets.to_json([target])))
     (folder / "labels.json").write_text(labels_json(target.categories))
     for name in ("README.md", "samples.png", "croissant.json"):
         (folder / name).touch()

@@ -18,7 +18,7 @@ from trajectories import shake, write_as_earlier
 from lbgen import cli
 from lbgen.alignment import checkpoint, loop, run
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.state import TrainingState
+from lbgen.alignment.state import AlignmentState
 from lbgen.configuration.saved import load, save
 from lbgen.errors import Interrupted, UserError
 
@@ -214,7 +214,7 @@ def test_where_alpha_is_not_the_rank_the_parameters_come_back_to_the_bit(tiny_co
         checkpoint.save_tensors(folder, {name: part for name, part in tensors.items() if name != "parameters"})
         (folder / checkpoint.MARKER).unlink()
         checkpoint.mark_complete(folder, state.progress)
-    again = TrainingState(config, state.vocabulary, state.accelerator, folder)
+    again = AlignmentState(config, state.vocabulary, state.accelerator, folder)
     assert len(again.parameters) == 80
     for ours, theirs in zip(state.parameters, again.parameters, strict=True):
         assert torch.equal(ours, theirs) and theirs.requires_grad

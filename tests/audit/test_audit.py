@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
 
 import lbgen
-from lbgen.audit.comparison import VisionModel
+from lbgen.audit.comparison import PooledVisionModel
 from lbgen.audit.config import AuditConfig
 from lbgen.audit.workers.observer import Observer
 from lbgen.cli import main
@@ -252,7 +252,7 @@ def test_a_vision_model_without_one_feature_vector_an_image_is_refused(tmp_path)
     ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])).save_pretrained(tmp_path)
     BitImageProcessor(size={"height": 28, "width": 28}, do_center_crop=False).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="features .* cannot be loaded: repair the folder .*hidden_size"):
-        VisionModel(str(tmp_path), torch.device("cpu"))
+        PooledVisionModel(str(tmp_path), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

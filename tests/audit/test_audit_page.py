@@ -16,7 +16,7 @@ from audited import png
 from PIL import Image
 
 from lbgen.audit.attributes import Reading
-from lbgen.audit.content import LabelRanks, Names
+from lbgen.audit.content import LabelRanks, NameReading
 from lbgen.audit.definitions import DEFINITIONS
 from lbgen.audit.findings.images import find_images
 from lbgen.audit.findings.significance import differences
@@ -87,7 +87,7 @@ def made_up(name: str, categories: int, attributes: int, names: list[str] | None
         vendi / 4,
         alone,
         *[np.arange(len(label))] * 2,
-        Names([], []),
+        NameReading([], []),
         {},
         {name: np.full(len(label), np.nan) for name in PROBES},
         {},

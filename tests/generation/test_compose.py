@@ -22,9 +22,10 @@ from lbgen.datasets import index
 from lbgen.datasets.open import open_dataset
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.plan import OtherCategory, Plan, PlannedImage, Target, joined_names, other_indices
+from lbgen.generation.plan import OtherCategory, Plan, PlannedImage, joined_names, other_indices
 from lbgen.generation.render import Renderer, name_spans, prompt_of
 from lbgen.generation.run import generate, plan_dataset
+from lbgen.generation.targets import Target
 from lbgen.generation.verify import verify
 from lbgen.generation.workers.encode import decode_mask, encode_mask
 from lbgen.models.generator import load_generator

@@ -97,7 +97,7 @@ def test_a_dataset_that_lost_its_plan_is_not_begun_anew(config, grown, tmp_path)
 def test_a_run_that_was_killed_before_it_had_a_plan_begins_again(config, tmp_path, monkeypatch, killed_at):
     """Only the first files of its record are there."""
     made = replace(config, output=tmp_path / "made", images_per_category=1)
-    calls = {"labels.json": "lbgen.generation.record.labels_json", "plan.json": "lbgen.generation.plan.to_json"}
+    calls = {"labels.json": "lbgen.generation.record.labels_json", "plan.json": "lbgen.generation.targets.to_json"}
 
     def killed(*_: object) -> None:
         raise SystemExit(9)
@@ -116,7 +116,7 @@ def test_another_part_of_the_run_that_grew_it_meanwhile_is_no_stranger(config, g
 
     output = Path(shutil.copytree(grown["webdataset"], tmp_path / "made"))
     more = replace(config, output=output, format="webdataset", images_per_category=3)
-    extended, done = run.plans.extended, []
+    extended, done = run.targets.extended, []
 
     def grow_first(*arguments: object) -> object:
         if not done:
@@ -124,5 +124,5 @@ def test_another_part_of_the_run_that_grew_it_meanwhile_is_no_stranger(config, g
             generate(replace(more, shard_of="0/2"))
         return extended(*arguments)
 
-    monkeypatch.setattr(run.plans, "extended", grow_first)
+    monkeypatch.setattr(run.targets, "extended", grow_first)
     assert generate(replace(more, shard_of="1/2")).finished

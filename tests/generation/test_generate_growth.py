@@ -127,7 +127,7 @@ def test_growth_that_is_killed_while_it_is_recorded_is_recorded_again(config, tm
     """Between the labels and the plan, which is what makes them count."""
     made = replace(config, output=tmp_path / "made", images_per_category=1)
     generate(made)
-    monkeypatch.setattr("lbgen.generation.plan.to_json", lambda targets: sys.exit(9))
+    monkeypatch.setattr("lbgen.generation.targets.to_json", lambda targets: sys.exit(9))
     (tmp_path / "more.txt").write_text("z1 cat\na2 dog\nm3 red fox\nb7 owl\n")
     with pytest.raises(SystemExit):
         generate(replace(made, vocabulary=str(tmp_path / "more.txt")))

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbgen.errors import UserError
-from lbgen.generation.plan import Plan, StoredTarget, Target, extended, from_json, refuse_shared_names, to_json
+from lbgen.generation.plan import Plan
+from lbgen.generation.targets import StoredTarget, Target, extended, from_json, refuse_shared_names, to_json
 from lbgen.runs.parsing import parse_json
 from lbgen.vocabulary.vocabulary import Category
 

@@ -17,9 +17,9 @@ from lbgen.datasets.index import read_part
 from lbgen.datasets.layouts import LAYOUTS
 from lbgen.datasets.tables.hugging_face import COLUMNS
 from lbgen.errors import UserError
+from lbgen.generation.integrity.shard_rows import DAMAGE
 from lbgen.generation.render import Renderer
 from lbgen.generation.run import generate
-from lbgen.generation.shard_rows import DAMAGE
 from lbgen.generation.verify import verify
 from lbgen.runs.store import LocalStore
 

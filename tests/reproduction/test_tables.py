@@ -8,12 +8,12 @@ from lbgen.evaluation.transfer.tables import points
 from lbgen.reproduction import page, tables
 from lbgen.reproduction.config import ReproduceConfig
 from lbgen.reproduction.figures import LEANING, WORTH, dense, probed
-from lbgen.reproduction.units import Row
+from lbgen.reproduction.units import BackboneRow
 
 
 def row(name, seed, value, architecture="resnet", **others):
     keys = [figure.key for figure in (*WORTH, *LEANING)] + ["unseen", "unseen_5shot", "digits"]
-    return Row(name, seed, architecture, 1200, dict.fromkeys(keys, value) | others)
+    return BackboneRow(name, seed, architecture, 1200, dict.fromkeys(keys, value) | others)
 
 
 @pytest.fixture

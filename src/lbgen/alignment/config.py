@@ -86,7 +86,7 @@ class ModelNames(GeneratorWeights):
 
 
 @dataclass(frozen=True)
-class Duration(Settings):
+class AlignDuration(Settings):
     """Duration, checkpoints and evaluations."""
 
     seed: NonNegativeInt = 0
@@ -222,7 +222,7 @@ class Gradient(Settings):
 
 
 @dataclass(frozen=True)
-class Optimiser(Settings):
+class AlignOptimiser(Settings):
     """Optimiser of the adapter."""
 
     learning_rate: LearningRate = 2e-5
@@ -271,7 +271,7 @@ class DiscriminatorSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Running(Precision):
+class AlignRunning(Precision):
     """Running."""
 
     guard: Literal["warn", "stop", "off"] = "warn"
@@ -285,14 +285,14 @@ class Running(Precision):
 
 @dataclass(frozen=True)
 class AlignConfig(  # dataclasses put the fields of the last base first
-    Running,
+    AlignRunning,
     DiscriminatorSettings,
-    Optimiser,
+    AlignOptimiser,
     Gradient,
     Trajectory,
     Adapter,
     Objective,
-    Duration,
+    AlignDuration,
     ModelNames,
     Texts,
     Output,

@@ -17,12 +17,12 @@ from lbgen.alignment.losses import discriminator_loss
 from lbgen.alignment.monitor import Monitor, check_diversity, diversity_share
 from lbgen.alignment.objective import Batch, gradient_norms, term_values, total_loss
 from lbgen.alignment.reports.trackers import log_pictures
-from lbgen.alignment.state import TrainingState
+from lbgen.alignment.state import AlignmentState
 from lbgen.errors import Interrupted, UserError
 from lbgen.runs.console import Progress, warn
 
 
-def training_step(state: TrainingState, batch_index: int) -> dict[str, float]:
+def training_step(state: AlignmentState, batch_index: int) -> dict[str, float]:
     """One update of the discriminator and one of the adapter, both on the same batch (lbGen section 3).
 
     Returns "loss" (the weighted sum), every term unweighted, and "discriminator": means over the global batch.
@@ -66,7 +66,7 @@ def training_step(state: TrainingState, batch_index: int) -> dict[str, float]:
     return reported | {"discriminator": discriminator}
 
 
-def warm_up_step(state: TrainingState, batch_index: int) -> dict[str, float]:
+def warm_up_step(state: AlignmentState, batch_index: int) -> dict[str, float]:
     """One update of the discriminator alone; the independence term remembers the images.  Returns "discriminator"."""
     batch = sample_batch(state, batch_index, differentiate=False)
     discriminator = update_discriminator(state, batch, batch_index)
@@ -77,7 +77,7 @@ def warm_up_step(state: TrainingState, batch_index: int) -> dict[str, float]:
 # ---- the parts of a step ----
 
 
-def sample_batch(state: TrainingState, batch_index: int, *, differentiate: bool, may_overflow: bool = False) -> Batch:
+def sample_batch(state: AlignmentState, batch_index: int, *, differentiate: bool, may_overflow: bool = False) -> Batch:
     """Sample this process's part of a batch and compute what the terms need of it.
 
     may_overflow: whether images that are not finite are part of the batch; else they raise UserError.
@@ -106,7 +106,7 @@ def sample_batch(state: TrainingState, batch_index: int, *, differentiate: bool,
 
 
 def training_images(
-    state: TrainingState,
+    state: AlignmentState,
     batch_index: int,
     differentiate_at: AbstractSet[int] = frozenset(),
     may_overflow: bool = False,
@@ -122,7 +122,7 @@ def training_images(
     )  # fmt: skip
 
 
-def local_category_indices(state: TrainingState, batch_index: int) -> list[int]:
+def local_category_indices(state: AlignmentState, batch_index: int) -> list[int]:
     """The categories of this process's images."""
     config, categories = state.config, len(state.vocabulary)
     warmup_images = config.warmup_batch * state.accelerator.num_processes
@@ -137,7 +137,7 @@ def local_category_indices(state: TrainingState, batch_index: int) -> list[int]:
     )
 
 
-def real_category_indices(state: TrainingState, batch_index: int) -> list[int]:
+def real_category_indices(state: AlignmentState, batch_index: int) -> list[int]:
     """The categories whose texts the discriminator sees as real, one for each of this process's images."""
     config, positions = state.config, state.positions(batch_index)
     if config.discriminator_texts == "released-code":
@@ -146,7 +146,7 @@ def real_category_indices(state: TrainingState, batch_index: int) -> list[int]:
     return batches.other_category_indices(config.seed, batch_index, positions, shown, state.discriminator_texts)
 
 
-def update_discriminator(state: TrainingState, batch: Batch, batch_index: int) -> float:
+def update_discriminator(state: AlignmentState, batch: Batch, batch_index: int) -> float:
     """One step on this batch's features and as many texts.  Returns the loss on the global batch."""
     real_logits = state.discriminator(state.real_features[real_category_indices(state, batch_index)])
     fake_logits = state.discriminator(batch.discriminator_features.detach())
@@ -159,7 +159,7 @@ def update_discriminator(state: TrainingState, batch: Batch, batch_index: int) -
     return mean_over_processes(state.accelerator, [loss.detach()])[0].item()
 
 
-def remember_images(state: TrainingState, batch: Batch) -> None:
+def remember_images(state: AlignmentState, batch: Batch) -> None:
     """Give the images of all processes to the independence term, if there is one."""
     if state.independence is not None:
         descriptors = state.independence.descriptors(batch.features, batch.images).detach()
@@ -182,7 +182,7 @@ def mean_over_processes(accelerator: Accelerator, tensors: Sequence[Tensor]) -> 
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def ensure_finite(state: TrainingState, norm: Tensor, batch_index: int) -> None:
+def ensure_finite(state: AlignmentState, norm: Tensor, batch_index: int) -> None:
     """Stop a run whose gradient is not finite; in fp16 only once the loss scale has fallen below 1."""
     scaler = state.scaler
     if not torch.isfinite(norm) and not (scaler.is_enabled() and scaler.get_scale() >= 1):
@@ -194,7 +194,7 @@ def ensure_finite(state: TrainingState, norm: Tensor, batch_index: int) -> None:
         )
 
 
-def measure_gradients(state: TrainingState) -> dict[str, float]:
+def measure_gradients(state: AlignmentState) -> dict[str, float]:
     """Norm of each weighted term's gradient on the adapter, for the first batch of the adapter's size."""
     first = state.config.discriminator_warmup_steps if state.config.discriminator_warmup_batch else 0
     values = term_values(state.terms, sample_batch(state, first, differentiate=True))
@@ -208,7 +208,7 @@ def measure_gradients(state: TrainingState) -> dict[str, float]:
 # ---- the course of a run ----
 
 
-def train(state: TrainingState, monitor: Monitor | None, signals: list[int]) -> None:
+def train(state: AlignmentState, monitor: Monitor | None, signals: list[int]) -> None:
     """Warm up the discriminator, then update up to config.max_steps; evaluate and save on the way.
 
     monitor: on the main process; None on the others.  signals: the numbers of those received so far.
@@ -240,7 +240,7 @@ def train(state: TrainingState, monitor: Monitor | None, signals: list[int]) -> 
             leave_if_asked(state, signals)
 
 
-def evaluate(state: TrainingState, monitor: Monitor | None) -> None:
+def evaluate(state: AlignmentState, monitor: Monitor | None) -> None:
     """Measure the evaluation images on the main process; the guard decides the same in every process.
 
     Raises UserError, after saving, if the guard stops the run.
@@ -265,7 +265,7 @@ def evaluate(state: TrainingState, monitor: Monitor | None) -> None:
         warn(warning)
 
 
-def leave_if_asked(state: TrainingState, signals: list[int]) -> None:
+def leave_if_asked(state: AlignmentState, signals: list[int]) -> None:
     """Save and stop every process if one of them has received a signal; raises Interrupted."""
     if signum := received_signal(state.accelerator, signals):
         state.save()
@@ -282,13 +282,13 @@ def received_signal(accelerator: Accelerator, signals: list[int]) -> int:
 # ---- what is shown and written ----
 
 
-def write_metrics(state: TrainingState, metrics: dict[str, float]) -> None:
+def write_metrics(state: AlignmentState, metrics: dict[str, float]) -> None:
     """Write one update's line of metrics.jsonl; the paper's terms are always there, null if they are not computed."""
     always = dict.fromkeys(("loss", "entire", "individual", "quality"))
     write_line(state, "metrics.jsonl", {"step": state.progress.step, **(always | metrics)})
 
 
-def write_line(state: TrainingState, name: str, line: dict[str, Any]) -> None:
+def write_line(state: AlignmentState, name: str, line: dict[str, Any]) -> None:
     """Append a line to a file of the run, and give its numbers to the logger; a number that is not finite is null."""
     if not state.accelerator.is_main_process:
         return
@@ -300,7 +300,7 @@ def write_line(state: TrainingState, name: str, line: dict[str, Any]) -> None:
     state.accelerator.log(numbers, step=line["step"])
 
 
-def progress_bar(state: TrainingState, name: str, total: int, done: int) -> Progress:
+def progress_bar(state: AlignmentState, name: str, total: int, done: int) -> Progress:
     return Progress(name, total, "updates", done=done, shown=state.accelerator.is_main_process)
 
 

@@ -31,7 +31,7 @@ from lbgen.vocabulary.distinct import refuse_confusions
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 
-class TrainingState:
+class AlignmentState:
     """Generator with adapter, discriminator, independence term, optimisers, adapter average and fp16 loss scaler.
 
     Every process holds the same state and processes its own part of each global batch.

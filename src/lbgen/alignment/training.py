@@ -13,7 +13,7 @@ from lbgen.alignment.loop import evaluate, measure_gradients, received_signal, t
 from lbgen.alignment.monitor import Monitor
 from lbgen.alignment.objective import ensure_reached
 from lbgen.alignment.reports.trackers import start_logger
-from lbgen.alignment.state import TrainingState
+from lbgen.alignment.state import AlignmentState
 from lbgen.configuration import saved
 from lbgen.errors import Interrupted
 from lbgen.runs import atomic
@@ -30,7 +30,7 @@ def train_adapter(
 ) -> tuple[Path, int]:
     """Train from a checkpoint, or from the start.  Returns the adapter's folder and the number of updates."""
     # Load the models; a new run checks that every weighted term reaches the adapter.
-    state = TrainingState(config, vocabulary, accelerator, resumed)
+    state = AlignmentState(config, vocabulary, accelerator, resumed)
     norms = check_gradients(state) if resumed is None else {}
     prepare_folder(config, vocabulary, accelerator, state.progress.step if resumed is not None else None)
     start_logger(config, accelerator)
@@ -49,7 +49,7 @@ def train_adapter(
 # ---- start and end ----
 
 
-def make_monitor(state: TrainingState) -> Monitor | None:
+def make_monitor(state: AlignmentState) -> Monitor | None:
     """The monitor on the main process, None on the others."""
     if not state.accelerator.is_main_process:
         return None
@@ -57,7 +57,7 @@ def make_monitor(state: TrainingState) -> Monitor | None:
     return Monitor(state.config, state.vocabulary, *models, state.accelerator.autocast)
 
 
-def check_gradients(state: TrainingState) -> dict[str, float]:
+def check_gradients(state: AlignmentState) -> dict[str, float]:
     """Measure and print each weighted term's gradient norm on the adapter; refuse a term that does not reach it."""
     norms = measure_gradients(state)
     shown = (f"{name} {norm:.3g}" for name, norm in norms.items() if state.terms[name].weight > 0)
@@ -66,7 +66,7 @@ def check_gradients(state: TrainingState) -> dict[str, float]:
     return norms
 
 
-def finish(state: TrainingState, signals: list[int]) -> tuple[Path, int]:
+def finish(state: AlignmentState, signals: list[int]) -> tuple[Path, int]:
     """Write the last checkpoint and publish its adapter; raises Interrupted for a signal that came too late to stop."""
     output, accelerator = state.config.folder, state.accelerator
     adapter = output / "adapter"

@@ -120,7 +120,7 @@ def compare(
 # ---- features ----
 
 
-class VisionModel:
+class PooledVisionModel:
     """A transformers image model with pooled, L2-normalised features."""
 
     def __init__(self, where: str, device: torch.device) -> None:
@@ -147,20 +147,20 @@ def features_of(
     if where is None:
         return config.semantics, [m.observed.column("image", m.compared) for m in measured]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = VisionModel(where, device)
+    model = PooledVisionModel(where, device)
     cache = open_cache(config.folder / "cache", model)
     return where, [
         _vision_features(model, cache, m, reader, config) for m, reader in zip(measured, readers, strict=True)
     ]
 
 
-def open_cache(folder: Path, model: VisionModel) -> RowCache:
+def open_cache(folder: Path, model: PooledVisionModel) -> RowCache:
     cache_identity = f"features, version {VERSION}, {identity.model_identity(model.where)}, side {model.side}"
     return RowCache(folder, cache_identity, [("features", np.float16, (model.dimension,))])
 
 
 def _vision_features(
-    model: VisionModel, cache: RowCache, measured: MeasuredDataset, reader: DatasetReader, config: AuditConfig
+    model: PooledVisionModel, cache: RowCache, measured: MeasuredDataset, reader: DatasetReader, config: AuditConfig
 ) -> NDArray:
     """Features of the compared images; those that are not in the cache are read from the dataset once more."""
     observed = measured.observed

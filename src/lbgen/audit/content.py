@@ -33,7 +33,7 @@ class LabelRanks(NamedTuple):
     """Cosine of the own category's text less that of the nearest other one: negative where another one fits better."""
 
 
-class Names(NamedTuple):
+class NameReading(NamedTuple):
     """How the model reads the names of C categories."""
 
     coinciding: list[list[int]]
@@ -43,7 +43,7 @@ class Names(NamedTuple):
 
 
 @torch.no_grad()
-def ranked_labels(observed: Observed, space: SemanticSpace) -> tuple[LabelRanks, Names]:
+def ranked_labels(observed: Observed, space: SemanticSpace) -> tuple[LabelRanks, NameReading]:
     texts = space.embed_texts([LABEL_TEMPLATE.replace("{name}", label.name) for label in observed.labels]).cpu()
     first, among_five, nearest, margin, start = [], [], [], [], 0
     for features in observed.chunks("image"):
@@ -57,7 +57,7 @@ def ranked_labels(observed: Observed, space: SemanticSpace) -> tuple[LabelRanks,
         start += len(features)
     unknown = [number for number, label in enumerate(observed.labels) if not space.knows(label.name)]
     ranks = LabelRanks(*(torch.cat(parts).numpy() for parts in (first, among_five, nearest, margin)))
-    return ranks, Names(zero_shot.coinciding_texts(texts), unknown)
+    return ranks, NameReading(zero_shot.coinciding_texts(texts), unknown)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lbgen.audit import content
 from lbgen.audit.attributes import Reading, read_attributes
 from lbgen.audit.config import AuditConfig
-from lbgen.audit.content import LabelRanks, Names
+from lbgen.audit.content import LabelRanks, NameReading
 from lbgen.audit.observe import Observed
 from lbgen.audit.probes import FOLDS, accuracy, held_out_hits, without_square_position
 from lbgen.metrics.explained_variance import (
@@ -21,7 +21,7 @@ from lbgen.metrics.explained_variance import (
     shuffles,
     without_even_directions,
 )
-from lbgen.metrics.information import Association, Pairs, associate, contingency_table, evenness, pairs
+from lbgen.metrics.information import Association, CategoryValuePairs, associate, contingency_table, evenness, pairs
 from lbgen.metrics.intervals import FEW_RESAMPLES, Estimate, benjamini_hochberg, mean, normal_interval
 from lbgen.metrics.near_duplicates import Duplicates
 from lbgen.models.semantics import SemanticSpace
@@ -56,7 +56,7 @@ class AttributeFigures:
     q_value: float
     table: NDArray[np.int64]
     """(C, V) counts without repeated near-duplicates, whose chance associations would look like real ones."""
-    pairs: Pairs
+    pairs: CategoryValuePairs
     pair_q_values: NDArray
     """(C, V), adjusted over all pairs of all attributes."""
 
@@ -89,7 +89,7 @@ class MeasuredDataset:
     """Images of the probes, without repeated near-duplicates: a copy in another fold would leak the label."""
     compared: NDArray[np.int64]
     """Images on which the dataset is compared with others."""
-    names: Names
+    names: NameReading
     explained: dict[str, Explained]
     """Probe -> share of its cue's variance that the categories explain; empty where too few images are probed."""
     hits: dict[str, NDArray[np.float32]]

@@ -39,7 +39,7 @@ DOWNLOADS = {
 
 
 @dataclass(frozen=True)
-class Model:
+class NamedModel:
     kind: str
     name: str
     state: str
@@ -50,28 +50,28 @@ class Model:
     """Bytes that loading it would fetch from the hub, 0 if that is not known; None if it is here."""
 
 
-def find_generator(name: str) -> Model:
+def find_generator(name: str) -> NamedModel:
     return _find("generator", name, resolve(name, GENERATORS))
 
 
-def find_semantics(name: str) -> Model:
+def find_semantics(name: str) -> NamedModel:
     kind = "language space"
     if extension := origin("semantics", name, SEMANTICS):
-        return Model(kind, name, extension)
+        return NamedModel(kind, name, extension)
     if not name.startswith(OPEN_CLIP):
         return _find(kind, name, resolve(name, SEMANTICS))
     where = semantics_location(name)
     state = f"file {where}" if os.path.isfile(where) else "open_clip downloads it if the hub's cache lacks it"
-    return _refused(kind, name) or Model(kind, name, state)
+    return _refused(kind, name) or NamedModel(kind, name, state)
 
 
-def find_quality(name: str) -> list[Model]:
+def find_quality(name: str) -> list[NamedModel]:
     """The scorer's model; none for a scorer of lbgen without weights of its own."""
     kind, where = "scorer", q_align_location(name)
     if where is not None:
         return [_refused(kind, name, q_align_quantization) or _find(kind, name, where)]
     if extension := origin("quality", name, QUALITY):
-        return [Model(kind, name, extension)]
+        return [NamedModel(kind, name, extension)]
     refused = _refused(kind, name)
     return [refused] if refused else []
 
@@ -83,36 +83,36 @@ ENSURE: dict[str, Callable[[str], None]] = {
 }
 
 
-def _refused(kind: str, name: str, ensure: Callable[[str], object] | None = None) -> Model | None:
+def _refused(kind: str, name: str, ensure: Callable[[str], object] | None = None) -> NamedModel | None:
     """What is said of a model that a run would refuse, or `ensure` if it is given; None for any other."""
     try:
         (ensure or ENSURE[kind])(name)
     except UserError as error:
-        return Model(kind, name, "it cannot be loaded", fault=str(error))
+        return NamedModel(kind, name, "it cannot be loaded", fault=str(error))
     return None
 
 
-def _find(kind: str, name: str, where: str) -> Model:
+def _find(kind: str, name: str, where: str) -> NamedModel:
     if os.path.exists(where):
         form = "file" if os.path.isfile(where) else "folder"
         state = "comes with lbgen" if Path(where).is_relative_to(MICROWORLD) else f"{form} {where}"
-        return _refused(kind, name) or Model(kind, name, state)
+        return _refused(kind, name) or NamedModel(kind, name, state)
     try:
         cached = cached_snapshot(where)
     except HFValidationError:
-        return Model(kind, name, "no such folder", fault=f"{kind} {name}: no such folder, and no hub id")
+        return NamedModel(kind, name, "no such folder", fault=f"{kind} {name}: no such folder, and no hub id")
     if cached is None:
         return _on_hub(kind, name, where, "not downloaded yet")
     snapshot = Path(cached)
     if not _is_whole(kind, snapshot):
         return _on_hub(kind, name, where, "downloaded in part")
-    return Model(kind, name, f"in the hub's cache, {in_units(_bytes_of(snapshot), SIZES)} at {snapshot}")
+    return NamedModel(kind, name, f"in the hub's cache, {in_units(_bytes_of(snapshot), SIZES)} at {snapshot}")
 
 
-def _on_hub(kind: str, name: str, where: str, what: str) -> Model:
+def _on_hub(kind: str, name: str, where: str, what: str) -> NamedModel:
     size = DOWNLOADS.get(where)
     shown = f"about {in_units(size, SIZES)}" if size else "whose size only the hub knows"
-    return Model(kind, name, f"{what}; a run downloads {where} from the hub, {shown}", download=size or 0.0)
+    return NamedModel(kind, name, f"{what}; a run downloads {where} from the hub, {shown}", download=size or 0.0)
 
 
 def _is_whole(kind: str, snapshot: Path) -> bool:

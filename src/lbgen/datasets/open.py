@@ -9,7 +9,7 @@ tables         DIR/*.parquet or DIR/<any>/*.parquet, or the .arrow files of `sav
 import os
 from pathlib import Path
 
-from lbgen.datasets.files.local import Files
+from lbgen.datasets.files.local import LocalFiles
 from lbgen.datasets.files.remote import Address, RemoteFiles
 from lbgen.datasets.image_folder import ImageFolderReader
 from lbgen.datasets.listed import ListedReader, metadata_files
@@ -25,7 +25,7 @@ def open_dataset(folder: Path, label_column: str | None = None) -> DatasetReader
 
     folder: a folder, or an Address of object storage.
     """
-    storage = RemoteFiles(folder) if isinstance(folder, Address) else Files()
+    storage = RemoteFiles(folder) if isinstance(folder, Address) else LocalFiles()
     with storage.errors():
         reader = _reader(storage.folder if isinstance(storage, RemoteFiles) else folder, storage)
     reader.source, reader.storage, reader.label_column = folder, storage, label_column
@@ -38,7 +38,7 @@ def dataset_place(given: str | Path) -> Path:
     return Address(text) if is_remote(text) else Path(os.path.expanduser(text))
 
 
-def _reader(folder: Path, storage: Files) -> DatasetReader:
+def _reader(folder: Path, storage: LocalFiles) -> DatasetReader:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give an image folder, a WebDataset or a folder of parquet files")
     try:

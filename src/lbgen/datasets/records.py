@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from lbgen.datasets.files.local import Files
+from lbgen.datasets.files.local import LocalFiles
 from lbgen.errors import UserError
 from lbgen.runs import atomic
 from lbgen.runs.parsing import Text, read_json
@@ -56,7 +56,7 @@ class Label(NamedTuple):
     name: str
 
 
-class Location(NamedTuple):
+class ImageLocation(NamedTuple):
     """Where a dataset holds an image file, so that it can be read again without what lies before it."""
 
     file: str
@@ -84,7 +84,7 @@ class ImageRecord:
     """An image file, non-zero on the object."""
     fault: str = ""
     """Why the image cannot be used; empty for one that can or was not wanted."""
-    location: Location | None = None
+    location: ImageLocation | None = None
     """Where it is; None for one that cannot be used, or was wanted."""
 
 
@@ -121,7 +121,7 @@ class DatasetReader(ABC):
         self.folder = folder
         self.source = folder
         """What the user gave: the folder, or an address for which the folder stands."""
-        self.storage = Files()
+        self.storage = LocalFiles()
         self.skipped = Skipped()
         """What the last call of `records` left out; complete when all its records were taken."""
 
@@ -140,14 +140,14 @@ class DatasetReader(ABC):
     def _records(self, wanted: Container[str] | None) -> Iterator[ImageRecord]:
         """The same; adds to `skipped`."""
 
-    def read(self, location: Location) -> bytes:
+    def read(self, location: ImageLocation) -> bytes:
         """The image file at a location that `records` gave.
 
         Raises OSError, or ValueError, where it cannot be read any more.
         """
         return self.storage.read(self.folder / location.file)
 
-    def prefetch(self, locations: Iterable[Location]) -> None:
+    def prefetch(self, locations: Iterable[ImageLocation]) -> None:
         """Say what will be read next: images on object storage are then fetched together."""
         self.storage.prefetch((self.folder / each.file, each.start, each.size) for each in locations)
 
@@ -201,7 +201,7 @@ class DatasetReader(ABC):
             size = path.stat().st_size
         except (OSError, ValueError):  # it is read all the same where it is wanted, which says why it cannot be
             size = 0
-        return ImageRecord(key, category, split, None, location=Location(str(place), size=size))
+        return ImageRecord(key, category, split, None, location=ImageLocation(str(place), size=size))
 
 
 def valid_text(text: str) -> str:

@@ -25,8 +25,8 @@ from lbgen.datasets.layout import Layout, Stored, mask_name
 from lbgen.datasets.records import (
     IMAGE_SUFFIXES,
     LONGEST_LABEL,
+    ImageLocation,
     ImageRecord,
-    Location,
     ShardReader,
     valid_text,
 )
@@ -216,7 +216,7 @@ class WebDatasetReader(ShardReader):
                 fault = valid_text(f"the shard cannot be read to its end ({error})")
                 yield ImageRecord(valid_text(place), "", split, None, fault=fault)
 
-    def read(self, location: Location) -> bytes:
+    def read(self, location: ImageLocation) -> bytes:
         if location.size > LARGEST_FILE:
             raise ValueError(f"it has {location.size:,} bytes, more than the {LARGEST_FILE:,} that are read")
         content = self.storage.read_span(self.folder / location.file, location.start, location.size)
@@ -304,7 +304,7 @@ class WebDatasetReader(ShardReader):
             return ImageRecord(key, "", split, None, fault=kind)
         category = self.category_of(text)
         if wanted is not None and key not in wanted:
-            location = Location(os.fspath(shard.relative_to(self.folder)), image.offset_data, image.size)
+            location = ImageLocation(os.fspath(shard.relative_to(self.folder)), image.offset_data, image.size)
             return ImageRecord(key, category, split, None, location=location)
         return ImageRecord(
             key, category, split, content_of(archive, image), content_of(archive, mask) if mask else None

@@ -34,7 +34,7 @@ from lbgen.configuration.values import PathOrText
 from lbgen.datasets.index import is_split_name
 from lbgen.models import training
 from lbgen.models.checkpoints.suited import suited_settings
-from lbgen.models.training import Training
+from lbgen.models.training import TrainingRecord
 from lbgen.vocabulary.ids import comparable
 
 Check = Literal["label", "quality", "blank", "duplicate", "unsafe", "mask"]
@@ -111,7 +111,7 @@ class Balance(Settings):
 
 
 @dataclass(frozen=True)
-class Images(GeneratorWeights):
+class GenerateImages(GeneratorWeights):
     """Images."""
 
     adapter: PathOrText | None = None
@@ -148,7 +148,7 @@ class ApproximatedTrajectory(Trajectory):
 
 
 @dataclass(frozen=True)
-class Files(Settings):
+class GenerateFiles(Settings):
     """Files."""
 
     format: Literal["imagefolder", "webdataset", "parquet"] = "imagefolder"
@@ -179,7 +179,7 @@ class BatchSize(Settings):
 
 
 @dataclass(frozen=True)
-class Running(EngineChoice, Precision, BatchSize):
+class GenerateRunning(EngineChoice, Precision, BatchSize):
     """Running."""
 
     compile: bool = False
@@ -195,7 +195,15 @@ class Running(EngineChoice, Precision, BatchSize):
 
 @dataclass(frozen=True)
 class GenerateConfig(  # dataclasses put the fields of the last base first
-    Running, Files, ApproximatedTrajectory, Images, Balance, Categories, Output, ScreeningConfig, TakesRecipes
+    GenerateRunning,
+    GenerateFiles,
+    ApproximatedTrajectory,
+    GenerateImages,
+    Balance,
+    Categories,
+    Output,
+    ScreeningConfig,
+    TakesRecipes,
 ):
     """Everything that a generation run can be told."""
 
@@ -293,7 +301,7 @@ RUNNING = ("output", "engine", "workers", "writers", "shard_of", "ray_address", 
 """Fields that do not affect the images."""
 
 
-def trained_settings(trained: Training) -> dict[str, Any]:
+def trained_settings(trained: TrainingRecord) -> dict[str, Any]:
     """The settings that an adapter was trained with, by the names that they have here."""
     settings = dict(vars(trained.settings))
     return settings | {"screen_template": settings.pop("text_template")}

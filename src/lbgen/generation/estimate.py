@@ -12,11 +12,11 @@ from lbgen.configuration.ranges import ensure_config
 from lbgen.datasets import index
 from lbgen.generation.config import GenerateConfig, approximations
 from lbgen.generation.inputs import ensure_loadable, training_differences, with_absolute_paths, without_folder
+from lbgen.generation.integrity.shard_rows import new_row
 from lbgen.generation.plan import Plan, PlannedImage
 from lbgen.generation.record import Record
 from lbgen.generation.reports.lines import trajectory_lines
 from lbgen.generation.run import in_part, plan_dataset
-from lbgen.generation.shard_rows import new_row
 from lbgen.generation.workers.writer import image_file
 from lbgen.models.checkpoints.known import UNKNOWN
 from lbgen.models.checkpoints.suited import ensure_suited

@@ -14,13 +14,14 @@ from lbgen.configuration.values import convert
 from lbgen.configuration.yaml_lines import parse_yaml, yaml_text
 from lbgen.datasets import index
 from lbgen.errors import UserError, printable
-from lbgen.generation import inputs, strays
-from lbgen.generation import plan as plans
+from lbgen.generation import inputs, targets
 from lbgen.generation.card.json_files import labels_json
 from lbgen.generation.config import RUNNING, GenerateConfig
 from lbgen.generation.inputs import HASH_NAMES, INPUT_FIELDS, MODEL_REGISTRIES
-from lbgen.generation.plan import Plan, StoredTarget, Target
+from lbgen.generation.integrity import strays
+from lbgen.generation.plan import Plan
 from lbgen.generation.screening import balance
+from lbgen.generation.targets import StoredTarget, Target
 from lbgen.runs import atomic, outputs
 from lbgen.runs.identity import Identity
 from lbgen.runs.parsing import REMEDY
@@ -48,15 +49,15 @@ class Record:
 
 def read(store: Store) -> Record | None:
     """The record of the dataset in a store; None if it holds no dataset."""
-    targets = index.read_stored(store, PLAN, list[StoredTarget])
-    if targets is None:
+    stored = index.read_stored(store, PLAN, list[StoredTarget])
+    if stored is None:
         return None
     content = parse_yaml(store.read(RECORD), f"{store}/{RECORD}") if store.exists(RECORD) else {}
     if "config" not in content or "made_with" not in content:
         raise UserError(f"{store}: has a {PLAN} and no whole {RECORD}; restore it or choose another --output")
     ensure_config_shape(content["config"], f"{store}/{RECORD}, config")
     made_with = Identity.from_plain(content["made_with"], HASH_NAMES.values(), f"{store}/{RECORD}, made_with")
-    return Record(content["config"], made_with, plans.from_json(targets, f"{store}/{PLAN}"))
+    return Record(content["config"], made_with, targets.from_json(stored, f"{store}/{PLAN}"))
 
 
 def ensure_config_shape(values: Any, source: str) -> None:
@@ -92,7 +93,7 @@ def write(store: Store, config: GenerateConfig, made_with: Identity, plan: Plan)
     values = {name: value for name, value in saved.plain(config).items() if name not in RUNNING}
     store.write(RECORD, yaml_text({"config": values, "made_with": made_with.to_plain()}).encode())
     store.write(strays.LABELS, labels_json(plan.categories).encode())
-    store.write(PLAN, (json.dumps(plans.to_json(plan.targets), ensure_ascii=False) + "\n").encode())
+    store.write(PLAN, (json.dumps(targets.to_json(plan.targets), ensure_ascii=False) + "\n").encode())
 
 
 # ---- what may continue a dataset ----

@@ -9,18 +9,18 @@ from dataclasses import dataclass, replace
 from lbgen.configuration.documentation import Documented
 from lbgen.configuration.ranges import ensure_config
 from lbgen.datasets import index
-from lbgen.generation import plan as plans
 from lbgen.generation import record as records
+from lbgen.generation import targets
 from lbgen.generation.card.notes import asked_images, dropped_images, named
 from lbgen.generation.card.sidecars import lacks_any
 from lbgen.generation.config import GenerateConfig, worker_name
 from lbgen.generation.inputs import ensure_loadable, with_absolute_paths
+from lbgen.generation.integrity.trust import names_same_inputs, remember_record
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.generation.reports.lines import next_command
 from lbgen.generation.screening import balance
 from lbgen.generation.screening.duplicate_rounds import read_duplicate_rounds
-from lbgen.generation.trust import names_same_inputs, remember_record
 from lbgen.generation.workers.journal import collect
 from lbgen.runs.console import say
 from lbgen.runs.lock import locked
@@ -75,14 +75,14 @@ def plan_dataset(config: GenerateConfig, store: Store) -> tuple[Plan, Record | N
     record = records.read(store)
     if record:
         records.ensure_continues(record, config, balanced)
-    wanted = plans.target_of(vocabulary, config.images_per_category, config.split)
+    wanted = targets.target_of(vocabulary, config.images_per_category, config.split)
     earlier = record.targets if record else ()
     if record is None:  # an earlier version accepted other templates
         balance.ensure_prompts_read(config, balanced, vocabulary[0].name)
-    targets = plans.extended(earlier, wanted, config.output)
+    asked_for = targets.extended(earlier, wanted, config.output)
     if config.qualify_names:
-        plans.refuse_shared_names(earlier, wanted, config.output)
-    plan = Plan(targets, config.seed, config.shard_size, balanced, config.compose)
+        targets.refuse_shared_names(earlier, wanted, config.output)
+    plan = Plan(asked_for, config.seed, config.shard_size, balanced, config.compose)
     records.ensure_room(store, config, record, plan)
     return plan, record
 

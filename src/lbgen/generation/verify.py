@@ -15,16 +15,16 @@ from lbgen.errors import UserError, printable
 from lbgen.generation import record as records
 from lbgen.generation.card.sidecars import REMEDY, has_labels, sidecar_faults
 from lbgen.generation.config import GenerateConfig, VerifyConfig
-from lbgen.generation.damage import awaits_comparison, expected_of, shard_faults
 from lbgen.generation.inputs import identity_of
+from lbgen.generation.integrity.damage import awaits_comparison, expected_of, shard_faults
+from lbgen.generation.integrity.shard_rows import DAMAGE, read_rows
+from lbgen.generation.integrity.strays import LABELS, KnownFiles, strays
+from lbgen.generation.integrity.trust import with_trusted_inputs
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.generation.run import make_missing
 from lbgen.generation.screening.balance import balanced_attributes
 from lbgen.generation.screening.consistency import scores_to_compare
-from lbgen.generation.shard_rows import DAMAGE, read_rows
-from lbgen.generation.strays import LABELS, KnownFiles, strays
-from lbgen.generation.trust import with_trusted_inputs
 from lbgen.runs import identity
 from lbgen.runs.console import result, tracked
 from lbgen.runs.lock import locked

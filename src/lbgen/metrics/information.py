@@ -210,7 +210,7 @@ def resample_table(table: NDArray[np.int64], resamples: int, rng: np.random.Gene
 # ---- every pair of category and value ----
 
 
-class Pairs(NamedTuple):
+class CategoryValuePairs(NamedTuple):
     """Of each pair of a category and a value, (C, V)."""
 
     lift: NDArray
@@ -219,11 +219,11 @@ class Pairs(NamedTuple):
     """Fisher's exact test, one-sided: probability of at least as many images under shuffled labels."""
 
 
-def pairs(table: NDArray[np.int64]) -> Pairs:
+def pairs(table: NDArray[np.int64]) -> CategoryValuePairs:
     sizes, totals = table.sum(1, keepdims=True), table.sum(0, keepdims=True)
     within, overall = table / np.maximum(sizes, 1), totals / table.sum()
     lift = np.where(overall > 0, within / np.where(overall > 0, overall, 1), 0.0)
-    return Pairs(lift, hypergeometric_tail(table, sizes, totals))
+    return CategoryValuePairs(lift, hypergeometric_tail(table, sizes, totals))
 
 
 def hypergeometric_tail(table: NDArray[np.int64], sizes: NDArray, totals: NDArray) -> NDArray:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lbgen.microworld.scenes import Pairs, Scenes, World, render, render_pairs
+from lbgen.microworld.scenes import ScenePairs, Scenes, World, render, render_pairs
 from lbgen.microworld.world import CATEGORIES, COLOURS, POSITIONS, SCENES, STYLES, TEXTURES
 
 SEED = 20260
@@ -33,7 +33,7 @@ def batch(size: int, seed: int, world: World) -> tuple[Tensor, Scenes]:
     return torch.from_numpy(scenes.images).permute(0, 3, 1, 2).float() / 255, scenes
 
 
-def pairs(size: int, seed: int, world: World) -> tuple[Tensor, Pairs]:
+def pairs(size: int, seed: int, world: World) -> tuple[Tensor, ScenePairs]:
     """`size` pictures of two uniformly drawn categories: images (B, 3, 64, 64) in [0, 1], and what is in them."""
     rng, count = np.random.default_rng((seed, 2)), len(CATEGORIES)
     first = rng.integers(0, count, size)
@@ -42,12 +42,12 @@ def pairs(size: int, seed: int, world: World) -> tuple[Tensor, Pairs]:
     return torch.from_numpy(drawn.images).permute(0, 3, 1, 2).float() / 255, drawn
 
 
-def prompts(scenes: Scenes | Pairs, rng: np.random.Generator, dropped: float = 0.1) -> list[str]:
+def prompts(scenes: Scenes | ScenePairs, rng: np.random.Generator, dropped: float = 0.1) -> list[str]:
     """One caption per picture for the generator: mostly the bare names, sometimes with the scene, sometimes empty.
 
     dropped: share of empty captions, for classifier-free guidance.
     """
-    if isinstance(scenes, Pairs):
+    if isinstance(scenes, ScenePairs):
         order = rng.permuted(scenes.categories, axis=1)
         names = [" and ".join(CATEGORIES[index] for index in row) for row in order]
         places = [SCENES[index] for index in scenes.scenes]

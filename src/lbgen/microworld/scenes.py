@@ -46,7 +46,7 @@ class Scenes:
     factors: dict[str, Integers]
 
 
-class Pairs(NamedTuple):
+class ScenePairs(NamedTuple):
     """A batch of pictures with two objects each.
 
     images: (B, 64, 64, 3) uint8.  masks: (B, 2, 64, 64) bool, what is seen of each object.  categories: (B, 2) int.
@@ -118,7 +118,7 @@ def _render_some(categories: Integers, rng: np.random.Generator, world: World, s
     return Scenes(images, coverage > 0.5, categories, factors)
 
 
-def render_pairs(categories: Integers, seed: int, world: World = BALANCED) -> Pairs:
+def render_pairs(categories: Integers, seed: int, world: World = BALANCED) -> ScenePairs:
     """Draw a picture of two objects side by side, or one above the other, for each row of `categories`, (B, 2).
 
     The scene is linked to the first of them, and so is the style. Where objects overlap, the second is in front.
@@ -128,10 +128,10 @@ def render_pairs(categories: Integers, seed: int, world: World = BALANCED) -> Pa
         _render_some_pairs(categories[i : i + _PICTURES_AT_ONCE], rng, world)
         for i in range(0, len(categories), _PICTURES_AT_ONCE)
     ]
-    return Pairs(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+    return ScenePairs(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
-def _render_some_pairs(categories: Integers, rng: np.random.Generator, world: World) -> Pairs:
+def _render_some_pairs(categories: Integers, rng: np.random.Generator, world: World) -> ScenePairs:
     factors = [{name: _draw_factor(rng, each, name, world) for name in FACTORS} for each in categories.T]
     pictures, coverages = _draw_backgrounds(factors[0]["scene"], rng), []
     for each, values, frame in zip(categories.T, factors, _halves(len(categories), rng), strict=True):
@@ -140,7 +140,7 @@ def _render_some_pairs(categories: Integers, rng: np.random.Generator, world: Wo
     pictures = _stylise(pictures, np.maximum(*coverages), factors[0]["style"])
     first, second = (coverage > 0.5 for coverage in coverages)
     images = (np.clip(pictures, 0, 1) * 255 + 0.5).astype(np.uint8)
-    return Pairs(images, np.stack([first & ~second, second], axis=1), categories, factors[0]["scene"])
+    return ScenePairs(images, np.stack([first & ~second, second], axis=1), categories, factors[0]["scene"])
 
 
 def _halves(count: int, rng: np.random.Generator) -> list[Frame]:

@@ -41,7 +41,7 @@ FIELDS = saved.plain(TrainingSettings())
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingRecord:
     """The content of the file."""
 
     settings: TrainingSettings
@@ -56,7 +56,7 @@ def write(adapter: Path, config: Any, categories: Iterable[Category]) -> None:
     atomic.write_text(adapter / FILE, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
-def read(adapter: Path) -> Training | None:
+def read(adapter: Path) -> TrainingRecord | None:
     """What `write` wrote; None for an adapter without the file.  UserError for a file of other content."""
     path = adapter / FILE
     if not os.path.lexists(path):
@@ -75,4 +75,4 @@ def read(adapter: Path) -> Training | None:
         settings = build(TrainingSettings, values, str)
     except UserError as error:
         raise UserError(f"{path}, {error}; {REMEDY}") from None
-    return Training(settings, names)
+    return TrainingRecord(settings, names)

@@ -43,7 +43,7 @@ def parsed_argument(text: str) -> tuple[str, Any]:
 
 
 @dataclass(frozen=True)
-class Data(LabelColumn):
+class PretrainData(LabelColumn):
     """Data."""
 
     weights: tuple[float, ...] = ()
@@ -57,7 +57,7 @@ class Data(LabelColumn):
 
 
 @dataclass(frozen=True)
-class Model(Settings):
+class PretrainModel(Settings):
     """Model."""
 
     architecture: str = "resnet50"
@@ -78,7 +78,7 @@ class Model(Settings):
 
 
 @dataclass(frozen=True)
-class Duration(Settings):
+class PretrainDuration(Settings):
     """Duration and checkpoints."""
 
     epochs: Count = 100
@@ -92,7 +92,7 @@ class Duration(Settings):
 
 
 @dataclass(frozen=True)
-class Optimiser(Settings):
+class PretrainOptimiser(Settings):
     """Optimiser."""
 
     optimizer: str = "sgd"
@@ -151,7 +151,7 @@ class Augmentation(Settings):
 
 
 @dataclass(frozen=True)
-class Running(Precision):
+class PretrainRunning(Precision):
     """Running."""
 
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
@@ -168,7 +168,14 @@ class Running(Precision):
 
 @dataclass(frozen=True)
 class PretrainConfig(  # dataclasses put the fields of the last base first
-    Running, Augmentation, Optimiser, Duration, Model, Data, Output, TakesRecipes
+    PretrainRunning,
+    Augmentation,
+    PretrainOptimiser,
+    PretrainDuration,
+    PretrainModel,
+    PretrainData,
+    Output,
+    TakesRecipes,
 ):
     """Everything that a pre-training can be told."""
 

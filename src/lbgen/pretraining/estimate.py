@@ -19,7 +19,7 @@ from lbgen.training import processes
 
 if TYPE_CHECKING:
     from lbgen.pretraining.feed.catalogue import Sources
-    from lbgen.pretraining.state import TrainingState
+    from lbgen.pretraining.state import PretrainingState
 
 MEASURED_UPDATES, LONGEST = 10, 30.0
 """Updates that are measured, after a first one, and seconds after which no further one is begun."""
@@ -94,7 +94,7 @@ def plan_pretrain(
     return estimate
 
 
-def measure(state: TrainingState, sources: Sources) -> tuple[float, float, int]:
+def measure(state: PretrainingState, sources: Sources) -> tuple[float, float, int]:
     """Seconds of an update and of a validation, and peak memory in bytes."""
     import torch
 
@@ -136,7 +136,11 @@ def timed_steps(steps: Iterator[object], device: object) -> float:
 
 
 def as_text(
-    estimate: PretrainEstimate, config: PretrainConfig, folders: Sequence[Path], sources: Sources, state: TrainingState
+    estimate: PretrainEstimate,
+    config: PretrainConfig,
+    folders: Sequence[Path],
+    sources: Sources,
+    state: PretrainingState,
 ) -> str:
     """The lines that `lbgen pretrain --plan` prints."""
     processes = state.accelerator.num_processes

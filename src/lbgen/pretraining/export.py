@@ -19,14 +19,14 @@ from lbgen.runs import atomic, identity
 if TYPE_CHECKING:
     from torch import nn
 
-    from lbgen.pretraining.state import TrainingState
+    from lbgen.pretraining.state import PretrainingState
 
 BACKBONE, MODEL_CONFIG = "backbone.safetensors", "config.json"
 OF_OTHER_WEIGHTS = ("tag", "license", "paper_ids", "paper_name", "notes", "origin_url", "url", "hf_hub_id", "source")
 """Entries of timm's settings of an architecture that speak of timm's own pre-trained weights."""
 
 
-def write_backbone(state: TrainingState) -> None:
+def write_backbone(state: PretrainingState) -> None:
     """Write the weights that are validated, those of the average if there is one."""
     weights = {name: value.detach().cpu().contiguous() for name, value in state.validated.state_dict().items()}
     # One entry of metadata: safetensors writes several in an order that changes from run to run.

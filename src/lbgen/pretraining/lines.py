@@ -12,11 +12,11 @@ from lbgen.pretraining.feed.catalogue import Catalogue, Sources
 from lbgen.runs.console import counted, say, table
 
 if TYPE_CHECKING:
-    from lbgen.pretraining.state import Best, TrainingState
+    from lbgen.pretraining.state import Best, PretrainingState
 
 
 def say_opening(
-    config: PretrainConfig, folders: Sequence[Path], sources: Sources, state: TrainingState, device: str
+    config: PretrainConfig, folders: Sequence[Path], sources: Sources, state: PretrainingState, device: str
 ) -> None:
     """What the run will do, and where it goes on if it was begun before."""
     count = state.accelerator.num_processes
@@ -56,7 +56,7 @@ def left_out(catalogue: Catalogue) -> str:
     return "".join(f"; {part}" for part in [*parts, *[f"{skipped:,} other files skipped"] * bool(skipped)])
 
 
-def described_model(config: PretrainConfig, state: TrainingState) -> str:
+def described_model(config: PretrainConfig, state: PretrainingState) -> str:
     parameters = sum(parameter.numel() for parameter in state.model.parameters()) / 1e6
     more = f" with {' '.join(config.model_arguments)}" if config.model_arguments else ""
     return f"{config.architecture}{more}, {parameters:.3g} M parameters, images of {config.image_size} pixels"

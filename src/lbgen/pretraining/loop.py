@@ -22,7 +22,7 @@ from lbgen.pretraining import export
 from lbgen.pretraining.feed.catalogue import Catalogue, Sources
 from lbgen.pretraining.feed.images import MOST_BROKEN, Feed, Request, TrainingBatch
 from lbgen.pretraining.feed.order import Numbers, batch_sizes, epoch_batches, images_of_epoch, read_blocks
-from lbgen.pretraining.state import CHECKPOINT, Best, TrainingState
+from lbgen.pretraining.state import CHECKPOINT, Best, PretrainingState
 from lbgen.runs.console import Progress, warn
 from lbgen.training import metrics
 
@@ -54,7 +54,7 @@ class Course:
     """The numbers of those received so far."""
 
 
-def training_step(state: TrainingState, batch: TrainingBatch, share: float) -> Tensor:
+def training_step(state: PretrainingState, batch: TrainingBatch, share: float) -> Tensor:
     """One update.  share: this process's share of the update's images.  Returns the sum of the losses, float64."""
     # Images on the device, normalised; randomness of this update and process.
     seed_step(state.config.seed, state.step, state.accelerator.process_index)
@@ -82,7 +82,7 @@ def training_step(state: TrainingState, batch: TrainingBatch, share: float) -> T
     return loss.detach().double() * len(labels)
 
 
-def on_device(state: TrainingState, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+def on_device(state: PretrainingState, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
     """Images (B, 3, H, W) as the model takes them, float32, and labels (B,)."""
     device = state.accelerator.device
     images = batch.images.to(device, non_blocking=True).float()  # keeps the layout
@@ -92,7 +92,7 @@ def on_device(state: TrainingState, batch: TrainingBatch) -> tuple[Tensor, Tenso
 # ---- the course of a run ----
 
 
-def train(state: TrainingState, course: Course) -> None:
+def train(state: PretrainingState, course: Course) -> None:
     """Train up to config.epochs; validate after each, and save.
 
     Raises Interrupted, after saving, if a signal is received; UserError for a loss that is not finite.
@@ -120,7 +120,7 @@ def train(state: TrainingState, course: Course) -> None:
         leave_if_asked(state, course, torch.zeros_like(loss_sum))
 
 
-class Plan(NamedTuple):
+class EpochPlan(NamedTuple):
     """An epoch."""
 
     requests: list[Request]
@@ -129,7 +129,7 @@ class Plan(NamedTuple):
     """Images of each update, of all processes together."""
 
 
-def updates_of(state: TrainingState, sources: Sources) -> Plan:
+def updates_of(state: PretrainingState, sources: Sources) -> EpochPlan:
     """The present epoch: what is left of it, and all of its updates' sizes."""
     config, progress, accelerator = state.config, state.progress, state.accelerator
     blocks = [block_numbers(catalogue) for catalogue in sources.training]
@@ -138,10 +138,10 @@ def updates_of(state: TrainingState, sources: Sources) -> Plan:
     own = epoch_batches(blocks, weights, config.seed, progress.epoch, config.batch_size, process, processes)
     images = images_of_epoch([len(each) for each in blocks], weights, progress.epoch)
     sizes = batch_sizes(images, state.updates_per_epoch, processes).sum(axis=1)
-    return Plan([Request(numbers, progress.epoch) for numbers in own[progress.update :]], sizes.tolist())
+    return EpochPlan([Request(numbers, progress.epoch) for numbers in own[progress.update :]], sizes.tolist())
 
 
-def train_epoch(state: TrainingState, course: Course, plan: Plan) -> Tensor:
+def train_epoch(state: PretrainingState, course: Course, plan: EpochPlan) -> Tensor:
     """The updates of the present epoch that are left.  Returns this process's sum of losses, float64."""
     config, progress, total = state.config, state.progress, len(plan.images)
     earlier = progress.loss_sums[state.accelerator.process_index] if progress.loss_sums else 0.0
@@ -165,7 +165,7 @@ def train_epoch(state: TrainingState, course: Course, plan: Plan) -> Tensor:
     return loss_sum
 
 
-def finish_epoch(state: TrainingState, row: dict[str, Any]) -> None:
+def finish_epoch(state: PretrainingState, row: dict[str, Any]) -> None:
     """Write the backbone if it is the best one, the line, then the checkpoint."""
     progress, config = state.progress, state.config
     progress.epoch, progress.update, progress.loss_sums = row["epoch"], 0, []
@@ -181,7 +181,7 @@ def finish_epoch(state: TrainingState, row: dict[str, Any]) -> None:
     state.save(torch.zeros((), dtype=torch.float64, device=state.accelerator.device))
 
 
-def validate(state: TrainingState, course: Course) -> Validation | None:
+def validate(state: PretrainingState, course: Course) -> Validation | None:
     """Loss and accuracies on all validation images, each once over all processes; None without such images."""
     requests = validation_requests(state, course.sources)
     if not requests:
@@ -201,7 +201,7 @@ def validate(state: TrainingState, course: Course) -> Validation | None:
     return Validation(loss / images, first / images, fifth / images)
 
 
-def validation_requests(state: TrainingState, sources: Sources) -> list[Request]:
+def validation_requests(state: PretrainingState, sources: Sources) -> list[Request]:
     """This process's validation images; each is one process's."""
     total, processes = sum(map(len, sources.validation)), state.accelerator.num_processes
     own = np.arange(state.accelerator.process_index, total, processes)
@@ -210,7 +210,7 @@ def validation_requests(state: TrainingState, sources: Sources) -> list[Request]
 
 
 @torch.no_grad()
-def validate_on(state: TrainingState, batch: TrainingBatch) -> Tensor:
+def validate_on(state: PretrainingState, batch: TrainingBatch) -> Tensor:
     """(4,) float64 of one batch: images, sum of losses, and how many labels are the first, or among the first five."""
     images, labels = on_device(state, batch)
     model = state.validated.eval()
@@ -223,7 +223,7 @@ def validate_on(state: TrainingState, batch: TrainingBatch) -> Tensor:
     return torch.stack([each.double() for each in (usable.sum(), loss, ranked[:, 0].sum(), ranked.sum())])
 
 
-def leave_if_asked(state: TrainingState, course: Course, loss_sum: Tensor) -> None:
+def leave_if_asked(state: PretrainingState, course: Course, loss_sum: Tensor) -> None:
     """Save and stop every process if one of them has received a signal; raises Interrupted."""
     if signum := received_signal(state.accelerator, course.signals):
         if state.progress.epoch == state.config.epochs:
@@ -278,13 +278,13 @@ class Speed:
         return self.images / (time.perf_counter() - self.began)
 
 
-def running_note(state: TrainingState, loss: float, speed: Speed) -> str:
+def running_note(state: PretrainingState, loss: float, speed: Speed) -> str:
     """Loss of an update and images per second; raises UserError for a loss that is not finite."""
     ensure_finite(state, {"loss": loss})
     return f"loss {loss:.3f}, {speed.per_second():,.0f} images/s"
 
 
-def ensure_finite(state: TrainingState, row: dict[str, Any]) -> None:
+def ensure_finite(state: PretrainingState, row: dict[str, Any]) -> None:
     """Raise UserError if a loss, by its name, is not finite."""
     for name in ("loss", "validation_loss"):
         if (loss := row.get(name)) is not None and not math.isfinite(loss):
@@ -294,7 +294,7 @@ def ensure_finite(state: TrainingState, row: dict[str, Any]) -> None:
             )
 
 
-def epoch_bar(state: TrainingState, total: int, name: str = "") -> Progress:
+def epoch_bar(state: PretrainingState, total: int, name: str = "") -> Progress:
     done = 0 if name else state.progress.update
     title = name or f"epoch {state.progress.epoch + 1} of {state.config.epochs}"
     unit = "batches" if name else "updates"

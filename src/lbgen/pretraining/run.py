@@ -32,7 +32,7 @@ from lbgen.training.loggers import ensure_logger, start_logger
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from lbgen.pretraining.state import TrainingState
+    from lbgen.pretraining.state import PretrainingState
 
 CONFIG, MODEL_CONFIG, METRICS, CHECKPOINT = "config.yaml", "config.json", "metrics.jsonl", "checkpoint.pt"
 BACKBONE = "backbone.safetensors"
@@ -233,12 +233,12 @@ def device_errors(config: PretrainConfig) -> Iterator[None]:
         ) from error
 
 
-def make_state(config: PretrainConfig, sources: Sources, accelerator: Accelerator) -> TrainingState:
+def make_state(config: PretrainConfig, sources: Sources, accelerator: Accelerator) -> PretrainingState:
     """A new state, or that of the checkpoint."""
     import torch
 
     from lbgen.pretraining.feed.order import updates_per_epoch
-    from lbgen.pretraining.state import PretrainingProgress, TrainingState, read_checkpoint
+    from lbgen.pretraining.state import PretrainingProgress, PretrainingState, read_checkpoint
 
     count, path = accelerator.num_processes, config.folder / CHECKPOINT
     progress, tensors = PretrainingProgress(count), None
@@ -253,7 +253,7 @@ def make_state(config: PretrainConfig, sources: Sources, accelerator: Accelerato
     updates = updates_per_epoch([len(each) for each in sources.training], weights, config.batch_size * count)
     if accelerator.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # images have one size, and batches two
-    state = TrainingState(config, len(sources.categories), updates, progress, accelerator)
+    state = PretrainingState(config, len(sources.categories), updates, progress, accelerator)
     if tensors is not None:
         state.load(tensors)
         if progress.best.epoch and not (config.folder / BACKBONE).is_file():
@@ -265,7 +265,7 @@ def make_state(config: PretrainConfig, sources: Sources, accelerator: Accelerato
     return state
 
 
-def make_course(state: TrainingState, sources: Sources, signals: list[int]) -> Any:
+def make_course(state: PretrainingState, sources: Sources, signals: list[int]) -> Any:
     from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
     from lbgen.pretraining.feed.images import Feed, Images
@@ -276,7 +276,7 @@ def make_course(state: TrainingState, sources: Sources, signals: list[int]) -> A
     return Course(sources, Feed(images, state.config.workers, on_gpu), signals)
 
 
-def prepare_folder(state: TrainingState, folders: Sequence[Path], sources: Sources) -> None:
+def prepare_folder(state: PretrainingState, folders: Sequence[Path], sources: Sources) -> None:
     """Write the configuration and timm's; remove lines of updates that will be made again."""
     from lbgen.pretraining.export import write_model_config
 

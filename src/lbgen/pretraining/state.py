@@ -59,7 +59,7 @@ class PretrainingProgress:
     best: Best = field(default_factory=Best)
 
 
-class TrainingState:
+class PretrainingState:
     """Model, average, optimiser, schedule and loss. Every process holds the same."""
 
     def __init__(

@@ -40,7 +40,7 @@ class Judged(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Figure:
+class FigureDefinition:
     """The definition of one figure, a line of the table."""
 
     key: str
@@ -64,7 +64,7 @@ def scene_entropy(judged: Judged, home: Tensor) -> float:
 
 
 FIGURES = (
-    Figure(
+    FigureDefinition(
         "category_scene_mutual_information_bits",
         "Scene information, bits",
         "lower",
@@ -73,7 +73,7 @@ FIGURES = (
         "predicts the other. Plug-in estimate with the Miller-Madow correction for the number of images.",
         scene_information,
     ),
-    Figure(
+    FigureDefinition(
         "home_scene_rate",
         "Home-scene rate",
         "lower",
@@ -81,7 +81,7 @@ FIGURES = (
         "Share of images on the home scene of their category, the scene of nine in ten images in the biased corpus.",
         lambda judged, home: (judged.scene == home[judged.label]).double().mean().item(),
     ),
-    Figure(
+    FigureDefinition(
         "label_accuracy",
         "Label accuracy",
         "higher",
@@ -89,7 +89,7 @@ FIGURES = (
         "Share of images for which the judge predicts the category in the prompt.",
         lambda judged, home: (judged.category == judged.label).double().mean().item(),
     ),
-    Figure(
+    FigureDefinition(
         "diversity",
         "Diversity within a category",
         "higher",
@@ -98,7 +98,7 @@ FIGURES = (
         "Poor images raise it too: read it together with the label accuracy.",
         lambda judged, home: mean_category_vendi(judged.features, judged.label),
     ),
-    Figure(
+    FigureDefinition(
         "scene_entropy_bits",
         "Scenes in use, bits",
         "higher",
@@ -107,7 +107,7 @@ FIGURES = (
         "would fall, and so would this.",
         scene_entropy,
     ),
-    Figure(
+    FigureDefinition(
         "quality",
         "Quality, 1 to 5",
         "higher",
@@ -115,7 +115,7 @@ FIGURES = (
         "Mean score of the quality scorer that an alignment may optimise too, so a high value proves little.",
         lambda judged, home: judged.quality.double().mean().item(),
     ),
-    Figure(
+    FigureDefinition(
         "edge_density",
         "Edge density",
         "neither",
@@ -124,7 +124,7 @@ FIGURES = (
         "that the images became flatter or noisier.",
         lambda judged, home: judged.edge_density.double().mean().item(),
     ),
-    Figure(
+    FigureDefinition(
         "colour_entropy",
         "Colour entropy, bits",
         "neither",
@@ -140,7 +140,7 @@ FIGURES = (
 class Line:
     """A figure of both sets, with 95% intervals; for that of the change the same images are resampled in both."""
 
-    figure: Figure
+    figure: FigureDefinition
     base: float
     after: float
     base_interval: Interval

@@ -21,7 +21,7 @@ from lbgen.quickstart.comparison import Judged
 BATCH = 64
 
 
-class ImageSet(NamedTuple):
+class JudgedImages(NamedTuple):
     images: Tensor
     """(N, 3, H, W) in [0, 1]."""
     judged: Judged
@@ -30,16 +30,16 @@ class ImageSet(NamedTuple):
 class Sets(NamedTuple):
     """Row i of every set has the same category, index and noise."""
 
-    base: ImageSet
-    aligned: ImageSet
-    diverse_prompts: ImageSet
+    base: JudgedImages
+    aligned: JudgedImages
+    diverse_prompts: JudgedImages
 
 
 HOMES = torch.tensor([SCENES.index(HOME[name]) for name in CATEGORIES])
 """(12,) the home scene of each category."""
 
 
-def judge_sets(folders: Sequence[Path], config: AlignConfig) -> list[ImageSet]:
+def judge_sets(folders: Sequence[Path], config: AlignConfig) -> list[JudgedImages]:
     """Read and judge dataset folders made with the same seed."""
     judge = load_judge()
     quality = load_quality("antonyms", load_semantics(config.spaces[0], torch.device("cpu"), torch.float32))
@@ -51,7 +51,7 @@ def judge_sets(folders: Sequence[Path], config: AlignConfig) -> list[ImageSet]:
     sets = []
     for folder, index in zip(folders, indexes, strict=True):
         images = load_images(folder, [row["file"] for row in index])
-        sets.append(ImageSet(images, judge_images(images, labels, judge, quality)))
+        sets.append(JudgedImages(images, judge_images(images, labels, judge, quality)))
     return sets
 
 

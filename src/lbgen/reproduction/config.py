@@ -28,7 +28,7 @@ MultipleOfFour = Annotated[
 
 
 @dataclass(frozen=True)
-class Compared(Settings):
+class ComparedSets(Settings):
     """What is compared."""
 
     seeds: Repeats = 5
@@ -98,7 +98,7 @@ class Tests(Settings):
 
 
 @dataclass(frozen=True)
-class ReproduceConfig(Tests, Made, Compared, Output, TakesRecipes):  # fields of the last base come first
+class ReproduceConfig(Tests, Made, ComparedSets, Output, TakesRecipes):  # fields of the last base come first
     """Everything that the reproduction can be told."""
 
     VERB: ClassVar = "reproduce"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from lbgen.reproduction.sets import SetName
-from lbgen.reproduction.units import Row
+from lbgen.reproduction.units import BackboneRow
 
 
 class Figure(NamedTuple):
@@ -63,7 +63,7 @@ DENSE = {
 """Key of a figure from all training images -> title and what it is."""
 
 
-def dense(rows: Sequence[Row]) -> list[Figure]:
+def dense(rows: Sequence[BackboneRow]) -> list[Figure]:
     """The figures of detection and segmentation that the rows have: of each, from all images and from shares."""
     keys = {key for row in rows for key in row.values}
     return [_dense(base, key) for base in DENSE for key in sorted(keys, key=_share) if key.startswith(base)]
@@ -81,7 +81,7 @@ def _dense(base: str, key: str) -> Figure:
     return Figure(key, f"{title}, {share}" if share else title, "higher", f"{how} fine-tuned on {images}")
 
 
-def probed(rows: Sequence[Row]) -> list[Figure]:
+def probed(rows: Sequence[BackboneRow]) -> list[Figure]:
     """The figures of the linear probe that the rows have: on the unseen categories, then on other data sets."""
     others = {*COUNTS, *(figure.key for figure in (*WORTH, *dense(rows), *LEANING))}
     keys = {key for row in rows for key in row.values} - others
@@ -99,5 +99,5 @@ def _probe(key: str) -> Figure:
     return Figure(key, title, "higher", f"linear probe on unseen categories, from {few}")
 
 
-def tested(rows: Sequence[Row]) -> list[Figure]:
+def tested(rows: Sequence[BackboneRow]) -> list[Figure]:
     return [figure for figure in (*WORTH, *probed(rows), *dense(rows), *LEANING) if figure.key not in UNTESTED]

@@ -10,7 +10,7 @@ from pathlib import Path
 from lbgen.reproduction import tables
 from lbgen.reproduction.config import MARK, ReproduceConfig
 from lbgen.reproduction.figures import LEANING, WORTH, Figure, dense, probed
-from lbgen.reproduction.units import Row
+from lbgen.reproduction.units import BackboneRow
 from lbgen.runs import atomic
 from lbgen.runs.console import counted
 
@@ -43,7 +43,7 @@ epochs. In this study nothing was chosen by a test result, except the shading of
 
 def write_page(
     config: ReproduceConfig,
-    rows: Sequence[Row],
+    rows: Sequence[BackboneRow],
     cost: Mapping[str, tuple[int, float]],
     pictures: Mapping[str, str],
     versions: Sequence[str],
@@ -68,7 +68,7 @@ def skeleton() -> str:
 
 
 def parts(
-    config: ReproduceConfig, rows: Sequence[Row], cost: Mapping[str, tuple[int, float]], versions: Sequence[str]
+    config: ReproduceConfig, rows: Sequence[BackboneRow], cost: Mapping[str, tuple[int, float]], versions: Sequence[str]
 ) -> dict[str, str]:
     """What stands between the marks, by their names."""
     found, few, fine = tables.tests(rows), probed(rows), dense(rows)

@@ -15,7 +15,7 @@ from lbgen.reproduction.config import Architecture
 from lbgen.reproduction.figures import DENSE, LEANING, WORTH, Figure, dense, probed
 from lbgen.reproduction.sets import SETS, SetName
 from lbgen.reproduction.tables import TITLES, architectures_of, mean, sets_of
-from lbgen.reproduction.units import Row
+from lbgen.reproduction.units import BackboneRow
 from lbgen.runs import atomic
 
 COLOURS = dict(zip(SETS, matplotlib.colormaps["tab10"].colors, strict=True))  # type: ignore[attr-defined]
@@ -28,7 +28,7 @@ SPOKES = ("in_domain", "never_home", "other_styles", "shape_bias", "context_2", 
 DOTS = ("never_home", "other_styles", "unseen", "digits", *DENSE, "shape_bias", "background_gap")
 
 
-def write_pictures(rows: Sequence[Row], page: Path) -> dict[str, str]:
+def write_pictures(rows: Sequence[BackboneRow], page: Path) -> dict[str, str]:
     """Write the pictures beside the page; their names in Markdown, by what they show."""
     drawings = {
         "radar": (radars(rows), "Radar chart of the main figures in percent"),
@@ -45,7 +45,7 @@ def write_pictures(rows: Sequence[Row], page: Path) -> dict[str, str]:
     return shown
 
 
-def radars(rows: Sequence[Row]) -> Drawing:
+def radars(rows: Sequence[BackboneRow]) -> Drawing:
     """Percent on every spoke, from 0 in the middle to 100."""
     named = {figure.key: figure for figure in (*WORTH, *probed(rows), *LEANING)}
     figures = [named[key] for key in (*SPOKES[:3], *(each.key for each in probed(rows)), *SPOKES[3:])]
@@ -75,7 +75,7 @@ def _beside(angle: float) -> Literal["left", "center", "right"]:
     return "left" if np.cos(angle) > 0 else "right"
 
 
-def contexts(rows: Sequence[Row]) -> Drawing:
+def contexts(rows: Sequence[BackboneRow]) -> Drawing:
     """Accuracy by number of uncommon attributes, of every set."""
     drawing, architectures = Drawing(figsize=(11, 4), layout="constrained"), architectures_of(rows)
     for place, architecture in enumerate(architectures):
@@ -90,7 +90,7 @@ def contexts(rows: Sequence[Row]) -> Drawing:
     return drawing
 
 
-def dots(rows: Sequence[Row]) -> Drawing:
+def dots(rows: Sequence[BackboneRow]) -> Drawing:
     """Main figures of every set with their intervals; open circles are the ViT."""
     figures = [figure for figure in (*WORTH, *probed(rows), *dense(rows), *LEANING) if figure.key in DOTS]
     drawing, names = Drawing(figsize=(11, 3.2 * -(-len(figures) // 3)), layout="constrained"), sets_of(rows)
@@ -110,6 +110,6 @@ def dots(rows: Sequence[Row]) -> Drawing:
     return drawing
 
 
-def _percent(rows: Sequence[Row], name: SetName, architecture: Architecture, figure: Figure) -> float:
+def _percent(rows: Sequence[BackboneRow], name: SetName, architecture: Architecture, figure: Figure) -> float:
     each = mean(rows, name, architecture, figure.key)
     return 100 * each.value if each else np.nan

@@ -15,14 +15,14 @@ from lbgen.metrics.intervals import Estimate, benjamini_hochberg
 from lbgen.reproduction.config import Architecture
 from lbgen.reproduction.figures import COMPARISONS, Figure, tested
 from lbgen.reproduction.sets import SETS, SetName
-from lbgen.reproduction.units import Row
+from lbgen.reproduction.units import BackboneRow
 
 SIGNIFICANT = 0.05
 """Largest adjusted p-value of a difference that is called one."""
 TITLES: dict[Architecture, str] = {"resnet": "ResNet", "vit": "ViT"}
 
 
-class Tested(NamedTuple):
+class TestedDifference(NamedTuple):
     """The difference of two sets in one figure, over the seeds that both have."""
 
     set: SetName
@@ -44,30 +44,30 @@ class Tested(NamedTuple):
         return "better" if (self.estimate.value > 0) == (self.figure.better == "higher") else "worse"
 
 
-def values(rows: Sequence[Row], name: SetName, architecture: Architecture, key: str) -> dict[int, float]:
+def values(rows: Sequence[BackboneRow], name: SetName, architecture: Architecture, key: str) -> dict[int, float]:
     """Seed -> the figure, where it is defined."""
     found = {row.seed: row.values.get(key) for row in rows if (row.set, row.architecture) == (name, architecture)}
     return {seed: value for seed, value in sorted(found.items()) if value is not None}
 
 
-def sets_of(rows: Sequence[Row]) -> list[SetName]:
+def sets_of(rows: Sequence[BackboneRow]) -> list[SetName]:
     return [name for name in SETS if any(row.set == name for row in rows)]
 
 
-def architectures_of(rows: Sequence[Row]) -> list[Architecture]:
+def architectures_of(rows: Sequence[BackboneRow]) -> list[Architecture]:
     return [each for each in TITLES if any(row.architecture == each for row in rows)]
 
 
 # ---- means ----
 
 
-def mean(rows: Sequence[Row], name: SetName, architecture: Architecture, key: str) -> Estimate | None:
+def mean(rows: Sequence[BackboneRow], name: SetName, architecture: Architecture, key: str) -> Estimate | None:
     """Over the seeds, with Student's interval; None without a value."""
     found = list(values(rows, name, architecture, key).values())
     return over_seeds(found, (-math.inf, math.inf)) if found else None
 
 
-def means(rows: Sequence[Row], architecture: Architecture, figures: Sequence[Figure]) -> str:
+def means(rows: Sequence[BackboneRow], architecture: Architecture, figures: Sequence[Figure]) -> str:
     """A line for each set: percent, and half the width of the interval."""
     lines = [[TITLES[architecture], "seeds", *(figure.title for figure in figures)]]
     for name in sets_of(rows):
@@ -88,7 +88,7 @@ def shown(estimate: Estimate | None) -> str:
 # ---- tests ----
 
 
-def tests(rows: Sequence[Row]) -> list[Tested]:
+def tests(rows: Sequence[BackboneRow]) -> list[TestedDifference]:
     """Of every comparison, architecture and tested figure, for which both sets have values of a common seed."""
     found = []
     for name, reference in COMPARISONS:
@@ -99,7 +99,9 @@ def tests(rows: Sequence[Row]) -> list[Tested]:
                     gains = np.array([ours[seed] - theirs[seed] for seed in common])
                     estimate, p_value, *_ = paired_t_of(gains)
                     found.append(
-                        Tested(name, reference, architecture, figure, len(common), estimate, p_value, math.nan)
+                        TestedDifference(
+                            name, reference, architecture, figure, len(common), estimate, p_value, math.nan
+                        )
                     )
     judged = [place for place, each in enumerate(found) if math.isfinite(each.p_value)]
     adjusted = benjamini_hochberg(np.array([found[place].p_value for place in judged]))
@@ -108,7 +110,7 @@ def tests(rows: Sequence[Row]) -> list[Tested]:
     return found
 
 
-def differences(found: Sequence[Tested], architecture: Architecture) -> str:
+def differences(found: Sequence[TestedDifference], architecture: Architecture) -> str:
     """A line for each comparison: difference in points, p and q."""
     own = [each for each in found if each.architecture == architecture]
     figures = list(dict.fromkeys(each.figure for each in own))
@@ -119,7 +121,7 @@ def differences(found: Sequence[Tested], architecture: Architecture) -> str:
     return markdown(lines)
 
 
-def difference(each: Tested) -> str:
+def difference(each: TestedDifference) -> str:
     """In points, bold where it is called one."""
     text = points(each.estimate.value)
     if not math.isfinite(each.p_value):
@@ -141,7 +143,7 @@ OUTCOMES = {
 """By whether any figure is better and any worse."""
 
 
-def reading(rows: Sequence[Row], found: Sequence[Tested]) -> str:
+def reading(rows: Sequence[BackboneRow], found: Sequence[TestedDifference]) -> str:
     """What holds and what does not, in words; the main figure of every set; the counts behind the words."""
     by_pair = {}
     for pair in COMPARISONS:
@@ -171,12 +173,12 @@ def in_words(by_pair: Mapping[tuple[SetName, SetName], Mapping[str, int]]) -> st
     return " ".join(sentences)
 
 
-def details(found: Sequence[Tested]) -> str:
+def details(found: Sequence[TestedDifference]) -> str:
     """A line for each comparison: in which figures a set is better and worse, by how many points."""
     return "\n".join(f"- {line}" for pair in COMPARISONS if (line := comparison(found, *pair)))
 
 
-def headline(rows: Sequence[Row], key: str = "never_home") -> list[str]:
+def headline(rows: Sequence[BackboneRow], key: str = "never_home") -> list[str]:
     """Of each architecture, the accuracy on scenes that are never home, from the lowest set to the highest."""
     lines = []
     for architecture in architectures_of(rows):
@@ -189,7 +191,7 @@ def headline(rows: Sequence[Row], key: str = "never_home") -> list[str]:
     return lines
 
 
-def comparison(found: Sequence[Tested], name: SetName, reference: SetName) -> str:
+def comparison(found: Sequence[TestedDifference], name: SetName, reference: SetName) -> str:
     """In how many figures a set is better and worse than another one, and which."""
     own = [each for each in found if (each.set, each.reference) == (name, reference)]
     if not own:
@@ -207,7 +209,7 @@ def comparison(found: Sequence[Tested], name: SetName, reference: SetName) -> st
     return f"{title}, of {len(own)} figures {'; '.join(parts)}."
 
 
-def _points(found: Sequence[Tested], figure: Figure) -> str:
+def _points(found: Sequence[TestedDifference], figure: Figure) -> str:
     return ", ".join(
         f"{TITLES[each.architecture]} {points(each.estimate.value)}" for each in found if each.figure == figure
     )

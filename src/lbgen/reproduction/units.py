@@ -59,7 +59,7 @@ class Unit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class BackboneRow:
     """Figures of one backbone; a line of rows.jsonl has all of them, a marker those of its unit."""
 
     set: SetName
@@ -75,7 +75,7 @@ class Done:
 
     seconds: Seconds
     """Wall time of the attempt that ended it, in a process with one thread."""
-    row: Row | None = None
+    row: BackboneRow | None = None
 
 
 def all_units(config: ReproduceConfig) -> list[Unit]:
@@ -135,7 +135,7 @@ def run_unit(config: ReproduceConfig, unit: Unit) -> Done:
     return finished
 
 
-def _do(config: ReproduceConfig, unit: Unit) -> Row | None:
+def _do(config: ReproduceConfig, unit: Unit) -> BackboneRow | None:
     from lbgen.microworld.world import CATEGORIES  # late, as what imports torch
     from lbgen.reproduction import held_out, making
     from lbgen.reproduction.dense.measuring import dense_values
@@ -159,7 +159,7 @@ def _do(config: ReproduceConfig, unit: Unit) -> Row | None:
             values = measured(config, run, transfer)
         else:
             values = dense_values(config, kind, seed, run, transfer / kind)
-        return Row(name, seed, architecture, config.images_per_category * len(CATEGORIES), values)
+        return BackboneRow(name, seed, architecture, config.images_per_category * len(CATEGORIES), values)
     return None
 
 
@@ -170,9 +170,9 @@ def _plain(finished: Done) -> dict[str, Any]:
 # ---- rows ----
 
 
-def write_rows(config: ReproduceConfig, units: Iterable[Unit]) -> list[Row]:
+def write_rows(config: ReproduceConfig, units: Iterable[Unit]) -> list[BackboneRow]:
     """The rows of all backbones that are done, with the values of all their units, one JSON object a line."""
-    by_backbone: dict[Unit, Row] = {}
+    by_backbone: dict[Unit, BackboneRow] = {}
     for unit in units:
         if (found := done(config, unit)) and (row := found.row):
             backbone = unit._replace(kind="backbone")

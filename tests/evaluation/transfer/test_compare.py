@@ -14,7 +14,7 @@ from lbgen.errors import UserError
 from lbgen.evaluation.transfer import comparison, stored
 from lbgen.evaluation.transfer.comparison import AVERAGE
 from lbgen.evaluation.transfer.scores import over_seeds
-from lbgen.evaluation.transfer.stored import Answers
+from lbgen.evaluation.transfer.stored import StoredAnswers
 from lbgen.evaluation.transfer.tables import Grid
 
 
@@ -46,7 +46,7 @@ def test_random_exchanges_come_close_to_all_of_them():
 
 def test_draws_are_compared_by_students_paired_test():
     label, rng = np.array(list("aabbbb")), np.random.default_rng(2)
-    first, second = (Answers(tuple("123456"), label, answers(rng, label, share, 5)) for share in (0.4, 0.7))
+    first, second = (StoredAnswers(tuple("123456"), label, answers(rng, label, share, 5)) for share in (0.4, 0.7))
 
     def per_class(right):
         return np.mean([right[:, label == name].mean(axis=1) for name in "ab"], axis=0)

@@ -19,10 +19,11 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 from lbgen.datasets import index
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.plan import Plan, Target
+from lbgen.generation.plan import Plan
 from lbgen.generation.run import generate
 from lbgen.generation.screening import balance
 from lbgen.generation.screening.balance import ZeroShot, ensure_prompts_read, target_values
+from lbgen.generation.targets import Target
 from lbgen.generation.verify import verify
 from lbgen.metrics.information import adjusted_information, bits, contingency_table, mutual_information
 from lbgen.microworld import SEMANTICS

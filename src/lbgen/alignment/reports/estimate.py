@@ -127,14 +127,14 @@ def measure(
     import torch  # late, as are all that import it
 
     from lbgen.alignment.loop import training_images, training_step
-    from lbgen.alignment.state import TrainingState
+    from lbgen.alignment.state import AlignmentState
 
     others = sum(config.weights.values()) - config.independence_weight - config.base_weight
     individual = config.individual_weight if others else 1.0  # an objective without any term is refused
     config = replace(config, individual_weight=individual, independence_weight=0.0)
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
-    state = TrainingState(config, vocabulary, accelerator, resumed)
+    state = AlignmentState(config, vocabulary, accelerator, resumed)
     batch_index = max(state.progress.batch_index, config.discriminator_warmup_steps)  # the warm-up's may be larger
 
     def sample() -> None:

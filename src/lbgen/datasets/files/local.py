@@ -14,7 +14,7 @@ Span = tuple[Path, int, int]
 """A file, the first byte and the number of bytes of a part of it."""
 
 
-class Files:
+class LocalFiles:
     """Raises OSError, or ValueError, for what cannot be read, and Unreachable for storage that does not answer."""
 
     @contextmanager

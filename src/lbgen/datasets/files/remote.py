@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PosixPath
 from typing import Any
 
-from lbgen.datasets.files.local import LARGEST_FILE, Files, Span
+from lbgen.datasets.files.local import LARGEST_FILE, LocalFiles, Span
 from lbgen.datasets.tables.pages import spans_of
 from lbgen.errors import UserError
 from lbgen.runs import atomic
@@ -38,7 +38,7 @@ class Address(PosixPath):
         return self
 
 
-class RemoteFiles(Files):
+class RemoteFiles(LocalFiles):
     def __init__(self, address: Address) -> None:
         """List the dataset. Raises UserError where there is none, or where the storage does not answer."""
         self.address = address

@@ -23,9 +23,9 @@ from lbgen.datasets.files.local import LARGEST_FILE
 from lbgen.datasets.index import Row, shard_name
 from lbgen.datasets.layout import Layout, Stored, mask_name
 from lbgen.datasets.records import (
+    ImageLocation,
     ImageRecord,
     Label,
-    Location,
     ShardReader,
     listed_labels,
     no_such_column,
@@ -173,7 +173,9 @@ class TableReader(ShardReader):
     ) -> Iterator[ImageRecord]:
         columns, row, name = self._columns, 0, os.fspath(shard.relative_to(self.folder))
         places = (
-            Location(name, at, block=block) for block, rows in enumerate(block_lengths(shard)) for at in range(rows)
+            ImageLocation(name, at, block=block)
+            for block, rows in enumerate(block_lengths(shard))
+            for at in range(rows)
         )
         for batch in batches(shard, [name for name in columns[:3] if name]):
             masks = batch[columns.mask] if columns.mask else pa.nulls(batch.num_rows)
@@ -200,7 +202,7 @@ class TableReader(ShardReader):
         sizes = (shard.stat().st_size for shard in self.shards)
         return self.shards[0].suffix == ".parquet" and sum(sizes) > KEPT_BYTES
 
-    def read(self, location: Location) -> bytes:
+    def read(self, location: ImageLocation) -> bytes:
         try:
             content, _ = file_in(self._blocks.column(self.folder / location.file, location.block)[location.start])
         except UNREADABLE as error:
@@ -217,7 +219,7 @@ class TableReader(ShardReader):
         with self.storage.row_group(path, block) as part:
             yield from batches(part, [self._columns.image], block)
 
-    def prefetch(self, locations: Iterable[Location]) -> None:
+    def prefetch(self, locations: Iterable[ImageLocation]) -> None:
         """Rows are read by blocks."""
 
 

@@ -31,7 +31,7 @@ class Item(NamedTuple):
     """Values of the columns that are known beforehand."""
 
 
-class Part(NamedTuple):
+class BenchmarkPart(NamedTuple):
     """A part of a benchmark, such as one corruption at one severity."""
 
     name: str
@@ -55,7 +55,7 @@ class Benchmark:
     """Columns of the answers: those known beforehand, and those that the classifier fills."""
     is_layout: Callable[[Path], bool]
     """Whether a folder has its layout."""
-    parts: Callable[[Path], list[Part]]
+    parts: Callable[[Path], list[BenchmarkPart]]
     """All that is published, in a folder that may lack some; UserError for names that are not as published."""
     decide: Callable[[Tensor], list[tuple[str, ...]]]
     """(B, 1000) logits in ImageNet's order -> the answered columns of each image."""
@@ -141,7 +141,7 @@ def images_of_classes(folder: Path, names: Sequence[str], *before: str) -> list[
     ]
 
 
-class Sources(dict[str, list[Part]]):
+class BenchmarkParts(dict[str, list[BenchmarkPart]]):
     """Benchmark -> the parts of it that are in --data."""
 
     def __init__(self) -> None:
@@ -154,9 +154,9 @@ class Sources(dict[str, list[Part]]):
         """Where the benchmarks lie."""
 
 
-def find_sources(data: Path, benchmarks: Mapping[str, Benchmark]) -> Sources:
+def find_sources(data: Path, benchmarks: Mapping[str, Benchmark]) -> BenchmarkParts:
     """Find every benchmark's images and count them; a benchmark that is not there is left out, unless none is."""
-    found = Sources()
+    found = BenchmarkParts()
     for name, benchmark in benchmarks.items():
         folder = find_folder(benchmark, data, len(benchmarks) == 1)
         if folder is None:

@@ -15,7 +15,7 @@ import numpy as np
 from lbgen.errors import UserError
 from lbgen.evaluation.bias import answers
 from lbgen.evaluation.bias.answers import Answers
-from lbgen.evaluation.bias.benchmark import Benchmark, Item, Part, folders_in, images_in, interval, percent
+from lbgen.evaluation.bias.benchmark import Benchmark, BenchmarkPart, Item, folders_in, images_in, interval, percent
 from lbgen.evaluation.bias.classes import positions, table
 from lbgen.metrics.shape_texture import shape_bias
 
@@ -37,8 +37,8 @@ def is_layout(folder: Path) -> bool:
     return any(_cues(path) for inner in shapes for path in images_in(inner)[:1])
 
 
-def parts(folder: Path) -> list[Part]:
-    return [Part("images", lambda: _items(folder), IMAGES)]
+def parts(folder: Path) -> list[BenchmarkPart]:
+    return [BenchmarkPart("images", lambda: _items(folder), IMAGES)]
 
 
 def _items(folder: Path) -> list[Item]:

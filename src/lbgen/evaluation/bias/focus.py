@@ -19,7 +19,7 @@ from lbgen.errors import UserError
 from lbgen.evaluation.arrays import read_npz
 from lbgen.evaluation.bias import answers
 from lbgen.evaluation.bias.answers import Answers
-from lbgen.evaluation.bias.benchmark import Benchmark, Item, Part, interval, percent
+from lbgen.evaluation.bias.benchmark import Benchmark, BenchmarkPart, Item, interval, percent
 from lbgen.evaluation.bias.classes import imagenet_ids, table
 from lbgen.metrics.context import ContextAccuracy, accuracy_by_context
 from lbgen.runs import atomic
@@ -36,14 +36,14 @@ MOST_ROWS = 10**6
 
 
 @dataclass(frozen=True)
-class Category:
+class FocusCategory:
     classes: list[str]
     """ImageNet classes that count as right."""
     uncommon: dict[str, list[str]]
     """Attribute -> the values that are uncommon for the category."""
 
 
-CATEGORIES: dict[str, Category] = table("focus.json", dict[str, Category])
+CATEGORIES: dict[str, FocusCategory] = table("focus.json", dict[str, FocusCategory])
 """In the published order."""
 NAMES = tuple(CATEGORIES)
 TOP = 5
@@ -53,8 +53,8 @@ def is_layout(folder: Path) -> bool:
     return (folder / DATABASE).is_file()
 
 
-def parts(folder: Path) -> list[Part]:
-    return [Part("images", lambda: _items(folder), IMAGES)]
+def parts(folder: Path) -> list[BenchmarkPart]:
+    return [BenchmarkPart("images", lambda: _items(folder), IMAGES)]
 
 
 def _items(folder: Path) -> list[Item]:

@@ -15,8 +15,8 @@ from lbgen.errors import UserError
 from lbgen.evaluation.bias.answers import Answers
 from lbgen.evaluation.bias.benchmark import (
     Benchmark,
+    BenchmarkPart,
     Item,
-    Part,
     folders_in,
     images_of_classes,
     interval,
@@ -47,7 +47,7 @@ def is_layout(folder: Path) -> bool:
     return any((folder / variation / "val" / name).is_dir() for variation in VARIATIONS for name in CLASSES)
 
 
-def parts(folder: Path) -> list[Part]:
+def parts(folder: Path) -> list[BenchmarkPart]:
     for variation in VARIATIONS:
         strange = [inner.name for inner in folders_in(folder / variation / "val") if inner.name not in CLASSES]
         if strange:
@@ -55,7 +55,7 @@ def parts(folder: Path) -> list[Part]:
                 f"{folder / variation / 'val' / strange[0]}: ImageNet-9 has the folders {', '.join(CLASSES)}; get it "
                 f"again from {BENCHMARK.source}"
             )
-    return [Part(variation, partial(_items, folder, variation), IMAGES) for variation in VARIATIONS]
+    return [BenchmarkPart(variation, partial(_items, folder, variation), IMAGES) for variation in VARIATIONS]
 
 
 def _items(folder: Path, variation: str) -> list[Item]:

@@ -15,8 +15,8 @@ import numpy as np
 from lbgen.evaluation.bias.answers import Answers
 from lbgen.evaluation.bias.benchmark import (
     Benchmark,
+    BenchmarkPart,
     Item,
-    Part,
     folders_in,
     images_of_classes,
     interval,
@@ -48,10 +48,10 @@ def _has_severities(folder: Path) -> bool:
     return any((folder / severity).is_dir() for severity in SEVERITIES)
 
 
-def parts(folder: Path) -> list[Part]:
+def parts(folder: Path) -> list[BenchmarkPart]:
     there = _folders(folder)
     return [
-        Part(f"{name}/{severity}", partial(_items, there.get(name, folder / name), name, severity), IMAGES)
+        BenchmarkPart(f"{name}/{severity}", partial(_items, there.get(name, folder / name), name, severity), IMAGES)
         for name in ALEXNET
         for severity in SEVERITIES
     ]

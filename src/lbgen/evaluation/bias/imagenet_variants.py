@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lbgen.evaluation.bias.answers import Answers
-from lbgen.evaluation.bias.benchmark import Benchmark, Part, images_of_classes, interval, percent
+from lbgen.evaluation.bias.benchmark import Benchmark, BenchmarkPart, images_of_classes, interval, percent
 from lbgen.evaluation.bias.classes import imagenet_ids, listed, table, top1
 from lbgen.metrics.intervals import proportion
 
@@ -51,7 +51,7 @@ def _variant(
         known=("category", "imagename"),
         answered=("answer",),
         is_layout=lambda folder: any((where(folder) / inner).is_dir() for inner in right),
-        parts=lambda folder: [Part("images", lambda: images_of_classes(where(folder), list(right)), images)],
+        parts=lambda folder: [BenchmarkPart("images", lambda: images_of_classes(where(folder), list(right)), images)],
         decide=partial(top1, choices=choices),
         figures=figures,
         shown=lambda found: [("accuracy", percent(found["accuracy"], found["intervals"]["accuracy"]))],

@@ -14,7 +14,7 @@ from torch import Tensor
 from lbgen.datasets.decode import FORMATS
 from lbgen.errors import UserError
 from lbgen.evaluation.bias import answers
-from lbgen.evaluation.bias.benchmark import Benchmark, Item, Part
+from lbgen.evaluation.bias.benchmark import Benchmark, BenchmarkPart, Item
 from lbgen.evaluation.bias.classes import outputs_of_imagenet
 from lbgen.models.backbones.backbone import Backbone
 from lbgen.runs import atomic
@@ -26,7 +26,9 @@ READERS = 8
 """Threads that decode, at most."""
 
 
-def answer(benchmark: Benchmark, parts: Sequence[Part], backbone: Backbone, path: Path, batch_size: int) -> None:
+def answer(
+    benchmark: Benchmark, parts: Sequence[BenchmarkPart], backbone: Backbone, path: Path, batch_size: int
+) -> None:
     """Write the answers to all images, as CSV; chunks that an interrupted run saved are not computed again."""
     order = torch.tensor(outputs_of_imagenet(backbone.name, backbone.class_names, backbone.outputs))
     order = order.to(backbone.device)

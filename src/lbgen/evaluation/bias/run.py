@@ -19,7 +19,7 @@ from lbgen.configuration.ranges import ensure_config
 from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
 from lbgen.evaluation.bias import cue_conflict, focus, imagenet9, imagenet_c, imagenet_variants, output
-from lbgen.evaluation.bias.benchmark import Benchmark, Sources, find_sources, incompleteness
+from lbgen.evaluation.bias.benchmark import Benchmark, BenchmarkParts, find_sources, incompleteness
 from lbgen.evaluation.bias.classes import outputs_of_imagenet
 from lbgen.evaluation.bias.config import ANSWERS, CONFIG, FIGURES, LOCK, WRITTEN, BiasConfig
 from lbgen.models.backbones import display_names
@@ -76,7 +76,7 @@ def bias(config: BiasConfig) -> BiasResult:
     if config.data is not None and not os.path.isdir(config.data):
         raise UserError(f"--data {config.data}: no such folder; give the one that holds the benchmarks")
     names = _names(config)
-    sources = find_sources(Path(config.data), benchmarks) if config.data is not None else Sources()
+    sources = find_sources(Path(config.data), benchmarks) if config.data is not None else BenchmarkParts()
     atomic.ensure_writable(folder)
     outputs.ensure_outside(folder, sources.folders)
     outputs.ensure_own(folder, _is_of_bias(folder), WRITTEN, "bias")
@@ -123,7 +123,9 @@ def _names(config: BiasConfig) -> list[str]:
     return names
 
 
-def _measured(config: BiasConfig, names: list[str], benchmarks: dict[str, Benchmark], sources: Sources) -> BiasResult:
+def _measured(
+    config: BiasConfig, names: list[str], benchmarks: dict[str, Benchmark], sources: BenchmarkParts
+) -> BiasResult:
     say(_opening(config, sources))
     for missing in sources.missing.values():
         warn(f"warning: {missing}; the others go on")
@@ -156,7 +158,7 @@ def _measured(config: BiasConfig, names: list[str], benchmarks: dict[str, Benchm
 
 
 def _answered(
-    config: BiasConfig, name: str, folder: Path, benchmarks: dict[str, Benchmark], sources: Sources
+    config: BiasConfig, name: str, folder: Path, benchmarks: dict[str, Benchmark], sources: BenchmarkParts
 ) -> dict[str, Any]:
     """The identity of a backbone, after its answers to all benchmarks were saved."""
     record = folder / "backbone.json"
@@ -184,7 +186,7 @@ def _answered(
     return backbone.identity
 
 
-def _ensure_of_these_images(folder: Path, benchmarks: dict[str, Benchmark], sources: Sources) -> None:
+def _ensure_of_these_images(folder: Path, benchmarks: dict[str, Benchmark], sources: BenchmarkParts) -> None:
     """Refuse answers that were finished when --data held another number of images."""
     for key, counts in sources.counts.items():
         path = folder / f"{key}.csv"
@@ -241,7 +243,7 @@ def file_names(names: list[str]) -> list[str]:
 # ---- what is said ----
 
 
-def _opening(config: BiasConfig, sources: Sources) -> str:
+def _opening(config: BiasConfig, sources: BenchmarkParts) -> str:
     rows = [("backbones", ", ".join(config.backbones))]
     for name, counts in sources.counts.items():
         rows.append((name, f"{sum(part['found'] for part in counts.values()):,} images"))

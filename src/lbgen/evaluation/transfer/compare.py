@@ -35,13 +35,13 @@ class StoredDetails:
 
 
 @dataclass(frozen=True)
-class StoredConfig:
+class ResultConfig:
     seed: Whole | None = None
 
 
 @dataclass(frozen=True)
 class MadeWith:
-    config: StoredConfig = field(default_factory=StoredConfig)
+    config: ResultConfig = field(default_factory=ResultConfig)
 
 
 @dataclass(frozen=True)

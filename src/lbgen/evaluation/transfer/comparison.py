@@ -18,7 +18,7 @@ from scipy.special import stdtr
 
 from lbgen.errors import UserError
 from lbgen.evaluation.transfer.scores import BOOTSTRAP_SEED, score_right
-from lbgen.evaluation.transfer.stored import Answers, load_answers
+from lbgen.evaluation.transfer.stored import StoredAnswers, load_answers
 from lbgen.evaluation.transfer.values import Metric, Value
 from lbgen.metrics import intervals
 from lbgen.metrics.intervals import Estimate, benjamini_hochberg
@@ -140,7 +140,7 @@ def _difference(reference: MeasuredBackbone, other: MeasuredBackbone, dataset: s
     return made._replace(estimate=estimate, p_value=p_value, error=estimate.standard_error)
 
 
-def _answers(one: MeasuredBackbone, key: ResultKey) -> Answers:
+def _answers(one: MeasuredBackbone, key: ResultKey) -> StoredAnswers:
     """The answers behind a value; UserError where they give another value."""
     answers, value = load_answers(one.answers[key]), one.values[key]
     given = float(np.mean([score_right(right, answers.label, value.metric) for right in answers.right]))
@@ -229,13 +229,13 @@ def exchange_test(first: NDArray[np.bool_], second: NDArray[np.bool_], label: ND
     return (reached + 1) / (EXCHANGES + 1)
 
 
-def gains_of(first: Answers, second: Answers, metric: Metric) -> NDArray[np.float64]:
+def gains_of(first: StoredAnswers, second: StoredAnswers, metric: Metric) -> NDArray[np.float64]:
     """The second's value minus the first's in each draw, (draws,)."""
     pairs = zip(first.right, second.right, strict=True)
     return np.array([score_right(b, first.label, metric) - score_right(a, first.label, metric) for a, b in pairs])
 
 
-class Tested(NamedTuple):
+class TestedValue(NamedTuple):
     """A value with its t-test."""
 
     estimate: Estimate
@@ -245,7 +245,7 @@ class Tested(NamedTuple):
     degrees_of_freedom: float
 
 
-def paired_t_of(gains: NDArray[np.float64]) -> Tested:
+def paired_t_of(gains: NDArray[np.float64]) -> TestedValue:
     """Mean of differences, (draws,), with Student's interval and the paired t-test.
 
     NaN for limits and p-value of a single difference, and of equal ones, whose spread says nothing.
@@ -253,15 +253,15 @@ def paired_t_of(gains: NDArray[np.float64]) -> Tested:
     mean, count = float(gains.mean()), len(gains)
     error = float(gains.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
     if error <= intervals.ROUNDING:
-        return Tested(Estimate(mean, math.nan, math.nan), math.nan, math.nan, count - 1)
+        return TestedValue(Estimate(mean, math.nan, math.nan), math.nan, math.nan, count - 1)
     return student(mean, error, count - 1)
 
 
-def student(value: float, error: float, degrees_of_freedom: float) -> Tested:
+def student(value: float, error: float, degrees_of_freedom: float) -> TestedValue:
     """95% interval and two-sided p-value of a value with its standard error."""
     p_value = 2 * float(stdtr(degrees_of_freedom, -abs(value) / error)) if error > 0 else 1.0
     estimate = intervals.student_interval(value, error, degrees_of_freedom)
-    return Tested(estimate, p_value, error, degrees_of_freedom)
+    return TestedValue(estimate, p_value, error, degrees_of_freedom)
 
 
 def normal_p(value: float, error: float) -> float:

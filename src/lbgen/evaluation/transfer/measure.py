@@ -194,7 +194,7 @@ class Measurer:
                 self.backbone, dataset.source.images, dataset.source.mirrored, pairs, config.epochs, config.batch_size,
                 seed, self.workers, name,
             )  # fmt: skip
-            journal = Journal(self._journal(dataset, division, seed))
+            journal = ValueJournal(self._journal(dataset, division, seed))
             return fine_tune(setup, division, dataset.source.metric, journal.known)
 
         return predict
@@ -205,7 +205,7 @@ class Measurer:
         return self.config.folder / CACHE / f"pairs-{self.backbone.key[:24]}-{used[:24]}-{seed}.json"
 
 
-class Journal:
+class ValueJournal:
     """Values on val that fine-tuning has found, so that a run that was interrupted goes on after the last one."""
 
     def __init__(self, path: Path) -> None:

@@ -127,7 +127,7 @@ def answer_table(
 
 
 @dataclass(frozen=True)
-class Answers:
+class StoredAnswers:
     """The answers of one backbone on the test images, sorted by the image's pixels and label."""
 
     image: tuple[str, ...]
@@ -136,7 +136,7 @@ class Answers:
     """(draws, N)"""
 
 
-def load_answers(path: Path) -> Answers:
+def load_answers(path: Path) -> StoredAnswers:
     """A table that `save_result` wrote. Raises UserError for another file."""
     try:
         with path.open("rb") as stream:
@@ -150,4 +150,4 @@ def load_answers(path: Path) -> Answers:
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path}: {error}; remove it, and run lbgen transfer on that --output again") from None
     count = right.shape[1]
-    return Answers(tuple(columns["image"][:count].tolist()), columns["label"][:count], right)
+    return StoredAnswers(tuple(columns["image"][:count].tolist()), columns["label"][:count], right)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lbgen.generation.card.summary import AttributeBalance
 from lbgen.generation.config import GenerateConfig
+from lbgen.generation.integrity.shard_rows import read_rows
 from lbgen.generation.plan import Plan
-from lbgen.generation.shard_rows import read_rows
 from lbgen.metrics.information import adjusted_information, contingency_table
 from lbgen.runs.storage import Store
 from lbgen.vocabulary.attributes import Attribute

@@ -22,8 +22,8 @@ from lbgen.datasets.index import SUFFIXES, LocatedObject, Row, annotations_name
 from lbgen.datasets.webdataset import escaped
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
+from lbgen.generation.integrity.shard_rows import read_rows, repair_advice, stored_images
 from lbgen.generation.plan import Plan
-from lbgen.generation.shard_rows import read_rows, repair_advice, stored_images
 from lbgen.generation.workers.encode import UNREADABLE, decode_mask, read_metadata
 from lbgen.runs.storage import Store
 

@@ -23,10 +23,10 @@ from lbgen.generation.card.sidecars import has_labels, split_summary
 from lbgen.generation.card.summary import AttributeBalance, DatasetSummary
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.inputs import without_folder, without_folders
+from lbgen.generation.integrity.shard_rows import read_rows, stored_images
+from lbgen.generation.integrity.strays import CARD, INFO, LABELS, SAMPLES
 from lbgen.generation.plan import Plan
 from lbgen.generation.screening.counts import CategoryCounts, RejectionCounts
-from lbgen.generation.shard_rows import read_rows, stored_images
-from lbgen.generation.strays import CARD, INFO, LABELS, SAMPLES
 from lbgen.models.registry import licence
 from lbgen.runs.console import say
 from lbgen.runs.storage import Store

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from lbgen.datasets import index
 from lbgen.errors import printable
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.plan import Plan, image_counts
+from lbgen.generation.integrity.shard_rows import read_counts
+from lbgen.generation.plan import Plan
 from lbgen.generation.screening.counts import RejectionCounts, merged
-from lbgen.generation.shard_rows import read_counts
+from lbgen.generation.targets import image_counts
 from lbgen.runs.storage import Store
 from lbgen.vocabulary.vocabulary import Category
 

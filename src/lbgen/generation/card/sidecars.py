@@ -21,9 +21,9 @@ from lbgen.generation.card.merge import parse
 from lbgen.generation.card.readme import head
 from lbgen.generation.card.summary import DatasetSummary, ShardFile, SplitSummary
 from lbgen.generation.config import GenerateConfig
+from lbgen.generation.integrity.shard_rows import DAMAGE, repair_advice
+from lbgen.generation.integrity.strays import CARD, CROISSANT, INFO, LABELS, SAMPLES
 from lbgen.generation.plan import Plan
-from lbgen.generation.shard_rows import DAMAGE, repair_advice
-from lbgen.generation.strays import CARD, CROISSANT, INFO, LABELS, SAMPLES
 from lbgen.generation.workers.encode import UNREADABLE
 from lbgen.runs.parsing import parse_json
 from lbgen.runs.storage import Store

@@ -22,6 +22,7 @@ from lbgen.datasets import index
 from lbgen.datasets.index import Row
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.inputs import identity_of
+from lbgen.generation.integrity.shard_rows import read_rows, stored_images
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.generation.screening.consistency import DUPLICATE_SCORES
@@ -31,7 +32,6 @@ from lbgen.generation.screening.duplicate_rounds import (
     write_duplicate_rounds,
 )
 from lbgen.generation.screening.split_images import SplitImages, read_images
-from lbgen.generation.shard_rows import read_rows, stored_images
 from lbgen.generation.workers.dispatch import draw_shards
 from lbgen.metrics.near_duplicates import (
     NO_PAIR,

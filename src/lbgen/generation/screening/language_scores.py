@@ -27,13 +27,13 @@ from lbgen.datasets.layout import Stored
 from lbgen.errors import UserError
 from lbgen.generation.config import Check, GenerateConfig
 from lbgen.generation.inputs import weights_sha256
+from lbgen.generation.integrity.shard_rows import read_rows, stored_images
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.generation.screening.checks import JudgedBatch, Screen
 from lbgen.generation.screening.consistency import ROUNDING
 from lbgen.generation.screening.recomputed import MOST_PIXELS
 from lbgen.generation.screening.split_images import SplitImages, read_images
-from lbgen.generation.shard_rows import read_rows, stored_images
 from lbgen.generation.workers.encode import UNREADABLE
 from lbgen.metrics.near_duplicates import near_pairs
 from lbgen.models.loading import device_of

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from lbgen.datasets.index import Row
 from lbgen.generation.config import GenerateConfig
+from lbgen.generation.integrity.shard_rows import read_rows
 from lbgen.generation.plan import Plan
-from lbgen.generation.shard_rows import read_rows
 from lbgen.metrics.near_duplicates import NO_PAIR, Hashes, Rows
 from lbgen.runs.console import tracked
 from lbgen.runs.storage import Store

@@ -11,11 +11,11 @@ from lbgen.datasets import index
 from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.inputs import adapter_sha256, refuse_registered, without_folder
+from lbgen.generation.integrity.trust import remember_record
 from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.generation.reports.lines import say_opening
 from lbgen.generation.screening.duplicate_rounds import DuplicateRound
-from lbgen.generation.trust import remember_record
 from lbgen.generation.workers.local import processes, this_process
 from lbgen.generation.workers.preflight import PreflightResult, refuse_new_confusions
 from lbgen.generation.workers.progress import ProgressBar

@@ -13,12 +13,12 @@ from lbgen.datasets.index import Row
 from lbgen.datasets.layout import mask_name
 from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
+from lbgen.generation.integrity.shard_rows import new_row, read_counts, read_rows, stored_images
 from lbgen.generation.plan import Plan, PlannedImage
 from lbgen.generation.render import Renderer
 from lbgen.generation.screening.checks import Verdict
 from lbgen.generation.screening.counts import RejectionCounts
 from lbgen.generation.screening.duplicate_rounds import DuplicateRound
-from lbgen.generation.shard_rows import new_row, read_counts, read_rows, stored_images
 from lbgen.generation.workers import journal
 from lbgen.generation.workers.journal import DrawnImage, Journal
 from lbgen.generation.workers.loading import Models

@@ -17,7 +17,7 @@ from timm.data import ImageNetInfo, create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from lbgen.errors import UserError
-from lbgen.models.backbones.location import SAFE, TIMM_WEIGHTS, Location, find_local, refuse_unsafe
+from lbgen.models.backbones.location import SAFE, TIMM_WEIGHTS, BackboneFiles, find_local, refuse_unsafe
 from lbgen.runs import atomic
 from lbgen.runs.model_folder import refuse_unreadable
 
@@ -92,7 +92,7 @@ class Backbone:
             return self.model(images.to(self.device))
 
 
-def locate(name: str) -> Location:
+def locate(name: str) -> BackboneFiles:
     """The backbone's files; one that timm knows by this name is downloaded to the hub's cache."""
     return find_local(name) or _on_hub(name)
 
@@ -124,7 +124,7 @@ def load(name: str, device: torch.device | str, arguments: Mapping[str, Any] | N
 # ---- the model ----
 
 
-def _create(location: Location, arguments: Mapping[str, Any]) -> nn.Module:
+def _create(location: BackboneFiles, arguments: Mapping[str, Any]) -> nn.Module:
     """timm's model of this architecture, with every weight from the file: timm refuses missing and surplus ones."""
     _refuse_unknown(location.architecture)
     stored = location.config
@@ -160,7 +160,7 @@ def _refuse_unknown(architecture: str) -> None:
         raise UserError(f"backbone {architecture}: timm has no such architecture{hint}")
 
 
-def _outputs(location: Location) -> int | None:
+def _outputs(location: BackboneFiles) -> int | None:
     """How many classes the checkpoint has; None leaves it to timm's own entry for these weights."""
     if stored := location.config:
         return stored.num_classes if stored.num_classes is not None else stored.pretrained_cfg.num_classes
@@ -174,7 +174,7 @@ def _outputs(location: Location) -> int | None:
     return None
 
 
-def _class_names(name: str, location: Location, model: Any) -> tuple[str, ...] | None:
+def _class_names(name: str, location: BackboneFiles, model: Any) -> tuple[str, ...] | None:
     outputs = int(model.num_classes)
     if (stored := location.config) and stored.class_names is not None:
         if len(stored.class_names) != outputs:
@@ -204,7 +204,7 @@ def _one_line(name: str) -> Iterator[None]:
 # ---- the hub ----
 
 
-def _on_hub(name: str) -> Location:
+def _on_hub(name: str) -> BackboneFiles:
     """Weights of a name that timm knows, downloaded once to the hub's cache; only ever a file of safetensors."""
     _refuse_unknown(name)
     entry = timm.get_pretrained_cfg(name) if name in timm.list_pretrained() or "." not in name else None
@@ -221,7 +221,7 @@ def _on_hub(name: str) -> Location:
     except Exception as error:  # also of the hub's HTTP library
         cause = " ".join(str(error).split())[:300]
         raise UserError(f"backbone {name}: {file} cannot be downloaded; check the connection ({cause})") from error
-    return Location(weights, name, None)
+    return BackboneFiles(weights, name, None)
 
 
 def _safe_name(file: str | None) -> str:

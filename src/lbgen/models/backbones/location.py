@@ -32,7 +32,7 @@ Labels = list[Text] | dict[Name, Text]
 
 
 @dataclass(frozen=True)
-class Settings:
+class InputSettings:
     """What timm's `pretrained_cfg` says of the images that the model was trained on; None where it says nothing."""
 
     input_size: tuple[Literal[3], Side, Side] | None = None
@@ -48,7 +48,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class StoredConfig:
+class HubConfig:
     """A config.json in timm's layout for the Hub."""
 
     architecture: Name
@@ -57,7 +57,7 @@ class StoredConfig:
     label_descriptions: dict[Name, Text] | None = None
     model_args: dict[Name, Any] = field(default_factory=dict)
     """Arguments of the architecture, such as `img_size`."""
-    pretrained_cfg: Settings = field(default_factory=Settings)
+    pretrained_cfg: InputSettings = field(default_factory=InputSettings)
 
     @property
     def architecture_arguments(self) -> dict[str, Any]:
@@ -78,17 +78,17 @@ class StoredConfig:
         return self.label_descriptions or self.pretrained_cfg.label_descriptions or {}
 
 
-class Location(NamedTuple):
+class BackboneFiles(NamedTuple):
     """The files of a backbone."""
 
     weights: Path
     architecture: str
     """timm's name. With a tag of timm's weights it brings their preprocessing, where there is no config."""
-    config: StoredConfig | None
+    config: HubConfig | None
     """None for a checkpoint without a config.json: then timm's own defaults for the architecture hold."""
 
 
-def find_local(name: str) -> Location | None:
+def find_local(name: str) -> BackboneFiles | None:
     """The files of a backbone on this machine; None for a name that only timm can know. UserError for other things."""
     place = os.path.expanduser(name)
     if os.path.isdir(place):
@@ -109,7 +109,7 @@ def ensure_backbone(name: str) -> None:
     find_local(name)
 
 
-def _in_folder(folder: Path) -> Location:
+def _in_folder(folder: Path) -> BackboneFiles:
     weights = next((folder / file for file in (RUN_WEIGHTS, TIMM_WEIGHTS) if (folder / file).is_file()), None)
     config = folder / CONFIG
     if weights is None:
@@ -121,17 +121,17 @@ def _in_folder(folder: Path) -> Location:
         raise UserError(
             f"backbone {folder}: the folder has no {lacking}; give a finished run of lbgen pretrain or a folder of timm"
         )
-    stored = read_json(atomic.read_bytes(config), StoredConfig, str(config), REMEDY)
-    return Location(weights, stored.architecture, stored)
+    stored = read_json(atomic.read_bytes(config), HubConfig, str(config), REMEDY)
+    return BackboneFiles(weights, stored.architecture, stored)
 
 
-def _checkpoint(name: str, architecture: str, file: Path) -> Location:
+def _checkpoint(name: str, architecture: str, file: Path) -> BackboneFiles:
     refuse_unsafe(name, file)
     if file.suffix != SAFE or not architecture:
         raise UserError(f"backbone {name}: write ARCHITECTURE:FILE{SAFE}, a name of timm and a file of weights")
     if not os.path.isfile(file):
         raise UserError(f"backbone {name}: there is no file {file}; give one")
-    return Location(file, architecture, None)
+    return BackboneFiles(file, architecture, None)
 
 
 def refuse_unsafe(name: str, path: Path) -> None:

@@ -21,7 +21,7 @@ RESAMPLING = {"bilinear": 2, "bicubic": 3}
 """open_clip's name of a filter -> PIL's number of it."""
 
 
-class Model(nn.Module):
+class OpenClipModel(nn.Module):
     """A model of open_clip, to be called like CLIPModel of transformers."""
 
     def __init__(self, model: Any, token_limit: int) -> None:
@@ -67,7 +67,9 @@ class Tokenizer:
         return [self.tokenizer.sot_token_id, *ids, self.tokenizer.eot_token_id] if add_special_tokens else ids
 
 
-def load(architecture: str, weights: str, dtype: torch.dtype, source: str) -> tuple[Model, Tokenizer, SimpleNamespace]:
+def load(
+    architecture: str, weights: str, dtype: torch.dtype, source: str
+) -> tuple[OpenClipModel, Tokenizer, SimpleNamespace]:
     """(model, tokenizer, image processor).  weights: a tag of open_clip, or a file of safetensors.
 
     source: the model's name in messages.
@@ -81,7 +83,7 @@ def load(architecture: str, weights: str, dtype: torch.dtype, source: str) -> tu
     model = open_clip.create_model(architecture, weights, **options)
     tokenizer = open_clip.get_tokenizer(architecture)
     processor = _processor(open_clip.get_model_preprocess_cfg(model))
-    return Model(model, tokenizer.context_length), Tokenizer(tokenizer), processor
+    return OpenClipModel(model, tokenizer.context_length), Tokenizer(tokenizer), processor
 
 
 def _download_safetensors(pretrained: dict[str, Any], source: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbgen.datasets.open import open_dataset
-from lbgen.datasets.records import DatasetReader, Location, name_of, no_labelled_image
+from lbgen.datasets.records import DatasetReader, ImageLocation, name_of, no_labelled_image
 from lbgen.errors import UserError
 from lbgen.runs.console import Progress, counted
 
@@ -26,7 +26,7 @@ HELD_OUT = b"held out"
 """Goes into the hash that chooses the images that are held out."""
 
 
-class Names:
+class PackedTexts:
     """Many texts in one array of bytes."""
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -45,13 +45,13 @@ class Catalogue:
     reader: DatasetReader
     categories: tuple[str, ...]
     """Ids, in the order of `label`."""
-    files: Names
+    files: PackedTexts
     file: NDArray[np.int32]
     """(N,) into `files`."""
     start: NDArray[np.int64]
     size: NDArray[np.int64]
     block: NDArray[np.int32]
-    """(N,) as in `Location`."""
+    """(N,) as in `ImageLocation`."""
     key: NDArray[np.uint64]
     """(N,) the first 64 bits of the SHA-256 of each image's key."""
     label: NDArray[np.int32]
@@ -68,9 +68,9 @@ class Catalogue:
     def folder(self) -> Path:
         return self.reader.source
 
-    def location(self, number: int) -> Location:
+    def location(self, number: int) -> ImageLocation:
         values = (self.start[number], self.size[number], self.block[number])
-        return Location(self.files[self.file[number]], *map(int, values))
+        return ImageLocation(self.files[self.file[number]], *map(int, values))
 
     def part(self, chosen: NDArray[np.bool_]) -> Catalogue:
         """The images where `chosen`, (N,), is true."""
@@ -124,7 +124,7 @@ def read_catalogue(folder: Path, label_column: str | None, splits: Sequence[str]
         raise no_labelled_image(folder, faults, reader.skipped)
     files, starts, sizes, blocks = np.array(columns.places).reshape(-1, 4).T
     whole = Catalogue(
-        reader, tuple(category_numbers), Names(list(file_numbers)), files.astype(np.int32), starts, sizes,
+        reader, tuple(category_numbers), PackedTexts(list(file_numbers)), files.astype(np.int32), starts, sizes,
         blocks.astype(np.int32), np.array(columns.keys, np.uint64), np.array(columns.labels, np.int32),
         hashed.hexdigest(), unusable,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from lbgen.evaluation.transfer.dense.detection import Detection
 from lbgen.evaluation.transfer.dense.layouts import find_layout
 from lbgen.evaluation.transfer.dense.segmentation import Segmentation
 from lbgen.evaluation.transfer.dense.sets import prepare_dense
-from lbgen.evaluation.transfer.dense.training import Training, train
+from lbgen.evaluation.transfer.dense.training import DenseTraining, train
 from lbgen.models.backbones import load_backbone
 from lbgen.runs.console import Progress
 
@@ -40,7 +40,7 @@ def before_and_after(task, rows, epochs, learning_rate, tmp_path):
     """The evaluation of a model whose heads were never trained, and of one after the training."""
     torch.manual_seed(0)
     untrained = task.evaluate(task.model().eval(), Progress("testing", 1, "images"))
-    setup = Training(task, rows, epochs, 4, learning_rate, 0.05, 0, task.backbone.device, 0, "renders")
+    setup = DenseTraining(task, rows, epochs, 4, learning_rate, 0.05, 0, task.backbone.device, 0, "renders")
     trained = task.evaluate(train(setup, tmp_path / "checkpoint.pt"), Progress("testing", 1, "images"))
     return untrained.values, trained.values
 

@@ -11,7 +11,7 @@ from lbgen.evaluation.transfer.dense import average_precision as precision
 from lbgen.evaluation.transfer.dense.average_precision import BOX, MASK
 from lbgen.evaluation.transfer.dense.coco import Objects
 from lbgen.evaluation.transfer.dense.segmentation import mean_iou, pixel_counts
-from lbgen.evaluation.transfer.dense.training import Training
+from lbgen.evaluation.transfer.dense.training import DenseTraining
 
 IMAGES, CATEGORIES, SIDE = 7, 3, 40
 
@@ -137,7 +137,7 @@ def test_learning_rates_by_hand():
     from lbgen.evaluation.transfer.dense.segmentation import Segmentation
 
     def rates(task):
-        setup = Training(task, np.arange(157), 10, 4, 2.0, 0.0, 0, torch.device("cpu"), 0, "x")
+        setup = DenseTraining(task, np.arange(157), 10, 4, 2.0, 0.0, 0, torch.device("cpu"), 0, "x")
         assert setup.updates == 400
         return [setup.rate(update) for update in range(400)]
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbgen.errors import UserError
-from lbgen.evaluation.transfer.dense.layouts import INFORMATION, Layout, Part
-from lbgen.evaluation.transfer.dense.pictures import Pictures, opened
+from lbgen.evaluation.transfer.dense.layouts import INFORMATION, AnnotatedImages, Layout
+from lbgen.evaluation.transfer.dense.pictures import UnlabelledPictures, opened
 from lbgen.evaluation.transfer.sets.splits import TEST, TRAIN
 from lbgen.runs import atomic
 
@@ -52,7 +52,7 @@ class AdeTargets(Sequence[NDArray[np.uint8]]):
 
 @dataclass(frozen=True)
 class AdeSet:
-    pictures: Pictures
+    pictures: UnlabelledPictures
     targets: AdeTargets
     keys: tuple[str, ...]
     split: tuple[str, ...]
@@ -71,11 +71,11 @@ def read_ade(layout: Layout) -> AdeSet:
     targets = AdeTargets(labels, len(categories))
     keys = tuple(f"{split}/{picture.name}" for split, picture in zip(splits, pictures, strict=True))
     files = [*pictures, *labels, information]
-    read = Pictures(pictures, lambda row, size: _fault(targets, row, size))
+    read = UnlabelledPictures(pictures, lambda row, size: _fault(targets, row, size))
     return AdeSet(read, targets, keys, tuple(splits), categories, files)
 
 
-def _pairs(part: Part) -> Iterator[tuple[Path, Path]]:
+def _pairs(part: AnnotatedImages) -> Iterator[tuple[Path, Path]]:
     """Every picture with its labels, by name."""
     pictures = sorted(path for path in part.images.iterdir() if path.suffix.lower() in SUFFIXES)
     if not pictures:

@@ -18,7 +18,7 @@ FIGURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 TYPES = {BOX: "bbox", MASK: "segm"}
 
 
-class Precision(NamedTuple):
+class MeanPrecision(NamedTuple):
     value: float
     """Mean over categories and thresholds of 0.5 to 0.95, in [0, 1]; 0 where no test image has an object."""
     figures: dict[str, float]
@@ -29,7 +29,7 @@ class Precision(NamedTuple):
 
 def average_precision(
     objects: Sequence[Objects], detections: Sequence[dict[str, Any]], kind: str, categories: int
-) -> Precision:
+) -> MeanPrecision:
     """objects, detections: of each test image.  kind: BOX or MASK.  categories: how many there are, from 1 on."""
     from pycocotools.cocoeval import COCOeval  # type: ignore[import-untyped]
 
@@ -44,7 +44,7 @@ def average_precision(
         name: float(value) if value >= 0 else float("nan") for name, value in zip(FIGURES, judge.stats, strict=False)
     }
     matches = [matches_of(judge, category) for category in range(categories)]
-    return Precision(max(float(judge.stats[0]), 0.0), figures, resampled(matches, len(objects)))
+    return MeanPrecision(max(float(judge.stats[0]), 0.0), figures, resampled(matches, len(objects)))
 
 
 # ---- as pycocotools takes them ----

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lbgen.errors import UserError
 from lbgen.evaluation.transfer.dense.layouts import Layout
-from lbgen.evaluation.transfer.dense.pictures import Pictures
+from lbgen.evaluation.transfer.dense.pictures import UnlabelledPictures
 from lbgen.evaluation.transfer.sets.splits import TEST, TRAIN
 from lbgen.runs import atomic
 from lbgen.runs.parsing import Malformed, Name, Text, parse_json
@@ -47,7 +47,7 @@ class Instance(msgspec.Struct):
     """Pixels of the object; only says whether it is small, medium or large."""
 
 
-class Category(msgspec.Struct):
+class CocoCategory(msgspec.Struct):
     id: Id
     name: Name
 
@@ -57,7 +57,7 @@ class Instances(msgspec.Struct):
 
     images: list[Image]
     annotations: list[Instance]
-    categories: list[Category]
+    categories: list[CocoCategory]
 
 
 class Runs(msgspec.Struct):
@@ -206,7 +206,7 @@ def _uncompressed(text: str) -> list[int]:
 
 @dataclass(frozen=True)
 class CocoSet:
-    pictures: Pictures
+    pictures: UnlabelledPictures
     targets: CocoTargets
     keys: tuple[str, ...]
     split: tuple[str, ...]
@@ -245,7 +245,7 @@ def read_coco(layout: Layout) -> CocoSet:
     targets = CocoTargets(images, instances, number)
     sizes = [(image.height, image.width) for image in images]
     names = tuple(categories[TRAIN][category] for category in number)
-    pictures = Pictures(paths, lambda row, size: _fault(targets, sizes, row, size))
+    pictures = UnlabelledPictures(paths, lambda row, size: _fault(targets, sizes, row, size))
     files = [*paths, *(part.annotations for part in layout.values())]
     return CocoSet(pictures, targets, keys, tuple(splits), names, files)
 

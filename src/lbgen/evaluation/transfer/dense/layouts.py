@@ -21,7 +21,7 @@ INFORMATION = "objectInfo150.txt"
 """ADE20K's table of categories."""
 
 
-class Part(NamedTuple):
+class AnnotatedImages(NamedTuple):
     """Train or test images with what is known of them."""
 
     images: Path
@@ -30,7 +30,7 @@ class Part(NamedTuple):
     """COCO: the file of instances. ADE20K: the folder of PNGs."""
 
 
-Layout = dict[str, Part]
+Layout = dict[str, AnnotatedImages]
 """TRAIN and TEST -> where they lie."""
 
 
@@ -79,7 +79,10 @@ def coco_layout(root: Path) -> Layout:
         if not any(name in found for name in names):
             raise _wrong(root, DETECTION, f"it has no annotations/{PREFIX}{split}*{SUFFIX}")
     tested = found[VAL] if VAL in found else found[TEST]
-    return {split: Part(_image_folder(root, path), path) for split, path in ((TRAIN, found[TRAIN]), (TEST, tested))}
+    return {
+        split: AnnotatedImages(_image_folder(root, path), path)
+        for split, path in ((TRAIN, found[TRAIN]), (TEST, tested))
+    }
 
 
 def _split_name(path: Path) -> str:
@@ -131,5 +134,5 @@ def ade_layout(root: Path) -> Layout:
         for part in ("images", "annotations"):
             if not os.path.isdir(root / part / name):
                 raise _wrong(root, "segmentation", f"it has no folder {part}/{name}")
-        layout[split] = Part(root / "images" / name, root / "annotations" / name)
+        layout[split] = AnnotatedImages(root / "images" / name, root / "annotations" / name)
     return layout

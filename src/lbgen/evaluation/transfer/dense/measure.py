@@ -16,7 +16,7 @@ from lbgen.evaluation.transfer import stored
 from lbgen.evaluation.transfer.config import ANSWERS, DETECTION, TRAININGS, TransferConfig
 from lbgen.evaluation.transfer.dense.average_precision import BOX, MASK
 from lbgen.evaluation.transfer.dense.sets import DenseSet, fraction_of, set_sha256
-from lbgen.evaluation.transfer.dense.training import Evaluation, Task, Training, train
+from lbgen.evaluation.transfer.dense.training import DenseTraining, Evaluation, Task, train
 from lbgen.evaluation.transfer.scores import over_seeds
 from lbgen.evaluation.transfer.sets.scan import processes
 from lbgen.evaluation.transfer.sets.splits import Rows
@@ -129,7 +129,7 @@ class DenseMeasurer:
         # Train, then test once.
         config = self.config
         title = f"{self.name}, {dataset.name}, {len(rows):,} images, seed {seed}"
-        setup = Training(
+        setup = DenseTraining(
             task, rows, config.epochs, config.batch_size, config.learning_rates[0], config.weight_decays[0], seed,
             self.backbone.device, processes(len(rows), config.workers), title,
         )  # fmt: skip

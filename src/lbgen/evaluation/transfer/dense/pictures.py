@@ -12,7 +12,7 @@ from lbgen.datasets.files.local import LARGEST_FILE
 from lbgen.runs import atomic
 
 
-class Pictures(Sequence[tuple[Image.Image, int]]):
+class UnlabelledPictures(Sequence[tuple[Image.Image, int]]):
     """(picture in RGB, 0) of every row; raises ValueError or OSError for one that cannot be used."""
 
     def __init__(self, paths: Sequence[Path], fault: Callable[[int, tuple[int, int]], str]) -> None:

@@ -13,7 +13,7 @@ from lbgen.evaluation.transfer.config import CACHE, DETECTION, TransferConfig
 from lbgen.evaluation.transfer.dense.ade20k import read_ade
 from lbgen.evaluation.transfer.dense.coco import read_coco
 from lbgen.evaluation.transfer.dense.layouts import Layout
-from lbgen.evaluation.transfer.dense.pictures import Pictures
+from lbgen.evaluation.transfer.dense.pictures import UnlabelledPictures
 from lbgen.evaluation.transfer.sets.scan import scan
 from lbgen.evaluation.transfer.sets.sources import Source, fingerprint_of
 from lbgen.evaluation.transfer.sets.splits import TEST, TRAIN, Left, Rows, without_pixels_of
@@ -35,7 +35,7 @@ class DenseSet:
     """Images with their objects or labels, divided."""
 
     name: str
-    pictures: Pictures
+    pictures: UnlabelledPictures
     targets: Targets
     keys: tuple[str, ...]
     categories: tuple[str, ...]

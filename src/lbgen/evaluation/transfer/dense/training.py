@@ -61,7 +61,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class Training:
+class DenseTraining:
     """How a model is trained on these rows."""
 
     task: Task
@@ -96,7 +96,7 @@ class Training:
         return self.learning_rate * rising * self.task.factor(update, self.updates)
 
 
-def train(setup: Training, checkpoint: Path) -> nn.Module:
+def train(setup: DenseTraining, checkpoint: Path) -> nn.Module:
     """The trained model, in eval mode. It goes on after the last epoch of which `checkpoint` holds the end.
 
     Whatever is drawn follows from the seed, the epoch and the update or row: a training that was interrupted ends with
@@ -128,7 +128,7 @@ def train(setup: Training, checkpoint: Path) -> nn.Module:
 
 
 def training_step(
-    setup: Training, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Sequence[Any], update: int
+    setup: DenseTraining, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Sequence[Any], update: int
 ) -> Tensor:
     """One update by AdamW. Returns the loss."""
     torch.manual_seed(_number(setup.seed, "update", update))
@@ -159,7 +159,7 @@ def _number(*parts: object) -> int:
     return int.from_bytes(sha256(repr(parts).encode()).digest()[:7], "big")
 
 
-def _ensure_finite(loss: Tensor, setup: Training, epoch: int) -> None:
+def _ensure_finite(loss: Tensor, setup: DenseTraining, epoch: int) -> None:
     if not math.isfinite(value := float(loss)):
         raise UserError(f"{setup.name}, epoch {epoch + 1}: the loss is {value}; give a lower --learning-rates")
 
@@ -174,7 +174,7 @@ def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epochs
     atomic.write_bytes(path, buffer.getvalue())
 
 
-def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, setup: Training) -> int:
+def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, setup: DenseTraining) -> int:
     """The number of epochs that are done; 0 where there is no checkpoint that can be read."""
     if not path.is_file():
         return 0

@@ -21,7 +21,7 @@ SIDE = 512
 """Pixels for which a very large picture is shrunk before anything else."""
 
 
-class Pictures(Sequence[tuple[Image.Image, int]]):
+class LabelledPictures(Sequence[tuple[Image.Image, int]]):
     """The images of a dataset with their labels; an image that cannot be read raises ValueError with the reason."""
 
     def __init__(self, reader: DatasetReader, records: Sequence[ImageRecord], labels: Sequence[int]) -> None:
@@ -50,7 +50,7 @@ def open_folder(folder: Path) -> Source:
         raise no_labelled_image(folder, broken, reader.skipped)
     index = {category: number for number, category in enumerate(ids)}
     return Source(
-        Pictures(reader, records, [index.get(record.category, -1) for record in records]),
+        LabelledPictures(reader, records, [index.get(record.category, -1) for record in records]),
         tuple(record.key for record in records),
         tuple(split_of(record.split) for record in records),
         tuple(ids),

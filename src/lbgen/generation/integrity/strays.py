@@ -13,8 +13,9 @@ from lbgen.datasets.layouts import LAYOUTS
 from lbgen.datasets.listed import NAMES as LISTS
 from lbgen.datasets.records import IMAGE_SUFFIXES
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.plan import Plan, image_counts, image_key
-from lbgen.generation.shard_rows import file_of
+from lbgen.generation.integrity.shard_rows import file_of
+from lbgen.generation.plan import Plan, image_key
+from lbgen.generation.targets import image_counts
 from lbgen.runs import atomic
 from lbgen.runs.outputs import DATASET_RECORD, taken_names
 from lbgen.runs.storage import Store

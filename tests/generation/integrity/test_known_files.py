@@ -6,8 +6,9 @@ import pytest
 
 from lbgen.datasets.index import mask_file
 from lbgen.generation.config import GenerateConfig
-from lbgen.generation.plan import Plan, Target
-from lbgen.generation.strays import KnownFiles, planned_files
+from lbgen.generation.integrity.strays import KnownFiles, planned_files
+from lbgen.generation.plan import Plan
+from lbgen.generation.targets import Target
 from lbgen.vocabulary.vocabulary import Category
 
 CATEGORIES = tuple(Category(id, id, "a test") for id in ("a", "a_00001", "É"))

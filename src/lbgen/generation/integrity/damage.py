@@ -12,6 +12,7 @@ from lbgen.datasets.layouts import LAYOUTS
 from lbgen.errors import UserError
 from lbgen.generation import record as records
 from lbgen.generation.config import GenerateConfig
+from lbgen.generation.integrity.shard_rows import DAMAGE, differences, is_of_row, with_mask
 from lbgen.generation.plan import Plan
 from lbgen.generation.screening.consistency import (
     counts_match,
@@ -22,7 +23,6 @@ from lbgen.generation.screening.consistency import (
 from lbgen.generation.screening.counts import RejectionCounts
 from lbgen.generation.screening.duplicate_rounds import FILE as DUPLICATES
 from lbgen.generation.screening.duplicate_rounds import DuplicateRound, read_duplicate_rounds
-from lbgen.generation.shard_rows import DAMAGE, differences, is_of_row, with_mask
 from lbgen.generation.workers.encode import UNREADABLE
 from lbgen.runs import atomic
 from lbgen.runs.storage import Store
