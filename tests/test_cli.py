@@ -41,6 +41,20 @@ def test_lbgen_alone_prints_the_help_and_fails():
     assert (shown.returncode, shown.stdout) == (2, "") and shown.stderr == run("--help").stdout
 
 
+def test_help_imports_no_large_library():
+    """The help of every verb in one process."""
+    program = """
+import contextlib, sys
+from lbgen.cli import VERBS, main
+for verb in VERBS:
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(None):
+        main([verb, "--help"])
+print(*sys.modules)
+"""
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert {"numpy", "pyarrow", "huggingface_hub", "torch", "PIL"} & set(shown.stdout.split()) == set()
+
+
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("columns", [60, 80, 200])
 def test_help_fits_the_terminal_and_has_the_most_used_flags_first(monkeypatch, capsys, verb, columns):

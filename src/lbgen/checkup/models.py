@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub.errors import HFValidationError
-
 from lbgen.configuration.extensions import origin
 from lbgen.errors import UserError
 from lbgen.models.checkpoints.known import MICROWORLD
@@ -99,7 +97,7 @@ def _find(kind: str, name: str, where: str) -> NamedModel:
         return _refused(kind, name) or NamedModel(kind, name, state)
     try:
         cached = cached_snapshot(where)
-    except HFValidationError:
+    except ValueError:  # no hub id
         return NamedModel(kind, name, "no such folder", fault=f"{kind} {name}: no such folder, and no hub id")
     if cached is None:
         return _on_hub(kind, name, where, "not downloaded yet")

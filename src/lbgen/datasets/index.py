@@ -27,7 +27,6 @@ from lbgen.datasets.tables.pages import read_table
 from lbgen.errors import UserError
 from lbgen.runs.parsing import Name, T, parse_json, read_json
 from lbgen.runs.storage import LocalStore, Store
-from lbgen.vocabulary.ids import comparable, fault
 
 SUFFIXES: dict[str, Literal["png", "jpg", "webp"]] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 """Image format -> suffix of its files."""
@@ -39,8 +38,6 @@ VERSION = b"lbgen_index_version"
 """Key of the columns' version in a part's schema: 2 has MASK_COLUMNS, 3 OTHER_COLUMNS too; no entry is 1."""
 CONTAINERS = b"lbgen_containers"
 """Key of the container hashes in the metadata of a part's schema."""
-RESERVED_SPLITS = ("index", "screening", "data", "all", "masks")
-"""Names of other things in a dataset folder, and the one that readers use for all splits together."""
 MOST_TIMES = 10
 """A part with more rows than so many times its shard's images is not read; other wrong rows are named."""
 LARGEST_PART, LARGEST_ROW = 2**20, 2**16
@@ -161,22 +158,6 @@ class LocatedObject(NamedTuple):
 def version_of(localize: bool, compose: int) -> int:
     """The version of the columns of a dataset with these settings."""
     return 1 if not localize else 2 if compose == 1 else 3
-
-
-def is_split_name(split: str) -> bool:
-    """Whether a split of a dataset can have this name; new ones have to fulfil `split_fault` too."""
-    return split.isidentifier() and split not in ("index", "screening", "data", "all")
-
-
-def split_fault(split: str) -> str | None:
-    """What makes a name unfit for a new split, with the remedy; None for a fit one.
-
-    It becomes a folder's name and the first part of file names, so the rules are those of ids.
-    """
-    if comparable(split) in RESERVED_SPLITS:
-        return f'"{split}" has another meaning in a dataset folder; choose another name'
-    why = fault(split)
-    return f'"{split}" {why}' if why else None
 
 
 def part_name(split: str, shard: int) -> str:

@@ -9,9 +9,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
 from lbgen.errors import UserError
 from lbgen.runs import atomic
 from lbgen.runs.parsing import parse_json
@@ -72,19 +69,29 @@ def pipeline_class(where: str, revision: str | None = None) -> str | None:
 
 def cached_config(where: str, name: str, revision: str | None = None) -> dict[str, Any]:
     """The JSON table in a file of a folder or of the hub's cache; empty where there is none."""
+    path = os.path.join(where, name) if os.path.isdir(where) else _in_cache(where, name, revision)
+    return _table(Path(path)) if path else {}
+
+
+def _in_cache(hub_id: str, name: str, revision: str | None) -> str | None:
+    """The path of a repository's file in the hub's cache; None without one."""
+    from huggingface_hub import try_to_load_from_cache  # late: slow
+
     try:
-        is_folder = os.path.isdir(where)
-        path = os.path.join(where, name) if is_folder else try_to_load_from_cache(where, name, revision=revision)
-    except HFValidationError:
-        return {}
-    return _table(Path(path)) if isinstance(path, str) else {}
+        path = try_to_load_from_cache(hub_id, name, revision=revision)
+    except ValueError:  # no hub id
+        return None
+    return path if isinstance(path, str) else None
 
 
 def cached_snapshot(hub_id: str, revision: str | None = None) -> str | None:
     """The folder of a repository in the hub's cache, whole or in part, as pipelines are downloaded; None without one.
 
-    Raises HFValidationError for what is no hub id.
+    Raises ValueError for what is no hub id.
     """
+    from huggingface_hub import snapshot_download  # late: slow
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     try:
         return snapshot_download(hub_id, revision=revision, local_files_only=True)
     except LocalEntryNotFoundError as error:
@@ -161,8 +168,10 @@ def _remedy_for_file(where: str, marker: str) -> str:
 
 def _ensure_on_hub(what: str, where: str, marker: str, revision: str | None) -> None:
     """Ask the hub once, unless its cache has the file: the libraries would retry for a minute and log each attempt."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url  # late: slow
+
     try:
-        if not isinstance(try_to_load_from_cache(where, marker, revision=revision), str):
+        if _in_cache(where, marker, revision) is None:
             get_hf_file_metadata(hf_hub_url(where, marker, revision=revision))
     except Exception as error:  # also of the hub's HTTP library, which has changed its name before
         remedy = "there is no such folder; check the hub id and the connection, or give a downloaded folder"
