@@ -1,8 +1,8 @@
 """CPU seconds of a program that makes a small dataset: `python benchmarks/speed/whole_run.py`.
 
-`lbgen generate` imports, loads, draws, hashes, writes and describes; beside it a loop in the reference's way: diffusers'
-pipeline for each category in turn, images saved as PNG one after the other. Both have a random adapter and one thread,
-and take turns.
+`lbgen generate` imports, loads, draws, hashes, writes and describes; beside it a loop in the reference's way,
+diffusers' pipeline for each category in turn and images saved as PNG one after the other. Both have a random adapter
+and one thread, and take turns.
 """
 
 import argparse
