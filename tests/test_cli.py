@@ -21,6 +21,7 @@ from transformers import CLIPModel
 import lbgen
 from lbgen.cli import VERBS, main
 from lbgen.runs import model_folder
+from lbgen.runs.processes.waiting import SHORT_WAITING
 
 
 @pytest.fixture(autouse=True)
@@ -450,7 +451,7 @@ with contextlib.suppress(SystemExit):
 """
     library = next(Path(find_spec("torch").origin).parent.glob("lib/libgomp*"), None)
     program += f"ctypes.CDLL('{library}')" if asked and library else "import torch"
-    kept = {name: value for name, value in os.environ.items() if name not in lbgen.cli.SHORT_WAITING}
+    kept = {name: value for name, value in os.environ.items() if name not in SHORT_WAITING}
     environment = kept | {"OMP_DISPLAY_ENV": "verbose"} | asked
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert f"GOMP_SPINCOUNT = '{spins}'" in shown.stderr

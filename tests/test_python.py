@@ -23,6 +23,7 @@ from lbgen.models import training
 
 CONFIGS = [name for name in lbgen.PUBLIC if name.endswith("Config")]
 RESULTS = [name for name in lbgen.PUBLIC if name.endswith(("Result", "Estimate"))]
+VALUES = ["Batch", "Category"]
 FUNCTIONS = [name for name in lbgen.PUBLIC if name[0].islower()]
 
 
@@ -148,7 +149,7 @@ def test_help_shows_the_text_of_every_field(name):
     assert " at 0x" not in shown
 
 
-@pytest.mark.parametrize("name", RESULTS)
+@pytest.mark.parametrize("name", [*RESULTS, *VALUES])
 def test_help_shows_what_a_result_holds(name):
     shown = " ".join(pydoc.plain(pydoc.render_doc(getattr(lbgen, name))).replace("|", " ").split())
     texts = flags.field_help(getattr(lbgen, name))

@@ -28,6 +28,7 @@ from lbgen.configuration.yaml_lines import yaml_text
 from lbgen.errors import Interrupted, UserError, printable
 from lbgen.runs import console
 from lbgen.runs.console import Verbosity, is_verbose, say, showing
+from lbgen.runs.processes.waiting import short_waiting
 from lbgen.training.processes import is_first
 
 OF_THE_SYSTEM = (
@@ -42,11 +43,6 @@ OF_THE_SYSTEM = (
     errno.EIO,
 )
 """Errors that a full disk, a limit, a missing permission, or a folder in the place of a file raises."""
-
-SHORT_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
-"""Read by OpenMP when torch is loaded, here and in the processes started from here: threads that wait for each other
-spin for some microseconds, then sleep. If they only slept, torch would take twice as long on an idle machine; if they
-only spun, as they do by default, four times as long beside other work (`benchmarks/speed/waiting.py`)."""
 
 COLLECTED_EVERY = 10_000
 """New objects between two runs of Python's garbage collector. At its default of 700 it takes a fifth of the start."""
@@ -179,8 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb; UserError, signals and a full disk become a line on stderr and an exit code; else a traceback."""
     argv = sys.argv[1:] if argv is None else argv
     console.prepare_streams()
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ |= SHORT_WAITING | os.environ
+    os.environ |= short_waiting()
     gc.set_threshold(COLLECTED_EVERY)
     verb = VERBS.get(argv[0]) if argv else None
     going_on = "; give the same command again to go on" if verb and verb.resumes else ""

@@ -164,6 +164,7 @@ def test_what_is_no_backbone_is_refused_before_another_is_measured(base, config,
     monkeypatch.setattr(features.FeatureCache, "_compute", None)
     with pytest.raises(UserError, match="nix"):
         lbgen.transfer([str(base), "nix"], replace(config, output=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_was_interrupted_goes_on_with_the_same_values(done, base, aligned, config, tmp_path, monkeypatch):

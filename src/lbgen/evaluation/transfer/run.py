@@ -162,17 +162,17 @@ def _measured(names: dict[str, str], data: Data, config: TransferConfig) -> Tran
     from lbgen.evaluation.transfer.output import write_transfer
     from lbgen.models.backbones.backbone import locate
 
+    # Refuse what is no backbone before hours are spent on others.
+    for place in names.values():
+        if find_local(place) is None:
+            locate(place)
+
     # Say what is to be done, and note what it is done with.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     say_opening(names, data.datasets, config, device_name(device))
     for inner in (RESULTS, ANSWERS, CACHE):
         (config.folder / inner).mkdir(parents=True, exist_ok=True)
     saved.save(config, config.folder / config.saved_as)
-
-    # Refuse what is no backbone before hours are spent on others.
-    for place in names.values():
-        if find_local(place) is None:
-            locate(place)
 
     # Read every data set once, and measure every backbone on it.
     prepared: list[Any] = read_dense(data, config) if config.dense else read_datasets(data, config)

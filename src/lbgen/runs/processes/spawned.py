@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import ModuleType
 
+from lbgen.runs.processes.waiting import short_waiting
 from lbgen.runs.signals import blocked_signals
 
 
@@ -20,11 +21,18 @@ def starting() -> Iterator[None]:
     """For the start of processes that first say what they do at Ctrl-C, most of them by `begin`.
 
     They do not import the caller's main module, and Ctrl-C, which a terminal sends to all of them, does not end them
-    with a traceback while they import: the process that started them ends them.
+    with a traceback while they import: the process that started them ends them. Their threads wait as those of the
+    command line do.
     """
+    added = short_waiting()
     resource_tracker.ensure_running()  # its own start would let Ctrl-C through again
-    with blocked_signals([signal.SIGINT]), hidden_main():
-        yield
+    os.environ |= added
+    try:
+        with blocked_signals([signal.SIGINT]), hidden_main():
+            yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def begin() -> None:
