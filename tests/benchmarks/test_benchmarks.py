@@ -71,6 +71,7 @@ SMALLEST = {
         "--vocabulary {names} --batch-size 2 --batch-sizes 1 --formats 1 --steps 1 --repeats 1",
         "| webdataset, webp | 2 | ",
     ),
+    "speed/matrix_rate.py": ("--miniature --images 1 --repeats 1", "| decoder of the micro world, 1 images | "),
     "speed/memory.py": ("--images 2 --generated 2 --miniature", "| align --recipe paper | 2 | "),
     "speed/render.py": ("--images 12 --repeats 1", "balanced corpus: "),
     "speed/stored_size.py": ("", "| webp | 256 | "),

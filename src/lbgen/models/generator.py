@@ -303,7 +303,8 @@ class Generator:
         """Faster layouts for sampling without gradients; same images. To be called after `merge_adapter`."""
         if is_unet(self.family.network):  # in some transformers fused projections fail, in Stable Diffusion 3.5 medium
             self.family.network.fuse_qkv_projections()
-        for module in (self.family.network, self.family.vae):
+        modules = [self.family.vae] if self.device.type == "cpu" else [self.family.vae, self.family.network]
+        for module in modules:  # on a CPU the network is slower so: benchmarks/speed/matrix_rate.py
             module.to(memory_format=torch.channels_last)
 
 
