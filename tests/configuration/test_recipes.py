@@ -39,7 +39,7 @@ def test_a_recipe_has_the_values_of_those_it_builds_on(tmp_path):
         ("base: a.yaml", "a.yaml, base: "),
         ("base: b.yaml", "b.yaml, base: "),
         ("base: fast-dpm\nsteps: 3\nscreen: []", "a.yaml, screen: no such field"),
-        ("base: diverse-prompts", "diverse-prompts.yaml, balance: no such field"),
+        ("base: fast-dpm\nmax_steps: 3", "a.yaml, base fast-dpm: it belongs to lbgen generate; lbgen align has indep"),
     ],
 )
 def test_a_base_that_cannot_be_is_refused_by_file(capsys, tmp_path, text, message):

@@ -30,7 +30,7 @@ def resolve(config_class: type[Config], recipe: str | None, overrides: Mapping[s
     """
     values: dict[str, Any] = {}
     if recipe is not None:
-        _refuse_recipe_of_another(config_class, recipe)
+        _refuse_recipe_of_another(config_class, recipe, "--recipe")
         values |= recipe_values(config_class, recipe_path(recipe))
     values |= converted(config_class, overrides, flag)
     if inherited := getattr(config_class, "inherited", None):
@@ -57,12 +57,12 @@ class TakesRecipes:
         return resolve(cls, None if recipe is None else os.fspath(recipe), fields)
 
 
-def _refuse_recipe_of_another(config_class: type, recipe: str) -> None:
-    """Refuse a built-in recipe that is for another verb."""
+def _refuse_recipe_of_another(config_class: type, recipe: str, place: str) -> None:
+    """Refuse a built-in recipe that is for another verb.  place: where it was named, for the message."""
     owners, verb = built_in_recipes(), getattr(config_class, "VERB", None)
     if verb and owners.get(recipe, verb) != verb:
         own = ", ".join(name for name, owner in owners.items() if owner == verb)
-        raise UserError(f"--recipe {recipe}: it belongs to lbgen {owners[recipe]}; lbgen {verb} has {own or 'none'}")
+        raise UserError(f"{place} {recipe}: it belongs to lbgen {owners[recipe]}; lbgen {verb} has {own or 'none'}")
 
 
 def recipe_values(config_class: type, path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -76,6 +76,7 @@ def recipe_values(config_class: type, path: Path, above: tuple[Path, ...] = ()) 
         return values
     if not isinstance(base, str) or not base:
         raise UserError(f"{path}, {BASE}: give the name of a built-in recipe or a file")
+    _refuse_recipe_of_another(config_class, base, f"{path}, {BASE}")
     file = recipe_path(base, f"{path}, {BASE}", path.parent)
     return {**recipe_values(config_class, file, (*above, path.resolve())), **values}
 
