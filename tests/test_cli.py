@@ -185,10 +185,32 @@ def test_wrong_command_lines_are_refused_in_one_line(capsys, argv, expected):
     assert expected in refused_here(capsys, *argv.split())
 
 
-def test_a_wrong_recipe_is_refused_by_file_and_field(capsys, tmp_path):
-    (tmp_path / "mine.yaml").write_text("max_step: 3\n")
+@pytest.mark.parametrize(
+    ("text", "place", "expected"),
+    [
+        ("seed: 1\nmax_stepz: 3", "line 2: max_stepz", "no such field; did you mean max_steps?"),
+        ("max_steps: ten", "line 1: max_steps", '"ten" is not a whole number'),
+        ("# mine\n\nscheduler: foo", "line 3: scheduler", '"foo" is not one of ddpm, '),
+        ("base: microworld\nrank: -1", "line 2: rank -1", "give 1 to 4096"),
+        ("steps: 9\ndifferentiated_steps: 10", "line 2: differentiated_steps 10", "give 1 to 9 (--steps)"),
+        ("{seed: 1,\n  rank: 3,\n  rank: 0}", "line 3: rank 0", "give 1 to 4096"),
+        ("base: below.yaml\nseed: 1", "line 2: rank -2", "give 1 to 4096"),
+        ("seed: 1\nbase: 3", "line 2: base", "give the name of a built-in recipe or a file"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_file_line_and_field(capsys, tmp_path, text, place, expected):
+    """Against line numbers counted by eye."""
+    (tmp_path / "below.yaml").write_text("# other\nrank: -2")
+    (tmp_path / "mine.yaml").write_text(text)
+    name = "below.yaml" if "below" in text else "mine.yaml"
     message = refused_here(capsys, "align", "--recipe", str(tmp_path / "mine.yaml"))
-    assert message == f"lbgen: {tmp_path}/mine.yaml, max_step: no such field; did you mean max_steps?\n"
+    assert message.startswith(f"lbgen: {tmp_path}/{name}, {place}: {expected}")
+
+
+def test_a_flag_in_place_of_a_recipes_value_is_refused_as_a_flag(capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text("rank: 3\n")
+    message = refused_here(capsys, "align", "--recipe", str(tmp_path / "mine.yaml"), "--rank", "0")
+    assert message == "lbgen: --rank 0: give 1 to 4096\n"
 
 
 def test_a_refusal_is_one_line_whatever_was_typed(capsys):

@@ -34,12 +34,18 @@ def test_a_recipe_has_the_values_of_those_it_builds_on(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("base: nowhere", "a.yaml, base nowhere: no such file, nor one of the built-in recipes (diverse-prompts, "),
-        ("base: 3", "a.yaml, base: give the name of a built-in recipe or a file"),
+        (
+            "base: nowhere",
+            "a.yaml, line 1: base nowhere: no such file, nor one of the built-in recipes (diverse-prompts, ",
+        ),
+        ("base: 3", "a.yaml, line 1: base: give the name of a built-in recipe or a file"),
         ("base: a.yaml", "a.yaml, base: "),
         ("base: b.yaml", "b.yaml, base: "),
-        ("base: fast-dpm\nsteps: 3\nscreen: []", "a.yaml, screen: no such field"),
-        ("base: fast-dpm\nmax_steps: 3", "a.yaml, base fast-dpm: it belongs to lbgen generate; lbgen align has indep"),
+        ("base: fast-dpm\nsteps: 3\nscreen: []", "a.yaml, line 3: screen: no such field"),
+        (
+            "base: fast-dpm\nmax_steps: 3",
+            "a.yaml, line 1: base fast-dpm: it belongs to lbgen generate; lbgen align has ",
+        ),
     ],
 )
 def test_a_base_that_cannot_be_is_refused_by_file(capsys, tmp_path, text, message):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from lbgen.configuration.values import convert, flag
-from lbgen.configuration.yaml_lines import read_yaml
+from lbgen.configuration.yaml_lines import read_with_lines
 from lbgen.errors import UserError
 
 Config = TypeVar("Config")
@@ -29,13 +29,19 @@ def resolve(config_class: type[Config], recipe: str | None, overrides: Mapping[s
     Defaults that follow from the given values take the place of the fields' own (`Settings.inherited`).
     """
     values: dict[str, Any] = {}
+    places: dict[str, str] = {}
     if recipe is not None:
         _refuse_recipe_of_another(config_class, recipe, "--recipe")
-        values |= recipe_values(config_class, recipe_path(recipe))
+        values, places = recipe_values(config_class, recipe_path(recipe))
     values |= converted(config_class, overrides, flag)
     if inherited := getattr(config_class, "inherited", None):
         values = {**inherited(values), **values}
-    return build(config_class, values, lambda name: f"{flag(name)} is missing; it has no default")
+    try:
+        return build(config_class, values, lambda name: f"{flag(name)} is missing; it has no default")
+    except UserError as error:
+        if error.field not in places or error.field in overrides:
+            raise
+        raise UserError(f"{places[error.field]}{str(error).removeprefix(flag(error.field))}") from None
 
 
 class TakesRecipes:
@@ -65,20 +71,27 @@ def _refuse_recipe_of_another(config_class: type, recipe: str, place: str) -> No
         raise UserError(f"{place} {recipe}: it belongs to lbgen {owners[recipe]}; lbgen {verb} has {own or 'none'}")
 
 
-def recipe_values(config_class: type, path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a recipe and of those that it builds on.  above: the recipes that build on this one."""
+def recipe_values(
+    config_class: type, path: Path, above: tuple[Path, ...] = ()
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values of a recipe and of those that it builds on, and the place of each, for messages.
+
+    above: the recipes that build on this one.
+    """
     if path.resolve() in above:
         raise UserError(f"{above[-1]}, {BASE}: {path} builds on this recipe itself; remove one of the two")
-    given = read_yaml(path)
+    given, lines = read_with_lines(path)
+    places = {name: f"{path}, line {lines[name]}: {name}" if name in lines else f"{path}, {name}" for name in given}
     base = given.pop(BASE, None)
-    values = converted(config_class, given, lambda name: f"{path}, {name}")
+    values = converted(config_class, given, places.__getitem__)
     if base is None:
-        return values
+        return values, places
     if not isinstance(base, str) or not base:
-        raise UserError(f"{path}, {BASE}: give the name of a built-in recipe or a file")
-    _refuse_recipe_of_another(config_class, base, f"{path}, {BASE}")
-    file = recipe_path(base, f"{path}, {BASE}", path.parent)
-    return {**recipe_values(config_class, file, (*above, path.resolve())), **values}
+        raise UserError(f"{places[BASE]}: give the name of a built-in recipe or a file")
+    _refuse_recipe_of_another(config_class, base, places[BASE])
+    file = recipe_path(base, places[BASE], path.parent)
+    values_below, places_below = recipe_values(config_class, file, (*above, path.resolve()))
+    return {**values_below, **values}, {**places_below, **places}
 
 
 def recipe_path(recipe: str, place: str = "--recipe", folder: Path = Path()) -> Path:
@@ -137,7 +150,7 @@ def build(config_class: type[Config], values: dict[str, Any], missing_message: C
     try:
         return config_class(**values)
     except ValueError as error:  # a range, checked by the dataclass's own __post_init__
-        raise UserError(str(error)) from None
+        raise UserError(str(error), getattr(error, "field", None)) from None
 
 
 def is_required(field: dataclasses.Field) -> bool:
