@@ -176,7 +176,7 @@ def test_the_flags_that_other_programs_rely_on(capsys):
         ("align --scheduler euler", '--scheduler: "euler" is not one of ddpm, ddim, pndm, dpm++'),
         ("generate --scheduler euler", '--scheduler: "euler" is not one of ddpm, ddim, pndm, dpm++'),
         ("align --guard maybe", '--guard: "maybe" is not one of warn, stop, off'),
-        ("align --recipe nope", "no such file, nor one of the built-in recipes (diverse-prompts, fast-d"),
+        ("align --recipe nope", "no such file, nor one of the built-in recipes (independent, microworl"),
         ("export sd15 here", "invalid choice: 'sd15'"),
         ("export microworld", "required: DIR"),
     ],

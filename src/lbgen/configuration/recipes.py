@@ -32,7 +32,7 @@ def resolve(config_class: type[Config], recipe: str | None, overrides: Mapping[s
     places: dict[str, str] = {}
     if recipe is not None:
         _refuse_recipe_of_another(config_class, recipe, "--recipe")
-        values, places = recipe_values(config_class, recipe_path(recipe))
+        values, places = recipe_values(config_class, recipe_path(recipe, verb=getattr(config_class, "VERB", None)))
     values |= converted(config_class, overrides, flag)
     if inherited := getattr(config_class, "inherited", None):
         values = {**inherited(values), **values}
@@ -65,10 +65,10 @@ class TakesRecipes:
 
 def _refuse_recipe_of_another(config_class: type, recipe: str, place: str) -> None:
     """Refuse a built-in recipe that is for another verb.  place: where it was named, for the message."""
-    owners, verb = built_in_recipes(), getattr(config_class, "VERB", None)
-    if verb and owners.get(recipe, verb) != verb:
-        own = ", ".join(name for name, owner in owners.items() if owner == verb)
-        raise UserError(f"{place} {recipe}: it belongs to lbgen {owners[recipe]}; lbgen {verb} has {own or 'none'}")
+    owner, verb = built_in_recipes().get(recipe), getattr(config_class, "VERB", None)
+    if verb and owner not in (None, verb):
+        own = ", ".join(built_in_recipes(verb)) or "none"
+        raise UserError(f"{place} {recipe}: it belongs to lbgen {owner}; lbgen {verb} has {own}")
 
 
 def recipe_values(
@@ -89,27 +89,32 @@ def recipe_values(
     if not isinstance(base, str) or not base:
         raise UserError(f"{places[BASE]}: give the name of a built-in recipe or a file")
     _refuse_recipe_of_another(config_class, base, places[BASE])
-    file = recipe_path(base, places[BASE], path.parent)
+    file = recipe_path(base, places[BASE], path.parent, getattr(config_class, "VERB", None))
     values_below, places_below = recipe_values(config_class, file, (*above, path.resolve()))
     return {**values_below, **values}, {**places_below, **places}
 
 
-def recipe_path(recipe: str, place: str = "--recipe", folder: Path = Path()) -> Path:
+def recipe_path(recipe: str, place: str = "--recipe", folder: Path = Path(), verb: str | None = None) -> Path:
     """The file of a built-in recipe; any other name is the path of a file, relative to `folder`.
 
-    place: where the recipe was named, for the message.
+    place, verb: where the recipe was named and what for, for the message.
     """
     verbs = built_in_recipes()
     path = RECIPES / verbs[recipe] / f"{recipe}.yaml" if recipe in verbs else folder / os.path.expanduser(recipe)
     if not os.path.isfile(path):  # Path.is_file raises where a name is longer than the file system allows
         what = "no regular file" if os.path.exists(path) else "no such file"
-        raise UserError(f"{place} {recipe}: {what}, nor one of the built-in recipes ({', '.join(verbs)})")
+        own = built_in_recipes(verb)
+        known = f"nor one of the built-in recipes ({', '.join(own)})" if own else f"and lbgen {verb} has no recipes"
+        close = difflib.get_close_matches(recipe, own, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"{place} {recipe}: {what}, {known}{hint}")
     return path
 
 
-def built_in_recipes() -> dict[str, str]:
-    """Name of each built-in recipe -> the verb that it is for, sorted by name."""
-    return {path.stem: path.parent.name for path in sorted(RECIPES.glob("*/*.yaml"), key=lambda path: path.stem)}
+def built_in_recipes(verb: str | None = None) -> dict[str, str]:
+    """Name of each built-in recipe -> the verb that it is for, sorted by name; those of one verb if it is given."""
+    paths = sorted(RECIPES.glob(f"{verb or '*'}/*.yaml"), key=lambda path: path.stem)
+    return {path.stem: path.parent.name for path in paths}
 
 
 def converted(config_class: type, given: Mapping[str, Any], place: Callable[[str], str]) -> dict[str, Any]:
