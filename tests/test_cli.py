@@ -11,6 +11,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from command_line import refused, refused_here, run
@@ -20,7 +21,6 @@ from transformers import CLIPModel
 
 import lbgen
 from lbgen.cli import VERBS, main
-from lbgen.runs import model_folder
 from lbgen.runs.processes.waiting import SHORT_WAITING
 
 
@@ -247,26 +247,37 @@ def test_models_that_do_not_do_are_refused_and_no_folder_is_left(capsys, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("verb", "flag"),
-    [("generate --balance scene", "--screen-semantics"), ("align", "--semantics"), ("audit here", "--semantics")],
+    ("verb", "flag", "name", "embedded"),
+    [
+        ("generate --balance scene", "--screen-semantics", "somebody/space", "microworld"),
+        ("align", "--semantics", "somebody/space", "microworld"),
+        ("audit here", "--semantics", "somebody/space", "microworld"),
+        ("align", "--semantics", "open_clip:ViT-B-32/openai", "microworld"),
+        ("align --semantics microworld", "--quality", "q-align", "antonyms"),
+    ],
 )
-def test_a_language_space_that_cannot_be_had_is_answered_with_the_one_that_is_here(
-    monkeypatch, capsys, tmp_path, verb, flag
+def test_a_model_that_cannot_be_had_is_answered_with_the_one_that_is_here(
+    monkeypatch, capsys, tmp_path, verb, flag, name, embedded
 ):
     """As for generators, below; here the hub answers nobody, and its cache is empty."""
 
     def unreachable(*_, **__):
         raise OSError("no connection")
 
-    monkeypatch.setattr(model_folder, "get_hf_file_metadata", unreachable)
+    if name.startswith("open_clip:"):
+        pytest.importorskip("open_clip", reason="the extra open_clip is not installed")
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here/cat").mkdir(parents=True)
     (tmp_path / "here/cat/1.png").touch()
     rest = [] if verb.startswith("audit") else ["--generator", "microworld", "--vocabulary", "microworld"]
-    shown = refused_here(capsys, *verb.split(), *rest, flag, "somebody/space", "--output", "out")
-    assert f"{flag} somebody/space cannot be loaded: there is no such folder" in shown
-    assert f"or {flag} microworld, which comes with lbgen (no connection)" in shown
+    with pytest.raises(SystemExit):
+        main([*verb.split(), *rest, flag, name, "--output", "out"])
+    said, shown = capsys.readouterr()
+    assert said == "" and shown.startswith(f"lbgen: {flag} {name}") and shown.count("\n") == 1
+    assert " cannot be loaded: there is no such folder" in shown
+    assert f"or {flag} {embedded}, which comes with lbgen (no connection)" in shown
 
 
 def test_weights_that_cannot_be_had_are_one_line_at_once(monkeypatch, tmp_path):
