@@ -55,7 +55,7 @@ def test_every_config_that_takes_recipes_on_the_command_line_takes_them_from_pyt
 @pytest.mark.parametrize(
     ("recipe", "fields", "message"),
     [
-        ("papr", {}, "--recipe papr: no such file, nor one of the built-in recipes (diverse-prompts, "),
+        ("papr", {}, "--recipe papr: no such file, nor one of the built-in recipes (independent, microworld"),
         ("fast-dpm", {}, "--recipe fast-dpm: it belongs to lbgen generate; lbgen align has independent, microworld, "),
         ("paper", {"stepps": 3}, "--stepps: no such field; did you mean steps?"),
         ("paper", {"steps": "ten"}, '--steps: "ten" is not a whole number'),

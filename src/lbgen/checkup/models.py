@@ -18,6 +18,7 @@ from lbgen.models.registry import (
     ensure_generator,
     ensure_quality,
     ensure_semantics,
+    open_clip_parts,
     q_align_location,
     q_align_quantization,
     resolve,
@@ -60,7 +61,7 @@ def find_semantics(name: str) -> NamedModel:
         return _find(kind, name, resolve(name, SEMANTICS))
     where = semantics_location(name)
     state = f"file {where}" if os.path.isfile(where) else "open_clip downloads it if the hub's cache lacks it"
-    return _refused(kind, name) or NamedModel(kind, name, state)
+    return _refused(kind, name, lambda name: open_clip_parts(name, "--semantics")) or NamedModel(kind, name, state)
 
 
 def find_quality(name: str) -> list[NamedModel]:

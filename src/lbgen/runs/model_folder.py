@@ -31,8 +31,13 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 """Suffixes of weights that Python code may hide in."""
 OTHER_FORMS = (".msgpack", ".h5", ".onnx", ".gguf")
 """Suffixes of weights of other libraries."""
-EMBEDDED = {"generator": "--generator", "--semantics": "--semantics", "--screen-semantics": "--screen-semantics"}
-"""Name of a model in messages -> the flag that can choose the one that comes with lbgen."""
+EMBEDDED = {
+    "generator": "--generator microworld",
+    "--semantics": "--semantics microworld",
+    "--screen-semantics": "--screen-semantics microworld",
+    "--quality": "--quality antonyms",
+}
+"""First word of a model's name in messages -> the flag that chooses the one that comes with lbgen."""
 
 
 # ---- which files are loaded ----
@@ -175,8 +180,8 @@ def _ensure_on_hub(what: str, where: str, marker: str, revision: str | None) -> 
             get_hf_file_metadata(hf_hub_url(where, marker, revision=revision))
     except Exception as error:  # also of the hub's HTTP library, which has changed its name before
         remedy = "there is no such folder; check the hub id and the connection, or give a downloaded folder"
-        flag = EMBEDDED.get(what)
-        remedy += f", or {flag} microworld, which comes with lbgen" if flag else ""
+        embedded = EMBEDDED.get(what.split()[0])
+        remedy += f", or {embedded}, which comes with lbgen" if embedded else ""
         at = f" at revision {revision}" if revision is not None else ""
         raise UserError(f"{what} {where}{at} cannot be loaded: {remedy} ({' '.join(str(error).split())})") from error
 

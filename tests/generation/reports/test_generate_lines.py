@@ -22,6 +22,12 @@ def rows(shown: str) -> dict[str, str]:
     return dict(re.split("  +", line, maxsplit=1) for line in shown.splitlines() if "  " in line)
 
 
+def test_a_single_step_is_called_one(config, tmp_path, capsys):
+    """As distilled generators have it."""
+    generate(replace(config, output=tmp_path / "made", steps=1))
+    assert rows(capsys.readouterr().out)["steps"] == "1 ddim step, guidance 2"
+
+
 def test_a_run_opens_goes_on_and_ends_in_words(config, tmp_path, monkeypatch, capfd):
     """Ctrl-C in the fourth batch of seven, the first of the second shard; it is answered at once."""
     made, render, drawn = replace(config, output=tmp_path / "made"), Renderer.render, []

@@ -32,7 +32,7 @@ from lbgen.evaluation.transfer.sets.sources import NotHere
 from lbgen.models.backbones import display_names, ensure_backbone, load_backbone
 from lbgen.models.backbones.location import find_local
 from lbgen.runs import atomic, outputs
-from lbgen.runs.console import device_name, result, say, table, warn
+from lbgen.runs.console import counted, device_name, result, say, table, warn
 from lbgen.runs.lock import locked
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def measurer_of(name: str, backbone: Backbone, config: TransferConfig) -> Measur
 
 def say_opening(names: dict[str, str], datasets: dict[str, str], config: TransferConfig, device: str) -> None:
     """What will be measured."""
-    few = f"; few-shot: {', '.join(config.shots)}, {config.seeds} draws" if config.shots else ""
+    few = f"; few-shot: {', '.join(config.shots)}, {counted(config.seeds, 'draw')}" if config.shots else ""
     shares = f"; of the images {', '.join(f'{100 * share:g}%' for share in config.fraction)}, seeds: {config.seeds}"
     rows = [
         *((f"backbone {name}", place) for name, place in names.items()),
@@ -237,7 +237,7 @@ def say_opening(names: dict[str, str], datasets: dict[str, str], config: Transfe
     say(table(rows))
     saved.say_in_full(config)
     if known := sum(1 for _ in (config.folder / RESULTS).glob("*.json")):
-        say(f"going on with {known} results that are there already")
+        say(f"going on with {counted(known, 'result')} from before")
 
 
 def say_result(found: Result) -> None:

@@ -20,7 +20,7 @@ def trajectory_lines(config: GenerateConfig, plan: Plan) -> list[tuple[str, str]
     first = plan.shard(config.split, 0)[0]
     return [
         ("prompt", f'"{prompt(config, first.subject, first.target_values)}", of the first image'),
-        ("steps", f"{config.steps} {config.scheduler} steps, {config.guidance}"),
+        ("steps", f"{counted(config.steps, f'{config.scheduler} step')}, {config.guidance}"),
     ]
 
 
