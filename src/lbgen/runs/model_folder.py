@@ -1,4 +1,4 @@
-"""A folder of a model, as diffusers or transformers saved it: which of its files are loaded, and which cannot be read.
+"""A model folder saved by diffusers or transformers: which of its files are loaded, and which cannot be read.
 
 Symbolic links are followed, because the hub's cache consists of them.
 """
@@ -17,7 +17,7 @@ from lbgen.runs import atomic
 from lbgen.runs.parsing import parse_json
 
 INDEX = "model_index.json"
-"""The file in a diffusers folder that names its parts, each in a folder of its own."""
+"""The file in a diffusers folder that names the parts of the model; each part has its own folder."""
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 """The weights of a part; large ones are split into files that NAME.index.json lists."""
 VARIANT = re.compile(r"(?:diffusion_pytorch_model|model)\.(?:safetensors\.index\.(\w+)\.json|(\w+)\.safetensors)")
@@ -31,11 +31,11 @@ CONFIGURATIONS = (
 SAFETY_CHECKER = ("safety_checker", "feature_extractor")
 """The parts of a checkpoint that only the safety checker needs."""
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-"""Suffixes of weights that Python code may hide in."""
+"""Suffixes of weights in pickle files, which can contain Python code."""
 OTHER_FORMS = (".msgpack", ".h5", ".onnx", ".gguf")
-"""Suffixes of weights of other libraries."""
+"""Suffixes of weights in the formats of other libraries."""
 EMBEDDED = {"generator": "--generator", "--semantics": "--semantics", "--screen-semantics": "--screen-semantics"}
-"""Name of a model in messages -> the flag that can choose the one that comes with lbgen."""
+"""Name of a model in messages -> the flag that accepts the model that comes with lbgen."""
 
 
 # ---- which files are loaded ----
@@ -49,7 +49,7 @@ def loaded_files(folder: Path, without: Collection[str] = (), variant: str | Non
 
 
 def configuration_files(folder: Path, without: Collection[str] = ()) -> list[Path]:
-    """The same without the weights."""
+    """The configuration files of the model in a folder.  without: the parts that are not loaded."""
     names = [part / name for part in _parts(folder, without) for name in CONFIGURATIONS]
     return [path for path in (folder / INDEX, *names) if path.is_file()]
 
@@ -65,13 +65,13 @@ def part_names(folder: Path) -> list[str]:
 
 
 def pipeline_class(where: str, revision: str | None = None) -> str | None:
-    """The `_class_name` of a generator in a folder or in the hub's cache; None where it is not known."""
+    """The `_class_name` of a generator in a folder or in the hub's cache; None if it is unknown."""
     name = cached_config(where, INDEX, revision).get("_class_name")
     return name if isinstance(name, str) else None
 
 
 def cached_config(where: str, name: str, revision: str | None = None) -> dict[str, Any]:
-    """The JSON table in a file of a folder or of the hub's cache; empty where there is none."""
+    """The JSON object in a file of a folder or of the hub's cache; empty if there is none."""
     try:
         is_folder = os.path.isdir(where)
         path = os.path.join(where, name) if is_folder else try_to_load_from_cache(where, name, revision=revision)
@@ -81,9 +81,9 @@ def cached_config(where: str, name: str, revision: str | None = None) -> dict[st
 
 
 def cached_snapshot(hub_id: str, revision: str | None = None) -> str | None:
-    """The folder of a repository in the hub's cache, whole or in part, as pipelines are downloaded; None without one.
+    """The folder of a repository in the hub's cache; None without one. Pipelines may be downloaded only in part.
 
-    Raises HFValidationError for what is no hub id.
+    Raises HFValidationError for a text that is not a hub id.
     """
     try:
         return snapshot_download(hub_id, revision=revision, local_files_only=True)
@@ -92,14 +92,14 @@ def cached_snapshot(hub_id: str, revision: str | None = None) -> str | None:
 
 
 def _is_part(value: Any) -> bool:
-    """[library, class]; a part that is not there has no class."""
+    """Whether the value is [library, class]; an absent part has null as its class."""
     return isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
 
 
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     """The files that hold the weights of the part in this folder, and the index that lists them.
 
-    variant: of the weights; a part that does not have it has its plain weights.
+    variant: of the weights; the plain weights are used for a part without this variant.
     """
     found = []
     for name in WEIGHTS:
@@ -114,13 +114,13 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
 
 
 def variants_of(folder: Path) -> set[str]:
-    """The variants that the part in this folder has, such as fp16."""
+    """The variants of the weights in this folder, such as fp16."""
     names = [path.name for path in folder.glob("*.safetensors*") if path.is_file()]
     return {found[1] or found[2] for name in names if (found := VARIANT.fullmatch(name))}
 
 
 def _table(path: Path) -> dict[str, Any]:
-    """The JSON table in a file; empty where there is none, which loading will then complain of."""
+    """The JSON object in a file; empty if there is none, because loading the model then reports the fault."""
     try:
         content = parse_json(atomic.read_bytes(path)) if path.is_file() else {}
     except (OSError, ValueError):  # UserError is a ValueError
@@ -134,13 +134,13 @@ def _table(path: Path) -> dict[str, Any]:
 def refuse_unreadable(
     what: str, where: str, marker: str, revision: str | None = None, variant: str | None = None
 ) -> None:
-    """Refuse, without loading it, a model that is neither a folder with weights in safetensors nor on the hub.
+    """Refuse a model that is neither a folder with weights in safetensors nor on the hub; nothing is loaded.
 
     what: the model's name in messages.  marker: the file that every folder of this kind has.
     """
     if os.path.isfile(where):
         raise UserError(f"{what} {where} is a single file; {_remedy_for_file(where, marker)}")
-    if not os.path.isdir(where):  # Path.is_dir raises where a name is longer than the file system takes
+    if not os.path.isdir(where):  # Path.is_dir raises if a name is longer than the file system allows
         _ensure_on_hub(what, where, marker, revision)
         return
     folder = Path(where)
@@ -164,7 +164,7 @@ def _ensure_on_hub(what: str, where: str, marker: str, revision: str | None) -> 
     try:
         if not isinstance(try_to_load_from_cache(where, marker, revision=revision), str):
             get_hf_file_metadata(hf_hub_url(where, marker, revision=revision))
-    except Exception as error:  # also of the hub's HTTP library, which has changed its name before
+    except Exception as error:  # includes errors of the hub's HTTP library, which has been replaced before
         remedy = "there is no such folder; check the hub id and the connection, or give a downloaded folder"
         flag = EMBEDDED.get(what)
         remedy += f", or {flag} microworld, which comes with lbgen" if flag else ""
@@ -173,7 +173,7 @@ def _ensure_on_hub(what: str, where: str, marker: str, revision: str | None) -> 
 
 
 def _refuse_other_weights(place: str, folder: Path, takes_variants: bool) -> None:
-    """Refuse a part whose weights exist in another form only.  takes_variants: whether --variant chooses them."""
+    """Refuse a part whose weights exist only in another form.  takes_variants: whether --variant applies to it."""
     names = sorted(path.name for path in folder.glob("*") if path.is_file())
     remedy = 'rename a file that is whole, or load the model with its library and variant="fp16" and save it again'
     if takes_variants and (variants := sorted(variants_of(folder))):
