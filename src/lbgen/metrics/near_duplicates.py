@@ -1,13 +1,13 @@
-"""Near-duplicates: images whose perceptual hashes are near, confirmed by what the hashes do not see.
+"""Near-duplicates: images whose perceptual hashes are near, confirmed by a second criterion.
 
-An image is a near-duplicate if it is near an accepted image before it; otherwise it is accepted. Hashes have 64 bits
-and propose pairs. What confirms them differs with what is asked:
+An image is a near-duplicate if it is near an earlier accepted image; otherwise it is accepted. Pairs are proposed by
+hashes of 64 bits. The criterion that confirms a pair depends on the use:
 
-screening   copies of a category, by the language features of both images; hashes are stored in the index
-audit       copies in a whole dataset or in another one, also mirrored, slightly cropped, brighter, recompressed or
-            resized ones, by the pixels of both images at 32x32
+screening   copies within a category, confirmed by the language features; hashes are stored in the index
+audit       copies in a whole dataset or in another one, including mirrored, slightly cropped, brighter, recompressed
+            and resized ones, confirmed by the pixels at 32x32
 
-B images; N images of one category, in the order of the plan, or of one dataset.
+Shapes: B images; N images of one category, in the order of the plan, or of one dataset.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ DCT = np.cos(np.pi * _k * (2 * _n + 1) / (2 * GRID))  # (LOW, GRID)
 """The lowest frequencies of the discrete cosine transform (DCT-II, unscaled): DCT @ image @ DCT.T."""
 
 BLOCK, CELLS = 256, 2**22
-"""Hashes compared at a time with all hashes before them; fewer where that would be more pairs than CELLS."""
+"""Number of hashes compared at a time with all earlier hashes; fewer if that would be more pairs than CELLS."""
 NO_PAIR = 65
-"""Distance in bits where there is no pair; two hashes differ in at most 64 bits."""
+"""Distance that marks the absence of a pair; two hashes differ in at most 64 bits."""
 
 Hashes = NDArray[np.uint64]
-"""64 bits each."""
+"""Hashes of 64 bits."""
 Rows = NDArray[np.int64]
 
 
 def perceptual_hash(brightness: Tensor) -> Hashes:
-    """pHash: one bit for each low frequency, set where its coefficient is above the median.  (B, H, W) -> (B,).
+    """pHash: one bit per low frequency, set if its coefficient is above the median.  (B, H, W) -> (B,).
 
     Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010. The lowest frequency is the
     highest bit. Half of the bits are set unless coefficients are equal, so two hashes differ in an even number of bits.
@@ -68,16 +68,16 @@ def hash_bits(value: int) -> NDArray[np.bool_]:
 
 
 def blocks(count: int) -> Iterator[Rows]:
-    """Row numbers of `count` images, some at a time, so that these and all images are not more pairs than CELLS."""
+    """Row indices of `count` images in blocks, sized so that block x all images is at most CELLS pairs."""
     size = max(1, min(BLOCK, CELLS // max(1, count)))
     for start in range(0, count, size):
         yield np.arange(start, min(start + size, count))
 
 
 def distances(hashes: Hashes) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
-    """Hamming distances of images and those before them, some rows at a time: rows (n,), bits (n, N).
+    """Hamming distances of images to all earlier ones, in blocks of rows: rows (n,), bits (n, N).
 
-    NO_PAIR stands for an image with itself and with later ones.
+    The entries for the image itself and for later ones are NO_PAIR.
     """
     for rows in blocks(len(hashes)):
         start, end = rows[0], rows[-1] + 1
@@ -112,13 +112,13 @@ def accepted_images(
     failed: NDArray[np.bool_],
     accepted_earlier: NDArray[np.bool_],
 ) -> NDArray[np.bool_]:
-    """(N,) images without a near-duplicate among the accepted images before them.
+    """(N,) whether each image is accepted, that is, has no near-duplicate among the earlier accepted images.
 
-    Near-duplicates have near hashes and near features. Hashes see only where an image is light and dark, so an image
-    and its greyscale copy share one. Features see what an image shows more than where: a mirrored image may keep them,
-    and where a generator always draws a category in the same way, all features are near without any copies.
+    Near-duplicates have both near hashes and near features. Hashes encode only where an image is light and dark, so an
+    image and its greyscale copy have the same hash. Features encode content more than position: a mirrored image may
+    have the same, and all features are near if a generator always renders a category in the same way.
 
-    cosines: of the features of each pair.  failed: (N,) images that are never accepted.
+    cosines: between the features of each pair.  failed: (N,) images that are never accepted.
     accepted_earlier: (N,) images that are always accepted, unless they failed.
     """
     accepted, alike = ~failed, cosines >= least_cosine
@@ -129,7 +129,7 @@ def accepted_images(
 
 
 def nearest_bits(hashes: Hashes, accepted: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """(N,) Hamming distance of each image to the nearest accepted one before it; NO_PAIR where there is none."""
+    """(N,) Hamming distance of each image to the nearest earlier accepted image; NO_PAIR if there is none."""
     parts = [np.where(accepted, bits, NO_PAIR).min(axis=1) for _, bits in distances(hashes)]
     return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
 
@@ -139,53 +139,53 @@ def nearest_bits(hashes: Hashes, accepted: NDArray[np.bool_]) -> NDArray[np.int6
 COPY_BITS = 12
 """Most bits in which the hashes of a picture and of its copy differ."""
 CANDIDATES = 100
-"""Most earlier pictures, those with the nearest hashes, that a picture is compared with pixel by pixel."""
+"""Most earlier pictures (with the nearest hashes) that a picture is compared with pixel by pixel."""
 _before, _after = [0, *range(GRID - 1)], [*range(1, GRID), GRID - 1]
 BLUR = (torch.eye(GRID)[_before] + 2 * torch.eye(GRID) + torch.eye(GRID)[_after]) / 4  # (32, 32)
-"""The weights (1, 2, 1) / 4 of a pixel and its neighbours; beyond an edge the pixel at the edge stands for them."""
+"""Weights (1, 2, 1) / 4 of a pixel and its neighbours; pixels beyond an edge repeat the pixel at the edge."""
 PAIRS_AT_ONCE = 256
 CACHED_CELLS = 2**18
-"""Pairs of hashes that are compared at a time."""
+"""Number of pairs of hashes that are compared at a time."""
 
 UNEXPLAINED = 0.08
 """Largest share of a copy's variance that the other picture does not explain."""
 ROUGH, MOST_ROUGH = 0.5, 5.0
-"""Squared change a pixel, of a picture's variance, above which more is allowed, as alignment is less exact and chance
-explains less: UNEXPLAINED grows with the square of its multiple, to so many times."""
+"""Roughness is the squared gradient relative to a picture's variance. Above ROUGH, where alignment is less exact,
+UNEXPLAINED is multiplied by (roughness / ROUGH)^2, at most MOST_ROUGH."""
 CORRELATED = 0.5
-"""Least correlation of a copy before it is aligned; saves the alignment of most other candidates."""
+"""Least correlation of a copy before alignment; most other candidates are rejected without alignment."""
 WORST_TILE, TILE_SLACK = 4.0, 0.02
-"""A copy's residual is spread evenly: the worst tile's share is at most this many times the picture's, plus this."""
+"""A copy's residual is spread evenly: the worst tile's share is at most WORST_TILE times the picture's + TILE_SLACK."""
 TILE = 8
 """Side in pixels of the tiles of a picture; they overlap by half."""
 TILE_FLOOR = 0.3
-"""Variance, of the picture's mean variance, that is added to that of every tile."""
+"""Variance added to that of every tile, relative to the mean variance of the picture."""
 SHIFT_PENALTY = 0.02
-"""Of the picture's variance, for a shift by one pixel of 32, or a scaling that moves the edges by one."""
+"""Penalty, relative to the variance, for a shift by one pixel of 32 or a scaling that moves the edges by one."""
 
 
 def small_picture(images: Tensor) -> Tensor:
-    """The image averaged to 32x32 pixels and stretched to full contrast.  (B, 3, H, W) -> (B, 3072) in [0, 1]."""
+    """The images averaged to 32x32 pixels and stretched to full contrast.  (B, 3, H, W) -> (B, 3072) in [0, 1]."""
     small = F.adaptive_avg_pool2d(images, GRID).flatten(1)
     centred = small - small.mean(dim=1, keepdim=True)
     return 0.5 + 0.5 * centred / centred.abs().amax(dim=1, keepdim=True).clamp_min(1e-6)
 
 
 def picture_hashes(pictures: NDArray[np.uint8]) -> tuple[Hashes, Hashes]:
-    """Perceptual hashes (N,) of pictures, as they are and mirrored.  pictures: bytes (N, 3072)."""
+    """Perceptual hashes (N,) of the pictures and of the mirrored pictures.  pictures: bytes (N, 3072)."""
     brightness = torch.einsum("bchw,c->bhw", _as_images(pictures), torch.tensor(LUMA))
     return perceptual_hash(brightness), perceptual_hash(brightness.flip(-1))
 
 
 def originals(hashes: Hashes, mirrored: Hashes, pictures: Callable[[Rows], NDArray[np.uint8]]) -> Rows:
-    """(N,) the accepted picture of which each is a near-duplicate; its own number for an accepted one.
+    """(N,) index of the accepted picture of which each is a near-duplicate; its own index for an accepted one.
 
-    pictures: row numbers to bytes (n, 3072).
+    pictures: a function of row indices that returns bytes (n, 3072).
     """
     original = np.arange(len(hashes))
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for rows in blocks(len(hashes)):
-            # Compare with accepted pictures before this block, then those that are left with each other.
+            # Compare with the accepted pictures before this block, then compare the remaining ones with each other.
             for columns in (range(rows[0]), range(rows[0], rows[-1] + 1)):
                 later, earlier, bits = _candidates(hashes, mirrored, rows, columns, threads)
                 open_ = (original[later] == later) & (original[earlier] == earlier)
@@ -200,9 +200,9 @@ def originals(hashes: Hashes, mirrored: Hashes, pictures: Callable[[Rows], NDArr
 def _candidates(
     hashes: Hashes, mirrored: Hashes, rows: Rows, columns: range, threads: ThreadPoolExecutor
 ) -> tuple[Rows, Rows, NDArray[np.uint8]]:
-    """Later and earlier picture of all pairs of a row and a column before it that are near, mirrored or not, and bits.
+    """Later picture, earlier picture and distance in bits of all near pairs, mirrored or not, of `rows` and `columns`.
 
-    In parts that stay in the processor's cache.
+    The distances are computed in parts that fit into the processor's cache.
     """
     width = max(1, CACHED_CELLS // len(rows))
 
@@ -230,7 +230,7 @@ def _nearest_candidates(later: Rows, earlier: Rows, bits: NDArray[np.uint8]) -> 
 
 
 def _confirmed(later: Rows, earlier: Rows, pictures: Callable[[Rows], NDArray[np.uint8]]) -> NDArray[np.bool_]:
-    """(pairs,) which pairs are copies."""
+    """(pairs,) whether each pair is a copy."""
     found = np.zeros(len(later), bool)
     for start in range(0, len(later), PAIRS_AT_ONCE):
         block = slice(start, start + PAIRS_AT_ONCE)
@@ -241,9 +241,9 @@ def _confirmed(later: Rows, earlier: Rows, pictures: Callable[[Rows], NDArray[np
 
 
 def are_copies(images: Tensor, others: Tensor) -> Tensor:
-    """(n,) whether each image is the other one, possibly mirrored, brighter, or cropped by a few percent.
+    """(n,) whether each image is a copy of the other, possibly mirrored, brighter, or cropped by a few percent.
 
-    images, others: (n, 3, 32, 32) of `comparable`.
+    images, others: (n, 3, 32, 32) from `comparable`.
     """
     correlations = torch.stack([(images * shown).sum(dim=(1, 2, 3)) for shown in (others, others.flip(-1))])
     best = correlations.max(dim=0)
@@ -259,7 +259,7 @@ def _as_images(pictures: NDArray[np.uint8]) -> Tensor:
 
 
 def comparable(pictures: NDArray[np.uint8]) -> Tensor:
-    """(n, 3, 32, 32), blurred by (1, 2, 1) / 4 in both directions, every channel's mean 0, unit norm.
+    """(n, 3, 32, 32) pictures, blurred by (1, 2, 1) / 4 in both directions, with channel means 0 and unit norm.
 
     pictures: bytes (n, 3072).
     """
@@ -269,10 +269,10 @@ def comparable(pictures: NDArray[np.uint8]) -> Tensor:
 
 
 def _explained(images: Tensor, others: Tensor) -> Tensor:
-    """(n,) whether the others, moved and scaled a little, explain the images, and do so everywhere.
+    """(n,) whether the others, slightly shifted and scaled, explain the images, as a whole and in every tile.
 
-    Least squares on the other image and on its change under small shifts and scalings (Lucas and Kanade 1981), with a
-    penalty on these.  images, others: (n, 3, 32, 32) of `comparable`.
+    Least squares on the other image and on its derivatives under small shifts and scalings (Lucas and Kanade 1981),
+    with a penalty on the derivatives.  images, others: (n, 3, 32, 32) from `comparable`.
     """
     # Fit.
     across, down = torch.gradient(others, dim=(3, 2))
@@ -300,18 +300,18 @@ def _explained(images: Tensor, others: Tensor) -> Tensor:
 
 
 class Duplicates(NamedTuple):
-    """Of N images, (N,) each."""
+    """The near-duplicates among N images; all arrays are (N,)."""
 
     anywhere: NDArray[np.bool_]
-    """Has a near-duplicate."""
+    """Whether the image has a near-duplicate."""
     in_another_split: NDArray[np.bool_]
-    """Has one in another split, or one of the same original."""
+    """Whether another split has a near-duplicate of the image or of its original."""
     original: Rows
-    """Number of the image of which it is a near-duplicate, its own for all others."""
+    """Index of the image of which it is a near-duplicate; its own index for all other images."""
 
     @property
     def repeated(self) -> NDArray[np.bool_]:
-        """Is a near-duplicate of an earlier image; the others contain none."""
+        """Whether the image is a near-duplicate of an earlier one; the other images contain no near-duplicates."""
         return self.original != np.arange(len(self.original))
 
 
@@ -320,11 +320,12 @@ def duplicate_pictures(
 ) -> Duplicates:
     """Near-duplicates among all images of a dataset.
 
-    chunks: all pictures, bytes (n, 3072), in order.  pictures: row numbers to the same.  split: (N,).
+    chunks: all pictures, bytes (n, 3072), in order.  pictures: a function of row indices that returns such bytes.
+    split: (N,).
     """
     hashes, mirrored = (np.concatenate(parts) for parts in zip(*map(picture_hashes, chunks), strict=True))
     original = originals(hashes, mirrored, pictures)
     sizes = np.bincount(original, minlength=len(original))
-    in_split = np.unique(np.stack([original, split]), axis=1)[0]  # once for every split that a group is in
+    in_split = np.unique(np.stack([original, split]), axis=1)[0]  # each original once per split of its group
     splits = np.bincount(in_split, minlength=len(original))
     return Duplicates(sizes[original] > 1, splits[original] > 1, original)
