@@ -1,4 +1,4 @@
-"""What `lbgen generate` says when it begins and when it has finished."""
+"""The lines that `lbgen generate` prints at its start and end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lbgen.runs.storage import is_remote
 
 
 def trajectory_lines(config: GenerateConfig, plan: Plan) -> list[tuple[str, str]]:
-    """What is asked of the generator."""
+    """The prompt and the sampling settings."""
     first = plan.shard(config.split, 0)[0]
     return [
         ("prompt", f'"{prompt(config, first.subject, first.target_values)}", of the first image'),
@@ -25,7 +25,7 @@ def trajectory_lines(config: GenerateConfig, plan: Plan) -> list[tuple[str, str]
 
 
 def say_opening(config: GenerateConfig, plan: Plan, missing: Sequence[int], device: str) -> None:
-    """What the run will make, and where it goes on if it was begun before.  missing: its shards."""
+    """Print what the run will make, and where it continues if it was begun before.  missing: the missing shards."""
     images, made = plan.images(config.split), sum(plan.shard_images(config.split, shard) for shard in missing)
     shards = counted(plan.shards(config.split), "shard")
     part = "" if config.part is None else f", part {config.part[0]} of {config.part[1]}"

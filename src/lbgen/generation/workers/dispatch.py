@@ -27,7 +27,7 @@ from lbgen.runs.signals import noted_signals
 from lbgen.runs.storage import Store
 
 FINISHING = "the images that are being drawn"
-"""What a run does before it ends at a signal."""
+"""What a run finishes before it ends after a signal, for messages."""
 
 
 def draw_shards(
@@ -38,7 +38,7 @@ def draw_shards(
     shards: Sequence[int],
     duplicate_rounds: Sequence[DuplicateRound],
 ) -> None:
-    """Make these shards of the split; a shard that exists is changed as the last of `duplicate_rounds` says.
+    """Make these shards of the split; in an existing shard, the images in the last of `duplicate_rounds` are replaced.
 
     Nothing is written before the generator is loaded and agrees with the record.
     """
@@ -46,7 +46,7 @@ def draw_shards(
     if record:
         config = replace(config, batch_size=record.config["batch_size"])
 
-    if not duplicate_rounds:  # else these images are drawn again, by a run that has said all this
+    if not duplicate_rounds:  # otherwise images are drawn again in a run that has already printed this
         say_opening(config, plan, shards, "Ray's workers" if config.engine == "ray" else device_name(device_of(0)))
 
     # Start the engine: it loads the generator, here or in an actor.
@@ -73,10 +73,10 @@ def agreed_context(
     preflight_result: PreflightResult,
     duplicate_rounds: Sequence[DuplicateRound],
 ) -> WorkerContext:
-    """The context of all workers, once the dataset's record was found to agree with it, or was written."""
+    """The context of all workers, after comparing it with the dataset's record or writing a new record."""
     batch_size, made_with, confusions = preflight_result
     config = replace(config, batch_size=batch_size)
-    record = records.read(store)  # once more: another part of the run may have written it while this one was loading
+    record = records.read(store)  # again: another part of the run may have written it while this one was loading
     if record:
         records.ensure_same_config(record, config)
         made_with.ensure_same(record.made_with, config.output)
