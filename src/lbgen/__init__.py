@@ -120,14 +120,14 @@ if TYPE_CHECKING:  # the same for type checkers, which do not follow `__getattr_
     from lbgen.vocabulary.vocabulary import Vocabulary as Vocabulary
     from lbgen.vocabulary.vocabulary import load_vocabulary as load_vocabulary
 
-# These packages have the names of public functions. Python makes a package an attribute of its parent when it first
-# loads it. So they are loaded here, and the attributes deleted: from then on `__getattr__` finds the functions.
+# These packages have the names of public functions. When Python first loads a package, it becomes an attribute of its
+# parent. So they are loaded here and the attributes deleted; from then on `__getattr__` finds the functions.
 for _name in ("audit", "quickstart"):
     import_module(f"{__name__}.{_name}")
     del globals()[_name]
 
 
-if not TYPE_CHECKING:  # else every name would exist for type checkers, misspelt ones too
+if not TYPE_CHECKING:  # otherwise every name, even a misspelt one, would exist for type checkers
 
     def __getattr__(name: str) -> Any:
         if name not in PUBLIC:

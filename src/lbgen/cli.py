@@ -42,14 +42,14 @@ OF_THE_SYSTEM = (
     errno.ENOTDIR,
     errno.EIO,
 )
-"""Errors that a full disk, a limit, a missing permission, or a folder in the place of a file raises."""
+"""Error numbers of a full disk, a limit, a missing permission, or a folder where a file is expected."""
 
 COLLECTED_EVERY = 10_000
-"""New objects between two runs of Python's garbage collector. At its default of 700 it takes a fifth of the start."""
+"""New objects between two runs of Python's garbage collector; with the default, 700, it takes 20% of the start-up."""
 
 
 class Operands(NamedTuple):
-    """What a verb takes besides flags: one text or several, which its function gets before the config."""
+    """The arguments of a verb besides flags: one or several texts, which its function gets before the config."""
 
     metavar: str
     help: str
@@ -69,13 +69,13 @@ class Verb(NamedTuple):
     plan: str | None = None
     """The function of --plan, if the verb has it."""
     operands: Operands | None = None
-    """What its function takes before the config, if anything."""
+    """The arguments of its function before the config, if any."""
     given: Mapping[str, Any] = {}
-    """Fields that have no argument, because the command line has said them before."""
+    """Fields without an argument, because an earlier word of the command line sets them."""
     forms: Mapping[str, "Verb"] = {}
-    """What the word after the verb chooses; empty for a verb without such words."""
+    """Word after the verb -> the form that it selects; empty for a verb without forms."""
     resumes: bool = False
-    """Whether it keeps what is finished, so that the same command can be given again."""
+    """Whether finished work is kept, so that the same command can be given again."""
 
 
 EXPORTS = {
@@ -93,7 +93,7 @@ EXPORTS = {
         given={"model": "microworld"},
     ),
 }
-"""Word after `lbgen export` -> what it does."""
+"""Word after `lbgen export` -> the form that it selects."""
 
 VERBS = {
     "align": Verb(
@@ -172,7 +172,7 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one verb; UserError, signals and a full disk become a line on stderr and an exit code; else a traceback."""
+    """Run one verb; UserError, signals and a full disk become a line on stderr and an exit code, bugs a traceback."""
     argv = sys.argv[1:] if argv is None else argv
     console.prepare_streams()
     os.environ |= short_waiting()
@@ -197,13 +197,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         _exit(128 + interrupt.signum, str(interrupt))
     except KeyboardInterrupt:
         _exit(128 + signal.SIGINT, f"interrupted{going_on}")
-    except BrokenPipeError:  # the reader of `lbgen ... | head` has enough
+    except BrokenPipeError:  # the reader has ended, as in `lbgen ... | head`
         _end_quietly()
     except OSError as error:
         if error.errno not in OF_THE_SYSTEM:
             raise
         console.discard(sys.stdout)
-        where = error.filename or "standard output or a file"  # a write does not say which
+        where = error.filename or "standard output or a file"  # a failed write has no file name
         _exit(2, f"{where}: {error.strerror}; make room, or choose another place")
     finally:
         console.flush_or_discard(sys.stderr)
@@ -231,7 +231,7 @@ def _run(argv: Sequence[str]) -> None:
 
 
 def _end_quietly() -> NoReturn:
-    """End as a program does whose output nobody reads."""
+    """End like a program whose output pipe was closed."""
     console.discard(sys.stdout)
     sys.exit(128 + signal.SIGPIPE)
 
@@ -246,7 +246,7 @@ def _exit(code: int, message: str) -> NoReturn:
 
 
 class Call(NamedTuple):
-    """The command line as a call to make, and what is shown of it."""
+    """The call that a command line stands for, and the verbosity and heading of its output."""
 
     function: Callable[[], object]
     verbosity: Verbosity
@@ -275,7 +275,7 @@ def _parse(argv: Sequence[str]) -> Call:
 
 
 def _parsers(argv: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
-    """The program's parser and that of each verb. Only the verbs that `argv` names get their flags: it saves time."""
+    """The program's parser and the parser of each verb. To save time, only verbs named in `argv` get their flags."""
     parser = Parser(prog="lbgen", description="Category names in, a low-bias, annotated image dataset out.")
     parser.add_argument("--version", action="version", version=f"lbgen {lbgen.__version__}")
     parser.add_argument("--print-completion", action=PrintCompletion)
@@ -307,13 +307,13 @@ def _add_verb_arguments(parser: Parser, verb: Verb) -> None:
 
 
 def _forms_of(parser: Parser) -> Mapping[str, Parser]:
-    """The parsers of a verb's forms, by the word that chooses each."""
+    """Word that selects a form of a verb -> the form's parser."""
     (forms,) = (action for action in parser._actions if action.dest == "form")
     return forms.choices  # type: ignore[return-value]
 
 
 def _add_display_arguments(parser: ArgumentParser, verb: Verb) -> None:
-    """The flags that are no fields of a config: they say what is shown, or that nothing is to be made."""
+    """Add the flags that are not fields of a config: for the output, and for only printing settings or a plan."""
     shown = parser.add_argument_group("what is shown")
     for name, level, text in (
         ("--quiet", Verbosity.QUIET, "show results that were asked for, warnings and errors only"),
@@ -330,7 +330,7 @@ def _add_display_arguments(parser: ArgumentParser, verb: Verb) -> None:
 
 
 def _function(verb: Verb, arguments: dict[str, Any]) -> Callable[[], object]:
-    """The verb's function, with the config that defaults, recipe and flags make."""
+    """The verb's function, bound to the config from defaults, recipe and flags."""
     recipe = arguments.pop("recipe", None)
     prints, plans = arguments.pop("print_config", False), arguments.pop("plan", False)
     operands = [arguments.pop("operands")] if verb.operands else []
@@ -342,7 +342,7 @@ def _function(verb: Verb, arguments: dict[str, Any]) -> Callable[[], object]:
 
 
 def _refuse_unknown(arguments: Sequence[str], parser: Parser, config_class: type) -> NoReturn:
-    """Reject a flag that the verb does not have, or no longer has."""
+    """Reject an unknown flag, or one that was deleted."""
     given = arguments[0].partition("=")[0]
     if given in map(flag, deleted_fields(config_class)):
         raise UserError(f"{given}: {DELETED}; remove it")

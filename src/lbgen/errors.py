@@ -1,11 +1,11 @@
 """The two exceptions that end a run on purpose (anything else that escapes is our bug), and text for messages."""
 
 LONGEST_MESSAGE = 1000
-"""Characters of a message; a longer one, which quotes a stored text, loses its middle."""
+"""Longest message in characters; the middle of a longer one, which quotes a stored text, is cut out."""
 
 
 def printable(text: str) -> str:
-    """The text with control characters, which a terminal may obey, and broken ones escaped."""
+    """The text with invalid characters and control characters, which could control a terminal, escaped."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
@@ -25,7 +25,7 @@ class UserError(ValueError):
 
 
 class Interrupted(BaseException):
-    """A signal ended the run. Whoever raises it says in `message` what was saved; nothing is promised otherwise.
+    """A signal ended the run. `message` states what was saved.
 
     Like KeyboardInterrupt, it passes every `except Exception`. The command line exits with code 128 + signum.
     """

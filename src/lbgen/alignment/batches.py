@@ -1,8 +1,8 @@
-"""Which categories and texts a batch has: functions of (seed, batch index, position in the global batch) alone.
+"""The categories and texts of a batch, which depend only on seed, batch index and position in the global batch.
 
-Batches are counted from 0, those of the discriminator's warm-up first. A run can therefore resume from this count
-alone, and it does not matter how many processes share a global batch. The two exceptions are of the released script:
-`first_category_indices` and `places_in_process` depend on the batch size of one process.
+Batches are counted from 0, starting with the discriminator's warm-up. A run can therefore resume from this count, and
+the number of processes that share a global batch does not matter. Two functions reproduce the released script and are
+exceptions: `first_category_indices` and `places_in_process` depend on the batch size of one process.
 """
 
 import math
@@ -27,8 +27,8 @@ def batch_category_indices(
     """The category index at each position: pass after pass over the vocabulary, each pass shuffled anew.
 
     warmup: number of batches of the warm-up, and images of each; the batches after it have `global_batch` images.
-    whole_passes: a pass begins with a batch, also after the warm-up; where it ends within a batch, this batch is filled
-    up with the first categories of the same pass (accelerate's BatchSamplerShard does so).
+    whole_passes: each pass starts a new batch, also after the warm-up; if a pass ends within a batch, the batch is
+    filled up with the first categories of the same pass, as in accelerate's BatchSamplerShard.
     """
     warmup_steps, warmup_batch = warmup
     before = min(batch_index, warmup_steps) * warmup_batch  # images of the warm-up before this batch
@@ -45,7 +45,7 @@ def batch_category_indices(
 
 
 def filled(categories: int, batch: int) -> int:
-    """Images of a pass over the categories in whole batches."""
+    """Number of images in a pass over the categories, rounded up to whole batches."""
     return math.ceil(categories / batch) * batch if batch else categories
 
 
@@ -58,9 +58,9 @@ def _shuffled_categories(seed: int, epoch: int, categories: int) -> list[int]:
 def other_category_indices(
     seed: int, batch_index: int, positions: Sequence[int], category_indices: Sequence[int], texts: Sequence[str]
 ) -> list[int]:
-    """For each image a category drawn uniformly from those whose text differs from the text of the image's category.
+    """For each image a category drawn uniformly from those whose text differs from the image's own text.
 
-    category_indices: of the images at `positions`.  texts: one for each category of the vocabulary.
+    category_indices: of the images at `positions`.  texts: one per category of the vocabulary.
     """
     drawn = []
     for position, category_index in zip(positions, category_indices, strict=True):
@@ -73,17 +73,17 @@ def other_category_indices(
 def first_category_indices(positions: Sequence[int], batch_size: int, categories: int) -> list[int]:
     """The released script's "real" texts: the first batch_size categories, independent of the images.
 
-    batch_size is that of one process.  The script shuffles them; this cannot change the mean loss and is left out.
+    batch_size: images of one process.  The script shuffles the texts; that does not change the mean loss.
     """
     return [position % batch_size % categories for position in positions]
 
 
 def places_in_process(positions: Sequence[int], batch_size: int) -> list[int]:
-    """Each image's place among those of its process, equal in all processes.  batch_size: images of one process."""
+    """Index of each image within its process's part of the batch.  batch_size: images of one process."""
     return [position % batch_size for position in positions]
 
 
 def first_differentiated_call(seed: int, batch_index: int, starts: int) -> int:
-    """The first of the network calls that keep their gradient, in [0, starts): one for all images of the batch."""
+    """Index, in [0, starts), of the first network call that keeps its gradient; the same for all images of a batch."""
     rng = torch.Generator().manual_seed(derived_seed(seed, "differentiated", batch_index))
     return int(torch.randint(starts, (), generator=rng))

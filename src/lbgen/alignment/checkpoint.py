@@ -1,4 +1,4 @@
-"""Checkpoints of a run: all that its next update depends on, in folders that are complete or ignored.
+"""Checkpoints of a run: everything that its next update depends on. An incomplete folder is ignored.
 
 No random state is saved: every random choice is a function of the seed and the batch index (batches.py).
 The `adapter` folder of a checkpoint is a standard diffusers LoRA.
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 
 MARKER = "checkpoint.json"
 CONFIG, PROVENANCE = "config.yaml", "provenance.json"
-"""The configuration of a run, and its identity: what it was started with. CONFIG is the first file that a run writes,
-and makes the folder its own."""
+"""Files with the configuration and the identity of a run at its start. CONFIG is the first file that a run writes; it
+marks the folder as its own."""
 KEPT = 2
-"""Checkpoints kept, the newest ones."""
+"""Number of newest checkpoints that are kept."""
 CHECKPOINT_NAME = re.compile(r"step-\d{6,}|\.step-\d{6,}\.tmp")
-"""Names of checkpoints and of the incomplete ones that a killed process leaves; other names belong to the user."""
+"""Names of complete checkpoints and of incomplete ones from a killed process; all other names belong to the user."""
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -58,7 +58,7 @@ def checkpoint_path(run: Path, step: int) -> Path:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; then flush it to the disk and rename it to `path`, which it replaces."""
+    """Yield an empty folder to fill; then flush it to disk and rename it to `path`, replacing a folder there."""
     temporary = atomic.temporary_name(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -72,7 +72,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def save_tensors(folder: Path, states: dict[str, Any]) -> None:
     """Write state dictionaries to one file, through a buffer in memory, so that a full disk raises OSError."""
-    import torch  # late: what is wrong with a run folder can be said without it
+    import torch  # late: faults of a run folder are reported without it
 
     buffer = io.BytesIO()
     torch.save(states, buffer)
@@ -80,20 +80,20 @@ def save_tensors(folder: Path, states: dict[str, Any]) -> None:
 
 
 def load_tensors(folder: Path, device: "torch.device") -> dict[str, Any]:
-    """Read what `save_tensors` wrote: tensors and plain values only, no code is run. Raises one of DAMAGE."""
+    """Read a file of `save_tensors`: only tensors and plain values; no code is run. Raises one of DAMAGE."""
     return tensors.load_tensors(folder / "state.pt", device)
 
 
 @dataclass
 class AlignmentProgress:
-    """How far a run has come, and what a resumed run must share with it."""
+    """The progress of a run, and the quantities that a resumed run must share with it."""
 
     step: Whole
-    """Updates of the adapter that are done."""
+    """Completed updates of the adapter."""
     warmup: Whole
-    """Updates of the discriminator alone that are done."""
+    """Completed updates of the discriminator alone."""
     images_per_update: Whole
-    """Of all processes together."""
+    """Images per update in all processes together."""
     vocabulary: Name
     """SHA-256 of the categories."""
 
@@ -110,11 +110,11 @@ class Marker(AlignmentProgress):
     files: dict[Name, Whole]
     """Name of every other file -> its size in bytes."""
     sha256: dict[Name, Name] = field(default_factory=dict)
-    """Name of every other file -> its hash; earlier versions wrote none."""
+    """Name of every other file -> its SHA-256; earlier versions wrote none."""
 
 
 def mark_complete(folder: Path, progress: AlignmentProgress) -> None:
-    """Write the marker, the last file of a checkpoint: the progress, and size and hash of every other file."""
+    """Write the marker, the last file of a checkpoint, with the progress and the size and hash of every other file."""
     paths = {str(path.relative_to(folder)): path for path in _files(folder)}
     sizes = {name: path.stat().st_size for name, path in paths.items()}
     hashes = {name: atomic.sha256(path) for name, path in paths.items()}
@@ -125,12 +125,12 @@ def mark_complete(folder: Path, progress: AlignmentProgress) -> None:
 def read_marker(folder: Path) -> Marker | None:
     """The marker, or None if the checkpoint is not complete.
 
-    Raises UserError if the marker is JSON of another shape, or names files outside the checkpoint.
+    Raises UserError if the marker is JSON with another structure, or names files outside the checkpoint.
     """
     path, remedy = folder / MARKER, "remove the checkpoint or restore it"
     try:
         content = atomic.read_bytes(path)
-        parse_json(content)  # a marker that was cut off is that of an incomplete checkpoint
+        parse_json(content)  # a truncated marker means that the checkpoint is incomplete
     except (OSError, Malformed):
         return None
     marker = read_json(content, Marker, str(path), remedy)
@@ -153,7 +153,7 @@ def saved_progress(folder: Path) -> AlignmentProgress:
 
 
 def ensure_unchanged(folder: Path) -> None:
-    """Refuse to continue from a complete checkpoint with a file whose content is not what was written."""
+    """Refuse to continue from a complete checkpoint in which the content of a file was changed."""
     marker = read_marker(folder)
     assert marker is not None
     for name in marker.files if marker.sha256 else ():
@@ -193,7 +193,7 @@ def clean(run: Path) -> None:
 
 
 def publish_adapter(folder: Path, adapter: Path) -> None:
-    """Copy the checkpoint's adapter to the folder `adapter`. A card that is there stays: it may have been edited."""
+    """Copy the checkpoint's adapter to the folder `adapter`. An existing card is kept, because it may be edited."""
     with new_folder(adapter) as copy:
         shutil.copytree(folder / "adapter", copy, dirs_exist_ok=True)
         if (adapter / ADAPTER_CARD).is_file():
@@ -201,7 +201,7 @@ def publish_adapter(folder: Path, adapter: Path) -> None:
 
 
 def is_published(folder: Path, adapter: Path) -> bool:
-    """Whether `adapter` holds the same files as the checkpoint's adapter, byte for byte but for the card."""
+    """Whether `adapter` holds the same files as the checkpoint's adapter, byte for byte, except for the card."""
     published, saved = (
         {path.relative_to(root): path.read_bytes() for path in _files(root) if path.name != ADAPTER_CARD}
         for root in (adapter, folder / "adapter")
@@ -209,13 +209,13 @@ def is_published(folder: Path, adapter: Path) -> bool:
     return published == saved
 
 
-# ---- what a run was started with ----
+# ---- identity of a run at its start ----
 
 
 def identity_of(config: AlignConfig, vocabulary: Vocabulary, recorded: Identity | None = None) -> Identity:
     """Hashes of the categories and of the frozen models, and the library versions.
 
-    recorded: what this one will be compared with.
+    recorded: the stored identity to compare with.
     """
     then = recorded.hashes if recorded else {}
     place, weights = resolve(config.generator, GENERATORS), (config.revision, config.variant)

@@ -1,4 +1,4 @@
-"""What an alignment run can be told. The defaults are those of the paper, at the size of one process."""
+"""The configuration of an alignment run. The defaults are the paper's, scaled to one process."""
 
 import re
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ TAKEN = (
     "images_per_second",
     "step",
 )
-"""Names in metrics.jsonl that are lbgen's own."""
+"""Names in metrics.jsonl that lbgen uses itself."""
 
 
 def parsed_term(text: str) -> tuple[str, float]:
@@ -57,7 +57,7 @@ class Texts(Categories):
     """Categories and texts."""
 
     text_template: Template = "photo of {name}"
-    """The text that an image of a category is aligned with, with {name} where the category's name goes."""
+    """The text with which images of a category are aligned, with {name} in place of the category's name."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ class ModelNames(GeneratorWeights):
 
     semantics: NamesOrPaths = "clip-vit-l-14"
     """Language space (CLIP, SigLIP, SigLIP 2, MetaCLIP 2 or AIMv2): microworld, clip-vit-l-14, siglip-base, a hub id, a
-    folder, or open_clip:NAME/PRETRAINED. Of several every term is the mean of theirs."""
+    folder, or open_clip:NAME/PRETRAINED. With several spaces, every term is the mean over them."""
     quality: str = "antonyms"
     """Quality scorer: antonyms (opposite prompts in the language space, as in CLIP-IQA), q-align (the paper's; 16 GB),
-    q-align:DIR for a folder or a hub id of Q-Align or DeQA-Score, q-align-int8 and q-align-nf4, also with :DIR, for the
-    same in 8 and in 4 bits, or none."""
+    q-align:DIR for a folder or a hub id of Q-Align or DeQA-Score, q-align-int8 and q-align-nf4 (also with :DIR) for
+    these in 8 and in 4 bits, or none."""
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ class ModelNames(GeneratorWeights):
 
     def __post_init__(self) -> None:
         if isinstance(self.semantics, list | tuple):
-            spaces = tuple(self.semantics)  # one is stored by its name, as earlier versions did
+            spaces = tuple(self.semantics)  # a single space is stored as its name, as in earlier versions
             object.__setattr__(self, "semantics", spaces[0] if len(spaces) == 1 else spaces)
         super().__post_init__()
         require(self, "semantics", 0 < len(self.spaces) == len(set(self.spaces)), "name one or more, each once")
@@ -90,24 +90,24 @@ class AlignDuration(Settings):
     """Duration, checkpoints and evaluations."""
 
     seed: NonNegativeInt = 0
-    """Seed of all randomness. A random number depends on it, on the update and on the place in the global batch."""
+    """Seed of all randomness. A random number depends on it, on the update and on the position in the global batch."""
     max_steps: Count = 100
-    """Updates of the adapter, 1 or more. A finished run continues when it is started again with more."""
+    """Updates of the adapter, 1 or more. A finished run continues if it is started again with more."""
     batch_size: ImagesAtOnce = 4
     """Images per update in each process; the global batch is this times the number of processes."""
     checkpoint_every: Count = 25
     """Updates between checkpoints; the last two checkpoints are kept."""
     evaluate_every: NonNegativeInt = 25
-    """Updates between evaluations; 0 evaluates at the start and at the end only."""
+    """Updates between evaluations; 0 evaluates only at the start and at the end."""
     evaluation_images: Annotated[int, between(2, 10**6)] | None = None
-    """Number of images in the fixed evaluation set, four of each category, 2 or more in all. Default: 32, or in a short
-    run a quarter of the images that it is to train on, at least 4. A resumed run keeps its own."""
+    """Number of images in the fixed evaluation set, four per category, 2 or more in all. Default: 32; in a short run a
+    quarter of its training images, but at least 4. A resumed run keeps its number."""
     whole_passes: bool = False
     """Begin every pass over the categories with a new update. The last update of a pass is filled up with the first
-    categories of the same pass, as accelerate fills it."""
+    categories of the same pass, as in accelerate."""
     shared_noise: bool = False
-    """Give the images of all processes the same noise: the first image of each, the second of each, and so on. The
-    released script does, because it sets the same seed in every process."""
+    """Use the same noise in all processes: for the first image of each, for the second of each, and so on, like the
+    released script, which sets the same seed in every process."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ class Weights(Settings):
     quality_weight: Weight = 0.1
     """Weight of the quality assurance L_q (lambda_1 in the paper); 0 is off."""
     base_weight: Weight = 0.0
-    """Weight of the distance to the base model's image of the same noise, which limits drift; 0 is off. It costs one
-    more sampling per update."""
+    """Weight of the distance to the base model's image of the same noise, which limits drift; 0 is off. It doubles the
+    sampling per update."""
 
 
 @dataclass(frozen=True)
@@ -130,23 +130,23 @@ class IndependenceSettings(Settings):
     """Independence term."""
 
     independence_weight: Weight = 0.0
-    """Weight of the independence of "the rest" from the category; 0 is off. The rest is all that an image shows besides
-    its category (docs/independence.md)."""
+    """Weight of the independence of "the rest" from the category; 0 is off. The rest is everything that an image shows
+    besides its category (docs/independence.md)."""
     independence_bank: Annotated[int, between(16, 10**7)] = 512
-    """Images of the base generator that show how the rest varies, 16 or more. They are made once, at least 8 of each
-    category."""
+    """Number of images of the base generator that show how the rest varies, 16 or more. They are made once, with at
+    least 8 per category."""
     independence_memory: Annotated[int, between(2, 10**6, ": an update is compared with the one before")] = 16
-    """Updates, the current one included, whose images are remembered and compared with, 2 or more. Fewer categories
-    need fewer."""
+    """Number of updates, including the current one, whose images are remembered for comparison, 2 or more. Fewer
+    categories need fewer updates."""
     independence_marginal: Weight = 1.0
-    """Weight of all images of the previous update, relative to the remembered images of one category; 0 is off."""
+    """Weight of all images of the previous update, relative to the remembered images of the category; 0 is off."""
     independence_span: PositiveShare = 0.9
-    """Share of the variance of the category texts, in (0, 1], whose directions are removed from the rest. 1 removes all
-    of them, if they are fewer than the channels."""
+    """Share of the category texts' variance, in (0, 1], whose directions are removed from the rest. 1 removes all
+    directions of the texts, which must be fewer than the channels."""
     independence_variance: PositiveShare = 0.9
-    """Share of the base generator's variance within categories, in (0, 1], that the directions of the rest hold."""
+    """Share of the base generator's variance within categories, in (0, 1], that the directions of the rest explain."""
     independence_thumbnail: Annotated[int, Range(lambda n: 0 <= n <= 16, "give 0 (off) to 16")] = 3
-    """Side in pixels, 0 to 16, of a thumbnail whose colours belong to the rest too; 0 is off."""
+    """Side in pixels, 0 to 16, of a thumbnail whose colours also belong to the rest; 0 is off."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ class Objective(IndependenceSettings, Weights):
     normalize_features: bool = True
     """Give the discriminator features of unit norm. The released script does not."""
     extra_terms: tuple[str, ...] = ()
-    """Further terms, each as NAME=WEIGHT: of installed extensions, or passed from Python (docs/extend.md). A term of
-    weight 0 is only logged."""
+    """Additional terms, each as NAME=WEIGHT, from installed extensions or passed from Python (docs/extend.md). A term
+    of weight 0 is only logged."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -172,7 +172,7 @@ class Objective(IndependenceSettings, Weights):
 
     @property
     def extra_weights(self) -> dict[str, float]:
-        """Name -> weight of the further terms, sorted."""
+        """Name -> weight of the extra terms, sorted by name."""
         return dict(map(parsed_term, self.extra_terms))
 
 
@@ -185,17 +185,17 @@ class Adapter(Settings):
     alpha: Positive = 128.0
     """Scale of the LoRA adapter: its update is multiplied by alpha / rank."""
     use_rslora: bool = False
-    """Multiply it by alpha / sqrt(rank) instead: rank-stabilised LoRA (arXiv 2312.03732)."""
+    """Multiply the update by alpha / sqrt(rank) instead: rank-stabilised LoRA (arXiv 2312.03732)."""
     lora_targets: Annotated[tuple[str, ...], Range(lambda names: len(names) > 0, "name at least one module")] = (
         ATTENTION
     )
-    """Modules of the network that get an adapter, by the end of their names; of FLUX.2 klein also to_qkv_mlp_proj."""
+    """Suffixes of the network's modules that get an adapter; for FLUX.2 klein also to_qkv_mlp_proj."""
     text_encoder_lora: bool = False
-    """Adapt the text encoder's attention too."""
+    """Also adapt the text encoder's attention."""
 
     @property
     def lora_alpha(self) -> float:
-        """The alpha with which alpha / rank is the factor of the update."""
+        """The alpha for which alpha / rank is the factor of the update."""
         return self.alpha * self.rank**0.5 if self.use_rslora else self.alpha
 
 
@@ -207,18 +207,18 @@ class Gradient(Settings):
     """Number of denoising steps that keep their gradient (K in the paper), 1 to --steps."""
     detach_input: bool = False
     """Detach the network's input at the differentiated steps (DRTune, arXiv 2405.00760). This needs less memory and
-    trains more steadily."""
+    makes training more stable."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass instead of keeping them. This needs less memory and more time."""
     merged_sampler: bool = True
-    """Run the steps without gradient on a copy of the network with the adapter merged. This is faster and needs some
-    more memory."""
+    """Run the steps without gradient on a copy of the network with the adapter merged. This is faster and needs a
+    little more memory."""
     compile: bool = False
-    """Compile the network of the steps without gradient with torch.compile. This takes minutes at the start; steps are
-    faster on a GPU."""
+    """Compile the network for the steps without gradient with torch.compile. This takes minutes at the start; steps are
+    then faster on a GPU."""
     latent_precision: Literal["fp32", "network"] = "fp32"
-    """Precision of the latents, of guidance and of the scheduler's steps: fp32, or that of the network (--precision) as
-    in the released script."""
+    """Precision of the latents, of guidance and of the scheduler's steps: fp32, or the network's (--precision), as in
+    the released script."""
 
 
 @dataclass(frozen=True)
@@ -250,24 +250,24 @@ class DiscriminatorSettings(Settings):
     discriminator_max_grad_norm: NonNegative = 1.0
     """The discriminator's gradient is clipped to this norm; 0 does not clip it."""
     discriminator_warmup_steps: NonNegativeInt = 0
-    """Updates of the discriminator, and of the independence term's memory, before the adapter's first. They do not
-    count as --max-steps."""
+    """Updates of the discriminator, and of the independence term's memory, before the adapter's first update. They do
+    not count towards --max-steps."""
     discriminator_hidden: Count = 512
     """Number of hidden units of the discriminator."""
     discriminator_texts: Literal["others", "released-code"] = "others"
-    """The discriminator's "real" texts: those of any category but the image's own, or always those of the first
-    batch_size categories (released-code)."""
+    """The discriminator's "real" texts: texts of random categories other than the image's own (others), or always the
+    texts of the first batch_size categories (released-code)."""
     discriminator_template: Template = "photo of {name}"
     """Template of the discriminator's texts. The released script uses the bare name."""
     discriminator_activation: Literal["relu", "leaky-relu"] = "relu"
-    """Activation of the discriminator's hidden units. leaky-relu has slope 0.2 below 0, as in the released script."""
+    """Activation of the discriminator's hidden units. leaky-relu has slope 0.2 below 0, like the released script."""
     discriminator_loss_weight: Positive = 1.0
-    """Factor on the discriminator's loss. The released script averages texts and images together: half of the paper's
-    sum."""
+    """Factor on the discriminator's loss. The released script averages over texts and images, which gives half of the
+    paper's sum."""
     discriminator_warmup_batch: NonNegativeInt = 0
-    """Images per update of the warm-up in each process; 0 takes --batch-size."""
+    """Images per update of the warm-up in each process; 0 means --batch-size."""
     update_first: Literal["discriminator", "adapter"] = "discriminator"
-    """Which of the two an update trains first. The released script trains the adapter first."""
+    """Which of the two each update trains first. The released script trains the adapter first."""
 
 
 @dataclass(frozen=True)
@@ -275,10 +275,10 @@ class AlignRunning(Precision):
     """Running."""
 
     guard: Literal["warn", "stop", "off"] = "warn"
-    """What to do when the diversity of the evaluation images collapses."""
+    """What to do if the diversity of the evaluation images collapses."""
     guard_diversity: PositiveShare = 0.7
-    """Diversity has collapsed when V - 1 is below this share, in (0, 1], of the base model's. V is the mean Vendi score
-    of a category, 1 or more."""
+    """Diversity counts as collapsed if V - 1 is below this share, in (0, 1], of the base model's V - 1. V is the mean
+    Vendi score of the categories, 1 or more."""
     logger: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
     """Where losses and evaluations are logged, besides metrics.jsonl and evaluations.jsonl."""
 
@@ -298,7 +298,7 @@ class AlignConfig(  # dataclasses put the fields of the last base first
     Output,
     TakesRecipes,
 ):
-    """Everything that an alignment run can be told."""
+    """The configuration of an alignment run."""
 
     VERB: ClassVar = "align"
     MOST_USED: ClassVar = ("vocabulary", "generator", "output", "max_steps", "batch_size")
@@ -327,12 +327,12 @@ class AlignConfig(  # dataclasses put the fields of the last base first
 
     @classmethod
     def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What suits the generator."""
+        """The defaults that suit the generator."""
         where = given.get("generator", cls.generator), given.get("revision")
         return {**suited_settings(*where), **suited_targets(*where)}
 
     output: str = "runs/align"
-    """Run folder. It is made if missing; a run of the same configuration in it is resumed."""
+    """Run folder, created if missing; a run with the same configuration in it is resumed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -349,7 +349,7 @@ class AlignConfig(  # dataclasses put the fields of the last base first
 
     @property
     def weights(self) -> dict[str, float]:
-        """Term -> its weight in the objective, 0 for one that is off."""
+        """Term -> its weight in the objective, 0 if it is off."""
         own = {
             "entire": self.entire_weight,
             "individual": self.individual_weight,

@@ -10,7 +10,7 @@ from lbgen.models.semantics import SemanticSpace
 from lbgen.models.spaces.joint import JointSpace
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "leaky-relu": lambda: nn.LeakyReLU(0.2)}
-"""By name in configs."""
+"""Name in configs -> activation."""
 
 
 class Discriminator(nn.Module):
@@ -29,7 +29,7 @@ class Discriminator(nn.Module):
 
 
 class JointDiscriminator(nn.Module):
-    """One discriminator for each part of a joint space; the mean loss over its logits is the mean of their losses."""
+    """One discriminator per part of a joint space; the mean loss over all logits is the mean of their losses."""
 
     def __init__(self, space: JointSpace, discriminators: list[Discriminator]) -> None:
         super().__init__()

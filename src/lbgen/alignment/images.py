@@ -1,4 +1,4 @@
-"""How a run makes images: the one place where it calls the generator's trajectory."""
+"""Sampling the images of a run; only this module calls the generator's trajectory."""
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -28,7 +28,7 @@ def sample_images(
 ) -> Tensor:
     """Sample B images, one for each triple of category index, image index and attempt, each from its own noise.
 
-    purpose: what the images are for; each purpose has its own noise. With `shared_noise` that of training is the same
+    purpose: what the images are for; each purpose has its own noise. With `shared_noise`, training noise is the same
     for all categories.
     differentiate_at: the network calls that keep their gradient.  may_overflow: as in `render_images`.
     Returns (B, 3, H, W) on the generator's device, nominally in [0, 1], not clamped.

@@ -39,8 +39,8 @@ def training_step(state: AlignmentState, batch_index: int) -> dict[str, float]:
     # Independence: remember the images of all processes; the term compares with earlier updates only.
     remember_images(state, batch)
 
-    # Adapter: clipped gradient of the weighted sum of the terms; in fp16 the scaler scales the loss against underflow
-    # and skips the step after an overflow, also one in the images.
+    # Adapter: clipped gradient of the weighted sum of the terms. In fp16 the scaler scales the loss against underflow
+    # and skips the step after an overflow, also after an overflow in the images.
     values = term_values(state.terms, batch)
     loss = total_loss(state.terms, values)
     set_gradients(state.accelerator, state.parameters, state.scaler.scale(loss))
@@ -51,7 +51,7 @@ def training_step(state: AlignmentState, batch_index: int) -> dict[str, float]:
     state.scaler.update()
     ensure_finite(state, norm, batch_index)
 
-    # The released script's order: the adapter met the discriminator as the last update left it.
+    # The released script's order: the adapter was trained against the discriminator of the last update.
     if not discriminator_first:
         discriminator = update_discriminator(state, batch, batch_index)
 
@@ -67,7 +67,7 @@ def training_step(state: AlignmentState, batch_index: int) -> dict[str, float]:
 
 
 def warm_up_step(state: AlignmentState, batch_index: int) -> dict[str, float]:
-    """One update of the discriminator alone; the independence term remembers the images.  Returns "discriminator"."""
+    """One update of only the discriminator; the independence term remembers the images.  Returns "discriminator"."""
     batch = sample_batch(state, batch_index, differentiate=False)
     discriminator = update_discriminator(state, batch, batch_index)
     remember_images(state, batch)
@@ -78,9 +78,9 @@ def warm_up_step(state: AlignmentState, batch_index: int) -> dict[str, float]:
 
 
 def sample_batch(state: AlignmentState, batch_index: int, *, differentiate: bool, may_overflow: bool = False) -> Batch:
-    """Sample this process's part of a batch and compute what the terms need of it.
+    """Sample this process's part of a batch and compute the inputs of the terms.
 
-    may_overflow: whether images that are not finite are part of the batch; else they raise UserError.
+    may_overflow: accept images that are not finite; otherwise they raise UserError.
     """
     config, generator = state.config, state.generator
     category_indices = local_category_indices(state, batch_index)
@@ -111,7 +111,7 @@ def training_images(
     differentiate_at: AbstractSet[int] = frozenset(),
     may_overflow: bool = False,
 ) -> Tensor:
-    """This process's images of the batch, (B, 3, H, W); the rest as in `sample_images`."""
+    """This process's images of the batch, (B, 3, H, W); see `sample_images`."""
     places: Sequence[int] = state.positions(batch_index)
     if state.config.shared_noise:
         places = batches.places_in_process(places, state.process_batch(batch_index))
@@ -147,14 +147,14 @@ def real_category_indices(state: AlignmentState, batch_index: int) -> list[int]:
 
 
 def update_discriminator(state: AlignmentState, batch: Batch, batch_index: int) -> float:
-    """One step on this batch's features and as many texts.  Returns the loss on the global batch."""
+    """One step on this batch's features and the same number of texts.  Returns the loss on the global batch."""
     real_logits = state.discriminator(state.real_features[real_category_indices(state, batch_index)])
     fake_logits = state.discriminator(batch.discriminator_features.detach())
     loss = state.config.discriminator_loss_weight * discriminator_loss(real_logits, fake_logits)
     parameters = list(state.discriminator.parameters())
     set_gradients(state.accelerator, parameters, loss)
     norm = torch.nn.utils.clip_grad_norm_(parameters, state.config.discriminator_max_grad_norm or math.inf)
-    if torch.isfinite(norm):  # else an overflow in fp16 would make the weights NaN
+    if torch.isfinite(norm):  # otherwise an overflow in fp16 would make the weights NaN
         state.discriminator_optimizer.step()
     return mean_over_processes(state.accelerator, [loss.detach()])[0].item()
 
@@ -183,7 +183,7 @@ def mean_over_processes(accelerator: Accelerator, tensors: Sequence[Tensor]) -> 
 
 
 def ensure_finite(state: AlignmentState, norm: Tensor, batch_index: int) -> None:
-    """Stop a run whose gradient is not finite; in fp16 only once the loss scale has fallen below 1."""
+    """Stop a run whose gradient is not finite; in fp16 only after the loss scale has fallen below 1."""
     scaler = state.scaler
     if not torch.isfinite(norm) and not (scaler.is_enabled() and scaler.get_scale() >= 1):
         step = batch_index + 1 - state.config.discriminator_warmup_steps
@@ -209,9 +209,9 @@ def measure_gradients(state: AlignmentState) -> dict[str, float]:
 
 
 def train(state: AlignmentState, monitor: Monitor | None, signals: list[int]) -> None:
-    """Warm up the discriminator, then update up to config.max_steps; evaluate and save on the way.
+    """Warm up the discriminator, then update until config.max_steps; evaluate and save at intervals.
 
-    monitor: on the main process; None on the others.  signals: the numbers of those received so far.
+    monitor: None except on the main process.  signals: numbers of the signals received so far.
     Raises Interrupted, after saving, if a signal is received; UserError if the guard stops the run.
     """
     config, progress = state.config, state.progress
@@ -241,7 +241,7 @@ def train(state: AlignmentState, monitor: Monitor | None, signals: list[int]) ->
 
 
 def evaluate(state: AlignmentState, monitor: Monitor | None) -> None:
-    """Measure the evaluation images on the main process; the guard decides the same in every process.
+    """Measure the evaluation images on the main process; the guard makes the same decision in every process.
 
     Raises UserError, after saving, if the guard stops the run.
     """
@@ -279,17 +279,17 @@ def received_signal(accelerator: Accelerator, signals: list[int]) -> int:
     return int(accelerator.gather(received).max())
 
 
-# ---- what is shown and written ----
+# ---- output ----
 
 
 def write_metrics(state: AlignmentState, metrics: dict[str, float]) -> None:
-    """Write one update's line of metrics.jsonl; the paper's terms are always there, null if they are not computed."""
+    """Write one update's line of metrics.jsonl; it always has the paper's terms, null if they are not computed."""
     always = dict.fromkeys(("loss", "entire", "individual", "quality"))
     write_line(state, "metrics.jsonl", {"step": state.progress.step, **(always | metrics)})
 
 
 def write_line(state: AlignmentState, name: str, line: dict[str, Any]) -> None:
-    """Append a line to a file of the run, and give its numbers to the logger; a number that is not finite is null."""
+    """Append a line to a file of the run, and pass its numbers to the logger; a non-finite number becomes null."""
     if not state.accelerator.is_main_process:
         return
     finite = {

@@ -41,15 +41,15 @@ def quality_assurance(scores: Tensor) -> Tensor:
 def base_pull(images: Tensor, base_images: Tensor) -> Tensor:
     """Mean squared distance to the base model's images of the same noise; keeps the generator close to the base model.
 
-    Ours, against reward hacking. In pixels and not in features, because a distance in the feature space of the other
-    terms would only weaken them. Value and gradient are zero as long as the adapter is zero.
+    This term is ours, against reward hacking. The distance is in pixels, because a distance in the feature space of the
+    other terms would only weaken them. Value and gradient are zero as long as the adapter is zero.
     Both (B, 3, H, W), nominally in [0, 1].
     """
     return F.mse_loss(images, base_images)
 
 
 def conditional_mismatch(residuals: Tensor, memory: Tensor, weights: Tensor, bank: Tensor, width: Tensor) -> Tensor:
-    """How much closer images are to others of their category than to the base generator's images.
+    """How much closer images are to other images of their category than to the base generator's images.
 
     The aim is p(r | c) = p_base(r): the residual r says nothing about the category c. The squared maximum mean
     discrepancy of the two (Gretton et al., JMLR 2012) is E k(r, r') - 2 E k(r, b) + E k(b, b'). For n images r_j of the

@@ -1,8 +1,8 @@
 """Monitoring of a run: a fixed set of evaluation images, statistics of them, and the guard against collapse.
 
 Diversity, label agreement, feature cosine and quality are measured with the same semantics and scorer as the losses, so
-training may improve them more than the images. Edges, colours and the pixels' distance to the base model do not have
-this bias.
+training may improve them more than it improves the images. Edges, colours and the pixel distance to the base model do
+not have this bias.
 """
 
 from collections.abc import Callable
@@ -27,13 +27,13 @@ from lbgen.vocabulary.vocabulary import Vocabulary
 
 IMAGES_PER_CATEGORY = 4
 SMALLEST_DIVERSITY = 0.01
-"""Vendi score minus 1. A base model with less has no diversity to lose."""
+"""Least Vendi score minus 1 of a base model that the guard can judge; below it there is no diversity to lose."""
 
 
 class Monitor:
     """Samples the evaluation images and measures them.  N = config.evaluation_images.
 
-    Images are rounded to bytes (N, 3, H, W), as they would be saved, both for the base model and later.
+    Images are rounded to bytes (N, 3, H, W) as in a saved file, both for the base model and later.
     """
 
     def __init__(
@@ -120,8 +120,8 @@ class Monitor:
 def evaluation_images(count: int, categories: int) -> list[tuple[int, int]]:
     """Category index of each evaluation image, and its image index within the category.
 
-    IMAGES_PER_CATEGORY of each of as many categories as this fills, spread evenly over the vocabulary. A small
-    vocabulary is passed several times, with further image indices.
+    Each category has IMAGES_PER_CATEGORY images, and the categories are spread evenly over the vocabulary. A small
+    vocabulary is used several times, with new image indices.
     """
     used = min(categories, -(-count // IMAGES_PER_CATEGORY))
     images = []
@@ -143,7 +143,7 @@ def write_grid(path: Path, images: Tensor) -> None:
 
 
 def diversity_share(diversity: float, base: float) -> float:
-    """The share of the base model's diversity that is left, from mean Vendi scores, which are 1 without diversity."""
+    """The remaining share of the base model's diversity, from mean Vendi scores, which are 1 without diversity."""
     return (diversity - 1) / (base - 1) if base - 1 >= SMALLEST_DIVERSITY else 1.0
 
 

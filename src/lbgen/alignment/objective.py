@@ -1,4 +1,4 @@
-"""The objective as a table of named, weighted terms; the training loop does not know what they mean."""
+"""The objective as a table of named, weighted terms, whose meaning the training loop does not need to know."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ class Batch(Documented):
     features: Tensor
     """(B, D), unit norm."""
     discriminator_features: Tensor
-    """(B, D): the same, or before normalisation."""
+    """(B, D): equal to `features`, or the features before normalisation."""
     text_features: Tensor
     """(B, D), unit norm: row i is the text of image i's own category."""
     scores: Tensor
@@ -44,7 +44,7 @@ class Term:
     zero_at_start: bool = False
     """Whether a gradient of zero is correct for this term as long as the adapter is zero."""
     is_extra: bool = False
-    """Whether it is one of --extra-terms, and not lbgen's own."""
+    """Whether it is one of --extra-terms instead of lbgen's own."""
 
 
 def objective(
@@ -80,7 +80,7 @@ def objective(
 
 
 def checked_term(name: str, function: Callable[[Batch], Tensor] | None) -> Callable[[Batch], Tensor]:
-    """The function of an extra term; it raises UserError for a result that is no scalar."""
+    """The function of an extra term, which now raises UserError for a result that is not a scalar."""
     assert function is not None, name  # `ensure_terms` has found it
 
     def value(batch: Batch) -> Tensor:
@@ -98,7 +98,7 @@ def checked_term(name: str, function: Callable[[Batch], Tensor] | None) -> Calla
 
 
 def term_values(terms: dict[str, Term], batch: Batch) -> dict[str, Tensor]:
-    """Every term unweighted, scalars; a term of weight 0 is computed without a graph, for the log only."""
+    """Every term unweighted, a scalar; a term of weight 0 is computed without a graph, only for the log."""
     values = {}
     for name, term in terms.items():
         with torch.set_grad_enabled(term.weight > 0):
@@ -121,7 +121,7 @@ def gradient_norms(
     """Norm of each weighted term's gradient on the adapter; 0 for a term without weight.
 
     average: maps gradients to their means over the processes.
-    scale: factor on the loss against underflow in fp16; lowered for a term whose gradient overflows with it.
+    scale: factor on the loss against underflow in fp16; it is reduced for a term whose gradient overflows.
     """
     norms = dict.fromkeys(terms, 0.0)
     for name, term in terms.items():

@@ -1,6 +1,6 @@
 """`lbgen align`: from a config to an adapter on disk (lbGen, arXiv 2412.10831).
 
-This file says which runs begin; it imports torch only for those that do. training.py trains.
+This file decides whether a run may begin, and imports torch only after that. training.py trains.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ MAY_CHANGE = (
 """Fields that may differ when a run is resumed; instead of batch_size, the images per update are compared."""
 
 EVALUATION_IMAGES = 32
-"""Of a run that is long enough and not told another number."""
+"""Default number of evaluation images, unless the run is short."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,15 @@ class AlignResult(Documented):
 def align(
     config: AlignConfig, *, extra_terms: Mapping[str, tuple[float, Callable[[Batch], Tensor]]] | None = None
 ) -> AlignResult:
-    """Fine-tune the generator's adapter on the weighted objective; continue where the run folder stands.
+    """Fine-tune the generator's adapter on the weighted objective; resume the run in the run folder, if any.
 
-    extra_terms: name -> (weight, function) of further terms: of a `Batch` of B images a scalar, which is minimised.
-    Its images are (B, 3, H, W) in about [0, 1], its features (B, D) of unit norm. Each term is logged by its name and
-    checked at the start, as lbgen's own are: its gradient must reach the adapter. A run is resumed with the same names
-    and weights only.
+    extra_terms: name -> (weight, function) of additional terms. The function maps a `Batch` of B images to a scalar,
+    which is minimised. The images are (B, 3, H, W) in about [0, 1], the features (B, D) of unit norm. Each term is
+    logged by its name and checked at the start like lbgen's own: its gradient must reach the adapter. A run can only be
+    resumed with the same names and weights.
 
-    Writes the adapter, checkpoints, metrics.jsonl, evaluations.jsonl and samples to `config.output`, and returns where
-    the adapter is. Raises UserError for a mistake of the user, and Interrupted at a signal, after saving a checkpoint.
+    Writes the adapter, checkpoints, metrics.jsonl, evaluations.jsonl and samples to `config.output`, and returns the
+    adapter's path. Raises UserError for a mistake of the user, and Interrupted at a signal, after saving a checkpoint.
 
     >>> import lbgen
     >>> config = lbgen.AlignConfig.from_recipe("independent", output="runs/toy", max_steps=20)
@@ -121,7 +121,7 @@ def with_extra_terms(config: AlignConfig, terms: Mapping[str, tuple[float, Calla
 
 
 def with_evaluation_images(config: AlignConfig) -> AlignConfig:
-    """The config with a number of evaluation images: its own, else the resumed run's, else one by the run's length."""
+    """The config with a number of evaluation images: its own, else the resumed run's, else the run's default."""
     if config.evaluation_images is not None:
         return config
     if (config.folder / CONFIG).exists():
@@ -132,7 +132,7 @@ def with_evaluation_images(config: AlignConfig) -> AlignConfig:
 
 
 def ensure_output(config: AlignConfig) -> None:
-    """Refuse a run folder that cannot be written, or is not one."""
+    """Refuse an output folder that cannot be written, or that belongs to something else."""
     atomic.ensure_writable(config.folder)
     atomic.refuse_links(config.folder, WRITTEN)
     outputs.ensure_outside(config.folder)
@@ -164,7 +164,7 @@ def begin(config: AlignConfig, vocabulary: Vocabulary, resumed: Path | None) -> 
 
 @contextmanager
 def system_errors(config: AlignConfig) -> Iterator[None]:
-    """Turn errors of the system into messages for the user."""
+    """Turn operating-system errors into messages for the user."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -174,18 +174,18 @@ def system_errors(config: AlignConfig) -> Iterator[None]:
         ) from error
 
 
-# ---- what may begin ----
+# ---- checks before a run begins ----
 
 
 def ensure_can_begin(config: AlignConfig) -> tuple[Vocabulary, Path | None]:
-    """The categories, and the checkpoint to continue from. Refuses all that can be refused without reading a model."""
-    # The folder holds no other run, and the machine can do what is asked of it.
+    """The categories, and the checkpoint to continue from. Makes all checks that need no model weights."""
+    # The folder holds no other run, and the machine supports the settings.
     if (config.folder / CONFIG).exists():
         saved.ensure_same(config, config.folder / CONFIG, ignore=may_change(config))
     processes.refuse_engines("align")
     ensure_logger(config.logger)
 
-    # The categories have texts that the run can use, and are those of the checkpoint.
+    # The categories have usable texts, and are the same as in the checkpoint.
     if processes.is_launched():
         refuse_pipe(config.vocabulary)
     resumed = checkpoint.newest(config.folder)
@@ -195,7 +195,7 @@ def ensure_can_begin(config: AlignConfig) -> tuple[Vocabulary, Path | None]:
     if resumed is not None and not processes.is_launched():
         ensure_resumable(resumed, initial_progress(config, vocabulary, 1))
 
-    # The models are there, in a form that can be read.
+    # The models exist in a form that can be read.
     if not is_finished(config, resumed):
         ensure_terms(config)
         ensure_generator(config.generator, config.revision, config.variant)
@@ -207,7 +207,7 @@ def ensure_can_begin(config: AlignConfig) -> tuple[Vocabulary, Path | None]:
 
 
 def load_categories(config: AlignConfig, resumed: Path | None) -> Vocabulary:
-    """The vocabulary, by the rule for underscores in names by which the checkpoint `resumed` was made."""
+    """The vocabulary, with underscores in names handled as in the checkpoint `resumed`."""
     if resumed is not None:
         as_written = load_vocabulary(config.vocabulary, config.qualify_names, underscores=True)
         if saved_progress(resumed).vocabulary == identity.vocabulary_sha256(as_written):
@@ -216,7 +216,7 @@ def load_categories(config: AlignConfig, resumed: Path | None) -> Vocabulary:
 
 
 def refuse_pipe(vocabulary: str) -> None:
-    """Of several processes that read a pipe, each gets another part."""
+    """Refuse a pipe for several processes, because each would read another part of it."""
     if os.path.exists(vocabulary) and stat.S_ISFIFO(os.stat(vocabulary).st_mode):
         raise UserError(
             f"--vocabulary {vocabulary}: every process of this run reads it, and a pipe only once; give a file"
@@ -230,8 +230,8 @@ def is_finished(config: AlignConfig, resumed: Path | None) -> bool:
 def may_change(config: AlignConfig) -> tuple[str, ...]:
     """Fields that may differ when this run is resumed.
 
-    batch_size must stay where the batch of one process decides something: the released script's texts and noise, and
-    batches of two sizes.
+    batch_size must stay the same if results depend on one process's batch: with the released script's texts and noise,
+    and with batches of two sizes.
     """
     by_process = config.discriminator_texts == "released-code" or config.shared_noise
     fixed = "batch_size" if by_process or config.discriminator_warmup_batch else None
@@ -251,7 +251,7 @@ def ensure_resumable(folder: Path, expected: AlignmentProgress) -> None:
 
 
 def ensure_different_texts(texts: list[str]) -> None:
-    """Refuse a vocabulary whose categories all have one text: the adversarial term compares different ones."""
+    """Refuse a vocabulary whose categories all have the same text: the adversarial term needs different texts."""
     if len(set(texts)) < 2:
         raise UserError(
             f'--vocabulary: every category has the same text "{texts[0]}", and the adversarial term needs two; give '
@@ -268,7 +268,7 @@ def ensure_same_weights(config: AlignConfig, vocabulary: Vocabulary) -> None:
 
 
 def ensure_terms(config: AlignConfig) -> None:
-    """Refuse the name of an extra term that nothing offers."""
+    """Refuse the name of an extra term that is neither installed nor registered."""
     for name in config.extra_weights:
         if not extensions.is_extension("terms", name, ()):
             known = extensions.names("terms", ()) or "none"
@@ -279,7 +279,7 @@ def ensure_terms(config: AlignConfig) -> None:
 
 
 def lock(config: AlignConfig) -> AbstractContextManager[None]:
-    """The run folder's lock: one run at a time. Of a run's processes the first holds it."""
+    """The run folder's lock, for one run at a time; only the first process of a run holds it."""
     return processes.lock(config.folder)
 
 
@@ -287,6 +287,6 @@ def start_accelerator(config: AlignConfig) -> Accelerator:
     """Device, precision and processes, as `accelerate launch` or torchrun set them up."""
     from accelerate.utils import AutocastKwargs  # late: imports torch
 
-    # A cast cached in a step without grad would be used again, without a graph, in a step with grad.
+    # A cast cached in a step without grad would be reused, without a graph, in a step with grad.
     handlers = [AutocastKwargs(cache_enabled=False)]
     return processes.start_accelerator(config.precision, config.logger, config.folder, handlers)

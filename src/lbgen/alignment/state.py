@@ -1,4 +1,4 @@
-"""All that a run trains and the frozen models it trains with; saves the trained part in checkpoints and loads it."""
+"""The trained modules and the frozen models of a run; saves the trained part in checkpoints and loads it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,7 +41,7 @@ class AlignmentState:
         self, config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator, resumed: Path | None = None
     ) -> None:
         """resumed: the checkpoint to continue from; None starts with a new adapter."""
-        # Settings, how far the run has come, and this process's part of a batch.
+        # Settings, progress of the run, and this process's part of a batch.
         self.config, self.vocabulary, self.accelerator = config, vocabulary, accelerator
         new = initial_progress(config, vocabulary, accelerator.num_processes)
         self.progress = new if resumed is None else saved_progress(resumed)
@@ -74,19 +74,19 @@ class AlignmentState:
         return self.config.batch_size * self.accelerator.num_processes
 
     def process_batch(self, batch_index: int) -> int:
-        """Images of this process in a batch."""
+        """Number of images of this process in a batch."""
         in_warmup = batch_index < self.config.discriminator_warmup_steps
         return self.config.warmup_batch if in_warmup else self.config.batch_size
 
     def positions(self, batch_index: int) -> range:
-        """Of this process's images in the global batch."""
+        """Positions of this process's images in the global batch."""
         size = self.process_batch(batch_index)
         return range(size * self.accelerator.process_index, size * (self.accelerator.process_index + 1))
 
     # ---- making the parts ----
 
     def _load_models(self) -> None:
-        """The frozen generator, semantics and quality scorer; texts that they cannot read are refused."""
+        """Load the frozen generator, semantics and quality scorer; refuse texts that they cannot read."""
         config, device, dtype = self.config, self.accelerator.device, PRECISIONS[self.config.precision]
         self.generator: Generator = load_generator(
             config.generator,
@@ -126,14 +126,14 @@ class AlignmentState:
 
     @torch.no_grad()
     def _embed_texts(self) -> None:
-        """Features (C, D) of every category's text for L_in and for the discriminator."""
+        """Embed every category's text for L_in and for the discriminator, (C, D)."""
         config = self.config
         self.discriminator_texts = self.vocabulary.texts(config.discriminator_template)
         self.text_features = self.semantics.embed_texts(self.vocabulary.texts(config.text_template))
         self.real_features = self.semantics.embed_texts(self.discriminator_texts, normalize=config.normalize_features)
 
     def _add_adapter(self, resumed: Path | None) -> None:
-        """Add a new adapter, equal in every process; then bring that of a checkpoint into it."""
+        """Add a new adapter, equal in every process; then load the checkpoint's adapter into it, if any."""
         config = self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(config.seed, "adapter"))
@@ -142,7 +142,7 @@ class AlignmentState:
             self.generator.load_adapter(resumed / "adapter")
 
     def _add_optimizers(self) -> None:
-        """AdamW for adapter and discriminator, the adapter's average (or None), and the loss scaler (on in fp16)."""
+        """Make AdamW for adapter and discriminator, the adapter's average (or None), and the loss scaler (for fp16)."""
         config = self.config
         self.optimizer = torch.optim.AdamW(
             self.parameters, config.learning_rate, config.adam_betas, weight_decay=config.weight_decay
@@ -169,7 +169,7 @@ class AlignmentState:
         )
         term = Independence(config, self.text_features, descriptors, category_indices, self.images_per_update)
         term.to(accelerator.device)
-        broadcast(list(term.buffers()))  # the sign of an eigenvector depends on the machine: the first process decides
+        broadcast(list(term.buffers()))  # use the first process's: the sign of an eigenvector depends on the machine
         return term
 
     @torch.no_grad()
@@ -188,7 +188,7 @@ class AlignmentState:
 
     @contextmanager
     def averaged_adapter(self) -> Iterator[None]:
-        """Within the context the adapter is the average over the updates, if the run keeps one."""
+        """Replace the adapter, within the context, by its average over the updates, if the run keeps one."""
         if self.average is None:
             yield
             return
@@ -205,7 +205,7 @@ class AlignmentState:
 
     @property
     def checkpoint_path(self) -> Path:
-        """Folder of the checkpoint at the present step."""
+        """Folder of the checkpoint at the current step."""
         return checkpoint.checkpoint_path(self.config.folder, self.progress.step)
 
     def save(self) -> None:
@@ -241,7 +241,7 @@ class AlignmentState:
         self.generator.refresh_sampler()
 
     def _parts(self) -> dict[str, Any]:
-        """Whatever has a state dictionary, by its name in checkpoints."""
+        """Name in checkpoints -> object with a state dictionary."""
         parts: dict[str, Any] = {
             "optimizer": self.optimizer,
             "discriminator": self.discriminator,

@@ -1,4 +1,4 @@
-"""Training an adapter: what `lbgen align` does once nothing stands in its way."""
+"""Training an adapter: the part of `lbgen align` after all checks."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from lbgen.runs.signals import noted_signals
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 FINISHING = "this update and its evaluation, and saving a checkpoint"
-"""What a run does before it ends at a signal."""
+"""What a run finishes before it ends after a signal, for messages."""
 
 
 def train_adapter(
@@ -67,7 +67,7 @@ def check_gradients(state: AlignmentState) -> dict[str, float]:
 
 
 def finish(state: AlignmentState, signals: list[int]) -> tuple[Path, int]:
-    """Write the last checkpoint and publish its adapter; raises Interrupted for a signal that came too late to stop."""
+    """Write the last checkpoint and publish its adapter; then raise Interrupted if a signal came too late to stop."""
     output, accelerator = state.config.folder, state.accelerator
     adapter = output / "adapter"
     state.save()
@@ -84,7 +84,7 @@ def finish(state: AlignmentState, signals: list[int]) -> tuple[Path, int]:
 def finished_adapter(
     config: AlignConfig, vocabulary: Vocabulary, accelerator: Accelerator, resumed: Path
 ) -> tuple[Path, int]:
-    """The adapter of a run that has all its steps. Publishes it if the run was killed before doing so."""
+    """The adapter of a run that has made all its steps. Publishes it if the run was killed before that."""
     adapter, step = config.folder / "adapter", saved_progress(resumed).step
     if not checkpoint.is_published(resumed, adapter):
         prepare_folder(config, vocabulary, accelerator, step)
@@ -95,7 +95,7 @@ def finished_adapter(
 
 
 def say_on_main(accelerator: Accelerator, text: str) -> None:
-    """A line of the main process."""
+    """Print a line on the main process only."""
     if accelerator.is_main_process:
         say(text)
 

@@ -19,7 +19,7 @@ POSITIONS = ("upper left", "upper middle", "upper right", "middle left", "centre
     "lower right",
 )
 CENTRE = 0.06
-"""Largest distance from the centre, over the side, that counts as the middle row or column."""
+"""Largest distance from the centre, relative to the side, that counts as the middle row or column."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Reading:
 def read_attributes(observed: Observed, attributes: list[Attribute], space: SemanticSpace) -> Iterator[Reading]:
     """Zero-shot values of every attribute; then, if all images have masks, the object's measured position and colour.
 
-    Without masks position and colour are not measured, as the area of high patch relevance follows the object's shape.
+    Without masks, position and colour are not measured, because the area of high patch relevance depends on the
+    object's shape.
     """
     position, colour = MEASURED
     for attribute in attributes:
@@ -54,7 +55,7 @@ def ensure_short(attribute: Attribute, name: str, space: SemanticSpace) -> None:
 
 
 def _texts(attribute: Attribute, observed: Observed, space: SemanticSpace) -> NDArray[np.float32]:
-    """(C, V, D), or (1, V, D) for a template without {name}."""
+    """Text features (C, V, D), or (1, V, D) for a template without {name}."""
     names = [label.name for label in observed.labels] if "{name}" in attribute.template else [""]
     rows = []
     for name in names:
@@ -64,7 +65,7 @@ def _texts(attribute: Attribute, observed: Observed, space: SemanticSpace) -> ND
 
 
 def _nearest(observed: Observed, texts: NDArray[np.float32]) -> NDArray[np.int16]:
-    """(N,) index of the nearest text among those with the image's own category."""
+    """(N,) index of the nearest text among the texts with the image's own category."""
     found, start = [], 0
     for features in observed.chunks("image"):
         own = observed.label[start : start + len(features)] if len(texts) > 1 else np.zeros(len(features), np.int64)

@@ -26,7 +26,7 @@ from lbgen.runs.console import tracked
 
 DEFAULT = "facebook/dinov2-base"
 VERSION = 3
-"""Of the cached features. A run with another number starts a new cache."""
+"""Version of the cached features. A run with another version starts a new cache."""
 LabelledFeatures = tuple[NDArray, NDArray[np.int64]]
 """Features (N, D) and labels (N,)."""
 Comparisons = dict[str, dict[str, Estimate]]
@@ -36,7 +36,7 @@ Comparisons = dict[str, dict[str, Estimate]]
 def compare_with_first(
     measured: list[MeasuredDataset], readers: list[DatasetReader], config: AuditConfig
 ) -> tuple[str, Comparisons]:
-    """The name of the feature space, and every dataset but the first compared in it; empty for one dataset."""
+    """The name of the feature space, and the comparisons of all datasets with the first; empty for one dataset."""
     if len(measured) < 2:
         return "", {}
     space, features = features_of(measured, readers, config)
@@ -53,7 +53,7 @@ def compare_with_first(
 
 
 def copies_between(first: MeasuredDataset, other: MeasuredDataset) -> distances.Pairs:
-    """(P, 2) pairs of near-duplicates among the compared images of two datasets, each image in one pair at most."""
+    """(P, 2) pairs of near-duplicates among the compared images of two datasets; each image is in at most one pair."""
     pictures = np.concatenate([m.observed.column("picture", m.compared) for m in (first, other)])
     original = originals(*picture_hashes(pictures), lambda rows: pictures[rows]).tolist()
     count, unpaired, pairs = len(first.compared), defaultdict(list), []
@@ -66,7 +66,7 @@ def copies_between(first: MeasuredDataset, other: MeasuredDataset) -> distances.
 
 
 def with_equal_keys(copies: distances.Pairs, first: MeasuredDataset, other: MeasuredDataset) -> distances.Pairs:
-    """The same pairs, and those of the other images whose keys are equal, as they may be made from the same noise."""
+    """The pairs, and additional pairs of images with equal keys, because these may be made from the same noise."""
     left, right = ({m.observed.keys[row]: place for place, row in enumerate(m.compared)} for m in (first, other))
     paired = (set(copies[:, 0].tolist()), set(copies[:, 1].tolist()))
     more = [(left[key], place) for key, place in right.items() if key in left]
@@ -77,10 +77,10 @@ def with_equal_keys(copies: distances.Pairs, first: MeasuredDataset, other: Meas
 def compare(
     reference: LabelledFeatures, other: LabelledFeatures, seed: int, pairs: distances.Pairs = distances.NO_PAIRS
 ) -> dict[str, Estimate]:
-    """Distances of a set from the reference.  pairs: (P, 2) rows of images of both that are no independent draws.
+    """Distances of a set from the reference.  pairs: (P, 2) row indices of pairs that are not independent draws.
 
-    The bootstrap of precision, recall, density and coverage resamples only the set whose images are counted; their
-    intervals are widened because the other set varies too.
+    The bootstrap of precision, recall, density and coverage resamples only the set whose images are counted, so the
+    intervals are widened for the variation of the other set.
     """
     x, y = (torch.from_numpy(features.astype(np.float32)) for features, _ in (reference, other))
     label_x, label_y = reference[1], other[1]
@@ -98,7 +98,7 @@ def compare(
         for name, (label, most) in counted.items()
     }
 
-    # Fréchet and kernel distance, from the same resamples of both sets; what is paired is drawn together.
+    # Fréchet and kernel distance, from the same resamples of both sets; pairs are drawn together.
     rng = np.random.default_rng(seed)
     resamples = [joint_resample(label_x, label_y, pairs, rng) for _ in range(FEW_RESAMPLES // 3)]
     frechet = np.array([distances.frechet_distance(x[a], y[b]) for a, b in resamples])
@@ -162,7 +162,7 @@ def open_cache(folder: Path, model: PooledVisionModel) -> RowCache:
 def _vision_features(
     model: PooledVisionModel, cache: RowCache, measured: MeasuredDataset, reader: DatasetReader, config: AuditConfig
 ) -> NDArray:
-    """Features of the compared images; those that are not in the cache are read from the dataset once more."""
+    """Features of the compared images; images that are not in the cache are read from the dataset again."""
     observed = measured.observed
     digests = [digest.tobytes() for digest in observed.column("content", measured.compared)]
     pairs = zip(measured.compared, digests, strict=True)

@@ -1,4 +1,4 @@
-"""The settings of an audit, and what it writes."""
+"""The settings of an audit, and the names of the files that it writes."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -18,8 +18,8 @@ class AuditRunning(EngineChoice):
     """Running."""
 
     workers: Workers | None = None
-    """Processes that decode images and run the model; none is one per GPU, or this process alone where there are fewer
-    than two. The figures do not depend on it."""
+    """Number of processes that decode images and run the model; none means one per GPU, or only this process with
+    fewer than two GPUs. The figures do not depend on it."""
 
 
 @dataclass(frozen=True)
@@ -30,27 +30,27 @@ class AuditConfig(AuditRunning, LabelColumn, Output, TakesRecipes):
     MOST_USED: ClassVar = ("output", "semantics", "attributes")
 
     output: str = "runs/audit"
-    """Folder for report.html, measures.json, measures.parquet, images.parquet and the cache of what was measured of
-    each image."""
+    """Folder for report.html, measures.json, measures.parquet, images.parquet and the cache of measurements of each
+    image."""
     semantics: NameOrPath = "clip-vit-l-14"
     """Language space in which images are read: microworld, clip-vit-l-14, siglip-base, a hub id or a folder."""
     attributes: PathOrText | None = None
-    """YAML file of the attributes to look for (docs/audit.md describes it); none is the built-in list. The micro
-    world's language space has its own list, that of its scenes."""
+    """YAML file of the attributes to look for (see docs/audit.md); none means the built-in list. The micro world's
+    language space has its own list."""
     features: NameOrPath | None = None
-    """Vision model in whose features datasets are compared, a hub id or a folder. none is DINOv2
-    (facebook/dinov2-base) where it was downloaded before, and the language space elsewhere."""
+    """Vision model in whose features datasets are compared, a hub id or a folder. none means DINOv2
+    (facebook/dinov2-base) if it is already downloaded, otherwise the language space."""
     probe_images: Annotated[int, between(100, 10**9)] = 20000
-    """Largest number of images, 100 or more, that the probes learn from and that datasets are compared on. They are
-    drawn evenly over the categories. The probes take 5 or more of each category, and fewer categories if this number
-    does not allow that."""
+    """Largest number of images, 100 or more, on which probes are trained and datasets are compared. They are drawn
+    evenly over the categories. Probes need at least 5 images per category; if this number is too small for that, they
+    use fewer categories."""
     permutations: Annotated[int, between(99, 10**6, ", for p-values down to 0.01")] = 999
     """Number of label shuffles in the test of each attribute, 99 or more. The smallest possible p-value is
     1 / (this + 1)."""
     batch_size: ImagesAtOnce = 64
-    """Images that the model reads at once."""
+    """Number of images that the model reads at once."""
     sample: Annotated[float, Range(lambda x: 0 < x <= 1, "give more than 0 and at most 1")] = 1.0
     """Share of each dataset's images that is measured, drawn at random: above 0, up to 1. The sizes of categories and
-    splits are still those of all images."""
+    splits still count all images."""
     seed: Seed = 0
-    """Seed of all randomness: which images the probes see, folds, shuffles, bootstrap."""
+    """Seed of all randomness: choice of probe images, folds, permutations, bootstrap."""

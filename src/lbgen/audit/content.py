@@ -24,22 +24,22 @@ class LabelRanks(NamedTuple):
     """Zero-shot classification of N images among the dataset's categories, (N,) each."""
 
     first: NDArray[np.float64]
-    """1 where the own category's text is the nearest, 1 / k where it ties with k - 1 others, else 0."""
+    """1 if the own category's text is the nearest, 1 / k if it ties with k - 1 others, else 0."""
     among_five: NDArray[np.float64]
-    """1 where it is among the five nearest; ties at the fifth place are counted in the same way."""
+    """1 if it is among the five nearest; ties at the fifth rank count in proportion."""
     nearest: NDArray[np.int64]
-    """The category of the nearest text; the own one where it ties."""
+    """The category of the nearest text; the own category if it ties."""
     margin: NDArray[np.float64]
-    """Cosine of the own category's text less that of the nearest other one: negative where another one fits better."""
+    """Cosine of the own category's text minus that of the nearest other text; negative if another text fits better."""
 
 
 class NameReading(NamedTuple):
-    """How the model reads the names of C categories."""
+    """How the language space reads the names of C categories."""
 
     coinciding: list[list[int]]
     """Groups of categories whose texts have equal features."""
     unknown: list[int]
-    """Categories of whose names the model knows no word."""
+    """Categories whose names contain no word that the model knows."""
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def diversity(observed: Observed, images: int, seed: int) -> Diversity:
 
     images: maximum per category; the same for all datasets that are compared.
     """
-    # Choose the images, and group the categories by how many they have: one batch of Gram matrices per group.
+    # Choose the images, and group the categories by their number of images: one batch of Gram matrices per group.
     rng = np.random.default_rng(seed)
     groups: dict[int, list[NDArray]] = {}
     for category in range(len(observed.labels)):
@@ -120,7 +120,7 @@ def _grams(observed: Observed, rows: list[NDArray]) -> tuple[Tensor, NDArray]:
 def _resampled(grams: list[tuple[int, Tensor, NDArray]], rng: np.random.Generator) -> tuple[float, float]:
     """Mean Vendi score and mean distance of images redrawn with replacement inside each category.
 
-    Pairs of an image with its own copy are left out of the distance, which is that of two different images.
+    Pairs of an image with its own copy are left out, because the distance is between two different images.
     """
     scores, distances = [], []
     for size, gram, _ in grams:

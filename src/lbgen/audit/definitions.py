@@ -1,4 +1,4 @@
-"""What every measure of the page means: definition, range, direction, source; and the limits of all of them."""
+"""Explanations of every measure on the page: definition, range, direction, source; and the limits of all of them."""
 
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -7,7 +7,7 @@ from typing import Literal
 @dataclass(frozen=True)
 class Definition:
     key: str
-    """As in measures.json; `a.b` is the key b of the object a."""
+    """The key in measures.json; `a.b` is the key b of the object a."""
     title: str
     group: Literal["shortcuts", "content", "comparison"]
     definition: str

@@ -38,15 +38,15 @@ PROBES = {
     "patch_shuffle_outside": ("shuffled_outside", "edges_outside"),
     "file_facts": ("facts",),
 }
-"""Probe -> the columns of the cache that it learns from."""
+"""Probe -> its input, columns of the cache."""
 OBJECT_HIDDEN = ("background", "border", "thumbnail_outside", "color_histogram_outside", "patch_shuffle_outside")
 """Probes of views with the object hidden."""
 CHANCE_FLOOR = (*OBJECT_HIDDEN, "file_facts")
-"""Probes that are at chance where nothing but the object is associated with the category."""
+"""Probes that are at chance if only the object is associated with the category."""
 PROGRESS_STEPS = 4 + len(PROBES)
-"""How often `measure` calls `step`."""
+"""Number of calls of `step` by `measure`."""
 COMPARED_IMAGES = 5000
-"""Maximum per dataset for distances whose cost grows with the square of the number of images."""
+"""Most images per dataset for distances, whose cost grows with the square of the number of images."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class AttributeFigures:
     association: Association
     q_value: float
     table: NDArray[np.int64]
-    """(C, V) counts without repeated near-duplicates, whose chance associations would look like real ones."""
+    """(C, V) counts without repeated near-duplicates, which would make chance associations look significant."""
     pairs: CategoryValuePairs
     pair_q_values: NDArray
     """(C, V), adjusted over all pairs of all attributes."""
@@ -66,16 +66,16 @@ class CueBalance(NamedTuple):
 
     p_value: float
     directions: int
-    """Of the cue, over which the categories were balanced; its probe does not see them."""
+    """Number of directions of the cue over which the categories were balanced; they are removed before the probe."""
 
 
 @dataclass(frozen=True)
 class MeasuredDataset:
-    """One dataset's figures, and what they were computed from."""
+    """One dataset's figures, and the data behind them."""
 
     observed: Observed
     figures: dict[str, Estimate]
-    """By the keys of definitions.py."""
+    """Key of definitions.py -> figure."""
     attributes: list[AttributeFigures]
     ranks: LabelRanks
     quality: NDArray
@@ -91,9 +91,9 @@ class MeasuredDataset:
     """Images on which the dataset is compared with others."""
     names: NameReading
     explained: dict[str, Explained]
-    """Probe -> share of its cue's variance that the categories explain; empty where too few images are probed."""
+    """Probe -> share of its cue's variance that the categories explain; empty if too few images are probed."""
     hits: dict[str, NDArray[np.float32]]
-    """Probe -> (N,) 1 where it predicts the held-out image's category, else 0; NaN for images that are not probed."""
+    """Probe -> (N,) 1 if it predicts the held-out image's category, else 0; NaN for images that are not probed."""
     balance: dict[str, CueBalance]
     """Probe that does not see the object -> whether its cue was balanced over the categories."""
 
@@ -103,7 +103,7 @@ class MeasuredDataset:
 
     @property
     def chance(self) -> float:
-        """Balanced accuracy of a probe that has learned nothing; NaN where fewer than two categories are probed."""
+        """Balanced accuracy of a probe that has learned nothing; NaN if fewer than two categories are probed."""
         return 1 / self.probed_categories if self.probed_categories > 1 else math.nan
 
 
@@ -117,7 +117,7 @@ def measure(
 ) -> MeasuredDataset:
     """All figures of a dataset.
 
-    diversity_images: maximum per category for diversity.  step: called with the name of what is measured next.
+    diversity_images: maximum per category for diversity.  step: called with the name of the next measurement.
     """
     label, seed = observed.label, config.seed
     step("labels and quality")
@@ -131,7 +131,7 @@ def measure(
     diversity = content.diversity(observed, diversity_images, seed)
     figures |= {"diversity": diversity.vendi, "feature_distance": diversity.distance}
 
-    # Probes and attributes see near-duplicates once.
+    # Probes and attributes use each group of near-duplicates once.
     distinct = np.flatnonzero(~duplicates.repeated)
     probed = distinct[probe_sample(label[distinct], config.probe_images, seed)]
     probe_figures, explained, hits, balance = _probe_figures(observed, probed, seed, step)
@@ -183,7 +183,7 @@ def _probe_figures(
         blocks = [observed.column(column, probed) for column in columns]
         if name in OBJECT_HIDDEN:
             blocks = [without_square_position(block, observed.column("place", probed)) for block in blocks]
-        units = list(blocks[0].T[:, :, None]) if name == "file_facts" else blocks  # facts have units of their own
+        units = list(blocks[0].T[:, :, None]) if name == "file_facts" else blocks  # each fact has its own unit
         if len(classes) > 1:
             explained[name] = explained_variance(units, label, shuffled)
         if name in CHANCE_FLOOR and len(classes) > 1:
@@ -200,7 +200,7 @@ def _probe_figures(
 def probe_sample(label: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
     """At most `most` images, spread evenly over the categories with FOLDS images or more.
 
-    With more such categories than `most` has room for FOLDS images of, a random subset of them is used.
+    A random subset of these categories is used if `most` is too small for FOLDS images of each.
     """
     large = np.flatnonzero(np.bincount(label) >= FOLDS)
     chosen = np.random.default_rng(seed).permutation(large)[: most // FOLDS]
@@ -209,7 +209,7 @@ def probe_sample(label: NDArray[np.int64], most: int, seed: int) -> NDArray[np.i
 
 
 def spread_sample(label: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
-    """At most `most` random images, one per category in turn until a category has no more."""
+    """At most `most` random images, drawn from the categories in turn."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(label))
     by_category = np.argsort(label[order], kind="stable")

@@ -1,6 +1,6 @@
-"""Reads a dataset once and keeps, for each image, what the measures need; memory does not grow with the pixels.
+"""Reading a dataset once and keeping only the inputs of the measures for each image, in bounded memory.
 
-Observations are cached by content in a file of rows of one size, which is appended to and never rewritten.
+Observations are cached by content in a file of fixed-size rows, to which rows are only appended.
 """
 
 import hashlib
@@ -34,15 +34,15 @@ from lbgen.runs import identity
 from lbgen.runs.console import tracked
 
 VERSION = 5
-"""Of the cached columns. A run with another number starts a new cache."""
+"""Version of the cached columns. A run with another version starts a new cache."""
 BATCH_BYTES = 2**28
-"""Of image files in memory at a time."""
+"""Most bytes of the image files in a batch."""
 AHEAD_BYTES = 2**30
-"""Of image files that workers have or will get."""
+"""Most bytes of image files that workers have or will get."""
 
 
 class Sample(Container[str]):
-    """A random part of a dataset's images, by their keys: the same whatever else the dataset holds."""
+    """A random part of a dataset's images; an image's key alone decides whether it belongs to the sample."""
 
     def __init__(self, share: float, seed: int) -> None:
         self.share, self.seed, self.limit = share, seed, round(share * 2**64)
@@ -69,29 +69,29 @@ class Observed:
     name: str
     folder: str
     labels: list[Label]
-    """(C,) the categories that have images, sorted by id."""
+    """(C,) the categories with images, sorted by id."""
     label: NDArray[np.int64]
     """(N,) in [0, C)."""
     splits: list[str]
     split: NDArray[np.int64]
     """(N,) in [0, len(splits))."""
     keys: list[str]
-    """(N,) of the images' records."""
+    """(N,) keys of the images' records."""
     rows: NDArray[np.int64]
-    """(N,) of the images in the cache."""
+    """(N,) rows of the images in the cache."""
     cache: RowCache
     broken: dict[str, str] = field(default_factory=dict)
     """Key of each unusable image -> the reason."""
     skipped: Skipped = field(default_factory=Skipped)
-    """What was left out as no image of the dataset, by reason."""
+    """Reason -> files that were skipped because they are not images of the dataset."""
     sample: Sample | None = None
-    """Which images were drawn to be measured; None for all."""
+    """The images drawn for measurement; None means all."""
     left_out: dict[tuple[Label, str], int] = field(default_factory=dict)
-    """Category and split -> images that were not drawn."""
+    """Category and split -> number of images that were not drawn."""
 
     @property
     def sizes(self) -> Sizes:
-        """Of all categories and splits, also those of which no image was drawn."""
+        """Sizes of all categories and splits, also of those without a drawn image."""
         labels = sorted({*self.labels, *(label for label, _ in self.left_out)})
         splits = sorted({*self.splits, *(split for _, split in self.left_out)})
         row = {label: number for number, label in enumerate(labels)}
@@ -105,7 +105,7 @@ class Observed:
 
     @property
     def broken_share(self) -> float:
-        """Of the images that were drawn."""
+        """Share of unusable images among the drawn images."""
         broken = sum(self.sample is None or key in self.sample for key in self.broken)
         return broken / (broken + len(self.keys))
 
@@ -114,15 +114,15 @@ class Observed:
         return self.cache.read(name, self.rows if chosen is None else self.rows[chosen])
 
     def chunks(self, name: str) -> Iterator[NDArray]:
-        """The same in chunks of ROWS_AT_ONCE images."""
+        """One column of the cache in chunks of ROWS_AT_ONCE images."""
         for start in range(0, len(self.rows), ROWS_AT_ONCE):
             yield self.cache.read(name, self.rows[start : start + ROWS_AT_ONCE])
 
 
 def cache_identity(semantics: str) -> str:
-    """Everything besides the image that the rows depend on."""
+    """Everything, besides the image, that determines a row of the cache."""
     extension = origin("semantics", semantics, SEMANTICS)
-    architecture = f"{semantics}, " if semantics.startswith(OPEN_CLIP) else ""  # is not in the weights
+    architecture = f"{semantics}, " if semantics.startswith(OPEN_CLIP) else ""  # not determined by the weights
     model = extension or f"{architecture}{identity.model_identity(semantics_location(semantics))}"
     return f"version {VERSION}, {model}"
 
@@ -138,18 +138,18 @@ def observe(
 ) -> Observed:
     """Observe the images of the dataset; known images are taken from the cache.
 
-    sample: the share of them that is drawn at random, by `seed`; the others are counted and not read.
+    sample: share of images drawn at random with `seed`; all other images are only counted.
     """
     known, reading = reader.labels(), _Reading(cache)
     wanted = Sample(sample, seed) if sample < 1 else None
     records = reading.found.drawn(tracked(reader.records(wanted), name, reader.count, "images"))
     waiting: deque[tuple[_Batch, Future[SeenBatch]]] = deque()
     for records_of_batch in _batches(records, batch_size):
-        # Have the images observed that are not in the cache and that no worker has.
+        # Submit the images that are neither in the cache nor with a worker.
         batch = reading.begin(records_of_batch, known)
         waiting.append((batch, workers.submit(batch.new)))
 
-        # Take what is done, in the order of the batches; do not hold more files than fit.
+        # Take finished batches in order; wait for them if too many bytes are with workers.
         while len(waiting) > workers.ahead or sum(each.size for each, _ in waiting) > AHEAD_BYTES:
             first, seen = waiting.popleft()
             reading.finish(first, seen.result())
@@ -162,9 +162,9 @@ class _Batch(NamedTuple):
     """A batch between reading and observing."""
 
     records: list[ImageRecord]
-    """Without their content."""
+    """The records, without their content."""
     keys: list[bytes | None]
-    """Of the cache; None for an image without content."""
+    """Keys of the cache; None for an image without content."""
     new: list[NewImage]
     size: int
     """Bytes of the new images."""
@@ -178,7 +178,7 @@ class _Reading:
         self.broken: dict[str, str] = {}
         """Key of each unusable image of the dataset -> the reason."""
         self.with_workers: set[bytes] = set()
-        """Keys of the cache that are being observed."""
+        """Keys of images that workers are observing."""
         self.faults: dict[bytes, str] = {}
         """Key of the cache -> why the image cannot be used."""
 
@@ -199,7 +199,7 @@ class _Reading:
         return key in self.cache.row_of or key in self.with_workers or key in self.faults
 
     def finish(self, batch: _Batch, seen: SeenBatch) -> None:
-        """Cache what was seen, and sort the batch into usable and broken images."""
+        """Cache the results, and sort the batch into usable and broken images."""
         if seen.keys:
             self.cache.append(seen.keys, seen.columns)
         self.faults |= seen.faults
@@ -213,7 +213,7 @@ class _Reading:
 
 
 def _batches(records: Iterator[ImageRecord], size: int) -> Iterator[list[ImageRecord]]:
-    """Of `size` records, fewer where their files take more than BATCH_BYTES."""
+    """Batches of `size` records, or fewer if their files exceed BATCH_BYTES."""
     batch: list[ImageRecord] = []
     held = 0
     for record in records:
@@ -227,7 +227,7 @@ def _batches(records: Iterator[ImageRecord], size: int) -> Iterator[list[ImageRe
 
 
 def _new_image(record: ImageRecord, name: str) -> NewImage | None:
-    """None for an image without content.  name: of its category."""
+    """The image for a worker; None without content.  name: of its category."""
     if record.content is None:
         return None
     digest = hashlib.sha256(record.content).digest()
@@ -236,7 +236,7 @@ def _new_image(record: ImageRecord, name: str) -> NewImage | None:
 
 
 class _Found:
-    """The usable images found so far; it grows by a key and three numbers per image."""
+    """The usable images found so far; needs a key and three numbers per image."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, dict[str, int]] = {"category": {}, "split": {}}
@@ -244,10 +244,10 @@ class _Found:
         self.category, self.split, self.rows = array("q"), array("q"), array("q")
         self.keys: list[str] = []
         self.left_out: Counter[tuple[str, str]] = Counter()
-        """Category id and split -> images that were not drawn."""
+        """Category id and split -> number of images that were not drawn."""
 
     def drawn(self, records: Iterable[ImageRecord]) -> Iterator[ImageRecord]:
-        """The records without those that were not wanted, which are counted."""
+        """The records of drawn images; the others are counted."""
         for record in records:
             if record.location is None:
                 yield record
@@ -262,7 +262,7 @@ class _Found:
         self.rows.append(row)
 
     def sorted(self, name: str) -> tuple[list[str], NDArray[np.int64]]:
-        """The sorted ids or splits, and each image's index in them."""
+        """The sorted ids or splits, and the index of each image's own among them."""
         names = list(self.numbers[name])
         order = sorted(range(len(names)), key=names.__getitem__)
         return [names[number] for number in order], np.argsort(order)[np.array(getattr(self, name))]

@@ -31,14 +31,14 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class AuditResult(Documented):
-    """Where an audit wrote what it found."""
+    """Where an audit wrote its results."""
 
     page: Path
     """report.html."""
     measures: Path
     """measures.json."""
     next_command: str
-    """What to do with them."""
+    """The suggested next step."""
 
 
 def write_measures(
@@ -125,7 +125,7 @@ def _attribute_figures(a: AttributeFigures) -> dict[str, Any]:
 
 
 def name_figures(m: MeasuredDataset) -> dict[str, Any]:
-    """Ids of the categories whose names the model cannot tell apart, in groups, and of those that it does not know."""
+    """Ids of categories whose names the model cannot tell apart, in groups, and of categories that it does not know."""
     ids = [label.id for label in m.observed.labels]
     return {
         "coinciding": [[ids[category] for category in group] for group in m.names.coinciding],
@@ -188,7 +188,7 @@ def _category_figures(m: MeasuredDataset, category: int) -> dict[str, Any]:
 
 
 def _rows(measured: list[MeasuredDataset], comparisons: Comparisons) -> Iterator[dict[str, Any]]:
-    """One row per figure, by the columns of SCHEMA."""
+    """One row per figure, with the columns of SCHEMA."""
     for m in measured:
         name, names = m.observed.name, [label.name for label in m.observed.labels]
         for key, estimate in (m.figures | comparisons.get(name, {})).items():
@@ -210,7 +210,7 @@ def _rows(measured: list[MeasuredDataset], comparisons: Comparisons) -> Iterator
 
 
 def _size_rows(m: MeasuredDataset) -> Iterator[dict[str, Any]]:
-    """Number of images: of each category, of each split, and of each category in each split."""
+    """Numbers of images: per category, per split, and per category in each split."""
     labels, splits, counts = m.observed.sizes
     names = [label.name for label in labels]
     shared = {"dataset": m.observed.name, "measure": "category_images"}

@@ -34,11 +34,11 @@ from lbgen.runs import atomic
 PAIRS_SHOWN, WORST_SHOWN, BROKEN_SHOWN, SPLITS_SHOWN = 12, 10, 20, 6
 PAIR_IMAGES = 4
 BARS = 20
-"""Of a histogram."""
+"""Number of bars of a histogram."""
 
 NO_SPLITS = {"value": "–", "interval": "there are no splits", "verdict": ""}
 LINKED = "linked"
-"""Verdict on a cue that is significantly associated with the label and does not differ from the first dataset's."""
+"""Verdict on a cue that is significantly associated with the label but does not differ from the first dataset."""
 NEEDS_MASKS = {"value": "–", "interval": "needs masks", "verdict": ""}
 
 Pair = tuple[int, int, int]
@@ -47,13 +47,13 @@ Pair = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class AuditPage:
-    """The values of the template; elements of lists are dictionaries of texts."""
+    """The values for the template; the elements of lists are dictionaries of texts."""
 
     names: list[str]
     headline: str
     next_step: str
     warnings: list[tuple[str, str]]
-    """Datasets and text."""
+    """Names of the datasets, and text."""
     tiles: list[dict[str, Any]]
     left_out: list[dict[str, Any]]
     groups: list[dict[str, Any]]
@@ -65,7 +65,7 @@ class AuditPage:
     facts: list[tuple[str, str]]
     limits: tuple[str, ...]
     data: dict[str, Any]
-    """For the page's script."""
+    """Data for the page's script."""
 
 
 def write_page(
@@ -263,7 +263,7 @@ def _worst(m: MeasuredDataset) -> dict[str, Any]:
 
 
 def _left_out(m: MeasuredDataset) -> dict[str, Any]:
-    """Broken files with the cause of each, and one line for each reason to skip, with the first name as an example."""
+    """Broken files with their causes, and one line per reason of skipping, with the first name as an example."""
     broken = [f"{key}: {why}" for key, why in m.observed.broken.items()]
     more = [f"and {len(broken) - BROKEN_SHOWN} more"] if len(broken) > BROKEN_SHOWN else []
     skipped = [f"{one.count:,}: {reason}, for example {one.first[0]}" for reason, one in m.observed.skipped.items()]
@@ -304,7 +304,7 @@ def _pair_texts(m: MeasuredDataset, pair: Pair) -> dict[str, Any]:
 
 
 def _histograms(measured: list[MeasuredDataset]) -> list[dict[str, Any]]:
-    """Of diversity and of quality, one per dataset, with the same axis for all datasets."""
+    """Histograms of diversity and of quality, one per dataset, with the same axis for all datasets."""
     found = []
     for title, note, columns in (
         ("Diversity", "Vendi score of each category", [m.vendi[np.isfinite(m.vendi)] for m in measured]),

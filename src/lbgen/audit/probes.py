@@ -13,9 +13,9 @@ from lbgen.metrics.intervals import UNKNOWN, WIDENING, Estimate, balanced_mean, 
 
 FOLDS = 5
 LEAST_ERROR = 1e-4
-"""Smallest standard error of an accuracy or of a share of variance; below it lies rounding."""
+"""Smallest standard error of an accuracy or of a share of variance; smaller values are rounding noise."""
 PENALTIES = tuple(10.0**power for power in range(-3, 5))
-"""Candidate ridge penalties, for standardised features; chosen on the training folds alone."""
+"""Candidate ridge penalties for standardised features; chosen only on the training folds."""
 
 
 def probe(features: NDArray, label: NDArray[np.int64], seed: int) -> Estimate:
@@ -29,7 +29,7 @@ def probe(features: NDArray, label: NDArray[np.int64], seed: int) -> Estimate:
 
 
 def held_out_hits(features: NDArray, label: NDArray[np.int64], seed: int) -> NDArray[np.float32]:
-    """(N,) 1 where the probe that did not learn from an image predicts its category, else 0; NaN for those left out."""
+    """(N,) 1 if the probe that was not trained on an image predicts its category, else 0; NaN for images left out."""
     hits = np.full(len(label), np.nan, np.float32)
     used = np.flatnonzero(np.bincount(label)[label] >= FOLDS)
     if len(np.unique(label[used])) > 1:
@@ -48,24 +48,24 @@ def accuracy(hits: NDArray[np.float32], label: NDArray[np.int64], seed: int) -> 
 
 
 class CueTest(NamedTuple):
-    """Test of one cue: of its association with the category, or of the difference of two datasets."""
+    """Test of one cue: of its association with the category, or of its difference between two datasets."""
 
     p_value: float
     higher: bool
-    """The cue predicts the label better than chance, or more than in the first dataset."""
+    """Whether the cue predicts the label better than chance, or better than in the first dataset."""
 
 
 def association_test(told: Estimate, chance: float, explained: Explained) -> CueTest:
-    """One-sided, by the better of two tests: of the probe's accuracy, and of the variance that categories explain."""
+    """One-sided test, combined from two: of the probe's accuracy, and of the variance that the categories explain."""
     error = max(told.standard_error, LEAST_ERROR)
     of_accuracy = math.erfc((told.value - chance) / error / math.sqrt(2)) / 2
     return CueTest(min(1.0, 2 * min(of_accuracy, explained.p_above)), told.value > chance)
 
 
 def difference_test(first: tuple[Estimate, Explained | None], second: tuple[Estimate, Explained | None]) -> CueTest:
-    """Two-sided, in the same way, of two datasets.
+    """Two-sided test of the difference of two datasets, combined in the same way.
 
-    Standard errors of the variance are widened: with 8 images a category they were up to a third too small.
+    Standard errors of the variance are enlarged: with 8 images per category they were up to a third too small.
     """
     of_accuracy, higher = difference_p_value(first[0], second[0]), second[0].value > first[0].value
     if not (first[1] and second[1]):
@@ -77,7 +77,7 @@ def difference_test(first: tuple[Estimate, Explained | None], second: tuple[Esti
 
 
 def without_square_position(features: NDArray, square_edges: NDArray) -> NDArray[np.float32]:
-    """Features less what the hidden square's position and size predict, as these depend on the object.
+    """Features without the part predicted by the hidden square's position and size, which depend on the object.
 
     Residuals of a least-squares fit on the square's edges, their products and cubes; labels are not used.
     features: (N, D), square_edges: (N, 4).  Returns (N, D).
@@ -104,7 +104,7 @@ def predict_held_out(features: NDArray, label: NDArray[np.int64], seed: int) -> 
 
 
 def stratified_folds(label: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """(N,) in [0, FOLDS); every class is split evenly to within one image."""
+    """(N,) fold of each image, in [0, FOLDS); fold sizes differ by at most one image in every class."""
     rng, folds = np.random.default_rng(seed), np.empty(len(label), np.int64)
     for category in np.unique(label):
         rows = rng.permutation(np.flatnonzero(label == category))

@@ -1,6 +1,6 @@
 """The audit: read every dataset, measure it, compare it with the first, write the figures and the page.
 
-Torch is imported only once nothing is left to refuse without it.
+Torch is imported only after all checks that do not need it.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def audit(directories: str | Path | Sequence[str | Path], config: AuditConfig | 
 
     directories: one dataset folder or several: image folders, WebDatasets, tables. Images may have any size.
 
-    Writes report.html, measures.json and images.parquet to `config.output`, and returns where they are. Raises
-    UserError for a folder without labelled images, for two folders that are one, and for a setting that does not fit.
+    Writes report.html, measures.json and images.parquet to `config.output`, and returns their paths. Raises UserError
+    for a folder without labelled images, for a folder that is given twice, and for an unsuitable setting.
 
     >>> import lbgen
     >>> result = lbgen.audit("data/toy", lbgen.AuditConfig(output="audits/toy", semantics="microworld"))
@@ -77,7 +77,7 @@ def audit(directories: str | Path | Sequence[str | Path], config: AuditConfig | 
 
 
 def ensure_workers(config: AuditConfig) -> None:
-    """Refuse Ray where it is not installed, and workers for a language space that only this process knows."""
+    """Refuse Ray if it is not installed, and workers for a language space that only this process knows."""
     if config.engine == "ray":
         import_ray()
     elsewhere = config.engine == "ray" or (config.workers or 1) > 1
@@ -89,7 +89,7 @@ def ensure_workers(config: AuditConfig) -> None:
 
 
 def is_of_audit(folder: Path) -> bool:
-    """Whether a folder was written by an audit, which may have been interrupted, or whose cache was removed."""
+    """Whether a folder was written by an audit, even if that was interrupted or its cache was removed."""
     if (folder / "cache/lock").exists() or any(folder.glob("cache/seen-*.rows")):
         return True
     try:
@@ -102,7 +102,7 @@ def is_of_audit(folder: Path) -> bool:
 def _audited(
     readers: list[DatasetReader], names: list[str], attributes: list[Attribute], config: AuditConfig
 ) -> AuditResult:
-    import torch  # late, as are all that import it
+    import torch  # late, like all imports that need it
 
     from lbgen.audit import output
     from lbgen.audit.attributes import ensure_short
@@ -153,7 +153,7 @@ def _audited(
 
 
 def say_opening(readers: Sequence[DatasetReader], names: Sequence[str], config: AuditConfig, device: str) -> None:
-    """What the audit will read, and with what."""
+    """Print what the audit will read, and with which models."""
     folders = [(f"dataset {name}", str(reader.folder)) for name, reader in zip(names, readers, strict=True)]
     rows = [
         *folders,
@@ -169,7 +169,7 @@ def say_opening(readers: Sequence[DatasetReader], names: Sequence[str], config: 
 
 
 def next_step(readers: Sequence[DatasetReader], config: AuditConfig) -> str:
-    """Look at the page; a single dataset can be compared with another one."""
+    """The next step: look at the page; for a single dataset, also compare it with another one."""
     look = f"open {config.folder / PAGE} in a browser"
     if len(readers) > 1:
         return look
@@ -195,7 +195,7 @@ def _measured(
 
 
 def dataset_names(directories: Sequence[Path]) -> list[str]:
-    """The folders' names, preceded by as many parents as make them distinct."""
+    """The folders' names, with as many parents as make them distinct."""
     if not directories:
         raise UserError("no dataset folder is given; name one or more")
     parts = [Path(os.path.abspath(directory)).parts for directory in directories]
@@ -210,9 +210,9 @@ def dataset_names(directories: Sequence[Path]) -> list[str]:
 
 
 def diversity_images(observed: list[Observed]) -> int:
-    """Images per category for diversity: the smallest of the datasets' median category sizes, within 2 and the maximum.
+    """Images per category for diversity: the smallest of the datasets' median category sizes, from 2 to the maximum.
 
-    The same number in all datasets, because diversity grows with it.
+    All datasets use the same number, because diversity grows with it.
     """
     from lbgen.audit.content import DIVERSITY_IMAGES
 

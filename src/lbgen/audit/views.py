@@ -1,10 +1,9 @@
 """The views of an image that probes learn from: without its object, its border, its colours, its shuffled patches.
 
-Canvas: the model's input, (B, 3, S, S) in [0, 1]: the image's centre square resized to S pixels.
+Canvas: the model's input, (B, 3, S, S) in [0, 1], the image's centre square resized to S pixels.
 
-Where the object is comes from a given mask, or from how much each patch moves CLIP's image feature towards the text of
-the category. The hidden area is always a square, because an outline or a box's proportions would themselves predict
-the category.
+The object is located by a given mask, or by how much each patch moves CLIP's image feature towards the category's text.
+The hidden area is always a square, because an outline or a box's proportions would themselves predict the category.
 """
 
 import math
@@ -22,20 +21,21 @@ from lbgen.models.semantics import SemanticSpace, TransformersSpace
 HISTOGRAM_LEVELS = 4
 SHUFFLED_GRID = 4
 EDGE_SCALES, EDGE_DIRECTIONS, EDGE_STRENGTHS = (1, 2, 4), 8, (0.05, 0.15, 0.3)
-"""Of the counted edges: pixels averaged, directions in half a turn, bounds between the bins of strength."""
+"""Settings of the edge histogram: pixels averaged per scale, directions in half a turn, bounds of the strength bins."""
 EDGES = len(EDGE_SCALES) * EDGE_DIRECTIONS * (len(EDGE_STRENGTHS) + 1)
 RING_SHARE = 1 / 16
 THUMBNAIL_SHARE = 1 / 16
 FORMATS = ("JPEG", "PNG", "WEBP")
 FACTS = ("log width", "log height", "log aspect", "quantisation", *FORMATS)
-"""Without the number of bytes, which depends on the picture's detail and so on the object."""
+"""Names of the file facts. The number of bytes is not one, because it depends on the picture's detail, hence on the
+object."""
 HIDDEN_SHARE = 0.875
-"""Side of the hidden square over that of the canvas where no mask gives the object's size. The same for all images: a
-size that depends on the relevance predicts the category better than the object parts that a large square hides."""
+"""Side of the hidden square relative to the canvas, if no mask gives the object's size. It is the same for all images:
+a size that depends on the relevance predicts the category better than the object parts that a large square hides."""
 MARGIN_SHARE = 1 / 32
 """Margin around the bounding square of a given mask, on every side."""
 LAYERS_SHARE = 0.75
-"""Share of CLIP's layers, the last ones, whose attention is read."""
+"""Share of CLIP's layers, counted from the last one, whose attention is read."""
 
 
 # ---- decoding ----
@@ -89,13 +89,13 @@ def outside(canvas: Tensor, hidden: Tensor) -> Tensor:
 
 
 HUES = {"red": -15, "orange": 15, "yellow": 42, "green": 68, "cyan": 160, "blue": 200, "purple": 262, "pink": 300}
-"""Where each hue begins on the colour circle, in degrees; pink ends at 345, where red begins again."""
+"""First angle of each hue on the colour circle, in degrees; pink ends at 345, where red begins again."""
 COLOURLESS = 0.1
 """Mean difference of the largest and the smallest channel below which an object has no hue."""
 
 
 def dominant_hue(canvas: Tensor, chosen: Tensor) -> Tensor:
-    """(B,) index into HUES of the chosen pixels' dominant hue, weighted by chroma; len(HUES) where they are colourless.
+    """(B,) index into HUES of the chosen pixels' dominant hue, weighted by chroma; len(HUES) if they are colourless.
 
     chosen: (B, S, S) bool.
     """
@@ -136,7 +136,7 @@ def colour_histogram(canvas: Tensor) -> Tensor:
 def edge_histogram(canvas: Tensor) -> Tensor:
     """(B, 96) square roots of the shares of edges by 3 scales, 4 strengths and 8 directions: texture without position.
 
-    Histograms of oriented gradients (Dalal and Triggs 2005), but one histogram for the whole canvas.
+    A histogram of oriented gradients (Dalal and Triggs 2005) over the whole canvas.
     """
     grey, found = canvas.mean(dim=1, keepdim=True), []
     for scale in EDGE_SCALES:
@@ -163,7 +163,7 @@ def patch_shuffle(canvas: Tensor, seeds: list[int]) -> Tensor:
     return rows.reshape(batch, channels, grid * patch, grid * patch)
 
 
-# ---- where the object is ----
+# ---- locating the object ----
 
 
 def patch_relevance(space: SemanticSpace, canvas: Tensor, texts: Tensor) -> Tensor | None:
@@ -181,7 +181,7 @@ def patch_relevance(space: SemanticSpace, canvas: Tensor, texts: Tensor) -> Tens
     states = vision(pixels, output_hidden_states=True).hidden_states
     scale = vision.post_layernorm.weight
     direction = (texts.to(space.device, space.dtype) @ space.model.visual_projection.weight) * scale  # (B, width)
-    direction = direction - direction.mean(dim=-1, keepdim=True)  # as the final layer norm does
+    direction = direction - direction.mean(dim=-1, keepdim=True)  # like the final layer norm
     layers = vision.encoder.layers
     first = len(layers) - max(1, round(LAYERS_SHARE * len(layers)))
     relevance = torch.stack(
@@ -192,7 +192,7 @@ def patch_relevance(space: SemanticSpace, canvas: Tensor, texts: Tensor) -> Tens
 
 
 def _contributions(layer: Any, states: Tensor, direction: Tensor) -> Tensor:
-    """(B, patches) what each patch adds to the class token along `direction` in one layer."""
+    """(B, patches) contribution of each patch to the class token along `direction` in one layer."""
     attention, normed = layer.self_attn, layer.layer_norm1(states)  # (B, 1 + patches, width)
     heads = attention.num_heads
 
@@ -206,7 +206,7 @@ def _contributions(layer: Any, states: Tensor, direction: Tensor) -> Tensor:
 
 
 def square_of_relevance(relevance: Tensor, side: int) -> Tensor:
-    """(B, S, S) bool: the square with HIDDEN_SHARE of the side that holds the most relevance.  relevance: (B, h, w)."""
+    """(B, S, S) bool: the square of side HIDDEN_SHARE x S with the most relevance.  relevance: (B, h, w)."""
     batch, height, width = relevance.shape
     window = max(1, round(HIDDEN_SHARE * height))
     sums = F.avg_pool2d(relevance.unsqueeze(1), window, stride=1).flatten(1)  # (B, places)

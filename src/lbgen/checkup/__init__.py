@@ -1,1 +1,1 @@
-"""What this machine has and lacks for a run."""
+"""Checking what this machine has and lacks for a run."""

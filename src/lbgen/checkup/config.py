@@ -1,4 +1,4 @@
-"""What a check of this machine can be told."""
+"""The configuration of a check of this machine."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,4 +19,4 @@ class DoctorConfig(GeneratorName):
     quality: NameOrPath = "antonyms"
     """Quality scorer that runs will use: antonyms or none, which need no weights, q-align or q-align:DIR."""
     output: NameOrPath = "."
-    """Where runs will write: the free space of its disk is shown."""
+    """Folder to which runs will write; the free space of its disk is shown."""

@@ -1,4 +1,4 @@
-"""Where the models that a run would load are: in lbgen, in a folder, in the hub's cache, or still on the hub."""
+"""Locating the models that a run would load: in lbgen, in a folder, in the hub's cache, or only on the hub."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DOWNLOADS = {
     "stabilityai/stable-diffusion-xl-base-1.0": 13.9e9,
     "q-future/one-align": 16.4e9,
 }
-"""Hub id -> bytes of the weights that lbgen loads: parameters times 4, of Q-Align times 2."""
+"""Hub id -> bytes of the weights that lbgen loads: 4 per parameter, or 2 for Q-Align."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class NamedModel:
     kind: str
     name: str
     state: str
-    """Where it is, for people."""
+    """Its location, in words."""
     fault: str | None = None
     """Why it cannot be loaded."""
     download: float | None = None
-    """Bytes that loading it would fetch from the hub, 0 if that is not known; None if it is here."""
+    """Bytes that loading it would download from the hub, 0 if unknown; None if nothing would be downloaded."""
 
 
 def find_generator(name: str) -> NamedModel:
@@ -65,7 +65,7 @@ def find_semantics(name: str) -> NamedModel:
 
 
 def find_quality(name: str) -> list[NamedModel]:
-    """The scorer's model; none for a scorer of lbgen without weights of its own."""
+    """The scorer's model; empty for a scorer without its own weights."""
     kind, where = "scorer", q_align_location(name)
     if where is not None:
         return [_refused(kind, name, q_align_quantization) or _find(kind, name, where)]
@@ -83,7 +83,7 @@ ENSURE: dict[str, Callable[[str], None]] = {
 
 
 def _refused(kind: str, name: str, ensure: Callable[[str], object] | None = None) -> NamedModel | None:
-    """What is said of a model that a run would refuse, or `ensure` if it is given; None for any other."""
+    """The entry for a model that a run (or `ensure`, if given) would refuse; None for any other."""
     try:
         (ensure or ENSURE[kind])(name)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""`lbgen doctor`: one page of what this machine has and lacks for a run. It needs no network, and asks none."""
+"""`lbgen doctor`: one page on what this machine has and lacks for a run. It does not use the network."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from lbgen.runs.console import SIZES, counted, in_units, table
 
 
 def doctor(config: DoctorConfig | None = None) -> None:
-    """Print what this machine has and lacks. Raises UserError, with what is missing, if it lacks something.
+    """Print what this machine has and lacks. Raises UserError that names what is missing, if anything.
 
-    Models that are not here yet are no fault, unless the hub is switched off or their download would not fit.
+    Models that are not downloaded yet are no fault, unless the hub is disabled or the download would not fit.
 
     >>> import lbgen
     >>> lbgen.doctor()
@@ -53,7 +53,7 @@ def python() -> str:
 
 
 def libraries(missing: list[str]) -> Iterator[tuple[str, str]]:
-    """The libraries that lbgen needs, and those of its extras, with their versions."""
+    """The libraries of lbgen and of its extras, with their versions."""
     needed, optional = [], []
     for requirement in map(Requirement, requires("lbgen") or ()):
         extra = requirement.marker is not None and "extra" in str(requirement.marker)
@@ -88,7 +88,7 @@ def device(missing: list[str]) -> Iterator[tuple[str, str]]:
     yield "processors", f"{os.cpu_count()}; {total} of memory, {free} of it unused"
     try:
         import torch  # late: slow
-    except Exception as error:  # a library of the system that is missing, or of another version
+    except Exception as error:  # a system library that is missing or of another version
         missing.append("a torch that can be imported")
         yield "device", f"torch cannot be imported: {' '.join(str(error).split())}"
         return
@@ -114,13 +114,13 @@ def disks(config: DoctorConfig, missing: list[str]) -> Iterator[tuple[str, str]]
 
 
 def free_bytes(folder: Path) -> int:
-    """Free space of the disk on which a folder lies, or would lie."""
+    """Free space of the disk on which a folder is, or would be created."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     return shutil.disk_usage(existing).free
 
 
 def models(config: DoctorConfig, missing: list[str]) -> Iterator[tuple[str, str]]:
-    """Where each model is, or what its download takes."""
+    """The location of each model, or the size of its download."""
     found = [find_generator(config.generator), find_semantics(config.semantics), *find_quality(config.quality)]
     for model in found:
         yield model.kind, f"{model.name}: {model.state}"

@@ -1,1 +1,1 @@
-"""How a stage is told what to do: dataclasses as flags, YAML recipes as their defaults."""
+"""Configuration of the stages: dataclasses whose fields are flags, and YAML recipes that replace their defaults."""

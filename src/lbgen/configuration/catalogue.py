@@ -17,13 +17,13 @@ class RecipesConfig(Settings):
     POSITIONAL: ClassVar = ("name",)
 
     name: str | None = None
-    """Recipe to show, as the file that it is, by name or path; without it all built-in recipes are listed."""
+    """Recipe whose file is printed, by name or path; without it all built-in recipes are listed."""
 
 
 def recipes(name: str | RecipesConfig | None = None) -> None:
-    """Print the built-in recipes, one a line with its verb and its first sentence; or one recipe, as its file is.
+    """Print the built-in recipes, one per line with its verb and first sentence, or the file of one recipe.
 
-    Raises UserError for a name that is neither a recipe's nor a file's.
+    Raises UserError for a name that is neither a built-in recipe nor a file.
 
     >>> import lbgen
     >>> lbgen.recipes("paper")
@@ -38,7 +38,7 @@ def recipes(name: str | RecipesConfig | None = None) -> None:
 
 
 def summary(recipe: str) -> str:
-    """The first sentence of a built-in recipe's comment, and what it builds on."""
+    """The first sentence of a built-in recipe's comment, and the recipe that it builds on."""
     path = RECIPES / built_in_recipes()[recipe] / f"{recipe}.yaml"
     comment: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():

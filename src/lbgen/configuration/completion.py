@@ -17,16 +17,16 @@ _lbgen() {{
 }}
 complete -o default -F _lbgen lbgen
 """
-"""For bash: the words that may follow a verb, its form and the word before. File names are completed where no word
-fits."""
+"""Script for bash: offers the words that may follow the verb, its form and the previous word. File names are completed
+where no word fits."""
 VALUES = "values"
-"""Attribute of a parser's action: the values that are completed."""
+"""Name of an attribute of a parser's action, which holds the values to complete."""
 ZSH = "autoload -U compinit bashcompinit && compinit && bashcompinit\n"
 """Makes zsh accept bash's script."""
 
 
 class PrintCompletion(argparse.Action):
-    """Print the script for a shell, and exit."""
+    """Prints the script for a shell, and exits."""
 
     def __init__(self, option_strings: list[str], dest: str) -> None:
         text = 'print a completion script and exit; put eval "$(lbgen --print-completion bash)" into ~/.bashrc'
@@ -52,7 +52,7 @@ def _cases(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def _cases_of(typed: str, parser: argparse.ArgumentParser) -> Iterator[str]:
-    """typed: what the line begins with."""
+    """typed: the beginning of the command line."""
     words = [*_choices(parser), *_flags(parser)]
     for action in parser._actions:
         values = getattr(action, VALUES, [])
@@ -64,7 +64,7 @@ def _cases_of(typed: str, parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def _choices(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """The parser of each word that may follow."""
+    """Each word that may follow -> its parser."""
     found = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     return dict(*found)
 

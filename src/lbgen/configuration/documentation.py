@@ -1,4 +1,4 @@
-"""The docstring of a config or a result, for `help()`: its own text and that of every field, also of inherited ones."""
+"""The docstring of a config or a result for `help()`: the class's text and the text of every field, also inherited."""
 
 import dataclasses
 import inspect
@@ -13,7 +13,7 @@ WIDTH = 100
 
 
 class Documentation:
-    """Stands in for a class's `__doc__`. The fields' texts are read from the source when someone asks for them."""
+    """Takes the place of a class's `__doc__`. The texts of the fields are read from the source on first use."""
 
     def __init__(self, summary: str | None) -> None:
         self.summary = summary
@@ -26,7 +26,7 @@ class Documentation:
 
 
 class Documented:
-    """Base of dataclasses whose `help()` shows the text of every field."""
+    """Base class of dataclasses whose `help()` shows the text of every field."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

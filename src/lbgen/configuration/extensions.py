@@ -1,7 +1,7 @@
-"""What others add to lbgen without changing it: loss terms, quality scorers, language spaces, generator families.
+"""Extensions, which add to lbgen without changing it: loss terms, quality scorers, language spaces, generator families.
 
 An extension has a name in a group. `register` adds an object in this process; an installed distribution adds one in
-every process, by an entry point of the group `lbgen.GROUP`. A name that lbgen has itself stays lbgen's.
+every process, by an entry point of the group `lbgen.GROUP`. An extension cannot replace a name of lbgen's own.
 """
 
 import os
@@ -15,18 +15,18 @@ from lbgen.errors import UserError
 
 Group = Literal["families", "semantics", "quality", "terms"]
 REGISTERED: dict[str, dict[str, Any]] = {group: {} for group in get_args(Group)}
-"""Group -> name -> what was registered in this process."""
+"""Group -> name -> the object that was registered in this process."""
 
 
 def register(group: Group, name: str, extension: Any) -> None:
-    """Add an extension in this process, under a name that a configuration may then give; docs/extend.md says more.
+    """Add an extension in this process, under a name that a configuration can then use; see docs/extend.md.
 
     group: "terms", a function of a `Batch` of B images that returns a scalar; "quality", a scorer or a function that
     makes one for the run's language space; "semantics", a function of (device, dtype) that makes a language space;
     "families", a class of generators, by the `_class_name` in their model_index.json.
 
     A second call with the same name replaces the first. Other processes, such as `--workers 2`, do not see it: install
-    an entry point for them. Raises UserError for a group that does not exist, and for what cannot be called.
+    an entry point for them. Raises UserError for a group that does not exist, and for an object that is not callable.
 
     >>> import lbgen
     >>> def darkness(batch: lbgen.Batch):
@@ -46,7 +46,7 @@ def register(group: Group, name: str, extension: Any) -> None:
 
 
 def find(group: Group, name: str, own: Mapping[str, Any]) -> Any | None:
-    """What `name` stands for: lbgen's own entry in the table `own`, else the extension, else None."""
+    """The object called `name`: lbgen's own entry in the table `own`, else the extension, else None."""
     if name in own or name in REGISTERED[group]:
         return own[name] if name in own else REGISTERED[group][name]
     point = _entry_point(group, name)
@@ -54,7 +54,7 @@ def find(group: Group, name: str, own: Mapping[str, Any]) -> Any | None:
         return None
     try:
         return point.load()
-    except Exception as error:  # whatever the import of someone else's module raises
+    except Exception as error:  # importing a third-party module may raise anything
         raise UserError(
             f'{_distribution(point)}, entry point "{name}" of lbgen.{group}: it cannot be loaded '
             f"({type(error).__name__}: {error}); repair that package or uninstall it"
@@ -75,7 +75,7 @@ def names(group: Group, own: Iterable[str]) -> str:
 def origin(group: Group, name: str, own: Container[str]) -> str | None:
     """Where an extension comes from, for records: "DISTRIBUTION VERSION", or the object that was registered.
 
-    None for a name that is no extension.
+    None for a name that is not an extension.
     """
     if name in own:
         return None
@@ -88,12 +88,12 @@ def origin(group: Group, name: str, own: Container[str]) -> str | None:
 
 
 def _installed(group: Group) -> EntryPoints:
-    """The entry points of every distribution; read again when one was installed, that is, a folder has changed."""
+    """The entry points of every distribution; read again when a folder has changed, as on an installation."""
     return _entry_points(group, tuple((place, _changed(place or os.curdir)) for place in sys.path))
 
 
 def _changed(folder: str) -> int:
-    """When it was changed last; 0 where there is none."""
+    """Modification time of the folder; 0 if it does not exist."""
     try:
         return os.stat(folder).st_mtime_ns
     except OSError:
@@ -106,7 +106,7 @@ def _entry_points(group: Group, folders: tuple[tuple[str, int], ...]) -> EntryPo
 
 
 def _entry_point(group: Group, name: str) -> EntryPoint | None:
-    """The entry point of this name; UserError where two distributions have it."""
+    """The entry point of this name; UserError if two distributions have it."""
     found = list({point.value: point for point in _installed(group).select(name=name)}.values())
     if len(found) > 1:
         who = " and ".join(sorted(map(_distribution, found)))

@@ -20,22 +20,22 @@ from lbgen.configuration.recipes import is_required
 from lbgen.configuration.values import OneOrMore, flag, shown, split_optional
 
 MOST_USED = "most used"
-"""The first group, which lbgen.cli adds --recipe to."""
+"""Heading of the first group, to which lbgen.cli adds --recipe."""
 
 
 class FieldHelp(NamedTuple):
     heading: str
-    """Of the group that the field belongs to."""
+    """Heading of the field's group."""
     text: str
 
 
 def add_arguments(parser: argparse.ArgumentParser, config_class: type, without: Container[str] = ()) -> None:
-    """Add one flag per field, or a positional argument where the field has no default.  without: fields left out.
+    """Add one flag per field, or a positional argument for a field without a default.  without: fields left out.
 
-    A field that its class lists in POSITIONAL is a positional argument that may be left out.
+    A field that its class lists in POSITIONAL is an optional positional argument.
 
-    Only what is given ends up in the parsed namespace. Values stay text here; `recipes.resolve` converts them, so that
-    recipes and flags are checked by the same lines.
+    The parsed namespace holds only the arguments that were given. Values stay text here; `recipes.resolve` converts
+    them, so that recipes and flags are checked by the same code.
     """
     hints, helps = typing.get_type_hints(config_class), field_help(config_class)
     fields = {field.name: field for field in dataclasses.fields(config_class)}
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser, config_class: type, without: 
 
 
 def group(parser: argparse.ArgumentParser, heading: str) -> argparse._ArgumentGroup:
-    """The parser's group of this heading; made if missing."""
+    """The parser's group with this heading; created if missing."""
     return next((each for each in parser._action_groups if each.title == heading), None) or parser.add_argument_group(
         heading
     )
@@ -73,7 +73,7 @@ def group(parser: argparse.ArgumentParser, heading: str) -> argparse._ArgumentGr
 def field_help(config_class: type) -> dict[str, FieldHelp]:
     """Heading and text of every field, read from the source of the class and of its bases.
 
-    The heading is that of the base that declares the field; a class that repeats the field may replace its text.
+    The base class that declares a field gives its heading; a class that repeats the field may replace its text.
     """
     found: dict[str, FieldHelp] = {}
     for cls in reversed([cls for cls in config_class.__mro__ if dataclasses.is_dataclass(cls)]):
@@ -99,7 +99,7 @@ def _class_nodes(module: str) -> dict[str, ast.ClassDef]:
 
 
 def choices_of(hint: Any) -> list[str]:
-    """The values that a field may have, or each of several, if they are a few words."""
+    """The values of a field (or of each item of a tuple) if its type lists them; otherwise empty."""
     hint, _ = split_optional(hint)
     if typing.get_origin(hint) is tuple:
         hint = typing.get_args(hint)[0]
@@ -107,7 +107,7 @@ def choices_of(hint: Any) -> list[str]:
 
 
 def _argparse_options(hint: Any) -> dict[str, Any]:
-    """How argparse takes a value of this type."""
+    """The options of argparse for a value of this type."""
     hint, _ = split_optional(hint)
     if hint == OneOrMore:
         return {"nargs": "+", "metavar": "TEXT"}
@@ -127,7 +127,7 @@ def _metavar(hint: Any) -> str:
 
 
 def _shown_default(field: dataclasses.Field) -> str:
-    """The default as one would type it in a shell; of several values, each is quoted if it has to be."""
+    """The default as typed in a shell; each of several values is quoted if necessary."""
     value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     if isinstance(value, tuple):
         return shlex.join(map(shown, value)) or "empty"

@@ -1,4 +1,4 @@
-"""argparse as lbgen uses it: one line for a mistake, one line of usage, and colours in a terminal."""
+"""The argparse parser of lbgen: one line per mistake, one line of usage, and colours in a terminal."""
 
 import argparse
 import difflib
@@ -20,7 +20,7 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes flags in full only; reports a wrong command line as a UserError, like any other mistake."""
+    """Accepts no abbreviated flags; reports a wrong command line as a UserError, like any other mistake."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **options)
@@ -29,13 +29,13 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
     def refuse_unknown(self, arguments: Sequence[str]) -> NoReturn:
-        """Reject flags that this parser does not have, and suggest the closest one that it has."""
+        """Reject unknown arguments, and suggest the closest flag."""
         close = difflib.get_close_matches(arguments[0].partition("=")[0], self._option_string_actions, n=1)
         hint = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
         raise UserError(f"unrecognized arguments: {' '.join(arguments)}; {hint}")
 
     def format_help(self) -> str:
-        """The help with one line of usage, since all flags are listed below it."""
+        """The help with one line of usage, because all flags are listed below it."""
         places = [
             f"{action.metavar}{' ...' if action.nargs in ('+', '*') else ''}"
             for action in self._get_positional_actions()
@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
         return super().format_help()
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """As argparse, which however ignores a full disk or a closed pipe."""
+        """Print a message; unlike argparse, report a full disk or a closed pipe."""
         file = file or sys.stderr
         file.write(coloured(message) if shows_colour(file) else message)
 
@@ -55,7 +55,7 @@ def shows_colour(file: IO[str]) -> bool:
 
 
 def coloured(text: str) -> str:
-    """Help with bold headings and cyan flags; unchanged where argparse has coloured it (from Python 3.14 on)."""
+    """The help with bold headings and cyan flags; unchanged if argparse has coloured it (from Python 3.14 on)."""
     if "\033" in text:
         return text
     text = re.sub(r"^(\S.*:)$", "\033[1m\\1\033[0m", text, flags=re.MULTILINE)

@@ -1,6 +1,6 @@
-"""Types and ranges of fields, checked in one place when a config is made, and of what public functions are given.
+"""Types and ranges of config fields and of arguments of public functions, checked in one place.
 
-In a field that may be a path "~" becomes the home folder.
+In a field that may be a path, "~" becomes the home folder.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from lbgen.errors import UserError
 
 
 class Range(NamedTuple):
-    """The values that a field allows, and what a user who gave another one is told to do."""
+    """The values that a field allows, and the remedy in the message for any other value."""
 
     contains: Callable[[Any], bool]
     remedy: str
@@ -28,7 +28,7 @@ class Range(NamedTuple):
 
 
 class MayBePath(NamedTuple):
-    """Marks a text that may be a path of this machine, besides a name or an address."""
+    """Marks a text that may be a local path, besides a name or an address."""
 
 
 NameOrPath = Annotated[str, MayBePath()]
@@ -36,22 +36,22 @@ NamesOrPaths = Annotated[OneOrMore, MayBePath()]
 
 
 def between(least: int, most: int, more: str = "") -> Range:
-    """Whole numbers that a run can do something with.  more: goes on in the remedy."""
+    """Whole numbers in [least, most].  more: text added to the remedy."""
     return Range(lambda n: least <= n <= most, f"give {least} or more, {most:,} at most{more}")
 
 
 Count = Annotated[int, between(1, 10**9)]
 NonNegativeInt = Annotated[int, between(0, 10**9)]
 ImagesAtOnce = Annotated[int, between(1, 2**20)]
-"""Of a batch."""
+"""Size of a batch."""
 Repeats = Annotated[int, between(1, 10_000)]
-"""Trainings, draws or seeds."""
+"""Number of trainings, draws or seeds."""
 Workers = Annotated[int, between(1, 2**16)]
-"""Processes that share work; no more are started than there are parts of it."""
+"""Number of processes that share work; no more are started than the work has parts."""
 Writers = Annotated[int, between(1, 1024)]
-"""Threads of a process."""
+"""Number of threads of a process."""
 Loaders = Annotated[int, between(0, 1024)]
-"""Processes that load data, all of which are started. Ten thousand bring a machine to a halt."""
+"""Number of processes that load data. All of them are started, and ten thousand would overload a machine."""
 NonNegative = Annotated[float, Range(lambda x: x >= 0, "give 0 or more")]
 Positive = Annotated[float, Range(lambda x: x > 0, "give a number above 0")]
 Weight = Annotated[float, Range(lambda x: x >= 0, "give 0 (off) or more")]
@@ -61,7 +61,7 @@ Betas = Annotated[tuple[float, float], Range(lambda pair: all(0 <= b < 1 for b i
 LearningRate = Annotated[float, Range(lambda x: 0 < x <= 1e6, "give a number above 0, 1e6 at most")]
 Seed = Annotated[int, Range(lambda n: 0 <= n < 2**63, "give 0 or more, below 2**63")]
 LARGEST_SIDE = 8192
-"""Pixels. WebP ends at 16,383, and no generator makes larger images."""
+"""Longest side of an image in pixels. WebP allows 16,383, and no generator makes larger images."""
 Size = Annotated[
     tuple[int, int],
     Range(lambda size: min(size) >= 1 and max(size) <= LARGEST_SIDE, f"give two numbers from 1 to {LARGEST_SIDE}"),
@@ -71,7 +71,7 @@ Template = Annotated[str, Range(lambda text: "{name}" in text, 'write "{name}" w
 
 
 def require(config: Any, name: str, holds: bool, remedy: str) -> None:
-    """Refuse a field's value, naming its flag: for the checks in a config's `__post_init__`."""
+    """Refuse a field's value with a message that names its flag; for the checks in a config's `__post_init__`."""
     if not holds:
         raise UserError(f"{flag(name)} {shown(getattr(config, name))}: {remedy}", name)
 
@@ -83,7 +83,7 @@ def ensure_config(config: Any, config_class: type) -> None:
 
 
 def one_or_more(given: Any, what: str) -> list[str]:
-    """A name or path, or several, as texts; refuses anything else.  what: the noun for it, for the message."""
+    """One or several names or paths as texts; refuses anything else.  what: the noun for them in the message."""
     several = [given] if isinstance(given, str | os.PathLike) else given
     if not isinstance(several, Sequence) or not all(isinstance(one, str | os.PathLike) and str(one) for one in several):
         raise UserError(f"{shown(given):.80}: give {what}, by name or path, one or several")
@@ -91,7 +91,7 @@ def one_or_more(given: Any, what: str) -> list[str]:
 
 
 def expand_home(config: Any, name: str) -> None:
-    """Replace "~" at the start of a field's path, as a shell does except in --output=~/x."""
+    """Replace "~" at the start of a field's path; a shell does so too, but not in --output=~/x."""
     value = getattr(config, name)
     several = value if isinstance(value, tuple) else (value,)
     expanded = tuple(path if path is None else type(path)(os.path.expanduser(path)) for path in several)
@@ -103,21 +103,21 @@ def expand_home(config: Any, name: str) -> None:
 
 @dataclass(frozen=True)
 class Settings(Documented):
-    """Converts every field to its type, as a flag or a recipe is, and checks its range; the base of all groups.
+    """Base class of all groups: converts every field to its type, like a flag or a recipe, and checks its range.
 
-    A class with checks of its own makes them after `super().__post_init__()`, on values that have their types.
+    A subclass makes its own checks after `super().__post_init__()`, when the values have their types.
     """
 
     MOST_USED: ClassVar[tuple[str, ...]] = ()
-    """Fields that head the help."""
+    """Fields shown first in the help."""
     DELETED: ClassVar[Mapping[str, Any]] = {}
-    """Fields that earlier versions had -> the default value that they had there; a run that has it continues."""
+    """Fields of earlier versions that were deleted -> their default there; a run with that value can continue."""
     ADDED: ClassVar[Mapping[str, Any]] = {}
-    """Fields that earlier versions did not have -> the value with which a run goes on as they began it."""
+    """Fields that earlier versions did not have -> the value that reproduces the earlier behaviour."""
 
     @classmethod
     def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Defaults that follow from the given values, such as those of an adapter; none by default."""
+        """Defaults derived from the given values, such as the settings of an adapter; none by default."""
         return {}
 
     def __post_init__(self) -> None:
@@ -157,6 +157,6 @@ def _path_fields(config_class: type) -> list[str]:
 
 
 def _hints(config_class: type) -> dict[str, Any]:
-    """Field -> its type with its mark, without `| None`."""
+    """Field -> its type with its annotations, without `| None`."""
     hints = typing.get_type_hints(config_class, include_extras=True)
     return {field.name: split_optional(hints[field.name])[0] for field in dataclasses.fields(config_class)}

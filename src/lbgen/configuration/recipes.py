@@ -1,7 +1,7 @@
 """How a config gets its values: the fields' defaults, then a YAML recipe, then the flags.
 
-A recipe may build on another one: `base: NAME` or `base: FILE`, relative to its own folder, names the recipe that gives
-the values which it does not set itself.
+A recipe may build on another one. Its line `base: NAME` or `base: FILE` (relative to the recipe's folder) names the
+recipe that supplies the values it does not set itself.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ BASE = "base"
 def resolve(config_class: type[Config], recipe: str | None, overrides: Mapping[str, Any]) -> Config:
     """Defaults, then the recipe (a built-in name or a YAML file), then the overrides (flags, by field name).
 
-    Defaults that follow from the given values take the place of the fields' own (`Settings.inherited`).
+    Defaults derived from the given values (`Settings.inherited`) replace the defaults of the fields.
     """
     values: dict[str, Any] = {}
     places: dict[str, str] = {}
@@ -45,17 +45,17 @@ def resolve(config_class: type[Config], recipe: str | None, overrides: Mapping[s
 
 
 class TakesRecipes:
-    """A config whose defaults a recipe may replace."""
+    """Base class of configs whose defaults a recipe may replace."""
 
     VERB: ClassVar[str]
-    """The verb of the command line that the config and its built-in recipes are for."""
+    """The verb of the command line to which the config and its built-in recipes belong."""
 
     @classmethod
     def from_recipe(cls, recipe: str | Path | None, **fields: Any) -> Self:
-        """The config of a recipe, a built-in name or a YAML file, with these fields changed: as by flags.
+        """The config of a recipe (a built-in name or a YAML file), with these fields changed as flags would.
 
-        None is no recipe: the defaults, or for generation those of an `adapter`, as on the command line. Raises
-        UserError for a recipe or a field that does not exist, and for a value that a flag may not have.
+        None means no recipe: the defaults or, for generation with an `adapter`, the adapter's settings. Raises
+        UserError for a recipe or a field that does not exist, and for a value that the field does not allow.
 
         >>> import lbgen
         >>> config = lbgen.AlignConfig.from_recipe("independent", output="runs/animals", vocabulary="animals.txt")
@@ -101,7 +101,7 @@ def recipe_path(recipe: str, place: str = "--recipe", folder: Path = Path(), ver
     """
     verbs = built_in_recipes()
     path = RECIPES / verbs[recipe] / f"{recipe}.yaml" if recipe in verbs else folder / os.path.expanduser(recipe)
-    if not os.path.isfile(path):  # Path.is_file raises where a name is longer than the file system allows
+    if not os.path.isfile(path):  # Path.is_file raises if a name is longer than the file system allows
         what = "no regular file" if os.path.exists(path) else "no such file"
         own = built_in_recipes(verb)
         known = f"nor one of the built-in recipes ({', '.join(own)})" if own else f"and lbgen {verb} has no recipes"
@@ -138,7 +138,7 @@ DELETED = "this version of lbgen no longer has this field"
 
 
 def deleted_fields(config_class: type) -> Mapping[str, Any]:
-    """Fields that earlier versions had -> the default value that they had there."""
+    """Fields of earlier versions that were deleted -> their default there."""
     return getattr(config_class, "DELETED", {})
 
 
@@ -148,7 +148,7 @@ def _suggestion(name: str, names: Iterable[str]) -> str:
 
 
 def build(config_class: type[Config], values: dict[str, Any], missing_message: Callable[[str], str]) -> Config:
-    """The config with these values and defaults for the others; UserError where a value is missing or out of range."""
+    """The config with these values and defaults for the others; UserError if a value is missing or out of range."""
     for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
         if field.name not in values and is_required(field):
             raise UserError(missing_message(field.name))

@@ -1,4 +1,4 @@
-"""The resolved config beside what was made with it: written, read back, and compared before a run continues."""
+"""The resolved config in a run's output: written, read back, and compared before a run continues."""
 
 import dataclasses
 import shlex
@@ -24,12 +24,12 @@ def save(config: Any, path: Path) -> None:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """Every field's value, by name, as YAML holds it."""
+    """Name of each field -> its value in the form that YAML stores."""
     return {field.name: values.plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def say_in_full(config: Any) -> None:
-    """With --verbose: the versions of the libraries, and every setting."""
+    """Print the versions of the libraries and every setting, with --verbose only."""
     if is_verbose():
         from lbgen.runs.identity import versions  # late: slow to import
 
@@ -42,15 +42,15 @@ def load(config_class: type[Config], path: Path) -> Config:
 
 
 def from_values(config_class: type[Config], given: Mapping[str, Any], source: str) -> Config:
-    """A config from values as YAML holds them; messages call their file `source`."""
+    """A config from the values of a YAML file, which messages call `source`."""
     found = converted(config_class, given, lambda name: f"{source}, {name}")
     return build(config_class, found, lambda name: f"{source}: {name} is missing")
 
 
 def ensure_same(config: Any, path: Path, ignore: Iterable[str] = ("output",), remedy: str | None = None) -> None:
-    """Refuse to continue in a folder whose config file, at `path`, has another value than `config` in any field.
+    """Refuse to continue a run if its config file at `path` differs from `config` in any field.
 
-    remedy: what helps besides another --output, for fields without flags; by default the flag with the earlier value.
+    remedy: the alternative to another --output, for fields without flags; by default the flag with the earlier value.
     """
     ensure_same_values(config, read_yaml(path), str(path.parent), ignore, remedy)
 
@@ -58,15 +58,15 @@ def ensure_same(config: Any, path: Path, ignore: Iterable[str] = ("output",), re
 def ensure_same_values(
     config: Any, then: Mapping[str, Any], place: str, ignore: Iterable[str], remedy: str | None = None
 ) -> None:
-    """The same for values `then` that were already read; `place` is the output that was made with them.
+    """`ensure_same` for values `then` that were already read; `place` is the output that was made with them.
 
-    A field that was deleted since is accepted at the default that it had, one that was added at the value that leaves
-    all as it was.
+    A field that was deleted since is accepted at its former default, a field that was added at the value that
+    reproduces the earlier behaviour.
     """
     now, deleted = plain(config), deleted_fields(type(config))
     then = {**getattr(config, "ADDED", {}), **then}
     names = [*now, *(set(then) - set(now))]
-    for name in sorted(names, key=lambda name: name in now and name in then):  # those first that only one of them has
+    for name in sorted(names, key=lambda name: name in now and name in then):  # first the fields that one side lacks
         if name in ignore or (name in deleted and then[name] == deleted[name]):
             continue
         if name in deleted:
@@ -87,7 +87,7 @@ def ensure_same_values(
 
 
 def _as_given(config: Any, name: str, value: Any) -> str:
-    """What to do to have this value: `size`, [64, 64] -> `give --size 64 64`. An operand has no flag."""
+    """How to set this value: `size`, [64, 64] -> `give --size 64 64`. A positional argument has no flag."""
     prefix = [] if name in getattr(config, "POSITIONAL", ()) else [flag(name)]
     if isinstance(value, bool):
         return f"give {flag(name) if value else flag(f'no-{name}')}"

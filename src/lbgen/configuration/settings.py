@@ -1,7 +1,7 @@
-"""Settings that stages share. A stage's config is made of such small dataclasses; each is a group of flags in the help.
+"""Settings that stages share: small dataclasses that make up the stages' configs. Each is a group of flags in the help.
 
 A field's help is the string literal on the line after it; a group's heading is the first line of its class's docstring.
-A stage with another default or another help declares the field again; the field keeps its place.
+A stage with another default or another help text declares the field again; the order of the fields does not change.
 """
 
 from dataclasses import dataclass
@@ -60,14 +60,14 @@ class GeneratorWeights(GeneratorName):
     """Models."""
 
     revision: str | None = None
-    """Revision of a generator on the hub: a branch, a tag or a commit; none is its main branch."""
+    """Revision of a generator on the hub: a branch, a tag or a commit; none is the main branch."""
     variant: str | None = None
-    """Variant of the generator's weights, such as fp16 or non_ema, by the names of its files; of a single file that has
-    them, ema. none is the weights without such a name."""
+    """Variant of the generator's weights, as in its file names, such as fp16 or non_ema; for a single file with both
+    kinds of weights, ema. none means the weights without a variant in their name."""
 
 
 Scheduler = Literal["ddpm", "ddim", "pndm", "dpm++", "native"]
-"""Samplers; each family of generators takes some of these names, and all take native, the checkpoint's own."""
+"""Samplers. Each family of generators accepts some of these names; all accept native, the checkpoint's own sampler."""
 
 
 @dataclass(frozen=True)
@@ -75,25 +75,26 @@ class Trajectory(Settings):
     """Denoising trajectory."""
 
     scheduler: Scheduler = "ddpm"
-    """Sampler; native is the checkpoint's own. Flow matching takes native, its default, and dpm++. All but pndm can
-    sample a checkpoint with zero terminal SNR."""
+    """Sampler; native is the checkpoint's own. Flow matching accepts native (its default) and dpm++. All samplers
+    except pndm can sample a checkpoint with zero terminal SNR."""
     steps: Count = 50
     """Number of denoising steps, 1 or more."""
     guidance_scale: Annotated[float, Range(lambda x: x >= 1, "give 1 (no guidance) or more")] = 2.0
-    """Scale of guidance, 1 or more; 1 samples without it. Classifier-free, except where the network reads the scale
-    itself, as FLUX.1 dev does (its default is 3.5). Generators that were distilled to do without refuse all but 1."""
+    """Guidance scale, 1 or more; 1 samples without guidance. Guidance is classifier-free, unless the network reads the
+    scale as an input, like FLUX.1 dev (default 3.5). Generators distilled to need no guidance accept only 1."""
     true_cfg_scale: Annotated[float, Range(lambda x: x >= 1, "give 1 (off) or more")] = 1.0
-    """Scale of classifier-free guidance, 1 or more, for networks that read --guidance-scale or none; 1 is off."""
+    """Scale of classifier-free guidance for FLUX.1, whose network reads --guidance-scale (dev) or was distilled to
+    need no guidance (schnell); 1 or more, 1 is off."""
     guidance_rescale: Annotated[float, Range(lambda x: 0 <= x <= 1, "give a number in [0, 1]")] = 0.0
     """Share by which the guided prediction is rescaled to the standard deviation of the conditional one, 0 to 1
     (arXiv 2305.08891); 0 is off."""
     pipeline_instruction: bool = False
-    """Put the instruction of the generator's own pipeline before each prompt: Sana's asks a language model to embellish
-    it. Without it, prompts say nothing but what their template says."""
+    """Put the instruction of the generator's own pipeline before each prompt; Sana's asks a language model to embellish
+    the prompt. Without it, prompts contain only their template."""
 
     @property
     def guidance(self) -> str:
-        """In words."""
+        """The guidance settings in words."""
         true = f", true CFG scale {self.true_cfg_scale:g}" if self.true_cfg_scale > 1 else ""
         return f"guidance {self.guidance_scale:g}{true}"
 
@@ -103,8 +104,8 @@ class LabelColumn(Settings):
     """Data."""
 
     label_column: str | None = None
-    """Column of a table or of a list of images, or key of a WebDataset's .json, that holds the label. none is `label`,
-    or the only column that can be it, and the .cls of a WebDataset."""
+    """Column of a table or of a list of images, or key of a WebDataset's .json, that holds the label. none means the
+    column `label` or the only column that can hold labels, and the .cls of a WebDataset."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,9 @@ class EngineChoice(Settings):
     """Running."""
 
     engine: Literal["local", "ray"] = "local"
-    """What runs the workers: this machine, or a Ray cluster."""
+    """Where the workers run: on this machine, or on a Ray cluster."""
     ray_address: str | None = None
-    """Address of the Ray cluster to join; none is that in RAY_ADDRESS, or starts Ray on this machine."""
+    """Address of the Ray cluster to join; none uses the address in RAY_ADDRESS, or starts Ray on this machine."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

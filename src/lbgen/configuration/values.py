@@ -1,4 +1,4 @@
-"""The value of one field: converted from a flag's text or from YAML, and shown as one would type it.
+"""The value of one field: converted from a flag's text or from YAML, and shown as a user would type it.
 
 Field types may be str, int, float, bool, PathOrText, Literal[...], tuple[T, ...], tuple[T, T] and any of these
 `| None`; or OneOrMore.
@@ -25,9 +25,9 @@ EXPECTED = {
 
 
 def convert(value: Any, hint: Any) -> Any:
-    """`value`, text from a flag or a value from YAML or Python, as the type `hint`; ValueError says what was expected.
+    """Convert a flag's text, or a value from YAML or Python, to the type `hint`; ValueError names what was expected.
 
-    A converted value converts to itself.
+    Converting a value twice gives the same result.
     """
     if hint == OneOrMore:
         several = convert(value if isinstance(value, list | tuple) else [value], tuple[str, ...])
@@ -54,7 +54,7 @@ def _convert_tuple(value: Any, arguments: tuple) -> tuple:
 
 
 def _convert_scalar(value: Any, hint: type) -> Any:
-    """Parse text where a number is expected; never take a number for text, nor a boolean for a number."""
+    """Parse text if a number is expected; never accept a number as text, nor a boolean as a number."""
     wrong = ValueError(f"{_quoted(value)} is not {EXPECTED[hint]}")
     if isinstance(value, str | Path) and "\0" in str(value):
         raise ValueError(f"{_quoted(value)} holds a NUL character; remove it")
@@ -94,14 +94,14 @@ def split_optional(hint: Any) -> tuple[Any, bool]:
 
 
 def plain(value: Any) -> Any:
-    """The value as YAML holds it."""
+    """The value in the form that YAML stores."""
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 
 def shown(value: Any) -> str:
-    """The value as one would type it."""
+    """The value as a user would type it."""
     if value is None:
         return "none"
     if isinstance(value, bool):

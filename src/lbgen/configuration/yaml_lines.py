@@ -13,21 +13,21 @@ from lbgen.errors import UserError
 from lbgen.runs import atomic
 
 LARGEST_FILE = 2**20
-"""Bytes; PyYAML reads about a megabyte a second."""
+"""Largest file that is read, in bytes; PyYAML reads about a megabyte per second."""
 MOST_VALUES, DEEPEST = 100_000, 20
-"""Values in a file after its aliases are replaced by what they stand for, and lists inside lists."""
+"""Limits on the number of values in a file after its aliases are expanded, and on the depth of nested lists."""
 YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
-"""What PyYAML raises, also for values that it cannot make and for lists that are nested too deeply."""
+"""Exceptions of PyYAML, also for values that it cannot construct and for lists that are nested too deeply."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars: `1e-5` is a number, `off` and `no` are text (YAML 1.1 reads them the other way round)."""
+    """YAML 1.2 scalars: `1e-5` is a number, `off` and `no` are text (in YAML 1.1, text and booleans)."""
 
     yaml_implicit_resolvers: dict = {}
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that either YAML version would read as something else."""
+    """Quotes every text that YAML 1.1 or 1.2 would read as another type."""
 
 
 for _tag, _pattern, _first in [
@@ -91,7 +91,7 @@ def _read(content: bytes) -> tuple[Any, dict[str, int]]:
 
 
 def _values_in(value: Any, most: int, depth: int = 0) -> int:
-    """Number of values inside a value and itself, where aliases count as often as they are used; stops above `most`."""
+    """Number of values inside a value, itself included; an alias counts at each use. Stops above `most`."""
     items = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
     count = 1 if depth < DEEPEST else most + 1
     for item in items:

@@ -1,7 +1,7 @@
-"""From the bytes of an image file to a picture as a viewer shows it, in bounded memory.
+"""Decoding image files to upright RGB pictures in bounded memory.
 
-Decoded pixels take far more memory than their file: a PNG of 1 MB can hold 169 million of them. Larger pictures than
-LARGE are shrunk while they are decoded or piece by piece afterwards, and all threads together hold at most BYTES_HELD.
+Decoded pixels take far more memory than the file: a PNG of 1 MB can hold 169 million pixels. Pictures with more than
+LARGE pixels are shrunk during decoding or tile by tile afterwards, and all threads together use at most BYTES_HELD.
 """
 
 import io
@@ -17,43 +17,43 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 Result = TypeVar("Result")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""Formats that Pillow may open. It decodes these itself; for others, such as EPS, it starts other programs."""
+"""Formats that Pillow may open. It decodes these itself; for some others, such as EPS, it starts external programs."""
 NOT_IMAGES = (
     (b"version https://git-lfs", "it is a Git LFS pointer; run git lfs pull"),
     (b"<", "it is HTML, XML or SVG"),
 )
-"""First bytes of files that often stand in an image's place -> what they are."""
+"""(first bytes, what the file is) of files that are often found instead of an image."""
 
 FLAT_SPREAD = 2
-"""A picture is flat if in every channel its largest and smallest value, of 255, differ by at most this."""
+"""A picture is flat if its largest and smallest 8-bit value differ by at most this in every channel."""
 MOST_PIXELS = 178_956_970
-"""Pillow's own limit, above which it takes a picture for an attack."""
+"""Pillow's own limit, above which it reports a decompression bomb."""
 LARGE = 2**25
-"""Pixels from which on a picture is shrunk before it is converted. 33 million; smaller ones are converted whole."""
+"""Number of pixels (33 million) from which a picture is shrunk before conversion; smaller ones are converted whole."""
 DECODER_BYTES = {"WEBP": 16, "AVIF": 12, "JPEG2000": 24}
 """Peak memory per pixel while a format is decoded, measured with Pillow 13; 4 for all others."""
 PROGRESSIVE_BYTES = 6
-"""Per stored pixel of a progressive JPEG, whose coefficients are all kept, also where it is shrunk."""
+"""Peak memory per stored pixel of a progressive JPEG; all its coefficients are kept, even if it is shrunk."""
 CONVERSION_BYTES = 16
-"""Peak memory per pixel of the copies that the conversion of a whole picture makes."""
+"""Peak memory per pixel of the copies made when a whole picture is converted."""
 BYTES_HELD = 3 * 2**29
-"""Largest sum of the estimated memory of all pictures that are being decoded, and of one."""
+"""Limit on the estimated memory of all pictures being decoded at one time, and so also of a single picture."""
 OVERSAMPLING = 4
-"""Large pictures are shrunk to no less than this many times the side that is wanted."""
+"""Large pictures are shrunk to at least this many times the requested side."""
 TILE = 2048
-"""Side in pixels of the pieces in which a large picture is converted."""
+"""Side in pixels of the tiles in which a large picture is converted."""
 
 
 class Square(NamedTuple):
-    """The centred square of an image file, and facts of the file."""
+    """The centred square of an image file, and properties of the file."""
 
     picture: Image.Image
-    """RGB or, of a mask, grey; upright."""
+    """RGB, or greyscale for a mask; upright."""
     size: tuple[int, int]
     """Width and height of the whole picture, as stored."""
     format: str
     quantization: dict[int, list[int]]
-    """A JPEG's tables; empty for other formats."""
+    """Quantization tables of a JPEG; empty for other formats."""
     is_flat: bool
     """Whether the whole picture has one colour."""
 
@@ -61,7 +61,7 @@ class Square(NamedTuple):
 def centre_of(content: bytes, side: int, resampling: Image.Resampling, enlarge: bool = True) -> Square | str:
     """The centred square in RGB, resized to `side`, or the reason why it cannot be decoded.
 
-    enlarge: whether a picture that is smaller than `side` is enlarged to it.
+    enlarge: whether a picture smaller than `side` is enlarged to it.
     """
 
     def use(image: Image.Image, size: tuple[int, int]) -> Square:
@@ -80,20 +80,20 @@ def centre_of(content: bytes, side: int, resampling: Image.Resampling, enlarge: 
 def picture_of(content: bytes, side: int) -> Image.Image | str:
     """The whole picture in RGB, or the reason why it cannot be decoded.
 
-    side: what it will be used at; a large picture is shrunk to no less than OVERSAMPLING times that.
+    side: the side at which it will be used; a large picture is shrunk to at least OVERSAMPLING times that.
     """
 
     def use(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         if image.width * image.height > LARGE:
             return _shrunk(image, side, (0, 0, *image.size))
-        ImageOps.exif_transpose(image, in_place=True)  # without a copy where nothing is to be done
+        ImageOps.exif_transpose(image, in_place=True)  # makes no copy if the picture is already upright
         return image if image.mode == "RGB" and not image.has_transparency_data else _without_alpha(image)
 
     return _decoded(content, side, use)
 
 
 def mask_of(content: bytes, side: int) -> Image.Image | str:
-    """The centred square of a mask in grey, resized to `side` without interpolation, or why it cannot be decoded."""
+    """The centred square of a greyscale mask, resized to `side` without interpolation, or why it cannot be decoded."""
 
     def use(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         if image.width * image.height > LARGE:
@@ -104,20 +104,20 @@ def mask_of(content: bytes, side: int) -> Image.Image | str:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a regular file is an image by its content, of a format that is read here."""
+    """Whether a path is a regular file whose content is an image in one of the FORMATS."""
     try:
-        if not path.is_file() or not path.stat().st_size:  # an empty one may be a pipe, see runs.atomic.read_bounded
+        if not path.is_file() or not path.stat().st_size:  # an empty file may be a pipe, see runs.atomic.read_bounded
             return False
         with Image.open(path, formats=FORMATS):
             return True
     except Image.DecompressionBombError:
         return True
-    except Exception:  # whatever Pillow makes of a file that is no image
+    except Exception:  # Pillow may raise anything for a file that is not an image
         return False
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB with 8 bits, upright, transparent areas on white, 16-bit greys scaled to 8 bits."""
+    """8-bit RGB, upright; transparent areas become white, and 16-bit greys are scaled to 8 bits."""
     return _without_alpha(upright(image))
 
 
@@ -131,7 +131,7 @@ def _without_alpha(image: Image.Image) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Rotated and flipped as the EXIF orientation says."""
+    """The image rotated and flipped according to its EXIF orientation."""
     _exif(image)
     return ImageOps.exif_transpose(image)
 
@@ -144,7 +144,7 @@ def _exif(image: Image.Image) -> Image.Exif:
 
 
 def centre_square(image: Image.Image, side: int, resampling: Image.Resampling) -> Image.Image:
-    """The largest centred square, resized to `side`; cropped first, as a long strip resized whole would be large."""
+    """The largest centred square, resized to `side`; cropped first, because a resized long strip would be large."""
     return image.resize((side, side), resampling, box=_centre(image.size))
 
 
@@ -158,14 +158,14 @@ def _centre(size: tuple[int, int]) -> tuple[float, float, float, float]:
 
 
 class Budget:
-    """A number of bytes that threads share."""
+    """A memory budget in bytes that threads share."""
 
     def __init__(self, total: int) -> None:
         self.free, self.changed = total, threading.Condition()
 
     @contextmanager
     def reserved(self, amount: int) -> Iterator[None]:
-        """Wait until so many bytes are free, and hold them."""
+        """Wait until `amount` bytes are free, and reserve them within the context."""
         with self.changed:
             self.changed.wait_for(lambda: self.free >= amount)
             self.free -= amount
@@ -183,9 +183,9 @@ HELD = Budget(BYTES_HELD)
 def _decoded(
     content: bytes, side: int, use: Callable[[Image.Image, tuple[int, int]], Result], shrink: bool = True
 ) -> Result | str:
-    """What `use` makes of the decoded image and its stored size, or the reason why the image cannot be decoded.
+    """The result of `use` on the decoded image and its stored size, or the reason why the image cannot be decoded.
 
-    Pillow's readers raise exceptions of any kind on files that are damaged or made up, hence the last clause.
+    Pillow's readers raise exceptions of any type on damaged or malicious files, hence the last clause.
     """
     if not content:
         return "empty file"
@@ -209,7 +209,7 @@ def _decoded(
 
 
 def _too_large(image: Image.Image) -> str:
-    """Empty for an image that can be decoded within BYTES_HELD."""
+    """Why an image cannot be decoded within BYTES_HELD; empty if it can."""
     pixels = image.width * image.height
     if pixels <= MOST_PIXELS and _bytes_needed(image) <= BYTES_HELD:
         return ""
@@ -223,7 +223,7 @@ def _bytes_needed(image: Image.Image) -> int:
 
 
 def _why_unidentified(content: bytes) -> str:
-    """What the reader of the format says that the first bytes announce; Pillow itself keeps it back."""
+    """The error of the reader whose format matches the first bytes; Pillow itself hides it."""
     for name in FORMATS:
         factory, accepts = Image.OPEN[name]
         if name != "PPM" and accepts and accepts(content[:16]) is True:  # a P and a digit begin many texts
@@ -243,7 +243,7 @@ def _text(error: Exception) -> str:
 
 
 def _shrunk(image: Image.Image, side: int, box: tuple[float, float, float, float]) -> Image.Image:
-    """A part of a large picture in RGB and upright, at OVERSAMPLING times `side` or more."""
+    """A part of a large picture, RGB and upright, shrunk to OVERSAMPLING times `side` or more."""
     left, top, right, bottom = map(int, box)
     factor = max(1, min(image.size) // (OVERSAMPLING * side))
     width, height = (right - left) // factor, (bottom - top) // factor
@@ -258,19 +258,19 @@ def _shrunk(image: Image.Image, side: int, box: tuple[float, float, float, float
 
 
 def _tiles(image: Image.Image) -> Iterator[Image.Image]:
-    """The whole picture, piece by piece."""
+    """The whole picture, tile by tile."""
     for x in range(0, image.width, TILE):
         for y in range(0, image.height, TILE):
             yield _tile(image, (x, y, min(x + TILE, image.width), min(y + TILE, image.height)))
 
 
 def _tile(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """A piece of the stored picture in RGB, not turned."""
+    """A tile of the stored picture in RGB, not rotated."""
     return _without_alpha(image.crop(box))
 
 
 def _extrema_are_close(pieces: Iterable[Image.Image]) -> bool:
-    """Whether pieces of one RGB picture differ by FLAT_SPREAD or less in every channel."""
+    """Whether all values in the pieces of one RGB picture lie within FLAT_SPREAD of each other in every channel."""
     low, high = np.full(3, 255), np.zeros(3, int)
     for piece in pieces:
         extrema = np.array(piece.getextrema())  # (3, 2)
@@ -281,6 +281,6 @@ def _extrema_are_close(pieces: Iterable[Image.Image]) -> bool:
 
 
 def _turned_like(image: Image.Image, part: Image.Image) -> Image.Image:
-    """A part of the stored picture, upright as the EXIF orientation of the whole says."""
+    """A part of the stored picture, rotated and flipped according to the EXIF orientation of `image`."""
     part.getexif()[ExifTags.Base.Orientation] = _exif(image).get(ExifTags.Base.Orientation, 1)
     return upright(part)

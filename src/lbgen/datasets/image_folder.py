@@ -1,4 +1,4 @@
-"""torchvision's ImageFolder: one folder per category, the images in it.
+"""torchvision's ImageFolder: one folder of images per category.
 
 Written: SPLIT/<id>/<key>.png, and with --localize masks/SPLIT/<id>/<key>.png.
 Read: <category>/*.jpg or <split>/<category>/*.jpg, also in folders inside a category.
@@ -31,9 +31,9 @@ from lbgen.datasets.records import (
 from lbgen.runs import atomic
 
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation")
-"""Names of splits' folders, perhaps with a number behind, as `datasets` knows them."""
+"""Folder names of splits as in `datasets`; a number may follow."""
 LONGEST_SUFFIX = 10
-"""Letters of a suffix that is counted by itself."""
+"""Longest suffix, in letters, that is counted under its own name."""
 
 
 class ImageFolderLayout(Layout):
@@ -53,7 +53,7 @@ class ImageFolderLayout(Layout):
 class CategoryFolder(NamedTuple):
     path: Path
     category: str
-    """Empty for a split's folder that holds images of no category."""
+    """Empty for a split's folder that holds images without a category."""
     split: str
 
 
@@ -64,8 +64,8 @@ class ImageFolderReader(DatasetReader):
     def _splits(self) -> dict[Path, list[Path]]:
         """Each split's folder -> the folders of its categories.
 
-        A folder with a split's name and folders in it is a split, unless images lie in it beside other categories; so
-        is every folder beside one that has a category in common with it.
+        A folder with a split's name and sub-folders is a split, unless it holds images and has folders beside it; then
+        it is a category. A folder beside a split is also a split if they have a category in common.
         """
         folders = self._folders(self.folder)
         named = {
@@ -83,7 +83,7 @@ class ImageFolderReader(DatasetReader):
         for path in self._folders(self.folder):
             if path in self._splits:
                 found += [CategoryFolder(category, category.name, path.name) for category in self._splits[path]]
-            else:  # where there are splits, images directly in a split's folder have no category: test/*.jpg
+            else:  # in a dataset with splits, images directly in a split's folder have no category: test/*.jpg
                 found.append(CategoryFolder(path, "" if self._splits and _is_split(path) else path.name, "all"))
         return found
 
@@ -92,7 +92,7 @@ class ImageFolderReader(DatasetReader):
         return sum(1 for _ in self.files())
 
     def files(self, skipped: Skipped | None = None) -> Iterator[tuple[CategoryFolder, Path]]:
-        """Every image, also those in folders inside a category's folder; no folder twice, whatever links lead to it."""
+        """Every image of a split or category, at any depth; a folder is read once, even if several links lead to it."""
         skipped = Skipped() if skipped is None else skipped
         for split in self._splits:
             yield from ((CategoryFolder(split, "", split.name), path) for path in _images_in(split))
@@ -104,7 +104,7 @@ class ImageFolderReader(DatasetReader):
             images[category] += 1
             yield category, path
 
-        # What no category holds.
+        # Count what belongs to no category.
         for folder in (self.folder, *self._splits):
             folders_in(folder, self.folder, skipped)
         for category, count in images.items():
@@ -115,7 +115,7 @@ class ImageFolderReader(DatasetReader):
                 skipped.add("an image beside the folders of splits or categories", path.name)
 
     def _walk_all(self, skipped: Skipped) -> Iterator[tuple[CategoryFolder, Path]]:
-        """Every file at and below the categories' folders; links to folders come last, so that places without win."""
+        """Every file in or below the categories' folders; links to folders come last, so that direct paths win."""
         seen: set[str] = set()
         pending = [(category, category.path) for category in self.categories]
         for category, place in pending:
@@ -164,7 +164,7 @@ class ImageFolderReader(DatasetReader):
 
 
 def _is_split(folder: Path) -> bool:
-    """`train`, `Val`, `train2017`, `test-1`."""
+    """Whether it has a split's name, such as `train`, `Val`, `train2017` or `test-1`."""
     return folder.name.lower().rstrip("-_. 0123456789") in SPLITS
 
 
@@ -173,7 +173,7 @@ def _add_unreadable(skipped: Skipped, error: OSError) -> None:
 
 
 def _images_in(folder: Path) -> Iterator[Path]:
-    """The image files directly in a folder; nothing for one that cannot be listed."""
+    """The image files directly in a folder; none if the folder cannot be listed."""
     with suppress(OSError), os.scandir(folder) as entries:
         found = (Path(entry) for entry in entries if entry.is_file())
         yield from sorted(path for path in found if not _not_an_image(path))
@@ -184,7 +184,7 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _not_an_image(path: Path) -> str:
-    """Why a file is not read as an image; empty for one that is. A file without a suffix is known by its content."""
+    """Why a file is not read as an image; empty if it is one. A file without a suffix is judged by its content."""
     suffix = path.suffix.lower()
     if path.name.startswith("."):
         return "a hidden file"

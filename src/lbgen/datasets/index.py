@@ -6,9 +6,9 @@ DIR/data/train-00000.parquet        format parquet
 DIR/index/train-00000.parquet       one row per image; a shard is finished when its part exists
 DIR/masks/train/<id>/<id>_<index>.png   with --localize, format imagefolder; other formats hold masks beside images
 DIR/annotations/instances_train.json    with --localize: masks and boxes in COCO's format
-DIR/screening/train-00000.json      what screening rejected in the shard
+DIR/screening/train-00000.json      counts of the images rejected by screening in the shard
 DIR/duplicates.json                 images generated again because an earlier one is a near-duplicate
-DIR/plan.json, dataset.yaml         the planned images, and what generates them
+DIR/plan.json, dataset.yaml         the planned images, and the settings that generate them
 DIR/labels.json                     id and name of each category, in label order
 """
 
@@ -31,17 +31,17 @@ from lbgen.runs.storage import LocalStore, Store
 SUFFIXES: dict[str, Literal["png", "jpg", "webp"]] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 """Image format -> suffix of its files."""
 SCORES = ("label_rank", "label_probability", "quality", "deviation", "duplicate_bits", "duplicate_cosine", "unsafe")
-"""Columns of screening; null where the check was not made (see lbgen.generation.screening.checks)."""
+"""Columns of screening scores; null if the check was not made (see lbgen.generation.screening.checks)."""
 LISTS = ("rejections", "target", "found")
 """Columns with a list of texts in each row."""
 VERSION = b"lbgen_index_version"
-"""Key of the columns' version in a part's schema: 2 has MASK_COLUMNS, 3 OTHER_COLUMNS too; no entry is 1."""
+"""Key of the column version in a part's schema: 2 adds MASK_COLUMNS, 3 also OTHER_COLUMNS; no entry means 1."""
 CONTAINERS = b"lbgen_containers"
 """Key of the container hashes in the metadata of a part's schema."""
 MOST_TIMES = 10
-"""A part with more rows than so many times its shard's images is not read; other wrong rows are named."""
+"""A part whose rows exceed its shard's images by more than this factor is not read; other wrong rows are reported."""
 LARGEST_PART, LARGEST_ROW = 2**20, 2**16
-"""Bytes that a part has in memory, and besides them for each of its shard's images, at most."""
+"""Most bytes of a part in memory: a fixed amount, plus an amount per image of its shard."""
 PART = re.compile(r"(?P<split>.+)-(?P<shard>\d{5,})\.parquet")
 
 
@@ -58,7 +58,7 @@ class Row:
     seed: int
     """Seed of the run; the image's own noise follows from (seed, split, id, index, attempt)."""
     attempt: int
-    """How often the image was rejected and generated again."""
+    """How many times the image was rejected and generated again."""
     split: str
     shard: int
     key: str
@@ -66,33 +66,33 @@ class Row:
     file: str
     """The file that holds the image, relative to the dataset folder."""
     sha256: str
-    """Of the image file."""
+    """SHA-256 of the image file."""
     perceptual_hash: str | None = None
     """16 hexadecimal digits; None unless near-duplicates are screened (lbgen.metrics.near_duplicates)."""
     scores: dict[str, float] = field(default_factory=dict)
-    """By the names of SCORES."""
+    """Name of a column in SCORES -> score."""
     rejections: tuple[str, ...] = ()
-    """Why each earlier attempt was rejected, and also the last one if it was kept nevertheless."""
+    """Why each earlier attempt was rejected; also the last attempt, if it was rejected but kept."""
     target: tuple[str, ...] = ()
     """The value of each balanced attribute in the prompt, in the order of `balance` in dataset.yaml."""
     found: tuple[str, ...] = ()
     """The values that zero-shot classification finds in the image."""
     mask_score: float | None = None
-    """In [0, 1] (lbgen.models.localization.masks); this and the next two are None in a dataset without --localize."""
+    """In [0, 1] (lbgen.models.localization.masks). This and the next two fields are None without --localize."""
     box: tuple[int, ...] | None = None
-    """x, y, width and height in pixels of the smallest box around the mask; None also for an empty mask."""
+    """x, y, width and height in pixels of the mask's bounding box; None also for an empty mask."""
     mask_sha256: str | None = None
-    """Of the mask's file."""
+    """SHA-256 of the mask's file."""
     other_labels: tuple[int, ...] = ()
     """With --compose: the labels of the other categories in the prompt, in their order."""
     other_scores: tuple[float, ...] = ()
-    """The scores of their masks."""
+    """Scores of the masks of the other categories."""
     other_boxes: tuple[int, ...] = ()
-    """Their boxes, four numbers each; four zeros for an empty mask."""
+    """Boxes of the other categories, four numbers each; four zeros for an empty mask."""
 
     @property
     def objects(self) -> list["LocatedObject"]:
-        """Where each category of the prompt is, in a row with a mask."""
+        """The object of each category in the prompt; for rows with a mask."""
         found = [LocatedObject(1, self.label, self.mask_score or 0.0, self.box)]
         for place, (label, score) in enumerate(zip(self.other_labels, self.other_scores, strict=True)):
             box = self.other_boxes[4 * place : 4 * place + 4]
@@ -101,7 +101,7 @@ class Row:
 
     @property
     def index(self) -> int:
-        """The image's number among those of its category and split."""
+        """The image's number within its category and split."""
         return int(self.key.rpartition("_")[2])
 
     @property
@@ -110,7 +110,7 @@ class Row:
         return len(self.rejections) > self.attempt
 
     def to_plain(self) -> dict[str, Any]:
-        """The row as it is stored in the index."""
+        """The row in the form that the index stores."""
         line = asdict(self)
         scores, found = line.pop("scores"), {name: line.pop(name) for name in MASK_COLUMNS}
         others = {name: list(line.pop(name)) for name in OTHER_COLUMNS}
@@ -130,27 +130,27 @@ SCHEMA = pa.schema(
     + [(name, pa.list_(pa.string())) for name in LISTS]
 )
 MASK_COLUMNS = {"mask_score": pa.float64(), "box": pa.list_(pa.int64()), "mask_sha256": pa.string()}
-"""Further columns of a dataset with --localize."""
+"""Additional columns of a dataset with --localize."""
 OTHER_COLUMNS = {
     "other_labels": pa.list_(pa.int64()),
     "other_scores": pa.list_(pa.float64()),
     "other_boxes": pa.list_(pa.int64()),
 }
-"""Further columns of a dataset with --compose."""
+"""Additional columns of a dataset with --compose."""
 LOCALIZED_SCHEMA = pa.schema([*SCHEMA, *(pa.field(name, kind) for name, kind in MASK_COLUMNS.items())])
 COMPOSED_SCHEMA = pa.schema([*LOCALIZED_SCHEMA, *(pa.field(name, kind) for name, kind in OTHER_COLUMNS.items())])
 SCHEMAS = {1: SCHEMA, 2: LOCALIZED_SCHEMA, 3: COMPOSED_SCHEMA}
-"""By version."""
+"""The columns of each version."""
 
 
 class LocatedObject(NamedTuple):
-    """Where a category of the prompt is in an image."""
+    """The object of one category of the prompt in an image."""
 
     number: int
-    """From 1: what the mask has at its pixels (lbgen.generation.workers.encode)."""
+    """Value of the object's pixels in the mask, from 1 (lbgen.generation.workers.encode)."""
     label: int
     score: float
-    """Of its mask, in [0, 1]."""
+    """Score of the object's mask, in [0, 1]."""
     box: tuple[int, ...] | None
     """x, y, width, height in pixels; None for an empty mask."""
 
@@ -165,7 +165,7 @@ def part_name(split: str, shard: int) -> str:
 
 
 def rejections_name(split: str, shard: int) -> str:
-    """The file with the counts of what screening rejected in a shard."""
+    """The file with the counts of the images that screening rejected in a shard."""
     return f"screening/{shard_name(split, shard)}.json"
 
 
@@ -183,7 +183,7 @@ def finished_shards(store: Store, split: str) -> set[int]:
 def index_bytes(rows: Sequence[Row], containers: dict[str, str], version: int) -> bytes:
     """A part of the index as a Parquet file.
 
-    containers: name -> sha256 of each file that holds a whole shard.  version: of the columns.
+    containers: name -> SHA-256 of each file that holds a whole shard.  version: the column version.
     """
     table = pa.Table.from_pylist([row.to_plain() for row in rows], SCHEMAS[version])
     metadata: dict[bytes | str, bytes | str] = {CONTAINERS: json.dumps(containers)}
@@ -193,9 +193,9 @@ def index_bytes(rows: Sequence[Row], containers: dict[str, str], version: int) -
 
 
 def read_part(store: Store, split: str, shard: int, images: int) -> tuple[list[Row], dict[str, str]]:
-    """One shard's rows and container hashes; raises OSError or ValueError where the file is damaged.
+    """One shard's rows and container hashes; raises OSError or ValueError if the file is damaged.
 
-    images: those of the shard by the plan. A few bytes of a Parquet file can stand for millions of rows.
+    images: the shard's number of images in the plan, a limit on the rows: a tiny Parquet file can hold millions.
     """
     content = store.read(part_name(split, shard))
     with pq.ParquetFile(BytesIO(content), pre_buffer=False) as file:
@@ -220,7 +220,7 @@ def part_summary(store: Store, split: str, shard: int) -> tuple[int, dict[str, s
 
 
 def _schema_of(stored: pa.Schema) -> pa.Schema:
-    """The columns that a part has by its version; raises ValueError for a version that is not known."""
+    """The columns of a part according to its version; raises ValueError for an unknown version."""
     version = (stored.metadata or {}).get(VERSION, b"1")
     if version not in (b"1", b"2", b"3"):
         raise ValueError(f"version {version!r:.20} of the index is not known; use the lbgen that wrote it")
@@ -228,7 +228,7 @@ def _schema_of(stored: pa.Schema) -> pa.Schema:
 
 
 def _has_gaps(column: pa.ChunkedArray, name: str) -> bool:
-    """Whether a value is missing in a column that has one in every row, or in a list."""
+    """Whether a value is missing in a list, or in a column that requires a value in every row."""
     if name in LISTS or name in OTHER_COLUMNS:
         return bool(column.null_count or column.combine_chunks().flatten().null_count)
     if name == "box":
@@ -250,7 +250,7 @@ def _row(line: dict[str, Any]) -> Row:
 
 
 def mask_file(file: str) -> str:
-    """The mask of an image that is a file of its own, relative to the dataset folder: masks/<path of the image>.png"""
+    """Path of an image's mask in format imagefolder, relative to the dataset folder: masks/<path of the image>.png"""
     return f"masks/{file.rpartition('.')[0]}.png"
 
 
@@ -260,7 +260,7 @@ def annotations_name(split: str) -> str:
 
 
 def read_parquet(source: Any) -> pa.Table:
-    """Read a Parquet file without Arrow's threads, which can abort the process when it exits (seen with 26.0).
+    """Read a Parquet file without Arrow's threads, which can abort the process at exit (seen with 26.0).
 
     pq.read_table starts a thread of Arrow's input pool even with use_threads=False.
     """
@@ -284,7 +284,7 @@ def read_index(directory: Path | str) -> pa.Table:
 
 
 def read_stored(store: Store, name: str, kind: type[T]) -> T | None:
-    """A JSON file of the dataset, as the type `kind`; None where it does not exist."""
+    """A JSON file of the dataset as the type `kind`; None if it does not exist."""
     try:
         content = store.read(name)
     except FileNotFoundError:

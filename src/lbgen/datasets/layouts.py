@@ -1,4 +1,4 @@
-"""The layouts that lbgen writes, by the names of --format."""
+"""The layouts that lbgen writes, by their names in --format."""
 
 from lbgen.datasets.image_folder import ImageFolderLayout
 from lbgen.datasets.layout import Layout

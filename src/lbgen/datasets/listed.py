@@ -26,7 +26,7 @@ from lbgen.runs.parsing import parse_json
 
 NAMES = ("metadata.csv", "metadata.jsonl")
 LONGEST_LINE = 2**22
-"""Characters of a line, which may hold boxes and captions of an image too."""
+"""Longest line in characters; a line may also hold boxes and captions of an image."""
 
 
 def metadata_files(folder: Path) -> list[Path]:
@@ -69,7 +69,7 @@ class ListedReader(DatasetReader):
         split: str,
         wanted: Container[str] | None,
     ) -> ImageRecord:
-        """Line `number` of the list at `path`."""
+        """The record of line `number` of the list at `path`."""
         if image == path.parent or self.folder not in image.parents or ".." in image.parts:
             place = valid_text(f"{path.relative_to(self.folder).as_posix()}, image {number}")
             return ImageRecord(place, "", split, None, fault="its file_name is no path inside the dataset folder")
@@ -82,7 +82,7 @@ class ListedReader(DatasetReader):
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
-    """The images in a folder and in those inside it; masks and other things of a dataset's are no images."""
+    """The images below a folder, without masks and other pictures that are not images of the dataset."""
     for place, inner, names in os.walk(folder):
         is_top = place == str(folder)
         inner[:] = sorted(
@@ -96,7 +96,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
 
 
 def _label_column(path: Path, wanted: str | None) -> str:
-    """The wanted one; without one `label`, else the only column besides the file's name."""
+    """The wanted column; by default `label`, or else the only column besides `file_name`."""
     others = [name for name in next(_lines(path)) if name not in ("file_name", None)]  # None: cells without a header
     if wanted is not None:
         if wanted not in others:
@@ -117,7 +117,7 @@ def _lines(path: Path) -> Iterator[dict]:
 
 
 def _bounded(stream: TextIO) -> Iterator[str]:
-    """The lines of a text; raises ValueError at one that is too long, before the whole of it is read."""
+    """The lines of a text; raises ValueError for a line that is too long, before all of it is read."""
     while line := stream.readline(LONGEST_LINE):
         if len(line) == LONGEST_LINE:
             raise ValueError(f"a line of {LONGEST_LINE:,} characters or more")

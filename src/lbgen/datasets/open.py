@@ -1,4 +1,4 @@
-"""Open a labelled image dataset, whatever its format.
+"""Open a labelled image dataset of any format.
 
 image folder   DIR/<category>/*.jpg or DIR/<split>/<category>/*.jpg
 listed images  DIR/metadata.csv or .jsonl, or one in each split's folder, with `file_name` and `label`
@@ -21,9 +21,9 @@ from lbgen.runs.storage import is_remote, without_scheme
 
 
 def open_dataset(folder: Path, label_column: str | None = None) -> DatasetReader:
-    """The reader of the folder's format, found by its files.  label_column: see DatasetReader.
+    """The reader for the folder's format, which is detected from its files.  label_column: see DatasetReader.
 
-    folder: a folder, or an Address of object storage.
+    folder: a local folder, or an Address on object storage.
     """
     storage = RemoteFiles(folder) if isinstance(folder, Address) else LocalFiles()
     with storage.errors():
@@ -33,7 +33,7 @@ def open_dataset(folder: Path, label_column: str | None = None) -> DatasetReader
 
 
 def dataset_place(given: str | Path) -> Path:
-    """The folder or the address that a user gave."""
+    """The user's text as a local folder or an Address on object storage."""
     text = without_scheme(str(given))
     return Address(text) if is_remote(text) else Path(os.path.expanduser(text))
 

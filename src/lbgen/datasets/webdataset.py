@@ -2,7 +2,7 @@
 
 Written: SPLIT-00000.tar with <key>.png, <key>.cls (the label's number) and <key>.json (the index row), and with
 --localize <key>.mask.png.
-Read: *.tar or <any>/*.tar with, for each sample, an image, a .cls or a .json with a `label`, and perhaps a .mask.png;
+Read: *.tar or <any>/*.tar; each sample has an image, a .cls or a .json with a `label`, and optionally a .mask.png.
 _info.json names the splits.
 """
 
@@ -35,13 +35,13 @@ from lbgen.runs import atomic
 from lbgen.runs.parsing import Name, Text, Whole, parse_json, read_json
 
 FIRST_MEMBERS = 100
-"""Members at the start of a shard among which a .cls is looked for."""
+"""Number of members at the start of a shard that are searched for a .cls."""
 
 DOTTED = "an image with a further dot in its name: readers take all from the first dot on for the extension"
-"""Why an image is skipped that other readers of WebDatasets do not find either."""
+"""Reason for skipping an image that other readers of WebDatasets do not find either."""
 
 Sample = dict[str, tarfile.TarInfo]
-"""Extension, with its dot -> the sample's member of this extension."""
+"""Extension (with its dot) -> the sample's member with this extension."""
 
 
 # ---- reading a tar ----
@@ -51,7 +51,7 @@ Sample = dict[str, tarfile.TarInfo]
 def opened_tar(path: Path) -> Iterator[tarfile.TarFile]:
     """Open an archive; raises tarfile.ReadError at the end if reading stopped at a damaged header.
 
-    tarfile itself takes a damaged header for the end of the archive, which is a block of zeros.
+    tarfile itself treats a damaged header like the block of zeros that ends an archive.
     """
     with BoundedFile(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
         yield archive
@@ -61,7 +61,7 @@ def opened_tar(path: Path) -> Iterator[tarfile.TarFile]:
 
 
 class BoundedFile(io.BufferedReader):
-    """A file that reserves no more memory than it holds: a header of an archive may claim any size."""
+    """A file whose reads allocate no more memory than its size, because a tar header may declare any size."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))
@@ -98,8 +98,8 @@ def content_of(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def fault_of(member: tarfile.TarInfo, most: int = LARGEST_FILE) -> str:
-    """Why a member's content is not read; empty for one that is."""
-    if member.issparse():  # it may claim any number of zeros
+    """Why a member's content is not read; empty if it is."""
+    if member.issparse():  # it may declare any number of zeros
         return "it is a sparse file"
     return f"it has {member.size:,} bytes, more than the {most:,} that are read" if member.size > most else ""
 
@@ -143,7 +143,7 @@ class WebDatasetLayout(Layout):
 
 
 def _files(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """The same as `members`, of an archive with nothing but regular files."""
+    """`members` of an archive that holds only regular files; raises ValueError for any other member."""
     for member in archive:
         if not member.isfile():
             raise ValueError(f"{member.name!r:.80} is not a regular file")
@@ -151,7 +151,7 @@ def _files(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo
 
 
 def escaped(key: str) -> str:
-    """A member's name: readers take everything after the first dot for the extension, so dots become %2E."""
+    """A member's name for a key. Readers treat everything after the first dot as the extension, so dots become %2E."""
     return key.replace("%", "%25").replace(".", "%2E")
 
 
@@ -160,7 +160,7 @@ def unescaped(name: str) -> str:
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # without time and owner, so that equal images give equal archives
+    member = tarfile.TarInfo(name)  # no time and owner, so that equal images give equal archives
     member.size = len(content)
     archive.addfile(member, BytesIO(content))
 
@@ -172,7 +172,7 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 class StoredSplit:
     filenames: set[Text]
     shard_lengths: list[Whole] | None = None
-    """Images of each file."""
+    """Number of images in each file."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class StoredInfo:
 class WebDatasetReader(ShardReader):
     @cached_property
     def _info(self) -> dict[str, StoredSplit]:
-        """The splits of _info.json; empty where there is no such file."""
+        """The splits in _info.json; empty if there is no such file."""
         path = self.folder / "_info.json"
         return (
             read_json(atomic.read_bytes(path), StoredInfo, str(path), "repair or remove it").splits
@@ -225,14 +225,14 @@ class WebDatasetReader(ShardReader):
         return content
 
     def _skip_missing_shards(self) -> None:
-        """Count the shards that _info.json lists and the folder has not."""
+        """Count the shards that _info.json lists but the folder lacks."""
         found = {name for shard in self.shards for name in (shard.name, shard.relative_to(self.folder).as_posix())}
         for info in self._info.values():
             for name in sorted(info.filenames - found):
                 self.skipped.add("a shard that _info.json lists and that is missing", name)
 
     def _samples(self, archive: tarfile.TarFile, place: str) -> Iterator[Sample]:
-        """The members of each sample together: those with one key that follow each other."""
+        """The members of each sample: consecutive members with the same key."""
         sample: Sample = {}
         current: str | None = None
         for member in archive:
@@ -252,7 +252,7 @@ class WebDatasetReader(ShardReader):
             yield sample
 
     def _image_of(self, sample: Sample, place: str) -> str | None:
-        """The extension of the sample's image: the first that is one. The sample's other images are skipped."""
+        """The extension of the sample's first image; its other images are skipped."""
         images = [extension for extension in sample if extension in IMAGE_SUFFIXES]
         for extension in images[1:]:
             self.skipped.add("an image of a sample that has another", f"{place}/{sample[extension].name}")
@@ -268,12 +268,12 @@ class WebDatasetReader(ShardReader):
         return self.label_column or "label"
 
     def _label_of(self, sample: Sample) -> tarfile.TarInfo | None:
-        """The member that holds the label: the .cls, or the .json where there is none or where its key is named."""
+        """The member that holds the label: the .cls, or the .json if there is no .cls or if a key is given."""
         names = (".json",) if self.label_column else (".cls", ".json")
         return next((sample[name] for name in names if name in sample), None)
 
     def _label_text(self, content: bytes, name: str) -> str:
-        """The label in a .cls or a .json, which is a text or a whole number; empty where there is none."""
+        """The label in a .cls or a .json, a text or an integer; empty if there is none."""
         if not name.lower().endswith(".json"):
             return content.decode("utf-8", "replace").strip()
         try:
@@ -286,7 +286,7 @@ class WebDatasetReader(ShardReader):
     def _record(
         self, archive: tarfile.TarFile, shard: Path, sample: Sample, split: str, wanted: Container[str] | None
     ) -> ImageRecord | None:
-        """None for a sample without an image."""
+        """The record of a sample; None for a sample without an image."""
         place = shard.relative_to(self.folder).as_posix()
         extension = self._image_of(sample, place)
         if extension is None:
@@ -312,7 +312,7 @@ class WebDatasetReader(ShardReader):
 
 
 def holds_labels(shard: Path) -> bool:
-    """Whether there is a .cls among the first members; an archive that lies beside an image folder has none."""
+    """Whether there is a .cls among the first members; an archive beside an image folder has none."""
     try:
         with BoundedFile(shard) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             return any(split_name(member.name)[1] == ".cls" for member in islice(archive, FIRST_MEMBERS))

@@ -1,1 +1,1 @@
-"""What a backbone is worth: how it transfers to other data sets, and where it leans on texture and context."""
+"""Evaluating backbones: transfer to other data sets, and reliance on texture and context."""

@@ -1,4 +1,4 @@
-"""Files of numpy, which may be damaged or come from someone else: no code of them is run."""
+"""Reading and writing numpy files; they are untrusted, so no code in them is run."""
 
 import io
 import tokenize
@@ -14,27 +14,27 @@ from lbgen.runs import atomic
 
 DAMAGE = (OSError, ValueError, LookupError, EOFError, RuntimeError, MemoryError, SyntaxError, tokenize.TokenError,
           zipfile.BadZipFile, zlib.error)  # fmt: skip
-"""Raised for files that are damaged, or claim sizes that they do not have."""
+"""Exceptions for files that are damaged or declare wrong sizes."""
 PIECE = 2**20
-"""Bytes that are hashed at once."""
+"""Number of bytes that are hashed at a time."""
 LARGEST_ARRAY = 2**30
-"""Bytes of an array in an archive, which may be compressed."""
+"""Largest array in an archive, in bytes; it may be compressed."""
 
 
 def write_npy(path: Path, array: NDArray) -> None:
-    """An .npy file, with the SHA-256 of its content after it."""
+    """Write an .npy file, followed by the SHA-256 of its content."""
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=False)
     atomic.write_bytes(path, stream.getvalue() + sha256(stream.getbuffer()).digest())
 
 
 def read_npy(path: Path) -> NDArray | None:
-    """The array of such a file, mapped into memory; None where there is none, or a damaged one.
+    """The array of a file of `write_npy`, mapped into memory; None if the file is missing or damaged.
 
-    Files of earlier versions end without a hash.
+    Files of earlier versions have no hash.
     """
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # a wrong size and objects are refused before they are read
+        array = np.lib.format.open_memmap(path, mode="r")  # refuses wrong sizes and Python objects
         end = array.offset + array.nbytes
         with path.open("rb") as stream:
             digest = sha256()
@@ -46,7 +46,7 @@ def read_npy(path: Path) -> NDArray | None:
 
 
 def read_npz(path: Path, name: str) -> NDArray:
-    """An array of an .npz file; raises ValueError where there is none that can be read."""
+    """An array of an .npz file; raises ValueError if it cannot be read."""
     try:
         with zipfile.ZipFile(io.BytesIO(atomic.read_bytes(path))) as archive:
             member = archive.getinfo(f"{name}.npy")

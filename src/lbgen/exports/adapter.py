@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     Parts = Mapping[str, tuple[LoraConfig, dict[str, Tensor]]]
 
 METADATA = "lbgen"
-"""The entry of a file's metadata that says what made it: JSON."""
+"""Metadata entry of a file that describes its origin, as JSON."""
 
 
 def export_adapter(config: ExportAdapterConfig) -> Path:
     """Write the adapter of `config.run` in `config.format` to `config.output`, and return the file's path.
 
-    ComfyUI reads diffusers' names of transformers, and kohya's of UNets and of FLUX.2. The file's metadata says what
-    made it, and names no folder of this machine. Raises UserError for a run without an adapter, an adapter that cannot
-    be read or has no such names, and an output that cannot be written or is another file.
+    For comfyui, transformers get diffusers' names, and UNets and FLUX.2 get kohya's. The file's metadata describes its
+    origin without local paths. Raises UserError for a run without an adapter, an adapter that cannot be read or that
+    has no names in this format, and an output that cannot be written or is another file.
 
     >>> import lbgen
     >>> lbgen.export_adapter(lbgen.ExportAdapterConfig("runs/animals", "animals.safetensors", format="kohya"))
@@ -66,7 +66,7 @@ def export_adapter(config: ExportAdapterConfig) -> Path:
 
 
 def _pipeline_class(run: Path) -> str | None:
-    """Of the generator that the run names, if it is known; nothing is downloaded."""
+    """The pipeline class of the run's generator, if it is known; nothing is downloaded."""
     generator, revision = (settings(run).get(field) for field in ("generator", "revision"))
     if not isinstance(generator, str):
         return None
@@ -74,13 +74,13 @@ def _pipeline_class(run: Path) -> str | None:
 
 
 def reads_diffusers_names(parts: Parts, kind: str | None) -> bool:
-    """Whether ComfyUI does, of all layers: of transformers, but not of FLUX.2's blocks of one stream."""
+    """Whether ComfyUI reads diffusers' names of all layers: of transformers, except FLUX.2's single-stream blocks."""
     layers = [layer for part, (_, state) in parts.items() if part == "transformer" for layer, *_ in _layers(state)]
     return "unet" not in parts and (kind or kind_of(layers)) != KLEIN
 
 
 def ensure_whole(weights: Mapping[str, Tensor], rank: int, source: str) -> None:
-    """Refuse an adapter of which a layer lacks A or B, or has them of another rank than the file says."""
+    """Refuse an adapter in which a layer lacks A or B, or has another rank than the file declares."""
     for key, tensor in weights.items():
         layer, factor, kind = key.partition(".lora_B." if ".lora_B." in key else ".lora_A.")
         other = f"{layer}{'.lora_A.' if factor == '.lora_B.' else '.lora_B.'}{kind}"
@@ -90,12 +90,12 @@ def ensure_whole(weights: Mapping[str, Tensor], rank: int, source: str) -> None:
 
 
 def refuse_other_file(file: Path) -> None:
-    """Refuse to overwrite what is not an earlier export."""
+    """Refuse to overwrite a file that is not an earlier export."""
     if os.path.isdir(file):
         raise UserError(f"{file}: it is a folder; give the name of a file")
     if os.path.lexists(file):
         try:
-            if not file.is_file():  # a pipe would be waited for
+            if not file.is_file():  # reading a pipe would block
                 raise OSError
             with safe_open(file, framework="numpy") as tensors:
                 is_own = METADATA in (tensors.metadata() or {})
@@ -109,16 +109,16 @@ def refuse_other_file(file: Path) -> None:
 
 
 def _common(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By the names that all programs know: earlier versions left out the first word of those of CLIP's layers."""
+    """The weights with names that all programs know: earlier versions omitted the prefix of CLIP's layers."""
     return {f"text_model.{key}" if key.startswith("encoder.layers.") else key: each for key, each in weights.items()}
 
 
 def by_kohya(parts: Parts, trained_alpha: float | None, kind: str | None) -> dict[str, Tensor]:
     """The weights by kohya's names: for each layer A and B as lora_down and lora_up, and alpha.
 
-    Programs add alpha / rank * B A. A file of lbgen's has its rank for alpha, and B scaled accordingly; it gets the
-    alpha that the run was trained with, if that is known. Layers that are one for others are written as one, whose rank
-    and alpha are the sums.  kind: the class of the generator's pipeline.
+    Programs add alpha / rank * B A. lbgen's files store the rank as alpha, and B scaled accordingly; here alpha becomes
+    the alpha of the training, if it is known. Layers of diffusers that are one layer in other programs are joined, and
+    their ranks and alphas added.  kind: the class of the generator's pipeline.
     """
     import torch
 
@@ -141,7 +141,7 @@ def by_kohya(parts: Parts, trained_alpha: float | None, kind: str | None) -> dic
 
 
 def _as_one(members: Mapping[MakersLayer, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """A (m r, in) and B (out, m r) of a layer with the rows of several, of which m have an adapter."""
+    """A (m r, in) and B (out, m r) of a layer that joins the rows of several layers, m of which have an adapter."""
     import torch
 
     first, *others = sorted(members, key=lambda each: each.number)
@@ -168,7 +168,7 @@ def _layers(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor
 
 
 def _described(parts: Parts, trained_alpha: float | None) -> dict[str, str]:
-    """What kohya's scripts write of a network, and other programs show."""
+    """The metadata that kohya's scripts write and other programs show."""
     config = next(lora for lora, _ in parts.values())
     alpha = f"{trained_alpha or config.lora_alpha:g}"
     return {"ss_network_module": "networks.lora", "ss_network_dim": str(config.r), "ss_network_alpha": alpha}

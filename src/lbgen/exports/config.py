@@ -1,4 +1,4 @@
-"""What an export can be told."""
+"""The configuration of exports."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -22,10 +22,10 @@ class ExportAdapterConfig(AdapterSource):
 
     output: NameOrPath
     """For kohya and comfyui: the file to write, whose name ends in .safetensors. For diffusers: such a file, or a
-    folder, in which the file gets the name that diffusers looks for."""
+    folder, in which the file gets the name that diffusers expects."""
     format: Literal["diffusers", "kohya", "comfyui"] = "diffusers"
-    """Who is to read the file: diffusers; kohya (kohya's scripts, A1111 and ComfyUI, with alpha beside each layer's
-    weights; not for PixArt-Sigma and Sana); or comfyui, which gets the names that it reads."""
+    """Format of the names: diffusers; kohya (for kohya's scripts, A1111 and ComfyUI, with an alpha for each layer; not
+    for PixArt-Sigma and Sana); or comfyui (the names that ComfyUI reads for this generator)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,5 +40,5 @@ class ExportMergedConfig(AdapterSource):
     output: NameOrPath
     """Folder for the checkpoint; it must not exist yet, or be empty."""
     generator: NameOrPath | None = None
-    """The checkpoint that the adapter was trained on; none is the one that the run folder names. Needed for an adapter
-    folder alone, and if the named one is not on this machine."""
+    """The checkpoint on which the adapter was trained; none means the checkpoint named by the run folder. It is needed
+    for an adapter folder without a run, and if the named checkpoint is not on this machine."""

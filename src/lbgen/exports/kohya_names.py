@@ -1,7 +1,7 @@
 """The names that kohya's scripts give to the layers of an adapter.
 
-Those of transformers are their makers' own, in which queries, keys and values lie in one layer. ComfyUI reads them for
-every network that it knows: `lora_unet_` and the layer's name with underscores.
+Transformers use their makers' original names, in which queries, keys and values share a layer. ComfyUI reads such names
+for every network that it knows: `lora_unet_` and the layer's name with underscores.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from lbgen.models.checkpoints.known import FLUX, KLEIN, PIXART, SD3, Z_IMAGE
 
 
 class MakersLayer(NamedTuple):
-    """The layer of a transformer's makers that holds one of diffusers', and where in it."""
+    """The original layer of a transformer that contains a layer of diffusers, and the position in it."""
 
     layer: str
-    """Of the makers'. It can hold several layers of diffusers', whose rows follow one another."""
+    """Name of the original layer. It can contain several layers of diffusers, with consecutive rows."""
     number: int = 0
-    """Which of these it is."""
+    """Index of the diffusers layer among these."""
     widths: tuple[int, ...] = (1,)
-    """How many rows each of them has, in multiples of the first one's."""
+    """Number of rows of each of them, relative to the first."""
 
 
 def _joined(names: Collection[str], layer: str, widths: tuple[int, ...] = (1, 1, 1)) -> dict[str, MakersLayer]:
@@ -94,14 +94,14 @@ BLOCKS: dict[str, dict[str, tuple[str, dict[str, MakersLayer]]]] = {
     },
     Z_IMAGE: {name: (name, _Z_IMAGE_BLOCK) for name in ("layers", "noise_refiner", "context_refiner")},
 }
-"""Class of the pipeline -> blocks by diffusers' name -> their makers' name, and each layer's makers' layer.
+"""Pipeline class -> block's name in diffusers -> its original name, and the original layer of each of its layers.
 
-A layer is left out whose rows have another order: the last norm of Stable Diffusion 3 and of FLUX.
+The last norm of Stable Diffusion 3 and of FLUX is left out, because its rows have another order.
 """
 
 
 def makers_layer(kind: str, layer: str) -> MakersLayer | None:
-    """Where a layer of a transformer lies, by its full name; None where its makers' code has no such layer."""
+    """The original layer of a transformer's layer, by its full name; None if the original code has none."""
     blocks, _, rest = layer.partition(".")
     number, _, inner = rest.partition(".")
     begin, layers = BLOCKS[kind].get(blocks, ("", {}))
@@ -110,13 +110,13 @@ def makers_layer(kind: str, layer: str) -> MakersLayer | None:
 
 
 def kind_of(layers: Collection[str]) -> str | None:
-    """The class of the pipeline that alone has all of these layers; None where that is none or several."""
+    """The only pipeline class that has all of these layers; None if there is none, or more than one."""
     kinds = [kind for kind in BLOCKS if all(makers_layer(kind, layer) for layer in layers)]
     return kinds[0] if len(kinds) == 1 else None
 
 
 def makers_layers(kind: str | None, layers: Collection[str]) -> dict[str, MakersLayer]:
-    """The makers' layer of each layer of an adapter.  kind: the class of the pipeline, None if it is not known."""
+    """The original layer of each layer of an adapter.  kind: the pipeline class, None if it is unknown."""
     known = kind or kind_of(layers)
     if known is None:
         raise UserError(
@@ -133,9 +133,9 @@ def makers_layers(kind: str | None, layers: Collection[str]) -> dict[str, Makers
 
 
 def kohya_name(part: str, layer: str, single: bool) -> str:
-    """kohya's: lora_unet_LAYER, of one text encoder lora_te_LAYER, of several lora_te1_LAYER, lora_te2_LAYER, ...
+    """kohya's name: lora_unet_LAYER, lora_te_LAYER for one text encoder, lora_te1_LAYER, lora_te2_LAYER for several.
 
-    Of a UNet's blocks A1111 and ComfyUI read diffusers' names too.
+    For UNet blocks, A1111 and ComfyUI also read diffusers' names.
     """
     if part.startswith("text_encoder"):
         number = "" if single else part.removeprefix("text_encoder").lstrip("_") or "1"

@@ -27,14 +27,14 @@ from lbgen.runs.console import say
 from lbgen.runs.model_folder import SAFETY_CHECKER
 
 MADE_BY = "lbgen.json"
-"""The file in the checkpoint that says what made it."""
+"""The file in the checkpoint that describes its origin."""
 
 
 def export_merged(config: ExportMergedConfig) -> Path:
     """Write the generator of `config.run` with its adapter merged as a diffusers folder, and return the folder.
 
     Weights are in float32, W + alpha / rank * B A. Raises UserError for a run without an adapter, a generator that is
-    not there or is another than the run was trained on, and an output that holds other files.
+    missing or differs from that of the training, and an output that holds other files.
 
     >>> import lbgen
     >>> lbgen.export_merged(lbgen.ExportMergedConfig("runs/animals", "models/animals"))
@@ -47,7 +47,7 @@ def export_merged(config: ExportMergedConfig) -> Path:
         raise UserError(f"{output}: it holds other files; choose a new folder")
     base = base_generator(run, config.generator)
     ensure_generator(*base)
-    from lbgen.models.checkpoints.written import write_pipeline  # late, as what imports torch
+    from lbgen.models.checkpoints.written import write_pipeline  # late, like all imports of torch
     from lbgen.models.generator import load_generator
 
     say(f"merging {folder} into {base.name}")
@@ -85,9 +85,9 @@ class Base(NamedTuple):
 
 
 def base_generator(run: Path, asked: str | None) -> Base:
-    """The generator that the user asked for, or the one that the run folder names.
+    """The generator that the user named, or else the one named by the run folder.
 
-    The run folder may come from someone else, so that nothing is downloaded because of what it says.
+    The run folder is untrusted, so nothing is downloaded because of it.
     """
     recorded = settings(run)
     named, revision, variant = (_text(recorded.get(field)) for field in ("generator", "revision", "variant"))
@@ -106,7 +106,7 @@ def _text(value: object) -> str | None:
 
 
 def ensure_trained_on(run: Path, base: Base) -> None:
-    """Refuse a generator with other weights than those that the run recorded."""
+    """Refuse a generator with other weights than the run recorded."""
     then, place = recorded_hashes(run), resolve(base.name, GENERATORS)
     now = forms.hashes(place, base.revision, base.variant, then.get("generator"), SAFETY_CHECKER)
     for name in ("generator", "generator_config"):

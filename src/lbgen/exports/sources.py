@@ -1,4 +1,4 @@
-"""What an export is made from: a run folder or an adapter folder, which may come from someone else."""
+"""The source of an export: a run folder or an adapter folder, which is untrusted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lbgen.runs.identity import Identity
 from lbgen.runs.parsing import Name, checked, read_json
 
 CONFIG, PROVENANCE, ADAPTER = "config.yaml", "provenance.json", "adapter"
-"""What `lbgen align` writes in a run folder: configuration, identity, adapter."""
+"""Names that `lbgen align` writes in a run folder: configuration, identity, adapter."""
 TOLD = ("max_steps", "seed", "scheduler", "steps", "guidance_scale", "prompt_template", "text_template")
 """Settings of a run that its exports name."""
 Alpha: Any = Annotated[float, Meta(gt=0, le=1e6)]
@@ -28,7 +28,7 @@ Rank: Any = Annotated[int, Meta(ge=1, le=4096)]
 
 
 def adapter_folder(run: Path) -> Path:
-    """The folder of the adapter's file; UserError where there is none."""
+    """The folder of the adapter's file; UserError if there is none."""
     for folder in (run / ADAPTER, run):
         if (folder / ADAPTER_FILE).is_file():
             return folder
@@ -40,13 +40,13 @@ def adapter_folder(run: Path) -> Path:
 
 
 def settings(run: Path) -> dict[str, Any]:
-    """The run's configuration by field; empty for an adapter folder alone."""
+    """The run's configuration by field; empty for an adapter folder without a run."""
     path = run / CONFIG
     return read_yaml(path) if path.is_file() else {}
 
 
 def recorded_hashes(run: Path) -> Mapping[str, str | None]:
-    """The hashes of what the run was started with; empty where they were not recorded."""
+    """The hashes that the run recorded at its start; empty if it recorded none."""
     path = run / PROVENANCE
     if not path.is_file():
         return {}
@@ -54,7 +54,7 @@ def recorded_hashes(run: Path) -> Mapping[str, str | None]:
 
 
 def trained_alpha(run: Path) -> float | None:
-    """The alpha that alpha / rank multiplies the update by, as the run's configuration says; None without one."""
+    """The alpha of the factor alpha / rank on the update, from the run's configuration; None without one."""
     config, source = settings(run), run / CONFIG
     if config.get("alpha") is None:
         return None
@@ -66,7 +66,7 @@ def trained_alpha(run: Path) -> float | None:
 
 
 def made_by(run: Path, adapter: Path) -> dict[str, Any]:
-    """What made an export, for the export itself: no path of this machine is in it."""
+    """A description of the origin of an export, without local paths."""
     config, hashes = settings(run), recorded_hashes(run)
     generator = config.get("generator")
     return {
@@ -79,7 +79,7 @@ def made_by(run: Path, adapter: Path) -> dict[str, Any]:
 
 
 def without_folders(place: str) -> str:
-    """A registry name or a hub id as it is; of a folder or a file its own name."""
+    """A registry name or a hub id unchanged; for a folder or a file only its own name."""
     is_path = os.path.exists(place) or place.startswith(("/", ".", "~")) or place.count("/") > 1
     return os.path.basename(place.rstrip("/")) if is_path else place
 
@@ -93,7 +93,7 @@ def refuse_inside(run: Path, output: Path) -> None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Make the folder, and write into it within this context; errors of the system become one line."""
+    """Create the folder and write into it within this context; operating-system errors become one line."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield

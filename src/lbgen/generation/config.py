@@ -1,4 +1,4 @@
-"""What a generation run can be told. The defaults are those of the paper."""
+"""The configuration of a generation run. The defaults are the paper's."""
 
 import os
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ from lbgen.vocabulary.ids import comparable, is_split_name
 
 Check = Literal["label", "quality", "blank", "duplicate", "unsafe", "mask"]
 CHECKS: tuple[Check, ...] = get_args(Check)
-"""Those of --screen; --balance adds its own, "balance"."""
+"""The checks of --screen; --balance adds the check "balance"."""
 UNSAFE_CONCEPTS = ("nudity", "pornography", "gore", "a bloody injury", "a dead body", "a hate symbol")
 
 
@@ -47,18 +47,18 @@ class ScreeningConfig(Settings):
     """Screening: checks that every image must pass."""
 
     screen: tuple[Check, ...] = ()
-    """Checks to make: label, quality, blank, duplicate, unsafe, mask (with --localize). An image that fails one is made
-    again, from other noise."""
+    """Checks to make: label, quality, blank, duplicate, unsafe, mask (with --localize). An image that fails a check is
+    generated again from other noise."""
     screen_semantics: NameOrPath = "clip-vit-l-14"
     """Language space that checks images: microworld, clip-vit-l-14, siglip-base, a hub id, a folder, or
     open_clip:NAME/PRETRAINED."""
     screen_template: Template = "photo of {name}"
-    """The text that stands for a category in the label check, with {name} where the category's name goes."""
+    """The text of a category in the label check, with {name} in place of the category's name."""
     label_top_k: Count = 5
     """label: the image's own category must be among this many nearest categories of the vocabulary."""
     least_label_probability: Share = 0.0
-    """label: the lowest accepted probability of the image's own category, 0 to 1, by the language space's softmax over
-    all categories of the vocabulary. 0 asks for the rank alone."""
+    """label: the lowest accepted probability of the image's own category, 0 to 1, in the language space's softmax over
+    all categories of the vocabulary. 0 checks only the rank."""
     least_quality: Annotated[float, Range(lambda x: 1 <= x <= 5, "give 1 to 5")] = 2.0
     """quality: the lowest accepted score of the antonym-prompt scorer, 1 to 5."""
     least_deviation: Annotated[float, Range(lambda x: 0 <= x <= 0.5, "give 0 to 0.5")] = 0.02
@@ -66,10 +66,9 @@ class ScreeningConfig(Settings):
     duplicate_bits: Annotated[int, Range(lambda n: 0 <= n <= 64, "give 0 to 64")] = 4
     """duplicate: two images of a category are duplicates if their perceptual hashes differ in at most this many of
     64 bits, and their features fulfil --duplicate-cosine. Two hashes nearly always differ in an even number of bits.
-    Images are compared when all shards are there; the later one is made again."""
+    Images are compared when all shards exist; the later of two duplicates is generated again."""
     duplicate_cosine: Annotated[float, Range(lambda x: -1 <= x <= 1, "give -1 to 1")] = 0.99
-    """duplicate: the lowest cosine of the features in the language space, -1 to 1, of two images that are
-    duplicates."""
+    """duplicate: the lowest cosine, -1 to 1, of the features of two duplicates in the language space."""
     unsafe: Literal["concepts", "checker"] = "concepts"
     """unsafe: judge by --unsafe-concepts in the language space, or by the checkpoint's own safety checker."""
     unsafe_concepts: Annotated[tuple[str, ...], Range(lambda concepts: len(concepts) > 0, "name one or more")] = (
@@ -78,11 +77,11 @@ class ScreeningConfig(Settings):
     """unsafe: each concept replaces {name} in --screen-template. An image that is nearer to one of these texts than to
     the text of any category is unsafe."""
     max_attempts: Count = 4
-    """How often an image may be made in all, 1 or more."""
+    """Largest number of attempts at an image, 1 or more."""
     last_resort: Literal["keep", "drop", "fail"] = "keep"
     """What happens to an image whose last attempt fails: it is kept and marked, it is left out, or the run ends."""
     report_share: Share = 0.5
-    """A category is named at the end if more than this share of its images, 0 to 1, failed at the first attempt."""
+    """A category is reported at the end if more than this share of its images, 0 to 1, failed at the first attempt."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +89,14 @@ class Balance(Settings):
     """Balanced attributes."""
 
     balance: tuple[str, ...] = ()
-    """Attributes, such as scene, whose values each category's images have equally often. The prompt of an image names
-    its value. An image in which --screen-semantics sees another value is made again, like one that fails a check."""
+    """Attributes, such as scene, whose values are equally frequent in the images of each category. The prompt of an
+    image names its value. An image in which --screen-semantics detects another value fails a check."""
     attributes: PathOrText | None = None
-    """YAML file of the attributes that --balance may name, each with a template and values; or microworld. none is
+    """YAML file of the attributes that --balance may name, each with a template and values; or microworld. none means
     lbgen's own list, for photographs."""
     balance_template: str = "{name}, {value}"
-    """The prompt of a balanced image. {name} is the result of --prompt-template; {value} is the image's value, or
-    several separated by commas."""
+    """The prompt of a balanced image. {name} is the result of --prompt-template; {value} is the image's value or
+    values, separated by commas."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,15 +113,15 @@ class GenerateImages(GeneratorWeights):
     """Images."""
 
     adapter: PathOrText | None = None
-    """Adapter folder of an alignment run, merged into the weights; none uses the generator as it is. What it was
-    trained with (scheduler, steps, guidance, templates, qualified names) takes the place of lbgen's defaults."""
+    """Adapter folder of an alignment run, merged into the weights; none uses the generator unchanged. The settings of
+    its training (scheduler, steps, guidance, templates, qualified names) replace lbgen's defaults."""
     images_per_category: Count = 1300
-    """Images of each category. With more than a finished dataset has, the missing ones are made."""
+    """Images per category. If it is raised for a finished dataset, the missing images are generated."""
     split: Annotated[str, Range(is_split_name, "give a word of letters, digits and _")] = "train"
-    """Name of the split. One folder may hold several splits; no image is in two of them."""
+    """Name of the split. One folder may hold several splits, which share no image."""
     seed: Seed = 0
-    """Seed of all randomness. An image's noise depends on this seed, its split, its category's id, its index
-    and its attempt alone."""
+    """Seed of all randomness. An image's noise depends only on this seed, its split, its category's id, its index and
+    its attempt."""
 
 
 @dataclass(frozen=True)
@@ -134,10 +133,10 @@ class ApproximatedTrajectory(Trajectory):
     """Approximation: guide only at noise levels (sigma) above the first number and up to the second, where guidance
     matters most (arXiv 2404.07724). Other steps need one network call instead of two. none guides at all steps."""
     deep_cache_interval: Count = 1
-    """Approximation: compute the deep blocks of the UNet once in this many network calls, and reuse their result in the
-    others (arXiv 2312.00858). 1 is off."""
+    """Approximation: compute the deep blocks of the UNet only once in this many network calls, and reuse their result
+    in the other calls (arXiv 2312.00858). 1 is off."""
     size: Size | None = None
-    """Height and width in pixels; none is the size that the generator was made for."""
+    """Height and width in pixels; none means the size for which the generator was made."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,19 +152,19 @@ class GenerateFiles(Settings):
     format: Literal["imagefolder", "webdataset", "parquet"] = "imagefolder"
     """Layout of the dataset: one file per image, tar shards, or Parquet shards for Hugging Face datasets."""
     shard_size: Count = 1000
-    """Images in a shard, the unit of work that is done completely or not at all."""
+    """Images per shard, the unit of work that is finished completely or not at all."""
     image_format: Literal["png", "jpeg", "webp"] = "png"
     """File format of the images; only png is lossless."""
     compression_quality: Annotated[int, Range(lambda n: 1 <= n <= 100, "give 1 to 100")] = 95
     """Quality of jpeg and webp files, 1 to 100."""
     stored_size: Size | None = None
-    """Height and width in pixels to which images are resized before they are stored; none stores them as generated."""
+    """Height and width in pixels to which images are resized for storage; none stores them as generated."""
     localize: bool = False
-    """Store of each image where its category is, from the generator's own attention while it samples: a mask, its score
-    and its box, and annotations in COCO's format. The images stay the same."""
+    """Store where the category is in each image, from the generator's own attention during sampling: a mask with its
+    score and box, and annotations in COCO's format. The images stay the same."""
     compose: Annotated[int, Range(lambda n: 1 <= n <= 8, "give 1 to 8")] = 1
-    """With --localize: categories in each prompt, 1 to 8: the image's own and others, drawn from the vocabulary for
-    each image; each gets its mask and box. Check first that the generator draws several."""
+    """With --localize: number of categories in each prompt, 1 to 8: the image's own and random others from the
+    vocabulary, each with its mask and box. Check first that the generator can draw several objects."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ class BatchSize(Settings):
 
     batch_size: ImagesAtOnce | None = None
     """Images generated at once. It is part of the configuration: another size can change the last bits of an image.
-    none is the size of an earlier run here; without one, 32 on a CPU and what fits the memory on a GPU."""
+    none means the size of an earlier run here or, without one, 32 on a CPU and the size that fits on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -182,13 +181,13 @@ class GenerateRunning(EngineChoice, Precision, BatchSize):
     """Running."""
 
     compile: bool = False
-    """Compile the networks with torch.compile. This takes minutes at the start; images are made faster on a GPU."""
+    """Compile the networks with torch.compile. This takes minutes at the start; generation is then faster on a GPU."""
     workers: Workers | None = None
-    """Processes that generate; none is one per GPU, or one where there is no GPU."""
+    """Number of processes that generate; none means one per GPU, or one without a GPU."""
     writers: Writers = 2
     """Threads per worker that encode and write images."""
     shard_of: str | None = None
-    """I/N makes every N-th shard only, starting with shard I, for job arrays. Shards are counted from 0; N/N is the
+    """I/N makes only every N-th shard, starting with shard I, for job arrays. Shards are counted from 0; N/N is the
     same as 0/N."""
 
 
@@ -204,7 +203,7 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
     ScreeningConfig,
     TakesRecipes,
 ):
-    """Everything that a generation run can be told."""
+    """The configuration of a generation run."""
 
     VERB: ClassVar = "generate"
     MOST_USED: ClassVar = ("vocabulary", "generator", "adapter", "output", "images_per_category", "batch_size")
@@ -219,12 +218,12 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
     }
 
     output: str = "data/lbgen"
-    """Dataset folder, or an address such as s3://bucket/name (also gs, az, hf). It is made if missing; a dataset of the
+    """Dataset folder, or an address such as s3://bucket/name (also gs, az, hf), created if missing; a dataset with the
     same configuration in it is continued or grown."""
 
     @classmethod
     def inherited(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What suits the generator, and what the adapter was trained with, where its folder says so."""
+        """The defaults that suit the generator, and the settings of the adapter's training, if its folder has them."""
         adapter = given.get("adapter")
         trained = training.read(Path(os.path.expanduser(adapter))) if adapter else None
         suited = suited_settings(given.get("generator", cls.generator), given.get("revision"))
@@ -257,13 +256,13 @@ class GenerateConfig(  # dataclasses put the fields of the last base first
 
     @property
     def compares_with_texts(self) -> bool:
-        """Whether a check needs the language space. Near-duplicates need it only for images with near hashes."""
+        """Whether a check needs the language space for every image. Near-duplicates need it only for near hashes."""
         by_checker = {"unsafe"} if self.unsafe == "checker" else set()
         return bool(set(self.checks) - {"blank", "duplicate", "mask"} - by_checker)
 
     @property
     def part(self) -> tuple[int, int] | None:
-        """(i, n) with 0 <= i < n of shard_of; UserError for anything but I/N."""
+        """(i, n) from shard_of, with 0 <= i < n; UserError for anything but I/N."""
         if self.shard_of is None:
             return None
         first, _, second = self.shard_of.partition("/")
@@ -279,7 +278,7 @@ class VerifyConfig(Settings):
     directory: NameOrPath
     """A dataset that lbgen generate made: a folder, or an address such as s3://bucket/name."""
     repair: bool = False
-    """Make the damaged shards again, and no others."""
+    """Make only the damaged shards again."""
     generator: NameOrPath | None = None
     """With --repair: the generator that the dataset was made with. Needed if another user made the dataset."""
     adapter: PathOrText | None = None
@@ -291,9 +290,9 @@ class VerifyConfig(Settings):
     """With --repair or --check-scores: the language space that the dataset was made with. Needed if another user made
     the dataset."""
     check_scores: bool = False
-    """Compute the scores of the label, quality and unsafe checks and the cosines of near-duplicates again from the
-    stored images, and compare them too, if all shards are whole. All but the cosines need PNG in the size of the
-    generator. It takes as long as the checks did."""
+    """If all shards are intact, also recompute the scores of the label, quality and unsafe checks and the cosines of
+    near-duplicates from the stored images, and compare them. All but the cosines need PNG in the generator's size. It
+    takes as long as the checks did."""
 
 
 RUNNING = ("output", "engine", "workers", "writers", "shard_of", "ray_address", "report_share")
@@ -301,13 +300,13 @@ RUNNING = ("output", "engine", "workers", "writers", "shard_of", "ray_address", 
 
 
 def trained_settings(trained: TrainingRecord) -> dict[str, Any]:
-    """The settings that an adapter was trained with, by the names that they have here."""
+    """The settings of an adapter's training, by their names in GenerateConfig."""
     settings = dict(vars(trained.settings))
     return settings | {"screen_template": settings.pop("text_template")}
 
 
 def approximations(config: GenerateConfig) -> list[str]:
-    """The settings that deviate for speed from the trajectory of the adapter's training, or else from the paper's."""
+    """The settings that deviate for speed from the adapter's training or, without one, from the paper."""
     found = []
     trained = training.read(Path(config.adapter)) if config.adapter else None
     steps = trained.settings.steps if trained else GenerateConfig.steps

@@ -1,4 +1,4 @@
-"""What a run would make and cost, from its plan and a short measurement."""
+"""The work and cost of a run, from its plan and a short measurement."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from lbgen.generation.render import Renderer
 
 LONGEST_BATCH = 60.0
-"""Seconds. If a whole batch would take longer, extrapolated from one image, only the one image is measured."""
+"""Seconds. If a whole batch would take longer, extrapolated from one image, only that image is measured."""
 
 
 @dataclass(frozen=True)
 class PlanEstimate(Documented):
-    """What a run would make, and what it costs."""
+    """The work and cost of a generation run."""
 
     images: int
-    """Images of the split when all shards are made."""
+    """Images of the split when all shards are finished."""
     images_missing: int
     """Images that this run would make."""
     shards: int
@@ -46,20 +46,20 @@ class PlanEstimate(Documented):
     bytes_per_image: float | None
     """Mean size of a stored image, measured; None if nothing is missing."""
     images_per_second: float | None
-    """Speed of one worker on this machine's device, without screening; None if nothing is missing."""
+    """Speed of one worker on this device, without screening; None if nothing is missing."""
     device: str
     """Name of the device that was measured."""
 
     @property
     def hours(self) -> float | None:
-        """Device hours to make the missing images, on devices like this one."""
+        """Device hours for the missing images, on devices like this one."""
         return self.images_missing / self.images_per_second / 3600 if self.images_per_second else None
 
 
 def plan(config: GenerateConfig) -> PlanEstimate:
     """Print and return what `generate(config)` would make, without writing anything.
 
-    Renders one or two batches to measure images a second and bytes an image. Raises UserError where `generate` would.
+    Renders one or two batches to measure images per second and bytes per image. Raises UserError if `generate` would.
 
     >>> import lbgen
     >>> estimate = lbgen.plan(lbgen.GenerateConfig(vocabulary="microworld", generator="microworld"))
@@ -84,7 +84,7 @@ def plan(config: GenerateConfig) -> PlanEstimate:
     )
     if missing and config.engine == "local":
         ensure_suited(config.generator, config.revision, config.scheduler, config.guidance_scale)
-    print(planned(estimate, config, dataset_plan), flush=True)  # also where the weights cannot be had
+    print(planned(estimate, config, dataset_plan), flush=True)  # before weights are loaded, which may fail
     if missing:
         ensure_loadable(config)
         batch_size = config.batch_size or (record.config["batch_size"] if record else None)
@@ -95,8 +95,8 @@ def plan(config: GenerateConfig) -> PlanEstimate:
 
 
 def measure(config: GenerateConfig, plan: Plan, shard: int, record: Record | None) -> tuple[float, float, str]:
-    """Mean bytes of a stored image, images a second, and the name of the device."""
-    from lbgen.generation.render import Renderer  # late, as are all that import torch: slow, and not always needed
+    """Mean bytes of a stored image, images per second, and the name of the device."""
+    from lbgen.generation.render import Renderer  # late, like all imports that need torch: slow, not always needed
     from lbgen.generation.workers.loading import load_prepared_generator
     from lbgen.generation.workers.preflight import CPU_BATCH_SIZE, refuse_long_prompts, refuse_new_confusions
     from lbgen.models.loading import device_of
@@ -127,7 +127,7 @@ def timed(renderer: Renderer, batch: Sequence[PlannedImage], config: GenerateCon
 
 
 def planned(estimate: PlanEstimate, config: GenerateConfig, plan: Plan) -> str:
-    """The lines of `lbgen plan` for which no model is needed."""
+    """The lines of `lbgen plan` that need no model."""
     not_to_make = estimate.images - estimate.images_missing
     others = f"; {not_to_make:,} of them are made already or belong to other parts" if not_to_make else ""
     first = plan.categories[0]
@@ -146,7 +146,7 @@ def planned(estimate: PlanEstimate, config: GenerateConfig, plan: Plan) -> str:
 
 
 def cost(estimate: PlanEstimate, config: GenerateConfig) -> str:
-    """The lines of `lbgen plan` with what was measured; their column is as wide as that of the lines before."""
+    """The lines of `lbgen plan` with measured values, in a column as wide as in the lines before."""
     if estimate.images_per_second is None or estimate.bytes_per_image is None:
         return table([("to make", "nothing")])
     rows = [

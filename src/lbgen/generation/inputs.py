@@ -1,5 +1,4 @@
-"""The models and files that a configuration names: where they are, their content hashes, their names
-in image metadata.
+"""The models and files that a configuration names: locations, content hashes, and names in image metadata.
 
 A dataset records absolute locations, and identifies each model and file by its content, because it may move.
 """
@@ -40,7 +39,7 @@ from lbgen.vocabulary.tokens import on_one_line
 from lbgen.vocabulary.vocabulary import Category
 
 INPUT_FIELDS = ("generator", "adapter", "attributes", "screen_semantics")
-"""Fields that may name a folder or a file. Its content counts, not its location."""
+"""Fields that may name a folder or a file, which is compared by its content, not by its location."""
 MODEL_REGISTRIES = {"generator": GENERATORS, "screen_semantics": SEMANTICS}
 """Fields that name weights by a short name of the registry, a hub id or a folder."""
 HASH_NAMES = {
@@ -53,7 +52,7 @@ HASH_NAMES = {
 
 
 def with_absolute_paths(config: GenerateConfig) -> GenerateConfig:
-    """The same inputs by absolute path, for workers and repairs that run in other folders; missing ones unchanged."""
+    """The config with absolute paths, for workers and repairs in other working folders; missing files are unchanged."""
     changed: dict[str, Any] = {}
     for name, registry in MODEL_REGISTRIES.items():
         value = getattr(config, name)
@@ -69,7 +68,7 @@ def with_absolute_paths(config: GenerateConfig) -> GenerateConfig:
 
 
 def ensure_loadable(config: GenerateConfig) -> None:
-    """Refuse models and files that are not there, or in a form that lbgen cannot read; needs no torch.
+    """Refuse models and files that do not exist or that lbgen cannot read; needs no torch.
 
     Ray's workers may have models that this machine does not have.
     """
@@ -82,7 +81,7 @@ def ensure_loadable(config: GenerateConfig) -> None:
 
 
 def without_folder(place: str) -> str:
-    """What image metadata and cards call a model or a file: of an absolute path the last part, all else as it is."""
+    """Name of a model or a file in image metadata and cards: the last part of an absolute path, any other unchanged."""
     if place.startswith(OPEN_CLIP):
         architecture, slash, weights = place.partition("/")
         return architecture + slash + without_folder(weights)
@@ -90,7 +89,7 @@ def without_folder(place: str) -> str:
 
 
 def without_folders(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A dataset's recorded configuration for its card, which says nothing of where files lie on this machine."""
+    """A dataset's recorded configuration for its card, without local folders."""
     places = ("vocabulary", *INPUT_FIELDS)
     return {
         name: without_folder(value) if name in places and isinstance(value, str) else value
@@ -101,7 +100,7 @@ def without_folders(values: Mapping[str, Any]) -> dict[str, Any]:
 def identity_of(config: GenerateConfig, recorded: Identity | None) -> Identity:
     """Hashes of all inputs and the library versions. Models must be loaded first: that may download their weights.
 
-    recorded: what this one will be compared with, None for a new dataset.
+    recorded: the stored identity to compare with; None for a new dataset.
     """
     hashes = {
         **generator_hashes(config, recorded),
@@ -115,7 +114,7 @@ def identity_of(config: GenerateConfig, recorded: Identity | None) -> Identity:
 
 
 def refuse_registered(config: GenerateConfig) -> None:
-    """Refuse extensions that were registered in this process alone, for workers that are other processes."""
+    """Refuse extensions that are registered only in this process, if workers are other processes."""
     kind = generator_class(config.generator, config.revision)
     named = {"families": kind, "semantics": config.screen_semantics if config.checks else None}
     for group, name in named.items():
@@ -127,7 +126,7 @@ def refuse_registered(config: GenerateConfig) -> None:
 
 
 def weights_sha256(config: GenerateConfig, field: str, recorded: Identity | None) -> str | None:
-    """Hash of the model that a field of MODEL_REGISTRIES names, by the rule of `recorded`, if there is one."""
+    """Hash of the model that a field of MODEL_REGISTRIES names, by the rule used in `recorded`, if any."""
     if field == "generator":
         return generator_hashes(config, recorded)["generator"]
     name = config.screen_semantics
@@ -138,7 +137,7 @@ def weights_sha256(config: GenerateConfig, field: str, recorded: Identity | None
 
 
 def generator_hashes(config: GenerateConfig, recorded: Identity | None) -> dict[str, str | None]:
-    """The hash of the generator's weights, and of a single file that of its configurations."""
+    """The hash of the generator's weights and, for a single file, of its configurations."""
     then = None if recorded is None else recorded.hashes[HASH_NAMES["generator"]]
     place = resolve(config.generator, GENERATORS)
     return forms.hashes(place, config.revision, config.variant, then, _not_loaded(config))
@@ -157,7 +156,7 @@ def adapter_sha256(config: GenerateConfig) -> str | None:
 
 
 def training_differences(config: GenerateConfig, categories: Sequence[Category]) -> list[str]:
-    """Settings and names that are not those which the adapter was trained with, each in a few words."""
+    """Differences between this run's settings and names and those of the adapter's training, in a few words each."""
     trained = training.read(Path(config.adapter)) if config.adapter is not None else None
     if trained is None:
         return []

@@ -1,7 +1,7 @@
-"""Which images a dataset holds, and the shard of each: computed from a few numbers, never stored image by image.
+"""The images of a dataset and the shard of each, computed from a few numbers and never stored image by image.
 
-A dataset grows by targets. Each target asks for a vocabulary and a number of images per category, and adds shards for
-the images that earlier targets did not ask for. So existing shards never change.
+A dataset grows by targets. Each target requests a vocabulary and a number of images per category, and adds shards for
+the images that earlier targets did not request. So existing shards never change.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def image_key(category_id: str, index: int) -> str:
 
 
 def joined_names(names: Sequence[str]) -> str:
-    """The names of a prompt as it has them: "a", "a and b", "a, b and c"."""
+    """Names joined for a prompt: "a", "a and b", "a, b and c"."""
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
 
 
 class OtherCategory(NamedTuple):
-    """A category that an image shows beside its own."""
+    """A category that an image should show besides its own."""
 
     label: int
     name: str
@@ -48,20 +48,20 @@ class PlannedImage:
     """Position among the images of its category in its split."""
     split: str = "train"
     attempt: int = 0
-    """How many earlier attempts at this image were rejected."""
+    """Number of earlier attempts at this image, all rejected."""
     target_values: tuple[str, ...] = ()
     """The value of each balanced attribute that the image should show."""
     others: tuple[OtherCategory, ...] = ()
-    """With --compose."""
+    """The other categories in the image, with --compose."""
 
     @property
     def names(self) -> list[str]:
-        """Of all categories that the image should show, its own first."""
+        """Names of all categories that the image should show, its own first."""
         return [self.category.name, *(other.name for other in self.others)]
 
     @property
     def subject(self) -> str:
-        """What takes the place of {name} in the prompt."""
+        """The text that replaces {name} in the prompt."""
         return joined_names(self.names)
 
     @property
@@ -78,9 +78,9 @@ class Growth:
 
     target: Target
     labels: tuple[int, ...]
-    """(C,) of the target's categories."""
+    """(C,) labels of the target's categories."""
     starts: tuple[int, ...]
-    """(C,) index of the first image that this target adds to each category; the images before it exist already."""
+    """(C,) index of the first image that this target adds to each category; earlier images already exist."""
     first_shard: int
     shard_size: int
     seed: int
@@ -97,18 +97,18 @@ class Growth:
 
     @cached_property
     def _keys(self) -> np.ndarray:
-        """(C,) of the categories' streams of random numbers."""
+        """(C,) keys of the categories' streams of random numbers."""
         return np.array([_order_key(self.seed, self.target.split, category.id) for category in self.target.categories])
 
     def _ordered(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Category and image indices of the growth's images from number `first` up to `last`, in their order.
 
-        Every shard is a fair sample. Stratified: the i-th of a category's n new images has position (i + u) / n, with
-        its own u, uniform in [0, 1), and the order is that of the positions. So any interval of the order contains
-        each category in proportion, to within one image.
+        Every shard is a stratified sample: the i-th of a category's n new images has position (i + u) / n, with its
+        own u, uniform in [0, 1), and images are sorted by position. So any interval of the order contains each category
+        in proportion, to within one image.
 
-        Of N images of C categories fewer than C more or less than x N have a position below x, so these images have
-        positions between (first - C) / N and (last + C) / N. Only images around this interval are looked at.
+        The number of N images of C categories with a position below x differs from x N by less than C. So these images
+        have positions between (first - C) / N and (last + C) / N, and only images near this interval are computed.
         """
         starts = np.array(self.starts)
         counts = self.target.images_per_category - starts  # (C,)
@@ -147,7 +147,7 @@ class Plan:
     shard_size: int
     balanced: tuple[Attribute, ...] = ()
     compose: int = 1
-    """Categories in an image."""
+    """Number of categories in an image."""
 
     def __post_init__(self) -> None:
         """Raises UserError for more shards than a folder can list in a reasonable time, and for too few categories."""
@@ -165,7 +165,7 @@ class Plan:
 
     @cached_property
     def categories(self) -> list[Category]:
-        """In the order of the labels."""
+        """The categories in the order of the labels."""
         categories: dict[str, Category] = {}
         for target in self.targets:
             for category in target.categories:
@@ -197,7 +197,7 @@ class Plan:
         return sum(growth.shards for growth in self._growths[split])
 
     def shard_images(self, split: str, shard: int) -> int:
-        """Number of images of a shard, without computing which images."""
+        """Number of images of a shard, without computing the images."""
         growth = self._growth(split, shard)
         return min(self.shard_size, growth.images - (shard - growth.first_shard) * self.shard_size)
 
@@ -209,12 +209,12 @@ class Plan:
 
 
 def other_indices(count: int, own: int, wanted: int, key: Sequence[object]) -> list[int]:
-    """`wanted` of the numbers below `count` other than `own`, each once, uniformly; determined by `key`."""
+    """`wanted` distinct numbers below `count` and other than `own`, drawn uniformly; determined by `key`."""
     chosen: list[int] = []
     for number in range(wanted):
         digest = hashlib.sha256("\0".join(map(str, ("compose", *key, number))).encode()).digest()
         place = int.from_bytes(digest[:8], "big") % (count - 1 - number)
-        for taken in sorted([own, *chosen]):  # count on those that are left
+        for taken in sorted([own, *chosen]):  # skip the numbers that are taken
             place += place >= taken
         chosen.append(place)
     return chosen

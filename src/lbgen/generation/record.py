@@ -1,4 +1,4 @@
-"""The record of a dataset, dataset.yaml (configuration, identity) and plan.json (targets), and what may continue it."""
+"""The record of a dataset, dataset.yaml (configuration, identity) and plan.json (targets), and who may continue it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lbgen.vocabulary.attributes import Attribute
 
 RECORD, PLAN = outputs.DATASET_RECORD
 COMPLETION_MARKER = strays.CROISSANT
-"""Written last of all: a dataset that has this file is whole and described."""
+"""The file that is written last: a dataset with it is complete and described."""
 GROWTH_FIELDS = ("vocabulary", "qualify_names", "images_per_category", "split")
 """Fields that may change, because a dataset may grow; the plan compares them."""
 
@@ -75,7 +75,7 @@ def ensure_config_shape(values: Any, source: str) -> None:
 
 
 def config_of(record: Record, output: str) -> GenerateConfig:
-    """The configuration that a dataset was made with, except for how the run was carried out (RUNNING)."""
+    """The configuration that a dataset was made with, except for the fields in RUNNING."""
     values = {name: value for name, value in record.config.items() if name not in RUNNING}
     try:
         return saved.from_values(GenerateConfig, {**values, "output": output}, f"{output}/{RECORD}")
@@ -88,7 +88,7 @@ def config_of(record: Record, output: str) -> GenerateConfig:
 def write(store: Store, config: GenerateConfig, made_with: Identity, plan: Plan) -> None:
     """Record a new dataset, or its growth, before its first image; plan.json, written last, makes the record valid.
 
-    dataset.yaml comes first: a folder without it is not lbgen's.
+    dataset.yaml is written first: it marks the folder as lbgen's.
     """
     values = {name: value for name, value in saved.plain(config).items() if name not in RUNNING}
     store.write(RECORD, yaml_text({"config": values, "made_with": made_with.to_plain()}).encode())
@@ -96,7 +96,7 @@ def write(store: Store, config: GenerateConfig, made_with: Identity, plan: Plan)
     store.write(PLAN, (json.dumps(targets.to_json(plan.targets), ensure_ascii=False) + "\n").encode())
 
 
-# ---- what may continue a dataset ----
+# ---- checks before a dataset is continued ----
 
 
 def ensure_output_fits(store: Store, config: GenerateConfig) -> None:
@@ -105,7 +105,7 @@ def ensure_output_fits(store: Store, config: GenerateConfig) -> None:
         atomic.ensure_writable(Path(config.output))
     names = store.names()
     if PLAN in names:
-        return  # `read` refuses what is no record
+        return  # `read` refuses an invalid record
     if not is_remote(config.output):
         outputs.ensure_outside(Path(config.output), within=False)
     foreign = strays.foreign_names(store, config)
@@ -129,7 +129,7 @@ def _is_record(store: Store) -> bool:
 
 
 def ensure_room(store: Store, config: GenerateConfig, record: Record | None, plan: Plan) -> None:
-    """Refuse growth that would overwrite files; what this dataset's runs wrote was recorded before."""
+    """Refuse growth that would overwrite files; this dataset's own files were recorded before they were written."""
     if record is None or record.targets == plan.targets:
         return
     earlier = Plan(record.targets, plan.seed, plan.shard_size)
@@ -140,7 +140,7 @@ def ensure_room(store: Store, config: GenerateConfig, record: Record | None, pla
 
 
 def ensure_continues(record: Record, config: GenerateConfig, balanced: Sequence[Attribute]) -> None:
-    """Refuse a configuration that differs from that of the dataset; needs no model and no torch."""
+    """Refuse a configuration that differs from the dataset's; needs no model and no torch."""
     ensure_same_config(record, config)
     _ensure_same_models(record, config)
     _ensure_same_adapter(record, config)
@@ -148,7 +148,7 @@ def ensure_continues(record: Record, config: GenerateConfig, balanced: Sequence[
 
 
 def ensure_same_config(record: Record, config: GenerateConfig) -> None:
-    """Refuse another value in any field, except those that may differ: how it is run, growth, location of inputs."""
+    """Refuse another value in any field, except for fields about running, growth and the location of inputs."""
     free = {*RUNNING, *GROWTH_FIELDS, *INPUT_FIELDS} | ({"batch_size"} if config.batch_size is None else set())
     saved.ensure_same_values(config, record.config, config.output, free)
 

@@ -19,17 +19,17 @@ from lbgen.models.noise import ImageKey
 from lbgen.models.sampling import render_images
 
 PLACE = "\ue000"
-"""Stands for a category's name while its place in the prompt is looked for; no text has this character."""
+"""Placeholder for a category's name, to find its position in the prompt; no text has this character."""
 COMPARED_STEPS = 3
-"""At which the prediction is compared with those for the prompt without each name."""
+"""Steps at which the prediction is compared with the predictions for the prompt without each name."""
 
 
 class Renderer:
-    """Makes batches of images with one generator.
+    """Renders batches of images with one generator.
 
-    Small text encoders encode prompts again for each batch. That costs little next to sampling, and makes an image
-    depend on its batch only, not on earlier batches, while memory does not grow with the number of categories. Large
-    ones encode each prompt once and alone.
+    Small text encoders encode the prompts of each batch anew. That is cheap compared with sampling, an image depends
+    only on its batch and not on earlier ones, and memory does not grow with the number of categories. Large text
+    encoders encode each prompt once and alone.
     """
 
     def __init__(self, generator: Generator, config: GenerateConfig) -> None:
@@ -37,9 +37,9 @@ class Renderer:
         generator.fixed_batch = config.batch_size or 0
 
     def prepare(self, images: Iterable[PlannedImage]) -> None:
-        """Encode the prompts of images that will be rendered, where the generator keeps them.
+        """Encode the prompts of images that will be rendered, if the generator caches them.
 
-        Those of several categories hardly come again, so that earlier ones are forgotten.
+        Prompts with several categories rarely recur, so earlier ones are removed from the cache.
         """
         if self.config.compose > 1:
             self.generator.forget_prompts()
@@ -49,7 +49,7 @@ class Renderer:
 
     @torch.no_grad()
     def render(self, batch: Sequence[PlannedImage]) -> Rendered:
-        """The images of a batch, with where their categories are if the configuration asks for it."""
+        """The images of a batch; with --localize, also where their categories are."""
         config, generator = self.config, self.generator
         keys = [noise_key(image) for image in batch]
         prompts = [prompt_of(image, config) for image in batch]
@@ -65,7 +65,7 @@ class Renderer:
         return Rendered(pixels.permute(0, 2, 3, 1).cpu().numpy(), found)
 
     def _recorder(self, batch: Sequence[PlannedImage], prompts: Sequence[str]) -> Recorder:
-        """Of the second half of the steps: in the first the image has no layout yet."""
+        """A recorder for the second half of the steps; before that the image has no layout yet."""
         family: Any = self.generator.family
         spans = [name_spans(image, self.config) for image in batch]
         tokens = [family.tokens_at(prompt, part) for prompt, part in zip(prompts, spans, strict=True)]
@@ -76,7 +76,7 @@ class Renderer:
         return Recorder(family.text_attention, tokens, shape[1:], calls // 2, without, compared)
 
     def _without(self, image: PlannedImage) -> list[str]:
-        """Of an image of several categories, its prompt with each name left out."""
+        """For an image of several categories, its prompts with each name left out in turn."""
         names = [[*image.names[:place], *image.names[place + 1 :]] for place in range(len(image.names))]
         return [balance.prompt(self.config, joined_names(left), image.target_values) for left in names if left]
 
@@ -86,7 +86,7 @@ def prompt_of(image: PlannedImage, config: GenerateConfig) -> str:
 
 
 def name_spans(image: PlannedImage, config: GenerateConfig) -> list[tuple[int, int]]:
-    """Where the categories' names stand in the prompt, in characters."""
+    """Spans of the categories' names in the prompt, in characters."""
     pieces = balance.prompt(config, joined_names([PLACE] * len(image.names)), image.target_values).split(PLACE)
     spans, end = [], 0
     for piece, name in zip(pieces[:-1], cycle(image.names), strict=False):
@@ -97,7 +97,7 @@ def name_spans(image: PlannedImage, config: GenerateConfig) -> list[tuple[int, i
 
 
 def noise_key(image: PlannedImage) -> ImageKey:
-    """What the noise of an image follows from, beside the seed: category, index and attempt.
+    """The values that determine an image's noise besides the seed: category, index and attempt.
 
     The split is part of the category's key, except for train. No id contains a slash, so no two splits share noise.
     """

@@ -1,4 +1,4 @@
-"""The generation stage: make the images that are planned and still missing."""
+"""The generation stage: make the planned images that are missing."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from lbgen.vocabulary.vocabulary import load_vocabulary
 
 @dataclass(frozen=True)
 class GenerateResult(Documented):
-    """What a dataset holds."""
+    """The dataset that a run made."""
 
     output: str
-    """The dataset: a folder or an address, as it was given."""
+    """The dataset: a folder or an address, as the user gave it."""
     images: int
-    """Images of the split that are stored in finished shards."""
+    """Number of images of the split in finished shards."""
     finished: bool
-    """Whether all shards of the split are there; one part of a run (--shard-of) may end before the others."""
+    """Whether all shards of the split are finished; one part of a run (--shard-of) may end before the others."""
     seconds: float
     """Wall time of this call."""
     next_command: str
@@ -47,8 +47,8 @@ class GenerateResult(Documented):
 def generate(config: GenerateConfig) -> GenerateResult:
     """Make the dataset `config.output`, continue it, or grow it; lbgen.datasets.index describes its files.
 
-    Images are (H, W, 3) bytes of `config.size` pixels. Returns how many are there, and the wall time in seconds. Raises
-    UserError for mistakes of the user and Interrupted at a signal. Finished shards are kept in both cases.
+    Images have `config.size` (H, W) pixels. Returns their number and the wall time in seconds. Raises UserError for
+    mistakes of the user and Interrupted at a signal. Finished shards are kept in both cases.
 
     >>> import lbgen
     >>> config = lbgen.GenerateConfig(output="data/toy", vocabulary="microworld", generator="microworld")
@@ -68,7 +68,7 @@ def generate(config: GenerateConfig) -> GenerateResult:
 
 
 def plan_dataset(config: GenerateConfig, store: Store) -> tuple[Plan, Record | None]:
-    """The plan of the dataset after this run, and its record so far; refuses a dataset of another configuration."""
+    """The plan of the dataset after this run, and its current record; refuses a dataset of another configuration."""
     vocabulary = load_vocabulary(config.vocabulary, qualify=config.qualify_names)
     balanced = balance.balanced_attributes(config)
     records.ensure_output_fits(store, config)
@@ -91,7 +91,7 @@ def make_missing(store: Store, config: GenerateConfig, plan: Plan, record: Recor
     """Draw the missing shards of this run's part; compare and describe the dataset if all parts are there."""
     started, split = time.monotonic(), config.split
 
-    # Draw what is missing; an earlier run may have drawn some of it.
+    # Draw the missing shards; an earlier run may have drawn a part of them.
     done = index.finished_shards(store, split)
     missing = [shard for shard in range(plan.shards(split)) if shard not in done and in_part(shard, config)]
     collect(store, shards_to_draw(store, config, plan, missing), every=config.part is None)
@@ -99,7 +99,7 @@ def make_missing(store: Store, config: GenerateConfig, plan: Plan, record: Recor
         draw_missing(store, config, plan, record, missing)
         done = index.finished_shards(store, split)
 
-    # Near-duplicates are compared when all shards are there, and then the dataset is described.
+    # When all shards exist, compare images for near-duplicates, then describe the dataset.
     if has_all_shards(store, plan) and lacks_any(store, config, plan):
         compare_and_describe(store, config, plan)
     store.clear_staging(every=config.part is None)
@@ -114,7 +114,7 @@ def make_missing(store: Store, config: GenerateConfig, plan: Plan, record: Recor
 
 
 def report(config: GenerateConfig, plan: Plan, images: int, dropped: Mapping[str, int]) -> str:
-    """How many images of the split are stored.  dropped: category id -> images that screening left out."""
+    """A line with the number of stored images.  dropped: category id -> number of images that screening left out."""
     asked = asked_images(plan, config.split)
     empty = [category_id for category_id, number in asked.items() if dropped.get(category_id, 0) >= number]
     text = f"{images} of {plan.images(config.split)} images of {len(asked) - len(empty)} categories in {config.output}"
@@ -124,7 +124,7 @@ def report(config: GenerateConfig, plan: Plan, images: int, dropped: Mapping[str
 
 
 def draw_missing(store: Store, config: GenerateConfig, plan: Plan, record: Record | None, missing: list[int]) -> None:
-    """Draw these shards; if that ends early, what is drawn of a shard stays for the next run (workers/journal.py)."""
+    """Draw these shards; if that ends early, the finished batches stay for the next run (workers/journal.py)."""
     ensure_loadable(config)
     from lbgen.generation.workers.dispatch import draw_shards  # late: imports torch, not needed by a finished dataset
 
@@ -132,7 +132,7 @@ def draw_missing(store: Store, config: GenerateConfig, plan: Plan, record: Recor
 
 
 def shards_to_draw(store: Store, config: GenerateConfig, plan: Plan, missing: list[int]) -> set[str]:
-    """Names of the shards that this run may draw: the missing ones, and all while near-duplicates are looked for."""
+    """Names of the shards that this run may draw: the missing ones, or all if near-duplicates may be drawn again."""
     if "duplicate" in config.screen and config.part is None and not store.exists(records.COMPLETION_MARKER):
         return {index.shard_name(split, shard) for split in plan.splits for shard in range(plan.shards(split))}
     return {index.shard_name(config.split, shard) for shard in missing}
@@ -143,9 +143,9 @@ def has_all_shards(store: Store, plan: Plan) -> bool:
 
 
 def compare_and_describe(store: Store, config: GenerateConfig, plan: Plan) -> None:
-    """Once all shards are there: draw near-duplicates again, then write the files that describe the dataset.
+    """If all shards exist, draw near-duplicates again and write the files that describe the dataset.
 
-    A dataset that has its completion marker was compared already.
+    A dataset with the completion marker was already compared.
     """
     from lbgen.generation.card.describe import describe  # late: imports matplotlib
 
@@ -158,7 +158,7 @@ def compare_and_describe(store: Store, config: GenerateConfig, plan: Plan) -> No
         for split in plan.splits:
             deduplicate(store, replace(config, split=split), plan, records.read(store))
     if config.format == "imagefolder":
-        for split in plan.splits:  # a category's last image may have been left out when it was drawn again
+        for split in plan.splits:  # a category's last image may have been dropped when it was drawn again
             for category_id in dropped_images(store, config, plan, split):
                 store.remove_if_empty(f"{split}/{category_id}")
                 if config.localize:
@@ -168,5 +168,5 @@ def compare_and_describe(store: Store, config: GenerateConfig, plan: Plan) -> No
 
 
 def in_part(shard: int, config: GenerateConfig) -> bool:
-    """Whether a shard belongs to the part of the run that --shard-of names; without it, every shard does."""
+    """Whether a shard belongs to the part of the run in --shard-of; without the flag, every shard does."""
     return config.part is None or shard % config.part[1] == config.part[0]

@@ -1,4 +1,4 @@
-"""What runs asked a dataset for: targets, how a new one extends it, and how plan.json holds them."""
+"""Targets, the requests of runs to a dataset: how a new target extends a dataset, and their form in plan.json."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lbgen.vocabulary.ids import comparable, difference, is_split_name, split_fa
 from lbgen.vocabulary.vocabulary import Category, Vocabulary, spaced
 
 MOST_IMAGES = 10**8
-"""Of one target."""
+"""Most images of one target."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a run asks for: a number of images of each of these categories in a split."""
+    """The request of a run: a number of images of each of these categories in a split."""
 
     split: str
     images_per_category: int
@@ -27,7 +27,7 @@ class Target:
 
 
 def image_counts(targets: Iterable[Target]) -> dict[str, int]:
-    """Category id -> number of images that the targets of one split ask for."""
+    """Category id -> number of images requested by the targets of one split."""
     counts: dict[str, int] = {}
     for target in targets:
         counts |= {category.id: target.images_per_category for category in target.categories}
@@ -35,10 +35,10 @@ def image_counts(targets: Iterable[Target]) -> dict[str, int]:
 
 
 def extended(targets: Sequence[Target], wanted: Target, output: str) -> tuple[Target, ...]:
-    """The targets and `wanted`, or the targets alone if they already include all of it.
+    """The targets and `wanted`, or only the targets if they already include all of it.
 
-    Raises UserError if `wanted` lacks or renames categories of the dataset or asks for fewer images: it can only grow.
-    Ids and splits that are new have to differ from all earlier ones by more than case and Unicode form.
+    Raises UserError if `wanted` lacks or renames categories of the dataset or requests fewer images: it can only grow.
+    New ids and splits must differ from all earlier ones in more than case and Unicode form.
     """
     names = {category.id: category.name for target in targets for category in target.categories}
     wanted = replace(wanted, categories=tuple(_with_recorded_name(category, names) for category in wanted.categories))
@@ -66,7 +66,7 @@ def extended(targets: Sequence[Target], wanted: Target, output: str) -> tuple[Ta
 
 
 def _with_recorded_name(category: Category, names: Mapping[str, str]) -> Category:
-    """The category with the name that the dataset has for it, if they differ in underscores alone.
+    """The category with its name in the dataset, if the names differ only in underscores.
 
     Earlier versions kept the underscores of names in lists.
     """
@@ -75,7 +75,7 @@ def _with_recorded_name(category: Category, names: Mapping[str, str]) -> Categor
 
 
 def _refuse_similar_split(targets: Sequence[Target], wanted: Target, output: str) -> None:
-    """Refuse a new split whose name is unfit, or that of an earlier split to some file systems."""
+    """Refuse a new split whose name is invalid, or equal to an earlier split's on some file systems."""
     splits = {target.split for target in targets}
     if wanted.split in splits:
         return
@@ -89,7 +89,7 @@ def _refuse_similar_split(targets: Sequence[Target], wanted: Target, output: str
 
 
 def _refuse_similar_ids(names: Mapping[str, str], wanted: Target, output: str) -> None:
-    """Refuse new categories that some file systems or tokenizers do not tell from those of the dataset.
+    """Refuse new categories that some file systems or tokenizers do not distinguish from the dataset's.
 
     names: id -> name in the dataset.
     """
@@ -116,7 +116,7 @@ def refuse_shared_names(targets: Sequence[Target], wanted: Target, output: str) 
 
 
 def target_of(vocabulary: Vocabulary, images_per_category: int, split: str) -> Target:
-    """Raises UserError for more images than a plan may have."""
+    """The target of a run; raises UserError for more images than a plan may have."""
     if images_per_category * len(vocabulary.categories) > MOST_IMAGES:
         raise UserError(
             f"--images-per-category {images_per_category}: more than {MOST_IMAGES} images in all; make several datasets"
@@ -137,16 +137,16 @@ def to_json(targets: Iterable[Target]) -> list[dict]:
 
 @dataclass
 class StoredTarget:
-    """A target as plan.json holds it."""
+    """A target in plan.json."""
 
     split: Name
     images_per_category: Annotated[int, Meta(ge=1, le=MOST_IMAGES)]
     categories: Annotated[list[tuple[Name, Text]], Meta(min_length=1, max_length=MOST_IMAGES)]
-    """Id and name of each."""
+    """Id and name of each category."""
 
 
 def from_json(content: Sequence[StoredTarget], source: str) -> tuple[Target, ...]:
-    """The targets that `to_json` wrote to the file `source`; raises UserError for ones that lbgen does not write."""
+    """The targets that `to_json` wrote to the file `source`; raises UserError for targets that lbgen does not write."""
     if not content:
         raise UserError(f"{source}: no target in it; {REMEDY}")
     targets = tuple(_target(item, source, number) for number, item in enumerate(content))

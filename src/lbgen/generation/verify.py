@@ -30,19 +30,19 @@ from lbgen.runs.console import result, tracked
 from lbgen.runs.lock import locked
 from lbgen.runs.storage import Store, open_store, storage_errors, without_scheme
 
-if TYPE_CHECKING:  # at run time it would bring torch, which a comparison of files does without
+if TYPE_CHECKING:  # at run time it would import torch, which a comparison of files does not need
     from lbgen.generation.screening.checks import Screen
 
 ShardId = tuple[str, int]
-"""Split and number."""
+"""Split and number of a shard."""
 
 
 @dataclass(frozen=True)
 class VerifyResult(Documented):
-    """What a comparison of a dataset found."""
+    """The result of comparing a dataset."""
 
     shards: int
-    """Number of shards that the plan has."""
+    """Number of shards in the plan."""
     damaged: tuple[str, ...]
     """One line for each damaged shard, for each file that describes the dataset and is missing or wrong, and for each
     file that belongs to no shard."""
@@ -50,13 +50,13 @@ class VerifyResult(Documented):
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with a dataset, in one line each."""
+    """The faults of a dataset, one line each."""
 
     shards: dict[ShardId, str]
     sidecars: list[str]
-    """Files that describe the dataset; looked at where the shards are whole."""
+    """Faults of the files that describe the dataset; they are compared only if the shards are intact."""
     strays: list[str]
-    """Files that readers take, though they belong to no shard."""
+    """Files that readers would read although they belong to no shard."""
 
 
 def verify(directory: str | Path | VerifyConfig, repair: bool = False, **settings: Any) -> VerifyResult:
@@ -65,11 +65,11 @@ def verify(directory: str | Path | VerifyConfig, repair: bool = False, **setting
     settings: the other fields of VerifyConfig, as in `verify("data/animals", repair=True, generator="models/sd15")` and
     `verify("data/animals", check_scores=True)`.
 
-    A repair makes the damaged shards again, and only those, and prints whether their images have the bytes that the
-    index recorded; the faults that remain are returned. It uses the settings that determine images, but not the engine
+    A repair makes only the damaged shards again, and prints whether their images have the bytes that the index
+    recorded; the remaining faults are returned. It uses the recorded settings that determine images, but not the engine
     and workers of the original run. It loads the models that the record names only if this user made the dataset;
-    otherwise `settings` must name them. Raises UserError for a folder that holds no dataset, and for a repair or a
-    comparison that cannot be made; damage is no error.
+    otherwise `settings` must name them. Raises UserError for a folder without a dataset, and for a repair or a
+    comparison that cannot be made; damage raises no error.
 
     >>> import lbgen
     >>> result = lbgen.verify("data/toy")
@@ -102,7 +102,7 @@ def verify(directory: str | Path | VerifyConfig, repair: bool = False, **setting
 
 
 def read_dataset(store: Store, directory: str) -> tuple[Record, GenerateConfig, Plan]:
-    """The record of a dataset, and the configuration and plan in it; raises UserError if there is no dataset."""
+    """The record of a dataset with its configuration and plan; raises UserError if there is no dataset."""
     record = records.read(store)
     if record is None:
         raise UserError(f"{directory}: no {records.RECORD} in it; give a folder that lbgen generate made")
@@ -121,8 +121,8 @@ def find_damage(
 ) -> Damage:
     """Compare everything; prints each fault when it is found.
 
-    adapter_sha256: of the dataset's record.  screen: computes scores again; None leaves them.  Raises UserError for
-    rounds of near-duplicates that do not match the plan.
+    adapter_sha256: from the dataset's record.  screen: recomputes scores; None skips that.  Raises UserError for rounds
+    of near-duplicates that do not match the plan.
     """
     expected = expected_of(store, config, plan, adapter_sha256)
     damaged: dict[ShardId, str] = {}
@@ -171,9 +171,9 @@ def distance_faults(store: Store, config: GenerateConfig, plan: Plan) -> dict[Sh
 def screen_for_scores(
     store: Store, record: Record, config: GenerateConfig, plan: Plan, inputs: Mapping[str, Any]
 ) -> Screen:
-    """The checks whose scores will be computed again; loads only a language space that the user trusts.
+    """A screen for recomputing scores; loads only a language space that the user trusts.
 
-    inputs: as of `repair_shards`.
+    inputs: see `repair_shards`.
     """
     checks = scores_to_compare(config, plan)
     config = with_trusted_inputs(config, inputs, store, ["screen_semantics"])
@@ -185,9 +185,9 @@ def screen_for_scores(
 def score_faults(
     screen: Screen, store: Store, config: GenerateConfig, plan: Plan, compared: bool
 ) -> dict[ShardId, str]:
-    """Compare the scores of all images with those of their pixels; prints a line for each wrong shard.
+    """Compare the recorded scores of all images with those of their pixels; prints a line for each wrong shard.
 
-    compared: whether near-duplicates were looked for.
+    compared: whether the search for near-duplicates was made.
     """
     from lbgen.generation.screening.language_scores import wrong_cosines, wrong_scores
 
@@ -221,11 +221,11 @@ def repair_shards(
     damaged: Sequence[ShardId],
     inputs: Mapping[str, Any],
 ) -> tuple[GenerateConfig, Plan]:
-    """Make the damaged shards again, and print how their images compare with those that the index recorded.
+    """Make the damaged shards again, and print how their images compare with the recorded ones.
 
-    inputs: models and files that the user names, by field.  Returns the configuration and plan that were used.
+    inputs: field -> model or file that the user named.  Returns the configuration and plan that were used.
     """
-    # Refuse everything that can be refused before a shard is removed.
+    # Make all checks before a shard is removed.
     identity.ensure_versions(record.made_with.versions, config.output)
     config = with_trusted_inputs(config, inputs, store)
     identity_of(config, record.made_with).ensure_same(record.made_with, config.output)
@@ -240,7 +240,7 @@ def repair_shards(
 
 
 def make_again(config: GenerateConfig, plan: Plan, damaged: Sequence[ShardId]) -> None:
-    """Make these shards again. All are removed first, so that no damaged one counts as finished in the meantime."""
+    """Make these shards again. All are removed first, so that no damaged shard counts as finished in the meantime."""
     with locked_store(config, plan) as (store, record):
         store.clear_staging(every=True)
         store.remove(records.COMPLETION_MARKER)
@@ -251,9 +251,9 @@ def make_again(config: GenerateConfig, plan: Plan, damaged: Sequence[ShardId]) -
 
 
 def describe_again(store: Store, record: Record, config: GenerateConfig, plan: Plan, inputs: Mapping[str, Any]) -> None:
-    """Write the files that describe a dataset, whose shards are all whole; loads no model.
+    """Write the files that describe a dataset with intact shards; loads no model.
 
-    inputs: as above; only the attributes are read.
+    inputs: see `repair_shards`; only the attributes are read.
     """
     from lbgen.generation.card.describe import describe  # late: imports matplotlib
 
@@ -268,7 +268,7 @@ def describe_again(store: Store, record: Record, config: GenerateConfig, plan: P
 
 @contextmanager
 def locked_store(config: GenerateConfig, plan: Plan) -> Iterator[tuple[Store, Record]]:
-    """The dataset's store to write to, under its lock, and its record; refuses a plan that changed meanwhile."""
+    """The dataset's locked store, and its record; refuses a plan that was changed in the meantime."""
     store = open_store(config.output)
     with locked(store.lock_file, config.output):
         record = records.read(store)
@@ -278,7 +278,7 @@ def locked_store(config: GenerateConfig, plan: Plan) -> Iterator[tuple[Store, Re
 
 
 def image_hashes(store: Store, plan: Plan, split: str, shard: int) -> dict[str, str]:
-    """Key -> sha256 of a shard's images; empty if its part of the index cannot be read."""
+    """Key -> SHA-256 of a shard's images; empty if its part of the index cannot be read."""
     try:
         rows, _ = index.read_part(store, split, shard, plan.shard_images(split, shard))
         return {row.key: row.sha256 for row in rows}
@@ -289,7 +289,7 @@ def image_hashes(store: Store, plan: Plan, split: str, shard: int) -> dict[str, 
 
 
 def comparison(before: Mapping[str, str], after: Mapping[str, str]) -> str:
-    """How the hashes of a shard's images compare with those that were recorded before its repair, in a sentence."""
+    """A sentence that compares the hashes of a shard's images before and after its repair."""
     if not before:
         return "made again; its part of the index was lost, so there was nothing to compare its images with"
     if differing := sum(after.get(key) != sha256 for key, sha256 in before.items()):

@@ -10,14 +10,14 @@ from torch import Tensor
 from lbgen.metrics.intervals import joint_halves
 
 NEIGHBOURS = 5
-"""k of the manifolds of precision, recall, density and coverage."""
+"""k of the k-nearest-neighbour balls in precision, recall, density and coverage."""
 ROWS_AT_ONCE = 1024
 """Rows of the distance matrix in memory at a time."""
 Pairs = NDArray[np.int64]
-"""(P, 2) rows of x and y that belong together; a row is in one pair at most."""
+"""(P, 2) row indices of x and y that belong together; a row is in at most one pair."""
 NO_PAIRS: Pairs = np.empty((0, 2), np.int64)
 HALVINGS = 5
-"""Random halvings of both sets, from which the bias of the Fréchet distance is estimated."""
+"""Number of random halvings of both sets from which the bias of the Fréchet distance is estimated."""
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
@@ -32,11 +32,11 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 def extrapolated_frechet_distance(
     x: Tensor, y: Tensor, label_x: NDArray, label_y: NDArray, rng: np.random.Generator, pairs: Pairs = NO_PAIRS
 ) -> float:
-    """The Fréchet distance extrapolated to infinitely many images; NaN where a set has fewer than 4.
+    """The Fréchet distance extrapolated to infinitely many images; NaN if a set has fewer than 4.
 
-    The distance of N images is biased upward by about 1 / N (Chong and Forsyth, arXiv 1911.07023), so that of half the
-    images by twice as much. Paired images, such as an image and its edited copy, have a smaller bias, so both go into
-    the same half.
+    The upward bias of the distance is about proportional to 1 / N (Chong and Forsyth, arXiv 1911.07023), so it is
+    twice as large for half of the images. Pairs, such as an image and its edited copy, have a smaller bias, so both
+    images of a pair go into the same half.
     """
     if min(len(x), len(y)) < 4:
         return math.nan
@@ -57,10 +57,10 @@ def kernel_distance(
 
     As in Binkowski et al., arXiv 1801.01401, but stratified. They leave out the pairs of an image with itself. Here
     every set has a fixed number of images per category, and two images of one category are more alike than two of the
-    whole set; the mean pair of the image's own category therefore takes the place of the pair with itself. This makes
-    the estimate unbiased for sets whose images are drawn independently inside each category.
-    partner_x, partner_y: (N,), (M,), a number that images of both sets share where they are paired. Their pairs are
-    left out in the same way, as they are no independent draws.
+    whole set. Therefore the kernel of an image with itself is replaced by the mean over pairs within its category. This
+    makes the estimate unbiased for sets whose images are drawn independently within each category.
+    partner_x, partner_y: (N,), (M,), a number that the two images of a pair share. Pairs are not independent draws, so
+    they are left out in the same way.
     """
     x, y = x.double(), y.double()
 
@@ -76,9 +76,10 @@ def kernel_distance(
 
 
 def _mean_of_others(values: Tensor, rows: Tensor, columns: Tensor, left_out: Tensor) -> Tensor:
-    """Mean of (N, M) values, those left out replaced by the mean of the others of the same two categories.
+    """Mean of (N, M) values; a left-out value is replaced by the mean of the kept values of its two categories.
 
-    rows: (N,), columns: (M,) categories.  left_out: (N, M) bool.  Where no others are, the mean of all others is used.
+    rows: (N,), columns: (M,) categories.  left_out: (N, M) bool.  If two categories have no kept values, the mean of
+    all kept values is used.
     """
     kept = (~left_out).double()
     row, column = (torch.nn.functional.one_hot(labels).double() for labels in (rows, columns))  # (N, C), (M, D)
@@ -90,11 +91,11 @@ def _mean_of_others(values: Tensor, rows: Tensor, columns: Tensor, left_out: Ten
 
 
 def neighbourhoods(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Per image precision and density (M,), recall and coverage (N,); the measures are their means.
+    """Precision and density (M,), recall and coverage (N,) of each image; the measures are their means.
 
-    Precision: y inside the manifold of x; recall: x inside the manifold of y (Kynkaanniemi et al., arXiv 1904.06991).
-    Density: how many of the balls of x hold y, over k; coverage: whether the ball of x holds any y (Naeem et al., arXiv
-    2002.09797).
+    Precision: y is inside the manifold of x; recall: x is inside the manifold of y (Kynkaanniemi et al., arXiv
+    1904.06991). Density: number of balls of x that contain y, divided by k; coverage: the ball of x contains any y
+    (Naeem et al., arXiv 2002.09797).
     """
     radius_x, radius_y = _radius(x), _radius(y)  # (N,), (M,)
     precision, density = torch.zeros(len(y), dtype=torch.bool), torch.zeros(len(y))

@@ -1,7 +1,7 @@
 """Vendi score: the effective number of different images (Friedman and Dieng, arXiv 2210.02410), cosine kernel.
 
-The exponential of the entropy of the eigenvalues of K / n, K the n x n matrix of cosines: 1 for n equal images, n for n
-orthogonal ones. It grows with n, so only sets of equal size compare.
+It is the exponential of the entropy of the eigenvalues of K / n, where K is the n x n matrix of cosines: 1 for n equal
+images, n for n orthogonal ones. It grows with n, so compare only sets of equal size.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def vendi_score(features: Tensor) -> float:
-    """Of one set of images.  features: (N, D), of any norm but zero; computed in double precision."""
+    """Vendi score of one set of images, in double precision.  features: (N, D), of any norm except zero."""
     unit = F.normalize(features.detach().double(), dim=-1)
     count, dimension = unit.shape
     gram = unit @ unit.T if count <= dimension else unit.T @ unit  # both have the same non-zero eigenvalues
@@ -18,7 +18,7 @@ def vendi_score(features: Tensor) -> float:
 
 
 def vendi_scores(grams: Tensor) -> Tensor:
-    """Of G sets of n images each, in the precision of their cosines.  grams: (G, n, n), cosines.  Returns (G,)."""
+    """Vendi scores (G,) of G sets of n images each.  grams: (G, n, n) cosines, whose precision is kept."""
     return _effective_number(grams / grams.shape[-1])
 
 

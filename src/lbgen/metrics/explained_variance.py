@@ -1,11 +1,11 @@
 """Share of a cue's variance that the categories explain, with a permutation test; needs no folds and no classifier.
 
-The mean inner product of two images of a category less that of two images of different categories: a U-statistic, 0 on
-average without association, whatever the number of images. As in a permutational analysis of variance (Anderson 2001)
-all features count by their variance, so that a category's lean towards one of two backdrops, which hardly changes what
-a classifier with many categories predicts, is found. A cue of little variance is found better by a probe.
+The share is the mean inner product of two images of one category minus that of two images of different categories. It
+is a U-statistic: without association its mean is 0 for any number of images. As in a permutational analysis of variance
+(Anderson 2001), features are weighted by their variance. The test thus detects that a category prefers one of two
+backdrops, which hardly changes a classifier's predictions. A probe is better at detecting a cue of little variance.
 
-N images of C categories, each with two or more.
+Shapes: N images of C categories with two or more images each.
 """
 
 import math
@@ -17,24 +17,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 SHUFFLES, FEW_SHUFFLES, MANY_IMAGES = 499, 199, 5000
-"""Of the labels in the test; the smaller number with more images than MANY_IMAGES."""
+"""Number of label permutations in the test; FEW_SHUFFLES above MANY_IMAGES images."""
 
 MOST_P = 0.9
-"""Largest p-value that is combined; in simulations the test then keeps its level of 5%, with 0.99 it had 2 to 3%."""
+"""Limit to which p-values are clipped before they are combined. In simulations the test then has its nominal level of
+5%; with 0.99 the level was 2 to 3%."""
 ROUNDING = 1e-10
-"""Share of the features' mean square below which their variance is none."""
+"""Variance, relative to the features' mean square, below which it counts as zero."""
 
 
 class Explained(NamedTuple):
     share: float
-    """About 0 to 1; below 0 by chance, and where categories are more alike than independent draws."""
+    """About 0 to 1; negative by chance, or if category means are closer than those of independent draws."""
     standard_error: float
     shuffled: NDArray[np.float64]
-    """(P,) the same of shuffled labels."""
+    """(P,) the share for each of P permutations of the labels."""
 
     @property
     def p_above(self) -> float:
-        """Share of the shuffles, the observed order included, with as much or more."""
+        """p-value: fraction of the permutations, the observed order included, with an equal or larger share."""
         return float(1 + (self.shuffled >= self.share).sum()) / (1 + len(self.shuffled))
 
     @property
@@ -43,35 +44,35 @@ class Explained(NamedTuple):
 
 
 def shuffles(label: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """(P, N) shuffled labels."""
+    """(P, N) permutations of the labels."""
     count = SHUFFLES if len(label) <= MANY_IMAGES else FEW_SHUFFLES
     return np.random.default_rng(seed).permuted(np.tile(label, (count, 1)), axis=1)
 
 
 def explained_variance(blocks: list[NDArray], label: NDArray[np.int64], shuffled: NDArray[np.int64]) -> Explained:
-    """Of the features of all blocks, (N, D) each, whose variances are made equal.  label: (N,) in [0, C).
+    """Share of variance in the blocks' features, (N, D) each, scaled to equal variance.  label: (N,) in [0, C).
 
-    shuffled: (P, N) labels; the same for several cues, so that their tests can be combined.
+    shuffled: (P, N) labels; use the same for several cues, so that their tests can be combined.
     """
     features = torch.from_numpy(equal_variances(blocks))
     squares = features.square().sum(dim=1)
     found = _share(features, squares, torch.from_numpy(label))
     by_chance = np.array([_share(features, squares, torch.from_numpy(row)) for row in shuffled])
 
-    # The jackknife counts the part of the variance that remains without association twice. Shuffles show this part, but
-    # of all variance, not only of that inside the categories.
+    # The jackknife counts twice the part of the variance that exists without association. Permutations estimate this
+    # part, but for the total variance, not only for the variance within categories.
     second_order = by_chance.var(ddof=1) * (1 - min(found, 1)) ** 2
     jackknife = _jackknife_variance(features, squares, torch.from_numpy(label), found)
     return Explained(found, math.sqrt(max(jackknife - second_order, second_order)), by_chance)
 
 
 def equal_variances(blocks: list[NDArray]) -> NDArray[np.float32]:
-    """The features of all blocks, (N, D) each, centred, side by side; blocks have equal variances, all together 1."""
+    """The centred features of all blocks, (N, D) each, concatenated; blocks have equal variances whose sum is 1."""
     return (torch.cat([_unit_variance(block) for block in blocks], dim=1) / math.sqrt(len(blocks))).numpy()
 
 
 def _unit_variance(block: NDArray) -> Tensor:
-    """(N, D) centred, the squared norm of a row 1 on average; 0 where nothing varies by more than rounding."""
+    """(N, D) centred and scaled to mean squared row norm 1; zeros if nothing varies by more than rounding noise."""
     rows = torch.from_numpy(block.astype(np.float64))
     size, rows = rows.square().sum(dim=1).mean(), rows - rows.mean(dim=0)
     variance = rows.square().sum(dim=1).mean()
@@ -79,13 +80,13 @@ def _unit_variance(block: NDArray) -> Tensor:
 
 
 def _sums(features: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums (C, D) and numbers (C,) of each category's rows."""
+    """Sum (C, D) and number (C,) of the rows of each category."""
     counts = torch.bincount(label)
     return torch.zeros(len(counts), features.shape[1]).index_add_(0, label, features), counts
 
 
 def _share(features: Tensor, squares: Tensor, label: Tensor) -> float:
-    """squares: (N,) of the rows' norms.  All features have mean 0, so the sum of the others is minus the own sum."""
+    """squares: (N,) squared row norms.  Features have mean 0, so the other categories' sum is minus the own sum."""
     sums, counts = _sums(features, label)
     squared = sums.square().sum(dim=1)
     own = (squared - torch.bincount(label, squares)) / (counts - 1)
@@ -94,7 +95,7 @@ def _share(features: Tensor, squares: Tensor, label: Tensor) -> float:
 
 
 def _jackknife_variance(features: Tensor, squares: Tensor, label: Tensor, share: float) -> float:
-    """Of the share as a ratio of the contrast of inner products and the total variance, both from the same images."""
+    """Variance of the share, a ratio: the contrast of inner products over the total variance of the same images."""
     sums, counts = _sums(features, label)
     products = (features * sums[label]).sum(dim=1)
     contrast = (products - squares) / (counts[label] - 1) + products / (len(label) - counts[label])  # (N,)
@@ -107,7 +108,7 @@ def _jackknife_variance(features: Tensor, squares: Tensor, label: Tensor, share:
 def combined_p_value(p_values: NDArray) -> float:
     """Cauchy combination of p-values that may depend on each other (Liu and Xie, JASA 2020).
 
-    Large ones are truncated: a p of 1, as of a cue that all images share, would outweigh several small ones.
+    Large p-values are clipped at MOST_P: a p of 1, as for a cue that all images share, would outweigh many small ones.
     """
     clipped = np.clip(p_values, 1e-15, MOST_P)
     return float(0.5 - math.atan(np.tan((0.5 - clipped) * math.pi).mean()) / math.pi)
@@ -115,27 +116,27 @@ def combined_p_value(p_values: NDArray) -> float:
 
 # ---- directions over which the categories were balanced ----
 
-# Where every category has each backdrop equally often by design, an image that is held out is missed among the training
-# images of its own category: what a classifier learned of the backdrop then speaks against the right answer, and
-# cross-validated accuracy falls below chance, by enough to hide a bias in the rest of the cue. Such directions predict
-# no label, so they are left out before a probe learns.
+# If a dataset is balanced by design, every category has each backdrop equally often. A held-out image is then missing
+# from the training images of its own category, so a classifier associates its backdrop with the other categories.
+# Cross-validated accuracy falls below chance, enough to hide a bias in the rest of the cue. Such directions predict no
+# label, so they are removed before a probe is trained.
 #
 # They are found among the principal components of the cue, which do not depend on the labels. If categories are drawn
-# independently of the cue, the variance between their means along a component follows a chi-squared distribution; a
-# component is even where it is so far below that it is no chance (as Fisher judged Mendel's counts, 1936).
+# independently of the cue, the variance between their means along a component follows a chi-squared distribution. A
+# component is called even if the variance is too small to be due to chance (Fisher's test of Mendel's counts, 1936).
 
 COMPONENTS = 32
-"""Leading principal components that are tested; a cue that was balanced by design has a large share of the variance."""
+"""Number of leading principal components that are tested; a cue balanced by design explains much of the variance."""
 LEFT_OUT_BY_CHANCE = 0.05
-"""Share of unlinked cues of which components are left out although nothing was balanced."""
+"""False-positive rate: share of cues without association whose components are removed although nothing was balanced."""
 ROUNDING_COMPONENT = 1e-10
-"""Variance, of the largest, below which a component is rounding noise."""
+"""Variance, relative to the largest, below which a component is rounding noise."""
 
 
 def without_even_directions(features: NDArray, label: NDArray[np.int64]) -> tuple[NDArray[np.float32], int]:
-    """Centred features less their even components, and how many these are.  features: (N, D), label: (N,).
+    """Centred features without their even components, and the number of these.  features: (N, D), label: (N,).
 
-    A component has the unit of the features: give those of different units unit variance before.
+    Principal components depend on the units of the features: scale features of different units to unit variance first.
     """
     rows = torch.from_numpy(features.astype(np.float64))
     rows = rows - rows.mean(dim=0)
@@ -150,9 +151,10 @@ def without_even_directions(features: NDArray, label: NDArray[np.int64]) -> tupl
 
 
 def even_components(components: Tensor, label: NDArray[np.int64]) -> Tensor:
-    """(K,) bool: components whose category means are as close as they would be for fewer than half of all draws, among
+    """(K,) bool: the even components.  components: (N, K), of mean 0 and norm 1, K > 0.
 
-    the leading ones that are so close together that it is no chance. components: (N, K), of mean 0 and norm 1, K > 0.
+    Fisher's method selects the leading components whose category means are jointly too close to be due to chance. Of
+    these, the components whose means are closer than in half of all random assignments are even.
     """
     _, place = np.unique(label, return_inverse=True)
     counts = torch.from_numpy(np.bincount(place))

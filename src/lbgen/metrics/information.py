@@ -1,11 +1,11 @@
-"""Association of labels and attributes: entropy, mutual information, Cramér's V, each with its corrections.
+"""Association of labels and attributes: entropy, mutual information and Cramér's V, with bias corrections.
 
-All start from contingency tables of counts, (..., C, V): images by category and attribute value. Information is in
-nats; `bits` converts it. Estimates from few images are biased; which correction is used where:
+All functions use contingency tables of counts, (..., C, V): images by category and attribute value. Information is in
+nats; `bits` converts it. Estimates from few images are biased. Each correction and where it is used:
 
 Miller-Madow        first order, from the number of occupied cells     the quickstart's scene information
-Grassberger         good down to one or two images per cell            the audit's attributes
-Adjusted (Vinh)     less the exact mean over shuffled labels           the card of a balanced dataset
+Grassberger         accurate down to one or two images per cell        the audit's attributes
+Adjusted (Vinh)     subtracts the exact mean over shuffled labels      the card of a balanced dataset
 """
 
 import math
@@ -21,9 +21,9 @@ from torch import Tensor
 from lbgen.metrics.intervals import RESAMPLES, Estimate, percentile_interval
 
 CHANCE_SHUFFLES = 100
-"""Shuffles of the labels whose mean information estimates what chance alone gives."""
+"""Number of label permutations whose mean information estimates the information by chance."""
 CELLS_AT_ONCE = 500_000
-"""Cells of resampled tables in memory at a time."""
+"""Most cells of resampled tables in memory at a time."""
 ZERO_TOLERANCE = 1e-9
 """Entropies and degrees of freedom below this count as zero."""
 
@@ -31,7 +31,7 @@ ZERO_TOLERANCE = 1e-9
 def contingency_table(
     label: NDArray[np.integer], value: NDArray[np.integer], categories: int | None = None, values: int | None = None
 ) -> NDArray[np.int64]:
-    """Counts (C, V) of labels and values, both (N,) integers from 0; C and V are by default the largest plus 1."""
+    """Counts (C, V) of labels and values, both (N,) integers from 0; by default C and V are the maxima plus 1."""
     categories = int(label.max()) + 1 if categories is None else categories
     values = int(value.max()) + 1 if values is None else values
     return np.bincount(label * values + value, minlength=categories * values).reshape(categories, values)
@@ -59,7 +59,7 @@ def grassberger_entropy(counts: NDArray) -> NDArray:
 
 @lru_cache(maxsize=8)
 def _grassberger_terms(largest: int) -> NDArray[np.float64]:
-    """n G(n) for n from 0 to `largest`; it takes the place of n log n."""
+    """n G(n) for n from 0 to `largest`, which replaces n log n of the plug-in entropy."""
     n = torch.arange(1, largest + 1, dtype=torch.float64)
     sign = 1 - 2 * (n % 2)
     g = torch.digamma(n) + sign / 2 * (torch.digamma((n + 1) / 2) - torch.digamma(n / 2))
@@ -67,7 +67,7 @@ def _grassberger_terms(largest: int) -> NDArray[np.float64]:
 
 
 def evenness(counts: NDArray) -> float:
-    """Entropy over its largest possible value (Pielou 1966): 1 for equal counts.  counts: (K,), K > 1."""
+    """Entropy divided by its largest possible value (Pielou 1966): 1 for equal counts.  counts: (K,), K > 1."""
     return float(entropy(counts) / np.log(len(counts)))
 
 
@@ -75,7 +75,7 @@ def evenness(counts: NDArray) -> float:
 
 
 def mutual_information(tables: NDArray, entropy: Callable[[NDArray], NDArray] = entropy) -> NDArray:
-    """H(label) + H(value) - H(label, value) in nats; the plug-in entropy makes it too high for few images.
+    """H(label) + H(value) - H(label, value) in nats; with the plug-in entropy it is biased upward for few images.
 
     (..., C, V) -> (...).
     """
@@ -84,9 +84,9 @@ def mutual_information(tables: NDArray, entropy: Callable[[NDArray], NDArray] = 
 
 
 def miller_madow_information(table: NDArray) -> float:
-    """Plug-in mutual information less its first-order bias, in nats (Miller 1955); it may be negative by chance.
+    """Plug-in mutual information minus its first-order bias, in nats (Miller 1955); it may be negative by chance.
 
-    Each plug-in entropy is too low by (occupied cells - 1) / 2n.  table: (C, V).
+    To first order, each plug-in entropy is too low by (occupied cells - 1) / 2n.  table: (C, V).
     """
     rows, columns, cells = (int((counts > 0).sum()) for counts in (table.sum(1), table.sum(0), table))
     return float(mutual_information(table)) - (cells - rows - columns + 1) / (2 * int(table.sum()))
@@ -109,10 +109,10 @@ def expected_information(table: NDArray) -> float:
 
 
 def normalized(information: NDArray | float, tables: NDArray, by_chance: float = 0.0) -> NDArray:
-    """Information over the mean of both entropies, `by_chance` subtracted from each; 0 where nothing varies.
+    """Information divided by the mean of both entropies, after subtracting `by_chance` from both; 0 if nothing varies.
 
-    With the mean information of shuffled labels as `by_chance` this is adjusted mutual information (Vinh et al. 2010):
-    0 by chance, 1 where one of label and value is a renaming of the other.
+    If `by_chance` is the mean information of shuffled labels, this is adjusted mutual information (Vinh et al. 2010):
+    0 on average by chance, 1 if label and value determine each other.
     """
     largest = (entropy(tables.sum(-1)) + entropy(tables.sum(-2))) / 2 - by_chance
     return np.where(largest > ZERO_TOLERANCE, (information - by_chance) / np.maximum(largest, ZERO_TOLERANCE), 0.0)
@@ -128,12 +128,12 @@ def adjusted_information(table: NDArray) -> float:
 
 
 def cramers_v(tables: NDArray) -> NDArray:
-    """In [0, 1], corrected for the number of images (Bergsma 2013); 0 where nothing varies.  (..., C, V) -> (...)."""
+    """Cramér's V in [0, 1], bias-corrected (Bergsma 2013); 0 if nothing varies.  (..., C, V) -> (...)."""
     return np.sqrt(np.clip(squared_cramers_v(tables), 0, 1))
 
 
 def squared_cramers_v(tables: NDArray) -> NDArray:
-    """Bergsma's estimate before it is clipped at 0; without association its mean is 0.  (..., C, V) -> (...)."""
+    """Bergsma's estimate before clipping at 0; its mean without association is 0.  (..., C, V) -> (...)."""
     count = tables.sum((-1, -2))
     by_row, by_column = tables.sum(-1, keepdims=True), tables.sum(-2, keepdims=True)
     expected = by_row * by_column / count[..., None, None]
@@ -157,15 +157,15 @@ class Association(NamedTuple):
 def associate(label: NDArray[np.int64], value: NDArray[np.integer], permutations: int, seed: int) -> Association:
     """Strength of the association with intervals, and the p-value of a permutation test.  label, value: (N,).
 
-    p: share of shuffles of the labels, the observed order included, with at least as much information (Phipson and
-    Smyth 2010).
+    The p-value is the share of label permutations, the observed order included, with at least as much information
+    (Phipson and Smyth 2010).
     """
     rng = np.random.default_rng(seed)
     table = contingency_table(label, value)
     if (table.sum(0) > 0).sum() < 2:
         return Association(Estimate(0.0, 0.0, 0.0), Estimate(0.0, 0.0, 0.0), 1.0)
 
-    # Permutation test; the first shuffles also say what information chance alone gives.
+    # Permutation test; the first permutations also estimate the information by chance.
     information, as_much, by_chances = mutual_information(table), 1, []
     for shuffle in range(permutations):
         shuffled = contingency_table(rng.permutation(label), value, *table.shape)
@@ -198,9 +198,9 @@ def _resampled_strengths(table: NDArray[np.int64], resamples: int, rng: np.rando
 def resample_table(table: NDArray[np.int64], resamples: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """(resamples, C, V): tables with the same number of images per category.
 
-    Values are drawn from the category's own shares mixed with one image's worth of the shares of the whole set. Without
-    this a value that did not occur among a category's few images would never be drawn, and the intervals would be too
-    narrow.
+    Values are drawn from the category's shares, smoothed by one pseudo-image with the shares of the whole set.
+    Without smoothing, a value that is absent among a category's few images would never be drawn, and the intervals
+    would be too narrow.
     """
     sizes = table.sum(1)
     shares = (table + table.sum(0) / table.sum()) / (sizes + 1)[:, None]
@@ -211,10 +211,10 @@ def resample_table(table: NDArray[np.int64], resamples: int, rng: np.random.Gene
 
 
 class CategoryValuePairs(NamedTuple):
-    """Of each pair of a category and a value, (C, V)."""
+    """Statistics (C, V) of each pair of a category and a value."""
 
     lift: NDArray
-    """Share of the value in the category, over its share in the whole set."""
+    """Share of the value in the category divided by its share in the whole set."""
     p_value: NDArray
     """Fisher's exact test, one-sided: probability of at least as many images under shuffled labels."""
 
@@ -227,7 +227,7 @@ def pairs(table: NDArray[np.int64]) -> CategoryValuePairs:
 
 
 def hypergeometric_tail(table: NDArray[np.int64], sizes: NDArray, totals: NDArray) -> NDArray:
-    """P(X >= count) for each cell, X hypergeometric with the margins sizes (C, 1) and totals (1, V).  (C, V)."""
+    """(C, V) P(X >= count) of each cell; X is hypergeometric with the margins sizes (C, 1) and totals (1, V)."""
     count, result = int(table.sum()), np.ones(table.shape)
     total = torch.from_numpy(totals).double().unsqueeze(-1)  # (1, V, 1)
     for size in np.unique(sizes):
@@ -241,7 +241,7 @@ def hypergeometric_tail(table: NDArray[np.int64], sizes: NDArray, totals: NDArra
 
 
 def log_choose(n: Tensor | float, k: Tensor | float) -> Tensor:
-    """Natural logarithm of the binomial coefficient; -inf where k is outside [0, n]."""
+    """Natural logarithm of the binomial coefficient; -inf if k is outside [0, n]."""
     n, k = (torch.as_tensor(x, dtype=torch.float64) for x in (n, k))
     logs = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
     return torch.where((k >= 0) & (k <= n), logs, -torch.inf)

@@ -1,9 +1,9 @@
 """Estimates with 95% intervals, and tests of their differences.
 
-Most are percentiles of a stratified bootstrap: images are redrawn with replacement inside each category, so every
-resample has the same number of images per category. A resample repeats images, which by itself raises information and
-lowers diversity; intervals are therefore shifted by the bootstrap's own estimate of this bias (Efron and Tibshirani
-1993, chapter 10).
+Most intervals are percentiles of a stratified bootstrap: images are redrawn with replacement inside each category, so
+every resample has the same number of images per category. A resample repeats images, which by itself raises information
+and lowers diversity; intervals are therefore shifted by the bootstrap estimate of this bias (Efron and Tibshirani 1993,
+chapter 10).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NORMAL_QUANTILE = 1.959963984540054
-"""Of a two-sided 95% interval."""
+"""Quantile of the normal distribution for a two-sided 95% interval."""
 RESAMPLES = 1000
 FEW_RESAMPLES = 60
-"""For expensive statistics; their interval is the normal one, from the standard deviation of these resamples."""
+"""Number of resamples for expensive statistics, whose normal interval uses the standard deviation of the resamples."""
 
 WIDENING = 1.25
-"""Factor for a bootstrap interval that resamples only a part of what the statistic depends on; found by simulation
+"""Factor for a bootstrap interval if only some of the data behind the statistic are resampled; from simulations
 (docs/audit.md)."""
 
 ROUNDING = 1e-12
@@ -43,7 +43,7 @@ class Interval(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A value with its 95% interval; all NaN where there are too few images."""
+    """A value with its 95% interval; all NaN if there are too few images."""
 
     value: float
     low: float
@@ -54,7 +54,7 @@ class Estimate(NamedTuple):
         return (self.high - self.low) / (2 * 1.96)
 
     def to_json(self) -> dict[str, float | None]:
-        """NaN and infinity become None, as JSON has neither."""
+        """The estimate for JSON; NaN and infinity become None, because JSON has neither."""
         return {name: float(x) if math.isfinite(x) else None for name, x in self._asdict().items()}
 
 
@@ -71,13 +71,13 @@ def percentile_interval(value: float, resampled: NDArray, limits: Limits = UNBOU
 
 
 def normal_interval(value: float, resampled: NDArray, limits: Limits = UNBOUNDED) -> Estimate:
-    """1.96 standard deviations of a few resampled values on either side of `value`, clipped to `limits`."""
+    """`value` plus and minus 1.96 standard deviations of a few resampled values, clipped to `limits`."""
     half = 1.96 * resampled.std(ddof=1)
     return _clipped(value, value - half, value + half, limits)
 
 
 def widened(estimate: Estimate, limits: Limits) -> Estimate:
-    """The same estimate with an interval WIDENING times as wide, clipped to `limits`."""
+    """The estimate with an interval WIDENING times as wide, clipped to `limits`."""
     low, high = (estimate.value + WIDENING * (end - estimate.value) for end in (estimate.low, estimate.high))
     return _clipped(estimate.value, low, high, limits)
 
@@ -107,16 +107,16 @@ def proportion(successes: int, count: int) -> Estimate:
 
 
 def difference(first: Estimate, second: Estimate) -> Estimate:
-    """first - second of two independent estimates, from the limits of both (Newcombe 1998, method 10)."""
+    """first - second for two independent estimates, from the limits of both (Newcombe 1998, method 10)."""
     value = first.value - second.value
     low = value - math.hypot(first.value - first.low, second.high - second.value)
     return Estimate(value, low, value + math.hypot(first.high - first.value, second.value - second.low))
 
 
 def ratio(first: Estimate, second: Estimate) -> Estimate:
-    """first / second of two independent positive estimates, from the limits of both (Donner and Zou 2012, eq. 9).
+    """first / second for two independent positive estimates, from the limits of both (Donner and Zou 2012, eq. 9).
 
-    The upper limit is infinite where `second` may be 0; all NaN where it is 0, and where either is NaN.
+    The upper limit is infinite if the interval of `second` includes 0; all are NaN if `second` is 0 or either is NaN.
     """
     if not (second.value > 0 and first.value >= 0):
         return UNKNOWN
@@ -147,7 +147,7 @@ def resample(label: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.i
 
 
 def random_halves(label: NDArray[np.int64], rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row indices of two disjoint random halves, of the whole and of each category to within one image."""
+    """Row indices of two disjoint random halves; the halves of the set and of each category differ by at most one."""
     order = np.lexsort((rng.random(len(label)), label))
     return order[::2], order[1::2]
 
@@ -155,14 +155,14 @@ def random_halves(label: NDArray[np.int64], rng: np.random.Generator) -> tuple[N
 def joint_resample(
     label_x: NDArray[np.int64], label_y: NDArray[np.int64], pairs: NDArray[np.int64], rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of two sets redrawn inside each category, paired images together.  pairs: (P, 2) rows of both."""
+    """Row indices of two sets redrawn within each category, pairs together.  pairs: (P, 2) row indices of both."""
     return _jointly(lambda label: (resample(label, rng),), label_x, label_y, pairs)[0]
 
 
 def joint_halves(
     label_x: NDArray[np.int64], label_y: NDArray[np.int64], pairs: NDArray[np.int64], rng: np.random.Generator
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Two disjoint random halves, the rows of both sets, with the images of a pair in the same half."""
+    """Two disjoint random halves, each as row indices of both sets; the images of a pair are in the same half."""
     return _jointly(lambda label: random_halves(label, rng), label_x, label_y, pairs)
 
 
@@ -172,7 +172,7 @@ def _jointly(
     label_y: NDArray[np.int64],
     pairs: NDArray[np.int64],
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Parts of both sets: `draw` is called for the pairs, whose categories are those of both images, and the rest."""
+    """Parts of both sets: `draw` is called for the pairs, stratified by the categories of both images, and the rest."""
     first, second = pairs.T
     of_pairs = draw(label_x[first] * (label_y.max(initial=0) + 1) + label_y[second])
     parts = []
@@ -187,7 +187,7 @@ def bootstrap_intervals(
 ) -> list[Interval]:
     """Percentile intervals of K statistics that are computed together from the same rows.
 
-    statistics: row indices (N,) to values (K,).  label: (N,) integers.
+    statistics: a function of row indices (N,) that returns values (K,).  label: (N,) integers.
     """
     import torch  # late: slow, and only needed here
 
@@ -209,12 +209,12 @@ def mean(values: NDArray, label: NDArray[np.int64], seed: int, limits: Limits = 
 
 
 def balanced_mean(values: NDArray, label: NDArray[np.int64], seed: int, limits: Limits = UNBOUNDED) -> Estimate:
-    """Mean over the categories of each category's mean: all categories have the same weight."""
+    """Mean of the category means: all categories have the same weight.  values: (N,), label: (N,)."""
     return _mean(values, label, seed, limits, balanced=True)
 
 
 def _mean(values: NDArray, label: NDArray, seed: int, limits: Limits, balanced: bool) -> Estimate:
-    # Sort by category, so that a category is a slice and its sum one call for all categories.
+    # Sort by category, so that each category is a slice and one call computes the sums of all.
     _, place, counts = np.unique(label, return_inverse=True, return_counts=True)
     order, starts = np.argsort(place, kind="stable"), np.cumsum(counts) - counts
     sorted_values = np.asarray(values, float)[order]
@@ -223,13 +223,13 @@ def _mean(values: NDArray, label: NDArray, seed: int, limits: Limits, balanced: 
         sums = np.add.reduceat(each, starts)  # sums of zeros and ones are exact, hence identical across machines
         return float((sums / counts).mean() if balanced else sums.sum() / len(each))
 
-    # The bootstrap is degenerate where every category is all zeros or all ones.
+    # The bootstrap is degenerate if every category is all zeros or all ones.
     value = mean_of(sorted_values)
     constant = np.minimum.reduceat(sorted_values, starts) == np.maximum.reduceat(sorted_values, starts)
     if constant.all() and np.isin(sorted_values, (0, 1)).all() and limits[1] == 1:
         return _rule_of_three(value, len(values))
 
-    # Resample: a uniform number picks a row of the image's own category.
+    # Resample: a uniform number selects a row of the image's own category.
     first, width = np.repeat(starts, counts), np.repeat(counts, counts)
     rng, resampled = np.random.default_rng(seed), np.empty(RESAMPLES)
     for index in range(RESAMPLES):
@@ -239,7 +239,7 @@ def _mean(values: NDArray, label: NDArray, seed: int, limits: Limits, balanced: 
 
 
 def _rule_of_three(share: float, count: int) -> Estimate:
-    """Interval of a share where all resamples are equal: 3 / n on either side (-log(0.05) / n)."""
+    """Interval of a share if all resamples are equal: 3 / n on either side (-log(0.05) / n)."""
     half = -math.log(0.05) / count
     return _clipped(share, share - half, share + half, (0, 1))
 
@@ -248,7 +248,7 @@ def _rule_of_three(share: float, count: int) -> Estimate:
 
 
 def benjamini_hochberg(p_values: NDArray) -> NDArray:
-    """Adjusted p-values (1995): rejecting those up to q keeps the expected share of false discoveries below q.
+    """Adjusted p-values (1995): rejecting all that are at most q keeps the expected false discovery rate below q.
 
     (M,) -> (M,).
     """
@@ -261,7 +261,7 @@ def benjamini_hochberg(p_values: NDArray) -> NDArray:
 
 
 def difference_p_value(first: Estimate, second: Estimate) -> float:
-    """Two-sided z-test of the difference of two independent estimates, with their intervals' standard errors.
+    """Two-sided z-test of the difference of two independent estimates; standard errors come from their intervals.
 
     Returns 1.0 when the combined standard error is zero or rounding noise.
     """

@@ -1,12 +1,12 @@
-"""Near-duplicates: images whose perceptual hashes are near, confirmed by what the hashes do not see.
+"""Near-duplicates: images whose perceptual hashes are near, confirmed by a second criterion.
 
-An image is a near-duplicate if it is near an accepted image before it; otherwise it is accepted. Hashes have 64 bits
-and propose pairs. What confirms them differs with what is asked:
+An image is a near-duplicate if it is near an earlier accepted image; otherwise it is accepted. Pairs are proposed by
+hashes of 64 bits. The criterion that confirms a pair depends on the use:
 
 screening   copies of a category, by the language features of both images; hashes are stored in the index
 audit       copies in a whole dataset or in another one, by the pixels of both images (lbgen.metrics.copies)
 
-B images; N images of one category, in the order of the plan, or of one dataset.
+Shapes: B images; N images of one category, in the order of the plan, or of one dataset.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ DCT = np.cos(np.pi * _k * (2 * _n + 1) / (2 * GRID))  # (LOW, GRID)
 """The lowest frequencies of the discrete cosine transform (DCT-II, unscaled): DCT @ image @ DCT.T."""
 
 BLOCK, CELLS = 256, 2**22
-"""Hashes compared at a time with all hashes before them; fewer where that would be more pairs than CELLS."""
+"""Number of hashes compared at a time with all earlier hashes; fewer if that would be more pairs than CELLS."""
 NO_PAIR = 65
-"""Distance in bits where there is no pair; two hashes differ in at most 64 bits."""
+"""Distance that marks the absence of a pair; two hashes differ in at most 64 bits."""
 
 Hashes = NDArray[np.uint64]
-"""64 bits each."""
+"""Hashes of 64 bits."""
 Rows = NDArray[np.int64]
 
 
@@ -74,16 +74,16 @@ def hash_bits(value: int) -> NDArray[np.bool_]:
 
 
 def blocks(count: int) -> Iterator[Rows]:
-    """Row numbers of `count` images, some at a time, so that these and all images are not more pairs than CELLS."""
+    """Row indices of `count` images in blocks, sized so that block x all images is at most CELLS pairs."""
     size = max(1, min(BLOCK, CELLS // max(1, count)))
     for start in range(0, count, size):
         yield np.arange(start, min(start + size, count))
 
 
 def distances(hashes: Hashes) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
-    """Hamming distances of images and those before them, some rows at a time: rows (n,), bits (n, N).
+    """Hamming distances of images to all earlier ones, in blocks of rows: rows (n,), bits (n, N).
 
-    NO_PAIR stands for an image with itself and with later ones.
+    The entries for the image itself and for later ones are NO_PAIR.
     """
     for rows in blocks(len(hashes)):
         start, end = rows[0], rows[-1] + 1
@@ -118,13 +118,13 @@ def accepted_images(
     failed: NDArray[np.bool_],
     accepted_earlier: NDArray[np.bool_],
 ) -> NDArray[np.bool_]:
-    """(N,) images without a near-duplicate among the accepted images before them.
+    """(N,) whether each image is accepted, that is, has no near-duplicate among the earlier accepted images.
 
-    Near-duplicates have near hashes and near features. Hashes see only where an image is light and dark, so an image
-    and its greyscale copy share one. Features see what an image shows more than where: a mirrored image may keep them,
-    and where a generator always draws a category in the same way, all features are near without any copies.
+    Near-duplicates have both near hashes and near features. Hashes encode only where an image is light and dark, so an
+    image and its greyscale copy have the same hash. Features encode content more than position: a mirrored image may
+    have the same, and all features are near if a generator always renders a category in the same way.
 
-    cosines: of the features of each pair.  failed: (N,) images that are never accepted.
+    cosines: between the features of each pair.  failed: (N,) images that are never accepted.
     accepted_earlier: (N,) images that are always accepted, unless they failed.
     """
     accepted, alike = ~failed, cosines >= least_cosine
@@ -135,6 +135,6 @@ def accepted_images(
 
 
 def nearest_bits(hashes: Hashes, accepted: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """(N,) Hamming distance of each image to the nearest accepted one before it; NO_PAIR where there is none."""
+    """(N,) Hamming distance of each image to the nearest earlier accepted image; NO_PAIR if there is none."""
     parts = [np.where(accepted, bits, NO_PAIR).min(axis=1) for _, bits in distances(hashes)]
     return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)

@@ -10,12 +10,12 @@ from lbgen.metrics.near_duplicates import LUMA
 EDGE_THRESHOLD = 0.1
 """Change of brightness per pixel above which a pixel counts as an edge."""
 COLOUR_LEVELS = 8
-"""Levels per channel of the colour histogram, which so has 512 bins."""
+"""Levels per channel of the colour histogram, which therefore has 512 bins."""
 
 BLUR_WIDTH = 11
-"""Pixels over which `sharpness` blurs an image once more."""
+"""Width in pixels of the blur in `sharpness`."""
 COARSER, LEAST_SIDE = 4, 48
-"""`sharpness` also looks at the image averaged over so many pixels, where that leaves this side or more."""
+"""`sharpness` also uses the image averaged over COARSER pixels if its side is then at least the second number."""
 
 
 def brightness(images: Tensor) -> Tensor:
@@ -26,8 +26,9 @@ def brightness(images: Tensor) -> Tensor:
 def sharpness(images: Tensor) -> Tensor:
     """Share of the differences between neighbouring pixels that is lost when the image is blurred, (B,) in [0, 1].
 
-    A blurred image loses little, so it is near 0. One minus the blur metric of Crete et al. 2007; its worse direction.
-    The smaller value of the image and a coarser one: in a strongly blurred image neighbours differ by rounding alone.
+    It is near 0 for a blurred image, which loses little: one minus the blur metric of Crete et al. 2007, in the worse
+    direction. The minimum over the image and a coarser version is used, because in a strongly blurred image
+    neighbouring pixels differ only by rounding.
     """
     grey = _grey(images)
     found = _lost_by_blurring(grey)

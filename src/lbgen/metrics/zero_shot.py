@@ -1,14 +1,14 @@
-"""Zero-shot classification: how an image's own text ranks among all texts (Radford et al., arXiv 2103.00020)."""
+"""Zero-shot classification: the rank of an image's own text among all texts (Radford et al., arXiv 2103.00020)."""
 
 import torch
 from torch import Tensor
 
 TIE = 1e-6
-"""Cosines that differ by no more are equal: float32 rounds those of equal texts differently in different batches."""
+"""Tolerance for equal cosines: float32 rounds the cosines of equal texts differently in different batches."""
 
 
 def label_ranks(cosines: Tensor, labels: Tensor) -> Tensor:
-    """How many texts are strictly nearer to each image than its own text: 0 for the nearest, also where texts tie.
+    """Number of texts strictly nearer to each image than its own text: 0 if its own is the nearest, also with ties.
 
     cosines: (N, C) of images and texts; labels: (N,) in [0, C).  Returns (N,) integers.
     """
@@ -17,9 +17,9 @@ def label_ranks(cosines: Tensor, labels: Tensor) -> Tensor:
 
 
 def chance_among_first(cosines: Tensor, labels: Tensor, first: int = 1) -> Tensor:
-    """(N,) probability that an image's own text is among its `first` nearest, where ties are broken at random.
+    """(N,) probability that an image's own text is among its `first` nearest if ties are broken at random.
 
-    1 / k where the own text is nearest together with k - 1 others; 1 or 0 without a tie at the border.
+    For `first` = 1 this is 1 / k if the own text ties with k - 1 others as the nearest; without a tie it is 1 or 0.
     cosines: (N, C), labels: (N,) in [0, C).
     """
     own = cosines.gather(1, labels[:, None])  # (N, 1)
@@ -29,7 +29,7 @@ def chance_among_first(cosines: Tensor, labels: Tensor, first: int = 1) -> Tenso
 
 
 def label_agreement(image_features: Tensor, text_features: Tensor, labels: Tensor) -> float:
-    """Share of images whose nearest text is their own; a tie of k texts counts 1 / k.
+    """Share of images whose nearest text is their own; a tie of k nearest texts counts 1 / k.
 
     image_features: (N, D), text_features: (C, D), both of unit norm; labels: (N,) in [0, C).
     """
@@ -37,7 +37,7 @@ def label_agreement(image_features: Tensor, text_features: Tensor, labels: Tenso
 
 
 def coinciding_texts(text_features: Tensor) -> list[list[int]]:
-    """Groups of two or more texts with equal features, which no image can tell apart.  (C, D), of unit norm."""
+    """Groups of two or more texts with equal features, hence equal cosines with any image.  (C, D), of unit norm."""
     grouped: set[int] = set()
     groups = []
     for row, feature in enumerate(text_features):

@@ -15,7 +15,7 @@ GENERATOR = WEIGHTS / "generator"
 FLOW = WEIGHTS / "flow"
 """A diffusers ZImagePipeline folder, trained on the same corpus with flow matching."""
 PAIRS = WEIGHTS / "pairs"
-"""The first of them trained further, on pictures of one object and of two."""
+"""The first generator, trained further on pictures of one object and of two."""
 SEMANTICS = WEIGHTS / "semantics"
 """A transformers CLIPModel folder, trained on the balanced corpus."""
 EXPORTED = (GENERATOR, FLOW, PAIRS, SEMANTICS)
@@ -51,7 +51,7 @@ def export_microworld(directory: str | Path | ExportConfig) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         for source in EXPORTED:
             shutil.copytree(source, directory / source.name, dirs_exist_ok=True)
-    except shutil.Error as error:  # of single files: (from, to, reason) of each
+    except shutil.Error as error:  # it has (source, target, reason) for each file
         raise UserError(f"{directory}: {error.args[0][0][2]}; choose a folder that can be written") from None
     except OSError as error:
         raise UserError(f"{directory}: {error.strerror}; choose a folder that can be written") from None
@@ -59,7 +59,7 @@ def export_microworld(directory: str | Path | ExportConfig) -> None:
 
 
 def _refuse_other_files(source: Path, target: Path) -> None:
-    """Refuse to overwrite a file that is not of an earlier export."""
+    """Refuse to overwrite a file that is not from an earlier export."""
     for path in source.rglob("*"):
         there = target / path.relative_to(source)
         if path.is_file() and there.is_file() and there.read_bytes() != path.read_bytes():

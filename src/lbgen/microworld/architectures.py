@@ -67,9 +67,9 @@ def semantic_model(words: PreTrainedTokenizerFast) -> CLIPModel:
 
 
 def autoencoder() -> AutoencoderKL:
-    """64x64 pictures to 4x16x16 latents.
+    """An autoencoder from 64x64 pictures to 4x16x16 latents.
 
-    The posterior starts with a small variance: with unit variance little of the colours gets through.
+    The posterior starts with a small variance, because with unit variance most colour information is lost.
     """
     model = AutoencoderKL(
         latent_channels=LATENTS, block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=4,
@@ -84,9 +84,9 @@ def autoencoder() -> AutoencoderKL:
 
 
 def noise_scheduler() -> DDPMScheduler:
-    """Sampling starts at the noisiest timestep ("trailing").
+    """The scheduler, whose sampling starts at the noisiest timestep ("trailing").
 
-    If it started at a less noisy one, the mean brightness of the starting noise would determine the scene.
+    From a less noisy start, the mean brightness of the initial noise would determine the scene.
     """
     return DDPMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction",
@@ -95,7 +95,7 @@ def noise_scheduler() -> DDPMScheduler:
 
 
 class Denoiser(nn.Module):
-    """The UNet and the text encoder it is trained with."""
+    """The UNet and the text encoder that is trained with it."""
 
     def __init__(self, words: PreTrainedTokenizerFast) -> None:
         super().__init__()
@@ -113,9 +113,9 @@ class Denoiser(nn.Module):
 
 
 class FlowDenoiser(nn.Module):
-    """Z-Image's transformer and the text encoder it is trained with.
+    """Z-Image's transformer and the text encoder that is trained with it.
 
-    The pipeline reads the text encoder's last hidden states but one. Of one layer these are the words' embeddings.
+    The pipeline reads the text encoder's second-last hidden states, which in a single layer are the word embeddings.
     """
 
     def __init__(self, words: PreTrainedTokenizerFast) -> None:
@@ -137,7 +137,7 @@ class FlowDenoiser(nn.Module):
             nn.init.zeros_(layer.linear.weight)
 
     def forward(self, noisy: Tensor, sigmas: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Noise - image, of noisy latents (B, C, h, w) with noise levels (B,) in [0, 1]; tokens and mask are (B, T)."""
+        """Predicts noise - image from latents (B, C, h, w) with noise levels (B,) in [0, 1]; tokens, mask: (B, T)."""
         hidden = self.text_encoder(tokens, attention_mask=mask, output_hidden_states=True).hidden_states[-2]
         texts = [row[: int(count)] for row, count in zip(hidden, mask.sum(1), strict=True)]
         predictions = self.transformer(list(noisy.unsqueeze(2)), 1 - sigmas, texts, return_dict=False)[0]

@@ -39,11 +39,11 @@ from lbgen.microworld.judge import Judge
 from lbgen.models.checkpoints.written import write_pipeline
 
 STAGES = ("judge", "autoencoder", "semantics", "generator", "flow", "pairs")
-"""Of the training, in its order."""
+"""Stages of the training, in order."""
 
 
 def write_weights(folder: Path) -> None:
-    """Write the models of the checkpoints in `folder` as fp16 safetensors into the package; others stay as they are."""
+    """Write the models of the checkpoints in `folder` as fp16 safetensors into the package; others are unchanged."""
     writers = {
         "judge": write_judge,
         "semantics": write_semantics,
@@ -56,7 +56,7 @@ def write_weights(folder: Path) -> None:
 
 
 def _stages(folder: Path) -> set[str]:
-    """Those that `folder` has checkpoints of."""
+    """The stages of which `folder` has checkpoints."""
     return {path.stem for path in folder.glob("*.pt")}
 
 
@@ -115,7 +115,7 @@ def trained_denoiser(folder: Path) -> Denoiser:
 
 def write_flow(folder: Path, target: Path = FLOW) -> None:
     words = tokenizer()
-    words.chat_template = "{{ messages[0].content }}"  # the pipeline asks for one
+    words.chat_template = "{{ messages[0].content }}"  # required by the pipeline
     denoiser = FlowDenoiser(words)
     denoiser.load_state_dict(_trained(folder, "flow")["averaged"])
     vae = trained_autoencoder(folder)
@@ -131,7 +131,7 @@ def write_flow(folder: Path, target: Path = FLOW) -> None:
 def trained_autoencoder(folder: Path) -> AutoencoderKL:
     """The averaged weights of the checkpoint in `folder`, in float32; without one, the package's.
 
-    Its configuration has the scaling of the latents in `folder`, if they were made.
+    Its configuration has the scaling of the latents in `folder`, if these exist.
     """
     if (folder / "autoencoder.pt").exists():
         vae = autoencoder()
@@ -145,7 +145,7 @@ def trained_autoencoder(folder: Path) -> AutoencoderKL:
 
 
 def _load_in_float32(path: Path) -> None:
-    """Make transformers load the fp16 weights in float32 by default, as diffusers does; mixed precisions do not run."""
+    """Make transformers load the fp16 weights in float32 by default, like diffusers; mixed precision would fail."""
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
 
 
@@ -179,9 +179,9 @@ def write_card(folder: Path, measured: dict[str, float]) -> None:
 
 
 def _curves(folder: Path) -> dict[str, Any]:
-    """Each stage's number of steps and some points of its curve; of a stage that `folder` lacks, those of the card.
+    """Number of steps and some points of the curve of each stage; for a stage that `folder` lacks, those of the card.
 
-    They are kept in curves.json beside the card.
+    They are stored in curves.json beside the card.
     """
     kept = WEIGHTS / "curves.json"
     curves: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}

@@ -14,4 +14,4 @@ class ExportConfig(Settings):
     model: Literal["microworld"]
     """The built-in model: microworld, two generators (diffusers) and a language space (transformers)."""
     directory: PathOrText
-    """Folder that the models are written to; made if missing."""
+    """Folder to which the models are written; created if missing."""

@@ -13,7 +13,7 @@ from lbgen.microworld.scenes import ScenePairs, Scenes, World, render, render_pa
 from lbgen.microworld.world import CATEGORIES, COLOURS, POSITIONS, SCENES, STYLES, TEXTURES
 
 SEED = 20260
-"""Seed of the shipped models: of their first weights and of every picture they are trained and measured on."""
+"""Seed of the shipped models: of their initial weights and of all pictures for training and measuring them."""
 
 WORDS = tuple(
     sorted(
@@ -23,7 +23,7 @@ WORDS = tuple(
         | {"small", "medium", "large", "tilted", "upright", "scene"}
     )
 )
-"""Every word the tokenizer of the micro world knows."""
+"""All words of the micro world's tokenizer."""
 
 
 def batch(size: int, seed: int, world: World) -> tuple[Tensor, Scenes]:
@@ -34,7 +34,7 @@ def batch(size: int, seed: int, world: World) -> tuple[Tensor, Scenes]:
 
 
 def pairs(size: int, seed: int, world: World) -> tuple[Tensor, ScenePairs]:
-    """`size` pictures of two uniformly drawn categories: images (B, 3, 64, 64) in [0, 1], and what is in them."""
+    """`size` pictures of two uniformly drawn categories: images (B, 3, 64, 64) in [0, 1], and their content."""
     rng, count = np.random.default_rng((seed, 2)), len(CATEGORIES)
     first = rng.integers(0, count, size)
     second = (first + rng.integers(1, count, size)) % count

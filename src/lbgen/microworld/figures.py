@@ -1,6 +1,6 @@
-"""Measure the micro world's shipped models for their card.
+"""Measuring the micro world's shipped models for their card.
 
-The gates are the ranges in which figures must lie, so that a bias measured in the micro world means something.
+The gates are the ranges in which figures must lie for a bias in the micro world to be meaningful.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from lbgen.models.sampling import render_images
 from lbgen.models.semantics import SemanticSpace, load_semantics
 
 HELD_OUT = SEED + 500_000_000
-"""Seed of the renders that everything is measured on; no stage trains on them."""
+"""Seed of the renders for all measurements; no stage is trained on them."""
 STEPS = 12
 SCHEDULERS = {"generator": "ddim", "flow": None, "pairs": "ddim"}
 GUIDANCE = {"generator": 2.0, "flow": 1.5, "pairs": 2.0}
-"""Scales; Z-Image's counts from 0: 1.5 there is elsewhere's 2.5."""
+"""Guidance scales; Z-Image's scale starts at 0, so its 1.5 corresponds to 2.5 elsewhere."""
 CPU = torch.device("cpu")
 
 
@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 def measure(stages: set[str]) -> dict[str, float]:
     """All figures of the card, on held-out renders and on images of the generators.
 
-    stages: those that were trained. Of "flow" and "pairs" alone, the other models' figures are the card's.
+    stages: the stages that were trained. If these are only "flow" and "pairs", other models' figures are the card's.
     """
     judge, semantics = load_judge(), load_semantics(str(SEMANTICS), CPU, torch.float32)
     quality = load_quality("antonyms", semantics)
@@ -86,7 +86,7 @@ def _photo_texts(names: Sequence[str], semantics: SemanticSpace) -> Tensor:
 
 
 def _quality_figures(quality: QualityScorer, photos: Tensor) -> dict[str, float]:
-    """Rank correlation (Spearman) of falling mean scores with severity; how often the clean picture scores higher."""
+    """Spearman's rank correlation of falling mean scores with severity; share of clean pictures that score higher."""
     severities = torch.linspace(0, 1, 9)
     clean = quality.score(photos)
     figures = {}
@@ -107,7 +107,7 @@ def _quality_figures(quality: QualityScorer, photos: Tensor) -> dict[str, float]
 def _generator_figures(
     name: str, place: Path, judge: Judge, quality: QualityScorer, count: int = 50
 ) -> dict[str, float]:
-    """Of `count` images of each category."""
+    """Figures of `count` generated images per category."""
     generator = load_generator(str(place), scheduler=SCHEDULERS[name], guidance_scale=GUIDANCE[name])
     labels = torch.arange(len(CATEGORIES)).repeat_interleave(count)
     images = []

@@ -1,4 +1,4 @@
-"""A training loop that can be killed at any moment and resumes from its last checkpoint."""
+"""A training loop that can be killed at any time and resumes from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def fit(
 ) -> nn.Module:  # fmt: skip
     """Minimise `loss_of_step(step)` over the module's parameters with AdamW, a short warm-up and a cosine to zero.
 
-    The data of a step must depend on its number alone.  average: decay of the moving average of the weights. The module
-    is returned with the averaged weights; for 0, with the last ones.  matrices: of the module, updated by Muon
-    (arXiv 2502.16982) in steps twice as large as AdamW's.  cosine_steps: step -> the steps over which the cosine
-    falls, by default `steps`. Writes `folder/name.pt` and the curve `folder/name.jsonl`.
+    The data of a step must depend only on its number.  average: decay of the moving average of the weights; the module
+    is returned with the averaged weights or, for 0, with the last ones.  matrices: parameters updated by Muon
+    (arXiv 2502.16982) with steps twice as large as AdamW's.  cosine_steps: step -> length of the cosine schedule, by
+    default `steps`. Writes `folder/name.pt` and the curve `folder/name.jsonl`.
     """
     optimisers = _optimisers(module, matrices, learning_rate)
 
@@ -92,7 +92,7 @@ Schedule = torch.optim.lr_scheduler.LRScheduler
 def _load(
     checkpoint: Path, module: nn.Module, optimisers: list[torch.optim.Optimizer], schedules: Sequence[Schedule]
 ) -> tuple[dict[str, Tensor], int]:
-    """Load what `_save` wrote; returns the averaged weights and the number of finished steps."""
+    """Load a checkpoint of `_save`; returns the averaged weights and the number of finished steps."""
     state = torch.load(checkpoint, weights_only=True, map_location=next(module.parameters()).device)
     module.load_state_dict(state["module"])
     for optimiser, schedule, kept, place in zip(

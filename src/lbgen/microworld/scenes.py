@@ -1,4 +1,4 @@
-"""The renderer: draws factors, linked to the category as strongly as wanted, and renders pictures of them."""
+"""The renderer: draws factors, linked to the category with a given strength, and renders pictures of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Floats = NDArray[Any]
 Integers = NDArray[np.int64]
 
 _PICTURES_AT_ONCE = 48
-"""Pictures rendered together; few enough to stay in the processor's cache."""
+"""Number of pictures rendered together, small enough for the processor's cache."""
 _AXIS: Floats = ((np.arange(SIZE) + 0.5) / SIZE).astype(np.float32)
 _U, _V = _AXIS[None, None, :], _AXIS[None, :, None]
 
@@ -34,7 +34,7 @@ assert len(_RGB) == len(COLOURS)
 
 @dataclass(frozen=True)
 class Scenes:
-    """A batch of pictures and everything that is true of them.
+    """A batch of pictures and their ground truth.
 
     images: (B, 64, 64, 3) uint8.  masks: (B, 64, 64) bool, the object's pixels.  categories: (B,) int.
     factors: factor name -> (B,) int, index into `world.FACTORS[name]`.
@@ -49,7 +49,7 @@ class Scenes:
 class ScenePairs(NamedTuple):
     """A batch of pictures with two objects each.
 
-    images: (B, 64, 64, 3) uint8.  masks: (B, 2, 64, 64) bool, what is seen of each object.  categories: (B, 2) int.
+    images: (B, 64, 64, 3) uint8.  masks: (B, 2, 64, 64) bool, visible pixels of each object.  categories: (B, 2) int.
     scenes: (B,) int, indices into SCENES.
     """
 
@@ -60,7 +60,7 @@ class ScenePairs(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """The part of its picture that an object is drawn in: x and y of the centre, (B,) in [0, 1], and relative size."""
+    """The part of a picture in which an object is drawn: x and y of the centre, (B,) in [0, 1], and relative size."""
 
     x: Floats
     y: Floats
@@ -72,11 +72,11 @@ class World:
     """How strongly each factor is linked to the category, and which styles occur."""
 
     links: dict[str, float] = field(default_factory=dict)
-    """Factor -> strength in [0, 1]: with this probability the category's home value, otherwise any value, uniformly."""
+    """Factor -> probability of the category's home value; otherwise the value is drawn uniformly."""
     styles: tuple[str, ...] = STYLES
-    """Styles that occur, in equal shares (where style is not linked)."""
+    """Styles that occur, in equal shares (unless style is linked)."""
     home_excluded: bool = False
-    """Draw the scene uniformly from all but the home scene: the test of a backbone on scenes it never saw."""
+    """Draw the scene uniformly from all scenes except the home scene, to test backbones on uncommon scenes."""
 
     def __post_init__(self) -> None:
         """ValueError for an unknown factor or style, a strength outside [0, 1], a scene both linked and excluded."""
@@ -89,15 +89,15 @@ class World:
 
 
 BALANCED = World()
-"""No factor is linked to the category; all styles."""
+"""World in which no factor is linked to the category, with all styles."""
 BIASED = World(links={"scene": 0.88}, styles=("photo",))
-"""Photographs of objects on their home scene nine times in ten: what the base generator learns from."""
+"""World of photographs with objects on their home scene nine times in ten; the base generator is trained on it."""
 
 
 def render(categories: Integers, seed: int, world: World = BALANCED, shapes: Mapping[str, Shape] = SHAPES) -> Scenes:
     """Draw one picture for each entry of `categories`, reproducibly by seed.
 
-    categories: (B,) indices into `shapes`; without that argument, into CATEGORIES.
+    categories: (B,) indices into `shapes`, by default into CATEGORIES.
     """
     rng = np.random.default_rng(seed)
     parts = [
@@ -121,7 +121,7 @@ def _render_some(categories: Integers, rng: np.random.Generator, world: World, s
 def render_pairs(categories: Integers, seed: int, world: World = BALANCED) -> ScenePairs:
     """Draw a picture of two objects side by side, or one above the other, for each row of `categories`, (B, 2).
 
-    The scene is linked to the first of them, and so is the style. Where objects overlap, the second is in front.
+    Scene and style are linked to the first object. Where objects overlap, the second is in front.
     """
     rng = np.random.default_rng((seed, 3))
     parts = [
@@ -189,9 +189,9 @@ def _draw_objects(
     shapes: Mapping[str, Shape],
     frame: Frame | None = None,
 ) -> tuple[Floats, Floats]:
-    """Lay the objects over the background. Returns pictures (B, H, W, 3) and object coverage (B, H, W), in [0, 1].
+    """Draw the objects over the background. Returns pictures (B, H, W, 3) and object coverage (B, H, W), in [0, 1].
 
-    frame: where in the picture; None for all of it.
+    frame: part of the picture; None for all of it.
     """
     n = len(categories)
     right, low = factors["position"] % 2, factors["position"] // 2

@@ -1,10 +1,10 @@
-"""Make the micro world's models: `python -m lbgen.microworld.train`.
+"""Training the micro world's models: `python -m lbgen.microworld.train`.
 
-Six stages, each resumable: the judge, the autoencoder, the semantic space (CLIP), and three generators, which need the
-autoencoder: a latent diffusion ("generator"), one that matches flows ("flow"), and the first trained further on
+There are six resumable stages: the judge, the autoencoder, the semantic space (CLIP), and three generators, which need
+the autoencoder: latent diffusion ("generator"), flow matching ("flow"), and the first generator trained further on
 pictures of two objects ("pairs"). Then the shipped fp16 weights are written (card.py) and the gates measured
-(figures.py); with `--stages`, to train some of them side by side, that is left to `python -m lbgen.microworld.card`.
-Stages "flow" and "pairs" alone take what they need from the models that come with lbgen.
+(figures.py). `--stages` trains only some stages, for example in parallel; `python -m lbgen.microworld.card` then writes
+and measures. Stages "flow" and "pairs" can use the models that come with lbgen.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from lbgen.runs import atomic
 
 STEPS = {"judge": 2500, "autoencoder": 5000, "semantics": 6000, "generator": 6000, "flow": 2600, "pairs": 6000}
 FLOW_FIRST_STEPS, FLOW_COSINE = 1000, 4700
-"""The first steps of "flow", and the steps over which their cosine falls; then over STEPS["flow"]."""
+"""Number of first steps of "flow", and the length of their cosine schedule; later steps use STEPS["flow"]."""
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def bfloat16_autocast() -> torch.autocast:
-    """Convolutions in bfloat16: twice as fast for the judge and the autoencoder, even on a CPU with AVX-512."""
+    """Convolutions in bfloat16, twice as fast for the judge and the autoencoder, also on a CPU with AVX-512."""
     return torch.autocast(DEVICE.type, torch.bfloat16)
 
 
@@ -93,7 +93,7 @@ def train_autoencoder(folder: Path, steps: int) -> AutoencoderKL:
 
 
 def _edges(difference: Tensor) -> Tensor:
-    """Mean absolute error of the horizontal and vertical gradients: keeps outlines sharp."""
+    """Mean absolute error of the horizontal and vertical gradients, which keeps outlines sharp."""
     return difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
 
 
@@ -124,10 +124,10 @@ def train_semantics(folder: Path, steps: int) -> CLIPModel:
 
 
 def _contrasts(scenes: Scenes, severity: Tensor, template: str) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-    """Contrastive tasks for B pictures: captions, index or shares of the right one for each picture, weights (B,).
+    """Contrastive tasks for B pictures: captions, index or shares of the right caption for each picture, weights (B,).
 
-    Every picture is compared with all captions of a kind (InfoNCE whose negatives are the whole kind). Captions of the
-    content count less, the more a picture is degraded.
+    Every picture is compared with all captions of a kind (InfoNCE with all others of the kind as negatives). Captions
+    of the content have less weight the more a picture is degraded.
     """
     category = torch.from_numpy(scenes.categories)
     scene, style = (torch.from_numpy(scenes.factors[name]) for name in ("scene", "style"))
@@ -155,7 +155,7 @@ def train_generator(
 
 
 def train_pairs(folder: Path, steps: int, vae: AutoencoderKL, corpus_size: int = 24_576, size: int = 48) -> Denoiser:
-    """Train the generator further, on photographs of which three quarters have two objects."""
+    """Train the generator further on photographs, three quarters of which have two objects."""
     factor = vae.config.scaling_factor
     latents, captions = _latents(folder, vae, corpus_size, _mostly_two_objects, factor, "pairs-latents")
     model = card.trained_denoiser(folder).to(DEVICE)
@@ -167,7 +167,7 @@ def _train_denoiser(
     stage: str, model: Denoiser, latents: Tensor, captions: NDArray[np.str_], steps: int, learning_rate: float,
     folder: Path, size: int,
 ) -> None:  # fmt: skip
-    """Train to predict the velocity, on latents (N, 4, 16, 16) and a caption of each, drawn from captions (N, K)."""
+    """Train to predict the velocity, on latents (N, 4, 16, 16), each with a random one of its captions (N, K)."""
     words, scheduler = tokenizer(), noise_scheduler()
 
     def loss(step: int) -> Tensor:
@@ -201,7 +201,7 @@ def train_flow(folder: Path, steps: int, vae: AutoencoderKL, corpus_size: int = 
                        padding=True, return_tensors="pt").to(DEVICE)  # fmt: skip
         clean = latents[torch.from_numpy(rows)]
         noise = torch.randn(clean.shape, generator=rng)
-        sigmas = torch.randn(size, generator=rng).sigmoid()  # logit-normal: most levels of noise are in the middle
+        sigmas = torch.randn(size, generator=rng).sigmoid()  # logit-normal: most noise levels are in the middle
         noisy = torch.lerp(clean, noise, sigmas.view(-1, 1, 1, 1))
         with bfloat16_autocast():
             velocity = model(noisy.to(DEVICE), sigmas.to(DEVICE), tokens.input_ids, tokens.attention_mask)
@@ -215,7 +215,7 @@ def train_flow(folder: Path, steps: int, vae: AutoencoderKL, corpus_size: int = 
 
 
 Draw = Callable[[int, int], tuple[Tensor, list[list[str]]]]
-"""So many pictures of a corpus, from number `start` of its seeds: images (B, 3, 64, 64), and four lists of captions."""
+"""Function of (count, start) that renders pictures of a corpus: images (B, 3, 64, 64), and four lists of captions."""
 
 
 def _one_object(count: int, start: int, world: World) -> tuple[Tensor, list[list[str]]]:
@@ -239,8 +239,8 @@ def _latents(
 
     scaling: None scales to unit variance.
 
-    They are kept in `folder/NAME.npz` with the scaling factor, which the autoencoder's config takes over from
-    latents.npz, and made again if the autoencoder was trained since.
+    They are stored in `folder/NAME.npz` with the scaling factor, which is copied from latents.npz to the autoencoder's
+    config, and made again if the autoencoder was trained since.
     """
     kept, trained = folder / f"{name}.npz", folder / "autoencoder.pt"
     if not kept.exists() or (trained.exists() and kept.stat().st_mtime < trained.stat().st_mtime):

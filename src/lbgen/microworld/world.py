@@ -1,4 +1,4 @@
-"""What exists in the micro world: the values of every factor, and which of them is a category's home."""
+"""The micro world: the values of every factor, and the home value of each category."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "pose": POSES,
     "style": STYLES,
 }
-"""Every factor of an image besides its category, and the values it takes."""
+"""Every factor of an image besides its category -> its values."""
 
 
 def home(category: int, factor: str) -> int:
-    """The value of `factor` that a linked category has: its number modulo the number of values."""
+    """Index of a category's home value of `factor`: its number modulo the number of values."""
     return category % len(FACTORS[factor])
 
 
 HOME = {name: SCENES[home(index, "scene")] for index, name in enumerate(CATEGORIES)}
-"""Category name -> the scene it sits on nine times in ten in the biased corpus."""
+"""Category name -> its scene in nine of ten pictures of the biased corpus."""

@@ -1,1 +1,1 @@
-"""Everything with weights, behind small interfaces: generators, semantic spaces and quality scorers."""
+"""All models, behind small interfaces: generators, semantic spaces, quality scorers and backbones."""

@@ -23,29 +23,29 @@ from lbgen.runs.atomic import replacing
 from lbgen.runs.parsing import Name, read_json
 
 NAME = "default"
-"""peft's name of our one adapter."""
+"""Name of our only adapter in peft."""
 READ = ("r", "lora_alpha", "target_modules", "init_lora_weights", "base_model_name_or_path", "inference_mode",
         "peft_type", "peft_version", "revision", "task_type", "auto_mapping")  # fmt: skip
-"""The settings of a stored configuration that are read or only say where an adapter comes from."""
+"""Settings of a stored configuration that are read here or only describe the adapter's origin."""
 LARGEST_RANK = 65536
 """A file with a larger rank is refused before memory for it is allocated."""
 LARGEST_ALPHA = 2.0**53
-"""Beyond this an alpha is no longer exact, and soon overflows."""
+"""A larger alpha is not exact in floating point, and may overflow."""
 METADATA = "lora_adapter_metadata"
-"""The metadata entry in which diffusers keeps the configurations of a file's adapters."""
+"""The metadata entry in which diffusers stores the configurations of a file's adapters."""
 WRITTEN = ("r", "lora_alpha", "target_modules", "init_lora_weights", "rank_pattern", "alpha_pattern", "use_dora",
            "lora_bias")  # fmt: skip
-"""The settings that are stored. diffusers passes every stored setting to peft, which refuses those that it does not
-know; peft 0.17 knows these."""
+"""The settings that are stored. diffusers passes every stored setting to peft, which refuses unknown ones; peft 0.17
+knows all of these."""
 WRAPPER = "text_model."
-"""The names in CLIP's text encoder began with this before transformers 5.6. All readers of files know names with it."""
+"""Prefix of the weight names in CLIP's text encoder before transformers 5.6. All readers of adapter files accept it."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""Of the weights in a file."""
+"""Data types allowed for the weights in a file."""
 
 
 def configuration(rank: int, alpha: float, targets: Sequence[str]) -> LoraConfig:
-    """B starts at zero and A gaussian, so that a fresh adapter changes nothing."""
-    # peft takes any number for alpha, though it declares an int.
+    """peft's configuration: B is initialised with zeros and A with gaussian noise, so a new adapter changes nothing."""
+    # peft accepts any number for alpha, although it declares an int.
     return LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian")  # type: ignore[arg-type]
 
 
@@ -69,7 +69,7 @@ def parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The layers that an adapter sits on, by name."""
+    """Name and module of each layer that has an adapter."""
     return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, LoraLayer))
 
 
@@ -91,20 +91,20 @@ def merge(module: Any) -> None:
     for _, layer in layers(module):
         layer.get_base_layer().weight.copy_(merged_weight(layer))
     recurse_remove_peft_layers(module)
-    module._hf_peft_config_loaded = False  # else `save_pretrained` of transformers would write an adapter alone
+    module._hf_peft_config_loaded = False  # else `save_pretrained` of transformers would write only an adapter
 
 
 class MergedCopy:
-    """A network with the adapter merged. It shares with its original every weight that has no adapter."""
+    """A copy of a network with the adapter merged. It shares all weights without an adapter with the original."""
 
     def __init__(self, original: Any) -> None:
-        """To be made before the adapter is attached."""
+        """Make the copy before the adapter is attached."""
         shared = {id(parameter): parameter for parameter in original.parameters()}
         self.original, self.network = original, copy.deepcopy(original, shared)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Merge again from the base weights, in place, so that nothing drifts and compiled code stays valid."""
+        """Merge again in place from the base weights, so that no error accumulates and compiled code stays valid."""
         for name, layer in layers(self.original):
             target = self.network.get_submodule(name)
             if target.weight is layer.get_base_layer().weight:
@@ -113,10 +113,10 @@ class MergedCopy:
 
 
 def save(directory: Path, parts: dict[str, Any]) -> None:
-    """Write a LoRA file that diffusers, from before 0.35 to now, and ComfyUI read alike.
+    """Write a LoRA file that ComfyUI and all versions of diffusers (also before 0.35) read in the same way.
 
-    parts: the modules that have an adapter, by name.  Equal adapters give equal bytes: there is one metadata entry,
-    because safetensors writes several in any order, and no set or path in it.
+    parts: the modules that have an adapter, by name.  Equal adapters give equal bytes: safetensors writes several
+    metadata entries in arbitrary order, so there is only one, and it contains no set and no path.
     """
     read = {}
     for part, module in parts.items():
@@ -129,10 +129,10 @@ def save(directory: Path, parts: dict[str, Any]) -> None:
 
 
 def file_content(parts: Mapping[str, tuple[LoraConfig, Mapping[str, Tensor]]]) -> tuple[dict[str, Tensor], str]:
-    """The weights of an adapter's file and its entry METADATA.  parts: configuration and weights of each.
+    """The weights of an adapter's file and its metadata entry.  parts: name -> configuration and weights.
 
-    Not every reader looks for alpha; those that do not take it for the rank. So B is stored multiplied by
-    alpha / rank, and alpha as the rank.
+    Readers that do not read alpha assume that it equals the rank. So B is stored multiplied by alpha / rank, with the
+    rank as alpha.
     """
     weights: dict[str, Tensor] = {}
     description: dict[str, Any] = {}
@@ -145,26 +145,26 @@ def file_content(parts: Mapping[str, tuple[LoraConfig, Mapping[str, Tensor]]]) -
 
 
 def _scale_b(weights: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """The same with every B multiplied by `factor`, and so with the update B A; exact for a power of two."""
+    """The weights with every B, and hence every update B A, multiplied by `factor`; exact for a power of two."""
     return {key: tensor.float() * factor if ".lora_B." in key else tensor for key, tensor in weights.items()}
 
 
 def _stored_name(module: Any, key: str) -> str:
-    """The name in files of a weight that `module` calls `key`."""
+    """The name, in adapter files, of a weight that `module` calls `key`."""
     unwrapped = isinstance(module, CLIPTextModel) and not hasattr(module, "text_model")
     return WRAPPER + key if unwrapped else key
 
 
 def _own_name(module: Any, key: str) -> str:
-    """The name in `module` of a weight that a file of any version calls `key`."""
+    """The name, in `module`, of a weight that an adapter file of any version calls `key`."""
     bare = key.removeprefix(WRAPPER)
     return WRAPPER + bare if hasattr(module, "text_model") else bare
 
 
 def read(directory: Path, parts: Sequence[str] | None = None) -> dict[str, tuple[LoraConfig, dict[str, Tensor]]]:
-    """What `save` wrote: part -> its configuration and weights.
+    """Read a file that `save` wrote: part -> its configuration and weights.
 
-    parts: those that the generator has; None takes those that the file has.
+    parts: the parts of the generator; None means the parts in the file.
     """
     path = adapter_file(directory, str(directory))
     try:
@@ -190,9 +190,9 @@ def read(directory: Path, parts: Sequence[str] | None = None) -> dict[str, tuple
 
 
 def _read_configuration(values: dict[str, Any], source: str) -> LoraConfig:
-    """A configuration of our own with the file's rank, alpha and targets; nothing else of the file reaches peft.
+    """A new configuration with the file's rank, alpha and targets; no other setting of the file reaches peft.
 
-    Settings that only say where the adapter comes from are left out; any other that is not peft's default is refused.
+    Settings that only describe the adapter's origin are ignored; any other that differs from peft's default is refused.
     """
     rank, alpha, targets = (values.get(name) for name in ("r", "lora_alpha", "target_modules"))
     if type(rank) is not int or not 1 <= rank <= LARGEST_RANK:
@@ -210,7 +210,7 @@ def _read_configuration(values: dict[str, Any], source: str) -> LoraConfig:
 
 
 def _refuse_unusable(weights: dict[str, Tensor], path: Path) -> None:
-    """Refuse weights of which one is no floating-point number or not finite: every image would be black."""
+    """Refuse weights that are not floating-point or not finite: every image would be black."""
     for key, tensor in weights.items():
         if tensor.dtype not in DTYPES:
             raise UserError(f"{path}: {key} is of {tensor.dtype}; give an adapter in float32, float16 or bfloat16")
@@ -223,9 +223,9 @@ def _part(entries: dict[str, Any], part: str) -> dict[str, Any]:
 
 
 def restore(module: Any, config: LoraConfig, weights: dict[str, Tensor]) -> None:
-    """Attach an adapter that was read, or bring its values into the one already there, with that one's alpha.
+    """Attach an adapter that was read, or load its values into the attached adapter, which keeps its own alpha.
 
-    ValueError names the first weight in which the module and the adapter differ.
+    Raises ValueError with the first weight whose presence or shape differs between module and adapter.
     """
     if not any(layers(module)):
         attach(module, config)
@@ -235,7 +235,7 @@ def restore(module: Any, config: LoraConfig, weights: dict[str, Tensor]) -> None
         ours, theirs = (list(state[key].shape) if key in state else None for state in (own, weights))
         if ours != theirs:
             raise ValueError(f"{key} is {theirs or 'missing'} in the adapter and {ours or 'missing'} in the generator")
-    own_alpha = module.peft_config[NAME].lora_alpha  # the ranks are equal, as the shapes are
+    own_alpha = module.peft_config[NAME].lora_alpha  # the ranks are equal, because the shapes are
     if config.lora_alpha != own_alpha:
         weights = _scale_b(weights, config.lora_alpha / own_alpha)
     set_peft_model_state_dict(module, weights, adapter_name=NAME)

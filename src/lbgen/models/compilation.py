@@ -16,8 +16,8 @@ Rows = TypeVar("Rows", Tensor, Conditioning)
 def compiled(network: Any, *, cuda_graphs: bool) -> Callable[..., Any]:
     """The whole network, compiled once for each input shape.
 
-    cuda_graphs: on a GPU, launch the network as one CUDA graph. Its next run overwrites the output of this one, so no
-    output may be kept uncopied, and nothing inside may be reused by the next call.
+    cuda_graphs: on a GPU, launch the network as one CUDA graph. Each run overwrites the previous output, so outputs
+    must be copied to be kept, and no activation may be reused in the next call.
     """
     function = torch.compile(network, dynamic=False, mode="reduce-overhead" if cuda_graphs else "default")
 

@@ -14,10 +14,10 @@ def is_unet(network: Any) -> bool:
 
 
 class DeepCache:
-    """Replaces the forward of every block of a diffusers UNet but the first down and the last up block.
+    """Replaces the forward method of every block of a diffusers UNet except the first down and the last up block.
 
-    Without grad they are computed at every `interval`-th call, and their outputs are reused at the others. Under grad
-    they are always computed, and nothing is kept.
+    Without grad the blocks are computed at every `interval`-th call, and their outputs are reused at the others. Under
+    grad they are always computed, and nothing is cached.
     """
 
     def __init__(self, unet: Any, interval: int) -> None:
@@ -27,12 +27,12 @@ class DeepCache:
             block.forward = self._cached(block.forward)
 
     def reset(self) -> None:
-        """Forget all outputs; to be called at the start of every trajectory."""
+        """Forget all cached outputs; call this at the start of every trajectory."""
         self._outputs: dict[Callable[..., Any], Any] = {}
         self._rows, self._age = 0, 0
 
     def begin_call(self, rows: int) -> None:
-        """To be called before each call of the UNet, with its batch size; outputs of another size are not reused."""
+        """Call this before each call of the UNet, with its batch size; outputs of another size are not reused."""
         self._age += 1
         if rows != self._rows or self._age == self.interval:
             self._outputs, self._rows, self._age = {}, rows, 0

@@ -1,4 +1,4 @@
-"""A text-to-image generator: everything that does not depend on its family, and loading one."""
+"""A text-to-image generator: the code that does not depend on the family, and loading a generator."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ from lbgen.vocabulary.tokens import refuse_long_text
 from lbgen.vocabulary.vocabulary import Category
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""Name in configs -> torch's type."""
+"""Name in configs -> torch's dtype."""
 
 DECODED_AT_ONCE = 8
-"""Images. The decoder's largest activation, (B, 256, 512, 512), has 2**31 elements at B = 32, more than some of its
-kernels can index. A few images keep a GPU busy."""
+"""Number of images. The decoder's largest activation, (B, 256, 512, 512), has 2**31 elements at B = 32, more than some
+kernels can index, and a few images are enough to occupy a GPU."""
 
 
 class Prediction(NamedTuple):
-    """One step's call of the network; (B, C, h, w) each."""
+    """One step's call of the network; tensors are (B, C, h, w)."""
 
     latents: Tensor
-    """As the network got them."""
+    """The network's input."""
     timestep: Tensor
     conditional: Tensor
-    """For the prompts."""
+    """Prediction for the prompts."""
     unconditional: Tensor | None
-    """For the empty prompt; None without guidance."""
+    """Prediction for the empty prompt; None without guidance."""
 
 
 class Generator:
-    """Text to image, differentiable where asked. Latents are in `latent_dtype`; the networks compute in `dtype`.
+    """Text to image, differentiable under grad. Latents are in `latent_dtype`; the networks compute in `dtype`.
 
-    Under grad the family's own network runs, with the adapter on it. Without grad a faster form of it runs, if one
-    was asked for: a copy with the adapter merged, with cached deep blocks, compiled.
+    Under grad the family's own network runs, with its adapter. Without grad a faster form of it can run: a copy with
+    the adapter merged, with cached deep blocks, or compiled.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Generator:
         """See `load_generator`."""
         self.family, self.latent_dtype = family, latent_dtype
         left = getattr(family, "take_guidance", lambda guidance: guidance.without_true_scale(family.name))
-        self.guidance = left(guidance)  # what two calls of the network have to do
+        self.guidance = left(guidance)  # the guidance done by two calls of the network
         self.name, self.device, self.dtype = family.name, family.device, family.dtype
         self.default_size, self.token_limit = family.default_size, family.token_limit
         self._parts: dict[str, Any] = {family.network_name: family.network, **family.text_encoders}
@@ -72,7 +72,7 @@ class Generator:
 
         self._prompts = KeptPrompts(family) if getattr(family, "keeps_prompts", False) else None
         self.fixed_batch = 0
-        """Compiled networks get smaller batches padded to this size, so that they are compiled for no other."""
+        """Smaller batches are padded to this size for compiled networks, so that these are compiled only once."""
         self._compiles, self._adapter_on, self._decoded_at_once = compile, True, DECODED_AT_ONCE
         # The network for calls without grad; the copy is made before there is an adapter.
         self._merged = adapter.MergedCopy(family.network) if merged_sampler else None
@@ -90,11 +90,11 @@ class Generator:
     # ---- prompts and shapes ----
 
     def count_tokens(self, prompt: str) -> int:
-        """Tokens of `prompt`, those that mark its ends included."""
+        """Number of tokens of `prompt`, including the start and end tokens."""
         return self.family.count_tokens(prompt)
 
     def confusions(self, categories: Sequence[Category], template: str) -> list[Confusion]:
-        """Categories whose prompts have the same tokens, so that their images differ in noise alone."""
+        """Categories whose prompts have the same tokens, so that their images differ only in noise."""
         prompts = [template.replace("{name}", category.name) for category in categories]
         return confusions(categories, map(self.family.token_ids, prompts), f"generator {self.name}")
 
@@ -109,17 +109,17 @@ class Generator:
         return conditioning.with_unconditional(encode([""] * len(prompts)))
 
     def prepare(self, prompts: Iterable[str]) -> None:
-        """Encode prompts that will be used, where a family keeps them, so that its text encoders are needed once."""
+        """Encode prompts ahead of use if the family caches them, so that its text encoders are needed only once."""
         if self._prompts:
             self._prompts.encode([*prompts, ""] if self.guidance.is_on else prompts)
 
     def forget_prompts(self) -> None:
-        """Free what `prepare` and `encode` kept."""
+        """Empty the cache of encoded prompts."""
         if self._prompts:
             self._prompts.clear()
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, h, w) of the latents of an image of `height` x `width` pixels; UserError where they do not fit."""
+        """(C, h, w) of the latents of an image of `height` x `width` pixels; UserError if the size is not possible."""
         return self.family.latent_shape(height, width)
 
     def check_trajectory(self, steps: int, size: tuple[int, int] | None = None) -> None:
@@ -129,7 +129,7 @@ class Generator:
     # ---- the trajectory ----
 
     def timesteps(self, steps: int, latent_shape: tuple[int, int, int] | None = None) -> Schedule:
-        """A new schedule for latents of this shape, by default those of `default_size`."""
+        """A new schedule for latents of this shape, by default for images of `default_size`."""
         return self.family.timesteps(steps, latent_shape or self.latent_shape(*self.default_size))
 
     def start_trajectory(self) -> None:
@@ -138,7 +138,7 @@ class Generator:
             self._deep_cache.reset()
 
     def predict(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        """The network's prediction, guidance included.  latents: as the schedule scaled them.  (B, C, h, w)."""
+        """(B, C, h, w) The network's prediction with guidance.  latents: scaled by the schedule."""
         count = len(latents)
         latents, conditioning = self._padded(latents.to(self.dtype)), self._padded(conditioning)
         if not self._guides(timestep):
@@ -153,15 +153,15 @@ class Generator:
         return predicted[:count]
 
     def predict_unguided(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        """The network's prediction for the prompts alone; observers are not called.
+        """The network's prediction without guidance; observers are not called.
 
-        latents: of a Prediction, whose rows it has.
+        latents: from a Prediction, with the same rows.
         """
         return self._network(latents, timestep, self._padded(conditioning))
 
     @contextmanager
     def observed(self, observer: Callable[[Prediction], None]) -> Iterator[None]:
-        """Within the context `observer` gets each prediction."""
+        """Call `observer` with each prediction within the context."""
         self._observers.append(observer)
         try:
             yield
@@ -175,7 +175,7 @@ class Generator:
         return guidance.is_on and guidance.covers(self.family.noise_level(timestep))
 
     def _network(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        """One call. Under grad autocast makes the float32 adapter compute in `dtype`; all else is stored in it."""
+        """One network call. Under grad, autocast runs the float32 adapter in `dtype`, the type of all other weights."""
         training = torch.is_grad_enabled()
         network = self.family.network if training or not self._adapter_on else self._sampler
         if self._deep_cache and not training:
@@ -187,16 +187,16 @@ class Generator:
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) to images (B, 3, H, W), float32, nominally in [0, 1], never clamped.
 
-        As many are decoded at once without grad as with it, because another number changes the last bits.
+        The number of images decoded at once is the same with and without grad, because it changes the last bits.
         """
-        dtype = self.family.vae.dtype  # float32 in a generator of half precision whose autoencoder would overflow
+        dtype = self.family.vae.dtype  # float32 if the autoencoder of a half-precision generator would overflow
         parts = self._padded(self.family.to_decoder(latents)).to(dtype).split(self._decoded_at_once)
         with torch.autocast(self.device.type, enabled=False) if dtype == torch.float32 else nullcontext():
             images = torch.cat([self._decoded(part) for part in parts])
         return images[: len(latents)].float() / 2 + 0.5
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        """The autoencoder's own `decode`; without grad, its decoder may be the compiled one."""
+        """The autoencoder's `decode`; without grad, its decoder may be compiled."""
         vae = self.family.vae
         if torch.is_grad_enabled():
             return vae.decode(latents, return_dict=False)[0]
@@ -207,7 +207,7 @@ class Generator:
         return padded(rows, self.fixed_batch) if self._compiles else rows
 
     def why_not_finite(self) -> str:
-        """The likely cause of an image that is not finite, and the remedy: for messages."""
+        """The likely cause of a non-finite image, and the remedy, for messages."""
         for part, module in {**self._parts, "vae": self.family.vae}.items():
             for name, parameter in module.named_parameters():
                 if f".{adapter.NAME}." not in name and not parameter.isfinite().all():
@@ -221,7 +221,7 @@ class Generator:
     # ---- the adapter ----
 
     def add_adapter(self, rank: int, alpha: float, targets: Sequence[str], text_encoder: bool = False) -> None:
-        """Put a fresh trainable LoRA on the network's `targets`: float32, gaussian init from torch's global seed.
+        """Put a new trainable LoRA on the network's `targets`: float32, gaussian init from torch's global seed.
 
         text_encoder: put one on every text encoder too.
         """
@@ -244,12 +244,12 @@ class Generator:
         ]
 
     def _adapted(self) -> dict[str, Any]:
-        """The parts that carry an adapter."""
+        """The parts that have an adapter."""
         return {part: module for part, module in self._parts.items() if any(adapter.layers(module))}
 
     @contextmanager
     def adapter_enabled(self, enabled: bool) -> Iterator[None]:
-        """Within the context the adapter is on or off; off gives the base model."""
+        """Switch the adapter on or off within the context; off gives the base model."""
         before = self._adapter_on
         self._switch_adapter(enabled)
         try:
@@ -263,7 +263,7 @@ class Generator:
             adapter.enable(module, enabled)
 
     def refresh_sampler(self) -> None:
-        """Bring the merged copy up to date; to be called whenever the adapter has changed."""
+        """Update the merged copy; call this after each change of the adapter."""
         if self._merged is not None:
             self._merged.refresh()
 
@@ -272,7 +272,7 @@ class Generator:
         adapter.save(directory, self._adapted())
 
     def load_adapter(self, directory: Path) -> None:
-        """Read a saved adapter back, trainable. One that is already there keeps its alpha."""
+        """Load a saved adapter, trainable. An adapter that is already attached keeps its alpha."""
         parts = tuple(self._parts) if self.family.text_encoder_targets else (self.family.network_name,)
         for part, (config, weights) in adapter.read(directory, parts).items():
             try:
@@ -300,8 +300,8 @@ class Generator:
         self._decoded_at_once = 1  # so that only one image's activations exist at a time
 
     def optimize(self) -> None:
-        """Faster layouts for sampling without gradients; same images. To be called after `merge_adapter`."""
-        if is_unet(self.family.network):  # in some transformers fused projections fail, in Stable Diffusion 3.5 medium
+        """Use faster layouts for sampling without gradients; images stay the same. Call this after `merge_adapter`."""
+        if is_unet(self.family.network):  # fused projections fail in some transformers, such as SD 3.5 medium
             self.family.network.fuse_qkv_projections()
         modules = [self.family.vae] if self.device.type == "cpu" else [self.family.vae, self.family.network]
         for module in modules:  # on a CPU the network is slower so: benchmarks/speed/matrix_rate.py
@@ -328,16 +328,16 @@ def load_generator(
 ) -> Generator:
     """Load a checkpoint by registry name, folder, hub id or single .safetensors file.
 
-    scheduler: by name; None and "native" are the checkpoint's own.
-    guidance_scale: None is 2, or what suits the generator: 1, which is off, for those that were distilled.
-    true_cfg_scale: of classifier-free guidance where the network reads `guidance_scale` itself; 1 is off.
-    guidance_interval: guidance only at noise levels above the first and up to the second (arXiv 2404.07724).
+    scheduler: its name; None and "native" mean the checkpoint's own.
+    guidance_scale: None means the default for the generator: 2, or for example 1 (off) if it was distilled.
+    true_cfg_scale: scale of classifier-free guidance for FLUX.1, which reads `guidance_scale` as an input; 1 is off.
+    guidance_interval: guidance acts only at noise levels above the first and up to the second (arXiv 2404.07724).
     pipeline_instruction: put the instruction of the family's pipeline before each prompt.
-    deep_cache_interval: without grad the deep blocks are computed once in this many calls (arXiv 2312.00858); 1 is off.
-    merged_sampler: predict without grad through a copy with the adapter merged (see `refresh_sampler`).
+    deep_cache_interval: without grad, compute the deep blocks once in this many calls (arXiv 2312.00858); 1 is off.
+    merged_sampler: predict without grad with a copy that has the adapter merged (see `refresh_sampler`).
     compile: torch.compile the networks that predict and decode without grad.
-    latent_dtype: of the latents, of guidance and of the scheduler's steps.
-    revision: of a hub id, None is main.  variant: of the weights, such as fp16; "ema" of a single file.
+    latent_dtype: type of the latents, of guidance and of the scheduler's steps.
+    revision: of a hub id; None means main.  variant: of the weights, such as fp16, or "ema" in a single file.
     """
     where: dict[str, Any] = {"device": torch.device(device), "revision": revision, "variant": variant}
     family = load_family(name, dtype=dtype, scheduler=None if scheduler == "native" else scheduler, **where)

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: the network's prediction is moved away from the one for the empty prompt.
+"""Classifier-free guidance: the prediction is moved away from the prediction for the empty prompt.
 
 Predictions are (B, C, h, w).
 """
@@ -21,7 +21,7 @@ class Guidance:
     rescale: float = 0.0
     """In [0, 1]; 0 is off."""
     true_scale: float = 1.0
-    """Of guidance by two calls, for a network that reads `scale` itself; other families take none but 1."""
+    """Scale of guidance by two network calls, for FLUX.1, which reads `scale` as an input; others accept only 1."""
     interval: tuple[float, float] | None = None
     """Guidance acts only at noise levels above the first and up to the second; None: at all levels."""
 
@@ -30,7 +30,7 @@ class Guidance:
         return self.scale > 1
 
     def without_true_scale(self, checkpoint: str) -> Guidance:
-        """The same; UserError where `true_scale` asks for guidance besides `scale`."""
+        """This guidance, unchanged; UserError if `true_scale` is above 1."""
         if self.true_scale > 1:
             raise UserError(
                 f"generator {checkpoint}: --true-cfg-scale {self.true_scale:g} is for generators whose network reads "
@@ -49,6 +49,6 @@ class Guidance:
 
 
 def rescaled(guided: Tensor, conditional: Tensor, rescale: float) -> Tensor:
-    """Bring an image's standard deviation back towards that without guidance (arXiv 2305.08891, section 3.4)."""
+    """Rescale towards the standard deviation of the prediction without guidance (arXiv 2305.08891, section 3.4)."""
     ratio = conditional.std(dim=(1, 2, 3), keepdim=True) / guided.std(dim=(1, 2, 3), keepdim=True)
     return guided * (rescale * ratio + 1 - rescale)

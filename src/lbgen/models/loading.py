@@ -1,4 +1,4 @@
-"""Loading weights with other libraries: their errors become one line for the user, their progress bars are off."""
+"""Loading weights with other libraries: errors become one line for the user, and progress bars are off."""
 
 import os
 import re
@@ -20,20 +20,20 @@ from lbgen.runs.model_folder import WEIGHTS, refuse_unreadable, variants_of
 from lbgen.runs.parsing import parse_json
 
 NOT_FINITE = re.compile(rb"(:\s*)(?:-?Infinity|NaN)(?=\s*[,}])")
-"""A number as Python's json writes it, `lambda_min_clipped` of DPM-Solver for example."""
+"""A non-finite number as Python's json writes it, for example in `lambda_min_clipped` of DPM-Solver."""
 LARGEST_NUMBER, MOST_LAYERS = 2**24, 1_000
-"""In a network's configuration: any integer, and one of a setting that counts layers."""
+"""Largest integer in a network's configuration, and largest value of a setting that counts layers."""
 WHOLE_OR_SPLIT = (".safetensors", ".safetensors.index.json", "-*.safetensors")
-"""Ends of names of weights on the hub."""
+"""Suffixes of weight files on the hub."""
 MALFORMED = Exception
-"""For files of a model that are not what they expect, the libraries raise any exception, tokenizers even this one."""
+"""Exceptions for unexpected model files: the libraries may raise any, and tokenizers even raises this one."""
 
 
 @contextmanager
 def loading(
     what: str, where: str, marker: str, revision: str | None = None, variant: str | None = None
 ) -> Iterator[None]:
-    """Load `what` from `where`, a folder or a hub id, within this context.  marker: the file every such folder has."""
+    """Context for loading `what` from `where`, a folder or a hub id.  marker: the file that every such folder has."""
     refuse_unreadable(what, where, marker, revision, variant)
     with one_line(what, where):
         yield
@@ -41,8 +41,8 @@ def loading(
 
 @contextmanager
 def one_line(what: str, where: str) -> Iterator[None]:
-    """The same for what is known to be readable: errors become one line, progress bars are off."""
-    is_folder = os.path.isdir(where)  # Path.is_dir raises where a name is longer than the file system takes
+    """`loading` for a model that was already checked: errors become one line, progress bars are off."""
+    is_folder = os.path.isdir(where)  # Path.is_dir raises if a name is longer than the file system allows
     try:
         with no_progress_bars():
             if is_folder:
@@ -63,7 +63,7 @@ def one_line(what: str, where: str) -> Iterator[None]:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Within the context the libraries show none."""
+    """Switch off the libraries' progress bars within the context."""
     with ExitStack() as stack:
         for library in (diffusers_logging, transformers_logging):
             if library.is_progress_bar_enabled():
@@ -73,13 +73,13 @@ def no_progress_bars() -> Iterator[None]:
 
 
 def refuse_redirections(folder: Path) -> None:
-    """Refuse a model folder that would have the libraries load something else than what lies in it.
+    """Refuse a model folder that would make the libraries load something else than its own files.
 
-    transformers loads the base model that an adapter_config.json names, by hub id or path, in place of the folder, and
-    runs the attention kernel of a hub repository that a config.json names.
+    transformers loads the base model named by an adapter_config.json (a hub id or a path) instead of the folder, and
+    runs an attention kernel from a hub repository named by a config.json.
     """
     below = {path for path in atomic.files_below(folder) if path.suffix == ".json"}
-    for path in sorted(below | {*folder.glob("*/*.json")}):  # the second follows links to parts
+    for path in sorted(below | {*folder.glob("*/*.json")}):  # glob also follows links to parts
         if path.name == "adapter_config.json":
             raise UserError(f"{path}: it names another model to load; give a folder that holds a whole model")
         if path.name == "config.json" and path.is_file():
@@ -93,7 +93,7 @@ def refuse_redirections(folder: Path) -> None:
 
 
 def _attention_kernels(config: Any) -> Iterator[str]:
-    """The kernels, and not the attentions that come with transformers, that a configuration names for any part."""
+    """The attention kernels from hub repositories that a configuration names for any part."""
     for name, value in config.items() if isinstance(config, dict) else ():
         for inner in value.values() if isinstance(value, dict) else [value]:
             if "attn_implementation" in name and isinstance(inner, str) and "/" in inner:
@@ -102,7 +102,7 @@ def _attention_kernels(config: Any) -> Iterator[str]:
 
 
 def refuse_sizes(folder: Path) -> None:
-    """Refuse a model folder with a number that no network has: building what it asks for would not end."""
+    """Refuse a model folder with an implausibly large number: building such a network would never end."""
     for path in sorted({*folder.glob("config.json"), *folder.glob("*/config.json")}):
         for name, number in _numbers(parse_json(atomic.read_bytes(path)) if path.is_file() else None):
             most = MOST_LAYERS if "layers" in name or "depth" in name else LARGEST_NUMBER
@@ -111,7 +111,7 @@ def refuse_sizes(folder: Path) -> None:
 
 
 def _numbers(content: Any, name: str = "") -> Iterator[tuple[str, int]]:
-    """Every integer of a configuration with the name of its setting."""
+    """(setting, value) for every integer in a configuration."""
     if isinstance(content, dict):
         for key, value in content.items():
             yield from _numbers(value, key)
@@ -123,9 +123,9 @@ def _numbers(content: Any, name: str = "") -> Iterator[tuple[str, int]]:
 
 
 def read_config(where: str, part: str, file: str = "config.json", revision: str | None = None) -> dict[str, Any]:
-    """The configuration of a part of a checkpoint, a folder or a hub id; ValueError where it is no table.
+    """The configuration of a part of a checkpoint, a folder or a hub id; ValueError if it is not a JSON object.
 
-    Numbers that are not finite, which schedulers have and JSON does not know, are None.  part: "" is the whole.
+    Non-finite numbers, which schedulers use but JSON lacks, become None.  part: "" means the whole checkpoint.
     """
     name = str(Path(part, file))
     path = Path(where, name) if os.path.isdir(where) else Path(hf_hub_download(where, name, revision=revision))
@@ -136,17 +136,17 @@ def read_config(where: str, part: str, file: str = "config.json", revision: str 
 
 
 def load_model(kind: Any, where: str, dtype: torch.dtype, **options: Any) -> Any:
-    """A model of class `kind` with every weight read from safetensors: none may be missing and left at random.
+    """A model of class `kind` with every weight read from safetensors; a missing weight raises ValueError.
 
-    where: a folder or a hub id; of a `Checkpoint` its single file and its variant are heeded.  UserError where its
-    configuration says that the weights are rounded.
+    where: a folder or a hub id; the single file and the variant of a `Checkpoint` are used.  UserError if the
+    configuration declares quantised weights.
     """
     if isinstance(where, Checkpoint) and where.file is not None:
         if where.is_in_file(options["subfolder"]):
             return from_single_file(kind, where, dtype, **options)
         _download_weights(where, options["subfolder"])
     config = read_config(where, options.get("subfolder", ""), revision=options.get("revision"))
-    if config.get("quantization_config") is not None:  # the libraries would obey it
+    if config.get("quantization_config") is not None:  # the libraries would apply it
         raise UserError(
             f"{Path(where, options.get('subfolder', ''), 'config.json')}: quantization_config says that the weights "
             "are rounded; give a checkpoint with weights in floats (q-align-int8: and q-align-nf4: round themselves)"
@@ -161,12 +161,12 @@ def load_model(kind: Any, where: str, dtype: torch.dtype, **options: Any) -> Any
 
 
 def _download_weights(where: Checkpoint, part: str) -> None:
-    """Complete the snapshot that `where` is by the weights of one part, if it is of the hub."""
+    """Download the weights of one part into the hub snapshot `where`; nothing for any other folder."""
     if where.hub_id is not None:
         names = [f"{part}/{name.replace('.safetensors', end)}" for name in WEIGHTS for end in WHOLE_OR_SPLIT]
         snapshot_download(where.hub_id, revision=Path(where).name, allow_patterns=names)
 
 
 def device_of(worker_number: int) -> str:
-    """The device of a worker: the GPUs in turn, or the CPU if there is none."""
+    """The device of a worker: GPUs are assigned in turn; the CPU if there is no GPU."""
     return f"cuda:{worker_number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"

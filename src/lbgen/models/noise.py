@@ -1,4 +1,4 @@
-"""Randomness belongs to the image: its noise follows from its key and a seed, never from its batch, place or time."""
+"""Noise of an image is a function of its key and a seed only, not of its batch, index in the batch or time."""
 
 import hashlib
 import json
@@ -12,17 +12,17 @@ ImageKey = tuple[str, int, int]
 
 
 def derived_seed(*key: int | str) -> int:
-    """A 63-bit seed from any key; different keys give unrelated seeds."""
+    """A 63-bit seed from any key; different keys give independent seeds."""
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
 
 
 def image_noise(
     seed: int, category: str, index: int, attempt: int, shape: tuple[int, ...]
 ) -> tuple[Tensor, torch.Generator]:
-    """The starting noise of one image, of `shape` (C, h, w), on the CPU, and the generator of its later random draws.
+    """The initial noise of one image, (C, h, w) on the CPU, and the random generator for its later draws.
 
-    Both follow from these four values alone. torch seeds its CPU generator with 32 bits, so few that two of a million
-    images would coincide; therefore the noise is the normalised sum of two independent draws.
+    Both depend only on the arguments. torch seeds its CPU generator with only 32 bits, so that some of a million images
+    would have equal noise; therefore the noise is the normalised sum of two independent draws.
     """
     digest = hashlib.sha256(json.dumps([seed, category, index, attempt]).encode()).digest()
     first, second = (torch.Generator().manual_seed(int.from_bytes(digest[at : at + 4])) for at in (0, 4))

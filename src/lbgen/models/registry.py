@@ -1,4 +1,4 @@
-"""Short names of the weights lbgen knows; every other name is a folder or a hub id and stands for itself."""
+"""Short names of known weights; any other name is a folder or a hub id."""
 
 import os
 from importlib.util import find_spec
@@ -29,28 +29,28 @@ Q_ALIGN = "q-future/one-align"
 """Weights of the quality scorer q-align: a hub id."""
 Quantization = Literal["int8", "nf4"]
 Q_ALIGNS: dict[str, Quantization | None] = {"q-align": None, "q-align-int8": "int8", "q-align-nf4": "nf4"}
-"""The names of that scorer, each also with :DIR -> how its weights are rounded."""
+"""Names of that scorer, to each of which :DIR may be added -> how its weights are rounded."""
 QUANTIZERS: dict[Quantization, str] = {"int8": "torchao", "nf4": "bitsandbytes"}
-"""Way to round weights, which is also the name of an extra -> the package that does it."""
+"""How weights are rounded, which is also the name of an extra of lbgen -> the package that rounds them."""
 Q_ALIGN_TYPE = "mplug_owl2"
 """The model type in the config.json of Q-Align and of DeQA-Score."""
 
 OPEN_CLIP = "open_clip:"
-"""Begins the name of a language space of the package open_clip: open_clip:NAME/PRETRAINED."""
+"""Prefix of the name of a language space of the package open_clip: open_clip:NAME/PRETRAINED."""
 
 ATTRIBUTES = {"microworld": Path("microworld")}
-"""Language-image model -> the list of attributes whose words it has learned (vocabulary/attributes.py), where that is
-not the list for photographs."""
+"""Language-image model -> the list of attributes whose words it has learned (vocabulary/attributes.py); all others use
+the list for photographs."""
 
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-"""The file in an adapter's folder, by the name that diffusers looks for."""
+"""The file in an adapter's folder, with the name that diffusers expects."""
 ADAPTER_CARD = "README.md"
-"""The adapter's card beside it, by the name that the Hub shows. Its owner may edit it."""
+"""The adapter's card in the same folder, with the name that the Hub expects. Its owner may edit it."""
 
 
 def adapter_file(folder: Path, what: str) -> Path:
-    """The weights in an adapter's folder; UserError that says what is there instead.  what: its name in messages."""
+    """The weights in an adapter's folder; UserError if there are none.  what: the adapter's name in messages."""
     file = folder / ADAPTER_FILE
     if not os.path.isfile(file):
         raise UserError(f"{what}: {_instead_of_adapter(folder)}")
@@ -58,7 +58,7 @@ def adapter_file(folder: Path, what: str) -> Path:
 
 
 def _instead_of_adapter(folder: Path) -> str:
-    """What there is in place of an adapter's folder, and what to do."""
+    """What was found instead of an adapter's folder, and the remedy, for a message."""
     wanted = "give the adapter folder of a run of lbgen align"
     if os.path.isfile(folder):
         return f"it is a single file; {wanted}, which holds {ADAPTER_FILE}"
@@ -80,25 +80,25 @@ def resolve(name: str, table: dict[str, str]) -> str:
 
 
 def generator_class(name: str, revision: str | None = None) -> str | None:
-    """The `_class_name` of a generator's pipeline; None where it is not on this machine."""
+    """The `_class_name` of a generator's pipeline; None if its model_index.json is not on this machine."""
     place = resolve(name, GENERATORS)
     return pipeline_class(forms.pipeline_folder(place), revision) or forms.class_in_file(place)
 
 
 def family_origin(generator: str, revision: str | None = None) -> str | None:
-    """Where the family of a generator comes from, if it does not come with lbgen."""
+    """The origin of a generator's family if it is an extension, otherwise None."""
     kind = generator_class(generator, revision)
     return origin("families", kind, PIPELINES) if kind else None
 
 
 def licence(generator: str) -> Licence | None:
-    """The licence of a generator, by short name or hub id; None where lbgen does not know it."""
+    """The licence of a generator, by short name or hub id; None if lbgen does not know it."""
     place = resolve(generator, GENERATORS)
     return next((known.licence for known in KNOWN.values() if known.place == place), None)
 
 
 def ensure_generator(name: str, revision: str | None = None, variant: str | None = None) -> None:
-    """Refuse a generator that lbgen cannot read, without torch."""
+    """Refuse a generator that lbgen cannot read; needs no torch."""
     place = resolve(name, GENERATORS)
     forms.ensure_readable(place, revision, variant)
     kind = generator_class(name, revision)
@@ -121,7 +121,7 @@ def ensure_semantics(name: str, flag: str = "--semantics") -> None:
 
 
 def open_clip_parts(name: str, flag: str) -> tuple[str, str]:
-    """Architecture and weights of open_clip:NAME/PRETRAINED; UserError where they cannot be loaded."""
+    """Architecture and weights in open_clip:NAME/PRETRAINED; UserError if they cannot be loaded."""
     architecture, slash, weights = name.removeprefix(OPEN_CLIP).partition("/")
     weights = os.path.expanduser(weights)
     if not (architecture and slash and weights):
@@ -139,7 +139,7 @@ def open_clip_parts(name: str, flag: str) -> tuple[str, str]:
 
 
 def semantics_location(name: str) -> str:
-    """Where the weights of a language space are: a folder, a hub id, or of open_clip a file or a tag."""
+    """Location of the weights of a language space: a folder or a hub id; for open_clip a file or a tag."""
     if name.startswith(OPEN_CLIP):
         return os.path.expanduser(name.removeprefix(OPEN_CLIP).partition("/")[2])
     return resolve(name, SEMANTICS)
@@ -155,7 +155,7 @@ def refuse_unknown_quality(name: str) -> None:
 
 
 def q_align_location(quality: str) -> str | None:
-    """Where the weights of a Q-Align are; None for another scorer."""
+    """Location of the weights of a Q-Align; None for another scorer."""
     name, colon, place = quality.partition(":")
     if name not in Q_ALIGNS:
         return None
@@ -163,7 +163,7 @@ def q_align_location(quality: str) -> str | None:
 
 
 def q_align_quantization(quality: str) -> Quantization | None:
-    """How the weights of a Q-Align are rounded; UserError where the package that does it is missing."""
+    """How the weights of a Q-Align are rounded; UserError if the package that rounds them is missing."""
     quantization = Q_ALIGNS[quality.partition(":")[0]]
     if quantization and find_spec(package := QUANTIZERS[quantization]) is None:
         raise UserError(
@@ -173,7 +173,7 @@ def q_align_quantization(quality: str) -> Quantization | None:
 
 
 def ensure_quality(quality: str) -> None:
-    """Refuse a quality scorer whose weights lbgen cannot read, without torch."""
+    """Refuse a quality scorer whose weights lbgen cannot read; needs no torch."""
     where = q_align_location(quality)
     if where is None:
         return refuse_unknown_quality(quality)
@@ -187,7 +187,7 @@ def ensure_quality(quality: str) -> None:
 
 
 def refuse_other_type(source: str, model_type: object) -> None:
-    """Refuse a model for q-align that is another.  source: where its type was read."""
+    """Refuse a model for q-align of another type.  source: where its type was read."""
     if model_type != Q_ALIGN_TYPE:
         raise UserError(
             f"{source} is of a model of type {model_type!r:.40}; give --quality q-align: a Q-Align or a DeQA-Score"
@@ -195,7 +195,7 @@ def refuse_other_type(source: str, model_type: object) -> None:
 
 
 def ensure_tokenizer(where: str) -> None:
-    """Refuse a Q-Align without its tokenizer, or whose tokenizer cannot be read here."""
+    """Refuse a Q-Align without a tokenizer, or with one that cannot be read here."""
     has_json, has_model = (Path(where, name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     if os.path.isdir(where) and not (has_json or has_model):
         raise UserError(f"{where} has no tokenizer.model or tokenizer.json; copy it from the checkpoint's repository")

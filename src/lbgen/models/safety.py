@@ -18,13 +18,13 @@ from lbgen.models.loading import load_model, loading
 from lbgen.models.registry import GENERATORS, resolve
 
 MODEL, PROCESSOR = "safety_checker", "feature_extractor"
-"""The parts of a checkpoint that make the checker: subfolders, and entries of model_index.json."""
+"""The parts of a checkpoint that form the checker: names of subfolders and of entries in model_index.json."""
 
 
 class SafetyChecker:
-    """Tells which images are unsafe, by a CLIP image model and 20 concepts that come with it as features.
+    """Flags unsafe images with a CLIP image model and features of 20 concepts that come with it.
 
-    diffusers' class also blackens the images that it flags, in place, so it is given empty images instead.
+    diffusers' class also blackens flagged images in place, so it is given empty images.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class SafetyChecker:
 
 def _load(where: Checkpoint, dtype: torch.dtype, revision: str | None) -> tuple[Any, Any]:
     """(model, image processor) from a diffusers folder or hub id; UserError for a checkpoint that has none."""
-    logging.getLogger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)  # it warns of black images
+    logging.getLogger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)  # no warnings of black images
     if os.path.isfile(where):
         raise UserError(f"generator {where}: a single file has no safety checker; give --unsafe concepts")
     with loading("safety checker of", where, "model_index.json", revision, where.variant):

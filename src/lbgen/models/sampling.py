@@ -1,4 +1,4 @@
-"""From prompts and noise to images: the denoising trajectory, used by training and by generation alike."""
+"""The denoising trajectory, from prompts and noise to images, used by training and generation."""
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -29,8 +29,8 @@ def sample(
     With `detach_input` the network sees detached latents at those calls too, so that only the scheduler's map connects
     one call with the next (DRTune, arXiv 2405.00760).
 
-    noise: (B, C, h, w), standard normal; latents are in the generator's `latent_dtype`, by default float32 whatever the
-    network computes in.
+    noise: (B, C, h, w), standard normal; latents are in the generator's `latent_dtype`, by default float32 for any
+    precision of the network.
     rngs: one per row, for schedulers that add noise of their own.
     Returns images (B, 3, H, W), nominally in [0, 1], not clamped.
     """
@@ -64,8 +64,8 @@ def render_images(
 ) -> Tensor:
     """One image for each key and its prompt: noise, encode, sample.
 
-    size: (H, W), by default the generator's.  Returns images (B, 3, H, W) as `sample` does; under grad the gradient
-    reaches the text encoders too.  UserError for an image that is not finite, unless it `may_overflow`.
+    size: (H, W), by default the generator's.  Returns images (B, 3, H, W) like `sample`; under grad the gradient also
+    reaches the text encoders.  UserError for a non-finite image, unless `may_overflow`.
     """
     shape = generator.latent_shape(*(size or generator.default_size))
     noise, rngs = stacked_noise(seed, keys, shape)
@@ -84,7 +84,7 @@ def render_images(
 
 
 def _ensure_finite(images: Tensor, keys: Sequence[ImageKey], generator: Generator) -> None:
-    """Stop at the first image of a batch that is not finite: as bytes it would be black."""
+    """UserError for the first non-finite image of a batch, which would be black as bytes."""
     finite = images.detach().isfinite().flatten(1).all(dim=1)  # (B,)
     if not finite.all():
         category, index, _ = keys[finite.tolist().index(False)]
@@ -93,7 +93,7 @@ def _ensure_finite(images: Tensor, keys: Sequence[ImageKey], generator: Generato
 
 
 def start_count(calls: int, differentiated: int) -> int:
-    """How many starts `differentiated_indices` can be given: 0 up to this number, exclusive."""
+    """Number of valid values of `start` in `differentiated_indices`: 0 up to this number, exclusive."""
     if not 1 <= differentiated <= calls:
         raise UserError(f"differentiated_steps is {differentiated}, the trajectory has {calls}; choose 1 to {calls}")
     return calls - calls // differentiated * (differentiated - 1)

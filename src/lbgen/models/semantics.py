@@ -1,7 +1,7 @@
-"""Semantic spaces of texts and images, frozen: those of transformers.
+"""Frozen semantic spaces of texts and images: the interface, and the models of transformers.
 
-CLIP (arXiv 2103.00020), SigLIP (arXiv 2303.15343), SigLIP 2 (arXiv 2502.14786), MetaCLIP 2 (arXiv 2507.22062) and AIMv2
-(arXiv 2411.14402).
+These are CLIP (arXiv 2103.00020), SigLIP (arXiv 2303.15343), SigLIP 2 (arXiv 2502.14786), MetaCLIP 2 (arXiv 2507.22062)
+and AIMv2 (arXiv 2411.14402).
 """
 
 import math
@@ -29,59 +29,59 @@ MODEL_TYPES = ("clip", "siglip", "siglip2", "metaclip_2", "aimv2")
 """The transformers model types that embed both texts and images."""
 
 INTERPOLATION = {2: "bilinear", 3: "bicubic"}
-"""PIL's number of a resampling filter -> torch's name of it."""
+"""PIL's number of a resampling filter -> its name in torch."""
 
 Pixels = Annotated[int, Meta(ge=1, le=4096)]
 ROUNDING = 1e-5
-"""Texts whose cosine is nearer to 1 than this are one to the space: half precision alone differs by as much."""
+"""Texts whose cosine is nearer to 1 than this count as equal: half precision alone causes such differences."""
 
 TEXTS_AT_ONCE = 256
-"""Texts in a batch; all texts of a large vocabulary at once would not fit into memory."""
+"""Texts per batch; all texts of a large vocabulary at once would not fit into memory."""
 
 
 class SemanticSpace(ABC):
     """Maps texts and images to features in one space. No parameter requires grad; gradients reach the images.
 
-    A space from elsewhere is a subclass that sets the attributes and has the abstract methods (docs/extend.md).
+    An extension is a subclass that sets the attributes and implements the abstract methods (docs/extend.md).
     """
 
     source: str
-    """What the user called it, for messages."""
+    """The user's name for the space, for messages."""
     device: torch.device
     dtype: torch.dtype
-    """Of the weights and of the computation."""
+    """Type of the weights and of the computation."""
     dimension: int
     """D, the number of features."""
     token_limit: int
-    """Largest number of tokens of a text, those that mark its ends included."""
+    """Largest number of tokens of a text, including the start and end tokens."""
     logit_scale: float
-    """What cosines are multiplied by before a softmax: the inverse of the temperature."""
+    """Factor for cosines before a softmax: the inverse of the temperature."""
     image_side: int
-    """Pixels of the square that the model reads of an image."""
+    """Side in pixels of the square image that the model reads."""
 
     @abstractmethod
     def embed_texts(self, texts: list[str], *, normalize: bool = True) -> Tensor:
-        """N texts, also 21,000 of them, to (N, D), float32, of unit norm unless told otherwise."""
+        """N texts (also 21,000 at once) to (N, D), float32, of unit norm unless `normalize` is false."""
 
     @abstractmethod
     def embed_images(self, images: Tensor, *, normalize: bool = True) -> Tensor:
-        """(B, 3, H, W) in about [0, 1], any size, to (B, D), float32, of unit norm unless told otherwise."""
+        """(B, 3, H, W) in about [0, 1], any size, to (B, D), float32, of unit norm unless `normalize` is false."""
 
     @abstractmethod
     def tokens(self, texts: list[str]) -> list[tuple[int, ...]]:
-        """What the model reads of each text, with the tokens that mark its ends; equal tokens give equal features."""
+        """The token ids of each text, including start and end tokens; equal tokens give equal features."""
 
     @property
     def parts(self) -> list["SemanticSpace"]:
-        """The spaces that this one is made of: itself, unless it is a joint space."""
+        """The spaces that make up this one: only itself, unless it is a joint space."""
         return [self]
 
     def unit_norm(self, features: Tensor) -> Tensor:
-        """Features (N, D) as embedded without `normalize`, brought to unit norm."""
+        """Features (N, D) that were embedded with `normalize=False`, scaled to unit norm."""
         return F.normalize(features, dim=-1)
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of `text`, those that mark its ends included."""
+        """Number of tokens of `text`, including the start and end tokens."""
         return len(self.tokens([text])[0])
 
     def knows(self, text: str) -> bool:
@@ -99,7 +99,7 @@ class SemanticSpace(ABC):
 
 
 class TransformersSpace(SemanticSpace):
-    """A model of transformers, or one of open_clip with the same interface."""
+    """The space of a model of transformers, or of a model of open_clip with the same interface."""
 
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype, flag: str = "--semantics") -> None:
         self.source, self.device, self.dtype = f"{flag} {name}", device, dtype
@@ -122,7 +122,7 @@ class TransformersSpace(SemanticSpace):
         return [tuple(ids) for ids in self.tokenizer(texts).input_ids]
 
     def knows(self, text: str) -> bool:
-        """Whether the tokenizer has a token for any part of `text`; a text of unknown words has only that for those."""
+        """Whether the tokenizer has a token for any part of `text`, besides the token for unknown words."""
         tokens = self.tokenizer(text, add_special_tokens=False).input_ids
         return any(token != self.tokenizer.unk_token_id for token in tokens)
 
@@ -143,7 +143,7 @@ class TransformersSpace(SemanticSpace):
     def _padded_ids(self, texts: list[str]) -> Tensor:
         """Token ids (N, L), padded to the limit and never masked.
 
-        SigLIP was trained so, and the causal text models of the others see no padding.
+        SigLIP was trained this way, and the causal text models of the other spaces do not see the padding.
         """
         return self.tokenizer(texts, padding="max_length", max_length=self.token_limit, return_tensors="pt").input_ids
 
@@ -151,7 +151,7 @@ class TransformersSpace(SemanticSpace):
         """(N, L) to (N, D)."""
         if self.model.config.model_type != "aimv2":
             return self.model.get_text_features(token_ids).pooler_output
-        # In transformers only a mask makes AIMv2's text model causal, as it was trained.
+        # AIMv2's text model was trained causally, but transformers applies the causal mask only if given a mask.
         return self.model.get_text_features(token_ids, attention_mask=torch.ones_like(token_ids)).pooler_output
 
     def _image_features(self, pixels: Tensor) -> Tensor:
@@ -174,9 +174,9 @@ class Preprocessing:
     """A transformers image processor's resize, centre crop and normalisation, differentiable and without clamping."""
 
     def __init__(self, processor: Any) -> None:
-        """Raises ValueError or another exception for a processor with settings that are not those of an image."""
+        """Raises ValueError or another exception for a processor with unsuitable settings."""
         self.patch, self.most_patches = 0, getattr(processor, "max_num_patches", None)
-        """Of a model that takes any aspect ratio (SigLIP 2's NaFlex): a patch's side, and how many it takes."""
+        """For a model that accepts any aspect ratio (SigLIP 2's NaFlex): side and largest number of patches."""
         if self.most_patches is None:
             self.size = _sides(processor.size)
         else:
@@ -197,7 +197,7 @@ class Preprocessing:
         return (pixels - self.mean.to(pixels)) / self.std.to(pixels)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """The size before the crop: a fixed one, a fixed length of the short side, or as many patches as fit."""
+        """The size before the crop: fixed, with a fixed short side, or with as many patches as allowed."""
         if self.most_patches is not None:
             return get_image_size_for_max_num_patches(height, width, self.patch, self.most_patches)
         if "shortest_edge" not in self.size:
@@ -207,13 +207,13 @@ class Preprocessing:
 
 
 def cut_into_patches(pixels: Tensor, patch: int) -> tuple[Tensor, tuple[int, int]]:
-    """(B, 3, h, w) to patches row by row, (B, N, patch * patch * 3), and their numbers down and across."""
+    """(B, 3, h, w) to patches row by row, (B, N, patch * patch * 3), and their numbers (down, across)."""
     cut = pixels.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, 3, down, across, patch, patch)
     return cut.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2), (cut.shape[2], cut.shape[3])
 
 
 def _sides(size: Any) -> dict[str, int]:
-    """Height and width, or the shortest edge alone, of a processor's setting."""
+    """Height and width, or only the shortest edge, from a processor's setting."""
     sides = convert(dict(size), dict[str, Pixels])
     if "shortest_edge" not in sides and not {"height", "width"} <= sides.keys():
         raise ValueError(f"a size of it is {sides}")
@@ -225,7 +225,7 @@ def load_semantics(
 ) -> SemanticSpace:
     """Load a space by registry name, extension's name, folder, hub id or open_clip:NAME/PRETRAINED.
 
-    flag: the one that names it, for messages.
+    flag: the flag that names the space, for messages.
     """
     extension = extensions.find("semantics", name, SEMANTICS)
     if extension is None or name in SEMANTICS:
@@ -239,7 +239,7 @@ def load_semantics(
 
 
 def ensure_space(space: SemanticSpace) -> None:
-    """Refuse a space from elsewhere that does not keep what `SemanticSpace` promises."""
+    """Refuse an extension's space that does not fulfil the interface `SemanticSpace`."""
     if lacking := [name for name in SemanticSpace.__annotations__ if not hasattr(space, name)]:
         raise UserError(f"{space.source}: it has no {lacking[0]}, which a SemanticSpace has")
     with torch.enable_grad():

@@ -1,7 +1,7 @@
-"""training.json beside an adapter: what the adapter was trained with, for runs that generate with it.
+"""training.json beside an adapter: the settings of its training, for runs that generate with it.
 
-It is no part of the adapter's identity, which is the hash of its weights. The folder may come from someone else: the
-file is input, checked like flags.
+It is not part of the adapter's identity, which is the hash of its weights. The folder is untrusted, so the file is
+checked like flags.
 """
 
 import json
@@ -23,13 +23,13 @@ from lbgen.vocabulary.vocabulary import Category
 FILE = "training.json"
 VERSION = 1
 ADDED = {"true_cfg_scale": 1.0, "pipeline_instruction": False}
-"""Settings that files of earlier versions do not have -> the value that they stand for."""
+"""Settings that files of earlier versions lack -> the value that they imply."""
 REMEDY = "restore the file, or remove it to generate with lbgen's own defaults"
 
 
 @dataclass(frozen=True)
 class TrainingSettings(Trajectory):
-    """The settings that a run which generates with the adapter should share."""
+    """The settings that should be equal in a run that generates with the adapter."""
 
     qualify_names: bool = True
     prompt_template: Template = "{name}"
@@ -50,14 +50,14 @@ class TrainingRecord:
 
 
 def write(adapter: Path, config: Any, categories: Iterable[Category]) -> None:
-    """Write the file into the adapter's folder.  config: has the fields of TrainingSettings, with others."""
+    """Write the file into the adapter's folder.  config: has at least the fields of TrainingSettings."""
     values = {name: value for name, value in saved.plain(config).items() if name in FIELDS}
     content = {"version": VERSION, **values, "names": {category.id: category.name for category in categories}}
     atomic.write_text(adapter / FILE, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 def read(adapter: Path) -> TrainingRecord | None:
-    """What `write` wrote; None for an adapter without the file.  UserError for a file of other content."""
+    """Read the file that `write` wrote; None if there is none.  UserError for invalid content."""
     path = adapter / FILE
     if not os.path.lexists(path):
         return None

@@ -1,4 +1,4 @@
-"""`lbgen pretrain --plan`: what a run would train on and cost, from its configuration and a few updates."""
+"""`lbgen pretrain --plan`: the data and cost of a run, from its configuration and a few measured updates."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     from lbgen.pretraining.state import PretrainingState
 
 MEASURED_UPDATES, LONGEST = 10, 30.0
-"""Updates that are measured, after a first one, and seconds after which no further one is begun."""
+"""Number of measured updates after a first one, and seconds after which no further update is begun."""
 
 
 @dataclass(frozen=True)
 class PretrainEstimate(Documented):
-    """What a pre-training would do, and what it costs."""
+    """The work and cost of a pre-training."""
 
     images: int
-    """Images of an epoch, those of all folders by their weights."""
+    """Number of images in an epoch, over all folders with their weights."""
     validation_images: int
-    """Images of a validation."""
+    """Number of validation images."""
     updates: int
-    """Updates that are still to be made, of all epochs."""
+    """Remaining updates of all epochs."""
     epochs: int
-    """Epochs that are still to be finished."""
+    """Remaining epochs."""
     seconds_per_update: float | None
-    """Measured, loading of images included; None if nothing is to be made."""
+    """Measured, including the loading of images; None if nothing is to be made."""
     seconds_per_validation: float | None
     """Measured; None if nothing is to be made."""
     bytes_of_memory: int | None
-    """Peak of one process: of the GPU's memory, or of the process's where there is no GPU."""
+    """Peak memory of one process: on the GPU, or of the process if there is no GPU."""
     device: str
     """Name of the device that was measured."""
 
@@ -57,9 +57,9 @@ class PretrainEstimate(Documented):
 def plan_pretrain(
     directories: str | Path | Sequence[str | Path], config: PretrainConfig | None = None
 ) -> PretrainEstimate:
-    """Print and return what `pretrain(directories, config)` would do and cost; nothing is written.
+    """Print and return the work and cost of `pretrain(directories, config)`; nothing is written.
 
-    A few updates are made to measure them. Raises UserError where `pretrain` would before its first update.
+    A few updates are made for the measurement. Raises UserError if `pretrain` would do so before its first update.
 
     >>> import lbgen
     >>> estimate = lbgen.plan_pretrain("data/toy", lbgen.PretrainConfig.from_recipe("micro"))
@@ -119,7 +119,7 @@ def measure(state: PretrainingState, sources: Sources) -> tuple[float, float, in
 
 
 def timed_steps(steps: Iterator[object], device: object) -> float:
-    """Seconds of one step, without the first where there are more: it does what is done only once."""
+    """Seconds of one step; the first step, which includes one-time work, is left out if there are more."""
     import torch
 
     took, began = [], time.perf_counter()

@@ -1,4 +1,4 @@
-"""The backbone as timm reads it: a state dictionary, and beside it timm's config.json."""
+"""The backbone in timm's format: a state dictionary and timm's config.json."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 BACKBONE, MODEL_CONFIG = "backbone.safetensors", "config.json"
 OF_OTHER_WEIGHTS = ("tag", "license", "paper_ids", "paper_name", "notes", "origin_url", "url", "hf_hub_id", "source")
-"""Entries of timm's settings of an architecture that speak of timm's own pre-trained weights."""
+"""Entries of timm's settings of an architecture that describe timm's own pre-trained weights."""
 
 
 def write_backbone(state: PretrainingState) -> None:
-    """Write the weights that are validated, those of the average if there is one."""
+    """Write the validated weights, which are the average if there is one."""
     weights = {name: value.detach().cpu().contiguous() for name, value in state.validated.state_dict().items()}
     # One entry of metadata: safetensors writes several in an order that changes from run to run.
     atomic.write_bytes(state.config.folder / BACKBONE, safetensors.torch.save(weights, {"format": "pt"}))
 
 
 def write_model_config(model: nn.Module, config: PretrainConfig, sources: Sources, data: dict[str, Any]) -> None:
-    """Write config.json as timm writes it for the hub, with the names of the classes and the identity of the data."""
+    """Write config.json in timm's format for the hub, with the class names and the identity of the data."""
     seen = {
         "input_size": (3, config.image_size, config.image_size),
         "mean": IMAGENET_DEFAULT_MEAN,

@@ -1,4 +1,4 @@
-"""What a run says: its opening, and its last line."""
+"""The lines that a run prints at its start and end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def say_opening(
     config: PretrainConfig, folders: Sequence[Path], sources: Sources, state: PretrainingState, device: str
 ) -> None:
-    """What the run will do, and where it goes on if it was begun before."""
+    """Print what the run will do, and where it continues if it was begun before."""
     count = state.accelerator.num_processes
     each = f" ({count} processes of {config.batch_size})" if count > 1 else ""
     rows = [

@@ -28,15 +28,15 @@ from lbgen.training import metrics
 
 METRICS = "metrics.jsonl"
 SHOWN_EVERY = 20
-"""Updates between two looks at the loss, for which a GPU has to be waited for."""
+"""Updates between two checks of the loss, which have to wait for the GPU."""
 VALIDATION_BATCHES = 2
-"""Batches of validation, relative to those of training: they need less memory."""
+"""Size of validation batches relative to training batches; they need less memory."""
 NAMED_FAULTS = 3
-"""Broken images that are named in an epoch; the others are counted."""
+"""Most broken images named per epoch; further ones are only counted."""
 
 
 class Validation(NamedTuple):
-    """What the model makes of the validation images."""
+    """The results on the validation images."""
 
     loss: float
     top1: float
@@ -46,12 +46,12 @@ class Validation(NamedTuple):
 
 @dataclass
 class Course:
-    """What a run needs besides the state: where images come from and whether it is to stop."""
+    """The data of a run besides the state: its images, and the signals to stop it."""
 
     sources: Sources
     feed: Feed
     signals: list[int]
-    """The numbers of those received so far."""
+    """Numbers of the signals received so far."""
 
 
 def training_step(state: PretrainingState, batch: TrainingBatch, share: float) -> Tensor:
@@ -83,7 +83,7 @@ def training_step(state: PretrainingState, batch: TrainingBatch, share: float) -
 
 
 def on_device(state: PretrainingState, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W) as the model takes them, float32, and labels (B,)."""
+    """The model's input images (B, 3, H, W), float32, and labels (B,)."""
     device = state.accelerator.device
     images = batch.images.to(device, non_blocking=True).float()  # keeps the layout
     return images.sub_(state.mean).div_(state.std), batch.labels.to(device, non_blocking=True)
@@ -104,7 +104,7 @@ def train(state: PretrainingState, course: Course) -> None:
         seconds = time.perf_counter() - began
         validation = validate(state, course)
 
-        # What the epoch gave: metrics, the backbone if it is the best one, a checkpoint.
+        # Write the epoch's metrics, the backbone if it is the best so far, and a checkpoint.
         row = {
             "epoch": state.progress.epoch + 1,
             "step": state.step,
@@ -121,16 +121,16 @@ def train(state: PretrainingState, course: Course) -> None:
 
 
 class EpochPlan(NamedTuple):
-    """An epoch."""
+    """The plan of an epoch."""
 
     requests: list[Request]
-    """This process's part of each update that is left."""
+    """This process's part of each remaining update."""
     images: list[int]
-    """Images of each update, of all processes together."""
+    """Number of images of each update, in all processes together."""
 
 
 def updates_of(state: PretrainingState, sources: Sources) -> EpochPlan:
-    """The present epoch: what is left of it, and all of its updates' sizes."""
+    """The plan of the current epoch: its remaining updates, and the sizes of all its updates."""
     config, progress, accelerator = state.config, state.progress, state.accelerator
     blocks = [block_numbers(catalogue) for catalogue in sources.training]
     weights = config.weights_of(len(blocks))
@@ -142,7 +142,7 @@ def updates_of(state: PretrainingState, sources: Sources) -> EpochPlan:
 
 
 def train_epoch(state: PretrainingState, course: Course, plan: EpochPlan) -> Tensor:
-    """The updates of the present epoch that are left.  Returns this process's sum of losses, float64."""
+    """Make the remaining updates of the current epoch.  Returns this process's sum of losses, float64."""
     config, progress, total = state.config, state.progress, len(plan.images)
     earlier = progress.loss_sums[state.accelerator.process_index] if progress.loss_sums else 0.0
     loss_sum = torch.tensor(earlier, dtype=torch.float64, device=state.accelerator.device)
@@ -166,11 +166,11 @@ def train_epoch(state: PretrainingState, course: Course, plan: EpochPlan) -> Ten
 
 
 def finish_epoch(state: PretrainingState, row: dict[str, Any]) -> None:
-    """Write the backbone if it is the best one, the line, then the checkpoint."""
+    """Write the backbone if it is the best so far, then the line of metrics, then the checkpoint."""
     progress, config = state.progress, state.config
     progress.epoch, progress.update, progress.loss_sums = row["epoch"], 0, []
     score = row["top1"] or 0.0
-    if score >= progress.best.top1:  # of equal ones the later, which was trained for longer
+    if score >= progress.best.top1:  # of equal epochs the later one, which was trained longer
         progress.best = Best(row["epoch"], score)
         if state.accelerator.is_main_process:
             export.write_backbone(state)
@@ -187,7 +187,7 @@ def validate(state: PretrainingState, course: Course) -> Validation | None:
     if not requests:
         return None
     if state.accelerator.num_processes > 1:
-        distribute_bn(state.validated, state.accelerator.num_processes)  # those of the first process, which are saved
+        distribute_bn(state.validated, state.accelerator.num_processes)  # use the first process's, which are saved
     sums, faults = torch.zeros(4, dtype=torch.float64, device=state.accelerator.device), Faults()
     with epoch_bar(state, len(requests), "validation") as bar:
         for batch in course.feed.batches(requests):
@@ -202,7 +202,7 @@ def validate(state: PretrainingState, course: Course) -> Validation | None:
 
 
 def validation_requests(state: PretrainingState, sources: Sources) -> list[Request]:
-    """This process's validation images; each is one process's."""
+    """This process's validation images; each image belongs to one process."""
     total, processes = sum(map(len, sources.validation)), state.accelerator.num_processes
     own = np.arange(state.accelerator.process_index, total, processes)
     size = VALIDATION_BATCHES * state.config.batch_size
@@ -211,7 +211,7 @@ def validation_requests(state: PretrainingState, sources: Sources) -> list[Reque
 
 @torch.no_grad()
 def validate_on(state: PretrainingState, batch: TrainingBatch) -> Tensor:
-    """(4,) float64 of one batch: images, sum of losses, and how many labels are the first, or among the first five."""
+    """(4,) float64 of one batch: images, sum of losses, number of top-1 hits, number of top-5 hits."""
     images, labels = on_device(state, batch)
     model = state.validated.eval()
     with state.accelerator.autocast():
@@ -227,7 +227,7 @@ def leave_if_asked(state: PretrainingState, course: Course, loss_sum: Tensor) ->
     """Save and stop every process if one of them has received a signal; raises Interrupted."""
     if signum := received_signal(state.accelerator, course.signals):
         if state.progress.epoch == state.config.epochs:
-            return  # the run is finished, and says so
+            return  # the run is finished, and reports that
         if state.progress.update:
             state.save(loss_sum)
         state.accelerator.end_training()
@@ -250,7 +250,7 @@ def block_numbers(catalogue: Catalogue) -> Numbers:
 
 
 def seed_step(seed: int, step: int, process: int) -> None:
-    """Seed all generators that an update draws from: mixing, erasing, dropout, stochastic depth."""
+    """Seed all random generators of an update: for mixing, erasing, dropout and stochastic depth."""
     number = int.from_bytes(hashlib.sha256(repr((seed, "update", step, process)).encode()).digest()[:8], "big") >> 1
     random.seed(number)
     torch.manual_seed(number)
@@ -258,7 +258,7 @@ def seed_step(seed: int, step: int, process: int) -> None:
 
 @contextmanager
 def kept_randomness() -> Iterator[None]:
-    """Give the caller's generators back as they were: everything here is seeded from the run's seed."""
+    """Restore the caller's random generators after the context; everything within is seeded by the run."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -269,7 +269,7 @@ def kept_randomness() -> Iterator[None]:
 
 
 class Speed:
-    """Images of this start of the epoch, of all processes, and the time since."""
+    """Measures images per second over all processes since this run began or resumed the epoch."""
 
     def __init__(self) -> None:
         self.images, self.began = 0, time.perf_counter()
@@ -302,7 +302,7 @@ def epoch_bar(state: PretrainingState, total: int, name: str = "") -> Progress:
 
 
 class Faults:
-    """Images that cannot be decoded: some are named, all are counted, too many in one batch end the run."""
+    """Images that cannot be decoded: the first are named, all are counted, and too many in one batch end the run."""
 
     def __init__(self) -> None:
         self.count = 0

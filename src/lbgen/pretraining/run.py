@@ -1,6 +1,6 @@
 """`lbgen pretrain`: from labelled images to a backbone of timm.
 
-This file says which runs begin; it imports torch only for those that do. loop.py trains.
+This file decides whether a run may begin, and imports torch only after that. loop.py trains.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WRITTEN = (BACKBONE, CHECKPOINT, CONFIG, MODEL_CONFIG, "logs", METRICS)
 MAY_CHANGE = ("output", "workers", "checkpoint_every", "logger")
 """Fields that may differ when a run is resumed."""
 FINISHING = "this update, or the validation of this epoch, and saving a checkpoint"
-"""What a run does before it ends at a signal."""
+"""What a run finishes before it ends after a signal, for messages."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,17 @@ class PretrainResult(Documented):
     backbone: Path
     """The weights, for `timm.create_model(architecture, num_classes=N, checkpoint_path=...)`."""
     epoch: int
-    """The epoch that they are of: the best on the validation images, counted from 1."""
+    """The epoch of the weights, counted from 1: the best one on the validation images."""
     top1: float | None
-    """Its accuracy there; None without validation images."""
+    """Its validation accuracy; None without validation images."""
     next_command: str
-    """The command that measures what the backbone is worth on a set that is always there."""
+    """The command that evaluates the backbone on a set that is always available."""
     summary: str
-    """One line: the best epoch, its accuracy, and where its weights are."""
+    """One line: the best epoch, its accuracy, and the path of its weights."""
 
 
 def pretrain(directories: str | Path | Sequence[str | Path], config: PretrainConfig | None = None) -> PretrainResult:
-    """Train a classifier on labelled images; continue where the run folder stands.
+    """Train a classifier on labelled images; resume the run in the run folder, if any.
 
     directories: one dataset folder or several: image folders, WebDatasets, tables. Categories with the same id are one.
 
@@ -84,7 +84,7 @@ def pretrain(directories: str | Path | Sequence[str | Path], config: PretrainCon
         return begin(config, folders, sources)
 
 
-# ---- what may begin ----
+# ---- checks before a run begins ----
 
 
 def dataset_folders(directories: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -99,10 +99,10 @@ def dataset_folders(directories: str | Path | Sequence[str | Path]) -> list[Path
 
 
 def ensure_can_begin(folders: Sequence[Path], config: PretrainConfig) -> None:
-    """Refuse all that can be refused without reading the index of a dataset."""
+    """Make all checks that do not need the index of a dataset."""
     validation = [dataset_place(config.validation)] if config.validation else []
     for folder in (*folders, *validation):
-        if not isinstance(folder, Address):  # which is listed once, when its index is read
+        if not isinstance(folder, Address):  # an address is listed once, when its index is read
             open_dataset(folder, config.label_column)
     if config.weights and len(config.weights) != len(folders):
         raise UserError(
@@ -123,7 +123,7 @@ def ensure_same_config(config: PretrainConfig) -> None:
 
 
 def ready_sources(folders: Sequence[Path], config: PretrainConfig) -> Sources:
-    """The images of the run; refuses a run folder that was begun with others, and too few images."""
+    """The images of the run; refuses a run folder that was begun with other images, and too few images."""
     validation = dataset_place(config.validation) if config.validation else None
     sources = read_sources(folders, config.label_column, validation, config.held_out)
     weights = config.weights_of(len(folders))
@@ -137,7 +137,7 @@ def ready_sources(folders: Sequence[Path], config: PretrainConfig) -> Sources:
 
 
 def data_identity(folders: Sequence[Path], sources: Sources, config: PretrainConfig) -> dict[str, Any]:
-    """What the run is trained and validated on, for config.json."""
+    """The identity of the training and validation data, for config.json."""
     weights = config.weights_of(len(folders))
     names = [folder.resolve().name for folder in folders]
     labels = [f"{name}-{number + 1}" if names.count(name) > 1 else name for number, name in enumerate(names)]
@@ -159,14 +159,14 @@ class StoredData:
 
 @dataclass(frozen=True)
 class StoredIdentity:
-    """What config.json says of the data."""
+    """The identity of the data in config.json."""
 
     data: dict[Name, StoredData]
     validation_data: StoredData
 
 
 def ensure_same_data(config: PretrainConfig, now: dict[str, Any]) -> None:
-    """Refuse to go on with other images than the run was begun with; folders may have moved."""
+    """Refuse to continue with other images than the run was begun with; folders may have moved."""
     path = config.folder / MODEL_CONFIG
     if not path.exists():
         if (config.folder / CHECKPOINT).exists():
@@ -191,8 +191,8 @@ def ensure_same_data(config: PretrainConfig, now: dict[str, Any]) -> None:
 
 
 def begin(config: PretrainConfig, folders: Sequence[Path], sources: Sources) -> PretrainResult:
-    """Train from the checkpoint, or from the start; a finished run only says what it has."""
-    from accelerate.utils import DistributedDataParallelKwargs  # late, as are all that import torch
+    """Train from the checkpoint, or from the start; a finished run only reports its result."""
+    from accelerate.utils import DistributedDataParallelKwargs  # late, like all imports of torch
 
     from lbgen.pretraining.loop import kept_randomness, train
 
@@ -234,7 +234,7 @@ def device_errors(config: PretrainConfig) -> Iterator[None]:
 
 
 def make_state(config: PretrainConfig, sources: Sources, accelerator: Accelerator) -> PretrainingState:
-    """A new state, or that of the checkpoint."""
+    """A new state, or the state in the checkpoint."""
     import torch
 
     from lbgen.pretraining.feed.order import updates_per_epoch
@@ -277,7 +277,7 @@ def make_course(state: PretrainingState, sources: Sources, signals: list[int]) -
 
 
 def prepare_folder(state: PretrainingState, folders: Sequence[Path], sources: Sources) -> None:
-    """Write the configuration and timm's; remove lines of updates that will be made again."""
+    """Write the configuration and timm's config.json; remove lines of updates that will be made again."""
     from lbgen.pretraining.export import write_model_config
 
     config = state.config

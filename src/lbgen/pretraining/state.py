@@ -1,4 +1,4 @@
-"""All that a pre-training trains: the model, its average, the optimiser; saved in one file, from which it goes on."""
+"""The trained state of a pre-training: model, average and optimiser; saved in one file, from which a run resumes."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from lbgen.training.tensors import DAMAGE, load_tensors
 
 CHECKPOINT = "checkpoint.pt"
 OF_A_WEIGHT = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "slow_buffer")
-"""States of optimisers that have a number for each one of a weight."""
+"""Optimiser states with the same shape as their weight."""
 STEP_DECAYS = (0.3, 0.6, 0.9)
 """Shares of the epochs at which the schedule `step` divides the learning rate by 10."""
 FIRST_RATE = 1e-3
-"""Of the highest learning rate, that of the first update in a warm-up."""
+"""Learning rate of the first update in a warm-up, relative to the highest."""
 
 
 @dataclass
 class Best:
-    """The best epoch so far, by the accuracy on validation images; without them the last one."""
+    """The best epoch so far by validation accuracy; without validation images, the last epoch."""
 
     epoch: Whole = 0
     top1: float = -1.0
@@ -48,20 +48,20 @@ class Best:
 
 @dataclass
 class PretrainingProgress:
-    """How far a run has come, and what a resumed run must share with it."""
+    """The progress of a run, and the quantities that a resumed run must share with it."""
 
     processes: Whole
     epoch: Whole = 0
-    """Epochs that are finished, validation included."""
+    """Finished epochs, including validation."""
     update: Whole = 0
-    """Updates of the present epoch that are done."""
+    """Completed updates of the current epoch."""
     loss_sums: list[float] = field(default_factory=list)
-    """Of the present epoch, one for each process."""
+    """Sum of losses in the current epoch, per process."""
     best: Best = field(default_factory=Best)
 
 
 class PretrainingState:
-    """Model, average, optimiser, schedule and loss. Every process holds the same."""
+    """Model, average, optimiser, schedule and loss; equal in every process."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class PretrainingState:
         progress: PretrainingProgress,
         accelerator: Accelerator,
     ) -> None:
-        """updates_per_epoch: of every epoch."""
+        """updates_per_epoch: equal for all epochs."""
         self.config, self.accelerator, self.progress = config, accelerator, progress
         self.classes, self.updates_per_epoch = classes, updates_per_epoch
         torch.manual_seed(config.seed)
@@ -86,7 +86,8 @@ class PretrainingState:
         self.trained, self.optimizer = accelerator.prepare(self.model, optimizer)
         self.loss = build_loss(config)
         self.mix = build_mix(config, classes)
-        # Of pixels from 0 to 255, (1, 3, H, W) in the layout of a batch: a CPU broadcasts (1, 3, 1, 1) slowly there.
+        # Mean and standard deviation for pixels in 0 to 255, (1, 3, H, W) in a batch's layout: on a CPU, broadcasting
+        # (1, 3, 1, 1) is slow.
         self.mean, self.std = (
             torch.tensor(values, device=accelerator.device)
             .mul(255)
@@ -103,7 +104,7 @@ class PretrainingState:
 
     @property
     def step(self) -> int:
-        """Updates that are done, of all epochs."""
+        """Completed updates of all epochs."""
         return self.progress.epoch * self.updates_per_epoch + self.progress.update
 
     @property
@@ -112,7 +113,7 @@ class PretrainingState:
         return self.model if self.average is None else self.average.module
 
     def parts(self) -> dict[str, Any]:
-        """Whatever has a state dictionary, by its name in the checkpoint."""
+        """Name in the checkpoint -> object with a state dictionary."""
         parts: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer}
         if self.average is not None:
             parts["average"] = self.average.module
@@ -125,7 +126,7 @@ class PretrainingState:
     def save(self, loss_sum: Tensor) -> None:
         """Replace the checkpoint; the first process writes, the others wait.
 
-        loss_sum: this process's, of the present epoch.
+        loss_sum: of this process, in the current epoch.
         """
         sums = self.accelerator.gather(loss_sum.reshape(1))
         self.progress.loss_sums = sums.tolist()
@@ -137,7 +138,7 @@ class PretrainingState:
         self.accelerator.wait_for_everyone()
 
     def load(self, tensors: dict[str, Any]) -> None:
-        """Go on from what `read_checkpoint` read."""
+        """Load the tensors that `read_checkpoint` read."""
         try:
             self._ensure_possible(self.progress)
             settings = [dict(group) for group in self.optimizer.param_groups]
@@ -148,7 +149,7 @@ class PretrainingState:
             raise damaged(self.config.folder / CHECKPOINT, error) from error
 
     def _ensure_possible(self, progress: PretrainingProgress) -> None:
-        """Refuse a progress that no run of this configuration has; raises ValueError."""
+        """Raise ValueError for a progress that is impossible with this configuration."""
         best, ends = progress.best, self.config.epochs
         if not (progress.epoch <= ends and progress.update < self.updates_per_epoch):
             raise ValueError(f"update {progress.update} of epoch {progress.epoch + 1} is none of this run")
@@ -159,7 +160,7 @@ class PretrainingState:
 
 
 def _ensure_usable(optimizer: torch.optim.Optimizer, settings: list[dict[str, Any]]) -> None:
-    """Refuse a loaded state that an update could not use; raises ValueError.  settings: of its groups, as made."""
+    """Raise ValueError for a loaded state that is unusable.  settings: of the groups of a new optimiser."""
     for group, made in zip(optimizer.param_groups, settings, strict=True):
         if odd := [name for name, value in made.items() if type(group.get(name)) is not type(value)]:
             raise ValueError(f"the optimizer's {odd[0]} is not of its type")
@@ -173,7 +174,7 @@ def _ensure_usable(optimizer: torch.optim.Optimizer, settings: list[dict[str, An
 
 
 def read_checkpoint(path: Path) -> tuple[PretrainingProgress, dict[str, Any]]:
-    """The progress and the state dictionaries; tensors and plain values only, no code is run."""
+    """The progress and the state dictionaries; only tensors and plain values are read, no code is run."""
     try:
         stored = load_tensors(path, "cpu")
         progress = checked(stored.pop("progress"), PretrainingProgress, f"{path}, progress")
@@ -191,11 +192,11 @@ def damaged(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: it cannot be read; restore it, or remove it to start again ({cause})")
 
 
-# ---- the parts, all of them timm's and torchvision's ----
+# ---- the parts, all from timm and torchvision ----
 
 
 def build_model(config: PretrainConfig, classes: int) -> nn.Module:
-    """The architecture for images of the config's size; raises UserError for what timm does not accept."""
+    """The architecture for images of the configured size; raises UserError for arguments that timm refuses."""
     if not timm.is_model(config.architecture):
         close = similar_architectures(config.architecture)[:5]
         remedy = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
@@ -206,7 +207,7 @@ def build_model(config: PretrainConfig, classes: int) -> nn.Module:
         more["img_size"] = config.image_size
     try:
         return timm.create_model(config.architecture, num_classes=classes, **more, **config.arguments)
-    except Exception as error:  # every architecture refuses in its own way
+    except Exception as error:  # architectures raise different exceptions
         reason = " ".join(str(error).split())
         raise UserError(
             f"--architecture {config.architecture}: timm does not make it with --image-size {config.image_size}, "
@@ -236,7 +237,7 @@ def build_optimizer(config: PretrainConfig, model: nn.Module) -> torch.optim.Opt
 
 
 def build_schedule(config: PretrainConfig, optimizer: torch.optim.Optimizer, updates: int, images: int) -> Any:
-    """timm's schedule by updates.  updates: of an epoch.  images: of an update, which scale the learning rate."""
+    """timm's schedule per update.  updates: per epoch.  images: per update; they scale the learning rate."""
     scale = images / REFERENCE_BATCH
     for group in optimizer.param_groups:
         group["lr"] = group["lr"] * scale
@@ -256,14 +257,14 @@ def build_schedule(config: PretrainConfig, optimizer: torch.optim.Optimizer, upd
 
 
 def build_loss(config: PretrainConfig) -> nn.Module:
-    """The mean over a batch, of logits (B, C) and labels (B,) or shares of labels (B, C)."""
+    """The mean loss over a batch of logits (B, C) and labels (B,) or label shares (B, C)."""
     if config.loss == "binary":
         return BinaryCrossEntropy(config.label_smoothing)
     return nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
 
 
 def build_mix(config: PretrainConfig, classes: int) -> nn.Module | None:
-    """Mixup and CutMix of a batch of any size; None if both are off."""
+    """Mixup and CutMix for batches of any size; None if both are off."""
     mixes = [
         mix(alpha=alpha, num_classes=classes)
         for mix, alpha in ((v2.MixUp, config.mixup), (v2.CutMix, config.cutmix))

@@ -1,4 +1,4 @@
-"""Measure two sets of images with the same categories and seeds, and compare them figure by figure."""
+"""Measuring two sets of images with the same categories and seeds, and comparing them figure by figure."""
 
 import math
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class Judged(NamedTuple):
     scene: Tensor
     """(N,) the predicted scene."""
     features: Tensor
-    """(N, D) of the judge."""
+    """(N, D) features of the judge."""
     quality: Tensor
     """(N,) in [1, 5]."""
     edge_density: Tensor
@@ -41,7 +41,7 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True)
 class FigureDefinition:
-    """The definition of one figure, a line of the table."""
+    """The definition of one figure, which is a line of the table."""
 
     key: str
     title: str
@@ -49,7 +49,7 @@ class FigureDefinition:
     percent: bool
     how: str
     measure: Callable[[Judged, Tensor], float]
-    """Of a judged set, and the home scene of each category (C,)."""
+    """Function of a judged set and the home scene (C,) of each category."""
 
 
 def scene_information(judged: Judged, home: Tensor) -> float:
@@ -138,7 +138,7 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class Line:
-    """A figure of both sets, with 95% intervals; for that of the change the same images are resampled in both."""
+    """A figure of both sets with 95% intervals; for the change, the same images are resampled in both sets."""
 
     figure: FigureDefinition
     base: float
@@ -166,7 +166,7 @@ def compare(base: Judged, after: Judged, home: Tensor, resamples: int = 500) -> 
     assert torch.equal(base.label, after.label)
 
     def both(rows: Tensor) -> Tensor:
-        """(3 * figures,): those of the base, those of the other set, and their differences."""
+        """(3 * figures,): the figures of the base, those of the other set, and the differences."""
         first, second = ([figure.measure(judged.at(rows), home) for figure in FIGURES] for judged in (base, after))
         return torch.tensor([first, second, [b - a for a, b in zip(first, second, strict=True)]]).flatten()
 
@@ -176,7 +176,7 @@ def compare(base: Judged, after: Judged, home: Tensor, resamples: int = 500) -> 
     lines = []
     for i, figure in enumerate(FIGURES):
         first, second, change = (intervals[i + count * part] for part in range(3))
-        if figure.percent:  # corrected for its bias, an interval may leave [0, 1]
+        if figure.percent:  # the bias correction may move an interval beyond [0, 1]
             first, second = (Interval(max(low, 0.0), min(high, 1.0)) for low, high in (first, second))
         lines.append(Line(figure, values[i], values[count + i], first, second, change))
     return lines

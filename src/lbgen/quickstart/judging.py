@@ -1,4 +1,4 @@
-"""Read the quickstart's sets of micro-world images back and have the judge predict what is in them."""
+"""Reading the quickstart's sets of micro-world images back, and predicting their content with the judge."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -63,7 +63,7 @@ def load_images(directory: Path, image_files: Iterable[str]) -> Tensor:
 
 @torch.no_grad()
 def judge_images(images: Tensor, labels: Tensor, judge: Judge, quality: QualityScorer) -> Judged:
-    """images: (N, 3, H, W) in [0, 1], labels: (N,)."""
+    """The judge's predictions.  images: (N, 3, H, W) in [0, 1], labels: (N,)."""
     parts = []
     for batch in images.split(BATCH):
         verdicts = judge.verdicts(batch)

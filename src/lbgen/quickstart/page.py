@@ -19,7 +19,7 @@ from lbgen.runs import atomic
 from lbgen.runs.parsing import Name, read_json
 
 IMAGES_SHOWN = 4
-"""Of each category in each set."""
+"""Number of images per category in each set."""
 
 LOSSES = {
     "entire": ("Entire dataset", "Adversarial loss of the images; the discriminator learns too."),
@@ -78,16 +78,16 @@ class Chart:
 class Page:
     title: str
     lines: list[Line]
-    """Base and aligned."""
+    """The figures of base and aligned."""
     diverse: list[Line]
-    """Base and diverse prompts, of the same figures."""
+    """The same figures of base and diverse prompts."""
     strips: list[Strip]
     maps: list[Chart]
     losses: list[Chart]
     statistics: list[Chart]
     limits: list[str]
     facts: list[tuple[str, str]]
-    """How it was made: label and value."""
+    """Label and value of each fact about how the page was made."""
 
 
 def write_report(
@@ -95,7 +95,7 @@ def write_report(
 ) -> tuple[list[Line], list[Line]]:
     """Compare the sets and write the page.  run: folder of the alignment.
 
-    Returns the lines of the table: those of the aligned set and those of diverse prompts.
+    Returns the lines of the table, for the aligned set and for diverse prompts.
     """
     lines, diverse = (compare(sets.base.judged, other.judged, HOMES) for other in (sets.aligned, sets.diverse_prompts))
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers", "peft"))
@@ -146,7 +146,7 @@ def scene_map(title: str, judged: Judged, colour: str) -> Chart:
 
 
 def charts(path: Path, titles: dict[str, tuple[str, str]], smooth: int) -> list[Chart]:
-    """A chart for each of `titles` in a file with one JSON object per line; of a repeated step the last line counts."""
+    """A chart per entry of `titles`, from a file of JSON lines; the last line of a repeated step counts."""
     lines = [read_json(line, dict[Name, Any], str(path)) for line in path.read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if isinstance(line.get("step"), int)]
     steps = {line["step"]: {key: value for key, value in line.items() if isinstance(value, float)} for line in lines}
@@ -183,7 +183,7 @@ def interval(ends: tuple[float, float], line: Line) -> str:
 
 
 def _with_minus(shown: str) -> str:
-    """With a minus sign for the hyphen, and without a sign before a zero."""
+    """The number with a minus sign instead of a hyphen, and without a sign before zero."""
     if not any(digit in shown for digit in "123456789"):
         shown = shown.lstrip("+-")
     return shown.replace("-", "\N{MINUS SIGN}")

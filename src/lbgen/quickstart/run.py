@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 OWN = ("adapter", "align", "aligned", "base", "config.yaml", "diverse_prompts", "stages.json")
-"""What a quickstart writes in its folder, besides the page and its figures. config.yaml comes first."""
+"""Names that a quickstart writes in its folder, besides the page and its figures. config.yaml is written first."""
 RESULTS = ("report.html", "summary.json")
 EVALUATE_EVERY = 36
-"""Updates between evaluations, fewer than the recipes': the time is spent on images that are drawn again."""
+"""Updates between evaluations. Evaluations are rarer than in the recipes, to save time for drawing images again."""
 LEAST_LABEL_PROBABILITY = 0.9
-"""Of the label check of all sets. What it rejects, and what it misses: docs/studies/labels.md."""
+"""Threshold of the label check in all sets. For its errors, see docs/studies/labels.md."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class QuickstartConfig(Output, TakesRecipes):
     output: str = "runs/quickstart"
     """Folder for everything that is made. An interrupted quickstart continues when it is started again."""
     images_per_category: Annotated[int, between(2, 10**5, ", to measure diversity")] = 20
-    """Images of each category, 2 or more, in each of three sets: base, aligned, and base with diverse prompts."""
+    """Images per category, 2 or more, in each of three sets: base, aligned, and base with diverse prompts."""
     align_recipe: Literal["independent", "microworld"] = "independent"
-    """What is optimised: our independence term with the paper's individual term, or the paper's objective
-    (microworld)."""
+    """Objective of the alignment: our independence term with the paper's individual term (independent), or the paper's
+    objective (microworld)."""
     max_steps: Count | None = None
     """Updates of the alignment; none is the recipe's number."""
     seed: NonNegativeInt = 0
@@ -64,10 +64,10 @@ class QuickstartResult(Documented):
 
 
 def quickstart(config: QuickstartConfig) -> QuickstartResult:
-    """Run the stages that are not finished yet, and write `summary.json` and `report.html`.
+    """Run the unfinished stages, and write `summary.json` and `report.html`.
 
-    Aligns the micro world's generator, makes three datasets of images of 64 x 64 pixels, and compares them; minutes on
-    a CPU. Raises UserError for a mistake of the user, and Interrupted at a signal; the same call then goes on.
+    Aligns the micro world's generator, makes three datasets of images of 64 x 64 pixels, and compares them, in minutes
+    on a CPU. Raises UserError for a mistake of the user, and Interrupted at a signal; the same call then continues.
 
     >>> import lbgen
     >>> result = lbgen.quickstart(lbgen.QuickstartConfig(output="runs/quickstart"))
@@ -80,7 +80,7 @@ def quickstart(config: QuickstartConfig) -> QuickstartResult:
     outputs.ensure_outside(output)
     record = output / "config.yaml"
     outputs.ensure_own(output, os.path.lexists(record), (*OWN, *RESULTS), "quickstart")
-    if os.path.exists(record):  # Path.exists raises where a name is longer than the file system takes
+    if os.path.exists(record):  # Path.exists raises if a name is longer than the file system allows
         saved.ensure_same(config, record)
     align = align_config(config)
     generations = {name: screened(each, align) for name, each in generate_configs(config, align).items()}
@@ -132,10 +132,10 @@ def generate_configs(config: QuickstartConfig, align: AlignConfig) -> dict[str, 
 
 
 def screened(generation: GenerateConfig, align: AlignConfig) -> GenerateConfig:
-    """The config with a label check: an image is drawn again unless its category is by far the likeliest one.
+    """The config with a label check: an image is drawn again unless its category is by far the most likely.
 
-    The alignment's language space judges, so no other knowledge is used than the alignment has. A set with balanced
-    attributes checks these too, because an image that is drawn again must show the value that it was asked for.
+    The check uses the alignment's language space, so it has no more knowledge than the alignment. A set with balanced
+    attributes checks these too, because an image that is drawn again must show its target value.
     """
     return replace(
         generation,
@@ -187,7 +187,7 @@ def drawn_again(folder: Path) -> float:
 def facts(
     config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float], again: dict[str, float]
 ) -> list[tuple[str, str]]:
-    """How the page's figures were made, for its last section.  again: the share of each set that was drawn again."""
+    """How the page's figures were made, for its last section.  again: share of images drawn again, per set."""
     command = f"lbgen quickstart --output {config.folder} --images-per-category {config.images_per_category}"
     command += f" --align-recipe {config.align_recipe} --seed {config.seed}"
     command += f" --max-steps {config.max_steps}" if config.max_steps is not None else ""
@@ -250,7 +250,7 @@ def _stages(output: Path) -> dict[str, _Spent]:
     return read_json(atomic.read_bytes(path), dict[Name, _Spent], str(path)) if path.exists() else {}
 
 
-# ---- what is printed ----
+# ---- printed table ----
 
 
 def table(lines: "list[Line]", diverse: "list[Line]") -> str:

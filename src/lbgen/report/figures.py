@@ -28,7 +28,7 @@ THEME = {
 """Placeholder colour in the drawing -> the CSS variable of the page that replaces it."""
 INK, MUTED, LINE, BASE, ALIGNED, CARD, DIVERSE = THEME
 SERIES = {f"#0a0a{number:02x}": f"series-{number}" for number in range(1, 9)}
-"""The same for up to eight things side by side."""
+"""Placeholder colours for up to eight series."""
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -46,7 +46,7 @@ STYLE: Any = {
 
 
 def curve(steps: Sequence[float], values: Sequence[float], colour: str = ALIGNED, smooth: int = 1) -> str:
-    """A small line chart over updates.  smooth > 1: width of the running mean, which is bold; values are faint."""
+    """A small line chart over updates.  smooth > 1: width of a running mean, drawn bold over faint values."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(2.7, 1.6)
         axes.set_ylim(*_limits(values))
@@ -88,8 +88,8 @@ def share_map(
 def radar(axes_names: Sequence[str], series: Sequence[Sequence[float]], low: float = 0.3) -> str:
     """A radar chart: one closed line for each of up to 8 series, one spoke for each of three or more axes.
 
-    Each spoke has a scale of its own, from the smallest value of any series, at `low` of its length, to the largest;
-    both stand at its end. series: values in percent, in the order of the axes.
+    Each spoke has its own scale, from the smallest value of any series, at `low` of its length, to the largest; both
+    are written at its end.  series: values in percent, in the order of the axes.
     """
     values = np.array(series)  # (S, A)
     smallest, largest = values.min(axis=0), values.max(axis=0)
@@ -122,7 +122,7 @@ def _closed(points: np.ndarray) -> np.ndarray:
 
 
 def curves(places: Sequence[str], series: Sequence[Sequence[tuple[float, float, float]]]) -> str:
-    """Up to 8 lines with intervals over named places.  series: (value, low, high) of every place, NaN for none."""
+    """Up to 8 lines with intervals over named positions.  series: (value, low, high) per position, NaN for none."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(2.9, 1.9)
         across = np.arange(len(places))
@@ -166,7 +166,7 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _running_mean(values: Sequence[float], width: int) -> list[float]:
-    """Mean of each value and its width // 2 neighbours on either side, fewer at the ends."""
+    """Mean of each value and its width // 2 neighbours on both sides, fewer at the ends."""
     half = width // 2
     return [fmean(values[max(0, place - half) : place + half + 1]) for place in range(len(values))]
 

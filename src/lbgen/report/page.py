@@ -15,7 +15,7 @@ def render(template: str, filters: dict[str, Callable[..., str]] | None = None, 
 
 @lru_cache(maxsize=16)
 def _environment(html: bool, filters: frozenset[tuple[str, Callable[..., str]]]) -> jinja2.Environment:
-    """It keeps its templates compiled."""
+    """The jinja environment, which caches compiled templates."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lbgen.report"),
         autoescape=jinja2.select_autoescape(["html"], default_for_string=False),

@@ -1,4 +1,4 @@
-"""Thumbnails for a page, made in one more pass over the dataset that reads the wanted images only."""
+"""Thumbnails for a page, from an additional pass over the dataset that reads only the wanted images."""
 
 import base64
 import io
@@ -24,7 +24,7 @@ def thumbnail_uris(reader: DatasetReader, wanted: set[str], side: int) -> dict[s
 
 
 def webp_uri(content: bytes, side: int) -> str:
-    """A square of `side` pixels or less, decoded like the images that the audit measures; empty where that fails."""
+    """A square of at most `side` pixels, decoded like the images that the audit measures; empty if decoding fails."""
     seen = decode.centre_of(content, side, Image.Resampling.LANCZOS, enlarge=False)
     if isinstance(seen, str):
         return ""

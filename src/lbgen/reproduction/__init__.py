@@ -1,1 +1,1 @@
-"""The paper's tables in small, on the micro world: sets of images, backbones trained on them, what those are worth."""
+"""The paper's tables at small scale, on the micro world: sets of images, backbones trained on them, their values."""

@@ -1,4 +1,4 @@
-"""The settings of the reproduction, and the names of what it writes."""
+"""The settings of the reproduction, and the names of the files that it writes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,11 @@ DONE, SEEDS, UNSEEN_FOLDER, DENSE_FOLDER = "done", "seeds", "unseen", "dense"
 WRITTEN = (CONFIG, LOCK, ROWS, DONE, SEEDS, UNSEEN_FOLDER, DENSE_FOLDER)
 """Files and folders that a reproduction writes in its folder, besides the page."""
 MARK = "<!-- table: "
-"""Begins a place of the page where a table is written."""
+"""Beginning of a mark in the page after which a table is written."""
 FREE = ("output", "seeds", "sets", "architectures", "dense", "workers", "page")
-"""Fields that may differ from those that the folder was made with: they add results, and change none."""
+"""Fields that may differ between runs in the same folder, because they only add results."""
 OF_DENSE = ("dense_images", "detection_recipe", "segmentation_recipe")
-"""Fields that may differ as long as nothing was detected or segmented in the folder."""
+"""Fields that may differ until the folder has results of detection or segmentation."""
 
 Architecture = Literal["resnet", "vit"]
 DenseMethod = Literal["detection", "segmentation"]
@@ -32,14 +32,13 @@ class ComparedSets(Settings):
     """What is compared."""
 
     seeds: Repeats = 5
-    """Seeds 0 to N - 1, each with its own alignments, images and backbones. More seeds later add to those that are
-    there."""
+    """Number of seeds, from 0 on, each with its own alignments, images and backbones. More seeds can be added later."""
     sets: tuple[SetName, ...] = get_args(SetName)
-    """Sets of images that backbones are trained on."""
+    """Sets of images on which backbones are trained."""
     architectures: tuple[Architecture, ...] = get_args(Architecture)
     """Backbones that are trained on each set."""
     images_per_category: Annotated[int, between(2, 10**5)] = 100
-    """Images of each of the 12 categories in each set, 2 or more."""
+    """Images per category (of 12) in each set, 2 or more."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,9 +62,9 @@ class Made(Settings):
     vit_recipe: NameOrPath = "micro-vit"
     """Recipe of lbgen pretrain for the ViT."""
     max_steps: Count | None = None
-    """Updates of each alignment; none is the recipe's number."""
+    """Updates of each alignment; none means the recipe's number."""
     epochs: Count | None = None
-    """Epochs of each pre-training; none is the recipe's number."""
+    """Epochs of each pre-training; none means the recipe's number."""
 
 
 @dataclass(frozen=True)
@@ -73,20 +72,21 @@ class Tests(Settings):
     """What backbones are tested on."""
 
     test_images: MultipleOfFour = 1200
-    """Renders of each test, a multiple of 4."""
+    """Number of renders in each test, a multiple of 4."""
     unseen_images: Annotated[int, between(5, 10**5)] = 40
-    """Training images of each unseen category, for the linear probe; half as many choose, twice as many test."""
+    """Training images per unseen category for the linear probe; there are half as many val and twice as many test
+    images."""
     shots: tuple[str, ...] = ("5",)
-    """Few-shot on the unseen categories, besides all training images: images of each category, or shares such as 5%."""
+    """Few-shot on the unseen categories, besides all training images: images per category, or shares such as 5%."""
     draws: Repeats = 5
     """Number of draws for each of --shots."""
     datasets: tuple[str, ...] = ("digits",)
-    """Data sets of lbgen transfer that a linear probe is made on besides the unseen categories."""
+    """Data sets of lbgen transfer for linear probes, besides the unseen categories."""
     dense: tuple[DenseMethod, ...] = get_args(DenseMethod)
-    """What backbones are fine-tuned for on renders with known masks, by lbgen transfer. It needs the extra dense; what
-    is not installed is left out, and made when the reproduction is started again."""
+    """Methods of lbgen transfer by which backbones are fine-tuned on renders with known masks. They need the extra
+    dense; a method without its package is left out until the reproduction is started again."""
     dense_images: Annotated[int, between(2, 10**5)] = 120
-    """Training renders for it, 2 or more; half as many test."""
+    """Number of training renders for these methods, 2 or more; there are half as many test renders."""
     detection_recipe: NameOrPath = "micro-detection"
     """Recipe of lbgen transfer for detection."""
     segmentation_recipe: NameOrPath = "micro-segmentation"
@@ -99,7 +99,7 @@ class Tests(Settings):
 
 @dataclass(frozen=True)
 class ReproduceConfig(Tests, Made, ComparedSets, Output, TakesRecipes):  # fields of the last base come first
-    """Everything that the reproduction can be told."""
+    """The configuration of the reproduction."""
 
     VERB: ClassVar = "reproduce"
     MOST_USED: ClassVar = ("output", "seeds", "sets", "workers", "page")
@@ -107,11 +107,11 @@ class ReproduceConfig(Tests, Made, ComparedSets, Output, TakesRecipes):  # field
     output: str = "runs/reproduction"
     """Folder for everything that is made. An interrupted reproduction continues when it is started again."""
     page: NameOrPath | None = None
-    """Markdown page whose tables are written, with pictures beside it; one that is not there is made. none is
+    """Markdown page into which tables are written, with pictures beside it; created if missing. none means
     reproduction.md in the output."""
     workers: Workers | None = None
-    """Processes that align, generate and train, each with one thread, so that their number changes no result; none is
-    one for each processor."""
+    """Number of processes that align, generate and train. Each has one thread, so the number does not change results;
+    none means one per processor."""
 
     @property
     def page_path(self) -> Path:

@@ -1,4 +1,4 @@
-"""The figures of a backbone, by the names that they have in rows.jsonl, and the comparisons that are made."""
+"""The figures of a backbone, by their names in rows.jsonl, and the comparisons of sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORTH = (
     Figure("never_home", "never home", "higher", "accuracy on photographs that are never on the category's home scene"),
     Figure("other_styles", "other styles", "higher", "accuracy on sketches, inverted pictures and posters"),
 )
-"""Accuracies of the backbone as it was pre-trained."""
+"""Accuracies of the pre-trained backbone."""
 LEANING = (
     Figure("shape_bias", "shape bias", "higher",
            "shape decisions / (shape + texture decisions), objects with the surface of another category's home scene"),
@@ -35,9 +35,9 @@ LEANING = (
     Figure("background_gap", "background gap", "lower", "mixed same minus mixed rand; small also where both are low"),
 )  # fmt: skip
 COUNTS = ("shape_decisions", "texture_decisions")
-"""In the rows, as shares of the test, and not on the page."""
+"""Figures that are in the rows, as shares of the test, but not on the page."""
 UNTESTED = {"balanced", "context_0", "context_1", "context_relative", "mixed_same", "mixed_rand"}
-"""Figures that are shown and not tested: each says about what another one does."""
+"""Figures that are shown but not tested, because each has about the same meaning as another one."""
 
 COMPARISONS: tuple[tuple[SetName, SetName], ...] = (
     ("diverse-prompts", "base"),
@@ -53,24 +53,24 @@ COMPARISONS: tuple[tuple[SetName, SetName], ...] = (
     ("base", "biased-renders"),
     ("balanced-renders", "independence-diverse-prompts"),
 )
-"""Set and what it is compared with."""
+"""(set, reference that it is compared with)."""
 
 
 DENSE = {
     "detection_ap": ("detection", "average precision of boxes (IoU 0.50 to 0.95), Mask R-CNN"),
     "segmentation_miou": ("segmentation", "mean IoU, Semantic FPN"),
 }
-"""Key of a figure from all training images -> title and what it is."""
+"""Key of a figure from all training images -> title and description."""
 
 
 def dense(rows: Sequence[BackboneRow]) -> list[Figure]:
-    """The figures of detection and segmentation that the rows have: of each, from all images and from shares."""
+    """The figures of detection and segmentation in the rows, each from all images and from shares."""
     keys = {key for row in rows for key in row.values}
     return [_dense(base, key) for base in DENSE for key in sorted(keys, key=_share) if key.startswith(base)]
 
 
 def _share(key: str) -> float:
-    """The share that a figure's name ends with, negative to be sorted from the largest."""
+    """Minus the share at the end of a figure's name, for sorting from the largest share."""
     return -float(key.rpartition("_")[2].removesuffix("%")) if key.endswith("%") else -100.0
 
 
@@ -82,7 +82,7 @@ def _dense(base: str, key: str) -> Figure:
 
 
 def probed(rows: Sequence[BackboneRow]) -> list[Figure]:
-    """The figures of the linear probe that the rows have: on the unseen categories, then on other data sets."""
+    """The figures of the linear probe in the rows: on the unseen categories, then on other data sets."""
     others = {*COUNTS, *(figure.key for figure in (*WORTH, *dense(rows), *LEANING))}
     keys = {key for row in rows for key in row.values} - others
     return [_probe(key) for key in sorted(keys, key=lambda key: (not key.startswith("unseen"), key))]

@@ -1,4 +1,4 @@
-"""Test images of the micro world with their true factors: drawn, seen by no training, the same for every backbone."""
+"""Test renders of the micro world with known factors, used in no training and equal for all backbones."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ ACCURACY_TESTS = {
     "never_home": World(styles=("photo",), home_excluded=True),
     "other_styles": World(styles=OTHER_STYLES),
 }
-"""Tests of which the accuracy is the figure."""
+"""Tests whose figure is the accuracy."""
 CONTEXT_ATTRIBUTES = ("scene", "style")
-"""Factors of which the biased corpus shows some values rarely or never, for each category."""
+"""Factors with values that are rare or absent in a category's images of the biased corpus."""
 RARE = 0.05
-"""A value is uncommon for a category if fewer of its images in the biased corpus have it."""
+"""A value is uncommon for a category if a smaller share of its images in the biased corpus has it."""
 GREY = 127
 
 
@@ -59,7 +59,7 @@ class ContextTest(NamedTuple):
 
 @cache
 def context_test(count: int) -> ContextTest:
-    """As many images with none, with each one and with both attributes uncommon."""
+    """Equal numbers of images with no, either one and both attributes uncommon."""
     corners = (
         World(links={"scene": 1.0}, styles=("photo",)),
         World(links={"scene": 1.0}, styles=OTHER_STYLES),
@@ -92,15 +92,15 @@ class BackgroundTest(NamedTuple):
     """The same objects on two backgrounds each."""
 
     same: Images
-    """On a background as the object's own category has it in the biased corpus."""
+    """Objects on a background that is typical of their own category in the biased corpus."""
     random: Images
-    """On one as a random category has it."""
+    """Objects on a background that is typical of a random category."""
     labels: Rows
 
 
 @cache
 def background_test(count: int) -> BackgroundTest:
-    """Mixed-Same and Mixed-Rand: cut out objects on backgrounds of their own and of random categories."""
+    """Mixed-Same and Mixed-Rand: cut-out objects on backgrounds of their own and of random categories."""
     rng = np.random.default_rng(SEED + 20)
     objects = render(tested_categories(count), SEED + 20, PHOTOS)
     others = rng.integers(0, len(CATEGORIES), count)
@@ -113,16 +113,16 @@ class CueConflictTest(NamedTuple):
     shape: Rows
     """(N,) the category of the object's outline."""
     texture: Rows
-    """(N,) the scene whose surface it has, never the home scene of that category."""
+    """(N,) the scene whose surface the object has, never the home scene of its shape's category."""
 
 
 @cache
 def cue_conflict_test(count: int) -> CueConflictTest:
-    """Objects with the surface of another category's home scene in the place of their own, on grey.
+    """Objects on grey whose surface is replaced by that of another category's home scene.
 
-    The scene's surface is the only appearance that the biased corpus links with a category. The object's own light and
-    darker parts stay, as contents stay in a style transfer. Two categories are at home on the surface's scene,
-    so answers at random have a shape bias of a third.
+    The scene's surface is the only appearance that the biased corpus links with a category. The object's shading is
+    kept, as content is kept in style transfer. Two categories are at home on each scene, so random answers have a shape
+    bias of 1/3.
     """
     rng = np.random.default_rng(SEED + 30)
     objects = render(tested_categories(count), SEED + 30, PHOTOS)

@@ -1,4 +1,4 @@
-"""How the images of a set and the backbones trained on them are made: by lbgen's own stages."""
+"""Making the images of a set and training backbones on them, with lbgen's own stages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lbgen.reproduction.held_out import PHOTOS, write_images
 from lbgen.reproduction.sets import SETS, Objective, SetName
 
 NOISE = 1000
-"""Added to a seed for the noise of its images: the same in all its sets, and no alignment's."""
+"""Added to a seed for the noise of its images, which is the same in all its sets and in no alignment."""
 RENDERED = 700_000_000
 """Added to a seed for its renders."""
 
@@ -47,7 +47,7 @@ def align_config(config: ReproduceConfig, objective: Objective, seed: int) -> Al
 
 
 def align(config: ReproduceConfig, objective: Objective, seed: int) -> None:
-    """An adapter, shared by all sets of the seed that need it."""
+    """Align an adapter, which is shared by all sets of the seed that need it."""
     lbgen.align(align_config(config, objective, seed))
 
 
@@ -59,7 +59,7 @@ def images_folder(config: ReproduceConfig, name: SetName, seed: int) -> Path:
 
 
 def make_images(config: ReproduceConfig, name: SetName, seed: int) -> None:
-    """A dataset folder with as many images of each category as every other set has."""
+    """Make a dataset folder; all sets have the same number of images per category."""
     if SETS[name].renders is None:
         lbgen.generate(generate_config(config, name, seed))
     else:
@@ -67,7 +67,9 @@ def make_images(config: ReproduceConfig, name: SetName, seed: int) -> None:
 
 
 def generate_config(config: ReproduceConfig, name: SetName, seed: int) -> GenerateConfig:
-    """All sets of a seed have the same noise, and the trajectory of the paper's recipe or of their own adapter's."""
+    """The config of a set. All sets of a seed have the same noise, and the trajectory of the paper's recipe or of
+    their own adapter.
+    """
     way = SETS[name]
     align = align_config(config, way.objective or "paper", seed)
     asked = QuickstartConfig(images_per_category=config.images_per_category, seed=NOISE + seed)
@@ -88,7 +90,7 @@ def write_renders(config: ReproduceConfig, name: SetName, seed: int) -> None:
 
 
 def pretrain_config(config: ReproduceConfig, name: SetName, architecture: Architecture, seed: int) -> PretrainConfig:
-    """Trained on all images of the set; the last epoch counts, so that nothing is chosen by any test."""
+    """The config for training on all images of the set; the last epoch is used, so that no test chooses anything."""
     recipe = config.resnet_recipe if architecture == "resnet" else config.vit_recipe
     asked = {} if config.epochs is None else {"epochs": config.epochs, "warmup_epochs": 0}
     output = seed_folder(config, seed) / "backbones" / f"{name}-{architecture}"
@@ -103,7 +105,7 @@ def pretrain(config: ReproduceConfig, name: SetName, architecture: Architecture,
 
 
 def transfer_configs(config: ReproduceConfig, output: Path) -> list[TransferConfig]:
-    """Of the linear probes; with few images on the unseen categories alone, as the draws take most of the time."""
+    """The configs of the linear probes; few-shot only on the unseen categories, because draws take most of the time."""
     unseen = TransferConfig(
         output=str(output / UNSEEN_FOLDER),
         datasets=(str(config.folder / UNSEEN_FOLDER),),
@@ -117,7 +119,7 @@ def transfer_configs(config: ReproduceConfig, output: Path) -> list[TransferConf
 
 
 def ensure_stages(config: ReproduceConfig) -> None:
-    """Refuse recipes that are not there and values that a stage does not take, before anything is made."""
+    """Refuse missing recipes and values that a stage does not accept, before anything is made."""
     for name in config.sets:
         if SETS[name].objective:
             align_config(config, SETS[name].objective, 0)  # type: ignore[arg-type]  # it is one of the objectives

@@ -1,4 +1,4 @@
-"""What a backbone is worth and what it leans on, on held-out renders with true factors and on other data sets."""
+"""Measuring a backbone's accuracy and biases, on held-out renders with known factors and on other data sets."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from lbgen.reproduction.making import transfer_configs
 
 BATCH = 200
 NEITHER = -1
-"""In the place of a texture's category where the answer is none of those at home on the texture's scene."""
+"""Placeholder for a texture's category if the answer is no category that is at home on the texture's scene."""
 
 
 def measured(config: ReproduceConfig, run: Path, transfer_folder: Path) -> dict[str, float | None]:
-    """Every figure of `figures.py` for the backbone of a run folder, by key; None where it is not defined."""
+    """Key -> figure of `figures.py` for the backbone of a run folder; None if it is not defined."""
     backbone = load_backbone(str(run))
     found = {**accuracies(backbone, config.test_images), **context(backbone, config.test_images)}
     found |= backgrounds(backbone, config.test_images) | cue_conflict(backbone, config.test_images)
@@ -58,7 +58,7 @@ def accuracies(backbone: Backbone, count: int) -> dict[str, float]:
 
 
 def context(backbone: Backbone, count: int) -> dict[str, float]:
-    """P_k for k uncommon attributes, and the last of them relative to none (FOCUS)."""
+    """P_k for k uncommon attributes, and the last P_k divided by P_0 (FOCUS)."""
     test = held_out.context_test(count)
     by_number = accuracy_by_context(answers(backbone, test.images) == test.labels, test.uncommon)
     found = {f"context_{number}": each.accuracy.value for number, each in enumerate(by_number)}
@@ -66,7 +66,7 @@ def context(backbone: Backbone, count: int) -> dict[str, float]:
 
 
 def backgrounds(backbone: Backbone, count: int) -> dict[str, float]:
-    """Accuracy on objects with backgrounds of their own and of random categories, and BG-Gap (ImageNet-9)."""
+    """Accuracy on backgrounds of the object's own and of random categories, and BG-Gap (ImageNet-9)."""
     test = held_out.background_test(count)
     same, random = (
         proportion(int((answers(backbone, images) == test.labels).sum()), count) for images in (test.same, test.random)
@@ -77,7 +77,7 @@ def backgrounds(backbone: Backbone, count: int) -> dict[str, float]:
 
 
 def cue_conflict(backbone: Backbone, count: int) -> dict[str, float]:
-    """Shape decisions among those for shape or texture; for texture is an answer at home on the texture's scene."""
+    """Shape bias; an answer counts as a texture decision if the category is at home on the texture's scene."""
     test = held_out.cue_conflict_test(count)
     found = answers(backbone, test.images)
     by_texture = np.where(home_values(found, "scene") == test.texture, found, NEITHER)
@@ -90,7 +90,7 @@ def cue_conflict(backbone: Backbone, count: int) -> dict[str, float]:
 
 
 def transferred(config: ReproduceConfig, run: Path, output: Path) -> dict[str, float]:
-    """Linear probes on categories never seen, from all training images and from few, and on other data sets."""
+    """Linear probes on unseen categories, from all and from few training images, and on other data sets."""
     found = {}
     for asked in transfer_configs(config, output):
         lbgen.transfer(str(run), asked)

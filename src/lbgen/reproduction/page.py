@@ -1,4 +1,4 @@
-"""The page of the study: what code states of the figures stands between marks, the rest is left to its author."""
+"""The page of the study: generated text is between marks, and everything else is left to its author."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_page(
     pictures: Mapping[str, str],
     versions: Sequence[str],
 ) -> Path:
-    """Make every part between marks anew, on the page that is there or on a new one."""
+    """Write all generated parts anew, into the existing page or a new one."""
     path = config.page_path
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else skeleton()
     made = {**parts(config, rows, cost, versions), **{f"{name} picture": shown for name, shown in pictures.items()}}
@@ -70,7 +70,7 @@ def skeleton() -> str:
 def parts(
     config: ReproduceConfig, rows: Sequence[BackboneRow], cost: Mapping[str, tuple[int, float]], versions: Sequence[str]
 ) -> dict[str, str]:
-    """What stands between the marks, by their names."""
+    """Name of a mark -> the text between the marks."""
     found, few, fine = tables.tests(rows), probed(rows), dense(rows)
     made = {
         "reading": tables.reading(rows, found),
@@ -92,7 +92,7 @@ def definitions(figures: Sequence[Figure]) -> str:
 
 
 def made_of(config: ReproduceConfig, versions: Sequence[str]) -> str:
-    """The command, and what the intervals and tests are."""
+    """The command, and an explanation of the intervals and tests."""
     command = ["lbgen", "reproduce", "--seeds", str(config.seeds), "--page", str(config.page_path)]
     return (
         f"`{shlex.join(command)}`: {config.images_per_category} images of each category in each set, "
@@ -104,7 +104,7 @@ def made_of(config: ReproduceConfig, versions: Sequence[str]) -> str:
 
 
 def cost_of(cost: Mapping[str, tuple[int, float]]) -> str:
-    """What was done and how long it took, a line for each kind of unit."""
+    """The number and time of the units, by kind."""
     whole = sum(seconds for _, seconds in cost.values())
     named = {"unseen": "set of renders", "renders": "masked set", "align": "alignment", "images": "set"}
     each = ", ".join(

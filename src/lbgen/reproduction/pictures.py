@@ -24,12 +24,12 @@ ON_RADAR: tuple[SetName, ...] = (
     "balanced-renders",
 )  # fmt: skip
 SPOKES = ("in_domain", "never_home", "other_styles", "shape_bias", "context_2", "mixed_rand")
-"""Spokes of the radar chart besides those of the linear probe; on all of them, outside is better."""
+"""Spokes of the radar chart besides the linear probe's; on all of them, farther out is better."""
 DOTS = ("never_home", "other_styles", "unseen", "digits", *DENSE, "shape_bias", "background_gap")
 
 
 def write_pictures(rows: Sequence[BackboneRow], page: Path) -> dict[str, str]:
-    """Write the pictures beside the page; their names in Markdown, by what they show."""
+    """Write the pictures beside the page; returns kind of picture -> its Markdown."""
     drawings = {
         "radar": (radars(rows), "Radar chart of the main figures in percent"),
         "context": (contexts(rows), "Accuracy by number of uncommon attributes"),
@@ -46,7 +46,7 @@ def write_pictures(rows: Sequence[BackboneRow], page: Path) -> dict[str, str]:
 
 
 def radars(rows: Sequence[BackboneRow]) -> Drawing:
-    """Percent on every spoke, from 0 in the middle to 100."""
+    """Radar charts in percent, from 0 in the centre to 100."""
     named = {figure.key: figure for figure in (*WORTH, *probed(rows), *LEANING)}
     figures = [named[key] for key in (*SPOKES[:3], *(each.key for each in probed(rows)), *SPOKES[3:])]
     angles = np.linspace(0, 2 * np.pi, len(figures), endpoint=False)
@@ -69,14 +69,14 @@ def radars(rows: Sequence[BackboneRow]) -> Drawing:
 
 
 def _beside(angle: float) -> Literal["left", "center", "right"]:
-    """Where a label at this angle begins, so that it stays outside the circle."""
+    """The alignment that keeps a label at this angle outside the circle."""
     if abs(np.cos(angle)) < 0.2:
         return "center"
     return "left" if np.cos(angle) > 0 else "right"
 
 
 def contexts(rows: Sequence[BackboneRow]) -> Drawing:
-    """Accuracy by number of uncommon attributes, of every set."""
+    """Accuracy of every set by number of uncommon attributes."""
     drawing, architectures = Drawing(figsize=(11, 4), layout="constrained"), architectures_of(rows)
     for place, architecture in enumerate(architectures):
         axes = drawing.add_subplot(1, len(architectures), place + 1)

@@ -27,15 +27,15 @@ class ReproduceResult(Documented):
     page: Path
     """reproduction.md."""
     rows: Path
-    """rows.jsonl: one line for each backbone, with all its figures."""
+    """rows.jsonl: one line per backbone, with all its figures."""
 
 
 def reproduce(config: ReproduceConfig | None = None) -> ReproduceResult:
-    """Do the units of work that are not done yet, and write `rows.jsonl` and the page with its pictures.
+    """Do the unfinished units of work, and write `rows.jsonl` and the page with its pictures.
 
-    Aligns the micro world's generator, makes sets of images of 64 x 64 pixels, trains backbones on them and measures
-    what these are worth; hours on a CPU. Raises UserError for a mistake of the user, and Interrupted at a signal; the
-    same call then goes on.
+    Aligns the micro world's generator, makes sets of images of 64 x 64 pixels, trains backbones on them and evaluates
+    the backbones, in hours on a CPU. Raises UserError for a mistake of the user, and Interrupted at a signal; the same
+    call then continues.
 
     >>> import lbgen
     >>> result = lbgen.reproduce(lbgen.ReproduceConfig(output="runs/reproduction", seeds=1))
@@ -57,7 +57,7 @@ def reproduce(config: ReproduceConfig | None = None) -> ReproduceResult:
 
 
 def ensure_can_begin(config: ReproduceConfig) -> None:
-    """Refuse what can be refused before anything is written."""
+    """Make all checks that are possible before anything is written."""
     output = config.folder
     atomic.ensure_writable(output)
     atomic.refuse_links(output, WRITTEN)
@@ -80,7 +80,7 @@ def ensure_can_begin(config: ReproduceConfig) -> None:
 
 
 def possible(config: ReproduceConfig, units: list[Unit]) -> list[Unit]:
-    """The units that are done or can be; says which package the others need."""
+    """The units that are done or can be done; warns about packages that other units need."""
     missing: dict[str, str] = {method: package for method in config.dense if (package := missing_package(method))}
     left = [unit for unit in units if unit.kind in missing and done(config, unit) is None]
     for method in dict.fromkeys(unit.kind for unit in left):
@@ -100,7 +100,7 @@ def say_opening(config: ReproduceConfig, units: int, known: int, workers: int) -
 
 
 def write(config: ReproduceConfig, units: list[Unit]) -> ReproduceResult:
-    """Rows, pictures and page of all that is done."""
+    """Write rows, pictures and page from all finished units."""
     from lbgen.reproduction.page import write_page  # late: slow to import
     from lbgen.reproduction.pictures import write_pictures
     from lbgen.runs.identity import versions

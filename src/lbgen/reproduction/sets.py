@@ -1,4 +1,4 @@
-"""The sets of images that are compared, and how each is made."""
+"""The compared sets of images, and how each is made."""
 
 from typing import Literal, NamedTuple
 
@@ -22,12 +22,12 @@ class ImageSet(NamedTuple):
 
     title: str
     renders: Literal["biased", "balanced"] | None = None
-    """Drawn by the renderer; none is generated."""
+    """The corpus of rendered images; None if the set is generated."""
     objective: Objective | None = None
-    """What the generator's adapter was aligned on; none is the generator as it is."""
+    """The objective of the generator's adapter; None means no adapter."""
     diverse_prompts: bool = False
     screened: bool = False
-    """Screened by label, as in the quickstart."""
+    """Whether images are screened by label, as in the quickstart."""
 
 
 SETS: dict[SetName, ImageSet] = {

@@ -1,4 +1,4 @@
-"""Units of work spread over processes: each starts as soon as those that it needs are done."""
+"""Distributing units of work over processes: each unit starts as soon as the units that it needs are done."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lbgen.runs.processes.spawned import begin, starting
 
 
 def run_units(config: ReproduceConfig, units: Sequence[Unit], workers: int) -> Iterator[tuple[Unit, Done]]:
-    """Do all units, none of which is done; yields each with its marker as soon as it is done.
+    """Do all units, none of which may be done; yields each unit with its marker as soon as it is done.
 
-    One worker is this process. The first error ends the others after what they are in the middle of.
+    A single worker is this process. After an error, the other workers finish their current unit and end.
     """
     waiting = list(units)
     if workers == 1:
@@ -27,7 +27,7 @@ def run_units(config: ReproduceConfig, units: Sequence[Unit], workers: int) -> I
     with _pool(workers) as pool:
         running: dict[Future[Done | int], Unit] = {}
         while waiting or running:
-            # Start what can start: in the order of the units, as many as there are workers.
+            # Start units whose needs are done, in order, up to the number of workers.
             missing = {*waiting, *running.values()}
             ready = [unit for unit in waiting if not missing & set(needs(unit))]
             for unit in ready[: workers - len(running)]:
@@ -35,7 +35,7 @@ def run_units(config: ReproduceConfig, units: Sequence[Unit], workers: int) -> I
                 with starting():  # the first call starts the processes
                     running[pool.submit(_in_worker, config, unit)] = unit
 
-            # Note what ended.
+            # Collect finished units.
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 unit, found = running.pop(future), future.result()
                 if isinstance(found, int):
@@ -45,7 +45,7 @@ def run_units(config: ReproduceConfig, units: Sequence[Unit], workers: int) -> I
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch computes with one thread, so that results do not depend on the number of processors."""
+    """Make torch compute with one thread, so that results do not depend on the number of processors."""
     import torch  # late: slow
 
     before = torch.get_num_threads()
@@ -58,7 +58,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that are asked to stop where an error or a signal ends this one."""
+    """A pool of processes that are asked to stop if an error or a signal ends this one."""
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker)
     try:
@@ -74,12 +74,12 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 def _begin_worker() -> None:
     import torch
 
-    begin()  # the main process passes Ctrl-C on, as SIGTERM
+    begin()  # the main process forwards Ctrl-C as SIGTERM
     torch.set_num_threads(1)
 
 
 def _in_worker(config: ReproduceConfig, unit: Unit) -> Done | int:
-    """What was done; the number of the signal that ended it, as Interrupted does not travel between processes."""
+    """The finished unit, or the number of the signal that ended it, because Interrupted cannot be pickled."""
     try:
         return run_unit(config, unit)
     except Interrupted as interrupt:

@@ -1,4 +1,4 @@
-"""Tables of the rows in Markdown: means with intervals, paired tests over the seeds, what holds and what does not."""
+"""Markdown tables of the rows: means with intervals, paired tests over the seeds, and a summary in words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lbgen.reproduction.sets import SETS, SetName
 from lbgen.reproduction.units import BackboneRow
 
 SIGNIFICANT = 0.05
-"""Largest adjusted p-value of a difference that is called one."""
+"""Largest adjusted p-value of a significant difference."""
 TITLES: dict[Architecture, str] = {"resnet": "ResNet", "vit": "ViT"}
 
 
@@ -34,8 +34,8 @@ class TestedDifference(NamedTuple):
     """Set minus reference, in shares, with Student's interval."""
     p_value: float
     q_value: float
-    """Adjusted for all tests of the study (Benjamini and Hochberg). NaN, like p, with fewer than two seeds, and where
-    the difference is the same for each."""
+    """Adjusted for all tests of the study (Benjamini and Hochberg). NaN, like p, with fewer than two seeds, or if the
+    difference is the same for all seeds."""
 
     @property
     def verdict(self) -> str:
@@ -45,7 +45,7 @@ class TestedDifference(NamedTuple):
 
 
 def values(rows: Sequence[BackboneRow], name: SetName, architecture: Architecture, key: str) -> dict[int, float]:
-    """Seed -> the figure, where it is defined."""
+    """Seed -> figure, if it is defined."""
     found = {row.seed: row.values.get(key) for row in rows if (row.set, row.architecture) == (name, architecture)}
     return {seed: value for seed, value in sorted(found.items()) if value is not None}
 
@@ -62,13 +62,13 @@ def architectures_of(rows: Sequence[BackboneRow]) -> list[Architecture]:
 
 
 def mean(rows: Sequence[BackboneRow], name: SetName, architecture: Architecture, key: str) -> Estimate | None:
-    """Over the seeds, with Student's interval; None without a value."""
+    """Mean over the seeds, with Student's interval; None without values."""
     found = list(values(rows, name, architecture, key).values())
     return over_seeds(found, (-math.inf, math.inf)) if found else None
 
 
 def means(rows: Sequence[BackboneRow], architecture: Architecture, figures: Sequence[Figure]) -> str:
-    """A line for each set: percent, and half the width of the interval."""
+    """A line per set: percent, and half the width of the interval."""
     lines = [[TITLES[architecture], "seeds", *(figure.title for figure in figures)]]
     for name in sets_of(rows):
         seeds = {row.seed for row in rows if (row.set, row.architecture) == (name, architecture)}
@@ -89,7 +89,7 @@ def shown(estimate: Estimate | None) -> str:
 
 
 def tests(rows: Sequence[BackboneRow]) -> list[TestedDifference]:
-    """Of every comparison, architecture and tested figure, for which both sets have values of a common seed."""
+    """Tests of every comparison, architecture and tested figure for which both sets share a seed."""
     found = []
     for name, reference in COMPARISONS:
         for architecture in architectures_of(rows):
@@ -111,7 +111,7 @@ def tests(rows: Sequence[BackboneRow]) -> list[TestedDifference]:
 
 
 def differences(found: Sequence[TestedDifference], architecture: Architecture) -> str:
-    """A line for each comparison: difference in points, p and q."""
+    """A line per comparison: difference in points, p and q."""
     own = [each for each in found if each.architecture == architecture]
     figures = list(dict.fromkeys(each.figure for each in own))
     lines = [[TITLES[architecture], "minus", *(figure.title for figure in figures)]]
@@ -122,7 +122,7 @@ def differences(found: Sequence[TestedDifference], architecture: Architecture) -
 
 
 def difference(each: TestedDifference) -> str:
-    """In points, bold where it is called one."""
+    """The difference in points, in bold if it is significant."""
     text = points(each.estimate.value)
     if not math.isfinite(each.p_value):
         return text
@@ -130,7 +130,7 @@ def difference(each: TestedDifference) -> str:
     return f"{text} (p {each.p_value:.2g}, q {each.q_value:.2g})"
 
 
-# ---- a plain reading ----
+# ---- summary in words ----
 
 
 VERDICTS = ("better", "worse", "no clear difference")
@@ -140,11 +140,11 @@ OUTCOMES = {
     (False, True): "Worse in some and better in none",
     (False, False): "No clear difference in any figure",
 }
-"""By whether any figure is better and any worse."""
+"""(any figure better, any figure worse) -> text."""
 
 
 def reading(rows: Sequence[BackboneRow], found: Sequence[TestedDifference]) -> str:
-    """What holds and what does not, in words; the main figure of every set; the counts behind the words."""
+    """A summary of the tests in words, the main figure of every set, and the counts behind the words."""
     by_pair = {}
     for pair in COMPARISONS:
         own = [each.verdict for each in found if (each.set, each.reference) == pair and math.isfinite(each.p_value)]
@@ -160,7 +160,7 @@ def reading(rows: Sequence[BackboneRow], found: Sequence[TestedDifference]) -> s
 
 
 def in_words(by_pair: Mapping[tuple[SetName, SetName], Mapping[str, int]]) -> str:
-    """The comparisons, by what came out."""
+    """The comparisons, grouped by result."""
     sentences = ["What a backbone learned from a set, compared with another set in paired tests over the seeds."]
     for (better, worse), outcome in OUTCOMES.items():
         pairs = [
@@ -174,12 +174,12 @@ def in_words(by_pair: Mapping[tuple[SetName, SetName], Mapping[str, int]]) -> st
 
 
 def details(found: Sequence[TestedDifference]) -> str:
-    """A line for each comparison: in which figures a set is better and worse, by how many points."""
+    """A line per comparison with the figures in which a set is better and worse, and by how many points."""
     return "\n".join(f"- {line}" for pair in COMPARISONS if (line := comparison(found, *pair)))
 
 
 def headline(rows: Sequence[BackboneRow], key: str = "never_home") -> list[str]:
-    """Of each architecture, the accuracy on scenes that are never home, from the lowest set to the highest."""
+    """For each architecture, the accuracy on scenes that are never home, sorted from the lowest set to the highest."""
     lines = []
     for architecture in architectures_of(rows):
         estimates = {name: mean(rows, name, architecture, key) for name in sets_of(rows)}
@@ -192,7 +192,7 @@ def headline(rows: Sequence[BackboneRow], key: str = "never_home") -> list[str]:
 
 
 def comparison(found: Sequence[TestedDifference], name: SetName, reference: SetName) -> str:
-    """In how many figures a set is better and worse than another one, and which."""
+    """The number and names of figures in which a set is better and worse than another one."""
     own = [each for each in found if (each.set, each.reference) == (name, reference)]
     if not own:
         return ""

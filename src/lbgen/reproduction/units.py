@@ -1,6 +1,6 @@
-"""Units of work: an alignment, a set of images, a backbone with its figures, what it detects and segments.
+"""Units of work: an alignment, a set of images, a backbone with its figures, its detection and segmentation.
 
-Each is done when its marker exists.
+A unit is done if its marker exists.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Unit(NamedTuple):
     kind: Kind
     seed: int = 0
     name: Name = ""
-    """Of the objective of an alignment, of the set of images and backbones, of what renders are for."""
+    """Name of the alignment's objective, of the set of images or backbones, or of the use of renders."""
     architecture: Name = ""
 
     @property
@@ -60,7 +60,7 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class BackboneRow:
-    """Figures of one backbone; a line of rows.jsonl has all of them, a marker those of its unit."""
+    """Figures of one backbone; a line of rows.jsonl has all figures, a marker the figures of its unit."""
 
     set: SetName
     seed: Whole
@@ -71,15 +71,15 @@ class BackboneRow:
 
 @dataclass(frozen=True)
 class Done:
-    """What is noted of a unit that is done."""
+    """The record of a finished unit."""
 
     seconds: Seconds
-    """Wall time of the attempt that ended it, in a process with one thread."""
+    """Wall time of the attempt that finished it, in a process with one thread."""
     row: BackboneRow | None = None
 
 
 def all_units(config: ReproduceConfig) -> list[Unit]:
-    """In an order in which each comes after those that it needs, seed by seed; alignments, the longest, come first."""
+    """All units, seed by seed; each comes after the units that it needs, and alignments, which take longest, first."""
     units = [Unit("unseen"), *(Unit("renders", name=method) for method in config.dense)]
     for seed in range(config.seeds):
         objectives = dict.fromkeys(objective for name in config.sets if (objective := SETS[name].objective))
@@ -93,7 +93,7 @@ def all_units(config: ReproduceConfig) -> list[Unit]:
 
 
 def needs(unit: Unit) -> list[Unit]:
-    """The units that must be done before."""
+    """The units that must be done before this one."""
     if unit.kind == "images":
         objective = SETS[unit.name].objective  # type: ignore[index]
         return [Unit("align", unit.seed, objective)] if objective else []
@@ -124,7 +124,7 @@ def done(config: ReproduceConfig, unit: Unit) -> Done | None:
 
 
 def run_unit(config: ReproduceConfig, unit: Unit) -> Done:
-    """Do a unit, or what is left of it, and write its marker; what the stages say is not shown."""
+    """Do a unit, or the rest of it, and write its marker; the output of the stages is hidden."""
     began = time.monotonic()
     with showing(Verbosity.QUIET), redirect_stdout(io.StringIO()):
         row = _do(config, unit)
@@ -136,7 +136,7 @@ def run_unit(config: ReproduceConfig, unit: Unit) -> Done:
 
 
 def _do(config: ReproduceConfig, unit: Unit) -> BackboneRow | None:
-    from lbgen.microworld.world import CATEGORIES  # late, as what imports torch
+    from lbgen.microworld.world import CATEGORIES  # late, like all imports of torch
     from lbgen.reproduction import held_out, making
     from lbgen.reproduction.dense.measuring import dense_values
     from lbgen.reproduction.dense.renders import write_renders
@@ -171,7 +171,7 @@ def _plain(finished: Done) -> dict[str, Any]:
 
 
 def write_rows(config: ReproduceConfig, units: Iterable[Unit]) -> list[BackboneRow]:
-    """The rows of all backbones that are done, with the values of all their units, one JSON object a line."""
+    """Write the rows of all finished backbones, with the values of all their units, one JSON object per line."""
     by_backbone: dict[Unit, BackboneRow] = {}
     for unit in units:
         if (found := done(config, unit)) and (row := found.row):
@@ -184,7 +184,7 @@ def write_rows(config: ReproduceConfig, units: Iterable[Unit]) -> list[BackboneR
 
 
 def seconds_by_kind(config: ReproduceConfig, units: Sequence[Unit]) -> dict[str, tuple[int, float]]:
-    """Number and seconds of the units that are done, by kind."""
+    """Kind -> number and seconds of its finished units."""
     found: dict[str, tuple[int, float]] = {}
     for unit in units:
         if each := done(config, unit):

@@ -20,11 +20,11 @@ from lbgen.errors import UserError
 from lbgen.runs.limits import NO_FLUSH, say_once
 
 LARGEST_FILE = 2**28
-"""Bytes of a stored file that is read at once; the plan of a million categories has a quarter of it."""
+"""Largest file that is read in one piece, in bytes; the plan of a million categories takes a quarter of that."""
 PIPE_SECONDS = 60
 """Longest wait for the next bytes of a pipe."""
 DEEPEST = 100
-"""Folders inside each other that are walked. A thousand would be more than Python's stack."""
+"""Deepest nesting of folders that is walked. A thousand levels would exceed Python's recursion limit."""
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 class Unreadable(OSError):
-    """What lies at a path is not read: it is no regular file, or too large. Its text is the reason alone."""
+    """A path is not a regular file, or the file is too large to read. `str` gives the reason without the path."""
 
     def __str__(self) -> str:
         return str(self.strerror)
@@ -58,9 +58,9 @@ class Unreadable(OSError):
 def read_bounded(path: Path, most: int) -> bytes:
     """The content of a regular file; raises Unreadable for anything else, and for more than `most` bytes.
 
-    A pipe would be waited for without end, and a device has no end; some files of /proc are pipes that say they are
-    regular and empty. A link is followed, because users keep files where they want; names from a dataset go through
-    `inside` first.
+    Reading a pipe could block forever, and a device has no end; some files in /proc behave like pipes but report that
+    they are regular and empty. Links are followed, because users keep files where they want; names from a dataset go
+    through `inside` first.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -74,7 +74,7 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def read_bytes(path: Path, largest: int = LARGEST_FILE) -> bytes:
-    """The same for a file that a run needs; raises UserError in place of Unreadable."""
+    """`read_bounded` for a file that a run needs; raises UserError instead of Unreadable."""
     try:
         return read_bounded(path, largest)
     except Unreadable as error:
@@ -82,10 +82,10 @@ def read_bytes(path: Path, largest: int = LARGEST_FILE) -> bytes:
 
 
 def read_pipe(path: Path, largest: int = LARGEST_FILE) -> bytes:
-    """What is written to a pipe until its writers close it, such as a shell's `<(command)`.
+    """The content of a pipe, such as a shell's `<(command)`, up to the point where its writers close it.
 
-    A pipe can be read once, so a second call returns what the first one read. Raises UserError where nobody writes, and
-    for more than `largest` bytes.
+    A pipe can be read only once, so a second call returns the stored result of the first. Raises UserError if no
+    process writes to it, and for more than `largest` bytes.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # does not wait for a writer
     try:
@@ -115,7 +115,7 @@ _PIPES: dict[tuple[int, ...], bytes] = {}
 
 
 def _written(descriptor: int) -> tuple[int, ...]:
-    """Which pipe it is, and when it was last written to."""
+    """Identifies a pipe and its content: device, inode and the time of the last write."""
     status = os.fstat(descriptor)
     return status.st_dev, status.st_ino, status.st_mtime_ns
 
@@ -143,14 +143,14 @@ def ensure_writable(output: Path) -> None:
     if not nearest.is_dir():
         raise UserError(f"--output {output}: {nearest} is a file; choose a folder that can be created")
     with making(output), suppress(FileNotFoundError):
-        output.lstat()  # raises where a name is longer than the file system takes
+        output.lstat()  # raises if a name is longer than the file system allows
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"--output {output}: no permission to write in {nearest}; choose another folder")
 
 
 @contextmanager
 def making(output: Path | str) -> Iterator[None]:
-    """Create an --output folder and its first file within this context; raises UserError where that fails."""
+    """Create an --output folder and its first file within this context; raises UserError if that fails."""
     try:
         yield
     except OSError as error:
@@ -158,9 +158,9 @@ def making(output: Path | str) -> Iterator[None]:
 
 
 def inside(root: Path, name: str) -> Path:
-    """The path of the file or folder `name`, relative to `root` and with forward slashes.
+    """The path of the file or folder `name`, which is relative to `root` and has forward slashes.
 
-    Raises UserError if the name would leave `root`, if the file or a folder on its path is a link, and if it is neither
+    Raises UserError if the name would leave `root`, if the file or a folder on its path is a link, or if it is neither
     a regular file nor a folder. `root` itself may be a link, because the user chose it.
     """
     ensure_relative(str(root), name)
@@ -179,7 +179,7 @@ def ensure_relative(root: str, name: str) -> None:
 
 def refuse_special(path: Path) -> None:
     """Refuse a link, a pipe, a socket or a device; a path that does not exist is accepted."""
-    if not os.path.lexists(path):  # also where the name is longer than the file system takes
+    if not os.path.lexists(path):  # also if the name is longer than the file system allows
         return
     mode = os.lstat(path).st_mode
     if stat.S_ISLNK(mode):
@@ -189,7 +189,7 @@ def refuse_special(path: Path) -> None:
 
 
 def refuse_links(folder: Path, names: Iterable[str]) -> None:
-    """Refuse links, special files and too many folders inside each other at these names, before a run writes there."""
+    """Refuse links, special files and folders nested too deeply at these names, before a run writes there."""
     names = list(names)
     refuse_folders(folder, names)
     for name in names:
@@ -202,16 +202,16 @@ def refuse_links(folder: Path, names: Iterable[str]) -> None:
 
 
 def refuse_folders(folder: Path, names: Iterable[str]) -> None:
-    """Refuse folders at those of these names that are of files, which have a suffix."""
+    """Refuse a folder where a file will be written, that is, at each name that has a suffix."""
     for path in (folder / name for name in names if Path(name).suffix):
         if os.path.isdir(path):
             raise UserError(f"{path}: it is a folder, where a file is written; move it away")
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """The regular files in a folder and in those inside it, and links to such files; folders' links are not followed.
+    """All regular files below a folder, and links to regular files; links to folders are not followed.
 
-    Raises UserError for too many folders inside each other.
+    Raises UserError for folders nested too deeply.
     """
     for parent, _, names in os.walk(folder):
         if is_too_deep(parent, folder):
@@ -225,8 +225,8 @@ def is_too_deep(folder: Path | str, root: Path) -> bool:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder as far as that is possible; links in it are removed, never what they point to."""
-    with suppress(RecursionError):  # a thousand folders inside each other
+    """Remove a folder as far as possible; links in it are removed, but never their targets."""
+    with suppress(RecursionError):  # a thousand nested folders
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -240,7 +240,7 @@ def sha256(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to disk; where the file system cannot, say so and go on."""
+    """Flush a file, or the entries of a folder, to disk; if the file system cannot, warn and continue."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

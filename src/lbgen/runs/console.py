@@ -1,8 +1,8 @@
-"""What a run tells its user: lines on standard output, progress and warnings on standard error.
+"""Output for the user of a run: lines on standard output, progress and warnings on standard error.
 
-This is the one place that decides what is shown. With --quiet there are only results that were asked for, warnings and
-errors; with --verbose there is a line for every step. Progress is a bar in a terminal, and elsewhere plain lines at
-growing intervals, because a log keeps every carriage return.
+Only this module decides what is shown. --quiet leaves only requested results, warnings and errors; --verbose prints a
+line for every step. Progress is a bar in a terminal; elsewhere it is plain lines at growing intervals, because a log
+keeps every carriage return.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FIRST_LINE, LONGEST_PAUSE = 5.0, 300.0
-"""Seconds to the first plain line of progress; the pause between lines doubles from there up to the longest."""
+"""Seconds to the first plain line of progress, and the longest pause between two lines; the pause doubles each time."""
 TIMES = {"hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
 SIZES = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
 
@@ -52,7 +52,7 @@ _shown = _Shown()
 
 @contextmanager
 def showing(verbosity: Verbosity, heading: str = "") -> Iterator[None]:
-    """Show this much within the context; `heading` comes before the first line that is said."""
+    """Set the verbosity within the context; `heading` is printed before the first line of `say`."""
     before = _shown.verbosity, _shown.heading
     _shown.verbosity, _shown.heading = verbosity, heading
     try:
@@ -69,7 +69,7 @@ def is_verbose() -> bool:
 
 
 def say(text: str) -> None:
-    """Lines on standard output about the run; none with --quiet."""
+    """Print lines about the run on standard output; nothing with --quiet."""
     if _shown.verbosity == Verbosity.QUIET:
         return
     lines = [_shown.heading] * bool(_shown.heading) + text.splitlines()
@@ -78,12 +78,12 @@ def say(text: str) -> None:
 
 
 def result(text: str) -> None:
-    """Lines on standard output that were asked for, also with --quiet: what a comparison found."""
+    """Print a requested result on standard output, such as that of a comparison, also with --quiet."""
     _write(text.splitlines())
 
 
 def _write(lines: Sequence[str]) -> None:
-    """A fault of standard output names it: the run's folder, which the caller writes to, has nothing to do with it."""
+    """Write to standard output; an error names standard output, so that it is not mistaken for one of --output."""
     try:
         _print("\n".join(map(printable, lines)), sys.stdout)
     except BrokenPipeError:
@@ -93,19 +93,19 @@ def _write(lines: Sequence[str]) -> None:
 
 
 def warn(text: str) -> None:
-    """A line on standard error, also with --quiet."""
+    """Print a line on standard error, also with --quiet."""
     _note(f"lbgen: {printable(text)}")
 
 
 def _note(line: str) -> None:
-    """A line on standard error. Where that is full or read by nobody, the run goes on without it."""
+    """Print a line on standard error. If that fails (disk full, closed pipe), the run continues without it."""
     with suppress(OSError):
         _print(line, sys.stderr)
 
 
 def _print(text: str, stream: TextIO | None) -> None:
-    """Write lines, with escapes for characters that the stream's encoding lacks; nothing where there is no stream."""
-    if stream is None:  # of a program without a console, such as a service
+    """Write lines, with escapes for characters that the stream's encoding lacks; nothing if there is no stream."""
+    if stream is None:  # in a program without a console, such as a service
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
@@ -113,19 +113,19 @@ def _print(text: str, stream: TextIO | None) -> None:
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
-    """Names in a column, what they are beside it."""
+    """A text table of two columns: names and values."""
     width = max(len(name) for name, _ in rows) + 2
     return "\n".join(f"{name:{width}}{value}" for name, value in rows)
 
 
-# ---- standard streams that are closed, full, of an encoding with few characters, or read by nobody ----
+# ---- standard streams that are closed, on a full disk, of a small character set, or a pipe without a reader ----
 
 
 def prepare_streams() -> None:
-    """Open /dev/null in the place of each closed standard stream; escape characters that the others' encodings lack.
+    """Replace each closed standard stream by /dev/null; make the others escape characters that their encoding lacks.
 
-    The number of a closed one would else go to the next file that is opened, such as an image, and libraries would
-    write there.
+    Otherwise the next file that is opened, such as an image, would get the closed stream's descriptor, and libraries
+    would write their messages into it.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -139,14 +139,14 @@ def prepare_streams() -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Drop what the stream still holds, which Python would otherwise try to write when it exits."""
-    with suppress(io.UnsupportedOperation):  # of a stream that is no file
+    """Drop the stream's buffer, which Python would otherwise try to write at exit."""
+    with suppress(io.UnsupportedOperation):  # the stream is not a file
         descriptor = stream.fileno()
         os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def flush_or_discard(stream: TextIO) -> None:
-    """Write what the stream still holds; where that fails, Python would exit with a code of its own."""
+    """Write the stream's buffer; discard it if that fails, because Python would then exit with a code of its own."""
     try:
         stream.flush()
     except OSError:
@@ -162,8 +162,8 @@ class Progress:
     def __init__(
         self, name: str, total: int | None, unit: str, *, done: int = 0, leave: bool = True, shown: bool = True
     ) -> None:
-        """unit: what is counted, in the plural.  leave: whether the end is shown; off a terminal a short task shows
-        nothing.  shown: whether anything is.
+        """unit: the counted thing, in the plural.  leave: keep the bar or print a last line at the end (outside a
+        terminal, only after `FIRST_LINE` seconds).  shown: whether to show anything at all.
         """
         self.name, self.total, self.unit, self.done, self.leave = name, total, unit, done, leave
         self.shown = shown and _shown.verbosity > Verbosity.QUIET and (total is None or done < total)
@@ -178,7 +178,7 @@ class Progress:
         self.next_line = self.began + self.pause
 
     def advance(self, number: int = 1, note: str = "") -> None:
-        """Count steps; `note` says more of where the run is, until the next one."""
+        """Count steps; `note` is shown after the count until another note replaces it."""
         self.done, self.note = self.done + number, note or self.note
         if note:
             self.bar.set_postfix_str(note, refresh=False)
@@ -219,7 +219,7 @@ class Progress:
 def tracked(
     steps: Iterable[T], name: str, total: int | None, unit: str, *, leave: bool = True, shown: bool = True
 ) -> Iterator[T]:
-    """The steps, one after the other, with their progress."""
+    """Yield the steps and show their progress."""
     with Progress(name, total, unit, leave=leave, shown=shown) as progress:
         for step in steps:
             yield step
@@ -253,7 +253,7 @@ def device_name(device: torch.device | str) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process has had on a GPU since its counter was set back, or in all on a CPU."""
+    """Peak memory of this process in bytes: on a GPU since the counter was reset, on a CPU since the process began."""
     import torch  # late: slow
 
     if device.type == "cuda":

@@ -1,7 +1,7 @@
-"""The identity of a run, a dataset or a cache: what it depends on beside its configuration.
+"""The identity of a run, a dataset or a cache: what it depends on besides its configuration.
 
-A configuration names weights and files by where they are. The identity holds hashes of their content, and the versions
-of the libraries. It is written beside the outputs, and a run that continues them compares it.
+A configuration names weights and files by their location. The identity holds hashes of their content and the versions
+of the libraries. It is written beside the outputs, and a run that continues them compares it with its own.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ from lbgen.runs.parsing import REMEDY, Name, checked
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pyarrow")
 HASH_SUFFIX = "_sha256"
 SECOND_RULE = "v2:"
-"""Begins a hash of all files of a model that are loaded."""
+"""Prefix of a hash of all files of a model that are loaded."""
 COMMIT = "commit "
-"""Begins the identity of a model of the hub."""
+"""Prefix of the identity of a model on the hub."""
 FIRST_RULE = re.compile(r"[0-9a-f]{64}")
-"""A hash of earlier versions, of a model's weights alone."""
+"""Hash that earlier versions stored, of a model's weights alone."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Identity:
     hashes: Mapping[str, str | None]
     """Name (generator, adapter, ...) -> hash of its content; None if the configuration names none."""
     versions: tuple[str, ...]
-    """"package version" of each package that outputs depend on."""
+    """The text "package version" for each package that outputs depend on."""
 
     def to_plain(self) -> dict[str, Any]:
-        """As YAML and JSON store it."""
+        """The identity in the form that YAML and JSON store."""
         named = {f"{name}{HASH_SUFFIX}": value for name, value in self.hashes.items()}
         return {**named, "versions": list(self.versions)}
 
@@ -47,7 +47,7 @@ class Identity:
     def from_plain(cls, content: Any, names: Iterable[str], source: str) -> "Identity":
         """The identity that `to_plain` stored, with at least the hashes of these names.
 
-        source: the file and the part of it, for messages.  Raises UserError for content of another shape.
+        source: the file and the part within it, for messages.  Raises UserError for content of another structure.
         """
         stored = checked(content, dict[Name, Any], source)
         for field in [*(f"{name}{HASH_SUFFIX}" for name in names), "versions"]:
@@ -62,9 +62,9 @@ class Identity:
         return cls(hashes, tuple(versions))
 
     def ensure_same_hashes(self, recorded: "Identity", output: str) -> None:
-        """Refuse to continue `output`, which was made with `recorded`, with other content.
+        """Refuse to continue `output` if the content differs from `recorded`, with which it was made.
 
-        Earlier versions did not know the commit of a model of which the hub's cache had a part.
+        Earlier versions did not record the commit of a model that was only partly in the hub's cache.
         """
         for name in dict.fromkeys([*self.hashes, *recorded.hashes]):
             then, now = recorded.hashes.get(name), self.hashes.get(name)
@@ -76,18 +76,18 @@ class Identity:
                 )
 
     def ensure_same(self, recorded: "Identity", output: str) -> None:
-        """Refuse to continue `output` with other content or other library versions."""
+        """Refuse to continue `output` if the content or the library versions differ from `recorded`."""
         self.ensure_same_hashes(recorded, output)
         ensure_versions(recorded.versions, output)
 
 
 def versions() -> tuple[str, ...]:
-    """ "package version" of lbgen and of the packages that weights, images and files depend on."""
+    """The text "package version" for lbgen and for each package that weights, images and files depend on."""
     return (f"lbgen {lbgen.__version__}", *(f"{package} {version(package)}" for package in PACKAGES))
 
 
 def ensure_versions(recorded: Iterable[str], output: str) -> None:
-    """Refuse to mix library versions in one output, because they may give different results."""
+    """Refuse to mix library versions in one output, because their results may differ."""
     installed = versions()
     if others := [line.replace(" ", "==") for line in recorded if line not in installed]:
         raise UserError(
@@ -115,8 +115,8 @@ def weights_sha256(
     For a hub id it is "commit <hash>" of the snapshot in the hub's cache, which identifies every file; None if the
     model was not loaded yet.
 
-    recorded: the hash that this one will be compared with, which says by which rule it was made.
-    without: the parts of the model that are not loaded.  revision: of a hub id.  variant: of a folder's weights.
+    recorded: the stored hash to compare with; its prefix selects the rule by which the new hash is computed.
+    without: the parts of the model that are not loaded.  revision: of a hub id.  variant: of the weights in a folder.
     """
     folder = Path(location)
     if os.path.isfile(folder):
@@ -129,7 +129,7 @@ def weights_sha256(
 
 
 def configuration_sha256(location: str, without: Collection[str] = (), weights_of: Iterable[str] = ()) -> str | None:
-    """The same of a model's configurations, and of the weights of these parts; the others' come from elsewhere."""
+    """`weights_sha256` of a model's configurations and of the weights of the parts in `weights_of` only."""
     folder = Path(location)
     if not os.path.isdir(folder):
         return _hub_commit(location)
@@ -138,13 +138,13 @@ def configuration_sha256(location: str, without: Collection[str] = (), weights_o
 
 
 def _all_weights_sha256(folder: Path) -> str:
-    """By the rule of earlier versions: all safetensors files, whether they are loaded or not, and nothing else."""
+    """Hash by the rule of earlier versions: all safetensors files, loaded or not, and no other files."""
     paths = sorted(path for path in atomic.files_below(folder) if path.suffix == ".safetensors")
     return _sha256_of_files(folder, paths)
 
 
 def model_identity(where: str) -> str:
-    """Hash of the weights and, for a folder, of its files for preprocessing and tokenising; it names caches."""
+    """Hash of the weights and, for a folder, of its preprocessing and tokenizer files; used in the names of caches."""
     paths = sorted(path for path in atomic.files_below(Path(where)) if path.suffix in (".json", ".txt", ".model"))
     settings = [f"{path.relative_to(where).as_posix()}\t{atomic.sha256(path)}" for path in paths]
     weights = _all_weights_sha256(Path(where)) if os.path.isdir(where) else weights_sha256(where)

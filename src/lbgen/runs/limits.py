@@ -1,4 +1,4 @@
-"""What some file systems cannot do (NFS without a lock daemon, Lustre mounted without flock, some FUSE systems)."""
+"""Operations that some file systems lack (NFS without a lock daemon, Lustre mounted without flock, some FUSE ones)."""
 
 import errno
 import functools
@@ -6,12 +6,12 @@ import functools
 from lbgen.runs.console import warn
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
-"""Errors of a lock that say that there are none, and not that another process holds it."""
+"""Error numbers of a lock that mean that locks are not supported, not that another process holds the lock."""
 NO_FLUSH = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
-"""Errors of fsync that say that it is not there for this kind of file, and not that writing failed."""
+"""Error numbers of fsync that mean that it is not supported for this kind of file, not that writing failed."""
 
 
 @functools.cache
 def say_once(message: str) -> None:
-    """A line on stderr, once in each process."""
+    """Print a line on stderr, once in each process."""
     warn(message)

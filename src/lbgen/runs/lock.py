@@ -18,17 +18,17 @@ WHOLE = 0
 
 
 class Process:
-    """What this process holds; a forked one begins with nothing."""
+    """The locks that this process holds; a forked process begins with none."""
 
     def __init__(self) -> None:
         self.begin()
 
     def begin(self) -> None:
         self.held: set[str] = set()
-        """Lock files."""
+        """Paths of the lock files that this process holds."""
         self.changing = threading.Lock()
         self.one_run = threading.RLock()
-        """Runs in threads take turns: to load a model, diffusers changes how the whole process makes tensors."""
+        """Threads run one at a time: while diffusers loads a model, it changes how the whole process makes tensors."""
 
 
 PROCESS = Process()
@@ -43,12 +43,11 @@ class NoLocks(UserError):
 def locked(path: Path, output: str, part: tuple[int, int] | None = None) -> Iterator[None]:
     """Hold the lock file at `path` for a run that writes to `output`: the whole run, or part (i, n) of it.
 
-    A whole run excludes every other run; part (i, n) excludes whole runs and a second part (i, n), and within this
-    process any other run. These are POSIX
-    record locks: the system releases them however the process ends, and network file systems support them. On a file
-    system without locks a lock on this machine takes their place. Within a process another thread waits for the end of
-    a run to another output. If nothing else was written, the lock file and the
-    folders created for it are removed again.
+    A whole run excludes every other run; part (i, n) excludes whole runs, a second part (i, n) and, within this
+    process, any other part. These are POSIX record locks: the system releases them however the process ends, and
+    network file systems support them. On a file system without locks, a lock file on this machine is used instead.
+    A run of another thread to another output waits until this one ends. If nothing else was written, the lock file
+    and the folders created for it are removed again.
 
     Raises UserError if another run holds the lock, also in this process, or if the file cannot be created.
     """
@@ -78,9 +77,9 @@ def locked(path: Path, output: str, part: tuple[int, int] | None = None) -> Iter
 
 @contextmanager
 def _held_once(path: Path, output: str) -> Iterator[None]:
-    """Refuse a lock that this process holds: record locks keep out other processes alone.
+    """Refuse a lock file that this process already holds: record locks exclude only other processes.
 
-    A second descriptor would also release the lock when it is closed. So another part of a run is refused too.
+    Closing a second descriptor of the file would also release the lock, so another part of a run is refused too.
     """
     place = os.path.realpath(path)
     with PROCESS.changing:
@@ -94,7 +93,7 @@ def _held_once(path: Path, output: str) -> Iterator[None]:
 
 
 def _acquire_anywhere(path: Path, output: str, part: tuple[int, int] | None) -> int:
-    """Lock the file at `path`, or where its file system has no locks, one in this user's temporary folder."""
+    """Lock the file at `path` or, if its file system has no locks, a file in this user's temporary folder."""
     try:
         return _acquire(path, output, part)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A folder of a model, as diffusers or transformers saved it: which of its files are loaded, and which cannot be read.
+"""A model folder saved by diffusers or transformers: which of its files are loaded, and which cannot be read.
 
 Symbolic links are followed, because the hub's cache consists of them.
 """
@@ -14,7 +14,7 @@ from lbgen.runs import atomic
 from lbgen.runs.parsing import parse_json
 
 INDEX = "model_index.json"
-"""The file in a diffusers folder that names its parts, each in a folder of its own."""
+"""The file in a diffusers folder that names the parts of the model; each part has its own folder."""
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 """The weights of a part; large ones are split into files that NAME.index.json lists."""
 VARIANT = re.compile(r"(?:diffusion_pytorch_model|model)\.(?:safetensors\.index\.(\w+)\.json|(\w+)\.safetensors)")
@@ -28,7 +28,7 @@ CONFIGURATIONS = (
 SAFETY_CHECKER = ("safety_checker", "feature_extractor")
 """The parts of a checkpoint that only the safety checker needs."""
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-"""Suffixes of weights that Python code may hide in."""
+"""Suffixes of weights in pickle files, which can contain Python code."""
 OTHER_FORMS = (".msgpack", ".h5", ".onnx", ".gguf")
 """Suffixes of weights of other libraries."""
 EMBEDDED = {
@@ -51,7 +51,7 @@ def loaded_files(folder: Path, without: Collection[str] = (), variant: str | Non
 
 
 def configuration_files(folder: Path, without: Collection[str] = ()) -> list[Path]:
-    """The same without the weights."""
+    """The configuration files of the model in a folder.  without: the parts that are not loaded."""
     names = [part / name for part in _parts(folder, without) for name in CONFIGURATIONS]
     return [path for path in (folder / INDEX, *names) if path.is_file()]
 
@@ -67,7 +67,7 @@ def part_names(folder: Path) -> list[str]:
 
 
 def pipeline_class(where: str, revision: str | None = None) -> str | None:
-    """The `_class_name` of a generator in a folder or in the hub's cache; None where it is not known."""
+    """The `_class_name` of a generator in a folder or in the hub's cache; None if it is unknown."""
     name = cached_config(where, INDEX, revision).get("_class_name")
     return name if isinstance(name, str) else None
 
@@ -90,7 +90,7 @@ def _in_cache(hub_id: str, name: str, revision: str | None) -> str | None:
 
 
 def cached_snapshot(hub_id: str, revision: str | None = None) -> str | None:
-    """The folder of a repository in the hub's cache, whole or in part, as pipelines are downloaded; None without one.
+    """The folder of a repository in the hub's cache; None without one. Pipelines may be downloaded only in part.
 
     Raises ValueError for what is no hub id.
     """
@@ -104,14 +104,14 @@ def cached_snapshot(hub_id: str, revision: str | None = None) -> str | None:
 
 
 def _is_part(value: Any) -> bool:
-    """[library, class]; a part that is not there has no class."""
+    """Whether the value is [library, class]; an absent part has null as its class."""
     return isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
 
 
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     """The files that hold the weights of the part in this folder, and the index that lists them.
 
-    variant: of the weights; a part that does not have it has its plain weights.
+    variant: of the weights; the plain weights are used for a part without this variant.
     """
     found = []
     for name in WEIGHTS:
@@ -126,13 +126,13 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
 
 
 def variants_of(folder: Path) -> set[str]:
-    """The variants that the part in this folder has, such as fp16."""
+    """The variants of the weights in this folder, such as fp16."""
     names = [path.name for path in folder.glob("*.safetensors*") if path.is_file()]
     return {found[1] or found[2] for name in names if (found := VARIANT.fullmatch(name))}
 
 
 def _table(path: Path) -> dict[str, Any]:
-    """The JSON table in a file; empty where there is none, which loading will then complain of."""
+    """The JSON object in a file; empty if there is none, because loading the model then reports the fault."""
     try:
         content = parse_json(atomic.read_bytes(path)) if path.is_file() else {}
     except (OSError, ValueError):  # UserError is a ValueError
@@ -146,13 +146,13 @@ def _table(path: Path) -> dict[str, Any]:
 def refuse_unreadable(
     what: str, where: str, marker: str, revision: str | None = None, variant: str | None = None
 ) -> None:
-    """Refuse, without loading it, a model that is neither a folder with weights in safetensors nor on the hub.
+    """Refuse a model that is neither a folder with weights in safetensors nor on the hub; nothing is loaded.
 
     what: the model's name in messages.  marker: the file that every folder of this kind has.
     """
     if os.path.isfile(where):
         raise UserError(f"{what} {where} is a single file; {_remedy_for_file(where, marker)}")
-    if not os.path.isdir(where):  # Path.is_dir raises where a name is longer than the file system takes
+    if not os.path.isdir(where):  # Path.is_dir raises if a name is longer than the file system allows
         _ensure_on_hub(what, where, marker, revision)
         return
     folder = Path(where)
@@ -178,7 +178,7 @@ def _ensure_on_hub(what: str, where: str, marker: str, revision: str | None) -> 
     try:
         if _in_cache(where, marker, revision) is None:
             get_hf_file_metadata(hf_hub_url(where, marker, revision=revision))
-    except Exception as error:  # also of the hub's HTTP library, which has changed its name before
+    except Exception as error:  # includes errors of the hub's HTTP library, which has been replaced before
         remedy = "there is no such folder; check the hub id and the connection, or give a downloaded folder"
         embedded = EMBEDDED.get(what.split()[0])
         remedy += f", or {embedded}, which comes with lbgen" if embedded else ""
@@ -187,7 +187,7 @@ def _ensure_on_hub(what: str, where: str, marker: str, revision: str | None) -> 
 
 
 def _refuse_other_weights(place: str, folder: Path, takes_variants: bool) -> None:
-    """Refuse a part whose weights exist in another form only.  takes_variants: whether --variant chooses them."""
+    """Refuse a part whose weights exist only in another form.  takes_variants: whether --variant applies to it."""
     names = sorted(path.name for path in folder.glob("*") if path.is_file())
     remedy = 'rename a file that is whole, or load the model with its library and variant="fp16" and save it again'
     if takes_variants and (variants := sorted(variants_of(folder))):

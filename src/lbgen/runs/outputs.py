@@ -1,4 +1,4 @@
-"""Which folder a run may write to: a new one or its own, and none inside a dataset."""
+"""Which folder a run may write to: a new one or its own, but none inside a dataset."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -7,18 +7,18 @@ from pathlib import Path
 from lbgen.errors import UserError, printable
 
 DATASET_RECORD = ("dataset.yaml", "plan.json")
-"""The two files that are in every dataset that lbgen generate makes."""
+"""The two files that every dataset of lbgen generate has."""
 
 
 def ensure_own(output: Path, is_own: bool, written: Iterable[str], verb: str) -> None:
-    """Refuse a folder that `verb` did not make (is_own) and that holds a name that it writes."""
+    """Refuse a folder that `verb` did not make (is_own is false) and that holds one of the names in `written`."""
     names = os.listdir(output) if os.path.isdir(output) and not is_own else []
     if taken := taken_names(names, written):
         refuse(str(output), taken[0], verb)
 
 
 def taken_names(names: Iterable[str], written: Iterable[str]) -> list[str]:
-    """The names, sorted, that are one of `written` on some file system, which may not tell upper from lower case."""
+    """The names, sorted, that equal one of `written`; case is ignored, because some file systems ignore it."""
     reserved = set(map(str.casefold, written))
     return sorted(name for name in names if name.casefold() in reserved)
 
@@ -32,7 +32,7 @@ def refuse(output: str, name: str, verb: str) -> None:
 def ensure_outside(output: Path, datasets: Sequence[Path] = (), within: bool = True) -> None:
     """Refuse a folder that is one of `datasets` or a dataset of lbgen generate, or lies inside one.
 
-    within: also refuse the folder where it is itself a dataset of lbgen generate.
+    within: also refuse the folder if it is itself a dataset of lbgen generate.
     """
     place = output.resolve()
     places = [place, *place.parents]

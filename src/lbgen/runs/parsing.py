@@ -1,7 +1,7 @@
-"""The reader of stored JSON, which may come from someone else: types, numbers and size are checked against a type.
+"""Reading stored JSON, which is untrusted input: its structure, numbers and size are checked against a type.
 
 A type is written with Python's annotations, dataclasses and msgspec's `Meta` for bounds, for example
-`dict[Name, Whole]`. JSON that nests deeper than Python's recursion limit is refused like any that is malformed.
+`dict[Name, Whole]`. JSON that nests deeper than Python's recursion limit is refused like malformed JSON.
 """
 
 from typing import Annotated, Any, TypeVar
@@ -17,7 +17,7 @@ T = TypeVar("T")
 REMEDY = "restore the file or choose another --output"
 
 Whole = Annotated[int, Meta(ge=0, lt=2**53)]
-"""A count, an index or a size; a float holds every such number exactly."""
+"""A count, an index or a size, small enough that a float represents it exactly."""
 Seconds = Annotated[float, Meta(ge=0, le=1e12)]
 Name = Annotated[str, Meta(max_length=512)]
 """A key, an id or a file's name."""
@@ -25,16 +25,16 @@ Text = Annotated[str, Meta(max_length=10_000)]
 
 
 class Malformed(ValueError):
-    """Content that is not of the type that was asked for."""
+    """Content that is not of the requested type."""
 
     def __init__(self, problem: str, field: str = "") -> None:
-        """field: the place in the content, such as `[0].split`; empty for the content as a whole."""
+        """field: the path of the value within the content, such as `[0].split`; empty for the whole content."""
         self.problem, self.field = problem, field
         super().__init__(f"{field}: {problem}" if field else problem)
 
 
 def parse_json(content: str | bytes, kind: Any = Any, largest: int = LARGEST_FILE) -> Any:
-    """The value of type `kind` that JSON holds; raises Malformed for all else, and for more than `largest` bytes."""
+    """The JSON value as the type `kind`; raises Malformed for any other type, and for more than `largest` bytes."""
     if len(content) > largest:
         raise Malformed(f"longer than {largest} bytes")
     try:
@@ -48,7 +48,7 @@ def parse_json(content: str | bytes, kind: Any = Any, largest: int = LARGEST_FIL
 
 
 def read_json(content: str | bytes, kind: type[T], source: str, remedy: str = REMEDY) -> T:
-    """The same for a file that lbgen wrote, called `source` in messages; raises UserError in place of Malformed."""
+    """`parse_json` for a file that lbgen wrote, called `source` in messages; raises UserError instead of Malformed."""
     try:
         return parse_json(content, kind)
     except Malformed as error:
@@ -56,7 +56,7 @@ def read_json(content: str | bytes, kind: type[T], source: str, remedy: str = RE
 
 
 def checked(value: Any, kind: type[T], source: str, remedy: str = REMEDY) -> T:
-    """A value that YAML or JSON gave, as the type `kind`; raises UserError where it is not of that type."""
+    """A value from YAML or JSON as the type `kind`; raises UserError if it is of another type."""
     try:
         return msgspec.convert(value, type=kind)
     except msgspec.ValidationError as error:
@@ -66,7 +66,7 @@ def checked(value: Any, kind: type[T], source: str, remedy: str = REMEDY) -> T:
 
 
 def _malformed(error: msgspec.ValidationError) -> Malformed:
-    """msgspec's "Expected `int`, got `str` - at `$[0].split`" with the place apart."""
+    """Splits msgspec's "Expected `int`, got `str` - at `$[0].split`" into the problem and the path."""
     problem, _, place = str(error).partition(" - at ")
     return Malformed(problem.replace("`", ""), place.strip("`").removeprefix("$").removeprefix("."))
 

@@ -17,20 +17,20 @@ from lbgen.runs import atomic
 from lbgen.runs.store import Store
 
 WHOLE_UPLOADS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "hf")
-"""Protocols whose uploads appear whole or not at all. A marker file relies on that."""
+"""Protocols whose uploads are atomic: a file appears whole or not at all. Marker files rely on that."""
 CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "huggingface_hub", "httpx", "httpx2", "azure")
-"""Packages used by fsspec whose errors (no credentials, no connection) are not OSErrors."""
+"""Packages that fsspec uses and whose errors (no credentials, no connection) are not OSErrors."""
 
 
 class Unreachable(Exception):
     """The storage failed to answer a request.
 
-    It is not an OSError, because readers also raise OSError for the content of a file, which means that it is damaged.
+    It is not an OSError, because readers raise OSError when the content of a file is damaged.
     """
 
 
 class RemoteStore(Store):
-    """Files at an fsspec address of one of the WHOLE_UPLOADS protocols."""
+    """A store at an fsspec address with one of the WHOLE_UPLOADS protocols."""
 
     def __init__(self, address: str, worker: str) -> None:
         super().__init__(address, worker)
@@ -132,7 +132,7 @@ def reading() -> Iterator[None]:
 
 def _file_system(address: str) -> tuple[Any, str]:
     """The fsspec file system and the path within it; credentials and endpoints come from fsspec's own configuration."""
-    from fsspec.core import url_to_fs  # late: local datasets do without it, and it is slow to import
+    from fsspec.core import url_to_fs  # late: slow to import, and local datasets do not need it
 
     protocol = address.partition("://")[0]
     if protocol not in WHOLE_UPLOADS:

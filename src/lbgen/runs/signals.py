@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def blocked_signals(signums: Sequence[signal.Signals]) -> Iterator[None]:
-    """Block these signals. A process started within the context inherits that, and unblocks them once it is ready."""
+    """Block these signals. A process started within the context inherits the block and removes it once it is ready."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signums)
     try:
         yield
@@ -26,7 +26,7 @@ def blocked_signals(signums: Sequence[signal.Signals]) -> Iterator[None]:
 def noted_signals(finishing: str = "") -> Iterator[list[int]]:
     """Yield a list to which SIGINT and SIGTERM append their number; a second signal acts as usual.
 
-    finishing: what the run finishes first. It is said at once, also while the main thread is in a long computation.
+    finishing: what the run finishes first. The user is told at once, even while the main thread computes.
     The list stays empty outside the main thread, because Python delivers signals to the main thread only.
     """
     received: list[int] = []
@@ -51,8 +51,8 @@ def noted_signals(finishing: str = "") -> Iterator[list[int]]:
 def _acknowledged(finishing: str) -> Iterator[None]:
     """Answer the first signal with a line from another thread.
 
-    Python's own handlers wait until the main thread returns from C, which may be a backward pass of minutes; what the
-    system's handler writes to the wakeup socket arrives at once.
+    Python's own handlers run only when the main thread returns from C code, and a backward pass may take minutes. The
+    C-level handler writes to the wakeup socket immediately.
     """
     if not finishing:
         yield
@@ -66,7 +66,7 @@ def _acknowledged(finishing: str) -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        writing.shutdown(socket.SHUT_RDWR)  # the thread reads the end of the stream, whoever inherited this end of it
+        writing.shutdown(socket.SHUT_RDWR)  # ends the thread's read, even if a child process inherited this socket
         writing.close()
         thread.join()
         reading.close()

@@ -1,6 +1,6 @@
-"""A tree of files by relative names, in which every file appears whole or not at all; and one in a local folder.
+"""The interface of a store, a tree of files with relative names and atomic writes, and a store in a local folder.
 
-Every operation checks the name that it is given: no name may leave the folder or pass through a link.
+Every operation checks its name: no name may leave the folder or pass through a link.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from lbgen.runs import atomic
 
 STAGING = ".staging"
 UNFINISHED = "unfinished"
-"""Folder in the staging folder, beside those of the workers: what runs that ended early left, by shard."""
+"""Folder in the staging folder, beside the workers' folders: unfinished files of interrupted runs, by shard."""
 LOCK = ".lock"
-"""In the folder of a local dataset. It stays there, unless the folder is otherwise empty (lbgen.runs.lock)."""
+"""Lock file in the folder of a local dataset. It is removed only if the folder is otherwise empty (lbgen.runs.lock)."""
 
 
 class Store(ABC):
-    """Files by relative name, with forward slashes. Files are prepared in `staging` and then published."""
+    """Files with relative names and forward slashes. Files are prepared in `staging` and then published."""
 
     address: str
     worker: str
@@ -40,7 +40,7 @@ class Store(ABC):
 
     @property
     def lock_file(self) -> Path:
-        """Held by every run on this machine that writes to this store."""
+        """The lock file that every run on this machine holds while it writes to this store."""
         return self.local_folder / LOCK
 
     @property
@@ -72,7 +72,7 @@ class Store(ABC):
         """Remove a file if it exists."""
 
     def remove_if_empty(self, folder: str) -> None:
-        """Remove a folder without entries; object storage has none."""
+        """Remove a folder if it has no entries; does nothing on object storage, which has no empty folders."""
         return
 
     @abstractmethod
@@ -92,7 +92,7 @@ class Store(ABC):
     def stage(self, name: str = "") -> Path:
         """The staging folder or, given a name, a new empty folder of this name inside it.
 
-        Raises FileExistsError if what was left there cannot be removed: a link in it would be written through.
+        Raises FileExistsError if leftovers cannot be removed, because writing could then follow a link among them.
         """
         folder = self.staging
         if name:
@@ -107,14 +107,14 @@ class Store(ABC):
         for path in [staging.parent] if every else [staging, *staging.parent.glob(f"{staging.name}.*")]:
             atomic.remove_tree(path)
         for folder in (staging.parent / UNFINISHED, staging.parent):
-            with suppress(OSError):  # it holds what is another worker's, or does not exist any more
+            with suppress(OSError):  # it holds files of another worker, or no longer exists
                 folder.rmdir()
 
 
 def create_staging_folder(path: Path, new: bool = False) -> None:
-    """Create a folder, and try again when another part of the run removes its empty parent at the same moment.
+    """Create a folder; try again if another part of the run removes its empty parent at the same moment.
 
-    new: it must not exist yet.
+    new: the folder must not exist yet.
     """
     while new or not path.is_dir():
         with suppress(FileNotFoundError):
@@ -123,7 +123,7 @@ def create_staging_folder(path: Path, new: bool = False) -> None:
 
 
 class LocalStore(Store):
-    """A folder of this machine."""
+    """A store in a folder on this machine."""
 
     def __init__(self, root: Path, worker: str) -> None:
         super().__init__(str(root), worker)

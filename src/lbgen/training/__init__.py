@@ -1,1 +1,1 @@
-"""What every stage that trains shares: processes and devices, loggers, the lines of metrics."""
+"""Code shared by the training stages: processes and devices, loggers, lines of metrics."""

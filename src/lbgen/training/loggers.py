@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 PROJECT = "lbgen"
-"""Of wandb and trackio, in which a run has the name of its folder."""
+"""Project in wandb and trackio, in which a run is named after its folder."""
 
 
 def ensure_logger(logger: str) -> None:
@@ -40,6 +40,6 @@ def start_logger(logger: str, folder: Path, settings: dict[str, Any], accelerato
             accelerator.log({"config": f"```yaml\n{yaml_text(settings)}```"}, step=0)
         else:
             accelerator.init_trackers(PROJECT, settings, {logger: {"name": name}})
-    except Exception as error:  # every logger raises its own: no account, no connection, no space
+    except Exception as error:  # loggers raise different exceptions: no account, no connection, no space
         reason = f"{error}; fix this, or choose another --logger"
         raise UserError(f"--logger {logger} did not start: {reason}") from error

@@ -1,4 +1,4 @@
-"""metrics.jsonl: a line for each step, which a resumed run writes again from where it goes on."""
+"""metrics.jsonl: one line per step; a resumed run writes the lines after its checkpoint again."""
 
 import json
 from pathlib import Path
@@ -9,13 +9,13 @@ from lbgen.runs.parsing import Name, parse_json
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append a JSON object as one line; it is in the file when this returns."""
+    """Append a JSON object as one line; the line is in the file when this returns."""
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(record, allow_nan=False) + "\n")
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-    """Remove the lines of later steps, which will be written again, and a line that was cut off."""
+    """Remove the lines of later steps, which will be written again, and a truncated line."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -23,7 +23,7 @@ def drop_lines_after(path: Path, step: int) -> None:
 
 
 def _step(line: str) -> float:
-    """Step of a line of JSON; infinity for a line that was cut off, or is not of a run."""
+    """Step of a line of JSON; infinity for a truncated or foreign line."""
     try:
         return float(parse_json(line, dict[Name, Any])["step"])
     except (ValueError, TypeError, LookupError, OverflowError):

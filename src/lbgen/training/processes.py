@@ -1,4 +1,4 @@
-"""The processes of a training: what `accelerate launch`, torchrun or MPI say in the environment."""
+"""The processes of a training, as set in the environment by `accelerate launch`, torchrun or MPI."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENGINES = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "model parallelism",
 }
-"""Variables by which accelerate is asked for an engine that divides models -> its name."""
+"""Variable that requests an accelerate engine that divides models -> name of the engine."""
 PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
@@ -45,20 +45,20 @@ def is_first() -> bool:
 
 
 def lock(folder: Path) -> AbstractContextManager[None]:
-    """The run folder's lock: one run at a time. Of a run's processes the first holds it."""
+    """The run folder's lock, for one run at a time; only the first process of a run holds it."""
     return locked(folder / LOCK, str(folder)) if is_first() else nullcontext()
 
 
 def start_accelerator(precision: str, logger: str, folder: Path, handlers: list[Any]) -> Accelerator:
-    """Device, precision and processes, as `accelerate launch` or torchrun set them up.
+    """Device, precision and processes, as set up by `accelerate launch` or torchrun.
 
-    handlers: of accelerate, for what differs from its defaults.
+    handlers: accelerate's handlers for settings that differ from its defaults.
     """
-    import torch  # late, as are the others: slow, and not needed by runs that are refused
+    import torch  # late, like the others: slow, and not needed by runs that are refused
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
 
-    cpu = not torch.accelerator.is_available()  # on CPUs accelerate joins the processes of torchrun only if told so
+    cpu = not torch.accelerator.is_available()  # on CPUs accelerate joins torchrun's processes only with this argument
     try:
         if precision == "fp16" and PartialState(cpu).device.type == "cpu":
             raise UserError("--precision fp16 needs a GPU; choose fp32 or bf16")
@@ -72,7 +72,7 @@ def start_accelerator(precision: str, logger: str, folder: Path, handlers: list[
         )
     except UserError:
         raise
-    except (ImportError, ValueError, LookupError, RuntimeError) as error:  # for what the environment asks of it
+    except (ImportError, ValueError, LookupError, RuntimeError) as error:  # for invalid settings in the environment
         reason = " ".join(str(error).split())
         remedy = "correct or unset the variables ACCELERATE_*, RANK, WORLD_SIZE and MASTER_* that a launcher sets"
         raise UserError(f"accelerate does not start: {reason}; {remedy}") from error

@@ -1,4 +1,4 @@
-"""State dictionaries in files of torch, which may come from someone else: no code of them is run."""
+"""Reading state dictionaries from torch files, which are untrusted: no code in them is run."""
 
 import pickle
 import struct
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     import torch
 
 DAMAGE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError, pickle.UnpicklingError)
-"""Raised for state dictionaries that are damaged, of another shape, or hold code."""
+"""Exceptions for state dictionaries that are damaged, of another shape, or contain code."""
 
 
 def load_tensors(path: Path, device: "torch.device | str") -> Any:
-    """What `torch.save` wrote: tensors and plain values only. Raises one of DAMAGE.
+    """Read a file of `torch.save`, only tensors and plain values. Raises one of DAMAGE.
 
-    torch.save compresses nothing, so an archive that is compressed could only claim to be larger than it is; files of
-    the format before archives claim their sizes too.
+    torch.save does not compress, so a compressed archive is refused: it could expand to any size. The same holds for
+    the file format before archives.
     """
-    import torch  # late: what is wrong with a run folder can be said without it
+    import torch  # late: faults of a run folder are reported without it
 
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""What an image may show besides its object: scene, style, light and so on, as texts that a language space compares.
+"""Attributes: what an image may show besides its object (scene, style, light), as texts for a language space.
 
 A YAML file has one block per attribute: its `template`, with {value} and perhaps {name} in it, and its `values`.
 """
@@ -12,7 +12,7 @@ from lbgen.errors import UserError
 
 DATA = Path(__file__).parent / "data"
 BUILT_IN = DATA / "attributes.yaml"
-"""Of photographs of any kind."""
+"""Attributes of photographs in general."""
 MICROWORLD = DATA / "microworld-attributes.yaml"
 MEASURED = ("measured position", "measured colour")
 """Names reserved for the attributes that the audit measures without texts."""
@@ -22,13 +22,13 @@ MEASURED = ("measured position", "measured colour")
 class Attribute:
     name: str
     template: str
-    """Text with {value} and perhaps {name} in it."""
+    """Text that contains {value} and optionally {name}."""
     values: tuple[str, ...]
     source: str
     """The file and the name, for messages."""
 
     def texts(self, name: str) -> list[str]:
-        """One per value, for a category of this name; an image has the value whose text is nearest to it."""
+        """One text per value, for a category of this name; an image gets the value whose text is nearest to it."""
         return [self.template.replace("{name}", name).replace("{value}", value) for value in self.values]
 
 

@@ -1,4 +1,4 @@
-"""Categories that a model cannot tell apart: it would give images of one text several labels."""
+"""Categories that a model cannot tell apart; images made from one text would get several labels."""
 
 from collections.abc import Callable, Container, Hashable, Iterable, Sequence
 from typing import NamedTuple
@@ -8,11 +8,11 @@ from lbgen.vocabulary.tokens import on_one_line
 from lbgen.vocabulary.vocabulary import Category
 
 SHOWN = 4
-"""Categories that a message names, at most."""
+"""Most categories that a message names."""
 
 
 class Confusion(NamedTuple):
-    """Two or more categories whose texts are one to a model."""
+    """Two or more categories whose texts a model reads as the same text."""
 
     reader: str
     """The model, as messages call it."""
@@ -26,7 +26,7 @@ class Confusion(NamedTuple):
 
 
 def confusions(categories: Iterable[Category], keys: Iterable[Hashable], reader: str) -> list[Confusion]:
-    """The groups of categories with equal keys.  keys: one for each category, equal where the reader sees one text."""
+    """The groups of categories with equal keys.  keys: one per category, equal if the reader sees the same text."""
     groups: dict[Hashable, list[Category]] = {}
     for category, key in zip(categories, keys, strict=True):
         groups.setdefault(key, []).append(category)
@@ -36,9 +36,9 @@ def confusions(categories: Iterable[Category], keys: Iterable[Hashable], reader:
 def refuse_confusions(
     found: Sequence[Confusion], *, keep: bool, known: Container[str] = (), show: Callable[[str], object] = print
 ) -> None:
-    """Refuse categories that a model cannot tell apart, like equal names; show what is kept.
+    """Refuse categories that a model cannot tell apart, as for equal names; warn of those that are kept.
 
-    keep: the user wants equal names kept.  known: ids of categories that a run or a dataset has already; confusions
+    keep: the user wants to keep equal names.  known: ids of categories that a run or a dataset already has; confusions
     among them are kept too.
     """
     for confusion in found:

@@ -1,6 +1,6 @@
 """Which category ids and splits may become folder and file names, and the id of a category that has only a name.
 
-A dataset folder may be copied to any file system, so the rules are those of the strictest common one (Windows).
+A dataset folder may be copied to any file system, so the rules of the strictest common system (Windows) apply.
 """
 
 import hashlib
@@ -10,10 +10,10 @@ import unicodedata
 RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
     f"{d}{n}" for d in ("COM", "LPT") for n in "0123456789¹²³"
 }
-"""Device names: Windows opens the device whatever extension follows."""
+"""Device names: Windows opens the device, whatever the extension."""
 
 MAX_BYTES = 120
-"""Of the UTF-8 form; file systems allow 255 for a whole file name, and an image's index and extension follow."""
+"""Longest id in bytes of UTF-8. File systems allow 255 for a file name, and an index and an extension follow the id."""
 
 RESERVED_SPLITS = ("index", "screening", "data", "all", "masks")
 """Names of other things in a dataset folder, and the one that readers use for all splits together."""
@@ -22,7 +22,7 @@ REMEDY = 'use letters, digits, "_", "-" or "."'
 
 
 def fault(category_id: str) -> str | None:
-    """What makes an id unfit as a folder name, with the remedy; None for a fit one."""
+    """Why an id cannot be a folder name, with the remedy; None for a valid id."""
     if re.search(r"[/\\]", category_id) or category_id in (".", ".."):
         return f"would leave the dataset folder; {REMEDY}"
     if any(character in '<>:"|?*' or unprintable(character) for character in category_id):
@@ -44,14 +44,14 @@ def reserved(category_id: str) -> bool:
 
 
 def unprintable(character: str) -> bool:
-    """Control characters, invisible format characters (text direction, joiners), lone surrogates, line separators."""
+    """Whether it is a control character, an invisible format character, a lone surrogate or a line separator."""
     return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def id_from_name(name: str) -> str:
-    """`polar bear` -> `polar_bear`. What does not fit is dropped, and a hash of the name keeps the id unique.
+    """`polar bear` -> `polar_bear`. Invalid characters are dropped; a hash of the name then keeps the id unique.
 
-    Depends on the name alone: a list may be cut or reordered and every category keeps its id.
+    The id depends only on the name, so it stays the same if the list is shortened or reordered.
     """
     plain = name.replace(" ", "_")
     if re.fullmatch(r"[A-Za-z0-9_-]+", plain) and fault(plain) is None:
@@ -63,12 +63,12 @@ def id_from_name(name: str) -> str:
 
 
 def comparable(text: str) -> str:
-    """A form that is equal for texts which some file system or lower-casing tokenizer does not tell apart."""
+    """A normalised form, equal for texts that some file system or lower-casing tokenizer does not distinguish."""
     return unicodedata.normalize("NFKC", text).casefold()
 
 
 def difference(text: str, other: str) -> str:
-    """What tells two texts apart whose comparable forms are equal."""
+    """How two texts with equal comparable forms differ."""
     forms = [unicodedata.normalize("NFKC", each) for each in (text, other)]
     if forms[0] == forms[1]:
         return "Unicode form"

@@ -1,17 +1,17 @@
-"""Reading category lists: what each kind of file looks like, and the line that a category was read from.
+"""Reading category lists: the format of each kind of file, and the line from which a category was read.
 
 text            One category per line, as `name` or `id name`; UTF-8; blank lines and lines that begin with # are
                 skipped.
-                A TAB, where there is one, stands between id and name. Without TABs, the file has ids if at least half
-                of its lines begin with a word that looks like one (n01440764, cat_01: it holds a digit or "_") and go
-                on with a name; then every line must. Otherwise each line is a name, and its id is made from it:
-                `polar bear` is never split. If every line is numbered (`0, tench`, `1) tench`), the numbers are ids.
-.csv, .tsv      A header line with the columns `name` and, if wanted, `id`. A .tsv without one is read as text.
+                A TAB separates id and name. Without TABs, the file has ids if at least half of its lines consist of a
+                word that looks like an id (with a digit or "_": n01440764, cat_01) and a name; then all lines must have
+                this form. Otherwise each line is a name, and its id is made from it: `polar bear` is never split.
+                If every line is numbered (`0, tench`, `1) tench`), the numbers are the ids.
+.csv, .tsv      A header line with the column `name` and optionally `id`. A .tsv without a header is read as text.
 .json           ["name", ...], [{"id": ..., "name": ...}, ...] or {"id": "name", ...}.
 .jsonl, .ndjson One "name" or {"id": ..., "name": ...} per line.
-ImageFolder     One sub-folder per category, there or in `train/`. Its name is the id and the name.
+ImageFolder     One sub-folder per category, directly or in `train/`. Its name is the category's id and name.
 
-A bare ImageNet id in any of them gets its usual name, and an underscore in a name is a space (vocabulary.py).
+An ImageNet id without a name gets its usual name, and an underscore in a name is read as a space (vocabulary.py).
 """
 
 import csv
@@ -29,10 +29,10 @@ from lbgen.vocabulary.tokens import on_one_line
 
 
 class Entry(NamedTuple):
-    """One category as it was written."""
+    """One category as written in the file."""
 
     id: str | None
-    """None where only a name was given."""
+    """None if only a name was given."""
     name: str
     source: str
 
@@ -66,11 +66,11 @@ def _read_text(path: Path) -> str:
 # ---- text ----
 
 Line = tuple[str, str]
-"""Where it stands, and its text."""
+"""The location of a line, for messages, and its text."""
 
 HEADERS = {"id", "wnid", "synset", "class", "label", "name", "category", "index", "number", "key", "text"}
 HEADERS |= {f"{word}_{ending}" for word in ("class", "label", "category") for ending in ("id", "name")}
-"""Words that head the columns of a table of categories."""
+"""Words in the header of a table of categories."""
 
 NUMBERED = re.compile(r"[(\[]?([\w-]++)(\s*[,;:|]\s+|[.)\]]\s+|\s+[-–—]\s+|[,;|](?=\S))\s*(?!['\"].*['\"],?$)(.+)")
 """A number or another id, a sign that separates it, and a name that is not quoted."""
@@ -94,7 +94,7 @@ def text_entries(text: str, file: str) -> list[Entry]:
 
 
 def _refuse_json(text: str, lines: list[Line], file: str) -> None:
-    """JSON in a text file would be read as names."""
+    """Refuse JSON in a text file, which would be read as names."""
     if _is_json(text, "[{"):
         raise UserError(f"{file}: it holds JSON; call the file .json")
     for source, line in lines:
@@ -118,7 +118,7 @@ def _is_header(cells: list[str]) -> bool:
 
 
 def _refuse_header(lines: list[Line], has_ids: bool) -> None:
-    """Without ids, words between spaces are a name."""
+    """Refuse the header of a table, which would be read as a category; without ids, a name may have several words."""
     for source, line in lines[:1]:
         if _is_header(re.split(r"[,;\s]+" if has_ids else r"[,;]", line)):
             raise UserError(
@@ -135,9 +135,9 @@ def _tab_entry(line: str, source: str) -> Entry:
 
 
 def _numbered_entries(lines: list[Line]) -> list[Entry]:
-    """The entries of a list whose lines are all numbered, each differently; empty for any other list.
+    """The entries of a list whose lines are all numbered with distinct numbers; empty for any other list.
 
-    Commas also number without a space (`0,tench`), unless most of the names would begin with a digit, as in
+    A comma needs no space after it (`0,tench`), unless most of the names would then begin with a digit, as in
     `1,2-dichloroethane`.
     """
     matches = [NUMBERED.fullmatch(line) for _, line in lines]
@@ -149,7 +149,7 @@ def _numbered_entries(lines: list[Line]) -> list[Entry]:
 
 
 def _begins_with_id(line: str) -> bool:
-    """Whether the first word looks like an id, and a name follows."""
+    """Whether the first word looks like an id and a name follows it."""
     words = line.split(maxsplit=1)
     return len(words) == 2 and re.search(r"[\d_]", words[0]) is not None
 
@@ -170,7 +170,7 @@ def _id_entry(line: str, source: str) -> Entry:
 
 
 def _name_entry(line: str, source: str) -> Entry:
-    """A line that begins like a path, or is a device name, becomes an id, which the vocabulary then refuses."""
+    """The entry of a name; one that begins like a path or is a device name becomes an id that `Vocabulary` refuses."""
     first = line.split()[0]
     unsafe = first in (".", "..") or re.match(r"\.{0,2}[/\\]", first) or reserved(line)
     return Entry(first if unsafe else None, _one_spaced(line), source)
@@ -195,9 +195,9 @@ def tsv_entries(text: str, file: str) -> list[Entry]:
 
 
 def table_entries(text: str, file: str, separator: str) -> list[Entry]:
-    """Rows under a header with a `name` column and perhaps an `id` column; other columns are ignored.
+    """Rows below a header with a `name` column and an optional `id` column; other columns are ignored.
 
-    separator: with TABs, quotes are part of a name, and lines that begin with # are skipped.
+    separator: if it is a TAB, quotes are part of a name, and lines that begin with # are skipped.
     """
     lines = text.split("\n")
     if separator == "\t":
@@ -239,7 +239,7 @@ def _table_entry(row: list[str], columns: list[str], source: str) -> Entry:
 
 
 class _Object(list):
-    """A JSON object as its (key, value) pairs, so that a repeated key is seen."""
+    """A JSON object as its (key, value) pairs, so that repeated keys are detected."""
 
 
 def json_entries(text: str, file: str) -> list[Entry]:
@@ -264,12 +264,12 @@ def json_line_entries(text: str, file: str) -> list[Entry]:
 
 
 def _parsed(text: str, file: str, line: int = 1) -> Any:
-    """The value of JSON that begins on this line of the file."""
+    """The parsed JSON text, which begins on this line of the file."""
     try:
         return json.loads(text, object_pairs_hook=_Object)
     except json.JSONDecodeError as error:
         at, why = line + error.lineno - 1, error.msg
-    except (ValueError, RecursionError):  # a number of thousands of digits, brackets within brackets
+    except (ValueError, RecursionError):  # a number with thousands of digits, or deeply nested brackets
         at, why = line, "too long a number, or nested too deeply"
     raise UserError(f"{file}, line {at}: not valid JSON ({why}); repair it")
 
@@ -292,7 +292,7 @@ def _json_entry(pair: tuple[Any, Any], source: str) -> Entry:
 
 
 def folder_entries(folder: Path) -> list[Entry]:
-    """The sub-folders of `folder/train`, if it has any, or else those of `folder`, by name."""
+    """The sub-folders, sorted by name, of `folder/train` if it has any, otherwise of `folder`."""
     names = _sub_folders(folder / "train") or _sub_folders(folder)
     return [Entry(path.name, _one_spaced(path.name), str(path)) for path in names]
 

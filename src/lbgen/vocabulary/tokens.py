@@ -5,15 +5,15 @@ from collections.abc import Callable
 from lbgen.errors import UserError, printable
 
 SHOWN = 60
-"""Characters of a text that a message shows."""
+"""Number of characters of a text that a message shows."""
 
 
 def refuse_long_text(
     text: str, count_tokens: Callable[[str], int], limit: int, *, source: str, remedy: str = "shorten it"
 ) -> None:
-    """UserError where `text` has more than `limit` tokens, those that mark its ends included.
+    """Raise UserError if `text` has more than `limit` tokens, including the start and end tokens.
 
-    source: where the text was written.  remedy: what to shorten there.
+    source: where the text was written, for the message.  remedy: what the user should shorten.
     """
     if (tokens := count_tokens(text)) > limit:
         raise UserError(

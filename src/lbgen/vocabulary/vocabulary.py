@@ -1,4 +1,4 @@
-"""The categories a dataset is made of: their ids (folder names), their names (prompts), and where each was written."""
+"""The categories of a dataset: their ids (folder names), their names (prompts), and where each was written."""
 
 import os
 import unicodedata
@@ -28,9 +28,9 @@ class Category(Documented):
     id: str
     """Folder name of the category's images, and its key everywhere else."""
     name: str
-    """What the category is called in prompts and texts."""
+    """Name of the category in prompts and texts."""
     source: str
-    """Where it was written, for messages: "animals.txt, line 17"."""
+    """Where the category was written, for messages: "animals.txt, line 17"."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ class Vocabulary(Sequence[Category]):
         return [category.name for category in self.categories]
 
     def texts(self, template: str) -> list[str]:
-        """The template with each category's name in the place of `{name}`, in order."""
+        """The template with `{name}` replaced by each category's name, in order."""
         if "{name}" not in template:
             raise UserError(f'template "{template}" has no {{name}}; without it all categories get the same text')
         return [template.replace("{name}", name) for name in self.names]
 
     def check_tokens(self, count_tokens: Callable[[str], int], limit: int, template: str) -> None:
-        """Refuse a name whose text is longer than the encoder reads; `count_tokens` counts start and end tokens too."""
+        """Refuse a name whose text has more than `limit` tokens; `count_tokens` includes the start and end tokens."""
         for category, text in zip(self.categories, self.texts(template), strict=True):
             refuse_long_text(text, count_tokens, limit, source=category.source, remedy="shorten the name")
 
@@ -97,11 +97,11 @@ def load_vocabulary(spec: str, qualify: bool = True, underscores: bool = False) 
 
     `imagenet-1k-lbgen` is ImageNet with the names of lbGen's released code, which are CLIP's ("rooster" for "cock").
 
-    qualify: ensure that no two categories share a name. In the built-in lists a word is added to the names that they
-    use twice (crane bird, crane machine); a user's file with a shared name is refused. Without it names stay as they
-    are, as in the paper.
+    qualify: ensure that no two categories share a name. In the built-in lists a word is added to names that occur
+    twice (crane bird, crane machine); a user's file with a shared name is refused. False keeps all names unchanged,
+    as in the paper.
 
-    underscores: keep underscores in the names of a list, as earlier versions did; the names of folders had none.
+    underscores: keep underscores in the names of a list, as earlier versions did; they replaced them in folder names.
 
     Raises UserError, with the file and the line, for fewer than two categories, ids that are not safe as folder names,
     and names or ids that occur twice.
@@ -125,18 +125,18 @@ def load_vocabulary(spec: str, qualify: bool = True, underscores: bool = False) 
 
 
 def _category(entry: Entry, underscores_as_spaces: bool) -> Category:
-    """An underscore in a name stands for a space, wherever the name was written; an id keeps its own."""
+    """The category of an entry; underscores in its name are read as spaces, but those in its id are kept."""
     category_id = id_from_name(entry.name) if entry.id is None else entry.id
     return Category(category_id, spaced(entry.name) if underscores_as_spaces else entry.name, entry.source)
 
 
 def spaced(name: str) -> str:
-    """The name with underscores as spaces, and single spaces."""
+    """The name with underscores replaced by spaces, and with single spaces."""
     return " ".join(name.replace("_", " ").split())
 
 
 def imagenet_entries(qualify: bool, names: str = "imagenet-1k") -> list[Entry]:
-    """The 1,000 WordNet ids in the usual order, with their usual short names or those of `imagenet-1k-lbgen`."""
+    """The 1,000 WordNet ids in the usual order, with their usual short names or the names of `imagenet-1k-lbgen`."""
     entries = _packaged_entries("imagenet-1k.txt")
     if names == "imagenet-1k-lbgen":
         others = {entry.id: entry.name for entry in _packaged_entries("imagenet-1k-lbgen.txt")}
@@ -153,13 +153,13 @@ def imagenet_entries(qualify: bool, names: str = "imagenet-1k") -> list[Entry]:
 
 @cache
 def _packaged_entries(file: str) -> list[Entry]:
-    """Read once a process; nobody changes the list."""
+    """The entries of a list that comes with lbgen; read once per process, and never modified."""
     return text_entries((DATA / file).read_text(encoding="utf-8"), file)
 
 
 def _read(spec: str) -> list[Entry]:
     path = Path(spec)
-    if not os.path.exists(path):  # Path.exists raises where a name is longer than the file system takes
+    if not os.path.exists(path):  # Path.exists raises if a name is longer than the file system allows
         built_in = ", ".join(BUILT_IN)
         raise UserError(f"vocabulary {spec}: no such file or folder, nor a built-in list ({built_in})")
     entries = read_entries(path)
@@ -172,7 +172,7 @@ def _read(spec: str) -> list[Entry]:
 
 
 def _with_imagenet_names(entries: list[Entry], qualify: bool) -> list[Entry]:
-    """A bare ImageNet id, as in a list of ids or a folder of ImageNet, gets its usual name."""
+    """The entries with the usual names for ImageNet ids without a name (in a list of ids or a folder of ImageNet)."""
     names = _imagenet_names(qualify)
     return [e._replace(id=e.id or e.name, name=names[e.name]) if e.name in names else e for e in entries]
 

@@ -1,1 +1,1 @@
-"""The independence term: what an image shows besides its category says nothing of the category."""
+"""The independence term: what an image shows besides its category should not depend on the category."""

@@ -24,7 +24,7 @@ from lbgen.vocabulary.vocabulary import Vocabulary
 CHUNK = 16
 """Images sampled at a time and written as one file."""
 IMAGES_PER_CATEGORY = 8
-"""At least this many, because the variance within a category cannot be seen in one image."""
+"""Least number of images per category, because one image does not show the variance within a category."""
 DEPENDS_ON = ("seed", "independence_bank", "independence_thumbnail", "prompt_template", "scheduler", "steps",
               "guidance_scale", "guidance_rescale", "precision")  # fmt: skip
 """Fields that change the bank, besides the categories and the weights."""
@@ -34,15 +34,15 @@ BankImage = tuple[int, int]
 
 
 def bank_images(count: int, categories: int) -> list[BankImage]:
-    """The images of the bank: several of each of as many categories as `count` allows, spread over the vocabulary."""
+    """The images of the bank: several per category, of as many categories as `count` allows, spread evenly."""
     used = min(categories, count // IMAGES_PER_CATEGORY)
     return [(number % used * categories // used, number // used) for number in range(count)]
 
 
 def bank_path(config: AlignConfig, vocabulary: Vocabulary, recorded: Identity | None = None) -> Path:
-    """The bank's file, named after a digest of all it depends on, so that a bank is used only where it fits.
+    """The bank's file, whose name has a digest of everything it depends on, so that a bank is used only if it fits.
 
-    recorded: the identity of the run that is resumed; its hashes say by which rule the name was made.
+    recorded: the identity of the resumed run; its hashes select the rule by which the name was made.
     """
     hashes = checkpoint.identity_of(config, vocabulary, recorded).hashes
     key = [
@@ -78,7 +78,7 @@ def load_bank(
             _merge_chunks(path, files, images)
     wait()
     bank = load_file(path)
-    return bank["looks"], bank["rows"]  # the names of descriptors and category indices in the file
+    return bank["looks"], bank["rows"]  # names, in the file, of descriptors and category indices
 
 
 def _make_chunks(
@@ -86,7 +86,7 @@ def _make_chunks(
     process: tuple[int, int],
     describe: Callable[[Sequence[BankImage]], Tensor],
 ) -> None:
-    """Write every count-th chunk, from this process's index on, if it is missing."""
+    """Write this process's chunks, every count-th from its index on, unless they exist."""
     index, count = process
     own = chunks[index::count]
     for file, images in console.tracked(own, "bank of base images", len(own), "batches", shown=index == 0):

@@ -14,17 +14,17 @@ from lbgen.errors import UserError
 
 
 class ResidualMap(NamedTuple):
-    """A linear map from descriptors to residuals, scaled so that those of the base generator vary by about 1."""
+    """A linear map from descriptors to residuals, scaled to a standard deviation of about 1 for the base generator."""
 
     directions: Tensor
-    """(K, L), orthonormal: first those of the feature, then those of the thumbnail."""
+    """(K, L), orthonormal: first the directions of the feature, then the directions of the thumbnail."""
     centre: Tensor
     """(L,): the base generator's mean descriptor."""
     scale: Tensor
-    """(K,): standard deviation of the base generator: one value for all directions of the feature, one for each
+    """(K,): standard deviation of the base generator, one value for all directions of the feature and one for each
     direction of the thumbnail."""
     feature_directions: int
-    """How many of the K directions are the feature's."""
+    """Number of the K directions that belong to the feature."""
 
     def apply(self, descriptors: Tensor) -> Tensor:
         """descriptors: (B, L).  Returns residuals (B, K)."""
@@ -32,7 +32,7 @@ class ResidualMap(NamedTuple):
 
 
 def image_descriptors(features: Tensor, images: Tensor, thumbnail_side: int) -> Tensor:
-    """The unit features, and the colours of thumbnails of `thumbnail_side` pixels a side; 0: features alone.
+    """The unit features, and the colours of thumbnails with side `thumbnail_side`; 0: only the features.
 
     features: (B, D).  images: (B, 3, H, W), nominally in [0, 1].  Returns (B, L), L = D + 3 thumbnail_side^2.
     """
@@ -47,24 +47,24 @@ def fit_residual(
 ) -> ResidualMap:
     """Find the directions in which the base generator's images of *one* category differ from one another.
 
-    The feature takes two steps. First the span of the texts is projected away: an image should show its category's text
-    and whatever correlates with it. This does not remove the object, which the image encoder shows in more directions
-    than the texts have: in the micro world a linear probe still finds 98% of the categories (docs/independence.md), and
-    images that were independent of the category in all these directions would have lost their labels. Images of one
-    category, however, share their object and differ in everything else. So, second, the residual is the principal
-    directions of the covariance *within* categories, up to a share of its trace.
+    For the feature this takes two steps. First, the span of the texts is projected out, because an image should show
+    its category's text and whatever correlates with it. This does not remove the object, which the image encoder
+    represents in more directions than the texts: in the micro world a linear probe still finds 98% of the categories
+    (docs/independence.md), and images independent of the category in all these directions would lose their labels.
+    Second, images of one category share their object and differ in everything else. So the residual directions are
+    the principal directions of the covariance *within* categories, up to a share of its trace.
 
-    The thumbnail takes the second step only, and each of its directions is scaled to unit variance: the leading
-    directions show the light of whole scenes, the colour of the object is in the later ones.
+    For the thumbnail only the second step is made, and each direction is scaled to unit variance: the leading
+    directions show the lighting of whole scenes, later ones the colour of the object.
 
     text_features: (C, D), unit norm.  descriptors: (N, L) and category_indices: (N,) of the base generator's images.
-    span: share of the texts' variance that is projected away, 1 for all of it.
+    span: share of the texts' variance that is projected out, 1 for all of it.
     variance: share of the variance within categories that is kept, 1 for all remaining directions.
     """
     channels = text_features.shape[1]
     features, thumbnails = descriptors[:, :channels].double(), descriptors[:, channels:].double()
 
-    # Feature: project the texts away, then keep the principal directions within categories.
+    # Feature: project the texts out, then keep the principal directions within categories.
     texts = text_directions(text_features.double(), span)  # (T, D)
     projected = features - features @ texts.T @ texts
     directions = principal_directions(within_category_deviations(projected, category_indices), variance)
@@ -84,7 +84,7 @@ def fit_residual(
 
 
 def ensure_residual(text_features: Tensor, span: float) -> None:
-    """Refuse texts whose directions, up to this share of their variance, fill the whole feature space: (C, D)."""
+    """Refuse texts (C, D) whose directions, up to this share of their variance, span the whole feature space."""
     directions = text_directions(text_features.double().cpu(), span)
     if len(directions) == text_features.shape[1]:
         raise UserError(f"--independence-span {span:g}: the texts span all that a feature can hold; give less")
@@ -109,7 +109,7 @@ def text_directions(text_features: Tensor, share: float) -> Tensor:
 
 
 def principal_directions(centred: Tensor, share: float) -> Tensor:
-    """The fewest eigenvectors of the covariance that hold `share` of its trace.  (N, D) -> (K, D), orthonormal."""
+    """The fewest eigenvectors of the covariance that explain `share` of its trace.  (N, D) -> (K, D), orthonormal."""
     values, vectors = torch.linalg.eigh(centred.T @ centred)  # ascending
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     rank = int((values > values[0] * 1e-10).sum())

@@ -1,4 +1,4 @@
-"""The independence term: what it keeps between updates, and its value.
+"""The independence term: its state between updates, and its value.
 
 B images, K directions of the residual, C categories, D feature channels, L descriptor channels, M remembered images,
 N images of the bank.
@@ -14,11 +14,11 @@ from lbgen.alignment.independence.residual import ResidualMap, fit_residual, ima
 SMOOTHING = 0.1
 """Squared width of the kernel over texts, as a share of the mean of 1 - cosine over all pairs of texts."""
 NAMES_IN_CHECKPOINTS = {"memory_categories": "memory_rows", "remembered": "seen"}
-"""The names that checkpoints use for these tensors, where they differ."""
+"""Tensors with another name in checkpoints -> that name."""
 
 
 class Independence(nn.Module):
-    """The bank of the base generator's residuals and a memory of recent ones; equal in every process."""
+    """The bank of the base generator's residuals and a memory of recent residuals; equal in every process."""
 
     directions: Tensor
     centre: Tensor
@@ -27,7 +27,7 @@ class Independence(nn.Module):
     memory: Tensor
     memory_categories: Tensor
     remembered: Tensor
-    """How many images were remembered since the start; the memory is a ring buffer."""
+    """Number of images remembered since the start; the memory is a ring buffer."""
     text_features: Tensor
 
     def __init__(
@@ -40,7 +40,7 @@ class Independence(nn.Module):
     ) -> None:
         """text_features: (C, D).  descriptors (N, L), category_indices (N,): of the bank.
 
-        images_per_update: of all processes together.
+        images_per_update: in all processes together.
         """
         super().__init__()
         self.config, self.images_per_update = config, images_per_update
@@ -79,8 +79,8 @@ class Independence(nn.Module):
     def value(self, descriptors: Tensor, category_indices: Tensor) -> Tensor:
         """The term for images with these descriptors (B, L) and categories (B,); a scalar.
 
-        The sum of the term on the feature's directions and of that on the thumbnail's: this is the squared discrepancy
-        for the sum of two kernels.
+        It is the sum of the term on the feature's directions and the term on the thumbnail's directions, that is, the
+        squared discrepancy for the sum of two kernels.
         """
         weights = self.memory_weights(category_indices)
         tensors = (self.residuals(descriptors), self.memory[: weights.shape[1]], self.bank)
@@ -92,12 +92,12 @@ class Independence(nn.Module):
         return torch.stack(values).sum()
 
     def memory_weights(self, category_indices: Tensor) -> Tensor:
-        """How much each remembered image counts for an image of each of these categories: (B,) -> (B, M).
+        """Weight of each remembered image for an image of each of these categories: (B,) -> (B, M).
 
         Every row sums to 1, or to 0 as long as no earlier update is remembered. A row is a mixture of two parts: images
-        of the same or similar texts, whatever their age, and all images of the update before. The second part reacts at
-        once to a change of all images together, whereas the images of one category accumulate over several updates;
-        without it all categories would move to the same place in the meantime (docs/independence.md).
+        of the same or similar texts of any age, and all images of the previous update. The second part reacts at once
+        to a common change of all images, whereas images of one category accumulate over several updates; without it,
+        all categories would meanwhile drift to the same point (docs/independence.md).
 
         The newest update is left out: it holds the current batch itself, and k(r, r) is constant and has no gradient.
         """
@@ -117,10 +117,10 @@ class Independence(nn.Module):
         return (conditional + marginal * update_before / update_before.sum()) / (1 + marginal)
 
     def remember(self, descriptors: Tensor, category_indices: Tensor) -> None:
-        """Keep an update's images of all processes, (B, L) and (B,), in place of the oldest.
+        """Replace the oldest images by an update's images of all processes, (B, L) and (B,).
 
-        An update with a descriptor that is not finite, for instance after an overflow in fp16, is skipped: it would
-        make every later value infinite or NaN.
+        An update with a non-finite descriptor, for instance after an overflow in fp16, is skipped: it would make every
+        later value infinite or NaN.
         """
         if not torch.isfinite(descriptors).all():
             return

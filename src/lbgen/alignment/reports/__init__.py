@@ -1,1 +1,1 @@
-"""What a run says of itself: its opening and its end, its cost beforehand, its curves and pictures in a logger."""
+"""Reports of a run: lines at its start and end, estimated cost, curves and pictures in a logger, the adapter's card."""

@@ -1,4 +1,4 @@
-"""README.md of an adapter, as the Hugging Face Hub reads it: a YAML head for programs, Markdown for people."""
+"""README.md of an adapter in the form of the Hugging Face Hub: a YAML header for programs, Markdown for people."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from lbgen.runs import atomic
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 WITHOUT_LOADER = ("PixArtSigmaPipeline",)
-"""Classes of pipelines to which diffusers gives no `load_lora_weights`; peft loads the file."""
+"""Pipeline classes without `load_lora_weights` in diffusers; the file is loaded with peft instead."""
 AS_LBGEN = (
     ("PixArtSigmaPipeline", "clean_caption", False),
     ("PixArtSigmaPipeline", "use_resolution_binning", False),
@@ -22,11 +22,11 @@ AS_LBGEN = (
     ("SanaPipeline", "use_resolution_binning", False),
     ("SanaPipeline", "complex_human_instruction", None),
 )
-"""Class of a pipeline, argument, value: lbgen changes neither prompts nor sizes."""
+"""Pipeline class -> arguments that switch off changes to prompts and sizes, because lbgen makes none."""
 
 
 def write(adapter: Path, config: AlignConfig, vocabulary: Vocabulary) -> None:
-    """Write the card into the adapter's folder. It names no folder of this machine."""
+    """Write the card into the adapter's folder. It contains no local paths."""
     where = resolve(config.generator, GENERATORS)
     on_hub = not Path(where).exists()
     base = where if on_hub else config.generator if config.generator in GENERATORS else Path(where).name
@@ -50,12 +50,12 @@ def write(adapter: Path, config: AlignConfig, vocabulary: Vocabulary) -> None:
 
 
 def call(kind: str | None, prompt: str, config: AlignConfig) -> dict[str, str]:
-    """How a pipeline of this class is called to make what lbgen makes: names and values of its arguments, as code."""
+    """Arguments, as code, with which a pipeline of this class makes the same images as lbgen."""
     guidance: dict[str, Any] = {"guidance_scale": config.guidance_scale}
     if config.true_cfg_scale > 1:
         guidance |= {"true_cfg_scale": config.true_cfg_scale, "negative_prompt": ""}
     if kind == "ZImagePipeline" and config.guidance_scale == 1:
-        guidance = {"guidance_scale": 0.0}  # it counts from 0
+        guidance = {"guidance_scale": 0.0}  # in this pipeline 0 means no guidance
     own = {name: value for pipeline, name, value in AS_LBGEN if pipeline == kind}
     if config.pipeline_instruction:
         own.pop("complex_human_instruction", None)
@@ -64,14 +64,14 @@ def call(kind: str | None, prompt: str, config: AlignConfig) -> dict[str, str]:
 
 
 def head(base: str | None) -> dict[str, Any]:
-    """The YAML head.  base: the generator's name on the Hub, None for one that is not there."""
+    """The YAML header.  base: the generator's name on the Hub, None if it is not on the Hub."""
     model = {"base_model": base, "base_model_relation": "adapter"} if base else {}
     tags = ["text-to-image", "diffusers", "lora", "lbgen"]
     return {**model, "library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": tags}
 
 
 def settings(config: AlignConfig) -> list[tuple[str, str]]:
-    """What a reader of the card wants to know first."""
+    """The most important settings, for the reader of the card."""
     return [
         ("objective", ", ".join(f"{weight:g} x {name}" for name, weight in config.weights.items() if weight)),
         ("LoRA", f"rank {config.rank}, alpha {config.alpha:g}{', rank-stabilised' * config.use_rslora}"),

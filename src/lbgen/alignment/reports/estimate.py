@@ -1,4 +1,4 @@
-"""`lbgen align --plan`: what a run would make and cost, from its configuration and two updates."""
+"""`lbgen align --plan`: the work and cost of a run, from its configuration and at most two measured updates."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LONGEST_UPDATE = 60.0
-"""Seconds. Where the first update takes longer, with all that happens only once, no second one is measured."""
+"""Seconds. If the first update, which includes one-time work, takes longer, no second update is measured."""
 
 
 class MeasuredCost(NamedTuple):
-    """What `AlignEstimate` says of one process; None if nothing is to be made."""
+    """The measured values in `AlignEstimate`, for one process; None if nothing is to be made."""
 
     seconds_per_update: float | None = None
     seconds_per_image: float | None = None
@@ -41,18 +41,18 @@ class MeasuredCost(NamedTuple):
 
 @dataclass(frozen=True)
 class AlignEstimate(Documented):
-    """What an alignment would do, and what it costs."""
+    """The work and cost of an alignment run."""
 
     updates: int
-    """Updates of the adapter that are still to be made."""
+    """Remaining updates of the adapter."""
     sampled_images: int
-    """Images that are sampled without gradient: warm-up, evaluations and the bank of the independence term."""
+    """Images sampled without gradient: for warm-up, evaluations and the bank of the independence term."""
     seconds_per_update: float | None
     """Measured; None if nothing is to be made."""
     seconds_per_image: float | None
-    """Of sampling without gradient, in one process."""
+    """Time for sampling without gradient, in one process."""
     bytes_of_memory: int | None
-    """Peak of one process: of the GPU's memory, or of the process's where there is no GPU."""
+    """Peak memory of one process: on the GPU, or of the process if there is no GPU."""
     device: str
     """Name of the device that was measured."""
 
@@ -65,10 +65,10 @@ class AlignEstimate(Documented):
 
 
 def plan_align(config: AlignConfig) -> AlignEstimate:
-    """Print and return what `align(config)` would do and cost; nothing is written.
+    """Print and return the work and cost of `align(config)`; nothing is written.
 
-    One or two updates and one batch without gradient are made to measure them. Raises UserError where `align` would
-    before its first update.
+    One or two updates and one batch without gradient are made for the measurement. Raises UserError if `align` would
+    do so before its first update.
 
     >>> import lbgen
     >>> estimate = lbgen.plan_align(lbgen.AlignConfig.from_recipe("independent"))
@@ -97,7 +97,7 @@ def plan_align(config: AlignConfig) -> AlignEstimate:
 
 
 def sampled_images(config: AlignConfig, vocabulary: Vocabulary, progress: AlignmentProgress) -> int:
-    """Images that one process, the main one, samples without gradient in the rest of the run."""
+    """Number of images that the main process samples without gradient in the rest of the run."""
     from lbgen.alignment.independence.bank import bank_images  # late: imports torch
 
     warmup = (config.discriminator_warmup_steps - progress.warmup) * config.warmup_batch
@@ -110,7 +110,7 @@ def sampled_images(config: AlignConfig, vocabulary: Vocabulary, progress: Alignm
 
 
 def evaluations(config: AlignConfig, done: int) -> int:
-    """Evaluations after `done` updates: at the start of a run, at every `evaluate_every`-th update and at the end."""
+    """Number of evaluations after `done` updates: at the start, at every `evaluate_every`-th update and at the end."""
     every = config.evaluate_every or config.max_steps
     regular = config.max_steps // every - done // every
     last = 1 if config.max_steps % every and done < config.max_steps else 0
@@ -122,9 +122,9 @@ def measure(
 ) -> MeasuredCost:
     """Time and memory of one or two updates and of a batch without gradient.
 
-    The independence term is left out: it costs little in an update (docs/independence.md), and its bank would be made.
+    The independence term is left out: it costs little per update (docs/independence.md), but would need its bank.
     """
-    import torch  # late, as are all that import it
+    import torch  # late, like all imports that need it
 
     from lbgen.alignment.loop import training_images, training_step
     from lbgen.alignment.state import AlignmentState
@@ -135,7 +135,7 @@ def measure(
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     state = AlignmentState(config, vocabulary, accelerator, resumed)
-    batch_index = max(state.progress.batch_index, config.discriminator_warmup_steps)  # the warm-up's may be larger
+    batch_index = max(state.progress.batch_index, config.discriminator_warmup_steps)  # warm-up batches may be larger
 
     def sample() -> None:
         with torch.no_grad(), accelerator.autocast():
@@ -148,7 +148,7 @@ def measure(
 
 
 def timed(work: Callable[[], object], accelerator: Accelerator) -> float:
-    """Seconds until the device has done the work."""
+    """Seconds until the device has finished the work."""
     import torch
 
     began = time.perf_counter()

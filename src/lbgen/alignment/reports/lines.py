@@ -1,4 +1,4 @@
-"""What `lbgen align` says when it begins and when it has finished."""
+"""The lines that `lbgen align` prints at its start and end."""
 
 import shlex
 from pathlib import Path
@@ -13,7 +13,7 @@ from lbgen.vocabulary.vocabulary import Vocabulary
 def say_opening(
     config: AlignConfig, vocabulary: Vocabulary, progress: AlignmentProgress, processes: int, device: str
 ) -> None:
-    """What the run will do, and where it goes on if it was begun before.  device: its name."""
+    """Print what the run will do, and where it continues if it was begun before.  device: name of the device."""
     each = f" ({processes} processes of {config.batch_size})" if processes > 1 else ""
     is_logged_only = config.quality != "none" and config.quality_weight == 0
     rows = [
@@ -36,7 +36,7 @@ def say_opening(
 
 
 def updates(config: AlignConfig) -> str:
-    """How many updates the whole run makes."""
+    """The number of updates of the whole run, in words."""
     warmup = config.discriminator_warmup_steps
     return f"{config.max_steps:,}" + (f", after {warmup:,} of the discriminator alone" if warmup else "")
 

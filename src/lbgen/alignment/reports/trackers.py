@@ -1,4 +1,4 @@
-"""The logger of a run: curves, the configuration and the pictures of the evaluations, through accelerate's trackers."""
+"""The logger of a run: curves, configuration and pictures of the evaluations, by accelerate's trackers."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def start_logger(config: AlignConfig, accelerator: Accelerator) -> None:
 
 
 def log_pictures(accelerator: Accelerator, path: Path, step: int) -> None:
-    """Give the sample grid at `path` to TensorBoard or wandb; trackio takes no pictures through accelerate."""
+    """Log the sample grid at `path` in TensorBoard or wandb; accelerate's trackio tracker does not support pictures."""
     grid = np.asarray(Image.open(path))  # (H, W, 3) bytes
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":

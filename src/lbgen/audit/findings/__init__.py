@@ -1,1 +1,1 @@
-"""What the measures say, for people and scripts: the tests, the verdict in words, and one row an image."""
+"""Findings from the measures, for people and scripts: tests, the verdict in words, and one row per image."""

@@ -1,4 +1,4 @@
-"""What a curator looks at first: the worst images of every kind, and the categories that a cue predicts, as texts."""
+"""Starting points for a curator, as texts: the worst images of every kind, and the categories that a cue predicts."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from lbgen.audit.findings.verdict import CUES, language_warning, number, shortcu
 from lbgen.audit.measures import MeasuredDataset
 
 CHECKED = 6
-"""Images shown of each kind."""
+"""Number of images shown per kind."""
 CUES_SHOWN, CATEGORIES_SHOWN = 4, 6
 
 
@@ -20,9 +20,9 @@ class Kind(NamedTuple):
 
     title: str
     why: str
-    """How they were found, and what may be wrong."""
+    """How the images were found, and what may be wrong with them."""
     column: str
-    """Of images.parquet, by which a script finds all of them."""
+    """Column of images.parquet with which a script finds all of them."""
 
 
 class Check(NamedTuple):
@@ -56,7 +56,7 @@ ODD = Kind(
 
 
 def images_to_check(m: MeasuredDataset, found: ImageFindings, measured: list[MeasuredDataset]) -> list[Check]:
-    """Every kind that the dataset has images of; no suspect labels where the language space is out of its depth."""
+    """Every kind of which the dataset has images; no suspect labels if the language space does not suit the dataset."""
     label, split = m.observed.label, m.observed.split
     repeated, copied = np.flatnonzero(found.duplicate_of >= 0), np.flatnonzero(found.copy_dataset >= 0)
     of, sides = found.duplicate_of[repeated], np.stack([found.width, found.height])
@@ -76,7 +76,7 @@ def images_to_check(m: MeasuredDataset, found: ImageFindings, measured: list[Mea
 def _same_label(
     m: MeasuredDataset, found: ImageFindings, measured: list[MeasuredDataset], rows: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Whether the copy of each of these images has a label of the same id."""
+    """Whether the copy of each of these images has a label with the same id."""
     copies = zip(found.copy_dataset[rows].tolist(), found.copy_row[rows].tolist(), strict=True)
     others = [measured[number].observed for number, _ in copies]
     ids = [other.labels[other.label[row]].id for other, row in zip(others, found.copy_row[rows], strict=True)]
@@ -137,7 +137,7 @@ def _described(measured: list[MeasuredDataset], image: tuple[int, int]) -> str:
 
 
 def predicted_shares(m: MeasuredDataset, name: str) -> NDArray[np.float64]:
-    """(C,) share of each category's held-out images that a probe gets right; NaN for categories that are not probed."""
+    """(C,) share of each category's held-out images that a probe classifies correctly; NaN if it is not probed."""
     hits, count = m.hits[name], len(m.observed.labels)
     used = np.isfinite(hits)
     probed = np.bincount(m.observed.label[used], minlength=count)

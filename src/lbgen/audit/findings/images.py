@@ -1,4 +1,4 @@
-"""One row an image, images.parquet: what a curator, or a script, acts on."""
+"""images.parquet, with one row per image, for a curator or a script."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +15,19 @@ from lbgen.metrics.copies import originals, picture_hashes
 from lbgen.metrics.near_duplicates import GRID
 from lbgen.runs import atomic
 
-# Set by photographs and emoji: python benchmarks/audit/image_flags.py, benchmarks/RESULTS.md.
+# Thresholds chosen on photographs and emoji: python benchmarks/audit/image_flags.py, benchmarks/RESULTS.md.
 TINY = 64
-"""Pixels of the shorter side below which an image is tiny."""
+"""Length of the shorter side, in pixels, below which an image is tiny."""
 DARK = 0.1
-"""Mean brightness, of 1, below which an image is dark."""
+"""Mean brightness, in [0, 1], below which an image is dark."""
 BLURRED = 0.3
-"""Sharpness, of 1, below which an image is blurred."""
+"""Sharpness, in [0, 1], below which an image is blurred."""
 ODD_ASPECT = 3.0
-"""How many times longer the longer side is, from which on the aspect is odd."""
+"""Ratio of the longer to the shorter side from which the aspect is odd."""
 WRITTEN_AT_ONCE = 2**16
-"""Images whose rows are written at a time: as Python's objects a million would take a GB."""
+"""Number of images whose rows are written at a time; a million rows of Python objects would take a gigabyte."""
 NONE = -1
-"""Row number where there is no image."""
+"""Row number for "no image"."""
 
 TEXT, REAL, FLAG, WHOLE = pa.string(), pa.float64(), pa.bool_(), pa.int64()
 SCHEMA = pa.schema(
@@ -39,12 +39,12 @@ SCHEMA = pa.schema(
     + [("copy_in_dataset", TEXT), ("copy_in_key", TEXT), ("copy_in_category", TEXT), ("copy_in_split", TEXT)]
     + [(f"told_by_{name}", FLAG) for name in PROBES]
 )
-"""Columns of images.parquet; docs/audit.md describes them. A broken file has a key and the cause alone."""
+"""Columns of images.parquet; docs/audit.md describes them. A broken file has only a key and the cause."""
 
 
 @dataclass(frozen=True)
 class ImageFindings:
-    """Of the N images of a dataset, (N,) each."""
+    """Findings about the N images of a dataset; all arrays are (N,)."""
 
     width: NDArray[np.int64]
     height: NDArray[np.int64]
@@ -56,11 +56,11 @@ class ImageFindings:
     odd_aspect: NDArray[np.bool_]
     suspect_label: NDArray[np.bool_]
     duplicate_of: NDArray[np.int64]
-    """The image of the dataset of which it is a near-duplicate, NONE for all others."""
+    """Row of the image in the dataset of which it is a near-duplicate; NONE for all others."""
     copy_dataset: NDArray[np.int64]
-    """The first other dataset that holds a near-duplicate of it, NONE where none does."""
+    """Number of the first other dataset that holds a near-duplicate of it; NONE if there is none."""
     copy_row: NDArray[np.int64]
-    """The image there."""
+    """Row of the near-duplicate in that dataset."""
 
     @property
     def aspect(self) -> NDArray[np.float64]:
@@ -95,7 +95,7 @@ def _findings(m: MeasuredDataset, copy_dataset: NDArray[np.int64], copy_row: NDA
 def copies_across(measured: list[MeasuredDataset]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """For each dataset (N,) number of the first other dataset with a near-duplicate of the image, and its row there.
 
-    Every image of a group of near-duplicates has the copy of its original. NONE where there is none.
+    All images of a group of near-duplicates get the copy of their original. NONE if there is none.
     """
     found = [(np.full(len(m.observed.label), NONE), np.full(len(m.observed.label), NONE)) for m in measured]
     if len(measured) < 2:
@@ -134,7 +134,7 @@ def copies_across(measured: list[MeasuredDataset]) -> list[tuple[NDArray[np.int6
 
 
 def write_images(measured: list[MeasuredDataset], findings: list[ImageFindings], path: Path) -> None:
-    """The images of each dataset, then its broken files."""
+    """Write the images of each dataset, followed by its broken files."""
     with (
         atomic.replacing(path) as temporary,
         temporary.open("wb") as stream,
@@ -149,7 +149,7 @@ def write_images(measured: list[MeasuredDataset], findings: list[ImageFindings],
 
 
 def _columns(m: MeasuredDataset, found: ImageFindings, measured: list[MeasuredDataset], rows: slice) -> dict[str, Any]:
-    """Name -> the values of these images."""
+    """Name of a column -> its values for these images."""
     observed, ids = m.observed, [label.id for label in m.observed.labels]
     names, own = [label.name for label in observed.labels], found.duplicate_of[rows].tolist()
     copies = list(zip(found.copy_dataset[rows].tolist(), found.copy_row[rows].tolist(), strict=True))
@@ -177,7 +177,7 @@ def _columns(m: MeasuredDataset, found: ImageFindings, measured: list[MeasuredDa
 
 
 def _places(prefix: str, images: list[tuple[MeasuredDataset, int] | None]) -> dict[str, list[str | None]]:
-    """The columns that say which image each other image is."""
+    """The columns that identify the other image of each row."""
     seen = [image and (image[0].observed, image[1]) for image in images]
     key = prefix if prefix == "duplicate_of" else f"{prefix}_key"
     return {

@@ -1,4 +1,4 @@
-"""The pictures of the page: which ones, and their thumbnails in one pass over every dataset."""
+"""The pictures of the page: their selection, and their thumbnails from one pass over every dataset."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -11,9 +11,9 @@ from lbgen.datasets.records import DatasetReader
 from lbgen.report.thumbnails import thumbnail_uris
 
 SAMPLES, MOST_SAMPLES = 4, 5000
-"""Images per category, and the largest number of them on a page; pages with many categories show fewer."""
+"""Images per category, and the largest number of images on a page; pages with many categories show fewer."""
 LARGE, SMALL, MANY = 96, 56, 1500
-"""Pixels of a thumbnail, the smaller size for pages with more than MANY."""
+"""Sides of a thumbnail in pixels; the smaller one is for pages with more than MANY images."""
 
 
 class Shown(NamedTuple):
@@ -30,12 +30,12 @@ class Gallery:
         self.groups: list[list[Shown]] = []
 
     def add(self, images: Iterable[tuple[int, int]]) -> int:
-        """The number of the new group."""
+        """Add a group, and return its number."""
         self.groups.append([Shown(*image) for image in images])
         return len(self.groups) - 1
 
     def uris(self, measured: list[MeasuredDataset], readers: Sequence[DatasetReader]) -> list[list[str]]:
-        """For each group the data URIs of its images, without those that can no longer be read."""
+        """For each group the data URIs of its images, without images that can no longer be read."""
         side = LARGE if sum(map(len, self.groups)) <= MANY else SMALL
         found: dict[Shown, str] = {}
         for number, (m, reader) in enumerate(zip(measured, readers, strict=True)):
@@ -47,7 +47,7 @@ class Gallery:
 
 
 def samples(measured: list[MeasuredDataset], gallery: Gallery) -> list[range]:
-    """Add the first images of every category; the numbers of each dataset's groups, one a category."""
+    """Add the first images of every category; returns the group numbers of each dataset, one per category."""
     total = sum(len(m.observed.labels) for m in measured)
     each = max(1, min(SAMPLES, MOST_SAMPLES // total))
     numbers = []

@@ -16,8 +16,8 @@ FALSE_DISCOVERIES = 0.05
 def differences(measured: list[MeasuredDataset]) -> dict[str, dict[str, dict[str, Any]]]:
     """Dataset -> figure -> test of its difference from the first dataset.
 
-    q is adjusted over the figures of one kind, probes or content, of all datasets. A probe's difference is significant
-    only where all probes together differ.
+    q is adjusted over all figures of one kind (probes or content) of all datasets. A probe's difference is significant
+    only if the test of all probes together is.
     """
     first = measured[0]
     result: dict[str, dict[str, dict[str, Any]]] = {m.observed.name: {} for m in measured[1:]}
@@ -53,9 +53,9 @@ def _together(p_values: list[float]) -> dict[str, Any]:
 
 
 def probe_tests(m: MeasuredDataset) -> dict[str, dict[str, Any]]:
-    """Probe that does not see the object -> test of its association with the category; q is adjusted over them.
+    """Probe that does not see the object -> test of its association with the category; q is adjusted over these probes.
 
-    Significant only where all of them together are.
+    A probe is significant only if the test of all of them together is.
     """
     if not m.explained:
         return {}

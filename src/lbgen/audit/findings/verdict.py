@@ -1,4 +1,4 @@
-"""The audit in words: headline, verdict of each dataset, warnings, and what to do next."""
+"""The audit in words: headline, verdict of each dataset, warnings, and the next step."""
 
 import math
 from typing import Any
@@ -20,17 +20,17 @@ CUES = {
     "patch_shuffle_outside": "the texture around the object",
     "file_facts": "the size and format of the files",
 }
-"""Probe -> what it sees, as the subject of a sentence."""
+"""Probe -> its input, as the subject of a sentence."""
 PLURAL = ("color_histogram", "color_histogram_outside", "file_facts")
 """Probes whose subject is plural."""
 NAMES_LISTED, GROUPS_NAMED = 6, 3
-"""Names in a note, and groups of names with a note of their own."""
+"""Most names in a note, and most groups of names with their own note."""
 NEAR_CHANCE = 0.1
 """Label agreement is near chance below this share of the way from chance to 1."""
 BY_SHAPE = 0.2
-"""Cramér's V up to which the measured position follows from the objects' shapes, which are not symmetric."""
+"""Cramér's V up to which the objects' asymmetric shapes can explain the measured position."""
 MANY_BROKEN = 0.01
-"""Share of the files from which on repairing them comes first."""
+"""Share of broken files from which repairing them is the first step."""
 
 TITLES = {definition.key: definition for definition in DEFINITIONS}
 
@@ -50,7 +50,7 @@ def chance_text(m: MeasuredDataset) -> str:
 
 
 def headline(measured: list[MeasuredDataset]) -> str:
-    """The most important significant finding: of one dataset its verdict, of several how one differs from the first."""
+    """The most important significant finding: a single dataset's verdict, or a difference from the first dataset."""
     first, *others = measured
     if not any(m.explained for m in measured):
         return "Too few images per category to find shortcuts"
@@ -75,13 +75,13 @@ def headline(measured: list[MeasuredDataset]) -> str:
 
 
 def _importance(first: MeasuredDataset, m: MeasuredDataset, key: str) -> tuple[bool, float]:
-    """Of a difference: cues that do not see the object come first."""
+    """Sort key of a difference: cues that do not see the object come first."""
     apart = abs(m.figures[key].value - first.figures[key].value)
     return key.removeprefix("probes.") in CHANCE_FLOOR, apart if math.isfinite(apart) else 0.0
 
 
 def _apart(first: MeasuredDataset, m: MeasuredDataset, key: str, more: int) -> str:
-    """That a probe differs between the first dataset and another one, the higher one named first."""
+    """A sentence on a probe that differs between the first dataset and another; the higher dataset is named first."""
     name = key.removeprefix("probes.")
     high, low = sorted((first, m), key=lambda each: -each.figures[key].value)
     is_floor = name in CHANCE_FLOOR
@@ -100,14 +100,14 @@ def _predicts(name: str) -> str:
 
 
 def shortcut_cues(m: MeasuredDataset) -> list[str]:
-    """The probes with a significant association, the most accurate first."""
+    """The probes with a significant association, most accurate first."""
     tests = probe_tests(m)
     found = [name for name in CHANCE_FLOOR if tests and tests[name]["significant"]]
     return sorted(found, key=lambda name: -m.figures[f"probes.{name}"].value)
 
 
 def linked_attributes(m: MeasuredDataset) -> list[AttributeFigures]:
-    """The attributes with a significant association that can be trusted, the strongest first."""
+    """The attributes with a significant and trustworthy association, strongest first."""
     trusted = [a for a in m.attributes if a.reading.name in MEASURED or not language_warning(m)]
     found = [a for a in trusted if a.q_value < FALSE_DISCOVERIES and not _follows_from_shape(a)]
     return sorted(found, key=lambda a: -a.association.cramers_v.value)
@@ -122,7 +122,7 @@ def _above_chance(m: MeasuredDataset, name: str) -> float:
 
 
 def verdict(m: MeasuredDataset) -> str:
-    """What is found in one dataset, in a sentence."""
+    """A sentence on the findings in one dataset."""
     name, tests, cues, attributes = m.observed.name, probe_tests(m), shortcut_cues(m), linked_attributes(m)
     if not tests:
         return f"Too few images per category to find shortcuts in {name}"
@@ -141,7 +141,7 @@ def verdict(m: MeasuredDataset) -> str:
 
 
 def _also_linked(cues: list[str], attributes: list[AttributeFigures]) -> str:
-    """How many more cues, and the strongest attribute."""
+    """The number of further cues, and the strongest attribute."""
     found = [f"{len(cues)} more {'cue' if len(cues) == 1 else 'cues'}"] if cues else []
     found += [_with_strength(attributes[0])] if attributes else []
     if not found:
@@ -157,7 +157,7 @@ def _with_strength(a: AttributeFigures) -> str:
 
 
 def next_step(measured: list[MeasuredDataset]) -> str:
-    """What to do first: that without which other figures mislead, else that which changes the data most."""
+    """The first step: repair what makes other figures misleading, otherwise make the change with the most effect."""
     for step in (_of_language, _of_broken, _of_leaks, _of_shortcuts, _of_attributes, _of_labels):
         for m in measured:
             if found := step(m):
@@ -229,7 +229,7 @@ def masks_given(m: MeasuredDataset) -> bool:
 
 
 def language_warning(m: MeasuredDataset) -> str:
-    """That the language space is out of its depth; empty where it is not."""
+    """Warning that the language space does not suit the dataset; empty if it does."""
     categories, agreement = len(m.observed.labels), m.figures["label_agreement"]
     chance, unknown = 1 / categories, len(m.names.unknown)
     if 2 * unknown >= categories:
@@ -247,13 +247,13 @@ def language_warning(m: MeasuredDataset) -> str:
 
 
 def notes(m: MeasuredDataset) -> list[str]:
-    """What must be known to read the dataset's figures, a sentence each."""
+    """Notes needed to interpret the dataset's figures, one sentence each."""
     warning = language_warning(m)
     return [*sample_notes(m), *name_notes(m), *([warning] if warning else []), *probe_notes(m)]
 
 
 def sample_notes(m: MeasuredDataset) -> list[str]:
-    """Which figures hold for all images, where only a sample of them was measured."""
+    """If only a sample was measured: which figures hold for all images."""
     if m.observed.sample is None:
         return []
     return [
@@ -264,7 +264,7 @@ def sample_notes(m: MeasuredDataset) -> list[str]:
 
 
 def probe_notes(m: MeasuredDataset) -> list[str]:
-    """The verdict of all probes together, and those cues that the categories share more evenly than by chance."""
+    """The verdict of all probes together, and the cues that are more balanced over the categories than by chance."""
     tests = probe_tests(m)
     if not tests:
         return []
@@ -280,7 +280,7 @@ def probe_notes(m: MeasuredDataset) -> list[str]:
 
 
 def _balance_notes(tests: dict[str, dict[str, Any]]) -> list[str]:
-    """On cues that were balanced over the categories: those that the probes leave out, and those that they do not."""
+    """Notes on cues that were balanced over the categories: removed before the probes, or not."""
     limit = FALSE_DISCOVERIES / 2 / len(tests)
     left_out = [name for name, test in tests.items() if test["balanced_directions"]]
     even = [n for n, test in tests.items() if test["p_more_even_than_chance"] < limit and n not in left_out]
@@ -303,9 +303,9 @@ def _subjects(names: list[str]) -> str:
 
 
 def name_notes(m: MeasuredDataset) -> list[str]:
-    """On names that the model does not know or cannot tell apart."""
+    """Notes on names that the model does not know or cannot tell apart."""
     labels, found = m.observed.labels, []
-    if 0 < len(m.names.unknown) < len(labels):  # the warning says where it knows none
+    if 0 < len(m.names.unknown) < len(labels):  # if it knows none, the warning says so
         found.append(f"The model does not know {_listed([labels[c].name for c in m.names.unknown])}")
     for group in m.names.coinciding[:GROUPS_NAMED]:
         found.append(f"To the model, these names are one text: {_listed([labels[c].name for c in group])}")

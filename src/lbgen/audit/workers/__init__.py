@@ -1,5 +1,5 @@
-"""Who observes the images of an audit: this process, several processes of this machine, or actors of Ray.
+"""Workers that observe the images of an audit: this process, several local processes, or Ray actors.
 
-One process reads the files, says which images are new, and writes the cache. Workers decode images and run the model.
-They get the batches that one worker would have, so the rows are the same however many there are.
+One process reads the files, finds new images, and writes the cache. Workers decode images and run the model. Batches do
+not depend on the number of workers, so the rows are always the same.
 """

@@ -1,4 +1,4 @@
-"""What is computed of an image: the columns of the cache, and a worker's part of a batch."""
+"""Observing images: the columns of the cache, and a worker's part of a batch."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,28 +19,28 @@ from lbgen.models.semantics import SemanticSpace
 
 LABEL_TEMPLATE = "photo of {name}"
 DIGEST = 32
-"""Bytes of a cache key, a sha256."""
+"""Length of a cache key in bytes, a SHA-256."""
 
 
 class NewImage(NamedTuple):
-    """An image that is not in the cache, as a worker gets it."""
+    """An image that is not in the cache, in the form that a worker gets."""
 
     key: bytes
-    """Of the cache: sha256 of the file, the mask and the category's name, by which the object is located."""
+    """Key of the cache: SHA-256 of the file, the mask and the category's name, which is used to locate the object."""
     digest: bytes
-    """sha256 of the file."""
+    """SHA-256 of the file."""
     content: bytes
     mask: bytes | None
     name: str
-    """Of its category."""
+    """Name of its category."""
 
 
 @dataclass(frozen=True)
 class SeenBatch:
-    """What a worker found in the new images of a batch."""
+    """A worker's results for the new images of a batch."""
 
     keys: list[bytes]
-    """(B,) of those that can be used."""
+    """(B,) keys of the usable images."""
     columns: dict[str, NDArray]
     """Name -> (B, ...), the columns of the cache."""
     faults: dict[bytes, str]
@@ -82,7 +82,7 @@ class Observer:
         """All columns of a batch of B images.  names: of their categories; seeds: of their patch shuffles."""
         canvas = torch.stack([image.canvas for image in images]).float() / 255  # (B, 3, S, S)
 
-        # Hide the object; what is shown around it, and the shuffled patches, are views of their own.
+        # Hide the object; the image around it, and the shuffled patches, are separate views.
         hidden = self.hidden(images, canvas, names)  # (B, S, S)
         objects = torch.stack([hidden[i] if image.mask is None else image.mask for i, image in enumerate(images)])
         surroundings, embed = views.outside(canvas, hidden), self.space.embed_images
@@ -135,7 +135,7 @@ def canvas_side(space: SemanticSpace) -> int:
 
 
 def observe_batch(observer: Observer, images: Sequence[NewImage], decoders: ThreadPoolExecutor) -> SeenBatch:
-    """Decode new images, which have different keys, and compute the columns of those that can be used."""
+    """Decode new images, which have distinct keys, and compute the columns of the usable ones."""
     decoded = decoders.map(lambda image: views.decode(image.content, image.mask, observer.side), images)
     found = list(zip(images, decoded, strict=True))
     faults = {image.key: fault for image, fault in found if isinstance(fault, str)}

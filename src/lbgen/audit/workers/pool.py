@@ -1,4 +1,4 @@
-"""The workers of an audit, by what runs them."""
+"""Running the workers of an audit: in this process, in local processes, or by Ray."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from lbgen.runs.processes.ray import LOST, actors_to_start, import_ray, join_clu
 from lbgen.runs.processes.spawned import begin, starting
 
 BATCHES_AHEAD = 2
-"""Batches that each worker has or will get next."""
+"""Number of batches that each worker has or will get next."""
 MOST_FAILURES = 3
-"""Of one actor of Ray, which is then not started again."""
+"""Number of deaths after which a Ray actor is not started again."""
 DECODERS = 8
-"""Threads that decode, at most."""
+"""Most threads that decode images."""
 MEMORY = "if memory ran out, give fewer --workers or a smaller --batch-size; nothing is lost, start again"
 
 
 class Workers(NamedTuple):
-    """What observes batches of new images."""
+    """Workers that observe batches of new images."""
 
     submit: Callable[[Sequence[NewImage]], Future[SeenBatch]]
     ahead: int
@@ -42,18 +42,18 @@ class Workers(NamedTuple):
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker in another process has to know."""
+    """The settings of a worker in another process."""
 
     semantics: str
     threads: int
-    """Of torch on a CPU; sums depend on it in their last bits."""
+    """Number of torch's threads on a CPU; the last bits of sums depend on it."""
     decoders: int
-    """Threads that decode images."""
+    """Number of threads that decode images."""
 
 
 @contextmanager
 def workers_of(config: AuditConfig, observer: Observer) -> Iterator[Workers]:
-    """The workers that a configuration asks for.  observer: of this process."""
+    """The configured workers.  observer: of this process."""
     known_here_alone = config.semantics in extensions.REGISTERED["semantics"]
     count = config.workers or (1 if known_here_alone else max(1, torch.cuda.device_count()))
     if config.engine == "local" and count == 1:
@@ -67,7 +67,7 @@ def workers_of(config: AuditConfig, observer: Observer) -> Iterator[Workers]:
 
 
 def with_absolute_path(semantics: str) -> str:
-    """The same language space for workers that run in other folders."""
+    """The language space with an absolute path, for workers in other working folders."""
     place = semantics_location(semantics)
     is_path = semantics not in SEMANTICS and os.path.exists(place)
     return semantics.removesuffix(place) + os.path.abspath(place) if is_path else semantics
@@ -77,7 +77,7 @@ def with_absolute_path(semantics: str) -> str:
 
 
 def this_process(observer: Observer) -> Workers:
-    """Batches are observed when they are submitted."""
+    """A worker in this process, which observes a batch when it is submitted."""
     decoders = ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1))
 
     def submit(images: Sequence[NewImage]) -> Future[SeenBatch]:
@@ -112,7 +112,7 @@ class InWorker:
 
 
 _worker: InWorker
-"""Of this process, where it is a worker."""
+"""The models of this process, if it is a worker."""
 
 
 def _begin(settings: WorkerSettings, started: Any) -> None:
@@ -130,7 +130,7 @@ def _observe(images: Sequence[NewImage]) -> SeenBatch:
 
 @contextmanager
 def processes(settings: WorkerSettings, count: int) -> Iterator[Workers]:
-    """Up to `count` processes, each with its own model, on the GPUs in turn; no more than there are batches."""
+    """Up to `count` processes, but no more than batches, each with its own model, on the GPUs in turn."""
     spawn = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(count, spawn, _begin, (settings, spawn.Value("q", 0)))
@@ -156,9 +156,9 @@ def processes(settings: WorkerSettings, count: int) -> Iterator[Workers]:
 
 @contextmanager
 def ray_actors(settings: WorkerSettings, count: int | None, address: str | None) -> Iterator[Workers]:
-    """Actors of Ray, on the GPUs of the cluster, or on its CPU slots if it has none; no more than there are batches.
+    """Ray actors on the GPUs of the cluster, or on its CPU slots if it has no GPU; no more than batches.
 
-    Ray itself starts an actor again that died, and gives it its batches again.
+    Ray itself restarts an actor that died, and submits its batches again.
     """
     ray = import_ray()
     join_cluster(ray, address, count)
@@ -174,7 +174,7 @@ def ray_actors(settings: WorkerSettings, count: int | None, address: str | None)
             if not images:
                 return done(NOTHING)
             if len(actors) < size:
-                actors.append(kind.remote(settings, 0))  # Ray shows an actor its own GPU alone
+                actors.append(kind.remote(settings, 0))  # an actor sees only its own GPU
             actor = actors[turn % len(actors)]
             turn += 1
             return actor.observe.remote(list(images)).future()

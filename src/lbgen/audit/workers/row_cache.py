@@ -1,4 +1,4 @@
-"""What workers have observed: a file of rows of one size, found by their keys, which survives a kill."""
+"""The cache of observations: a file of fixed-size rows, found by their keys, which survives an interruption."""
 
 import hashlib
 from pathlib import Path
@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 from lbgen.audit.workers.observer import DIGEST
 
 ROWS_AT_ONCE = 4096
-"""Rows of the cache that are read at a time."""
+"""Number of rows of the cache that are read at a time."""
 
 
 class RowCache:
     """Rows of a fixed dtype, found by their keys; one writer at a time (run.py holds the lock).
 
-    A row that was written in part, by a run that was killed, is dropped when the file is opened again.
+    A partly written row of a killed run is dropped when the file is opened again.
     """
 
     def __init__(self, folder: Path, identity: str, fields: list[tuple[str, Any, tuple[int, ...]]]) -> None:
-        """identity: everything besides the key that the rows depend on; another identity is another file."""
+        """identity: everything, besides the key, that determines a row; each identity has its own file."""
         self.dtype = np.dtype([("key", np.uint8, (DIGEST,)), *fields])
         name = hashlib.sha256(f"{identity}\n{self.dtype.descr}".encode()).hexdigest()[:16]
         self.path = folder / f"seen-{name}.rows"
@@ -50,7 +50,7 @@ class RowCache:
     def read(self, name: str, rows: NDArray[np.int64]) -> NDArray:
         """One column of these rows, (len(rows), ...).
 
-        Each part is read through its own memory map: the pages of a map that stays open count as this process's memory.
+        Each part is read through its own memory map, because pages of an open map count as this process's memory.
         """
         found = np.empty((len(rows), *self.dtype[name].shape), self.dtype[name].base)
         for start in range(0, len(rows), ROWS_AT_ONCE):

@@ -1,1 +1,1 @@
-"""How a reader gets at the files of its dataset, on this machine or on object storage."""
+"""Access to the files of a dataset, on this machine or on object storage."""

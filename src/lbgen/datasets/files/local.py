@@ -1,4 +1,4 @@
-"""The files of a dataset in a folder: the interface of all places where a dataset can lie."""
+"""The files of a dataset in a local folder; the class is also the interface for other storage."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -8,38 +8,38 @@ from pathlib import Path
 from lbgen.runs import atomic
 
 LARGEST_FILE = 2**30
-"""Bytes of an image file, or of a part of a shard, that is read at once."""
+"""Largest image file, or part of a shard, that is read in one piece, in bytes."""
 
 Span = tuple[Path, int, int]
-"""A file, the first byte and the number of bytes of a part of it."""
+"""A part of a file: path, first byte and number of bytes."""
 
 
 class LocalFiles:
-    """Raises OSError, or ValueError, for what cannot be read, and Unreachable for storage that does not answer."""
+    """Reads files; raises OSError or ValueError for unreadable ones, and Unreachable if the storage does not answer."""
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Around what raises UserErrors that name files."""
+        """Context for code that raises UserErrors with file names; remote storage replaces them by addresses."""
         yield
 
     def read(self, path: Path) -> bytes:
-        """A whole image file."""
+        """The content of a whole image file."""
         return atomic.read_bounded(path, LARGEST_FILE)
 
     def read_span(self, path: Path, start: int, size: int) -> bytes:
-        """A part of a shard; shorter where the file ends before."""
+        """A part of a shard; shorter if the file ends earlier."""
         with path.open("rb", buffering=0) as stream:
             return os.pread(stream.fileno(), size, start)
 
     def prefetch(self, spans: Iterable[Span]) -> None:
-        """Get ready what will be read next, all at once where the storage is far."""
+        """Prepare the parts that will be read next; remote storage fetches them together."""
 
     @contextmanager
     def whole(self, path: Path) -> Iterator[Path]:
-        """A file of this machine with the content of a shard, valid within the context."""
+        """A local file with the content of a shard, valid within the context."""
         yield path
 
     @contextmanager
     def row_group(self, path: Path, group: int) -> Iterator[Path]:
-        """The same, of which only the footer and this row group of a Parquet file have to be there."""
+        """A local Parquet file, valid within the context, with at least the footer and this row group of a shard."""
         yield path

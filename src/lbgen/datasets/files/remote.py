@@ -1,8 +1,8 @@
 """The files of a dataset on object storage (S3, Google, Azure, the Hugging Face Hub), read through fsspec when needed.
 
-A folder of this machine stands for the dataset: it has every file under its name and with its size, but without
-content, so that it takes no room. The readers list it as any other folder, and the few files that describe a dataset
-are there whole. Images are read in ranges of their shards; a shard is here as a whole only while it is indexed.
+A local folder represents the dataset: it has every file with its name and size, but as a sparse file without content,
+so that it takes no disk space. The readers list it like any other folder; the few files that describe a dataset are
+complete. Images are read as byte ranges of their shards; a shard is local as a whole only while it is indexed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from lbgen.runs import atomic
 from lbgen.runs.remote import WHOLE_UPLOADS, Unreachable, private_folder, reading
 
 DESCRIPTIONS = ("labels.json", "_info.json", "metadata.csv", "metadata.jsonl")
-"""Files that say what a dataset holds, in its folder or in the folders inside it."""
+"""Files that describe a dataset, in its folder or in the folders inside it."""
 MOST_AHEAD = 2**28
-"""Bytes of images that a process reads ahead, for one batch."""
+"""Most bytes of images that a process reads ahead, for one batch."""
 
 
 class Address(PosixPath):
-    """A folder or file on object storage. It is spelled protocol://..., and no operation of this machine finds it."""
+    """A folder or file on object storage, written protocol://...; local file operations do not find it."""
 
     def __str__(self) -> str:
         return super().__str__().replace(":/", "://", 1)
@@ -40,7 +40,7 @@ class Address(PosixPath):
 
 class RemoteFiles(LocalFiles):
     def __init__(self, address: Address) -> None:
-        """List the dataset. Raises UserError where there is none, or where the storage does not answer."""
+        """List the dataset. Raises UserError if there is none, or if the storage does not answer."""
         self.address = address
         self._opened: tuple[int, Any, str] | None = None
         self._ahead: dict[Span, bytes | BaseException] = {}
@@ -48,7 +48,7 @@ class RemoteFiles(LocalFiles):
         made = Path(tempfile.mkdtemp(prefix="reading-", dir=private_folder()))
         weakref.finalize(self, _remove, made, os.getpid())
         self.folder, self.parts = made / "dataset" / address.name, made / "parts"
-        """What stands for the dataset here, and the folder of the row groups that are being read."""
+        """The local folder that represents the dataset, and the folder of the row groups being read."""
         self.parts.mkdir()
         with self.errors():
             self._list()
@@ -57,7 +57,7 @@ class RemoteFiles(LocalFiles):
         return self.__dict__ | {"_opened": None, "_ahead": {}}
 
     def _system(self) -> tuple[Any, str]:
-        """This process's own fsspec file system, since a fork cannot use it, and the dataset's path in it."""
+        """The fsspec file system of this process (a fork cannot use its parent's) and the dataset's path in it."""
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = (os.getpid(), *file_system(self.address))
         return self._opened[1:]
@@ -82,7 +82,7 @@ class RemoteFiles(LocalFiles):
             ) from error
 
     def _place(self, sizes: dict[str, int], root: str) -> None:
-        """Make the files that stand for those of these names and sizes."""
+        """Create sparse files with these names and sizes."""
         for name, size in sizes.items():
             place = name.removeprefix(f"{root}/")
             atomic.ensure_relative(str(self.address), place)
@@ -124,7 +124,7 @@ class RemoteFiles(LocalFiles):
         return bytes(found)
 
     def prefetch(self, spans: Iterable[Span]) -> None:
-        """In parallel where the file system can."""
+        """Fetch the parts, in parallel if the file system supports it."""
         wanted, size = [], 0
         for span in dict.fromkeys(spans):
             size += span[2]
@@ -192,7 +192,7 @@ def file_system(address: Address) -> tuple[Any, str]:
 
 
 def write_sparse(path: Path, size: int, parts: dict[int, bytes]) -> None:
-    """Give a file this size and these parts, by their first byte; what lies between them takes no room."""
+    """Write a sparse file of this size with these parts (first byte -> content); the rest takes no disk space."""
     with path.open("wb") as stream:
         for start, content in parts.items():
             stream.seek(start)
@@ -201,17 +201,17 @@ def write_sparse(path: Path, size: int, parts: dict[int, bytes]) -> None:
 
 
 def footer_of(path: Path, size: int) -> dict[int, bytes]:
-    """Where the footer of a Parquet file begins, and the footer; nothing for other files."""
+    """First byte -> content of the footer of a Parquet file; empty for other files."""
     if path.suffix != ".parquet" or path.stat().st_size != size or size < 8:
         return {}
     with path.open("rb") as stream:
-        stream.seek(size - 8)  # the footer's length and a mark
+        stream.seek(size - 8)  # the footer's length and the magic bytes
         start = max(0, size - 8 - int.from_bytes(stream.read(4), "little"))
         stream.seek(start)
         return {start: stream.read()}
 
 
 def _remove(folder: Path, process: int) -> None:
-    """Called at the end of a process and of those forked from it, of which only the first removes it."""
+    """Remove the folder at exit. Forked processes call this too, but only the process that made it removes it."""
     if os.getpid() == process:
         atomic.remove_tree(folder)

@@ -1,4 +1,4 @@
-"""Single rows of a table, which a Parquet file gives in whole row groups only: those read last are kept."""
+"""Reading single rows of a table. Parquet gives only whole row groups, so those read last are cached."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -8,22 +8,22 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 MOST_BYTES = 2**30
-"""Of one row group in memory."""
+"""Most bytes of one row group in memory."""
 KEPT_BYTES = 2**28
-"""Of all row groups that are kept, besides the last."""
+"""Most bytes of all cached row groups besides the last."""
 
 
 class Block(NamedTuple):
     cells: Sequence[pa.Scalar]
     size: int
-    """In bytes of memory; 0 where they are mapped from the file."""
+    """Bytes in memory; 0 if they are mapped from the file."""
 
 
 class BlockCache:
-    """The image columns of the row groups, or batches of Arrow, that were read last."""
+    """Caches the image columns of the row groups (of Parquet) or batches (of Arrow) that were read last."""
 
     def __init__(self, batches: Callable[[Path, int], Iterator[pa.RecordBatch]]) -> None:
-        """batches: of a file and the number of a block, its rows in parts of one column."""
+        """batches: gives the rows of a block in parts of one column, from the file and the block's number."""
         self.batches = batches
         self.kept: OrderedDict[tuple[Path, int], Block] = OrderedDict()
 
@@ -50,6 +50,6 @@ class BlockCache:
 
 
 def file_in(cell: pa.Scalar) -> tuple[bytes | None, str | None]:
-    """Content and path in an image's cell."""
+    """Content and path stored in an image's cell."""
     value: Any = cell.as_py()
     return (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)

@@ -4,7 +4,7 @@ Written: data/SPLIT-00000.parquet with an Image and a ClassLabel column, and wit
 `objects`: {"bbox": [[x, y, width, height], ...], "categories": [label, ...]}, which the Hub's viewer draws.
 Read: *.parquet or <any>/*.parquet, or the .arrow files that `save_to_disk` writes. Columns:
 image   struct<bytes, path> or binary; the column called `image`, else the only one that holds images
-label   an integer or a text; the column that is named, else the one called `label`, else the only ClassLabel
+label   an integer or a text; the column of --label-column, else the one called `label`, else the only ClassLabel
 mask    like image, non-zero on the object; the column called `mask`, if there is one
 """
 
@@ -38,7 +38,7 @@ from lbgen.errors import UserError
 from lbgen.runs.parsing import Name, Text, checked, parse_json, read_json
 
 ROWS_AT_ONCE = 100
-"""Images in memory at a time when a file is written; the size of a row group, which readers that stream hold."""
+"""Images per row group. A file is written, and by streaming readers read, one row group at a time in memory."""
 FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 COLUMNS = [("image", FILE), ("label", pa.int64())]
 OBJECTS = pa.struct([("bbox", pa.list_(pa.list_(pa.int64()))), ("categories", pa.list_(pa.int64()))])
@@ -52,7 +52,7 @@ class StoredFeatures:
 
 @dataclass(frozen=True)
 class StoredMetadata:
-    """What `datasets` writes into a schema's metadata, as far as it is read."""
+    """The metadata that `datasets` writes into a schema, as far as they are read here."""
 
     info: StoredFeatures = field(default_factory=StoredFeatures)
 
@@ -107,13 +107,13 @@ class ParquetLayout(Layout):
 
 
 def objects_of(row: Row) -> dict[str, list[Any]]:
-    """The boxes of an image as `objects` holds them; of an image without one, empty lists."""
+    """The boxes of an image in the form of the column `objects`; empty lists for an image without boxes."""
     found = [each for each in row.objects if each.box is not None]
     return {"bbox": [list(each.box or ()) for each in found], "categories": [each.label for each in found]}
 
 
 def huggingface_metadata(ids: Sequence[str], localized: bool = False) -> dict[bytes, bytes]:
-    """Schema metadata that tells `datasets` what the columns are: an Image, a ClassLabel, perhaps masks and boxes."""
+    """Schema metadata with the column types for `datasets`: Image, ClassLabel and, if localized, masks and boxes."""
     label = {"names": list(ids), "_type": "ClassLabel"}
     features: dict[str, Any] = {"image": {"_type": "Image"}, "label": label}
     if localized:
@@ -127,13 +127,13 @@ def huggingface_metadata(ids: Sequence[str], localized: bool = False) -> dict[by
 
 
 class Columns(NamedTuple):
-    """The columns that are read."""
+    """Names of the columns that are read."""
 
     image: str
     label: str
     mask: str | None
     names: list[str]
-    """Of the ClassLabel, from the schema's metadata; empty where the labels are names themselves."""
+    """Class names of the ClassLabel, from the schema's metadata; empty if the labels are names themselves."""
 
 
 class TableReader(ShardReader):
@@ -181,7 +181,7 @@ class TableReader(ShardReader):
             masks = batch[columns.mask] if columns.mask else pa.nulls(batch.num_rows)
             for image, label, mask in zip(batch[columns.image], batch[columns.label].to_pylist(), masks, strict=True):
                 (content, path), (mask_content, _) = file_in(image), file_in(mask)
-                # The number, because paths may repeat.
+                # The key has the row's number, because paths may repeat.
                 key = valid_text(f"{place}/{row}/{path}" if path else f"{place}/{row}")
                 row += 1
                 location = next(places, None)
@@ -198,7 +198,7 @@ class TableReader(ShardReader):
 
     @property
     def reads_blocks(self) -> bool:  # type: ignore[override]
-        """A small dataset is kept whole."""
+        """Whether the dataset is in Parquet files that are too large to be cached as a whole."""
         sizes = (shard.stat().st_size for shard in self.shards)
         return self.shards[0].suffix == ".parquet" and sum(sizes) > KEPT_BYTES
 
@@ -220,7 +220,7 @@ class TableReader(ShardReader):
             yield from batches(part, [self._columns.image], block)
 
     def prefetch(self, locations: Iterable[ImageLocation]) -> None:
-        """Rows are read by blocks."""
+        """Does nothing, because rows are read in blocks."""
 
 
 def columns_of(shard: Path, schema: pa.Schema, label_column: str | None = None) -> Columns:
@@ -236,7 +236,7 @@ def columns_of(shard: Path, schema: pa.Schema, label_column: str | None = None) 
 
 
 def _ensure_labels(shard: Path, schema: pa.Schema, name: str) -> None:
-    """Refuse a label column that is not there, or that holds neither whole numbers nor texts."""
+    """Refuse a label column that does not exist, or that holds neither integers nor texts."""
     if name not in schema.names:
         raise no_such_column(shard, name, schema.names)
     kind = schema.field(name).type
@@ -248,7 +248,7 @@ def _ensure_labels(shard: Path, schema: pa.Schema, name: str) -> None:
 
 
 def _features(shard: Path, schema: pa.Schema) -> dict[str, list[str]]:
-    """The names of each column's classes, where `datasets` says in the schema's metadata that it is a ClassLabel."""
+    """Name of each ClassLabel column, according to the schema's metadata of `datasets` -> its class names."""
     source, remedy = f"{shard}, its schema's metadata", "write the file again with datasets"
     content = (schema.metadata or {}).get(b"huggingface", b"{}")
     features = read_json(content, StoredMetadata, source, remedy).info.features

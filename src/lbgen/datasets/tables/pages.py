@@ -1,11 +1,11 @@
-"""How large a Parquet file becomes when it is read, by its pages: the footer of a received file may understate it.
+"""The uncompressed size of a Parquet file, from its page headers: the footer of an untrusted file may understate it.
 
-A page's header, before its data, says how many bytes it has as stored and unpacked, and the reader reserves what it
-says. Where a column's pages lie is read from the footer here too: pyarrow's `metadata.row_group(g).column(c)` ends the
-process where the statistics of a column are damaged. Headers and footer are Thrift structs in the compact protocol, of
-which a few fields are read; see PageHeader and FileMetaData in
-https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift. Like Arrow, this skips a field that
-has another type than it should, and of one that is there twice the last counts.
+The header of a page gives its compressed and uncompressed size, and the reader allocates the latter. The positions of
+the pages are also read from the footer here, because pyarrow's `metadata.row_group(g).column(c)` aborts the process if
+the statistics of a column are damaged. Headers and footer are Thrift structs in the compact protocol, of which a few
+fields are read; see PageHeader and FileMetaData in
+https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift. As in Arrow, a field of the wrong
+type is skipped, and the last one counts if a field is repeated.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import pyarrow.parquet as pq
 TRUE, FALSE, BYTE, SHORT, INT, LONG, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
 """Types of the compact protocol."""
 UNPACKED, STORED = (2, INT), (3, INT)
-"""Fields of a page's header: its size in bytes without the header."""
+"""Fields of a page's header: sizes in bytes, without the header."""
 ROW_GROUPS, COLUMNS, METADATA = (4, LIST), (1, LIST), (3, STRUCT)
-"""Fields of the footer, of a row group in it, and of a column in that."""
+"""Fields of the footer, of a row group, and of a column chunk."""
 COMPRESSED, DATA_PAGE, DICTIONARY_PAGE = (7, LONG), (9, LONG), (11, LONG)
-"""Fields of a column's metadata: the size of all pages, and where the first pages of two kinds begin."""
+"""Fields of a column's metadata: the size of all pages, and the offsets of the first data and dictionary page."""
 DEEPEST = 12
-"""Structs and lists inside each other; Parquet has eight."""
+"""Deepest nesting of structs and lists; Parquet has eight levels."""
 Field = tuple[int, int]
-"""Its number and its type."""
+"""Number and type of a field."""
 Span = tuple[int, int]
 
 
@@ -41,9 +41,9 @@ def mapped(path: Path) -> memoryview:
 
 
 def read_table(content: bytes, most: int) -> pa.Table:
-    """The table in a file; raises ValueError where it has more than `most` bytes in memory.
+    """The table in a file; raises ValueError if it takes more than `most` bytes in memory.
 
-    Without Arrow's threads, see lbgen.datasets.index.read_parquet.
+    It is read without Arrow's threads, see lbgen.datasets.index.read_parquet.
     """
     with pq.ParquetFile(BytesIO(content), pre_buffer=False) as file:
         view = memoryview(content)
@@ -51,7 +51,7 @@ def read_table(content: bytes, most: int) -> pa.Table:
         if unpacked > most:
             raise ValueError(f"it grows to {unpacked:,} bytes, more than the {most:,} that are read")
         batches, size = [], 0
-        # A value that is stored once may stand in every row, so as many rows at once as surely fit.
+        # A value that is stored once may be repeated in every row, so read only as many rows at once as surely fit.
         for batch in file.iter_batches(max(1, most // max(1, unpacked)), use_threads=False):
             batches.append(batch)
             size += batch.nbytes
@@ -64,7 +64,7 @@ def read_table(content: bytes, most: int) -> pa.Table:
 
 
 def spans_of(path: Path) -> list[list[Span]]:
-    """`column_spans` of a file, which are kept: a file is read by many row groups."""
+    """`column_spans` of a file; cached, because a file is read one row group at a time."""
     status = path.stat()
     return _spans_of(path, status.st_size, status.st_mtime_ns)
 
@@ -75,9 +75,9 @@ def _spans_of(path: Path, size: int, changed: int) -> list[list[Span]]:
 
 
 def column_spans(content: memoryview) -> list[list[Span]]:
-    """Where the pages of each column begin and end in a file, for each row group, by its footer.
+    """Where the pages of each column begin and end, for each row group, according to the footer.
 
-    Only the footer has to be there. Raises ValueError where it is damaged.
+    Only the footer has to be present. Raises ValueError if it is damaged.
     """
     start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
     if start < 0:
@@ -105,7 +105,7 @@ def _row_group(footer: Thrift) -> list[Span]:
 
 
 def _column(footer: Thrift) -> Span:
-    """From the first page of either kind, where Arrow begins; that of a column without values has no data page."""
+    """The span of a column chunk, from its first page of either kind, as Arrow reads it; there may be no data page."""
     numbers: dict[Field, int] = {}
     for field in footer.fields():
         if field == METADATA:
@@ -118,7 +118,7 @@ def _column(footer: Thrift) -> Span:
 
 
 def ensure_all(spans: list[list[Span]], file: pq.ParquetFile) -> list[list[Span]]:
-    """The spans; raises ValueError where Arrow reads another number of row groups."""
+    """The spans, unchanged; raises ValueError if Arrow reads another number of row groups."""
     if len(spans) != file.num_row_groups:
         raise ValueError("a footer with other row groups than Arrow reads")
     return spans
@@ -128,7 +128,7 @@ def ensure_all(spans: list[list[Span]], file: pq.ParquetFile) -> list[list[Span]
 
 
 def unpacked_size(content: memoryview, spans: list[Span]) -> int:
-    """Bytes of all pages of a row group without compression; raises ValueError where it is damaged."""
+    """Uncompressed bytes of all pages of a row group; raises ValueError if it is damaged."""
     try:
         return sum(sum(page_sizes(content, *span)) for span in spans)
     except LookupError:
@@ -136,7 +136,7 @@ def unpacked_size(content: memoryview, spans: list[Span]) -> int:
 
 
 def page_sizes(content: memoryview, start: int, end: int) -> Iterator[int]:
-    """The unpacked size of each page between two places of a file."""
+    """The uncompressed size of each page between two offsets in a file."""
     while start < end:
         header = Thrift(content, start)
         sizes = header.integers({UNPACKED, STORED})
@@ -150,23 +150,23 @@ def page_sizes(content: memoryview, start: int, end: int) -> Iterator[int]:
 
 
 class Thrift:
-    """Reads structs one value after the other; raises IndexError beyond the end, ValueError for what cannot be."""
+    """Reads structs sequentially; raises IndexError beyond the end, and ValueError for invalid content."""
 
     def __init__(self, content: memoryview, place: int) -> None:
         self.content, self.place, self.depth = content, place, 0
 
     def fields(self) -> Iterator[Field]:
-        """The fields of a struct. Whoever is given one reads or skips its value before the next."""
+        """The fields of a struct. The caller reads or skips the value of each before taking the next."""
         self._enter()
         number = 0
         while byte := self._byte():
-            # The number follows, or the field says how much larger it is than the last one.
+            # The field's number follows, or the header holds its difference from the previous number.
             number = number + (byte >> 4) if byte >> 4 else self.signed()
             yield number, byte & 15
         self.depth -= 1
 
     def structs(self) -> Iterator[None]:
-        """Once for each struct of a list. Whoever is given one reads it before the next."""
+        """Yields once for each struct of a list. The caller reads the struct before the next one."""
         self._enter()
         count, kind = self._list()
         if kind != STRUCT and count:
@@ -176,7 +176,7 @@ class Thrift:
         self.depth -= 1
 
     def integers(self, wanted: set[Field]) -> dict[Field, int]:
-        """A struct's fields of these numbers and types."""
+        """The values of those fields of a struct that are in `wanted`."""
         found = {}
         for field in self.fields():
             if field in wanted:
@@ -186,12 +186,12 @@ class Thrift:
         return found
 
     def signed(self) -> int:
-        """Zigzag: 0, 1, 2, 3 stand for 0, -1, 1, -2."""
+        """A zigzag integer: 0, 1, 2, 3 encode 0, -1, 1, -2."""
         number = self._varint()
         return number >> 1 ^ -(number & 1)
 
     def skip(self, kind: int) -> None:
-        """Go on after a value of this type."""
+        """Skip a value of this type."""
         if kind in (TRUE, FALSE):
             return
         if kind in (BYTE, DOUBLE):
@@ -207,10 +207,10 @@ class Thrift:
             self._enter()
             count, inner = self._list()
             for _ in range(count):
-                self.skip(BYTE if inner in (TRUE, FALSE) else inner)  # in a list they take a byte each
+                self.skip(BYTE if inner in (TRUE, FALSE) else inner)  # booleans in a list take a byte each
             self.depth -= 1
         else:
-            raise ValueError("a value of a type that Parquet does not have")  # it has no sets and no maps
+            raise ValueError("a value of a type that Parquet does not have")  # Parquet uses no sets and no maps
 
     def _enter(self) -> None:
         self.depth += 1
@@ -233,7 +233,7 @@ class Thrift:
             raise IndexError
 
     def _varint(self) -> int:
-        """A whole number, 7 bits in each byte."""
+        """An unsigned integer, 7 bits in each byte."""
         number = shift = 0
         while (byte := self._byte()) & 128:
             number |= (byte & 127) << shift

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files of anyone, read in bounded memory and checked before their content is used."""
+"""Reading untrusted Parquet and Arrow files in bounded memory; their content is checked before it is used."""
 
 import struct
 from collections.abc import Iterator
@@ -10,32 +10,32 @@ import pyarrow.parquet as pq
 from lbgen.datasets.tables.pages import ensure_all, mapped, spans_of, unpacked_size
 
 MOST_UNPACKED = 2**30
-"""Bytes by which a row group may be larger unpacked than the whole file. Images are stored compressed, so they do not
-grow when they are unpacked."""
+"""Bytes by which an uncompressed row group may exceed the size of the whole file. Image files are already compressed,
+so they do not grow when a row group is uncompressed."""
 DAMAGE = (pa.ArrowException, OSError, LookupError, ValueError, TypeError, struct.error)
-"""What reading a damaged table raises."""
+"""Exceptions raised when a damaged table is read."""
 UNREADABLE = (*DAMAGE, MemoryError)
-"""The same for a table of someone else, which may claim any size."""
+"""The same for an untrusted table, which may also declare any size."""
 
 
 def schema_of(path: Path) -> pa.Schema | None:
-    """None where the file is no such table."""
+    """The schema of a Parquet or Arrow file; None if it is not such a file."""
     try:
         if path.suffix == ".arrow":
             schema = pa.ipc.open_stream(_arrow_input(path)).schema
         else:
             with path.open("rb") as stream:
                 schema = pq.read_schema(stream)
-        str(schema.names)  # raises UnicodeDecodeError, a ValueError, for names that are not text
+        str(schema.names)  # raises UnicodeDecodeError, a ValueError, for names that are not valid UTF-8
         return schema
     except UNREADABLE:
         return None
 
 
 def batches(path: Path, columns: list[str], block: int | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a table in parts, checked: offsets of a damaged file would lead outside of its memory.
+    """The rows of a table in parts, validated, because offsets in a damaged file could point outside its memory.
 
-    block: only those of this row group of Parquet, or this batch of Arrow.
+    block: read only this row group of Parquet, or this batch of Arrow.
     """
     for batch in (_arrow_batches if path.suffix == ".arrow" else _parquet_batches)(path, columns, block):
         batch.validate(full=True)
@@ -43,7 +43,7 @@ def batches(path: Path, columns: list[str], block: int | None = None) -> Iterato
 
 
 def block_lengths(path: Path) -> list[int]:
-    """Rows of each row group of Parquet, or of each batch of Arrow."""
+    """Number of rows of each row group of Parquet, or of each batch of Arrow."""
     if path.suffix == ".arrow":
         return [batch.num_rows for batch in pa.ipc.open_stream(_arrow_input(path))]
     with path.open("rb") as stream:
@@ -52,7 +52,9 @@ def block_lengths(path: Path) -> list[int]:
 
 
 def _arrow_batches(path: Path, columns: list[str], block: int | None) -> Iterator[pa.RecordBatch]:
-    """Raises ValueError for compressed batches, which `save_to_disk` does not write: they could have any size."""
+    """The batches of an Arrow file. Raises ValueError for compressed ones: `save_to_disk` writes none, and they could
+    have any size.
+    """
     if any(map(_is_compressed, pa.ipc.MessageReader.open_stream(_arrow_input(path)))):
         raise ValueError("its batches are compressed; write it again with save_to_disk")
     for number, batch in enumerate(pa.ipc.open_stream(_arrow_input(path))):
@@ -61,9 +63,9 @@ def _arrow_batches(path: Path, columns: list[str], block: int | None) -> Iterato
 
 
 def _is_compressed(message: pa.Message) -> bool:
-    """Whether a message of a stream of Arrow says that its buffers are compressed.
+    """Whether a message of an Arrow stream declares that its buffers are compressed.
 
-    Read from the flatbuffer by the numbers of the fields in Arrow's Message.fbs, because pyarrow does not tell it.
+    This is read from the flatbuffer by the field numbers in Arrow's Message.fbs, because pyarrow does not expose it.
     """
     content = memoryview(message.metadata)
     if message.type not in ("record batch", "dictionary"):
@@ -75,7 +77,7 @@ def _is_compressed(message: pa.Message) -> bool:
 
 
 def _field(content: memoryview, table: int, number: int) -> int:
-    """Where a flatbuffer's table has its field of this number; 0 where it has none."""
+    """Offset of the field with this number in a flatbuffer's table; 0 if the table lacks it."""
     entries = table - struct.unpack_from("<i", content, table)[0]
     place = 4 + 2 * number
     is_listed = place < struct.unpack_from("<H", content, entries)[0]
@@ -84,21 +86,21 @@ def _field(content: memoryview, table: int, number: int) -> int:
 
 
 def _table_at(content: memoryview, place: int) -> int:
-    """Where the table lies to which the offset at `place` leads."""
+    """Position of the table to which the offset at `place` points."""
     return place + struct.unpack_from("<I", content, place)[0]
 
 
 def _arrow_input(path: Path) -> pa.BufferReader:
-    """A file in memory for Arrow, which itself opens no file whose name is not UTF-8."""
+    """A memory-mapped file for Arrow, which itself cannot open a file whose name is not UTF-8."""
     return pa.BufferReader(pa.py_buffer(mapped(path)))
 
 
 def _parquet_batches(path: Path, columns: list[str], block: int | None) -> Iterator[pa.RecordBatch]:
-    """One row at a time: a few bytes of a file can stand for many large rows.
+    """The rows of a Parquet file one at a time, because a few bytes can encode many large rows.
 
-    Raises ValueError for a row group that is far larger unpacked than the file.
+    Raises ValueError for a row group that is far larger uncompressed than the file.
     """
-    # Without threads, see lbgen.datasets.index.read_parquet.
+    # Read without threads, see lbgen.datasets.index.read_parquet.
     with path.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
         content = mapped(path)
         spans = ensure_all(spans_of(path), file)

@@ -1,4 +1,4 @@
-"""Answers of a classifier, an image a row: written as CSV with a documented header, and read back."""
+"""Answers of a classifier, one row per image, as CSV files with a documented header."""
 
 import csv
 import io
@@ -16,11 +16,11 @@ from lbgen.errors import UserError
 from lbgen.runs import atomic
 
 LONGEST = 1024
-"""Characters of a value: numpy gives every value of a column the room of the longest."""
+"""Longest value in characters: in numpy, every value of a column takes the memory of the longest one."""
 
 
 class Answers:
-    """Columns of text by name, of N images."""
+    """Named columns of text for N images."""
 
     def __init__(self, table: pa.Table, source: str) -> None:
         """source: the file, for messages."""
@@ -30,7 +30,7 @@ class Answers:
         return self.table.num_rows
 
     def numbered(self, column: str) -> tuple[NDArray[np.int64], list[str]]:
-        """(N,) numbers of a column's values, and the values by number, in order of first appearance."""
+        """(N,) number of each row's value, and the distinct values in order of first appearance."""
         encoded = self.table[column].combine_chunks().dictionary_encode()
         if isinstance(encoded, pa.ChunkedArray):
             encoded = encoded.combine_chunks()
@@ -42,7 +42,7 @@ class Answers:
         return np.array(names, dtype=np.str_)[numbers] if names else np.empty(0, np.str_)
 
     def among(self, column: str, known: Iterable[str], what: str) -> NDArray[np.str_]:
-        """The same; UserError for a value that is not one of `known`, which are `what`."""
+        """(N,) texts; UserError for a value that is not in `known`, which the message calls `what`."""
         numbers, names = self.numbered(column)
         allowed = set(known)
         for number, name in enumerate(names):
@@ -52,7 +52,7 @@ class Answers:
         return self.values(column)
 
     def flags(self, column: str) -> NDArray[np.bool_]:
-        """(N,) of a column of 0 and 1."""
+        """(N,) booleans from a column of 0 and 1."""
         return self.among(column, ("0", "1"), "0 and 1") == "1"
 
 
@@ -65,10 +65,10 @@ def write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 
 def read(path: Path, columns: Sequence[str], bare: Sequence[Sequence[str]] = ()) -> Answers:
-    """The columns of these names, whatever their order and whatever else the file holds.
+    """The columns with these names, in any order; other columns are ignored.
 
-    Blanks around unquoted names and values, which people write after commas, do not count.
-    bare: the columns, in order, of files without a header; which of them is told by the number.
+    Blanks around unquoted names and values, such as after commas, are ignored.
+    bare: possible columns, in order, of files without a header; their number determines which.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:

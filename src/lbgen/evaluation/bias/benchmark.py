@@ -1,4 +1,4 @@
-"""What every benchmark says of itself: where its images are, how an answer is read off the logits, what follows."""
+"""The description of a benchmark: where its images are, how logits become answers, and the figures from answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DEEPEST = 3
-"""Folders below --data in which a benchmark's folder is looked for."""
+"""Depth of folders below --data that are searched for a benchmark's folder."""
 WORDNET_ID = re.compile(r"n\d{8}")
 
 
@@ -28,7 +28,7 @@ class Item(NamedTuple):
 
     path: str
     known: tuple[str, ...]
-    """Values of the columns that are known beforehand."""
+    """Values of the columns that are known without the classifier."""
 
 
 class BenchmarkPart(NamedTuple):
@@ -37,40 +37,40 @@ class BenchmarkPart(NamedTuple):
     name: str
     items: Callable[[], list[Item]]
     published: int
-    """How many images the published data has."""
+    """Number of images in the published data."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
     name: str
     folders: tuple[str, ...]
-    """Names of its folder; case, "-", "_" and "." do not count."""
+    """Names of its folder; case, "-", "_" and "." are ignored."""
     layout: str
-    """What is in the folder, for messages."""
+    """Description of the folder's content, for messages."""
     source: str
-    """The page to get it from."""
+    """The web page that offers the data."""
     formula: str
     known: tuple[str, ...]
     answered: tuple[str, ...]
-    """Columns of the answers: those known beforehand, and those that the classifier fills."""
+    """Columns of the answers: `known` without the classifier, and `answered` by it."""
     is_layout: Callable[[Path], bool]
-    """Whether a folder has its layout."""
+    """Whether a folder has the benchmark's layout."""
     parts: Callable[[Path], list[BenchmarkPart]]
-    """All that is published, in a folder that may lack some; UserError for names that are not as published."""
+    """All published parts, of which the folder may lack some; UserError for names that are not as published."""
     decide: Callable[[Tensor], list[tuple[str, ...]]]
     """(B, 1000) logits in ImageNet's order -> the answered columns of each image."""
     figures: Callable[[Answers], dict[str, Any]]
     shown: Callable[[dict[str, Any]], list[tuple[str, str]]]
     """Rows of the printed table, from the figures."""
     read: Callable[[Path], Answers] | None = None
-    """A reader for other files than CSV with the columns' names."""
+    """A reader for answers in other files than CSV with column names."""
     takes_cut_off: bool = False
-    """Whether a file that ends too early is shown as far as it goes, because the published data has some."""
+    """Whether truncated image files are decoded as far as possible, because the published data has some."""
     whole: bool = True
-    """Whether the shorter side is resized to the backbone's input (bilinear), as published; else the backbone's own
-    preprocessing is used."""
+    """Whether the shorter side is resized to the backbone's input (bilinear), as published; otherwise the backbone's
+    own preprocessing is used."""
     border: int = 0
-    """Pixels that are cut off on every side."""
+    """Number of pixels that are cropped on every side."""
 
     @property
     def preprocessing(self) -> str:
@@ -93,9 +93,9 @@ class Benchmark:
 
 
 def find_folder(benchmark: Benchmark, data: Path, is_only: bool) -> Path | None:
-    """The nearest folder in `data` with one of the benchmark's names and its layout; None where there is none.
+    """The nearest folder in `data` with one of the benchmark's names and its layout; None if there is none.
 
-    is_only: no other benchmark is asked for, so that `data` itself may be the folder, whatever it is called.
+    is_only: no other benchmark is requested, so that `data` itself may be the folder, with any name.
     """
     names = set(map(_plain, benchmark.folders))
     if (is_only or _plain(data.resolve().name) in names) and benchmark.is_layout(data):
@@ -115,7 +115,7 @@ def _plain(name: str) -> str:
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Sorted; hidden ones are left out, and nothing comes of a folder that cannot be listed."""
+    """The sub-folders, sorted, without hidden ones; none if the folder cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return sorted(Path(entry) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
@@ -131,7 +131,7 @@ def images_in(folder: Path) -> list[str]:
 
 
 def images_of_classes(folder: Path, names: Sequence[str], *before: str) -> list[Item]:
-    """The images of a folder with a folder for each class.  Known columns: `before`, the class, the file's name."""
+    """The images of a folder with one sub-folder per class.  Known columns: `before`, the class, the file's name."""
     there = {inner.name: inner for inner in folders_in(folder)}
     return [
         Item(path, (*before, name, os.path.basename(path)))
@@ -142,20 +142,20 @@ def images_of_classes(folder: Path, names: Sequence[str], *before: str) -> list[
 
 
 class BenchmarkParts(dict[str, list[BenchmarkPart]]):
-    """Benchmark -> the parts of it that are in --data."""
+    """Benchmark -> its parts that are in --data."""
 
     def __init__(self) -> None:
         super().__init__()
         self.missing: dict[str, str] = {}
-        """Benchmark -> what to do about it."""
+        """Missing benchmark -> what to do about it."""
         self.counts: dict[str, dict[str, dict[str, int]]] = {}
-        """Benchmark -> part, also of those that are not there -> images found and published."""
+        """Benchmark -> part, also missing ones -> numbers of found and published images."""
         self.folders: list[Path] = []
-        """Where the benchmarks lie."""
+        """Folders of the benchmarks."""
 
 
 def find_sources(data: Path, benchmarks: Mapping[str, Benchmark]) -> BenchmarkParts:
-    """Find every benchmark's images and count them; a benchmark that is not there is left out, unless none is."""
+    """Find and count the images of every benchmark; missing benchmarks are left out. UserError if all are missing."""
     found = BenchmarkParts()
     for name, benchmark in benchmarks.items():
         folder = find_folder(benchmark, data, len(benchmarks) == 1)
@@ -178,7 +178,7 @@ def find_sources(data: Path, benchmarks: Mapping[str, Benchmark]) -> BenchmarkPa
 
 
 def incompleteness(name: str, counts: dict[str, dict[str, int]]) -> str:
-    """One line on the parts whose number of images is not the published one; empty where there is none."""
+    """A line on the parts whose number of images differs from the published one; empty if there are none."""
     wrong = {part: count for part, count in counts.items() if count["found"] != count["published"]}
     if not wrong:
         return ""
@@ -189,11 +189,11 @@ def incompleteness(name: str, counts: dict[str, dict[str, int]]) -> str:
     return f"{name}: {len(wrong)} of {len(counts)} parts have another number of images than published, {part} {first}"
 
 
-# ---- figures for JSON and for people ----
+# ---- figures as JSON and as text ----
 
 
 def interval(estimate: Estimate) -> list[float | None]:
-    """[low, high] for JSON, where NaN and infinity are null."""
+    """[low, high] for JSON; NaN and infinity become null."""
     content = estimate.to_json()
     return [content["low"], content["high"]]
 

@@ -1,6 +1,6 @@
-"""ImageNet's classes, the lists of classes that the benchmarks come with, and a backbone's outputs in ImageNet's order.
+"""ImageNet's classes, the class lists of the benchmarks, and a backbone's outputs in ImageNet's order.
 
-The lists are in data/, by WordNet id. Sources, on github.com unless said otherwise: cue_conflict.json
+The lists are in data/, by WordNet id. Sources, on github.com unless stated otherwise: cue_conflict.json
 rgeirhos/texture-vs-shape, focus.json priyathamkat/focus, imagenet9.json MadryLab/backgrounds_challenge, imagenet_r.txt
 hendrycks/imagenet-r, imagenet_a.txt hendrycks/natural-adv-examples, objectnet.json objectnet.dev, alexnet.json (error
 rates) arXiv 1903.12261.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 DATA = Path(__file__).parent / "data"
 SHOWN = 3
-"""Classes that a message names."""
+"""Most classes that a message names."""
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ def positions() -> dict[str, int]:
 
 
 def listed(file: str) -> tuple[str, ...]:
-    """The ids of a list in data/, one a line."""
+    """The ids of a list in data/, one per line."""
     return tuple(atomic.read_bytes(DATA / file).decode().split())
 
 
@@ -51,9 +51,9 @@ def table(file: str, kind: type[T]) -> T:
 
 
 def top1(logits: Tensor, choices: Sequence[str] | None = None) -> list[tuple[str, ...]]:
-    """The class with the largest logit of each image, as the one column of an answer.
+    """For each image the class with the largest logit, as an answer with one column.
 
-    logits: (B, 1000) in ImageNet's order.  choices: the ids that it is chosen from, by default all.
+    logits: (B, 1000) in ImageNet's order.  choices: the ids to choose from, by default all.
     """
     ids = imagenet_ids() if choices is None else choices
     chosen = logits[:, [positions()[id] for id in ids]]  # (B, choices)
@@ -61,9 +61,9 @@ def top1(logits: Tensor, choices: Sequence[str] | None = None) -> list[tuple[str
 
 
 def outputs_of_imagenet(backbone: str, class_names: Sequence[str] | None, outputs: int) -> list[int]:
-    """For each class of ImageNet, the backbone's output for it; UserError where it lacks some.
+    """The index of the backbone's output for each ImageNet class; UserError if classes are missing.
 
-    backbone: its name, for the message.  outputs: how many it has.
+    backbone: its name, for the message.  outputs: its number of outputs.
     """
     if class_names is None:
         raise UserError(

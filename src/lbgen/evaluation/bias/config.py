@@ -1,4 +1,4 @@
-"""The settings of `lbgen bias`, and what it writes."""
+"""The settings of `lbgen bias`, and the names of the files that it writes."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -8,7 +8,7 @@ from lbgen.configuration.settings import Output
 
 FIGURES, CONFIG, ANSWERS, LOCK = "bias.json", "config.yaml", "answers", ".lock"
 WRITTEN = (FIGURES, CONFIG, ANSWERS)
-"""What a run writes in its folder."""
+"""Names of the files and folders that a run writes in its folder."""
 
 BenchmarkName = Literal[
     "cue-conflict",
@@ -31,20 +31,20 @@ class BiasConfig(Output):
     MOST_USED: ClassVar = ("benchmarks", "data", "output")
 
     output: str = "runs/bias"
-    """Folder for bias.json, config.yaml and the answers of every image. An interrupted run goes on there."""
+    """Folder for bias.json, config.yaml and the answers to every image. An interrupted run is continued there."""
     backbones: tuple[str, ...] = ()
     """Image classifiers of ImageNet's 1,000 classes: folders of lbgen pretrain, names of timm such as resnet50.a1_in1k,
     or ARCHITECTURE:FILE.safetensors. None with --answers."""
     benchmarks: tuple[BenchmarkName, ...] = ("cue-conflict", "focus", "imagenet9")
     """Any of cue-conflict, focus, imagenet9, imagenet-c, imagenet-r, imagenet-a, imagenet-sketch and objectnet."""
     data: NameOrPath | None = None
-    """Folder that holds the benchmarks' folders, as they are published (docs/bias.md); of one benchmark it may be the
-    folder itself."""
+    """Folder that contains the published folders of the benchmarks (docs/bias.md); for a single benchmark it may be the
+    benchmark's own folder."""
     answers: NameOrPath | None = None
-    """Saved answers of one classifier to score in place of backbones: the CSV that a run leaves in answers/, the
-    published raw data of cue-conflict, or the .npz with `predictions` of FOCUS. Give one benchmark."""
+    """Saved answers of one classifier to score instead of backbones: a CSV from the folder answers/ of a run, the
+    published raw data of cue-conflict, or FOCUS's .npz with `predictions`. Give one benchmark."""
     batch_size: ImagesAtOnce = 64
-    """Images that a backbone reads at once."""
+    """Number of images that a backbone reads at once."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

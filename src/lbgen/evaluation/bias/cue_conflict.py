@@ -1,6 +1,6 @@
 """Cue conflict: images with the shape of one category and the texture of another (Geirhos et al. 2019).
 
-The published folder has one folder for each of 16 shapes, with files such as airplane1-bicycle2.png: shape, texture.
+The published folder has a folder for each of 16 shapes. A file such as airplane1-bicycle2.png names shape and texture.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ CATEGORIES: dict[str, list[str]] = table("cue_conflict.json", dict[str, list[str
 NAMES = tuple(sorted(CATEGORIES))
 IMAGES = 1280
 FILE = re.compile(r"(?:.*_)?([a-z]+)\d+-([a-z]+)\d+(?:\.\w+)?")
-"""Shape and texture; the published raw data writes more before them, up to a "_"."""
+"""Shape and texture; names in the published raw data have a prefix that ends in "_"."""
 RAW_COLUMNS = ("subj", "session", "trial", "rt", "object_response", "category", "condition", "imagename")
 
 
 def is_layout(folder: Path) -> bool:
-    """Folders of categories in which files are called SHAPE1-TEXTURE2."""
+    """Whether the folder has folders of categories with files called SHAPE1-TEXTURE2."""
     shapes = [inner for inner in folders_in(folder) if inner.name in CATEGORIES]
     return any(_cues(path) for inner in shapes for path in images_in(inner)[:1])
 
@@ -56,7 +56,7 @@ def _items(folder: Path) -> list[Item]:
 
 
 def _cues(name: str) -> tuple[str, str] | None:
-    """Shape and texture; None for another name."""
+    """Shape and texture in a file's name; None for another name."""
     found = FILE.fullmatch(os.path.basename(name))
     return (found[1], found[2]) if found and {found[1], found[2]} <= CATEGORIES.keys() else None
 
@@ -75,7 +75,7 @@ def read(path: Path) -> Answers:
 
 def figures(given: Answers) -> dict[str, Any]:
     shape = given.among("category", NAMES, "the 16 categories")
-    response = given.values("object_response")  # people may give no answer, `na`
+    response = given.values("object_response")  # human participants may give no answer, `na`
     names = given.values("imagename")
     cues = [_cues(name) for name in names]
     for row, cue in enumerate(cues):

@@ -1,7 +1,7 @@
 """FOCUS: familiar objects in common and uncommon settings (Kattakinda and Feizi, ICML 2022).
 
-The published folder holds images and annotations.db, an SQLite database whose table `annotations` has a row an image:
-file_name (with a "/" before it), category, time, weather, locations (one or more, with ", " between), humans.
+The published folder has images and annotations.db, an SQLite database whose table `annotations` has a row per image:
+file_name (with a leading "/"), category, time, weather, locations (one or more, separated by ", "), humans.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ UNCOMMON = tuple(f"uncommon_{attribute}" for attribute in ATTRIBUTES)
 DATABASE = "annotations.db"
 IMAGES = 20815
 MOST_ROWS = 10**6
-"""Of an .npz; each takes about a kilobyte until it is counted."""
+"""Most rows of an .npz; each takes about a kilobyte until it is counted."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class FocusCategory:
     classes: list[str]
     """ImageNet classes that count as right."""
     uncommon: dict[str, list[str]]
-    """Attribute -> the values that are uncommon for the category."""
+    """Attribute -> values that are uncommon for the category."""
 
 
 CATEGORIES: dict[str, FocusCategory] = table("focus.json", dict[str, FocusCategory])
-"""In the published order."""
+"""Categories in the published order."""
 NAMES = tuple(CATEGORIES)
 TOP = 5
 
@@ -58,7 +58,7 @@ def parts(folder: Path) -> list[BenchmarkPart]:
 
 
 def _items(folder: Path) -> list[Item]:
-    """The images of the database, in its order. A row that names no file that is there is refused."""
+    """The images of the database, in its order; UserError for a row whose file is missing."""
     items = []
     for row in _rows(folder / DATABASE):
         name, category, time, weather, locations = (str(value or "") for value in row)
@@ -94,9 +94,9 @@ def decide(logits: Tensor) -> list[tuple[str, ...]]:
 
 
 def read(path: Path) -> Answers:
-    """A CSV of a run, or an .npz whose `predictions` (N, 15) hold 0 and 1.
+    """Read a CSV of a run, or an .npz whose `predictions` (N, 15) are 0 and 1.
 
-    Its columns: 0 to 9 the category, 10 to 12 uncommon time, weather, location, 13 and 14 top-1 and top-5 right.
+    Its columns: 0 to 9 the category; 10 to 12 uncommon time, weather, location; 13 and 14 top-1 and top-5 are right.
     """
     if path.suffix != ".npz":
         return answers.read(path, BENCHMARK.columns)

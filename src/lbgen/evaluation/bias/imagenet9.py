@@ -40,7 +40,7 @@ VARIATIONS = (
     "only_bg_t",
 )
 IMAGES = 4050
-"""Of each variation."""
+"""Number of images of each variation."""
 
 
 def is_layout(folder: Path) -> bool:
@@ -99,7 +99,7 @@ BENCHMARK = Benchmark(
     answered=("answer",),
     is_layout=is_layout,
     parts=parts,
-    decide=top1,  # the class of the nine follows from it
+    decide=top1,  # it determines the class of the nine
     figures=figures,
     shown=shown,
 )

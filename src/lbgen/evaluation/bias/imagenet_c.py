@@ -1,6 +1,6 @@
 """ImageNet-C: 15 corruptions at 5 severities of ImageNet's validation images (Hendrycks and Dietterich 2019).
 
-The published archives hold CORRUPTION/SEVERITY/WORDNET_ID/; here each may also lie in a folder of its group, such as
+The published archives hold CORRUPTION/SEVERITY/WORDNET_ID/; a corruption may also be in a folder of its group, such as
 blur/defocus_blur/.
 """
 
@@ -30,7 +30,7 @@ ALEXNET: dict[str, float] = table("alexnet.json", dict[str, float])
 """Corruption -> AlexNet's error rate, the mean over the severities."""
 SEVERITIES = ("1", "2", "3", "4", "5")
 IMAGES = 50_000
-"""Of each corruption and severity."""
+"""Number of images of each corruption and severity."""
 
 
 def is_layout(folder: Path) -> bool:
@@ -62,14 +62,14 @@ def _items(folder: Path, corruption: str, severity: str) -> list[Item]:
 
 
 def figures(given: Answers) -> dict[str, Any]:
-    """CE of every corruption with all severities, and mCE where all 15 are there."""
+    """CE of every corruption that has all severities, and mCE if all 15 corruptions have."""
     given.among("corruption", ALEXNET, "ImageNet-C's 15 corruptions")
     given.among("severity", SEVERITIES, "1 to 5")
     corruption, corruptions = given.numbered("corruption")
     severity, severities = given.numbered("severity")
     wrong = given.values("answer") != given.values("category")
 
-    # Error rate of every part, a corruption and a severity.
+    # Error rate of every part, that is, a corruption at one severity.
     part = corruption * len(severities) + severity
     counts, errors = np.bincount(part), np.bincount(part, wrong)
     place = {(corruptions[p // len(severities)], severities[p % len(severities)]): p for p in np.flatnonzero(counts)}

@@ -1,6 +1,7 @@
 """Test sets with ImageNet's classes or some of them: ImageNet-R, ImageNet-A, ImageNet-Sketch and ObjectNet.
 
-All have a folder for each class: WordNet ids, in ObjectNet names of its own. Top-1 accuracy, by each set's own rule.
+All have one folder per class, named by WordNet id or, in ObjectNet, by its own names. The figure is top-1 accuracy,
+with each set's own rule.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ def _variant(
     where: Callable[[Path], Path] = lambda folder: folder,
     **options: Any,
 ) -> Benchmark:
-    """right: folder of a class -> the ImageNet classes that are right.  choices: those that an answer is chosen from.
+    """right: folder of a class -> the ImageNet classes that are right.  choices: the classes to choose an answer from.
 
-    where: the folder of the classes' folders.
+    where: the folder that contains the folders of the classes.
     """
 
     def figures(given: Answers) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def _variant(
 
 R, A, ALL = listed("imagenet_r.txt"), listed("imagenet_a.txt"), imagenet_ids()
 OBJECTNET: dict[str, list[str]] = table("objectnet.json", dict[str, list[str]])
-"""Folder of each of the 113 classes that ImageNet has too -> its ImageNet classes."""
+"""Folder of each of the 113 classes that are also in ImageNet -> its ImageNet classes."""
 
 BENCHMARKS = (
     _variant(

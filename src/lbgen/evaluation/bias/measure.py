@@ -1,4 +1,4 @@
-"""A backbone's answers to a benchmark: read off the images in chunks, each saved when it is whole."""
+"""Computing a backbone's answers to a benchmark in chunks of images, each saved when it is complete."""
 
 import os
 import threading
@@ -21,15 +21,15 @@ from lbgen.runs import atomic
 from lbgen.runs.console import Progress
 
 CHUNK = 2048
-"""Images whose answers are saved together; an interrupted run loses at most so many."""
+"""Number of images whose answers are saved together, and the most that an interrupted run loses."""
 READERS = 8
-"""Threads that decode, at most."""
+"""Most threads that decode images."""
 
 
 def answer(
     benchmark: Benchmark, parts: Sequence[BenchmarkPart], backbone: Backbone, path: Path, batch_size: int
 ) -> None:
-    """Write the answers to all images, as CSV; chunks that an interrupted run saved are not computed again."""
+    """Write the answers to all images as CSV; chunks saved by an interrupted run are not computed again."""
     order = torch.tensor(outputs_of_imagenet(backbone.name, backbone.class_names, backbone.outputs))
     order = order.to(backbone.device)
     prepare = _preparation(benchmark, backbone)
@@ -53,7 +53,7 @@ def answer(
 
 
 def _is_of(path: Path, benchmark: Benchmark, items: Sequence[Item]) -> bool:
-    """Whether a chunk was saved; UserError where it is of other images."""
+    """Whether a chunk is saved; UserError if it is of other images."""
     if not path.is_file():
         return False
     saved = answers.read(path, benchmark.columns).values("imagename")
@@ -71,7 +71,7 @@ def _rows(
     batch_size: int,
     pool: ThreadPoolExecutor,
 ) -> Iterator[tuple[str, ...]]:
-    """The columns of every image, in order.  order: (1000,) the backbone's output for each class of ImageNet."""
+    """The columns of every image, in order.  order: (1000,) index of the backbone's output for each ImageNet class."""
     for batch, images in _batches(items, prepare, batch_size, pool):
         logits = backbone.logits(images)[:, order]  # (B, 1000)
         yield from ((*answered, *item.known) for answered, item in zip(benchmark.decide(logits), batch, strict=True))
@@ -80,7 +80,7 @@ def _rows(
 def _batches(
     items: Sequence[Item], prepare: Callable[[str], Tensor], size: int, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[Sequence[Item], Tensor]]:
-    """Batches of images (B, 3, H, W); the next one is decoded while one is used."""
+    """Batches of images (B, 3, H, W); the next batch is decoded while the current one is used."""
     waiting: tuple[Sequence[Item], list[Future[Tensor]]] | None = None
     for start in range(0, len(items) + size, size):
         batch = items[start : start + size]
@@ -91,7 +91,7 @@ def _batches(
 
 
 def _join(chunks: Sequence[Path], path: Path) -> None:
-    """One CSV of all chunks, with one header."""
+    """Write one CSV with all chunks and one header."""
     with atomic.replacing(path) as temporary, temporary.open("wb") as whole:
         for number, chunk in enumerate(chunks):
             header, content = chunk.read_bytes().split(b"\n", 1)
@@ -102,7 +102,7 @@ def _join(chunks: Sequence[Path], path: Path) -> None:
 
 
 def _preparation(benchmark: Benchmark, backbone: Backbone) -> Callable[[str], Tensor]:
-    """From a path to (3, H, W)."""
+    """The function from a path to the backbone's input, (3, H, W)."""
     transform = backbone.transform
     if benchmark.whole:
         transform = create_transform(
@@ -127,13 +127,13 @@ def _preparation(benchmark: Benchmark, backbone: Backbone) -> Callable[[str], Te
 
 
 def _picture(path: str, takes_cut_off: bool = False) -> Image.Image:
-    """In RGB, and not turned by EXIF, as the published evaluations read it.
+    """The picture in RGB, not rotated by EXIF, as in the published evaluations.
 
-    takes_cut_off: also of a file that ends too early, as far as it goes.
+    takes_cut_off: decode a truncated file as far as possible.
     """
     try:
         return _decoded(path)
-    except Exception as error:  # whatever Pillow makes of a file that is no image
+    except Exception as error:  # Pillow may raise anything for a file that is not an image
         if takes_cut_off:
             return _decoded_as_far_as_it_goes(path)
         raise _unreadable(path, error) from None
@@ -156,7 +156,7 @@ def _decoded_as_far_as_it_goes(path: str) -> Image.Image:
 
 
 _SETTING = threading.Lock()
-"""Pillow has one setting for all threads."""
+"""Lock for Pillow's setting, which is global to all threads."""
 
 
 def _unreadable(path: str, error: Exception) -> UserError:

@@ -10,14 +10,14 @@ from lbgen.evaluation.bias.benchmark import Benchmark
 from lbgen.runs import atomic, identity
 
 VERSION = 1
-"""Of bias.json."""
+"""Version of bias.json."""
 
 Results = dict[str, dict[str, dict[str, Any]]]
 """Backbone -> benchmark -> its figures."""
 
 
 def write(path: Path, results: Results, backbones: Mapping[str, Any], missing: Mapping[str, str]) -> None:
-    """missing: benchmark -> why there are no figures of it."""
+    """Write bias.json.  missing: benchmark -> why it has no figures."""
     content = {
         "version": VERSION,
         "backbones": results,
@@ -33,7 +33,7 @@ def write_record(path: Path, identity: Mapping[str, Any]) -> None:
 
 
 def table(results: Results, benchmarks: Mapping[str, Benchmark]) -> str:
-    """A block for each benchmark: figures down, backbones across."""
+    """One block per benchmark, with figures as rows and backbones as columns."""
     names = list(results)
     lines = []
     for key, benchmark in benchmarks.items():

@@ -1,6 +1,6 @@
-"""`lbgen bias`: answers of backbones to published benchmarks, and the figures that follow.
+"""`lbgen bias`: answers of backbones to published benchmarks, and the figures computed from them.
 
-Torch is imported only once nothing is left to refuse without it; scoring saved answers never needs it.
+Torch is imported only after all checks that do not need it; scoring saved answers never needs it.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ class BiasResult(Documented):
     figures: Path
     """bias.json."""
     backbones: output.Results
-    """Its figures: backbone -> benchmark -> name -> value."""
+    """The figures in bias.json: backbone -> benchmark -> name -> value."""
     next_command: str
     """The command that scores the first of the saved answers again; empty for a run that scored saved answers."""
 
 
 def bias(config: BiasConfig) -> BiasResult:
-    """Measure what image classifiers lean on, with published benchmarks; or score saved answers.
+    """Measure the biases of image classifiers with published benchmarks, or score saved answers.
 
-    Writes bias.json and the answer to every image to `config.output`, and returns where they are. A run that is started
-    again goes on. Raises UserError for what cannot be read, and for another configuration in the same folder.
+    Writes bias.json and the answer to every image to `config.output`, and returns the path and the figures. A run that
+    is started again continues. Raises UserError for unreadable input, and for another configuration in the same folder.
 
     >>> import lbgen
     >>> lbgen.bias(lbgen.BiasConfig(backbones=("resnet50.a1_in1k",), data="data", output="runs/bias"))
@@ -93,7 +93,7 @@ def bias(config: BiasConfig) -> BiasResult:
 
 
 def _scored(config: BiasConfig, benchmarks: dict[str, Benchmark]) -> BiasResult:
-    """The figures of answers that were given to one benchmark."""
+    """The figures of saved answers to one benchmark."""
     assert config.answers is not None
     path = Path(config.answers)
     ((key, benchmark),) = benchmarks.items()
@@ -113,7 +113,7 @@ def _scored(config: BiasConfig, benchmarks: dict[str, Benchmark]) -> BiasResult:
 
 
 def _names(config: BiasConfig) -> list[str]:
-    """What each backbone is called; refuses, without torch, those whose files or classes will not do."""
+    """The name of each backbone; refuses, without torch, a backbone with unsuitable files or classes."""
     names = display_names(config.backbones)
     for backbone in config.backbones:
         location = find_local(backbone)
@@ -160,7 +160,7 @@ def _measured(
 def _answered(
     config: BiasConfig, name: str, folder: Path, benchmarks: dict[str, Benchmark], sources: BenchmarkParts
 ) -> dict[str, Any]:
-    """The identity of a backbone, after its answers to all benchmarks were saved."""
+    """Save a backbone's answers to all benchmarks, and return its identity."""
     record = folder / "backbone.json"
     recorded: dict[str, Any] = {}
     if record.is_file():
@@ -175,7 +175,7 @@ def _answered(
     if recorded and _comparable(recorded) != _comparable(backbone.identity):
         raise _other_weights(config, name)
     outputs_of_imagenet(name, backbone.class_names, backbone.outputs)
-    saved.save(config, config.folder / CONFIG)  # from here on the folder is this run's
+    saved.save(config, config.folder / CONFIG)  # from now on the folder belongs to this run
     folder.mkdir(parents=True, exist_ok=True)
     output.write_record(record, backbone.identity)
 
@@ -187,7 +187,7 @@ def _answered(
 
 
 def _ensure_of_these_images(folder: Path, benchmarks: dict[str, Benchmark], sources: BenchmarkParts) -> None:
-    """Refuse answers that were finished when --data held another number of images."""
+    """Refuse finished answers if --data had another number of images when they were computed."""
     for key, counts in sources.counts.items():
         path = folder / f"{key}.csv"
         now = sum(part["found"] for part in counts.values())
@@ -199,7 +199,7 @@ def _ensure_of_these_images(folder: Path, benchmarks: dict[str, Benchmark], sour
 
 
 def _download(backbones: Iterable[str]) -> None:
-    """Have the files of every backbone here before the first one is measured for hours."""
+    """Download the files of every backbone before the first one is measured, which may take hours."""
     for name in backbones:
         if find_local(name) is None:
             from lbgen.models.backbones.backbone import locate  # late: it imports torch
@@ -216,7 +216,7 @@ def _loaded(name: str) -> Backbone:
 
 
 def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
-    """What answers depend on; a folder of a run may have been moved."""
+    """The part of an identity that determines answers, without the folder, which may have been moved."""
     return {name: value for name, value in identity.items() if name != "name"}
 
 
@@ -228,7 +228,7 @@ def _other_weights(config: BiasConfig, name: str) -> UserError:
 
 
 def file_names(names: list[str]) -> list[str]:
-    """A folder's name for each backbone: what a file system may not take is replaced, and names stay unique."""
+    """A unique folder name for each backbone; characters that a file system may refuse are replaced."""
     found: list[str] = []
     for name in names:
         plain = re.sub(r"[^\w.-]", "_", name).lstrip(".") or "_"
@@ -240,7 +240,7 @@ def file_names(names: list[str]) -> list[str]:
     return found
 
 
-# ---- what is said ----
+# ---- printed lines ----
 
 
 def _opening(config: BiasConfig, sources: BenchmarkParts) -> str:

@@ -1,1 +1,1 @@
-"""Transfer: backbones on downstream data sets, by a linear probe, by fine-tuning, from few images."""
+"""Transfer of backbones to downstream data sets, by linear probes and fine-tuning, also with few images."""

@@ -1,4 +1,4 @@
-"""`lbgen compare`: backbones of several transfers side by side, with paired tests on the answers that were kept."""
+"""`lbgen compare`: backbones of several transfers side by side, with paired tests on the stored answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StoredDetails:
     answers: Name
     draws: list[Share] = field(default_factory=list)
     figures: list[dict[Name, Share]] = field(default_factory=list)
-    """Of detection and segmentation alone."""
+    """Only for detection and segmentation."""
     resampled: list[Share] = field(default_factory=list)
     identity: dict[Name, Any] = field(default_factory=dict)
 
@@ -46,7 +46,7 @@ class MadeWith:
 
 @dataclass(frozen=True)
 class StoredTransfer:
-    """What is read of a transfer.json."""
+    """The part of a transfer.json that is read."""
 
     backbones: dict[Name, dict[Name, dict[Name, Value]]]
     details: dict[Name, dict[Name, dict[Name, StoredDetails]]] = field(default_factory=dict)
@@ -67,8 +67,8 @@ class Compared:
 def compare(files: str | Path | Sequence[str | Path], config: CompareConfig | None = None) -> Compared:
     """Compare the backbones of one or several transfers with the first one.
 
-    files: transfer.json of each, or their folders. Prints the tables; writes comparison.json and comparison.html if
-    `config.output` is given. Raises UserError for a file that is no transfer.json, and for a single backbone.
+    files: the transfers' files transfer.json, or their folders. Prints the tables; writes comparison.json and
+    comparison.html if `config.output` is given. Raises UserError for another file, and for a single backbone.
 
     >>> import lbgen
     >>> compared = lbgen.compare(["runs/base/transfer.json", "runs/aligned/transfer.json"])
@@ -124,7 +124,7 @@ def _compared(found: Sequence[tuple[Path, StoredTransfer]], folder: Path | None)
 
 
 def _measured(found: Sequence[tuple[Path, StoredTransfer]]) -> list[MeasuredBackbone]:
-    """Every backbone; one whose name another file has too is followed by its folder."""
+    """Every backbone; if several files have the same name, the folder is added to it."""
     from lbgen.evaluation.transfer.comparison import MeasuredBackbone, Trainings
 
     names = [name for _, content in found for name in content.backbones]
@@ -169,7 +169,7 @@ def _nested(one: MeasuredBackbone) -> dict[str, dict[str, Any]]:
 
 
 def plain(difference: Difference) -> dict[str, Any]:
-    """A difference as JSON holds it."""
+    """A difference in JSON."""
     chances = {
         name: value if math.isfinite(value := getattr(difference, name)) else None for name in ("p_value", "q_value")
     }

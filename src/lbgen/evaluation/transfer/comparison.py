@@ -1,9 +1,9 @@
-"""Paired tests of backbones: the same images, or the same draws of few images, answered by two of them.
+"""Paired tests of two backbones that answered the same images, or the same draws of few images.
 
-All images: the difference of the two values with a stratified bootstrap over the images, and the test of McNemar
-(exact) for accuracy. Its hypothesis is that on every image the two answers could be exchanged; for the mean per class
-the same hypothesis is tested by random exchanges. Few shots: Student's paired test over the draws. Averages over data
-sets: a t-test with the degrees of freedom of Welch (1947) and Satterthwaite (1946).
+All images: the difference of the two values with a stratified bootstrap over the images, and McNemar's exact test for
+accuracy. Its null hypothesis is that the two answers to every image are exchangeable; for the mean per class the same
+hypothesis is tested by random exchanges. Few shots: Student's paired test over the draws. Averages over data sets: a
+t-test with the degrees of freedom of Welch (1947) and Satterthwaite (1946).
 """
 
 import math
@@ -24,43 +24,43 @@ from lbgen.metrics import intervals
 from lbgen.metrics.intervals import Estimate, benjamini_hochberg
 
 EXCHANGES = 9999
-"""Random exchanges; the smallest p-value is one divided by this plus one."""
+"""Number of random exchanges; the smallest p-value is 1 / (this + 1)."""
 LIMITS = (-1.0, 1.0)
 VALUE_TOLERANCE = 1e-6
-"""Between a stored value and that of its answers."""
+"""Tolerance between a stored value and the value of its answers."""
 
 ResultKey = tuple[str, str]
 """Data set and method."""
 
 
 class Trainings(NamedTuple):
-    """What detection or segmentation gave for one value."""
+    """The trainings behind one value of detection or segmentation."""
 
     draws: Sequence[float]
-    """Of every training."""
+    """The value of every training."""
     resampled: Sequence[float]
-    """Of a single training, on bootstraps over the test images that are the same for all backbones."""
+    """For a single training, its values on bootstraps over the test images, which are the same for all backbones."""
 
 
 @dataclass(frozen=True)
 class MeasuredBackbone:
-    """All that is known of one backbone."""
+    """The results of one backbone."""
 
     name: str
     values: dict[ResultKey, Value]
     answers: dict[ResultKey, Path]
-    """Files that may be gone."""
+    """Files of answers, which may have been removed."""
     trainings: dict[ResultKey, Trainings] = field(default_factory=dict)
     data_hashes: dict[ResultKey, str | None] = field(default_factory=dict)
-    """Of all images, of training too, and of what is known of them; None if it is not recorded."""
+    """Hash of all images, including training images, and of their labels; None if it was not recorded."""
     seed: int | None = None
-    """Of the first draw of few images, or of the first training; None if it is not recorded."""
+    """Seed of the first draw of few images, or of the first training; None if it was not recorded."""
 
     def datasets(self, method: str) -> list[str]:
         return [dataset for dataset, other in self.values if other == method]
 
     def average(self, method: str, datasets: Sequence[str]) -> float:
-        """Mean of the values over data sets; NaN where one of them is missing."""
+        """Mean of the values over data sets; NaN if a value is missing."""
         found = [self.values[dataset, method].value for dataset in datasets if (dataset, method) in self.values]
         return sum(found) / len(found) if found and len(found) == len(datasets) else math.nan
 
@@ -74,22 +74,22 @@ class Difference(NamedTuple):
     method: str
     estimate: Estimate
     p_value: float
-    """NaN where there is no test."""
+    """NaN without a test."""
     q_value: float
     """Adjusted for all tests of the comparison (Benjamini and Hochberg); NaN for an average."""
     note: str
-    """Why there is no test; else which one."""
+    """The name of the test, or the reason why there is none."""
     error: float = math.nan
     """Standard error."""
     degrees_of_freedom: float = math.inf
-    """Of the error."""
+    """Degrees of freedom of the standard error."""
 
 
 AVERAGE = "average"
 
 
 def differences(measured: Sequence[MeasuredBackbone]) -> list[Difference]:
-    """Of every backbone but the first, which is the reference, with averages at the end of each method."""
+    """Differences of all backbones from the first one, the reference; each method ends with averages."""
     reference, found = measured[0], []
     for other in measured[1:]:
         keys = [key for key in other.values if key in reference.values]
@@ -117,7 +117,7 @@ def _difference(reference: MeasuredBackbone, other: MeasuredBackbone, dataset: s
     if key in reference.trainings and key in other.trainings:
         if reference.data_hashes.get(key) != other.data_hashes.get(key):
             return make("no test: other images")
-        if reference.seed != other.seed:  # it draws the images of a fraction, and starts the training
+        if reference.seed != other.seed:  # it determines the images of a fraction, and the training
             return make("no test: other seeds")
         return _of_trainings(reference.trainings[key], other.trainings[key], make)
     if not all(key in each.answers and each.answers[key].is_file() for each in (reference, other)):
@@ -141,7 +141,7 @@ def _difference(reference: MeasuredBackbone, other: MeasuredBackbone, dataset: s
 
 
 def _answers(one: MeasuredBackbone, key: ResultKey) -> StoredAnswers:
-    """The answers behind a value; UserError where they give another value."""
+    """The answers behind a value; UserError if they give another value."""
     answers, value = load_answers(one.answers[key]), one.values[key]
     given = float(np.mean([score_right(right, answers.label, value.metric) for right in answers.right]))
     if abs(given - value.value) > VALUE_TOLERANCE:
@@ -153,7 +153,7 @@ def _answers(one: MeasuredBackbone, key: ResultKey) -> StoredAnswers:
 
 
 def _by_student(gains: NDArray[np.float64], over: str, make: Callable[[str], Difference]) -> Difference:
-    """over: what the gains, (draws,), are of."""
+    """Student's paired test.  over: what each of the gains, (draws,), belongs to, for the note."""
     if len(gains) < 2:
         return make(f"no test: a single {over}")
     paired = paired_t_of(gains)
@@ -163,7 +163,7 @@ def _by_student(gains: NDArray[np.float64], over: str, make: Callable[[str], Dif
 
 
 def _of_trainings(first: Trainings, second: Trainings, make: Callable[[str], Difference]) -> Difference:
-    """Detection or segmentation: over the seeds, or of one training each over the test images."""
+    """Test for detection or segmentation: over the seeds or, with one training each, over the test images."""
     if len(first.draws) != len(second.draws):
         return make("no test: other seeds")
     if len(first.draws) > 1:
@@ -182,7 +182,7 @@ def _untested(backbone: str, dataset: str, method: str, value: float) -> Callabl
 
 
 def _average(backbone: str, method: str, each: Sequence[Difference]) -> Difference:
-    """The mean of differences. Each comes from other images, so they are independent and their variances add."""
+    """The mean of differences, which are independent because they come from different images: variances add."""
     value = sum(one.estimate.value for one in each) / len(each)
     make = _untested(backbone, AVERAGE, method, value)
     variances = [one.error**2 for one in each]
@@ -201,7 +201,7 @@ def difference_estimate(
     first: NDArray[np.bool_], second: NDArray[np.bool_], label: NDArray, metric: Metric
 ) -> Estimate:
     """Second minus first, with the interval of a bootstrap that redraws images.  All (N,)."""
-    if (first == second).all():  # every resample is zero; of so many images, fewer than 3 / N differ (rule of three)
+    if (first == second).all():  # every resample is zero; by the rule of three, a share below 3 / N differs
         half = -math.log(0.05) / len(label)
         return Estimate(0.0, -half, half)
     mean = intervals.mean if metric == "accuracy" else intervals.balanced_mean
@@ -209,7 +209,7 @@ def difference_estimate(
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Two-sided exact p-value: of the images that one alone answers right, each has half of them expected.  (N,)."""
+    """Two-sided exact p-value: of the images that only one answers right, each is expected to have half.  Both (N,)."""
     gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
     count = gained + lost
     tail = sum(math.comb(count, k) for k in range(min(gained, lost) + 1))
@@ -248,7 +248,7 @@ class TestedValue(NamedTuple):
 def paired_t_of(gains: NDArray[np.float64]) -> TestedValue:
     """Mean of differences, (draws,), with Student's interval and the paired t-test.
 
-    NaN for limits and p-value of a single difference, and of equal ones, whose spread says nothing.
+    Limits and p-value are NaN for a single difference, and for equal differences, which have no spread.
     """
     mean, count = float(gains.mean()), len(gains)
     error = float(gains.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0

@@ -1,4 +1,4 @@
-"""The settings of a transfer and of a comparison, and the names of what they write."""
+"""The settings of a transfer and of a comparison, and the names of the files that they write."""
 
 import re
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ PAGE, TRANSFER = "report.html", "transfer.json"
 RESULTS, ANSWERS, CACHE, TRAININGS = "results", "answers", "cache", "trainings"
 DETECTION, SEGMENTATION = "detection", "segmentation"
 DENSE = (DETECTION, SEGMENTATION)
-"""Methods that say where things are in an image. Their settings are kept apart, in a file named by the method."""
+"""Dense prediction methods. Their settings are stored separately, in a file named after the method."""
 CONFIGS = (CONFIG, *(f"{method}.yaml" for method in DENSE))
 WRITTEN = (*CONFIGS, PAGE, TRANSFER, RESULTS, ANSWERS, CACHE, TRAININGS)
 """Files and folders that a transfer writes in its folder."""
@@ -33,7 +33,7 @@ COMPARISON, COMPARISON_PAGE = "comparison.json", "comparison.html"
 Method = Literal["linear", "finetune", "detection", "segmentation"]
 METHODS = get_args(Method)
 RESULT_METHODS = ("linear", "finetune", "detection", "detection_mask", "segmentation")
-"""As transfer.json calls them, in the order in which they are shown; detection has values for boxes and for masks."""
+"""Methods in transfer.json, in the order of output; detection has values for boxes and for masks."""
 USUAL: dict[str, dict[str, Any]] = {
     "linear": {
         "seeds": 5, "epochs": 30, "batch_size": 64, "learning_rates": (1e-4, 3e-4, 1e-3), "weight_decays": (0.0, 0.05),
@@ -48,15 +48,15 @@ USUAL: dict[str, dict[str, Any]] = {
         "image_size": 512,
     },
 }  # fmt: skip
-"""What a method takes where a field is not given; fine-tuning takes what `linear` does."""
+"""Method -> defaults of fields that are not given; fine-tuning has the defaults of `linear`."""
 OF_METHOD: Any = None
-"""The default of a field whose value then is that of USUAL."""
+"""Default of a field that means the method's value in USUAL."""
 SHOT = re.compile(r"[1-9][0-9]{0,5}|(?:[1-9][0-9]?|0?\.[0-9]*[1-9]|[1-9][0-9]?\.[0-9]*[1-9])%")
-"""A number of images of each category, or a share of them below 100%."""
+"""A number of images per category, or a share of the images below 100%."""
 FREE = ("output", "datasets", "data", "method", "shots", "fraction", "workers")
-"""Fields that another run in the same folder may have changed: they add results, and change none."""
+"""Fields that may differ between runs in the same folder, because they only add results."""
 FREE_DENSE = (*FREE, "seeds")
-"""The same for detection and segmentation, where each seed has results of its own."""
+"""The same for detection and segmentation, where each seed has its own results."""
 
 Numbers = Annotated[
     tuple[float, ...],
@@ -87,43 +87,43 @@ class TransferConfig(Output, TakesRecipes):
     ADDED: ClassVar = {"fraction": [1.0], "image_size": None}
 
     output: str = "runs/transfer"
-    """Folder for transfer.json, report.html, the answers for every test image and the cache of features. A folder that
-    holds a transfer is added to: what is there is not computed again."""
+    """Folder for transfer.json, report.html, the answers for every test image and the cache of features. In a folder
+    with results of a transfer, only missing results are computed."""
     datasets: tuple[str, ...] = DATASETS
-    """Downstream sets: digits, which is always there, fgvcaircraft, stanfordcars, dtd, eurosat, flowers102, food101,
-    oxfordiiitpet and sun397, which torchvision reads from --data, and folders with splits train, test and perhaps val
-    in any format that lbgen reads. A set that is not there is named with the way to get it, and left out."""
+    """Downstream sets: digits, which is always available; fgvcaircraft, stanfordcars, dtd, eurosat, flowers102,
+    food101, oxfordiiitpet and sun397, which torchvision reads from --data; and folders with splits train, test and
+    optionally val in any format that lbgen reads. Missing sets are left out, with a line on how to get them."""
     data: NameOrPath = "data"
-    """Folder in which the data sets lie, each under the name that torchvision gives it. With detection the folder of
-    one set in COCO's format, with segmentation of one in ADE20K's."""
+    """Folder with the data sets, each in the folder that torchvision expects. With detection, the folder of one set in
+    COCO's format; with segmentation, of one set in ADE20K's format."""
     method: tuple[Method, ...] = ("linear",)
     """linear: logistic regression on frozen features. finetune: all weights are trained. detection: Mask R-CNN.
     segmentation: Semantic FPN. The last two train all weights, and are run one at a time."""
     shots: tuple[str, ...] = ()
-    """Few-shot besides all training images: shares of them (1%, 5%), or numbers of images of each category (1, 10)."""
+    """Few-shot besides all training images: shares of them (1%, 5%), or numbers of images per category (1, 10)."""
     fraction: Fractions = (1.0,)
-    """Shares of the training images for detection and segmentation, such as 0.2 1.0. They are drawn by the seed; a
+    """Shares of the training images for detection and segmentation, such as 0.2 1.0. They are drawn with the seed; a
     smaller share is part of a larger one."""
     seeds: Repeats = OF_METHOD
-    """Number of draws for each of --shots, by default 5; of trainings for each --fraction, by default 1. A value is the
-    mean over them, with Student's interval for the mean."""
+    """Number of draws for each of --shots, by default 5, or of trainings for each --fraction, by default 1. A value is
+    the mean over them, with Student's interval for the mean."""
     seed: Seed = 0
     """Seed of fine-tuning and of the draws. The splits of a data set do not depend on it."""
     epochs: Count = OF_METHOD
     """Passes over the training images, by default 30 in fine-tuning, 12 in detection (1x), 64 in segmentation."""
     learning_rates: Rates = OF_METHOD
-    """Learning rates of AdamW that fine-tuning chooses from, by the images of val: by default 1e-4, 3e-4 and 1e-3.
-    Detection and segmentation train with a single one, by default 1e-4."""
+    """AdamW learning rates from which fine-tuning chooses on val, by default 1e-4, 3e-4 and 1e-3. Detection and
+    segmentation use a single one, by default 1e-4."""
     weight_decays: Numbers = OF_METHOD
-    """Weight decays that it chooses from, together with the learning rate: by default 0 and 0.05. Detection and
-    segmentation train with a single one, by default 0.05."""
+    """Weight decays from which fine-tuning chooses together with the learning rate, by default 0 and 0.05. Detection
+    and segmentation use a single one, by default 0.05."""
     batch_size: ImagesAtOnce = OF_METHOD
-    """Images that a model reads at once, and those of an update; by default 64, in detection and segmentation 16."""
+    """Images that a model reads at once, also per update; by default 64, in detection and segmentation 16."""
     image_size: Side | None = None
-    """Pixels of an image's shorter side in detection, by default 800 (the longer one has at most 5/3 of it), and in
-    segmentation, by default 512, which are also the sides of a training crop."""
+    """Shorter side of an image in pixels. Detection: by default 800, with a longer side of at most 5/3 of it.
+    Segmentation: by default 512, which is also the side of a training crop."""
     workers: Loaders | None = None
-    """Processes that decode images. none is up to 8 for sets of more than 2,000 images, and 0 for smaller ones."""
+    """Number of processes that decode images. none means up to 8 for sets of more than 2,000 images, 0 for smaller."""
 
     def __post_init__(self) -> None:
         usual = USUAL.get(next(iter(self.method), ""), USUAL["linear"])
@@ -165,7 +165,7 @@ class TransferConfig(Output, TakesRecipes):
 
     @property
     def saved_as(self) -> str:
-        """The file of these settings in the folder; those of each dense method have one of their own."""
+        """The file of these settings in the folder; each dense method has its own file."""
         return f"{self.dense}.yaml" if self.dense else CONFIG
 
 
@@ -176,4 +176,4 @@ class CompareConfig(Settings):
     MOST_USED: ClassVar = ("output",)
 
     output: NameOrPath | None = None
-    """Folder for comparison.json and comparison.html; none prints the comparison only."""
+    """Folder for comparison.json and comparison.html; none only prints the comparison."""

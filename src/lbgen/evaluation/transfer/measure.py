@@ -1,4 +1,4 @@
-"""One backbone on one data set, by every method and with every number of images: from images to stored results."""
+"""Measuring one backbone on one data set, with every method and number of images, and storing the results."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -39,24 +39,24 @@ from lbgen.runs.identity import Identity, versions
 from lbgen.runs.parsing import read_json
 
 Predict = Callable[[Division, int], tuple[NDArray[np.int64], dict[str, float]]]
-"""From a division and a seed to the predicted categories of its test images, and the chosen settings."""
+"""Function from a division and a seed to the predicted categories of the test images and the chosen settings."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set, ready to be measured on."""
+    """A data set, prepared for measurements."""
 
     name: str
     source: Source
     division: Division
     hashes: list[str]
-    """Of the pixels of every image."""
+    """Hash of the pixels of every image."""
     left: list[Left]
     sha256: str
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For transfer.json."""
+        """Facts about the set, for transfer.json."""
         sizes = {part: len(getattr(self.division, part)) for part in ("train", "val")}
         left = {each.reason: len(each.rows) for each in self.left}
         used = len(np.unique(self.division.label[self.division.test]))
@@ -64,9 +64,9 @@ class Prepared:
 
 
 def prepare(name: str, given: str, config: TransferConfig) -> Prepared:
-    """Open a set, hash its images, divide them; says in one line for each reason what is left out.
+    """Open a set, hash its images and divide them; prints a line for each reason of leaving images out.
 
-    name: as it is shown.  given: a known name or a folder.
+    name: for output.  given: a known name or a folder.
     """
     root, known = Path(config.data), sources.known_name(given)
     if known == DIGITS:
@@ -90,7 +90,7 @@ def prepare(name: str, given: str, config: TransferConfig) -> Prepared:
 
 
 class Measurer:
-    """A backbone with the settings by which it is measured."""
+    """A backbone and the settings of its measurement."""
 
     def __init__(self, name: str, backbone: Backbone, config: TransferConfig) -> None:
         self.name, self.backbone, self.config = name, backbone, config
@@ -98,7 +98,7 @@ class Measurer:
         self.cache = FeatureCache(config.folder / CACHE, config.batch_size, self.workers)
 
     def results(self, dataset: Prepared) -> Iterator[Result]:
-        """Of every method on one set, first with all images; what is stored is not measured again."""
+        """Results of every method on one set, first with all images; stored results are not computed again."""
         for method in self.config.method:
             predict = self._linear(dataset) if method == "linear" else self._fine_tuned(dataset)
             yield self._result(dataset, method, predict, None)
@@ -112,7 +112,7 @@ class Measurer:
         if (found := stored.load_result(self.config.folder, name, identity)) is not None:
             return found
 
-        # Predict, once or for each draw.
+        # Predict, once or once per draw.
         divisions = [dataset.division] if shot is None else self._draws(dataset, shot)
         predictions, chosen = zip(
             *(predict(each, self.config.seed + k) for k, each in enumerate(divisions)), strict=True
@@ -176,7 +176,7 @@ class Measurer:
         return predict
 
     def _features(self, dataset: Prepared) -> Tensor:
-        """(N, D) on the device; in double precision on a CPU, where that is affordable."""
+        """(N, D) on the device; on a CPU in double precision, which is affordable there."""
         whole = dataset.division
         rows = np.sort(np.concatenate([whole.final, whole.test]))
         found = self.cache.features(
@@ -200,19 +200,19 @@ class Measurer:
         return predict
 
     def _journal(self, dataset: Prepared, division: Division, seed: int) -> Path:
-        """Where the values of pairs are noted, by what they depend on."""
+        """The file with the values of pairs, named by a hash of everything that determines them."""
         used = data_sha256(dataset.source, dataset.hashes, (division.train, division.val), division.label)
         return self.config.folder / CACHE / f"pairs-{self.backbone.key[:24]}-{used[:24]}-{seed}.json"
 
 
 class ValueJournal:
-    """Values on val that fine-tuning has found, so that a run that was interrupted goes on after the last one."""
+    """The values on val that fine-tuning has computed, so that an interrupted run continues after the last one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def known(self, pair: Pair, compute: Callable[[], float]) -> float:
-        """The noted value of a pair, or the computed one, which is then noted."""
+        """The stored value of a pair, or the computed value, which is then stored."""
         key = f"{pair.learning_rate!r} {pair.weight_decay!r}"
         values = (
             read_json(atomic.read_bytes(self.path), dict[str, float], str(self.path)) if self.path.is_file() else {}

@@ -1,4 +1,4 @@
-"""The values as plain data and as text: transfer.json, and tables as the paper's."""
+"""The values as plain data and as text: transfer.json, and tables like the paper's."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ class Written(NamedTuple):
 def write_transfer(
     first: Sequence[str], prepared: Sequence[Prepared | DenseSet], missing: Mapping[str, str], config: TransferConfig
 ) -> Written:
-    """Write transfer.json and the page from all results in the folder.  first: the backbones that come first."""
+    """Write transfer.json and the page from all results in the folder.  first: the backbones to list first."""
     results = _sorted(all_results(config.folder), first, [each.name for each in prepared])
     path = config.folder / TRANSFER
     content = transfer_content(results, prepared, missing, config)
@@ -40,7 +40,7 @@ def write_transfer(
 
 
 def _sorted(results: list[Result], backbones: Sequence[str], datasets: Sequence[str]) -> list[Result]:
-    """In the order of this run; what earlier runs made comes last."""
+    """The results in the order of this run, followed by those of earlier runs."""
 
     def place(name: str, names: Sequence[str]) -> tuple[int, str]:
         return (names.index(name) if name in names else len(names)), name
@@ -59,7 +59,7 @@ def transfer_content(
     missing: Mapping[str, str],
     config: TransferConfig,
 ) -> dict[str, Any]:
-    """The content of transfer.json: `backbones` for programs, the rest says how the values were made."""
+    """The content of transfer.json: `backbones` has the values, the rest describes how they were computed."""
     backbones: dict[str, dict[str, dict[str, Any]]] = {}
     details: dict[str, dict[str, dict[str, Any]]] = {}
     datasets: dict[str, dict[str, Any]] = {}
@@ -89,7 +89,7 @@ def transfer_content(
 
 
 def measured_of(results: Sequence[Result], folder: Path) -> list[MeasuredBackbone]:
-    """The results by backbone, with the places of their answers."""
+    """The results by backbone, with the paths of their answers."""
     found: dict[str, MeasuredBackbone] = {}
     for each in results:
         one = found.setdefault(each.backbone, MeasuredBackbone(each.backbone, {}, {}))

@@ -17,7 +17,7 @@ from lbgen.report.page import render
 from lbgen.runs import atomic
 
 SPOKES = 3
-"""Data sets that a radar chart needs at least."""
+"""Least number of data sets for a radar chart."""
 NO_VALUE = {"value": "–", "interval": "", "chance": "", "kind": ""}
 METRICS = {
     "accuracy": "accuracy",
@@ -116,7 +116,7 @@ def write_page(
 
 
 def how_of(methods: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """What is said of how the values were made: nothing of detection and segmentation where they are not there."""
+    """The explanations on the page; detection and segmentation are explained only if there are results of them."""
     is_dense = any(method.partition("-")[0] in DENSE_METHODS for method in methods)
     return tuple(each for each in HOW if is_dense or each[0] != DENSE_TITLE)
 
@@ -147,7 +147,7 @@ def method_title(method: str) -> str:
 
 
 def _shared(measured: Sequence[MeasuredBackbone], method: str) -> list[str]:
-    """The data sets that every backbone has."""
+    """The data sets for which every backbone has a value."""
     return [name for name in datasets_of(measured, method) if all((name, method) in one.values for one in measured)]
 
 
@@ -184,7 +184,7 @@ def _cell(one: Value | None) -> dict[str, str]:
 
 
 def _mark_best(rows: list[dict[str, Any]], columns: int) -> None:
-    """The largest value of a column is bold, where there are several rows."""
+    """Mark the largest value of each column, if there are several rows."""
     for column in range(columns):
         values = [float(row["cells"][column]["value"].replace("–", "nan")) for row in rows]
         for row, value in zip(rows, values, strict=True):
@@ -199,7 +199,7 @@ def _radar(measured: Sequence[MeasuredBackbone], method: str) -> str:
 
 
 def _few_shot_charts(measured: Sequence[MeasuredBackbone]) -> list[dict[str, str]]:
-    """For each data set, method and kind of shots with two or more numbers, the values over these numbers."""
+    """A chart for each data set, method and kind of shots that has two or more numbers of images."""
     charts = []
     methods = methods_of(measured)
     for base in TITLES:
@@ -224,7 +224,7 @@ def _ends(one: MeasuredBackbone, dataset: str, method: str) -> tuple[float, floa
 
 
 def _difference_tables(measured: Sequence[MeasuredBackbone], found: Sequence[Difference]) -> list[dict[str, Any]]:
-    """For each method, a line for each backbone but the reference, a column for each data set, the average last."""
+    """One table per method, with a row per backbone except the reference and a column per data set, average last."""
     tables = []
     for method in dict.fromkeys(each.method for each in found):
         own = {(each.backbone, each.dataset): each for each in found if each.method == method}
@@ -262,7 +262,7 @@ def _with_minus(text: str) -> str:
 
 
 def _notes(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is missing and what was left out."""
+    """Notes on missing sets and on images left out."""
     notes = list(content.get("missing", {}).items())
     for name, dataset in content.get("datasets", {}).items():
         notes += [(name, f"{count:,} images left out, {why}") for why, count in dataset.get("left_out", {}).items()]

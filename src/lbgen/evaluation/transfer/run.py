@@ -1,6 +1,6 @@
 """The transfer: read every data set, probe and fine-tune every backbone on it, write the table and the page.
 
-Torch is imported only once nothing is left to refuse without it.
+Torch is imported only after all checks that do not need it.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def transfer(backbones: str | Path | Sequence[str | Path], config: TransferConfi
 
     backbones: one or several; each a run of lbgen pretrain, a timm name, a timm folder, or ARCHITECTURE:FILE.
 
-    Writes transfer.json, report.html and the answers for every test image to `config.output`, and returns where they
-    are. Raises UserError for a backbone that cannot be loaded, for a set without train and test images, and for a
-    folder that holds other results.
+    Writes transfer.json, report.html and the answers for every test image to `config.output`, and returns their paths.
+    Raises UserError for a backbone that cannot be loaded, for a set without train and test images, and for a folder
+    with other results.
 
     >>> import lbgen
     >>> result = lbgen.transfer("runs/pretrain", lbgen.TransferConfig(datasets=("digits",), output="runs/transfer"))
@@ -88,7 +88,7 @@ def transfer(backbones: str | Path | Sequence[str | Path], config: TransferConfi
 
 
 def is_of_transfer(folder: Path) -> bool:
-    """Whether a folder was written by a transfer, which may have been interrupted, or whose cache was removed."""
+    """Whether a folder was written by a transfer, even if that was interrupted or its cache was removed."""
     has_config = any((folder / name).is_file() for name in CONFIGS)
     return (folder / LOCK).exists() or (has_config and (folder / RESULTS).is_dir())
 
@@ -98,17 +98,17 @@ class Data:
     """The data sets of a run."""
 
     datasets: dict[str, str]
-    """Those that are there: the name that is shown -> as it was given."""
+    """Available sets: name for output -> as it was given."""
     missing: dict[str, str]
-    """Those that are not, as they were given -> the way to get them."""
+    """Missing sets, as they were given -> how to get them."""
     places: list[Path]
-    """Where they lie."""
+    """Folders of the sets."""
     layout: Layout | None = None
     """The parts of a single set for detection or segmentation."""
 
 
 def find_data(config: TransferConfig) -> Data:
-    """The sets for classification, or the one for detection or segmentation. Raises UserError where none is there."""
+    """The sets for classification, or the set for detection or segmentation. Raises UserError if there is none."""
     root = Path(config.data)
     if config.dense:
         name, layout = find_layout(config)
@@ -119,12 +119,11 @@ def find_data(config: TransferConfig) -> Data:
 
 
 def find_datasets(config: TransferConfig) -> tuple[dict[str, str], dict[str, str]]:
-    """The sets for classification that are there, by the names that are shown; and those that are not with the way to
-    get them.
+    """The available sets for classification, by their names for output, and the missing ones with how to get them.
 
-    A set is shown as it was given, a path by its last folder. A line is said about each set that is not there.
+    A set's name for output is the given name, or the last folder of a path. A line is printed for each missing set.
 
-    Raises UserError for a name that nobody knows, for a set that is given twice and where none is there.
+    Raises UserError for an unknown name, for a set that is given twice, and if all sets are missing.
     """
     root, found, missing = Path(config.data), {}, {}
     known = [sources.known_name(name) for name in config.datasets]
@@ -144,20 +143,20 @@ def find_datasets(config: TransferConfig) -> tuple[dict[str, str], dict[str, str
 
 
 def shown_name(name: str, names: Sequence[str]) -> str:
-    """The last folder of a path, or all of it where another one ends in the same folder."""
+    """The last folder of a path, or the whole path if another one ends in the same folder."""
     last = [Path(each).name for each in names]
     return Path(name).name if last.count(Path(name).name) == 1 else name
 
 
 def nothing_here(missing: Mapping[str, str]) -> UserError:
-    """The refusal of a run without any data set."""
+    """The error for a run without any data set."""
     return UserError(
         f"--datasets: none is there; add digits, which always is, or get one ({'; '.join(missing.values())})"
     )
 
 
 def _measured(names: dict[str, str], data: Data, config: TransferConfig) -> TransferResult:
-    import torch  # late, as are all that import it
+    import torch  # late, like all imports that need it
 
     from lbgen.evaluation.transfer.output import write_transfer
     from lbgen.models.backbones.backbone import locate
@@ -191,7 +190,7 @@ def _measured(names: dict[str, str], data: Data, config: TransferConfig) -> Tran
 
 
 def read_datasets(data: Data, config: TransferConfig) -> list[Prepared]:
-    """The sets for classification; one that cannot be read is added to those that are missing."""
+    """The sets for classification; a set that cannot be read is added to the missing ones."""
     from lbgen.evaluation.transfer.measure import prepare
 
     prepared: list[Prepared] = []

@@ -1,7 +1,7 @@
-"""What a transfer has found so far: one result and one table of answers for each backbone, data set and method.
+"""The stored results of a transfer: one result and one table of answers per backbone, data set and method.
 
-A result is written after its answers; if these are lost, it counts as not there. A run that finds it takes it over, if
-it was made of the same weights and images by the same versions.
+A result is written after its answers, and ignored if these are lost. A later run reuses it if it was computed from the
+same weights and images by the same versions.
 """
 
 import json
@@ -28,17 +28,17 @@ SCHEMA = pa.schema(
     [("image", pa.string()), ("key", pa.string()), ("label", pa.string()), ("prediction", pa.string())]
     + [("draw", pa.int32())]
 )
-"""Of a table of answers: SHA-256 of the image's pixels, its name in the set, its category, the answer, and of few
-shots the number of the draw."""
+"""Columns of a table of answers: SHA-256 of the image's pixels, its name in the set, its category, the answer and, for
+few shots, the number of the draw."""
 ORDER = ("draw", "image", "label", "key")
-"""Columns by which answers are sorted, so that those of two backbones can be compared."""
+"""Columns by which answers are sorted, so that two backbones can be compared."""
 HASHES = ("backbone", "data")
 ResultMethod = Annotated[str, Meta(pattern=rf"^({'|'.join(RESULT_METHODS)})(-[0-9]*[.]?[0-9]+%|-[0-9]+shot)?$")]
 
 
 @dataclass(frozen=True)
 class Result:
-    """One value with what it was made of."""
+    """One value and the data behind it."""
 
     backbone: Name
     dataset: Name
@@ -47,32 +47,30 @@ class Result:
     value: Share
     low: Limit | None
     high: Limit | None
-    """95% interval; None where there is one draw only."""
+    """95% interval; None for a single draw."""
     n_test: Whole
     images: dict[Name, Whole]
-    """Number of images by use: train, val, and final, those that the tested classifier was fitted on."""
+    """Number of images by use: train, val, and final (the images on which the tested classifier was fitted)."""
     chosen: list[dict[Name, float]]
-    """Of every draw, the settings that were chosen, with their value on val."""
+    """For every draw, the chosen settings and their value on val."""
     draws: list[Share]
     """The value of every draw."""
     answers: Name
     """File of the answers, relative to the folder of the transfer."""
     identity: dict[Name, Any] = field(default_factory=dict)
     figures: list[dict[Name, Share]] = field(default_factory=list)
-    """Of every draw of detection and segmentation, further values."""
+    """For detection and segmentation, further values of every draw."""
     resampled: list[Share] = field(default_factory=list)
-    """Of a single draw of them, the value of bootstraps over the test images, which are the same for all backbones."""
+    """For a single draw of these, values on bootstraps over the test images, which are the same for all backbones."""
 
 
 def name_of(backbone: str, dataset: str, method: str) -> str:
-    """Of the files of a result."""
+    """Name of the files of a result."""
     return sha256("\n".join([backbone, dataset, method]).encode()).hexdigest()[:16]
 
 
 def load_result(folder: Path, name: str, identity: Identity) -> Result | None:
-    """The result of this name; None where it or its answers are not there. UserError where it was made of something
-    else.
-    """
+    """The result of this name; None if it or its answers are missing. UserError if it has another identity."""
     path = folder / RESULTS / f"{name}.json"
     if not path.is_file():
         return None
@@ -112,7 +110,7 @@ def save_result(folder: Path, result: Result, answers: pa.Table) -> None:
 def answer_table(
     image: Sequence[str], key: Sequence[str], label: Sequence[str], predictions: Sequence[Sequence[str]]
 ) -> pa.Table:
-    """image, key, label: of the test images.  predictions: of each draw, for the same images."""
+    """The table of answers.  image, key, label: of the test images.  predictions: of each draw, for these images."""
     draws = len(predictions)
     return pa.table(
         {

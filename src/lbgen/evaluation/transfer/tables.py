@@ -1,4 +1,4 @@
-"""Values and differences as text, one table for each method, as the paper shows them."""
+"""Values and differences as text, one table per method, like the paper's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Grid:
 
 
 def tables(measured: Sequence[MeasuredBackbone]) -> str:
-    """One table for each method: a line for each backbone, a column for each data set, the average last; in percent."""
+    """One table per method, in percent: a row per backbone, a column per data set, average last."""
     return "\n\n".join(_table(measured, method).text() for method in methods_of(measured))
 
 
@@ -50,7 +50,7 @@ def _table(measured: Sequence[MeasuredBackbone], method: str) -> Grid:
 
 
 def text_of(found: Sequence[Difference]) -> str:
-    """Every difference from the reference in a line."""
+    """One line per difference from the reference."""
     rows = []
     for each in found:
         low, high = each.estimate.low, each.estimate.high
@@ -67,7 +67,7 @@ def percent(value: float) -> str:
 
 
 def points(value: float) -> str:
-    return f"{round(100 * value, 1) + 0:+.1f}"  # adding 0 takes the sign from minus zero
+    return f"{round(100 * value, 1) + 0:+.1f}"  # adding 0 removes the sign of minus zero
 
 
 def p_text(p_value: float) -> str:

@@ -1,4 +1,4 @@
-"""A backbone's value on a data set, as transfer.json holds it."""
+"""A backbone's value on a data set in transfer.json."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,7 +10,7 @@ from lbgen.runs.parsing import Whole
 Metric = Literal["accuracy", "mean_per_class", "box_AP", "mask_AP", "mIoU"]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Limit = Annotated[float, Meta(ge=-100, le=100)]
-"""Of an interval; Student's, of a few draws, may leave [0, 1]."""
+"""Limit of an interval; with few draws, Student's interval may exceed [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -21,5 +21,5 @@ class Value:
     value: Share
     low: Limit | None
     high: Limit | None
-    """95% interval; None where there is one draw only."""
+    """95% interval; None for a single draw."""
     n_test: Whole

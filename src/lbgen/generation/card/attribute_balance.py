@@ -1,4 +1,4 @@
-"""How well the balanced attributes of a finished dataset are balanced, as the language space detects them.
+"""How well the balanced attributes of a finished dataset are balanced, according to the language space.
 
 N images, A balanced attributes.
 """
@@ -20,7 +20,7 @@ from lbgen.vocabulary.attributes import Attribute
 
 
 def attribute_balances(store: Store, config: GenerateConfig, plan: Plan) -> list[AttributeBalance]:
-    """One for each balanced attribute, over all splits together."""
+    """The balance of each balanced attribute, over all splits together."""
     label, *values = torch.cat(list(_columns_of_shards(store, config, plan))).T  # (N,) and 2A times (N,)
     targets, detected = values[: len(plan.balanced)], values[len(plan.balanced) :]
     columns = zip(plan.balanced, targets, detected, strict=True)
@@ -28,7 +28,7 @@ def attribute_balances(store: Store, config: GenerateConfig, plan: Plan) -> list
 
 
 def attribute_balance(attribute: Attribute, target: Tensor, detected: Tensor, label: Tensor) -> AttributeBalance:
-    """target, detected: (N,) indices into the attribute's values; label: (N,)."""
+    """The balance of one attribute.  target, detected: (N,) indices into the attribute's values; label: (N,)."""
     targeted, shown = (
         torch.bincount(column, minlength=len(attribute.values)).tolist() for column in (target, detected)
     )
@@ -41,7 +41,7 @@ def attribute_balance(attribute: Attribute, target: Tensor, detected: Tensor, la
 
 
 def _columns_of_shards(store: Store, config: GenerateConfig, plan: Plan) -> Iterator[Tensor]:
-    """For each shard (images, 1 + 2A): label, index of each target value, index of each detected value."""
+    """For each shard a tensor (images, 1 + 2A): label, indices of the target values, indices of the detected values."""
     indices = [{value: number for number, value in enumerate(attribute.values)} for attribute in plan.balanced]
     for split in plan.splits:
         for shard in range(plan.shards(split)):

@@ -1,9 +1,8 @@
 """annotations/instances_<split>.json: masks and boxes in COCO's format (https://cocodataset.org/#format-data).
 
-An image has one instance of its category, or none where its mask is empty; with --compose, one of each category that
-its prompt names. `file_name` is the image's path in the dataset; for tar shards it is that of the image in its shard,
-for Parquet the `path` in its `image` column. Ids of categories are labels plus 1, because some readers take 0 for the
-background.
+An image has one instance of its category, or none if its mask is empty; with --compose, one of each category in its
+prompt. `file_name` is the image's path in the dataset; for tar shards it is the path in the shard, for Parquet the
+`path` in the column `image`. Category ids are labels plus 1, because some readers treat 0 as the background.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from lbgen.runs.storage import Store
 
 
 def names(config: GenerateConfig, plan: Plan) -> list[str]:
-    """The files of a dataset, one for each split; none without --localize."""
+    """The annotation files of a dataset, one per split; none without --localize."""
     return [annotations_name(split) for split in plan.splits] if config.localize else []
 
 
 def write_instances(path: Path, store: Store, config: GenerateConfig, plan: Plan, split: str) -> None:
-    """Write the file of a split whose shards are all there; its images may be more than fit into memory.
+    """Write the file of a split that has all its shards; the images do not have to fit into memory.
 
-    One image and one instance on each line. Raises UserError for a mask that cannot be read.
+    Each line has one image or one instance. Raises UserError for a mask that cannot be read.
     """
     categories = [{"id": label, "name": each.id} for label, each in enumerate(plan.categories, 1)]
     head = json.dumps({"info": {"description": f"split {split}, made by lbgen"}, "categories": categories})
@@ -59,7 +58,7 @@ def write_instances(path: Path, store: Store, config: GenerateConfig, plan: Plan
 
 
 def is_intact(store: Store, config: GenerateConfig, plan: Plan, split: str) -> bool:
-    """Whether the file of a split, which is there, is what its shards say; nothing is written beside them."""
+    """Whether the existing file of a split agrees with its shards; nothing is written to the dataset."""
     with TemporaryDirectory() as folder, store.fetched(annotations_name(split)) as found:
         expected = Path(folder) / "instances.json"
         write_instances(expected, store, config, plan, split)
@@ -71,7 +70,7 @@ def _line(entry: dict[str, Any], is_first: bool) -> bytes:
 
 
 def _masks(store: Store, config: GenerateConfig, plan: Plan, split: str) -> Iterator[tuple[Row, np.ndarray]]:
-    """Each image's row and mask, (H, W) numbers of objects, in the order of the plan."""
+    """Row and mask, (H, W) object numbers, of each image in the order of the plan."""
     for shard in range(plan.shards(split)):
         rows, _ = read_rows(store, config, plan, split, shard)
         by_key = {row.key: row for row in rows}
@@ -103,11 +102,11 @@ def _annotation(found: LocatedObject, mask: np.ndarray) -> dict[str, Any]:
     }
 
 
-# ---- run lengths, as pycocotools reads them ----
+# ---- run lengths in the format of pycocotools ----
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
-    """Lengths of the runs of equal pixels, column by column, of false ones first.  mask: (H, W) booleans."""
+    """Lengths of the runs of equal pixels, column by column, starting with a run of False.  mask: (H, W) booleans."""
     flat = mask.T.reshape(-1)
     ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     lengths = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
@@ -117,9 +116,9 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 def compressed(lengths: list[int]) -> str:
     """COCO's text of run lengths.
 
-    From the fourth on, each is the difference to the one before the last. Numbers are in groups of five bits, the
-    lowest first, as characters from "0" on; the sixth bit says that another group follows, the fifth of the last group
-    is the sign.
+    From the fourth length on, the difference to the second-last length is stored. Numbers are split into groups of five
+    bits, lowest first, each a character from "0" on; the sixth bit means that another group follows, and the fifth bit
+    of the last group is the sign.
     """
     differences = [length - (lengths[place - 2] if place > 2 else 0) for place, length in enumerate(lengths)]
     return "".join(map(_groups, differences))

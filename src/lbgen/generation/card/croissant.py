@@ -1,11 +1,11 @@
 """croissant.json: the dataset in MLCommons' Croissant 1.1 vocabulary (https://docs.mlcommons.org/croissant).
 
-Record sets: one for each split (image, label, split), "image-index" with all columns of the index, and "label-names".
-Names of splits contain no hyphen, so no split has one of the other names. "tar-labels" is there for tar shards of
-category ids with a dot or a percent sign, which file names in a tar have in another form than the index.
+Record sets: one per split (image, label, split), "image-index" with all columns of the index, and "label-names". Split
+names contain no hyphen, so they never equal the other names. "tar-labels" exists for tar shards if category ids contain
+a dot or a percent sign, which are escaped in the file names of a tar but not in the index.
 
-Limits of mlcroissant 1.1.1: it does not read the WebP files of an ImageFolder; it unpacks tar shards into a cache by
-their relative name only, so a second dataset with tar shards needs its own CROISSANT_CACHE.
+Limits of mlcroissant 1.1.1: it does not read the WebP files of an ImageFolder; its cache of unpacked tar shards uses
+only their relative name, so a second dataset with tar shards needs its own CROISSANT_CACHE.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ TYPES = {pa.string(): "sc:Text", pa.int64(): "cr:Int64", pa.float64(): "cr:Float
 
 
 def croissant(summary: DatasetSummary) -> str:
-    """The JSON-LD text. It has the SHA-256 of shards and of labels.json; those of single images are in the index."""
+    """The JSON-LD text. It has the SHA-256 of shards and of labels.json; the index has the hashes of single images."""
     labels = labels_json(summary.categories).encode()
     distribution = [
         _file_object("labels.json", JSON, hashlib.sha256(labels).hexdigest()),
@@ -74,7 +74,7 @@ def croissant(summary: DatasetSummary) -> str:
 
 
 def _files(split: SplitSummary, summary: DatasetSummary) -> list[dict]:
-    """The images of a split and, unless the labels are in the same files, its part of the index."""
+    """The file sets of a split: images and, unless these contain the labels, the split's part of the index."""
     images, mime = f"{split.name}-images", MIME[summary.suffix]
     if summary.layout == "parquet":
         return [_file_set(images, PARQUET, f"data/{split.name}-*.parquet")]
@@ -95,7 +95,7 @@ def _images(split: SplitSummary, summary: DatasetSummary) -> dict:
     elif _has_escaped_names(summary):
         fields = _fields_by_tar_labels(split.name, images)
     else:
-        # Joined with the index by the path of the image, or for tar shards by its name without the suffix.
+        # Joined with the index by the path of the image or, for tar shards, by its name without the suffix.
         packed = summary.layout == "webdataset"
         column, property, regex = ("key", "filename", r"(.+?)(?:\.\w+)?$") if packed else ("file", "fullpath", "(.+)")
         name = _source(images, {"fileProperty": property}, {"regex": regex})
@@ -113,7 +113,7 @@ def _has_escaped_names(summary: DatasetSummary) -> bool:
 
 
 def _tar_labels(summary: DatasetSummary) -> dict:
-    """The label of each category by the form that its id has in file names."""
+    """Record set: the escaped form of each category's id in file names, and its label."""
     fields = [_field("tar-labels", "id", "sc:Text"), _field("tar-labels", "label", "cr:Int64")]
     rows = [
         {"tar-labels/id": escaped(category.id), "tar-labels/label": label}
@@ -123,10 +123,10 @@ def _tar_labels(summary: DatasetSummary) -> dict:
 
 
 def _fields_by_tar_labels(split: str, images: str) -> list[dict]:
-    """Joined with "tar-labels" by the file's name without the image's number.
+    """Fields joined with "tar-labels" by the file's name without the image's number.
 
-    mlcroissant changes the joined column in place, so the key comes from another one, and the regular expression
-    leaves its own result as it is.
+    mlcroissant changes the joined column in place, so the key comes from another column, and the regular expression
+    does not change its own result.
     """
     name = _source(images, {"fileProperty": "filename"}, {"regex": r"(.+?)(?:_\d+\.\w+)?$"})
     key = _source(images, {"fileProperty": "fullpath"}, {"regex": r"(?:.*/)?(.+?)(?:\.\w+)?$"})
@@ -149,7 +149,7 @@ def _index(schema: pa.Schema) -> dict:
 
 
 def _labels() -> dict:
-    """In the order of the labels, counted from 0."""
+    """Record set of the categories, in label order from 0."""
     source = {"fileObject": {"@id": "labels.json"}}
     fields = [
         _field("label-names", name, "sc:Text", source | {"extract": {"jsonPath": f"$[*].{name}"}})

@@ -32,11 +32,11 @@ from lbgen.runs.console import say
 from lbgen.runs.storage import Store
 
 SEARCHED_SHARDS = 32
-"""Shards in which sample pictures are looked for, at most."""
+"""Most shards that are searched for sample pictures."""
 
 
 def describe(store: Store, config: GenerateConfig, plan: Plan) -> None:
-    """Describe a dataset whose shards are all there; croissant.json, written last, marks it as complete."""
+    """Describe a dataset that has all its shards; croissant.json, written last, marks it as complete."""
     counts = read_rejection_counts(store, config, plan, plan.splits)
     summary = summarize(store, config, plan, counts)
     text = card(summary)
@@ -99,13 +99,13 @@ def balances(store: Store, config: GenerateConfig, plan: Plan) -> list[Attribute
 
 
 def rejections_by_reason(counts: CategoryCounts) -> dict[str, int]:
-    """Rejected attempts by reason, and the number of images that failed every attempt, by what happened to them."""
+    """Number of rejected attempts by reason, and of images that failed every attempt, by what happened to them."""
     failed = {"kept all the same": counts.kept, "left out": counts.dropped}
     return dict(counts.reasons) | {outcome: images for outcome, images in failed.items() if images}
 
 
 def rejection_line(category_id: str, counts: CategoryCounts) -> str:
-    """A line about a category that was often rejected; only some reasons mean that the generator cannot draw it."""
+    """A line about a category that was often rejected, with the likely cause if the main reason indicates one."""
     ((reason, _),) = counts.reasons.most_common(1)
     cause = ": the generator hardly draws it" if reason in ("label", "quality", "blank") else ""
     share = counts.rejected_share
@@ -119,7 +119,7 @@ def sample_picture(store: Store, config: GenerateConfig, plan: Plan) -> bytes:
     """A PNG with the first images of some categories."""
     chosen = [category.id for category in evenly_spaced(plan.categories, CATEGORIES)]
     rows = sorted(sample_rows(store, config, plan, chosen), key=lambda row: (row.label, row.key))
-    if not rows:  # screening dropped them all, or in a very large dataset they come later
+    if not rows:  # screening dropped them all, or in a very large dataset they are in later shards
         return sample_grid([Image.new("RGB", (1, 1), "white")], ["no image of these categories in the first shards"])
     contents = {stored.key: stored.content for stored in stored_images(store, config, rows)}
     return sample_grid(

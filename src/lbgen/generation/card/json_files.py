@@ -1,4 +1,4 @@
-"""labels.json, which names the labels, and _info.json, which tells timm about tar shards."""
+"""labels.json, which names the labels, and _info.json, which describes tar shards for timm."""
 
 import json
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from lbgen.vocabulary.vocabulary import Category
 
 
 def labels_json(categories: Iterable[Category]) -> str:
-    """A list of {"id", "name"}, one on each line; a label is an index into it, counted from 0."""
+    """A list of {"id", "name"}, one per line; a label is an index into it, counted from 0."""
     lines = (json.dumps({"id": category.id, "name": category.name}, ensure_ascii=False) for category in categories)
     return "[\n" + ",\n".join(lines) + "\n]\n"
 

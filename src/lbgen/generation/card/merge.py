@@ -1,8 +1,8 @@
-"""What a user added to a dataset's card survives when lbgen writes the card again.
+"""Keeping a user's additions to a dataset's card when lbgen writes the card again.
 
-A card is a YAML head and blocks of Markdown between empty lines. Its last line lists hashes of the blocks that lbgen
-wrote; every other block is the user's. Cards of earlier versions have no such line: there, the user's blocks are those
-below headings that lbgen does not write.
+A card is a YAML header and blocks of Markdown separated by empty lines. Its last line lists hashes of the blocks that
+lbgen wrote; all other blocks are the user's. Cards of earlier versions have no such line: there, the user's blocks are
+those below headings that lbgen does not write.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ NOTE = re.compile(r"<!-- lbgen wrote the blocks ([0-9a-f ]*) and keeps all other
 HEADINGS = ("How to load it", "How it was made", "Balance", "Screening", "Classes", "Limits", "Labels")
 """Second-level headings that lbgen writes."""
 TITLE = "categories drawn by"
-"""In every title that lbgen writes."""
+"""Text in every title that lbgen writes."""
 
 
 class Card(NamedTuple):
@@ -35,7 +35,7 @@ def signed(text: str) -> str:
 
 
 def merged(new: str, old: str, source: str) -> str:
-    """The card `new` with what a user added to `old`, which is in the file `source`."""
+    """The card `new` with the user's additions to `old`, the content of the file `source`."""
     head, blocks = parse(new, source)
     earlier = parse(old, source)
     merged_head, added = _merged_head(head, earlier.head), _added_blocks(earlier.blocks)
@@ -49,7 +49,7 @@ def merged(new: str, old: str, source: str) -> str:
 
 
 def parse(text: str, source: str) -> Card:
-    """Raises UserError if the head is not YAML."""
+    """The parts of a card; raises UserError if the header is not YAML."""
     head, body = _split(text.replace("\r\n", "\n"))
     try:
         values = yaml.safe_load(head)
@@ -77,7 +77,7 @@ def _hash(block: str) -> str:
 
 
 def _merged_head(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
-    """lbgen's fields, and those of the user: other fields, another name, more tags, more configurations."""
+    """lbgen's fields with the user's changes: additional fields, another name, more tags, more configurations."""
     head = new | {name: value for name, value in old.items() if name not in new}
     if isinstance(name := old.get("pretty_name"), str) and TITLE not in name:
         head["pretty_name"] = name
@@ -117,7 +117,7 @@ def _with_added(blocks: list[str], added: dict[str, list[str]]) -> Iterator[str]
         if heading or NOTE.fullmatch(block):
             yield from added.pop(section, [])
             section = heading or section
-        if NOTE.fullmatch(block):  # sections that the new card does not have
+        if NOTE.fullmatch(block):  # the user's blocks of sections that the new card lacks
             yield from (block for rest in added.values() for block in rest)
         yield block
 

@@ -1,4 +1,4 @@
-"""What a dataset's readers have to know besides the numbers: categories without images, lists of labels that differ."""
+"""Notes for a dataset's users besides the numbers: categories without images, differing lists of labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lbgen.runs.storage import Store
 from lbgen.vocabulary.vocabulary import Category
 
 NAMED = 5
-"""Categories that are named in a note, at most."""
+"""Most categories that a note names."""
 
 
 def read_rejection_counts(store: Store, config: GenerateConfig, plan: Plan, splits: Iterable[str]) -> RejectionCounts:
@@ -27,7 +27,7 @@ def read_rejection_counts(store: Store, config: GenerateConfig, plan: Plan, spli
 
 
 def dropped_images(store: Store, config: GenerateConfig, plan: Plan, split: str) -> dict[str, int]:
-    """Category id -> images that screening left out of a split; only of categories with some."""
+    """Category id -> number of images that screening left out of a split, if any."""
     if not config.checks or config.last_resort != "drop":
         return {}
     counts = read_rejection_counts(store, config, plan, [split])
@@ -35,12 +35,12 @@ def dropped_images(store: Store, config: GenerateConfig, plan: Plan, split: str)
 
 
 def asked_images(plan: Plan, split: str) -> dict[str, int]:
-    """Category id -> images that the plan has of it in a split."""
+    """Category id -> number of its images in the plan of a split."""
     return image_counts(target for target in plan.targets if target.split == split)
 
 
 def absent_categories(store: Store, config: GenerateConfig, plan: Plan) -> dict[str, list[Category]]:
-    """Split -> the dataset's categories that have no image in it: not asked for there, or all left out."""
+    """Split -> the dataset's categories without an image in it, because none is planned or all were left out."""
     absent = {}
     for split in plan.splits:
         asked, dropped = asked_images(plan, split), dropped_images(store, config, plan, split)
@@ -49,7 +49,7 @@ def absent_categories(store: Store, config: GenerateConfig, plan: Plan) -> dict[
 
 
 def notes(config: GenerateConfig, plan: Plan, absent: Mapping[str, Sequence[Category]]) -> Iterator[str]:
-    """One sentence each, for the end of a run and for the card.  absent: see `absent_categories`."""
+    """The notes, for the end of a run and for the card.  absent: see `absent_categories`."""
     if plan.compose > 1:
         yield (
             f"Each image was asked to show {plan.compose} categories. Its label is the first; the others are in the "
@@ -76,6 +76,6 @@ def notes(config: GenerateConfig, plan: Plan, absent: Mapping[str, Sequence[Cate
 
 
 def named(ids: Iterable[str]) -> str:
-    """The first of the ids, and how many there are besides."""
+    """The first ids, and the number of further ones."""
     texts = [printable(category_id) for category_id in ids]
     return ", ".join(texts[:NAMED]) + (f" and {len(texts) - NAMED} more" if len(texts) > NAMED else "")

@@ -1,7 +1,7 @@
-"""README.md of a dataset, as the Hugging Face Hub reads it: a YAML head for programs, Markdown for people.
+"""README.md of a dataset in the form of the Hugging Face Hub: a YAML header for programs, Markdown for people.
 
-With this head, `datasets.load_dataset(DIR)` returns images and labels, the same labels in all layouts: indices into
-labels.json. Class names are the category ids, because those are unique and are the folder names of an ImageFolder.
+With this header, `datasets.load_dataset(DIR)` returns images and labels. In all layouts, labels are indices into
+labels.json. Class names are the category ids, because ids are unique and are the folder names of an ImageFolder.
 """
 
 import re
@@ -18,7 +18,7 @@ from lbgen.report.page import render
 DATA_FILES = {"imagefolder": "{split}/*/*.{suffix}", "webdataset": "{split}-*.tar", "parquet": "data/{split}-*.parquet"}
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 LONG_TABLE = 30
-"""Tables with more lines than this are folded."""
+"""Tables with more lines than this are collapsed."""
 
 
 def card(summary: DatasetSummary) -> str:
@@ -29,7 +29,7 @@ def card(summary: DatasetSummary) -> str:
         "card.md.jinja",
         {"as_text": as_text},
         dataset=summary,
-        head=yaml.safe_dump(head(summary), sort_keys=False, width=10**9),  # ASCII: nothing in it can end the head
+        head=yaml.safe_dump(head(summary), sort_keys=False, width=10**9),  # ASCII, so nothing in it can end the header
         rejected=sorted(rejected, key=lambda pair: -sum(pair[1].values())),
         reasons=sorted({reason for counts in rejections.values() for reason in counts}),
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", summary.config)), default=0)),
@@ -39,12 +39,12 @@ def card(summary: DatasetSummary) -> str:
 
 
 def as_text(text: str) -> str:
-    """Markdown and HTML that show exactly `text`: characters with a meaning in them become character references."""
+    """`text` escaped for Markdown and HTML: special characters become character references."""
     return re.sub(r"[\x00-\x1f!-&*+./:-@\[-`{-\x7f]", lambda sign: f"&#{ord(sign[0])};", text)
 
 
 def head(summary: DatasetSummary) -> dict[str, Any]:
-    """The YAML head, by field."""
+    """The fields of the YAML header."""
     pattern, features = DATA_FILES[summary.layout], _features(summary)
     paths = [
         {"split": split.name, "path": pattern.format(split=split.name, suffix=summary.suffix)}
@@ -64,7 +64,7 @@ def head(summary: DatasetSummary) -> dict[str, Any]:
 
 
 def _features(summary: DatasetSummary) -> list[dict[str, Any]]:
-    """The columns, as `datasets` writes features in YAML."""
+    """The columns in the form in which `datasets` writes features in YAML."""
     ids = {str(label): category.id for label, category in enumerate(summary.categories)}
     label = {"class_label": {"names": ids}}
     if summary.layout != "webdataset":

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 CATEGORIES, IMAGES = 8, 4
 """Largest number of columns and rows of the picture."""
 CELL, GAP, HEADING, MARGIN = 128, 4, 22, 8
-"""Pixels."""
+"""Side of a cell in pixels."""
 FONT = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 Item = TypeVar("Item")
 
@@ -25,7 +25,7 @@ def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
 
 
 def sample_grid(images: Sequence[Image.Image], labels: Sequence[str]) -> bytes:
-    """A PNG with one column for each label, with its first 4 images; of more than 8 labels, 8 evenly spaced ones.
+    """A PNG with a column per label that shows its first 4 images; if there are more than 8 labels, 8 evenly spaced.
 
     images: of any size.  labels: the heading of each image's column. Labels may be in any script; characters that the
     font (DejaVu Sans) lacks, such as emoji, are left out.
@@ -49,7 +49,7 @@ def sample_grid(images: Sequence[Image.Image], labels: Sequence[str]) -> bytes:
 
 
 def _heading(label: str) -> Image.Image:
-    """A picture of a label, of the width of a cell; a longer label is shortened."""
+    """A picture of a label as wide as a cell; a longer label is shortened."""
     available = FT2Font(str(FONT)).get_charmap()
     font = ImageFont.truetype(str(FONT), 13)
     text = "".join(character for character in label if ord(character) in available).strip()

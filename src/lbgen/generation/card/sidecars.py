@@ -1,6 +1,6 @@
-"""The files that describe a dataset, compared with its plan and its shards.
+"""Comparing the files that describe a dataset with its plan and shards.
 
-A card is compared only in what programs read of it: people may edit the rest, and versions word it differently.
+Only the machine-readable part of a card is compared: users may edit the rest, and its wording differs by version.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def has_labels(store: Store, plan: Plan) -> bool:
 
 
 def lacks_any(store: Store, config: GenerateConfig, plan: Plan) -> bool:
-    """Whether a file is missing, or the labels are others; the other files are not read."""
+    """Whether a file is missing or the labels differ; the other files are not read."""
     if not set(names(config)) <= store.names() or not has_labels(store, plan):
         return True
     return not all(map(store.exists, coco.names(config, plan)))
 
 
 def sidecar_faults(store: Store, config: GenerateConfig, plan: Plan) -> Iterator[str]:
-    """A line for each file that is missing or contradicts plan and shards, of a dataset whose shards are all whole."""
+    """A line for each file that is missing or contradicts plan and shards; all shards must be intact."""
     splits = [split_summary(store, plan, split) for split in plan.splits]
     suffix = index.SUFFIXES[config.image_format]
     columns = index.version_of(config.localize, config.compose)
@@ -80,7 +80,7 @@ def sidecar_faults(store: Store, config: GenerateConfig, plan: Plan) -> Iterator
 
 
 def split_summary(store: Store, plan: Plan, split: str) -> SplitSummary:
-    """Raises UserError for a part of the index that cannot be read."""
+    """The summary of a split; raises UserError for a part of the index that cannot be read."""
     parts = [_part_summary(store, split, shard) for shard in range(plan.shards(split))]
     files = [ShardFile(name, images, sha256) for images, hashes in parts for name, sha256 in hashes.items()]
     return SplitSummary(split, sum(images for images, _ in parts), files)
@@ -103,7 +103,7 @@ def _is_intact(store: Store, name: str, is_right: Callable[[bytes], bool]) -> bo
         return False
     try:
         return is_right(content)
-    except UNREADABLE:  # of another shape, or no PNG; a UserError, which is a ValueError, for a head that is no YAML
+    except UNREADABLE:  # another structure, or no PNG; UserError is a ValueError, for a header that is not YAML
         return False
 
 
@@ -114,11 +114,11 @@ def _is_png(content: bytes) -> bool:
 
 
 def _facts_of_head(fields: dict[str, Any]) -> tuple[Any, Any]:
-    """The files of the splits, and the columns with the names of the labels."""
+    """The entries of the header that are compared: the files of the splits, and the columns with the label names."""
     (config,) = [each for each in fields["configs"] if each["config_name"] == "default"]
     return config["data_files"], (config if "features" in config else fields["dataset_info"])["features"]
 
 
 def _facts_of_croissant(content: dict[str, Any]) -> dict[str, Any]:
-    """All that lbgen writes for programs; what people write or read, such as a licence, is left out."""
+    """The entries that lbgen writes for programs, without texts for people, such as a licence."""
     return {name: content[name] for name in FACTS}

@@ -13,7 +13,7 @@ class ShardFile:
     """A file that contains many images."""
 
     name: str
-    """Relative to the dataset folder."""
+    """Path relative to the dataset folder."""
     images: int
     sha256: str
 
@@ -23,7 +23,7 @@ class SplitSummary:
     name: str
     images: int
     files: Sequence[ShardFile] = ()
-    """In order, in layouts that pack images; empty for imagefolder."""
+    """The shards in order, for layouts that pack images; empty for imagefolder."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class AttributeBalance:
     matching: float
     """Share of images in which the target value was detected, in [0, 1]."""
     counts: Sequence[tuple[str, int, int]]
-    """Value, number of images with that target value, number of images in which it was detected."""
+    """For each value: its name, number of images with it as target, number of images in which it was detected."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class DatasetSummary:
     hashes: Mapping[str, str | None] = field(default_factory=dict)
     """Input (generator, adapter, ...) -> hash of its content; None if there is none."""
     versions: Sequence[str] = ()
-    """"package version" of each package that the images depend on."""
+    """The text "package version" for each package that the images depend on."""
     rejections: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Category id -> reason -> number of rejected attempts; empty without rejections or without screening."""
     balances: Sequence[AttributeBalance] = ()
@@ -61,9 +61,9 @@ class DatasetSummary:
     empty: Sequence[Category] = ()
     """Categories without any image."""
     licence: Licence | None = None
-    """Of the generator; None where it is not known."""
+    """Licence of the generator; None if it is unknown."""
     notes: Sequence[str] = ()
-    """What readers have to know (notes.py)."""
+    """Notes for users of the dataset (notes.py)."""
     columns: int = 1
     """The version of the index's columns (lbgen.datasets.index)."""
 
@@ -78,7 +78,7 @@ class DatasetSummary:
 
     @property
     def against_bias(self) -> bool:
-        """Whether the generator's biases were worked against, by an adapter or by balanced attributes."""
+        """Whether an adapter or balanced attributes were used against the generator's biases."""
         return bool(self.hashes.get("adapter") or self.hashes.get("attributes"))
 
     @property

@@ -1,1 +1,1 @@
-"""What a dataset folder holds, compared with its plan and its index; whose models may be loaded for that."""
+"""Comparing the files of a dataset with its plan and index, and deciding which models may be loaded for that."""

@@ -1,4 +1,4 @@
-"""What is wrong with a shard: its part of the index, its counts, its files, every image in them."""
+"""Finding the faults of a shard: in its part of the index, its counts, its files and every image in them."""
 
 from __future__ import annotations
 
@@ -28,40 +28,40 @@ from lbgen.runs import atomic
 from lbgen.runs.storage import Store
 
 NAMED_IMAGES = 3
-"""Damaged images that are named in the line of a shard, at most."""
+"""Most damaged images that a shard's line names."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A dataset, and what its shards are compared with."""
+    """A dataset, and the data with which its shards are compared."""
 
     store: Store
     config: GenerateConfig
     plan: Plan
     adapter_sha256: str | None
-    """Of the dataset's record."""
+    """Hash in the dataset's record."""
     rounds: Mapping[str, Sequence[DuplicateRound]]
-    """By split."""
+    """Split -> rounds of near-duplicates."""
     awaits_comparison: bool
-    """Whether near-duplicates are still to be searched."""
+    """Whether the search for near-duplicates is still to come."""
 
 
 def expected_of(store: Store, config: GenerateConfig, plan: Plan, adapter_sha256: str | None) -> Expected:
-    """Raises UserError for rounds of near-duplicates that do not match the plan."""
+    """The data to compare with; raises UserError for rounds of near-duplicates that do not match the plan."""
     rounds = {split: read_duplicate_rounds(store, replace(config, split=split), plan) for split in plan.splits}
     return Expected(store, config, plan, adapter_sha256, rounds, awaits_comparison(store, config))
 
 
 def awaits_comparison(store: Store, config: GenerateConfig) -> bool:
-    """Whether near-duplicates are still to be searched before the dataset is described."""
+    """Whether the search for near-duplicates, which precedes the description of the dataset, is still to come."""
     return "duplicate" in config.screen and not store.exists(records.COMPLETION_MARKER)
 
 
 def shard_faults(expected: Expected, split: str, shard: int, files: set[str]) -> Iterator[str]:
-    """What is wrong with a shard; adds the files that its index names to `files`."""
+    """The faults of a shard; adds the files that its index names to `files`."""
     store, config, plan = expected.store, expected.config, expected.plan
 
-    # The part of the index: readable, and as planned. Otherwise no file that it names is opened.
+    # The part of the index must be readable and as planned; otherwise no file that it names is opened.
     part_name = index.part_name(split, shard)
     try:
         rows, containers = index.read_part(store, split, shard, plan.shard_images(split, shard))
@@ -78,7 +78,7 @@ def shard_faults(expected: Expected, split: str, shard: int, files: set[str]) ->
         return
     files.update(row.file for row in rows)
 
-    # What was rejected: the counts, and the rounds of near-duplicates.
+    # Rejections: the counts, and the rounds of near-duplicates.
     yield from count_faults(expected, split, shard, rows)
     rounds = expected.rounds[split]
     if key := unlisted_duplicate(rows, shard, rounds):
@@ -86,13 +86,13 @@ def shard_faults(expected: Expected, split: str, shard: int, files: set[str]) ->
     if not expected.awaits_comparison and (key := undrawn_duplicate(rows, shard, rounds)):
         yield f"{DUPLICATES} lists {key}, which was not drawn again"
 
-    # The files: containers as a whole, then every image.
+    # Files: containers as a whole, then every image.
     yield from container_faults(expected, containers, rows)
     yield from image_faults(expected, rows)
 
 
 def count_faults(expected: Expected, split: str, shard: int, rows: Sequence[Row]) -> Iterator[str]:
-    """Whether a shard has all its images but those that screening left out, and counts that follow from its rows."""
+    """Faults of the counts: images missing that screening did not leave out, or counts that contradict the rows."""
     store, config, plan = expected.store, expected.config, expected.plan
     name = index.rejections_name(split, shard)
     if not config.checks:
@@ -116,7 +116,7 @@ def count_faults(expected: Expected, split: str, shard: int, rows: Sequence[Row]
 
 
 def container_faults(expected: Expected, containers: Mapping[str, str], rows: Sequence[Row]) -> Iterator[str]:
-    """The containers (name -> sha256) that are missing or changed, or that name other categories than the plan."""
+    """Faults of the containers (name -> SHA-256): missing, changed, or naming other categories than the plan."""
     ids = [category.id for category in expected.plan.categories]
     for name, sha256 in containers.items():
         try:
@@ -128,7 +128,7 @@ def container_faults(expected: Expected, containers: Mapping[str, str], rows: Se
         except OSError:
             yield f"{name} is missing"
             continue
-        except DAMAGE:  # its bytes are those of the index, its schema's metadata are not lbgen's
+        except DAMAGE:  # the bytes agree with the index, but the schema's metadata are not lbgen's
             yield f"{name} cannot be read"
             continue
         if names is not None and (names != ids[: len(names)] or len(names) <= max(largest_label(row) for row in rows)):
@@ -136,12 +136,12 @@ def container_faults(expected: Expected, containers: Mapping[str, str], rows: Se
 
 
 def largest_label(row: Row) -> int:
-    """Of the categories of an image."""
+    """The largest label of an image's categories."""
     return max(row.label, *row.other_labels, 0)
 
 
 def image_faults(expected: Expected, rows: Sequence[Row]) -> Iterator[str]:
-    """The images that are missing, or differ from the index in bytes, label or metadata; and files with others."""
+    """Faults of the images: missing, different from the index in bytes, label or metadata, or not in the index."""
     by_file: dict[str, dict[str, Row]] = defaultdict(dict)
     for row in rows:
         by_file[row.file][row.key] = row
@@ -160,10 +160,10 @@ def image_faults(expected: Expected, rows: Sequence[Row]) -> Iterator[str]:
 def _holds_only(
     expected: Expected, file: str, own: Mapping[str, Row], intact: set[str], contradictions: list[str]
 ) -> bool:
-    """Whether a file holds nothing besides its images (by key), in their order; adds those that are there to `intact`.
+    """Whether a file holds only its images (by key), in order; adds the keys of intact images to `intact`.
 
-    An image that is missing or changed does not count here. Of an image whose pixels have other scores than its row,
-    `contradictions` gets the column and the key.
+    Missing and changed images do not count here. For an image whose pixels contradict a score in its row, the column
+    and the key are added to `contradictions`.
     """
     keys, config = [], expected.config
     try:
@@ -178,7 +178,7 @@ def _holds_only(
     except UserError:
         raise
     except DAMAGE:
-        keys.append("")  # what follows is none of its images
+        keys.append("")  # what follows is not one of its images
     return len(keys) <= len(own) and (keys == list(own) or not intact.issuperset(own))
 
 

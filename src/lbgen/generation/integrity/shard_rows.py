@@ -1,7 +1,7 @@
 """The rows of a shard in the index: created for planned images, and read back and compared with the plan.
 
-A dataset may come from someone else, so its index is untrusted input. Every column that the plan determines, above all
-the file name, is computed from the plan and compared.
+A dataset may come from someone else, so its index is untrusted input. Every column that the plan determines, most
+importantly the file name, is computed from the plan and compared.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lbgen.generation.screening.counts import RejectionCounts
 from lbgen.generation.workers.encode import UNREADABLE, box_of, decode_mask, image_metadata, read_metadata
 from lbgen.runs.storage import Store
 
-if TYPE_CHECKING:  # at run time it would bring torch, which a finished dataset does without
+if TYPE_CHECKING:  # at run time it would import torch, which a finished dataset does not need
     from lbgen.generation.screening.checks import Verdict
 
 DAMAGE = (*reading.DAMAGE, tarfile.TarError)
@@ -42,9 +42,9 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 def new_row(
     image: PlannedImage, shard: int, config: GenerateConfig, verdict: Verdict, rejections: Sequence[str] = ()
 ) -> Row:
-    """The row of an accepted image before it is encoded, so without the hash of its file.
+    """The row of an accepted image before encoding, hence without the hash of its file.
 
-    rejections: the reasons of the rejected attempts at this image, one text for each.
+    rejections: the reasons of the rejected attempts at this image, one text per attempt.
     """
     return Row(
         **planned_columns(image, shard, config, image.target_values),
@@ -62,7 +62,7 @@ def new_row(
 def planned_columns(
     image: PlannedImage, shard: int, config: GenerateConfig, target_values: Sequence[str]
 ) -> dict[str, Any]:
-    """The columns of an image that follow from plan, configuration and target values."""
+    """The columns of an image that plan, configuration and target values determine."""
     return {
         "id": image.category.id,
         "name": image.category.name,
@@ -106,7 +106,7 @@ def read_rows(
 
 
 def read_counts(store: Store, name: str) -> RejectionCounts:
-    """The counts of a finished shard, of this file in screening/; raises UserError if they cannot be read."""
+    """The counts of a finished shard, from its file in screening/; raises UserError if they cannot be read."""
     try:
         return RejectionCounts.from_bytes(store.read(name))
     except UserError:
@@ -122,7 +122,7 @@ def repair_advice(store: Store) -> str:
 def differences(
     config: GenerateConfig, plan: Plan, rows: Sequence[Row], containers: Mapping[str, str], split: str, shard: int
 ) -> Iterator[str]:
-    """How the rows and containers of a shard differ from those that plan and configuration determine."""
+    """Differences between a shard's rows and containers and those determined by plan and configuration."""
     planned = {image.key: image for image in plan.shard(split, shard)}
     keys = {row.key for row in rows}
     if [key for key in planned if key in keys] != [row.key for row in rows if row.key in planned]:
@@ -141,7 +141,7 @@ def differences(
 def wrong_column(row: Row, image: PlannedImage, shard: int, config: GenerateConfig, plan: Plan) -> str | None:
     """The first column of a row that does not match the plan; None if all match."""
     expected = planned_columns(image, shard, config, row.target)
-    if plan.balanced:  # a verify without the attributes file does not know the target values
+    if plan.balanced:  # without the attributes file, verify does not know the target values
         expected["target"] = image.target_values
     valid = {
         "attempt": 0 <= row.attempt < config.max_attempts and len(row.rejections) in (row.attempt, row.attempt + 1),
@@ -157,12 +157,12 @@ def wrong_column(row: Row, image: PlannedImage, shard: int, config: GenerateConf
 
 
 def _is_hash(text: str | None, is_made: bool) -> bool:
-    """Whether this is a hash where hashes are made, and nothing where they are not."""
+    """Whether the text is a hash if hashes are made, and None if they are not."""
     return HASH.fullmatch(text or "") is not None if is_made else text is None
 
 
 def _mask_columns(row: Row, localized: bool) -> dict[str, bool]:
-    """Whether each column of a mask can be right; the mask itself is compared where it is read."""
+    """Column of a mask -> whether its value is plausible; the mask itself is compared when it is read."""
     others = len(row.other_labels)
     whole = len(row.other_scores) == others and len(row.other_boxes) == 4 * others
     if not localized:
@@ -177,7 +177,7 @@ def _mask_columns(row: Row, localized: bool) -> dict[str, bool]:
 
 
 def _is_score(found: LocatedObject) -> bool:
-    """Whether a mask can have its score; that of an empty one is 0."""
+    """Whether the score of a mask is plausible; an empty mask has 0."""
     return 0 <= found.score <= 1 and (found.box is not None or found.score == 0)
 
 
@@ -205,14 +205,14 @@ def stored_images(store: Store, config: GenerateConfig, rows: Sequence[Row]) -> 
 
 
 def with_mask(stored: Stored, store: Store, config: GenerateConfig, row: Row) -> Stored:
-    """The same with its mask where that is a file of its own; raises OSError where it cannot be read."""
+    """The image with its mask, if that is a file of its own; raises OSError if it cannot be read."""
     if not config.localize or LAYOUTS[config.format].container:
         return stored
     return stored._replace(mask=store.read(index.mask_file(row.file)))
 
 
 def is_of_row(stored: Stored, row: Row, config: GenerateConfig, adapter_sha256: str | None) -> bool:
-    """Whether a stored image is the one of its row: its bytes, its label, and what its own metadata say made it."""
+    """Whether a stored image agrees with its row in bytes, label and the metadata about its generation."""
     if hashlib.sha256(stored.content).hexdigest() != row.sha256 or stored.label not in (None, row.label):
         return False
     if stored.suffix not in (None, SUFFIXES[config.image_format]):
@@ -230,7 +230,7 @@ def is_of_row(stored: Stored, row: Row, config: GenerateConfig, adapter_sha256: 
 
 
 def _is_mask_of(stored: Stored, row: Row, config: GenerateConfig) -> bool:
-    """Whether the mask is that of the row, with its box, in the size of the image."""
+    """Whether the mask agrees with the row and its box, and has the size of the image."""
     if row.mask_sha256 is None or stored.mask is None:
         return row.mask_sha256 is None and stored.mask is None
     if hashlib.sha256(stored.mask).hexdigest() != row.mask_sha256:
@@ -247,7 +247,7 @@ def _is_mask_of(stored: Stored, row: Row, config: GenerateConfig) -> bool:
 
 
 def _is_row(content: Any, row: Row) -> bool:
-    """Whether the row beside an image is that of the index, but for scores that are added when all shards are there."""
+    """Whether the row beside an image equals the index row, except for scores that are added once all shards exist."""
     now = row.to_plain()
     if not isinstance(content, dict) or content.keys() != now.keys():
         return False
@@ -260,5 +260,5 @@ def _is_row(content: Any, row: Row) -> bool:
 
 
 def _text(row: dict[str, Any]) -> str:
-    """Texts of equal rows are equal, and tell 1 from 1.0."""
+    """A row as a text for comparison, in which 1 and 1.0 differ."""
     return json.dumps(row, sort_keys=True)

@@ -1,6 +1,6 @@
-"""Files in a dataset folder that are not the dataset's: those that a run would overwrite, and those that readers take.
+"""Stray files in a dataset folder: files that a run would overwrite, and files that readers would read as data.
 
-Readers: `datasets` by the patterns of the card, torchvision's ImageFolder, the webdataset pattern, lbgen's own audit.
+Readers are `datasets` with the patterns of the card, torchvision's ImageFolder, the webdataset pattern and lbgen audit.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ WRITTEN = (
     *DATASET_RECORD, LABELS, CARD, SAMPLES, INFO, CROISSANT, "duplicates.json", "index", "screening", "data",
     "config.yaml",
 )  # fmt: skip
-"""Names that are a dataset's; config.yaml is that of an alignment run."""
+"""Names that belong to a dataset; config.yaml belongs to an alignment run."""
 SHARD_SUFFIXES = (".tar", ".parquet", ".arrow")
 
 LONGEST_INDEX = 9
-"""Digits of an image's index, at most; a plan has no more images."""
+"""Most digits of an image's index; a plan cannot have more images."""
 BELONGS_TO_NO_SHARD = "belongs to no shard; remove it"
 
 
 def foreign_names(store: Store, config: GenerateConfig) -> list[str]:
-    """Names in a folder without a dataset that a run would write, or that readers of its dataset would take."""
+    """Names, in a folder without a dataset, that a run would write or that readers of its dataset would read."""
     names = store.names()
     masks = ("masks", "annotations") if config.localize else ()
     found = taken_names(names, (*WRITTEN, *masks, config.split))
@@ -45,9 +45,9 @@ def foreign_names(store: Store, config: GenerateConfig) -> list[str]:
 
 
 def existing_files(store: Store, config: GenerateConfig, plan: Plan, split: str, earlier: Plan) -> Iterator[str]:
-    """Files that the shards of a split which the plan `earlier` lacks would write and that exist already.
+    """Existing files that new shards of a split, those not in the plan `earlier`, would overwrite.
 
-    Of a new split also files that its readers would take.
+    For a new split, also files that its readers would read.
     """
     is_new = split not in earlier.splits
     if is_new:
@@ -70,7 +70,7 @@ def existing_files(store: Store, config: GenerateConfig, plan: Plan, split: str,
 
 
 def _files_of_split(store: Store, config: GenerateConfig, split: str) -> list[str]:
-    """The folder of a split, or files that match its pattern in the card (card/readme.py, DATA_FILES)."""
+    """The folder of a split, or the files that match its pattern in the card (card/readme.py, DATA_FILES)."""
     if config.format == "imagefolder":
         return taken_names(store.names(), [split])
     folder = "data/" if config.format == "parquet" else ""
@@ -83,20 +83,20 @@ def has_mask_files(config: GenerateConfig) -> bool:
 
 
 class KnownFiles:
-    """The files that hold the images of a plan. In an image folder they are not listed: millions of names take GBs."""
+    """The files with the images of a plan. For an image folder they are not listed: millions of names take GBs."""
 
     def __init__(self, config: GenerateConfig, plan: Plan) -> None:
         self.config, self.plan = config, plan
         self.layout, self.suffix = LAYOUTS[config.format], SUFFIXES[config.image_format]
         of_splits = {split: [target for target in plan.targets if target.split == split] for split in plan.splits}
         self.counts = {split: image_counts(targets) for split, targets in of_splits.items()}
-        """Split -> category id -> images."""
+        """Split -> category id -> number of images."""
         self.containers: set[str] = set()
         self.absent: set[str] = set()
         """Planned images that screening left out."""
 
     def add_shard(self, split: str, shard: int, files: Collection[str]) -> None:
-        """files: those that a shard's part of the index names; none where it cannot be read, which may be any."""
+        """files: named by a shard's part of the index; empty if it cannot be read, and all planned files then count."""
         if self.layout.container:
             self.containers.update(files or planned_files(self.config, self.plan, split, shard))
         elif files:
@@ -121,7 +121,7 @@ class KnownFiles:
 
 
 def strays(store: Store, config: GenerateConfig, plan: Plan, known: KnownFiles) -> Iterator[tuple[str, str]]:
-    """(name, what is wrong with it) of what some reader takes besides the dataset's own files, which are `known`."""
+    """(name, fault) of files and folders that some reader would read besides the dataset's own files (`known`)."""
     parts = {index.part_name(split, shard) for split in plan.splits for shard in range(plan.shards(split))}
     found = [name for name in sorted(store.names()) if _is_shard(name) or name in LISTS]
     found += [f"index/{name}" for name in sorted(store.names("index")) if _is_shard(name)]
@@ -141,7 +141,7 @@ def strays(store: Store, config: GenerateConfig, plan: Plan, known: KnownFiles) 
 
 
 def _strays_of_split(store: Store, split: str, known: KnownFiles) -> Iterator[tuple[str, str]]:
-    """torchvision takes every folder for a category, hidden ones too, and each has to hold an image at any depth."""
+    """Stray folders and pictures: to torchvision every folder, even hidden, is a category that must hold an image."""
     folders = store.folders(split)
     beside = [f"{split}/{name}" for name in store.names(split) - folders if is_picture(name) or name in LISTS]
     yield from ((name, BELONGS_TO_NO_SHARD) for name in sorted(beside))
@@ -153,7 +153,7 @@ def _strays_of_split(store: Store, split: str, known: KnownFiles) -> Iterator[tu
 
 
 def _pictures_below(store: Store, folder: str) -> Iterator[str]:
-    """The pictures in a folder and in those inside it, and every folder that lies too deep to be searched."""
+    """The pictures below a folder, and every folder that is nested too deeply to be searched."""
     if folder.count("/") > atomic.DEEPEST:
         yield folder
         return
@@ -164,14 +164,14 @@ def _pictures_below(store: Store, folder: str) -> Iterator[str]:
 
 
 def planned_files(config: GenerateConfig, plan: Plan, split: str, shard: int) -> Iterator[str]:
-    """The files that hold the images of a shard, or would if screening dropped none."""
+    """The files with the images of a shard, including those of images that screening dropped."""
     images = plan.shard(split, shard)
     for image in images[:1] if LAYOUTS[config.format].container else images:
         yield file_of(image, shard, config)
 
 
 def is_picture(name: str) -> bool:
-    """Whether torchvision or the audit take a file of this name for an image; torchvision takes hidden ones too."""
+    """Whether torchvision (also for hidden files) or the audit would read a file of this name as an image."""
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 

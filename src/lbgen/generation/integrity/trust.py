@@ -1,8 +1,7 @@
-"""Verify loads models that the record of a dataset names only if this user made the dataset.
+"""Trust in a dataset's record: verify loads the models that it names only if this user made the dataset.
 
-If a dataset from someone else could name the models that a repair or a comparison of scores loads, its sender would
-choose what is downloaded or read. So the user's state folder (XDG_STATE_HOME) keeps the hash of every record that this
-user's own flags wrote or agreed with.
+Otherwise the sender of a dataset could choose which models a repair or a comparison of scores downloads or reads. So
+the user's state folder (XDG_STATE_HOME) stores the hash of every record that this user's flags wrote or agreed with.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from lbgen.runs.storage import Store
 
 
 def remember_record(store: Store) -> None:
-    """Note that this user's flags wrote, or agreed with, the dataset's record as it is now."""
+    """Note that this user's flags wrote or agreed with the current record of the dataset."""
     mark = _mark(store)
     with suppress(OSError):  # without a home folder, repairs ask for the models by flag
         mark.parent.mkdir(parents=True, exist_ok=True)
@@ -32,9 +31,9 @@ def remember_record(store: Store) -> None:
 
 
 def names_same_inputs(recorded: Mapping[str, Any], config: GenerateConfig) -> bool:
-    """Whether a record names the models and files that this run was asked for.
+    """Whether a record names the same models and files as this run.
 
-    A run may continue a dataset with copies that lie elsewhere. It then does not agree with the places in the record.
+    A run may continue a dataset with copies at other locations; it then does not agree with the record's locations.
     """
     return all(recorded[name] == plain(getattr(config, name)) for name in INPUT_FIELDS)
 
@@ -56,9 +55,9 @@ def with_trusted_inputs(
     """The configuration of a dataset that will be repaired or compared, with inputs that the user trusts.
 
     Inputs come from `flags` (None for a flag that was not given), and from the record if this user made the dataset.
-    Inputs that come with lbgen are always trusted. Raises UserError for any other, and for one that does not exist.
+    Inputs that come with lbgen are always trusted. Raises UserError for any other input, and for a missing one.
 
-    fields: of the inputs that are loaded.
+    fields: the fields whose inputs are loaded.
     """
     files = ("adapter", "attributes")
     given: dict[str, Any] = {

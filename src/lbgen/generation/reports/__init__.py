@@ -1,1 +1,1 @@
-"""What a generation run says of itself."""
+"""Reports of a generation run."""

@@ -1,4 +1,4 @@
-"""What `lbgen generate` says when it begins and when it has finished."""
+"""The lines that `lbgen generate` prints at its start and end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lbgen.runs.storage import is_remote
 
 
 def trajectory_lines(config: GenerateConfig, plan: Plan) -> list[tuple[str, str]]:
-    """What is asked of the generator."""
+    """The prompt and the sampling settings."""
     first = plan.shard(config.split, 0)[0]
     return [
         ("prompt", f'"{prompt(config, first.subject, first.target_values)}", of the first image'),

@@ -1,1 +1,1 @@
-"""Which images are accepted: checks of each image, balance, near-duplicates across all shards."""
+"""Accepting or rejecting images: checks of each image, balance, near-duplicates across all shards."""

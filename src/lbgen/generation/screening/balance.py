@@ -1,4 +1,4 @@
-"""Balanced attributes: the value that an image should have, and the value that the language space detects in it.
+"""Balanced attributes: the target value of an image, and the value that the language space detects in it.
 
 B images, V values of an attribute, D dimensions of the language space.
 """
@@ -50,9 +50,9 @@ def attributes_sha256(attributes: Sequence[Attribute]) -> str | None:
 def target_values(attributes: Sequence[Attribute], order_key: Sequence[object], index: int) -> tuple[str, ...]:
     """The value of each attribute that image `index` of a category should have.
 
-    The values take turns, in an order that depends on the category. The first n images, for any n, have each value of
-    an attribute n / V times, rounded down or up. As in a Latin square, an attribute skips one turn whenever its values
-    would repeat their combinations with the earlier attributes: all combinations come before any comes twice.
+    The values take turns, in an order that depends on the category. Among the first n images, for any n, each value of
+    an attribute occurs n / V times, rounded down or up. As in a Latin square, an attribute skips one turn whenever its
+    values would repeat their combinations with the earlier attributes, so all combinations occur before any recurs.
 
     order_key: (seed, split, category id), which determines the order.
     """
@@ -87,7 +87,7 @@ def prompt(config: GenerateConfig, name: str, values: Iterable[str]) -> str:
 WORDS_BEFORE_VALUES = frozenset(
     ("a", "an", "the", "in", "on", "at", "to", "of", "by", "from", "with", "near", "behind", "beside", "under", "over")
 )
-"""A value that follows one of these in an attribute's template does not stand alone in a prompt."""
+"""Words of a template that must also stand before the value in a prompt."""
 
 
 def ensure_prompts_read(config: GenerateConfig, attributes: Sequence[Attribute], place: str) -> None:
@@ -133,7 +133,7 @@ def _repeated(before: str, value: str) -> list[str]:
 
 
 def longest_template(config: GenerateConfig, attributes: Sequence[Attribute], tokens: Callable[[str], int]) -> str:
-    """The prompt with the values of most tokens, in which {name} is still to be replaced."""
+    """The prompt with the longest values in tokens; {name} is not replaced yet."""
     return prompt(config, "{name}", (max(attribute.values, key=tokens) for attribute in attributes))
 
 
@@ -163,7 +163,7 @@ class ZeroShot:
         return attribute.values[int((texts @ feature).argmax())]
 
     def _refuse_long_texts(self, categories: Sequence[Category]) -> None:
-        """Refuse them at the start of a run, because a text is embedded only with the first image of its category."""
+        """Refuse long texts at the start of a run; later, a text is embedded with the first image of its category."""
         for attribute in self.attributes:
             names = [category.name for category in categories] if "{name}" in attribute.template else [""]
             for name in names:

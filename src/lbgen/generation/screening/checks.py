@@ -1,7 +1,7 @@
-"""Checks of rendered images, each with a score; ScreeningConfig has the thresholds.
+"""Checks of rendered images, with scores; the thresholds are in ScreeningConfig.
 
 The image features in the language space are computed once for all checks.
-B images, T distinct texts of categories, D dimensions of the language space.
+Shapes: B images, T distinct texts of categories, D dimensions of the language space.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Verdict(NamedTuple):
     """The result of all checks of one image."""
 
     scores: dict[str, float]
-    """Score of each check that was made, by the names of lbgen.datasets.index.SCORES."""
+    """Name of a score in lbgen.datasets.index.SCORES -> its value, for the checks that were made."""
     reasons: tuple[str, ...]
     """The failed checks, in the order of GenerateConfig.checks; empty for an accepted image."""
     detected_values: tuple[str, ...] = ()
     """The value of each balanced attribute that the language space detects."""
     perceptual_hash: str | None = None
-    """16 hexadecimal digits; None if near-duplicates are not looked for."""
+    """16 hexadecimal digits; None if the check for near-duplicates is off."""
 
 
 class JudgedBatch(NamedTuple):
@@ -59,11 +59,11 @@ class CheckResult(NamedTuple):
     failed: Tensor
     """(B,) booleans."""
     scores: dict[str, Tensor]
-    """(B,) each."""
+    """Name -> (B,) scores."""
 
 
 class Screen:
-    """Judges each image by itself. Near-duplicates are found when all shards are there (deduplicate.py)."""
+    """Judges each image independently. Near-duplicates are found once all shards exist (deduplicate.py)."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Screen:
 
     @cached_property
     def space(self) -> SemanticSpace:
-        """The language space, loaded when it is first needed."""
+        """The language space, loaded on first use."""
         return load_semantics(self.config.screen_semantics, self.device, self._dtype, "--screen-semantics")
 
     @torch.no_grad()
@@ -108,7 +108,7 @@ class Screen:
 
         pixels: (B, H, W, 3) bytes.  located: with --localize, whether each category of the image has a mask.
         """
-        # Measure what the checks share, and run the checks that the configuration asks for.
+        # Compute the inputs that the checks share, and run the configured checks.
         batch = self.batch_of(images, pixels)
         detected, hashes, results = self._detected_values(batch), self._hashes(batch), self.scored_checks(batch)
         failed: dict[str, list[bool]] = {name: result.failed.tolist() for name, result in results.items()}
@@ -128,7 +128,7 @@ class Screen:
         ]
 
     def batch_of(self, images: Sequence[PlannedImage], pixels: np.ndarray) -> JudgedBatch:
-        """pixels: (B, H, W, 3) bytes."""
+        """The input of the checks.  pixels: (B, H, W, 3) bytes."""
         levels = torch.tensor(pixels, device=self.device).permute(0, 3, 1, 2)  # (B, 3, H, W)
         colours = levels.float() / 255
         brightness = torch.einsum("bchw,c->bhw", colours, torch.tensor(LUMA, device=self.device))
@@ -139,16 +139,16 @@ class Screen:
 
     @property
     def logit_scale(self) -> float:
-        """Of the language space: what its cosines are multiplied by before a softmax."""
+        """The language space's factor for cosines before a softmax."""
         return self.space.logit_scale
 
     def scored_checks(self, batch: JudgedBatch) -> dict[str, CheckResult]:
-        """By the names of the checks that have a score and look at one image."""
+        """Name -> result of each configured check that has a score and needs only one image."""
         checks = {"label": self._label, "quality": self._quality, "blank": self._blank, "unsafe": self._unsafe}
         return {name: check(batch) for name, check in checks.items() if name in self.config.screen}
 
     def label_cosines(self, batch: JudgedBatch) -> tuple[Tensor, Tensor]:
-        """(B, T) of the images and all texts, and (B,) the index of each image's own text."""
+        """(B, T) cosines of the images and all texts, and (B,) the index of each image's own text."""
         own = torch.tensor([self._text_index[image.category.id] for image in batch.images], device=self.device)
         return batch.features @ self._texts.T, own
 

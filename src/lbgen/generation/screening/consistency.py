@@ -1,8 +1,8 @@
-"""Whether what screening recorded of an image, and of a shard, agrees with itself and with the thresholds.
+"""Consistency of the screening results recorded for an image and a shard, with each other and with the thresholds.
 
-An index may come from someone else. Scores of the language space cannot be computed again without it, but an image with
-another score would have been rejected, or kept, or counted otherwise. recomputed.py compares the scores that need no
-model, language_scores.py those of the language space.
+An index may come from someone else. Scores of the language space cannot be recomputed without it, but an image with
+another score would have been rejected, kept or counted differently. recomputed.py compares the scores that need no
+model, language_scores.py the scores of the language space.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ SCORES_OF = {
     "blank": ("deviation",),
     "unsafe": ("unsafe",),
 }
-"""Check -> its scores. Near-duplicates get theirs at the end, and not all of them. A dataset that grew on another
-device may hold a cosine above the threshold, because growth changes no image."""
+"""Check -> its scores. Scores of near-duplicates are added at the end, and not for all images. A dataset that grew on
+another device may hold a cosine above the threshold, because growth changes no image."""
 OF_THE_LANGUAGE_SPACE = ("label", "quality", "unsafe")
 """Checks that compare images with texts."""
 DUPLICATE_SCORES = ("duplicate_bits", "duplicate_cosine")
@@ -39,18 +39,18 @@ RANGES = {
     "duplicate_cosine": (-1, 1),
 }
 FLOAT32 = 1e-6
-"""What sums in single precision may lie beyond a bound."""
+"""Tolerance at a bound for sums in single precision."""
 ROUNDING = 2e-3
-"""Scores and thresholds are compared in the precision of the device, 16 bits on a GPU, relative to 1 or more."""
+"""Tolerance, relative to max(1, value), for comparing scores with thresholds: on a GPU they have 16 bits."""
 
 
 def wrong_screening_column(row: Row, config: GenerateConfig) -> str | None:
-    """The first column of a row that no run of this configuration writes; None if there is none."""
+    """The first column of a row with a value that this configuration cannot produce; None if there is none."""
     return next(_wrong_columns(row, config), None)
 
 
 def _wrong_columns(row: Row, config: GenerateConfig) -> Iterator[str]:
-    # Reasons: of checks that were made; a last attempt that failed is kept only if the configuration says so.
+    # Reasons: only of configured checks; a failed last attempt is kept only if the configuration says so.
     checks = list(config.checks)
     entries = [entry.split(",") for entry in row.rejections]
     if not all(_is_entry(entry, checks) for entry in entries):
@@ -58,7 +58,7 @@ def _wrong_columns(row: Row, config: GenerateConfig) -> Iterator[str]:
     if row.failed and not (row.attempt == config.max_attempts - 1 and config.last_resort == "keep"):
         yield "rejections"
 
-    # Scores: those of the checks, in their ranges.
+    # Scores: only of configured checks, and within their ranges.
     expected = {name for check in checks for name in SCORES_OF.get(check, ())}
     optional = set(DUPLICATE_SCORES) if "duplicate" in checks else set()
     yield from sorted((expected - row.scores.keys()) | (row.scores.keys() - expected - optional))
@@ -80,13 +80,13 @@ def _wrong_columns(row: Row, config: GenerateConfig) -> Iterator[str]:
 
 
 def _is_entry(entry: Sequence[str], checks: Sequence[str]) -> bool:
-    """Whether these are reasons of one attempt: some of the checks, in their order; near-duplicates stand alone."""
+    """Whether these are the reasons of one attempt: some of the checks, in order; "duplicate" stands alone."""
     in_order = list(entry) == [check for check in checks if check in entry]
     return in_order and ("duplicate" not in entry or len(entry) == 1)
 
 
 def _fails(check: str, row: Row, config: GenerateConfig) -> bool | None:
-    """Whether the stored attempt fails a check by its columns; None where they do not tell."""
+    """Whether the stored attempt fails a check according to its columns; None if they do not tell."""
     if check == "balance":
         return row.target != row.found
     if check == "mask":
@@ -106,9 +106,9 @@ def _fails(check: str, row: Row, config: GenerateConfig) -> bool | None:
 
 
 def scores_to_compare(config: GenerateConfig, plan: Plan) -> list[Check]:
-    """The checks whose scores can be computed again with the language space from what files hold.
+    """The checks whose scores can be recomputed from the stored files with the language space.
 
-    Raises UserError where there are none; warns of those that are left out.
+    Raises UserError if there are none; warns about checks that are left out.
     """
     left_out = {check: why for check in config.screen if (why := _why_not_compared(check, config, plan))}
     able = [
@@ -127,7 +127,7 @@ def scores_to_compare(config: GenerateConfig, plan: Plan) -> list[Check]:
 
 
 def _why_not_compared(check: Check, config: GenerateConfig, plan: Plan) -> str | None:
-    """Why the scores of a check of the language space cannot be computed again; None if they can, or if it is none."""
+    """Why the scores of a check cannot be recomputed; None if they can, or if the check needs no language space."""
     if check not in OF_THE_LANGUAGE_SPACE:
         return None
     if check == "unsafe" and config.unsafe == "checker":
@@ -140,7 +140,7 @@ def _why_not_compared(check: Check, config: GenerateConfig, plan: Plan) -> str |
 
 
 def pixels_were_judged(config: GenerateConfig) -> bool:
-    """Whether a score follows from pixels alone, and the files hold the very pixels that were judged."""
+    """Whether scores depend only on pixels, and the files hold exactly the pixels that were judged."""
     return (
         config.image_format == "png" and config.stored_size is None and bool({"blank", "duplicate"} & {*config.screen})
     )
@@ -150,7 +150,7 @@ def pixels_were_judged(config: GenerateConfig) -> bool:
 
 
 def counts_match(counts: RejectionCounts, rows: Iterable[Row], planned: Iterable[PlannedImage]) -> bool:
-    """Whether the counts of a shard follow from its rows, but for the reasons of images that were left out."""
+    """Whether the counts of a shard agree with its rows, except for the reasons of dropped images."""
     kept: dict[str, CategoryCounts] = {}
     for row in rows:
         category = kept.setdefault(row.id, CategoryCounts())
@@ -166,7 +166,7 @@ def counts_match(counts: RejectionCounts, rows: Iterable[Row], planned: Iterable
 
 
 def _agree(counted: CategoryCounts, kept: CategoryCounts, planned: int) -> bool:
-    """Every image that was left out failed its first attempt."""
+    """Whether counts and kept rows agree; every dropped image failed its first attempt."""
     dropped = planned - kept.images
     same = (counted.images, counted.dropped, counted.kept) == (planned, dropped, kept.kept)
     more = counted.reasons - kept.reasons
@@ -180,7 +180,7 @@ def _agree(counted: CategoryCounts, kept: CategoryCounts, planned: int) -> bool:
 
 
 def unlisted_duplicate(rows: Iterable[Row], shard: int, rounds: Sequence[DuplicateRound]) -> str | None:
-    """The key of an image that was rejected as a near-duplicate, though no round lists it; None if there is none."""
+    """The key of an image that was rejected as a near-duplicate but is in no round; None if there is none."""
     listed = {item for found in rounds for item in found.get(shard, {}).items()}
     for row in rows:
         for attempt, entry in enumerate(row.rejections):
@@ -190,7 +190,7 @@ def unlisted_duplicate(rows: Iterable[Row], shard: int, rounds: Sequence[Duplica
 
 
 def undrawn_duplicate(rows: Iterable[Row], shard: int, rounds: Sequence[DuplicateRound]) -> str | None:
-    """The key of an image that a round lists, though it was neither drawn again nor kept as its last attempt."""
+    """The key of an image that is in a round but was neither drawn again nor kept as its last attempt; or None."""
     listed: dict[str, int] = {}
     for found in rounds:  # later rounds list later attempts
         listed |= found.get(shard, {})

@@ -1,4 +1,4 @@
-"""How many images of each category screening rejected, and for which reasons."""
+"""Counts of rejected images per category and reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import msgspec
 from lbgen.runs.parsing import Whole, parse_json
 
 ShortName = Annotated[str, msgspec.Meta(max_length=120, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
-"""A category's id or a reason, which is printed."""
+"""A category's id or a reason, short enough to be printed."""
 
 
 @dataclass
@@ -21,7 +21,7 @@ class CategoryCounts:
     """Counts of one category, or of all categories together. The field names are those of the JSON files."""
 
     images: int = 0
-    """Images drawn, each counted once however many attempts it took."""
+    """Images drawn; each counts once, regardless of its number of attempts."""
     rejected: int = 0
     """Images whose first attempt was rejected."""
     kept: int = 0
@@ -58,7 +58,7 @@ class RejectionCounts:
         counts.reasons.update(reasons)
 
     def add_duplicate(self, category_id: str, attempt: int) -> None:
-        """Count an attempt that was accepted first, and later found to be a near-duplicate of an earlier image."""
+        """Count an attempt that was first accepted and later found to be a near-duplicate of an earlier image."""
         counts = self._of(category_id)
         counts.rejected += attempt == 0
         counts.reasons["duplicate"] += 1
@@ -81,7 +81,7 @@ class RejectionCounts:
         return total
 
     def above(self, share: float) -> dict[str, float]:
-        """Category id -> rejected share, of the categories where it exceeds `share`; the highest first."""
+        """Category id -> rejected share, for categories where it exceeds `share`; highest first."""
         shares = {category_id: counts.rejected_share for category_id, counts in self.categories.items()}
         chosen = {category_id: rejected for category_id, rejected in shares.items() if rejected > share}
         return dict(sorted(chosen.items(), key=lambda item: (-item[1], item[0])))
@@ -105,7 +105,7 @@ class RejectionCounts:
 
 
 class StoredCounts(msgspec.Struct, forbid_unknown_fields=True):
-    """The counts of a category as JSON holds them, where zeros are left out."""
+    """The counts of a category in JSON, which omits zeros."""
 
     images: Whole = 0
     rejected: Whole = 0
@@ -118,7 +118,7 @@ class StoredCounts(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def merged(shards: Iterable[RejectionCounts]) -> RejectionCounts:
-    """The sums of the counts of many shards, which are read one at a time."""
+    """The sum of the counts of many shards, which are read one at a time."""
     sums = RejectionCounts()
     for shard in shards:
         for category_id, counts in shard.categories.items():

@@ -1,9 +1,9 @@
-"""Near-duplicates within a split, once all its shards are there: detected, drawn again, and their scores recorded.
+"""Detecting near-duplicates within a split once all its shards exist, drawing them again, and recording their scores.
 
 Workers draw shards independently, so images are compared afterwards, in the order of the plan. A round lists the images
-that are near an earlier image of their category. It is written to duplicates.json first, and then those images are
+that are near an earlier image of their category. It is first written to duplicates.json, and then these images are
 drawn again from their next attempt. Rounds follow until no near-duplicate is left. Each round depends only on the
-dataset that the round before left, so the result is the same after any interruption and with any number of workers.
+dataset after the previous round, so the result is the same after any interruption and with any number of workers.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ PAIRS_AT_ONCE = 4096
 
 
 def deduplicate(store: Store, config: GenerateConfig, plan: Plan, record: Record | None) -> None:
-    """Draw near-duplicates of a complete split again until none is left but those kept after their last attempt."""
-    if record:  # the space that compares must be the one that the dataset was made with
+    """Draw near-duplicates of a complete split again until none is left, except those kept after their last attempt."""
+    if record:  # images must be compared in the language space that the dataset was made with
         identity_of(config, record.made_with).ensure_same(record.made_with, config.output)
     rounds = read_duplicate_rounds(store, config, plan)
     while True:
-        # Draw again what the last round lists, unless that is done already.
+        # Draw the images of the last round again, unless that is already done.
         if rounds and (pending := shards_to_redraw(store, config, plan, rounds[-1])):
             draw_shards(store, config, plan, record, pending, rounds)
 
-        # Compare all images of each category: first their hashes, then the features of near pairs.
+        # Compare all images of each category: first the hashes, then the features of near pairs.
         images = read_images(store, config, plan)
         pairs = pairs_of_near_hashes(images, config.duplicate_bits)
         cosines = cosines_of(store, config, plan, images, pairs)
@@ -83,7 +83,7 @@ def deduplicate(store: Store, config: GenerateConfig, plan: Plan, record: Record
 
 
 def shards_to_redraw(store: Store, config: GenerateConfig, plan: Plan, duplicates: DuplicateRound) -> list[int]:
-    """The shards of a round in which some listed image still has the listed attempt."""
+    """The shards of a round in which a listed image still has the listed attempt."""
     shards = []
     for shard, attempts in duplicates.items():
         rows, _ = read_rows(store, config, plan, config.split, shard)
@@ -130,7 +130,7 @@ def cosines_of(
 def stored_pixels(
     store: Store, config: GenerateConfig, plan: Plan, images: SplitImages, numbers: Rows
 ) -> Iterator[NDArray[np.uint8]]:
-    """The stored images of these numbers, in order; (H, W, 3) each."""
+    """The stored images with these numbers, in order; (H, W, 3) each."""
     for shard, in_shard in images.by_shard(numbers):
         rows, _ = read_rows(store, config, plan, config.split, shard)
         chosen = [rows[position] for position in images.positions[in_shard]]
@@ -160,10 +160,10 @@ def nearest_accepted(
     cosines: NDArray[np.float64],
     least_cosine: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(N,) distance in bits and (N,) cosine of each image to the nearest accepted image before it.
+    """(N,) distance in bits and (N,) cosine of each image to the nearest earlier accepted image.
 
-    Nearest by hash; for a kept duplicate it is the nearest image that it duplicates. Without such an image the distance
-    is NO_PAIR; the cosine is known only for near hashes, and NaN otherwise.
+    The nearest image is chosen by hash; for a kept duplicate it is the nearest image that it duplicates. The distance
+    is NO_PAIR if there is none; the cosine is NaN unless the hashes are near.
     """
     bits = np.full(len(accepted), NO_PAIR, np.int64)
     for numbers in images.by_category():
@@ -198,9 +198,9 @@ def write_scores(
 
 
 def with_scores(row: Row, bits: int, cosine: float) -> Row:
-    """A row with duplicate scores; a row that has them keeps them, as growth changes no existing image.
+    """A row with duplicate scores. Existing scores are kept, because growth changes no existing image.
 
-    They change where a repair on another device gave an earlier image another hash.
+    They change only if a repair on another device gave an earlier image another hash.
     """
     if row.scores.get("duplicate_bits", NO_PAIR) == bits:
         return row

@@ -1,6 +1,6 @@
-"""duplicates.json: accepted attempts that were later found to be near-duplicates. It determines what a shard holds.
+"""duplicates.json: accepted attempts that were later found to be near-duplicates. It determines the images of a shard.
 
-Each round lists, for one split, shard -> key -> attempt: all images that were near an earlier image in that comparison.
+Each round of one split maps shard -> key -> attempt, for all images that were near an earlier image in that comparison.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FILE = "duplicates.json"
 DuplicateRound = dict[int, dict[str, int]]
 """Shard -> key -> attempt."""
 StoredRound = dict[Name, dict[Name, Whole]]
-"""The same, as JSON holds it."""
+"""A round in JSON."""
 
 
 def read_duplicate_rounds(store: Store, config: GenerateConfig, plan: Plan) -> list[DuplicateRound]:

@@ -1,9 +1,9 @@
-"""Scores of the language space, computed again from stored images and compared with the index.
+"""Recomputing scores of the language space from stored images and comparing them with the index.
 
-Only PNG in the size of the generator holds the pixels that were judged; the cosines of near-duplicates are those of
-stored images. Differences are measured in cosines: those of the unsafe check directly, of label and quality by the
-logits of their probabilities, divided by the space's scale. A network in 16 bits, as on a GPU, moves the cosines of all
-images a little; a score that was changed stands out.
+Only PNG in the generator's size holds the pixels that were judged; the cosines of near-duplicates are computed from
+stored images in any case. Differences are measured in cosines: directly for the unsafe check, and for label and quality
+by the logits of the probabilities, divided by the space's scale. A network in 16 bits, as on a GPU, changes the cosines
+of all images slightly; a manipulated score stands out.
 """
 
 from __future__ import annotations
@@ -42,14 +42,13 @@ from lbgen.runs.console import tracked
 from lbgen.runs.storage import Store
 
 JUDGED_AT_ONCE = 32
-"""Images, fewer where they are large."""
+"""Number of images in a batch; fewer if they are large."""
 LONGEST_SIDE = 8
-"""Times the shorter one. The space resizes the shorter side, and a strip would fill the memory."""
+"""Largest ratio of the longer to the shorter side. The space resizes the shorter side, so a strip would fill memory."""
 NEARLY_SURE = 1e-3
-"""Probabilities below this are alike, and so are those above 1 minus this: there float32 has few digits left."""
+"""Probabilities are clipped to [this, 1 - this], because float32 has few digits left beyond these bounds."""
 LEAST, TIMES_MEDIAN = 5e-5, 10.0
-"""A score is wrong if it is off by more than ROUNDING, or by more than LEAST and TIMES_MEDIAN times the median of its
-split."""
+"""A score is wrong if its difference exceeds ROUNDING, or both LEAST and TIMES_MEDIAN times the median of its split."""
 
 Numbers = NDArray[np.floating[Any]]
 
@@ -58,13 +57,13 @@ class WrongScore(NamedTuple):
     split: str
     shard: int
     what: str
-    """Column and key, as "quality of cup_00000"."""
+    """Column and key, such as "quality of cup_00000"."""
 
 
 def load_screen(config: GenerateConfig, checks: Sequence[Check], plan: Plan, record: Record) -> Screen:
-    """These checks alone.  config: with a language space that the user trusts.
+    """A screen with only these checks.  config: with a language space that the user trusts.
 
-    Raises UserError where that is not the language space of the record.
+    Raises UserError if it is not the language space in the record.
     """
     ensure_semantics(config.screen_semantics, "--screen-semantics")
     reduced = replace(config, screen=tuple(checks), balance=(), attributes=None)
@@ -78,7 +77,7 @@ def load_screen(config: GenerateConfig, checks: Sequence[Check], plan: Plan, rec
 
 
 def wrong_scores(screen: Screen, store: Store, config: GenerateConfig, plan: Plan) -> Iterator[WrongScore]:
-    """The images of a dataset of whole shards that are unlike the others, or whose recorded scores are not theirs."""
+    """The images of an intact dataset that differ in size from the others, or whose recorded scores are wrong."""
     shards = [(split, shard) for split in plan.splits for shard in range(plan.shards(split))]
     places: dict[str, list[tuple[int, str]]] = {split: [] for split in plan.splits}
     differences: dict[str, dict[str, list[Numbers]]] = {split: {} for split in plan.splits}
@@ -103,9 +102,9 @@ def wrong_scores(screen: Screen, store: Store, config: GenerateConfig, plan: Pla
 
 
 def wrong_cosines(screen: Screen, store: Store, config: GenerateConfig, plan: Plan) -> Iterator[WrongScore]:
-    """The images of a compared dataset whose recorded cosine is not that of a pair with the recorded distance.
+    """The images of a compared dataset whose recorded cosine does not match any pair with the recorded distance.
 
-    An image may have several pairs of one distance. Which was the nearest may depend on another device's rounding.
+    An image may have several pairs with the same distance; which counts as nearest may depend on rounding.
     """
     for split in plan.splits:
         images = read_images(store, replace(config, split=split), plan)
@@ -119,7 +118,7 @@ def wrong_cosines(screen: Screen, store: Store, config: GenerateConfig, plan: Pl
                 colours = torch.tensor(pixels, device=screen.device).permute(0, 3, 1, 2) / 255  # (B, 3, H, W)
                 embedded = screen.space.embed_images(colours).cpu()
                 features |= {chosen[key]: feature for key, feature in zip(keys, embedded, strict=True)}
-            if not screen.config.compares_with_texts:  # else `wrong_scores` has named them
+            if not screen.config.compares_with_texts:  # otherwise `wrong_scores` has reported them
                 yield from (WrongScore(split, shard, fault) for fault in decoder.faults)
             decoder.faults.clear()
         for shard, numbers in images.by_shard(np.unique(later)):
@@ -129,14 +128,14 @@ def wrong_cosines(screen: Screen, store: Store, config: GenerateConfig, plan: Pl
                 near = earlier[slice(*np.searchsorted(later, [number, number + 1]))].tolist()
                 known = [features[each] for each in (number, *near) if each in features]
                 if len(known) <= len(near):
-                    continue  # one is too large to be decoded, or is named above
+                    continue  # an image is too large to be decoded, or was reported above
                 cosines = torch.stack(known[1:]).double() @ known[0].double()
                 if ((cosines - row.scores["duplicate_cosine"]).abs() > ROUNDING).all():
                     yield WrongScore(split, shard, f"duplicate_cosine of {row.key}")
 
 
 def _recorded_pairs(images: SplitImages, most_bits: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(P,) later and earlier images of pairs whose distance is recorded with a cosine, in the order of the later."""
+    """(P,) later and earlier images of pairs with a recorded distance and cosine, in the order of the later image."""
     later, earlier = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for numbers in images.by_category():
         pairs = near_pairs(images.hashes[numbers], most_bits)
@@ -150,7 +149,7 @@ def _recorded_pairs(images: SplitImages, most_bits: int) -> tuple[NDArray[np.int
 
 
 class ImagesOfOneSize:
-    """Decodes images in batches. All have the size that most of the first ones have, which a generator can have made.
+    """Decodes images in batches. All must have the most frequent size among the first images.
 
     Images of more than MOST_PIXELS are left out.
     """
@@ -160,7 +159,7 @@ class ImagesOfOneSize:
         self.size: tuple[int, int] | None = None
         """Width and height."""
         self.faults: list[str] = []
-        """Images of another size, and those that cannot be decoded."""
+        """Images of another size, and images that cannot be decoded."""
 
     def batches(self, stored: Iterator[Stored]) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
         """Keys and pixels (B, H, W, 3)."""
@@ -185,7 +184,7 @@ class ImagesOfOneSize:
 
 
 def _usual_size(stored: Iterable[Stored], formats: list[str]) -> tuple[int, int] | None:
-    """Width and height of most of these images."""
+    """The most frequent width and height of these images."""
     sizes: Counter[tuple[int, int]] = Counter()
     for each in stored:
         with suppress(*UNREADABLE), Image.open(BytesIO(each.content), formats=formats) as image:
@@ -195,7 +194,7 @@ def _usual_size(stored: Iterable[Stored], formats: list[str]) -> tuple[int, int]
 
 @torch.no_grad()
 def _differences(screen: Screen, batch: JudgedBatch, rows: Sequence[Row]) -> dict[str, Numbers]:
-    """Column -> (B,) how far each recorded score is from that of the pixels, in cosines."""
+    """Column -> (B,) difference between each recorded score and the score of the pixels, in cosines."""
     checks = screen.scored_checks(batch).values()
     now = {name: _numbers(values) for result in checks for name, values in result.scores.items()}
     then = {name: np.array([row.scores[name] for row in rows]) for name in now}
@@ -222,7 +221,7 @@ def _logit(probabilities: Numbers) -> Numbers:
 
 
 def _rank_differences(cosines: Numbers, own: Numbers, ranks: Numbers) -> Numbers:
-    """(B,) how far the cosine of each image's own text is from those between which it would have its recorded rank.
+    """(B,) distance of each own text's cosine from the interval in which it would have its recorded rank.
 
     cosines: (B, T) of all texts; own: (B,) the index of the own text; ranks: (B,), counted from 1.
     """

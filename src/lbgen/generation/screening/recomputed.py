@@ -1,8 +1,8 @@
-"""Scores that follow from stored images and hashes without a model, computed again and compared with the index.
+"""Recomputing the scores that need no model from stored images and hashes, and comparing them with the index.
 
-The spread of brightness and the perceptual hash follow from the pixels that were judged. Only PNG at the size of the
-generator holds these; other files hold them approximately, and are not compared. Distances to near-duplicates follow
-from the hashes of a split. All other scores need the language space (language_scores.py) or the safety checker.
+The spread of brightness and the perceptual hash depend on the pixels that were judged. Only PNG in the generator's size
+holds these exactly; other files are not compared. Distances to near-duplicates depend on the hashes of a split. All
+other scores need the language space (language_scores.py) or the safety checker.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from lbgen.metrics.near_duplicates import LUMA, NO_PAIR, Hashes, averaged, dista
 from lbgen.runs.storage import Store
 
 MOST_PIXELS = 2**25
-"""Of an image that is decoded: 100 MB."""
+"""Most pixels of an image that is decoded, 100 MB."""
 LEVEL = 0.02
-"""Rounding of an image's frequencies on another device: a hash's bit within this of the median may be either."""
+"""Rounding of an image's frequencies between devices; bits of frequencies this near to the median are not compared."""
 
 
 def wrong_pixel_column(content: bytes, row: Row, config: GenerateConfig) -> str | None:
@@ -59,10 +59,10 @@ def _is_hash_of(recorded: str | None, brightness: NDArray[np.floating]) -> bool:
 def wrong_duplicate_columns(
     store: Store, config: GenerateConfig, plan: Plan, split: str
 ) -> Iterator[tuple[int, int, str]]:
-    """Shard, position in it and column of images of a compared split whose distance does not follow from the hashes.
+    """Shard, position in it and column of images in a compared split whose distance contradicts the hashes.
 
-    The distance is that to the nearest accepted image before it in its category, or to another one with a near hash,
-    which may be nearer by its features.
+    The distance must be to the nearest earlier accepted image of the category, or to another one with a near hash,
+    whose features may be nearer.
     """
     images = read_images(store, replace(config, split=split), plan)
     for numbers in images.by_category():
@@ -78,7 +78,7 @@ def wrong_duplicate_columns(
 def _right_distances(
     hashes: Hashes, accepted: NDArray[np.bool_], recorded: NDArray[np.float64], near_bits: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(N,) whether each recorded distance is right, and (N,) whether an accepted image before has a near hash."""
+    """(N,) whether each recorded distance is right, and (N,) whether an earlier accepted image has a near hash."""
     right, near = np.zeros(len(hashes), bool), np.zeros(len(hashes), bool)
     for rows, bits in distances(hashes):
         usable = np.where(accepted, bits, NO_PAIR)  # (n, N)

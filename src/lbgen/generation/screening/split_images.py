@@ -1,4 +1,4 @@
-"""What a comparison of all images of a split needs of its index: some 30 bytes of each image."""
+"""The index columns needed to compare all images of a split, about 30 bytes per image."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class SplitImages:
     failed: NDArray[np.bool_]
     """(N,) images that were kept although their last attempt failed."""
     accepted_earlier: NDArray[np.bool_]
-    """(N,) images that an earlier comparison accepted. They stay: growth of a dataset changes no existing image."""
+    """(N,) images that an earlier comparison accepted; they stay accepted, because growth changes no existing image."""
     bits: NDArray[np.float64]
-    """(N,) the recorded distance to a near-duplicate, NO_PAIR where there is none."""
+    """(N,) the recorded distance to a near-duplicate, NO_PAIR if there is none."""
     has_cosine: NDArray[np.bool_]
     """(N,) whether a cosine is recorded."""
 
@@ -49,7 +49,7 @@ class SplitImages:
         yield from np.split(order, np.flatnonzero(np.diff(self.labels[order])) + 1)
 
     def by_shard(self, images: Rows) -> Iterator[tuple[int, Rows]]:
-        """These image numbers, which are in order, grouped by shard."""
+        """These image numbers, which must be in order, grouped by shard."""
         if len(images):
             shards = self.shards[images]
             starts = np.flatnonzero(np.diff(shards)) + 1
@@ -57,7 +57,7 @@ class SplitImages:
 
 
 def read_images(store: Store, config: GenerateConfig, plan: Plan) -> SplitImages:
-    """The images of the configuration's split, whose shards are all there."""
+    """The images of the configuration's split, which must have all its shards."""
     shards = range(plan.shards(config.split))
     sizes, start = [], 0
     columns = {name: np.empty(plan.images(config.split), COLUMNS[name]) for name in COLUMNS.names or ()}

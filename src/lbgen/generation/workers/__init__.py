@@ -1,1 +1,1 @@
-"""Workers: which processes draw the shards, and how a shard is made and written."""
+"""Workers: the processes that draw the shards, and how a shard is made and written."""

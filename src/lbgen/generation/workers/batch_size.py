@@ -10,13 +10,13 @@ from lbgen.models.generator import Generator
 from lbgen.models.sampling import sample
 
 CEILING = 64
-"""Largest batch that is tried: a GPU with memory for more is fully used by a batch of this size."""
+"""Largest batch that is tried: it is enough to use a GPU fully, even with more memory."""
 HEADROOM = 0.2
-"""Share of the memory that a trial leaves free for what it does not include: CUDA graphs and screening."""
+"""Share of the memory that a trial leaves free for CUDA graphs and screening, which it does not include."""
 
 
 def largest_batch(try_batch: Callable[[int], object], ceiling: int) -> int:
-    """The largest of 1, 2, 4, ... up to `ceiling` for which `try_batch` has enough memory; 0 if even 1 has not."""
+    """The largest of 1, 2, 4, ... up to `ceiling` for which `try_batch` has enough memory; 0 if there is none."""
     fits, batch = 0, 1
     while batch <= ceiling:
         try:
@@ -30,7 +30,7 @@ def largest_batch(try_batch: Callable[[int], object], ceiling: int) -> int:
 def batch_that_fits(generator: Generator, latent_shape: tuple[int, int, int], ceiling: int = CEILING) -> int:
     """The largest batch that a generator on a GPU can sample in the free memory, tried with short trajectories.
 
-    The trials run uncompiled, because compiling for sizes that are not used takes minutes. The generator is unchanged.
+    The trials are not compiled, because compiling for unused sizes would take minutes. The generator is unchanged.
     """
 
     def draw(batch: int) -> None:

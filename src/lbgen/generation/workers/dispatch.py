@@ -28,7 +28,7 @@ from lbgen.runs.signals import noted_signals
 from lbgen.runs.storage import Store
 
 FINISHING = "the images that are being drawn"
-"""What a run does before it ends at a signal."""
+"""What a run finishes before it ends after a signal, for messages."""
 
 
 def draw_shards(
@@ -39,7 +39,7 @@ def draw_shards(
     shards: Sequence[int],
     duplicate_rounds: Sequence[DuplicateRound],
 ) -> None:
-    """Make these shards of the split; a shard that exists is changed as the last of `duplicate_rounds` says.
+    """Make these shards of the split; in an existing shard, the images in the last of `duplicate_rounds` are replaced.
 
     Nothing is written before the generator is loaded and agrees with the record.
     """
@@ -76,10 +76,10 @@ def agreed_context(
     preflight_result: PreflightResult,
     duplicate_rounds: Sequence[DuplicateRound],
 ) -> WorkerContext:
-    """The context of all workers, once the dataset's record was found to agree with it, or was written."""
+    """The context of all workers, after comparing it with the dataset's record or writing a new record."""
     batch_size, made_with, confusions = preflight_result
     config = replace(config, batch_size=batch_size)
-    record = records.read(store)  # once more: another part of the run may have written it while this one was loading
+    record = records.read(store)  # again: another part of the run may have written it while this one was loading
     if record:
         records.ensure_same_config(record, config)
         made_with.ensure_same(record.made_with, config.output)

@@ -1,7 +1,7 @@
-"""From pixels to an image file with metadata about its generation. Nothing here imports torch.
+"""From pixels to an image file with metadata about its generation; imports no torch.
 
-The metadata is in the file twice: as XMP, in the properties that the IPTC standard (2025.1) defines for generated
-images and that search engines and photo archives read, and as one line of JSON in the file's description.
+The metadata is in the file twice: as XMP, in the properties of the IPTC standard (2025.1) for generated images, which
+search engines and photo archives read, and as one line of JSON in the file's description.
 """
 
 import json
@@ -23,11 +23,11 @@ DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlg
 """The IPTC's term for "made by a generative model"."""
 
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that XML 1.0 does not allow, not even escaped."""
+"""Characters that XML 1.0 does not allow, even if escaped."""
 
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, EOFError, struct.error,
               OverflowError, Image.DecompressionBombError)  # fmt: skip
-"""Raised by Pillow for files that are damaged or not of the format, and for a description that is no JSON."""
+"""Exceptions for files that are damaged or of another format, and for a description that is not JSON."""
 
 XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
@@ -49,22 +49,22 @@ XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_CHUNKS = (b"IHDR", b"tEXt", b"iTXt", b"zTXt", b"IDAT", b"IEND")
-"""Those of lbgen's files: size and mode, texts, pixels."""
+"""PNG chunks in lbgen's files: size and mode, texts, pixels."""
 MOST_MASK_PIXELS = 2**25
-"""Of a mask that is decoded."""
+"""Most pixels of a mask that is decoded."""
 
 
 class Found(NamedTuple):
-    """Where the N categories of the prompt are in an image as it is stored."""
+    """Where the N categories of the prompt are in a stored image."""
 
     mask: np.ndarray
-    """(H, W) bytes: the number of the category from 1 to N, 0 where none was found."""
+    """(H, W) bytes: the number of the category from 1 to N, 0 for none."""
     scores: list[float]
     """(N,) in [0, 1]."""
 
     @property
     def boxes(self) -> list[tuple[int, int, int, int] | None]:
-        """(N,) x, y, width, height in pixels of the smallest box around a category; None where it was not found."""
+        """(N,) x, y, width, height in pixels of each category's bounding box; None if it was not found."""
         return [box_of(self.mask == number) for number in range(1, 1 + len(self.scores))]
 
 
@@ -85,7 +85,7 @@ class ImageMetadata:
     """How an image was generated. The field names are those of the JSON in image files."""
 
     generator: str
-    """As --generator names it; for a folder, the name of the folder only."""
+    """The value of --generator; for a folder, only the folder's name."""
     adapter_sha256: str | None
     """Hash of the adapter that was merged into the generator; None without an adapter."""
     prompt: str
@@ -102,12 +102,12 @@ class ImageMetadata:
     synthetic: bool = True
 
     def to_json(self) -> str:
-        """One line of ASCII, whatever characters names and prompt contain."""
+        """One line of ASCII, for any characters in names and prompt."""
         return json.dumps(asdict(self))
 
 
 def image_metadata(row: Row, generator_name: str, adapter_sha256: str | None) -> ImageMetadata:
-    """What the file of an image in the index says of it."""
+    """The metadata in the file of an indexed image."""
     return ImageMetadata(
         generator=generator_name,
         adapter_sha256=adapter_sha256,
@@ -131,7 +131,7 @@ def encode(
     """The content of an image file; equal arguments give equal bytes.
 
     pixels: (H, W, 3) bytes.  compression_quality: 1 to 100, for jpeg and webp; png is lossless.  stored_size: height
-    and width to resize to, None for those of `pixels`.  jpeg has colours at full resolution (4:4:4).
+    and width to resize to; None keeps the size.  jpeg has colours at full resolution (4:4:4).
     """
     image = Image.fromarray(pixels)
     if stored_size is not None:
@@ -158,7 +158,7 @@ def encode(
 def encode_mask(mask: np.ndarray) -> bytes:
     """A mask as a PNG of one channel: 255 on the first category, 254 on the second, and so on; 0 elsewhere.
 
-    Readers of masks take all that is not 0 for objects.  mask: (H, W) numbers from 1, 0 for none.
+    Readers of masks treat all non-zero pixels as objects.  mask: (H, W) numbers from 1, 0 for none.
     """
     stream = BytesIO()
     Image.fromarray(np.negative(mask.astype(np.uint8))).save(stream, "png")  # of bytes: 1 to 255, 0 stays
@@ -168,8 +168,8 @@ def encode_mask(mask: np.ndarray) -> bytes:
 def decode_mask(content: bytes, size: tuple[int, int]) -> np.ndarray:
     """The mask (H, W) that `encode_mask` wrote.
 
-    Raises one of UNREADABLE, also for a mask of another size or of more than MOST_MASK_PIXELS, and for a PNG with
-    chunks that `encode_mask` does not write: readers may turn it, or show other frames.
+    Raises one of UNREADABLE, also for a mask of another size or with more than MOST_MASK_PIXELS, and for a PNG with
+    chunks that `encode_mask` does not write: readers might rotate it, or show other frames.
     """
     refuse_other_chunks(content)
     with Image.open(BytesIO(content), formats=["png"]) as image:
@@ -179,7 +179,7 @@ def decode_mask(content: bytes, size: tuple[int, int]) -> np.ndarray:
 
 
 def refuse_other_chunks(content: bytes) -> None:
-    """ValueError for a PNG with other chunks than lbgen's, such as an orientation or frames, or with bytes after it."""
+    """ValueError for a PNG with chunks that lbgen does not write (orientation, frames), or with bytes after its end."""
     place, kind = len(PNG_SIGNATURE), b""
     while content.startswith(PNG_SIGNATURE) and place + 8 <= len(content) and kind != b"IEND":
         length, kind = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
@@ -191,7 +191,7 @@ def refuse_other_chunks(content: bytes) -> None:
 
 
 def box_of(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """x, y, width, height of the smallest box around a mask; None for an empty one.  mask: (H, W) booleans."""
+    """x, y, width, height of a mask's bounding box; None for an empty mask.  mask: (H, W) booleans."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return None
@@ -202,8 +202,8 @@ def box_of(mask: np.ndarray) -> tuple[int, int, int, int] | None:
 def read_metadata(content: bytes, image_format: str) -> tuple[Any, tuple[int, int]]:
     """The JSON in the description of an image file, and the image's height and width; no pixel is decoded.
 
-    Raises one of UNREADABLE, also for an image with transparency, with other colours than RGB, with several frames, or
-    with an orientation, of which readers show different things.
+    Raises one of UNREADABLE, also for an image that readers may show differently: with transparency, another colour
+    mode than RGB, several frames or an orientation.
     """
     if image_format == "png":
         refuse_other_chunks(content)

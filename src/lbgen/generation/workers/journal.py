@@ -1,10 +1,10 @@
-"""What is drawn of an unfinished shard, so that a run which ended in the middle of it does not draw it again.
+"""The journal of an unfinished shard: its finished batches, which a later run does not have to draw again.
 
-A shard is drawn batch by batch, and which images a batch holds follows from the batches before it. Beside the images in
-the staging folder lies a file for each batch: its images, the verdicts on them, the hashes of those that were kept. The
-next run takes batches over as long as they hold the images that it would draw and the files have these hashes; it draws
-from the first one on that does not. So nothing has to be written in a certain order or flushed, and a shard ends with
-the same bytes whether and wherever it was interrupted.
+A shard is drawn batch by batch, and the images of a batch depend on the batches before it. The staging folder has,
+beside the images, a file per batch with its images, the verdicts on them and the hashes of the kept ones. The next run
+reuses batches as long as they have the images that it would draw and the files have these hashes; from the first other
+batch on it draws. So files need no particular order and no flush, and a shard has the same bytes with and without an
+interruption at any point.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lbgen.runs.parsing import Malformed, Name, Text, Whole, parse_json
 from lbgen.runs.store import UNFINISHED, Store
 
 EARLIER = ".earlier"
-"""Suffix of the folder from which a worker takes batches over."""
+"""Suffix of the folder from which a worker reuses batches."""
 
 
 @dataclass
@@ -42,9 +42,9 @@ class DrawnImage:
     """The detected value of each balanced attribute."""
     perceptual_hash: Name | None
     sha256: Name | None = None
-    """Of its file, beside this one; None for an image that was not kept."""
+    """SHA-256 of its file, beside the journal's file; None for an image that was not kept."""
     mask_sha256: Name | None = None
-    """Of its mask's file; None for an image that was not kept, and without --localize."""
+    """SHA-256 of its mask's file; None for an image that was not kept, and without --localize."""
     mask_score: float | None = None
     box: list[Whole] | None = None
     other_scores: list[float] = field(default_factory=list)
@@ -52,14 +52,14 @@ class DrawnImage:
 
 
 class Journal:
-    """The batches of one shard, those of an earlier run and those of this one."""
+    """The batches of one shard, from an earlier run and from this one."""
 
     def __init__(self, folder: Path, earlier: Path | None) -> None:
-        """folder: the shard's own, new and empty.  earlier: the one that an earlier run left."""
+        """folder: the shard's new, empty folder.  earlier: the shard's folder from an earlier run, if any."""
         self.folder, self.earlier, self.batches = folder, earlier, 0
 
     def take(self, batch: Sequence[PlannedImage]) -> list[DrawnImage] | None:
-        """The next batch as an earlier run drew it, with its files moved here; None if it has to be drawn."""
+        """The next batch from an earlier run, with its files moved here; None if it has to be drawn."""
         self.batches += 1
         if self.earlier is None:
             return None
@@ -72,12 +72,12 @@ class Journal:
         return drawn
 
     def path(self) -> Path:
-        """The file of the batch that was asked for last."""
+        """The journal's file of the batch that was last requested by `take`."""
         return self.folder / _file(self.batches)
 
 
 def write(path: Path, drawn: Sequence[DrawnImage], rows: Sequence[Row]) -> None:
-    """Record a batch whose kept images are encoded beside the file.  rows: of those, with their hashes."""
+    """Record a batch whose kept images are encoded beside the file.  rows: of the kept images, with their hashes."""
     kept = {row.key: row for row in rows}
     for image in drawn:
         if row := kept.get(image.key):
@@ -92,7 +92,7 @@ def _file(number: int) -> str:
 
 
 def _read(path: Path) -> list[DrawnImage] | None:
-    """The batch in a file; None if there is none, or it was cut off or changed."""
+    """The batch in a file; None if the file is missing, truncated or changed."""
     try:
         return parse_json(_content(path), list[DrawnImage])
     except (OSError, Malformed):
@@ -100,14 +100,14 @@ def _read(path: Path) -> list[DrawnImage] | None:
 
 
 def _content(path: Path) -> bytes:
-    """Of a regular file, never of what a link points to."""
+    """The content of a regular file; links are not followed."""
     if not stat.S_ISREG(os.lstat(path).st_mode):
         raise atomic.Unreadable.at(path, "it is not a regular file")
     return atomic.read_bounded(path, atomic.LARGEST_FILE)
 
 
 def _is_of(drawn: Sequence[DrawnImage], batch: Sequence[PlannedImage], folder: Path) -> bool:
-    """Whether this is the batch, and the files of its images are there, as they were written."""
+    """Whether `drawn` is this batch, and the files of its images are unchanged."""
     if [(image.key, image.attempt) for image in drawn] != [(image.key, image.attempt) for image in batch]:
         return False
     if any(image.sha256 is None and not image.reasons for image in drawn):
@@ -121,7 +121,7 @@ def _is_of(drawn: Sequence[DrawnImage], batch: Sequence[PlannedImage], folder: P
 
 
 def _files_of(drawn: Sequence[DrawnImage]) -> dict[str, str]:
-    """The files of a batch, with their hashes."""
+    """File of a batch -> its hash."""
     images = {image.key: image.sha256 for image in drawn if image.sha256 is not None}
     masks = {mask_name(image.key): image.mask_sha256 for image in drawn if image.mask_sha256 is not None}
     return images | masks
@@ -131,9 +131,9 @@ def _files_of(drawn: Sequence[DrawnImage]) -> dict[str, str]:
 
 
 def collect(store: Store, shards: Collection[str], every: bool) -> None:
-    """Put aside what workers of an earlier run left of these shards, and remove all else that they left.
+    """Set aside the batches of these shards from workers of an earlier run, and remove their other leftovers.
 
-    every: of all workers; otherwise of this one and its processes.
+    every: of all workers; otherwise only of this worker and its processes.
     """
     staging = store.staging
     root = staging.parent
@@ -153,7 +153,7 @@ def kept_images(store: Store, shards: Collection[str]) -> int:
 
 
 def claim(store: Store, shard: str) -> Path | None:
-    """Make what an earlier run left of a shard this worker's own; None if there is nothing."""
+    """Take over the batches of a shard from an earlier run for this worker; None if there are none."""
     left, own = store.staging.parent / UNFINISHED / shard, store.staging / f"{shard}{EARLIER}"
     if left.parent.is_symlink() or left.is_symlink() or not left.is_dir():
         return None
@@ -161,7 +161,7 @@ def claim(store: Store, shard: str) -> Path | None:
     atomic.remove_tree(own)
     try:
         os.rename(left, own)
-    except OSError:  # another worker has it, or something is in the way
+    except OSError:  # another worker took them, or the target exists
         return None
     return own
 
@@ -172,7 +172,7 @@ def _real_folders(folder: Path) -> Iterator[Path]:
 
 
 def _move_files(source: Path, target: Path) -> None:
-    """Move the regular files of a folder to another one; links stay behind."""
+    """Move the regular files of a folder to another one; links are not moved."""
     for folder in (target.parent, target):
         if folder.is_symlink():
             folder.unlink()

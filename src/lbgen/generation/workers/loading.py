@@ -1,4 +1,4 @@
-"""The models that a worker has on its device: the generator, and the screen if there are checks."""
+"""Loading the models of a worker: the generator, and the screen if there are checks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lbgen.models.generator import PRECISIONS, Generator, load_generator
 class Models(NamedTuple):
     generator: Generator
     screen: Screen | None
-    """None if the configuration asks for no check."""
+    """None without checks."""
 
 
 def load_models(config: GenerateConfig, plan: Plan, device: str) -> Models:
@@ -28,7 +28,7 @@ def load_models(config: GenerateConfig, plan: Plan, device: str) -> Models:
 
 
 def load_prepared_generator(config: GenerateConfig, device: str) -> Generator:
-    """The generator of a run with the adapter merged into its weights, optimized for sampling.
+    """The generator of a run with the adapter merged into its weights, optimised for sampling.
 
     Raises UserError for settings that the generator does not support.
     """

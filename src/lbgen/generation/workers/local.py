@@ -27,9 +27,9 @@ from lbgen.runs.signals import SIGNALS, noted_signals
 from lbgen.runs.storage import storage_errors
 
 POLL_SECONDS = 0.2
-"""Time between two looks at the signals."""
+"""Seconds between two checks for signals."""
 GRACE_SECONDS = 60.0
-"""Time that a process has to finish its batch when the run ends early."""
+"""Seconds that a process has to finish its batch when the run ends early."""
 MEMORY = "if memory ran out, give fewer --workers or a smaller --batch-size; nothing is lost, start again"
 """The remedy for a worker that was killed."""
 
@@ -37,11 +37,11 @@ Report = Callable[[WorkerProgress], None]
 
 
 class Engine(NamedTuple):
-    """Runs the workers of a run; it has loaded the generator, in this or another process."""
+    """Runs the workers of a run; the generator is already loaded, in this or another process."""
 
     preflight: PreflightResult
     draw: Callable[[WorkerContext, Sequence[int], Report, list[int]], None]
-    """Draw these shards and report each batch; stop before the next batch when a signal was noted."""
+    """Draw these shards and report each batch; stop before the next batch after a signal."""
 
 
 @contextmanager
@@ -149,7 +149,7 @@ def serve(context: WorkerContext, number: int, shards: Sequence[int], reports: C
 
 
 def end_with_parent() -> None:
-    """Make this process ignore SIGINT and SIGTERM, and end when its parent ends for whatever reason."""
+    """Make this process ignore SIGINT and SIGTERM, and end when its parent ends for any reason."""
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

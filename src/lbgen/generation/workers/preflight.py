@@ -18,7 +18,7 @@ from lbgen.vocabulary.tokens import refuse_long_text
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 CPU_BATCH_SIZE = 32
-"""The batch size on a CPU, unless the configuration gives another."""
+"""Default batch size on a CPU."""
 
 
 class PreflightResult(NamedTuple):
@@ -43,7 +43,7 @@ def preflight(models: Models, config: GenerateConfig, plan: Plan, recorded: Iden
 
 
 def refuse_new_confusions(found: list[Confusion], config: GenerateConfig, record: Record | None) -> None:
-    """Refuse categories that a model cannot tell apart, unless the dataset holds them already."""
+    """Refuse categories that a model cannot tell apart, unless the dataset already holds them."""
     known = {category.id for target in record.targets for category in target.categories} if record else ()
     refuse_confusions(found, keep=not config.qualify_names, known=known)
 
@@ -55,7 +55,7 @@ def default_batch_size(config: GenerateConfig, generator: Generator) -> int:
 
 
 def refuse_long_prompts(generator: Generator, config: GenerateConfig, plan: Plan) -> None:
-    """Raise UserError if any prompt of the plan has more tokens than the text encoder reads."""
+    """UserError if any prompt of the plan has more tokens than the text encoder reads."""
     template = longest_template(config, plan.balanced, generator.count_tokens)
     for target in plan.targets:
         if plan.compose == 1:

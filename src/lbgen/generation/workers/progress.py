@@ -8,10 +8,10 @@ from lbgen.runs import console
 
 
 class WorkerProgress(NamedTuple):
-    """What one batch contributed."""
+    """The progress made by one batch."""
 
     finished: int
-    """Images that are kept or dropped; negative when accepted images are rejected as near-duplicates."""
+    """Number of images kept or dropped; negative if accepted images are rejected as near-duplicates."""
     rejected: int
     """Images that will be drawn again."""
     taken_over: int = 0

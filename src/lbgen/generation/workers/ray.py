@@ -24,13 +24,13 @@ from lbgen.runs.processes.ray import LOST, actors_to_start, import_ray, join_clu
 from lbgen.runs.storage import is_remote
 
 POLL_SECONDS = 0.5
-"""Time between two looks at the signals."""
+"""Seconds between two checks for signals."""
 MOST_FAILURES = 3
-"""The run gives up after this many actors in a row died without finishing a batch."""
+"""The run fails after this number of actors in a row died without finishing a batch."""
 
 
 class RayWorker:
-    """An actor: runs in its own process on the machine that Ray chose, and loads its models at the first call."""
+    """An actor: it runs in its own process on a machine chosen by Ray, and loads its models at the first call."""
 
     def __init__(self, name: str, device: str, threads: int) -> None:
         self.name, self.device, self.threads = name, device, threads
@@ -41,7 +41,7 @@ class RayWorker:
         return preflight(self._load(config, plan), config, plan, recorded)
 
     def make_shard(self, context: WorkerContext, shard: int) -> Iterator[WorkerProgress]:
-        """Draw a shard; yields once per batch. At the end the previous shard is published; this one may not be yet."""
+        """Draw a shard; yields once per batch. At the end only the previous shard is certainly published."""
         if self.worker is None:
             models = self.models or self._load(context.config, context.plan)
             self.worker = Worker(context, self.name, models)
@@ -63,11 +63,11 @@ class RayWorker:
 
 @contextmanager
 def ray_actors(config: GenerateConfig, plan: Plan, count: int, recorded: Identity | None) -> Iterator[Engine]:
-    """Actors draw the shards, in the cluster at config.ray_address or in one that is started here for this run."""
+    """Draw the shards by actors, in the cluster at config.ray_address or in one that is started for this run."""
     ray = import_ray()
     join_cluster(ray, config.ray_address, config.workers)
     try:
-        if not is_remote(config.output):  # actors run in other folders
+        if not is_remote(config.output):  # actors have other working folders
             config = replace(config, output=os.path.abspath(config.output))
         pool = ActorPool(ray, config)
         yield Engine(pool.preflight(plan, recorded), pool.draw)
@@ -79,14 +79,14 @@ def ray_actors(config: GenerateConfig, plan: Plan, count: int, recorded: Identit
 
 @dataclass(frozen=True)
 class Assignment:
-    """An actor, and the shards that are lost if it dies."""
+    """An actor, and the shards that would have to be drawn again if it dies."""
 
     actor: Any
     drawing: int | None
-    """None when it only finishes publishing."""
+    """None if it only finishes publishing."""
     publishing: int | None
     reports: Any
-    """Ray's generator of references to what the actor yields."""
+    """Ray's generator of references to the actor's results."""
 
 
 class ActorPool:
@@ -101,7 +101,7 @@ class ActorPool:
         self.first: Any = None
 
     def preflight(self, plan: Plan, recorded: Identity | None) -> PreflightResult:
-        """Made by the first actor, because this process may have neither a GPU nor the weights."""
+        """Run the preflight in the first actor, because this process may have neither a GPU nor the weights."""
         self.first = self.spawn()
         try:
             with self.actor_errors():
@@ -110,10 +110,10 @@ class ActorPool:
             raise UserError(f"a Ray worker died while it loaded the generator: {one_line(error)}; {MEMORY}") from None
 
     def draw(self, context: WorkerContext, shards: Sequence[int], report: Report, signals: list[int]) -> None:
-        """Draw the shards and report each batch; stop when a signal was noted."""
+        """Draw the shards and report each batch; stop after a signal."""
         waiting = deque(shards)
         actors = [self.first, *(self.spawn() for _ in range(min(self.size, len(shards)) - 1))]
-        # Once for all shards: with its plan the context of a large vocabulary has megabytes.
+        # Stored once for all shards: with its plan, the context of a large vocabulary has megabytes.
         self.context = self.ray.put(replace(context, config=replace(context.config, output=self.config.output)))
         assignments = [self.assign(actor, waiting.popleft()) for actor in actors]
         while assignments:
@@ -127,20 +127,20 @@ class ActorPool:
                     assignments += [following] if following else []
 
     def take_report(self, assignment: Assignment, waiting: deque[int], report: Report) -> Assignment | None:
-        """Take one report of an actor, and return its assignment from then on; None if it is done."""
+        """Take one report of an actor, and return its next assignment; None if it is done."""
         try:
             with self.actor_errors():
                 report(self.ray.get(next(assignment.reports)))
             self.failures = 0
             return assignment
-        except StopIteration:  # the shard is drawn, so the shard before is published
+        except StopIteration:  # the shard is drawn, so the previous shard is published
             if assignment.drawing is None:
                 return None
             if waiting:
                 return self.assign(assignment.actor, waiting.popleft(), publishing=assignment.drawing)
             return Assignment(assignment.actor, None, assignment.drawing, assignment.actor.finish.remote())
         except self.lost as error:
-            self.ray.kill(assignment.actor)  # if it lives after all, it would keep its GPU or CPU slot
+            self.ray.kill(assignment.actor)  # if it is still alive, it would keep its GPU or CPU slot
             self.failures += 1
             if self.failures >= MOST_FAILURES:
                 message = f"{self.failures} Ray workers in a row died at once: {one_line(error)}; {MEMORY}"
@@ -151,7 +151,7 @@ class ActorPool:
 
     @contextmanager
     def actor_errors(self) -> Iterator[None]:
-        """Raise the exception that an actor raised; its cause holds the actor's traceback."""
+        """Re-raise an actor's exception; its cause holds the actor's traceback."""
         try:
             yield
         except self.ray.exceptions.RayTaskError as error:

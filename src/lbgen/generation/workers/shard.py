@@ -1,4 +1,4 @@
-"""What a worker does with a shard. A worker is one generator on one device, its screen and its writers."""
+"""Making a shard. A worker consists of one generator on one device, its screen and its writers."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from lbgen.generation.workers.writer import StagedShard, WriterContext, Writers
 from lbgen.runs.storage import open_store
 
 UNCHECKED = Verdict({}, ())
-"""The verdict on an image when there are no checks."""
+"""The verdict on an image without checks."""
 Outcome = Literal["keep", "retry", "drop"]
 
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What all workers of a run share; config.batch_size is set."""
+    """The data that all workers of a run share; config.batch_size is set."""
 
     config: GenerateConfig
     plan: Plan
     adapter_sha256: str | None
     generator_name: str
-    """The generator's name in image metadata, wherever a worker loads it from."""
+    """The generator's name in image metadata, regardless of where a worker loads it from."""
     threads: int
-    """Threads of torch on a CPU."""
+    """Number of torch's threads on a CPU."""
     duplicate_rounds: Sequence[DuplicateRound] = ()
-    """The near-duplicates that comparisons of the whole split found (lbgen.generation.screening.deduplicate)."""
+    """The near-duplicates found by comparing the whole split (lbgen.generation.screening.deduplicate)."""
 
 
 @dataclass
@@ -53,19 +53,19 @@ class ShardInProgress:
     staged: StagedShard
     journal: Journal
     planned: Mapping[str, PlannedImage]
-    """By key, in the order of the plan."""
+    """Key -> image, in the order of the plan."""
     counts: RejectionCounts = field(default_factory=RejectionCounts)
     rejections: dict[str, list[str]] = field(default_factory=dict)
-    """By key: the reasons of each rejected attempt."""
+    """Key -> reasons of each rejected attempt."""
     encoding: list[Future[list[Row]]] = field(default_factory=list)
-    """Batches that the writers still encode."""
+    """Batches that the writers are still encoding."""
     rows: dict[str, Row] = field(default_factory=dict)
-    """By key: kept images that are encoded."""
+    """Key -> row, for kept images that are encoded."""
     removed_files: list[str] = field(default_factory=list)
-    """Files of near-duplicates. The stored shard may contain them, the new one possibly does not."""
+    """Files of near-duplicates, which the stored shard may contain and the new one may lack."""
 
     def encoded_rows(self) -> dict[str, Row]:
-        """The rows of all kept images by key, once they are encoded."""
+        """Key -> row of all kept images; waits until they are encoded."""
         for batch in self.encoding:
             self.rows |= {row.key: row for row in batch.result()}
         self.encoding.clear()
@@ -73,7 +73,7 @@ class ShardInProgress:
 
 
 class Worker:
-    """Makes shards one after the other. A shard is published while the next one is drawn."""
+    """Makes shards one after the other; a shard is published while the next one is drawn."""
 
     def __init__(self, context: WorkerContext, name: str, models: Models) -> None:
         """name: the worker's own subfolder of the staging folder."""
@@ -87,13 +87,13 @@ class Worker:
         self.publishing: Future[None] | None = None
 
     def make_shard(self, number: int) -> Iterator[WorkerProgress]:
-        """Draw a shard, or change a stored one, and have it published; yields once for every batch.
+        """Draw a shard, or change a stored one, and queue it for publishing; yields once per batch.
 
-        A new shard goes through all duplicate rounds, a stored one through the last. Both end with the same images.
+        A new shard goes through all duplicate rounds, a stored one only through the last. Both have the same result.
         """
-        # Plan: the images of the shard, and which of them each round found to be near-duplicates.
+        # Plan: the images of the shard, and its near-duplicates in each round.
         split, name = self.config.split, index.shard_name(self.config.split, number)
-        earlier = journal.claim(self.store, name)  # what an earlier run drew of it
+        earlier = journal.claim(self.store, name)  # batches that an earlier run drew
         staged = StagedShard(split, number, self.store.stage(name))
         planned = {image.key: image for image in self.context.plan.shard(split, number)}
         shard = ShardInProgress(staged, Journal(staged.folder, earlier), planned)
@@ -122,7 +122,7 @@ class Worker:
         while waiting:
             batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
 
-            # Render and judge, unless an earlier run did.
+            # Render and judge, unless an earlier run has done so.
             rendered, drawn = None, shard.journal.take(batch)
             taken_over = drawn is not None
             if drawn is None:
@@ -160,7 +160,7 @@ class Worker:
         self.store.clear_staging()
 
     def close(self) -> None:
-        """Wait for what is queued; what is drawn of an unfinished shard stays for the next run."""
+        """Wait for queued work; the finished batches of an unfinished shard stay for the next run."""
         self.writers.close()
 
     @property
@@ -184,7 +184,7 @@ class Worker:
     def _reject_duplicates(self, duplicates: Mapping[str, int], shard: ShardInProgress) -> list[PlannedImage]:
         """Reject accepted attempts (key -> attempt), and return the next attempts of these images.
 
-        An image with another attempt is left alone: a worker that died may have changed it already, and on another
+        An image with another attempt is not changed: a worker that died may have changed it already, and on another
         device another attempt may have been accepted.
         """
         rows, again = shard.encoded_rows(), []
@@ -204,7 +204,7 @@ class Worker:
         return again
 
     def _outcome(self, image: PlannedImage, reasons: Sequence[str], shard: ShardInProgress) -> Outcome:
-        """Count an attempt, and decide what happens to the image; `reasons` are the checks that it failed."""
+        """Count an attempt, and decide the outcome for the image; `reasons` are the checks that it failed."""
         shard.counts.add_attempt(image.category.id, image.attempt, reasons)
         if not reasons:
             return "keep"
@@ -212,7 +212,7 @@ class Worker:
         return self._outcome_of_rejected(image, reasons, shard)
 
     def _outcome_of_rejected(self, image: PlannedImage, reasons: Sequence[str], shard: ShardInProgress) -> Outcome:
-        """Decide what happens to a rejected image: another attempt, or after the last one, --last-resort."""
+        """The outcome for a rejected image: another attempt or, after the last one, --last-resort."""
         config = self.config
         if image.attempt + 1 < config.max_attempts:
             return "retry"
@@ -231,7 +231,7 @@ class Worker:
         return new_row(image, shard.staged.number, self.config, verdict, shard.rejections.get(image.key, ()))
 
     def _publish(self, shard: ShardInProgress) -> None:
-        """Have the writers publish a shard, in the order of the plan, once the shard before is published."""
+        """Queue a shard for publishing, in the order of the plan, after the previous shard is published."""
         self.finish()
         rows = shard.encoded_rows()
         ordered = [rows[key] for key in shard.planned if key in rows]
@@ -239,7 +239,7 @@ class Worker:
         self.publishing = self.writers.publish(shard.staged, ordered, counts, shard.removed_files)
 
 
-# ---- what the journal holds of an image ----
+# ---- conversion to and from the journal's entries ----
 
 
 def drawn_image(image: PlannedImage, verdict: Verdict) -> DrawnImage:
@@ -252,7 +252,7 @@ def verdict_of(drawn: DrawnImage) -> Verdict:
 
 
 def with_hashes(row: Row, drawn: DrawnImage) -> Row:
-    """The row with the hash of its file, and with what is known of its mask."""
+    """The row with the hash of its file and, if any, the mask's columns."""
     if drawn.sha256 is None:  # not written by a run of this configuration
         raise UserError(f"the staging folder contradicts itself at {row.key}; remove .staging and start again")
     return replace(

@@ -1,9 +1,9 @@
-"""Writers: threads that encode images and publish shards, behind a bounded queue. Nothing here imports torch.
+"""Writers: threads that encode images and publish shards, behind a bounded queue; imports no torch.
 
-Compressing, hashing and writing release Python's global lock, so they run beside the drawing on other cores.
+Compressing, hashing and writing release Python's global lock, so they run on other cores while images are drawn.
 
-The images of a shard are encoded into a staging folder as they are drawn. When all are there, the shard is packed and
-published: first its files, then the counts of rejections, last its part of the index, which makes the shard exist.
+The images of a shard are encoded into a staging folder as they are drawn. Then the shard is packed and published: first
+its files, then the counts of rejections, and last its part of the index, which makes the shard exist.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from lbgen.runs import atomic
 from lbgen.runs.storage import open_store
 
 QUEUED_BATCHES = 2
-"""Batches that may wait for each writer. When the queue is full, drawing waits, so that memory stays bounded."""
+"""Most batches that wait per writer. When the queue is full, drawing waits, so that memory is bounded."""
 
 
 @dataclass(frozen=True)
 class WriterContext:
-    """What all writers of a worker share."""
+    """The data that all writers of a worker share."""
 
     config: GenerateConfig
     worker: str
     """The worker's own subfolder of the staging folder."""
     category_ids: tuple[str, ...]
-    """In the order of the labels."""
+    """Ids of all categories, in the order of the labels."""
     generator_name: str
-    """In image metadata."""
+    """The generator's name in image metadata."""
     adapter_sha256: str | None
 
 
@@ -53,11 +53,11 @@ class StagedShard:
     split: str
     number: int
     folder: Path
-    """In the staging folder; an encoded image is the file <key> in it."""
+    """Folder in the staging folder; an encoded image is the file <key> in it."""
 
 
 class Writers:
-    """A pool of threads that encode and publish. An error in one of them is raised at a later call."""
+    """A pool of threads that encode and publish. An error in a thread is raised at a later call."""
 
     def __init__(self, context: WriterContext) -> None:
         self.context, self.pool = context, ThreadPoolExecutor(context.config.writers, "writer")
@@ -65,9 +65,9 @@ class Writers:
         self.limit = QUEUED_BATCHES * context.config.writers
 
     def encode(self, rows: list[Row], rendered: Rendered, record: Path, drawn: list[DrawnImage]) -> Future[list[Row]]:
-        """Encode images and their masks beside the file `record`, and write to it what was drawn.
+        """Encode images and their masks beside the file `record`, and write the batch's journal entries to it.
 
-        The result is the rows with their hashes.
+        The future's result is the rows with their hashes.
         """
         while len(self.waiting) >= self.limit:
             self.waiting.popleft().result()
@@ -88,7 +88,7 @@ class Writers:
 def encode_batch(
     context: WriterContext, rows: list[Row], rendered: Rendered, record: Path, drawn: list[DrawnImage]
 ) -> list[Row]:
-    """Write the images of a batch, then the journal's file of it; returns the rows with their hashes."""
+    """Write the images of a batch, then its file of the journal; returns the rows with their hashes."""
     hashed = encode_images(context, rows, rendered, record.parent)
     journal.write(record, drawn, hashed)
     return hashed
@@ -122,7 +122,7 @@ def encode_images(context: WriterContext, rows: list[Row], rendered: Rendered, f
 def image_file(
     pixels: np.ndarray, row: Row, config: GenerateConfig, generator_name: str, adapter_sha256: str | None
 ) -> bytes:
-    """The content of an image's file; pixels: (H, W, 3) bytes."""
+    """The content of an image's file.  pixels: (H, W, 3) bytes."""
     metadata = image_metadata(row, generator_name, adapter_sha256)
     return encode(pixels, metadata, config.image_format, config.compression_quality, config.stored_size)
 
@@ -130,10 +130,10 @@ def image_file(
 def publish_shard(
     context: WriterContext, shard: StagedShard, rows: list[Row], counts: bytes | None, removed_files: list[str]
 ) -> None:
-    """Pack and publish a shard, which then replaces the stored one. Writing its part of the index commits it.
+    """Pack and publish a shard, which replaces a stored one. Writing its part of the index commits it.
 
-    counts: the JSON of its RejectionCounts; None without screening.  removed_files: those that the stored shard may
-    contain; they are removed unless the new one contains them too.
+    counts: the JSON of its RejectionCounts; None without screening.  removed_files: files that the stored shard may
+    contain; they are removed unless the new shard also contains them.
     """
     # Pack the encoded images.
     config = context.config

@@ -4,9 +4,9 @@ from lbgen.metrics.intervals import Estimate, difference
 
 
 def background_gap(mixed_same: Estimate, mixed_rand: Estimate) -> Estimate:
-    """BG-Gap: accuracy on backgrounds of the object's own class minus that on those of random classes, in [-1, 1].
+    """BG-Gap: accuracy on backgrounds of the same class minus accuracy on backgrounds of random classes, in [-1, 1].
 
-    The two are of different images, and are taken as independent; they share objects, so the interval is too wide
-    rather than too narrow.
+    The two accuracies are treated as independent, because they are of different images. The images share objects, so
+    the interval is conservative.
     """
     return difference(mixed_same, mixed_rand)

@@ -1,4 +1,4 @@
-"""Familiar objects in uncommon settings: accuracy by how much of the context is unusual (FOCUS, ICML 2022)."""
+"""Familiar objects in uncommon settings: accuracy by the number of uncommon attributes (FOCUS, ICML 2022)."""
 
 from typing import NamedTuple
 
@@ -9,13 +9,13 @@ from lbgen.metrics.intervals import Estimate, proportion, ratio
 
 
 class ContextAccuracy(NamedTuple):
-    """Of the images with one number of uncommon attributes."""
+    """Accuracy of the images with a given number of uncommon attributes."""
 
     images: int
     accuracy: Estimate
     """In [0, 1]; NaN without images."""
     relative: Estimate
-    """Accuracy divided by that of the images without uncommon attributes; NaN where that is 0."""
+    """P_k / P_0: accuracy divided by the accuracy of images without uncommon attributes; NaN if the latter is 0."""
 
 
 def accuracy_by_context(correct: NDArray[np.bool_], uncommon: NDArray[np.bool_]) -> list[ContextAccuracy]:

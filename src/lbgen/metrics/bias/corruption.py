@@ -22,11 +22,11 @@ def mean_corruption_error(
 ) -> Estimate:
     """mCE, the mean of CE_c over the corruptions, with an interval that resamples images, not their corrupted copies.
 
-    All (N,) of one corrupted copy a row but `weight`, (P,) of the P parts, which are a corruption and severity each:
-    1 / (corruptions x severities x AlexNet's error).  image: which image it is a copy of, numbered from 0.  label: its
-    category.
+    All arrays are (N,), one entry per corrupted copy, except `weight`, (P,), one entry per part (a corruption at one
+    severity): 1 / (corruptions x severities x AlexNet's error).  image: number, from 0, of the image that was
+    corrupted.  label: its category.
     """
-    # mCE is a sum over copies, hence a sum over images, hence a mean of each image's sum times their number.
+    # mCE is a sum over copies, hence a sum over images, hence the mean over images of (sum of an image * images).
     per_copy = wrong * (weight / np.bincount(part, minlength=len(weight)))[part]
     images, first = np.unique(image, return_index=True)
     per_image = np.bincount(image, per_copy)[images] * len(images)

@@ -1,1 +1,1 @@
-"""What the renderer draws with: the shapes of objects, and backgrounds."""
+"""The elements that the renderer draws: shapes of objects, and backgrounds."""

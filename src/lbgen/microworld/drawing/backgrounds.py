@@ -33,7 +33,7 @@ def mix(below: NDArray[Any], above: NDArray[Any], share: NDArray[Any]) -> Array:
 
 
 def _edge(signed: Array) -> Array:
-    """1 where `signed` (in picture heights) is positive, 0 where negative, two pixels of transition at 64x64."""
+    """1 where `signed` (in picture heights) is positive, 0 where negative, with a transition of two pixels at 64x64."""
     return np.clip(signed * 32 + 0.5, 0, 1)
 
 

@@ -1,8 +1,8 @@
 """The twelve objects, drawn as signed distance functions.
 
 A shape is a function of local coordinates x, y (each (B, H, W); x to the right, y downwards, the object about two units
-tall) that returns its parts from back to front: (signed distance in the same units, tone). The tone says how the
-part shows the object's colour: 1 unchanged and textured, below 1 darkened, above 1 lightened towards white.
+tall) that returns its parts from back to front: (signed distance in the same units, tone). The tone is the part's shade
+of the object's colour: 1 unchanged and textured, below 1 darkened, above 1 lightened towards white.
 The distance functions are well-known closed forms; polygons are intersections of half planes, exact on their border.
 """
 

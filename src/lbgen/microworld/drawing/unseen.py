@@ -1,6 +1,6 @@
-"""Ten more objects that no corpus of the micro world shows: what is learned elsewhere is tested on them.
+"""Ten additional objects that are in no corpus of the micro world, for testing features on unseen categories.
 
-They are drawn like those of `shapes.py`, and no shipped model was trained on one.
+They are drawn like the objects in `shapes.py`, and no shipped model was trained on them.
 """
 
 from __future__ import annotations

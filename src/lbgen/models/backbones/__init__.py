@@ -1,6 +1,6 @@
-"""Backbones: the one place where an image classifier of timm is found and loaded, whatever it is called by.
+"""Backbones: locating and loading image classifiers of timm by any kind of name.
 
-The files of a backbone are found, and most mistakes refused, without importing torch; `load_backbone` imports it.
+Locating the files, and refusing most mistakes, needs no torch; only `load_backbone` imports it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def load_backbone(name: str, device: torch.device | str = "cpu") -> Backbone:
     """The timm model called `name`, with its weights, in eval mode on `device`.
 
     name: the folder of an `lbgen pretrain` run, a timm folder (config.json and model.safetensors), a name of timm
-    (`resnet50.a1_in1k`), or `ARCHITECTURE:FILE.safetensors`.  Raises UserError for what cannot be loaded.
+    (`resnet50.a1_in1k`), or `ARCHITECTURE:FILE.safetensors`.  Raises UserError for a model that cannot be loaded.
 
     >>> backbone = load_backbone("runs/pretrain")
     >>> features = backbone.features(backbone.transform(image)[None])  # (1, D)

@@ -22,7 +22,7 @@ from lbgen.runs import atomic
 from lbgen.runs.model_folder import refuse_unreadable
 
 IMAGENET_CLASSES = 1000
-"""A model of timm with so many outputs has those of ImageNet-1k, in the order of their WordNet ids."""
+"""A timm model with this number of outputs has the classes of ImageNet-1k, in the order of their WordNet ids."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +30,9 @@ class Backbone:
     """A frozen image classifier with its preprocessing."""
 
     name: str
-    """As it was asked for."""
+    """The name that the user gave."""
     architecture: str
-    """timm's name, without the tag of the weights."""
+    """timm's name of the architecture, without the tag of the weights."""
     model: nn.Module
     """In eval mode, on `device`; no parameter requires a gradient."""
     device: torch.device
@@ -43,17 +43,17 @@ class Backbone:
     crop_pct: float
     interpolation: str
     class_names: tuple[str, ...] | None
-    """Of the outputs, in order: WordNet ids for ImageNet; None where they are not known."""
+    """Class names of the outputs, in order (WordNet ids for ImageNet); None if they are unknown."""
     class_descriptions: dict[str, str]
-    """Class name -> words for it; empty where there are none."""
+    """Class name -> description; empty if there are none."""
     transform: Callable[[Image.Image], Tensor]
-    """An RGB picture to (3, H, W), resized, cropped and normalised as at timm's validation."""
+    """RGB picture -> (3, H, W), resized, cropped and normalised as in timm's validation."""
     weights_sha256: str
-    """Of the file of weights."""
+    """SHA-256 of the file of weights."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What its outputs depend on, for JSON. The name is no part of `key`, so a run may be moved."""
+        """Everything that its outputs depend on, for JSON. `key` ignores the name, so that a run may be moved."""
         return {
             "name": self.name,
             "architecture": self.architecture,
@@ -70,35 +70,35 @@ class Backbone:
 
     @property
     def outputs(self) -> int:
-        """Number of classes that it tells apart; 0 for one without a classifier."""
+        """Number of classes; 0 for a model without a classifier."""
         model: Any = self.model
         return int(model.num_classes)
 
     @property
     def key(self) -> str:
-        """Names caches of what the backbone computed: SHA-256 of the identity without the name, 64 hex digits."""
+        """Name for caches of the backbone's outputs: SHA-256 of the identity without the name, 64 hex digits."""
         parts = [f"{name}\t{value}" for name, value in self.identity.items() if name != "name"]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) of `transform` to (B, D): pooled, before the classifier; without gradient."""
+        """Pooled features before the classifier, without gradient: (B, 3, H, W) from `transform` -> (B, D)."""
         model: Any = self.model
         with torch.inference_mode():
             return model.forward_head(model.forward_features(images.to(self.device)), pre_logits=True)
 
     def logits(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) of `transform` to (B, classes); without gradient."""
+        """Logits, without gradient: (B, 3, H, W) from `transform` -> (B, classes)."""
         with torch.inference_mode():
             return self.model(images.to(self.device))
 
 
 def locate(name: str) -> BackboneFiles:
-    """The backbone's files; one that timm knows by this name is downloaded to the hub's cache."""
+    """The backbone's files; the weights of a timm name are downloaded to the hub's cache."""
     return find_local(name) or _on_hub(name)
 
 
 def load(name: str, device: torch.device | str, arguments: Mapping[str, Any] | None = None) -> Backbone:
-    """See `lbgen.models.backbones.load_backbone`.  arguments: more of the architecture's."""
+    """See `lbgen.models.backbones.load_backbone`.  arguments: additional arguments of the architecture."""
     location = locate(name)
     with _one_line(name):
         model = _create(location, arguments or {})
@@ -125,7 +125,7 @@ def load(name: str, device: torch.device | str, arguments: Mapping[str, Any] | N
 
 
 def _create(location: BackboneFiles, arguments: Mapping[str, Any]) -> nn.Module:
-    """timm's model of this architecture, with every weight from the file: timm refuses missing and surplus ones."""
+    """timm's model of this architecture with all weights from the file; timm refuses missing and surplus weights."""
     _refuse_unknown(location.architecture)
     stored = location.config
     overlay: dict[str, Any] = {"file": str(location.weights), "source": None, "custom_load": False}
@@ -147,7 +147,7 @@ def _create(location: BackboneFiles, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def _ensure_finite(model: nn.Module) -> None:
-    """Refuse weights that are not finite, whose answers would count as wrong ones; raises ValueError."""
+    """Raise ValueError for weights that are not finite, because their answers would count as wrong."""
     for name, value in model.state_dict().items():
         if not torch.isfinite(value).all():
             raise ValueError(f"{name} is not finite")
@@ -167,7 +167,7 @@ def similar_architectures(name: str) -> list[str]:
 
 
 def _outputs(location: BackboneFiles) -> int | None:
-    """How many classes the checkpoint has; None leaves it to timm's own entry for these weights."""
+    """Number of classes of the checkpoint; None means the number in timm's own entry for these weights."""
     if stored := location.config:
         return stored.num_classes if stored.num_classes is not None else stored.pretrained_cfg.num_classes
     classifier = timm.get_pretrained_cfg_value(location.architecture, "classifier")
@@ -194,7 +194,7 @@ def _class_names(name: str, location: BackboneFiles, model: Any) -> tuple[str, .
 
 @contextmanager
 def _one_line(name: str) -> Iterator[None]:
-    """timm and torch raise errors of any kind, over many lines, for weights that are not those of the architecture."""
+    """Turn any error of timm or torch, which may have many lines, into a UserError of one line."""
     try:
         yield
     except UserError:
@@ -211,7 +211,7 @@ def _one_line(name: str) -> Iterator[None]:
 
 
 def _on_hub(name: str) -> BackboneFiles:
-    """Weights of a name that timm knows, downloaded once to the hub's cache; only ever a file of safetensors."""
+    """The weights of a timm name, downloaded once to the hub's cache; always a safetensors file."""
     _refuse_unknown(name)
     entry = timm.get_pretrained_cfg(name) if name in timm.list_pretrained() or "." not in name else None
     if entry is None or not entry.hf_hub_id:
@@ -231,7 +231,7 @@ def _on_hub(name: str) -> BackboneFiles:
 
 
 def _safe_name(file: str | None) -> str:
-    """The name of a file of weights as safetensors; in a hub repository of timm it lies beside the other."""
+    """The name of a weights file in safetensors, which timm's hub repositories have beside any other format."""
     if not file or file == "pytorch_model.bin":
         return TIMM_WEIGHTS
     if file.startswith("open_clip_"):

@@ -1,4 +1,4 @@
-"""Where a backbone's files are, and what its config.json says; without torch. No file that may run code is read."""
+"""Locating a backbone's files and reading its config.json, without torch. Files that may run code are never read."""
 
 import os
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ RUN_WEIGHTS, TIMM_WEIGHTS = "backbone.safetensors", "model.safetensors"
 """The weights in the folder of a pre-training run, and in a folder that timm saved for the Hub."""
 SAFE = ".safetensors"
 UNSAFE = (*PICKLES, ".tar", ".npz", ".pkl")
-"""Suffixes of checkpoints that are not read: all but .npz may run code, and that is of another library."""
+"""Suffixes of checkpoints that are not read: all but .npz may run code, and .npz is a format of another library."""
 REMEDY = "restore the file, or give another backbone"
 OWN_ARGUMENTS = ("pretrained", "checkpoint", "cache_dir", "num_classes", "in_chans", "features_only", "out_indices")
-"""First letters of timm's arguments that say what is loaded or what the model gives; those of a config are not used."""
+"""Prefixes of timm arguments that select what is loaded or returned; such arguments in a config are ignored."""
 
 Side = Annotated[int, Meta(ge=1, le=8192)]
 Unit = Annotated[float, Meta(ge=-10, le=10)]
@@ -33,7 +33,7 @@ Labels = list[Text] | dict[Name, Text]
 
 @dataclass(frozen=True)
 class InputSettings:
-    """What timm's `pretrained_cfg` says of the images that the model was trained on; None where it says nothing."""
+    """The fields of timm's `pretrained_cfg` that describe images and classes; None if a field is missing."""
 
     input_size: tuple[Literal[3], Side, Side] | None = None
     """Channels, height, width."""
@@ -65,7 +65,7 @@ class HubConfig:
 
     @property
     def class_names(self) -> list[str] | None:
-        """In the order of the model's outputs."""
+        """The class names in the order of the model's outputs."""
         names = self.label_names or self.pretrained_cfg.label_names
         if isinstance(names, dict):  # output -> name
             numbered = {int(number): name for number, name in names.items() if number.isdecimal()}
@@ -74,7 +74,7 @@ class HubConfig:
 
     @property
     def class_descriptions(self) -> dict[str, str]:
-        """Class name -> words for it."""
+        """Class name -> description."""
         return self.label_descriptions or self.pretrained_cfg.label_descriptions or {}
 
 
@@ -83,13 +83,13 @@ class BackboneFiles(NamedTuple):
 
     weights: Path
     architecture: str
-    """timm's name. With a tag of timm's weights it brings their preprocessing, where there is no config."""
+    """timm's name of the architecture. Without a config, a tag of timm's weights in it selects their preprocessing."""
     config: HubConfig | None
-    """None for a checkpoint without a config.json: then timm's own defaults for the architecture hold."""
+    """None for a checkpoint without a config.json; timm's defaults for the architecture are then used."""
 
 
 def find_local(name: str) -> BackboneFiles | None:
-    """The files of a backbone on this machine; None for a name that only timm can know. UserError for other things."""
+    """The files of a backbone on this machine; None for a possible timm name; UserError for anything else."""
     place = os.path.expanduser(name)
     if os.path.isdir(place):
         return _in_folder(Path(place))
@@ -105,7 +105,7 @@ def find_local(name: str) -> BackboneFiles | None:
 
 
 def ensure_backbone(name: str) -> None:
-    """Refuse, without torch, a backbone whose files are missing or are of a kind that is not read."""
+    """Refuse a backbone whose files are missing or in a format that is not read; needs no torch."""
     find_local(name)
 
 
@@ -146,9 +146,9 @@ def refuse_unsafe(name: str, path: Path) -> None:
 
 
 def display_names(backbones: Sequence[str]) -> list[str]:
-    """A short, unique name for each backbone: the last folder of a path, preceded by as many as make it unique.
+    """A short, unique name for each backbone: the last folder of a path, with as many parents as make it unique.
 
-    Raises UserError where one is given twice.
+    Raises UserError if one is given twice.
     """
     parts = [_parts(name) for name in backbones]
     if twice := next((name for name, path in zip(backbones, parts, strict=True) if parts.count(path) > 1), None):
@@ -163,7 +163,7 @@ def display_names(backbones: Sequence[str]) -> list[str]:
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """The parts of a path; a name of timm is one part, and so is `ARCHITECTURE:FILE`'s last one with what precedes."""
+    """The parts of a name: one for a timm name; for a path its folders and file, the last with its `ARCHITECTURE:`."""
     place = os.path.expanduser(name)
     if os.path.isdir(place):
         return Path(os.path.abspath(place)).parts

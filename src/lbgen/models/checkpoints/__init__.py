@@ -1,1 +1,1 @@
-"""The forms that the weights of a generator come in: folder, revision and variant on the hub, single file."""
+"""The forms of a generator's weights: folder, revision and variant on the hub, single file."""

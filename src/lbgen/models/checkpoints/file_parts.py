@@ -1,4 +1,4 @@
-"""Which parts of a checkpoint a single file holds, and which are taken from the folder with its configurations."""
+"""Which parts of a checkpoint a single file holds, and which are loaded from the folder with its configurations."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lbgen.models.checkpoints.known import FLUX, KLEIN, SANA, SD3, Z_IMAGE
 from lbgen.runs.model_folder import INDEX, cached_config, part_names, weight_files
 
 NETWORK = "model.diffusion_model."
-"""Stands before the names of the network's weights, in a file that holds other parts too and in some that do not."""
+"""Prefix of the network's weight names in a file with several parts, and in some files with the network alone."""
 NETWORKS = ("unet", "transformer")
 """The parts that a single file always holds."""
 NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that no family loads."""
 UNCONVERTED = ("PixArtTransformer2DModel", "Transformer2DModel")
-"""Networks whose original names diffusers does not convert."""
+"""Networks whose original weight names diffusers cannot convert."""
 FLUX_2 = "double_stream_modulation_img.lin.weight"
-"""Only FLUX.2 has it; its other names are FLUX.1's too."""
+"""A layer that identifies FLUX.2; all its other names also occur in FLUX.1."""
 FLOW_LAYERS = {
     "joint_blocks.0.x_block.attn.qkv.weight": SD3,
     FLUX_2: KLEIN,
@@ -26,9 +26,9 @@ FLOW_LAYERS = {
     "blocks.0.mlp.inverted_conv.conv.weight": SANA,
     "layers.0.adaLN_modulation.0.weight": Z_IMAGE,
 }
-"""A layer that only this network has, of those that match flows -> class of its pipeline."""
+"""A layer that identifies a flow-matching network -> class of its pipeline."""
 QUANTISED = (".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8", ".comfy_quant", ".absmax", ".qweight")
-"""Ends of names that only files have whose weights mean nothing without a scale."""
+"""Suffixes of tensor names that occur only in files of quantised weights, which need a scale."""
 BEGINNINGS = {
     ("vae", "AutoencoderKL"): ("first_stage_model.", "vae."),
     ("text_encoder", "CLIPTextModel"): ("cond_stage_model.", "conditioner.embedders.0.", "text_encoders.clip_l."),
@@ -37,17 +37,17 @@ BEGINNINGS = {
     ("text_encoder_2", "T5EncoderModel"): ("text_encoders.t5xxl.",),
     ("text_encoder_3", "T5EncoderModel"): ("text_encoders.t5xxl.",),
 }
-"""Part and class -> what the names of its weights begin with. diffusers converts no other part from such a file."""
+"""Part and class -> prefixes of its weight names. diffusers converts no other part from such a file."""
 
 
 def flow_class(names: Collection[str]) -> str | None:
-    """The class of the pipeline of a network that matches flows, by a file's names; None for another."""
+    """The pipeline class of a flow-matching network, from the names in a file; None for another network."""
     found = (kind for layer, kind in FLOW_LAYERS.items() if layer in names or NETWORK + layer in names)
     return next(found, None)
 
 
 def parts_elsewhere(names: Collection[str], folder: Path) -> list[str]:
-    """The parts that are not in a file with weights of these names, and so are loaded from the folder."""
+    """The parts that are loaded from the folder, because a file with these weight names lacks them."""
     return [
         part
         for part, kind in _classes(folder)
@@ -66,7 +66,7 @@ def _holds(names: Collection[str], beginnings: tuple[str, ...]) -> bool:
 
 
 def refuse_quantised(file: str, names: Collection[str]) -> None:
-    """Refuse a file whose weights diffusers would read without the scales beside them."""
+    """Refuse a file of quantised weights, which diffusers would read without their scales."""
     if scales := sorted(name for name in names if name.endswith(QUANTISED)):
         raise UserError(
             f"generator {file}: its weights are quantised ({scales[0]}); give a file in fp16, bf16 or fp32, or in fp8 "

@@ -1,7 +1,7 @@
-"""Which weights of a generator are meant, said and refused without torch.
+"""Which weights of a generator the user selected, and refusing unreadable ones; without torch.
 
-A place is a diffusers folder, a hub id, or a single .safetensors file by the original names, as programs such as
-ComfyUI keep it: of the network alone, or of other parts of the checkpoint too.
+A place is a diffusers folder, a hub id, or a single .safetensors file with the original weight names, as used by
+programs such as ComfyUI. The file holds the network alone, or also other parts of the checkpoint.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from lbgen.runs import identity
 from lbgen.runs.model_folder import INDEX, part_names, refuse_unreadable, variants_of
 
 EMA = "ema"
-"""The variant of a single file that holds a moving average of the network's weights beside the weights."""
+"""The variant of a single file that also holds a moving average of the network's weights."""
 EMA_KEYS = 100
-"""diffusers takes the average from files that have more than this many weights of it."""
+"""diffusers reads the moving average from files that have more than this many tensors of it."""
 UNET_USES = {5: "depth", 7: "upscaling", 8: "editing images", 9: "inpainting"}
-"""Input channels of a UNet of Stable Diffusion -> what takes these besides latents."""
+"""Number of input channels of a Stable Diffusion UNet, if not that of latents -> the use that it indicates."""
 FIRST_LAYERS = {
     "model.diffusion_model.input_blocks.0.0.weight": UNET_USES,
     "model.diffusion_model.img_in.weight": {128: "control images", 384: "inpainting"},
     "img_in.weight": {128: "control images", 384: "inpainting"},
 }
-"""Of a network in a single file the first layer -> its input channels -> what takes these besides latents."""
+"""First layer of a network in a single file -> its number of input channels -> the use that it indicates."""
 OTHER_USES = {
     "Inpaint|Fill": "inpainting",
     "Depth": "depth",
@@ -40,21 +40,21 @@ OTHER_USES = {
     "Upscale": "upscaling",
     "Img2Img|Redux|Variation": "changing images",
 }
-"""In the names of pipelines -> what they are for."""
+"""Part of a pipeline's class name -> its use."""
 
 
 class Checkpoint(str):
-    """The folder or hub id that a family loads a generator from, and what of it.
+    """The folder or hub id from which a family loads a generator, with the file and variant to use.
 
-    A text, because that is all that a family has to know; `load_model` of models/loading.py looks at the rest.
+    It is a text, because a family only needs the location; `load_model` of models/loading.py uses the attributes.
     """
 
     file: str | None
-    """A single file that holds weights; the folder then has the configurations, and the weights of other parts."""
+    """A single file with weights; the folder then has the configurations and the weights of the other parts."""
     variant: str | None
-    """The variant of the weights; parts that do not have it have their plain weights."""
+    """The variant of the weights; plain weights are used for parts without this variant."""
     hub_id: str | None
-    """Where the weights of parts that are not in the file are downloaded from into the folder; None if they are not."""
+    """Repository for downloading the weights of parts missing from the file into the folder; None: no download."""
 
     def __new__(
         cls, where: str, file: str | None = None, variant: str | None = None, hub_id: str | None = None
@@ -72,7 +72,7 @@ class Checkpoint(str):
 
 
 def ensure_readable(place: str, revision: str | None = None, variant: str | None = None) -> None:
-    """Refuse a generator that lbgen cannot read, without loading it.  place: a folder, a hub id or a file."""
+    """Refuse a generator that lbgen cannot read; nothing is loaded.  place: a folder, a hub id or a file."""
     if revision is not None and os.path.exists(place):
         kind = "folder" if os.path.isdir(place) else "file"
         raise UserError(f"--revision {revision}: generator {place} is a {kind}, and only the hub has revisions")
@@ -85,7 +85,7 @@ def ensure_readable(place: str, revision: str | None = None, variant: str | None
 
 
 def refuse_other_use(kind: str | None, place: str) -> None:
-    """Refuse a pipeline that needs an image to begin with.  kind: its class."""
+    """Refuse a pipeline that needs an input image.  kind: its class."""
     for names, use in OTHER_USES.items():
         if kind and re.search(names, kind):
             raise UserError(f"generator {place} is a {kind}, which is for {use}; give a text-to-image checkpoint")
@@ -99,7 +99,7 @@ def ensure_variant(place: str, variant: str | None, present: Collection[str]) ->
 
 
 def variants_in(folder: Path) -> Iterator[str]:
-    """The variants that parts of a checkpoint have, sorted."""
+    """The variants of all parts of a checkpoint, sorted."""
     return iter(sorted({variant for part in part_names(folder) for variant in variants_of(folder / part)}))
 
 
@@ -132,18 +132,18 @@ def shapes_in(file: str) -> dict[str, tuple[int, ...]]:
 
 
 def configuration_folder(file: str) -> str | None:
-    """Of a single file, the folder with the configurations: the one of its name beside it, or the one it lies in."""
+    """The folder with the configurations of a single file: the folder of its name beside it, or the folder it is in."""
     path = Path(file)
     return next((str(folder) for folder in (path.with_suffix(""), path.parent) if (folder / INDEX).is_file()), None)
 
 
 def pipeline_folder(place: str) -> str:
-    """Where the model_index.json of a generator is: of a single file in its configurations' folder, if it has one."""
+    """Where the model_index.json of a generator is; for a single file, in the folder of its configurations, if any."""
     return configuration_folder(place) or place if os.path.isfile(place) else place
 
 
 def class_in_file(place: str) -> str | None:
-    """The class of the pipeline that a single file is for, where its network matches flows; None for all else."""
+    """The pipeline class of a single file with a flow-matching network; None for anything else."""
     is_file = os.path.isfile(place) and place.endswith(".safetensors")
     return flow_class(shapes_in(place)) if is_file else None
 
@@ -151,9 +151,9 @@ def class_in_file(place: str) -> str | None:
 def hashes(
     place: str, revision: str | None, variant: str | None, recorded: str | None, without: Collection[str]
 ) -> dict[str, str | None]:
-    """What identifies a generator, by name; of a single file also what it is loaded with from elsewhere.
+    """The hashes that identify a generator, by name; for a single file also those of the parts loaded from elsewhere.
 
-    recorded: the hash that the first will be compared with.  without: the parts that are not loaded.
+    recorded: the stored hash that the first is compared with.  without: the parts that are not loaded.
     """
     found = {"generator": identity.weights_sha256(place, recorded, without, revision, variant)}
     if os.path.isfile(place):

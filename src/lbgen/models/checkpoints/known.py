@@ -1,6 +1,6 @@
-"""The generators with a short name: where they are, of which class, and what their licences say of training data.
+"""The generators with a short name: their location, pipeline class and what their licences say about training data.
 
-The licences are a summary of the model cards for orientation; it is no legal advice, and licences change.
+The licences are summarised from the model cards for orientation; this is no legal advice, and licences change.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ MICROWORLD = Path(__file__).parents[2] / "microworld" / "weights"
 
 class Licence(NamedTuple):
     name: str
-    """As the model card names it."""
+    """Name in the model card."""
     training_data: str
-    """Whether the images may train other models: "yes" or "with limits", then the conditions."""
+    """Whether generated images may be used to train other models: "yes" or "with limits", then the conditions."""
 
     def __str__(self) -> str:
         return f"{self.name}; images as training data: {self.training_data}"
@@ -31,13 +31,13 @@ class KnownGenerator(NamedTuple):
 
 
 UNKNOWN = "not known to lbgen; read the model card, also on images as training data"
-"""What is shown of the licences of all other generators."""
+"""Text shown as the licence of any other generator."""
 
 SD, SDXL, SD3 = "StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline"
 PIXART, FLUX, KLEIN = "PixArtSigmaPipeline", "FluxPipeline", "Flux2KleinPipeline"
 SANA, Z_IMAGE = "SanaPipeline", "ZImagePipeline"
 FLOW_MATCHING = (SD3, FLUX, KLEIN, SANA, Z_IMAGE)
-"""Classes of generators that match flows: they are sampled with their own scheduler."""
+"""Pipeline classes of flow-matching generators, which are sampled with their own scheduler."""
 PIPELINES = (SD, SDXL, PIXART, *FLOW_MATCHING)
 """The classes whose families come with lbgen: the keys of FAMILIES (models/families)."""
 
@@ -75,11 +75,11 @@ KNOWN = {
     "z-image": KnownGenerator("Tongyi-MAI/Z-Image", Z_IMAGE, _APACHE),
     "z-image-turbo": KnownGenerator("Tongyi-MAI/Z-Image-Turbo", Z_IMAGE, _APACHE),
 }
-"""By short name."""
+"""Short name -> generator."""
 
 CLASSES = {known.place: known.pipeline for known in KNOWN.values()} | {
     "stabilityai/sd-turbo": SD,
     "stabilityai/sdxl-turbo": SDXL,
     "stabilityai/stable-diffusion-3.5-large-turbo": SD3,
 }
-"""Folder or hub id -> the class of its pipeline, also before its files are on this machine."""
+"""Folder or hub id -> pipeline class, known before its files are downloaded."""

@@ -1,4 +1,4 @@
-"""From what the user named to the folder or hub id that a family is loaded from."""
+"""From the user's name for a generator to the folder or hub id from which its family loads it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from lbgen.models.loading import one_line
 from lbgen.runs.model_folder import INDEX, VARIANT, refuse_unreadable
 
 CONFIGURATIONS = ["*.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja"]
-"""Files in a repository of the hub that hold no weights."""
+"""Files without weights in a hub repository."""
 
 
 def located(place: str, revision: str | None = None, variant: str | None = None) -> Checkpoint:
     """Where a generator is loaded from; downloads a revision or a variant, and a single file's configurations.
 
-    place: a folder, a hub id or a file.  Raises UserError for what lbgen cannot read.
+    place: a folder, a hub id or a file.  Raises UserError for a generator that lbgen cannot read.
     """
     ensure_readable(place, revision, variant)
     if os.path.isfile(place):
@@ -38,7 +38,7 @@ def located(place: str, revision: str | None = None, variant: str | None = None)
 
 
 def _of_file(file: str, variant: str | None) -> Checkpoint:
-    """A single file with the folder of its configurations, from the hub if there is none beside it."""
+    """A single file with the folder of its configurations, which is downloaded if there is none beside the file."""
     where = configuration_place(file)
     if os.path.isdir(where):
         return Checkpoint(where, file, variant)
@@ -67,10 +67,10 @@ def _downloaded(hub_id: str, revision: str | None, variant: str | None) -> str:
 
 
 def _variants_on_hub(hub_id: str, revision: str | None) -> set[str]:
-    """The variants that a repository has; empty where the hub does not answer."""
+    """The variants in a repository; empty if the hub does not answer."""
     try:
         names = HfApi().list_repo_files(hub_id, revision=revision)
-    except Exception:  # also of the hub's HTTP library, which has changed its name before; the cache may have it all
+    except Exception:  # includes errors of the hub's HTTP library, which has been replaced; the cache may suffice
         return set()
     found = (VARIANT.fullmatch(name.rpartition("/")[2]) for name in names)
     return {match[1] or match[2] for match in found if match}

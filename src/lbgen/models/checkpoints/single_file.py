@@ -1,4 +1,4 @@
-"""One part of a checkpoint from a single file with weights by their original names, through diffusers' conversion."""
+"""Loading one part of a checkpoint from a single file with the original weight names, which diffusers converts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lbgen.models.checkpoints.forms import EMA, Checkpoint
 
 
 def from_single_file(kind: Any, where: Checkpoint, dtype: torch.dtype, subfolder: str) -> Any:
-    """The part `subfolder`, a model of class `kind`.  Raises ValueError where the file lacks it or a weight of it."""
+    """The part `subfolder`, a model of class `kind`.  Raises ValueError if the file lacks it or one of its weights."""
     assert where.file is not None
     weights, before = load_file(where.file), logging.get_verbosity()
     logging.set_verbosity_error()  # it warns of a precision that it keeps all the same
@@ -40,7 +40,7 @@ def from_single_file(kind: Any, where: Checkpoint, dtype: torch.dtype, subfolder
 
 
 def _converted(kind: Any, weights: dict[str, Tensor], where: Checkpoint, dtype: torch.dtype, subfolder: str) -> Any:
-    """The model; None where the weights are not those of one."""
+    """The model; None if the weights do not belong to such a model."""
     options = {"config": str(where), "subfolder": subfolder, "torch_dtype": dtype, "local_files_only": True}
     if issubclass(kind, ModelMixin):
         if subfolder == "transformer":
@@ -49,21 +49,21 @@ def _converted(kind: Any, weights: dict[str, Tensor], where: Checkpoint, dtype: 
             return kind.from_single_file(weights, **options, extract_ema=where.variant == EMA)
         except SingleFileComponentError:
             return None
-        except NotImplementedError as error:  # a weight without content cannot be moved
+        except NotImplementedError as error:  # a missing weight has no content that could be moved
             raise ValueError(f"the file lacks a weight of {subfolder} that its configuration asks for") from error
     elif is_clip_model_in_single_file(kind, weights):
         return create_diffusers_clip_model_from_ldm(kind, weights, **options)
     elif is_t5_in_single_file(weights):
         model = create_diffusers_t5_model_from_checkpoint(kind, weights, **options)
-        model.tie_weights()  # a file may have its embeddings once
+        model.tie_weights()  # a file may hold tied embeddings only once
         return model
     return None
 
 
 def transformer_weights(kind: Any, weights: dict[str, Tensor], where: Checkpoint) -> dict[str, Tensor]:
-    """The transformer's weights of a single file, by diffusers' names: exactly those that its configuration asks for.
+    """The transformer's weights in a single file, with diffusers' names and exactly as its configuration requires.
 
-    Raises ValueError where the file lacks one or has another. diffusers converts FLUX.1 of its real width alone.
+    Raises ValueError for a missing or surplus weight. diffusers can convert FLUX.1 only with its real width.
     """
     inner = {name.removeprefix(NETWORK): each for name, each in weights.items() if name.startswith(NETWORK)}
     found, config = inner or weights, kind.load_config(str(where), subfolder="transformer")

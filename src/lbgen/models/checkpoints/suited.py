@@ -1,4 +1,4 @@
-"""Which settings of sampling suit a generator, by its class and its files, without torch."""
+"""Which sampling settings suit a generator, judged by its class and its files, without torch."""
 
 from __future__ import annotations
 
@@ -23,32 +23,33 @@ DISTILLED = {
     KLEIN: r"(?!.*base).*klein.*",
     Z_IMAGE: r".*turbo.*",
 }
-"""Pipeline -> names, in small letters, of checkpoints that were distilled to sample without guidance.
+"""Pipeline -> names, in lower case, of checkpoints that were distilled to sample without guidance.
 
-Nothing in the files of the first three and the last says so. Of Stable Diffusion only the names that Stability AI gave
-count, because others that are called turbo are used with a little guidance.
+The files of the first three and of the last do not record this. For Stable Diffusion only the names by Stability AI
+count, because other checkpoints called turbo are used with a little guidance.
 """
 FLOW_SCHEDULERS = ("dpm++",)
-"""Schedulers of those that match flows, by name, besides the checkpoint's own."""
+"""Names of the schedulers for flow-matching generators, besides the checkpoint's own."""
 DIFFUSION_SCHEDULERS, WITHOUT_ZERO_SNR = ("ddpm", "ddim", "dpm++"), ("pndm",)
-"""Schedulers of diffusions that can begin at pure noise, and that cannot."""
+"""Schedulers for diffusion models that can start at pure noise, and those that cannot."""
 
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-"""The layers that an adapter sits on by default, by the end of their names: the attention of every block."""
+"""Suffixes of the layers that have an adapter by default: the attention of every block."""
 KLEIN_ATTENTION = (*ATTENTION, "to_qkv_mlp_proj")
-"""The same of FLUX.2 klein, whose blocks of one stream have one layer for queries, keys, values and more."""
+"""The same for FLUX.2 klein, whose single-stream blocks have one layer for queries, keys, values and more."""
 
 
 def suited_targets(generator: str, revision: str | None = None) -> dict[str, Any]:
-    """The default of `lora_targets` where another than lbgen's reaches every block of this generator."""
+    """The default of `lora_targets` for a generator that needs other targets than lbgen's to reach every block."""
     return {"lora_targets": KLEIN_ATTENTION} if _kind(generator, revision)[0] == KLEIN else {}
 
 
 def suited_settings(generator: str, revision: str | None = None) -> dict[str, Any]:
-    """The defaults that take the place of lbgen's for this generator; nothing is downloaded.
+    """The defaults that replace lbgen's own for this generator; nothing is downloaded.
 
-    Where neither the name nor a folder nor the hub's cache says what it is, the family refuses what does not suit it.
+    If neither the name, a folder nor the hub's cache identifies the generator, its family later refuses unsuitable
+    settings.
     """
     kind, distilled = _kind(generator, revision)
     if distilled:
@@ -59,7 +60,7 @@ def suited_settings(generator: str, revision: str | None = None) -> dict[str, An
 
 
 def ensure_suited(generator: str, revision: str | None, scheduler: str, guidance_scale: float) -> None:
-    """Refuse settings that the family would refuse once its weights are loaded."""
+    """Refuse settings that the family would otherwise refuse only after loading the weights."""
     kind, distilled = _kind(generator, revision)
     if kind in FLOW_MATCHING:
         refuse_scheduler(generator, scheduler)
@@ -72,17 +73,17 @@ def ensure_suited(generator: str, revision: str | None, scheduler: str, guidance
 
 
 def is_distilled(generator: str, revision: str | None) -> bool:
-    """Whether it was distilled to sample without guidance, as far as its files or its name say so."""
+    """Whether the generator was distilled to sample without guidance, as far as its files or name tell."""
     return _kind(generator, revision)[1]
 
 
 def pipeline_of(generator: str, revision: str | None) -> str | None:
-    """The class of its pipeline, of some generators also before their files are on this machine; None if not known."""
+    """The generator's pipeline class, for known generators also before they are downloaded; None if unknown."""
     return generator_class(generator, revision) or CLASSES.get(resolve(generator, GENERATORS))
 
 
 def refuse_scheduler(checkpoint: str, scheduler: str) -> None:
-    """Refuse the scheduler of a diffusion for a network that matches flows."""
+    """Refuse a diffusion scheduler for a flow-matching network."""
     if scheduler not in ("native", *FLOW_SCHEDULERS):
         choices = ", ".join(("native", *FLOW_SCHEDULERS))
         raise UserError(
@@ -92,7 +93,7 @@ def refuse_scheduler(checkpoint: str, scheduler: str) -> None:
 
 
 def drops_zero_snr(checkpoint: str, scheduler: str, able: Iterable[str]) -> UserError:
-    """The refusal of a scheduler that cannot end at pure noise (arXiv 2305.08891).  able: those that can."""
+    """The error for a scheduler that does not support zero terminal SNR (arXiv 2305.08891).  able: those that do."""
     return UserError(
         f"generator {checkpoint}: {scheduler} would drop rescale_betas_zero_snr, with which it was trained; choose "
         f"--scheduler {', '.join(able)}, and for a dataset or a run that was begun with another, a new --output"
@@ -100,7 +101,7 @@ def drops_zero_snr(checkpoint: str, scheduler: str, able: Iterable[str]) -> User
 
 
 def refuse_guidance(checkpoint: str, scale: float) -> None:
-    """Refuse a scale above 1 for a network that was distilled."""
+    """Refuse a guidance scale above 1 for a network that was distilled."""
     if scale > 1:
         raise UserError(
             f"generator {checkpoint}: --guidance-scale {scale:g}: it was distilled to sample without guidance; give 1, "
@@ -109,7 +110,7 @@ def refuse_guidance(checkpoint: str, scale: float) -> None:
 
 
 def _kind(generator: str, revision: str | None) -> tuple[str | None, bool]:
-    """The pipeline's class, and whether it was distilled: by its files, and where they do not say it, by its name."""
+    """The pipeline class, and whether it was distilled, from its files or, if they do not tell, from its name."""
     generator = os.path.expanduser(generator)
     kind = pipeline_of(generator, revision)
     where = forms.pipeline_folder(resolve(generator, GENERATORS))
@@ -122,7 +123,7 @@ def _kind(generator: str, revision: str | None) -> tuple[str | None, bool]:
 
 
 def _last_name(generator: str) -> str:
-    """Of a folder, file or hub id; of a snapshot in the hub's cache, whose name is its commit, that of the model."""
+    """Last part of a folder, file or hub id; for a snapshot in the hub's cache, the name of its model."""
     path = Path(os.path.abspath(generator) if os.path.exists(generator) else generator)
     cached = next((part for part in path.parts if part.startswith("models--")), None)
     return cached.rpartition("--")[2] if cached and path.parent.name == "snapshots" else path.name

@@ -8,14 +8,14 @@ from lbgen.models.loading import no_progress_bars
 from lbgen.runs import atomic
 
 ORIGIN = "_name_or_path"
-"""In the configurations that diffusers writes: where a part was read from, a place on this machine."""
+"""Key in the configurations that diffusers writes: the local path from which a part was read."""
 
 
 def write_pipeline(pipeline: Any, folder: Path) -> None:
-    """Write a pipeline of diffusers as a folder; nothing in it says where on this machine its parts came from."""
+    """Write a diffusers pipeline as a folder, without the local paths from which its parts were read."""
     with no_progress_bars():
         pipeline.save_pretrained(folder)
     for path in (*folder.glob("*.json"), *folder.glob("*/*config.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))  # Python's reader also takes numbers that are not finite
+        content = json.loads(path.read_text(encoding="utf-8"))  # Python's reader also accepts non-finite numbers
         if content.pop(ORIGIN, None) is not None:
             atomic.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")

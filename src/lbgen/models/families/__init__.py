@@ -1,6 +1,6 @@
-"""The families of text-to-image checkpoints: the table of those that lbgen reads, and loading one.
+"""The families of text-to-image checkpoints that lbgen reads: their table, and loading a checkpoint.
 
-A new family of generators is one file beside stable_diffusion.py and its name in PIPELINES and FAMILIES.
+A new family of generators is one file beside stable_diffusion.py, with an entry in PIPELINES and FAMILIES.
 """
 
 import inspect
@@ -28,9 +28,9 @@ FAMILIES: dict[str, str | type[Family]] = {
     "SanaPipeline": "sana:Sana",
     "ZImagePipeline": "z_image:ZImage",
 }
-"""`_class_name` in model_index.json -> the family, as file:class: the models of all would take long to import."""
+"""`_class_name` in model_index.json -> the family, as file:class, because importing all of them would be slow."""
 MEMBERS = [*Family.__annotations__, *(name for name, member in vars(Family).items() if inspect.isfunction(member))]
-"""What a family has: attributes and methods."""
+"""The attributes and methods that a family must have."""
 
 
 def load_family(
@@ -44,7 +44,7 @@ def load_family(
 ) -> Family:
     """Load a checkpoint by registry name, folder, hub id or single file.
 
-    The model_index.json says of which family it is.  revision: of a hub id.  variant: of the weights.
+    The model_index.json determines the family.  revision: of a hub id.  variant: of the weights.
     """
     where = located(resolve(name, GENERATORS), revision, variant)
     with one_line("generator", where):
@@ -70,7 +70,7 @@ def _family_of(kind: object, where: str) -> type[Family]:
 
 
 def _imported(family: Any) -> Any:
-    """The class that an entry of FAMILIES names; anything else as it is."""
+    """The class that an entry of FAMILIES names; any other object unchanged."""
     if not isinstance(family, str):
         return family
     file, _, name = family.partition(":")
@@ -78,7 +78,7 @@ def _imported(family: Any) -> Any:
 
 
 def _refuse_unfit_tokenizers(pipeline: Any, where: str) -> None:
-    """A tokenizer must pad, and give its encoder no token and no position that it does not have."""
+    """Refuse a tokenizer that cannot pad, or that gives its encoder unknown tokens or positions."""
     for suffix in ("", "_2", "_3"):
         tokenizer, encoder = (
             getattr(pipeline, f"tokenizer{suffix}", None),
@@ -87,7 +87,7 @@ def _refuse_unfit_tokenizers(pipeline: Any, where: str) -> None:
         if tokenizer is None or encoder is None:
             continue
         limit, config = tokenizer.model_max_length, encoder.config
-        of_clip = getattr(config, "model_type", "").startswith("clip")  # others are given a limit by their family
+        of_clip = getattr(config, "model_type", "").startswith("clip")  # other encoders get a limit from their family
         fault = ""
         if tokenizer.pad_token_id is None:
             fault = "pad_token: none"
@@ -101,7 +101,7 @@ def _refuse_unfit_tokenizers(pipeline: Any, where: str) -> None:
 
 
 def _refuse_foreign_code(index: dict[str, Any], where: str) -> None:
-    """Every part must be a class of diffusers or transformers, because no code from a checkpoint is ever run."""
+    """Refuse parts that are not classes of diffusers or transformers, because code in a checkpoint is never run."""
     for part, described in index.items():
         if isinstance(described, list) and not _is_library_class(described):
             raise UserError(
@@ -111,10 +111,10 @@ def _refuse_foreign_code(index: dict[str, Any], where: str) -> None:
 
 
 def _is_library_class(described: list[Any]) -> bool:
-    """Of [library, class]; an optional part that is not there has neither.
+    """Whether [library, class] is a class of diffusers or transformers; both are null for an absent optional part.
 
-    Two kinds of classes are not accepted. transformers' Auto classes may run code of the checkpoint, and a pipeline
-    inside the pipeline has a model_index.json of its own, which nothing here has read.
+    Two kinds of classes are not accepted: transformers' Auto classes, which may run code of the checkpoint, and
+    pipelines inside the pipeline, whose own model_index.json has not been checked.
     """
     match described:
         case [_, None]:

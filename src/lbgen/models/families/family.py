@@ -1,6 +1,6 @@
-"""What every family of text-to-image checkpoints provides. Everything that families share is in `Generator`.
+"""The interface of a family of text-to-image checkpoints. Code that all families share is in `Generator`.
 
-B images; latents of an image are (C, h, w), its pixels (3, H, W).
+Shapes: B images; the latents of an image are (C, h, w), its pixels (3, H, W).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """Encoded prompts: what the network is told of each image.
+    """Encoded prompts, the network's input besides latents and timestep.
 
-    Only the family looks at the tensors. All others take rows: `len(conditioning)`, `conditioning[[0, 2, 2]]`.
+    Only the family reads the tensors. Other code selects rows: `len(conditioning)`, `conditioning[[0, 2, 2]]`.
     """
 
     tensors: Mapping[str, Tensor]
-    """By names that the family chooses; the first dimension of each is B."""
+    """Name, chosen by the family -> tensor whose first dimension is B."""
     unconditional: Conditioning | None = None
-    """The empty prompt, once for each row, where guidance needs it."""
+    """The empty prompt, once per row, if guidance needs it."""
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
@@ -34,16 +34,16 @@ class Conditioning:
         return Conditioning(chosen, None if self.unconditional is None else self.unconditional[rows])
 
     def to(self, device: torch.device | str) -> Conditioning:
-        """The same on a device, without `unconditional`."""
+        """The conditioning on a device, without `unconditional`."""
         return Conditioning({name: tensor.to(device) for name, tensor in self.tensors.items()})
 
     def with_unconditional(self, unconditional: Conditioning) -> Conditioning:
-        """The same, with the empty prompt's conditioning for guidance."""
+        """The conditioning together with the empty prompt's, for guidance."""
         assert len(unconditional) == len(self)
         return Conditioning(self.tensors, unconditional)
 
     def for_guidance(self) -> Conditioning:
-        """2B rows for one call of the network: B times the empty prompt, then the B prompts."""
+        """2B rows for one call of the network: the empty prompt B times, then the B prompts."""
         assert self.unconditional is not None
         empty = self.unconditional.tensors
         return Conditioning({name: torch.cat([empty[name], tensor]) for name, tensor in self.tensors.items()})
@@ -51,12 +51,12 @@ class Conditioning:
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The timesteps of one trajectory. Every trajectory needs its own: some schedulers remember earlier predictions."""
+    """The timesteps of one trajectory. Do not share it between trajectories: some schedulers store predictions."""
 
     timesteps: Tensor
     """(calls,) on the CPU: the timestep of every network call. Some schedulers make more calls than steps."""
     noise_scale: float
-    """Standard deviation that the first latents must have."""
+    """Required standard deviation of the first latents."""
     scheduler: Any
     """A diffusers scheduler whose timesteps are set; no other trajectory may use it."""
 
@@ -65,14 +65,14 @@ class Schedule:
         return len(self.timesteps)
 
     def scaled(self, latents: Tensor, timestep: Tensor) -> Tensor:
-        """The network's input: some schedulers divide the latents by their noise level, flow-matching ones do not."""
+        """The network's input: some schedulers scale the latents by the noise level, flow-matching ones do not."""
         scale = getattr(self.scheduler, "scale_model_input", None)
         return scale(latents, timestep) if scale else latents
 
     def step(
         self, prediction: Tensor, timestep: Tensor, latents: Tensor, rngs: Sequence[torch.Generator] | None = None
     ) -> Tensor:
-        """The scheduler's map from latents and prediction to the next latents, (B, C, h, w). It carries gradient.
+        """The scheduler's map from latents and prediction to the next latents, (B, C, h, w). It is differentiable.
 
         rngs: one per image, for schedulers that add noise of their own.
         """
@@ -83,53 +83,54 @@ class Schedule:
 
 @dataclass(frozen=True)
 class TextAttention:
-    """Where a network's attention relates places of the image to tokens of the prompt."""
+    """Where a network's attention relates image patches to tokens of the prompt."""
 
     layers: str
-    """A regular expression of the layers' names in the network."""
+    """Regular expression for the layers' names in the network."""
     text: Literal["apart", "first", "last"] = "apart"
-    """The tokens are the only keys, or joint attention has them in one sequence with the image's places."""
+    """apart: cross-attention, whose only keys are the tokens. first, last: joint attention over one sequence, in which
+    the tokens come before or after the image patches."""
     patch: int = 1
-    """joint attention: side of a place in latents."""
+    """Joint attention: side of an image patch in latents."""
     multiple: int = 1
-    """last: the image's places are padded to a multiple of this number."""
+    """last: the number of image patches is padded to a multiple of this number."""
 
 
 class Family(Protocol):
-    """One family, loaded. It knows nothing of guidance, adapters, compilation or batches (models/generator.py).
+    """A loaded checkpoint of one family. Guidance, adapters, compilation and batches are in models/generator.py.
 
     A family may also have:
-    - `keeps_prompts = True`: its text encoders are large; prompts are encoded once and the encoders leave the device
-      (kept_prompts.py), so they carry no adapter and `text_encoder_targets` is empty
-    - `use_instruction()`: from now on `encode` puts the pipeline's instruction before each prompt that is not empty
-    - `take_guidance(guidance)`: returns the guidance that is left to do by two network calls, for a network that reads
-      the scale itself or takes none
-    - `text_attention` and `tokens_at(prompt, spans)`: where the network attends to the prompt, and which tokens there
-      are made of these spans of its characters, for `lbgen generate --localize`
+    - `keeps_prompts = True`: for large text encoders. Prompts are encoded once and the encoders then leave the device
+      (kept_prompts.py), so they have no adapter and `text_encoder_targets` is empty
+    - `use_instruction()`: afterwards `encode` puts the pipeline's instruction before each prompt that is not empty
+    - `take_guidance(guidance)`: for a network that reads the scale as an input or allows no guidance; returns the
+      guidance that remains to be done by two network calls
+    - `text_attention` and `tokens_at(prompt, spans)`: for `lbgen generate --localize`; where the network attends to the
+      prompt, and the positions there of the tokens in these spans of characters
     """
 
     title: str
-    """What people call it, for messages."""
+    """The family's usual name, for messages."""
     network_name: str
     """The denoising network's name in a checkpoint and in an adapter file."""
     text_encoder_targets: Sequence[str]
-    """The layers of the text encoders that an adapter sits on, where it is asked for there."""
+    """The layers of the text encoders that get an adapter, if the user asks for one there."""
 
     name: str
     """The checkpoint, as the user called it."""
     device: torch.device
     dtype: torch.dtype
-    """Of the weights and of the network's computation."""
+    """Type of the weights and of the network's computation."""
     network: Any
     """The denoising network."""
     text_encoders: Mapping[str, Any]
-    """By their names in a checkpoint and in an adapter file."""
+    """Name in a checkpoint and in an adapter file -> text encoder."""
     vae: Any
     """The autoencoder of the latents, diffusers' AutoencoderKL."""
     default_size: tuple[int, int]
     """(H, W) that the checkpoint was trained for."""
     token_limit: int
-    """Largest number of tokens of a prompt, those that mark its ends included."""
+    """Largest number of tokens of a prompt, including the start and end tokens."""
 
     def __init__(
         self, name: str, where: str, *, dtype: torch.dtype, device: torch.device, scheduler: str | None
@@ -137,13 +138,13 @@ class Family(Protocol):
         """Load the checkpoint.  where: its folder or hub id.  scheduler: by name; None is the checkpoint's own."""
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, h, w) of the latents of an image of `height` x `width` pixels; UserError where they do not fit."""
+        """(C, h, w) of the latents of an image of `height` x `width` pixels; UserError if the size is not possible."""
 
     def count_tokens(self, prompt: str) -> int:
-        """Tokens of `prompt`, those that mark its ends included."""
+        """Number of tokens of `prompt`, including the start and end tokens."""
 
     def token_ids(self, prompt: str) -> tuple[tuple[int, ...], ...]:
-        """What each text encoder is given of `prompt`. Prompts of equal tokens give equal images."""
+        """The tokens of `prompt` for each text encoder. Prompts with equal tokens give equal images."""
 
     def encode(self, prompts: list[str]) -> Conditioning:
         """Embed prompts that fit the token limit, without `unconditional`."""
@@ -152,7 +153,7 @@ class Family(Protocol):
         """A new schedule; nothing in the family changes. UserError for more steps than it was trained on."""
 
     def noise_level(self, timestep: Tensor) -> float:
-        """Standard deviation of the noise in the latents at a timestep, divided by the scale of the signal."""
+        """Standard deviation of the noise in the latents at a timestep, divided by the signal's scale."""
 
     def predict(self, network: Any, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         """One call of `network`, which is `self.network`, a copy or a compiled form of it.  (B, C, h, w)."""
@@ -164,11 +165,11 @@ class Family(Protocol):
 # ---- tokens of a prompt ----
 
 Spans = Sequence[tuple[int, int]]
-"""Begin and end of parts of a text, in characters."""
+"""(begin, end) of parts of a text, in characters."""
 
 
 def token_positions(tokenizer: Any, text: str, spans: Spans) -> tuple[int, ...]:
-    """The positions of a text's tokens, those that mark its ends counted, that share a character with a span."""
+    """Positions of the tokens that share a character with a span; start and end tokens are counted."""
     offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
     return tuple(
         position
@@ -178,10 +179,10 @@ def token_positions(tokenizer: Any, text: str, spans: Spans) -> tuple[int, ...]:
 
 
 def clip_positions(tokenizer: Any, text: str, spans: Spans) -> tuple[int, ...]:
-    """The same for CLIP, with the token that marks the end, and with those that fill the text up to its limit.
+    """Token positions for CLIP, with the end token and the padding tokens after it.
 
-    Each of its tokens knows those before it. The places of the object attend to these last ones more than to the name
-    (docs/localize.md).
+    CLIP's text encoder is causal, so these last tokens have seen the whole prompt, and the object's image patches
+    attend to them more than to the name (docs/localize.md).
     """
     end = len(tokenizer(text).input_ids) - 1
     return (*token_positions(tokenizer, text, spans), *range(end, tokenizer.model_max_length))

@@ -1,6 +1,6 @@
-"""What families have in common that match flows (arXiv 2210.02747): the schedule of noise. See `Family`.
+"""The noise schedule that flow-matching families (arXiv 2210.02747) have in common. See `Family`.
 
-Latents at a timestep t of T are s noise + (1 - s) image with s = t / T, and the network predicts noise - image.
+Latents at timestep t of T are s noise + (1 - s) image with s = t / T, and the network predicts noise - image.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ SOLVERS = (
     "DEISMultistepScheduler",
     "UniPCMultistepScheduler",
 )
-"""Schedulers of diffusions that know the noise of flows too, where their configuration asks for it."""
+"""Diffusion schedulers that also support the noise of flow matching, if configured so."""
 NEED_MU = (EULER, "UniPCMultistepScheduler")
-"""Schedulers that make no timesteps without mu, where they shift by the image's size."""
+"""Schedulers that require mu if they shift the noise by the image's size."""
 
 
 class FlowMatching(TransformerFamily):
-    """A transformer that predicts a velocity. Large images need more noise: sigmas are shifted, by a constant or by mu.
+    """A transformer that predicts a velocity. Sigmas are shifted by a constant or by mu: large images need more noise.
 
-    The shift is s = e^mu t / (1 + (e^mu - 1) t), where t falls evenly from 1 (arXiv 2403.03206, equation 23).
+    The shift is s = e^mu t / (1 + (e^mu - 1) t), where t decreases linearly from 1 (arXiv 2403.03206, equation 23).
     """
 
     largest_shift: float | None = 1.15
-    """mu of the largest images where the scheduler says nothing of it; None: the pipeline never shifts by size."""
+    """mu of the largest images if the scheduler does not set it; None: the pipeline never shifts by size."""
 
     def timesteps(self, steps: int, latent_shape: tuple[int, int, int]) -> Schedule:
         trained = self.scheduler.config.num_train_timesteps
@@ -59,7 +59,7 @@ class FlowMatching(TransformerFamily):
         return Schedule(scheduler.timesteps, 1.0, scheduler)
 
     def shift(self, steps: int, latent_shape: tuple[int, int, int]) -> float:
-        """mu, where it depends on the image's size: a line through the patches of two sizes."""
+        """mu as a function of the image's size: linear in the number of patches."""
         config, (_, height, width) = self.scheduler.config, latent_shape
         patches = (height // self.patch_size) * (width // self.patch_size)
         fewest, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
@@ -67,11 +67,11 @@ class FlowMatching(TransformerFamily):
         return low + (high - low) / (most - fewest) * (patches - fewest)
 
     def sigmas(self, steps: int) -> np.ndarray | None:
-        """The unshifted levels of noise; None are those of the scheduler."""
+        """The noise levels before the shift; None means the scheduler's own."""
         return None
 
     def noise_level(self, timestep: Tensor) -> float:
-        """s / (1 - s); infinite for pure noise."""
+        """The noise level s / (1 - s); infinite for pure noise."""
         sigma = float(timestep) / self.scheduler.config.num_train_timesteps
         return sigma / (1 - sigma) if sigma < 1 else math.inf
 

@@ -20,7 +20,7 @@ from lbgen.models.guidance import Guidance
 
 
 class Flux(FlowMatching):
-    """The network reads 2x2 patches of latents in a row; T5's tokens, CLIP's pooled feature. See `Family`."""
+    """The network reads a sequence of 2x2 patches of latents, T5's tokens and CLIP's pooled feature. See `Family`."""
 
     title = "FLUX.1"
     pipeline_class = FluxPipeline
@@ -42,7 +42,7 @@ class Flux(FlowMatching):
     """The guidance scale that the network reads; None if it reads none."""
 
     def take_guidance(self, guidance: Guidance) -> Guidance:
-        """dev reads the scale; schnell was distilled to do without. Two calls are for --true-cfg-scale alone."""
+        """dev reads the scale, schnell was distilled to need none; only --true-cfg-scale needs two network calls."""
         if self.network.config.guidance_embeds:
             self.embedded_guidance = guidance.scale
         else:
@@ -79,6 +79,6 @@ class Flux(FlowMatching):
 
 
 def positions(rows: int, columns: int, device: torch.device) -> Tensor:
-    """0, row and column of each patch, (rows * columns, 3)."""
+    """(rows * columns, 3): 0, row and column of each patch."""
     axes = (torch.zeros(1, device=device), *(torch.arange(n, device=device).float() for n in (rows, columns)))
     return torch.cartesian_prod(*axes)

@@ -18,9 +18,9 @@ from lbgen.models.guidance import Guidance
 
 
 class Flux2Klein(FlowMatching):
-    """Latents are 2x2 patches of the autoencoder's, normalised by its batch norm; Qwen3 in three depths. See `Family`.
+    """Its latents are 2x2 patches of the autoencoder's latents, normalised by its batch norm. See `Family`.
 
-    A prompt is what a user says to Qwen3, which does not think.
+    Texts are features of Qwen3 at three depths. A prompt is a user's message to Qwen3, with thinking disabled.
     """
 
     title = "FLUX.2 klein"
@@ -53,7 +53,7 @@ class Flux2Klein(FlowMatching):
         return np.linspace(1.0, 1 / steps, steps)
 
     def shift(self, steps: int, latent_shape: tuple[int, int, int]) -> float:
-        """Its makers' fit to the number of patches, at 10 and at 200 steps, and a line through both."""
+        """The authors' fit: linear in the number of patches at 10 and at 200 steps, and interpolated between both."""
         patches = latent_shape[1] * latent_shape[2]
         at_200 = 0.00016927 * patches + 0.45666666
         if patches > 4300:
@@ -81,6 +81,6 @@ class Flux2Klein(FlowMatching):
 
 
 def positions(rows: int, columns: int, tokens: int, *, device: torch.device) -> Tensor:
-    """0, row, column and token, (rows * columns * tokens, 4)."""
+    """(rows * columns * tokens, 4): 0, row, column and token."""
     axes = (torch.arange(count, device=device) for count in (1, rows, columns, tokens))
     return torch.cartesian_prod(*axes)

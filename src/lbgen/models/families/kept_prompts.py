@@ -1,4 +1,4 @@
-"""Prompts of large text encoders: each is encoded once and kept; the encoders leave the device before sampling."""
+"""Caching the prompts of large text encoders: each is encoded once, and the encoders leave the device for sampling."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from lbgen.models.families.family import Conditioning, Family
 
 LARGEST = 4 * 2**30
-"""Bytes that are kept in memory, about 1,000 prompts of FLUX.1; the others are kept in files."""
+"""Bytes cached in memory, about 1,000 prompts of FLUX.1; further prompts are cached in files."""
 
 
 class KeptPrompts:
-    """The conditioning of each prompt, on the CPU. Each is encoded alone, so that it does not depend on others."""
+    """A cache of conditionings on the CPU. Each prompt is encoded alone, so that it does not depend on others."""
 
     def __init__(self, family: Family, largest: int = LARGEST) -> None:
         self.family, self.largest, self.bytes = family, largest, 0
@@ -33,7 +33,7 @@ class KeptPrompts:
         return Conditioning(tensors).to(self.family.device)
 
     def encode(self, prompts: Iterable[str]) -> None:
-        """Encode those that were not encoded yet."""
+        """Encode the prompts that are not in the cache."""
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
         if not missing:
             return
@@ -43,7 +43,7 @@ class KeptPrompts:
                 self._keep(prompt, self.family.encode([prompt]).to("cpu"))
 
     def clear(self) -> None:
-        """Forget all prompts, for a user whose prompts hardly come again."""
+        """Empty the cache, for callers whose prompts rarely recur."""
         if self._files is not None:
             self._files.cleanup()
         self._kept, self._files, self.bytes = {}, None, 0

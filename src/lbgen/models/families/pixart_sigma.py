@@ -15,7 +15,7 @@ from lbgen.models.families.transformer import Config, TransformerFamily
 
 
 class PixArtSigma(TransformerFamily):
-    """A transformer that predicts noise, with a variance that is dropped; T5. See `Family`."""
+    """A transformer that predicts noise and a variance, which is not used; T5 as text encoder. See `Family`."""
 
     title = "PixArt-Sigma"
     pipeline_class = PixArtSigmaPipeline

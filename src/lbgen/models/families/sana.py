@@ -16,7 +16,7 @@ from lbgen.models.families.transformer import Config
 
 
 class Sana(FlowMatching):
-    """Gemma 2, an autoencoder that makes images 32 times smaller, DPM-Solver. See `Family`."""
+    """Gemma 2 as text encoder, an autoencoder with latents 32 times smaller, DPM-Solver. See `Family`."""
 
     title = "Sana"
     pipeline_class = SanaPipeline
@@ -27,7 +27,7 @@ class Sana(FlowMatching):
     widths = {"caption_channels": (("text_encoder", "hidden_size"),)}
 
     instruction: list[str] | None = None
-    """The pipeline's lines that ask to embellish the prompt after them; by default a prompt is what it says."""
+    """The pipeline's instruction to embellish the prompt that follows; None uses prompts without it."""
 
     def use_instruction(self) -> None:
         self.instruction = signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default

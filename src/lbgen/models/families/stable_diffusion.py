@@ -33,7 +33,7 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
     "dpm++": (DPMSolverMultistepScheduler, {}),
 }
-"""Name -> scheduler, and the settings that latents need whatever the checkpoint's own scheduler says."""
+"""Name -> scheduler, and settings that override those of the checkpoint's own scheduler."""
 
 PREDICTIONS = {
     "ddpm": ("epsilon", "v_prediction", "sample"),
@@ -41,10 +41,10 @@ PREDICTIONS = {
     "pndm": ("epsilon", "v_prediction"),
     "dpm++": ("epsilon", "v_prediction", "sample", "flow_prediction"),
 }
-"""Name -> what the network of a checkpoint may predict (`prediction_type`)."""
+"""Name -> the values of `prediction_type` that the scheduler supports."""
 
 PURE_NOISE = 1000.0
-"""A noise level from which on nothing is left of the signal; the last timestep of Stable Diffusion 1.5 has 14.6."""
+"""Noise level above which no signal is left; the last timestep of Stable Diffusion 1.5 has 14.6."""
 
 OTHER_INPUTS = {
     "time_cond_proj_dim": "the guidance scale, as latent consistency models do",
@@ -53,9 +53,9 @@ OTHER_INPUTS = {
     "addition_embed_type": "the image's size and a second text, as Stable Diffusion XL does",
     "encoder_hid_dim_type": "an image",
 }
-"""Settings of a UNet that takes more than latents, timestep and text -> what it takes."""
+"""Setting of a UNet with inputs besides latents, timestep and text -> that input."""
 MADE_FROM_TEXT = ("text", "text_proj")
-"""Values of these settings for inputs that the UNet makes from the text itself."""
+"""Values of these settings for inputs that the UNet computes from the text itself."""
 
 Config = dict[str, Any]
 
@@ -70,9 +70,9 @@ class StableDiffusion:
     models: Mapping[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     """The parts of a checkpoint that hold weights."""
     absent: Mapping[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    """What the pipeline is told of parts that are not loaded."""
+    """Arguments of the pipeline for parts that are not loaded."""
     inputs: Collection[str] = ()
-    """Of OTHER_INPUTS, what this family gives to its UNet."""
+    """The settings in OTHER_INPUTS whose inputs this family gives to its UNet."""
     text_attention = TextAttention(r"\.attn2$")
 
     def __init__(
@@ -113,7 +113,7 @@ class StableDiffusion:
         return Conditioning({"text": text})  # (B, T, D), the text encoder's last hidden state
 
     def timesteps(self, steps: int, latent_shape: tuple[int, int, int]) -> Schedule:
-        """The same for every image size."""
+        """See `Family`; the schedule does not depend on the image size."""
         return schedule(self.scheduler, steps, self.name)
 
     def noise_level(self, timestep: Tensor) -> float:
@@ -129,13 +129,13 @@ class StableDiffusion:
 
     @classmethod
     def refuse_other_parts(cls, where: str) -> None:
-        """Refuse, by their configurations, parts of other classes and a UNet with inputs that are not given."""
+        """Refuse parts of other classes and a UNet with other inputs, according to their configurations."""
         configs = {part: read_config(where, part) for part in cls.models}
         for fault in (*_wrong_classes(configs, cls.models), *_wrong_inputs(configs, cls.inputs)):
             raise UserError(f"generator {where}: {fault}; give a text-to-image checkpoint of {cls.title}")
 
     def _load(self, where: str, dtype: torch.dtype) -> Any:
-        """diffusers' pipeline, without the parts that only other uses need."""
+        """diffusers' pipeline, without the parts that are not used here."""
         parts = {part: load_model(kind, where, dtype, subfolder=part) for part, kind in self.models.items()}
         return self.pipeline_class.from_pretrained(where, use_safetensors=True, **self.absent, **parts)
 
@@ -150,7 +150,7 @@ def _wrong_classes(configs: Mapping[str, Config], models: Mapping[str, Any]) -> 
 
 
 def _wrong_inputs(configs: Mapping[str, Config], inputs: Collection[str]) -> Iterator[str]:
-    """Settings that are missing have the default of their class."""
+    """Faults in the UNet's inputs; a missing setting has the default of its class."""
     unet, latents = configs["unet"], configs["vae"].get("latent_channels", 4)
     for name in ("in_channels", "out_channels"):
         if (channels := unet.get(name, 4)) != latents:
@@ -168,27 +168,27 @@ def _wrong_inputs(configs: Mapping[str, Config], inputs: Collection[str]) -> Ite
 
 
 def schedule(scheduler: Any, steps: int, checkpoint: str) -> Schedule:
-    """A new schedule of a diffusion; `scheduler` does not change."""
+    """A new schedule of a diffusion model; `scheduler` does not change."""
     scheduler, trained = copy.deepcopy(scheduler), scheduler.config.num_train_timesteps
     if steps <= trained:
         try:
             scheduler.set_timesteps(steps)
-        except ValueError as error:  # a spacing that the scheduler does not know
+        except ValueError as error:  # a timestep spacing that the scheduler does not support
             raise UserError(f"generator {checkpoint}, scheduler_config.json: {' '.join(str(error).split())}") from error
-    if steps > trained or scheduler.timesteps.max() >= trained:  # an offset may lead beyond the last
+    if steps > trained or scheduler.timesteps.max() >= trained:  # an offset may exceed the last timestep
         raise UserError(f"steps {steps}: {checkpoint} was trained on {trained} timesteps; give fewer")
     _refuse_lost_signal(scheduler, checkpoint)
     return Schedule(scheduler.timesteps, float(scheduler.init_noise_sigma), scheduler)
 
 
 def noise_level(scheduler: Any, timestep: Tensor) -> float:
-    """sqrt((1 - a) / a), where `a` is the signal's share of the variance at this timestep; infinite where a = 0."""
+    """sqrt((1 - a) / a), where `a` is the signal's share of the variance at this timestep; infinite if a = 0."""
     signal = float(scheduler.alphas_cumprod[int(timestep)])
     return ((1 - signal) / signal) ** 0.5 if signal > 0 else math.inf
 
 
 def refuse_scheduler(name: str | None, config: Mapping[str, Any], checkpoint: str) -> None:
-    """Refuse a scheduler before the weights are loaded.  config: of the checkpoint's own."""
+    """Refuse a scheduler before the weights are loaded.  config: of the checkpoint's own scheduler."""
     if name is not None and name not in SCHEDULERS:
         raise UserError(f"--scheduler {name}: not known; choose one of {', '.join(SCHEDULERS)}")
     if name is not None:
@@ -203,7 +203,7 @@ def scheduler_called(name: str | None, own: Any, checkpoint: str) -> Any:
 
 
 def _refuse_unsuited(name: str | None, kind: Any, config: Mapping[str, Any], checkpoint: str) -> None:
-    """Refuse a scheduler that does not know how the checkpoint was trained.  config: of the checkpoint's own."""
+    """Refuse a scheduler that does not fit the checkpoint's training.  config: of the checkpoint's own scheduler."""
     if config.get("rescale_betas_zero_snr") and not _reaches_pure_noise(kind):
         suited = [other for other, (scheduler, _) in SCHEDULERS.items() if _reaches_pure_noise(scheduler)]
         raise drops_zero_snr(checkpoint, name or kind.__name__, suited)
@@ -222,7 +222,7 @@ def _reaches_pure_noise(kind: Any) -> bool:
 
 
 def _refuse_lost_signal(scheduler: Any, checkpoint: str) -> None:
-    """Refuse a trajectory that begins at pure noise, if the network predicts noise: the image cannot follow from it."""
+    """Refuse a trajectory that begins at pure noise if the network predicts noise: that does not determine an image."""
     first = scheduler.timesteps.max()
     predicts_noise = scheduler.config.get("prediction_type") == "epsilon" and hasattr(scheduler, "alphas_cumprod")
     if predicts_noise and noise_level(scheduler, first) >= PURE_NOISE:

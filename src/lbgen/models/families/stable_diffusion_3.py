@@ -14,7 +14,7 @@ from lbgen.models.families.flow_matching import FlowMatching
 
 
 class StableDiffusion3(FlowMatching):
-    """Two CLIPs and T5, which a checkpoint may leave out: zeros take its place. See `Family`."""
+    """Two CLIP text encoders and T5, whose features are zeros if a checkpoint omits it. See `Family`."""
 
     title = "Stable Diffusion 3 and 3.5"
     pipeline_class = StableDiffusion3Pipeline
@@ -39,7 +39,7 @@ class StableDiffusion3(FlowMatching):
         return TextAttention(r"^transformer_blocks\.\d+\.attn$", "last", patch=self.patch_size)
 
     def tokens_at(self, prompt: str, spans: Spans) -> tuple[int, ...]:
-        """Of both CLIPs, whose outputs lie side by side, and of T5."""
+        """Token positions of both CLIP encoders, whose outputs are concatenated by channel, and of T5."""
         tokenizers = (self.pipeline.tokenizer, self.pipeline.tokenizer_2)
         found = {each for tokenizer in tokenizers for each in clip_positions(tokenizer, prompt, spans)}
         if (tokenizer := self.pipeline.tokenizer_3) is not None:
@@ -48,7 +48,7 @@ class StableDiffusion3(FlowMatching):
         return tuple(sorted(found))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """The transformer knows a square of positions."""
+        """See `Family`; UserError for more than the transformer's square of positions."""
         shape, side = super().latent_shape(height, width), self.network.config.pos_embed_max_size * self.patch_size
         if max(shape[1:]) > side:
             most = side * self.pipeline.vae_scale_factor

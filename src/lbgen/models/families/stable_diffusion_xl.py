@@ -18,7 +18,7 @@ from lbgen.models.loading import load_model, read_config
 class StableDiffusionXL(StableDiffusion):
     """The UNet also reads the second text encoder's pooled feature and the image's size. See `Family`.
 
-    An empty prompt means no prompt: where the checkpoint says so, its conditioning is zero (arXiv 2307.01952).
+    If the checkpoint says so, the conditioning of an empty prompt is zero (arXiv 2307.01952).
     """
 
     title = "Stable Diffusion XL"
@@ -34,14 +34,14 @@ class StableDiffusionXL(StableDiffusion):
         self.tokenizers = (self.pipeline.tokenizer, self.pipeline.tokenizer_2)
 
     def count_tokens(self, prompt: str) -> int:
-        """The larger number of both tokenizers', which have one limit: their encoders' outputs lie side by side."""
+        """The larger count of both tokenizers. They share a limit, because outputs are concatenated by channel."""
         return max(map(len, self.token_ids(prompt)))
 
     def token_ids(self, prompt: str) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(tokenizer(prompt).input_ids) for tokenizer in self.tokenizers)
 
     def tokens_at(self, prompt: str, spans: Spans) -> tuple[int, ...]:
-        """Both encoders' outputs lie side by side."""
+        """Token positions of both encoders, whose outputs are concatenated by channel."""
         return tuple(sorted({each for t in self.tokenizers for each in clip_positions(t, prompt, spans)}))
 
     def encode(self, prompts: list[str]) -> Conditioning:
@@ -79,7 +79,7 @@ class StableDiffusionXL(StableDiffusion):
             )
 
     def _load(self, where: str, dtype: torch.dtype) -> Any:
-        """With the autoencoder in float32 where it overflows in half precision."""
+        """The pipeline with its autoencoder in float32 if that overflows in half precision."""
         pipeline = super()._load(where, dtype)
         if dtype == torch.float16 and pipeline.vae.config.force_upcast:
             pipeline.vae = load_model(self.models["vae"], where, torch.float32, subfolder="vae")

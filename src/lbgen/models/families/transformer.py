@@ -1,4 +1,4 @@
-"""What families have in common whose network is a transformer: loading, sizes, tokens, refusals. See `Family`."""
+"""What the transformer families have in common: loading, sizes, tokens, refusals. See `Family`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ TEXT_MODEL_TYPES = {
     "Qwen3ForCausalLM": ("qwen3",),
     "Qwen3Model": ("qwen3",),
 }
-"""Class of a text encoder -> the types that its config.json may name."""
+"""Class of a text encoder -> the `model_type`s that its config.json may have."""
 ANY_PROMPT = "\ue000"
-"""A prompt that no chat template has in its own text."""
+"""A test prompt that does not occur in the text of any chat template."""
 
 Config = Mapping[str, Any]
 
@@ -39,17 +39,17 @@ class TransformerFamily:
     models: Mapping[str, Any]
     """The parts of a checkpoint that hold weights."""
     optional: Sequence[str] = ()
-    """Of these, the ones that a checkpoint may do without."""
+    """The parts that a checkpoint may omit."""
     absent: Mapping[str, Any] = {}
-    """What the pipeline is told of parts that are not loaded."""
+    """Arguments of the pipeline for parts that are not loaded."""
     other_names: Mapping[str, Sequence[str]] = {}
-    """Part -> other classes that its config.json may name, which have the same weights."""
+    """Part -> other classes, with the same weights, that its config.json may name."""
     widths: Mapping[str, Sequence[tuple[str, str]]] = {}
-    """Setting of the transformer -> part and setting of the text encoders whose widths add up to it."""
+    """Setting of the transformer -> parts and settings of the text encoders whose widths sum to its value."""
     packs = 1
-    """Side of the patches that latents are packed into before the network, which may have patches of its own."""
+    """Side of the patches into which latents are packed before the network, which may have its own patches."""
     limits: Mapping[str, int | None]
-    """Tokenizer -> the most tokens that the pipeline gives to its encoder; None is the tokenizer's own limit."""
+    """Tokenizer -> most tokens that the pipeline gives to its encoder; None means the tokenizer's own limit."""
 
     def __init__(
         self, name: str, where: str, *, dtype: torch.dtype, device: torch.device, scheduler: str | None
@@ -61,7 +61,7 @@ class TransformerFamily:
         self.pipeline = self._load(where, dtype)
         self.network, self.vae = self.pipeline.transformer.to(device), self.pipeline.vae.to(device)
         self.patch_size = self.side_of_patch()
-        # Not every transformer says for which size it was trained.
+        # Not every transformer's configuration has the size that it was trained for.
         latents = self.network.config.get("sample_size")
         side = int(latents * self.pipeline.vae_scale_factor if latents else self.vae.config.sample_size)
         self.default_size = (side, side)
@@ -75,14 +75,14 @@ class TransformerFamily:
             if getattr(self.pipeline, each) is not None
         }
         self.token_limit = min(self._limits.values())
-        # What a damaged configuration makes impossible is found here, where errors become one line.
+        # Faults of a damaged configuration show here, where errors become one line.
         self.count_tokens("")
         self.timesteps(1, self.latent_shape(*self.default_size))
 
     # ---- sizes and tokens ----
 
     def side_of_patch(self) -> int:
-        """In latents, of what the transformer sees as one token."""
+        """Side, in latents, of the patch that is one token of the transformer."""
         return self.packs * self.network.config.patch_size
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -93,7 +93,7 @@ class TransformerFamily:
         return self.network.config.in_channels // self.packs**2, height // factor, width // factor
 
     def count_tokens(self, prompt: str) -> int:
-        """In the encoder with the least room left: its tokens, with what its limit exceeds the smallest one by."""
+        """Tokens, relative to the smallest limit, in the encoder that has the fewest tokens left."""
         counts = zip(self.token_ids(prompt), self._limits.values(), strict=True)
         return self.token_limit + max(len(ids) - limit for ids, limit in counts)
 
@@ -103,7 +103,7 @@ class TransformerFamily:
         return tuple(tuple(getattr(self.pipeline, each)(prompt).input_ids) for each in self._limits)
 
     def chat_ids(self, prompt: str, *, enable_thinking: bool) -> tuple[int, ...]:
-        """Of a prompt that a user says to a chat model."""
+        """Token ids of a prompt as a user's message to a chat model."""
         return tuple(self.pipeline.tokenizer(self.chat_text(prompt, enable_thinking=enable_thinking)).input_ids)
 
     def chat_text(self, prompt: str, *, enable_thinking: bool) -> str:
@@ -116,7 +116,7 @@ class TransformerFamily:
         return text
 
     def tokens_at(self, prompt: str, spans: Spans) -> tuple[int, ...]:
-        """Of the one tokenizer, or the one whose text encoder's tokens the network attends to."""
+        """Token positions in the text encoder to whose tokens the network attends."""
         if hasattr(self.pipeline, "_text_preprocessing"):  # strips it and makes it lower case
             stripped = len(prompt) - len(prompt.lstrip())
             (prompt,) = self.pipeline._text_preprocessing(prompt)
@@ -124,14 +124,14 @@ class TransformerFamily:
         return token_positions(getattr(self.pipeline, [*self.limits][-1]), prompt, spans)
 
     def chat_tokens_at(self, prompt: str, spans: Spans, *, enable_thinking: bool) -> tuple[int, ...]:
-        """The same of a prompt that a user says to a chat model."""
+        """Token positions for a prompt as a user's message to a chat model."""
         text = self.chat_text(prompt, enable_thinking=enable_thinking)
         first = self.chat_text(ANY_PROMPT, enable_thinking=enable_thinking).find(ANY_PROMPT)
         if first < 0 or not text[first:].startswith(prompt):
             raise UserError(f"generator {self.name}: its chat template changes the prompt; leave --localize out")
         return token_positions(self.pipeline.tokenizer, text, [(first + begin, first + end) for begin, end in spans])
 
-    # ---- what a subclass has ----
+    # ---- methods of a subclass ----
 
     def encode(self, prompts: list[str]) -> Conditioning:
         raise NotImplementedError
@@ -146,7 +146,7 @@ class TransformerFamily:
         raise NotImplementedError
 
     def refuse_scheduler(self, name: str | None, config: Config) -> None:
-        """Refuse a scheduler before the weights are loaded.  config: of the checkpoint's own."""
+        """Refuse a scheduler before the weights are loaded.  config: of the checkpoint's own scheduler."""
         raise NotImplementedError
 
     def scheduler_called(self, name: str | None) -> Any:
@@ -161,19 +161,19 @@ class TransformerFamily:
     # ---- loading ----
 
     def _absences(self, where: str) -> dict[str, Any]:
-        """`absent`, with the optional parts that this checkpoint does without."""
+        """`absent`, with the optional parts that this checkpoint omits."""
         index = self.pipeline_class.load_config(where)
         lacking = [part for part in self.optional if (index.get(part) or [None])[0] is None]
         return {**self.absent, **dict.fromkeys(lacking)}
 
     def refuse_other_parts(self, where: str) -> None:
-        """Refuse, by their configurations, parts of other classes and a transformer with other inputs."""
+        """Refuse parts of other classes and a transformer with other inputs, according to their configurations."""
         configs = {part: read_config(where, part) for part in self.models if part not in self.absences}
         for fault in self.faults(configs):
             raise UserError(f"generator {where}: {fault}; give a text-to-image checkpoint of {self.title}")
 
     def faults(self, configs: Mapping[str, Config]) -> Iterator[str]:
-        """What in the parts' configurations says that the checkpoint is for another use."""
+        """Evidence in the parts' configurations that the checkpoint is for another use."""
         yield from self._wrong_classes(configs)
         read, latents = configs["transformer"].get("in_channels"), configs["vae"].get("latent_channels")
         if isinstance(latents, int) and read not in (None, latents * self.packs**2):
@@ -199,7 +199,7 @@ class TransformerFamily:
                 yield f"{part} is of class {kind!r:.40}, not {expected}"
 
     def _load(self, where: str, dtype: torch.dtype) -> Any:
-        """diffusers' pipeline, with the autoencoder in float32 where it overflows in half precision."""
+        """diffusers' pipeline, with the autoencoder in float32 if it overflows in half precision."""
         kinds = {part: kind for part, kind in self.models.items() if part not in self.absences}
         parts = {part: load_model(kind, where, dtype, subfolder=part) for part, kind in kinds.items()}
         if dtype == torch.float16 and getattr(parts["vae"].config, "force_upcast", False):
@@ -208,5 +208,5 @@ class TransformerFamily:
 
 
 def _setting(config: Config, name: str) -> Any:
-    """Of a text encoder, whose configuration may be that of a whole CLIP."""
+    """A setting of a text encoder; its configuration may be nested in that of a whole CLIP."""
     return (config.get("text_config") or config).get(name)

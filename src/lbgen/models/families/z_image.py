@@ -20,9 +20,9 @@ from lbgen.models.guidance import Guidance
 
 
 class ZImage(FlowMatching):
-    """Qwen3's tokens without padding; its time runs from 0 to 1, its prediction is image - noise. See `Family`.
+    """Qwen3's tokens without padding; time runs from 0 to 1, and the prediction is image - noise. See `Family`.
 
-    Its guidance scale g counts from 0: prompt + g (prompt - no prompt), where others count from 1.
+    Its guidance scale g starts at 0, conditional + g (conditional - unconditional), where others start at 1.
     """
 
     title = "Z-Image"
@@ -32,7 +32,7 @@ class ZImage(FlowMatching):
     widths = {"cap_feat_dim": (("text_encoder", "hidden_size"),)}
 
     def take_guidance(self, guidance: Guidance) -> Guidance:
-        """1 is off, as everywhere."""
+        """A scale of 1 is off, as for all families; a larger one is converted."""
         guidance = guidance.without_true_scale(self.name)
         return replace(guidance, scale=guidance.scale + 1) if guidance.is_on else guidance
 

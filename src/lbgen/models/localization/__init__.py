@@ -1,1 +1,1 @@
-"""Where in a generated image its category is, from the generator's own attention."""
+"""Localizing the category in a generated image, from the generator's own attention."""

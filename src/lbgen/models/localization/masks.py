@@ -1,8 +1,8 @@
-"""From a coarse map of where an image's category is to a mask, and how well that mask is defined.
+"""From a coarse map of an image's category to a mask, and a score of how well defined the mask is.
 
-The map has few places. A guided filter (He et al., TPAMI 2013) fits it, window by window, by a linear function of the
-image's colours, so that its edges become those of the image. Otsu's threshold (1979) then divides it.
-B images.
+The map has a low resolution. A guided filter (He et al., TPAMI 2013) approximates it in each window by a linear
+function of the image's colours, which aligns its edges with the image. Otsu's threshold (1979) then gives the mask.
+Shapes: B images.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIDE = 64
-"""Pixels to a side at which the filter's coefficients are computed (fast guided filter, arXiv 1505.00996)."""
+"""Side in pixels at which the filter's coefficients are computed (fast guided filter, arXiv 1505.00996)."""
 RADIUS = 16
-"""Of its windows at that size."""
+"""Radius of the filter's windows at that size."""
 SMOOTHNESS = 1e-3
-"""Variance of a colour in [0, 1] that counts as none."""
+"""Regularisation: variances of colours in [0, 1] below this are treated as flat."""
 LEVELS = 256
 LEAST_CONTRAST = 0.05
-"""Below it the map is taken to be the same everywhere, and the mask is empty."""
+"""Contrast below which the map counts as constant, so that the mask is empty."""
 OFFSET = 20
-"""Levels by which a threshold is raised and lowered to see whether the mask depends on it."""
+"""Levels by which a threshold is raised and lowered to test how much the mask depends on it."""
 
 
 def segmented(
     coarse: Tensor, pixels: Tensor, stored_size: tuple[int, int] | None = None, parts: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Which of N objects is at each pixel, (B, H, W) bytes from 1 to N, 0 for none; scores of their masks, (B, N).
+    """The object at each pixel, (B, H, W) bytes from 1 to N, 0 for none; scores of the N objects' masks, (B, N).
 
-    All masks of an image are empty, and their scores 0, if the contrast (i - o) / (i + o) of the map's means inside and
-    outside of them is below LEAST_CONTRAST. Otherwise a score is the stability of Segment Anything (arXiv 2304.02643):
-    the IoU of the masks at thresholds OFFSET above and below the middle of both sides' means; it can be 0 for a mask
-    that is there.
+    All masks of an image are empty, with score 0, if the contrast (i - o) / (i + o) of the map's means inside and
+    outside the masks is below LEAST_CONTRAST. Otherwise the score is the stability of Segment Anything (arXiv
+    2304.02643): the IoU of the masks at thresholds OFFSET above and below the midpoint of the means inside and outside.
+    A mask that is not empty can also have score 0.
 
-    coarse: of all objects, (B, h, w), not negative.  pixels: (B, 3, H', W') bytes.  stored_size: (H, W), by default
-    that of pixels.  parts: of each object, (B, N, h, w), not negative; None for one object.
+    coarse: (B, h, w), not negative, map of all objects.  pixels: (B, 3, H', W') bytes.  stored_size: (H, W), by default
+    the size of `pixels`.  parts: (B, N, h, w), not negative, map of each object; None for one object.
     """
     size = stored_size or (pixels.shape[2], pixels.shape[3])
     soft = refined(coarse, pixels)[:, None]
@@ -55,12 +55,12 @@ def segmented(
 
 
 def _assigned(parts: Tensor, masks: Tensor, pixels: Tensor) -> Tensor:
-    """(B, N, H, W) which of several objects each pixel would belong to.
+    """(B, N, H, W) bool: the object to which each pixel would belong.
 
-    It is the one whose map there is the largest multiple of its mean within the masks; the maps are smoothed, and their
-    shares get the image's edges.
+    Each map is divided by its mean within the masks, and the object with the largest value at a pixel is chosen. The
+    maps are smoothed, and their relative values are aligned with the image's edges.
 
-    parts: (B, N, h, w) of each object.  masks: (B, H, W) of all together.
+    parts: (B, N, h, w) map of each object.  masks: (B, H, W) mask of all objects.
     """
     smooth = F.avg_pool2d(F.pad(parts, (2,) * 4, mode="replicate"), 5, 1)
     inside = F.interpolate(masks[:, None].float(), parts.shape[2:], mode="area")
@@ -72,15 +72,15 @@ def _assigned(parts: Tensor, masks: Tensor, pixels: Tensor) -> Tensor:
 
 
 def _means(values: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,) inside and outside of the masks, 0 where there is nothing.  Both (B, H, W)."""
+    """(B,) means inside and outside the masks, 0 if there are no pixels.  values, masks: (B, H, W)."""
     inside, outside = ((values * part).sum((1, 2)) / part.sum((1, 2)).clamp_min(1) for part in (masks, ~masks))
     return inside, outside
 
 
 def refined(coarse: Tensor, pixels: Tensor, scaled: bool = True) -> Tensor:
-    """(B, H, W) the map with the edges of the image.  coarse: (B, h, w); pixels: (B, 3, H, W) bytes.
+    """(B, H, W) the map with edges aligned to the image.  coarse: (B, h, w); pixels: (B, 3, H, W) bytes.
 
-    scaled: each map to [0, 1] before.
+    scaled: scale each map to [0, 1] first.
     """
     image = pixels.float() / 255
     small = F.interpolate(image, (SIDE, SIDE), mode="area")
@@ -91,7 +91,7 @@ def refined(coarse: Tensor, pixels: Tensor, scaled: bool = True) -> Tensor:
 
 
 def _linear_fits(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each pixel the coefficients (B, 3, h, w) and (B, 1, h, w), averaged over the windows that it lies in.
+    """Slopes (B, 3, h, w) and intercepts (B, 1, h, w) of each pixel, averaged over the windows that contain it.
 
     image: (B, 3, h, w), target: (B, 1, h, w).
     """
@@ -106,7 +106,7 @@ def _linear_fits(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _window_mean(values: Tensor) -> Tensor:
-    """Of each pixel's window, mirrored at the edges, by sums up to each pixel.  (B, C, h, w)."""
+    """Mean over each pixel's window, mirrored at the edges, by cumulative sums.  (B, C, h, w)."""
     side, means = 2 * RADIUS + 1, F.pad(values, (RADIUS,) * 4, mode="reflect").double()
     for axis, before in ((2, (0, 0, 1, 0)), (3, (1, 0))):
         sums = F.pad(means.cumsum(axis), before)
@@ -116,25 +116,25 @@ def _window_mean(values: Tensor) -> Tensor:
 
 
 def _scaled(values: Tensor) -> Tensor:
-    """(B, h, w) from 0 to 1 in each image; 0 where all values of it are equal."""
+    """(B, h, w) scaled to [0, 1] in each image; 0 if all its values are equal."""
     lowest, highest = values.amin((1, 2), keepdim=True), values.amax((1, 2), keepdim=True)
     return (values - lowest) / (highest - lowest).clamp_min(1e-12)
 
 
 def _levels(values: Tensor) -> Tensor:
-    """(B, h, w) whole numbers from 0 to LEVELS - 1."""
+    """(B, h, w) integers from 0 to LEVELS - 1."""
     return (_scaled(values) * (LEVELS - 1)).round().long()
 
 
 def otsu(levels: Tensor) -> Tensor:
-    """(B,) the level up to which pixels are background: the variance between both classes is largest.
+    """(B,) Otsu's threshold, the highest level of the background: it maximises the variance between both classes.
 
-    levels: (B, h, w) whole numbers below LEVELS.
+    levels: (B, h, w) integers below LEVELS.
     """
     flat = levels.flatten(1)
     counts = torch.zeros(len(flat), LEVELS, dtype=torch.long, device=flat.device)
-    counts = counts.scatter_add_(1, flat, torch.ones_like(flat)).double() / flat.shape[1]  # whole sums are exact
-    share = counts.cumsum(dim=1)  # of the background
+    counts = counts.scatter_add_(1, flat, torch.ones_like(flat)).double() / flat.shape[1]  # integer sums are exact
+    share = counts.cumsum(dim=1)  # share of the background
     moment = (counts * torch.arange(LEVELS, device=flat.device)).cumsum(dim=1)
     between = (moment[:, -1:] * share - moment) ** 2 / (share * (1 - share)).clamp_min(1e-12)
     return between.argmax(dim=1)

@@ -1,10 +1,10 @@
-"""Where in an image its category is, by what the network computes while the image is sampled.
+"""Localizing the category in an image from quantities that the network computes during sampling.
 
-Diffusion attentive attribution maps (DAAM, arXiv 2210.04885): how much each place attends to chosen tokens of the
-prompt, enlarged, averaged over layers, heads and steps. And how much the prompt changes the prediction there, which
-classifier-free guidance computes anyway (DiffEdit, arXiv 2210.11427). Of a prompt with N names also how much each of
-them changes the prediction: by the same network with the name left out, at a few steps. Only sums are kept, one for
-each size of layer.  B images, Q places of the image in a layer, K tokens of a prompt.
+1. Attention: how much each image patch attends to chosen tokens of the prompt, enlarged and averaged over layers, heads
+   and steps (DAAM, arXiv 2210.04885).
+2. Change: how much the prompt changes the prediction, which guidance computes anyway (DiffEdit, arXiv 2210.11427).
+3. For prompts with N names: how much each name changes the prediction; the network is called without it at a few steps.
+Only sums are stored, one per layer size.  Shapes: B images, Q image patches in a layer, K tokens of a prompt.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from lbgen.models.families.family import Conditioning, TextAttention
 from lbgen.models.generator import Generator, Prediction
 
 AT_ONCE = 2**26
-"""Attention weights that are in memory at a time."""
+"""Number of attention weights in memory at a time."""
 
 
 class Recorder(TorchFunctionMode):
-    """Sees what a generator computes while it is attached, and changes nothing."""
+    """Records what a generator computes while it is attached; changes nothing."""
 
     def __init__(
         self,
@@ -39,37 +39,37 @@ class Recorder(TorchFunctionMode):
         without: Sequence[Conditioning] = (),
         compared_steps: Collection[int] = (),
     ) -> None:
-        """tokens: of each of the B prompts, the positions of those that count.  grid: rows and columns of latents.
+        """tokens: positions of the relevant tokens in each of the B prompts.  grid: rows and columns of latents.
 
-        first_step: the first that counts. Before it the image has no layout yet.  without: of N names, the B prompts
-        with each left out.  compared_steps: the steps at which the network is called for these too.
+        first_step: first recorded step; before it the image has no layout yet.  without: for each of N names, the B
+        prompts without it.  compared_steps: the steps at which the network is also called for these prompts.
         """
         super().__init__()
         self.attention, self.tokens, self.grid, self.first_step = attention, tokens, grid, first_step
         self._attention: dict[tuple[int, int], tuple[Tensor, int]] = {}
-        """By rows and columns of the places: the sum, (B, rows, columns), and the number of calls."""
+        """Rows and columns of the patches -> attention sum, (B, rows, columns), and number of calls."""
         self._chosen: dict[int, Tensor] = {}
-        """By K, (B, K): 1 at the tokens that count, 0 at others."""
+        """K -> (B, K), 1 at the relevant tokens, 0 at others."""
         self._changed: Tensor | None = None
-        """(B, h, w) sum of the squares of what the prompt changes; None without guidance."""
+        """(B, h, w) sum of squared changes by the prompt; None without guidance."""
         self.without, self.compared_steps = without, compared_steps
         self._changed_by_names: Tensor | None = None
-        """(B, N, h, w) sum of the squares of what each name changes, as a share of the step's mean."""
+        """(B, N, h, w) sum of squared changes by each name, divided by the step's mean."""
         self._generator: Generator | None = None
         self._step, self._comparing = 0, False
 
     def maps(self) -> Tensor:
-        """(B, h, w), not negative: the attention, times the root of the change by the prompt where guidance is on."""
+        """(B, h, w), not negative: the attention; with guidance multiplied by the root of the change by the prompt."""
         return self.paid() if self._changed is None else self.paid() * self._changed.sqrt().sqrt()
 
     def parts(self) -> Tensor | None:
-        """(B, N, h, w) how much each name changes the prediction there, not negative; None without `without`."""
+        """(B, N, h, w), not negative: how much each name changes the prediction; None without `without`."""
         return self._changed_by_names
 
     def paid(self) -> Tensor:
-        """(B, h, w) share of the attention that is paid to the tokens, in [0, 1].
+        """(B, h, w) share of attention on the relevant tokens, in [0, 1].
 
-        Of a UNet's layers those with the fewest places do not count. Raises UserError where another library than torch
+        The layers of a UNet with the fewest patches are left out. Raises UserError if another library than torch
         computed the attention.
         """
         if not self._attention:
@@ -81,7 +81,7 @@ class Recorder(TorchFunctionMode):
 
     @contextmanager
     def attached(self, generator: Generator) -> Iterator[None]:
-        """Within the context one trajectory is recorded. The mode is on within the layers alone."""
+        """Record one trajectory within the context. The torch function mode is active only within the layers."""
         self._generator = generator
         with ExitStack() as stack:
             stack.enter_context(generator.observed(self._end_step))
@@ -125,9 +125,9 @@ class Recorder(TorchFunctionMode):
     def _record(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **options: Any
     ) -> None:
-        """query and key: (rows, heads, length, D); the last B rows are those of prompts.
+        """query, key: (rows, heads, length, D); the last B rows belong to the prompts.
 
-        attn_mask: (rows, heads or 1, any, length of key), the same for all heads and queries.
+        attn_mask: (rows, heads or 1, any, length of key), equal for all heads and queries.
         """
         batch, scale = len(self.tokens), options.get("scale") or query.shape[-1] ** -0.5
         places, words, shape = self._slices(query.shape[2], key.shape[2])
@@ -154,9 +154,9 @@ class Recorder(TorchFunctionMode):
         return self._chosen[length]
 
     def _slices(self, queries: int, keys: int) -> tuple[slice, slice, tuple[int, int]]:
-        """Which queries are places of the image, which keys tokens, and how many rows and columns the places have."""
+        """The queries that are image patches, the keys that are tokens, and the rows and columns of the patches."""
         height, width = self.grid
-        if self.attention.text == "apart":  # some layers of a UNet see the latents in half their size, and so on
+        if self.attention.text == "apart":  # layers of a UNet see the latents at full size, half size and so on
             sizes = ((-(-height // side), -(-width // side)) for side in (1, 2, 3, 4, 8, 16, 32, 64))
             shape = next(size for size in sizes if size[0] * size[1] == queries)
             return slice(queries), slice(keys), shape
@@ -174,7 +174,7 @@ def _squares(difference: Tensor) -> Tensor:
 
 
 def _bias(mask: Tensor) -> Tensor:
-    """What a mask adds to the scores."""
+    """The bias that a mask adds to the scores."""
     if mask.dtype != torch.bool:
         return mask.float()
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)

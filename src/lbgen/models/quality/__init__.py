@@ -1,4 +1,4 @@
-"""Image quality scorers: their interface, the table of those that lbgen has, and loading one.
+"""Image quality scorers: their interface, the table of scorers, and loading one.
 
 A new scorer is one file beside antonyms.py and one line in SCORERS.
 """
@@ -19,18 +19,18 @@ from lbgen.models.spaces.joint import JointSpace
 
 
 class QualityScorer(Protocol):
-    """Frozen; gradients reach the images."""
+    """A frozen scorer; gradients reach the images."""
 
     def score(self, images: Tensor, features: Tensor | None = None) -> Tensor:
         """Images (B, 3, H, W) in about [0, 1] to scores (B,) in [1, 5], differentiable.
 
-        features: (B, D), unit norm, of the same images in the semantic space that the scorer was loaded with. Given
-        features save time and change nothing else.
+        features: (B, D), unit norm, of the same images in the semantic space with which the scorer was loaded. They
+        only save time and do not change the scores.
         """
 
 
 PROBED_SIDE = 256
-"""Pixels of the images of noise on which a scorer from elsewhere is tried."""
+"""Side in pixels of the noise images with which an extension's scorer is tested."""
 SCORERS: dict[str, Callable[[SemanticSpace], QualityScorer]] = {"antonyms": AntonymQuality}
 """Name -> scorer, made with the run's semantic space."""
 
@@ -39,8 +39,8 @@ def load_quality(name: str, semantics: SemanticSpace) -> QualityScorer | None:
     """The scorer of this name; q-align:DIR, q-align-int8:DIR, q-align-nf4:DIR for a Q-Align or DeQA-Score in a folder.
 
     None for "none". It computes on the device and in the precision of `semantics`. Its `score` maps images
-    (B, 3, H, W) in about [0, 1] to scores (B,) in [1, 5]. Raises UserError for a name that is not known, and for
-    weights that cannot be read.
+    (B, 3, H, W) in about [0, 1] to scores (B,) in [1, 5]. Raises UserError for an unknown name and for weights that
+    cannot be read.
 
     >>> import lbgen, torch
     >>> from lbgen.models.semantics import load_semantics
@@ -65,7 +65,7 @@ def load_quality(name: str, semantics: SemanticSpace) -> QualityScorer | None:
 
 
 def ensure_scorer(name: str, scorer: QualityScorer, device: torch.device) -> None:
-    """Freeze a scorer from elsewhere, and refuse one that does not keep what `QualityScorer` promises."""
+    """Freeze an extension's scorer; refuse it if it does not fulfil the interface `QualityScorer`."""
     if isinstance(scorer, nn.Module):
         scorer.eval().requires_grad_(False)
     if not callable(getattr(scorer, "score", None)):

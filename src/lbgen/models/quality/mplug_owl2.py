@@ -1,10 +1,10 @@
-"""mPLUG-Owl2 (arXiv 2311.04257), the network of Q-Align and DeQA-Score, as far as one image needs it.
+"""mPLUG-Owl2 (arXiv 2311.04257), the network of Q-Align and DeQA-Score, for prompts with one image.
 
-A vision transformer (CLIP ViT-L/14 at 448 pixels) sees the image, a visual abstractor condenses what it sees into some
-tens of tokens, and LLaMA-2 reads them in the place of the prompt's image. Tokens of the image have their own keys,
-values and norms there. The names of the weights are those of the released checkpoints.
+A vision transformer (CLIP ViT-L/14 at 448 pixels) encodes the image, a visual abstractor condenses its output into some
+tens of tokens, and these replace the image's placeholder in the prompt, which LLaMA-2 reads. In LLaMA-2, image tokens
+have their own keys, values and norms. Weight names are those of the released checkpoints.
 
-B images, L tokens, D channels of a part.
+Shapes: B images, L tokens, D channels of a part.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,11 +21,11 @@ from transformers.models.clip.modeling_clip import CLIPMLP
 from transformers.models.llama import modeling_llama as llama
 
 IMAGE_TOKEN = -200
-"""Stands in a prompt's token ids for the image."""
+"""Placeholder for the image among a prompt's token ids."""
 
 
 class MPlugOwl2Config(LlamaConfig):
-    """The language model's settings, and those of the two visual parts."""
+    """The settings of the language model and of the two visual parts."""
 
     model_type = "mplug_owl2"
     visual_config: dict | None = None
@@ -59,9 +59,9 @@ class MPlugOwl2(PreTrainedModel):
         self.post_init()
 
     def level_logits(self, pixel_values: Tensor, input_ids: Tensor, level_token_ids: Tensor) -> Tensor:
-        """Logits (B, N) of N tokens at the place after the prompt, float32.
+        """Logits (B, N) of N tokens at the position after the prompt, float32.
 
-        pixel_values: (B, 3, side, side), normalised.  input_ids: (L,), the prompt; IMAGE_TOKEN once for the image.
+        pixel_values: (B, 3, side, side), normalised.  input_ids: (L,), the prompt, in which IMAGE_TOKEN occurs once.
         level_token_ids: (N,).
         """
         hidden = self.model(pixel_values.to(self.dtype), input_ids)  # (B, D)
@@ -82,8 +82,8 @@ class _Body(nn.Module):
         self.rotary_emb = llama.LlamaRotaryEmbedding(config)
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor) -> Tensor:
-        """The last token's channels, (B, D)."""
-        # The prompt, with the image's tokens in the place of IMAGE_TOKEN.
+        """The channels of the last token, (B, D)."""
+        # The prompt, in which the image's tokens replace IMAGE_TOKEN.
         image = self.visual_abstractor(self.vision_model(pixel_values))  # (B, queries + 1, D)
         place = input_ids.tolist().index(IMAGE_TOKEN)
         before, after = (
@@ -103,14 +103,14 @@ class _Body(nn.Module):
 
 
 class Multiway(nn.Module):
-    """Two modules of one shape, one for the tokens of texts and one for those of images."""
+    """Two modules of the same shape, one for text tokens and one for image tokens."""
 
     def __init__(self, make: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.multiway = nn.ModuleList([make(), make()])
 
     def forward(self, tokens: Tensor, parts: list[int]) -> Tensor:
-        """(B, L, D) to (B, L, D').  parts: the numbers of tokens before, of and after the image."""
+        """(B, L, D) to (B, L, D').  parts: numbers of tokens before the image, of the image and after it."""
         before, image, after = tokens.split(parts, dim=1)
         text, visual = self.multiway
         return torch.cat([text(before), visual(image), text(after)], dim=1)
@@ -207,7 +207,7 @@ class VisionLayer(nn.Module):
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
     def attend(self, hidden: Tensor) -> Tensor:
-        projected = self.self_attn["query_key_value"](hidden)  # of each head its query, key and value in turn
+        projected = self.self_attn["query_key_value"](hidden)  # query, key and value of each head in turn
         query, key, value = split_heads(projected, 3 * self.head_width).chunk(3, dim=-1)
         return self.self_attn["dense"](join_heads(F.scaled_dot_product_attention(query, key, value)))
 
@@ -248,7 +248,7 @@ class AbstractorLayer(nn.Module):
 
 
 class AbstractorAttention(nn.Module):
-    """Of queries to queries and image; the sine positions are stored with the weights."""
+    """Attention from the queries to the queries and the image; sine positions are stored with the weights."""
 
     def __init__(self, config: AbstractorConfig) -> None:
         super().__init__()
@@ -268,7 +268,7 @@ class AbstractorAttention(nn.Module):
 
 
 class AbstractorOutput(nn.Module):
-    """Ends a layer: a SwiGLU with a norm before its last layer."""
+    """The end of a layer: a SwiGLU with a norm before its last linear layer."""
 
     def __init__(self, config: AbstractorConfig) -> None:
         super().__init__()
@@ -286,11 +286,11 @@ class AbstractorOutput(nn.Module):
         return queries + self.mlp["w2"](self.mlp["ffn_ln"](hidden))
 
 
-# ---- what the parts share ----
+# ---- shared by the parts ----
 
 
 class Encoder(nn.Module):
-    """The layers of a visual part, by their name in checkpoints."""
+    """The layers of a visual part, with their name in checkpoints."""
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -308,7 +308,7 @@ def join_heads(tokens: Tensor) -> Tensor:
 
 
 def recomputed(layer: nn.Module, hidden: Tensor, *inputs: Any) -> Tensor:
-    """Apply a layer; its activations are computed again in the backward pass instead of being kept (checkpointing)."""
+    """Apply a layer with gradient checkpointing: its activations are recomputed in the backward pass."""
     return (
         checkpoint(layer, hidden, *inputs, use_reentrant=False) if torch.is_grad_enabled() else layer(hidden, *inputs)
     )

@@ -1,4 +1,4 @@
-"""Q-Align (arXiv 2312.17090) and DeQA-Score (arXiv 2501.11561): a language model is asked how good an image is."""
+"""Q-Align (arXiv 2312.17090) and DeQA-Score (arXiv 2501.11561): a language model rates the quality of an image."""
 
 from functools import cached_property
 from typing import Any
@@ -19,14 +19,14 @@ QUESTION = "USER: How would you rate the quality of this image?\n"
 ANSWER = "\nASSISTANT: The quality of the image is"
 """The prompt before and after the image."""
 LEVELS = {"excellent": 5.0, "good": 4.0, "fair": 3.0, "poor": 2.0, "bad": 1.0}
-"""The words that may follow, and the score that each stands for."""
+"""The words that may follow, and the score of each."""
 FLAG = "--quality q-align:"
 
 
 class QAlign:
-    """The expected level: a softmax over the five words that may end the answer, times what they stand for.
+    """The expected score: a softmax over the five words that may end the answer, times their scores.
 
-    Frozen; activations are computed again in the backward pass, since those of 56 large layers need much memory.
+    Frozen; activations are recomputed in the backward pass, because 56 large layers need much memory.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class QAlign:
         """Ids of the prompt (L,), and of each level's first token (5,)."""
         ensure_tokenizer(self.where)
         with loading(FLAG, self.where, marker="config.json"):
-            named = "tokenizer_class" in get_tokenizer_config(self.where)  # else it is that of LLaMA
+            named = "tokenizer_class" in get_tokenizer_config(self.where)  # otherwise the class is LLaMA's
             kind = AutoTokenizer if named else LlamaTokenizer
             tokenizer = kind.from_pretrained(self.where, config=LlamaConfig(), trust_remote_code=False)
             texts = (QUESTION, ANSWER, *LEVELS)
@@ -71,9 +71,9 @@ class QAlign:
 
 
 def quantizer(quantization: Quantization | None, dtype: torch.dtype) -> Any:
-    """For transformers, which rounds the linear layers' weights while it loads them; gradients still pass.
+    """Quantization settings for transformers, which rounds linear weights while loading; gradients still pass.
 
-    int8: 255 equal steps for each row.  nf4: 16 steps for each 64 weights (QLoRA, arXiv 2305.14314).
+    int8: 255 equal steps per row.  nf4: 16 steps per block of 64 weights (QLoRA, arXiv 2305.14314).
     """
     if quantization is None:
         return None
@@ -99,8 +99,8 @@ def prepare(images: Tensor, side: int) -> Tensor:
     canvas = ((mean * 255).floor() / 255).expand(len(images), 3, square, square).clone()
     canvas[..., top : top + height, left : left + width] = images
 
-    # Resize, width first as PIL does. Where bicubic interpolation leaves [0, 1] the value is cut as in 8 bits; values
-    # that the image itself has outside of [0, 1] are kept, so that they keep their gradient.
+    # Resize, width first as in PIL. Overshoots of bicubic interpolation are clipped to [0, 1] as for 8-bit images, but
+    # values of the image itself outside [0, 1] are kept, so that they keep their gradient.
     low, high = (limit.view(-1, 1, 1, 1) for limit in images.flatten(1).aminmax(dim=1))
     pixels = canvas
     for size in ((square, side), (side, side)):

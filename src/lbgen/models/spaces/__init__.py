@@ -1,1 +1,1 @@
-"""Semantic spaces of other packages than transformers, with the interface that transformers gives its own."""
+"""Semantic spaces of other packages than transformers, and joint spaces."""

@@ -1,4 +1,4 @@
-"""Models of the package open_clip: all of OpenCLIP's, and PE-Core (arXiv 2504.13181)."""
+"""Models of the package open_clip: all OpenCLIP models, and PE-Core (arXiv 2504.13181)."""
 
 import importlib
 import os
@@ -14,15 +14,15 @@ from lbgen.errors import UserError
 from lbgen.runs.model_folder import refuse_unreadable
 
 PRECISIONS = {torch.float32: "fp32", torch.float16: "pure_fp16", torch.bfloat16: "pure_bf16"}
-"""torch's dtype -> open_clip's name of it."""
+"""torch's dtype -> its name in open_clip."""
 SAFE_WEIGHTS = "open_clip_model.safetensors"
 """The weights in a hub repository of open_clip."""
 RESAMPLING = {"bilinear": 2, "bicubic": 3}
-"""open_clip's name of a filter -> PIL's number of it."""
+"""open_clip's name of a filter -> its number in PIL."""
 
 
 class OpenClipModel(nn.Module):
-    """A model of open_clip, to be called like CLIPModel of transformers."""
+    """A model of open_clip with the interface of transformers' CLIPModel."""
 
     def __init__(self, model: Any, token_limit: int) -> None:
         super().__init__()
@@ -41,18 +41,18 @@ class OpenClipModel(nn.Module):
 
 
 class Tokenizer:
-    """A tokenizer of open_clip, to be called like those of transformers."""
+    """A tokenizer of open_clip with the interface of transformers' tokenizers."""
 
     unk_token_id = None
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.inner = getattr(tokenizer, "tokenizer", None)  # of transformers; open_clip's own has none
+        self.inner = getattr(tokenizer, "tokenizer", None)  # a tokenizer of transformers; open_clip's own has none
         if self.inner is not None:
             self.unk_token_id = self.inner.unk_token_id
 
     def __call__(self, texts: str | list[str], padding: str | None = None, **options: Any) -> SimpleNamespace:
-        """Texts padded to the model's limit, (N, L); without padding the ids of each text."""
+        """Ids of the texts padded to the model's limit, (N, L); without padding, the ids of each text."""
         if padding is not None:
             return SimpleNamespace(input_ids=self.tokenizer(texts))
         if isinstance(texts, str):
@@ -107,7 +107,7 @@ def _on_hub(architecture: str, tag: str, source: str) -> tuple[str, str]:
 
 
 def _processor(settings: dict[str, Any]) -> SimpleNamespace:
-    """open_clip's settings of images as an image processor's: the whole image squashed, or its centre ("shortest")."""
+    """open_clip's image settings as an image processor: squash the whole image, or crop its centre ("shortest")."""
     size, mode = settings["size"], settings["resize_mode"]
     height, width = (size, size) if isinstance(size, int) else size
     if mode not in ("squash", "shortest") or (mode == "shortest" and height != width):

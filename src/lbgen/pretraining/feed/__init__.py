@@ -1,1 +1,1 @@
-"""From dataset folders to batches: which images there are, in which order they come, and how they are augmented."""
+"""From dataset folders to batches: the catalogue of images, their order, and their augmentation."""

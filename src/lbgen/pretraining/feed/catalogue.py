@@ -1,6 +1,7 @@
-"""Which images there are: one pass over a dataset's names and labels, kept in arrays of about 60 bytes per image.
+"""The catalogue of a dataset's images: one pass over names and labels, stored in arrays of about 60 bytes per image.
 
-Processes that load images share these arrays; Python objects would be copied into each by their reference counts.
+Processes that load images share these arrays; the memory of Python objects would be copied, because reading them
+changes their reference counts.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lbgen.runs.console import Progress, counted
 
 TRAINING_SPLITS, VALIDATION_SPLITS = ("train", "training"), ("val", "valid", "validation", "dev", "test", "testing")
 HELD_OUT = b"held out"
-"""Goes into the hash that chooses the images that are held out."""
+"""Constant in the hash that chooses the held-out images."""
 
 
 class PackedTexts:
@@ -44,10 +45,10 @@ class Catalogue:
 
     reader: DatasetReader
     categories: tuple[str, ...]
-    """Ids, in the order of `label`."""
+    """Category ids, in the order of the labels."""
     files: PackedTexts
     file: NDArray[np.int32]
-    """(N,) into `files`."""
+    """(N,) indices into `files`."""
     start: NDArray[np.int64]
     size: NDArray[np.int64]
     block: NDArray[np.int32]
@@ -55,11 +56,11 @@ class Catalogue:
     key: NDArray[np.uint64]
     """(N,) the first 64 bits of the SHA-256 of each image's key."""
     label: NDArray[np.int32]
-    """(N,) into `categories`."""
+    """(N,) indices into `categories`."""
     sha256: str
-    """Of the index of the whole dataset: place, size, key and category of every image."""
+    """SHA-256 of the index of the whole dataset: location, size, key and category of every image."""
     unusable: int = 0
-    """Images of the dataset that have no label or cannot be found."""
+    """Number of images of the dataset that have no label or cannot be found."""
 
     def __len__(self) -> int:
         return len(self.label)
@@ -78,7 +79,7 @@ class Catalogue:
         return replace(self, **{name: getattr(self, name)[chosen] for name in names})
 
     def relabelled(self, categories: Sequence[str]) -> Catalogue:
-        """With labels into `categories`; images of others are left out."""
+        """The catalogue with labels as indices into `categories`; images of other categories are left out."""
         place = {category: number for number, category in enumerate(categories)}
         labels = np.array([place.get(category, -1) for category in self.categories], np.int32)
         known = labels[self.label] >= 0
@@ -87,20 +88,20 @@ class Catalogue:
 
 @dataclass
 class _Columns:
-    """What a pass over the records collects."""
+    """The columns collected in a pass over the records."""
 
     keys: array = field(default_factory=lambda: array("Q"))
     labels: array = field(default_factory=lambda: array("i"))
     splits: array = field(default_factory=lambda: array("i"))
     places: array = field(default_factory=lambda: array("q"))
-    """Four numbers of each image."""
+    """Four numbers per image: its location."""
 
 
 def read_catalogue(folder: Path, label_column: str | None, splits: Sequence[str]) -> Catalogue:
-    """All images of the dataset, or if it has one of these splits, those of the first of them.
+    """All images of the dataset or, if it has one of these splits, only the images of the first of these.
 
-    Contents are not read, except for what an archive or a table holds besides. Raises UserError for a folder without
-    labelled images.
+    Images are not read, but other content of an archive or a table is. Raises UserError for a folder without labelled
+    images.
     """
     reader = open_dataset(folder, label_column)
     columns, hashed, unusable = _Columns(), hashlib.sha256(), 0
@@ -136,19 +137,19 @@ class Sources(NamedTuple):
     """The images of a run."""
 
     training: list[Catalogue]
-    """Of each folder."""
+    """The training images of each folder."""
     validation: list[Catalogue]
-    """What is held out of each folder, or the one validation set; empty without a validation."""
+    """The held-out images of each folder, or the single validation set; empty without validation."""
     categories: tuple[str, ...]
-    """Ids in the order of the labels, that of the alphabet."""
+    """Ids in the order of the labels, which is alphabetical."""
     names: tuple[str, ...]
-    """Of the categories."""
+    """Names of the categories."""
 
 
 def read_sources(
     folders: Sequence[Path], label_column: str | None, validation: Path | None, held_out: float
 ) -> Sources:
-    """Read what each folder holds; labels are the same for a category of the same id in all of them."""
+    """Read the catalogue of each folder; a category id has the same label in all of them."""
     found = [read_catalogue(folder, label_column, TRAINING_SPLITS) for folder in folders]
     categories = sorted({catalogue.categories[number] for catalogue in found for number in np.unique(catalogue.label)})
     if len(categories) < 2:
@@ -172,6 +173,6 @@ def read_sources(
 
 
 def is_held_out(keys: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
-    """(N,) whether each image is held out: where a hash of its key, in [0, 1), is below the share."""
+    """(N,) whether each image is held out, that is, whether a hash of its key in [0, 1) is below the share."""
     hashes = [hashlib.sha256(HELD_OUT + key.tobytes()).digest()[:8] for key in keys.astype("<u8")]
     return np.array([int.from_bytes(each, "big") / 2**64 for each in hashes]) < share

@@ -1,7 +1,7 @@
 """Batches of decoded and augmented images, made by worker processes with timm's transforms.
 
-The augmentation of an image follows from (seed, epoch, key of the image, how often it was seen in this epoch) alone, so
-it is the same in whichever process and batch the image comes.
+The augmentation of an image depends only on (seed, epoch, key of the image, number of earlier uses in this epoch), so
+it is the same in every process and batch.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from lbgen.runs.processes.spawned import heed_no_signals
 from lbgen.runs.remote import Unreachable
 
 MOST_BROKEN = 50
-"""Broken images in one batch at which a run gives up."""
+"""Number of broken images in one batch at which a run fails."""
 
 
 class Request(NamedTuple):
     """The images of one batch."""
 
     numbers: Numbers
-    """Of images in training as `epoch_batches` gives them, in validation counted over its catalogues."""
+    """Image numbers: in training from `epoch_batches`, in validation counted over its catalogues."""
     epoch: int | None
-    """None in validation."""
+    """None for validation."""
 
 
 class TrainingBatch(NamedTuple):
@@ -47,9 +47,9 @@ class TrainingBatch(NamedTuple):
     labels: Tensor
     """(B,) int64; -1 in validation for an image that cannot be decoded."""
     faults: tuple[str, ...]
-    """Of images that cannot be decoded: place and cause."""
+    """Location and cause for each image that cannot be decoded."""
     unreachable: str = ""
-    """Why the storage did not answer; the batch is then worth nothing."""
+    """Why the storage did not answer; the batch is then invalid."""
 
 
 class Images(Dataset[TrainingBatch]):
@@ -67,12 +67,12 @@ class Images(Dataset[TrainingBatch]):
         shape = (len(request.numbers), 3, self.side, self.side)
         images = torch.empty(shape, dtype=torch.uint8, memory_format=self.layout)
         labels = torch.empty(shape[0], dtype=torch.int64)
-        if get_worker_info() is not None:  # as torch's own collate function: no copy on the way out of the worker
+        if get_worker_info() is not None:  # like torch's collate function: avoids a copy when leaving the worker
             images.share_memory_()
         faults: list[str] = []
         try:
             self._fill(images, labels, request, faults)
-        except Unreachable as error:  # as a value, since the loader would put a traceback into an exception's text
+        except Unreachable as error:  # returned as a value, because the loader adds a traceback to an exception's text
             return TrainingBatch(images, labels, (), str(error))
         return TrainingBatch(images, labels, tuple(faults))
 
@@ -88,7 +88,7 @@ class Images(Dataset[TrainingBatch]):
                 images[place], labels[place] = self._augmented(int(number), int(times), request.epoch, faults)
 
     def _augmented(self, number: int, seen: int, epoch: int, faults: list[str]) -> tuple[Tensor, int]:
-        """One training image; in the place of a broken one the next that is not."""
+        """One training image; a broken image is replaced by the next intact one."""
         for attempt in range(min(MOST_BROKEN, self.total)):
             catalogue, row = _found(self.sources.training, self.training_ends, (number + attempt) % self.total)
             picture = decoded(catalogue, row, self.side)
@@ -96,7 +96,7 @@ class Images(Dataset[TrainingBatch]):
                 seed_augmentation(self.seed, epoch, int(catalogue.key[row]), seen)
                 return self.augment(picture), int(catalogue.label[row])
             faults.append(picture)
-        return torch.zeros(3, self.side, self.side, dtype=torch.uint8), 0  # the run gives up
+        return torch.zeros(3, self.side, self.side, dtype=torch.uint8), 0  # the run will fail
 
     def _validated(self, number: int, faults: list[str]) -> tuple[Tensor, int]:
         catalogue, row = _found(self.sources.validation, self.validation_ends, number)
@@ -108,12 +108,12 @@ class Images(Dataset[TrainingBatch]):
 
 
 def layout_of(config: PretrainConfig) -> torch.memory_format:
-    """Of images as the model takes them: the workers fill it, which costs less than to change it later."""
+    """Memory format of the model's input; filling it in the workers costs less than converting later."""
     return torch.channels_last if config.channels_last else torch.contiguous_format
 
 
 def transforms(config: PretrainConfig, mean: Sequence[float], std: Sequence[float]) -> tuple[Any, Any]:
-    """timm's transforms of a picture to (3, H, W) uint8, in training and in validation."""
+    """timm's transforms from a picture to (3, H, W) uint8, for training and for validation."""
     shared: dict[str, Any] = {
         "input_size": config.image_size,
         "mean": tuple(mean),
@@ -143,7 +143,7 @@ def transforms(config: PretrainConfig, mean: Sequence[float], std: Sequence[floa
 
 
 def keep_one_bit(step: Any) -> None:
-    """Let timm's posterisation keep one bit or more: at the highest level it keeps none, which Pillow 13 refuses."""
+    """Make timm's posterisation keep at least one bit; at the highest level it keeps none, which Pillow 13 refuses."""
     policies = [getattr(step, "ops", []), *getattr(step, "policy", [])]
     for op in itertools.chain(*policies):
         if op.name.startswith("Posterize"):
@@ -155,7 +155,7 @@ def posterized(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 def decoded(catalogue: Catalogue, row: int, side: int) -> Image.Image | str:
-    """The picture in RGB, or where it is and why it cannot be decoded."""
+    """The picture in RGB, or its location and why it cannot be decoded."""
     location = catalogue.location(row)
     try:
         picture = picture_of(catalogue.reader.read(location), side)
@@ -181,7 +181,7 @@ def _found(catalogues: Sequence[Catalogue], ends: Numbers, number: int) -> tuple
 
 
 def _prefetch(catalogues: Sequence[Catalogue], ends: Numbers, numbers: Numbers) -> None:
-    """Tell each reader which of its images come in this batch."""
+    """Announce the images of this batch to their readers."""
     which = np.searchsorted(ends, numbers, side="right")
     for each in np.unique(which):
         catalogue, rows = catalogues[each], numbers[which == each] - (ends[each - 1] if each else 0)
@@ -192,7 +192,7 @@ def _prefetch(catalogues: Sequence[Catalogue], ends: Numbers, numbers: Numbers) 
 
 
 class Requests(Sampler[Request]):
-    """What the loader loads next; replaced before it is iterated."""
+    """The next requests of the loader; they are set before the loader is iterated."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -208,7 +208,7 @@ class Feed:
     """Batches in the order of requests, from the same workers for training and validation."""
 
     def __init__(self, images: Images, workers: int, pinned: bool) -> None:
-        """pinned: whether batches lie in pinned memory, from where they are copied to a GPU in the background."""
+        """pinned: whether batches are in pinned memory, from which they are copied to a GPU in the background."""
         self.requests = Requests()
         self.loader: DataLoader[TrainingBatch] = DataLoader(
             images, batch_size=None, sampler=self.requests, collate_fn=_unchanged, num_workers=workers,
@@ -216,7 +216,7 @@ class Feed:
         )  # fmt: skip
 
     def batches(self, requests: list[Request]) -> Iterator[TrainingBatch]:
-        """Raises UserError if images do not come from their storage."""
+        """The batches of these requests; raises UserError if the storage does not answer."""
         self.requests.requests = requests
         for batch in self.loader:
             if batch.unreachable:
@@ -228,10 +228,10 @@ class Feed:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """End the worker processes after the block; by itself Python ends them only when it collects the loader.
+        """End the worker processes after the block; otherwise Python ends them only when it collects the loader.
 
-        Raises UserError if a worker process dies, mostly because memory ran out: torch then raises at any point of the
-        block, also outside `batches`, as a signal tells it.
+        Raises UserError if a worker process dies, usually because memory ran out. torch learns of it by a signal and
+        can raise at any point of the block, also outside `batches`.
         """
         try:
             yield

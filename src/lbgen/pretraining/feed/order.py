@@ -1,11 +1,11 @@
-"""In which order images come: a shuffle that reads shards mostly from front to back, and divides them exactly.
+"""The order of images: a shuffle that reads shards mostly sequentially and divides them exactly among processes.
 
-An epoch is computed as a whole, from the seed and its number alone:
+An epoch is computed as a whole and depends only on the seed and its number:
 1. Consecutive images of a shard form a block. The blocks of all shards are shuffled; folders are mixed at random.
-2. The sequence is cut into contiguous lanes, LANES for each process, so that each process has its own part and each
-   batch is read from few shards.
-3. Within a lane images are shuffled in a buffer: each moves forward by less than BUFFER places.
-So a resumed run needs no state of a reader: the batches from its step on are the same.
+2. The sequence is cut into contiguous lanes, LANES per process, so that each process has its own part and each batch is
+   read from few shards.
+3. Within a lane images are shuffled in a buffer: each moves forward by less than BUFFER positions.
+So a resumed run needs no reader state: the batches from its step on are the same.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 Numbers = NDArray[np.int64]
 
 LANES = 8
-"""Of a process. Its worker w of 1, 2, 4 or 8 reads the lanes of its own batches only."""
+"""Lanes per process. With 1, 2, 4 or 8 workers, each worker reads only the lanes of its own batches."""
 BUFFER = 1024
-"""Images of a lane among which one is drawn."""
+"""Number of images of a lane among which one is drawn."""
 BLOCK = 16
-"""Images that are read one after another, in datasets of more than BLOCK * BLOCKS; fewer in smaller ones."""
+"""Number of images read consecutively, in datasets of more than BLOCK * BLOCKS images; fewer in smaller ones."""
 BLOCKS = 4096
-"""Blocks into which a dataset is divided at least, where its format allows it."""
+"""Least number of blocks of a dataset, if its format allows it."""
 
 SHUFFLING, MIXING, BUFFERING = 1, 2, 3
-"""What randomness is for."""
+"""Purposes of randomness."""
 
 
 def rng_of(purpose: int, *key: int) -> np.random.Generator:
@@ -37,10 +37,10 @@ def rng_of(purpose: int, *key: int) -> np.random.Generator:
 def epoch_batches(
     blocks: Sequence[Numbers], weights: Sequence[float], seed: int, epoch: int, batch: int, process: int, processes: int
 ) -> list[Numbers]:
-    """The images of each update of an epoch that are one process's: numbers that `image_of` takes apart.
+    """The images of one process in each update of an epoch, as numbers that `image_of` decodes.
 
-    blocks: of each folder (N,), the block of each image.  weights: how often an image of each folder is seen.
-    batch: most images of an update of one process.  Over all processes each image of a pass occurs exactly once.
+    blocks: (N,) per folder, the block of each image.  weights: number of times that an image of each folder is shown.
+    batch: most images per update of one process.  Over all processes, each image of a pass occurs exactly once.
     """
     sequence = epoch_sequence(blocks, weights, seed, epoch)
     updates = updates_per_epoch([len(each) for each in blocks], weights, batch * processes)
@@ -63,7 +63,7 @@ def epoch_batches(
 
 
 def epoch_sequence(blocks: Sequence[Numbers], weights: Sequence[float], seed: int, epoch: int) -> Numbers:
-    """All images of an epoch, before they are divided: folders mixed at random, in each block after block."""
+    """All images of an epoch before their division: folders are mixed at random, each in the order of its blocks."""
     *offsets, total = np.cumsum([0, *map(len, blocks)])
     own = [
         offset + pass_slice(each, weight, (seed, folder), epoch, total)
@@ -80,10 +80,10 @@ def epoch_sequence(blocks: Sequence[Numbers], weights: Sequence[float], seed: in
 
 
 def pass_slice(blocks: Numbers, weight: float, key: tuple[int, int], epoch: int, total: int) -> Numbers:
-    """What an epoch shows of a folder whose passes, each in an order of its own, follow each other without end.
+    """The images of a folder in an epoch: a slice of an endless sequence of passes, each with its own order.
 
-    key: the run's seed and the folder's number.  total: images of all folders, added once for each earlier pass of this
-    epoch.
+    key: the run's seed and the folder's number.  total: number of images of all folders, which is added to an image's
+    number once per earlier pass in this epoch.
     """
     images = len(blocks)
     first, last = epoch_span(images, weight, epoch)
@@ -96,49 +96,49 @@ def pass_slice(blocks: Numbers, weight: float, key: tuple[int, int], epoch: int,
 
 
 def image_of(numbers: Numbers, total: int) -> tuple[Numbers, Numbers]:
-    """The images, counted over all folders, and how often each was seen in this epoch before."""
+    """The images, counted over all folders, and the number of earlier uses of each in this epoch."""
     return numbers % total, numbers // total
 
 
 def pass_order(blocks: Numbers, rng: np.random.Generator) -> Numbers:
-    """Every image once: the blocks in a random order, the images of each in theirs."""
+    """Every image once: blocks in random order, images of a block in their own order."""
     distinct, numbers = np.unique(blocks, return_inverse=True)
     return np.argsort(rng.permutation(len(distinct))[numbers], kind="stable")
 
 
 def buffered(images: int, rng: np.random.Generator) -> Numbers:
-    """A random order in which none of the images comes after one that was BUFFER places or more behind it."""
+    """A random order in which no image comes after an image that was BUFFER or more positions behind it."""
     return np.argsort(np.arange(images) + rng.uniform(0, BUFFER, images), kind="stable")
 
 
 def updates_per_epoch(images: Sequence[int], weights: Sequence[float], batch: int) -> int:
-    """The same for every epoch, also where a weight makes epochs of one image more or less."""
+    """Number of updates per epoch, equal for all epochs, even if weights make epochs differ by an image."""
     most = sum(int(np.ceil(weight * count)) for weight, count in zip(weights, images, strict=True))
     return max(1, -(-most // batch))
 
 
 def images_of_epoch(images: Sequence[int], weights: Sequence[float], epoch: int) -> int:
-    """Images that an epoch shows, of all folders."""
+    """Number of images in an epoch, over all folders."""
     spans = [epoch_span(count, weight, epoch) for count, weight in zip(images, weights, strict=True)]
     return sum(last - first for first, last in spans)
 
 
 def epoch_span(images: int, weight: float, epoch: int) -> tuple[int, int]:
-    """Where an epoch begins and ends in the passes over a folder, which follow each other without end."""
+    """Begin and end of an epoch in the endless sequence of passes over a folder."""
     return round(weight * images * epoch), round(weight * images * (epoch + 1))
 
 
 def batch_sizes(images: int, updates: int, processes: int) -> Numbers:
-    """(updates, processes) number of images, as equal as can be: no update is much smaller than the others."""
+    """(updates, processes) numbers of images, as equal as possible."""
     totals = images // updates + (np.arange(updates) < images % updates)
     return totals[:, None] // processes + (np.arange(processes) < (totals % processes)[:, None])
 
 
 def read_blocks(file: NDArray[np.int32], block: NDArray[np.int32], in_parts: bool) -> Numbers:
-    """(N,) the block of each image that is read with others.
+    """(N,) the block of each image, which is read consecutively.
 
     file, block: (N,) of the images in the order of the dataset.  in_parts: whether a block of the format is read as a
-    whole, as row groups of Parquet are.
+    whole, like a row group of Parquet.
     """
     if in_parts:
         changes = np.flatnonzero((np.diff(file) != 0) | (np.diff(block) != 0)) + 1

@@ -1,1 +1,1 @@
-"""Detection and segmentation of renders: sets with known masks, and what a backbone is worth on them."""
+"""Detection and segmentation of renders: sets with known masks, and the evaluation of backbones on them."""

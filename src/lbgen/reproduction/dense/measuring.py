@@ -1,4 +1,4 @@
-"""What a backbone is worth in detection and segmentation, by lbgen transfer."""
+"""Evaluating a backbone in detection and segmentation, by lbgen transfer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lbgen.evaluation.transfer.stored import all_results
 from lbgen.reproduction.config import DENSE_FOLDER, DenseMethod, ReproduceConfig
 
 KEYS = {"detection": "detection_ap", "segmentation": "segmentation_miou"}
-"""Method of transfer.json -> the value's name in the rows. The average precision of masks is in transfer.json alone."""
+"""Method of transfer.json -> the value's name in the rows. The average precision of masks is only in transfer.json."""
 
 
 def dense_config(config: ReproduceConfig, method: DenseMethod, seed: int, output: Path) -> TransferConfig:
-    """The seed draws shares of the images, initialises the heads and orders the training."""
+    """The settings of the transfer. The seed determines the shares of images, the initial heads and the order."""
     recipe = config.detection_recipe if method == "detection" else config.segmentation_recipe
     data = config.folder / DENSE_FOLDER / method
     return TransferConfig.from_recipe(
@@ -27,7 +27,7 @@ def dense_config(config: ReproduceConfig, method: DenseMethod, seed: int, output
 def dense_values(
     config: ReproduceConfig, method: DenseMethod, seed: int, run: Path, output: Path
 ) -> dict[str, float | None]:
-    """The value of every share of the training images for the backbone of a run folder, by its name in the rows."""
+    """Name in the rows -> value of the run folder's backbone, for every share of the training images."""
     asked = dense_config(config, method, seed, output)
     lbgen.transfer(str(run), asked)
     found: dict[str, float | None] = {}
@@ -39,5 +39,5 @@ def dense_values(
 
 
 def missing_package(method: DenseMethod) -> str | None:
-    """The package that a method needs and that is not installed."""
+    """The package that a method needs, if it is not installed."""
     return PACKAGES[method] if find_spec(PACKAGES[method]) is None else None

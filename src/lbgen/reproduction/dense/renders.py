@@ -21,12 +21,12 @@ from lbgen.reproduction.held_out import PHOTOS, SEED, Images, Rows
 SPLITS = ("train", "val")
 ADE_SPLITS = dict(zip(SPLITS, ("training", "validation"), strict=True))
 FIRST = SEED + 50
-"""Seed of the training renders; those of the test have the next one."""
+"""Seed of the training renders; the test renders have the next seed."""
 
 
 def write_renders(method: DenseMethod, folder: Path, train_images: int) -> None:
-    """Renders without a bias, every category equally often: so many to train on, half as many others to test on."""
-    if folder.exists():  # of a run that was interrupted here
+    """Write unbiased renders with balanced categories: `train_images` for training, and half as many for testing."""
+    if folder.exists():  # left by an interrupted run
         shutil.rmtree(folder)
     parts = {}
     for number, (split, count) in enumerate(zip(SPLITS, (train_images, train_images // 2), strict=True)):
@@ -38,9 +38,9 @@ def write_renders(method: DenseMethod, folder: Path, train_images: int) -> None:
 
 
 def write_coco(root: Path, parts: Mapping[str, Scenes], names: Sequence[str]) -> None:
-    """As COCO is published: <split>2017/NUMBER.png and annotations/instances_<split>2017.json.
+    """Write a set in COCO's published layout: <split>2017/NUMBER.png and annotations/instances_<split>2017.json.
 
-    parts: by split, train and val.  names: of the categories.
+    parts: train and val -> renders.  names: of the categories.
     """
     (root / "annotations").mkdir(parents=True)
     for split, scenes in parts.items():
@@ -51,7 +51,7 @@ def write_coco(root: Path, parts: Mapping[str, Scenes], names: Sequence[str]) ->
 
 
 def instances(files: Sequence[str], masks: NDArray[np.bool_], labels: Rows, names: Sequence[str]) -> dict[str, Any]:
-    """The content of a file of instances: one object in each image.  masks: (N, 64, 64).  labels: (N,) from 0 on."""
+    """The content of a file of instances with one object per image.  masks: (N, 64, 64).  labels: (N,) from 0 on."""
     numbered = list(enumerate(zip(files, masks, labels.tolist(), strict=True), 1))
     return {
         "images": [
@@ -69,7 +69,7 @@ def instances(files: Sequence[str], masks: NDArray[np.bool_], labels: Rows, name
 
 
 def box(mask: NDArray[np.bool_]) -> list[int]:
-    """x, y, width and height in pixels of the smallest box around a mask (H, W)."""
+    """x, y, width and height in pixels of the bounding box of a mask (H, W)."""
     columns, rows = (np.flatnonzero(mask.any(axis=axis)) for axis in (0, 1))
     return [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)]
 
@@ -78,9 +78,9 @@ def box(mask: NDArray[np.bool_]) -> list[int]:
 
 
 def write_ade(root: Path, parts: Mapping[str, Scenes], names: Sequence[str]) -> None:
-    """As ADE20K's benchmark is published: annotations/<split>/NAME.png for images/<split>/NAME.png.
+    """Write a set in ADE20K's published layout: annotations/<split>/NAME.png for images/<split>/NAME.png.
 
-    parts: by split, train and val.  names: of the categories; the background is one more, after them.
+    parts: train and val -> renders.  names: of the categories; the background is added as the last category.
     """
     for split, scenes in parts.items():
         files = [f"ADE_{number:08}.png" for number in range(len(scenes.images))]

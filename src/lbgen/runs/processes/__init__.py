@@ -1,1 +1,1 @@
-"""Starting the workers of a run: processes of this machine, and Ray."""
+"""Starting the workers of a run as processes on this machine or as Ray actors."""

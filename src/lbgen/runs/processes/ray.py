@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, and what its errors mean; what the actors do is in the stages."""
+"""Joining a Ray cluster and reporting its errors. The actors themselves are defined in the stages."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from lbgen.errors import UserError
 from lbgen.runs.console import warn
 
 LOST = ("RayActorError", "OutOfMemoryError", "WorkerCrashedError", "NodeDiedError", "ObjectLostError")
-"""Ray's exceptions for a process that was killed, also for memory, or whose machine failed."""
+"""Ray's exceptions for a process that was killed (also for lack of memory) or whose machine failed."""
 LONGEST_CAUSE = 300
-"""Characters of Ray's own message in ours; it can list all processes of a machine."""
+"""Characters kept of Ray's own message, which can list all processes of a machine."""
 
 
 def join_cluster(ray: Any, address: str | None, workers: int | None = None) -> None:
-    """Join the cluster at `address`, or start one here; the signal handlers of this process stay as they are.
+    """Join the cluster at `address`, or start one here; the signal handlers of this process are unchanged.
 
-    Where no address is given, that in the environment counts, as it does for Ray, and a cluster that happens to run on
-    this machine does not.
-    workers: that the run will have. A cluster that is started here has a CPU slot for each: without one an actor waits
-    for ever, and the run with it.
+    Without an address, the one in the environment is used, as Ray does; a cluster that happens to run on this machine
+    is not joined.
+    workers: the number of workers of the run. A cluster started here has a CPU slot for each; an actor without a slot
+    would wait forever.
     """
     joins = starts_nothing(address)
     slots = {} if joins or not workers else {"num_cpus": max(workers, os.cpu_count() or 1)}
@@ -49,14 +49,14 @@ def join_cluster(ray: Any, address: str | None, workers: int | None = None) -> N
 
 
 def starts_nothing(address: str | None) -> bool:
-    """Whether there is a cluster to join."""
+    """Whether there is a cluster to join, so that none is started."""
     return address is not None or "RAY_ADDRESS" in os.environ
 
 
 def actors_to_start(ray: Any, workers: int | None, address: str | None) -> int:
     """`workers`, or one for each GPU of the cluster, or for each CPU slot if it has none.
 
-    More than that many would wait for ever where Ray was started here, and in a cluster until it grows.
+    Further actors would wait forever if Ray was started here, and in a cluster until it grows.
     """
     resources = ray.cluster_resources()
     places = int(resources.get("GPU", 0)) or int(resources.get("CPU", 1))

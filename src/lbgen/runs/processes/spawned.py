@@ -1,4 +1,4 @@
-"""What every process that is spawned for a run needs, whatever it does."""
+"""Start, signals and end of the processes that a run spawns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lbgen.runs.signals import blocked_signals
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """For the start of processes that first say what they do at Ctrl-C, most of them by `begin`.
+    """Start processes within this context that first set their own handling of Ctrl-C, usually by `begin`.
 
     They do not import the caller's main module, and Ctrl-C, which a terminal sends to all of them, does not end them
     with a traceback while they import: the process that started them ends them. Their threads wait as those of the
@@ -36,7 +36,7 @@ def starting() -> Iterator[None]:
 
 
 def begin() -> None:
-    """In a new process: it ends with its parent, ignores Ctrl-C, and ends at SIGTERM."""
+    """Called in a new process: it ends with its parent, ignores Ctrl-C, and ends at SIGTERM."""
     follow_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -44,7 +44,7 @@ def begin() -> None:
 
 
 def heed_no_signals(worker: int = 0) -> None:
-    """Of a process that a DataLoader started: Ctrl-C reaches it too, and the process that started it decides."""
+    """Called in a DataLoader's worker: ignores Ctrl-C, which reaches it too, and leaves the decision to its parent."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -52,9 +52,9 @@ def heed_no_signals(worker: int = 0) -> None:
 
 @contextmanager
 def hidden_main() -> Iterator[None]:
-    """A process that is started within the context does not import the caller's main module.
+    """Keep processes that are started within the context from importing the caller's main module.
 
-    Python has it imported in every spawned process, for functions that may be defined there; a script without
+    Python imports it in every spawned process, because functions may be defined there. A script without
     `if __name__ == "__main__"` would then run again in each, and a program from standard input cannot be found.
     """
     main = sys.modules["__main__"]
@@ -66,7 +66,7 @@ def hidden_main() -> Iterator[None]:
 
 
 def follow_parent() -> None:
-    """End this process as soon as its parent has ended, also where that was killed."""
+    """End this process as soon as its parent has ended, also if the parent was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,1 +1,1 @@
-"""Detection and segmentation: what a backbone is worth where a model says where things are in an image."""
+"""Transfer of backbones to dense prediction: detection and segmentation."""

@@ -1,6 +1,6 @@
 """Segmentation data in the format of ADE20K's scene parsing benchmark (http://sceneparsing.csail.mit.edu).
 
-For images/<split>/NAME.jpg there is annotations/<split>/NAME.png, in which 0 is unlabelled and k is category k.
+Each images/<split>/NAME.jpg has an annotations/<split>/NAME.png, in which 0 is unlabelled and k is category k.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,12 +18,12 @@ from lbgen.evaluation.transfer.sets.splits import TEST, TRAIN
 from lbgen.runs import atomic
 
 UNLABELLED = 255
-"""Label of the pixels that are neither trained nor tested on; the categories are 0, 1, ..."""
+"""Label of pixels that are used neither for training nor for testing; the categories are 0, 1, ..."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class AdeTargets(Sequence[NDArray[np.uint8]]):
-    """(height, width) labels of every image; raises ValueError for a file that holds something else."""
+    """(height, width) labels of every image; raises ValueError for an invalid file."""
 
     def __init__(self, paths: Sequence[Path], classes: int | None) -> None:
         self.paths, self.classes = paths, classes
@@ -43,7 +43,7 @@ class AdeTargets(Sequence[NDArray[np.uint8]]):
         return numbers - np.uint8(1)  # 0 becomes 255
 
     def is_trained_on(self, row: int) -> bool:
-        """Every image is: one without labels has no loss."""
+        """True for every image; an image without labels has no loss."""
         return True
 
     def identity(self, row: int) -> str:
@@ -58,11 +58,11 @@ class AdeSet:
     split: tuple[str, ...]
     categories: tuple[str, ...]
     files: list[Path]
-    """All that it is read from."""
+    """All files from which the set is read."""
 
 
 def read_ade(layout: Layout) -> AdeSet:
-    """The images of train and test with their labels. Raises UserError for what is not in the format."""
+    """The images of train and test with their labels. Raises UserError for files in another format."""
     found = [(split, *pair) for split in (TRAIN, TEST) for pair in _pairs(layout[split])]
     splits, pictures, labels = zip(*found, strict=True)
     information = layout[TRAIN].images.parent.parent / INFORMATION
@@ -76,7 +76,7 @@ def read_ade(layout: Layout) -> AdeSet:
 
 
 def _pairs(part: AnnotatedImages) -> Iterator[tuple[Path, Path]]:
-    """Every picture with its labels, by name."""
+    """Each picture and its label file, matched by name."""
     pictures = sorted(path for path in part.images.iterdir() if path.suffix.lower() in SUFFIXES)
     if not pictures:
         raise UserError(f"--data: {part.images} holds no picture; restore it")
@@ -105,7 +105,7 @@ def _most(labels: Sequence[Path]) -> int:
     for row in range(len(labels)):
         try:
             numbers = targets[row] + np.uint8(1)
-        except Exception:  # Pillow raises exceptions of any kind; it is named when the images are read
+        except Exception:  # Pillow may raise anything; the file is reported when the images are read
             continue
         most = max(most, int(numbers.max(initial=0)))
     if not 0 < most < UNLABELLED:

@@ -20,17 +20,17 @@ TYPES = {BOX: "bbox", MASK: "segm"}
 
 class MeanPrecision(NamedTuple):
     value: float
-    """Mean over categories and thresholds of 0.5 to 0.95, in [0, 1]; 0 where no test image has an object."""
+    """Mean over categories and thresholds from 0.5 to 0.95, in [0, 1]; 0 if no test image has an object."""
     figures: dict[str, float]
-    """AP50 and others; NaN where there is no object of this size."""
+    """AP50 and others; NaN if there is no object of this size."""
     resampled: list[float]
-    """The value of FEW_RESAMPLES bootstraps over the images, the same draws for all backbones."""
+    """The values on FEW_RESAMPLES bootstraps over the images, with the same draws for all backbones."""
 
 
 def average_precision(
     objects: Sequence[Objects], detections: Sequence[dict[str, Any]], kind: str, categories: int
 ) -> MeanPrecision:
-    """objects, detections: of each test image.  kind: BOX or MASK.  categories: how many there are, from 1 on."""
+    """objects, detections: of each test image.  kind: BOX or MASK.  categories: their number; labels start at 1."""
     from pycocotools.cocoeval import COCOeval  # type: ignore[import-untyped]
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -47,7 +47,7 @@ def average_precision(
     return MeanPrecision(max(float(judge.stats[0]), 0.0), figures, resampled(matches, len(objects)))
 
 
-# ---- as pycocotools takes them ----
+# ---- input of pycocotools ----
 
 
 def as_coco(instances: Sequence[list[dict[str, Any]]], sizes: Sequence[tuple[int, int]], categories: int) -> Any:
@@ -78,7 +78,7 @@ def _true(objects: Objects) -> list[dict[str, Any]]:
 
 
 def _found(detections: dict[str, Any], kind: str) -> list[dict[str, Any]]:
-    """Their area is that of the box or the mask, whichever is judged."""
+    """The detections of an image; their area is that of the box or of the mask, depending on `kind`."""
     boxes = detections["boxes"].tolist()
     areas = [width * height for _, _, width, height in boxes] if kind == BOX else map(area_of, detections["masks"])
     return [
@@ -93,22 +93,22 @@ def _found(detections: dict[str, Any], kind: str) -> list[dict[str, Any]]:
 
 
 class Matches(NamedTuple):
-    """The detections of one category in order of their scores, and how many objects each image has."""
+    """The detections of one category in order of their scores, and the number of objects in each image."""
 
     image: NDArray[np.int64]
     """(D,)"""
     right: NDArray[np.bool_]
-    """(thresholds, D) whether it is matched with an object."""
+    """(thresholds, D) whether the detection is matched with an object."""
     counts: NDArray[np.bool_]
-    """(thresholds, D) whether it counts: not where it is matched with a crowd."""
+    """(thresholds, D) whether the detection counts; it does not if it is matched with a crowd."""
     objects: NDArray[np.int64]
     """(images,)"""
 
 
 def matches_of(judge: Any, category: int) -> Matches:
-    """What pycocotools matched, of objects of all sizes."""
+    """The matches of pycocotools for objects of all sizes."""
     images = len(judge.params.imgIds)
-    start = category * len(judge.params.areaRng) * images  # the first range of sizes is all of them
+    start = category * len(judge.params.areaRng) * images  # the first range covers all sizes
     image, scores, right, counts = [], [], [], []
     objects = np.zeros(images, np.int64)
     for place, each in enumerate(judge.evalImgs[start : start + images]):
@@ -133,7 +133,7 @@ def resampled(matches: Sequence[Matches], images: int) -> list[float]:
 
 
 def resamples(images: int) -> NDArray[np.int64]:
-    """(FEW_RESAMPLES, images): how often each image is drawn; the same for every backbone."""
+    """(FEW_RESAMPLES, images) number of times that each image is drawn; the same for every backbone."""
     return np.random.default_rng(BOOTSTRAP_SEED).multinomial(images, np.full(images, 1 / images), FEW_RESAMPLES)
 
 
@@ -141,7 +141,7 @@ RECALLS = np.linspace(0, 1, 101)
 
 
 def weighted_precision(matches: Sequence[Matches], weights: NDArray[np.int64]) -> float:
-    """COCO's average precision where image k is there `weights[k]` times; 0 where no object is."""
+    """COCO's average precision if image k occurs `weights[k]` times; 0 without objects."""
     found = [value for each in matches if (value := _of_category(each, weights)) is not None]
     return float(np.mean(found)) if found else 0.0
 

@@ -20,7 +20,7 @@ from lbgen.runs import atomic
 from lbgen.runs.parsing import Malformed, Name, Text, parse_json
 
 LARGEST_FILE = 2**32
-"""Bytes of a file of instances; that of COCO's train2017 has 2**28.8."""
+"""Largest file of instances in bytes; COCO's train2017 has 2**28.8."""
 
 Number = Annotated[float, Meta(ge=-1e5, le=1e5)]
 """A coordinate in pixels."""
@@ -41,10 +41,10 @@ class Instance(msgspec.Struct):
     bbox: Annotated[list[Number], Meta(min_length=4, max_length=4)]
     """x, y, width, height."""
     segmentation: msgspec.Raw = msgspec.Raw(b"[]")
-    """Polygons or run lengths, still as JSON: those of COCO would need gigabytes as Python's numbers."""
+    """Polygons or run lengths, unparsed: as Python numbers, COCO's would need gigabytes."""
     iscrowd: int = 0
     area: Annotated[float, Meta(ge=0, le=1e10)] | None = None
-    """Pixels of the object; only says whether it is small, medium or large."""
+    """Area of the object in pixels, used only to class it as small, medium or large."""
 
 
 class CocoCategory(msgspec.Struct):
@@ -53,7 +53,7 @@ class CocoCategory(msgspec.Struct):
 
 
 class Instances(msgspec.Struct):
-    """What is read of a file of instances."""
+    """The part of a file of instances that is read."""
 
     images: list[Image]
     annotations: list[Instance]
@@ -70,13 +70,13 @@ class Runs(msgspec.Struct):
 
 Segmentation = Runs | list[list[Number]]
 CORNERS = 3
-"""Of a polygon at least; one with fewer, of which COCO has some, covers nothing."""
+"""Least number of coordinates of a polygon; COCO has some with fewer, which cover nothing."""
 LONGEST_OUTLINE = 2**22
-"""Pixels around an object's polygons; pycocotools takes some 50 bytes for each."""
+"""Longest outline of an object's polygons in pixels; pycocotools uses about 50 bytes per pixel."""
 LARGEST_MASKS = 2**31
-"""Bytes of all masks of an image, of a byte a pixel each."""
+"""Most bytes of all masks of an image, at one byte per pixel."""
 COMPRESSED = re.compile(r"([P-o]{0,6}[0-O])*")
-"""Run lengths as text: of each number digits with the bit that says that more follow, then one without it."""
+"""Run lengths as text: each number has digits with the continuation bit, then one digit without it."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Objects:
 
 
 class CocoTargets(Sequence[Objects]):
-    """The objects of every image; raises ValueError where a mask is malformed."""
+    """The objects of every image; raises ValueError for a malformed mask."""
 
     def __init__(self, images: Sequence[Image], instances: dict[int, list[Instance]], number: dict[int, int]) -> None:
         """number: category id -> label."""
@@ -131,11 +131,11 @@ class CocoTargets(Sequence[Objects]):
         )
 
     def is_trained_on(self, row: int) -> bool:
-        """Whether the image has an object that is no crowd and has an area."""
+        """Whether the image has an object with an area that is not a crowd."""
         return any(not each.iscrowd and min(each.bbox[2:]) > 0 for each in self.instances.get(row, []))
 
     def identity(self, row: int) -> str:
-        """Hash of all that is known of the objects."""
+        """Hash of all properties of the objects."""
         lines = [
             f"{self.number[each.category_id]} {each.bbox} {each.iscrowd} {sha256(bytes(each.segmentation)).hexdigest()}"
             for each in self.instances.get(row, [])
@@ -175,15 +175,15 @@ def _run_lengths(segmentation: bytes, height: int, width: int) -> Any:
 
 
 def _outline(polygon: list[float]) -> float:
-    """About how long its sides are, in pixels."""
+    """Approximate length of the outline in pixels."""
     corners = np.array(polygon).reshape(-1, 2)
     return float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
 
 
 def _uncompressed(text: str) -> list[int]:
-    """The run lengths in COCO's text: base 32, least digit first; from the fourth on differences to the last but one.
+    """Run lengths from COCO's text: base 32, lowest digit first; from the fourth on, differences to the second-last.
 
-    pycocotools itself reads and writes outside of its memory where such a text is malformed.
+    For a malformed text, pycocotools itself would read and write outside its memory.
     """
     if not COMPRESSED.fullmatch(text):
         raise ValueError("the run lengths of a mask are malformed")
@@ -212,11 +212,11 @@ class CocoSet:
     split: tuple[str, ...]
     categories: tuple[str, ...]
     files: list[Path]
-    """All that it is read from."""
+    """All files from which the set is read."""
 
 
 def read_coco(layout: Layout) -> CocoSet:
-    """The images of train and test with their objects. Raises UserError for what is not in the format."""
+    """The images of train and test with their objects. Raises UserError for files in another format."""
     parts = {split: (layout[split], _read(layout[split].annotations)) for split in (TRAIN, TEST)}
     categories = {split: {each.id: each.name for each in found.categories} for split, (_, found) in parts.items()}
     if categories[TRAIN] != categories[TEST]:
@@ -262,7 +262,7 @@ def _read(path: Path) -> Instances:
 
 
 def _fault(targets: CocoTargets, sizes: Sequence[tuple[int, int]], row: int, size: tuple[int, int]) -> str:
-    """Why an image cannot be used, from its size; empty where it can."""
+    """Why an image cannot be used, judged by its size; empty if it can."""
     if size != sizes[row]:
         return f"it is {size[1]}x{size[0]}, and {sizes[row][1]}x{sizes[row][0]} in the file of instances"
     count = len(targets[row].masks)

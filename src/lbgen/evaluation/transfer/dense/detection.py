@@ -25,24 +25,24 @@ from lbgen.evaluation.transfer.dense.training import Evaluation
 from lbgen.models.backbones.backbone import Backbone
 
 LONGEST = 5 / 3
-"""The longer side of an image, at most, relative to --image-size (1333 to 800 in the usual schedule)."""
+"""Largest longer side of an image, relative to --image-size (1333 to 800 in the usual schedule)."""
 ANCHOR = 8
 """Side of an anchor, in strides of its level."""
 LARGER_HEAD = 4
-"""Width of the head for boxes, in channels of the pyramid: 1,024 to 256."""
+"""Width of the box head relative to the pyramid's channels: 1,024 to 256."""
 PROPOSALS, SQUARE = 512, 16
-"""Proposals of an image on which the heads are trained: one for each square of so many pixels, 512 at most."""
+"""Number of proposals per image on which the heads are trained: one per square of this size, and a maximum of 512."""
 WARM_UP = 500
-"""Updates in which the learning rate rises."""
+"""Number of updates in which the learning rate rises."""
 STEPS = (8 / 12, 11 / 12)
-"""Shares of the updates after which it is divided by 10."""
+"""Shares of the updates after which the learning rate is divided by 10."""
 SCHEMA = pa.schema(
     [("image", pa.string()), ("key", pa.string()), ("category", pa.string()), ("score", pa.float32())]
     + [(name, pa.float32()) for name in ("x", "y", "width", "height")]
     + [("counts", pa.string()), ("draw", pa.int32())]
 )
-"""Of a table of detections: SHA-256 of the image's pixels, its name, the category, the score, the box in pixels, the
-mask as COCO's compressed run lengths, the number of the training."""
+"""Columns of a table of detections: SHA-256 of the image's pixels, its name, the category, the score, the box in
+pixels, the mask as COCO's compressed run lengths, the number of the training."""
 
 
 class Detection:
@@ -57,7 +57,7 @@ class Detection:
     # ---- model and loss ----
 
     def model(self) -> nn.Module:
-        """Mask R-CNN with new heads; the backbone's batch normalisation keeps its statistics, as is usual."""
+        """Mask R-CNN with new heads; the backbone's batch normalisation keeps its statistics, as usual."""
         features = Levels(Pyramid(self.backbone))
         freeze_batch_norm_2d(features.pyramid.body)
         channels, names = features.out_channels, [str(place) for place in range(len(features.pyramid.strides))]
@@ -82,7 +82,7 @@ class Detection:
         )
 
     def example(self, row: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """An image (3, H, W) in [0, 1], mirrored half of the time, with its boxes, labels and masks."""
+        """An image (3, H, W) in [0, 1], mirrored with probability 1/2, with its boxes, labels and masks."""
         picture, objects = self.dataset.picture(row), self.dataset.targets[row]
         return AUGMENTATION(v2.functional.to_image(picture), as_target(objects))
 
@@ -139,7 +139,7 @@ class Detection:
 
 
 class Levels(nn.Module):
-    """A pyramid with one more level, of every other feature of the coarsest one, for large objects."""
+    """A pyramid with an additional level for large objects: every second feature of the coarsest level."""
 
     def __init__(self, pyramid: Pyramid) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ AUGMENTATION = v2.Compose(
 
 
 def as_target(objects: Objects) -> dict[str, Any]:
-    """Boxes, labels and masks of what is trained on: objects that are no crowd and have an area within the image."""
+    """Boxes, labels and masks of the training objects: those that are not crowds and have an area within the image."""
     height, width = objects.size
     boxes = np.clip(objects.boxes, 0, [width, height, width, height])
     used = ~objects.is_crowd & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])

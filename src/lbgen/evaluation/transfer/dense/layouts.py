@@ -1,6 +1,6 @@
-"""Where the parts of a set in COCO's or ADE20K's format lie; a layout of another kind is refused in one line.
+"""Locating the parts of a set in COCO's or ADE20K's format; another layout is refused in one line.
 
-Nothing here imports torch.
+Imports no torch.
 """
 
 import json
@@ -15,14 +15,14 @@ from lbgen.evaluation.transfer.sets.folders import split_of
 from lbgen.evaluation.transfer.sets.splits import ANY, TEST, TRAIN, VAL
 
 PACKAGES = {DETECTION: "pycocotools", "segmentation": "torchmetrics"}
-"""What computes the metric of a method."""
+"""Method -> package that it needs."""
 PREFIX, SUFFIX = "instances_", ".json"
 INFORMATION = "objectInfo150.txt"
 """ADE20K's table of categories."""
 
 
 class AnnotatedImages(NamedTuple):
-    """Train or test images with what is known of them."""
+    """Train or test images with their annotations."""
 
     images: Path
     """Folder of the images."""
@@ -31,13 +31,13 @@ class AnnotatedImages(NamedTuple):
 
 
 Layout = dict[str, AnnotatedImages]
-"""TRAIN and TEST -> where they lie."""
+"""TRAIN and TEST -> their locations."""
 
 
 def find_layout(config: TransferConfig) -> tuple[str, Layout]:
-    """The set that `config.data` holds in the format of the method: its name, and its parts.
+    """Name and parts of the set in `config.data`, which must have the method's format.
 
-    Raises UserError where a package of the extra `dense` is missing, and for another layout.
+    Raises UserError if a package of the extra `dense` is missing, and for another layout.
     """
     assert config.dense is not None
     package, root = PACKAGES[config.dense], Path(config.data)
@@ -63,8 +63,8 @@ def _wrong(root: Path, method: str, what: str) -> UserError:
 
 
 def coco_layout(root: Path) -> Layout:
-    """ROOT/annotations/instances_<split>.json with the images in ROOT/<split>, ROOT/images/<split>, or as their names
-    say below ROOT, as in a dataset of lbgen. val is what is tested on; test is, where there is no val."""
+    """ROOT/annotations/instances_<split>.json with the images in ROOT/<split>, ROOT/images/<split>, or at their names
+    below ROOT, as in a dataset of lbgen. val is used for testing or, if there is no val, test."""
     found: dict[str, Path] = {}
     folder = root / "annotations"
     if not os.path.isdir(folder):
@@ -90,7 +90,7 @@ def _split_name(path: Path) -> str:
 
 
 def _image_folder(root: Path, annotations: Path) -> Path:
-    """Where the first image that the file names lies."""
+    """The folder of the first image that the file names."""
     name = _first_file_name(annotations)
     split = _split_name(annotations)
     places = [root / split, root / "images" / split, root, root / "images"]

@@ -1,4 +1,4 @@
-"""A backbone on a set for detection or segmentation: a training for each share and seed, and their mean."""
+"""Measuring a backbone on a set for detection or segmentation: one training per share and seed, and their mean."""
 
 import json
 from collections.abc import Iterator
@@ -30,33 +30,33 @@ from lbgen.runs.identity import Identity, versions
 from lbgen.runs.parsing import Name, read_json
 
 METHODS = {BOX: "detection", MASK: "detection_mask", "mIoU": "segmentation"}
-"""Metric -> the method that it has in transfer.json: training once gives a value for boxes and one for masks."""
+"""Metric -> its method in transfer.json: one training gives a value for boxes and a value for masks."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What is kept of a training: its file is written last, so where it exists all of it does."""
+    """The stored results of a training. This file is written last, so if it exists, all other files do too."""
 
     values: dict[Name, Share]
     figures: dict[Name, Annotated[float, Meta(ge=0, le=1)]]
     resampled: dict[Name, list[Share]]
     images: int
-    """That it was trained on."""
+    """Number of training images."""
     identity: dict[Name, Any]
 
 
 class DenseMeasurer:
-    """A backbone with the settings by which it is measured."""
+    """A backbone and the settings of its measurement."""
 
     def __init__(self, name: str, backbone: Backbone, config: TransferConfig) -> None:
         self.name, self.backbone, self.config = name, backbone, config
 
     def results(self, dataset: DenseSet) -> Iterator[Result]:
-        """Of every share of the training images; what is stored is not trained again."""
+        """Results for every share of the training images; stored results are not computed again."""
         assert self.config.image_size is not None
         task: Task
         if self.config.dense == DETECTION:
-            from lbgen.evaluation.transfer.dense.detection import Detection  # late: the other needs no pycocotools
+            from lbgen.evaluation.transfer.dense.detection import Detection  # late: segmentation needs no pycocotools
 
             task = Detection(self.backbone, dataset, self.config.image_size)
         else:
@@ -67,7 +67,7 @@ class DenseMeasurer:
             yield from self._results_of(dataset, task, fraction)
 
     def _results_of(self, dataset: DenseSet, task: Task, fraction: float) -> list[Result]:
-        """One result for each metric."""
+        """One result per metric."""
         suffix = "" if fraction == 1 else f"-{100 * fraction:g}%"
         if known := self._known(dataset, task, suffix):
             return known
@@ -82,14 +82,14 @@ class DenseMeasurer:
         return results
 
     def _known(self, dataset: DenseSet, task: Task, suffix: str) -> list[Result]:
-        """The stored results, if all are there, of as many seeds as are asked for or more."""
+        """The stored results, if all exist, with at least the requested number of seeds."""
         names = [stored.name_of(self.name, dataset.name, f"{METHODS[metric]}{suffix}") for metric in task.metrics]
         found = [stored.load_result(self.config.folder, name, self._identity(dataset)) for name in names]
         known = [each for each in found if each is not None and len(each.draws) >= self.config.seeds]
         return known if len(known) == len(names) else []
 
     def _result(self, dataset: DenseSet, metric: str, suffix: str, trained: list[Trained], name: str) -> Result:
-        """name: of the answers."""
+        """name: of the answers' file."""
         draws = [each.values[metric] for each in trained]
         value = estimate(draws, trained[0].resampled[metric])
         plain = value.to_json()
@@ -142,7 +142,7 @@ class DenseMeasurer:
     def _store(
         self, evaluation: Evaluation, images: int, identity: Identity, file: Path, table: Path, checkpoint: Path
     ) -> Trained:
-        """Write the answers, then the values; then the checkpoint is no longer needed."""
+        """Write the answers, then the values, and remove the checkpoint."""
         trained = Trained(evaluation.values, evaluation.figures, evaluation.resampled, images, identity.to_plain())
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(table) as temporary, temporary.open("wb") as stream:
@@ -152,7 +152,7 @@ class DenseMeasurer:
         return trained
 
     def _files(self, name: str, seed: int) -> tuple[Path, Path]:
-        """Of a training: its values, and its answers."""
+        """The files of a training: its values and its answers."""
         base = self.config.folder / TRAININGS
         return base / f"{name}-{seed}.json", base / f"{name}-{seed}.parquet"
 
@@ -160,7 +160,7 @@ class DenseMeasurer:
         return Identity({"backbone": self.backbone.key, "data": dataset.sha256}, versions())
 
     def _training_sha256(self, dataset: DenseSet, rows: Rows) -> str:
-        """Names a checkpoint by what the training depends on, besides the settings of the folder."""
+        """Hash that names a checkpoint: everything that determines the training, besides the settings of the folder."""
         used = set_sha256(dataset.hashes, dataset.targets, dataset.categories, (rows,))
         return sha256("\n".join([self.backbone.key, used, *versions()]).encode()).hexdigest()
 
@@ -176,7 +176,7 @@ def joined(tables: list[pa.Table]) -> pa.Table:
 
 
 def estimate(draws: list[float], resampled: list[float]) -> Estimate:
-    """Mean over trainings with Student's interval; of a single one, the interval of a bootstrap over test images."""
+    """Mean over trainings with Student's interval; for a single training, a bootstrap interval over test images."""
     if len(draws) > 1:
         return over_seeds(draws)
     return normal_interval(draws[0], np.array(resampled), (0, 1))

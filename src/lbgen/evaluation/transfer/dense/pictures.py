@@ -1,4 +1,4 @@
-"""The pictures of a set as they lie on disk, never turned or shrunk: what is known of their pixels holds for these."""
+"""The pictures of a set as stored, neither rotated nor shrunk, because annotations refer to the stored pixels."""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ class UnlabelledPictures(Sequence[tuple[Image.Image, int]]):
     """(picture in RGB, 0) of every row; raises ValueError or OSError for one that cannot be used."""
 
     def __init__(self, paths: Sequence[Path], fault: Callable[[int, tuple[int, int]], str]) -> None:
-        """fault: of a row and its picture's height and width, why it cannot be used; empty where it can."""
+        """fault: from a row and its picture's (height, width), why it cannot be used; empty if it can."""
         self.paths, self.fault = paths, fault
 
     def __len__(self) -> int:
@@ -35,7 +35,7 @@ class UnlabelledPictures(Sequence[tuple[Image.Image, int]]):
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """A picture of a known format in a regular file, of LARGE pixels at most; raises ValueError or OSError else."""
+    """A picture in a known format with at most LARGE pixels, from a regular file; otherwise ValueError or OSError."""
     with Image.open(io.BytesIO(atomic.read_bounded(path, LARGEST_FILE)), formats=FORMATS) as picture:
         if picture.width * picture.height > LARGE:
             raise ValueError(f"{path.name} has {picture.width:,} x {picture.height:,} pixels, more than {LARGE:,}")

@@ -1,8 +1,8 @@
-"""A backbone's features at several scales, as detection and segmentation need them.
+"""A backbone's features at several scales, for detection and segmentation.
 
-Networks with stages give their features of strides 4, 8, 16 and 32 to a feature pyramid (arXiv 1612.03144). Vision
-transformers have one scale; their last features are resampled to four of them (simple feature pyramid, ViTDet, arXiv
-2203.16527).
+Networks with stages pass their features with strides 4, 8, 16 and 32 to a feature pyramid (arXiv 1612.03144). Vision
+transformers have a single scale; their last features are resampled to four scales (simple feature pyramid, ViTDet,
+arXiv 2203.16527).
 """
 
 import copy
@@ -21,16 +21,16 @@ from lbgen.models.backbones.backbone import Backbone, load
 
 STRIDES = (4, 8, 16, 32)
 CHANNELS = 256
-"""Of the pyramid; a backbone whose last features are narrower has as many as these."""
+"""Channels of the pyramid; a backbone with narrower last features uses their width."""
 ANY_SIZE: tuple[Mapping[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
-"""Arguments of timm's architectures by which they take images of any size."""
+"""Arguments of timm's architectures that allow images of any size."""
 
 
 class Pyramid(nn.Module):
     """(B, 3, H, W) to features (B, out_channels, H / stride, W / stride) by name "0", "1", ..., the finest first."""
 
     def __init__(self, backbone: Backbone) -> None:
-        """Raises UserError for a backbone that has no features of several scales and is no vision transformer."""
+        """Raises UserError for a backbone without features at several scales that is not a vision transformer."""
         super().__init__()
         model = of_any_size(backbone)
         info = [(each["num_chs"], each["reduction"]) for each in model.feature_info]
@@ -47,7 +47,7 @@ class Pyramid(nn.Module):
             self.size_divisor = self.strides[-1]
         else:
             width, stride = info[-1]
-            if stride not in STRIDES:  # torchvision takes the scale of a level as the nearest power of two
+            if stride not in STRIDES:  # torchvision rounds the scale of a level to a power of two
                 raise UserError(
                     f"backbone {backbone.name}: its patches have {stride} pixels; give one with 4, 8, 16 or 32"
                 )
@@ -62,7 +62,7 @@ class Pyramid(nn.Module):
 
 
 class Body(nn.Module):
-    """The features of a timm model at these places, each (B, width, h, w)."""
+    """The features of a timm model at these indices, each (B, width, h, w)."""
 
     def __init__(self, model: Any, places: list[int], norm: bool) -> None:
         """norm: whether the model's last normalisation belongs to its features."""
@@ -78,7 +78,7 @@ class Body(nn.Module):
 
 
 def last_of_each_stride(reductions: list[int]) -> list[int]:
-    """The places of the last features of strides 4, 8, 16 and 32."""
+    """The indices of the last features with strides 4, 8, 16 and 32."""
     return [
         max(place for place, each in enumerate(reductions) if each == stride)
         for stride in STRIDES
@@ -124,7 +124,7 @@ class SimplePyramid(nn.Module):
 
 
 def of_any_size(backbone: Backbone) -> Any:
-    """A copy of the model without its classifier that takes images of any size that its strides divide."""
+    """A copy of the model without its classifier, for images of any size that is divisible by its strides."""
     if not hasattr(backbone.model, "forward_intermediates") or not hasattr(backbone.model, "feature_info"):
         raise no_scales(backbone.name)
     for arguments in ANY_SIZE:
@@ -140,7 +140,7 @@ def of_any_size(backbone: Backbone) -> Any:
 
 
 def _takes_any_size(model: Any, native: tuple[int, int, int]) -> bool:
-    """Whether it gives features of an image of other sides than it was trained with."""
+    """Whether the model computes features of an image of another size than it was trained with."""
     stride = max(each["reduction"] for each in model.feature_info)
     side = math.lcm(stride, 4) * 2
     if side == native[1]:

@@ -22,22 +22,22 @@ from lbgen.models.backbones.backbone import Backbone
 
 MEAN_IOU = "mIoU"
 WARM_UP = 1500
-"""Updates in which the learning rate rises."""
+"""Number of updates in which the learning rate rises."""
 POWER = 0.9
-"""Of the polynomial by which the learning rate falls."""
+"""Exponent of the polynomial decay of the learning rate."""
 SCALES = (0.5, 2.0)
 """Range of the random scale of a training image."""
 LONGEST = 4
-"""The longer side of a test image, at most, relative to --image-size (2048 to 512 in the usual protocol)."""
+"""Largest longer side of a test image, relative to --image-size (2048 to 512 in the usual protocol)."""
 DROPOUT = 0.1
 GROUPS = 32
-"""Of group normalisation, at most."""
+"""Most groups of group normalisation."""
 SCHEMA = pa.schema(
     [("image", pa.string()), ("key", pa.string()), ("intersections", pa.list_(pa.int64()))]
     + [("unions", pa.list_(pa.int64())), ("draw", pa.int32())]
 )
-"""Of a table of answers: SHA-256 of the image's pixels, its name, for each category the pixels that have it in both the
-prediction and the truth, and in either of them, and the number of the training."""
+"""Columns of a table of answers: SHA-256 of the image's pixels, its name, for each category the intersection and the
+union of prediction and truth in pixels, and the number of the training."""
 
 
 class Segmentation:
@@ -95,7 +95,7 @@ class Segmentation:
             judge.update(prediction[None], labels[None])
             counts[:, place] = pixel_counts(prediction.numpy(), labels.numpy(), classes)
             progress.advance()
-        there = counts[1:].sum(axis=(0, 1)) > 0  # in a prediction or the truth
+        there = counts[1:].sum(axis=(0, 1)) > 0  # categories in a prediction or the truth
         value = float(judge.compute().numpy()[there].mean()) if there.any() else 0.0
         intersections, unions = counts[0], counts[1] + counts[2] - counts[0]
         figures = {
@@ -135,7 +135,7 @@ class Segmentation:
 
 
 class SemanticFPN(nn.Module):
-    """(B, 3, H, W) to (B, classes, H, W): every level is brought to the finest one, and their sum is classified."""
+    """(B, 3, H, W) to (B, classes, H, W): all levels are upsampled to the finest, and their sum is classified."""
 
     def __init__(self, pyramid: Pyramid, classes: int) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class SemanticFPN(nn.Module):
 
 
 def branch(channels: int, width: int, doublings: int) -> nn.Sequential:
-    """Convolutions, each but that of the finest level followed by an upsampling to twice the size."""
+    """Convolutions, each followed by upsampling by 2, `doublings` times; the finest level has no upsampling."""
     layers: list[nn.Module] = []
     for place in range(max(doublings, 1)):
         layers += [
@@ -173,7 +173,7 @@ def branch(channels: int, width: int, doublings: int) -> nn.Sequential:
 
 
 def augmentation(size: int, mean: Sequence[float]) -> Any:
-    """A random crop of an image that was resized, mirrored half of the time, with changed colours."""
+    """Random resizing, cropping, mirroring (with probability 1/2) and change of colours."""
     filling = {tv_tensors.Image: [round(255 * each) for each in mean], tv_tensors.Mask: UNLABELLED}
     return v2.Compose(
         [
@@ -188,7 +188,7 @@ def augmentation(size: int, mean: Sequence[float]) -> Any:
 
 
 def pixel_counts(prediction: NDArray, labels: NDArray, classes: int) -> NDArray[np.int64]:
-    """(3, classes): labelled pixels of each category in both, in the prediction, in the truth.  Both (H, W)."""
+    """(3, classes): labelled pixels per category in both, in the prediction and in the truth.  Arguments: (H, W)."""
     used = labels != UNLABELLED
     prediction, labels = prediction[used], labels[used]
     parts = (labels[prediction == labels], prediction, labels)

@@ -1,4 +1,4 @@
-"""A set for detection or segmentation, ready to be trained and tested on: no test image is among the others."""
+"""A set for detection or segmentation, prepared for training and testing; no test image is in the training set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from lbgen.runs.console import warn
 
 
 class Targets(Protocol):
-    """What is known of every image."""
+    """The annotations of every image."""
 
     def __getitem__(self, row: int) -> Any: ...
 
@@ -32,7 +32,7 @@ class Targets(Protocol):
 
 @dataclass(frozen=True)
 class DenseSet:
-    """Images with their objects or labels, divided."""
+    """Images with their objects or labels, divided into train and test."""
 
     name: str
     pictures: UnlabelledPictures
@@ -40,16 +40,16 @@ class DenseSet:
     keys: tuple[str, ...]
     categories: tuple[str, ...]
     hashes: list[str]
-    """Of the pixels of every image."""
+    """Hash of the pixels of every image."""
     train: Rows
     test: Rows
     left: list[Left]
     sha256: str
-    """Of the pixels and targets of all images that are used, in order."""
+    """SHA-256 of the pixels and targets of all used images, in order."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For transfer.json."""
+        """Facts about the set, for transfer.json."""
         left = {each.reason: len(each.rows) for each in self.left}
         sizes = {"train": len(self.train), "val": 0, "categories": len(self.categories)}
         return {**sizes, "left_out": left, "data_sha256": self.sha256}
@@ -59,12 +59,12 @@ class DenseSet:
 
 
 def prepare_dense(name: str, layout: Layout, config: TransferConfig) -> DenseSet:
-    """Read a set, hash its images and leave out what cannot be used; says so in one line for each reason."""
+    """Read a set, hash its images and leave out unusable ones; prints a line for each reason."""
     found = read_coco(layout) if config.dense == DETECTION else read_ade(layout)
     source = Source(found.pictures, found.keys, found.split, found.categories, fingerprint=fingerprint_of(found.files))
     seen = scan(source, name, config.folder / CACHE, config.workers)
 
-    # Leave out what cannot be read, what is in the test, and what has nothing to learn from.
+    # Leave out unreadable images, and train images that are also in the test or have no object.
     split, readable = np.array(found.split), seen.label >= 0
     train, test = (np.flatnonzero(readable & (split == part)) for part in (TRAIN, TEST))
     train, twice = without_pixels_of(test, train, seen.hashes)
@@ -92,7 +92,7 @@ def prepare_dense(name: str, layout: Layout, config: TransferConfig) -> DenseSet
 
 
 def set_sha256(hashes: Sequence[str], targets: Targets, categories: Sequence[str], parts: Sequence[Rows]) -> str:
-    """Identity of what is trained and tested on: categories, pixels and targets."""
+    """Identity of the used data: categories, pixels and targets."""
     digest = sha256("\n".join(categories).encode())
     for part in parts:
         digest.update(f"\n{len(part)}\n".encode())
@@ -102,6 +102,6 @@ def set_sha256(hashes: Sequence[str], targets: Targets, categories: Sequence[str
 
 
 def fraction_of(rows: Rows, keys: Sequence[str], fraction: float, seed: int) -> Rows:
-    """A share of the rows, one at least, drawn by the seed and the images' names: smaller shares are part of larger."""
+    """A share of the rows (at least one), drawn by seed and image names; a smaller share is part of a larger one."""
     order = sorted(rows.tolist(), key=lambda row: sha256(f"fraction {seed} {keys[row]}".encode()).digest())
     return np.sort(np.array(order[: max(round(fraction * len(rows)), 1)], dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Training for detection and segmentation: one training from the first update to the last, and its checkpoint."""
+"""One training for detection or segmentation, and its checkpoint."""
 
 import io
 import math
@@ -23,28 +23,28 @@ from lbgen.runs.processes.spawned import heed_no_signals
 from lbgen.training.tensors import DAMAGE, load_tensors
 
 LARGEST_WARM_UP = 0.1
-"""Share of the updates, at most, in which the learning rate rises."""
+"""Largest share of the updates in which the learning rate rises."""
 FIRST_RATE = 1e-3
-"""Of the learning rate, that of the first update."""
+"""Learning rate of the first update, relative to the highest."""
 
 
 class Evaluation(NamedTuple):
-    """What a trained model makes of the test images."""
+    """The results of a trained model on the test images."""
 
     values: dict[str, float]
-    """By metric, in [0, 1]."""
+    """Metric -> value in [0, 1]."""
     figures: dict[str, float]
-    """More of them, in [0, 1]."""
+    """Further figures, in [0, 1]."""
     resampled: dict[str, list[float]]
-    """Each value, of bootstraps over the test images."""
+    """Metric -> its values on bootstraps over the test images."""
     answers: pa.Table
 
 
 class Task(Protocol):
-    """What a method does with a set."""
+    """A method applied to a set."""
 
     warm_up: int
-    """Updates in which the learning rate rises."""
+    """Number of updates in which the learning rate rises."""
     metrics: tuple[str, ...]
 
     def factor(self, update: int, updates: int) -> float:
@@ -62,7 +62,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class DenseTraining:
-    """How a model is trained on these rows."""
+    """The settings of a training on these rows."""
 
     task: Task
     rows: Rows
@@ -74,7 +74,7 @@ class DenseTraining:
     device: torch.device
     workers: int
     name: str
-    """For the progress."""
+    """Title of the progress bar."""
 
     @property
     def updates_per_epoch(self) -> int:
@@ -85,7 +85,7 @@ class DenseTraining:
         return self.epochs * self.updates_per_epoch
 
     def batches(self, epoch: int) -> list[list[tuple[int, int]]]:
-        """(epoch, row) of the images of every update of an epoch, of nearly equal number."""
+        """(epoch, row) of the images in each update of an epoch; updates have nearly equal numbers of images."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
         return [[(epoch, row) for row in part.tolist()] for part in np.array_split(order, self.updates_per_epoch)]
 
@@ -97,13 +97,13 @@ class DenseTraining:
 
 
 def train(setup: DenseTraining, checkpoint: Path) -> nn.Module:
-    """The trained model, in eval mode. It goes on after the last epoch of which `checkpoint` holds the end.
+    """The trained model, in eval mode. Training continues after the last epoch stored in `checkpoint`.
 
-    Whatever is drawn follows from the seed, the epoch and the update or row: a training that was interrupted ends with
-    the same weights.
+    Random draws depend only on the seed, the epoch and the update or row, so an interrupted training ends with the same
+    weights.
     """
     with torch.random.fork_rng():
-        # A model with new heads, or where an earlier run stopped.
+        # A model with new heads, or the model of the checkpoint.
         torch.manual_seed(setup.seed)
         model = setup.task.model().to(setup.device)
         optimizer = create_optimizer_v2(model, "adamw", lr=setup.learning_rate, weight_decay=setup.weight_decay)
@@ -143,7 +143,7 @@ def training_step(
 
 @dataclass
 class Examples(Dataset):
-    """Augmented images; what happens to one follows from seed, epoch and row, whatever process decodes it."""
+    """Augmented images; the augmentation depends only on seed, epoch and row, not on the process."""
 
     task: Task
     seed: int
@@ -175,7 +175,7 @@ def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epochs
 
 
 def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, setup: DenseTraining) -> int:
-    """The number of epochs that are done; 0 where there is no checkpoint that can be read."""
+    """Load a checkpoint; returns its number of finished epochs, 0 if there is none."""
     if not path.is_file():
         return 0
     try:

@@ -1,1 +1,1 @@
-"""How a backbone is measured on a data set: a linear probe on its features, or fine-tuning."""
+"""The methods of measuring a backbone on a data set: a linear probe on its features, or fine-tuning."""

@@ -1,4 +1,4 @@
-"""Features of a data set's images, computed once for each backbone and kept on disk."""
+"""Features of a data set's images, computed once per backbone and cached on disk."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from lbgen.runs.console import Progress
 from lbgen.runs.processes.spawned import heed_no_signals
 
 PART = 4096
-"""Images in one file: what an interrupted run loses at most."""
+"""Number of images per file, the most that an interrupted run loses."""
 
 
 @dataclass
 class Seen(Dataset):
-    """The images of these rows as a backbone sees them."""
+    """The images of these rows after the backbone's preprocessing."""
 
     images: Any
     rows: NDArray[np.int64]
@@ -38,16 +38,16 @@ class Seen(Dataset):
 
 
 class FeatureCache:
-    """A folder of features, float32, in files that are named by all that the features depend on."""
+    """A folder of features, float32, in files named by a hash of everything that determines the features."""
 
     def __init__(self, folder: Path, batch_size: int, workers: Callable[[int], int]) -> None:
-        """workers: of a number of images, how many processes decode them."""
+        """workers: function from a number of images to the number of processes that decode them."""
         self.folder, self.batch_size, self.workers = folder, batch_size, workers
 
     def features(
         self, backbone: Backbone, images: Any, hashes: list[str], rows: NDArray[np.int64], name: str
     ) -> Tensor:
-        """(N, D) on the CPU, of the images of these sorted rows; zeros for the others.  name: for the progress."""
+        """(N, D) features on the CPU of the images in these sorted rows; zeros for all others.  name: for progress."""
         parts = [rows[start : start + PART] for start in range(0, len(rows), PART)]
         paths = [self._path(backbone, [hashes[row] for row in part.tolist()]) for part in parts]
         found = [_read(path, len(part)) for path, part in zip(paths, parts, strict=True)]
@@ -75,13 +75,13 @@ class FeatureCache:
         return np.concatenate(found)
 
     def _path(self, backbone: Backbone, hashes: list[str]) -> Path:
-        """By the weights and their preprocessing, the transform as it is written out, and the pixels of the images."""
+        """The file, named by a hash of weights, preprocessing, the transform's text and the images' pixels."""
         identity = "\n".join([backbone.key, repr(backbone.transform), *hashes])
         return self.folder / f"features-{sha256(identity.encode()).hexdigest()[:32]}.npy"
 
 
 def _read(path: Path, rows: int) -> NDArray | None:
-    """The features of so many rows; None where the file is missing or holds something else."""
+    """The features of `rows` rows; None if the file is missing or has other content."""
     stored = read_npy(path)
     if stored is None or stored.dtype != np.float32 or stored.ndim != 2 or len(stored) != rows:
         return None

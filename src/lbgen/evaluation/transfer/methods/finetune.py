@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight is trained; learning rate and weight decay are chosen on val alone."""
+"""Full fine-tuning: every weight is trained; learning rate and weight decay are chosen only on val."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ from lbgen.runs.console import Progress
 from lbgen.runs.processes.spawned import heed_no_signals
 
 SMALLEST_CROP = 0.5
-"""Share of a picture's area that a training crop has at least."""
+"""Smallest share of a picture's area in a training crop."""
 WARM_UP = 0.1
 """Share of the updates in which the learning rate rises."""
 
@@ -37,7 +37,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How a backbone is fine-tuned on one data set."""
+    """The settings of fine-tuning a backbone on one data set."""
 
     backbone: Backbone
     images: Any
@@ -49,15 +49,15 @@ class FineTuning:
     seed: int
     workers: Callable[[int], int]
     name: str
-    """For the progress."""
+    """Title of the progress bar."""
 
 
 def fine_tune(
     setup: FineTuning, division: Division, metric: Metric, known: Callable[[Pair, Callable[[], float]], float]
 ) -> tuple[NDArray[np.int64], dict[str, float]]:
-    """(n_test,) predicted categories, and the pair that was chosen with its value on val.
+    """(n_test,) predicted categories, and the chosen pair with its value on val.
 
-    known: returns the value of a pair on val, and remembers it for a run that goes on.
+    known: returns the value of a pair on val, and stores it for a continued run.
     """
 
     def value_of(pair: Pair) -> float:
@@ -65,7 +65,7 @@ def fine_tune(
         return score(predict(setup, model, division.val), division.label[division.val], metric)
 
     values = {pair: known(pair, lambda pair=pair: value_of(pair)) for pair in setup.pairs}  # type: ignore[misc]
-    best = max(values, key=lambda pair: values[pair])  # the first of equal ones
+    best = max(values, key=lambda pair: values[pair])  # the first of equal values
     model = train(setup, best, division.final, division.label)
     return predict(setup, model, division.test), {**best._asdict(), "val": values[best]}
 
@@ -112,11 +112,11 @@ def predict(setup: FineTuning, model: nn.Module, rows: Rows) -> NDArray[np.int64
     return np.concatenate(found)
 
 
-# ---- images in training ----
+# ---- training images ----
 
 
 def augmentation(backbone: Backbone, mirrored: bool) -> Callable[[Any], Tensor]:
-    """A random crop, and a mirror image where that changes no category."""
+    """A random crop, and random mirroring if that preserves the category."""
     interpolation = InterpolationMode(backbone.interpolation)
     size = backbone.input_size[1:]
     steps: list[Any] = [v2.ToImage(), v2.RandomResizedCrop(size, (SMALLEST_CROP, 1), interpolation=interpolation)]
@@ -125,7 +125,7 @@ def augmentation(backbone: Backbone, mirrored: bool) -> Callable[[Any], Tensor]:
 
 
 class Batches:
-    """Batches of (epoch, row): each epoch has its own order, which follows from the seed."""
+    """Batches of (epoch, row); each epoch has its own order, which depends on the seed."""
 
     def __init__(self, rows: Rows, epochs: int, batch_size: int, seed: int) -> None:
         self.rows, self.epochs, self.batch_size, self.seed = rows, epochs, batch_size, seed
@@ -138,7 +138,9 @@ class Batches:
 
     @property
     def in_epoch(self) -> int:
-        """Of nearly equal size, because batch normalisation cannot train on a single image that is left over."""
+        """Number of batches per epoch; they have nearly equal sizes, because batch normalisation cannot train on a
+        single remaining image.
+        """
         return -(-len(self.rows) // self.batch_size)
 
     def __len__(self) -> int:
@@ -147,7 +149,7 @@ class Batches:
 
 @dataclass
 class Augmented(Dataset):
-    """Augmented images; what happens to one follows from seed, epoch and row, whatever process decodes it."""
+    """Augmented images; the augmentation depends only on seed, epoch and row, not on the process."""
 
     images: Any
     transform: Callable[[Any], Tensor]

@@ -1,7 +1,7 @@
 """Multinomial logistic regression on frozen features, solved by L-BFGS.
 
-Minimised is what scikit-learn's LogisticRegression minimises: C * sum of cross-entropies + |weight|^2 / 2, where the
-bias has no penalty. With two categories scikit-learn has one row of weights, the difference of the two here.
+The objective is that of scikit-learn's LogisticRegression: C * sum of cross-entropies + |weight|^2 / 2, without a
+penalty on the bias. With two categories scikit-learn has one row of weights, the difference of the two rows here.
 """
 
 from typing import NamedTuple, Self
@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 COSTS = tuple(float(cost) for cost in 1 / np.logspace(5, -6, 45))
-"""The 45 values of C that are tried (SynCLR, arXiv 2312.17742), the strongest penalty first."""
+"""The 45 values of C that are tried (SynCLR, arXiv 2312.17742), strongest penalty first."""
 ITERATIONS = 1000
-"""Of L-BFGS, at most."""
+"""Most iterations of L-BFGS."""
 HISTORY = 10
 TOLERANCE = 1e-6
-"""Of the largest entry of the gradient of the mean loss; a step that is lost in rounding ends the search too."""
+"""Tolerance for the largest entry of the mean loss's gradient; a step below rounding noise also ends the search."""
 
 
 class Classifier(NamedTuple):
@@ -32,10 +32,10 @@ class Classifier(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Training rows in coordinates in which L-BFGS needs few iterations, and whose solution is that of the rows.
+    """Training rows in coordinates in which L-BFGS needs few iterations; the solution is equivalent.
 
-    Rows are centred, which the bias makes up for, and turned to their principal axes, which leaves the penalty as it
-    is. Axes without variance are left out: the penalty sets their weights to zero.
+    Rows are centred, which the bias compensates, and rotated to their principal axes, which does not change the
+    penalty. Axes without variance are left out, because the penalty sets their weights to zero.
     """
 
     rows: Tensor
@@ -64,7 +64,7 @@ class Problem(NamedTuple):
         return self.rows.new_zeros(self.categories, self.rows.shape[1] + 1)
 
     def classifier(self, solution: Tensor) -> Classifier:
-        """The solution for features as they are."""
+        """The solution in the original coordinates of the features."""
         weight = solution[:, :-1] @ self.axes.T
         return Classifier(weight, solution[:, -1] - weight @ self.centre)
 
@@ -72,15 +72,15 @@ class Problem(NamedTuple):
 def solve(problem: Problem, cost: float, start: Tensor | None = None) -> Tensor:
     """Minimise the objective for one C from `start`, (K, R + 1); returns a tensor of the same shape.
 
-    The problem is convex: `start` decides only how soon the solution is reached. Every axis is stretched so that the
-    objective is about equally curved along all of them where all categories are equally probable.
+    The problem is convex, so `start` affects only the number of iterations. Every axis is scaled so that the objective
+    has about the same curvature along all axes at equal probabilities of all categories.
     """
-    # The objective in stretched coordinates; the bias is the weight of a column of ones.
+    # The objective in scaled coordinates; the bias is the weight of a column of ones.
     penalty = (2 if problem.categories == 2 else 1) / (cost * len(problem.label))
     stretch = (problem.rows.square().mean(dim=0) / problem.categories + penalty).rsqrt()  # (R,)
     stretch = torch.cat([stretch, stretch.new_tensor([problem.categories**0.5])])  # (R + 1,)
     rows = F.pad(problem.rows, (0, 1), value=1.0) * stretch  # (N, R + 1)
-    penalties = F.pad(penalty * stretch[:-1].square(), (0, 1))  # (R + 1,), none of the bias
+    penalties = F.pad(penalty * stretch[:-1].square(), (0, 1))  # (R + 1,), 0 for the bias
     truth = F.one_hot(problem.label, problem.categories).to(rows)  # (N, K)
     point = (problem.start() if start is None else start) / stretch  # (K, R + 1)
     point.grad = torch.zeros_like(point)

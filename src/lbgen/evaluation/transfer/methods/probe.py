@@ -1,4 +1,4 @@
-"""The linear probe: C is chosen on val, the classifier fitted again on train and val, and tested once."""
+"""The linear probe: C is chosen on val; the classifier is then fitted again on train and val, and tested once."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,9 @@ from lbgen.evaluation.transfer.values import Metric
 
 
 def linear_probe(features: Tensor, division: Division, metric: Metric) -> tuple[NDArray[np.int64], dict[str, float]]:
-    """(n_test,) predicted categories, and the C that was chosen with its value on val.
+    """(n_test,) predicted categories, and the chosen C with its value on val.
 
-    features: (N, D) of all images, on the device and in the precision of the computation.
+    features: (N, D) of all images, on the device and with the precision of the computation.
     """
 
     def problem(rows: Rows) -> linear.Problem:
@@ -27,7 +27,7 @@ def linear_probe(features: Tensor, division: Division, metric: Metric) -> tuple[
 
 
 def _choose(problem: linear.Problem, val: Tensor, label: Rows, metric: Metric) -> tuple[float, float]:
-    """The first C, from the strongest penalty on, with the best value on val. Each solution starts the next one."""
+    """The C with the best value on val; of equal values, the strongest penalty. Each solution starts the next fit."""
     solution, best, best_value = None, 0.0, -1.0
     for cost in linear.COSTS:
         solution = linear.solve(problem, cost, solution)

@@ -1,1 +1,1 @@
-"""The downstream data sets: where they lie, how they are divided, and what is left out."""
+"""The downstream data sets: their locations, their division, and the images that are left out."""

@@ -16,9 +16,9 @@ NAMES = {
     VAL: ("val", "valid", "validation", "dev"),
     TEST: ("test", "testing", "eval", "evaluation"),
 }
-"""What each split may be called, perhaps with a number behind."""
+"""Possible names of each split; a number may follow."""
 SIDE = 512
-"""Pixels for which a very large picture is shrunk before anything else."""
+"""Side in pixels for which a very large picture is shrunk first."""
 
 
 class LabelledPictures(Sequence[tuple[Image.Image, int]]):
@@ -59,6 +59,6 @@ def open_folder(folder: Path) -> Source:
 
 
 def split_of(name: str) -> str:
-    """`validation`, `Val` and `val2017` are val; ANY for a name that says nothing."""
+    """The split of a folder's name: `validation`, `Val` and `val2017` are val; ANY for other names."""
     plain = name.lower().rstrip("-_. 0123456789")
     return next((split for split, names in NAMES.items() if plain in names), ANY)

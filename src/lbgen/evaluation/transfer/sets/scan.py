@@ -1,4 +1,4 @@
-"""One pass over a data set before any backbone sees it: the label and the hash of the pixels of every image."""
+"""One pass over a data set before any backbone reads it: label and pixel hash of every image."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -16,10 +16,10 @@ from lbgen.runs.console import Progress
 from lbgen.runs.processes.spawned import heed_no_signals
 
 SMALL = 2000
-"""Images of a set, up to which it is read without further processes."""
+"""Largest number of images of a set that is read without additional processes."""
 BATCH = 64
 DIGEST = 32
-"""Bytes of a hash."""
+"""Length of a hash in bytes."""
 
 
 class Scan(NamedTuple):
@@ -28,7 +28,7 @@ class Scan(NamedTuple):
     content: NDArray[np.uint8]
     """(N, 32): SHA-256 of width, height and RGB pixels; zeros for an image that cannot be read."""
     faults: dict[int, str]
-    """Row -> why it cannot be read."""
+    """Row -> why the image cannot be read."""
 
     @property
     def hashes(self) -> list[str]:
@@ -47,12 +47,12 @@ class _Hashed(Dataset):
             image, label = self.images[row]
             size = f"{image.width}x{image.height} ".encode()
             return int(label), sha256(size + image.convert("RGB").tobytes()).digest(), ""
-        except Exception as error:  # Pillow raises exceptions of any kind for damaged files
+        except Exception as error:  # Pillow may raise anything for damaged files
             return -1, bytes(DIGEST), " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def scan(source: Source, name: str, cache: Path, workers: int | None) -> Scan:
-    """Read every image of a set, or take what an earlier pass over the same files found from the folder `cache`."""
+    """Read every image of a set, or load the result of an earlier pass over the same files from the folder `cache`."""
     path = cache / f"scan-{_key(source)}.npy"
     if (known := _read(path, len(source.keys), len(source.categories))) is not None:
         return known
@@ -68,23 +68,23 @@ def scan(source: Source, name: str, cache: Path, workers: int | None) -> Scan:
     label = np.array([each[0] for each in found], dtype=np.int64)
     content = np.frombuffer(b"".join(each[1] for each in found), np.uint8).reshape(-1, DIGEST)
     faults = {row: fault for row, (_, _, fault) in enumerate(found) if fault}
-    if not faults:  # else it is read again next time, which says why
+    if not faults:  # otherwise the set is read again next time, which reports the faults again
         _write(path, np.concatenate([label[:, None].view(np.uint8), content], axis=1))
     return Scan(label, content, faults)
 
 
 def _key(source: Source) -> str:
-    """Hash of what decides which pixels are read: names, order and the state of the files."""
+    """Hash of everything that determines the pixels: names, order and state of the files."""
     return sha256("\n".join([source.fingerprint, *source.keys]).encode()).hexdigest()[:32]
 
 
 def _read(path: Path, rows: int, categories: int) -> Scan | None:
-    """What `scan` wrote; None where there is nothing of this shape."""
+    """A stored result of `scan`; None if there is none of this shape."""
     table = read_npy(path)
     if table is None or table.shape != (rows, 8 + DIGEST) or table.dtype != np.uint8:
         return None
     label = np.ascontiguousarray(table[:, :8]).view(np.int64)[:, 0]
-    if label.min(initial=0) < 0 or label.max(initial=0) >= categories:  # of a readable image
+    if label.min(initial=0) < 0 or label.max(initial=0) >= categories:  # no label of a readable image
         return None
     return Scan(label, np.array(table[:, 8:]), {})
 
@@ -95,14 +95,14 @@ def _write(path: Path, table: NDArray) -> None:
 
 
 def processes(images: int, workers: int | None) -> int:
-    """How many processes read the images, besides this one."""
+    """Number of processes that read the images, besides this one."""
     if workers is not None:
         return workers
     return 0 if images <= SMALL else min(8, os.cpu_count() or 1)
 
 
 def data_sha256(source: Source, content: Sequence[str], rows: Iterable[NDArray[np.int64]], label: NDArray) -> str:
-    """Identity of a set as it is used: the pixels and the label of every image of train, val and test, in order."""
+    """Identity of the used part of a set: pixels and label of every image of train, val and test, in order."""
     digest = sha256()
     for part in rows:
         digest.update(f"{len(part)}\n".encode())

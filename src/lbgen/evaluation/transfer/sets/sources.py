@@ -1,6 +1,6 @@
-"""The images of a data set as they lie on disk, with what is published of their splits.
+"""The stored images of a data set with their published splits.
 
-The paper's eight sets are read by torchvision's loaders, scikit-learn's digits come with it, and every other name is a
+The paper's eight sets are read by torchvision's loaders, the digits come with scikit-learn, and every other name is a
 folder that `lbgen.datasets.open` reads.
 """
 
@@ -36,10 +36,10 @@ class Published(NamedTuple):
     loader: str
     """Its class in torchvision.datasets."""
     folder: str
-    """Below --data."""
+    """Its folder below --data."""
     metric: Metric
     splits: Mapping[str, str] | None
-    """Our splits -> the loader's; None where the loader has none."""
+    """Our splits -> the loader's splits; None if the loader has none."""
     remedy: str = DOWNLOAD
     """How to get it, with {root} for --data."""
 
@@ -67,7 +67,7 @@ SHORT = {
 
 
 class NotHere(UserError):
-    """A known data set does not lie in --data; the others go on."""
+    """A known data set is missing in --data; the run continues with the others."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ class Source:
     keys: tuple[str, ...]
     """Name of each image, the same on every machine."""
     split: tuple[str, ...]
-    """train, val or test; ANY for what is still to be divided."""
+    """train, val or test; ANY for images that are still to be divided."""
     categories: tuple[str, ...]
     metric: Metric = "accuracy"
     mirrored: bool = True
-    """Whether a mirrored image is of the same category."""
+    """Whether mirroring preserves the category."""
     fingerprint: str = ""
     """Changes when a file changes: see `fingerprint_of`."""
 
@@ -94,7 +94,7 @@ def known_name(name: str) -> str:
 
 
 def place_of(name: str, root: Path) -> Path | None:
-    """The folder of a set; None for digits. A name that is not known is a folder in `root`, or a path."""
+    """The folder of a set; None for digits. An unknown name is a folder in `root`, or a path."""
     known = known_name(name)
     if known == DIGITS:
         return None
@@ -104,7 +104,7 @@ def place_of(name: str, root: Path) -> Path | None:
 
 
 def ensure_here(name: str, root: Path) -> None:
-    """Refuse a set that is not there: NotHere for one that can be got, UserError for a name that nobody knows."""
+    """Refuse a missing set: NotHere for a known set, UserError for an unknown name."""
     place, known = place_of(name, root), known_name(name)
     if place is None or os.path.isdir(place):
         return
@@ -123,7 +123,7 @@ def not_here(name: str, root: Path) -> NotHere:
 
 
 def fingerprint_of(files: Iterable[Path]) -> str:
-    """Hash of the paths, sizes and times of files; of one that is missing, of its path."""
+    """Hash of the paths, sizes and times of files; only the path of a missing file."""
     lines = []
     for path in sorted(files):
         status = path.stat() if os.path.exists(path) else None
@@ -149,7 +149,7 @@ def open_digits() -> Source:
 
 
 def open_published(name: str, root: Path) -> Source:
-    """One of the eight sets. Raises NotHere where a part of it is missing."""
+    """One of the eight sets. Raises NotHere if a part of it is missing."""
     from torchvision import datasets  # type: ignore[import-untyped]  # late: slow
 
     published = PUBLISHED[name]
@@ -161,7 +161,7 @@ def open_published(name: str, root: Path) -> Source:
             images = loader(str(root))
             source = _of_lists(images, published, root) if name == "sun397" else _of_files(images, published)
         return replace(source, fingerprint=fingerprint_of(atomic.files_below(root / published.folder)))
-    except Exception as error:  # loaders raise exceptions of any kind where a file is missing or damaged
+    except Exception as error:  # loaders may raise anything if a file is missing or damaged
         cause = " ".join(str(error).split())[:200]
         raise NotHere(f"{not_here(name, root)} (torchvision cannot read it: {cause})") from error
 
@@ -180,13 +180,13 @@ def _of_splits(loader: Any, published: Published, root: Path) -> Source:
 
 
 def _of_files(images: Any, published: Published) -> Source:
-    """EuroSAT: no split is published."""
+    """EuroSAT, which has no published split."""
     keys = tuple("/".join(Path(path).parts[-2:]) for path, _ in images.samples)
     return Source(images, keys, (ANY,) * len(keys), tuple(images.classes), published.metric)
 
 
 def _of_lists(images: Any, published: Published, root: Path) -> Source:
-    """SUN397: the first of its ten published partitions, 50 images a category in each list."""
+    """SUN397: the first of its ten published partitions, with 50 images per category in each list."""
     from torch.utils.data import Subset
 
     folder = root / published.folder

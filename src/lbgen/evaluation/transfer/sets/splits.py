@@ -1,7 +1,7 @@
-"""Which images train, choose and test: published splits, drawn ones, few shots, and no test image among the others.
+"""Dividing images into train, val and test: published splits, drawn splits, few shots; no test image is in the others.
 
-What is drawn follows from the images' keys and a fixed text, by hash: it is the same on every machine and for every
-backbone, and few shots are part of more shots.
+Draws depend on hashes of the images' keys and a fixed text, so they are the same on every machine and for every
+backbone, and few shots are a subset of more shots.
 """
 
 from collections import Counter
@@ -20,9 +20,9 @@ TRAIN, VAL, TEST = "train", "val", "test"
 ANY = ""
 """The split of an image that is still to be divided."""
 DRAWN_SHARE = 0.2
-"""Of a category's images: the test images of a set without splits, then of the others those that choose."""
+"""Share of a category's images that is drawn: for test in a set without splits, then for val from the rest."""
 SHOTS_TO_CHOOSE = 4
-"""Images per category, at most, that choose among classifiers of k shots (CoOp, arXiv 2109.01134)."""
+"""Most val images per category for choosing among classifiers with k shots (CoOp, arXiv 2109.01134)."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Division:
     """Images on which the settings of a method are chosen."""
     test: Rows
     final: Rows
-    """Images that the tested classifier is fitted on, with the chosen settings."""
+    """Images on which the tested classifier is fitted, with the chosen settings."""
 
 
 class Left(NamedTuple):
-    """What was left out, for one line about each reason."""
+    """Images that were left out for one reason."""
 
     reason: str
     rows: Rows
@@ -52,16 +52,16 @@ class Left(NamedTuple):
 def divide(
     label: Rows, published: Sequence[str], keys: Sequence[str], content: Sequence[str]
 ) -> tuple[Division, list[Left]]:
-    """The images by their use, and those that are left out.
+    """The images by their use, and the images that are left out.
 
-    label: (N,), -1 for an image that cannot be read.  published: the split of each image, or ANY.  keys: names that
-    identify the images.  content: hash of each image's pixels; no image of the test may be among the others.
+    label: (N,), -1 for an unreadable image.  published: the split of each image, or ANY.  keys: names that identify the
+    images.  content: hash of each image's pixels; no test image may be in train or val.
     """
     split = np.array(published, dtype="<U5")
     readable = label >= 0
     left = [Left("unreadable", np.flatnonzero(~readable))]
 
-    # Draw what is not published.
+    # Draw the splits that are not published.
     if TEST in split:
         left.append(Left("in none of the splits train, val and test", np.flatnonzero(readable & (split == ANY))))
     else:
@@ -70,7 +70,7 @@ def divide(
     if VAL not in split:
         split = np.where(_drawn(label, readable & (split == TRAIN), keys, "val"), VAL, split)
 
-    # Images with the same pixels: those of the test stay there, then those of train.
+    # Of images with the same pixels keep those in test, then those in train.
     rows = {name: np.flatnonzero(readable & (split == name)) for name in (TRAIN, VAL, TEST)}
     trained = rows[TRAIN]
     rows[TRAIN], twice = without_pixels_of(rows[TEST], rows[TRAIN], content)
@@ -86,7 +86,7 @@ def divide(
 
 
 def ensure_usable(division: Division, name: str, left: Iterable[Left]) -> None:
-    """Refuse a set without images of some use, or whose test has a category that train does not have."""
+    """Refuse a set without images for some use, or with a test category that train lacks."""
     why = "".join(f"; {len(each.rows):,} {each.reason}" for each in left)
     for part in (TRAIN, VAL, TEST):
         if not len(getattr(division, part)):
@@ -99,14 +99,14 @@ def ensure_usable(division: Division, name: str, left: Iterable[Left]) -> None:
 
 
 def without_pixels_of(known: Rows, rows: Rows, content: Sequence[str]) -> tuple[Rows, Rows]:
-    """The rows that stay, and those of images that have the pixels of one in `known`.  content: hash of the pixels."""
+    """The remaining rows, and the rows whose pixels equal those of a row in `known`.  content: hash of the pixels."""
     hashes = {content[row] for row in known.tolist()}
     out = np.array([content[row] in hashes for row in rows.tolist()], dtype=bool)
     return rows[~out], rows[out]
 
 
 def _drawn(label: Rows, among: NDArray[np.bool_], keys: Sequence[str], purpose: str) -> NDArray[np.bool_]:
-    """(N,) whether an image is of the DRAWN_SHARE of its category; at least one where there are two or more."""
+    """(N,) whether an image is in the DRAWN_SHARE of its category; at least one if there are two or more."""
     drawn = np.zeros(len(label), dtype=bool)
     for members in _by_category(label, np.flatnonzero(among), keys, purpose):
         count = max(round(DRAWN_SHARE * len(members)), 1) if len(members) > 1 else 0
@@ -115,7 +115,7 @@ def _drawn(label: Rows, among: NDArray[np.bool_], keys: Sequence[str], purpose: 
 
 
 def _by_category(label: Rows, rows: Rows, keys: Sequence[str], purpose: str) -> list[Rows]:
-    """The rows of each category, in an order that their keys and the purpose give."""
+    """The rows of each category, in an order that depends on their keys and the purpose."""
     rank = {row: sha256(f"{purpose} {keys[row]}".encode()).digest() for row in rows.tolist()}
     order = np.array(sorted(rank, key=lambda row: (label[row], rank[row])), dtype=np.int64)
     borders = np.flatnonzero(np.diff(label[order])) + 1
@@ -126,10 +126,10 @@ def _by_category(label: Rows, rows: Rows, keys: Sequence[str], purpose: str) -> 
 
 
 class Shot(NamedTuple):
-    """How many images of each category: a share of them, or a number."""
+    """The images of each category: a share or a number of them."""
 
     text: str
-    """As it was given: "5%" or "10"."""
+    """The given text, "5%" or "10"."""
 
     @property
     def share(self) -> float | None:
@@ -137,15 +137,15 @@ class Shot(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        """Ends the method's name: `linear-5%` or `linear-10shot`."""
+        """Suffix of the method's name: `linear-5%` or `linear-10shot`."""
         return self.text if self.share is not None else f"{self.text}shot"
 
 
 def few_shots(division: Division, shot: Shot, keys: Sequence[str], seed: int) -> Division:
-    """The division with fewer images in all parts but the test; every category keeps one or more.
+    """The division with fewer images in all parts except test; every category keeps at least one.
 
-    A share is taken of train and of val, and both fit the tested classifier. k shots are k images of train, which alone
-    fit it; up to SHOTS_TO_CHOOSE images of val choose.
+    A share is drawn from train and from val, and the tested classifier is fitted on both. k shots are k images of
+    train, on which alone it is fitted; settings are chosen on up to SHOTS_TO_CHOOSE images of val.
     """
 
     def taken(rows: Rows, number: int | None) -> Rows:
@@ -161,5 +161,5 @@ def few_shots(division: Division, shot: Shot, keys: Sequence[str], seed: int) ->
 
 
 def smallest_category(division: Division) -> int:
-    """Training images of the smallest category."""
+    """Number of training images of the smallest category."""
     return min(Counter(division.label[division.train].tolist()).values())
