@@ -20,6 +20,7 @@ from lbgen.alignment.reports.trackers import log_pictures
 from lbgen.alignment.state import AlignmentState
 from lbgen.errors import Interrupted, UserError
 from lbgen.runs.console import Progress, warn
+from lbgen.training.processes import received_signal
 
 
 def training_step(state: AlignmentState, batch_index: int) -> dict[str, float]:
@@ -271,12 +272,6 @@ def leave_if_asked(state: AlignmentState, signals: list[int]) -> None:
         state.save()
         state.accelerator.end_training()
         raise Interrupted(signum, f"saved {state.checkpoint_path}; the same command goes on from there")
-
-
-def received_signal(accelerator: Accelerator, signals: list[int]) -> int:
-    """The signal that a process has received, the same in all processes; 0 if none has."""
-    received = torch.tensor([signals[0] if signals else 0], device=accelerator.device)
-    return int(accelerator.gather(received).max())
 
 
 # ---- what is shown and written ----

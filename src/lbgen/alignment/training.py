@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from lbgen.alignment import checkpoint
 from lbgen.alignment.checkpoint import CONFIG, PROVENANCE, identity_of, saved_progress
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.loop import evaluate, measure_gradients, received_signal, train, write_line
+from lbgen.alignment.loop import evaluate, measure_gradients, train, write_line
 from lbgen.alignment.monitor import Monitor
 from lbgen.alignment.objective import ensure_reached
 from lbgen.alignment.reports.trackers import start_logger
@@ -19,6 +19,7 @@ from lbgen.errors import Interrupted
 from lbgen.runs import atomic
 from lbgen.runs.console import counted, say
 from lbgen.runs.signals import noted_signals
+from lbgen.training.processes import received_signal
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 FINISHING = "this update and its evaluation, and saving a checkpoint"

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from timm.utils.distributed import distribute_bn
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from lbgen.pretraining.feed.order import Numbers, batch_sizes, epoch_batches, im
 from lbgen.pretraining.state import CHECKPOINT, Best, PretrainingState
 from lbgen.runs.console import Progress, warn
 from lbgen.training import metrics
+from lbgen.training.processes import received_signal
 
 METRICS = "metrics.jsonl"
 SHOWN_EVERY = 20
@@ -232,14 +232,6 @@ def leave_if_asked(state: PretrainingState, course: Course, loss_sum: Tensor) ->
             state.save(loss_sum)
         state.accelerator.end_training()
         raise Interrupted(signum, f"saved {state.config.folder / CHECKPOINT}; the same command goes on from there")
-
-
-def received_signal(accelerator: Accelerator, signals: list[int]) -> int:
-    """The signal that a process has received, the same in all processes; 0 if none has."""
-    if accelerator.num_processes == 1:
-        return signals[0] if signals else 0
-    received = torch.tensor([signals[0] if signals else 0], device=accelerator.device)
-    return int(accelerator.gather(received).max())
 
 
 # ---- parts ----
