@@ -131,7 +131,7 @@ def local_category_indices(state: AlignmentState, batch_index: int) -> list[int]
         config.seed,
         batch_index,
         state.positions(batch_index),
-        state.images_per_update,
+        state.progress.images_per_update,
         categories,
         warmup=(config.discriminator_warmup_steps, warmup_images),
         whole_passes=config.whole_passes,
@@ -228,7 +228,7 @@ def train(state: AlignmentState, monitor: Monitor | None, signals: list[int]) ->
             began = time.perf_counter()
             metrics = training_step(state, progress.batch_index)
             progress.step += 1
-            metrics["images_per_second"] = state.images_per_update / (time.perf_counter() - began)
+            metrics["images_per_second"] = state.progress.images_per_update / (time.perf_counter() - began)
             write_metrics(state, metrics)
             advance(bar, metrics)
             last = progress.step == config.max_steps

@@ -69,10 +69,6 @@ class AlignmentState:
                 cause = " ".join(str(error).split())[:200]
                 raise UserError(f"{resumed}: its state.pt cannot be read; remove this checkpoint ({cause})") from error
 
-    @property
-    def images_per_update(self) -> int:
-        return self.config.batch_size * self.accelerator.num_processes
-
     def process_batch(self, batch_index: int) -> int:
         """Images of this process in a batch."""
         in_warmup = batch_index < self.config.discriminator_warmup_steps
@@ -167,7 +163,7 @@ class AlignmentState:
             self._base_descriptors,
             accelerator.wait_for_everyone,
         )
-        term = Independence(config, self.text_features, descriptors, category_indices, self.images_per_update)
+        term = Independence(config, self.text_features, descriptors, category_indices, self.progress.images_per_update)
         term.to(accelerator.device)
         broadcast(list(term.buffers()))  # the sign of an eigenvector depends on the machine: the first process decides
         return term
