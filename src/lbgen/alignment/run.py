@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,7 +104,7 @@ def align(
     config = with_evaluation_images(config)
     with system_errors(config):
         ensure_can_begin(config)  # refuses before anything is written, even the lock
-        with lock(config):
+        with processes.lock(config.folder):
             vocabulary, resumed = ensure_can_begin(config)
             return begin(config, vocabulary, resumed)
 
@@ -276,11 +276,6 @@ def ensure_terms(config: AlignConfig) -> None:
                 f"--extra-terms {name}: no such term (installed: {known}); install its package, or pass its function: "
                 f'lbgen.align(config, extra_terms={{"{name}": (weight, function)}})'
             )
-
-
-def lock(config: AlignConfig) -> AbstractContextManager[None]:
-    """The run folder's lock: one run at a time. Of a run's processes the first holds it."""
-    return processes.lock(config.folder)
 
 
 def start_accelerator(config: AlignConfig) -> Accelerator:

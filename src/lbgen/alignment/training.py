@@ -12,13 +12,13 @@ from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.loop import evaluate, measure_gradients, train, write_line
 from lbgen.alignment.monitor import Monitor
 from lbgen.alignment.objective import ensure_reached
-from lbgen.alignment.reports.trackers import start_logger
 from lbgen.alignment.state import AlignmentState
 from lbgen.configuration import saved
 from lbgen.errors import Interrupted
 from lbgen.runs import atomic
 from lbgen.runs.console import counted, say
 from lbgen.runs.signals import noted_signals
+from lbgen.training.loggers import start_logger
 from lbgen.training.processes import received_signal
 from lbgen.vocabulary.vocabulary import Vocabulary
 
@@ -34,7 +34,7 @@ def train_adapter(
     state = AlignmentState(config, vocabulary, accelerator, resumed)
     norms = check_gradients(state) if resumed is None else {}
     prepare_folder(config, vocabulary, accelerator, state.progress.step if resumed is not None else None)
-    start_logger(config, accelerator)
+    start_logger(config.logger, config.folder, saved.plain(config), accelerator)
     monitor = make_monitor(state)
 
     # Train, then publish the adapter of the last checkpoint.
