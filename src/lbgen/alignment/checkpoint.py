@@ -34,9 +34,6 @@ from lbgen.runs.identity import Identity
 from lbgen.runs.model_folder import SAFETY_CHECKER
 from lbgen.runs.parsing import Malformed, Name, Whole, parse_json, read_json
 from lbgen.training import tensors
-from lbgen.training.metrics import append_line as append_line
-from lbgen.training.metrics import drop_lines_after as drop_lines_after
-from lbgen.training.tensors import DAMAGE as DAMAGE
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from lbgen.alignment import batches, checkpoint
+from lbgen.alignment import batches
 from lbgen.alignment.images import differentiated_calls, sample_images
 from lbgen.alignment.losses import discriminator_loss
 from lbgen.alignment.monitor import Monitor, check_diversity, diversity_share
@@ -20,6 +20,7 @@ from lbgen.alignment.reports.trackers import log_pictures
 from lbgen.alignment.state import AlignmentState
 from lbgen.errors import Interrupted, UserError
 from lbgen.runs.console import Progress, warn
+from lbgen.training.metrics import append_line
 from lbgen.training.processes import received_signal
 
 
@@ -290,7 +291,7 @@ def write_line(state: AlignmentState, name: str, line: dict[str, Any]) -> None:
     finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
     }
-    checkpoint.append_line(state.config.folder / name, finite)
+    append_line(state.config.folder / name, finite)
     numbers = {f"{Path(name).stem}/{key}": value for key, value in finite.items() if isinstance(value, float)}
     state.accelerator.log(numbers, step=line["step"])
 

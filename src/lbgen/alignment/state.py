@@ -27,6 +27,7 @@ from lbgen.models.generator import PRECISIONS, Generator, load_generator
 from lbgen.models.noise import derived_seed
 from lbgen.models.quality import load_quality
 from lbgen.models.spaces.joint import load_spaces
+from lbgen.training.tensors import DAMAGE
 from lbgen.vocabulary.distinct import refuse_confusions
 from lbgen.vocabulary.vocabulary import Vocabulary
 
@@ -65,7 +66,7 @@ class AlignmentState:
         if resumed is not None:
             try:
                 self._load(checkpoint.load_tensors(resumed, accelerator.device))
-            except checkpoint.DAMAGE as error:
+            except DAMAGE as error:
                 cause = " ".join(str(error).split())[:200]
                 raise UserError(f"{resumed}: its state.pt cannot be read; remove this checkpoint ({cause})") from error
 

@@ -19,6 +19,7 @@ from lbgen.runs import atomic
 from lbgen.runs.console import counted, say
 from lbgen.runs.signals import noted_signals
 from lbgen.training.loggers import start_logger
+from lbgen.training.metrics import drop_lines_after
 from lbgen.training.processes import received_signal
 from lbgen.vocabulary.vocabulary import Vocabulary
 
@@ -114,7 +115,7 @@ def prepare_folder(config: AlignConfig, vocabulary: Vocabulary, accelerator: Acc
             write_provenance(config, vocabulary)
         checkpoint.clean(config.folder)
         for name in ("metrics.jsonl", "evaluations.jsonl"):
-            checkpoint.drop_lines_after(config.folder / name, -1 if step is None else step)
+            drop_lines_after(config.folder / name, -1 if step is None else step)
     accelerator.wait_for_everyone()
 
 
