@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from lbgen.errors import Interrupted, UserError
 from lbgen.pretraining import export
+from lbgen.pretraining.config import CHECKPOINT
 from lbgen.pretraining.feed.catalogue import Catalogue, Sources
 from lbgen.pretraining.feed.images import MOST_BROKEN, Feed, Request, TrainingBatch
 from lbgen.pretraining.feed.order import Numbers, batch_sizes, epoch_batches, images_of_epoch, read_blocks
-from lbgen.pretraining.state import CHECKPOINT, Best, PretrainingState
+from lbgen.pretraining.state import Best, PretrainingState
 from lbgen.runs.console import Progress, warn
 from lbgen.training import metrics
 from lbgen.training.processes import received_signal
 
-METRICS = "metrics.jsonl"
 SHOWN_EVERY = 20
 """Updates between two looks at the loss, for which a GPU has to be waited for."""
 VALIDATION_BATCHES = 2
@@ -175,7 +175,7 @@ def finish_epoch(state: PretrainingState, row: dict[str, Any]) -> None:
         if state.accelerator.is_main_process:
             export.write_backbone(state)
     if state.accelerator.is_main_process:
-        metrics.append_line(config.folder / METRICS, row)
+        metrics.append_line(config.folder / metrics.FILE, row)
     numbers = {f"metrics/{name}": value for name, value in row.items() if isinstance(value, float)}
     state.accelerator.log(numbers, step=row["step"])
     state.save(torch.zeros((), dtype=torch.float64, device=state.accelerator.device))
