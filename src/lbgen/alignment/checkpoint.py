@@ -30,7 +30,7 @@ from lbgen.models.registry import (
     semantics_location,
 )
 from lbgen.runs import atomic, identity
-from lbgen.runs.identity import Identity
+from lbgen.runs.identity import PROVENANCE, Identity
 from lbgen.runs.model_folder import SAFETY_CHECKER
 from lbgen.runs.parsing import Malformed, Name, Whole, parse_json, read_json
 from lbgen.training import tensors
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     import torch
 
 MARKER = "checkpoint.json"
-CONFIG, PROVENANCE = "config.yaml", "provenance.json"
-"""The configuration of a run, and its identity: what it was started with. CONFIG is the first file that a run writes,
-and makes the folder its own."""
 KEPT = 2
 """Checkpoints kept, the newest ones."""
 CHECKPOINT_NAME = re.compile(r"step-\d{6,}|\.step-\d{6,}\.tmp")

@@ -20,7 +20,7 @@ from lbgen.alignment.reports.trackers import log_pictures
 from lbgen.alignment.state import AlignmentState
 from lbgen.errors import Interrupted, UserError
 from lbgen.runs.console import Progress, warn
-from lbgen.training.metrics import append_line
+from lbgen.training.metrics import FILE, append_line
 from lbgen.training.processes import received_signal
 
 
@@ -281,7 +281,7 @@ def leave_if_asked(state: AlignmentState, signals: list[int]) -> None:
 def write_metrics(state: AlignmentState, metrics: dict[str, float]) -> None:
     """Write one update's line of metrics.jsonl; the paper's terms are always there, null if they are not computed."""
     always = dict.fromkeys(("loss", "entire", "individual", "quality"))
-    write_line(state, "metrics.jsonl", {"step": state.progress.step, **(always | metrics)})
+    write_line(state, FILE, {"step": state.progress.step, **(always | metrics)})
 
 
 def write_line(state: AlignmentState, name: str, line: dict[str, Any]) -> None:

@@ -16,19 +16,20 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from lbgen.alignment import checkpoint
-from lbgen.alignment.checkpoint import CONFIG, PROVENANCE, AlignmentProgress, initial_progress, saved_progress
+from lbgen.alignment.checkpoint import AlignmentProgress, initial_progress, saved_progress
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.reports.lines import next_command, say_opening
 from lbgen.configuration import extensions, saved
 from lbgen.configuration.documentation import Documented
 from lbgen.configuration.ranges import ensure_config
+from lbgen.configuration.saved import CONFIG
 from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
 from lbgen.models.checkpoints.suited import ensure_suited
 from lbgen.models.registry import ensure_generator, ensure_quality, ensure_semantics
 from lbgen.runs import atomic, identity, outputs
 from lbgen.runs.console import device_name
-from lbgen.training import processes
+from lbgen.training import metrics, processes
 from lbgen.training.loggers import ensure_logger
 from lbgen.vocabulary.vocabulary import Vocabulary, load_vocabulary
 
@@ -44,8 +45,8 @@ WRITTEN = (
     CONFIG,
     "evaluations.jsonl",
     "logs",
-    "metrics.jsonl",
-    PROVENANCE,
+    metrics.FILE,
+    identity.PROVENANCE,
     "samples",
 )
 """Files and folders that a run writes in its folder, besides the bank of the independence term."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lbgen.configuration.ranges import ensure_config
+from lbgen.configuration.saved import CONFIG
 from lbgen.errors import UserError
 from lbgen.exports.config import ExportMergedConfig
 from lbgen.exports.sources import (
-    CONFIG,
     adapter_folder,
     made_by,
     recorded_hashes,

@@ -12,15 +12,16 @@ from msgspec import Meta
 from safetensors import SafetensorError
 
 import lbgen
+from lbgen.configuration.saved import CONFIG
 from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
 from lbgen.models.registry import ADAPTER_FILE, adapter_file
 from lbgen.runs import atomic, outputs
-from lbgen.runs.identity import Identity
+from lbgen.runs.identity import PROVENANCE, Identity
 from lbgen.runs.parsing import Name, checked, read_json
 
-CONFIG, PROVENANCE, ADAPTER = "config.yaml", "provenance.json", "adapter"
-"""What `lbgen align` writes in a run folder: configuration, identity, adapter."""
+ADAPTER = "adapter"
+"""The adapter's folder in that of a run."""
 TOLD = ("max_steps", "seed", "scheduler", "steps", "guidance_scale", "prompt_template", "text_template")
 """Settings of a run that its exports name."""
 Alpha: Any = Annotated[float, Meta(gt=0, le=1e6)]

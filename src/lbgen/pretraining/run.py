@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lbgen.configuration import saved
 from lbgen.configuration.documentation import Documented
 from lbgen.configuration.ranges import ensure_config, one_or_more
+from lbgen.configuration.saved import CONFIG
 from lbgen.datasets.files.remote import Address
 from lbgen.datasets.open import dataset_place, open_dataset
 from lbgen.errors import Interrupted, UserError
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from lbgen.pretraining.state import PretrainingState
 
-CONFIG = "config.yaml"
 WRITTEN = (BACKBONE, CHECKPOINT, CONFIG, MODEL_CONFIG, "logs", metrics.FILE)
 """Files and folders that a run writes in its folder."""
 MAY_CHANGE = ("output", "workers", "checkpoint_every", "logger")

@@ -17,6 +17,7 @@ from lbgen.report import figures
 from lbgen.report.page import render
 from lbgen.runs import atomic
 from lbgen.runs.parsing import Name, read_json
+from lbgen.training import metrics
 
 IMAGES_SHOWN = 4
 """Of each category in each set."""
@@ -109,7 +110,7 @@ def write_report(
             scene_map("Aligned", sets.aligned.judged, figures.ALIGNED),
             scene_map("Diverse prompts", sets.diverse_prompts.judged, figures.DIVERSE),
         ],
-        losses=charts(run / "metrics.jsonl", shown_losses(config), smooth=max(3, config.max_steps // 10)),
+        losses=charts(run / metrics.FILE, shown_losses(config), smooth=max(3, config.max_steps // 10)),
         statistics=charts(run / "evaluations.jsonl", STATISTICS, smooth=1),
         limits=list(LIMITS),
         facts=[*facts, ("Versions", f"lbgen {lbgen.__version__}, {packages}")],

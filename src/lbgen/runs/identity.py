@@ -20,6 +20,8 @@ from lbgen.runs.model_folder import cached_snapshot, configuration_files, loaded
 from lbgen.runs.parsing import REMEDY, Name, checked
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pyarrow")
+PROVENANCE = "provenance.json"
+"""The file of a run's identity: what it was started with."""
 HASH_SUFFIX = "_sha256"
 SECOND_RULE = "v2:"
 """Begins a hash of all files of a model that are loaded."""

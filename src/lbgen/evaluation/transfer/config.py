@@ -17,9 +17,10 @@ from lbgen.configuration.ranges import (
     require,
 )
 from lbgen.configuration.recipes import TakesRecipes
+from lbgen.configuration.saved import CONFIG
 from lbgen.configuration.settings import Output
 
-CONFIG, LOCK = "config.yaml", "cache/transfer.lock"
+LOCK = "cache/transfer.lock"
 PAGE, TRANSFER = "report.html", "transfer.json"
 RESULTS, ANSWERS, CACHE, TRAININGS = "results", "answers", "cache", "trainings"
 DETECTION, SEGMENTATION = "detection", "segmentation"
