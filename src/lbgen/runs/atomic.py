@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Self
 
 from lbgen.errors import UserError
-from lbgen.runs.limits import NO_FLUSH, say_once
+from lbgen.runs.console import warn_once
 
 LARGEST_FILE = 2**28
 """Bytes of a stored file that is read at once; the plan of a million categories has a quarter of it."""
 PIPE_SECONDS = 60
 """Longest wait for the next bytes of a pipe."""
+NO_FLUSH = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+"""Errors of fsync that say that it is not there for this kind of file (on some FUSE systems), and not that writing
+failed."""
 DEEPEST = 100
 """Folders inside each other that are walked. A thousand would be more than Python's stack."""
 
@@ -248,7 +251,7 @@ def flush(path: Path) -> None:
         if error.errno not in NO_FLUSH:
             raise
         kind = "folders" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "files"
-        say_once(
+        warn_once(
             f"warning: the file system of --output cannot flush {kind} to disk ({error.strerror}), so a power cut may "
             "cost finished work; after one, run lbgen verify on a dataset, and start an align run again"
         )
