@@ -11,7 +11,6 @@ from typing import Annotated, Any
 from msgspec import Meta
 from safetensors import SafetensorError
 
-import lbgen
 from lbgen.configuration.saved import CONFIG
 from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
@@ -19,6 +18,7 @@ from lbgen.models.registry import ADAPTER_FILE, adapter_file
 from lbgen.runs import atomic, outputs
 from lbgen.runs.identity import PROVENANCE, Identity
 from lbgen.runs.parsing import Name, checked, read_json
+from lbgen.runs.version import __version__
 
 ADAPTER = "adapter"
 """The adapter's folder in that of a run."""
@@ -71,7 +71,7 @@ def made_by(run: Path, adapter: Path) -> dict[str, Any]:
     config, hashes = settings(run), recorded_hashes(run)
     generator = config.get("generator")
     return {
-        "lbgen": lbgen.__version__,
+        "lbgen": __version__,
         "adapter_sha256": atomic.sha256(adapter / ADAPTER_FILE),
         **({"generator": without_folders(generator)} if isinstance(generator, str) else {}),
         **({"generator_sha256": hashes["generator"]} if hashes.get("generator") else {}),

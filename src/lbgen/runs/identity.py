@@ -13,11 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import lbgen
 from lbgen.errors import UserError
 from lbgen.runs import atomic
 from lbgen.runs.model_folder import cached_snapshot, configuration_files, loaded_files, weight_files
 from lbgen.runs.parsing import REMEDY, Name, checked
+from lbgen.runs.version import __version__
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pyarrow")
 PROVENANCE = "provenance.json"
@@ -85,7 +85,7 @@ class Identity:
 
 def versions() -> tuple[str, ...]:
     """ "package version" of lbgen and of the packages that weights, images and files depend on."""
-    return (f"lbgen {lbgen.__version__}", *(f"{package} {version(package)}" for package in PACKAGES))
+    return (f"lbgen {__version__}", *(f"{package} {version(package)}" for package in PACKAGES))
 
 
 def ensure_versions(recorded: Iterable[str], output: str) -> None:
