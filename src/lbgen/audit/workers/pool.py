@@ -21,7 +21,7 @@ from lbgen.models.loading import device_of
 from lbgen.models.registry import SEMANTICS, semantics_location
 from lbgen.models.semantics import load_semantics
 from lbgen.runs.processes.ray import LOST, actors_to_start, import_ray, join_cluster, one_line
-from lbgen.runs.processes.spawned import begin, starting
+from lbgen.runs.processes.spawned import MEMORY, begin, starting
 
 BATCHES_AHEAD = 2
 """Batches that each worker has or will get next."""
@@ -29,7 +29,6 @@ MOST_FAILURES = 3
 """Of one actor of Ray, which is then not started again."""
 DECODERS = 8
 """Threads that decode, at most."""
-MEMORY = "if memory ran out, give fewer --workers or a smaller --batch-size; nothing is lost, start again"
 
 
 class Workers(NamedTuple):

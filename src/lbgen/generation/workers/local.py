@@ -22,7 +22,7 @@ from lbgen.generation.workers.progress import WorkerProgress
 from lbgen.generation.workers.shard import Worker, WorkerContext
 from lbgen.models.loading import device_of
 from lbgen.runs.identity import Identity
-from lbgen.runs.processes.spawned import follow_parent, starting
+from lbgen.runs.processes.spawned import MEMORY, follow_parent, starting
 from lbgen.runs.signals import SIGNALS, noted_signals
 from lbgen.runs.storage import storage_errors
 
@@ -30,8 +30,6 @@ POLL_SECONDS = 0.2
 """Time between two looks at the signals."""
 GRACE_SECONDS = 60.0
 """Time that a process has to finish its batch when the run ends early."""
-MEMORY = "if memory ran out, give fewer --workers or a smaller --batch-size; nothing is lost, start again"
-"""The remedy for a worker that was killed."""
 
 Report = Callable[[WorkerProgress], None]
 
