@@ -65,7 +65,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def unread_imports(source: str) -> list[str]:
-    """Those behind which any module can be, so that `imports_of` leaves them out: the package's names, relative ones."""
+    """Imports that `imports_of` does not follow: relative ones, and the package itself, which names all stages."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -148,7 +148,8 @@ def test_only_what_runs_all_stages_imports_the_package_itself():
 
 
 @pytest.mark.parametrize(
-    "line", ["import lbgen", "import lbgen.audit.run", "from lbgen import generate", "from . import loop", "from ..x import y"]
+    "line",
+    ["import lbgen", "import lbgen.audit.run", "from lbgen import generate", "from . import loop", "from ..x import y"],
 )
 def test_an_import_that_is_not_read_would_be_found(line):
     assert unread_imports(f"def late():\n    {line}\n") and not unread_imports("from lbgen.audit import run")
