@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from lbgen.configuration.ranges import (
     Count,
@@ -32,7 +32,6 @@ WRITTEN = (*CONFIGS, PAGE, TRANSFER, RESULTS, ANSWERS, CACHE, TRAININGS)
 COMPARISON, COMPARISON_PAGE = "comparison.json", "comparison.html"
 
 Method = Literal["linear", "finetune", "detection", "segmentation"]
-METHODS = get_args(Method)
 RESULT_METHODS = ("linear", "finetune", "detection", "detection_mask", "segmentation")
 """As transfer.json calls them, in the order in which they are shown; detection has values for boxes and for masks."""
 USUAL: dict[str, dict[str, Any]] = {
