@@ -73,13 +73,13 @@ def made_by(run: Path, adapter: Path) -> dict[str, Any]:
     return {
         "lbgen": __version__,
         "adapter_sha256": atomic.sha256(adapter / ADAPTER_FILE),
-        **({"generator": without_folders(generator)} if isinstance(generator, str) else {}),
+        **({"generator": portable_name(generator)} if isinstance(generator, str) else {}),
         **({"generator_sha256": hashes["generator"]} if hashes.get("generator") else {}),
         **{name: config[name] for name in TOLD if isinstance(config.get(name), str | int | float)},
     }
 
 
-def without_folders(place: str) -> str:
+def portable_name(place: str) -> str:
     """A registry name or a hub id as it is; of a folder or a file its own name."""
     is_path = os.path.exists(place) or place.startswith(("/", ".", "~")) or place.count("/") > 1
     return os.path.basename(place.rstrip("/")) if is_path else place
