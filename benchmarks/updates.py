@@ -67,7 +67,7 @@ def write_noise_bank(config: AlignConfig) -> None:
 
 def fill_memory(state: AlignmentState) -> None:
     """Let the independence term remember as many updates of noise as its memory holds."""
-    term, images = state.independence, state.images_per_update
+    term, images = state.independence, state.progress.images_per_update
     if term is None:
         return
     for _ in range(state.config.independence_memory):

@@ -27,6 +27,8 @@ STAGES = (
 SHARED = ("models", "datasets", "metrics", "microworld", "training", "report")
 GROUND = ("vocabulary", "configuration", "runs", "errors")
 STOREY = {room: storey for storey, rooms in enumerate((GROUND, SHARED, STAGES)) for room in rooms}
+RUNNING = ("quickstart", "reproduction")
+"""Stages that run all the others, by the package's public names."""
 AT_THE_TOP = {"__init__.py", "__main__.py", "cli.py", "errors.py", "py.typed"}
 LARGEST_ROOM = 12
 """Files besides __init__."""
@@ -60,6 +62,19 @@ def imports_of(path: Path) -> set[str]:
         elif isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("lbgen.")}
     return {name for name in found if name in MODULES} - {""}
+
+
+def unread_imports(source: str) -> list[str]:
+    """Imports that `imports_of` does not follow: relative ones, and the package itself, which names all stages."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.partition(".")[0] == "lbgen"]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            found.append("." * node.level + (node.module or ""))
+        elif isinstance(node, ast.ImportFrom) and node.module == "lbgen":
+            found += [alias.name for alias in node.names if alias.name not in MODULES]
+    return found
 
 
 @cache
@@ -114,14 +129,30 @@ def test_imports_point_down():
 
 def test_no_stage_imports_another():
     """But for the quickstart and the reproduction, which run them all."""
-    running = ("quickstart", "reproduction")
     across = [
         f"{module} -> {target}"
         for module, targets in imports().items()
         for target in targets
-        if room(module) in STAGES and room(target) in STAGES and room(module) not in (room(target), *running)
+        if room(module) in STAGES and room(target) in STAGES and room(module) not in (room(target), *RUNNING)
     ]
     assert across == []
+
+
+def test_only_what_runs_all_stages_imports_the_package_itself():
+    unread = {
+        module: found
+        for module, path in MODULES.items()
+        if room(module) in STOREY and room(module) not in RUNNING and (found := unread_imports(path.read_text()))
+    }
+    assert unread == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["import lbgen", "import lbgen.audit.run", "from lbgen import generate", "from . import loop", "from ..x import y"],
+)
+def test_an_import_that_is_not_read_would_be_found(line):
+    assert unread_imports(f"def late():\n    {line}\n") and not unread_imports("from lbgen.audit import run")
 
 
 def test_rooms_are_those_of_the_plan():

@@ -6,7 +6,7 @@ The public names load their modules on first use, so that `import lbgen` and `lb
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from lbgen.runs.version import __version__
 
 PUBLIC = {
     "AlignConfig": "lbgen.alignment.config",

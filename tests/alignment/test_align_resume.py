@@ -40,9 +40,15 @@ def whole(config):
     return config
 
 
+def where(name):
+    """The module in which a run finds a function that it calls."""
+    return loop if name == "append_line" else checkpoint
+
+
 def align_until(config, name, calls):
-    """Align, and be killed by the system at the given call of a function of checkpoint.py; in a process of its own."""
-    function, left = getattr(checkpoint, name), [calls]
+    """Align, and be killed by the system at the given call of a function; in a process of its own."""
+    place = where(name)
+    function, left = getattr(place, name), [calls]
 
     def fatal(*arguments):
         left[0] -= 1
@@ -50,13 +56,13 @@ def align_until(config, name, calls):
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*arguments)
 
-    setattr(checkpoint, name, fatal)
+    setattr(place, name, fatal)
     run.align(config)
 
 
 def align_slowly(config, begun, goes_on):
     """Align, and wait after the first update until the test goes on; in a process of its own."""
-    append = checkpoint.append_line
+    append = loop.append_line
 
     def waiting(path, record):
         append(path, record)
@@ -64,20 +70,20 @@ def align_slowly(config, begun, goes_on):
             begun.set()
             goes_on.wait(60)
 
-    checkpoint.append_line = waiting
+    loop.append_line = waiting
     run.align(config)
 
 
 def command_line_until(argv, signum, step):
     """`lbgen align`, signalled once it writes that step's metrics."""
-    append = checkpoint.append_line
+    append = loop.append_line
 
     def signalled(path, record):
         append(path, record)
         if record["step"] == step and "loss" in record:
             os.kill(os.getpid(), signum)
 
-    checkpoint.append_line = signalled
+    loop.append_line = signalled
     cli.main(argv)
 
 
@@ -134,14 +140,14 @@ def test_a_signal_saves_and_the_next_start_goes_on_bit_identically(whole, tmp_pa
 def test_a_signal_in_the_last_update_or_after_it_ends_the_program_with_the_run_whole(whole, tmp_path, moment, capsys):
     config = dataclasses.replace(whole, output=tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
-        function = getattr(checkpoint, moment)
+        function = getattr(where(moment), moment)
 
         def signalled(path, second):
             function(path, second)
             if moment == "publish_adapter" or (second["step"] == 5 and "loss" in second):
                 os.kill(os.getpid(), signal.SIGINT)
 
-        patch.setattr(checkpoint, moment, signalled)
+        patch.setattr(where(moment), moment, signalled)
         with pytest.raises(Interrupted, match="run is finished; the adapter is in") as ended:
             run.align(config)
     assert ended.value.signum == signal.SIGINT

@@ -7,6 +7,7 @@ import torch
 
 from lbgen.alignment import checkpoint
 from lbgen.errors import UserError
+from lbgen.training.metrics import append_line, drop_lines_after
 
 
 def write(run, step, text="adapter"):
@@ -128,9 +129,9 @@ def test_code_in_a_state_file_is_not_run(tmp_path):
 def test_lines_after_the_step_and_a_cut_line_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for step in range(5):
-        checkpoint.append_line(path, {"step": step})
+        append_line(path, {"step": step})
     with path.open("a") as stream:
         stream.write('{"step": 1, "lo')
-    checkpoint.drop_lines_after(path, 2)
+    drop_lines_after(path, 2)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2]
-    checkpoint.drop_lines_after(tmp_path / "none.jsonl", 2)
+    drop_lines_after(tmp_path / "none.jsonl", 2)

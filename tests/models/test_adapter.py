@@ -101,6 +101,16 @@ def test_merged_equals_unmerged(text_encoder: bool, tiny_sd_folder: Path, tmp_pa
     torch.testing.assert_close(images_of(merged), images_of(generator), rtol=1e-4, atol=2e-5)
 
 
+def test_a_folder_of_an_adapter_may_be_given_as_text(tiny_sd_folder: Path, tmp_path: Path) -> None:
+    generator, saved = adapted(tiny_sd_folder), str(tmp_path / "adapter")
+    generator.save_adapter(saved)
+    loaded, merged = load_generator(str(tiny_sd_folder)), load_generator(str(tiny_sd_folder))
+    loaded.load_adapter(saved)
+    merged.merge_adapter(saved)
+    torch.testing.assert_close(images_of(loaded), images_of(generator), rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(images_of(merged), images_of(generator), rtol=1e-4, atol=2e-5)
+
+
 def test_merging_weighs_the_product_with_alpha_over_rank(tiny_sd_folder: Path, tmp_path: Path) -> None:
     """W + 3 / 2 * B A, from the adapter's own parameters."""
     generator = adapted(tiny_sd_folder)

@@ -18,6 +18,7 @@ from lbgen.audit.config import AuditConfig
 from lbgen.audit.run import audit
 from lbgen.errors import UserError
 from lbgen.runs import atomic
+from lbgen.training.metrics import drop_lines_after
 
 # ---- run folders ----
 
@@ -96,7 +97,7 @@ def test_no_pickle_of_a_checkpoint_runs(received_run, tmp_path, kind):
 def test_odd_lines_of_a_run_are_left_out(received_run, line):
     path = received_run.folder / "metrics.jsonl"
     path.write_bytes(path.read_bytes() + line + b"\n")
-    checkpoint.drop_lines_after(path, 1)
+    drop_lines_after(path, 1)
     assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [0, 1]
 
 

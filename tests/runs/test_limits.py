@@ -17,7 +17,7 @@ from lbgen.alignment import checkpoint
 from lbgen.errors import UserError
 from lbgen.generation.run import generate
 from lbgen.generation.verify import verify
-from lbgen.runs import atomic, limits
+from lbgen.runs import atomic, console
 from lbgen.runs.lock import locked
 from lbgen.runs.store import LocalStore
 
@@ -43,7 +43,7 @@ def fresh(tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    limits.say_once.cache_clear()
+    console.warn_once.cache_clear()
 
 
 def without_locks(monkeypatch, place: Path, number: int) -> None:

@@ -30,22 +30,16 @@ from lbgen.models.registry import (
     semantics_location,
 )
 from lbgen.runs import atomic, identity
-from lbgen.runs.identity import Identity
+from lbgen.runs.identity import PROVENANCE, Identity
 from lbgen.runs.model_folder import SAFETY_CHECKER
 from lbgen.runs.parsing import Malformed, Name, Whole, parse_json, read_json
 from lbgen.training import tensors
-from lbgen.training.metrics import append_line as append_line
-from lbgen.training.metrics import drop_lines_after as drop_lines_after
-from lbgen.training.tensors import DAMAGE as DAMAGE
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import torch
 
 MARKER = "checkpoint.json"
-CONFIG, PROVENANCE = "config.yaml", "provenance.json"
-"""Files with the configuration and the identity of a run at its start. CONFIG is the first file that a run writes; it
-marks the folder as its own."""
 KEPT = 2
 """Number of newest checkpoints that are kept."""
 CHECKPOINT_NAME = re.compile(r"step-\d{6,}|\.step-\d{6,}\.tmp")

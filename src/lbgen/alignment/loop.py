@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from lbgen.alignment import batches, checkpoint
+from lbgen.alignment import batches
 from lbgen.alignment.images import differentiated_calls, sample_images
 from lbgen.alignment.losses import discriminator_loss
 from lbgen.alignment.monitor import Monitor, check_diversity, diversity_share
@@ -20,6 +20,8 @@ from lbgen.alignment.reports.trackers import log_pictures
 from lbgen.alignment.state import AlignmentState
 from lbgen.errors import Interrupted, UserError
 from lbgen.runs.console import Progress, warn
+from lbgen.training.metrics import FILE, append_line
+from lbgen.training.processes import received_signal
 
 
 def training_step(state: AlignmentState, batch_index: int) -> dict[str, float]:
@@ -130,7 +132,7 @@ def local_category_indices(state: AlignmentState, batch_index: int) -> list[int]
         config.seed,
         batch_index,
         state.positions(batch_index),
-        state.images_per_update,
+        state.progress.images_per_update,
         categories,
         warmup=(config.discriminator_warmup_steps, warmup_images),
         whole_passes=config.whole_passes,
@@ -227,7 +229,7 @@ def train(state: AlignmentState, monitor: Monitor | None, signals: list[int]) ->
             began = time.perf_counter()
             metrics = training_step(state, progress.batch_index)
             progress.step += 1
-            metrics["images_per_second"] = state.images_per_update / (time.perf_counter() - began)
+            metrics["images_per_second"] = state.progress.images_per_update / (time.perf_counter() - began)
             write_metrics(state, metrics)
             advance(bar, metrics)
             last = progress.step == config.max_steps
@@ -273,19 +275,13 @@ def leave_if_asked(state: AlignmentState, signals: list[int]) -> None:
         raise Interrupted(signum, f"saved {state.checkpoint_path}; the same command goes on from there")
 
 
-def received_signal(accelerator: Accelerator, signals: list[int]) -> int:
-    """The signal that a process has received, the same in all processes; 0 if none has."""
-    received = torch.tensor([signals[0] if signals else 0], device=accelerator.device)
-    return int(accelerator.gather(received).max())
-
-
-# ---- output ----
+# ---- what is shown and written ----
 
 
 def write_metrics(state: AlignmentState, metrics: dict[str, float]) -> None:
     """Write one update's line of metrics.jsonl; it always has the paper's terms, null if they are not computed."""
     always = dict.fromkeys(("loss", "entire", "individual", "quality"))
-    write_line(state, "metrics.jsonl", {"step": state.progress.step, **(always | metrics)})
+    write_line(state, FILE, {"step": state.progress.step, **(always | metrics)})
 
 
 def write_line(state: AlignmentState, name: str, line: dict[str, Any]) -> None:
@@ -295,7 +291,7 @@ def write_line(state: AlignmentState, name: str, line: dict[str, Any]) -> None:
     finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
     }
-    checkpoint.append_line(state.config.folder / name, finite)
+    append_line(state.config.folder / name, finite)
     numbers = {f"{Path(name).stem}/{key}": value for key, value in finite.items() if isinstance(value, float)}
     state.accelerator.log(numbers, step=line["step"])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,19 +16,20 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from lbgen.alignment import checkpoint
-from lbgen.alignment.checkpoint import CONFIG, PROVENANCE, AlignmentProgress, initial_progress, saved_progress
+from lbgen.alignment.checkpoint import AlignmentProgress, initial_progress, saved_progress
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.reports.lines import next_command, say_opening
 from lbgen.configuration import extensions, saved
 from lbgen.configuration.documentation import Documented
 from lbgen.configuration.ranges import ensure_config
+from lbgen.configuration.saved import CONFIG
 from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
 from lbgen.models.checkpoints.suited import ensure_suited
 from lbgen.models.registry import ensure_generator, ensure_quality, ensure_semantics
 from lbgen.runs import atomic, identity, outputs
 from lbgen.runs.console import device_name
-from lbgen.training import processes
+from lbgen.training import metrics, processes
 from lbgen.training.loggers import ensure_logger
 from lbgen.vocabulary.vocabulary import Vocabulary, load_vocabulary
 
@@ -44,8 +45,8 @@ WRITTEN = (
     CONFIG,
     "evaluations.jsonl",
     "logs",
-    "metrics.jsonl",
-    PROVENANCE,
+    metrics.FILE,
+    identity.PROVENANCE,
     "samples",
 )
 """Files and folders that a run writes in its folder, besides the bank of the independence term."""
@@ -104,7 +105,7 @@ def align(
     config = with_evaluation_images(config)
     with system_errors(config):
         ensure_can_begin(config)  # refuses before anything is written, even the lock
-        with lock(config):
+        with processes.lock(config.folder):
             vocabulary, resumed = ensure_can_begin(config)
             return begin(config, vocabulary, resumed)
 
@@ -276,11 +277,6 @@ def ensure_terms(config: AlignConfig) -> None:
                 f"--extra-terms {name}: no such term (installed: {known}); install its package, or pass its function: "
                 f'lbgen.align(config, extra_terms={{"{name}": (weight, function)}})'
             )
-
-
-def lock(config: AlignConfig) -> AbstractContextManager[None]:
-    """The run folder's lock, for one run at a time; only the first process of a run holds it."""
-    return processes.lock(config.folder)
 
 
 def start_accelerator(config: AlignConfig) -> Accelerator:

@@ -27,6 +27,7 @@ from lbgen.models.generator import PRECISIONS, Generator, load_generator
 from lbgen.models.noise import derived_seed
 from lbgen.models.quality import load_quality
 from lbgen.models.spaces.joint import load_spaces
+from lbgen.training.tensors import DAMAGE
 from lbgen.vocabulary.distinct import refuse_confusions
 from lbgen.vocabulary.vocabulary import Vocabulary
 
@@ -65,13 +66,9 @@ class AlignmentState:
         if resumed is not None:
             try:
                 self._load(checkpoint.load_tensors(resumed, accelerator.device))
-            except checkpoint.DAMAGE as error:
+            except DAMAGE as error:
                 cause = " ".join(str(error).split())[:200]
                 raise UserError(f"{resumed}: its state.pt cannot be read; remove this checkpoint ({cause})") from error
-
-    @property
-    def images_per_update(self) -> int:
-        return self.config.batch_size * self.accelerator.num_processes
 
     def process_batch(self, batch_index: int) -> int:
         """Number of images of this process in a batch."""
@@ -167,7 +164,7 @@ class AlignmentState:
             self._base_descriptors,
             accelerator.wait_for_everyone,
         )
-        term = Independence(config, self.text_features, descriptors, category_indices, self.images_per_update)
+        term = Independence(config, self.text_features, descriptors, category_indices, self.progress.images_per_update)
         term.to(accelerator.device)
         broadcast(list(term.buffers()))  # use the first process's: the sign of an eigenvector depends on the machine
         return term

@@ -7,18 +7,22 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from lbgen.alignment import checkpoint
-from lbgen.alignment.checkpoint import CONFIG, PROVENANCE, identity_of, saved_progress
+from lbgen.alignment.checkpoint import identity_of, saved_progress
 from lbgen.alignment.config import AlignConfig
-from lbgen.alignment.loop import evaluate, measure_gradients, received_signal, train, write_line
+from lbgen.alignment.loop import evaluate, measure_gradients, train, write_line
 from lbgen.alignment.monitor import Monitor
 from lbgen.alignment.objective import ensure_reached
-from lbgen.alignment.reports.trackers import start_logger
 from lbgen.alignment.state import AlignmentState
 from lbgen.configuration import saved
+from lbgen.configuration.saved import CONFIG
 from lbgen.errors import Interrupted
 from lbgen.runs import atomic
 from lbgen.runs.console import counted, say
+from lbgen.runs.identity import PROVENANCE
 from lbgen.runs.signals import noted_signals
+from lbgen.training import metrics
+from lbgen.training.loggers import start_logger
+from lbgen.training.processes import received_signal
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 FINISHING = "this update and its evaluation, and saving a checkpoint"
@@ -33,14 +37,14 @@ def train_adapter(
     state = AlignmentState(config, vocabulary, accelerator, resumed)
     norms = check_gradients(state) if resumed is None else {}
     prepare_folder(config, vocabulary, accelerator, state.progress.step if resumed is not None else None)
-    start_logger(config, accelerator)
+    start_logger(config.logger, config.folder, saved.plain(config), accelerator)
     monitor = make_monitor(state)
 
     # Train, then publish the adapter of the last checkpoint.
     with noted_signals(FINISHING if accelerator.is_main_process else "") as signals:
         if resumed is None:
             shown = {"entire": 0.0, "individual": 0.0, "quality": 0.0, **norms}
-            write_line(state, "metrics.jsonl", {"step": 0, "gradient_norms": shown})
+            write_line(state, metrics.FILE, {"step": 0, "gradient_norms": shown})
             evaluate(state, monitor)
         train(state, monitor, signals)
         return finish(state, signals)
@@ -112,8 +116,8 @@ def prepare_folder(config: AlignConfig, vocabulary: Vocabulary, accelerator: Acc
             shutil.rmtree(config.folder / "samples", ignore_errors=True)
             write_provenance(config, vocabulary)
         checkpoint.clean(config.folder)
-        for name in ("metrics.jsonl", "evaluations.jsonl"):
-            checkpoint.drop_lines_after(config.folder / name, -1 if step is None else step)
+        for name in (metrics.FILE, "evaluations.jsonl"):
+            metrics.drop_lines_after(config.folder / name, -1 if step is None else step)
     accelerator.wait_for_everyone()
 
 

@@ -77,26 +77,11 @@ def with_equal_keys(copies: distances.Pairs, first: MeasuredDataset, other: Meas
 def compare(
     reference: LabelledFeatures, other: LabelledFeatures, seed: int, pairs: distances.Pairs = distances.NO_PAIRS
 ) -> dict[str, Estimate]:
-    """Distances of a set from the reference.  pairs: (P, 2) row indices of pairs that are not independent draws.
-
-    The bootstrap of precision, recall, density and coverage resamples only the set whose images are counted, so the
-    intervals are widened for the variation of the other set.
-    """
+    """Distances of a set from the reference.  pairs: (P, 2) rows of images of both that are no independent draws."""
     x, y = (torch.from_numpy(features.astype(np.float32)) for features, _ in (reference, other))
     label_x, label_y = reference[1], other[1]
 
-    # Neighbourhoods.
-    near = distances.neighbourhoods(x, y)
-    counted = {
-        "precision": (label_y, 1),
-        "density": (label_y, np.inf),
-        "recall": (label_x, 1),
-        "coverage": (label_x, 1),
-    }
-    found = {
-        name: widened(mean(near[name].numpy(), label, seed, (0, most)), (0, most))
-        for name, (label, most) in counted.items()
-    }
+    found = _neighbourhood_figures(x, y, label_x, label_y, seed)
 
     # Fréchet and kernel distance, from the same resamples of both sets; pairs are drawn together.
     rng = np.random.default_rng(seed)
@@ -115,6 +100,27 @@ def compare(
     kernels = np.array([kernel(a, b) for a, b in resamples])
     found["kernel_distance"] = normal_interval(kernel(np.arange(len(x)), np.arange(len(y))), kernels)
     return found
+
+
+def _neighbourhood_figures(
+    x: torch.Tensor, y: torch.Tensor, label_x: NDArray[np.int64], label_y: NDArray[np.int64], seed: int
+) -> dict[str, Estimate]:
+    """Precision, density, recall and coverage.
+
+    The bootstrap resamples only the set whose images are counted; the intervals are widened because the other set
+    varies too.
+    """
+    near = distances.neighbourhoods(x, y)
+    counted = {
+        "precision": (label_y, 1),
+        "density": (label_y, np.inf),
+        "recall": (label_x, 1),
+        "coverage": (label_x, 1),
+    }
+    return {
+        name: widened(mean(near[name].numpy(), label, seed, (0, most)), (0, most))
+        for name, (label, most) in counted.items()
+    }
 
 
 # ---- features ----

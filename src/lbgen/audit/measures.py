@@ -142,21 +142,9 @@ def measure(
 
     compared = spread_sample(label, min(COMPARED_IMAGES, config.probe_images), seed)
     return MeasuredDataset(
-        observed,
-        figures,
-        attribute_figures,
-        ranks,
-        quality,
-        diversity.vendi_by_category,
-        diversity.distance_by_category,
-        duplicates,
-        probed,
-        compared,
-        names,
-        explained,
-        hits,
-        balance,
-    )
+        observed, figures, attribute_figures, ranks, quality, diversity.vendi_by_category,
+        diversity.distance_by_category, duplicates, probed, compared, names, explained, hits, balance,
+    )  # fmt: skip
 
 
 def _image_figures(observed: Observed, ranks: LabelRanks, quality: NDArray, seed: int) -> dict[str, Estimate]:

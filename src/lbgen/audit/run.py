@@ -108,11 +108,7 @@ def _audited(
     from lbgen.audit.attributes import ensure_short
     from lbgen.audit.comparison import compare_with_first
     from lbgen.audit.findings.images import find_images, write_images
-    from lbgen.audit.observe import cache_identity, observe
     from lbgen.audit.page import write_page
-    from lbgen.audit.workers.observer import Observer, canvas_side
-    from lbgen.audit.workers.pool import workers_of
-    from lbgen.audit.workers.row_cache import RowCache
     from lbgen.models.semantics import load_semantics
 
     say_opening(readers, names, config, device_name("cuda" if torch.cuda.is_available() else "cpu"))
@@ -123,16 +119,8 @@ def _audited(
     for attribute in attributes:
         ensure_short(attribute, "", space)
 
-    # Read every dataset once.
-    observer = Observer(space, canvas_side(space))
-    cache = RowCache(config.folder / "cache", cache_identity(config.semantics), observer.fields())
-    with workers_of(config, observer) as workers:
-        observed = [
-            observe(reader, name, workers, cache, config.batch_size, config.sample, config.seed)
-            for reader, name in zip(readers, names, strict=True)
-        ]
-
-    # Measure and compare.
+    # Read every dataset once, measure and compare.
+    observed = _observed(readers, names, space, config)
     diversity = diversity_images(observed)
     measured = _measured(observed, space, attributes, config, diversity)
     compared_in, comparisons = compare_with_first(measured, readers, config)
@@ -175,6 +163,24 @@ def next_step(readers: Sequence[DatasetReader], config: AuditConfig) -> str:
         return look
     compare = ["lbgen", "audit", str(readers[0].folder), "ANOTHER", "--semantics", config.semantics]
     return f"{look}; to compare with another dataset: {shlex.join([*compare, '--output', str(config.folder)])}"
+
+
+def _observed(
+    readers: list[DatasetReader], names: list[str], space: SemanticSpace, config: AuditConfig
+) -> list[Observed]:
+    """What is known of every image, from the cache where it is there."""
+    from lbgen.audit.observe import cache_identity, observe
+    from lbgen.audit.workers.observer import Observer, canvas_side
+    from lbgen.audit.workers.pool import workers_of
+    from lbgen.audit.workers.row_cache import RowCache
+
+    observer = Observer(space, canvas_side(space))
+    cache = RowCache(config.folder / "cache", cache_identity(config.semantics), observer.fields())
+    with workers_of(config, observer) as workers:
+        return [
+            observe(reader, name, workers, cache, config.batch_size, config.sample, config.seed)
+            for reader, name in zip(readers, names, strict=True)
+        ]
 
 
 def _measured(

@@ -14,13 +14,13 @@ from pathlib import Path
 from huggingface_hub import constants
 from packaging.requirements import Requirement
 
-import lbgen
 from lbgen.checkup.config import DoctorConfig
 from lbgen.checkup.models import find_generator, find_quality, find_semantics
 from lbgen.configuration.ranges import ensure_config
 from lbgen.errors import UserError, printable
 from lbgen.runs import atomic
 from lbgen.runs.console import SIZES, counted, in_units, table
+from lbgen.runs.version import __version__
 
 
 def doctor(config: DoctorConfig | None = None) -> None:
@@ -35,7 +35,7 @@ def doctor(config: DoctorConfig | None = None) -> None:
     ensure_config(config, DoctorConfig)
     missing: list[str] = []
     rows = [
-        ("lbgen", lbgen.__version__),
+        ("lbgen", __version__),
         ("Python", python()),
         *libraries(missing),
         *device(missing),

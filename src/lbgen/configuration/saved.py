@@ -16,6 +16,9 @@ from lbgen.runs.console import is_verbose, say
 
 Config = TypeVar("Config")
 
+CONFIG = "config.yaml"
+"""The file of a run's configuration, which makes a folder that of a run."""
+
 
 def save(config: Any, path: Path) -> None:
     """Write every resolved value, readable by `load` and by any YAML reader."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from lbgen.configuration.ranges import ensure_config
+from lbgen.configuration.saved import CONFIG
 from lbgen.errors import UserError
 from lbgen.exports.config import ExportMergedConfig
 from lbgen.exports.sources import (
-    CONFIG,
     adapter_folder,
     made_by,
     recorded_hashes,
@@ -59,18 +61,24 @@ def export_merged(config: ExportMergedConfig) -> Path:
         raise UserError(
             f"generator {base.name}: {generator.family.title} is no pipeline of diffusers, which could be saved"
         )
-    with writing(output.parent):
-        temporary = atomic.temporary_name(output)
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            write_pipeline(pipeline, temporary)
-            origin = json.dumps(made_by(run, folder), indent=1, ensure_ascii=False)
-            atomic.write_text(temporary / MADE_BY, origin + "\n")
-            os.replace(temporary, output)  # an empty folder may be there
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with writing(output.parent), replaced_whole(output) as temporary:
+        write_pipeline(pipeline, temporary)
+        origin = json.dumps(made_by(run, folder), indent=1, ensure_ascii=False)
+        atomic.write_text(temporary / MADE_BY, origin + "\n")
     say(f"the checkpoint with the adapter merged is in {output}")
     return output
+
+
+@contextmanager
+def replaced_whole(output: Path) -> Iterator[Path]:
+    """Yield a temporary place for a folder, which becomes `output` if all goes well; an empty folder may be there."""
+    temporary = atomic.temporary_name(output)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        yield temporary
+        os.replace(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 # ---- the generator that the adapter belongs to ----

@@ -11,16 +11,17 @@ from typing import Annotated, Any
 from msgspec import Meta
 from safetensors import SafetensorError
 
-import lbgen
+from lbgen.configuration.saved import CONFIG
 from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
 from lbgen.models.registry import ADAPTER_FILE, adapter_file
 from lbgen.runs import atomic, outputs
-from lbgen.runs.identity import Identity
+from lbgen.runs.identity import PROVENANCE, Identity
 from lbgen.runs.parsing import Name, checked, read_json
+from lbgen.runs.version import __version__
 
-CONFIG, PROVENANCE, ADAPTER = "config.yaml", "provenance.json", "adapter"
-"""Names that `lbgen align` writes in a run folder: configuration, identity, adapter."""
+ADAPTER = "adapter"
+"""The adapter's folder in that of a run."""
 TOLD = ("max_steps", "seed", "scheduler", "steps", "guidance_scale", "prompt_template", "text_template")
 """Settings of a run that its exports name."""
 Alpha: Any = Annotated[float, Meta(gt=0, le=1e6)]
@@ -70,16 +71,16 @@ def made_by(run: Path, adapter: Path) -> dict[str, Any]:
     config, hashes = settings(run), recorded_hashes(run)
     generator = config.get("generator")
     return {
-        "lbgen": lbgen.__version__,
+        "lbgen": __version__,
         "adapter_sha256": atomic.sha256(adapter / ADAPTER_FILE),
-        **({"generator": without_folders(generator)} if isinstance(generator, str) else {}),
+        **({"generator": portable_name(generator)} if isinstance(generator, str) else {}),
         **({"generator_sha256": hashes["generator"]} if hashes.get("generator") else {}),
         **{name: config[name] for name in TOLD if isinstance(config.get(name), str | int | float)},
     }
 
 
-def without_folders(place: str) -> str:
-    """A registry name or a hub id unchanged; for a folder or a file only its own name."""
+def portable_name(place: str) -> str:
+    """A registry name or a hub id as it is; of a folder or a file its own name."""
     is_path = os.path.exists(place) or place.startswith(("/", ".", "~")) or place.count("/") > 1
     return os.path.basename(place.rstrip("/")) if is_path else place
 

@@ -146,6 +146,11 @@ def resample(label: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.i
     return drawn
 
 
+def resampled_counts(images: int, seed: int) -> NDArray[np.int64]:
+    """(FEW_RESAMPLES, images): how often each image is drawn, of all images alike."""
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), FEW_RESAMPLES)
+
+
 def random_halves(label: NDArray[np.int64], rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Row indices of two disjoint random halves; the halves of the set and of each category differ by at most one."""
     order = np.lexsort((rng.random(len(label)), label))

@@ -29,12 +29,7 @@ def fit(
     default `steps`. Writes `folder/name.pt` and the curve `folder/name.jsonl`.
     """
     optimisers = _optimisers(module, matrices, learning_rate)
-
-    def rate(step: int) -> float:
-        share = min(1.0, step / (cosine_steps(step) if cosine_steps else steps))
-        return min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * share))
-
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, rate) for optimiser in optimisers]
+    schedules = _schedules(optimisers, cosine_steps or (lambda step: steps))
     averaged = {key: value.detach().clone() for key, value in module.state_dict().items()}
     checkpoint, curve, first = folder / f"{name}.pt", folder / f"{name}.jsonl", 0
     if checkpoint.exists():
@@ -52,9 +47,7 @@ def fit(
             schedule.step()
 
         # Average them; the decay starts low.
-        decay = min(average, (step + 1) / (step + 10))
-        for key, value in module.state_dict().items():
-            averaged[key] = torch.lerp(value, averaged[key], decay) if value.is_floating_point() else value.clone()
+        _average(averaged, module, min(average, (step + 1) / (step + 10)))
 
         # Save, and write a line of the curve.
         total += float(loss.detach())
@@ -66,6 +59,12 @@ def fit(
     if average:
         module.load_state_dict(averaged)
     return module.eval()
+
+
+def _average(averaged: dict[str, Tensor], module: nn.Module, decay: float) -> None:
+    """Move the average towards the module's weights; what is no fraction is copied."""
+    for key, value in module.state_dict().items():
+        averaged[key] = torch.lerp(value, averaged[key], decay) if value.is_floating_point() else value.clone()
 
 
 def _report(name: str, curve: Path, step: int, loss: float, seconds: float) -> None:
@@ -87,6 +86,15 @@ def _optimisers(
 
 
 Schedule = torch.optim.lr_scheduler.LRScheduler
+
+
+def _schedules(optimisers: Sequence[torch.optim.Optimizer], cosine_steps: Callable[[int], int]) -> list[Schedule]:
+    """A warm-up of 50 steps, and a cosine to zero."""
+
+    def rate(step: int) -> float:
+        return min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / cosine_steps(step))))
+
+    return [torch.optim.lr_scheduler.LambdaLR(optimiser, rate) for optimiser in optimisers]
 
 
 def _load(

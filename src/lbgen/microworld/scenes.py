@@ -194,14 +194,7 @@ def _draw_objects(
     frame: part of the picture; None for all of it.
     """
     n = len(categories)
-    right, low = factors["position"] % 2, factors["position"] // 2
-    cx = 0.5 + (2 * right - 1) * rng.uniform(0.02, 0.12, n)
-    cy = 0.5 + (2 * low - 1) * rng.uniform(0.02, 0.12, n)
-    radius = (0.3 + 0.05 * factors["scale"] + rng.uniform(0, 0.05, n)).astype(np.float32)
-    if frame:
-        cx, cy = frame.x + frame.size * (cx - 0.5), frame.y + frame.size * (cy - 0.5)
-        radius = radius * np.float32(frame.size)
-    angle = np.deg2rad(14.0) * (factors["pose"] - 1) + np.deg2rad(rng.uniform(-7, 7, n))
+    cx, cy, radius, angle = _placements(n, factors, rng, frame)
     local = _local_coordinates(cx, cy, radius, angle)
     colour = np.clip(_RGB[factors["colour"]] + rng.normal(0, 0.04, (n, 3)), 0, 1).astype(np.float32)
     fill = _texture(local, factors["texture"], colour, rng)  # (B, H, W, 3)
@@ -223,6 +216,21 @@ def _draw_objects(
             picture = mix(picture, paint, np.clip(0.5 - distance * pixels, 0, 1))
         pictures[rows] = picture
     return pictures, coverage
+
+
+def _placements(
+    n: int, factors: dict[str, Integers], rng: np.random.Generator, frame: Frame | None
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Centre x and y, radius and angle of each object, (B,), around those that its factors say."""
+    right, low = factors["position"] % 2, factors["position"] // 2
+    cx = 0.5 + (2 * right - 1) * rng.uniform(0.02, 0.12, n)
+    cy = 0.5 + (2 * low - 1) * rng.uniform(0.02, 0.12, n)
+    radius = (0.3 + 0.05 * factors["scale"] + rng.uniform(0, 0.05, n)).astype(np.float32)
+    if frame:
+        cx, cy = frame.x + frame.size * (cx - 0.5), frame.y + frame.size * (cy - 0.5)
+        radius = radius * np.float32(frame.size)
+    angle = np.deg2rad(14.0) * (factors["pose"] - 1) + np.deg2rad(rng.uniform(-7, 7, n))
+    return cx, cy, radius, angle
 
 
 def _local_coordinates(cx: Floats, cy: Floats, radius: Floats, angle: Floats) -> tuple[Floats, Floats]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lbgen.configuration.values import PathOrText
 from lbgen.errors import UserError
 from lbgen.models import adapter
 from lbgen.models.checkpoints.suited import is_distilled, refuse_guidance, suited_settings
@@ -267,14 +268,14 @@ class Generator:
         if self._merged is not None:
             self._merged.refresh()
 
-    def save_adapter(self, directory: Path) -> None:
+    def save_adapter(self, directory: PathOrText) -> None:
         """Write the adapter as a LoRA file that diffusers and ComfyUI read."""
-        adapter.save(directory, self._adapted())
+        adapter.save(Path(directory), self._adapted())
 
-    def load_adapter(self, directory: Path) -> None:
-        """Load a saved adapter, trainable. An adapter that is already attached keeps its alpha."""
+    def load_adapter(self, directory: PathOrText) -> None:
+        """Read a saved adapter back, trainable. One that is already there keeps its alpha."""
         parts = tuple(self._parts) if self.family.text_encoder_targets else (self.family.network_name,)
-        for part, (config, weights) in adapter.read(directory, parts).items():
+        for part, (config, weights) in adapter.read(Path(directory), parts).items():
             try:
                 adapter.restore(self._parts[part], config, weights)
             except ValueError as error:
@@ -284,7 +285,7 @@ class Generator:
                 ) from error
         self.refresh_sampler()
 
-    def merge_adapter(self, directory: Path) -> None:
+    def merge_adapter(self, directory: PathOrText) -> None:
         """Add a saved adapter to the base weights, and remove the adapter itself."""
         self.load_adapter(directory)
         for module in self._adapted().values():

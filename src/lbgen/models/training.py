@@ -7,7 +7,7 @@ checked like flags.
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,16 @@ ADDED = {"true_cfg_scale": 1.0, "pipeline_instruction": False}
 REMEDY = "restore the file, or remove it to generate with lbgen's own defaults"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingSettings(Trajectory):
     """The settings that should be equal in a run that generates with the adapter."""
 
-    qualify_names: bool = True
-    prompt_template: Template = "{name}"
-    text_template: Template = "photo of {name}"
+    qualify_names: bool
+    prompt_template: Template
+    text_template: Template
 
 
-FIELDS = saved.plain(TrainingSettings())
-"""Name of each setting -> its default."""
+FIELDS = tuple(field.name for field in fields(TrainingSettings))
 
 
 @dataclass(frozen=True)

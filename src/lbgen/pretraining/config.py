@@ -27,6 +27,8 @@ Pair = Annotated[tuple[float, float], Range(lambda pair: 0 < pair[0] <= pair[1],
 Alpha = Annotated[float, Range(lambda x: x == 0 or 1e-3 <= x <= 1e3, "give 0 (off), or 0.001 to 1,000")]
 Strength = Annotated[float, Range(lambda x: 0 <= x <= 1e6, "give 0 to 1e6")]
 BelowOne = Annotated[float, Range(lambda x: 0 <= x < 1, "give 0 (off) or a number below 1")]
+BACKBONE, MODEL_CONFIG, CHECKPOINT = "backbone.safetensors", "config.json", "checkpoint.pt"
+"""Files that a run writes."""
 REFERENCE_BATCH = 256
 """Number of images per update for which the learning rate is given."""
 

@@ -12,7 +12,7 @@ import timm
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import save_for_hf
 
-from lbgen.pretraining.config import PretrainConfig
+from lbgen.pretraining.config import BACKBONE, MODEL_CONFIG, PretrainConfig
 from lbgen.pretraining.feed.catalogue import Sources
 from lbgen.runs import atomic, identity
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from lbgen.pretraining.state import PretrainingState
 
-BACKBONE, MODEL_CONFIG = "backbone.safetensors", "config.json"
 OF_OTHER_WEIGHTS = ("tag", "license", "paper_ids", "paper_name", "notes", "origin_url", "url", "hf_hub_id", "source")
 """Entries of timm's settings of an architecture that describe timm's own pre-trained weights."""
 

@@ -13,20 +13,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from timm.utils.distributed import distribute_bn
 from torch import Tensor, nn
 
 from lbgen.errors import Interrupted, UserError
 from lbgen.pretraining import export
+from lbgen.pretraining.config import CHECKPOINT
 from lbgen.pretraining.feed.catalogue import Catalogue, Sources
 from lbgen.pretraining.feed.images import MOST_BROKEN, Feed, Request, TrainingBatch
 from lbgen.pretraining.feed.order import Numbers, batch_sizes, epoch_batches, images_of_epoch, read_blocks
-from lbgen.pretraining.state import CHECKPOINT, Best, PretrainingState
+from lbgen.pretraining.state import Best, PretrainingState
 from lbgen.runs.console import Progress, warn
 from lbgen.training import metrics
+from lbgen.training.processes import received_signal
 
-METRICS = "metrics.jsonl"
 SHOWN_EVERY = 20
 """Updates between two checks of the loss, which have to wait for the GPU."""
 VALIDATION_BATCHES = 2
@@ -175,7 +175,7 @@ def finish_epoch(state: PretrainingState, row: dict[str, Any]) -> None:
         if state.accelerator.is_main_process:
             export.write_backbone(state)
     if state.accelerator.is_main_process:
-        metrics.append_line(config.folder / METRICS, row)
+        metrics.append_line(config.folder / metrics.FILE, row)
     numbers = {f"metrics/{name}": value for name, value in row.items() if isinstance(value, float)}
     state.accelerator.log(numbers, step=row["step"])
     state.save(torch.zeros((), dtype=torch.float64, device=state.accelerator.device))
@@ -232,14 +232,6 @@ def leave_if_asked(state: PretrainingState, course: Course, loss_sum: Tensor) ->
             state.save(loss_sum)
         state.accelerator.end_training()
         raise Interrupted(signum, f"saved {state.config.folder / CHECKPOINT}; the same command goes on from there")
-
-
-def received_signal(accelerator: Accelerator, signals: list[int]) -> int:
-    """The signal that a process has received, the same in all processes; 0 if none has."""
-    if accelerator.num_processes == 1:
-        return signals[0] if signals else 0
-    received = torch.tensor([signals[0] if signals else 0], device=accelerator.device)
-    return int(accelerator.gather(received).max())
 
 
 # ---- parts ----

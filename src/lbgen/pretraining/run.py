@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from lbgen.configuration import saved
 from lbgen.configuration.documentation import Documented
 from lbgen.configuration.ranges import ensure_config, one_or_more
+from lbgen.configuration.saved import CONFIG
 from lbgen.datasets.files.remote import Address
 from lbgen.datasets.open import dataset_place, open_dataset
 from lbgen.errors import Interrupted, UserError
-from lbgen.pretraining.config import PretrainConfig
+from lbgen.pretraining.config import BACKBONE, CHECKPOINT, MODEL_CONFIG, PretrainConfig
 from lbgen.pretraining.feed.catalogue import Sources, read_sources
 from lbgen.pretraining.lines import best_epoch, say_opening
 from lbgen.runs import atomic, outputs
@@ -34,9 +35,7 @@ if TYPE_CHECKING:
 
     from lbgen.pretraining.state import PretrainingState
 
-CONFIG, MODEL_CONFIG, METRICS, CHECKPOINT = "config.yaml", "config.json", "metrics.jsonl", "checkpoint.pt"
-BACKBONE = "backbone.safetensors"
-WRITTEN = (BACKBONE, CHECKPOINT, CONFIG, MODEL_CONFIG, "logs", METRICS)
+WRITTEN = (BACKBONE, CHECKPOINT, CONFIG, MODEL_CONFIG, "logs", metrics.FILE)
 """Files and folders that a run writes in its folder."""
 MAY_CHANGE = ("output", "workers", "checkpoint_every", "logger")
 """Fields that may differ when a run is resumed."""
@@ -285,5 +284,5 @@ def prepare_folder(state: PretrainingState, folders: Sequence[Path], sources: So
         with atomic.making(config.folder):
             saved.save(config, config.folder / CONFIG)
         write_model_config(state.model, config, sources, data_identity(folders, sources, config))
-        metrics.drop_lines_after(config.folder / METRICS, state.step if state.step else -1)
+        metrics.drop_lines_after(config.folder / metrics.FILE, state.step if state.step else -1)
     state.accelerator.wait_for_everyone()

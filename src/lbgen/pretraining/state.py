@@ -22,13 +22,12 @@ from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from lbgen.errors import UserError
 from lbgen.models.backbones.backbone import similar_architectures
-from lbgen.pretraining.config import REFERENCE_BATCH, PretrainConfig
+from lbgen.pretraining.config import CHECKPOINT, REFERENCE_BATCH, PretrainConfig
 from lbgen.pretraining.feed.images import layout_of
 from lbgen.runs import atomic
 from lbgen.runs.parsing import Whole, checked
 from lbgen.training.tensors import DAMAGE, load_tensors
 
-CHECKPOINT = "checkpoint.pt"
 OF_A_WEIGHT = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "slow_buffer")
 """Optimiser states with the same shape as their weight."""
 STEP_DECAYS = (0.3, 0.6, 0.9)

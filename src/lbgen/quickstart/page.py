@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-import lbgen
 from lbgen.alignment.config import AlignConfig
 from lbgen.microworld.world import CATEGORIES, HOME, SCENES
 from lbgen.quickstart.comparison import Judged, Line, compare, headline, price
@@ -17,6 +16,8 @@ from lbgen.report import figures
 from lbgen.report.page import render
 from lbgen.runs import atomic
 from lbgen.runs.parsing import Name, read_json
+from lbgen.runs.version import __version__
+from lbgen.training import metrics
 
 IMAGES_SHOWN = 4
 """Number of images per category in each set."""
@@ -109,10 +110,10 @@ def write_report(
             scene_map("Aligned", sets.aligned.judged, figures.ALIGNED),
             scene_map("Diverse prompts", sets.diverse_prompts.judged, figures.DIVERSE),
         ],
-        losses=charts(run / "metrics.jsonl", shown_losses(config), smooth=max(3, config.max_steps // 10)),
+        losses=charts(run / metrics.FILE, shown_losses(config), smooth=max(3, config.max_steps // 10)),
         statistics=charts(run / "evaluations.jsonl", STATISTICS, smooth=1),
         limits=list(LIMITS),
-        facts=[*facts, ("Versions", f"lbgen {lbgen.__version__}, {packages}")],
+        facts=[*facts, ("Versions", f"lbgen {__version__}, {packages}")],
     )
     write_page(page, path)
     return lines, diverse

@@ -15,6 +15,7 @@ from lbgen.configuration import saved
 from lbgen.configuration.documentation import Documented
 from lbgen.configuration.ranges import Count, NonNegativeInt, between, ensure_config
 from lbgen.configuration.recipes import TakesRecipes, resolve
+from lbgen.configuration.saved import CONFIG
 from lbgen.configuration.settings import Output
 from lbgen.generation.config import GenerateConfig
 from lbgen.runs import atomic, outputs
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from lbgen.quickstart.comparison import Line
 
 
-OWN = ("adapter", "align", "aligned", "base", "config.yaml", "diverse_prompts", "stages.json")
-"""Names that a quickstart writes in its folder, besides the page and its figures. config.yaml is written first."""
+OWN = ("adapter", "align", "aligned", "base", CONFIG, "diverse_prompts", "stages.json")
+"""What a quickstart writes in its folder, besides the page and its figures. config.yaml comes first."""
 RESULTS = ("report.html", "summary.json")
 EVALUATE_EVERY = 36
 """Updates between evaluations. Evaluations are rarer than in the recipes, to save time for drawing images again."""
@@ -78,7 +79,7 @@ def quickstart(config: QuickstartConfig) -> QuickstartResult:
     atomic.ensure_writable(output)
     atomic.refuse_links(output, OWN)
     outputs.ensure_outside(output)
-    record = output / "config.yaml"
+    record = output / CONFIG
     outputs.ensure_own(output, os.path.lexists(record), (*OWN, *RESULTS), "quickstart")
     if os.path.exists(record):  # Path.exists raises if a name is longer than the file system allows
         saved.ensure_same(config, record)

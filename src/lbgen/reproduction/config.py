@@ -6,10 +6,11 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from lbgen.configuration.ranges import Count, NameOrPath, Range, Repeats, Settings, Workers, between, require
 from lbgen.configuration.recipes import TakesRecipes
+from lbgen.configuration.saved import CONFIG
 from lbgen.configuration.settings import Output
 from lbgen.reproduction.sets import SetName
 
-CONFIG, LOCK, ROWS, PAGE = "config.yaml", "reproduce.lock", "rows.jsonl", "reproduction.md"
+LOCK, ROWS, PAGE = "reproduce.lock", "rows.jsonl", "reproduction.md"
 DONE, SEEDS, UNSEEN_FOLDER, DENSE_FOLDER = "done", "seeds", "unseen", "dense"
 WRITTEN = (CONFIG, LOCK, ROWS, DONE, SEEDS, UNSEEN_FOLDER, DENSE_FOLDER)
 """Files and folders that a reproduction writes in its folder, besides the page."""

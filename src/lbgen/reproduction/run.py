@@ -9,8 +9,9 @@ from pathlib import Path
 from lbgen.configuration import saved
 from lbgen.configuration.documentation import Documented
 from lbgen.configuration.ranges import ensure_config
+from lbgen.configuration.saved import CONFIG
 from lbgen.errors import UserError
-from lbgen.reproduction.config import CONFIG, FREE, LOCK, MARK, OF_DENSE, ROWS, WRITTEN, ReproduceConfig
+from lbgen.reproduction.config import FREE, LOCK, MARK, OF_DENSE, ROWS, WRITTEN, ReproduceConfig
 from lbgen.reproduction.dense.measuring import missing_package
 from lbgen.reproduction.making import ensure_stages
 from lbgen.reproduction.spreading import run_units

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lbgen.evaluation.transfer.comparison import paired_t_of
 from lbgen.evaluation.transfer.scores import over_seeds
 from lbgen.evaluation.transfer.tables import points
 from lbgen.metrics.intervals import Estimate, benjamini_hochberg
+from lbgen.metrics.paired_tests import paired_t_of
 from lbgen.reproduction.config import Architecture
 from lbgen.reproduction.figures import COMPARISONS, Figure, tested
 from lbgen.reproduction.sets import SETS, SetName

@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Self
 
 from lbgen.errors import UserError
-from lbgen.runs.limits import NO_FLUSH, say_once
+from lbgen.runs.console import warn_once
 
 LARGEST_FILE = 2**28
 """Largest file that is read in one piece, in bytes; the plan of a million categories takes a quarter of that."""
 PIPE_SECONDS = 60
 """Longest wait for the next bytes of a pipe."""
+NO_FLUSH = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+"""Errors of fsync that say that it is not there for this kind of file (on some FUSE systems), and not that writing
+failed."""
 DEEPEST = 100
 """Deepest nesting of folders that is walked. A thousand levels would exceed Python's recursion limit."""
 
@@ -248,7 +251,7 @@ def flush(path: Path) -> None:
         if error.errno not in NO_FLUSH:
             raise
         kind = "folders" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "files"
-        say_once(
+        warn_once(
             f"warning: the file system of --output cannot flush {kind} to disk ({error.strerror}), so a power cut may "
             "cost finished work; after one, run lbgen verify on a dataset, and start an align run again"
         )

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 from typing import TYPE_CHECKING, Self, TextIO, TypeVar
 
 from tqdm import tqdm
@@ -95,6 +96,12 @@ def _write(lines: Sequence[str]) -> None:
 def warn(text: str) -> None:
     """Print a line on standard error, also with --quiet."""
     _note(f"lbgen: {printable(text)}")
+
+
+@cache
+def warn_once(text: str) -> None:
+    """The same, once in each process."""
+    warn(text)
 
 
 def _note(line: str) -> None:

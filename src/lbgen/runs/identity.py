@@ -13,13 +13,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import lbgen
 from lbgen.errors import UserError
 from lbgen.runs import atomic
 from lbgen.runs.model_folder import cached_snapshot, configuration_files, loaded_files, weight_files
 from lbgen.runs.parsing import REMEDY, Name, checked
+from lbgen.runs.version import __version__
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pyarrow")
+PROVENANCE = "provenance.json"
+"""The file of a run's identity: what it was started with."""
 HASH_SUFFIX = "_sha256"
 SECOND_RULE = "v2:"
 """Prefix of a hash of all files of a model that are loaded."""
@@ -82,8 +84,8 @@ class Identity:
 
 
 def versions() -> tuple[str, ...]:
-    """The text "package version" for lbgen and for each package that weights, images and files depend on."""
-    return (f"lbgen {lbgen.__version__}", *(f"{package} {version(package)}" for package in PACKAGES))
+    """ "package version" of lbgen and of the packages that weights, images and files depend on."""
+    return (f"lbgen {__version__}", *(f"{package} {version(package)}" for package in PACKAGES))
 
 
 def ensure_versions(recorded: Iterable[str], output: str) -> None:

@@ -1,5 +1,6 @@
 """One writer at a time: advisory locks that end with the process that holds them."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -10,9 +11,12 @@ from pathlib import Path
 
 from lbgen.errors import UserError
 from lbgen.runs import atomic
-from lbgen.runs.limits import NO_LOCKS, say_once
+from lbgen.runs.console import warn_once
 from lbgen.runs.remote import private_folder
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+"""Errors of a lock that say that there are none (NFS without a lock daemon, Lustre mounted without flock, some FUSE
+systems), and not that another process holds it."""
 WHOLE = 0
 """Byte of the lock file: a whole run locks it exclusively, the parts of a run share it."""
 
@@ -110,7 +114,7 @@ def _acquire_anywhere(path: Path, output: str, part: tuple[int, int] | None) -> 
             f"--output {output}: no locks there ({missing}), nor in {local.parent}; set TMPDIR to a folder on a disk "
             "of this machine"
         ) from None
-    say_once(
+    warn_once(
         f"warning: the file system of --output {output} has no locks ({missing}); a lock in {local.parent} keeps out "
         "your other runs on this machine only, so start none on another machine, except with another --shard-of"
     )

@@ -7,6 +7,8 @@ from typing import Any
 from lbgen.runs import atomic
 from lbgen.runs.parsing import Name, parse_json
 
+FILE = "metrics.jsonl"
+
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append a JSON object as one line; the line is in the file when this returns."""

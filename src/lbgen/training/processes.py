@@ -76,3 +76,13 @@ def start_accelerator(precision: str, logger: str, folder: Path, handlers: list[
         reason = " ".join(str(error).split())
         remedy = "correct or unset the variables ACCELERATE_*, RANK, WORLD_SIZE and MASTER_* that a launcher sets"
         raise UserError(f"accelerate does not start: {reason}; {remedy}") from error
+
+
+def received_signal(accelerator: Accelerator, signals: list[int]) -> int:
+    """The signal that a process has received, the same in all processes; 0 if none has."""
+    if accelerator.num_processes == 1:
+        return signals[0] if signals else 0
+    import torch  # late: slow, and not needed by runs that are refused
+
+    received = torch.tensor([signals[0] if signals else 0], device=accelerator.device)
+    return int(accelerator.gather(received).max())

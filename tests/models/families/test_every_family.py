@@ -17,7 +17,7 @@ from miniatures import WRITERS
 from safetensors.torch import load_file
 from trajectories import images_of
 
-from lbgen.alignment import checkpoint
+from lbgen.alignment import loop
 from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.run import align
 from lbgen.datasets import index
@@ -89,14 +89,14 @@ def test_the_merged_checkpoint_makes_the_adapters_images(aligned: AlignConfig, t
 
 
 def align_until_killed(config: AlignConfig) -> None:
-    append = checkpoint.append_line
+    append = loop.append_line
 
     def killed(path: Path, record: dict) -> None:
         append(path, record)
         if record["step"] == 2 and "loss" in record:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoint.append_line = killed
+    loop.append_line = killed
     align(config)
 
 

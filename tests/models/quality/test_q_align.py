@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, LlamaTokenizer, PreTrainedTokenizerFast
 
 import lbgen
-from lbgen.alignment import checkpoint, run
+from lbgen.alignment import run
 from lbgen.errors import UserError
 from lbgen.models.quality.q_align import QAlign, prepare
 from lbgen.models.semantics import SemanticSpace, load_semantics
+from lbgen.runs.identity import PROVENANCE
 from lbgen.runs.parsing import parse_json
 
 KNOWN_ANSWERS = os.environ.get("LBGEN_Q_ALIGN_ANSWERS", "")
@@ -315,7 +316,7 @@ def test_a_run_trains_on_it_and_records_its_weights(folder: Path, fresh, tmp_pat
     run.align(config)
     norms = lines(config.folder / "metrics.jsonl")[0]["gradient_norms"]
     assert all(norms[name] > 0 for name in ("entire", "individual", "quality"))
-    recorded = parse_json((config.folder / checkpoint.PROVENANCE).read_bytes())
+    recorded = parse_json((config.folder / PROVENANCE).read_bytes())
     assert recorded["quality_sha256"].startswith("v2:")
     weights = load_file(copy / "model.safetensors")
     save_file({**weights, "model.norm.weight": weights["model.norm.weight"] + 1}, copy / "model.safetensors")

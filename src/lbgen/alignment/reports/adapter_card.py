@@ -5,12 +5,12 @@ from typing import Any
 
 import yaml
 
-from lbgen import __version__
 from lbgen.alignment.config import AlignConfig
 from lbgen.models.checkpoints.suited import pipeline_of
 from lbgen.models.registry import ADAPTER_CARD, ADAPTER_FILE, GENERATORS, resolve
 from lbgen.report.page import render
 from lbgen.runs import atomic
+from lbgen.runs.version import __version__
 from lbgen.vocabulary.vocabulary import Vocabulary
 
 WITHOUT_LOADER = ("PixArtSigmaPipeline",)

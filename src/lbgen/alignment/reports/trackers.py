@@ -1,19 +1,10 @@
-"""The logger of a run: curves, configuration and pictures of the evaluations, by accelerate's trackers."""
+"""The pictures of the evaluations, for the logger of a run."""
 
 from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
 from PIL import Image
-
-from lbgen.alignment.config import AlignConfig
-from lbgen.configuration import saved
-from lbgen.training import loggers
-
-
-def start_logger(config: AlignConfig, accelerator: Accelerator) -> None:
-    """Start the logger of the config, if any."""
-    loggers.start_logger(config.logger, config.folder, saved.plain(config), accelerator)
 
 
 def log_pictures(accelerator: Accelerator, path: Path, step: int) -> None:

@@ -21,15 +21,14 @@ from lbgen.models.loading import device_of
 from lbgen.models.registry import SEMANTICS, semantics_location
 from lbgen.models.semantics import load_semantics
 from lbgen.runs.processes.ray import LOST, actors_to_start, import_ray, join_cluster, one_line
-from lbgen.runs.processes.spawned import begin, starting
+from lbgen.runs.processes.spawned import MEMORY, begin, starting
 
 BATCHES_AHEAD = 2
 """Number of batches that each worker has or will get next."""
 MOST_FAILURES = 3
 """Number of deaths after which a Ray actor is not started again."""
 DECODERS = 8
-"""Most threads that decode images."""
-MEMORY = "if memory ran out, give fewer --workers or a smaller --batch-size; nothing is lost, start again"
+"""Threads that decode, at most."""
 
 
 class Workers(NamedTuple):

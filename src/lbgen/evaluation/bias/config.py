@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from lbgen.configuration.ranges import ImagesAtOnce, NameOrPath, require
+from lbgen.configuration.saved import CONFIG
 from lbgen.configuration.settings import Output
 
-FIGURES, CONFIG, ANSWERS, LOCK = "bias.json", "config.yaml", "answers", ".lock"
+FIGURES, ANSWERS, LOCK = "bias.json", "answers", ".lock"
 WRITTEN = (FIGURES, CONFIG, ANSWERS)
 """Names of the files and folders that a run writes in its folder."""
 

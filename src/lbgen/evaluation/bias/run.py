@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from lbgen.configuration import saved
 from lbgen.configuration.documentation import Documented
 from lbgen.configuration.ranges import ensure_config
+from lbgen.configuration.saved import CONFIG
 from lbgen.configuration.yaml_lines import read_yaml
 from lbgen.errors import UserError
 from lbgen.evaluation.bias import cue_conflict, focus, imagenet9, imagenet_c, imagenet_variants, output
 from lbgen.evaluation.bias.benchmark import Benchmark, BenchmarkParts, find_sources, incompleteness
 from lbgen.evaluation.bias.classes import outputs_of_imagenet
-from lbgen.evaluation.bias.config import ANSWERS, CONFIG, FIGURES, LOCK, WRITTEN, BiasConfig
+from lbgen.evaluation.bias.config import ANSWERS, FIGURES, LOCK, WRITTEN, BiasConfig
 from lbgen.models.backbones import display_names
 from lbgen.models.backbones.location import find_local
 from lbgen.runs import atomic, outputs

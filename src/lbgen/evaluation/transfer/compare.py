@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbgen.configuration.ranges import ensure_config, one_or_more
+from lbgen.configuration.saved import CONFIG
 from lbgen.errors import UserError
-from lbgen.evaluation.transfer.config import ANSWERS, COMPARISON, COMPARISON_PAGE, CONFIG, TRANSFER, CompareConfig
+from lbgen.evaluation.transfer.config import ANSWERS, COMPARISON, COMPARISON_PAGE, TRANSFER, CompareConfig
 from lbgen.evaluation.transfer.values import Share, Value
 from lbgen.runs import atomic, identity, outputs
 from lbgen.runs.console import result, say

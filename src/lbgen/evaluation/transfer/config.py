@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from lbgen.configuration.ranges import (
     Count,
@@ -17,9 +17,10 @@ from lbgen.configuration.ranges import (
     require,
 )
 from lbgen.configuration.recipes import TakesRecipes
+from lbgen.configuration.saved import CONFIG
 from lbgen.configuration.settings import Output
 
-CONFIG, LOCK = "config.yaml", "cache/transfer.lock"
+LOCK = "cache/transfer.lock"
 PAGE, TRANSFER = "report.html", "transfer.json"
 RESULTS, ANSWERS, CACHE, TRAININGS = "results", "answers", "cache", "trainings"
 DETECTION, SEGMENTATION = "detection", "segmentation"
@@ -31,7 +32,6 @@ WRITTEN = (*CONFIGS, PAGE, TRANSFER, RESULTS, ANSWERS, CACHE, TRAININGS)
 COMPARISON, COMPARISON_PAGE = "comparison.json", "comparison.html"
 
 Method = Literal["linear", "finetune", "detection", "segmentation"]
-METHODS = get_args(Method)
 RESULT_METHODS = ("linear", "finetune", "detection", "detection_mask", "segmentation")
 """Methods in transfer.json, in the order of output; detection has values for boxes and for masks."""
 USUAL: dict[str, dict[str, Any]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -55,6 +54,6 @@ def load_prepared_generator(config: GenerateConfig, device: str) -> Generator:
     if config.localize and not hasattr(generator.family, "text_attention"):
         raise UserError(f"--localize: where {generator.family.title} attends to its prompt is not known; leave it out")
     if config.adapter is not None:
-        generator.merge_adapter(Path(config.adapter))
+        generator.merge_adapter(config.adapter)
     generator.optimize()
     return generator

@@ -22,16 +22,14 @@ from lbgen.generation.workers.progress import WorkerProgress
 from lbgen.generation.workers.shard import Worker, WorkerContext
 from lbgen.models.loading import device_of
 from lbgen.runs.identity import Identity
-from lbgen.runs.processes.spawned import follow_parent, starting
+from lbgen.runs.processes.spawned import MEMORY, follow_parent, starting
 from lbgen.runs.signals import SIGNALS, noted_signals
 from lbgen.runs.storage import storage_errors
 
 POLL_SECONDS = 0.2
 """Seconds between two checks for signals."""
 GRACE_SECONDS = 60.0
-"""Seconds that a process has to finish its batch when the run ends early."""
-MEMORY = "if memory ran out, give fewer --workers or a smaller --batch-size; nothing is lost, start again"
-"""The remedy for a worker that was killed."""
+"""Time that a process has to finish its batch when the run ends early."""
 
 Report = Callable[[WorkerProgress], None]
 

@@ -15,12 +15,13 @@ from lbgen.errors import UserError
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan
 from lbgen.generation.workers.loading import Models, load_models
-from lbgen.generation.workers.local import MEMORY, Engine, Report, interrupted
+from lbgen.generation.workers.local import Engine, Report, interrupted
 from lbgen.generation.workers.preflight import PreflightResult, preflight
 from lbgen.generation.workers.progress import WorkerProgress
 from lbgen.generation.workers.shard import Worker, WorkerContext
 from lbgen.runs.identity import Identity
 from lbgen.runs.processes.ray import LOST, actors_to_start, import_ray, join_cluster, one_line
+from lbgen.runs.processes.spawned import MEMORY
 from lbgen.runs.storage import is_remote
 
 POLL_SECONDS = 0.5

@@ -15,6 +15,9 @@ from types import ModuleType
 from lbgen.runs.processes.waiting import short_waiting
 from lbgen.runs.signals import blocked_signals
 
+MEMORY = "if memory ran out, give fewer --workers or a smaller --batch-size; nothing is lost, start again"
+"""The remedy for a worker that was killed."""
+
 
 @contextmanager
 def starting() -> Iterator[None]:

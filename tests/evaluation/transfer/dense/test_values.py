@@ -100,7 +100,7 @@ def test_average_precision_is_that_of_pycocotools(made, kind):
 def test_a_resample_has_the_precision_of_the_images_repeated(made, kind, monkeypatch):
     objects, found = made
     draws = np.random.default_rng(1).multinomial(IMAGES, np.full(IMAGES, 1 / IMAGES), 5)
-    monkeypatch.setattr(precision, "resamples", lambda images: draws)
+    monkeypatch.setattr(precision, "resampled_counts", lambda images, seed: draws)
     ours = precision.average_precision(objects, found, kind, CATEGORIES).resampled
     for value, draw in zip(ours, draws, strict=True):
         repeated = np.repeat(np.arange(IMAGES), draw).tolist()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lbgen.evaluation.transfer.dense.coco import Objects, area_of
 from lbgen.evaluation.transfer.scores import BOOTSTRAP_SEED
-from lbgen.metrics.intervals import FEW_RESAMPLES
+from lbgen.metrics.intervals import resampled_counts
 
 BOX, MASK = "box_AP", "mask_AP"
 FIGURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
@@ -128,13 +128,7 @@ def matches_of(judge: Any, category: int) -> Matches:
 
 def resampled(matches: Sequence[Matches], images: int) -> list[float]:
     """The average precision of each bootstrap over the images."""
-    draws = resamples(images)
-    return [weighted_precision(matches, draw) for draw in draws]
-
-
-def resamples(images: int) -> NDArray[np.int64]:
-    """(FEW_RESAMPLES, images) number of times that each image is drawn; the same for every backbone."""
-    return np.random.default_rng(BOOTSTRAP_SEED).multinomial(images, np.full(images, 1 / images), FEW_RESAMPLES)
+    return [weighted_precision(matches, draw) for draw in resampled_counts(images, BOOTSTRAP_SEED)]
 
 
 RECALLS = np.linspace(0, 1, 101)

@@ -14,10 +14,11 @@ from torchvision import tv_tensors  # type: ignore[import-untyped]
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from lbgen.evaluation.transfer.dense.ade20k import UNLABELLED
-from lbgen.evaluation.transfer.dense.average_precision import resamples
 from lbgen.evaluation.transfer.dense.pyramid import Pyramid
 from lbgen.evaluation.transfer.dense.sets import DenseSet
 from lbgen.evaluation.transfer.dense.training import Evaluation
+from lbgen.evaluation.transfer.scores import BOOTSTRAP_SEED
+from lbgen.metrics.intervals import resampled_counts
 from lbgen.models.backbones.backbone import Backbone
 
 MEAN_IOU = "mIoU"
@@ -103,8 +104,9 @@ class Segmentation:
             **{f"IoU {name}": float(i / u) for name, i, u in zip(
                 dataset.categories, intersections.sum(axis=0), unions.sum(axis=0), strict=True) if u},
         }  # fmt: skip
-        draws = [mean_iou(draw @ intersections, draw @ unions) for draw in resamples(len(dataset.test))]
-        return Evaluation({MEAN_IOU: value}, figures, {MEAN_IOU: draws}, self._table(intersections, unions))
+        draws = resampled_counts(len(dataset.test), BOOTSTRAP_SEED)
+        resampled = [mean_iou(draw @ intersections, draw @ unions) for draw in draws]
+        return Evaluation({MEAN_IOU: value}, figures, {MEAN_IOU: resampled}, self._table(intersections, unions))
 
     def predict(self, model: nn.Module, row: int) -> Tensor:
         """(height, width) categories of a test image, int64."""

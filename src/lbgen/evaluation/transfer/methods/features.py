@@ -58,7 +58,7 @@ class FeatureCache:
                     computed = self._compute(backbone, images, part, progress)
                     if not np.isfinite(computed).all():
                         raise UserError(f"{name}: the backbone's features are not finite; give another backbone")
-                    _write(paths[index], computed)
+                    write_npy(paths[index], computed)
                     found[index] = computed
         columns = [each for each in found if each is not None]
         all_rows = np.zeros((len(hashes), columns[0].shape[1]), np.float32)
@@ -86,8 +86,3 @@ def _read(path: Path, rows: int) -> NDArray | None:
     if stored is None or stored.dtype != np.float32 or stored.ndim != 2 or len(stored) != rows:
         return None
     return stored if np.isfinite(stored).all() else None
-
-
-def _write(path: Path, features: NDArray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_npy(path, features)

@@ -68,8 +68,8 @@ def scan(source: Source, name: str, cache: Path, workers: int | None) -> Scan:
     label = np.array([each[0] for each in found], dtype=np.int64)
     content = np.frombuffer(b"".join(each[1] for each in found), np.uint8).reshape(-1, DIGEST)
     faults = {row: fault for row, (_, _, fault) in enumerate(found) if fault}
-    if not faults:  # otherwise the set is read again next time, which reports the faults again
-        _write(path, np.concatenate([label[:, None].view(np.uint8), content], axis=1))
+    if not faults:  # else it is read again next time, which says why
+        write_npy(path, np.concatenate([label[:, None].view(np.uint8), content], axis=1))
     return Scan(label, content, faults)
 
 
@@ -87,11 +87,6 @@ def _read(path: Path, rows: int, categories: int) -> Scan | None:
     if label.min(initial=0) < 0 or label.max(initial=0) >= categories:  # no label of a readable image
         return None
     return Scan(label, np.array(table[:, 8:]), {})
-
-
-def _write(path: Path, table: NDArray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_npy(path, table)
 
 
 def processes(images: int, workers: int | None) -> int:
