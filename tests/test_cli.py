@@ -11,6 +11,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from command_line import refused, refused_here, run
@@ -20,7 +21,7 @@ from transformers import CLIPModel
 
 import lbgen
 from lbgen.cli import VERBS, main
-from lbgen.runs import model_folder
+from lbgen.runs.processes.waiting import SHORT_WAITING
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +40,20 @@ def test_version_and_help():
 def test_lbgen_alone_prints_the_help_and_fails():
     shown = run()
     assert (shown.returncode, shown.stdout) == (2, "") and shown.stderr == run("--help").stdout
+
+
+def test_help_imports_no_large_library():
+    """The help of every verb in one process."""
+    program = """
+import contextlib, sys
+from lbgen.cli import VERBS, main
+for verb in VERBS:
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(None):
+        main([verb, "--help"])
+print(*sys.modules)
+"""
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert {"numpy", "pyarrow", "huggingface_hub", "torch", "PIL"} & set(shown.stdout.split()) == set()
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -161,7 +176,7 @@ def test_the_flags_that_other_programs_rely_on(capsys):
         ("align --scheduler euler", '--scheduler: "euler" is not one of ddpm, ddim, pndm, dpm++'),
         ("generate --scheduler euler", '--scheduler: "euler" is not one of ddpm, ddim, pndm, dpm++'),
         ("align --guard maybe", '--guard: "maybe" is not one of warn, stop, off'),
-        ("align --recipe nope", "no such file, nor one of the built-in recipes (diverse-prompts, fast-d"),
+        ("align --recipe nope", "no such file, nor one of the built-in recipes (independent, microworl"),
         ("export sd15 here", "invalid choice: 'sd15'"),
         ("export microworld", "required: DIR"),
     ],
@@ -170,10 +185,32 @@ def test_wrong_command_lines_are_refused_in_one_line(capsys, argv, expected):
     assert expected in refused_here(capsys, *argv.split())
 
 
-def test_a_wrong_recipe_is_refused_by_file_and_field(capsys, tmp_path):
-    (tmp_path / "mine.yaml").write_text("max_step: 3\n")
+@pytest.mark.parametrize(
+    ("text", "place", "expected"),
+    [
+        ("seed: 1\nmax_stepz: 3", "line 2: max_stepz", "no such field; did you mean max_steps?"),
+        ("max_steps: ten", "line 1: max_steps", '"ten" is not a whole number'),
+        ("# mine\n\nscheduler: foo", "line 3: scheduler", '"foo" is not one of ddpm, '),
+        ("base: microworld\nrank: -1", "line 2: rank -1", "give 1 to 4096"),
+        ("steps: 9\ndifferentiated_steps: 10", "line 2: differentiated_steps 10", "give 1 to 9 (--steps)"),
+        ("{seed: 1,\n  rank: 3,\n  rank: 0}", "line 3: rank 0", "give 1 to 4096"),
+        ("base: below.yaml\nseed: 1", "line 2: rank -2", "give 1 to 4096"),
+        ("seed: 1\nbase: 3", "line 2: base", "give the name of a built-in recipe or a file"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_file_line_and_field(capsys, tmp_path, text, place, expected):
+    """Against line numbers counted by eye."""
+    (tmp_path / "below.yaml").write_text("# other\nrank: -2")
+    (tmp_path / "mine.yaml").write_text(text)
+    name = "below.yaml" if "below" in text else "mine.yaml"
     message = refused_here(capsys, "align", "--recipe", str(tmp_path / "mine.yaml"))
-    assert message == f"lbgen: {tmp_path}/mine.yaml, max_step: no such field; did you mean max_steps?\n"
+    assert message.startswith(f"lbgen: {tmp_path}/{name}, {place}: {expected}")
+
+
+def test_a_flag_in_place_of_a_recipes_value_is_refused_as_a_flag(capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text("rank: 3\n")
+    message = refused_here(capsys, "align", "--recipe", str(tmp_path / "mine.yaml"), "--rank", "0")
+    assert message == "lbgen: --rank 0: give 1 to 4096\n"
 
 
 def test_a_refusal_is_one_line_whatever_was_typed(capsys):
@@ -210,26 +247,37 @@ def test_models_that_do_not_do_are_refused_and_no_folder_is_left(capsys, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("verb", "flag"),
-    [("generate --balance scene", "--screen-semantics"), ("align", "--semantics"), ("audit here", "--semantics")],
+    ("verb", "flag", "name", "embedded"),
+    [
+        ("generate --balance scene", "--screen-semantics", "somebody/space", "microworld"),
+        ("align", "--semantics", "somebody/space", "microworld"),
+        ("audit here", "--semantics", "somebody/space", "microworld"),
+        ("align", "--semantics", "open_clip:ViT-B-32/openai", "microworld"),
+        ("align --semantics microworld", "--quality", "q-align", "antonyms"),
+    ],
 )
-def test_a_language_space_that_cannot_be_had_is_answered_with_the_one_that_is_here(
-    monkeypatch, capsys, tmp_path, verb, flag
+def test_a_model_that_cannot_be_had_is_answered_with_the_one_that_is_here(
+    monkeypatch, capsys, tmp_path, verb, flag, name, embedded
 ):
     """As for generators, below; here the hub answers nobody, and its cache is empty."""
 
     def unreachable(*_, **__):
         raise OSError("no connection")
 
-    monkeypatch.setattr(model_folder, "get_hf_file_metadata", unreachable)
+    if name.startswith("open_clip:"):
+        pytest.importorskip("open_clip", reason="the extra open_clip is not installed")
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here/cat").mkdir(parents=True)
     (tmp_path / "here/cat/1.png").touch()
     rest = [] if verb.startswith("audit") else ["--generator", "microworld", "--vocabulary", "microworld"]
-    shown = refused_here(capsys, *verb.split(), *rest, flag, "somebody/space", "--output", "out")
-    assert f"{flag} somebody/space cannot be loaded: there is no such folder" in shown
-    assert f"or {flag} microworld, which comes with lbgen (no connection)" in shown
+    with pytest.raises(SystemExit):
+        main([*verb.split(), *rest, flag, name, "--output", "out"])
+    said, shown = capsys.readouterr()
+    assert said == "" and shown.startswith(f"lbgen: {flag} {name}") and shown.count("\n") == 1
+    assert " cannot be loaded: there is no such folder" in shown
+    assert f"or {flag} {embedded}, which comes with lbgen (no connection)" in shown
 
 
 def test_weights_that_cannot_be_had_are_one_line_at_once(monkeypatch, tmp_path):
@@ -436,7 +484,7 @@ with contextlib.suppress(SystemExit):
 """
     library = next(Path(find_spec("torch").origin).parent.glob("lib/libgomp*"), None)
     program += f"ctypes.CDLL('{library}')" if asked and library else "import torch"
-    kept = {name: value for name, value in os.environ.items() if name not in lbgen.cli.SHORT_WAITING}
+    kept = {name: value for name, value in os.environ.items() if name not in SHORT_WAITING}
     environment = kept | {"OMP_DISPLAY_ENV": "verbose"} | asked
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert f"GOMP_SPINCOUNT = '{spins}'" in shown.stderr

@@ -23,6 +23,7 @@ from lbgen.models import training
 
 CONFIGS = [name for name in lbgen.PUBLIC if name.endswith("Config")]
 RESULTS = [name for name in lbgen.PUBLIC if name.endswith(("Result", "Estimate"))]
+VALUES = ["Batch", "Category"]
 FUNCTIONS = [name for name in lbgen.PUBLIC if name[0].islower()]
 
 
@@ -54,7 +55,7 @@ def test_every_config_that_takes_recipes_on_the_command_line_takes_them_from_pyt
 @pytest.mark.parametrize(
     ("recipe", "fields", "message"),
     [
-        ("papr", {}, "--recipe papr: no such file, nor one of the built-in recipes (diverse-prompts, "),
+        ("papr", {}, "--recipe papr: no such file, nor one of the built-in recipes (independent, microworld"),
         ("fast-dpm", {}, "--recipe fast-dpm: it belongs to lbgen generate; lbgen align has independent, microworld, "),
         ("paper", {"stepps": 3}, "--stepps: no such field; did you mean steps?"),
         ("paper", {"steps": "ten"}, '--steps: "ten" is not a whole number'),
@@ -148,7 +149,7 @@ def test_help_shows_the_text_of_every_field(name):
     assert " at 0x" not in shown
 
 
-@pytest.mark.parametrize("name", RESULTS)
+@pytest.mark.parametrize("name", [*RESULTS, *VALUES])
 def test_help_shows_what_a_result_holds(name):
     shown = " ".join(pydoc.plain(pydoc.render_doc(getattr(lbgen, name))).replace("|", " ").split())
     texts = flags.field_help(getattr(lbgen, name))

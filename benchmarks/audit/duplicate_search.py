@@ -17,7 +17,8 @@ from scipy.fft import idctn
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.measuring import flags_parser, heading, line
-from lbgen.metrics.near_duplicates import GRID, originals, picture_hashes
+from lbgen.metrics.copies import originals, picture_hashes
+from lbgen.metrics.near_duplicates import GRID
 
 FREQUENCIES = 8
 """Number of frequencies of a picture in each direction."""
@@ -25,7 +26,7 @@ AT_ONCE = 10_000
 
 
 def pictures(count: int, seed: int) -> NDArray[np.uint8]:
-    """Pictures in the form of `near_duplicates.small_picture`, (count, 3072)."""
+    """Pictures in the form of `copies.small_picture`, (count, 3072)."""
     coefficients = np.zeros((count, 3, GRID, GRID), np.float32)
     frequency = np.add.outer(np.arange(FREQUENCIES), np.arange(FREQUENCIES))
     drawn = np.random.default_rng(seed).normal(size=(count, 3, FREQUENCIES, FREQUENCIES))

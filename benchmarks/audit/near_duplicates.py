@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.audit.edited_pictures import EDITS, SETS, Picture
 from benchmarks.measuring import flags_parser, heading, markdown
-from lbgen.metrics.near_duplicates import duplicate_pictures, small_picture
+from lbgen.metrics.copies import duplicate_pictures, small_picture
 
 Pairs = set[tuple[int, int]]
 

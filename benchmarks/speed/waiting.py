@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.measuring import heading, markdown
-from lbgen.cli import SHORT_WAITING
+from lbgen.runs.processes.waiting import SHORT_WAITING
 
 OPENMP = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 ENVIRONMENTS: dict[str, dict[str, str]] = {

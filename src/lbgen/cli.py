@@ -28,6 +28,7 @@ from lbgen.configuration.yaml_lines import yaml_text
 from lbgen.errors import Interrupted, UserError, printable
 from lbgen.runs import console
 from lbgen.runs.console import Verbosity, is_verbose, say, showing
+from lbgen.runs.processes.waiting import short_waiting
 from lbgen.training.processes import is_first
 
 OF_THE_SYSTEM = (
@@ -42,11 +43,6 @@ OF_THE_SYSTEM = (
     errno.EIO,
 )
 """Error numbers of a full disk, a limit, a missing permission, or a folder where a file is expected."""
-
-SHORT_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
-"""Environment of OpenMP, read when torch is loaded here and in processes started from here: waiting threads spin for
-some microseconds, then sleep. If they only slept, torch would take twice as long on an idle machine; if they only spun,
-which is the default, four times as long beside other work (`benchmarks/speed/waiting.py`)."""
 
 COLLECTED_EVERY = 10_000
 """New objects between two runs of Python's garbage collector; with the default, 700, it takes 20% of the start-up."""
@@ -179,8 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb; UserError, signals and a full disk become a line on stderr and an exit code, bugs a traceback."""
     argv = sys.argv[1:] if argv is None else argv
     console.prepare_streams()
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ |= SHORT_WAITING | os.environ
+    os.environ |= short_waiting()
     gc.set_threshold(COLLECTED_EVERY)
     verb = VERBS.get(argv[0]) if argv else None
     going_on = "; give the same command again to go on" if verb and verb.resumes else ""

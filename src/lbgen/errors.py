@@ -16,7 +16,9 @@ class UserError(ValueError):
     someone else, so line ends and control characters in it are escaped, and its length is bounded.
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, field: str | None = None) -> None:
+        """field: of a configuration, if its value is refused; the message begins with its flag."""
+        self.field = field
         text = printable(" ".join(message.splitlines()))
         half = LONGEST_MESSAGE // 2
         super().__init__(text if len(text) <= LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}")

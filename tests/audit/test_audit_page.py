@@ -25,9 +25,9 @@ from lbgen.audit.observe import Sample, Sizes
 from lbgen.audit.output import dataset_figures
 from lbgen.audit.page import write_page
 from lbgen.datasets.records import ImageRecord, Label, Skipped
+from lbgen.metrics.copies import Duplicates
 from lbgen.metrics.information import Association, contingency_table, pairs
 from lbgen.metrics.intervals import Estimate
-from lbgen.metrics.near_duplicates import Duplicates
 from lbgen.report import thumbnails
 
 CHROMIUM = Path("/usr/bin/chromium")

@@ -71,9 +71,14 @@ SMALLEST = {
         "--vocabulary {names} --batch-size 2 --batch-sizes 1 --formats 1 --steps 1 --repeats 1",
         "| webdataset, webp | 2 | ",
     ),
+    "speed/matrix_rate.py": ("--miniature --images 1 --repeats 1", "| decoder of the micro world, 1 images | "),
     "speed/memory.py": ("--images 2 --generated 2 --miniature", "| align --recipe paper | 2 | "),
     "speed/render.py": ("--images 12 --repeats 1", "balanced corpus: "),
     "speed/stored_size.py": ("", "| webp | 256 | "),
+    "speed/whole_run.py": (
+        "--vocabulary {names} --images-per-category 1 --steps 1 --repeats 1",
+        "| lbgen generate | ",
+    ),
     "speed/waiting.py": ("--beside 1 --repeats 1 --steps 1", "| one thread | 1 | "),
 }
 """Script -> the flags of its smallest run and a part of what it prints; {names} is a file of two categories, {folder}

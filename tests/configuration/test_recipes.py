@@ -34,12 +34,18 @@ def test_a_recipe_has_the_values_of_those_it_builds_on(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("base: nowhere", "a.yaml, base nowhere: no such file, nor one of the built-in recipes (diverse-prompts, "),
-        ("base: 3", "a.yaml, base: give the name of a built-in recipe or a file"),
+        (
+            "base: nowhere",
+            "a.yaml, line 1: base nowhere: no such file, nor one of the built-in recipes (independent, microworld, ",
+        ),
+        ("base: 3", "a.yaml, line 1: base: give the name of a built-in recipe or a file"),
         ("base: a.yaml", "a.yaml, base: "),
         ("base: b.yaml", "b.yaml, base: "),
-        ("base: fast-dpm\nsteps: 3\nscreen: []", "a.yaml, screen: no such field"),
-        ("base: diverse-prompts", "diverse-prompts.yaml, balance: no such field"),
+        ("base: fast-dpm\nsteps: 3\nscreen: []", "a.yaml, line 3: screen: no such field"),
+        (
+            "base: fast-dpm\nmax_steps: 3",
+            "a.yaml, line 1: base fast-dpm: it belongs to lbgen generate; lbgen align has ",
+        ),
     ],
 )
 def test_a_base_that_cannot_be_is_refused_by_file(capsys, tmp_path, text, message):
@@ -86,6 +92,25 @@ def test_recipes_are_listed_by_verb_and_shown_as_they_are(capsys):
     for path in files:
         assert printed(capsys, "recipes", path.stem) == f"# {path}\n{path.read_text()}"
     assert "--recipe nope: no such file" in refused_here(capsys, "recipes", "nope")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ("align --recipe independant", "{align}; did you mean independent?"),
+        ("align --recipe ./own.yaml", "{align}"),
+        ("plan --recipe fast-dmp", "{generate}; did you mean fast-dpm?"),
+        ("quickstart --recipe microwrld", ", and lbgen quickstart has no recipes"),
+        ("recipes independant", "{every}; did you mean independent?"),
+    ],
+)
+def test_an_unknown_recipe_is_answered_with_those_of_the_verb(capsys, argv, expected):
+    """Against the files in the verb's folder."""
+    files = {folder: sorted(path.stem for path in RECIPES.glob(f"{folder}/*")) for folder in ("align", "generate")}
+    lists = {**files, "every": sorted(path.stem for path in RECIPES.glob("*/*"))}
+    known = {name: f", nor one of the built-in recipes ({', '.join(names)})" for name, names in lists.items()}
+    shown = refused_here(capsys, *argv.split())
+    assert shown == f"lbgen: --recipe {argv.split()[-1]}: no such file{expected.format(**known)}\n"
 
 
 def test_a_recipe_is_found_from_any_folder(tmp_path, monkeypatch):

@@ -128,6 +128,7 @@ def test_workers_end_with_a_killed_run(processes, config, tmp_path):
     process = processes.Process(target=quiet_generate, args=(broken,))
     process.start()
     while not (tmp_path / "broken/index").exists():
+        assert process.is_alive()
         time.sleep(0.01)
     children = [int(pid) for pid in _children(process.pid)]
     assert len(children) >= 2

@@ -7,6 +7,8 @@ import copy
 import io
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -281,6 +283,13 @@ def test_every_changed_field_is_found(made, layout, tmp_path):
         restore(whole, folder)
     unlisted = [name for name in missed if not is_listed(name)]
     assert not unlisted, "\n".join(unlisted)
+
+
+def test_no_dataset_needs_torch(made):
+    """Scores that follow from images and hashes included; one process looks at all of them."""
+    program = "import sys; from lbgen import verify; print(*map(verify, sys.argv[1:])); print('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", program, *made.values()], capture_output=True, text=True, check=True)
+    assert shown.stdout.splitlines()[-1] == "False"
 
 
 def restore(whole: Path, folder: Path) -> None:

@@ -1,21 +1,24 @@
-"""Near-duplicates: hashes against the DCT's formula and PIL; pairs against loops and copies made for the purpose."""
+"""Near-duplicates: hashes against the DCT's formula and PIL; pairs against loops."""
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+import torch.nn.functional as F
+from PIL import Image
 from screening import CUP, judge, microworld, noisy
 
-from lbgen.metrics import near_duplicates
-from lbgen.metrics.near_duplicates import accepted_images, near_pairs, nearest_bits, perceptual_hash
+from lbgen.metrics.near_duplicates import (
+    BLOCK,
+    GRID,
+    accepted_images,
+    averaged,
+    near_pairs,
+    nearest_bits,
+    perceptual_hash,
+)
 from lbgen.microworld.scenes import BIASED, render
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks.audit.edited_pictures import EDITS, SETS, recompressed  # noqa: E402
 
 
 def hash_by_formula(grey: np.ndarray) -> list[bool]:
@@ -37,7 +40,7 @@ def hash_by_formula(grey: np.ndarray) -> list[bool]:
 def test_the_hash_is_the_dcts_formula(shape: tuple[int, int]) -> None:
     """Brute force on the 32x32 image, which PIL's box filter makes of a larger one."""
     grey = np.random.default_rng(5).random((3, *shape)).astype(np.float32)
-    found = perceptual_hash(torch.from_numpy(grey))
+    found = perceptual_hash(np.stack([averaged(picture) for picture in grey]))
     assert found.shape == (3,) and found.dtype == np.uint64
     for picture, value in zip(grey, found.tolist(), strict=True):
         small = np.asarray(Image.fromarray(picture).resize((32, 32), Image.Resampling.BOX), np.float64)
@@ -46,8 +49,16 @@ def test_the_hash_is_the_dcts_formula(shape: tuple[int, int]) -> None:
 
 def test_hashes_of_images_without_contrast_are_equal() -> None:
     """They have one frequency above 0, the mean; rounding errors are no bits."""
-    flat = torch.tensor([0.1, 0.5, 0.7])[:, None, None].expand(3, 48, 80)
-    assert perceptual_hash(flat).tolist() == [2**63] * 3
+    flat = [averaged(np.full((48, 80), level, np.float32)) for level in (0.1, 0.5, 0.7)]
+    assert perceptual_hash(np.stack(flat)).tolist() == [2**63] * 3
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (64, 96), (50, 33), (7, 200)])
+def test_images_of_any_size_are_averaged_to_the_grid(shape: tuple[int, int]) -> None:
+    """Against torch's adaptive pooling."""
+    grey = np.random.default_rng(6).random(shape)
+    expected = F.adaptive_avg_pool2d(torch.from_numpy(grey)[None], GRID)[0]
+    np.testing.assert_allclose(averaged(grey), expected, rtol=0, atol=1e-12)
 
 
 def test_copies_are_near_and_other_renders_of_the_category_are_not() -> None:
@@ -73,7 +84,7 @@ def differing_bits(one: np.uint64, other: np.uint64) -> int:
 
 
 def test_near_pairs_are_those_of_a_double_loop() -> None:
-    hashes = random_hashes(near_duplicates.BLOCK + 40)
+    hashes = random_hashes(BLOCK + 40)
     pairs = near_pairs(hashes, 3)
     expected = [
         (later, earlier, bits)
@@ -104,64 +115,9 @@ def test_an_image_is_accepted_unless_it_is_near_an_accepted_one_before_it() -> N
 
 def test_the_nearest_is_sought_among_accepted_images_before() -> None:
     hashes, accepted = (
-        random_hashes(near_duplicates.BLOCK + 9),
-        np.random.default_rng(2).random(near_duplicates.BLOCK + 9) < 0.5,
+        random_hashes(BLOCK + 9),
+        np.random.default_rng(2).random(BLOCK + 9) < 0.5,
     )
     for row, bits in enumerate(nearest_bits(hashes, accepted)):
         before = [differing_bits(hashes[row], hashes[other]) for other in range(row) if accepted[other]]
         assert bits == min(before, default=65)
-
-
-# ---- pictures ----
-
-
-def small(pictures: list[np.ndarray]) -> np.ndarray:
-    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
-    return (near_duplicates.small_picture(images) * 255).round().byte().numpy()
-
-
-def duplicates(pictures: np.ndarray, split: np.ndarray) -> near_duplicates.Duplicates:
-    return near_duplicates.duplicate_pictures([pictures[:7], pictures[7:]], lambda rows: pictures[rows], split)
-
-
-@pytest.mark.parametrize("kind", SETS)
-def test_edited_copies_are_found_and_other_pictures_are_not(kind: str) -> None:
-    """40 pictures of one kind, then edited copies: only those that are pairs by construction are joined."""
-    missed = {"textured": {"crop 2%"}}  # half of them, as the lowest frequencies show nothing: benchmarks/RESULTS.md
-    originals = SETS[kind](40, 0)
-    alone = duplicates(small(originals), np.zeros(40, int))
-    assert alone.anywhere.sum() <= (4 if kind == "sparse" else 0)  # two small objects of a kind can be in one place
-    for name, edit in EDITS.items():
-        if name not in missed.get(kind, ()):
-            copies = duplicates(small(originals + [edit(picture) for picture in originals]), np.arange(80) // 40)
-            found = copies.original[40:] == np.arange(40)
-            assert found.sum() >= 32 and copies.in_another_split.sum() >= 2 * found.sum(), name
-            assert copies.repeated[:40].sum() == alone.repeated.sum()
-
-
-def test_copies_have_one_original_whatever_is_compared_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three pictures, each several times, in a known order; splits of a copy and of its original."""
-    first, second, third = small(SETS["photographs"](3, 1))
-    pictures, split = np.stack([first, second, first, third, first, second]), np.array([0, 0, 0, 0, 1, 0])
-    for cells in (1, 8, near_duplicates.CELLS):
-        monkeypatch.setattr(near_duplicates, "CELLS", cells)
-        found = near_duplicates.duplicate_pictures([pictures], lambda rows: pictures[rows], split)
-        assert found.original.tolist() == [0, 1, 0, 3, 0, 1]
-        assert found.anywhere.tolist() == [True, True, True, False, True, True]
-        assert found.in_another_split.tolist() == [True, False, True, False, True, False]
-        assert found.repeated.tolist() == [False, False, True, False, True, True]
-
-
-def test_faces_that_differ_by_their_mouths_are_different() -> None:
-    """The part that differs is small, but not spread over the picture as what an edit changes."""
-    drawn = [Image.new("RGB", (96, 96), "white") for _ in range(2)]
-    for mouth, image in enumerate(drawn):
-        pen = ImageDraw.Draw(image)
-        pen.ellipse((8, 8, 88, 88), fill=(255, 205, 60), outline=(200, 140, 20))
-        for left in (30, 58):
-            pen.ellipse((left, 34, left + 8, 44), fill=(90, 50, 10))
-        pen.arc((30, 50, 66, 72), *((20, 160), (200, 340))[mouth], fill=(90, 50, 10), width=4)
-    faces = [np.array(image) for image in drawn]
-    pictures = small([*faces, recompressed(faces[0])])
-    found = near_duplicates.duplicate_pictures([pictures], lambda rows: pictures[rows], np.zeros(3, int))
-    assert found.original.tolist() == [0, 1, 0]

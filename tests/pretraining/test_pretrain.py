@@ -243,7 +243,7 @@ def test_flags_that_do_not_fit_are_refused_in_one_line(tmp_path, folder, capsys)
     wanted = {
         ("--weights", "1", "2"): "--weights: 2 numbers for 1 folder; give one each",
         ("--weights", "0"): "--weights 0.0: give numbers above 0",
-        ("--architecture", "resnet5"): "--architecture resnet5: timm has no such architecture; did you mean ",
+        ("--architecture", "resnet5"): "--architecture resnet5: timm has no such architecture; did you mean resnet50, ",
         ("--architecture", "test_vit", "--model-arguments", "patchsize=4"): "timm does not make it with --image-size ",
         ("--model-arguments", "num_classes=4"): "--model-arguments num_classes=4: give NAME=VALUE, each name once and ",
         ("--optimizer", "adamx"): "--optimizer adamx: ",

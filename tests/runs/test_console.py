@@ -126,6 +126,16 @@ def test_a_run_that_goes_on_counts_its_own_pace(clock, capsys):
     assert capsys.readouterr().err.splitlines()[5] == "draw: 96 of 100 images, 4 seconds left"
 
 
+def test_steps_of_an_earlier_run_that_are_found_on_the_way_are_no_pace_of_this_one(clock, capsys):
+    """Eight are found at once; then one takes ten seconds, so the last one will too."""
+    with Progress("generate", 10, "images") as progress:
+        progress.skip(8)
+        clock[0] += 10
+        progress.advance()
+        assert capsys.readouterr().err == "generate: 9 of 10 images, 10 seconds left\n"
+        progress.advance()
+
+
 def test_a_short_task_an_empty_one_and_an_interrupted_one_say_nothing(clock, capsys):
     assert list(tracked(range(3), "short", 3, "steps")) == [0, 1, 2]
     assert list(tracked([], "empty", 0, "steps")) == []

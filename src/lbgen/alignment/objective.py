@@ -11,12 +11,13 @@ from lbgen.alignment.config import AlignConfig
 from lbgen.alignment.discriminator import Discriminator, JointDiscriminator
 from lbgen.alignment.independence.term import Independence
 from lbgen.alignment.losses import base_pull, entire_alignment, individual_alignment, quality_assurance
+from lbgen.configuration.documentation import Documented
 from lbgen.configuration.extensions import find
 from lbgen.errors import UserError
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Documented):
     """The inputs of the terms for one batch of B images.  D feature channels."""
 
     images: Tensor

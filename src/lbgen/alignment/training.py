@@ -90,7 +90,7 @@ def finished_adapter(
         prepare_folder(config, vocabulary, accelerator, step)
         if accelerator.is_main_process:
             checkpoint.publish_adapter(resumed, adapter)
-    say_on_main(accelerator, f"{config.folder} is finished: {step} steps; the adapter is in {adapter}")
+    say_on_main(accelerator, f"{config.folder} is finished: {counted(step, 'step')}; the adapter is in {adapter}")
     return adapter, step
 
 

@@ -17,8 +17,8 @@ from lbgen.audit.measures import MeasuredDataset
 from lbgen.audit.workers.row_cache import RowCache
 from lbgen.datasets.records import DatasetReader
 from lbgen.metrics import distances
+from lbgen.metrics.copies import originals, picture_hashes
 from lbgen.metrics.intervals import FEW_RESAMPLES, Estimate, joint_resample, mean, normal_interval, widened
-from lbgen.metrics.near_duplicates import originals, picture_hashes
 from lbgen.models.loading import load_model, loading
 from lbgen.models.semantics import Preprocessing
 from lbgen.runs import identity

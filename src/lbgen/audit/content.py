@@ -10,9 +10,9 @@ from torch import Tensor
 from lbgen.audit.observe import Observed
 from lbgen.audit.workers.observer import LABEL_TEMPLATE
 from lbgen.metrics import zero_shot
+from lbgen.metrics.copies import Duplicates, duplicate_pictures
 from lbgen.metrics.diversity import vendi_scores
 from lbgen.metrics.intervals import FEW_RESAMPLES, UNKNOWN, Estimate, normal_interval
-from lbgen.metrics.near_duplicates import Duplicates, duplicate_pictures
 from lbgen.models.quality.antonyms import ANTONYMS
 from lbgen.models.semantics import SemanticSpace
 

@@ -14,6 +14,7 @@ from lbgen.audit.config import AuditConfig
 from lbgen.audit.content import LabelRanks, NameReading
 from lbgen.audit.observe import Observed
 from lbgen.audit.probes import FOLDS, accuracy, held_out_hits, without_square_position
+from lbgen.metrics.copies import Duplicates
 from lbgen.metrics.explained_variance import (
     Explained,
     equal_variances,
@@ -23,7 +24,6 @@ from lbgen.metrics.explained_variance import (
 )
 from lbgen.metrics.information import Association, CategoryValuePairs, associate, contingency_table, evenness, pairs
 from lbgen.metrics.intervals import FEW_RESAMPLES, Estimate, benjamini_hochberg, mean, normal_interval
-from lbgen.metrics.near_duplicates import Duplicates
 from lbgen.models.semantics import SemanticSpace
 from lbgen.vocabulary.attributes import Attribute
 

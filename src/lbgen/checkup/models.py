@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub.errors import HFValidationError
-
 from lbgen.configuration.extensions import origin
 from lbgen.errors import UserError
 from lbgen.models.checkpoints.known import MICROWORLD
@@ -20,6 +18,7 @@ from lbgen.models.registry import (
     ensure_generator,
     ensure_quality,
     ensure_semantics,
+    open_clip_parts,
     q_align_location,
     q_align_quantization,
     resolve,
@@ -62,7 +61,7 @@ def find_semantics(name: str) -> NamedModel:
         return _find(kind, name, resolve(name, SEMANTICS))
     where = semantics_location(name)
     state = f"file {where}" if os.path.isfile(where) else "open_clip downloads it if the hub's cache lacks it"
-    return _refused(kind, name) or NamedModel(kind, name, state)
+    return _refused(kind, name, lambda name: open_clip_parts(name, "--semantics")) or NamedModel(kind, name, state)
 
 
 def find_quality(name: str) -> list[NamedModel]:
@@ -99,7 +98,7 @@ def _find(kind: str, name: str, where: str) -> NamedModel:
         return _refused(kind, name) or NamedModel(kind, name, state)
     try:
         cached = cached_snapshot(where)
-    except HFValidationError:
+    except ValueError:  # no hub id
         return NamedModel(kind, name, "no such folder", fault=f"{kind} {name}: no such folder, and no hub id")
     if cached is None:
         return _on_hub(kind, name, where, "not downloaded yet")

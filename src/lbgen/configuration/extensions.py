@@ -37,7 +37,11 @@ def register(group: Group, name: str, extension: Any) -> None:
     if group not in REGISTERED:
         raise UserError(f"register: {group} is no group of extensions; give one of {', '.join(REGISTERED)}")
     if not name or not (callable(extension) or (group == "quality" and hasattr(extension, "score"))):
-        raise UserError(f"register: {name or 'an empty name'} in {group}: give a name and a function or a class")
+        remedy = "give a name and a function or a class"
+        if name and group == "quality":
+            kind = type(extension).__name__
+            remedy = f"a {kind} has no method `score`; give a scorer, or a function or a class that makes one"
+        raise UserError(f"register: {name or 'an empty name'} in {group}: {remedy}")
     REGISTERED[group][name] = extension
 
 

@@ -73,7 +73,7 @@ Template = Annotated[str, Range(lambda text: "{name}" in text, 'write "{name}" w
 def require(config: Any, name: str, holds: bool, remedy: str) -> None:
     """Refuse a field's value with a message that names its flag; for the checks in a config's `__post_init__`."""
     if not holds:
-        raise UserError(f"{flag(name)} {shown(getattr(config, name))}: {remedy}")
+        raise UserError(f"{flag(name)} {shown(getattr(config, name))}: {remedy}", name)
 
 
 def ensure_config(config: Any, config_class: type) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from lbgen.configuration.values import convert, flag
-from lbgen.configuration.yaml_lines import read_yaml
+from lbgen.configuration.yaml_lines import read_with_lines
 from lbgen.errors import UserError
 
 Config = TypeVar("Config")
@@ -29,13 +29,19 @@ def resolve(config_class: type[Config], recipe: str | None, overrides: Mapping[s
     Defaults derived from the given values (`Settings.inherited`) replace the defaults of the fields.
     """
     values: dict[str, Any] = {}
+    places: dict[str, str] = {}
     if recipe is not None:
-        _refuse_recipe_of_another(config_class, recipe)
-        values |= recipe_values(config_class, recipe_path(recipe))
+        _refuse_recipe_of_another(config_class, recipe, "--recipe")
+        values, places = recipe_values(config_class, recipe_path(recipe, verb=getattr(config_class, "VERB", None)))
     values |= converted(config_class, overrides, flag)
     if inherited := getattr(config_class, "inherited", None):
         values = {**inherited(values), **values}
-    return build(config_class, values, lambda name: f"{flag(name)} is missing; it has no default")
+    try:
+        return build(config_class, values, lambda name: f"{flag(name)} is missing; it has no default")
+    except UserError as error:
+        if error.field not in places or error.field in overrides:
+            raise
+        raise UserError(f"{places[error.field]}{str(error).removeprefix(flag(error.field))}") from None
 
 
 class TakesRecipes:
@@ -57,45 +63,58 @@ class TakesRecipes:
         return resolve(cls, None if recipe is None else os.fspath(recipe), fields)
 
 
-def _refuse_recipe_of_another(config_class: type, recipe: str) -> None:
-    """Refuse a built-in recipe that is for another verb."""
-    owners, verb = built_in_recipes(), getattr(config_class, "VERB", None)
-    if verb and owners.get(recipe, verb) != verb:
-        own = ", ".join(name for name, owner in owners.items() if owner == verb)
-        raise UserError(f"--recipe {recipe}: it belongs to lbgen {owners[recipe]}; lbgen {verb} has {own or 'none'}")
+def _refuse_recipe_of_another(config_class: type, recipe: str, place: str) -> None:
+    """Refuse a built-in recipe that is for another verb.  place: where it was named, for the message."""
+    owner, verb = built_in_recipes().get(recipe), getattr(config_class, "VERB", None)
+    if verb and owner not in (None, verb):
+        own = ", ".join(built_in_recipes(verb)) or "none"
+        raise UserError(f"{place} {recipe}: it belongs to lbgen {owner}; lbgen {verb} has {own}")
 
 
-def recipe_values(config_class: type, path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a recipe, including its base recipes.  above: the recipes that build on this one."""
+def recipe_values(
+    config_class: type, path: Path, above: tuple[Path, ...] = ()
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values of a recipe and of those that it builds on, and the place of each, for messages.
+
+    above: the recipes that build on this one.
+    """
     if path.resolve() in above:
         raise UserError(f"{above[-1]}, {BASE}: {path} builds on this recipe itself; remove one of the two")
-    given = read_yaml(path)
+    given, lines = read_with_lines(path)
+    places = {name: f"{path}, line {lines[name]}: {name}" if name in lines else f"{path}, {name}" for name in given}
     base = given.pop(BASE, None)
-    values = converted(config_class, given, lambda name: f"{path}, {name}")
+    values = converted(config_class, given, places.__getitem__)
     if base is None:
-        return values
+        return values, places
     if not isinstance(base, str) or not base:
-        raise UserError(f"{path}, {BASE}: give the name of a built-in recipe or a file")
-    file = recipe_path(base, f"{path}, {BASE}", path.parent)
-    return {**recipe_values(config_class, file, (*above, path.resolve())), **values}
+        raise UserError(f"{places[BASE]}: give the name of a built-in recipe or a file")
+    _refuse_recipe_of_another(config_class, base, places[BASE])
+    file = recipe_path(base, places[BASE], path.parent, getattr(config_class, "VERB", None))
+    values_below, places_below = recipe_values(config_class, file, (*above, path.resolve()))
+    return {**values_below, **values}, {**places_below, **places}
 
 
-def recipe_path(recipe: str, place: str = "--recipe", folder: Path = Path()) -> Path:
+def recipe_path(recipe: str, place: str = "--recipe", folder: Path = Path(), verb: str | None = None) -> Path:
     """The file of a built-in recipe; any other name is the path of a file, relative to `folder`.
 
-    place: where the recipe was named, for the message.
+    place, verb: where the recipe was named and what for, for the message.
     """
     verbs = built_in_recipes()
     path = RECIPES / verbs[recipe] / f"{recipe}.yaml" if recipe in verbs else folder / os.path.expanduser(recipe)
     if not os.path.isfile(path):  # Path.is_file raises if a name is longer than the file system allows
         what = "no regular file" if os.path.exists(path) else "no such file"
-        raise UserError(f"{place} {recipe}: {what}, nor one of the built-in recipes ({', '.join(verbs)})")
+        own = built_in_recipes(verb)
+        known = f"nor one of the built-in recipes ({', '.join(own)})" if own else f"and lbgen {verb} has no recipes"
+        close = difflib.get_close_matches(recipe, own, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"{place} {recipe}: {what}, {known}{hint}")
     return path
 
 
-def built_in_recipes() -> dict[str, str]:
-    """Name of each built-in recipe -> the verb that it is for, sorted by name."""
-    return {path.stem: path.parent.name for path in sorted(RECIPES.glob("*/*.yaml"), key=lambda path: path.stem)}
+def built_in_recipes(verb: str | None = None) -> dict[str, str]:
+    """Name of each built-in recipe -> the verb that it is for, sorted by name; those of one verb if it is given."""
+    paths = sorted(RECIPES.glob(f"{verb or '*'}/*.yaml"), key=lambda path: path.stem)
+    return {path.stem: path.parent.name for path in paths}
 
 
 def converted(config_class: type, given: Mapping[str, Any], place: Callable[[str], str]) -> dict[str, Any]:
@@ -136,7 +155,7 @@ def build(config_class: type[Config], values: dict[str, Any], missing_message: C
     try:
         return config_class(**values)
     except ValueError as error:  # a range, checked by the dataclass's own __post_init__
-        raise UserError(str(error)) from None
+        raise UserError(str(error), getattr(error, "field", None)) from None
 
 
 def is_required(field: dataclasses.Field) -> bool:

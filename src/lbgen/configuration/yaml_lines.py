@@ -42,11 +42,16 @@ for _tag, _pattern, _first in [
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The values of a file, by field."""
+    return read_with_lines(path)[0]
+
+
+def read_with_lines(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The values of a file, by field, and the number of each field's line."""
     try:
         content = atomic.read_bytes(path, LARGEST_FILE)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give a file that can be read") from None
-    return parse_yaml(content, str(path))
+    return parse_yaml(content, str(path)), _read(content)[1]
 
 
 def parse_yaml(content: bytes, source: str) -> dict[str, Any]:
@@ -54,7 +59,7 @@ def parse_yaml(content: bytes, source: str) -> dict[str, Any]:
     if len(content) > LARGEST_FILE:
         raise UserError(f"{source}: larger than {LARGEST_FILE} bytes; shorten it")
     try:
-        values = copy.deepcopy(_values_of(content))
+        values = copy.deepcopy(_read(content)[0])
     except UnicodeDecodeError:
         raise UserError(f"{source}: not UTF-8 text; save it as UTF-8") from None
     except yaml.YAMLError as error:
@@ -73,9 +78,16 @@ def parse_yaml(content: bytes, source: str) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=8)
-def _values_of(content: bytes) -> Any:
-    """The content as PyYAML parses it; cached, because runs read their records many times."""
-    return yaml.load(content.decode(), Loader=_Loader)
+def _read(content: bytes) -> tuple[Any, dict[str, int]]:
+    """PyYAML's reading and the number of each field's line.
+
+    Kept, because a run reads its record, and a check of many files theirs, again and again.
+    """
+    loader = _Loader(content.decode())
+    node = loader.get_single_node()
+    values = None if node is None else loader.construct_document(node)
+    names = [name for name, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    return values, {name.value: name.start_mark.line + 1 for name in names if isinstance(name, yaml.ScalarNode)}
 
 
 def _values_in(value: Any, most: int, depth: int = 0) -> int:

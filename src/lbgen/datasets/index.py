@@ -27,7 +27,6 @@ from lbgen.datasets.tables.pages import read_table
 from lbgen.errors import UserError
 from lbgen.runs.parsing import Name, T, parse_json, read_json
 from lbgen.runs.storage import LocalStore, Store
-from lbgen.vocabulary.ids import comparable, fault
 
 SUFFIXES: dict[str, Literal["png", "jpg", "webp"]] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 """Image format -> suffix of its files."""
@@ -39,8 +38,6 @@ VERSION = b"lbgen_index_version"
 """Key of the column version in a part's schema: 2 adds MASK_COLUMNS, 3 also OTHER_COLUMNS; no entry means 1."""
 CONTAINERS = b"lbgen_containers"
 """Key of the container hashes in the metadata of a part's schema."""
-RESERVED_SPLITS = ("index", "screening", "data", "all", "masks")
-"""Names that no split can have: other folders of a dataset, and the name that readers use for all splits together."""
 MOST_TIMES = 10
 """A part whose rows exceed its shard's images by more than this factor is not read; other wrong rows are reported."""
 LARGEST_PART, LARGEST_ROW = 2**20, 2**16
@@ -161,22 +158,6 @@ class LocatedObject(NamedTuple):
 def version_of(localize: bool, compose: int) -> int:
     """The version of the columns of a dataset with these settings."""
     return 1 if not localize else 2 if compose == 1 else 3
-
-
-def is_split_name(split: str) -> bool:
-    """Whether an existing split can have this name; a new split must also pass `split_fault`."""
-    return split.isidentifier() and split not in ("index", "screening", "data", "all")
-
-
-def split_fault(split: str) -> str | None:
-    """Why a name cannot be used for a new split, with the remedy; None if it can.
-
-    The name becomes a folder's name and the first part of file names, so the rules for ids apply.
-    """
-    if comparable(split) in RESERVED_SPLITS:
-        return f'"{split}" has another meaning in a dataset folder; choose another name'
-    why = fault(split)
-    return f'"{split}" {why}' if why else None
 
 
 def part_name(split: str, shard: int) -> str:

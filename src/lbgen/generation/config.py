@@ -31,11 +31,10 @@ from lbgen.configuration.settings import (
     Trajectory,
 )
 from lbgen.configuration.values import PathOrText
-from lbgen.datasets.index import is_split_name
 from lbgen.models import training
 from lbgen.models.checkpoints.suited import suited_settings
 from lbgen.models.training import TrainingRecord
-from lbgen.vocabulary.ids import comparable
+from lbgen.vocabulary.ids import comparable, is_split_name
 
 Check = Literal["label", "quality", "blank", "duplicate", "unsafe", "mask"]
 CHECKS: tuple[Check, ...] = get_args(Check)

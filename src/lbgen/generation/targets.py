@@ -8,10 +8,9 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from lbgen.datasets.index import is_split_name, split_fault
 from lbgen.errors import UserError
 from lbgen.runs.parsing import REMEDY, Name, Text
-from lbgen.vocabulary.ids import comparable, difference
+from lbgen.vocabulary.ids import comparable, difference, is_split_name, split_fault
 from lbgen.vocabulary.vocabulary import Category, Vocabulary, spaced
 
 MOST_IMAGES = 10**8

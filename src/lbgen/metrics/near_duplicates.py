@@ -3,30 +3,24 @@
 An image is a near-duplicate if it is near an earlier accepted image; otherwise it is accepted. Pairs are proposed by
 hashes of 64 bits. The criterion that confirms a pair depends on the use:
 
-screening   copies within a category, confirmed by the language features; hashes are stored in the index
-audit       copies in a whole dataset or in another one, including mirrored, slightly cropped, brighter, recompressed
-            and resized ones, confirmed by the pixels at 32x32
+screening   copies of a category, by the language features of both images; hashes are stored in the index
+audit       copies in a whole dataset or in another one, by the pixels of both images (lbgen.metrics.copies)
 
 Shapes: B images; N images of one category, in the order of the plan, or of one dataset.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
-
-from lbgen.metrics.pixels import LUMA
 
 # ---- perceptual hashes ----
 
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the brightness (ITU-R BT.601)."""
 GRID, LOW = 32, 8
 """An image is averaged to GRID x GRID pixels; its hash has LOW x LOW bits."""
 
@@ -44,22 +38,34 @@ Hashes = NDArray[np.uint64]
 Rows = NDArray[np.int64]
 
 
-def perceptual_hash(brightness: Tensor) -> Hashes:
-    """pHash: one bit per low frequency, set if its coefficient is above the median.  (B, H, W) -> (B,).
+def perceptual_hash(grids: NDArray[np.floating]) -> Hashes:
+    """pHash: one bit for each low frequency, set where its coefficient is above the median.  -> (B,).
 
     Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010. The lowest frequency is the
     highest bit. Half of the bits are set unless coefficients are equal, so two hashes differ in an even number of bits.
+
+    grids: brightness averaged to (B, GRID, GRID).
     """
-    values = frequencies(brightness)
+    values = frequencies(grids)
     bits = values > np.median(values, axis=1, keepdims=True)
     return np.packbits(bits, axis=1).view(">u8")[:, 0].astype(np.uint64)
 
 
-def frequencies(brightness: Tensor) -> NDArray[np.float64]:
-    """The coefficients of the lowest frequencies, the lowest first.  (B, H, W) -> (B, 64)."""
-    small = F.adaptive_avg_pool2d(brightness[:, None], GRID)[:, 0].cpu().double().numpy()  # (B, 32, 32)
-    values = (DCT @ small @ DCT.T).reshape(len(small), -1)
+def frequencies(grids: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The coefficients of the lowest frequencies, the lowest first.  (B, GRID, GRID) -> (B, 64)."""
+    values = (DCT @ grids.astype(np.float64) @ DCT.T).reshape(len(grids), -1)
     return values.round(6)  # so that the coefficients of a flat image are 0, not rounding noise
+
+
+def averaged(brightness: NDArray[np.floating]) -> NDArray[np.float64]:
+    """An image averaged to the grid: (H, W) -> (GRID, GRID), as torch's adaptive_avg_pool2d does it."""
+    index, means = np.arange(GRID), brightness.astype(np.float64)
+    for _ in range(2):  # the rows, then the columns as rows
+        height = len(means)
+        first, last = index * height // GRID, -(-(index + 1) * height // GRID)
+        sums = np.concatenate([np.zeros_like(means[:1]), means.cumsum(axis=0)])
+        means = ((sums[last] - sums[first]) / (last - first)[:, None]).T
+    return means
 
 
 def hash_bits(value: int) -> NDArray[np.bool_]:
@@ -132,200 +138,3 @@ def nearest_bits(hashes: Hashes, accepted: NDArray[np.bool_]) -> NDArray[np.int6
     """(N,) Hamming distance of each image to the nearest earlier accepted image; NO_PAIR if there is none."""
     parts = [np.where(accepted, bits, NO_PAIR).min(axis=1) for _, bits in distances(hashes)]
     return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
-
-
-# ---- pictures: copies anywhere in a dataset ----
-
-COPY_BITS = 12
-"""Most bits in which the hashes of a picture and of its copy differ."""
-CANDIDATES = 100
-"""Most earlier pictures (with the nearest hashes) that a picture is compared with pixel by pixel."""
-_before, _after = [0, *range(GRID - 1)], [*range(1, GRID), GRID - 1]
-BLUR = (torch.eye(GRID)[_before] + 2 * torch.eye(GRID) + torch.eye(GRID)[_after]) / 4  # (32, 32)
-"""Weights (1, 2, 1) / 4 of a pixel and its neighbours; pixels beyond an edge repeat the pixel at the edge."""
-PAIRS_AT_ONCE = 256
-CACHED_CELLS = 2**18
-"""Number of pairs of hashes that are compared at a time."""
-
-UNEXPLAINED = 0.08
-"""Largest share of a copy's variance that the other picture does not explain."""
-ROUGH, MOST_ROUGH = 0.5, 5.0
-"""Roughness is the squared gradient relative to a picture's variance. Above ROUGH, where alignment is less exact,
-UNEXPLAINED is multiplied by (roughness / ROUGH)^2, at most MOST_ROUGH."""
-CORRELATED = 0.5
-"""Least correlation of a copy before alignment; most other candidates are rejected without alignment."""
-WORST_TILE, TILE_SLACK = 4.0, 0.02
-"""A copy's residual is spread evenly: the worst tile's share is at most WORST_TILE times the picture's + TILE_SLACK."""
-TILE = 8
-"""Side in pixels of the tiles of a picture; they overlap by half."""
-TILE_FLOOR = 0.3
-"""Variance added to that of every tile, relative to the mean variance of the picture."""
-SHIFT_PENALTY = 0.02
-"""Penalty, relative to the variance, for a shift by one pixel of 32 or a scaling that moves the edges by one."""
-
-
-def small_picture(images: Tensor) -> Tensor:
-    """The images averaged to 32x32 pixels and stretched to full contrast.  (B, 3, H, W) -> (B, 3072) in [0, 1]."""
-    small = F.adaptive_avg_pool2d(images, GRID).flatten(1)
-    centred = small - small.mean(dim=1, keepdim=True)
-    return 0.5 + 0.5 * centred / centred.abs().amax(dim=1, keepdim=True).clamp_min(1e-6)
-
-
-def picture_hashes(pictures: NDArray[np.uint8]) -> tuple[Hashes, Hashes]:
-    """Perceptual hashes (N,) of the pictures and of the mirrored pictures.  pictures: bytes (N, 3072)."""
-    brightness = torch.einsum("bchw,c->bhw", _as_images(pictures), torch.tensor(LUMA))
-    return perceptual_hash(brightness), perceptual_hash(brightness.flip(-1))
-
-
-def originals(hashes: Hashes, mirrored: Hashes, pictures: Callable[[Rows], NDArray[np.uint8]]) -> Rows:
-    """(N,) index of the accepted picture of which each is a near-duplicate; its own index for an accepted one.
-
-    pictures: a function of row indices that returns bytes (n, 3072).
-    """
-    original = np.arange(len(hashes))
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        for rows in blocks(len(hashes)):
-            # Compare with the accepted pictures before this block, then compare the remaining ones with each other.
-            for columns in (range(rows[0]), range(rows[0], rows[-1] + 1)):
-                later, earlier, bits = _candidates(hashes, mirrored, rows, columns, threads)
-                open_ = (original[later] == later) & (original[earlier] == earlier)
-                later, earlier = _nearest_candidates(later[open_], earlier[open_], bits[open_])
-                confirmed = _confirmed(later, earlier, pictures)
-                for row, first in zip(later[confirmed].tolist(), earlier[confirmed].tolist(), strict=True):
-                    if original[row] == row and original[first] == first:
-                        original[row] = first
-    return original
-
-
-def _candidates(
-    hashes: Hashes, mirrored: Hashes, rows: Rows, columns: range, threads: ThreadPoolExecutor
-) -> tuple[Rows, Rows, NDArray[np.uint8]]:
-    """Later picture, earlier picture and distance in bits of all near pairs, mirrored or not, of `rows` and `columns`.
-
-    The distances are computed in parts that fit into the processor's cache.
-    """
-    width = max(1, CACHED_CELLS // len(rows))
-
-    def part(start: int) -> tuple[Rows, Rows, NDArray[np.uint8]]:
-        own = hashes[start : min(start + width, columns.stop)]
-        shown, flipped = (np.bitwise_count(each[rows, None] ^ own) for each in (hashes, mirrored))
-        bits = np.minimum(shown, flipped)  # (n, width)
-        near = np.flatnonzero(bits <= COPY_BITS)
-        later, earlier = rows[near // len(own)], near % len(own) + start
-        before = earlier < later
-        return later[before], earlier[before], bits.ravel()[near[before]]
-
-    nothing = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8))
-    parts = [nothing, *threads.map(part, range(columns.start, columns.stop, width))]
-    later, earlier, found = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return later, earlier, found
-
-
-def _nearest_candidates(later: Rows, earlier: Rows, bits: NDArray[np.uint8]) -> tuple[Rows, Rows]:
-    """The pairs sorted by the later picture and then by distance, at most CANDIDATES for each."""
-    order = np.lexsort((earlier, bits, later))
-    later, earlier = later[order], earlier[order]
-    rank = np.arange(len(later)) - np.searchsorted(later, later)
-    return later[rank < CANDIDATES], earlier[rank < CANDIDATES]
-
-
-def _confirmed(later: Rows, earlier: Rows, pictures: Callable[[Rows], NDArray[np.uint8]]) -> NDArray[np.bool_]:
-    """(pairs,) whether each pair is a copy."""
-    found = np.zeros(len(later), bool)
-    for start in range(0, len(later), PAIRS_AT_ONCE):
-        block = slice(start, start + PAIRS_AT_ONCE)
-        rows, places = np.unique(np.stack([later[block], earlier[block]]), return_inverse=True)
-        first, second = comparable(pictures(rows))[torch.from_numpy(places).view(2, -1)]
-        found[block] = are_copies(first, second).numpy()
-    return found
-
-
-def are_copies(images: Tensor, others: Tensor) -> Tensor:
-    """(n,) whether each image is a copy of the other, possibly mirrored, brighter, or cropped by a few percent.
-
-    images, others: (n, 3, 32, 32) from `comparable`.
-    """
-    correlations = torch.stack([(images * shown).sum(dim=(1, 2, 3)) for shown in (others, others.flip(-1))])
-    best = correlations.max(dim=0)
-    found = best.values >= CORRELATED
-    rows = torch.nonzero(found).flatten()
-    shown = torch.where(best.indices[rows].bool().view(-1, 1, 1, 1), others[rows].flip(-1), others[rows])
-    found[rows] = _explained(images[rows], shown)
-    return found
-
-
-def _as_images(pictures: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(pictures).float().view(-1, 3, GRID, GRID) / 255
-
-
-def comparable(pictures: NDArray[np.uint8]) -> Tensor:
-    """(n, 3, 32, 32) pictures, blurred by (1, 2, 1) / 4 in both directions, with channel means 0 and unit norm.
-
-    pictures: bytes (n, 3072).
-    """
-    images = BLUR @ _as_images(pictures) @ BLUR
-    images = images - images.mean(dim=(2, 3), keepdim=True)
-    return images / images.flatten(1).norm(dim=1).clamp_min(1e-6).view(-1, 1, 1, 1)
-
-
-def _explained(images: Tensor, others: Tensor) -> Tensor:
-    """(n,) whether the others, slightly shifted and scaled, explain the images, as a whole and in every tile.
-
-    Least squares on the other image and on its derivatives under small shifts and scalings (Lucas and Kanade 1981),
-    with a penalty on the derivatives.  images, others: (n, 3, 32, 32) from `comparable`.
-    """
-    # Fit.
-    across, down = torch.gradient(others, dim=(3, 2))
-    axis = torch.linspace(-1, 1, GRID)
-    columns = torch.stack([others, across, across * axis, down, down * axis[:, None]], dim=1)  # (n, 5, 3, 32, 32)
-    columns = (columns - columns.mean(dim=(3, 4), keepdim=True)).flatten(2)
-    penalty = torch.diag(torch.tensor([1e-6] + 4 * [SHIFT_PENALTY]))
-    products = columns @ images.flatten(1)[:, :, None]  # (n, 5, 1)
-    weights = torch.linalg.solve(columns @ columns.transpose(1, 2) + penalty, products)
-    explained = (weights * products).sum(dim=(1, 2))
-    residual = images - (weights * columns).sum(dim=1).view_as(images)
-
-    # Compare the residual with the variance, tile by tile.
-    def tiles(values: Tensor) -> Tensor:
-        return F.avg_pool2d(values, TILE, stride=TILE // 2)  # (n, channels, 7, 7)
-
-    variance = tiles(images.square()).sum(dim=1) - tiles(images).square().sum(dim=1)
-    worst = tiles(residual.square()).sum(dim=1) / (variance + TILE_FLOOR / GRID**2)
-    evenly = worst.flatten(1).amax(dim=1) <= WORST_TILE * (1 - explained) + TILE_SLACK
-
-    # Allow more where the picture changes from pixel to pixel.
-    roughness = across.square().sum(dim=(1, 2, 3)) + down.square().sum(dim=(1, 2, 3))
-    allowed = UNEXPLAINED * ((roughness / ROUGH) ** 2).clamp(1, MOST_ROUGH)
-    return (1 - explained <= allowed) & evenly
-
-
-class Duplicates(NamedTuple):
-    """The near-duplicates among N images; all arrays are (N,)."""
-
-    anywhere: NDArray[np.bool_]
-    """Whether the image has a near-duplicate."""
-    in_another_split: NDArray[np.bool_]
-    """Whether another split has a near-duplicate of the image or of its original."""
-    original: Rows
-    """Index of the image of which it is a near-duplicate; its own index for all other images."""
-
-    @property
-    def repeated(self) -> NDArray[np.bool_]:
-        """Whether the image is a near-duplicate of an earlier one; the other images contain no near-duplicates."""
-        return self.original != np.arange(len(self.original))
-
-
-def duplicate_pictures(
-    chunks: Iterable[NDArray[np.uint8]], pictures: Callable[[Rows], NDArray[np.uint8]], split: NDArray[np.int64]
-) -> Duplicates:
-    """Near-duplicates among all images of a dataset.
-
-    chunks: all pictures, bytes (n, 3072), in order.  pictures: a function of row indices that returns such bytes.
-    split: (N,).
-    """
-    hashes, mirrored = (np.concatenate(parts) for parts in zip(*map(picture_hashes, chunks), strict=True))
-    original = originals(hashes, mirrored, pictures)
-    sizes = np.bincount(original, minlength=len(original))
-    in_split = np.unique(np.stack([original, split]), axis=1)[0]  # each original once per split of its group
-    splits = np.bincount(in_split, minlength=len(original))
-    return Duplicates(sizes[original] > 1, splits[original] > 1, original)

@@ -5,9 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lbgen.metrics.information import bits, entropy
+from lbgen.metrics.near_duplicates import LUMA
 
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in the brightness (ITU-R BT.601)."""
 EDGE_THRESHOLD = 0.1
 """Change of brightness per pixel above which a pixel counts as an edge."""
 COLOUR_LEVELS = 8

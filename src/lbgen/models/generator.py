@@ -303,7 +303,8 @@ class Generator:
         """Use faster layouts for sampling without gradients; images stay the same. Call this after `merge_adapter`."""
         if is_unet(self.family.network):  # fused projections fail in some transformers, such as SD 3.5 medium
             self.family.network.fuse_qkv_projections()
-        for module in (self.family.network, self.family.vae):
+        modules = [self.family.vae] if self.device.type == "cpu" else [self.family.vae, self.family.network]
+        for module in modules:  # on a CPU the network is slower so: benchmarks/speed/matrix_rate.py
             module.to(memory_format=torch.channels_last)
 
 

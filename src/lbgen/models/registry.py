@@ -107,11 +107,15 @@ def ensure_generator(name: str, revision: str | None = None, variant: str | None
 
 
 def ensure_semantics(name: str, flag: str = "--semantics") -> None:
-    """Refuse a language space that lbgen cannot read; needs no torch.  flag: the flag that names it, for messages."""
+    """The same for a language space; a tag of open_clip needs torch.  flag: the one that names it, for messages."""
     if is_extension("semantics", name, SEMANTICS):
         return
     if name.startswith(OPEN_CLIP):
-        open_clip_parts(name, flag)
+        parts = open_clip_parts(name, flag)
+        if not os.path.isfile(parts[1]):
+            from lbgen.models.spaces import open_clip  # late: imports torch, as the package does
+
+            open_clip.ensure_tag(*parts, f"{flag} {name}")
     else:
         refuse_unreadable(flag, resolve(name, SEMANTICS), "config.json")
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from lbgen.errors import UserError
+from lbgen.models.backbones.backbone import similar_architectures
 from lbgen.pretraining.config import REFERENCE_BATCH, PretrainConfig
 from lbgen.pretraining.feed.images import layout_of
 from lbgen.runs import atomic
@@ -197,7 +198,7 @@ def damaged(path: Path, error: Exception) -> UserError:
 def build_model(config: PretrainConfig, classes: int) -> nn.Module:
     """The architecture for images of the configured size; raises UserError for arguments that timm refuses."""
     if not timm.is_model(config.architecture):
-        close = timm.list_models(f"*{config.architecture.partition('.')[0]}*")[:5]
+        close = similar_architectures(config.architecture)[:5]
         remedy = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
         raise UserError(f"--architecture {config.architecture}: timm has no such architecture; {remedy}")
     more: dict[str, Any] = {"drop_path_rate": config.drop_path} if config.drop_path else {}

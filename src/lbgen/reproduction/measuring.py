@@ -11,10 +11,10 @@ from PIL import Image
 
 import lbgen
 from lbgen.evaluation.transfer.stored import all_results
-from lbgen.metrics.background import background_gap
-from lbgen.metrics.context import accuracy_by_context
+from lbgen.metrics.bias.background import background_gap
+from lbgen.metrics.bias.context import accuracy_by_context
+from lbgen.metrics.bias.shape_texture import shape_bias
 from lbgen.metrics.intervals import proportion
-from lbgen.metrics.shape_texture import shape_bias
 from lbgen.microworld.scenes import home_values
 from lbgen.microworld.world import CATEGORIES
 from lbgen.models.backbones import load_backbone

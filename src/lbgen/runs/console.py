@@ -189,6 +189,13 @@ class Progress:
             self.pause = min(2 * self.pause, LONGEST_PAUSE)
             self.next_line = now + self.pause
 
+    def skip(self, number: int) -> None:
+        """Count steps that an earlier run took; the estimate of the time left goes without them."""
+        self.done, self.first = self.done + number, self.first + number
+        if not self.bar.disable:  # else it has no counters
+            self.bar.initial += number
+        self.bar.update(number)
+
     def __enter__(self) -> Self:
         return self
 

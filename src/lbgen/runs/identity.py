@@ -13,8 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-
 import lbgen
 from lbgen.errors import UserError
 from lbgen.runs import atomic
@@ -160,7 +158,7 @@ def _sha256_of_files(folder: Path, paths: Iterable[Path]) -> str:
 def _hub_commit(hub_id: str, revision: str | None = None) -> str | None:
     try:
         snapshot = cached_snapshot(hub_id, revision)
-    except HFValidationError:
+    except ValueError:  # no hub id
         return None
     return None if snapshot is None else f"{COMMIT}{Path(snapshot).name}"
 

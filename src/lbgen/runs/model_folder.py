@@ -9,9 +9,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
 from lbgen.errors import UserError
 from lbgen.runs import atomic
 from lbgen.runs.parsing import parse_json
@@ -33,9 +30,14 @@ SAFETY_CHECKER = ("safety_checker", "feature_extractor")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 """Suffixes of weights in pickle files, which can contain Python code."""
 OTHER_FORMS = (".msgpack", ".h5", ".onnx", ".gguf")
-"""Suffixes of weights in the formats of other libraries."""
-EMBEDDED = {"generator": "--generator", "--semantics": "--semantics", "--screen-semantics": "--screen-semantics"}
-"""Name of a model in messages -> the flag that accepts the model that comes with lbgen."""
+"""Suffixes of weights of other libraries."""
+EMBEDDED = {
+    "generator": "--generator microworld",
+    "--semantics": "--semantics microworld",
+    "--screen-semantics": "--screen-semantics microworld",
+    "--quality": "--quality antonyms",
+}
+"""First word of a model's name in messages -> the flag that chooses the one that comes with lbgen."""
 
 
 # ---- which files are loaded ----
@@ -71,20 +73,30 @@ def pipeline_class(where: str, revision: str | None = None) -> str | None:
 
 
 def cached_config(where: str, name: str, revision: str | None = None) -> dict[str, Any]:
-    """The JSON object in a file of a folder or of the hub's cache; empty if there is none."""
+    """The JSON table in a file of a folder or of the hub's cache; empty where there is none."""
+    path = os.path.join(where, name) if os.path.isdir(where) else _in_cache(where, name, revision)
+    return _table(Path(path)) if path else {}
+
+
+def _in_cache(hub_id: str, name: str, revision: str | None) -> str | None:
+    """The path of a repository's file in the hub's cache; None without one."""
+    from huggingface_hub import try_to_load_from_cache  # late: slow
+
     try:
-        is_folder = os.path.isdir(where)
-        path = os.path.join(where, name) if is_folder else try_to_load_from_cache(where, name, revision=revision)
-    except HFValidationError:
-        return {}
-    return _table(Path(path)) if isinstance(path, str) else {}
+        path = try_to_load_from_cache(hub_id, name, revision=revision)
+    except ValueError:  # no hub id
+        return None
+    return path if isinstance(path, str) else None
 
 
 def cached_snapshot(hub_id: str, revision: str | None = None) -> str | None:
     """The folder of a repository in the hub's cache; None without one. Pipelines may be downloaded only in part.
 
-    Raises HFValidationError for a text that is not a hub id.
+    Raises ValueError for what is no hub id.
     """
+    from huggingface_hub import snapshot_download  # late: slow
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     try:
         return snapshot_download(hub_id, revision=revision, local_files_only=True)
     except LocalEntryNotFoundError as error:
@@ -161,13 +173,15 @@ def _remedy_for_file(where: str, marker: str) -> str:
 
 def _ensure_on_hub(what: str, where: str, marker: str, revision: str | None) -> None:
     """Ask the hub once, unless its cache has the file: the libraries would retry for a minute and log each attempt."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url  # late: slow
+
     try:
-        if not isinstance(try_to_load_from_cache(where, marker, revision=revision), str):
+        if _in_cache(where, marker, revision) is None:
             get_hf_file_metadata(hf_hub_url(where, marker, revision=revision))
     except Exception as error:  # includes errors of the hub's HTTP library, which has been replaced before
         remedy = "there is no such folder; check the hub id and the connection, or give a downloaded folder"
-        flag = EMBEDDED.get(what)
-        remedy += f", or {flag} microworld, which comes with lbgen" if flag else ""
+        embedded = EMBEDDED.get(what.split()[0])
+        remedy += f", or {embedded}, which comes with lbgen" if embedded else ""
         at = f" at revision {revision}" if revision is not None else ""
         raise UserError(f"{what} {where}{at} cannot be loaded: {remedy} ({' '.join(str(error).split())})") from error
 

@@ -1,4 +1,4 @@
-"""Which category ids may become folder and file names, and the id made for a category that has only a name.
+"""Which category ids and splits may become folder and file names, and the id of a category that has only a name.
 
 A dataset folder may be copied to any file system, so the rules of the strictest common system (Windows) apply.
 """
@@ -14,6 +14,9 @@ RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
 
 MAX_BYTES = 120
 """Longest id in bytes of UTF-8. File systems allow 255 for a file name, and an index and an extension follow the id."""
+
+RESERVED_SPLITS = ("index", "screening", "data", "all", "masks")
+"""Names of other things in a dataset folder, and the one that readers use for all splits together."""
 
 REMEDY = 'use letters, digits, "_", "-" or "."'
 
@@ -70,3 +73,19 @@ def difference(text: str, other: str) -> str:
     if forms[0] == forms[1]:
         return "Unicode form"
     return "case" if text.casefold() == other.casefold() else "case and Unicode form"
+
+
+def is_split_name(split: str) -> bool:
+    """Whether a split of a dataset can have this name; new ones have to fulfil `split_fault` too."""
+    return split.isidentifier() and split not in ("index", "screening", "data", "all")
+
+
+def split_fault(split: str) -> str | None:
+    """What makes a name unfit for a new split, with the remedy; None for a fit one.
+
+    It becomes a folder's name and the first part of file names, so the rules are those of ids.
+    """
+    if comparable(split) in RESERVED_SPLITS:
+        return f'"{split}" has another meaning in a dataset folder; choose another name'
+    why = fault(split)
+    return f'"{split}" {why}' if why else None

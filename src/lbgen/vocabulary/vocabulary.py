@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import overload
 
+from lbgen.configuration.documentation import Documented
 from lbgen.errors import UserError
 from lbgen.vocabulary.ids import comparable, fault, id_from_name
 from lbgen.vocabulary.readers import Entry, read_entries, text_entries
@@ -21,7 +22,7 @@ MAX_WORDS = 75
 
 
 @dataclass(frozen=True)
-class Category:
+class Category(Documented):
     """One class of the dataset."""
 
     id: str
@@ -37,6 +38,7 @@ class Vocabulary(Sequence[Category]):
     """At least two categories in a fixed order, with ids that are safe and distinct as folder names."""
 
     categories: tuple[Category, ...]
+    """In the order of their labels, two or more."""
 
     def __post_init__(self) -> None:
         seen: dict[str, Category] = {}

@@ -19,6 +19,7 @@ import lbgen
 from lbgen.cli import main
 from lbgen.errors import UserError
 from lbgen.evaluation.transfer.methods import features, finetune, linear
+from lbgen.evaluation.transfer.run import say_opening
 
 SIZES = {"train": 12, "val": 6, "test": 10}
 """Images of each category."""
@@ -164,6 +165,7 @@ def test_what_is_no_backbone_is_refused_before_another_is_measured(base, config,
     monkeypatch.setattr(features.FeatureCache, "_compute", None)
     with pytest.raises(UserError, match="nix"):
         lbgen.transfer([str(base), "nix"], replace(config, output=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_was_interrupted_goes_on_with_the_same_values(done, base, aligned, config, tmp_path, monkeypatch):
@@ -194,6 +196,17 @@ def test_what_was_interrupted_goes_on_with_the_same_values(done, base, aligned, 
         assert {path.name for path in (again.folder / part).iterdir()} == names
         for name in names:
             assert (again.folder / part / name).read_bytes() == (done / part / name).read_bytes()
+
+
+@pytest.mark.parametrize(("count", "draws", "results"), [(1, "1 draw", "1 result"), (2, "2 draws", "2 results")])
+def test_the_opening_counts_one_thing_as_one(config, tmp_path, capsys, count, draws, results):
+    config = replace(config, output=str(tmp_path), shots=("1",), seeds=count)
+    (tmp_path / "results").mkdir()
+    for number in range(count):
+        (tmp_path / f"results/{number}.json").touch()
+    say_opening({}, {}, config, "CPU")
+    shown = capsys.readouterr().out
+    assert f"few-shot: 1, {draws}\n" in shown and shown.endswith(f"\ngoing on with {results} from before\n")
 
 
 def test_fine_tuning_goes_on_after_the_last_pair_that_was_judged(base, config, tmp_path, monkeypatch):

@@ -227,6 +227,19 @@ def test_several_attributes_stand_in_one_prompt(config, tmp_path):
             '"{name} on {value}"',
         ),
         ({"attributes": "a.yaml", "balance_template": "a {name}  {value}"}, 'give .*"a {name} a {value}"'),
+        (
+            {"balance_template": "{name} on {value}, wide"},
+            'would ask for "fish on on grass, wide", with the "on" of the value "on grass" twice; give '
+            '--balance-template "{name} {value}, wide"$',
+        ),
+        (
+            {"attributes": "in.yaml", "balance_template": "{name} In the {value}"},
+            '"in the" of .*give .*"{name} {value}"$',
+        ),
+        (
+            {"attributes": "mixed.yaml", "balance_template": "{name} on {value}"},
+            "begin all values of .*mixed.yaml, sce",
+        ),
         ({"balance_template": "{name} on a scene of {value} " + "and on grass " * 5}, "the text encoder reads"),
     ],
 )
@@ -234,6 +247,9 @@ def test_mistakes_are_refused_before_anything_is_written(config, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     for name, text in (("on", "photo on {value}"), ("a", "photo of a {value} thing")):
         content = {"scene": {"template": text, "values": ["grass", "sea"]}}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    for name, values in (("in", ["in the sea", "in the dark"]), ("mixed", ["grass", "on sea"])):
+        content = {"scene": {"template": "photo {value}", "values": values}}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
     changes = {name: Path(value) if name == "attributes" else value for name, value in changes.items()}
     with pytest.raises(UserError, match=message):
@@ -314,11 +330,18 @@ def test_readers_know_the_columns(drawn):
         ("photo on {value}", "{name} on {value}"),
         ("a photo in {value}", "{name}, {value}"),
         ("{value} {name}", "{value} {name}"),
+        ("photo {value}", "on {value}: {name}"),
     ],
 )
 def test_prompts_that_read_are_accepted(config, template, balance_template):
     attribute = Attribute("scene", template, ("grass", "sea"), "file")
     ensure_prompts_read(replace(config, balance_template=balance_template), [attribute], "fish")
+
+
+def test_a_value_may_bring_the_word_that_the_attributes_template_has_too(config):
+    """Otherwise each of the two templates would be refused with the other as its remedy."""
+    attribute = Attribute("scene", "photo on {value}", ("on grass", "on sea"), "file")
+    ensure_prompts_read(replace(config, balance_template="{name} {value}"), [attribute], "fish")
 
 
 def test_a_dataset_that_an_earlier_version_began_with_such_prompts_goes_on(config, tmp_path, monkeypatch):

@@ -157,6 +157,7 @@ def test_weights_of_another_architecture_or_too_few_are_refused_in_one_line(tmp_
     ("name", "message"),
     [
         ("no_such_net", "timm has no such architecture"),
+        ("resnet5.a1_in1k", "timm has no such architecture; did you mean resnet50, "),
         ("resnet50.a1_in1k", "check the hub id and the connection"),
         ("test_resnet.none", "timm has no"),
     ],

@@ -163,7 +163,7 @@ def as_text(
 ) -> str:
     """The lines that `lbgen align --plan` prints."""
     prompt = vocabulary.texts(config.prompt_template)[0]
-    steps = f"{config.steps} {config.scheduler} steps, {config.differentiated_steps} of them with gradient"
+    steps = f"{counted(config.steps, f'{config.scheduler} step')}, {config.differentiated_steps} of them with gradient"
     rows = [
         ("prompt", f'"{prompt}", of the first of {len(vocabulary):,} categories, id {vocabulary[0].id}'),
         ("steps", f"{steps}, {config.guidance}"),

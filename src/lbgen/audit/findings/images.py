@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from lbgen.audit.measures import PROBES, MeasuredDataset
 from lbgen.audit.workers.row_cache import ROWS_AT_ONCE
-from lbgen.metrics.near_duplicates import GRID, originals, picture_hashes
+from lbgen.metrics.copies import originals, picture_hashes
+from lbgen.metrics.near_duplicates import GRID
 from lbgen.runs import atomic
 
 # Thresholds chosen on photographs and emoji: python benchmarks/audit/image_flags.py, benchmarks/RESULTS.md.

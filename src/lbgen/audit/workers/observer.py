@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lbgen.audit import views
 from lbgen.audit.views import Decoded
-from lbgen.metrics.near_duplicates import GRID, small_picture
+from lbgen.metrics.copies import small_picture
+from lbgen.metrics.near_duplicates import GRID
 from lbgen.metrics.pixels import brightness, colour_entropy, edge_density, sharpness
 from lbgen.models.semantics import SemanticSpace
 

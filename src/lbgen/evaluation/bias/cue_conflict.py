@@ -17,7 +17,7 @@ from lbgen.evaluation.bias import answers
 from lbgen.evaluation.bias.answers import Answers
 from lbgen.evaluation.bias.benchmark import Benchmark, BenchmarkPart, Item, folders_in, images_in, interval, percent
 from lbgen.evaluation.bias.classes import positions, table
-from lbgen.metrics.shape_texture import shape_bias
+from lbgen.metrics.bias.shape_texture import shape_bias
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,7 +21,7 @@ from lbgen.evaluation.bias import answers
 from lbgen.evaluation.bias.answers import Answers
 from lbgen.evaluation.bias.benchmark import Benchmark, BenchmarkPart, Item, interval, percent
 from lbgen.evaluation.bias.classes import imagenet_ids, table
-from lbgen.metrics.context import ContextAccuracy, accuracy_by_context
+from lbgen.metrics.bias.context import ContextAccuracy, accuracy_by_context
 from lbgen.runs import atomic
 
 if TYPE_CHECKING:

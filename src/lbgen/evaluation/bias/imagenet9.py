@@ -23,7 +23,7 @@ from lbgen.evaluation.bias.benchmark import (
     percent,
 )
 from lbgen.evaluation.bias.classes import table, top1
-from lbgen.metrics.background import background_gap
+from lbgen.metrics.bias.background import background_gap
 from lbgen.metrics.intervals import UNKNOWN, proportion
 
 CLASSES: dict[str, list[str]] = table("imagenet9.json", dict[str, list[str]])

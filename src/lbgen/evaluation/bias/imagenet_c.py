@@ -23,7 +23,7 @@ from lbgen.evaluation.bias.benchmark import (
     percent,
 )
 from lbgen.evaluation.bias.classes import imagenet_ids, table, top1
-from lbgen.metrics.corruption import corruption_errors, mean_corruption_error
+from lbgen.metrics.bias.corruption import corruption_errors, mean_corruption_error
 from lbgen.metrics.intervals import UNKNOWN
 
 ALEXNET: dict[str, float] = table("alexnet.json", dict[str, float])

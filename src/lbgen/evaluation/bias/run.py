@@ -25,7 +25,7 @@ from lbgen.evaluation.bias.config import ANSWERS, CONFIG, FIGURES, LOCK, WRITTEN
 from lbgen.models.backbones import display_names
 from lbgen.models.backbones.location import find_local
 from lbgen.runs import atomic, outputs
-from lbgen.runs.console import result, say, table, warn
+from lbgen.runs.console import counted, result, say, table, warn
 from lbgen.runs.lock import locked
 from lbgen.runs.parsing import Name, read_json
 
@@ -101,7 +101,7 @@ def _scored(config: BiasConfig, benchmarks: dict[str, Benchmark]) -> BiasResult:
     given = benchmark.read_answers(path)
     names = given.values("imagename").tolist() if "imagename" in given.table.column_names else []
     if repeated := len(names) - len(set(names)):
-        warn(f"warning: {path}: {repeated:,} rows repeat an imagename; each row counts as an image of its own")
+        warn(f"warning: {path}: an imagename is repeated in {counted(repeated, 'row')}; each counts as an image")
     figures = benchmark.figures(given)
     saved.save(config, config.folder / CONFIG)
     name = path.stem

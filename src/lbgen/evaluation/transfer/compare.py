@@ -56,10 +56,12 @@ class StoredTransfer:
 
 @dataclass(frozen=True)
 class Compared:
-    """A comparison; the first backbone is the reference."""
+    """A comparison of backbones with the first one."""
 
     backbones: list[MeasuredBackbone]
+    """All of them with their values; the reference comes first."""
     differences: list[Difference]
+    """Each backbone's difference from the reference in each data set and method, with its test."""
 
 
 def compare(files: str | Path | Sequence[str | Path], config: CompareConfig | None = None) -> Compared:

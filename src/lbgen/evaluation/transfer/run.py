@@ -32,7 +32,7 @@ from lbgen.evaluation.transfer.sets.sources import NotHere
 from lbgen.models.backbones import display_names, ensure_backbone, load_backbone
 from lbgen.models.backbones.location import find_local
 from lbgen.runs import atomic, outputs
-from lbgen.runs.console import device_name, result, say, table, warn
+from lbgen.runs.console import counted, device_name, result, say, table, warn
 from lbgen.runs.lock import locked
 
 if TYPE_CHECKING:
@@ -161,17 +161,17 @@ def _measured(names: dict[str, str], data: Data, config: TransferConfig) -> Tran
     from lbgen.evaluation.transfer.output import write_transfer
     from lbgen.models.backbones.backbone import locate
 
-    # Print the opening, and store the settings.
+    # Refuse what is no backbone before hours are spent on others.
+    for place in names.values():
+        if find_local(place) is None:
+            locate(place)
+
+    # Say what is to be done, and note what it is done with.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     say_opening(names, data.datasets, config, device_name(device))
     for inner in (RESULTS, ANSWERS, CACHE):
         (config.folder / inner).mkdir(parents=True, exist_ok=True)
     saved.save(config, config.folder / config.saved_as)
-
-    # Refuse invalid backbones before hours are spent on others.
-    for place in names.values():
-        if find_local(place) is None:
-            locate(place)
 
     # Read every data set once, and measure every backbone on it.
     prepared: list[Any] = read_dense(data, config) if config.dense else read_datasets(data, config)
@@ -223,8 +223,8 @@ def measurer_of(name: str, backbone: Backbone, config: TransferConfig) -> Measur
 
 
 def say_opening(names: dict[str, str], datasets: dict[str, str], config: TransferConfig, device: str) -> None:
-    """Print what will be measured."""
-    few = f"; few-shot: {', '.join(config.shots)}, {config.seeds} draws" if config.shots else ""
+    """What will be measured."""
+    few = f"; few-shot: {', '.join(config.shots)}, {counted(config.seeds, 'draw')}" if config.shots else ""
     shares = f"; of the images {', '.join(f'{100 * share:g}%' for share in config.fraction)}, seeds: {config.seeds}"
     rows = [
         *((f"backbone {name}", place) for name, place in names.items()),
@@ -236,7 +236,7 @@ def say_opening(names: dict[str, str], datasets: dict[str, str], config: Transfe
     say(table(rows))
     saved.say_in_full(config)
     if known := sum(1 for _ in (config.folder / RESULTS).glob("*.json")):
-        say(f"going on with {known} results that are there already")
+        say(f"going on with {counted(known, 'result')} from before")
 
 
 def say_result(found: Result) -> None:

@@ -20,13 +20,17 @@ def trajectory_lines(config: GenerateConfig, plan: Plan) -> list[tuple[str, str]
     first = plan.shard(config.split, 0)[0]
     return [
         ("prompt", f'"{prompt(config, first.subject, first.target_values)}", of the first image'),
-        ("steps", f"{config.steps} {config.scheduler} steps, {config.guidance}"),
+        ("steps", f"{counted(config.steps, f'{config.scheduler} step')}, {config.guidance}"),
     ]
 
 
-def say_opening(config: GenerateConfig, plan: Plan, missing: Sequence[int], device: str) -> None:
-    """Print what the run will make, and where it continues if it was begun before.  missing: the missing shards."""
-    images, made = plan.images(config.split), sum(plan.shard_images(config.split, shard) for shard in missing)
+def say_opening(config: GenerateConfig, plan: Plan, missing: Sequence[int], kept: int, device: str) -> None:
+    """What the run will make, and where it goes on if it was begun before.
+
+    missing: its shards.  kept: images of them that an earlier run drew.
+    """
+    images = plan.images(config.split)
+    made = images - sum(plan.shard_images(config.split, shard) for shard in missing) + kept
     shards = counted(plan.shards(config.split), "shard")
     part = "" if config.part is None else f", part {config.part[0]} of {config.part[1]}"
     rows = [
@@ -44,8 +48,8 @@ def say_opening(config: GenerateConfig, plan: Plan, missing: Sequence[int], devi
         say(f"approximated: {'; '.join(used)}")
     if differences := training_differences(config, plan.categories):
         say(f"not as the adapter was trained: {'; '.join(differences)}")
-    if made < images:
-        say(f"going on from image {images - made:,} of {images:,}")
+    if made:
+        say(f"going on from image {made:,} of {images:,}")
 
 
 def next_command(config: GenerateConfig) -> str:

@@ -91,24 +91,45 @@ WORDS_BEFORE_VALUES = frozenset(
 
 
 def ensure_prompts_read(config: GenerateConfig, attributes: Sequence[Attribute], place: str) -> None:
-    """Refuse a --balance-template that puts a value directly after the name without the necessary word between them.
+    """Refuse a --balance-template without the word that belongs between name and value, or with it twice.
 
     An attribute with the template "photo on {value}" has values such as "grass": "{name} {value}" would ask for "fish
-    grass", which is another thing, and the language space would reject most images.  place: the subject of the first
-    prompt, for the message.
+    grass", a thing of its own, and the language space would reject most of the images. One with the template "photo
+    {value}" has values such as "on grass", and "{name} on {value}" would ask for "fish on on grass".
+
+    place: where the first prompt names the category, for the message.
     """
     if not attributes:
         return
-    before, _, _ = attributes[0].template.partition("{value}")
+    first, template = attributes[0], config.balance_template
+    before, _, _ = first.template.partition("{value}")
     word = before.split()[-1] if before.split() else ""
-    juxtaposed = re.search(r"\{name\}\s+\{value\}", config.balance_template)
-    if juxtaposed and word.lower() in WORDS_BEFORE_VALUES:
-        asked = prompt(config, place, attributes[0].values[:1])
-        better = config.balance_template.replace(juxtaposed[0], f"{{name}} {word} {{value}}")
+    juxtaposed = re.search(r"\{name\}\s+\{value\}", template)
+    if juxtaposed and word.lower() in WORDS_BEFORE_VALUES and not _repeated(before, first.values[0]):
+        asked = prompt(config, place, first.values[:1])
+        better = template.replace(juxtaposed[0], f"{{name}} {word} {{value}}")
         raise UserError(
-            f'--balance-template {config.balance_template}: it would ask for "{asked}", without the "{word}" of '
-            f'{attributes[0].source}, template; give --balance-template "{better}"'
+            f'--balance-template {template}: it would ask for "{asked}", without the "{word}" of '
+            f'{first.source}, template; give --balance-template "{better}"'
         )
+    before, _, after = template.partition("{value}")
+    repeated = {value: words for value in first.values if (words := _repeated(before, value))}
+    if repeated:
+        value, words = next(iter(repeated.items()))
+        better = " ".join([*before.split()[: -len(words)], f"{{value}}{after}"])
+        all_begin = len(repeated) == len(first.values)
+        remedy = f'give --balance-template "{better}"' if all_begin else f"begin all values of {first.source} alike"
+        raise UserError(
+            f'--balance-template {template}: it would ask for "{prompt(config, place, [value])}", with the '
+            f'"{" ".join(words)}" of the value "{value}" twice; {remedy}'
+        )
+
+
+def _repeated(before: str, value: str) -> list[str]:
+    """The words that end `before` and begin `value`: "fish in the " and "in the dark" have "in the" in common."""
+    ends, begins = before.lower().split(), value.lower().split()
+    most = max((count for count in range(1, len(begins) + 1) if ends[-count:] == begins[:count]), default=0)
+    return begins[:most] if most and begins[0] in WORDS_BEFORE_VALUES else []
 
 
 def longest_template(config: GenerateConfig, attributes: Sequence[Attribute], tokens: Callable[[str], int]) -> str:

@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import PlannedImage
 from lbgen.generation.screening.balance import ZeroShot
-from lbgen.metrics.near_duplicates import perceptual_hash
-from lbgen.metrics.pixels import LUMA
+from lbgen.metrics.near_duplicates import GRID, LUMA, perceptual_hash
 from lbgen.metrics.zero_shot import label_ranks
 from lbgen.models.quality.antonyms import AntonymQuality
 from lbgen.models.safety import SafetyChecker
@@ -160,7 +160,8 @@ class Screen:
     def _hashes(self, batch: JudgedBatch) -> list[str | None]:
         if "duplicate" not in self.config.screen:
             return [None] * len(batch.images)
-        return [f"{value:016x}" for value in perceptual_hash(batch.brightness).tolist()]
+        grids = F.adaptive_avg_pool2d(batch.brightness[:, None], GRID)[:, 0]
+        return [f"{value:016x}" for value in perceptual_hash(grids.cpu().numpy()).tolist()]
 
     def _label(self, batch: JudgedBatch) -> CheckResult:
         """Zero-shot classification (arXiv 2103.00020, section 3.1); only strictly nearer texts count for the rank.

@@ -43,7 +43,7 @@ from lbgen.metrics.near_duplicates import (
 )
 from lbgen.models.loading import device_of
 from lbgen.models.semantics import load_semantics
-from lbgen.runs.console import say
+from lbgen.runs.console import counted, say
 from lbgen.runs.storage import Store
 
 IMAGES_AT_ONCE = 32
@@ -77,7 +77,7 @@ def deduplicate(store: Store, config: GenerateConfig, plan: Plan, record: Record
         rounds.append(round_of(store, config, plan, images, duplicates))
         write_duplicate_rounds(store, config.split, rounds)
         say(
-            f"near-duplicates: {duplicates.sum()} of {len(accepted)} images, in {len(rounds[-1])} shards, "
+            f"near-duplicates: {duplicates.sum()} of {len(accepted)} images, in {counted(len(rounds[-1]), 'shard')}, "
             "are drawn again"
         )
 

@@ -12,7 +12,6 @@ from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -21,8 +20,7 @@ from lbgen.generation.config import GenerateConfig
 from lbgen.generation.plan import Plan
 from lbgen.generation.screening.consistency import ROUNDING
 from lbgen.generation.screening.split_images import read_images
-from lbgen.metrics.near_duplicates import NO_PAIR, Hashes, distances, frequencies, hash_bits
-from lbgen.metrics.pixels import LUMA
+from lbgen.metrics.near_duplicates import LUMA, NO_PAIR, Hashes, averaged, distances, frequencies, hash_bits
 from lbgen.runs.storage import Store
 
 MOST_PIXELS = 2**25
@@ -39,18 +37,18 @@ def wrong_pixel_column(content: bytes, row: Row, config: GenerateConfig) -> str 
     with Image.open(BytesIO(content), formats=[config.image_format]) as image:
         if image.width * image.height > MOST_PIXELS:
             return None
-        levels = torch.tensor(np.asarray(image.convert("RGB")))  # (H, W, 3)
-    brightness = (levels / 255) @ torch.tensor(LUMA)  # (H, W) in [0, 1]
-    if "blank" in config.screen and abs(row.scores["deviation"] - float(brightness.std(correction=0))) > ROUNDING:
+        levels = np.asarray(image.convert("RGB"))  # (H, W, 3)
+    brightness = (levels / np.float32(255)) @ np.array(LUMA, np.float32)  # (H, W) in [0, 1]
+    if "blank" in config.screen and abs(row.scores["deviation"] - float(brightness.std(dtype=np.float64))) > ROUNDING:
         return "deviation"
     if "duplicate" in config.screen and not _is_hash_of(row.perceptual_hash, brightness):
         return "perceptual_hash"
     return None
 
 
-def _is_hash_of(recorded: str | None, brightness: torch.Tensor) -> bool:
-    """Whether every bit agrees with the image, except bits that rounding decides.  brightness: (H, W)."""
-    found = frequencies(brightness[None])[0]  # (64,)
+def _is_hash_of(recorded: str | None, brightness: NDArray[np.floating]) -> bool:
+    """Whether every bit is that of the image, except where rounding decides.  brightness: (H, W)."""
+    found = frequencies(averaged(brightness)[None])[0]  # (64,)
     above = found - np.median(found)
     return recorded is not None and not (((above > 0) != hash_bits(int(recorded, 16))) & (abs(above) > LEVEL)).any()
 

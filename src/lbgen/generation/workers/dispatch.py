@@ -16,6 +16,7 @@ from lbgen.generation.plan import Plan
 from lbgen.generation.record import Record
 from lbgen.generation.reports.lines import say_opening
 from lbgen.generation.screening.duplicate_rounds import DuplicateRound
+from lbgen.generation.workers.journal import kept_images
 from lbgen.generation.workers.local import processes, this_process
 from lbgen.generation.workers.preflight import PreflightResult, refuse_new_confusions
 from lbgen.generation.workers.progress import ProgressBar
@@ -46,8 +47,10 @@ def draw_shards(
     if record:
         config = replace(config, batch_size=record.config["batch_size"])
 
-    if not duplicate_rounds:  # otherwise images are drawn again in a run that has already printed this
-        say_opening(config, plan, shards, "Ray's workers" if config.engine == "ray" else device_name(device_of(0)))
+    if not duplicate_rounds:  # else these images are drawn again, by a run that has said all this
+        kept = kept_images(store, {index.shard_name(config.split, shard) for shard in shards})
+        device = "Ray's workers" if config.engine == "ray" else device_name(device_of(0))
+        say_opening(config, plan, shards, kept, device)
 
     # Start the engine: it loads the generator, here or in an actor.
     count = min(config.workers or max(1, torch.cuda.device_count()), len(shards))

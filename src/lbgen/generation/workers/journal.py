@@ -145,6 +145,13 @@ def collect(store: Store, shards: Collection[str], every: bool) -> None:
         atomic.remove_tree(worker)
 
 
+def kept_images(store: Store, shards: Collection[str]) -> int:
+    """Images that an earlier run kept of these shards, which it did not finish."""
+    folders = [folder for folder in _real_folders(store.staging.parent / UNFINISHED) if folder.name in shards]
+    batches = [_read(path) or () for folder in folders for path in folder.glob("batch-*.json")]
+    return sum(image.sha256 is not None for batch in batches for image in batch)
+
+
 def claim(store: Store, shard: str) -> Path | None:
     """Take over the batches of a shard from an earlier run for this worker; None if there are none."""
     left, own = store.staging.parent / UNFINISHED / shard, store.staging / f"{shard}{EARLIER}"

@@ -13,7 +13,9 @@ class WorkerProgress(NamedTuple):
     finished: int
     """Number of images kept or dropped; negative if accepted images are rejected as near-duplicates."""
     rejected: int
-    """Number of images that will be drawn again."""
+    """Images that will be drawn again."""
+    taken_over: int = 0
+    """Of the finished images, those that an earlier run drew."""
 
 
 class ProgressBar(console.Progress):
@@ -23,4 +25,5 @@ class ProgressBar(console.Progress):
 
     def add(self, progress: WorkerProgress) -> None:
         self._rejected += progress.rejected
-        self.advance(progress.finished, f"{self._rejected:,} rejected" if self._rejected else "")
+        self.skip(progress.taken_over)
+        self.advance(progress.finished - progress.taken_over, f"{self._rejected:,} rejected" if self._rejected else "")

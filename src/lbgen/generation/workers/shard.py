@@ -124,6 +124,7 @@ class Worker:
 
             # Render and judge, unless an earlier run has done so.
             rendered, drawn = None, shard.journal.take(batch)
+            taken_over = drawn is not None
             if drawn is None:
                 rendered = self.renderer.render(batch)
                 located = [None not in each.boxes for each in rendered.found or ()]
@@ -146,7 +147,8 @@ class Worker:
             # Draw again: the next attempt of a rejected image has other noise.
             again = [i.next_attempt() for i, outcome in zip(batch, outcomes, strict=True) if outcome == "retry"]
             waiting.extend(again)
-            yield WorkerProgress(finished=len(batch) - len(again), rejected=len(again))
+            finished = len(batch) - len(again)
+            yield WorkerProgress(finished, rejected=len(again), taken_over=finished if taken_over else 0)
 
     def finish(self) -> None:
         """Wait until the last shard is published."""

@@ -155,9 +155,15 @@ def _ensure_finite(model: nn.Module) -> None:
 
 def _refuse_unknown(architecture: str) -> None:
     if not timm.is_model(architecture):
-        close = timm.list_models(f"*{architecture.partition('.')[0]}*")[:3]
+        close = similar_architectures(architecture)[:3]
         hint = f"; did you mean {', '.join(close)}?" if close else ", see timm.list_models()"
         raise UserError(f"backbone {architecture}: timm has no such architecture{hint}")
+
+
+def similar_architectures(name: str) -> list[str]:
+    """The architectures of timm whose names hold this one without its tag; first those that begin with it."""
+    stem = name.partition(".")[0]
+    return sorted(timm.list_models(f"*{stem}*"), key=lambda found: not found.startswith(stem))
 
 
 def _outputs(location: BackboneFiles) -> int | None:

@@ -67,6 +67,11 @@ class Tokenizer:
         return [self.tokenizer.sot_token_id, *ids, self.tokenizer.eot_token_id] if add_special_tokens else ids
 
 
+def ensure_tag(architecture: str, tag: str, source: str) -> None:
+    """Refuse a tag whose weights cannot be had in safetensors.  source: the model's name in messages."""
+    refuse_unreadable(f"{source}:", *_on_hub(architecture, tag, source))
+
+
 def load(
     architecture: str, weights: str, dtype: torch.dtype, source: str
 ) -> tuple[OpenClipModel, Tokenizer, SimpleNamespace]:
@@ -74,11 +79,9 @@ def load(
 
     source: the model's name in messages.
     """
-    open_clip: Any = importlib.import_module("open_clip")  # an optional package
-    if architecture not in open_clip.list_models():
-        raise UserError(f"{source}: open_clip has no {architecture}; choose one of open_clip.list_models()")
+    open_clip = _package_with(architecture, source)
     if not os.path.isfile(weights):
-        _download_safetensors(open_clip.get_pretrained_cfg(architecture, weights), source)
+        hf_hub_download(*_on_hub(architecture, weights, source))  # so that open_clip takes these
     options = {"precision": PRECISIONS[dtype], "require_pretrained": True, "weights_only": True}
     model = open_clip.create_model(architecture, weights, **options)
     tokenizer = open_clip.get_tokenizer(architecture)
@@ -86,14 +89,21 @@ def load(
     return OpenClipModel(model, tokenizer.context_length), Tokenizer(tokenizer), processor
 
 
-def _download_safetensors(pretrained: dict[str, Any], source: str) -> None:
-    """Download a tag's weights in safetensors, so that open_clip uses them; refuse a tag without safetensors."""
+def _package_with(architecture: str, source: str) -> Any:
+    """open_clip, an optional package; UserError where it lacks the architecture."""
+    open_clip: Any = importlib.import_module("open_clip")
+    if architecture not in open_clip.list_models():
+        raise UserError(f"{source}: open_clip has no {architecture}; choose one of open_clip.list_models()")
+    return open_clip
+
+
+def _on_hub(architecture: str, tag: str, source: str) -> tuple[str, str]:
+    """Repository and file of a tag's weights in safetensors."""
+    pretrained = _package_with(architecture, source).get_pretrained_cfg(architecture, tag)
     repository, file = os.path.split(pretrained.get("hf_hub") or "")
     if not repository:
         raise UserError(f"{source}: open_clip has no such weights for it on the hub; see open_clip.list_pretrained()")
-    safe = Path(file).with_suffix(".safetensors").name if file else SAFE_WEIGHTS
-    refuse_unreadable(f"{source}:", repository, marker=safe)
-    hf_hub_download(repository, safe)
+    return repository, Path(file).with_suffix(".safetensors").name if file else SAFE_WEIGHTS
 
 
 def _processor(settings: dict[str, Any]) -> SimpleNamespace:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import ModuleType
 
+from lbgen.runs.processes.waiting import short_waiting
 from lbgen.runs.signals import blocked_signals
 
 
@@ -19,12 +20,19 @@ from lbgen.runs.signals import blocked_signals
 def starting() -> Iterator[None]:
     """Start processes within this context that first set their own handling of Ctrl-C, usually by `begin`.
 
-    They do not import the caller's main module. Ctrl-C, which a terminal sends to all of them, is blocked while they
-    import, so that it does not end them with a traceback; the process that started them ends them.
+    They do not import the caller's main module, and Ctrl-C, which a terminal sends to all of them, does not end them
+    with a traceback while they import: the process that started them ends them. Their threads wait as those of the
+    command line do.
     """
-    resource_tracker.ensure_running()  # starting it within the context would unblock Ctrl-C
-    with blocked_signals([signal.SIGINT]), hidden_main():
-        yield
+    added = short_waiting()
+    resource_tracker.ensure_running()  # its own start would let Ctrl-C through again
+    os.environ |= added
+    try:
+        with blocked_signals([signal.SIGINT]), hidden_main():
+            yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def begin() -> None:

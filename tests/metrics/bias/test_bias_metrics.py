@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from lbgen.metrics.background import background_gap
-from lbgen.metrics.context import accuracy_by_context
-from lbgen.metrics.corruption import corruption_errors, mean_corruption_error
+from lbgen.metrics.bias.background import background_gap
+from lbgen.metrics.bias.context import accuracy_by_context
+from lbgen.metrics.bias.corruption import corruption_errors, mean_corruption_error
+from lbgen.metrics.bias.shape_texture import shape_bias
 from lbgen.metrics.intervals import Estimate, difference, proportion, ratio
-from lbgen.metrics.shape_texture import shape_bias
 
 
 def test_wilson_and_newcombe_give_the_published_examples():

@@ -22,6 +22,12 @@ def rows(shown: str) -> dict[str, str]:
     return dict(re.split("  +", line, maxsplit=1) for line in shown.splitlines() if "  " in line)
 
 
+def test_a_single_step_is_called_one(config, tmp_path, capsys):
+    """As distilled generators have it."""
+    generate(replace(config, output=tmp_path / "made", steps=1))
+    assert rows(capsys.readouterr().out)["steps"] == "1 ddim step, guidance 2"
+
+
 def test_a_run_opens_goes_on_and_ends_in_words(config, tmp_path, monkeypatch, capfd):
     """Ctrl-C in the fourth batch of seven, the first of the second shard; it is answered at once."""
     made, render, drawn = replace(config, output=tmp_path / "made"), Renderer.render, []
@@ -52,7 +58,7 @@ def test_a_run_opens_goes_on_and_ends_in_words(config, tmp_path, monkeypatch, ca
 
     result = generate(made)
     shown = capfd.readouterr()
-    assert "\ngoing on from image 5 of 12\n" in shown.out  # those of the first shard are stored
+    assert "\ngoing on from image 7 of 12\n" in shown.out  # the first shard is stored, two images of the next are drawn
     assert shown.out.endswith(f"12 of 12 images of 3 categories in {tmp_path}/made\n")
 
     # The command that comes next is one that lbgen takes, of this dataset.

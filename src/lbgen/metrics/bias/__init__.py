@@ -1,0 +1,1 @@
+"""What backbones are biased to: figures of the published benchmarks."""
