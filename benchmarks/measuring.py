@@ -38,7 +38,7 @@ class Measured:
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function` returns in a process of its own.
+    """The result of `function`, called in a process of its own.
 
     The process starts with the peak memory of this one: keep that small. On a CPU it is forked, so that the libraries
     are imported once; CUDA does not survive a fork.
@@ -61,7 +61,7 @@ def _measure(repeats: int, prepare: Callable[..., Callable[[], object]], argumen
 
 
 Version = tuple[Callable[..., Callable[[], object]], Any]
-"""What prepares a call, and its argument."""
+"""The function that prepares a call, and its argument."""
 
 
 def by_turns(repeats: int, versions: dict[str, Version]) -> str:

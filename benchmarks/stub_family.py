@@ -75,7 +75,7 @@ class Nothing:
 
 
 def install(folder: Path) -> Path:
-    """What pip leaves of a distribution with this family, for sys.path and PYTHONPATH."""
+    """Write the metadata of a distribution with this family; returns the folder, for sys.path and PYTHONPATH."""
     information = folder / DISTRIBUTION
     information.mkdir(parents=True)
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: lbgen-rehearsal\nVersion: 1.0\n")

@@ -1,7 +1,7 @@
 """Cost of the search for near-duplicates by the number of images: `python benchmarks/audit/duplicate_search.py`.
 
-Pictures are smooth noise: random low frequencies, weaker the higher they are, as in photographs. All pairs are looked
-at, so that the last column counts for any number of images: N of them take N * N / 2 times as long.
+Pictures are smooth noise: random low frequencies, weaker the higher they are, as in photographs. All pairs are
+compared, so that the last column applies to any number of images: N images take N * N / 2 times as long.
 """
 
 import os
@@ -21,12 +21,12 @@ from lbgen.metrics.copies import originals, picture_hashes
 from lbgen.metrics.near_duplicates import GRID
 
 FREQUENCIES = 8
-"""In each direction."""
+"""Number of frequencies of a picture in each direction."""
 AT_ONCE = 10_000
 
 
 def pictures(count: int, seed: int) -> NDArray[np.uint8]:
-    """(count, 3072), as `copies.small_picture` makes them."""
+    """Pictures in the form of `copies.small_picture`, (count, 3072)."""
     coefficients = np.zeros((count, 3, GRID, GRID), np.float32)
     frequency = np.add.outer(np.arange(FREQUENCIES), np.arange(FREQUENCIES))
     drawn = np.random.default_rng(seed).normal(size=(count, 3, FREQUENCIES, FREQUENCIES))

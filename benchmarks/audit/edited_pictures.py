@@ -16,7 +16,7 @@ Picture = NDArray[np.uint8]
 
 
 def filtered_noise(count: int, seed: int, response: Callable[[NDArray], NDArray]) -> list[NDArray]:
-    """(96, 96, 3) noise of unit variance with this response at every frequency, in cycles a pixel."""
+    """(96, 96, 3) noise of unit variance; `response` gives the amplitude at a frequency in cycles per pixel."""
     rng = np.random.default_rng(seed)
     frequencies = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.fftfreq(SIDE))[..., None]
     spectra = (np.fft.fft2(rng.normal(size=(SIDE, SIDE, 3)), axes=(0, 1)) for _ in range(count))
@@ -29,7 +29,7 @@ def levels(picture: NDArray) -> Picture:
 
 
 def dark(count: int, seed: int) -> list[Picture]:
-    """Pictures with the spectrum of photographs, pale, exposed so little that they have some 20 levels."""
+    """Pale, underexposed pictures with the spectrum of photographs and about 20 levels."""
     colours = filtered_noise(count, seed, lambda f: 1 / np.maximum(f, 1 / SIDE))
     return [levels(0.04 + 0.014 * (0.8 * colour[..., :1] + 0.2 * colour)) for colour in colours]
 
@@ -59,7 +59,7 @@ def sparse(count: int, seed: int) -> list[Picture]:
 
 
 def photographs(count: int, seed: int) -> list[Picture]:
-    """Of the micro world: objects and backgrounds repeat, pictures do not."""
+    """Photographs of the micro world: objects and backgrounds repeat, pictures do not."""
     images = render(np.random.default_rng(seed).integers(0, 12, count), seed, World(styles=("photo",))).images
     return [np.array(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for image in images]
 
@@ -68,7 +68,7 @@ SETS = {"photographs": photographs, "dark": dark, "sparse": sparse, "textured": 
 
 
 def cropped(picture: Picture) -> Picture:
-    """Without 1% of the side on every edge, so with 98% of it, at the size it had."""
+    """The picture without 1% of the side at every edge, resized to its former size."""
     edge = 0.01 * SIDE
     box = (edge, edge, SIDE - edge, SIDE - edge)
     return np.array(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box))
@@ -81,7 +81,7 @@ def recompressed(picture: Picture) -> Picture:
 
 
 def resized(picture: Picture) -> Picture:
-    """To six tenths and back."""
+    """The picture resized to six tenths of its side and back."""
     small = Image.fromarray(picture).resize((SIDE * 6 // 10,) * 2, Image.Resampling.BICUBIC)
     return np.array(small.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 

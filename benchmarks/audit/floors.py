@@ -1,22 +1,22 @@
-"""What the audit reads where only the object predicts the label, and how often its intervals hold the truth:
+"""The audit's figures if only the object predicts the label, and how often its intervals contain the true value:
 `python benchmarks/audit/floors.py`.
 
-Sets of 480 photographs of the micro world, audited with masks of their objects and without: what the probes predict on
-average, how often their interval begins above chance (promised: 2.5%), how strong the attributes' links are, how often
-p is below 0.05. `--link colour` fixes that factor in every category.
+Sets of 480 photographs of the micro world are audited with and without masks of their objects. The first table shows
+the probes' mean accuracy, how often their interval begins above chance (nominally 2.5%), how strong the links of the
+attributes are, and how often p is below 0.05. `--link colour` fixes that factor in every category.
 
-`--localized` draws each picture again from half its noise, by the micro world's generator, and audits the set with the
-masks that `lbgen generate --localize` finds, with those of the renders, and without; the object's place and colour stay
-nearly those of the render, the scene is linked to nothing.
+`--localized` denoises each picture again from half of the noise with the micro world's generator, and audits the set
+with the masks that `lbgen generate --localize` finds, with the masks of the renders, and without masks. The object
+nearly keeps its position and colour, and the scene is not linked to the label.
 
-Then the intervals, on sets drawn from known distributions: how often a probe's interval holds
-the average accuracy of such probes, an attribute's the strength that was drawn. `--sets 0` prints these alone.
+The second part tests the intervals on sets drawn from known distributions: how often a probe's interval contains the
+mean accuracy of such probes, and an attribute's interval the true strength. `--sets 0` prints only this part.
 
-`--power SETS` prints instead how often a planted bias is found (benchmarks/audit/planted.py): for each seed two sets in
-which nothing is linked to the label and one in which a cue is, on nine in ten images; `--of` says of which pictures.
-Each is tested alone, and against an unlinked set as the page compares two datasets: one of the same objects, where the
-pictures allow it, and those of other objects. Of unlinked sets any mark is false. "Accuracies" are the tests of the
-versions up to 2026-11: the interval of a probe's accuracy, and z-tests of two accuracies, adjusted over all figures.
+`--power SETS` prints instead how often a planted bias is found (benchmarks/audit/planted.py). Each seed has two sets
+without a link and one in which a cue is linked to the label on nine in ten images; `--of` selects the pictures.
+Each set is tested alone and against an unlinked set, as the page compares two datasets: one of the same objects, if
+the pictures allow it, and one of other objects. Any mark on an unlinked set is false. "Accuracies" are the tests up to
+2026-11: the interval of a probe's accuracy, and z-tests of two accuracies, adjusted over all figures.
 """
 
 import sys
@@ -61,7 +61,7 @@ from lbgen.vocabulary.attributes import load_attributes
 CHANCE = 1 / len(CATEGORIES)
 PLACE, HUE, COLOUR = "the hidden square's place alone", "measured colour", "colour"
 FEATURES = 96
-"""How many the drawn features are."""
+"""Number of channels of the drawn features."""
 
 
 def write(pictures: NDArray, categories: NDArray[np.int64], folder: Path) -> None:
@@ -73,14 +73,14 @@ def write(pictures: NDArray, categories: NDArray[np.int64], folder: Path) -> Non
 
 
 class Found(NamedTuple):
-    """Of one audit, by the names of the probes and of the attributes."""
+    """Figures of one audit, by the names of the probes and of the attributes."""
 
     probes: dict[str, Estimate]
     associations: dict[str, Association]
 
 
 Kinds = dict[str, NDArray | None]
-"""What masks a set is audited with -> them, (N, H, W) booleans."""
+"""Kind of masks -> masks, (N, H, W) booleans."""
 
 
 def rendered(images: int, seed: int, world: World) -> tuple[NDArray, NDArray[np.int64], Kinds]:
@@ -103,7 +103,7 @@ def localized(images: int, seed: int, world: World) -> tuple[NDArray, NDArray[np
 def audited(
     sets: int, images: int, world: World, draw: Callable[[int, int, World], tuple[NDArray, NDArray, Kinds]]
 ) -> Iterator[dict[str, Found]]:
-    """Every set, by what masks it has; attributes are those the space has learned, and colour, which it has not."""
+    """Every set by its kind of masks; the attributes are those that the space has learned and, in addition, colour."""
     space = load_semantics("microworld")
     attributes = load_attributes(ATTRIBUTES["microworld"])
     attributes += [attribute for attribute in load_attributes(None) if attribute.name == COLOUR]
@@ -125,12 +125,12 @@ def audited(
 
 
 class Marked(NamedTuple):
-    """What two sets, or one, are said to be: names of the probes that are marked."""
+    """Names of the probes that are marked in one set or in the comparison of two sets."""
 
     accuracies: set[str]
     today: set[str]
     together: bool
-    """All probes together, today."""
+    """Whether today's test of all probes together is significant."""
 
 
 def alone(m: MeasuredDataset) -> Marked:
@@ -229,14 +229,14 @@ def share_held(estimates: list[Estimate], truth: float) -> str:
 
 
 def drawn(images: int, spread: float, seed: int) -> tuple[NDArray, NDArray[np.int64]]:
-    """Normal features around a mean for each category, so far apart."""
+    """Normal features around a mean for each category; `spread` scales the means."""
     rng, label = np.random.default_rng(seed), np.arange(images) % len(CATEGORIES)
     means = spread * np.random.default_rng(0).normal(size=(len(CATEGORIES), FEATURES))
     return means[label] + rng.normal(size=(images, FEATURES)), label
 
 
 def probes_covered(images: int, spread: float, draws: int) -> list[str]:
-    """How often the interval, and the bootstrap's before it is widened, holds the average over all draws."""
+    """How often the interval, widened and as the bootstrap gives it, contains the mean over all draws."""
     found = [probe(*drawn(images, spread, seed), seed) for seed in range(1, draws + 1)]
     truth = np.mean([estimate.value for estimate in found])
     alone = [Estimate(*(e.value + (end - e.value) / WIDENING for end in e)) for e in found]
@@ -244,9 +244,10 @@ def probes_covered(images: int, spread: float, draws: int) -> list[str]:
 
 
 def links_covered(strength: float, images: int, draws: int) -> list[str]:
-    """How often the interval holds the truth of the table that is drawn from; Cramér's V is the strength itself.
+    """How often the interval contains the true value of the table that is drawn from.
 
-    With this probability an image has its category's own value of six, else any.
+    strength: the probability that an image has its category's own value; otherwise it has any of the six values.
+        It is the true Cramér's V.
     """
     own = np.eye(6)[np.arange(len(CATEGORIES)) % 6]
     table = strength * own + (1 - strength) / 6
@@ -262,12 +263,12 @@ def links_covered(strength: float, images: int, draws: int) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = flags_parser(__doc__)
-    parser.add_argument("--sets", type=int, default=30, help="how many are audited; 0: none")
-    parser.add_argument("--images", type=int, default=480, help="of a set (default: 480)")
-    parser.add_argument("--draws", type=int, default=150, help="sets drawn a line for the intervals (default: 150)")
+    parser.add_argument("--sets", type=int, default=30, help="number of audited sets (default: 30)")
+    parser.add_argument("--images", type=int, default=480, help="images of a set (default: 480)")
+    parser.add_argument("--draws", type=int, default=150, help="sets per line of the intervals (default: 150)")
     parser.add_argument("--link", choices=FACTORS, help="a factor that the category fixes")
-    parser.add_argument("--localized", action="store_true", help="with masks that the generator's attention gives")
-    parser.add_argument("--power", type=int, metavar="SETS", help="how often a planted bias is found, in so many sets")
+    parser.add_argument("--localized", action="store_true", help="use masks from the generator's attention")
+    parser.add_argument("--power", type=int, metavar="SETS", help="show how often a planted bias is found in SETS sets")
     parser.add_argument("--linked", type=float, default=0.9, help="share on the category's own backdrop (default: 0.9)")
     parser.add_argument("--of", choices=("scenes", "photographs", "emoji"), default="scenes", help="with --power")
     parser.add_argument("--emoji", type=Path, help="node_modules with emoji-datasource-google and -twitter")

@@ -1,11 +1,12 @@
-"""How many images the audit calls dark, blurred or tiny that are, and how many that are not:
+"""How many images the audit rightly and wrongly flags as dark, blurred or tiny:
 `python benchmarks/audit/image_flags.py`.
 
-Square crops of the photographs that come with scikit-learn, as they are, exposed less (so many stops, in linear light),
-blurred (standard deviation in percent of the side), and shrunk to a number of pixels; each brought to the model's
-resolution, as the audit does. `--pictures FOLDER` adds other photographs or emoji, each folder a kind of its own; what
-is transparent is white. Flags: `dark` and `blurred` by the thresholds of src/lbgen/audit/findings/images.py. "Shrunk"
-says how many are called blurred: where it is few, an image of that size is not tiny.
+Square crops of the photographs that come with scikit-learn: unchanged, underexposed (by a number of stops, in linear
+light), blurred (standard deviation in percent of the side), and shrunk to a number of pixels. Each is resized to the
+model's resolution, as in the audit. `--pictures FOLDER` adds other photographs or emoji; each folder is a kind of its
+own, and transparent pixels are white. The flags `dark` and `blurred` use the thresholds of
+src/lbgen/audit/findings/images.py. "Shrunk" is the share that is flagged as blurred: if it is small, an image of that
+size is not tiny.
 """
 
 import sys
@@ -26,7 +27,7 @@ from lbgen.metrics.pixels import brightness, sharpness
 
 STOPS, BLURS, SIDES = (0, 2, 4, 5, 6), (0, 1, 2, 4, 8), (32, 48, 64, 96)
 CROPS = 12
-"""Of each photograph; an image of fewer than SMALL pixels is taken whole."""
+"""Number of crops of each photograph; an image of fewer than SMALL pixels is used whole."""
 SMALL, SMALLEST_CROP = 200, 0.35
 GAMMA = 2.2
 

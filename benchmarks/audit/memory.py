@@ -1,8 +1,8 @@
 """Peak memory and speed of `lbgen audit` as a dataset grows: `python benchmarks/audit/memory.py --images 10000 100000`.
 
-Photographs of the micro world in WebDataset shards, one process an audit; the cache is empty each time. What memory
-depends on is real: the features are as long as ViT-L/14's, 768; the network is a miniature, so the speed is that of all
-the rest. `--semantics microworld` takes a real one.
+Photographs of the micro world in WebDataset shards; every audit runs in its own process with an empty cache. The
+features have 768 channels, as ViT-L/14's, so the memory is realistic. The network is a miniature, so the speed is that
+of everything but the network. `--semantics microworld` uses a real one.
 """
 
 import io

@@ -1,10 +1,10 @@
-"""How many edited copies the audit's near-duplicates find, and how many different pictures they join:
+"""How many edited copies the audit's search for near-duplicates finds, and how many different pictures it joins:
 `python benchmarks/audit/near_duplicates.py`.
 
-For every kind of pictures (benchmarks/audit/edited_pictures.py): the share of pictures of one set, all drawn
-independently, that are called near-duplicates; then, for every edit, a set of pictures and their edited copies: the
-share of the copies that are joined with their original (recall), and of all joined pairs that are such pairs
-(precision). "Before" is the search of the versions up to 2026-11: 8x8 pictures that differ by less than 0.015.
+For every kind of pictures (benchmarks/audit/edited_pictures.py), the first column is the share of independently drawn
+pictures that are called near-duplicates. Then, for every edit, a set has pictures and their edited copies: recall is
+the share of copies that are joined with their original, precision the share of joined pairs that are such pairs.
+"Before" is the search of the versions up to 2026-11: 8x8 pictures that differ by less than 0.015.
 """
 
 import sys

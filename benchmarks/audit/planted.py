@@ -23,16 +23,16 @@ from lbgen.microworld.world import CATEGORIES
 
 EMOJI = ("Activities", "Animals & Nature", "Food & Drink", "Objects", "People & Body", "Smileys & Emotion", "Symbols",
          "Travel & Places")  # fmt: skip
-"""Categories of emoji.json; without flags, of which nearly all vendors draw the same."""
+"""Categories of emoji.json, without flags, which nearly all vendors draw alike."""
 VENDORS = ("google", "twitter")
 DRAWN_FOR_EACH = 16
 """Scenes drawn for each picture that is kept; one in six has the wanted scene."""
 CROPS = (0.25, 1.0)
-"""Smallest and largest side of a crop, of the photograph's shorter side."""
+"""Smallest and largest side of a crop, as a share of the photograph's shorter side."""
 
 
 class Planted(NamedTuple):
-    """N pictures; those of equal `number` in two sets of the same objects show the same object."""
+    """N pictures; in two sets of the same objects, pictures with the same `number` show the same object."""
 
     images: NDArray[np.uint8]
     """(N, S, S, 3)"""

@@ -1,8 +1,8 @@
 """How fast an audit observes images by the number of its workers: `python benchmarks/audit/workers.py --workers 1 2 4`.
 
 Parts of two photographs that come with scikit-learn, 500 x 375, JPEG, in WebDataset shards. The language space is the
-micro world's, so what is measured is all that is not the network. The process that reads the files and writes the cache
-is one, whatever the number of workers: its CPU time an image says how many images a second it can hand out.
+micro world's, so everything but the network is measured. A single process reads the files and writes the cache,
+whatever the number of workers: its CPU time per image limits the images per second that it can hand out.
 """
 
 import io

@@ -1,7 +1,7 @@
-"""Each term's gradient on the adapter over a run, weighted: `python benchmarks/independence/gradient_norms.py`.
+"""Norm of each weighted term's gradient on the adapter, over a run: `python benchmarks/independence/gradient_norms.py`.
 
-Recipe `independent` on the micro world unless flags say otherwise; every flag of `lbgen align` is there. How far a
-term's gradient is ever above its own median says what clipping each term by itself could change.
+Recipe `independent` on the micro world by default; every flag of `lbgen align` is accepted. The ratio of a term's
+largest gradient norm to its median shows what clipping each term separately could change.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lbgen.configuration.recipes import resolve
 
 
 def norms_of(config: AlignConfig, updates: int) -> dict[str, list[float]]:
-    """By term, before the gradient is clipped; of every update."""
+    """The gradient norms of every update by term, before clipping."""
     state, first = new_state(config), config.discriminator_warmup_steps
     for batch_index in range(first):
         warm_up_step(state, batch_index)

@@ -1,11 +1,11 @@
-"""What the recipe independent costs in labels, and what gives them back: `python benchmarks/independence/labels.py`.
+"""Label accuracy that the recipe independent loses, and ways to regain it: `python benchmarks/independence/labels.py`.
 
 Every variant of labels.yaml (a change to the recipe) is aligned with every seed; its adapter is kept at several numbers
 of updates, so that a stop costs generation only. Each adapter, and the base generator, makes a dataset with
 `--screen label`; the first attempts at images that screening rejected are rendered again, so that one dataset gives
-two rows, unscreened and screened. One JSON line each in `runs/labels/results.jsonl`. What is there is not done again:
-the study can be interrupted and grown by --variants, --seeds, --updates and --screening. `--table` only prints the
-tables.
+two rows, unscreened and screened. Each is a JSON line in `runs/labels/results.jsonl`. Rows that are there are not made
+again: the study can be interrupted, and grown by --variants, --seeds, --updates and --screening. `--table` only prints
+the tables.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from lbgen.vocabulary.vocabulary import load_vocabulary
 PLAN = Path(__file__).with_name("labels.yaml")
 BASE, RECIPE, UNSCREENED = "base", "recipe", "none"
 THRESHOLDS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
-"""Least probabilities of the own category for which it is counted what a label check of rank 1 would reject."""
+"""Least probabilities of the own category; for each, the images that a label check of rank 1 rejects are counted."""
 INFORMATION, ACCURACY = "category_scene_mutual_information_bits", "label_accuracy"
 MOST_POINTS, MOST_INFORMATION = 2.0, 0.15
 """The goals, against the base's images of the same noise: points of label accuracy lost, share of the information."""
@@ -75,7 +75,7 @@ class Study:
 
 
 def adapter_after(study: Study, variant: str, seed: int, updates: int) -> Path:
-    """The adapter after a number of updates; those of the kept numbers on the way are kept too."""
+    """The adapter after a number of updates; adapters at the kept numbers before it are kept, too."""
     config = study.alignment(variant, seed)
     kept = config.folder / "adapters"
     done = max((int(path.name) for path in kept.glob("[0-9]*")), default=0)
@@ -90,7 +90,7 @@ def adapter_after(study: Study, variant: str, seed: int, updates: int) -> Path:
 
 
 def generation(study: Study, variant: str, seed: int, updates: int, screening: str) -> GenerateConfig:
-    """Of the screened dataset, with the same noise for every variant."""
+    """Configuration of the screened dataset, with the same noise for every variant."""
     align = study.alignment(variant, seed)
     images = QuickstartConfig(images_per_category=study.images_per_category, seed=NOISE + seed)
     plain = replace(
@@ -102,7 +102,7 @@ def generation(study: Study, variant: str, seed: int, updates: int, screening: s
 
 
 def measured(study: Study, variant: str, seed: int, updates: int, screening: str) -> list[Row]:
-    """Two rows of the same images, without and with what screening changed."""
+    """Two rows: the images before and after screening."""
     config = generation(study, variant, seed, updates, screening)
     lbgen.generate(config)
     index = sorted(read_index(Path(config.output)).to_pylist(), key=lambda row: (row["label"], row["key"]))
@@ -125,7 +125,7 @@ def measured(study: Study, variant: str, seed: int, updates: int, screening: str
 
 
 def first_attempts(config: GenerateConfig, rows: list[Row]) -> Tensor:
-    """The images that screening rejected first, (N, 3, H, W) in [0, 1]."""
+    """The first attempts at the images that screening drew again, (N, 3, H, W) in [0, 1]."""
     categories = {category.id: category for category in load_vocabulary(config.vocabulary)}
     images = [PlannedImage(categories[row["id"]], row["label"], int(row["key"].rpartition("_")[2])) for row in rows]
     sized = replace(config, batch_size=32)
@@ -136,7 +136,7 @@ def first_attempts(config: GenerateConfig, rows: list[Row]) -> Tensor:
 
 @torch.no_grad()
 def figures(images: Tensor, labels: Tensor) -> Row:
-    """Every figure of the quickstart with its 95% interval, and what label checks would reject of the images."""
+    """Every figure of the quickstart with its 95% interval, and the images that label checks would reject."""
     space = load_semantics(str(SEMANTICS), torch.device("cpu"), torch.float32)
     quality = load_quality("antonyms", space)
     assert quality is not None
@@ -157,7 +157,7 @@ def figures(images: Tensor, labels: Tensor) -> Row:
 
 
 def caught(probabilities: Tensor, labels: Tensor, wrong: Tensor) -> Row:
-    """By threshold: the images that the check rejects, and those of them that the judge finds wrong.
+    """By threshold, the number of images that the check rejects, and how many of these the judge finds wrong.
 
     probabilities: (N, C) of the language space. labels: (N,). wrong: (N,) booleans.
     """
@@ -173,7 +173,7 @@ def caught(probabilities: Tensor, labels: Tensor, wrong: Tensor) -> Row:
 
 
 def make_rows(study: Study, variants: list[str], seeds: list[int], updates: list[int], screening: str) -> list[Row]:
-    """The rows of the output folder, those that were missing added."""
+    """The rows of the output folder; missing ones are made and added."""
     results = study.folder / "results.jsonl"
     study.folder.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
@@ -234,7 +234,7 @@ def table(rows: list[Row]) -> str:
 
 
 def seed_table(rows: list[Row]) -> str:
-    """One line for each adapter's set; points lost and share of the information where its base was made."""
+    """One line for each adapter's set; points lost and share of the information if the base's set was made."""
     bases = {(row["seed"], row["screening"]): base for row, base in compared(rows)}
     lines = [["variant", "updates", "seed", "screening", "label accuracy", "points lost", "information, bits",
               "of the base's", "diversity", "drawn again"]]  # fmt: skip
@@ -295,12 +295,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = flags_parser(__doc__)
-    parser.add_argument("--plan", type=Path, default=PLAN, help="what is compared (default: labels.yaml)")
+    parser.add_argument("--plan", type=Path, default=PLAN, help="plan of the study (default: labels.yaml)")
     parser.add_argument("--output", type=Path, default=Path("runs/labels"))
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="of the plan (default: base and recipe)")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="variants of the plan (default: base and recipe)")
     parser.add_argument("--seeds", nargs="+", type=int, help="(default: those of the plan)")
     parser.add_argument("--updates", nargs="+", type=int, help="stops that are measured (default: that of the plan)")
-    parser.add_argument("--screening", help="of the plan (default: its first)")
+    parser.add_argument("--screening", help="a screening of the plan (default: its first)")
     parser.add_argument("--images-per-category", type=int, help="(default: that of the plan)")
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     return parser.parse_args(argv)

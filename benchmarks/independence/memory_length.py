@@ -1,8 +1,8 @@
 """How long a memory must be, from 2 to 21,000 categories: `python benchmarks/independence/memory_length.py`.
 
-The term itself, its memory and its texts, against a generator so small that 3,000 updates take seconds: a category's
-scene is drawn from a softmax whose logits are its bias and a trained linear map of its text. So the information that
-the category has on the scene is known in closed form, and so is the aim.
+The real term, with its memory and its texts, trains a generator so small that 3,000 updates take seconds: a category's
+scene is drawn from a softmax whose logits are its bias plus a trained linear map of its text. Therefore the mutual
+information of category and scene is known in closed form, and so is the aim.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from lbgen.alignment.config import AlignConfig
 
 SCENES, LINK = 6, 0.9
 CHANNELS, OTHER = 128, 6
-"""Of a feature, and how many directions of the rest vary without being the scene."""
+"""Channels of a feature, and the number of other directions of the residual that vary besides the scene."""
 FAMILY = 20
-"""Categories whose texts are alike."""
+"""Number of categories whose texts are alike."""
 IMAGES, RATE = 32, 0.01
-"""An update, and Adam's learning rate."""
+"""Images of an update, and Adam's learning rate."""
 MEMORIES = (64, 512, 2048, 8192)
 
 
@@ -61,7 +61,7 @@ class Generator:
 
     @torch.no_grad()
     def information(self) -> tuple[float, float]:
-        """Bits that the category has on the scene, and the entropy of the scenes."""
+        """Mutual information of category and scene in bits, and the entropy of the scenes."""
         chances = self.logits(torch.arange(len(self.texts))).softmax(dim=-1)  # (C, S)
         mean = chances.mean(dim=0)
         entropy = -torch.xlogy(mean, mean).sum() / math.log(2)
@@ -69,7 +69,7 @@ class Generator:
 
 
 def generator_of(categories: int, alike: bool, rng: torch.Generator) -> Generator:
-    """Texts in families where there are many; the home scene is the family's, or drawn for each category alone."""
+    """Texts come in families if there are many; the home scene is the family's, or drawn for each category."""
     families = math.ceil(categories / FAMILY) if categories > FAMILY else categories
     family = torch.arange(categories) % families
     directions = F.normalize(torch.randn(1 + families + categories, CHANNELS, generator=rng), dim=-1)
@@ -87,7 +87,7 @@ def generator_of(categories: int, alike: bool, rng: torch.Generator) -> Generato
 
 
 def exact_information(categories: int, alike: bool, updates: int = 1000) -> float:
-    """Of this generator trained on the aim itself: the divergence of p(scene | category) from the base's p(scene)."""
+    """Information left after training on the aim: the divergence of p(scene | category) from the base's p(scene)."""
     generator = generator_of(categories, alike, torch.Generator().manual_seed(0))
     every = torch.arange(categories)
     with torch.no_grad():
@@ -133,9 +133,9 @@ def run(categories: int, alike: bool, memory: int, marginal: float, images: int,
 def main(argv: list[str] | None = None) -> None:
     parser = flags_parser(__doc__)
     parser.add_argument("--categories", type=int, nargs="+", default=[2, 12, 100, 1000, 21_000])
-    parser.add_argument("--images", type=int, default=IMAGES, help="of an update")
+    parser.add_argument("--images", type=int, default=IMAGES, help="images of an update")
     parser.add_argument("--memories", type=int, nargs="+", default=MEMORIES, help="earlier images, whole updates")
-    parser.add_argument("--updates", type=int, nargs="+", default=[300, 3000], help="after which it is measured")
+    parser.add_argument("--updates", type=int, nargs="+", default=[300, 3000], help="updates before a measurement")
     arguments = parser.parse_args(argv)
     print(heading())
     after = [f"after {count:,} updates" for count in arguments.updates]

@@ -1,9 +1,9 @@
 """A generator with another planted bias, and its judge: `python benchmarks/independence/planted_world.py --links
 colour=0.88`.
 
-The shipped generator goes on learning, from photographs whose links are those given and no others: to
-`runs/worlds/<links>`, for `independence/study.py --world`. A judge learns category, scene, colour and texture from
-renders without any link: to `runs/worlds/judge`, one for all worlds. Resumable; some 35 minutes of a CPU core.
+The shipped generator is trained further on photographs that have only the given links, and is written to
+`runs/worlds/<links>` for `independence/study.py --world`. A judge learns category, scene, colour and texture from
+renders without links; `runs/worlds/judge` serves all worlds. Resumable; about 35 minutes of a CPU core.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ JUDGE = Path("judge", "judge.safetensors")
 
 
 def load_world(folder: Path | None) -> World:
-    """What the generator of the folder learned from; the shipped one's without."""
+    """The world that the folder's generator learned from; without a folder, the shipped generator's world."""
     if folder is None:
         return BIASED
     return World(links=yaml.safe_load((folder / "world.yaml").read_text())["links"], styles=("photo",))
 
 
 def load_factor_judge(folder: Path) -> Judge:
-    """The judge of all worlds that lie beside the folder."""
+    """The judge beside the folder, which serves all worlds there."""
     judge = Judge(JUDGED)
     judge.load_state_dict(load_file(folder.parent / JUDGE))
     return judge.eval().requires_grad_(False)

@@ -1,10 +1,10 @@
-"""What the residual of an image holds, by what it is read from: `python benchmarks/independence/residual_content.py`.
+"""Content of an image's residual, for several descriptors: `python benchmarks/independence/residual_content.py`.
 
-The residual ("rest" in the tables) is what an image shows besides its category. First, what a linear probe reads in it:
-balanced photographs of the micro world, 2,000 to fit and 1,000 to test; the residual is fitted to 1,200 biased ones.
-Then, what the term's kernel sees in it where scene, colour or texture is planted: the squared discrepancy between a
-category's residual and that of all categories, of 1,200 photographs with a link of 0.88, and with no link at all. What
-is left there is the object itself, of which the term should see nothing.
+The residual ("rest" in the tables) is what an image shows besides its category. The first table has the accuracy of
+linear probes on it, fitted to 2,000 balanced photographs of the micro world and tested on 1,000; the residual itself is
+fitted to 1,200 biased ones. The second table has the discrepancy that the term's kernel sees: the squared distance of a
+category's residuals from those of all categories, on 1,200 photographs in which scene, colour or texture is linked to
+the category (0.88), and without a link. The latter comes from the object itself and should be zero.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def photographs(semantics: SemanticSpace, count: int, seed: int, world: World) -
 
 
 def probe_accuracy(features: Tensor, truth: Tensor, fitted: int) -> float:
-    """Of a multinomial logistic regression, fitted to the first images and tested on the others.  (N, D), (N,)."""
+    """Accuracy of a logistic regression, fitted to the first images and tested on the others.  (N, D), (N,)."""
     centred = features - features.mean(dim=0)
     scaled = centred / centred.square().mean().sqrt()
     weight = torch.zeros(features.shape[1] + 1, int(truth.max()) + 1, requires_grad=True)
@@ -85,7 +85,7 @@ def probe_accuracy(features: Tensor, truth: Tensor, fitted: int) -> float:
 
 
 def discrepancy(rest: Tensor, categories: Tensor) -> float:
-    """Mean over the categories of the squared mean discrepancy to all images, without bias.  (N, K), (N,)."""
+    """Mean over the categories of the unbiased squared discrepancy from all images.  (N, K), (N,)."""
     kernel = mixed_gaussian_kernel(rest, rest, rest.var(dim=0).sum()).fill_diagonal_(0)
     count = len(rest)
     values = []
@@ -99,7 +99,7 @@ def discrepancy(rest: Tensor, categories: Tensor) -> float:
 def seen_by_kernel(
     texts: Tensor, linked: Photographs, free: Photographs, span: float, variance: float, side: int
 ) -> str:
-    """Discrepancy where a factor is linked to the category, and of the same residual where nothing is."""
+    """Discrepancy of the residual with a factor linked to the category, and without a link."""
     residual = fit_residual(texts, linked.descriptors(side), linked.truth["category"], span=span, variance=variance)
     first = residual.feature_directions if side else 0
     values = [
@@ -110,7 +110,7 @@ def seen_by_kernel(
 
 
 def spaces_of(text_features: Tensor, features: Tensor, biased: Photographs) -> dict[str, Tensor]:
-    """What the probes read from, by name: the features (N, D) and parts of them (N, K), fitted to biased images."""
+    """Inputs of the probes by name: the features (N, D) and parts of them (N, K), fitted to biased images."""
     texts = text_directions(text_features, 1.0)
     projected = biased.features - biased.features @ texts.T @ texts
     directions = principal_directions(within_category_deviations(projected, biased.truth["category"]), 1.0)
@@ -123,8 +123,8 @@ def spaces_of(text_features: Tensor, features: Tensor, biased: Photographs) -> d
 def main(argv: list[str] | None = None) -> None:
     parser = flags_parser(__doc__)
     parser.add_argument("--fitted", type=int, default=2000, help="photographs a probe is fitted to (default: 2000)")
-    parser.add_argument("--tested", type=int, default=1000, help="and tested on (default: 1000)")
-    parser.add_argument("--images", type=int, default=1200, help="of every set for the residual (default: 1200)")
+    parser.add_argument("--tested", type=int, default=1000, help="photographs a probe is tested on (default: 1000)")
+    parser.add_argument("--images", type=int, default=1200, help="images of every set for the residual (default: 1200)")
     arguments = parser.parse_args(argv)
     semantics = load_semantics(str(SEMANTICS), torch.device("cpu"), torch.float32)
     texts = semantics.embed_texts([f"photo of {name}" for name in CATEGORIES]).detach()

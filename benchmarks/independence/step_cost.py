@@ -1,4 +1,4 @@
-"""What the independence term adds to an update, by categories and bank: `python benchmarks/independence/step_cost.py`.
+"""Cost of the independence term in an update, by categories and bank: `python benchmarks/independence/step_cost.py`.
 
 At the sizes of Stable Diffusion 1.5 and CLIP ViT-L/14: 32 images of 512 x 512 an update (8 GPUs of 4), features of 768
 channels. Its work is counted and compared with the 110 TFLOP of one training image (benchmarks/speed/flops.py); its
@@ -27,7 +27,7 @@ from lbgen.alignment.independence.term import Independence
 
 IMAGES, CHANNELS = 32, 768
 IMAGE_TFLOP = 110
-"""Of one training image with Stable Diffusion 1.5; see benchmarks/speed/flops.py."""
+"""TFLOP of one training image with Stable Diffusion 1.5; see benchmarks/speed/flops.py."""
 
 
 def random_term(categories: int, bank: int) -> Independence:
@@ -44,7 +44,7 @@ def random_term(categories: int, bank: int) -> Independence:
 
 
 def step(term: Independence, features: Tensor, images: Tensor, category_indices: Tensor) -> None:
-    """All that the term does in an update: remember the images, be computed, send its gradient to them."""
+    """The term's work in an update: remember the images, compute the term, and propagate its gradient to them."""
     value = term_value(term, term.descriptors(features, images), category_indices)
     torch.autograd.grad(value, (features, images))
 

@@ -1,11 +1,11 @@
-"""The independence term on the micro world, beside what it must beat: `python benchmarks/independence/study.py`.
+"""The independence term on the micro world, compared with its rivals: `python benchmarks/independence/study.py`.
 
-Every set of study.yaml with every seed is aligned and generated (or rendered) and judged; one JSON line each in
-`runs/independence/results.jsonl`. What is there is not done again, so the study can be interrupted, grown, and spread
-over machines by --sets and --seeds. What a backbone learns from such sets is measured by `lbgen reproduce`.
+Every set of study.yaml is aligned and generated (or rendered) with every seed, and judged; each gives one JSON line in
+`runs/independence/results.jsonl`. Finished rows are not made again, so the study can be interrupted, grown, and spread
+over machines by --sets and --seeds. Backbones on such sets are measured by `lbgen reproduce`.
 `--table` only prints the tables of these rows, `--pictures FILE` writes the first images of every set side by side.
-With `--world DIR` the bias is another one (planted_world.py): what is measured of scenes is then measured of the
-first factor that is linked there.
+With `--world DIR` the bias is another one (planted_world.py): the figures of scenes are then figures of the first
+factor that is linked there.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from lbgen.quickstart.judging import judge_images, load_images
 from lbgen.quickstart.run import QuickstartConfig, generate_configs
 
 NOISE = 1000
-"""Added to a set's seed for the seed of its measured images: the same in every set, and no alignment's."""
+"""Added to a set's seed to give the noise seed of its images, which all sets share and no alignment uses."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Study:
     alignments: dict[str, dict[str, Any]]
     world_folder: Path | None
     trajectory: dict[str, Any] = field(default_factory=dict)
-    """Of every set: changes to the recipe's generator and how it is sampled."""
+    """Changes to the recipe's generator and its sampling, for every set."""
 
     @property
     def world(self) -> World:
         return load_world(self.world_folder)
 
     def config(self, name: str, seed: int) -> AlignConfig:
-        """Of the alignment behind a set; for those of GENERATED the trajectory is all that counts."""
+        """Configuration of a set's alignment; the sets in GENERATED use only its generator and sampling."""
         changes = self.alignments.get(name, {})
         output = self.folder / f"{name} {seed}".replace(" ", "-").replace("+", "and")
         generator = "microworld" if self.world_folder is None else str(self.world_folder / "generator")
@@ -93,7 +93,7 @@ def image_set(study: Study, name: str, seed: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def judged(images: Tensor, labels: Tensor, study: Study) -> dict[str, Judged]:
-    """By factor: the scene's own verdicts, and those with another factor in the scene's place."""
+    """Verdicts by factor; in another world, each factor's verdicts take the field `scene`."""
     quality = load_quality("antonyms", load_semantics(str(SEMANTICS), torch.device("cpu"), torch.float32))
     assert quality is not None
     seen = judge_images(images, labels, load_judge(), quality)
@@ -148,7 +148,7 @@ def alignments_of(plan: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def make_rows(study: Study, names: list[str], seeds: list[int]) -> list[dict[str, Any]]:
-    """The rows of the output folder, those that were missing added."""
+    """The rows of the output folder; missing ones are made and added."""
     results = study.folder / "results.jsonl"
     study.folder.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = flags_parser(__doc__)
-    parser.add_argument("--plan", type=Path, default=STUDY, help="what is compared (default: study.yaml)")
+    parser.add_argument("--plan", type=Path, default=STUDY, help="plan of the study (default: study.yaml)")
     parser.add_argument("--output", type=Path, default=Path("runs/independence"))
     parser.add_argument("--sets", nargs="+", metavar="SET", help="sets of the plan (default: all but ablations)")
     parser.add_argument("--seeds", nargs="+", type=int, help="(default: those of the plan)")

@@ -37,9 +37,9 @@ TESTED = tuple((part, key) for part, key, title, _ in SHOWN if title in (
     "information, bits", "label accuracy", "diversity", "ResNet, never home"
 ))  # fmt: skip
 GENERATED = ("base", "diverse prompts")
-"""Sets of the generator as it is."""
+"""Sets of the unaligned generator."""
 RENDERS = ("biased renders", "balanced renders")
-"""As many drawn pictures, with the corpus's bias and without any."""
+"""Sets of rendered pictures of the same size, with the corpus's bias and without any."""
 OURS = "independence + L_in"
 AGAINST = ("base", "diverse prompts", "paper")
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,7 @@ def has(rows: Rows, part: str) -> bool:
 
 
 def information(rows: Rows) -> str:
-    """Bits that the category tells of each factor: mean and standard deviation over the seeds."""
+    """Mutual information of the category and each factor in bits: mean and standard deviation over the seeds."""
     factors = list(rows[0]["information"])
     lines = [["information, bits", *factors]]
     for name, members in by_set(rows).items():
@@ -95,7 +95,7 @@ def means(rows: Rows) -> str:
 
 
 def paired_tests(rows: Rows) -> str:
-    """Mean difference over the seeds that both sets have, and the p of a paired t-test, against those of AGAINST."""
+    """Mean difference from each set of AGAINST over the shared seeds, with the p-value of a paired t-test."""
     sets = by_set(rows)
     tested = [column for column in TESTED if has(rows, column[0])]
     lines = [["set", "less", "seeds", *(key.replace("_", " ") for _, key in tested)]]
@@ -116,7 +116,7 @@ def _difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], part: str, k
 
 
 def goals(rows: Rows, name: str) -> str:
-    """Of every seed: what a set has of the base's information, and its other figures less the base's."""
+    """For every seed, a set's share of the base's information, and its other figures minus the base's."""
     sets = {each: {row["seed"]: row for row in members} for each, members in by_set(rows).items()}
     lines = [["seed", "information, bits", "of the base's", "label accuracy, points", "diversity", "colour entropy",
               "edges", "ResNet, never home, points above base", "above diverse prompts"]]  # fmt: skip
@@ -135,7 +135,7 @@ def goals(rows: Rows, name: str) -> str:
 
 
 def worlds() -> str:
-    """What the category tells of each factor where another bias was planted, and what the sets are worth."""
+    """Information of the category on each factor with other planted biases, and the other figures of the sets."""
     shown = [(part, key, title, form) for part, key, title, form in SHOWN if title in (
         "label accuracy", "diversity", "colour entropy", "ResNet, balanced", "ResNet, never home"
     )]  # fmt: skip
@@ -153,12 +153,12 @@ def read_rows(file: str) -> Rows:
 
 
 def of_sets(rows: Rows, names: list[str]) -> Rows:
-    """Those of the named sets, in the order of the names."""
+    """The rows of the named sets, in the order of the names."""
     return sorted((row for row in rows if row["set"] in names), key=lambda row: (names.index(row["set"]), row["seed"]))
 
 
 def page(text: str) -> str:
-    """The page with every table between its marks made anew."""
+    """The page with every table between its marks replaced."""
     plan = yaml.safe_load(STUDY.read_text())
     removed = plan["removed"]
     rows = read_rows("independence.jsonl")

@@ -1,9 +1,9 @@
 """How much longer an update is with the independence term: `python benchmarks/independence/update_cost.py`.
 
-An update of the paper's terms and weights, the same with the independence term, and the paper's once more, which shows
-by how much two measurements of one thing differ. The micro world's recipe unless flags say otherwise; every flag of
-`lbgen align` is there. The memory is full. Bank and memory hold noise, which varies in every direction, so that the
-term keeps more directions than of images: an upper bound.
+An update with the paper's terms and weights, the same with the independence term, and the first once more, which shows
+by how much two measurements of the same update differ. The micro world's recipe by default; every flag of
+`lbgen align` is accepted. The memory is full. Bank and memory hold noise, which varies in every direction, so that the
+term keeps more directions than with images: an upper bound.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from lbgen.models.noise import stacked_noise
 from lbgen.vocabulary.vocabulary import load_vocabulary
 
 LEAST_SHARE = 0.03
-"""Of an image's pixels: with fewer a category does not count as shown; every object of a drawn pair has more."""
+"""Least share of pixels for a category to count as shown; every object of a drawn pair has more."""
 BATCH = 16
 SHOWN = 14
 """Images of the picture of --picture."""
@@ -63,7 +63,7 @@ def pictures(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def trained(updates: int) -> Segmenter:
-    """On pictures with a little noise; logits (B, 1 + C, H, W)."""
+    """Train the judge on pictures with a little noise; its logits are (B, 1 + C, H, W)."""
     torch.manual_seed(0)
     network = Segmenter(width=24, outputs=1 + len(CATEGORIES))
     optimizer = torch.optim.AdamW(network.parameters(), 4e-3)

@@ -2,10 +2,10 @@
 benchmarks/microworld/localization.py`.
 
 A small network learns to segment renders of the micro world, whose masks are known. It then segments generated images,
-and is what masks from the generator's attention are compared with. Only images count in which the judge of the
-quickstart sees the category. Then renders with noise added, denoised again: there the mask is known. Rows: which
-tokens and steps count, and whether the attention is multiplied by what guidance changes. Choices were made on seeds 100
-and 101. The last row has masks of the other source, the relevance of patches that the audit reads in a language space.
+and masks from the generator's attention are compared with its masks. Only images in which the judge of the quickstart
+sees the category count. Then renders are noised and denoised again, so that their masks are known. The rows differ in
+the tokens and steps used, and in whether the attention is multiplied by the effect of guidance. Choices were made on
+seeds 100 and 101. The last row has masks from the relevance of patches that the audit reads in a language space.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Segmenter(nn.Module):
 
 
 def trained(updates: int) -> Segmenter:
-    """On renders with a little noise."""
+    """Train the network on renders with a little noise."""
     torch.manual_seed(0)
     network = Segmenter()
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
@@ -253,7 +253,7 @@ def draw_worst(path: Path, made: Drawn, truth: Tensor, counted: Tensor) -> None:
 
 
 def seconds_per_image(generator: Generator, config: GenerateConfig, repeats: int) -> tuple[float, float]:
-    """Of the processor, without and with masks, the fastest of `repeats` batches each; other programs count less."""
+    """CPU time without and with masks, each the fastest of `repeats` batches to reduce the effect of other programs."""
     batch = planned_images(24)
     renderers = [Renderer(generator, replace(config, localize=localize)) for localize in (False, True)]
     best = [float("inf")] * 2

@@ -39,7 +39,7 @@ START: dict[str, Any] = {
     "quality_weight": 0.1,
     "base_weight": 0.0,
 }
-"""What every setting starts from, over the microworld recipe: the recipe may change, the sweep's rows stay true."""
+"""Base of every setting, on top of the recipe microworld: the rows stay valid if the recipe changes."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "start: the paper's weights": {},
     "60 updates": {"max_steps": 60},

@@ -1,10 +1,10 @@
-"""Time and peak memory of one alignment update, lbgen's beside one written the reference's way: `make bench`.
+"""Time and peak memory of one alignment update, of lbgen and of a loop like the reference's: `make bench`.
 
-Like for like: one table in which both versions use gradient checkpointing, as the reference runs, and one in which
-neither does; `--checkpointing on` or `off` makes one of them (`--gradient-checkpointing` has no effect here). The micro
-world's recipe unless flags say otherwise; every flag of `lbgen align` is there. With `--compile` lbgen is measured
-eager too. On a CPU a line below each table compares CPU seconds of updates by turns. The reference's way computes in
-fp16 on a GPU whatever `--precision` says, in fp32 on a CPU.
+In one table both versions use gradient checkpointing, as the reference does, in the other neither does;
+`--checkpointing on` or `off` makes only one of them (`--gradient-checkpointing` has no effect here). The micro
+world's recipe by default; every flag of `lbgen align` is accepted. With `--compile`, lbgen is also measured
+eager. On a CPU, a line below each table compares CPU seconds of updates in turn. The reference's loop computes in
+fp16 on a GPU, whatever `--precision` is, and in fp32 on a CPU.
 """
 
 import sys

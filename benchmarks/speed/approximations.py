@@ -1,8 +1,8 @@
-"""What the presets of `lbgen generate` change on the micro world: `python benchmarks/speed/approximations.py`.
+"""Effects of the presets of `lbgen generate` on the micro world: `python benchmarks/speed/approximations.py`.
 
 Every line draws the same images from the same noise; the line "other noise" gives the distance of unrelated images, and
-how far the figures move by chance. The judge is the micro world's independent one. Every flag of `lbgen generate` is
-there.
+the change of the figures by chance. The judge is the micro world's independent one. Every flag of `lbgen generate` is
+accepted.
 """
 
 import sys

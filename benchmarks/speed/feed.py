@@ -1,8 +1,8 @@
 """How fast `lbgen pretrain` is fed: `python benchmarks/speed/feed.py [--workers 2]`.
 
-Images per second of decoding and augmentation alone, in timm's own loader too; of the model on random tensors; and of
-both together. The images are crops of the two photographs that come with scikit-learn, 500x375, as JPEG; whole epochs
-are timed, after one that does not count, ours and timm's in turn.
+Images per second of decoding and augmentation alone, also in timm's own loader; of the model on random tensors; and of
+both together. The images are crops of the two photographs that come with scikit-learn, 500x375, as JPEG. Whole epochs
+are timed after one that is not counted, with our loader and timm's in turn.
 """
 
 import sys

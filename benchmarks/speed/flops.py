@@ -1,7 +1,7 @@
-"""TFLOP (two a multiply-add) behind an image, counted on networks without weights: `python benchmarks/speed/flops.py`.
+"""TFLOP of an image (two per multiply-add), counted on networks without weights: `python benchmarks/speed/flops.py`.
 
-Prints what 1.3 M images at 512x512 take of Stable Diffusion 1.5, as it is and with each preset of `lbgen generate`, and
-what an alignment by recipe `paper` takes. The text encoder is left out: each prompt is encoded once.
+Prints the cost of 1.3 M images at 512x512 with Stable Diffusion 1.5, without and with each preset of `lbgen generate`,
+and of an alignment by recipe `paper`. The text encoder is not counted: each prompt is encoded once.
 """
 
 import sys
@@ -37,14 +37,14 @@ class Work:
     """TFLOP for one image."""
 
     call: float
-    """Of one call of the UNet."""
+    """TFLOP of one call of the UNet."""
     reused: float
-    """Of one that reuses what the deep blocks gave."""
+    """TFLOP of a call that reuses the output of the deep blocks."""
     decoding: float
 
 
 def work_of(generator: str) -> Work:
-    """Of a checkpoint: only its configuration is read."""
+    """Work of a checkpoint; only its configuration is read."""
     where = resolve(generator, GENERATORS)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(where, subfolder="unet"))
@@ -54,7 +54,7 @@ def work_of(generator: str) -> Work:
 
 @torch.no_grad()
 def counted(unet: UNet2DConditionModel, vae: AutoencoderKL) -> Work:
-    """Of two networks on the meta device."""
+    """Work of two networks on the meta device."""
     with torch.device("meta"):
         latents = torch.empty(1, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
         text = torch.empty(1, 77, unet.config.cross_attention_dim)

@@ -1,12 +1,12 @@
-"""What lbgen itself costs at the size of ImageNet-21k: `python benchmarks/speed/fourteen_million.py`.
+"""The cost of lbgen itself at the size of ImageNet-21k: `python benchmarks/speed/fourteen_million.py`.
 
 21,841 categories with made-up names. **Nothing is drawn**: the generator is a stub (benchmarks/stub_family.py) whose
-images are their noise, 16 x 16 pixels. Times are CPU seconds, and their shares those of the time that the images of
-the step take at 6 images a second on one GPU. Each step is a process of its own; memory is that of the largest one,
+images are their noise, 16 x 16 pixels. Times are CPU seconds; shares are relative to the time in which one GPU
+generates the images of the step, at 6 images a second. Each step is a separate process; memory is the largest process,
 with the libraries.
 
-The whole dataset, 650 images a category in tar shards of 10,000, is planned, started and begun. What reads an index
-does so on a tenth of it, 65 images a category: its first shards are made by `lbgen generate` in Ray's workers, the
+The whole dataset, 650 images a category in tar shards of 10,000, is planned, started and begun. Steps that read an
+index use a tenth of it, 65 images a category: the first shards are made by `lbgen generate` in Ray's workers, the
 others are stand-ins, whose part of the index has the rows of the plan with random hashes, and whose tar does not exist;
 for the audit it is a link to one that was made.
 """
@@ -228,7 +228,7 @@ def verify_shards(config: GenerateConfig, shards: int) -> None:
 
 
 def verify_descriptions(config: GenerateConfig) -> None:
-    """What verify does with the files that describe a dataset, and with files that are not its own."""
+    """The part of `lbgen verify` that checks the files that describe a dataset, and files that are not its own."""
     store, plan = open_store(config.output), plan_of(config)
     known = strays.KnownFiles(config, plan)
     for shard in range(plan.shards(config.split)):

@@ -2,7 +2,7 @@
 
 For time and memory only: DIR/generator is a diffusers folder, DIR/semantics a transformers one, both fp16, 3.2 GB in
 all, both loaded like the real ones. Their tokenizer knows single letters only; prompts are padded to 77 tokens anyway.
-`--miniature` writes small networks of the same kinds, for 64 x 64 images: to try out what needs these folders.
+`--miniature` writes small networks of the same kinds, for 64 x 64 images, to try out scripts that need these folders.
 """
 
 import sys
@@ -29,7 +29,7 @@ class Size:
     unet_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     autoencoder_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers: int = 2
-    """Of a block, in both."""
+    """Layers of a block, in the UNet and the autoencoder."""
     text: tuple[int, int, int] = (768, 12, 12)
     """Channels, layers, heads."""
     vision: tuple[int, int, int] = (1024, 24, 16)

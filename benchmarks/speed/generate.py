@@ -83,7 +83,7 @@ def plain_batch(config: GenerateConfig) -> Callable[[], np.ndarray]:
 
 
 def lbgen_batch(config: GenerateConfig) -> Callable[[], np.ndarray]:
-    """What `lbgen generate` does for a batch, before it is written."""
+    """The work of `lbgen generate` on a batch before it is written."""
     draw = renderer(config)
     full = cycle(batch for batch in planned_batches(config) if len(batch) == config.batch_size)
     return lambda: draw(next(full))

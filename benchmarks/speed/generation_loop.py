@@ -1,4 +1,4 @@
-"""What `lbgen generate` costs beside its networks: planning, noise, schedulers, encoding, hashing and writing."""
+"""Time of `lbgen generate` outside its networks: planning, noise, schedulers, encoding, hashing and writing."""
 
 from collections.abc import Callable
 from contextlib import ExitStack

@@ -63,7 +63,7 @@ from lbgen.models.sampling import sample
 
 DTYPE = torch.bfloat16
 SIDE = 1024
-"""Of an image in pixels; the native size of all of them."""
+"""Side of an image in pixels; the native size of all families."""
 SMALL_SIDE = 64
 GPU = torch.cuda.is_available()
 MOST_TOKENS = 512

@@ -1,4 +1,4 @@
-"""What photographs take on disk by file format and size: `python benchmarks/speed/stored_size.py`.
+"""Size of photographs on disk by file format and image size: `python benchmarks/speed/stored_size.py`.
 
 The middle squares of the two photographs that come with scikit-learn (640x427, JPEG), as they are and brought to 256,
 encoded as `lbgen generate` does by default, but without its metadata: an order of magnitude. `lbgen plan` measures a
@@ -19,7 +19,7 @@ from lbgen.generation.config import GenerateConfig
 
 QUALITY = {"quality": GenerateConfig.compression_quality}
 OPTIONS = {"png": {}, "jpeg": {**QUALITY, "subsampling": 0}, "webp": QUALITY}
-"""Of Pillow, by format: jpeg keeps colours at full resolution."""
+"""Pillow's options by format: jpeg keeps colours at full resolution."""
 SIDE = 427
 IMAGES = 1_300_000
 

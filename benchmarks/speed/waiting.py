@@ -1,7 +1,7 @@
-"""What the waiting of torch's threads costs, alone and beside other work: `python benchmarks/speed/waiting.py`.
+"""Cost of waiting threads of torch, alone and beside other work: `python benchmarks/speed/waiting.py`.
 
-Two images of the micro world, 50 network calls, by processes that differ in the environment of OpenMP alone. Threads
-that wait for each other spin or sleep; those that spin take time from everything else on the same cores.
+Two images of the micro world, 50 network calls, in processes that differ only in the environment of OpenMP. Threads
+that wait for each other spin or sleep; spinning threads take time from everything else on the same cores.
 """
 
 import argparse
