@@ -63,12 +63,10 @@ def ranked_labels(observed: Observed, space: SemanticSpace) -> tuple[LabelRanks,
 @torch.no_grad()
 def quality(observed: Observed, space: SemanticSpace) -> NDArray[np.float32]:
     """(N,) in [1, 5]: CLIP-IQA (lbgen.models.quality.antonyms) from cached features."""
-    good, bad = (space.embed_texts(list(texts)).cpu().numpy() for texts in zip(*ANTONYMS, strict=True))  # (P, D)
-    scores = []
-    for features in observed.chunks("image"):
-        margins = space.logit_scale * features.astype(np.float32) @ (good - bad).T  # (B, P)
-        scores.append(1 + 4 * (1 / (1 + np.exp(-margins))).mean(axis=1))
-    return np.concatenate(scores)
+    good, bad = (space.embed_texts(list(texts)).cpu() for texts in zip(*ANTONYMS, strict=True))  # (P, D)
+    parts = (torch.from_numpy(features.astype(np.float32)) for features in observed.chunks("image"))
+    scores = [zero_shot.antonym_quality(features, good, bad, space.logit_scale) for features in parts]
+    return torch.cat(scores).numpy()
 
 
 class Diversity(NamedTuple):

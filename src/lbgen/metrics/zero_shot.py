@@ -1,4 +1,4 @@
-"""Zero-shot classification: the rank of an image's own text among all texts (Radford et al., arXiv 2103.00020)."""
+"""What texts say of an image by their cosines, without training (Radford et al., arXiv 2103.00020)."""
 
 import torch
 from torch import Tensor
@@ -46,3 +46,12 @@ def coinciding_texts(text_features: Tensor) -> list[list[int]]:
             grouped.update(same)
             groups += [same] if len(same) > 1 else []
     return groups
+
+
+def antonym_quality(features: Tensor, good: Tensor, bad: Tensor, logit_scale: float) -> Tensor:
+    """CLIP-IQA (arXiv 2207.12396): 1 + 4 p, p the softmax weight of the good text, averaged over pairs.  (B,).
+
+    features: (B, D) of images; good, bad: (P, D) of opposite texts; all of unit norm.
+    """
+    margin = logit_scale * features @ (good - bad).T  # (B, P)
+    return 1 + 4 * margin.sigmoid().mean(dim=1)  # a softmax over two is the sigmoid of their difference

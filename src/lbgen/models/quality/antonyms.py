@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lbgen.metrics.zero_shot import antonym_quality
 from lbgen.models.semantics import SemanticSpace
 
 ANTONYMS = (("good photo", "bad photo"),)
@@ -21,8 +22,7 @@ class AntonymQuality:
             self.bad = semantics.embed_texts([bad for _, bad in antonyms])  # (P, D)
 
     def score(self, images: Tensor, features: Tensor | None = None) -> Tensor:
-        """1 + 4 p, where p is the softmax weight of the good prompt, averaged over the pairs."""
+        """(B,) in [1, 5]."""
         if features is None:
             features = self.semantics.embed_images(images)  # (B, D)
-        margin = self.semantics.logit_scale * features @ (self.good - self.bad).T  # (B, P)
-        return 1 + 4 * margin.sigmoid().mean(dim=1)  # a softmax over two is the sigmoid of their difference
+        return antonym_quality(features, self.good, self.bad, self.semantics.logit_scale)
