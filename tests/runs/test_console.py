@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,22 @@ with Progress("draw", 3, "images") as progress:
     for _ in range(3):
         progress.advance()
 """
+
+
+def test_in_a_terminal_steps_of_an_earlier_run_are_no_pace_of_this_one(monkeypatch):
+    """800 of 1,000 steps are found at once, then two take a tenth of a second each: 20 seconds are left, not none."""
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with os.fdopen(terminal, "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        with Progress("draw", 1000, "images") as progress:
+            progress.skip(800)
+            for _ in range(2):
+                time.sleep(0.1)
+                progress.advance()
+            rate = progress.bar.format_dict["rate"]
+    os.close(main)
+    assert 1 < rate < 11
 
 
 def test_in_a_terminal_there_is_a_bar():

@@ -301,11 +301,14 @@ class Generator:
         self._decoded_at_once = 1  # so that only one image's activations exist at a time
 
     def optimize(self) -> None:
-        """Use faster layouts for sampling without gradients; images stay the same. Call this after `merge_adapter`."""
+        """Use faster layouts for sampling without gradients; images change in their last bits at most.
+
+        Call this after `merge_adapter`. On a CPU the network keeps its layout (benchmarks/speed/matrix_rate.py).
+        """
         if is_unet(self.family.network):  # fused projections fail in some transformers, such as SD 3.5 medium
             self.family.network.fuse_qkv_projections()
         modules = [self.family.vae] if self.device.type == "cpu" else [self.family.vae, self.family.network]
-        for module in modules:  # on a CPU the network is slower so: benchmarks/speed/matrix_rate.py
+        for module in modules:
             module.to(memory_format=torch.channels_last)
 
 

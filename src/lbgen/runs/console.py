@@ -200,8 +200,8 @@ class Progress:
         """Count steps that an earlier run took; the estimate of the time left goes without them."""
         self.done, self.first = self.done + number, self.first + number
         if not self.bar.disable:  # else it has no counters
-            self.bar.initial += number
-        self.bar.update(number)
+            self.bar.initial, self.bar.n = self.bar.initial + number, self.bar.n + number
+            self.bar.last_print_n += number  # so that its average leaves them out
 
     def __enter__(self) -> Self:
         return self

@@ -70,6 +70,9 @@ def test_a_run_opens_goes_on_and_ends_in_words(config, tmp_path, monkeypatch, ca
 
 def test_the_command_line_says_what_comes_next_and_a_part_of_a_run_does_not(config, tmp_path, capsys):
     assert generate(replace(config, output=tmp_path / "part", shard_of="0/2")).next_command == ""
+    assert "going on" not in capsys.readouterr().out
+    generate(replace(config, output=tmp_path / "part", shard_of="1/2"))
+    assert "going on from image 7 of 12" in capsys.readouterr().out  # the first and the last shard are the first part
     capsys.readouterr()
     flags = ["--generator", config.generator, "--vocabulary", config.vocabulary, "--images-per-category", "1"]
     flags += ["--scheduler", "ddim", "--steps", "1", "--batch-size", "3", "--output", str(tmp_path / "made")]

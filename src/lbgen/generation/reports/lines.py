@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 
 from lbgen.configuration import saved
 from lbgen.generation.config import GenerateConfig, approximations
@@ -24,13 +23,12 @@ def trajectory_lines(config: GenerateConfig, plan: Plan) -> list[tuple[str, str]
     ]
 
 
-def say_opening(config: GenerateConfig, plan: Plan, missing: Sequence[int], kept: int, device: str) -> None:
+def say_opening(config: GenerateConfig, plan: Plan, made: int, device: str) -> None:
     """What the run will make, and where it goes on if it was begun before.
 
-    missing: its shards.  kept: images of them that an earlier run drew.
+    made: number of images in finished shards, and of those that an earlier run drew of others.
     """
     images = plan.images(config.split)
-    made = images - sum(plan.shard_images(config.split, shard) for shard in missing) + kept
     shards = counted(plan.shards(config.split), "shard")
     part = "" if config.part is None else f", part {config.part[0]} of {config.part[1]}"
     rows = [

@@ -48,9 +48,10 @@ def draw_shards(
         config = replace(config, batch_size=record.config["batch_size"])
 
     if not duplicate_rounds:  # else these images are drawn again, by a run that has said all this
-        kept = kept_images(store, {index.shard_name(config.split, shard) for shard in shards})
+        made = sum(plan.shard_images(config.split, shard) for shard in index.finished_shards(store, config.split))
+        made += kept_images(store, {index.shard_name(config.split, shard) for shard in shards})
         device = "Ray's workers" if config.engine == "ray" else device_name(device_of(0))
-        say_opening(config, plan, shards, kept, device)
+        say_opening(config, plan, made, device)
 
     # Start the engine: it loads the generator, here or in an actor.
     count = min(config.workers or max(1, torch.cuda.device_count()), len(shards))

@@ -14,6 +14,7 @@ import os
 import stat
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import msgspec
@@ -146,10 +147,17 @@ def collect(store: Store, shards: Collection[str], every: bool) -> None:
 
 
 def kept_images(store: Store, shards: Collection[str]) -> int:
-    """Images that an earlier run kept of these shards, which it did not finish."""
+    """Number of images that an earlier run kept in these shards, which it did not finish."""
     folders = [folder for folder in _real_folders(store.staging.parent / UNFINISHED) if folder.name in shards]
-    batches = [_read(path) or () for folder in folders for path in folder.glob("batch-*.json")]
-    return sum(image.sha256 is not None for batch in batches for image in batch)
+    return sum(image.sha256 is not None for folder in folders for batch in _batches(folder) for image in batch)
+
+
+def _batches(folder: Path) -> Iterator[list[DrawnImage]]:
+    """The batches up to the first one that is missing or damaged."""
+    for number in count(1):
+        if (batch := _read(folder / _file(number))) is None:
+            return
+        yield batch
 
 
 def claim(store: Store, shard: str) -> Path | None:

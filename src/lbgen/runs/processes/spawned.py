@@ -35,7 +35,7 @@ def starting() -> Iterator[None]:
             yield
     finally:
         for name in added:
-            del os.environ[name]
+            os.environ.pop(name, None)
 
 
 def begin() -> None:
