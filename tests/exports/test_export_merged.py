@@ -1,5 +1,6 @@
 """A merged checkpoint in plain diffusers: the same image as the generator with its adapter."""
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -102,3 +103,17 @@ def test_of_a_single_file_also_what_the_folder_adds_must_be_the_same(tiny_sd_fol
     scheduler.write_text(scheduler.read_text().replace("0.012", "0.013"))
     with pytest.raises(UserError, match=r"than generator .*unet.safetensors has now \(generator_config_sha256 v2:"):
         ensure_trained_on(tmp_path, base)
+
+
+def test_an_export_that_fails_leaves_nothing(trained: AlignConfig, tmp_path: Path, monkeypatch) -> None:
+    """As on a disk that takes no more while the checkpoint is written."""
+
+    def fails(pipeline: DiffusionPipeline, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "model_index.json").write_text("{")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lbgen.models.checkpoints.written.write_pipeline", fails)
+    with pytest.raises((OSError, UserError), match="No space left"):
+        export_merged(ExportMergedConfig(trained.folder, tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
+import torch
 
-from lbgen.metrics import information, intervals
+from lbgen.metrics import information, intervals, zero_shot
 from lbgen.metrics.intervals import Estimate
 
 LABEL = np.arange(240) % 12
@@ -154,3 +155,29 @@ def test_a_difference_of_rounding_alone_is_none():
     """Two values a bit apart whose intervals are a bit wide."""
     above = math.nextafter(1 / 12, 1)
     assert intervals.difference_p_value(Estimate(1 / 12, 1 / 12, above), Estimate(above, 1 / 12, above)) == 1
+
+
+def test_images_are_drawn_with_replacement_as_many_as_there_are():
+    """Against the multinomial's mean and variance, 1 and 1 - 1 / N; the seed decides."""
+    counts = intervals.resampled_counts(500, seed=3)
+    assert (counts.sum(axis=1) == 500).all() and counts.min() == 0
+    assert counts.var() == pytest.approx(1 - 1 / 500, rel=0.05)
+    assert (counts == intervals.resampled_counts(500, seed=3)).all()
+    assert (counts != intervals.resampled_counts(500, seed=4)).any()
+
+
+def test_quality_by_opposite_texts_is_the_softmax_written_out():
+    """Two pairs of texts and three images, in plain Python."""
+    rng = np.random.default_rng(0)
+    features, good, bad = (
+        rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (rng.normal(size=(n, 4)) for n in (3, 2, 2))
+    )
+    expected = []
+    for image in features:
+        shares = []
+        for best, worst in zip(good, bad, strict=True):
+            e, f = math.exp(5 * float(image @ best)), math.exp(5 * float(image @ worst))
+            shares.append(e / (e + f))
+        expected.append(1 + 4 * sum(shares) / len(shares))
+    found = zero_shot.antonym_quality(*map(torch.from_numpy, (features, good, bad)), logit_scale=5)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)

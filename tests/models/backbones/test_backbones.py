@@ -15,6 +15,7 @@ from timm.models import save_for_hf
 
 from lbgen.errors import UserError
 from lbgen.models.backbones import display_names, ensure_backbone, load_backbone
+from lbgen.models.backbones.backbone import similar_architectures
 
 NAMES = [f"class {index}" for index in range(5)]
 
@@ -199,3 +200,10 @@ def test_display_names_are_short_and_unique(tmp_path):
     assert display_names(["resnet50:w.safetensors", "resnet18:w.safetensors"]) == ["resnet50:w", "resnet18:w"]
     with pytest.raises(UserError, match="given twice"):
         display_names([folders[0], f"{folders[0]}/."])
+
+
+def test_architectures_that_begin_alike_are_suggested_first():
+    """`resnet5` lies in the middle of other names too, which timm lists before it."""
+    found = similar_architectures("resnet5.a1_in1k")
+    begins = [name.startswith("resnet5") for name in found]
+    assert begins == sorted(begins, reverse=True) and found[0] == "resnet50" and not begins[-1]
