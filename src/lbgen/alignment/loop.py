@@ -275,7 +275,7 @@ def leave_if_asked(state: AlignmentState, signals: list[int]) -> None:
         raise Interrupted(signum, f"saved {state.checkpoint_path}; the same command goes on from there")
 
 
-# ---- what is shown and written ----
+# ---- output ----
 
 
 def write_metrics(state: AlignmentState, metrics: dict[str, float]) -> None:

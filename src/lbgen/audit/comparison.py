@@ -77,7 +77,7 @@ def with_equal_keys(copies: distances.Pairs, first: MeasuredDataset, other: Meas
 def compare(
     reference: LabelledFeatures, other: LabelledFeatures, seed: int, pairs: distances.Pairs = distances.NO_PAIRS
 ) -> dict[str, Estimate]:
-    """Distances of a set from the reference.  pairs: (P, 2) rows of images of both that are no independent draws."""
+    """Distances of a set from the reference.  pairs: (P, 2) row indices of pairs that are not independent draws."""
     x, y = (torch.from_numpy(features.astype(np.float32)) for features, _ in (reference, other))
     label_x, label_y = reference[1], other[1]
 
@@ -107,8 +107,8 @@ def _neighbourhood_figures(
 ) -> dict[str, Estimate]:
     """Precision, density, recall and coverage.
 
-    The bootstrap resamples only the set whose images are counted; the intervals are widened because the other set
-    varies too.
+    The bootstrap resamples only the set whose images are counted, so the intervals are widened for the variation of
+    the other set.
     """
     near = distances.neighbourhoods(x, y)
     counted = {

@@ -74,7 +74,7 @@ def _refuse_recipe_of_another(config_class: type, recipe: str, place: str) -> No
 def recipe_values(
     config_class: type, path: Path, above: tuple[Path, ...] = ()
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values of a recipe and of those that it builds on, and the place of each, for messages.
+    """The values of a recipe, including its base recipes, and the place of each, for messages.
 
     above: the recipes that build on this one.
     """

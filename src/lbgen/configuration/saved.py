@@ -17,7 +17,7 @@ from lbgen.runs.console import is_verbose, say
 Config = TypeVar("Config")
 
 CONFIG = "config.yaml"
-"""The file of a run's configuration, which makes a folder that of a run."""
+"""The file of a run's configuration; its presence marks a folder as a run's."""
 
 
 def save(config: Any, path: Path) -> None:

@@ -79,10 +79,7 @@ def parse_yaml(content: bytes, source: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def _read(content: bytes) -> tuple[Any, dict[str, int]]:
-    """PyYAML's reading and the number of each field's line.
-
-    Kept, because a run reads its record, and a check of many files theirs, again and again.
-    """
+    """The content as PyYAML parses it, and the line number of each field; cached, because files are read many times."""
     loader = _Loader(content.decode())
     node = loader.get_single_node()
     values = None if node is None else loader.construct_document(node)

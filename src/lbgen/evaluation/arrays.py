@@ -22,7 +22,7 @@ LARGEST_ARRAY = 2**30
 
 
 def write_npy(path: Path, array: NDArray) -> None:
-    """An .npy file, with the SHA-256 of its content after it; makes its folder."""
+    """Write an .npy file, followed by the SHA-256 of its content; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=False)

@@ -61,7 +61,7 @@ def export_merged(config: ExportMergedConfig) -> Path:
         raise UserError(
             f"generator {base.name}: {generator.family.title} is no pipeline of diffusers, which could be saved"
         )
-    with writing(output.parent), replaced_whole(output) as temporary:
+    with writing(output.parent), written_whole(output) as temporary:
         write_pipeline(pipeline, temporary)
         origin = json.dumps(made_by(run, folder), indent=1, ensure_ascii=False)
         atomic.write_text(temporary / MADE_BY, origin + "\n")
@@ -70,8 +70,8 @@ def export_merged(config: ExportMergedConfig) -> Path:
 
 
 @contextmanager
-def replaced_whole(output: Path) -> Iterator[Path]:
-    """Yield a temporary place for a folder, which becomes `output` if all goes well; an empty folder may be there."""
+def written_whole(output: Path) -> Iterator[Path]:
+    """Yield a temporary path that is renamed to `output` at the end; `output` may be an empty folder."""
     temporary = atomic.temporary_name(output)
     shutil.rmtree(temporary, ignore_errors=True)
     try:

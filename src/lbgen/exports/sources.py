@@ -80,7 +80,7 @@ def made_by(run: Path, adapter: Path) -> dict[str, Any]:
 
 
 def portable_name(place: str) -> str:
-    """A registry name or a hub id as it is; of a folder or a file its own name."""
+    """A registry name or a hub id unchanged; for a folder or a file only its own name."""
     is_path = os.path.exists(place) or place.startswith(("/", ".", "~")) or place.count("/") > 1
     return os.path.basename(place.rstrip("/")) if is_path else place
 

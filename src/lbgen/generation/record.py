@@ -1,4 +1,4 @@
-"""The record of a dataset, dataset.yaml (configuration, identity) and plan.json (targets), and who may continue it."""
+"""A dataset's record: dataset.yaml (configuration, identity) and plan.json (targets); which runs may continue it."""
 
 from __future__ import annotations
 

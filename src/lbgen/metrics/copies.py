@@ -1,7 +1,7 @@
-"""Copies of pictures anywhere in a dataset or in another one, also mirrored, cropped, brighter or recompressed ones.
+"""Copies in a whole dataset or in another one, including mirrored, slightly cropped, brighter and recompressed ones.
 
-Perceptual hashes propose pairs (lbgen.metrics.near_duplicates), the pixels of both images at 32x32 confirm them. The
-audit's definition; screening compares images of one category by their language features.
+Pairs are proposed by perceptual hashes (lbgen.metrics.near_duplicates) and confirmed by the pixels of both images at
+32x32. This is the audit's definition; screening compares images of one category by their language features.
 """
 
 from __future__ import annotations
@@ -21,53 +21,53 @@ from lbgen.metrics.near_duplicates import GRID, LUMA, Hashes, Rows, blocks, perc
 COPY_BITS = 12
 """Most bits in which the hashes of a picture and of its copy differ."""
 CANDIDATES = 100
-"""Most earlier pictures, those with the nearest hashes, that a picture is compared with pixel by pixel."""
+"""Most earlier pictures (with the nearest hashes) that a picture is compared with pixel by pixel."""
 _before, _after = [0, *range(GRID - 1)], [*range(1, GRID), GRID - 1]
 BLUR = (torch.eye(GRID)[_before] + 2 * torch.eye(GRID) + torch.eye(GRID)[_after]) / 4  # (32, 32)
-"""The weights (1, 2, 1) / 4 of a pixel and its neighbours; beyond an edge the pixel at the edge stands for them."""
+"""Weights (1, 2, 1) / 4 of a pixel and its neighbours; pixels beyond an edge repeat the pixel at the edge."""
 PAIRS_AT_ONCE = 256
 CACHED_CELLS = 2**18
-"""Pairs of hashes that are compared at a time."""
+"""Number of pairs of hashes that are compared at a time."""
 
 UNEXPLAINED = 0.08
 """Largest share of a copy's variance that the other picture does not explain."""
 ROUGH, MOST_ROUGH = 0.5, 5.0
-"""Squared change a pixel, of a picture's variance, above which more is allowed, as alignment is less exact and chance
-explains less: UNEXPLAINED grows with the square of its multiple, to so many times."""
+"""Roughness is the squared gradient relative to a picture's variance. Above ROUGH, where alignment is less exact,
+UNEXPLAINED is multiplied by (roughness / ROUGH)^2, at most MOST_ROUGH."""
 CORRELATED = 0.5
-"""Least correlation of a copy before it is aligned; saves the alignment of most other candidates."""
+"""Least correlation of a copy before alignment; most other candidates are rejected without alignment."""
 WORST_TILE, TILE_SLACK = 4.0, 0.02
-"""A copy's residual is spread evenly: the worst tile's share is at most this many times the picture's, plus this."""
+"""A copy's residual is spread evenly: the worst tile's share is at most WORST_TILE times the picture's + TILE_SLACK."""
 TILE = 8
 """Side in pixels of the tiles of a picture; they overlap by half."""
 TILE_FLOOR = 0.3
-"""Variance, of the picture's mean variance, that is added to that of every tile."""
+"""Variance added to that of every tile, relative to the mean variance of the picture."""
 SHIFT_PENALTY = 0.02
-"""Of the picture's variance, for a shift by one pixel of 32, or a scaling that moves the edges by one."""
+"""Penalty, relative to the variance, for a shift by one pixel of 32 or a scaling that moves the edges by one."""
 
 
 def small_picture(images: Tensor) -> Tensor:
-    """The image averaged to 32x32 pixels and stretched to full contrast.  (B, 3, H, W) -> (B, 3072) in [0, 1]."""
+    """The images averaged to 32x32 pixels and stretched to full contrast.  (B, 3, H, W) -> (B, 3072) in [0, 1]."""
     small = F.adaptive_avg_pool2d(images, GRID).flatten(1)
     centred = small - small.mean(dim=1, keepdim=True)
     return 0.5 + 0.5 * centred / centred.abs().amax(dim=1, keepdim=True).clamp_min(1e-6)
 
 
 def picture_hashes(pictures: NDArray[np.uint8]) -> tuple[Hashes, Hashes]:
-    """Perceptual hashes (N,) of pictures, as they are and mirrored.  pictures: bytes (N, 3072)."""
+    """Perceptual hashes (N,) of the pictures and of the mirrored pictures.  pictures: bytes (N, 3072)."""
     brightness = torch.einsum("bchw,c->bhw", _as_images(pictures), torch.tensor(LUMA))
     return perceptual_hash(brightness.numpy()), perceptual_hash(brightness.flip(-1).numpy())
 
 
 def originals(hashes: Hashes, mirrored: Hashes, pictures: Callable[[Rows], NDArray[np.uint8]]) -> Rows:
-    """(N,) the accepted picture of which each is a near-duplicate; its own number for an accepted one.
+    """(N,) index of the accepted picture of which each is a near-duplicate; its own index for an accepted one.
 
-    pictures: row numbers to bytes (n, 3072).
+    pictures: a function of row indices that returns bytes (n, 3072).
     """
     original = np.arange(len(hashes))
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for rows in blocks(len(hashes)):
-            # Compare with accepted pictures before this block, then those that are left with each other.
+            # Compare with the accepted pictures before this block, then compare the remaining ones with each other.
             for columns in (range(rows[0]), range(rows[0], rows[-1] + 1)):
                 later, earlier, bits = _candidates(hashes, mirrored, rows, columns, threads)
                 open_ = (original[later] == later) & (original[earlier] == earlier)
@@ -82,9 +82,9 @@ def originals(hashes: Hashes, mirrored: Hashes, pictures: Callable[[Rows], NDArr
 def _candidates(
     hashes: Hashes, mirrored: Hashes, rows: Rows, columns: range, threads: ThreadPoolExecutor
 ) -> tuple[Rows, Rows, NDArray[np.uint8]]:
-    """Later and earlier picture of all pairs of a row and a column before it that are near, mirrored or not, and bits.
+    """Later picture, earlier picture and distance in bits of all near pairs, mirrored or not, of `rows` and `columns`.
 
-    In parts that stay in the processor's cache.
+    The distances are computed in parts that fit into the processor's cache.
     """
     width = max(1, CACHED_CELLS // len(rows))
 
@@ -112,7 +112,7 @@ def _nearest_candidates(later: Rows, earlier: Rows, bits: NDArray[np.uint8]) -> 
 
 
 def _confirmed(later: Rows, earlier: Rows, pictures: Callable[[Rows], NDArray[np.uint8]]) -> NDArray[np.bool_]:
-    """(pairs,) which pairs are copies."""
+    """(pairs,) whether each pair is a copy."""
     found = np.zeros(len(later), bool)
     for start in range(0, len(later), PAIRS_AT_ONCE):
         block = slice(start, start + PAIRS_AT_ONCE)
@@ -123,9 +123,9 @@ def _confirmed(later: Rows, earlier: Rows, pictures: Callable[[Rows], NDArray[np
 
 
 def are_copies(images: Tensor, others: Tensor) -> Tensor:
-    """(n,) whether each image is the other one, possibly mirrored, brighter, or cropped by a few percent.
+    """(n,) whether each image is a copy of the other, possibly mirrored, brighter, or cropped by a few percent.
 
-    images, others: (n, 3, 32, 32) of `comparable`.
+    images, others: (n, 3, 32, 32) from `comparable`.
     """
     correlations = torch.stack([(images * shown).sum(dim=(1, 2, 3)) for shown in (others, others.flip(-1))])
     best = correlations.max(dim=0)
@@ -141,7 +141,7 @@ def _as_images(pictures: NDArray[np.uint8]) -> Tensor:
 
 
 def comparable(pictures: NDArray[np.uint8]) -> Tensor:
-    """(n, 3, 32, 32), blurred by (1, 2, 1) / 4 in both directions, every channel's mean 0, unit norm.
+    """(n, 3, 32, 32) pictures, blurred by (1, 2, 1) / 4 in both directions, with channel means 0 and unit norm.
 
     pictures: bytes (n, 3072).
     """
@@ -151,10 +151,10 @@ def comparable(pictures: NDArray[np.uint8]) -> Tensor:
 
 
 def _explained(images: Tensor, others: Tensor) -> Tensor:
-    """(n,) whether the others, moved and scaled a little, explain the images, and do so everywhere.
+    """(n,) whether the others, slightly shifted and scaled, explain the images, as a whole and in every tile.
 
-    Least squares on the other image and on its change under small shifts and scalings (Lucas and Kanade 1981), with a
-    penalty on these.  images, others: (n, 3, 32, 32) of `comparable`.
+    Least squares on the other image and on its derivatives under small shifts and scalings (Lucas and Kanade 1981),
+    with a penalty on the derivatives.  images, others: (n, 3, 32, 32) from `comparable`.
     """
     # Fit.
     across, down = torch.gradient(others, dim=(3, 2))
@@ -182,18 +182,18 @@ def _explained(images: Tensor, others: Tensor) -> Tensor:
 
 
 class Duplicates(NamedTuple):
-    """Of N images, (N,) each."""
+    """The near-duplicates among N images; all arrays are (N,)."""
 
     anywhere: NDArray[np.bool_]
-    """Has a near-duplicate."""
+    """Whether the image has a near-duplicate."""
     in_another_split: NDArray[np.bool_]
-    """Has one in another split, or one of the same original."""
+    """Whether another split has a near-duplicate of the image or of its original."""
     original: Rows
-    """Number of the image of which it is a near-duplicate, its own for all others."""
+    """Index of the image of which it is a near-duplicate; its own index for all other images."""
 
     @property
     def repeated(self) -> NDArray[np.bool_]:
-        """Is a near-duplicate of an earlier image; the others contain none."""
+        """Whether the image is a near-duplicate of an earlier one; the other images contain no near-duplicates."""
         return self.original != np.arange(len(self.original))
 
 
@@ -202,11 +202,12 @@ def duplicate_pictures(
 ) -> Duplicates:
     """Near-duplicates among all images of a dataset.
 
-    chunks: all pictures, bytes (n, 3072), in order.  pictures: row numbers to the same.  split: (N,).
+    chunks: all pictures, bytes (n, 3072), in order.  pictures: a function of row indices that returns such bytes.
+    split: (N,).
     """
     hashes, mirrored = (np.concatenate(parts) for parts in zip(*map(picture_hashes, chunks), strict=True))
     original = originals(hashes, mirrored, pictures)
     sizes = np.bincount(original, minlength=len(original))
-    in_split = np.unique(np.stack([original, split]), axis=1)[0]  # once for every split that a group is in
+    in_split = np.unique(np.stack([original, split]), axis=1)[0]  # each original once per split of its group
     splits = np.bincount(in_split, minlength=len(original))
     return Duplicates(sizes[original] > 1, splits[original] > 1, original)

@@ -147,7 +147,7 @@ def resample(label: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.i
 
 
 def resampled_counts(images: int, seed: int) -> NDArray[np.int64]:
-    """(FEW_RESAMPLES, images): how often each image is drawn, of all images alike."""
+    """(FEW_RESAMPLES, images): number of times that each image is drawn."""
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), FEW_RESAMPLES)
 
 

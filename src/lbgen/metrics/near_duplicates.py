@@ -3,8 +3,8 @@
 An image is a near-duplicate if it is near an earlier accepted image; otherwise it is accepted. Pairs are proposed by
 hashes of 64 bits. The criterion that confirms a pair depends on the use:
 
-screening   copies of a category, by the language features of both images; hashes are stored in the index
-audit       copies in a whole dataset or in another one, by the pixels of both images (lbgen.metrics.copies)
+screening   copies within a category, confirmed by the language features; hashes are stored in the index
+audit       copies in a whole dataset or in another one, confirmed by the pixels (lbgen.metrics.copies)
 
 Shapes: B images; N images of one category, in the order of the plan, or of one dataset.
 """
@@ -39,7 +39,7 @@ Rows = NDArray[np.int64]
 
 
 def perceptual_hash(grids: NDArray[np.floating]) -> Hashes:
-    """pHash: one bit for each low frequency, set where its coefficient is above the median.  -> (B,).
+    """pHash: one bit per low frequency, set if its coefficient is above the median.  -> (B,).
 
     Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010. The lowest frequency is the
     highest bit. Half of the bits are set unless coefficients are equal, so two hashes differ in an even number of bits.

@@ -11,11 +11,11 @@ from lbgen.metrics import intervals
 from lbgen.metrics.intervals import Estimate
 
 EXCHANGES = 9999
-"""Random exchanges; the smallest p-value is one divided by this plus one."""
+"""Number of random exchanges; the smallest p-value is 1 / (this + 1)."""
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Two-sided exact p-value: of the images that one alone answers right, each has half of them expected.  (N,)."""
+    """Two-sided exact p-value: of the images that only one answers right, each is expected to have half.  Both (N,)."""
     gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
     count = gained + lost
     tail = sum(math.comb(count, k) for k in range(min(gained, lost) + 1))
@@ -48,7 +48,7 @@ class TestedValue(NamedTuple):
 def paired_t_of(gains: NDArray[np.float64]) -> TestedValue:
     """Mean of differences, (draws,), with Student's interval and the paired t-test.
 
-    NaN for limits and p-value of a single difference, and of equal ones, whose spread says nothing.
+    Limits and p-value are NaN for a single difference, and for equal differences, which have no spread.
     """
     mean, count = float(gains.mean()), len(gains)
     error = float(gains.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0

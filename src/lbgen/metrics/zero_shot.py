@@ -1,4 +1,4 @@
-"""What texts say of an image by their cosines, without training (Radford et al., arXiv 2103.00020)."""
+"""Zero-shot measures: cosines of images and texts, without training (Radford et al., arXiv 2103.00020)."""
 
 import torch
 from torch import Tensor

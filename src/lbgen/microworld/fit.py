@@ -62,7 +62,7 @@ def fit(
 
 
 def _average(averaged: dict[str, Tensor], module: nn.Module, decay: float) -> None:
-    """Move the average towards the module's weights; what is no fraction is copied."""
+    """Move the average towards the module's weights; tensors that are not floating-point are copied."""
     for key, value in module.state_dict().items():
         averaged[key] = torch.lerp(value, averaged[key], decay) if value.is_floating_point() else value.clone()
 
@@ -89,7 +89,7 @@ Schedule = torch.optim.lr_scheduler.LRScheduler
 
 
 def _schedules(optimisers: Sequence[torch.optim.Optimizer], cosine_steps: Callable[[int], int]) -> list[Schedule]:
-    """A warm-up of 50 steps, and a cosine to zero."""
+    """Learning-rate schedules: a warm-up of 50 steps, and a cosine to zero."""
 
     def rate(step: int) -> float:
         return min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / cosine_steps(step))))

@@ -113,7 +113,10 @@ class MergedCopy:
 
 
 def save(directory: Path, parts: dict[str, Any]) -> None:
-    """Write a LoRA file that ComfyUI and all versions of diffusers (also before 0.35) read in the same way.
+    """Write a LoRA file with which other programs draw the same images.
+
+    These are diffusers 0.35 and later with peft 0.17 and later, and programs that read only the weights, such as
+    diffusers 0.29 or ComfyUI.
 
     parts: the modules that have an adapter, by name.  Equal adapters give equal bytes: safetensors writes several
     metadata entries in arbitrary order, so there is only one, and it contains no set and no path.

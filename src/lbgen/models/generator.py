@@ -273,7 +273,7 @@ class Generator:
         adapter.save(Path(directory), self._adapted())
 
     def load_adapter(self, directory: PathOrText) -> None:
-        """Read a saved adapter back, trainable. One that is already there keeps its alpha."""
+        """Load a saved adapter, trainable. An adapter that is already attached keeps its alpha."""
         parts = tuple(self._parts) if self.family.text_encoder_targets else (self.family.network_name,)
         for part, (config, weights) in adapter.read(Path(directory), parts).items():
             try:

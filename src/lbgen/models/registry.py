@@ -107,7 +107,7 @@ def ensure_generator(name: str, revision: str | None = None, variant: str | None
 
 
 def ensure_semantics(name: str, flag: str = "--semantics") -> None:
-    """The same for a language space; a tag of open_clip needs torch.  flag: the one that names it, for messages."""
+    """Refuse a language space that lbgen cannot read; only a tag of open_clip needs torch.  flag: for messages."""
     if is_extension("semantics", name, SEMANTICS):
         return
     if name.startswith(OPEN_CLIP):

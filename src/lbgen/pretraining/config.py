@@ -86,8 +86,8 @@ class PretrainDuration(Settings):
     epochs: Count = 100
     """Passes over the images, 1 or more."""
     batch_size: Annotated[int, Range(lambda n: 4 <= n <= 2**20, "give 4 to 1,048,576")] = 256
-    """Largest number of images per update in each process, 4 or more. The updates of an epoch are of nearly equal
-    size."""
+    """Largest number of images per update in each process, 4 or more. The updates of an epoch differ by at
+    most one image."""
     checkpoint_every: Count = 2000
     """Updates between checkpoints, in addition to a checkpoint after every epoch."""
     seed: Seed = 0

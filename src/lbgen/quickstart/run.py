@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 OWN = ("adapter", "align", "aligned", "base", CONFIG, "diverse_prompts", "stages.json")
-"""What a quickstart writes in its folder, besides the page and its figures. config.yaml comes first."""
+"""Names that a quickstart writes in its folder, besides the page and its figures. config.yaml is written first."""
 RESULTS = ("report.html", "summary.json")
 EVALUATE_EVERY = 36
 """Updates between evaluations. Evaluations are rarer than in the recipes, to save time for drawing images again."""

@@ -24,8 +24,8 @@ LARGEST_FILE = 2**28
 PIPE_SECONDS = 60
 """Longest wait for the next bytes of a pipe."""
 NO_FLUSH = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
-"""Errors of fsync that say that it is not there for this kind of file (on some FUSE systems), and not that writing
-failed."""
+"""Error numbers of fsync that mean that it is not supported for this kind of file (on some FUSE systems), not that
+writing failed."""
 DEEPEST = 100
 """Deepest nesting of folders that is walked. A thousand levels would exceed Python's recursion limit."""
 

@@ -100,7 +100,7 @@ def warn(text: str) -> None:
 
 @cache
 def warn_once(text: str) -> None:
-    """The same, once in each process."""
+    """Print a warning once per process."""
     warn(text)
 
 

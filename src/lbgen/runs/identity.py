@@ -84,7 +84,7 @@ class Identity:
 
 
 def versions() -> tuple[str, ...]:
-    """ "package version" of lbgen and of the packages that weights, images and files depend on."""
+    """The text "package version" for lbgen and for each package that weights, images and files depend on."""
     return (f"lbgen {__version__}", *(f"{package} {version(package)}" for package in PACKAGES))
 
 

@@ -15,8 +15,8 @@ from lbgen.runs.console import warn_once
 from lbgen.runs.remote import private_folder
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
-"""Errors of a lock that say that there are none (NFS without a lock daemon, Lustre mounted without flock, some FUSE
-systems), and not that another process holds it."""
+"""Error numbers of a lock that mean that locks are not supported (NFS without a lock daemon, Lustre mounted without
+flock, some FUSE systems), not that another process holds the lock."""
 WHOLE = 0
 """Byte of the lock file: a whole run locks it exclusively, the parts of a run share it."""
 

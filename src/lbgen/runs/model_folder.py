@@ -30,14 +30,14 @@ SAFETY_CHECKER = ("safety_checker", "feature_extractor")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 """Suffixes of weights in pickle files, which can contain Python code."""
 OTHER_FORMS = (".msgpack", ".h5", ".onnx", ".gguf")
-"""Suffixes of weights of other libraries."""
+"""Suffixes of weights in the formats of other libraries."""
 EMBEDDED = {
     "generator": "--generator microworld",
     "--semantics": "--semantics microworld",
     "--screen-semantics": "--screen-semantics microworld",
     "--quality": "--quality antonyms",
 }
-"""First word of a model's name in messages -> the flag that chooses the one that comes with lbgen."""
+"""First word of a model's name in messages -> the flag and value of the model that comes with lbgen."""
 
 
 # ---- which files are loaded ----
@@ -73,7 +73,7 @@ def pipeline_class(where: str, revision: str | None = None) -> str | None:
 
 
 def cached_config(where: str, name: str, revision: str | None = None) -> dict[str, Any]:
-    """The JSON table in a file of a folder or of the hub's cache; empty where there is none."""
+    """The JSON object in a file of a folder or of the hub's cache; empty if there is none."""
     path = os.path.join(where, name) if os.path.isdir(where) else _in_cache(where, name, revision)
     return _table(Path(path)) if path else {}
 
@@ -84,7 +84,7 @@ def _in_cache(hub_id: str, name: str, revision: str | None) -> str | None:
 
     try:
         path = try_to_load_from_cache(hub_id, name, revision=revision)
-    except ValueError:  # no hub id
+    except ValueError:  # not a hub id
         return None
     return path if isinstance(path, str) else None
 
@@ -92,7 +92,7 @@ def _in_cache(hub_id: str, name: str, revision: str | None) -> str | None:
 def cached_snapshot(hub_id: str, revision: str | None = None) -> str | None:
     """The folder of a repository in the hub's cache; None without one. Pipelines may be downloaded only in part.
 
-    Raises ValueError for what is no hub id.
+    Raises ValueError for a text that is not a hub id.
     """
     from huggingface_hub import snapshot_download  # late: slow
     from huggingface_hub.errors import LocalEntryNotFoundError

@@ -16,7 +16,7 @@ MAX_BYTES = 120
 """Longest id in bytes of UTF-8. File systems allow 255 for a file name, and an index and an extension follow the id."""
 
 RESERVED_SPLITS = ("index", "screening", "data", "all", "masks")
-"""Names of other things in a dataset folder, and the one that readers use for all splits together."""
+"""Names that no new split can have: folders of a dataset, and the name that readers use for all splits together."""
 
 REMEDY = 'use letters, digits, "_", "-" or "."'
 
@@ -76,14 +76,14 @@ def difference(text: str, other: str) -> str:
 
 
 def is_split_name(split: str) -> bool:
-    """Whether a split of a dataset can have this name; new ones have to fulfil `split_fault` too."""
+    """Whether an existing split can have this name; a new split must also pass `split_fault`."""
     return split.isidentifier() and split not in ("index", "screening", "data", "all")
 
 
 def split_fault(split: str) -> str | None:
-    """What makes a name unfit for a new split, with the remedy; None for a fit one.
+    """Why a name cannot be used for a new split, with the remedy; None if it can.
 
-    It becomes a folder's name and the first part of file names, so the rules are those of ids.
+    The name becomes a folder's name and the first part of file names, so the rules for ids apply.
     """
     if comparable(split) in RESERVED_SPLITS:
         return f'"{split}" has another meaning in a dataset folder; choose another name'

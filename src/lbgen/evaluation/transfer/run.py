@@ -161,12 +161,12 @@ def _measured(names: dict[str, str], data: Data, config: TransferConfig) -> Tran
     from lbgen.evaluation.transfer.output import write_transfer
     from lbgen.models.backbones.backbone import locate
 
-    # Refuse what is no backbone before hours are spent on others.
+    # Refuse invalid backbones before hours are spent on others.
     for place in names.values():
         if find_local(place) is None:
             locate(place)
 
-    # Say what is to be done, and note what it is done with.
+    # Print the opening, and store the settings.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     say_opening(names, data.datasets, config, device_name(device))
     for inner in (RESULTS, ANSWERS, CACHE):
@@ -223,7 +223,7 @@ def measurer_of(name: str, backbone: Backbone, config: TransferConfig) -> Measur
 
 
 def say_opening(names: dict[str, str], datasets: dict[str, str], config: TransferConfig, device: str) -> None:
-    """What will be measured."""
+    """Print what will be measured."""
     few = f"; few-shot: {', '.join(config.shots)}, {counted(config.seeds, 'draw')}" if config.shots else ""
     shares = f"; of the images {', '.join(f'{100 * share:g}%' for share in config.fraction)}, seeds: {config.seeds}"
     rows = [

@@ -24,7 +24,7 @@ def trajectory_lines(config: GenerateConfig, plan: Plan) -> list[tuple[str, str]
 
 
 def say_opening(config: GenerateConfig, plan: Plan, made: int, device: str) -> None:
-    """What the run will make, and where it goes on if it was begun before.
+    """Print what the run will make, and where it continues if it was begun before.
 
     made: number of images in finished shards, and of those that an earlier run drew of others.
     """

@@ -91,13 +91,13 @@ WORDS_BEFORE_VALUES = frozenset(
 
 
 def ensure_prompts_read(config: GenerateConfig, attributes: Sequence[Attribute], place: str) -> None:
-    """Refuse a --balance-template without the word that belongs between name and value, or with it twice.
+    """Refuse a --balance-template without the necessary word between name and value, or with it twice.
 
     An attribute with the template "photo on {value}" has values such as "grass": "{name} {value}" would ask for "fish
-    grass", a thing of its own, and the language space would reject most of the images. One with the template "photo
+    grass", which is another thing, and the language space would reject most images. One with the template "photo
     {value}" has values such as "on grass", and "{name} on {value}" would ask for "fish on on grass".
 
-    place: where the first prompt names the category, for the message.
+    place: the subject of the first prompt, for the message.
     """
     if not attributes:
         return

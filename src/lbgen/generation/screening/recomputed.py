@@ -47,7 +47,7 @@ def wrong_pixel_column(content: bytes, row: Row, config: GenerateConfig) -> str 
 
 
 def _is_hash_of(recorded: str | None, brightness: NDArray[np.floating]) -> bool:
-    """Whether every bit is that of the image, except where rounding decides.  brightness: (H, W)."""
+    """Whether every bit agrees with the image, except bits that rounding decides.  brightness: (H, W)."""
     found = frequencies(averaged(brightness)[None])[0]  # (64,)
     above = found - np.median(found)
     return recorded is not None and not (((above > 0) != hash_bits(int(recorded, 16))) & (abs(above) > LEVEL)).any()

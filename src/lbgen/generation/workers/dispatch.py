@@ -47,7 +47,7 @@ def draw_shards(
     if record:
         config = replace(config, batch_size=record.config["batch_size"])
 
-    if not duplicate_rounds:  # else these images are drawn again, by a run that has said all this
+    if not duplicate_rounds:  # otherwise images are drawn again in a run that has already printed this
         made = sum(plan.shard_images(config.split, shard) for shard in index.finished_shards(store, config.split))
         made += kept_images(store, {index.shard_name(config.split, shard) for shard in shards})
         device = "Ray's workers" if config.engine == "ray" else device_name(device_of(0))

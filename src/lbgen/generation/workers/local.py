@@ -29,7 +29,7 @@ from lbgen.runs.storage import storage_errors
 POLL_SECONDS = 0.2
 """Seconds between two checks for signals."""
 GRACE_SECONDS = 60.0
-"""Time that a process has to finish its batch when the run ends early."""
+"""Seconds that a process has to finish its batch when the run ends early."""
 
 Report = Callable[[WorkerProgress], None]
 

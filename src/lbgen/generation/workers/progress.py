@@ -13,7 +13,7 @@ class WorkerProgress(NamedTuple):
     finished: int
     """Number of images kept or dropped; negative if accepted images are rejected as near-duplicates."""
     rejected: int
-    """Images that will be drawn again."""
+    """Number of images that will be drawn again."""
     taken_over: int = 0
     """Of the finished images, those that an earlier run drew."""
 

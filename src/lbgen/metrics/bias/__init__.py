@@ -1,1 +1,1 @@
-"""What backbones are biased to: figures of the published benchmarks."""
+"""Bias figures of backbones, as defined by the published benchmarks."""

@@ -161,7 +161,7 @@ def _refuse_unknown(architecture: str) -> None:
 
 
 def similar_architectures(name: str) -> list[str]:
-    """The architectures of timm whose names hold this one without its tag; first those that begin with it."""
+    """The architectures of timm whose names contain this one (without its tag), those that begin with it first."""
     stem = name.partition(".")[0]
     return sorted(timm.list_models(f"*{stem}*"), key=lambda found: not found.startswith(stem))
 

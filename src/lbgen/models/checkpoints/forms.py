@@ -99,7 +99,7 @@ def ensure_variant(place: str, variant: str | None, present: Collection[str]) ->
 
 
 def variants_in(folder: Path) -> Iterator[str]:
-    """The variants of all parts of a checkpoint, sorted."""
+    """The variants that any part of a checkpoint has, sorted."""
     return iter(sorted({variant for part in part_names(folder) for variant in variants_of(folder / part)}))
 
 

@@ -51,7 +51,7 @@ class Conditioning:
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The timesteps of one trajectory. Do not share it between trajectories: some schedulers store predictions."""
+    """The timesteps of a trajectory. Make a new one for each trajectory, because some schedulers store predictions."""
 
     timesteps: Tensor
     """(calls,) on the CPU: the timestep of every network call. Some schedulers make more calls than steps."""

@@ -81,7 +81,7 @@ def load(
     """
     open_clip = _package_with(architecture, source)
     if not os.path.isfile(weights):
-        hf_hub_download(*_on_hub(architecture, weights, source))  # so that open_clip takes these
+        hf_hub_download(*_on_hub(architecture, weights, source))  # so that open_clip uses these
     options = {"precision": PRECISIONS[dtype], "require_pretrained": True, "weights_only": True}
     model = open_clip.create_model(architecture, weights, **options)
     tokenizer = open_clip.get_tokenizer(architecture)

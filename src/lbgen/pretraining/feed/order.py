@@ -129,7 +129,7 @@ def epoch_span(images: int, weight: float, epoch: int) -> tuple[int, int]:
 
 
 def batch_sizes(images: int, updates: int, processes: int) -> Numbers:
-    """(updates, processes) numbers of images, as equal as possible."""
+    """(updates, processes) numbers of images, which differ by at most one."""
     totals = images // updates + (np.arange(updates) < images % updates)
     return totals[:, None] // processes + (np.arange(processes) < (totals % processes)[:, None])
 

@@ -23,12 +23,12 @@ MEMORY = "if memory ran out, give fewer --workers or a smaller --batch-size; not
 def starting() -> Iterator[None]:
     """Start processes within this context that first set their own handling of Ctrl-C, usually by `begin`.
 
-    They do not import the caller's main module, and Ctrl-C, which a terminal sends to all of them, does not end them
-    with a traceback while they import: the process that started them ends them. Their threads wait as those of the
-    command line do.
+    They do not import the caller's main module. Ctrl-C, which a terminal sends to all of them, is blocked while they
+    import, so that it does not end them with a traceback; the process that started them ends them. Their threads wait
+    like those of the command line (`waiting.py`).
     """
     added = short_waiting()
-    resource_tracker.ensure_running()  # its own start would let Ctrl-C through again
+    resource_tracker.ensure_running()  # starting it within the context would unblock Ctrl-C
     os.environ |= added
     try:
         with blocked_signals([signal.SIGINT]), hidden_main():

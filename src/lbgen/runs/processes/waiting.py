@@ -3,13 +3,13 @@
 import os
 
 SHORT_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
-"""Read by OpenMP when torch is loaded: threads that wait for each other spin for some microseconds, then sleep. If they
-only slept, torch would take twice as long on an idle machine; if they only spun, as they do by default, four times as
+"""Environment of OpenMP, read when torch is loaded: waiting threads spin for some microseconds, then sleep. If they
+only slept, torch would take twice as long on an idle machine; if they only spun, which is the default, four times as
 long beside other work (`benchmarks/speed/waiting.py`)."""
 
 
 def short_waiting() -> dict[str, str]:
-    """The variables that are to be added to the environment; none where the user has said how threads wait."""
+    """The variables to add to the environment; none if the user has set how threads wait."""
     if "OMP_WAIT_POLICY" in os.environ:
         return {}
     return {name: value for name, value in SHORT_WAITING.items() if name not in os.environ}

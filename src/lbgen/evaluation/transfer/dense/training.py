@@ -85,7 +85,7 @@ class DenseTraining:
         return self.epochs * self.updates_per_epoch
 
     def batches(self, epoch: int) -> list[list[tuple[int, int]]]:
-        """(epoch, row) of the images in each update of an epoch; updates have nearly equal numbers of images."""
+        """(epoch, row) of the images in each update of an epoch; updates differ by at most one image."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
         return [[(epoch, row) for row in part.tolist()] for part in np.array_split(order, self.updates_per_epoch)]
 

@@ -68,7 +68,7 @@ def scan(source: Source, name: str, cache: Path, workers: int | None) -> Scan:
     label = np.array([each[0] for each in found], dtype=np.int64)
     content = np.frombuffer(b"".join(each[1] for each in found), np.uint8).reshape(-1, DIGEST)
     faults = {row: fault for row, (_, _, fault) in enumerate(found) if fault}
-    if not faults:  # else it is read again next time, which says why
+    if not faults:  # otherwise the set is read again next time, which reports the faults again
         write_npy(path, np.concatenate([label[:, None].view(np.uint8), content], axis=1))
     return Scan(label, content, faults)
 

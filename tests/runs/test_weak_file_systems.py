@@ -1,4 +1,4 @@
-"""File systems without locks or without fsync of folders. Their part, the answers of the system's calls, is played."""
+"""File systems without locks or without fsync of folders, simulated by system calls that fail."""
 
 import errno
 import fcntl
@@ -26,7 +26,7 @@ HOLD = """
 import sys
 from pathlib import Path
 import pytest
-from test_limits import without_locks
+from test_weak_file_systems import without_locks
 from lbgen.runs.lock import locked
 path = Path(sys.argv[1])
 with pytest.MonkeyPatch.context() as patch:
