@@ -1,7 +1,7 @@
 """Copies of pictures anywhere in a dataset or in another one, also mirrored, cropped, brighter or recompressed ones.
 
-Perceptual hashes propose pairs (lbgen.metrics.near_duplicates), the pixels of both images at 32x32 confirm them. The
-audit's definition; screening compares images of one category by their language features.
+Perceptual hashes propose pairs (lbgen.metrics.near_duplicates), and the pixels of both images at 32x32 confirm them.
+This is the audit's definition. Screening instead compares images of one category by their language features.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ CACHED_CELLS = 2**18
 UNEXPLAINED = 0.08
 """Largest share of a copy's variance that the other picture does not explain."""
 ROUGH, MOST_ROUGH = 0.5, 5.0
-"""Squared change a pixel, of a picture's variance, above which more is allowed, as alignment is less exact and chance
-explains less: UNEXPLAINED grows with the square of its multiple, to so many times."""
+"""Roughness is the squared change from pixel to pixel, relative to the picture's variance. Above ROUGH, UNEXPLAINED is
+multiplied by (roughness / ROUGH)^2, at most by MOST_ROUGH: rough pictures cannot be aligned as exactly, and a different
+picture explains less of them by chance."""
 CORRELATED = 0.5
 """Least correlation of a copy before it is aligned; saves the alignment of most other candidates."""
 WORST_TILE, TILE_SLACK = 4.0, 0.02
@@ -41,9 +42,9 @@ WORST_TILE, TILE_SLACK = 4.0, 0.02
 TILE = 8
 """Side in pixels of the tiles of a picture; they overlap by half."""
 TILE_FLOOR = 0.3
-"""Variance, of the picture's mean variance, that is added to that of every tile."""
+"""Added to the variance of every tile, relative to the picture's mean variance, so that flat tiles do not decide."""
 SHIFT_PENALTY = 0.02
-"""Of the picture's variance, for a shift by one pixel of 32, or a scaling that moves the edges by one."""
+"""Penalty for a shift by one pixel of 32, or a scaling that moves the edges by one; relative to the variance."""
 
 
 def small_picture(images: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ def picture_hashes(pictures: NDArray[np.uint8]) -> tuple[Hashes, Hashes]:
 
 
 def originals(hashes: Hashes, mirrored: Hashes, pictures: Callable[[Rows], NDArray[np.uint8]]) -> Rows:
-    """(N,) the accepted picture of which each is a near-duplicate; its own number for an accepted one.
+    """(N,) number of the accepted picture that each picture duplicates; accepted pictures have their own number.
 
     pictures: row numbers to bytes (n, 3072).
     """
@@ -82,9 +83,9 @@ def originals(hashes: Hashes, mirrored: Hashes, pictures: Callable[[Rows], NDArr
 def _candidates(
     hashes: Hashes, mirrored: Hashes, rows: Rows, columns: range, threads: ThreadPoolExecutor
 ) -> tuple[Rows, Rows, NDArray[np.uint8]]:
-    """Later and earlier picture of all pairs of a row and a column before it that are near, mirrored or not, and bits.
+    """All pairs of a picture (row) and an earlier one (column) with near hashes, mirrored or not: later, earlier, bits.
 
-    In parts that stay in the processor's cache.
+    Computed in parts that stay in the processor's cache.
     """
     width = max(1, CACHED_CELLS // len(rows))
 
@@ -189,11 +190,11 @@ class Duplicates(NamedTuple):
     in_another_split: NDArray[np.bool_]
     """Has one in another split, or one of the same original."""
     original: Rows
-    """Number of the image of which it is a near-duplicate, its own for all others."""
+    """Number of the earlier image that it duplicates; its own number if it duplicates none."""
 
     @property
     def repeated(self) -> NDArray[np.bool_]:
-        """Is a near-duplicate of an earlier image; the others contain none."""
+        """Whether it duplicates an earlier image; among the other images there are no near-duplicates."""
         return self.original != np.arange(len(self.original))
 
 

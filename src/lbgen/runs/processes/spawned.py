@@ -21,11 +21,11 @@ MEMORY = "if memory ran out, give fewer --workers or a smaller --batch-size; not
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """Start processes within this context that first set their own handling of Ctrl-C, usually by `begin`.
+    """Context for starting processes; the code that they run first sets their handling of Ctrl-C, usually by `begin`.
 
-    They do not import the caller's main module, and Ctrl-C, which a terminal sends to all of them, does not end them
-    with a traceback while they import: the process that started them ends them. Their threads wait as those of the
-    command line do.
+    A terminal sends Ctrl-C to all processes. While these import their modules they ignore it, so that none prints a
+    traceback; the process that started them ends them. They do not import the caller's main module. Their threads
+    wait as briefly as those of the command line do.
     """
     added = short_waiting()
     resource_tracker.ensure_running()  # its own start would let Ctrl-C through again
