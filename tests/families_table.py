@@ -50,20 +50,21 @@ class Statement(NamedTuple):
 STATEMENTS = (
     Statement(
         "images",
-        "equal those of the family's own diffusers pipeline for the same latents, prompts, steps and guidance, to "
-        "float tolerance",
+        "equal to those of the family's own diffusers pipeline, up to float tolerance, for the same latents, "
+        "prompts, steps and guidance",
         ("test_sampling_equals_the_diffusers_pipeline",),
     ),
     Statement(
         "to the bit",
-        "one image without guidance, where the arithmetic is the same, equals theirs to the bit",
+        "one image without guidance, where the arithmetic is the same, is identical to the pipeline's",
         ("test_one_image_without_guidance_is_the_pipelines_to_the_bit",),
     ),
     Statement(
         "schedulers",
-        "others than the family's first give the images of the pipeline with them (those of Stable Diffusion by name "
-        "are counted as images); FLUX.1 schnell's and Z-Image's pipelines take no DPM-Solver++, with which images are "
-        "near those of their own",
+        "with another scheduler, images equal those of the pipeline with this scheduler (schedulers of Stable "
+        "Diffusion that are chosen by name are counted under images). The pipelines of FLUX.1 schnell and Z-Image "
+        "do not accept DPM-Solver++; here images with it are compared with those of the own scheduler and are "
+        "close to them",
         (
             "test_another_scheduler_equals_the_pipeline_with_it",
             "test_a_checkpoints_own_scheduler_is_any_that_diffusers_calls_compatible",
@@ -71,7 +72,7 @@ STATEMENTS = (
     ),
     Statement(
         "gradient",
-        "equals that of a loop written by hand that stops it at the other calls",
+        "equals that of a loop written by hand, with stop-gradients at the other calls",
         (
             "test_gradients_equal_the_loop_with_explicit_stop_gradients",
             "test_images_and_gradients_equal_the_loop_with_explicit_stop_gradients",
@@ -79,7 +80,8 @@ STATEMENTS = (
     ),
     Statement(
         "adapter",
-        "the saved file gives the same image in the plain pipeline, and merged the same as unmerged",
+        "the saved file gives the same image in the plain pipeline, and the merged adapter the same image as the "
+        "unmerged one",
         (
             "test_the_adapter_gives_the_same_image_in_the_plain_pipeline_and_merged",
             "test_diffusers_loads_the_saved_adapter_and_draws_the_same_image",
@@ -88,18 +90,18 @@ STATEMENTS = (
     ),
     Statement(
         "alignment",
-        "killed after any update and started again, it ends with the same bytes",
+        "a run that is killed after any update and started again ends with the same bytes",
         ("test_a_killed_run_ends_bit_identical", "test_killed_at_any_moment_and_resumed_the_run_ends_bit_identical"),
     ),
     Statement(
         "dataset",
-        "the same bytes in one part or several, by one process or two, and after a repair; `lbgen verify` finds it "
-        "whole",
+        "the same bytes in one part or several, with one process or two, and after a repair; `lbgen verify` finds "
+        "no damage",
         ("test_a_dataset_is_the_same_in_parts_and_after_a_repair", "test_processes_make_what_one_makes"),
     ),
     Statement(
         "prompts",
-        "one with more tokens than the encoder with the least room takes is refused",
+        "a prompt is refused if it has too many tokens for the encoder with the smallest limit",
         (
             "test_too_many_tokens_are_refused_in_the_encoder_with_the_least_room",
             "test_a_prompt_that_would_be_cut_is_refused",
@@ -107,7 +109,7 @@ STATEMENTS = (
     ),
     Statement(
         "other uses",
-        "checkpoints for inpainting, editing and the like are refused by their configuration",
+        "checkpoints for inpainting, editing and similar uses are refused because of their configuration",
         (
             "test_checkpoints_for_other_uses_are_refused_by_their_configuration",
             "test_a_network_of_another_kind_is_refused_by_its_configuration",
@@ -115,26 +117,27 @@ STATEMENTS = (
     ),
     Statement(
         "exports",
-        "files of `lbgen export` have the weights of the generator with its adapter, in plain diffusers",
+        "files of `lbgen export`, read by plain diffusers, have the weights of the generator with its adapter",
         ("test_exports_have_the_weights_of_the_generator_with_its_adapter",),
     ),
     Statement(
         "kohya's names",
-        "an adapter of a transformer under these names, merged into the makers' weights by a reader of the tests, "
-        "gives the weights of the generator with its adapter; for PixArt-Sigma and Sana they are refused",
+        "an adapter of a transformer with kohya's names, merged into the original weights by a reader in the tests, "
+        "gives the weights of the generator with its adapter; for PixArt-Sigma and Sana this export is refused",
         ("test_merged_into_the_makers_weights_it_is_the_adapter",),
     ),
     Statement(
         "single file",
-        "the network by its makers' names gives the images of the folder; of FLUX.1, which diffusers converts in its "
-        "real width alone, the weights, one number a row; of PixArt-Sigma none is read",
+        "a file of the network with its original names gives the same images as the folder. FLUX.1 is converted by "
+        "diffusers only in its real width, so there the weights are compared, with one number per row. Files of "
+        "PixArt-Sigma are not read",
         ("test_a_file_of_the_transformer_alone_draws_what_the_folder_draws", *OF_ONE_FAMILY),
     ),
 )
 TEXT = """# What was verified of each family
 
-Written by `python tests/families_table.py`, which runs the tests: on miniatures of the real architectures with random
-weights, as real pipeline folders. A number is that of the cases that passed. **No family was run with its real
+Written by `python tests/families_table.py`, which runs the tests. They use miniatures of the real architectures with
+random weights, saved as pipeline folders. The numbers count the cases that passed. **No family was run with its real
 weights, and none on a GPU.**
 
 | | {columns} |

@@ -152,7 +152,7 @@ def unit_blobs(count: int, seed: int, shift: float = 0.0) -> tuple[np.ndarray, n
 
 
 def test_kernel_distances_of_one_distribution_are_zero_on_average():
-    """5 images a category, as many in every draw: 40 pairs of sets, their mean and the intervals that hold 0."""
+    """40 pairs of stratified sets of 5 images per category: their mean, and the number of intervals that contain 0."""
     found = [
         comparison.compare(unit_blobs(60, 2 * seed + 1), unit_blobs(60, 2 * seed + 2), seed)["kernel_distance"]
         for seed in range(40)

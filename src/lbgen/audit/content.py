@@ -118,7 +118,8 @@ def _grams(observed: Observed, rows: list[NDArray]) -> tuple[Tensor, NDArray]:
 def _resampled(grams: list[tuple[int, Tensor, NDArray]], rng: np.random.Generator) -> tuple[float, float]:
     """Mean Vendi score and mean distance of images redrawn with replacement inside each category.
 
-    Pairs of an image with its own copy are left out, because the distance is between two different images.
+    A resample can contain an image twice. Such pairs are left out of the mean distance, which is between different
+    images.
     """
     scores, distances = [], []
     for size, gram, _ in grams:

@@ -208,7 +208,7 @@ def spread_sample(label: NDArray[np.int64], most: int, seed: int) -> NDArray[np.
 
 
 def _balance(counts: NDArray[np.int64], seed: int) -> Estimate:
-    """Evenness of the category sizes (C,); the whole set is resampled, because stratified resamples keep the sizes."""
+    """Evenness of the category sizes (C,). Resamples are not stratified, because then all would have the same sizes."""
     rng, images = np.random.default_rng(seed), counts.sum()
     resampled = [evenness(row) for row in rng.multinomial(images, counts / images, FEW_RESAMPLES)]
     return normal_interval(evenness(counts), np.array(resampled), (0, 1))

@@ -141,7 +141,10 @@ def by_kohya(parts: Parts, trained_alpha: float | None, kind: str | None) -> dic
 
 
 def _as_one(members: Mapping[MakersLayer, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """A (m r, in) and B (out, m r) of a layer that joins the rows of several layers, m of which have an adapter."""
+    """A and B of an original layer that consists of the rows of several layers of diffusers.
+
+    m of these layers have an adapter of rank r: A is (m r, in), their A stacked; B is (out, m r), block by block.
+    """
     import torch
 
     first, *others = sorted(members, key=lambda each: each.number)

@@ -1,7 +1,7 @@
 """The names that kohya's scripts give to the layers of an adapter.
 
-Transformers use their makers' original names, in which queries, keys and values share a layer. ComfyUI reads such names
-for every network that it knows: `lora_unet_` and the layer's name with underscores.
+Transformers keep the names of their original code, where queries, keys and values are one layer; diffusers splits it.
+A name is `lora_unet_` and the layer's name with underscores. ComfyUI reads such names for every network that it knows.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from lbgen.models.checkpoints.known import FLUX, KLEIN, PIXART, SD3, Z_IMAGE
 
 
 class MakersLayer(NamedTuple):
-    """The original layer of a transformer that contains a layer of diffusers, and the position in it."""
+    """A layer of a transformer's original code, and the position in it of a layer of diffusers."""
 
     layer: str
-    """Name of the original layer. It can contain several layers of diffusers, with consecutive rows."""
+    """Name of the original layer. Its rows can be those of several layers of diffusers, one after another."""
     number: int = 0
-    """Index of the diffusers layer among these."""
+    """Index of this layer of diffusers among them."""
     widths: tuple[int, ...] = (1,)
     """Number of rows of each of them, relative to the first."""
 
@@ -94,7 +94,7 @@ BLOCKS: dict[str, dict[str, tuple[str, dict[str, MakersLayer]]]] = {
     },
     Z_IMAGE: {name: (name, _Z_IMAGE_BLOCK) for name in ("layers", "noise_refiner", "context_refiner")},
 }
-"""Pipeline class -> block's name in diffusers -> its original name, and the original layer of each of its layers.
+"""Pipeline class -> name of a block in diffusers -> its original name, and the original layer of each layer in it.
 
 The last norm of Stable Diffusion 3 and of FLUX is left out, because its rows have another order.
 """

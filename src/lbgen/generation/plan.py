@@ -101,14 +101,15 @@ class Growth:
         return np.array([_order_key(self.seed, self.target.split, category.id) for category in self.target.categories])
 
     def _ordered(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Category and image indices of the growth's images from number `first` up to `last`, in their order.
+        """Category indices and image indices of the growth's images number `first` to `last - 1`, in their order.
 
-        Every shard is a stratified sample: the i-th of a category's n new images has position (i + u) / n, with its
-        own u, uniform in [0, 1), and images are sorted by position. So any interval of the order contains each category
-        in proportion, to within one image.
+        Every shard is a stratified sample. The i-th of a category's n new images has the position (i + u) / n, where u
+        is uniform in [0, 1) and different for each image. Images are sorted by position. So in any part of the order
+        the number of images of a category differs from its proportional share by at most about one.
 
-        The number of N images of C categories with a position below x differs from x N by less than C. So these images
-        have positions between (first - C) / N and (last + C) / N, and only images near this interval are computed.
+        Only the images near the wanted ones are computed. Of N images of C categories, the number with a position below
+        x differs from x N by less than C. So the wanted images have positions between (first - C) / N and
+        (last + C) / N.
         """
         starts = np.array(self.starts)
         counts = self.target.images_per_category - starts  # (C,)

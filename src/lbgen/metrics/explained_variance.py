@@ -1,9 +1,10 @@
 """Share of a cue's variance that the categories explain, with a permutation test; needs no folds and no classifier.
 
-The share is the mean inner product of two images of one category minus that of two images of different categories. It
-is a U-statistic: without association its mean is 0 for any number of images. As in a permutational analysis of variance
-(Anderson 2001), features are weighted by their variance. The test thus detects that a category prefers one of two
-backdrops, which hardly changes a classifier's predictions. A probe is better at detecting a cue of little variance.
+The share is a U-statistic: the mean inner product of two images of one category, minus that of two images of different
+categories. Its expectation without association is 0, for any number of images. A feature counts in proportion to its
+variance, as in a permutational analysis of variance (Anderson 2001). So the test finds small shifts that hardly change
+a classifier's predictions, for example a slight preference for one of two backdrops. A probe is better at finding a cue
+of little variance.
 
 Shapes: N images of C categories with two or more images each.
 """

@@ -160,7 +160,10 @@ def random_halves(label: NDArray[np.int64], rng: np.random.Generator) -> tuple[N
 def joint_resample(
     label_x: NDArray[np.int64], label_y: NDArray[np.int64], pairs: NDArray[np.int64], rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row indices of two sets redrawn within each category, pairs together.  pairs: (P, 2) row indices of both."""
+    """Row indices of both sets, redrawn with replacement within each category; the images of a pair stay together.
+
+    pairs: (P, 2) row indices in both sets.
+    """
     return _jointly(lambda label: (resample(label, rng),), label_x, label_y, pairs)[0]
 
 
@@ -177,7 +180,10 @@ def _jointly(
     label_y: NDArray[np.int64],
     pairs: NDArray[np.int64],
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Parts of both sets: `draw` is called for the pairs, stratified by the categories of both images, and the rest."""
+    """Parts of both sets: pairs are drawn together, stratified by both labels; unpaired images separately in each set.
+
+    draw: maps labels to row indices, for each part.
+    """
     first, second = pairs.T
     of_pairs = draw(label_x[first] * (label_y.max(initial=0) + 1) + label_y[second])
     parts = []

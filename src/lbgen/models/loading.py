@@ -26,7 +26,7 @@ LARGEST_NUMBER, MOST_LAYERS = 2**24, 1_000
 WHOLE_OR_SPLIT = (".safetensors", ".safetensors.index.json", "-*.safetensors")
 """Suffixes of weight files on the hub."""
 MALFORMED = Exception
-"""Exceptions for unexpected model files: the libraries may raise any, and tokenizers even raises this one."""
+"""Exceptions for unexpected model files: the libraries may raise any, and tokenizers raises a panic of Rust."""
 
 
 @contextmanager

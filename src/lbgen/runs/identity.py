@@ -117,7 +117,7 @@ def weights_sha256(
     For a hub id it is "commit <hash>" of the snapshot in the hub's cache, which identifies every file; None if the
     model was not loaded yet.
 
-    recorded: the stored hash to compare with; its prefix selects the rule by which the new hash is computed.
+    recorded: the stored hash to compare with; the new hash is computed by the rule that its prefix names.
     without: the parts of the model that are not loaded.  revision: of a hub id.  variant: of the weights in a folder.
     """
     folder = Path(location)

@@ -40,9 +40,9 @@ def bank_images(count: int, categories: int) -> list[BankImage]:
 
 
 def bank_path(config: AlignConfig, vocabulary: Vocabulary, recorded: Identity | None = None) -> Path:
-    """The bank's file, whose name has a digest of everything it depends on, so that a bank is used only if it fits.
+    """The bank's file. Its name has a digest of everything that the bank depends on, so only a fitting bank is used.
 
-    recorded: the identity of the resumed run; its hashes select the rule by which the name was made.
+    recorded: the identity of the resumed run; the form of its hashes tells how the file was named.
     """
     hashes = checkpoint.identity_of(config, vocabulary, recorded).hashes
     key = [

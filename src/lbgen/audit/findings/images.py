@@ -56,9 +56,9 @@ class ImageFindings:
     odd_aspect: NDArray[np.bool_]
     suspect_label: NDArray[np.bool_]
     duplicate_of: NDArray[np.int64]
-    """Row of the image in the dataset of which it is a near-duplicate; NONE for all others."""
+    """Row of the earlier image that it duplicates, in the same dataset; NONE if it duplicates none."""
     copy_dataset: NDArray[np.int64]
-    """Number of the first other dataset that holds a near-duplicate of it; NONE if there is none."""
+    """Number of the first other dataset with a near-duplicate of the image; NONE if there is none."""
     copy_row: NDArray[np.int64]
     """Row of the near-duplicate in that dataset."""
 

@@ -105,8 +105,8 @@ class TransferConfig(Output, TakesRecipes):
     """Shares of the training images for detection and segmentation, such as 0.2 1.0. They are drawn with the seed; a
     smaller share is part of a larger one."""
     seeds: Repeats = OF_METHOD
-    """Number of draws for each of --shots, by default 5, or of trainings for each --fraction, by default 1. A value is
-    the mean over them, with Student's interval for the mean."""
+    """Number of draws for each of --shots, by default 5; in detection and segmentation, of trainings for each
+    --fraction, by default 1. A value is the mean over them, with Student's interval for the mean."""
     seed: Seed = 0
     """Seed of fine-tuning and of the draws. The splits of a data set do not depend on it."""
     epochs: Count = OF_METHOD

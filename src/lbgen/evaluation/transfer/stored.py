@@ -50,7 +50,7 @@ class Result:
     """95% interval; None for a single draw."""
     n_test: Whole
     images: dict[Name, Whole]
-    """Number of images by use: train, val, and final (the images on which the tested classifier was fitted)."""
+    """Number of images by use: train, val, and final (those on which the final classifier was fitted)."""
     chosen: list[dict[Name, float]]
     """For every draw, the chosen settings and their value on val."""
     draws: list[Share]
@@ -61,7 +61,7 @@ class Result:
     figures: list[dict[Name, Share]] = field(default_factory=list)
     """For detection and segmentation, further values of every draw."""
     resampled: list[Share] = field(default_factory=list)
-    """For a single draw of these, values on bootstraps over the test images, which are the same for all backbones."""
+    """For a single draw of detection or segmentation: values on resampled test images, the same for all backbones."""
 
 
 def name_of(backbone: str, dataset: str, method: str) -> str:
@@ -98,7 +98,7 @@ def _read(path: Path) -> Result:
 
 
 def save_result(folder: Path, result: Result, answers: pa.Table) -> None:
-    """Write the answers, then the result, which may share them with another."""
+    """Write the answers, then the result. Two results may share one table of answers."""
     for name in (RESULTS, ANSWERS):
         (folder / name).mkdir(parents=True, exist_ok=True)
     with atomic.replacing(folder / result.answers) as temporary, temporary.open("wb") as stream:

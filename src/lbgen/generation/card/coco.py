@@ -116,9 +116,9 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 def compressed(lengths: list[int]) -> str:
     """COCO's text of run lengths.
 
-    From the fourth length on, the difference to the second-last length is stored. Numbers are split into groups of five
-    bits, lowest first, each a character from "0" on; the sixth bit means that another group follows, and the fifth bit
-    of the last group is the sign.
+    From the fourth length on, the difference from the length two before it is stored. A number is split into groups of
+    five bits, lowest group first. A group is stored as a character, counted from "0". Its sixth bit says that another
+    group follows; the fifth bit of the last group is the sign.
     """
     differences = [length - (lengths[place - 2] if place > 2 else 0) for place, length in enumerate(lengths)]
     return "".join(map(_groups, differences))

@@ -1,9 +1,9 @@
 """Recomputing scores of the language space from stored images and comparing them with the index.
 
-Only PNG in the generator's size holds the pixels that were judged; the cosines of near-duplicates are computed from
-stored images in any case. Differences are measured in cosines: directly for the unsafe check, and for label and quality
-by the logits of the probabilities, divided by the space's scale. A network in 16 bits, as on a GPU, changes the cosines
-of all images slightly; a manipulated score stands out.
+The screen judged pixels that only a PNG of the generator's size still holds. Cosines of near-duplicates are always
+computed from the stored images. All differences are expressed in cosines: for label and quality they are differences of
+the probabilities' logits, divided by the space's scale. In 16 bits, as on a GPU, the cosines of all images differ
+slightly; a manipulated score stands out.
 """
 
 from __future__ import annotations

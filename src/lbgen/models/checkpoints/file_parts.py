@@ -26,7 +26,7 @@ FLOW_LAYERS = {
     "blocks.0.mlp.inverted_conv.conv.weight": SANA,
     "layers.0.adaLN_modulation.0.weight": Z_IMAGE,
 }
-"""A layer that identifies a flow-matching network -> class of its pipeline."""
+"""Class of the pipeline, by a layer that only a flow-matching network of this class has."""
 QUANTISED = (".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8", ".comfy_quant", ".absmax", ".qweight")
 """Suffixes of tensor names that occur only in files of quantised weights, which need a scale."""
 BEGINNINGS = {
@@ -37,7 +37,7 @@ BEGINNINGS = {
     ("text_encoder_2", "T5EncoderModel"): ("text_encoders.t5xxl.",),
     ("text_encoder_3", "T5EncoderModel"): ("text_encoders.t5xxl.",),
 }
-"""Part and class -> prefixes of its weight names. diffusers converts no other part from such a file."""
+"""Prefixes of the weight names of a part, by the part and its class. diffusers converts no other part from a file."""
 
 
 def flow_class(names: Collection[str]) -> str | None:

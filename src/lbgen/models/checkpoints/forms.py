@@ -1,4 +1,4 @@
-"""Which weights of a generator the user selected, and refusing unreadable ones; without torch.
+"""Which weights of a generator the user selected; refuses weights that cannot be read. Does not import torch.
 
 A place is a diffusers folder, a hub id, or a single .safetensors file with the original weight names, as used by
 programs such as ComfyUI. The file holds the network alone, or also other parts of the checkpoint.
@@ -25,13 +25,13 @@ EMA = "ema"
 EMA_KEYS = 100
 """diffusers reads the moving average from files that have more than this many tensors of it."""
 UNET_USES = {5: "depth", 7: "upscaling", 8: "editing images", 9: "inpainting"}
-"""Number of input channels of a Stable Diffusion UNet, if not that of latents -> the use that it indicates."""
+"""Use of a Stable Diffusion UNet, by its number of input channels, if it has other channels than latents."""
 FIRST_LAYERS = {
     "model.diffusion_model.input_blocks.0.0.weight": UNET_USES,
     "model.diffusion_model.img_in.weight": {128: "control images", 384: "inpainting"},
     "img_in.weight": {128: "control images", 384: "inpainting"},
 }
-"""First layer of a network in a single file -> its number of input channels -> the use that it indicates."""
+"""Use of a network in a single file, by the name of its first layer and the layer's number of input channels."""
 OTHER_USES = {
     "Inpaint|Fill": "inpainting",
     "Depth": "depth",
@@ -40,7 +40,7 @@ OTHER_USES = {
     "Upscale": "upscaling",
     "Img2Img|Redux|Variation": "changing images",
 }
-"""Part of a pipeline's class name -> its use."""
+"""Use of a pipeline, by a part of its class name."""
 
 
 class Checkpoint(str):
@@ -153,7 +153,7 @@ def hashes(
 ) -> dict[str, str | None]:
     """The hashes that identify a generator, by name; for a single file also those of the parts loaded from elsewhere.
 
-    recorded: the stored hash that the first is compared with.  without: the parts that are not loaded.
+    recorded: the stored hash with which the first hash is compared.  without: the parts that are not loaded.
     """
     found = {"generator": identity.weights_sha256(place, recorded, without, revision, variant)}
     if os.path.isfile(place):

@@ -20,7 +20,7 @@ Numbers = NDArray[np.int64]
 LANES = 8
 """Lanes per process. With 1, 2, 4 or 8 workers, each worker reads only the lanes of its own batches."""
 BUFFER = 1024
-"""Number of images of a lane among which one is drawn."""
+"""Size of the shuffle buffer of a lane, in images."""
 BLOCK = 16
 """Number of images read consecutively, in datasets of more than BLOCK * BLOCKS images; fewer in smaller ones."""
 BLOCKS = 4096
@@ -107,7 +107,7 @@ def pass_order(blocks: Numbers, rng: np.random.Generator) -> Numbers:
 
 
 def buffered(images: int, rng: np.random.Generator) -> Numbers:
-    """A random order in which no image comes after an image that was BUFFER or more positions behind it."""
+    """A random order; an image can overtake only the images less than BUFFER positions before it."""
     return np.argsort(np.arange(images) + rng.uniform(0, BUFFER, images), kind="stable")
 
 

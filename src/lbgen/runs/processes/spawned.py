@@ -21,7 +21,7 @@ MEMORY = "if memory ran out, give fewer --workers or a smaller --batch-size; not
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """Start processes within this context that first set their own handling of Ctrl-C, usually by `begin`.
+    """Context for starting processes; the code that they run first sets their handling of Ctrl-C, usually by `begin`.
 
     They do not import the caller's main module. Ctrl-C, which a terminal sends to all of them, is blocked while they
     import, so that it does not end them with a traceback; the process that started them ends them. Their threads wait

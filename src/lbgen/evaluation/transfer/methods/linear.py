@@ -32,10 +32,11 @@ class Classifier(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Training rows in coordinates in which L-BFGS needs few iterations; the solution is equivalent.
+    """Training rows in coordinates in which L-BFGS needs few iterations.
 
-    Rows are centred, which the bias compensates, and rotated to their principal axes, which does not change the
-    penalty. Axes without variance are left out, because the penalty sets their weights to zero.
+    Rows are centred and rotated to their principal axes. The solution is equivalent: the bias compensates for the
+    centring, and the rotation does not change the penalty. Axes without variance are left out; their weights would be
+    zero because of the penalty.
     """
 
     rows: Tensor
@@ -72,8 +73,8 @@ class Problem(NamedTuple):
 def solve(problem: Problem, cost: float, start: Tensor | None = None) -> Tensor:
     """Minimise the objective for one C from `start`, (K, R + 1); returns a tensor of the same shape.
 
-    The problem is convex, so `start` affects only the number of iterations. Every axis is scaled so that the objective
-    has about the same curvature along all axes at equal probabilities of all categories.
+    The problem is convex, so `start` affects only the number of iterations. Axes are scaled to make the curvature of
+    the objective about the same along all of them, for equal probabilities of all categories.
     """
     # The objective in scaled coordinates; the bias is the weight of a column of ones.
     penalty = (2 if problem.categories == 2 else 1) / (cost * len(problem.label))
