@@ -49,7 +49,7 @@ def say_opening(config: GenerateConfig, plan: Plan, missing: Sequence[int], kept
     if differences := training_differences(config, plan.categories):
         say(f"not as the adapter was trained: {'; '.join(differences)}")
     if made:
-        say(f"going on from image {made:,} of {images:,}")
+        say(f"continuing from image {made:,} of {images:,}")
 
 
 def next_command(config: GenerateConfig) -> str:
