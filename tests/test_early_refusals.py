@@ -61,7 +61,7 @@ REFUSED = [
     (f"align {MODELS} --quality q-align:pickled/unet", "has its weights only as diffusion_pytorch_model.bin"),
     (f"align {MODELS} --quality q-align:edited/unet", "is of a model of type None; give"),
     (f"align {MODELS} --logger trackio", "--logger trackio is not installed"),
-    (f"align {MODELS} --generator schnell --scheduler ddim", "cannot sample from a network that matches flows; choose"),
+    (f"align {MODELS} --generator schnell --scheduler ddim", "cannot sample from a flow-matching network; choose"),
     (f"generate {DATA} --generator schnell --guidance-scale 3", "it was distilled to sample without guidance; give 1"),
     (f"align {MODELS} --output file/run", "is a file; choose"),
     (f"align {MODELS} --output busy", "--output busy: another run is writing there; wait for it, or choose another"),
@@ -115,7 +115,7 @@ REFUSED = [
     ("transfer one.ckpt", "one.ckpt may run code"),
     ("transfer resnet50 --datasets digit", "--datasets digit: no such set"),
     ("transfer resnet50 --datasets cars StanfordCars", "--datasets stanfordcars: given twice"),
-    ("transfer resnet50 --datasets cars dtd", "none is there; add digits, which always is"),
+    ("transfer resnet50 --datasets cars dtd", "none of them is there; add digits, which always is"),
     ("transfer resnet50 --datasets digits --shots 0", "--shots 0: 0 is neither a share like 5% nor a number"),
     ("transfer resnet50 --datasets digits --shots 100%", "100% is neither a share like 5% nor a number"),
     ("transfer resnet50 --datasets digits --method none", '"none" is not one of linear, finetune'),
@@ -169,7 +169,7 @@ REFUSED = [
     (f"generate {DATA} --adapter adapters/peft", "it has 'adapter_model.safetensors', which lbgen did not write, and"),
     (f"generate {DATA} --generator pure-noise --scheduler pndm", "pndm would drop rescale_betas_zero_snr, with which"),
     (f"align {MODELS} --generator pure-noise --scheduler pndm", "pndm would drop rescale_betas_zero_snr, with which"),
-    ("export merged run out", "give the folder of an lbgen align that has come to its end"),
+    ("export merged run out", "give the folder of a finished lbgen align"),
     (f"generate {DATA} --generator edited --variant fp8", "edited has no such weights; it has none; leave it out"),
     (f"align {MODELS} --variant fp8", "--variant fp8: generator "),
     (f"plan {DATA} --generator edited --revision v1", "edited is a folder, and only the hub has revisions"),
@@ -178,9 +178,9 @@ REFUSED = [
 BUSY = ("busy/.lock", "busy-audit/cache/lock", "busy-transfer/cache/transfer.lock")
 """The lock files of runs that write there at the moment."""
 ENVIRONMENTS = [
-    ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED asks for DeepSpeed, and"),
-    ({"ACCELERATE_USE_FSDP": "True"}, "ACCELERATE_USE_FSDP asks for FSDP, and"),
-    ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "ACCELERATE_USE_MEGATRON_LM asks for Megatron-LM, and"),
+    ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED selects DeepSpeed, but"),
+    ({"ACCELERATE_USE_FSDP": "True"}, "ACCELERATE_USE_FSDP selects FSDP, but"),
+    ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "ACCELERATE_USE_MEGATRON_LM selects Megatron-LM, but"),
 ]
 
 

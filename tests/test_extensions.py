@@ -212,7 +212,7 @@ def test_a_distribution_that_does_not_load_and_two_of_one_name_are_refused(insta
     message = refusal(load_quality, "broken", space)
     assert message.startswith('shades 1.5, entry point "broken" of lbgen.quality: it cannot be loaded (AttributeError')
     install(installed, "hues", "[lbgen.quality]\ncontrast = hues:Contrast\n")
-    assert refusal(load_quality, "contrast", space).startswith("contrast: hues 1.5 and shades 1.5 both have it in lb")
+    assert refusal(load_quality, "contrast", space).startswith("contrast: hues 1.5 and shades 1.5 both define it in lb")
     known = "choose antonyms, broken, contrast, q-align, q-align-int8, q-align-nf4 (the last 3 also"
     assert known in refusal(load_quality, "clarity", space)
 
@@ -267,8 +267,8 @@ def test_an_interrupted_run_goes_on_with_the_same_terms_and_weights_only(fresh, 
             lambda batch: batch.images.mean().detach(),
             "--extra-terms own=0.5: the own term's gradient on the adapter is",
         ),
-        (lambda batch: batch.features.mean(dim=1), "--extra-terms own: its function gives a tensor of shape (2,); let"),
-        (lambda batch: 0.5, "--extra-terms own: its function gives float; let it return a scalar tensor"),
+        (lambda batch: batch.features.mean(dim=1), "--extra-terms own: its function returns a tensor of shape (2,); it must"),
+        (lambda batch: 0.5, "--extra-terms own: its function returns float; it must return a scalar tensor"),
         (
             lambda batch: batch.images.mean() / 0,
             "--extra-terms own=0.5: its gradient on the adapter is",

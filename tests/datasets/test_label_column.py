@@ -56,7 +56,9 @@ def test_a_table_has_the_label_that_is_named(table):
         categories(table, None)
     with pytest.raises(UserError, match="--label-column kind: it has no such column; name one of image, fine_label"):
         categories(table, "kind")
-    with pytest.raises(UserError, match="--label-column image: it holds struct.*; name one of whole numbers or texts"):
+    with pytest.raises(
+        UserError, match="--label-column image: it holds struct.*; name a column of whole numbers or texts"
+    ):
         categories(table, "image")
 
 

@@ -132,7 +132,7 @@ def test_images_that_a_metadata_file_lists(tmp_path, scenes, kind):
     ]
     assert [record.fault for record in records[-2:]] == [
         "No such file or directory",
-        f"metadata.{kind} gives it no label",
+        f"metadata.{kind} has no label for it",
     ]
     (tmp_path / "test" / f"metadata.{kind}").unlink()
     (tmp_path / "test" / "metadata.csv").write_text("file_name,colour,kind\n0.png,red,fish\n")

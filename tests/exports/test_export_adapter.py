@@ -245,8 +245,8 @@ def test_an_adapter_with_a_missing_factor_or_another_rank_is_refused(
         ("saved", "saved/a.safetensors", "it lies in the run folder"),
         ("saved", "folder.safetensors", "it is a folder; give the name of a file"),
         ("saved", "file/a.safetensors", "File exists; choose a folder that can be written"),
-        ("saved", "other.safetensors", "other.safetensors: it is not of lbgen export; choose another name"),
-        ("saved", "model.safetensors", "model.safetensors: it is not of lbgen export; choose another name"),
+        ("saved", "other.safetensors", "other.safetensors: lbgen export did not write it; choose another name"),
+        ("saved", "model.safetensors", "model.safetensors: lbgen export did not write it; choose another name"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(

@@ -137,8 +137,12 @@ def test_diffusers_reads_flux_in_its_real_width(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "targets", "expected"),
     [
-        ("sana", ("to_q",), "kohya's scripts know no adapter of a SanaPipeline; give --format diffusers"),
-        ("pixart-sigma", ("to_q",), "kohya's scripts know no adapter of a PixArtSigmaPipeline; give --format comfyui"),
+        ("sana", ("to_q",), "kohya's scripts do not read adapters of a SanaPipeline; give --format diffusers"),
+        (
+            "pixart-sigma",
+            ("to_q",),
+            "kohya's scripts do not read adapters of a PixArtSigmaPipeline; give --format comfyui",
+        ),
         ("sd3", ("norm_out.linear",), "it has no name for the layer norm_out.linear; give --format comfyui"),
     ],
 )

@@ -88,7 +88,7 @@ def test_a_dataset_that_lost_its_plan_is_not_begun_anew(config, grown, tmp_path)
     output = Path(shutil.copytree(grown["webdataset"], tmp_path / "made"))
     os.remove(output / "plan.json")
     before = contents(output)
-    with pytest.raises(UserError, match=r"has a dataset.yaml, no plan.json and README.md; restore plan.json or choose"):
+    with pytest.raises(UserError, match=r"has a dataset.yaml and README.md, but no plan.json; restore it or choose"):
         generate(replace(config, output=output, format="webdataset", images_per_category=1))
     assert contents(output) == before
 

@@ -154,7 +154,7 @@ def test_other_versions_leave_a_finished_dataset_alone_and_do_not_go_on_with_ano
     monkeypatch.setattr(identity, "version", lambda package: "0.1" if package == "torch" else version(package))
     assert generate(config).images == 3
     (tmp_path / "made/index/train-00000.parquet").unlink()
-    message = f"was begun with torch=={version('torch')}, and one output must not mix library versions; install that to"
+    message = f"was begun with torch=={version('torch')}, and one output must not mix library versions; install these"
     with pytest.raises(UserError, match=re.escape(message)):
         generate(config)
 

@@ -80,4 +80,6 @@ def test_record_that_lacks_a_field(config, made, part, field):
     content = yaml.safe_load((made / "dataset.yaml").read_text())
     del (content[part] if field else content)[field or part]
     (made / "dataset.yaml").write_text(yaml.safe_dump(content))
-    assert (f"{part}, {field}: it is missing; restore" if field else "no whole dataset.yaml") in refusal(config, made)
+    assert (
+        f"{part}, {field}: it is missing; restore" if field else "dataset.yaml is missing or incomplete"
+    ) in refusal(config, made)

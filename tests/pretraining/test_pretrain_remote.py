@@ -104,7 +104,9 @@ def test_storage_that_fails_is_one_line_and_the_run_goes_on(bucket, made, config
         return await real(self, path, **options)
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_cat_file", failing)
-    with pytest.raises(UserError, match=r"did not come from their storage \(reset by peer\); start again") as caught:
+    with pytest.raises(
+        UserError, match=r"could not be read from their storage \(reset by peer\); start again"
+    ) as caught:
         pretrain(f"s3://{name}/set", cut)
     assert "\n" not in str(caught.value) and (cut.folder / "checkpoint.pt").exists()
     monkeypatch.setattr(s3fs.S3FileSystem, "_cat_file", real)

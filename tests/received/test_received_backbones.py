@@ -240,7 +240,7 @@ def test_answers_whose_draws_have_other_images_are_refused(tmp_path):
 
 def test_an_export_does_not_wait_for_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match="it is not of lbgen export"):
+    with pytest.raises(UserError, match="lbgen export did not write it"):
         refuse_other_file(tmp_path / "a.safetensors")
 
 

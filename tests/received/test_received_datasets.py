@@ -263,7 +263,7 @@ def test_repair_asks_for_the_models_of_a_received_dataset(received, screened, mo
     edit_record(received, **changes)
     (received / "index/train-00001.parquet").unlink()
     given = {} if flag == "--generator" else {"generator": screened.generator}
-    with pytest.raises(UserError, match=f"you have not made this dataset.* give {flag}$"):
+    with pytest.raises(UserError, match=f"you did not make this dataset.* give {flag}$"):
         verify(str(received), repair=True, **given)
 
 
@@ -274,7 +274,7 @@ def test_repair_of_ones_own_dataset_needs_no_flag(received, monkeypatch, tmp_pat
     assert verify(str(received), repair=True).damaged == ()
     part.unlink()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user's"))
-    with pytest.raises(UserError, match="you have not made this dataset"):
+    with pytest.raises(UserError, match="you did not make this dataset"):
         verify(str(received), repair=True)
 
 
@@ -324,7 +324,7 @@ def test_continuing_with_ones_own_models_agrees_with_no_other_place(
     edit_record(received, generator=f"/tmp/elsewhere/{Path(screened.generator).name}")
     generate(replace(screened, output=str(received)))
     (received / "index/train-00001.parquet").unlink()
-    with pytest.raises(UserError, match="you have not made this dataset.* give --generator$"):
+    with pytest.raises(UserError, match="you did not make this dataset.* give --generator$"):
         verify(str(received), repair=True)
 
 
@@ -335,5 +335,5 @@ def test_a_state_folder_that_cannot_be_written_changes_nothing_else(received, sc
     (received / "index/train-00001.parquet").unlink()
     assert generate(replace(screened, output=str(received))).finished
     (received / "index/train-00001.parquet").unlink()
-    with pytest.raises(UserError, match="you have not made this dataset"):
+    with pytest.raises(UserError, match="you did not make this dataset"):
         verify(str(received), repair=True)

@@ -53,7 +53,7 @@ def test_no_code_of_a_generator_folder_runs(tiny_sd_folder, tmp_path):
     )
     for kind in kinds:
         (folder / "model_index.json").write_text(json.dumps(index | {"scheduler": kind}))
-        with pytest.raises(UserError, match="scheduler is no class of diffusers or transformers"):
+        with pytest.raises(UserError, match="scheduler is not a class of diffusers or transformers"):
             load_generator(str(folder))
     assert not (tmp_path / "ran").exists()
 

@@ -248,7 +248,7 @@ def test_the_recipe_is_the_default_and_names_recipes_of_the_stages(tmp_path):
 def test_a_page_of_someone_else_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("mine")
     config = lbgen.ReproduceConfig(output=str(tmp_path / "out"), page=str(tmp_path / "README.md"))
-    with pytest.raises(UserError, match="README.md: it has no place for tables"):
+    with pytest.raises(UserError, match="README.md: it has no markers for tables"):
         lbgen.reproduce(config)
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
     assert (tmp_path / "README.md").read_text() == "mine"

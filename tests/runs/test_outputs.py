@@ -115,6 +115,6 @@ def test_an_export_overwrites_only_an_export(tmp_path):
     (tmp_path / "generator/model_index.json").write_text("mine")
     os.remove(tmp_path / "semantics/config.json")
     before = listing(tmp_path)
-    with pytest.raises(UserError, match="model_index.json: it is not of lbgen export; choose another folder"):
+    with pytest.raises(UserError, match="model_index.json: lbgen export did not write it; choose another folder"):
         export_microworld(tmp_path)
     assert listing(tmp_path) == before

@@ -149,7 +149,7 @@ def test_bare_imagenet_ids_get_their_names(tmp_path):
         ("cat\ndog\ncat\n", 'animals.txt, line 3: id "cat" was used before ("cat", animals.txt, line 1); remove'),
         ("c_1 cat\nC_1 dog\n", 'animals.txt, line 2: id "C_1" was used before ("c_1", animals.txt, line 1)'),
         ("n1 crane\nn2 dog\nn3 Crane\n", 'line 3: the name "Crane" is also that of id "n1" (animals.txt, line 1); add'),
-        ("n1 cat\nn2 dog\npolar bear\n", 'line 3: "polar bear" is not an id and a name, as other lines are; separate'),
+        ("n1 cat\nn2 dog\npolar bear\n", 'line 3: "polar bear" is not an id and a name, unlike other lines; separate'),
         ("n1\tcat\nn2 dog\n", "animals.txt, line 2: no TAB between id and name"),
         ("n1\tcat\n\tdog\n", 'animals.txt, line 2: id "" is empty'),
         ("n1\tcat\nn2\t \n", 'animals.txt, line 2: the name of id "n2" is empty'),
@@ -308,10 +308,10 @@ def test_a_tab_separated_file_of_names_alone(tmp_path):
         ('[\n"fish",\n"dog"\n]\n', "a.txt", "a.txt: it holds JSON; call the file .json"),
         ("id,name\nn1,fish\nn2,dog\n", "a.txt", "a.txt, line 1: it is the header of a table; call the file .csv"),
         ("wnid class_name\nn_1 fish\nn_2 dog\n", "a.txt", "a.txt, line 1: it is the header of a table"),
-        ("- fish\n- dog\n", "a.yaml", "a.yaml: .yaml is no kind of vocabulary that lbgen reads; give a .txt"),
-        ("fish\ndog\n", "a.xlsx", "a.xlsx: .xlsx is no kind of vocabulary that lbgen reads; give a .txt"),
-        (b"PAR1", "a.parquet", "a.parquet: .parquet is no kind"),
-        (b"\x1f\x8b", "a.json.gz", "a.json.gz: .gz is no kind"),
+        ("- fish\n- dog\n", "a.yaml", "a.yaml: lbgen does not read vocabularies of type .yaml; give a .txt"),
+        ("fish\ndog\n", "a.xlsx", "a.xlsx: lbgen does not read vocabularies of type .xlsx; give a .txt"),
+        (b"PAR1", "a.parquet", "a.parquet: lbgen does not read vocabularies of type .parquet"),
+        (b"\x1f\x8b", "a.json.gz", "a.json.gz: lbgen does not read vocabularies of type .gz"),
     ],
 )
 def test_no_file_is_read_as_what_it_is_not(tmp_path, content, file, expected):
@@ -366,7 +366,9 @@ def test_a_python_dictionary_is_no_numbered_list(tmp_path):
 
 def test_a_list_numbered_in_part_is_refused(tmp_path):
     message = refusal(tmp_path, "0, tench\n1, shark\npolar bear\n")
-    assert message.startswith('animals.txt, line 1: "0," is no id; number every line in the same way, or separate id')
+    assert message.startswith(
+        'animals.txt, line 1: "0," is not an id; number every line in the same way, or separate id'
+    )
 
 
 # ---- underscores ----

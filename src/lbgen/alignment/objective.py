@@ -91,7 +91,7 @@ def checked_term(name: str, function: Callable[[Batch], Tensor] | None) -> Calla
             raise
         if not isinstance(result, Tensor) or result.shape != ():
             given = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
-            raise UserError(f"--extra-terms {name}: its function gives {given}; let it return a scalar tensor")
+            raise UserError(f"--extra-terms {name}: its function returns {given}; it must return a scalar tensor")
         return result
 
     return value
@@ -142,7 +142,7 @@ def ensure_reached(terms: dict[str, Term], norms: dict[str, float]) -> None:
         if term.is_extra and term.weight > 0 and not math.isfinite(norms[name]):
             raise UserError(
                 f"--extra-terms {name}={term.weight}: its gradient on the adapter is {norms[name]}, though the images "
-                "are finite; let its function give finite values and gradients"
+                "are finite; its function must give finite values and gradients"
             )
         if term.weight > 0 and not math.isfinite(norms[name]):
             raise UserError(

@@ -220,7 +220,8 @@ def refuse_pipe(vocabulary: str) -> None:
     """Refuse a pipe for several processes, because each would read another part of it."""
     if os.path.exists(vocabulary) and stat.S_ISFIFO(os.stat(vocabulary).st_mode):
         raise UserError(
-            f"--vocabulary {vocabulary}: every process of this run reads it, and a pipe only once; give a file"
+            f"--vocabulary {vocabulary}: every process of this run reads it, but a pipe can be read only once; give "
+            "a file"
         )
 
 
@@ -255,8 +256,8 @@ def ensure_different_texts(texts: list[str]) -> None:
     """Refuse a vocabulary whose categories all have the same text: the adversarial term needs different texts."""
     if len(set(texts)) < 2:
         raise UserError(
-            f'--vocabulary: every category has the same text "{texts[0]}", and the adversarial term needs two; give '
-            "categories of different names"
+            f'--vocabulary: every category has the same text "{texts[0]}", but the adversarial term needs two; give '
+            "categories with different names"
         )
 
 

@@ -177,9 +177,10 @@ DEFINITIONS = (
         "shared_images",
         "Images shared with the first dataset",
         "comparison",
-        "Share of the compared images that are near-duplicates of one of the first dataset. Shared images are left "
-        "out of, or drawn together in, what assumes independent draws: the correction of the Fréchet distance, the "
-        "kernel distance, and the intervals of both. So are images with equal paths, which may be made from one noise.",
+        "Share of the compared images that are near-duplicates of an image of the first dataset. The correction of the "
+        "Fréchet distance, the kernel distance and the intervals of both assume independent draws. They leave shared "
+        "images out, or redraw them together. Images with equal paths are treated in the same way, because they may be "
+        "made from the same noise.",
         "0 to 1",
         "neither",
         "The search of the near-duplicates",

@@ -278,7 +278,7 @@ class _Found:
         (ids, label), (splits, split) = self.sorted("category"), self.sorted("split")
         if len({*ids, *(id for id, _ in self.left_out)}) > len(ids) == 1:
             raise UserError(
-                f"{reader.folder}: --sample drew images of one category alone, {ids[0]}; give a larger share"
+                f"{reader.folder}: --sample drew images of only one category, {ids[0]}; give a larger share"
             )
         if len(ids) < 2:
             raise UserError(f"{reader.folder}: only one category, {ids[0]}; an audit compares two or more")

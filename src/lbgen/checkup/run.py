@@ -45,7 +45,7 @@ def doctor(config: DoctorConfig | None = None) -> None:
     print(table([(name, printable(text)) for name, text in rows]))
     if missing:
         raise UserError(f"{counted(len(missing), 'thing')} missing: {'; '.join(missing)}")
-    print("nothing is missing, as far as that can be said without a network")
+    print("nothing is missing, as far as lbgen can tell without a network")
 
 
 def python() -> str:

@@ -35,7 +35,7 @@ def register(group: Group, name: str, extension: Any) -> None:
     >>> config = lbgen.AlignConfig(extra_terms=("darkness=0.1",))
     """
     if group not in REGISTERED:
-        raise UserError(f"register: {group} is no group of extensions; give one of {', '.join(REGISTERED)}")
+        raise UserError(f"register: {group} is not a group of extensions; give one of {', '.join(REGISTERED)}")
     if not name or not (callable(extension) or (group == "quality" and hasattr(extension, "score"))):
         remedy = "give a name and a function or a class"
         if name and group == "quality":
@@ -110,7 +110,7 @@ def _entry_point(group: Group, name: str) -> EntryPoint | None:
     found = list({point.value: point for point in _installed(group).select(name=name)}.values())
     if len(found) > 1:
         who = " and ".join(sorted(map(_distribution, found)))
-        raise UserError(f"{name}: {who} both have it in lbgen.{group}; uninstall one of them")
+        raise UserError(f"{name}: {who} both define it in lbgen.{group}; uninstall one of them")
     return found[0] if found else None
 
 

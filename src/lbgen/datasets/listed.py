@@ -75,7 +75,7 @@ class ListedReader(DatasetReader):
             return ImageRecord(place, "", split, None, fault="its file_name is no path inside the dataset folder")
         key = valid_text(image.relative_to(self.folder).as_posix())
         if not category:
-            return ImageRecord(key, "", split, None, fault=f"{path.name} gives it no {column}")
+            return ImageRecord(key, "", split, None, fault=f"{path.name} has no {column} for it")
         if wanted is None or key in wanted:
             return self.read_file(image, category, split)
         return self.located(image, category, split)

@@ -102,7 +102,7 @@ def refuse_other_file(file: Path) -> None:
         except (SafetensorError, OSError):
             is_own = False
         if not is_own:
-            raise UserError(f"{file}: it is not of lbgen export; choose another name, or move it away")
+            raise UserError(f"{file}: lbgen export did not write it; choose another name, or move it away")
 
 
 # ---- names ----

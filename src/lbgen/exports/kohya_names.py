@@ -125,7 +125,7 @@ def makers_layers(kind: str | None, layers: Collection[str]) -> dict[str, Makers
         )
     if known not in BLOCKS:
         other = "comfyui" if known == PIXART else "diffusers"
-        raise UserError(f"--format kohya: kohya's scripts know no adapter of a {known}; give --format {other}")
+        raise UserError(f"--format kohya: kohya's scripts do not read adapters of a {known}; give --format {other}")
     found = {layer: makers_layer(known, layer) for layer in layers}
     if lacking := [layer for layer, each in found.items() if each is None]:
         raise UserError(f"--format kohya: it has no name for the layer {lacking[0]}; give --format comfyui")

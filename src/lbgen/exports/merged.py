@@ -59,7 +59,7 @@ def export_merged(config: ExportMergedConfig) -> Path:
     pipeline = getattr(generator.family, "pipeline", None)
     if pipeline is None:
         raise UserError(
-            f"generator {base.name}: {generator.family.title} is no pipeline of diffusers, which could be saved"
+            f"generator {base.name}: {generator.family.title} is not a pipeline of diffusers, so it cannot be saved"
         )
     with writing(output.parent), written_whole(output) as temporary:
         write_pipeline(pipeline, temporary)

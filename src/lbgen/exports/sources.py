@@ -34,9 +34,7 @@ def adapter_folder(run: Path) -> Path:
         if (folder / ADAPTER_FILE).is_file():
             return folder
     if (run / CONFIG).is_file():
-        raise UserError(
-            f"{run}: no {ADAPTER}/{ADAPTER_FILE} in it; give the folder of an lbgen align that has come to its end"
-        )
+        raise UserError(f"{run}: no {ADAPTER}/{ADAPTER_FILE} in it; give the folder of a finished lbgen align")
     return adapter_file(run, str(run)).parent
 
 

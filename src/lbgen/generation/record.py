@@ -54,7 +54,7 @@ def read(store: Store) -> Record | None:
         return None
     content = parse_yaml(store.read(RECORD), f"{store}/{RECORD}") if store.exists(RECORD) else {}
     if "config" not in content or "made_with" not in content:
-        raise UserError(f"{store}: has a {PLAN} and no whole {RECORD}; restore it or choose another --output")
+        raise UserError(f"{store}: {RECORD} is missing or incomplete; restore it or choose another --output")
     ensure_config_shape(content["config"], f"{store}/{RECORD}, config")
     made_with = Identity.from_plain(content["made_with"], HASH_NAMES.values(), f"{store}/{RECORD}, made_with")
     return Record(content["config"], made_with, targets.from_json(stored, f"{store}/{PLAN}"))
@@ -115,7 +115,7 @@ def ensure_output_fits(store: Store, config: GenerateConfig) -> None:
         return
     if begun:
         raise UserError(
-            f"{store}: has a {RECORD}, no {PLAN} and {printable(others[0])}; restore {PLAN} or choose another --output"
+            f"{store}: has a {RECORD} and {printable(others[0])}, but no {PLAN}; restore it or choose another --output"
         )
     outputs.refuse(config.output, others[0], "generate")
 

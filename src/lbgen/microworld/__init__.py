@@ -63,4 +63,4 @@ def _refuse_other_files(source: Path, target: Path) -> None:
     for path in source.rglob("*"):
         there = target / path.relative_to(source)
         if path.is_file() and there.is_file() and there.read_bytes() != path.read_bytes():
-            raise UserError(f"{there}: it is not of lbgen export; choose another folder, or move it away")
+            raise UserError(f"{there}: lbgen export did not write it; choose another folder, or move it away")

@@ -201,7 +201,7 @@ def _read_configuration(values: dict[str, Any], source: str) -> LoraConfig:
     if type(rank) is not int or not 1 <= rank <= LARGEST_RANK:
         raise UserError(f"{source}: its rank is {rank!r:.40}, not a number from 1 to {LARGEST_RANK}; write it again")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < abs(alpha) <= LARGEST_ALPHA:
-        wanted = f"neither above nor below 0, or beyond {LARGEST_ALPHA:g}"
+        wanted = f"not a number other than 0 from -{LARGEST_ALPHA:g} to {LARGEST_ALPHA:g}"
         raise UserError(f"{source}: its alpha is {alpha!r:.40}, {wanted}; write it again")
     if not isinstance(targets, list) or not targets or not all(isinstance(target, str) for target in targets):
         raise UserError(f"{source}: its target_modules are {targets!r:.40}, not a list of names; write it again")

@@ -228,7 +228,7 @@ class Generator:
         """
         if text_encoder and not self.family.text_encoder_targets:
             raise UserError(
-                f"--text-encoder-lora: {self.family.title} encodes each prompt once, with text encoders as they are; "
+                f"--text-encoder-lora: {self.family.title} encodes each prompt once, with unchanged text encoders; "
                 "leave it out"
             )
         adapter.attach(self.family.network, adapter.configuration(rank, alpha, targets))

@@ -232,7 +232,7 @@ def load_semantics(
         return TransformersSpace(name, torch.device(device), dtype, flag)
     space = extension(torch.device(device), dtype)
     if not isinstance(space, SemanticSpace):
-        raise UserError(f"{flag} {name}: it makes a {type(space).__name__}, and not a lbgen SemanticSpace")
+        raise UserError(f"{flag} {name}: it returns a {type(space).__name__}, not an lbgen SemanticSpace")
     space.source = f"{flag} {name}"
     ensure_space(space)
     return space

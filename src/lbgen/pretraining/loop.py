@@ -301,7 +301,7 @@ class Faults:
 
     def add(self, faults: tuple[str, ...]) -> None:
         if len(faults) >= MOST_BROKEN:
-            raise UserError(f"{faults[0]}; one image after another cannot be decoded, restore them")
+            raise UserError(f"{faults[0]}; too many images in one batch cannot be decoded; restore them")
         for fault in faults[: max(0, NAMED_FAULTS - self.count)]:
             warn(f"{fault}; it is left out")
         self.count += len(faults)

@@ -170,8 +170,8 @@ def ensure_same_data(config: PretrainConfig, now: dict[str, Any]) -> None:
     if not path.exists():
         if (config.folder / CHECKPOINT).exists():
             raise UserError(
-                f"{path}: it is missing, and says what images the run was begun with; restore it, or choose another "
-                "--output"
+                f"{path}: it is missing, but it lists the images that the run was begun with; restore it, or choose "
+                "another --output"
             )
         return
     then = read_json(atomic.read_bytes(path), StoredIdentity, str(path))

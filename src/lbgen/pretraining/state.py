@@ -230,8 +230,7 @@ def build_optimizer(config: PretrainConfig, model: nn.Module) -> torch.optim.Opt
         )
     except (ValueError, TypeError, AssertionError, AttributeError) as error:
         raise UserError(
-            f"--optimizer {config.optimizer}: {' '.join(str(error).split())}; timm.optim.list_optimizers() lists those "
-            "that there are"
+            f"--optimizer {config.optimizer}: {' '.join(str(error).split())}; timm.optim.list_optimizers() lists them"
         ) from error
 
 

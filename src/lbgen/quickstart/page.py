@@ -44,11 +44,11 @@ STATISTICS = {
 """Key in evaluations.jsonl -> title and note."""
 LIMITS = (
     "The micro world is a toy: 12 drawn categories on 6 scenes, 64x64 pixels, models of a few million weights. A "
-    "result here shows that the method and this code work, not that they work as well on photographs.",
+    "result here shows that the method and this code work, but not that they work as well on photographs.",
     "Diverse prompts name the attribute that the figures measure, and this generator knows its words. They do not "
-    "help against a bias that nobody thought of naming; alignment is given category names alone.",
+    "help against a bias that nobody thought of naming; alignment uses only category names.",
     "This is one alignment with one seed. The intervals cover the sampling of images, not other alignments: "
-    "docs/independence.md and docs/microworld.md have several seeds and settings, failures too.",
+    "docs/independence.md and docs/microworld.md have several seeds and settings, including failures.",
     "The judge is a small network too. It never trains the generator, but it was trained on cleanly drawn images, "
     "and a blurred or half-drawn object can mislead it.",
     "Less scene information does not by itself make a better training set. No backbone is trained here; "

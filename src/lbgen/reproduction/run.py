@@ -77,7 +77,7 @@ def ensure_can_begin(config: ReproduceConfig) -> None:
     if os.path.islink(config.page_path):
         raise UserError(f"--page {config.page_path}: it is a link, which would be replaced; name the file itself")
     if os.path.lexists(config.page_path) and MARK.encode() not in atomic.read_bytes(config.page_path):
-        raise UserError(f"--page {config.page_path}: it has no place for tables; name a page that is not there yet")
+        raise UserError(f"--page {config.page_path}: it has no markers for tables; name a page that does not exist yet")
 
 
 def possible(config: ReproduceConfig, units: list[Unit]) -> list[Unit]:

@@ -94,7 +94,7 @@ def ensure_versions(recorded: Iterable[str], output: str) -> None:
     if others := [line.replace(" ", "==") for line in recorded if line not in installed]:
         raise UserError(
             f"{output} was begun with {' '.join(others)}, and one output must not mix library versions; "
-            "install that to go on with it, or choose another --output"
+            "install these versions to continue it, or choose another --output"
         )
 
 

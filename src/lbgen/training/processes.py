@@ -29,8 +29,8 @@ def refuse_engines(verb: str) -> None:
     for variable, engine in ENGINES.items():
         if os.environ.get(variable, "").lower() == "true":
             raise UserError(
-                f"{variable} asks for {engine}, and every process of lbgen {verb} holds whole models; unset it, or "
-                "choose no such engine in `accelerate config`"
+                f"{variable} selects {engine}, but every process of lbgen {verb} holds whole models; unset it, or "
+                "do not choose it in `accelerate config`"
             )
 
 

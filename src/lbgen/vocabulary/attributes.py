@@ -44,7 +44,7 @@ def load_attributes(given: str | Path | None) -> list[Attribute]:
 def _attribute(path: Path, name: str, given: Any) -> Attribute:
     place = f"{path}, {name}"
     if name in MEASURED:
-        raise UserError(f"{place}: this name is taken by what is measured without texts; choose another")
+        raise UserError(f"{place}: this name belongs to a measure without texts; choose another")
     if not isinstance(given, dict) or set(given) != {"template", "values"}:
         raise UserError(f"{place}: give it a `template` and `values`, and nothing else")
     template, values = given["template"], given["values"]

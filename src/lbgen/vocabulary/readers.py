@@ -44,7 +44,7 @@ def read_entries(path: Path) -> list[Entry]:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(
-            f"{path}: {path.suffix} is no kind of vocabulary that lbgen reads; give a .txt with one category per line, "
+            f"{path}: lbgen does not read vocabularies of type {path.suffix}; give a .txt with one category per line, "
             "a .csv, .tsv, .json or .jsonl, or an ImageFolder"
         )
     return reader(_read_text(path), str(path))
@@ -122,14 +122,14 @@ def _refuse_header(lines: list[Line], has_ids: bool) -> None:
     for source, line in lines[:1]:
         if _is_header(re.split(r"[,;\s]+" if has_ids else r"[,;]", line)):
             raise UserError(
-                f"{source}: it is the header of a table; call the file .csv, or .tsv where TABs separate the columns, "
+                f"{source}: it is the header of a table; call the file .csv, or .tsv if TABs separate the columns, "
                 "or remove the line"
             )
 
 
 def _tab_entry(line: str, source: str) -> Entry:
     if "\t" not in line:
-        raise UserError(f"{source}: no TAB between id and name, as other lines have; add it")
+        raise UserError(f"{source}: no TAB between id and name, unlike other lines; add it")
     category_id, name = line.split("\t", 1)
     return Entry(category_id.strip(" "), _one_spaced(name), source)
 
@@ -158,13 +158,13 @@ def _id_entry(line: str, source: str) -> Entry:
     words = line.split(maxsplit=1)
     if not _begins_with_id(line) and fault(words[0]) is None:
         raise UserError(
-            f'{source}: "{on_one_line(line)}" is not an id and a name, as other lines are; separate id and name with a '
-            "TAB on every line, or put mere names into a .csv with a `name` column"
+            f'{source}: "{on_one_line(line)}" is not an id and a name, unlike other lines; separate id and name with a '
+            "TAB on every line, or put names without ids into a .csv with a `name` column"
         )
     if len(words) == 2 and re.search(r"^[(\[{\"']|[,;)\]}\"']$", words[0]):
         raise UserError(
-            f'{source}: "{on_one_line(words[0])}" is no id; number every line in the same way, or separate id and name '
-            "with a TAB"
+            f'{source}: "{on_one_line(words[0])}" is not an id; number every line in the same way, or separate id and '
+            "name with a TAB"
         )
     return Entry(words[0], _one_spaced(" ".join(words[1:])), source)
 

@@ -93,7 +93,7 @@ def test_every_direction_of_the_thumbnail_counts_alike(draw):
 def test_texts_that_leave_nothing_are_refused(draw):
     """Six texts, and five, in five dimensions; four leave one."""
     for count in (6, 5):
-        with pytest.raises(UserError, match="--independence-span 1: the texts span all that a feature can hold"):
+        with pytest.raises(UserError, match="--independence-span 1: the texts span the whole feature space"):
             ensure_residual(draw(count, 5), 1.0)
     ensure_residual(draw(4, 5), 1.0)
     ensure_residual(draw(6, 5), 0.5)

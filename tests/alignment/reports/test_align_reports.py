@@ -32,7 +32,7 @@ def test_a_run_opens_with_what_it_does_and_ends_with_the_next_command(fresh, cap
     assert opening["update"] == "2 images" and opening["updates"] == "2, after 1 of the discriminator alone"
     assert opening["output"] == str(config.folder) and opening["device"].endswith(", fp32")
     assert shown.splitlines()[-1] == f"2 updates; the adapter is in {config.folder}/adapter"
-    assert "going on" not in shown
+    assert "continuing" not in shown
 
     # The command is one that lbgen takes, and it generates with this adapter.
     program, *argv = shlex.split(result.next_command)
@@ -47,7 +47,7 @@ def test_a_run_opens_with_what_it_does_and_ends_with_the_next_command(fresh, cap
 
     # It goes on from where it stands; a finished run says so.
     run.align(replace(config, max_steps=3))
-    assert "\ngoing on from step 2 of 3\n" in capsys.readouterr().out
+    assert "\ncontinuing from step 2 of 3\n" in capsys.readouterr().out
     run.align(replace(config, max_steps=3))
     finished = f"{config.folder} is finished: 3 steps; the adapter is in {config.folder}/adapter\n"
     assert capsys.readouterr().out == finished
@@ -58,7 +58,7 @@ def test_a_run_that_was_stopped_in_its_warm_up_says_where_it_goes_on(fresh, caps
     vocabulary = load_vocabulary(config.vocabulary)
     run.say_opening(config, vocabulary, AlignmentProgress(0, 4, 2, ""), processes=2, device="a device")
     shown = capsys.readouterr().out
-    assert shown.endswith("going on from warm-up update 4 of 9\n") and "2 images (2 processes of 2)" in shown
+    assert shown.endswith("continuing from warm-up update 4 of 9\n") and "2 images (2 processes of 2)" in shown
 
 
 @pytest.mark.parametrize(

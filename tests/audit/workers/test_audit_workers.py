@@ -142,7 +142,7 @@ def test_the_share_of_broken_images_is_that_of_the_sample(observer, tmp_path):
     assert part.broken_share == len(drawn) / (len(drawn) + len(part.keys)) < 6 / (6 + len(part.keys))
 
 
-@pytest.mark.parametrize("share, said", [(1e-9, "none of its 52 images"), (0.03, "of one category alone")])
+@pytest.mark.parametrize("share, said", [(1e-9, "none of its 52 images"), (0.03, "of only one category")])
 def test_a_sample_that_is_too_small_is_refused(share, said, observer, folder, tmp_path):
     seed = next(seed for seed in range(1000) if fits(folder, share, seed))
     with pytest.raises(UserError, match=said):

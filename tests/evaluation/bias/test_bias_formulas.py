@@ -196,7 +196,7 @@ def test_answers_are_scored_without_torch_and_the_table_is_printed(tmp_path, cap
     ("rows", "benchmark", "message"),
     [
         ([], "cue-conflict", "no column object_response"),
-        (["object_response,category,imagename"], "cue-conflict", "no answer in it"),
+        (["object_response,category,imagename"], "cue-conflict", "it has no answers"),
         (["cat,lion,lion1-cat1.png"], "cue-conflict", "row 1, category: 'lion' is not one of the 16 categories"),
         (["cat,dog,cat1-dog1.png"], "cue-conflict", "row 1, imagename: 'cat1-dog1.png' does not end in dog1-TEXTURE1"),
         (["answer,category", "a,b"], "imagenet-r", "no column imagename"),

@@ -252,7 +252,7 @@ def test_another_configuration_other_images_and_other_weights_are_refused(config
     more = replace(config, benchmarks=("imagenet-r",), data=str(tmp_path / "data"), output=str(tmp_path / "more"))
     bias(more)
     picture(1).save(tmp_path / "data/n01443537/art_1.jpg")
-    with pytest.raises(UserError, match="imagenet-r.csv is of 1 images, and --data has 2 of imagenet-r now"):
+    with pytest.raises(UserError, match="imagenet-r.csv has 1 images, but --data now has 2 of imagenet-r"):
         bias(more)
     own = write_run(tmp_path / "net", model, imagenet_ids())
     small = replace(config, backbones=(str(own),), benchmarks=("imagenet-r",), output=str(tmp_path / "out"))
@@ -293,7 +293,7 @@ def test_what_is_missing_is_named_with_its_page_and_the_others_go_on(data, backb
     own = BiasConfig(backbones=(backbone,), benchmarks=("focus", "imagenet-r"), data=str(tmp_path / "data"), output=out)
     result = bias(own)
     told = capsys.readouterr().err
-    assert "no folder focus in it" in told and "https://github.com/priyathamkat/focus; the others go on" in told
+    assert "no folder focus in it" in told and "https://github.com/priyathamkat/focus; the others continue" in told
     assert "imagenet-r: 1 of the 30,000 published images" in told
     assert list(result.backbones["net"]) == ["imagenet-r"]
     assert json.loads(result.figures.read_text())["missing"].keys() == {"focus"}
@@ -308,7 +308,7 @@ def test_what_is_missing_is_named_with_its_page_and_the_others_go_on(data, backb
     [
         ("cue-conflict", ("dog/dog1-cat1.png", "dog/cat1-dog1.png"), "it would be called dog1-TEXTURE1.png"),
         ("imagenet9", ("original/val/08_fish", "original/val/09_cat"), "ImageNet-9 has the folders 00_dog"),
-        ("focus", ("dog-snow/2.jpg", "dog-snow/4.jpg"), "it is in annotations.db and not on disk"),
+        ("focus", ("dog-snow/2.jpg", "dog-snow/4.jpg"), "it is in annotations.db but not on disk"),
         ("focus", ("dog-snow/2.jpg", "annotations.db"), "it is not FOCUS's database"),
     ],
 )

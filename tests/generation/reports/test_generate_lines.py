@@ -53,12 +53,12 @@ def test_a_run_opens_goes_on_and_ends_in_words(config, tmp_path, monkeypatch, ca
         "output": f"{tmp_path}/made, split train",
         "device": opening["device"],
     }
-    assert "going on" not in shown.out and opening["device"].endswith(", fp32")
+    assert "continuing" not in shown.out and opening["device"].endswith(", fp32")
     assert "interrupted; finishing the images that are being drawn first (once more to stop at once)" in shown.err
 
     result = generate(made)
     shown = capfd.readouterr()
-    assert "\ngoing on from image 7 of 12\n" in shown.out  # the first shard is stored, two images of the next are drawn
+    assert "\ncontinuing from image 7 of 12\n" in shown.out  # one whole shard, and two images of the next
     assert shown.out.endswith(f"12 of 12 images of 3 categories in {tmp_path}/made\n")
 
     # The command that comes next is one that lbgen takes, of this dataset.

@@ -282,7 +282,7 @@ def test_a_dataset_from_someone_else_names_no_space_that_is_loaded(config, tmp_p
     made = replace(config, output=str(tmp_path / "made"), screen=("quality",), screen_semantics=str(tiny_clip_folder))
     generate(made)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
-    with pytest.raises(UserError, match="you have not made this dataset.* give --screen-semantics"):
+    with pytest.raises(UserError, match="you did not make this dataset.* give --screen-semantics"):
         verify(made.output, check_scores=True)
     assert verify(made.output, check_scores=True, screen_semantics=str(tiny_clip_folder)).damaged == ()
 

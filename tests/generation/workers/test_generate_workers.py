@@ -374,6 +374,6 @@ def test_ray_is_started_here_unless_a_cluster_is_named(cluster, monkeypatch, cap
     places = max(3, os.cpu_count() or 1)
     assert joined(None, 3) == (places, 3)
     assert joined(cluster.address, 3) == (2, 3)
-    assert "the Ray cluster has place for 2 of 3 workers" in capsys.readouterr().err
+    assert "the Ray cluster has slots for 2 of 3 workers" in capsys.readouterr().err
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     assert joined(None, 2) == (2, 2)

@@ -155,7 +155,7 @@ def test_a_record_that_keeps_an_image_without_a_file_is_refused(config, tmp_path
     made = replace(config, output=tmp_path / "made", screen=("blank",), max_attempts=1)
     interrupted(made, 5, monkeypatch)
     edit(left(tmp_path / "made"), sha256=None, reasons=["blank"])
-    with pytest.raises(UserError, match="contradicts itself at .*; remove .staging and start again"):
+    with pytest.raises(UserError, match="is inconsistent at .*; remove .staging and start again"):
         generate(made)
 
 

@@ -127,7 +127,7 @@ def test_a_dataset_of_broken_images_ends_the_run_in_one_line(tmp_path, scenes, c
     faults = images[everything(images)].faults
     assert len(faults) >= MOST_BROKEN
     with pytest.raises(
-        UserError, match=r"0008.png: its format is not known; one image after another cannot be decoded"
+        UserError, match=r"0008.png: its format is not known; too many images in one batch cannot be decoded"
     ):
         Faults().add(faults)
     few = Faults()

@@ -87,7 +87,7 @@ def ensure_residual(text_features: Tensor, span: float) -> None:
     """Refuse texts (C, D) whose directions, up to this share of their variance, span the whole feature space."""
     directions = text_directions(text_features.double().cpu(), span)
     if len(directions) == text_features.shape[1]:
-        raise UserError(f"--independence-span {span:g}: the texts span all that a feature can hold; give less")
+        raise UserError(f"--independence-span {span:g}: the texts span the whole feature space; give less")
 
 
 def within_category_deviations(values: Tensor, category_indices: Tensor) -> Tensor:

@@ -244,7 +244,7 @@ def _ensure_labels(shard: Path, schema: pa.Schema, name: str) -> None:
         kind = kind.value_type
     are_labels = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean)
     if not any(is_kind(kind) for is_kind in are_labels):
-        raise UserError(f"{shard}: --label-column {name}: it holds {kind}; name one of whole numbers or texts")
+        raise UserError(f"{shard}: --label-column {name}: it holds {kind}; name a column of whole numbers or texts")
 
 
 def _features(shard: Path, schema: pa.Schema) -> dict[str, list[str]]:

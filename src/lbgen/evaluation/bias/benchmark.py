@@ -85,7 +85,7 @@ class Benchmark:
     def read_answers(self, path: Path) -> Answers:
         found = self.read(path) if self.read else answers.read(path, self.columns)
         if not len(found):
-            raise UserError(f"{path}: no answer in it; give a file with an image a row")
+            raise UserError(f"{path}: it has no answers; give a file with one image per row")
         return found
 
 

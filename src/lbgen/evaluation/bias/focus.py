@@ -63,12 +63,10 @@ def _items(folder: Path) -> list[Item]:
     for row in _rows(folder / DATABASE):
         name, category, time, weather, locations = (str(value or "") for value in row)
         if category not in CATEGORIES:
-            raise UserError(
-                f"{folder / DATABASE}, {name}: {category!r:.40} is none of FOCUS's categories; get it again"
-            )
+            raise UserError(f"{folder / DATABASE}, {name}: {category!r:.40} is not a category of FOCUS; get it again")
         path = atomic.inside(folder, name.lstrip("/"))
         if not path.is_file():
-            raise UserError(f"{path}: it is in {DATABASE} and not on disk; get FOCUS again from {BENCHMARK.source}")
+            raise UserError(f"{path}: it is in {DATABASE} but not on disk; get FOCUS again from {BENCHMARK.source}")
         uncommon = CATEGORIES[category].uncommon
         given = ((time,), (weather,), locations.split(", "))
         flags = [
@@ -103,7 +101,7 @@ def read(path: Path) -> Answers:
     try:
         stored = read_npz(path, "predictions")
     except ValueError as error:
-        raise UserError(f"{path}: it is no .npz with `predictions` ({error}); give one") from None
+        raise UserError(f"{path}: it is not a .npz with `predictions` ({error}); give one") from None
     is_of_numbers = stored.ndim == 2 and stored.shape[1] == 15 and stored.dtype.kind in "buif"
     if not is_of_numbers or len(stored) > MOST_ROWS or not np.isin(stored, (0, 1)).all():
         raise UserError(

@@ -58,7 +58,7 @@ def _is_of(path: Path, benchmark: Benchmark, items: Sequence[Item]) -> bool:
         return False
     saved = answers.read(path, benchmark.columns).values("imagename")
     if [str(name) for name in saved] != [item.known[-1] for item in items]:
-        raise UserError(f"{path}: it is of other images than --data has now; restore them, or choose another --output")
+        raise UserError(f"{path}: made with other images than --data has now; restore them, or choose another --output")
     return True
 
 

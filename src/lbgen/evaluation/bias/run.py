@@ -129,7 +129,7 @@ def _measured(
 ) -> BiasResult:
     say(_opening(config, sources))
     for missing in sources.missing.values():
-        warn(f"warning: {missing}; the others go on")
+        warn(f"warning: {missing}; the others continue")
     for name in sources:
         if incomplete := incompleteness(name, sources.counts[name]):
             warn(f"warning: {incomplete}; get it again from {benchmarks[name].source}, or mind the number of images")
@@ -194,7 +194,7 @@ def _ensure_of_these_images(folder: Path, benchmarks: dict[str, Benchmark], sour
         now = sum(part["found"] for part in counts.values())
         if path.is_file() and (then := len(benchmarks[key].read_answers(path))) != now:
             raise UserError(
-                f"{path} is of {then:,} images, and --data has {now:,} of {key} now; restore them, or choose another "
+                f"{path} has {then:,} images, but --data now has {now:,} of {key}; restore them, or choose another "
                 "--output"
             )
 

@@ -151,7 +151,7 @@ def shown_name(name: str, names: Sequence[str]) -> str:
 def nothing_here(missing: Mapping[str, str]) -> UserError:
     """The error for a run without any data set."""
     return UserError(
-        f"--datasets: none is there; add digits, which always is, or get one ({'; '.join(missing.values())})"
+        f"--datasets: none of them is there; add digits, which always is, or get one ({'; '.join(missing.values())})"
     )
 
 
@@ -236,7 +236,7 @@ def say_opening(names: dict[str, str], datasets: dict[str, str], config: Transfe
     say(table(rows))
     saved.say_in_full(config)
     if known := sum(1 for _ in (config.folder / RESULTS).glob("*.json")):
-        say(f"going on with {counted(known, 'result')} from before")
+        say(f"continuing with {counted(known, 'result')} from before")
 
 
 def say_result(found: Result) -> None:

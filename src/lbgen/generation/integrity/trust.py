@@ -67,8 +67,8 @@ def with_trusted_inputs(
         for name, value in loaded_inputs(config).items():
             if name in fields and name not in given:
                 raise UserError(
-                    f"{store}/{RECORD} names {name} {value}, and you have not made this dataset; to load it "
-                    f"nevertheless, or another copy of it, give --{name.replace('_', '-')}"
+                    f"{store}/{RECORD} names {name} {value}, but you did not make this dataset; to load it "
+                    f"anyway, or another copy of it, give --{name.replace('_', '-')}"
                 )
     trusted = with_absolute_paths(replace(config, **given))
     _ensure_inputs_exist(trusted, fields)

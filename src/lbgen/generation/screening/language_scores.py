@@ -71,7 +71,7 @@ def load_screen(config: GenerateConfig, checks: Sequence[Check], plan: Plan, rec
     if weights_sha256(config, "screen_semantics", record.made_with) != record.made_with.hashes["semantics"]:
         raise UserError(
             f"{config.output} was screened by another language space than --screen-semantics "
-            f"{config.screen_semantics}; give that one"
+            f"{config.screen_semantics}; give the one it was screened with"
         )
     return screen
 

@@ -52,7 +52,8 @@ def load_prepared_generator(config: GenerateConfig, device: str) -> Generator:
     )
     generator.check_trajectory(config.steps, config.size)
     if config.localize and not hasattr(generator.family, "text_attention"):
-        raise UserError(f"--localize: where {generator.family.title} attends to its prompt is not known; leave it out")
+        title = generator.family.title
+        raise UserError(f"--localize: lbgen does not know where {title} attends to its prompt; leave it out")
     if config.adapter is not None:
         generator.merge_adapter(config.adapter)
     generator.optimize()

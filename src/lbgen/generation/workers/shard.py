@@ -254,7 +254,7 @@ def verdict_of(drawn: DrawnImage) -> Verdict:
 def with_hashes(row: Row, drawn: DrawnImage) -> Row:
     """The row with the hash of its file and, if any, the mask's columns."""
     if drawn.sha256 is None:  # not written by a run of this configuration
-        raise UserError(f"the staging folder contradicts itself at {row.key}; remove .staging and start again")
+        raise UserError(f"the staging folder is inconsistent at {row.key}; remove .staging and start again")
     return replace(
         row,
         sha256=drawn.sha256,

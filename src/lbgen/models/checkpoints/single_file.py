@@ -78,7 +78,7 @@ def transformer_weights(kind: Any, weights: dict[str, Tensor], where: Checkpoint
         except (KeyError, IndexError, RuntimeError) as error:
             raise ValueError(f"diffusers cannot convert its weights to {kind.__name__}: {error}") from error
     if foreign := found.keys() - expected:
-        raise ValueError(f"the configuration of the transformer has no place for {min(foreign)}")
+        raise ValueError(f"the configuration of the transformer does not include {min(foreign)}")
     if lacking := expected - found.keys():
         raise ValueError(f"transformer lacks the weight {min(lacking)}")
     return found

@@ -87,7 +87,7 @@ def refuse_scheduler(checkpoint: str, scheduler: str) -> None:
     if scheduler not in ("native", *FLOW_SCHEDULERS):
         choices = ", ".join(("native", *FLOW_SCHEDULERS))
         raise UserError(
-            f"generator {checkpoint}: {scheduler} cannot sample from a network that matches flows; choose --scheduler "
+            f"generator {checkpoint}: {scheduler} cannot sample from a flow-matching network; choose --scheduler "
             f"{choices}"
         )
 

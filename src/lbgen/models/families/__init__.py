@@ -105,7 +105,7 @@ def _refuse_foreign_code(index: dict[str, Any], where: str) -> None:
     for part, described in index.items():
         if isinstance(described, list) and not _is_library_class(described):
             raise UserError(
-                f"generator {where}, model_index.json: {part} is no class of diffusers or transformers, "
+                f"generator {where}, model_index.json: {part} is not a class of diffusers or transformers, "
                 "and lbgen runs no other code; give a checkpoint without it"
             )
 

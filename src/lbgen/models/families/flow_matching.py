@@ -83,8 +83,8 @@ class FlowMatching(TransformerFamily):
         solves = config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction"
         if not (kind == EULER or (kind in SOLVERS and solves)) or config.get("invert_sigmas"):
             raise UserError(
-                f"generator {self.name}, scheduler_config.json: its {kind!s:.40} does not match flows; give {EULER}, "
-                f"or one of {', '.join(SOLVERS)} with use_flow_sigmas and prediction_type flow_prediction"
+                f"generator {self.name}, scheduler_config.json: its {kind!s:.40} is not for flow matching; give "
+                f"{EULER}, or one of {', '.join(SOLVERS)} with use_flow_sigmas and prediction_type flow_prediction"
             )
         if self.largest_shift is None and kind in NEED_MU and config.get("use_dynamic_shifting"):
             raise UserError(

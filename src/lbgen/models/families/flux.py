@@ -49,8 +49,8 @@ class Flux(FlowMatching):
             refuse_guidance(self.name, guidance.scale)
         if guidance.interval is not None and guidance.true_scale <= 1:
             raise UserError(
-                f"generator {self.name}: --guidance-interval: its guidance is no second call of the network that could "
-                "be left out; give none"
+                f"generator {self.name}: --guidance-interval: its guidance has no second call of the network to leave "
+                "out; give none"
             )
         return replace(guidance, scale=guidance.true_scale, true_scale=1.0)
 

@@ -227,7 +227,7 @@ def _refuse_lost_signal(scheduler: Any, checkpoint: str) -> None:
     predicts_noise = scheduler.config.get("prediction_type") == "epsilon" and hasattr(scheduler, "alphas_cumprod")
     if predicts_noise and noise_level(scheduler, first) >= PURE_NOISE:
         raise UserError(
-            f"generator {checkpoint}: its timestep {int(first)} is pure noise, from which no image follows where the "
+            f"generator {checkpoint}: its timestep {int(first)} is pure noise, from which no image can be made if the "
             "network predicts epsilon; correct its scheduler_config.json: with rescale_betas_zero_snr, prediction_type "
             "is v_prediction"
         )

@@ -221,8 +221,8 @@ class Feed:
         for batch in self.loader:
             if batch.unreachable:
                 raise UserError(
-                    f"images did not come from their storage ({batch.unreachable}); start again, the run goes on from "
-                    "its checkpoint"
+                    f"images could not be read from their storage ({batch.unreachable}); start again, the run "
+                    "continues from its checkpoint"
                 )
             yield batch
 
@@ -240,7 +240,7 @@ class Feed:
                 raise
             cause = " ".join(str(error).split())[:150]
             raise UserError(
-                f"a process that loads images ended ({cause}); give fewer --workers and start again, the run goes on "
+                f"a process that loads images ended ({cause}); give fewer --workers and start again, the run continues "
                 "from its checkpoint"
             ) from error
         finally:

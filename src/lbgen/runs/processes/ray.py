@@ -64,7 +64,7 @@ def actors_to_start(ray: Any, workers: int | None, address: str | None) -> int:
         return workers or places
     if not starts_nothing(address):
         return places
-    warn(f"the Ray cluster has place for {places} of {workers} workers; the others wait until it grows")
+    warn(f"the Ray cluster has slots for {places} of {workers} workers; the others wait until it grows")
     return workers
 
 

@@ -222,7 +222,7 @@ def read_coco(layout: Layout) -> CocoSet:
     if categories[TRAIN] != categories[TEST]:
         raise UserError(
             f"{layout[TEST].annotations}: its categories are not those of {layout[TRAIN].annotations.name}; give both "
-            "the same"
+            "the same categories"
         )
     number = {category: place for place, category in enumerate(sorted(categories[TRAIN]), 1)}
     images: list[Image] = []

@@ -111,7 +111,7 @@ def ensure_here(name: str, root: Path) -> None:
     if known in PUBLISHED:
         raise not_here(name, root)
     raise UserError(
-        f"--datasets {name}: no such set, and no folder of this name, also not in {root}; give a folder or one of "
+        f"--datasets {name}: no such set, and no folder of this name here or in {root}; give a folder or one of "
         f"{', '.join([DIGITS, *PUBLISHED])}"
     )
 
