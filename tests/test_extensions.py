@@ -267,7 +267,10 @@ def test_an_interrupted_run_goes_on_with_the_same_terms_and_weights_only(fresh, 
             lambda batch: batch.images.mean().detach(),
             "--extra-terms own=0.5: the own term's gradient on the adapter is",
         ),
-        (lambda batch: batch.features.mean(dim=1), "--extra-terms own: its function returns a tensor of shape (2,); it must"),
+        (
+            lambda batch: batch.features.mean(dim=1),
+            "--extra-terms own: its function returns a tensor of shape (2,); it must",
+        ),
         (lambda batch: 0.5, "--extra-terms own: its function returns float; it must return a scalar tensor"),
         (
             lambda batch: batch.images.mean() / 0,

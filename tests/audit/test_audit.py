@@ -196,7 +196,7 @@ def test_an_audit_says_what_it_reads_how_far_it_is_and_what_comes_next(folder, c
         main(["audit", places[0], "--semantics", "microworld", "--output", places[1], "--verbose"])
         shown = capsys.readouterr()
         assert f"dataset biased  {folder}/biased\nlanguage space  microworld\n" in shown.out
-        assert ("continuing with the cache" in shown.out) == (output == "out") and "\npermutations: 999\n" in shown.out
+        assert ("going on with the cache" in shown.out) == (output == "out") and "\npermutations: 999\n" in shown.out
         assert f"next: open {folder}/{output}/report.html in a browser" in shown.out.splitlines()[-1]
         assert "biased: 122 of 122 images" in shown.err and "probe: " in shown.err and "\r" not in shown.err
 

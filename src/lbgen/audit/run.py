@@ -153,7 +153,7 @@ def say_opening(readers: Sequence[DatasetReader], names: Sequence[str], config: 
     say(table(rows))
     saved.say_in_full(config)
     if known := sum(path.stat().st_size for path in (config.folder / "cache").glob("seen-*.rows")):
-        say(f"continuing with the cache ({in_units(known, SIZES)}): images that are in it are not measured again")
+        say(f"going on with the cache ({in_units(known, SIZES)}): images that are in it are not measured again")
 
 
 def next_step(readers: Sequence[DatasetReader], config: AuditConfig) -> str:

@@ -32,7 +32,7 @@ def say_opening(
     say(table(rows))
     saved.say_in_full(config)
     if state.step and state.progress.epoch < config.epochs:
-        say(f"continuing from update {state.progress.update} of epoch {state.progress.epoch + 1}")
+        say(f"going on from update {state.progress.update} of epoch {state.progress.epoch + 1}")
 
 
 def described_data(config: PretrainConfig, folders: Sequence[Path], sources: Sources) -> list[tuple[str, str]]:

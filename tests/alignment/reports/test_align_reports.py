@@ -47,7 +47,7 @@ def test_a_run_opens_with_what_it_does_and_ends_with_the_next_command(fresh, cap
 
     # It goes on from where it stands; a finished run says so.
     run.align(replace(config, max_steps=3))
-    assert "\ncontinuing from step 2 of 3\n" in capsys.readouterr().out
+    assert "\ngoing on from step 2 of 3\n" in capsys.readouterr().out
     run.align(replace(config, max_steps=3))
     finished = f"{config.folder} is finished: 3 steps; the adapter is in {config.folder}/adapter\n"
     assert capsys.readouterr().out == finished
@@ -58,7 +58,7 @@ def test_a_run_that_was_stopped_in_its_warm_up_says_where_it_goes_on(fresh, caps
     vocabulary = load_vocabulary(config.vocabulary)
     run.say_opening(config, vocabulary, AlignmentProgress(0, 4, 2, ""), processes=2, device="a device")
     shown = capsys.readouterr().out
-    assert shown.endswith("continuing from warm-up update 4 of 9\n") and "2 images (2 processes of 2)" in shown
+    assert shown.endswith("going on from warm-up update 4 of 9\n") and "2 images (2 processes of 2)" in shown
 
 
 @pytest.mark.parametrize(

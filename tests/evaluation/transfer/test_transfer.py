@@ -206,7 +206,7 @@ def test_the_opening_counts_one_thing_as_one(config, tmp_path, capsys, count, dr
         (tmp_path / f"results/{number}.json").touch()
     say_opening({}, {}, config, "CPU")
     shown = capsys.readouterr().out
-    assert f"few-shot: 1, {draws}\n" in shown and shown.endswith(f"\ncontinuing with {results} from before\n")
+    assert f"few-shot: 1, {draws}\n" in shown and shown.endswith(f"\ngoing on with {results} from before\n")
 
 
 def test_fine_tuning_goes_on_after_the_last_pair_that_was_judged(base, config, tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ def test_a_run_opens_goes_on_and_ends_in_words(config, tmp_path, monkeypatch, ca
 
     result = generate(made)
     shown = capfd.readouterr()
-    assert "\ncontinuing from image 7 of 12\n" in shown.out  # one whole shard, and two images of the next
+    assert "\ngoing on from image 7 of 12\n" in shown.out  # one whole shard, and two images of the next
     assert shown.out.endswith(f"12 of 12 images of 3 categories in {tmp_path}/made\n")
 
     # The command that comes next is one that lbgen takes, of this dataset.

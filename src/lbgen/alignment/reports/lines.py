@@ -30,9 +30,9 @@ def say_opening(
     say(table(rows))
     saved.say_in_full(config)
     if progress.step:
-        say(f"continuing from step {progress.step} of {config.max_steps}")
+        say(f"going on from step {progress.step} of {config.max_steps}")
     elif progress.warmup:
-        say(f"continuing from warm-up update {progress.warmup} of {config.discriminator_warmup_steps}")
+        say(f"going on from warm-up update {progress.warmup} of {config.discriminator_warmup_steps}")
 
 
 def updates(config: AlignConfig) -> str:

@@ -236,7 +236,7 @@ def say_opening(names: dict[str, str], datasets: dict[str, str], config: Transfe
     say(table(rows))
     saved.say_in_full(config)
     if known := sum(1 for _ in (config.folder / RESULTS).glob("*.json")):
-        say(f"continuing with {counted(known, 'result')} from before")
+        say(f"going on with {counted(known, 'result')} from before")
 
 
 def say_result(found: Result) -> None:

@@ -47,7 +47,7 @@ def say_opening(config: GenerateConfig, plan: Plan, made: int, device: str) -> N
     if differences := training_differences(config, plan.categories):
         say(f"not as the adapter was trained: {'; '.join(differences)}")
     if made:
-        say(f"continuing from image {made:,} of {images:,}")
+        say(f"going on from image {made:,} of {images:,}")
 
 
 def next_command(config: GenerateConfig) -> str:

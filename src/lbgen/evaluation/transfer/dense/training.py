@@ -188,5 +188,5 @@ def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, setup:
     except DAMAGE as error:
         cause = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not the checkpoint of this training ({cause}); remove it to begin again") from None
-    say(f"{setup.name}: continuing after epoch {epochs} of {setup.epochs}")
+    say(f"{setup.name}: going on after epoch {epochs} of {setup.epochs}")
     return epochs
