@@ -330,7 +330,7 @@ def test_an_object_is_registered_under_a_name_that_a_config_gives(tiny_clip_fold
     for given in (Constant(), lambda space: Constant()):
         lbgen.register("quality", "constant", given)
         assert load_quality("constant", space).score(torch.rand(2, 3, 8, 8)).tolist() == [3, 3]
-    assert "no group of extensions" in refusal(lbgen.register, "loss", "constant", Constant)
+    assert "not a group of extensions" in refusal(lbgen.register, "loss", "constant", Constant)
     assert "give a name and a function" in refusal(lbgen.register, "terms", "constant", 3)
     assert "b in quality: a dict has no method `score`; give a sc" in refusal(lbgen.register, "quality", "b", {})
     assert "give a name and a function" in refusal(lbgen.register, "quality", "", Constant())

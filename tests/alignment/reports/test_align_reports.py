@@ -32,7 +32,7 @@ def test_a_run_opens_with_what_it_does_and_ends_with_the_next_command(fresh, cap
     assert opening["update"] == "2 images" and opening["updates"] == "2, after 1 of the discriminator alone"
     assert opening["output"] == str(config.folder) and opening["device"].endswith(", fp32")
     assert shown.splitlines()[-1] == f"2 updates; the adapter is in {config.folder}/adapter"
-    assert "continuing" not in shown
+    assert "going on" not in shown
 
     # The command is one that lbgen takes, and it generates with this adapter.
     program, *argv = shlex.split(result.next_command)

@@ -53,7 +53,7 @@ def test_a_run_opens_goes_on_and_ends_in_words(config, tmp_path, monkeypatch, ca
         "output": f"{tmp_path}/made, split train",
         "device": opening["device"],
     }
-    assert "continuing" not in shown.out and opening["device"].endswith(", fp32")
+    assert "going on" not in shown.out and opening["device"].endswith(", fp32")
     assert "interrupted; finishing the images that are being drawn first (once more to stop at once)" in shown.err
 
     result = generate(made)
