@@ -224,7 +224,7 @@ def _run(argv: Sequence[str]) -> None:
         if is_first():
             if following := getattr(result, "next_command", ""):
                 say(f"next: {following}")
-            if summary := getattr(result, "summary", ""):
+            if isinstance(summary := getattr(result, "summary", None), str):  # a quickstart's is a file
                 say(summary)
     if getattr(result, "damaged", ()):  # of verify
         sys.exit(3)

@@ -26,7 +26,7 @@ def test_the_built_in_list_fits_the_shortest_language_model():
         ('scene: {template: "{value}", values: [a]}', "two or more texts"),
         ('scene: {template: "{value}", values: [a, 3]}', "quote numbers"),
         ('scene: {template: "{value}", values: [a, a]}', "a value is listed twice"),
-        ('measured position: {template: "{value}", values: [a, b]}', "this name is taken"),
+        ('measured position: {template: "{value}", values: [a, b]}', "this name belongs to a measure without texts"),
         ("- scene", "expected lines of the form"),
     ],
 )

@@ -53,14 +53,14 @@ def test_plan_counts_and_makes_nothing(config, tmp_path, capsys):
 def test_the_licence_is_shown_before_weights_are_read(config, capsys, tmp_path):
     """Also where there are none."""
     with pytest.raises(UserError, match="none cannot be loaded: there is no such folder"):
-        plan(replace(config, generator=str(tmp_path / "none")))
+        plan(replace(config, generator=str(tmp_path / "none"), output=tmp_path / "data"))
     assert "\nlicence  not known to lbgen; read the model card" in capsys.readouterr().out
 
 
-def test_the_licence_of_a_known_generator_is_shown(config, capsys, monkeypatch):
+def test_the_licence_of_a_known_generator_is_shown(config, capsys, monkeypatch, tmp_path):
     """A hub that cannot be reached is asked for the weights after it."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="stable-diffusion-xl-base-1.0 cannot be loaded"):
-        plan(replace(config, generator="sdxl"))
+        plan(replace(config, generator="sdxl", output=tmp_path / "data"))
     assert "\nlicence  CreativeML OpenRAIL++-M; images as training data: yes" in capsys.readouterr().out

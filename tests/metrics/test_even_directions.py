@@ -92,6 +92,18 @@ def test_only_the_even_components_are_left_out():
     assert directions == 1 and np.abs(left[:, 0]).max() < 0.2 and left[:, 1].std() == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.parametrize("categories, images", [(3, 20), (12, 20)])
+@pytest.mark.parametrize("link", [2, 6])
+def test_a_strong_link_makes_no_other_direction_even(categories, images, link):
+    """Nothing is balanced: 30 features are noise around category means that lie `link` standard deviations apart."""
+    removed = []
+    for seed in range(20):
+        rng, label = np.random.default_rng(seed), np.arange(categories * images) % categories
+        means = link * rng.normal(size=(categories, 30))
+        removed.append(without_even_directions(rng.normal(size=(len(label), 30)) + means[label], label)[1])
+    assert np.count_nonzero(removed) <= 3
+
+
 def test_a_cue_that_never_varies_has_no_direction():
     left, directions = without_even_directions(np.full((12, 3), 7.0), np.arange(12) % 3)
     assert directions == 0 and not left.any()

@@ -12,6 +12,7 @@ from PIL import Image
 
 import lbgen
 from lbgen.alignment.config import AlignConfig
+from lbgen.cli import main
 from lbgen.datasets.index import read_index
 from lbgen.errors import UserError
 from lbgen.microworld.world import CATEGORIES, HOME, SCENES
@@ -84,7 +85,7 @@ def test_all_stages(miniatures, tmp_path, capsys):
     assert (tmp_path / "run/report.html").read_text().count("<img") == 3 * len(CATEGORIES)
 
     images = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*/train/*/*.png")}
-    lbgen.quickstart(config)
+    main(["quickstart", "--output", str(tmp_path / "run"), "--images-per-category", "2"])
     again = json.loads((tmp_path / "run/summary.json").read_text())
     assert {path: path.stat().st_mtime_ns for path in images} == images
     assert {**again, "seconds": {**again["seconds"], "measure": 0}} == {

@@ -130,6 +130,8 @@ COMPONENTS = 32
 """Number of leading principal components that are tested; a cue balanced by design explains much of the variance."""
 LEFT_OUT_BY_CHANCE = 0.05
 """False-positive rate: share of cues without association whose components are removed although nothing was balanced."""
+LEAST_FREEDOM = 1.5
+"""Degrees of freedom between categories below which even means cannot be told from chance."""
 ROUNDING_COMPONENT = 1e-10
 """Variance, relative to the largest, below which a component is rounding noise."""
 
@@ -155,14 +157,25 @@ def even_components(components: Tensor, label: NDArray[np.int64]) -> Tensor:
     """(K,) bool: the even components.  components: (N, K), of mean 0 and norm 1, K > 0.
 
     Fisher's method selects the leading components whose category means are jointly too close to be due to chance. Of
-    these, the components whose means are closer than in half of all random assignments are even.
+    these, the components whose means are closer than in half of all random assignments are even. None is
+    if linked components leave the categories fewer than LEAST_FREEDOM degrees of freedom, as with two categories.
     """
     _, place = np.unique(label, return_inverse=True)
     counts = torch.from_numpy(np.bincount(place))
     sums = torch.zeros(len(counts), components.shape[1], dtype=components.dtype)
     sums.index_add_(0, torch.from_numpy(place), components)
-    between = (sums.square() / counts[:, None]).sum(dim=0) * (len(label) - 1)  # (K,) chi-squared by chance
+    shares = (sums.square() / counts[:, None]).sum(dim=0)  # (K,) of each component's variance, between the categories
+
+    # Orthogonal components share the categories' C - 1 degrees of freedom: linked ones leave the others less.
     freedom = torch.tensor(len(counts) - 1, dtype=components.dtype)
+    further = torch.special.gammaincc(freedom / 2, shares * (len(label) - 1) / 2)  # means as far apart or further
+    linked = further * len(shares) < LEFT_OUT_BY_CHANCE
+    freedom = freedom - shares[linked].sum()
+    if freedom < LEAST_FREEDOM:
+        return torch.zeros(len(shares), dtype=torch.bool)
+
+    # The components whose means are too close for chance; shares times images are chi-squared by chance.
+    between = shares * (len(label) - 1 - int(linked.sum()))
     closer = torch.special.gammainc(freedom / 2, between / 2)  # (K,) probability of means as close or closer
     number = torch.arange(1, len(closer) + 1, dtype=components.dtype)
     of_leading = torch.special.gammaincc(number, -closer.clamp_min(1e-300).log().cumsum(dim=0))  # (K,) Fisher's method
