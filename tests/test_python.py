@@ -104,7 +104,7 @@ def test_the_settings_of_an_adapter_in_the_home_folder_are_found(tmp_path, monke
         ("GenerateConfig", {"adapter": 3}, "--adapter: 3 is not a path"),
         ("GenerateConfig", {"guidance_interval": (1.0,)}, "--guidance-interval: 1.0 is not a list of 2 values"),
         ("AuditConfig", {"seed": -1}, "--seed -1: give 0 or more, below 2**63"),
-        ("QuickstartConfig", {"align_recipe": "paper"}, '--align-recipe: "paper" is not one of independent, microwor'),
+        ("QuickstartConfig", {"align_recipe": "paper"}, '--align-recipe: "paper" is not one of quickstart, independ'),
         ("VerifyConfig", {"directory": 3}, "--directory: 3 is not text (quote it)"),
     ],
 )

@@ -234,6 +234,23 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_sd_folder: Path) -
     assert passes[recomputed] == passes[kept] + 2  # once more in the backward pass of each differentiated call
 
 
+@pytest.mark.parametrize(("side", "parts"), [(64, [8, 1]), (256, [4, 4, 1]), (512, [1] * 9), (1024, [1] * 9)])
+def test_gradient_checkpointing_decodes_at_once_what_one_large_image_would_need(
+    side: int, parts: list[int], tiny_sd_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator, decoded = adapted(tiny_sd_folder), []
+    generator.default_size = (side, side)
+    generator.enable_gradient_checkpointing()
+    decode = generator.family.vae.decode
+    monkeypatch.setattr(
+        generator.family.vae,
+        "decode",
+        lambda latents, **options: decoded.append(len(latents)) or decode(latents, **options),
+    )
+    assert len(generator.decode(torch.zeros(9, 4, 4, 4))) == 9
+    assert decoded == parts
+
+
 def test_a_target_that_names_no_layer_is_refused(tiny_generator: Generator) -> None:
     with pytest.raises(UserError, match="lora_targets: to_qq names no layer"):
         tiny_generator.add_adapter(rank=2, alpha=2, targets=("to_q", "to_qq"))

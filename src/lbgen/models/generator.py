@@ -298,7 +298,8 @@ class Generator:
         self.family.network.enable_gradient_checkpointing()
         if self.family.vae._supports_gradient_checkpointing:
             self.family.vae.enable_gradient_checkpointing()
-        self._decoded_at_once = 1  # so that only one image's activations exist at a time
+        height, width = self.default_size  # together the activations of one image of 512 x 512 pixels
+        self._decoded_at_once = max(1, min(DECODED_AT_ONCE, 512 * 512 // (height * width)))
 
     def optimize(self) -> None:
         """Use faster layouts for sampling without gradients; images change in their last bits at most.

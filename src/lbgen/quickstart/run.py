@@ -20,6 +20,7 @@ from lbgen.configuration.settings import Output
 from lbgen.generation.config import GenerateConfig
 from lbgen.runs import atomic, outputs
 from lbgen.runs.parsing import Name, Seconds, read_json
+from lbgen.runs.processes.waiting import idle_cores
 
 if TYPE_CHECKING:
     from lbgen.quickstart.comparison import Line
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 OWN = ("adapter", "align", "aligned", "base", CONFIG, "diverse_prompts", "stages.json")
 """Names that a quickstart writes in its folder, besides the page and its figures. config.yaml is written first."""
 RESULTS = ("report.html", "summary.json")
-EVALUATE_EVERY = 36
-"""Updates between evaluations. Evaluations are rarer than in the recipes, to save time for drawing images again."""
 LEAST_LABEL_PROBABILITY = 0.9
 """Threshold of the label check in all sets. For its errors, see docs/studies/labels.md."""
 
@@ -45,9 +44,9 @@ class QuickstartConfig(Output, TakesRecipes):
     """Folder for everything that is made. An interrupted quickstart continues when it is started again."""
     images_per_category: Annotated[int, between(2, 10**5, ", to measure diversity")] = 20
     """Images per category, 2 or more, in each of three sets: base, aligned, and base with diverse prompts."""
-    align_recipe: Literal["independent", "microworld"] = "independent"
-    """Objective of the alignment: our independence term with the paper's individual term (independent), or the paper's
-    objective (microworld)."""
+    align_recipe: Literal["quickstart", "independent", "microworld"] = "quickstart"
+    """Recipe of the alignment: our independence term with the paper's individual term (independent), the same in half
+    the time (quickstart), or the paper's objective (microworld)."""
     max_steps: Count | None = None
     """Updates of the alignment; none is the recipe's number."""
     seed: NonNegativeInt = 0
@@ -87,17 +86,32 @@ def quickstart(config: QuickstartConfig) -> QuickstartResult:
     generations = {name: screened(each, align) for name, each in generate_configs(config, align).items()}
     with atomic.making(output):
         saved.save(config, record)
-    with timed("align", output):
-        lbgen.align(align)
-        copy_adapter(align.folder / "adapter", output / "adapter")
-    for name, generation in generations.items():
-        with timed(f"generate_{name}", output):
-            lbgen.generate(generation)
-    return measure(config, align)
+    with threads_on_idle_cores():
+        with timed("align", output):
+            lbgen.align(align)
+            copy_adapter(align.folder / "adapter", output / "adapter")
+        for name, generation in generations.items():
+            with timed(f"generate_{name}", output):
+                lbgen.generate(generation)
+        return measure(config, align)
+
+
+@contextmanager
+def threads_on_idle_cores() -> Iterator[None]:
+    """Within the context, torch has at most as many threads as cores are idle now; OMP_NUM_THREADS takes precedence."""
+    import torch  # late: a quickstart that is refused does not need it
+
+    before = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(before, idle_cores() or before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def align_config(config: QuickstartConfig) -> AlignConfig:
-    asked = {"output": config.folder / "align", "seed": config.seed, "evaluate_every": EVALUATE_EVERY}
+    asked = {"output": config.folder / "align", "seed": config.seed}
     if config.max_steps is not None:
         asked["max_steps"] = config.max_steps
     return resolve(AlignConfig, config.align_recipe, asked)

@@ -1,11 +1,17 @@
-"""How threads of torch wait for each other on a CPU."""
+"""How threads of torch wait for each other on a CPU, and how many of them are worth having."""
 
 import os
+import time
+from pathlib import Path
 
 SHORT_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 """Environment of OpenMP, read when torch is loaded: waiting threads spin for some microseconds, then sleep. If they
 only slept, torch would take twice as long on an idle machine; if they only spun, which is the default, four times as
 long beside other work (`benchmarks/speed/waiting.py`)."""
+PROCESSOR_TIMES = Path("/proc/stat")
+"""Linux's times that the machine's processors spent on each kind of work."""
+OBSERVED_FOR = 0.5
+"""Seconds for which `idle_cores` looks at the machine; Linux counts hundredths of a second."""
 
 
 def short_waiting() -> dict[str, str]:
@@ -13,3 +19,23 @@ def short_waiting() -> dict[str, str]:
     if "OMP_WAIT_POLICY" in os.environ:
         return {}
     return {name: value for name, value in SHORT_WAITING.items() if name not in os.environ}
+
+
+def idle_cores() -> int | None:
+    """The number of processors that have nothing to do at present, rounded, at least 1; None except on Linux.
+
+    Threads of torch share each operation equally and wait for the slowest. So a thread on a busy processor makes all
+    of them slow, and torch is faster without it.
+    """
+    if not PROCESSOR_TIMES.exists():
+        return None
+    idle, total = _times()
+    time.sleep(OBSERVED_FOR)
+    idle_later, total_later = _times()
+    return max(1, round((os.cpu_count() or 1) * (idle_later - idle) / max(1, total_later - total)))
+
+
+def _times() -> tuple[int, int]:
+    """Hundredths of a second, summed over the processors: idle or waiting for a disk, and in all."""
+    times = [int(number) for number in PROCESSOR_TIMES.read_text().splitlines()[0].split()[1:9]]  # the rest is in these
+    return times[3] + times[4], sum(times)
