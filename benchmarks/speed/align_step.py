@@ -3,8 +3,9 @@
 In one table both versions use gradient checkpointing, as the reference does, in the other neither does;
 `--checkpointing on` or `off` makes only one of them (`--gradient-checkpointing` has no effect here). The micro
 world's recipe by default; every flag of `lbgen align` is accepted. With `--compile`, lbgen is also measured
-eager. On a CPU, a line below each table compares CPU seconds of updates in turn. The reference's loop computes in
-fp16 on a GPU, whatever `--precision` is, and in fp32 on a CPU.
+eager. On a CPU, lines below each table compare CPU seconds of updates in turn, and say which share of lbgen's the
+kernels take that both versions call alike. The reference's loop computes in fp16 on a GPU, whatever `--precision` is,
+and in fp32 on a CPU.
 """
 
 import sys
@@ -21,7 +22,17 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.measuring import DEVICE, Version, by_turns, flags_parser, heading, measured, parse_with, table
+from benchmarks.measuring import (
+    DEVICE,
+    Version,
+    by_turns,
+    flags_parser,
+    heading,
+    in_fresh_process,
+    measured,
+    parse_with,
+    table,
+)
 from benchmarks.speed.flops import network_calls, update_tflop, work_of
 from benchmarks.updates import align_update
 from lbgen.alignment.config import AlignConfig
@@ -30,6 +41,16 @@ from lbgen.models.quality.antonyms import ANTONYMS
 from lbgen.models.registry import GENERATORS, SEMANTICS, resolve
 from lbgen.vocabulary.vocabulary import load_vocabulary
 
+KERNELS = (
+    "aten::mkldnn_convolution",
+    "aten::convolution_backward",
+    "aten::addmm",
+    "aten::mm",
+    "aten::bmm",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+)
+"""torch's names for convolutions, matrix products and attention on a CPU."""
 PLAIN_DTYPE = torch.float16 if DEVICE == "cuda" else torch.float32
 
 
@@ -168,7 +189,12 @@ def main(argv: list[str] | None = None) -> None:
         print(f"gradient checkpointing {setting}, in every line:\n")
         print(table(results, config.batch_size, dict.fromkeys(results, tflop)) + "\n", flush=True)
         if DEVICE == "cpu":
-            print(by_turns(arguments.repeats, versions) + "\n", flush=True)
+            print(by_turns(arguments.repeats, versions))
+            share = in_fresh_process(kernel_share, versions["lbgen"][1])
+            print(
+                f"convolutions, matrix products and attention: {share:.0%} of the CPU time of lbgen's update\n",
+                flush=True,
+            )
 
 
 def compared(config: AlignConfig) -> dict[str, Version]:
@@ -177,6 +203,17 @@ def compared(config: AlignConfig) -> dict[str, Version]:
     if config.compile:
         versions["lbgen, eager"] = (align_update, replace(config, compile=False))
     return versions | {"lbgen": (align_update, config)}
+
+
+def kernel_share(config: AlignConfig) -> float:
+    """The share of KERNELS in the CPU time of an update, by torch's profiler, on one thread."""
+    torch.set_num_threads(1)
+    update = align_update(config)
+    update()  # the first one prepares kernels
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        update()
+    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    return sum(times.get(name, 0) for name in KERNELS) / sum(times.values())
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ First, `lbgen generate` on a finished dataset of 1.3 million images. Empty files
 1,300 index parts of finished shards: what is measured is how a run finds out that there is nothing to do.
 
 Then, with `--first-call`, CPU seconds from the command to the first call of a network, for generate and align on the
-micro world, each in turn with `import torch` alone, which is part of them.
+micro world, in turn with what is part of them: `import torch` alone, and the classes of the micro world's networks,
+imported from diffusers and transformers with Python's garbage collector off.
 """
 
 import argparse
@@ -61,6 +62,12 @@ def end():
     print(f"CPU {used.ru_utime + used.ru_stime}", flush=True)
     os._exit(0)
 
+if sys.argv[1:] == ["networks"]:
+    import gc
+    gc.disable()
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+    end()
 if sys.argv[1:]:
     sys.meta_path.insert(0, Watch())
     from lbgen.cli import main
@@ -68,9 +75,11 @@ if sys.argv[1:]:
 import torch
 end()
 """
-"""A program that runs lbgen with its arguments up to the first call of a network; without arguments, `import torch`."""
+"""A program that runs lbgen with its arguments up to the first call of a network. Its argument `networks` imports only
+the classes of the networks; without arguments, it imports torch."""
 COMMANDS = {
     "import torch": (),
+    "classes of the networks": ("networks",),
     "generate": ("generate", "--generator", "microworld", "--vocabulary", "microworld", "--images-per-category", "2"),
     "align": ("align", "--recipe", "microworld"),
 }
@@ -78,7 +87,7 @@ COMMANDS = {
 
 def first_call(arguments: Sequence[str], folder: str) -> float:
     """CPU seconds, user and system, of one thread."""
-    output = ("--output", f"{folder}/out") if arguments else ()
+    output = ("--output", f"{folder}/out") if len(arguments) > 1 else ()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", FIRST_CALL, *arguments, *output]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
