@@ -73,6 +73,20 @@ def test_a_finished_run_does_nothing_and_says_so(finished, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")}
 
 
+@pytest.mark.parametrize(
+    ("weight", "shown", "hidden"),
+    [("quality_weight", ["entire", "individual", "discriminator"], ["quality"]),
+     ("entire_weight", ["individual", "quality"], ["entire", "discriminator"])],
+)  # fmt: skip
+def test_the_progress_line_shows_weighted_terms_alone(weight, shown, hidden, fresh):
+    state = state_of(fresh(**{weight: 0.0}))
+    metrics = loop.training_step(state, 0)
+    assert {*shown, *hidden} <= set(metrics)
+    of_weighted_terms = loop.of_weighted_terms(state, metrics)
+    assert set(metrics) - set(of_weighted_terms) == set(hidden)
+    assert of_weighted_terms.items() <= metrics.items()
+
+
 def test_a_run_with_other_settings_is_refused(finished):
     with pytest.raises(UserError, match="made with guidance_scale 2.0, this run asks for 3.0"):
         run.align(dataclasses.replace(finished, guidance_scale=3.0))
