@@ -5,7 +5,7 @@ First, `lbgen generate` on a finished dataset of 1.3 million images. Empty files
 
 Then, with `--first-call`, CPU seconds from the command to the first call of a network, for generate and align on the
 micro world, in turn with what is part of them: `import torch` alone, and the classes of the micro world's networks,
-imported from diffusers and transformers with Python's garbage collector off.
+imported from diffusers and transformers with Python's garbage collector off, so that this is a lower bound.
 """
 
 import argparse
@@ -77,9 +77,10 @@ end()
 """
 """A program that runs lbgen with its arguments up to the first call of a network. Its argument `networks` imports only
 the classes of the networks; without arguments, it imports torch."""
+NETWORKS = ("networks",)
 COMMANDS = {
     "import torch": (),
-    "classes of the networks": ("networks",),
+    "classes of the networks": NETWORKS,
     "generate": ("generate", "--generator", "microworld", "--vocabulary", "microworld", "--images-per-category", "2"),
     "align": ("align", "--recipe", "microworld"),
 }
@@ -87,7 +88,7 @@ COMMANDS = {
 
 def first_call(arguments: Sequence[str], folder: str) -> float:
     """CPU seconds, user and system, of one thread."""
-    output = ("--output", f"{folder}/out") if len(arguments) > 1 else ()
+    output = ("--output", f"{folder}/out") if arguments not in ((), NETWORKS) else ()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", FIRST_CALL, *arguments, *output]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout

@@ -19,6 +19,7 @@ from lbgen.microworld.world import CATEGORIES, HOME, SCENES
 from lbgen.quickstart import judging
 from lbgen.quickstart.run import QuickstartConfig
 
+run = sys.modules[QuickstartConfig.__module__]  # `lbgen.quickstart` is also the name of the function
 FIGURES = ("home_scene_rate", "category_scene_mutual_information_bits", "label_accuracy", "diversity", "quality")
 
 
@@ -60,16 +61,49 @@ def miniatures(tiny_sd_folder, tiny_clip_folder, tmp_path, monkeypatch):
             logger="none",
         )
 
-    module = sys.modules[QuickstartConfig.__module__]
-    monkeypatch.setattr(module, "align_config", align_config)
+    monkeypatch.setattr(run, "align_config", align_config)
     monkeypatch.setattr(judging, "load_judge", RuleJudge)
     (tmp_path / "scenes.yaml").write_text("scene: {template: '{value}', values: [on a, on b]}\n")
     monkeypatch.setattr("lbgen.vocabulary.attributes.MICROWORLD", tmp_path / "scenes.yaml")
 
 
-def test_all_stages(miniatures, tmp_path, capsys):
+def test_the_default_is_the_independent_recipe_shortened():
+    shortened, full = (run.align_config(QuickstartConfig(**given)) for given in ({}, {"align_recipe": "independent"}))
+    assert (full.max_steps, full.independence_bank, full.discriminator_warmup_steps) == (180, 512, 10)
+    assert (shortened.max_steps, shortened.independence_bank, shortened.discriminator_warmup_steps) == (90, 8 * 12, 0)
+    assert shortened.weights == full.weights and shortened.learning_rate == full.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("set_by_user", "idle", "earlier", "threads"),
+    [(None, 1, 0, 1), (None, 64, 0, 2), (None, None, 0, 2), ("2", 1, 0, 2), (None, 2, 1, 1), (None, 1, 2, 2)],
+)
+def test_threads(set_by_user, idle, earlier, threads, tmp_path, monkeypatch):
+    """As many as cores are idle, at most torch's own number; a quickstart that goes on keeps its number."""
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if set_by_user is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", set_by_user)
+    if earlier:
+        stage = {"seconds": 1.0, "done": False, "threads": earlier}
+        (tmp_path / "stages.json").write_text(json.dumps({"align": stage}))
+    monkeypatch.setattr(run, "idle_cores", lambda: idle)
+    torch.set_num_threads(2)
+    try:
+        with run.threads_on_idle_cores(tmp_path):
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_all_stages(miniatures, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(run, "idle_cores", lambda: 1)
     config = QuickstartConfig(output=tmp_path / "run", images_per_category=2)
     lbgen.quickstart(config)
+    assert {stage["threads"] for stage in json.loads((tmp_path / "run/stages.json").read_text()).values()} == {1}
+    assert "1 thread of torch" in (tmp_path / "run/report.html").read_text()
     shown = capsys.readouterr().out
     assert "Scene information" in shown and "diverse prompts" in shown and str(tmp_path / "run/report.html") in shown
 

@@ -15,7 +15,7 @@ from lbgen.alignment import batches
 from lbgen.alignment.images import differentiated_calls, sample_images
 from lbgen.alignment.losses import discriminator_loss
 from lbgen.alignment.monitor import Monitor, check_diversity, diversity_share
-from lbgen.alignment.objective import Batch, gradient_norms, term_values, total_loss
+from lbgen.alignment.objective import Batch, gradient_norms, term_values, total_loss, unweighted
 from lbgen.alignment.reports.trackers import log_pictures
 from lbgen.alignment.state import AlignmentState
 from lbgen.errors import Interrupted, UserError
@@ -231,7 +231,7 @@ def train(state: AlignmentState, monitor: Monitor | None, signals: list[int]) ->
             progress.step += 1
             metrics["images_per_second"] = state.progress.images_per_update / (time.perf_counter() - began)
             write_metrics(state, metrics)
-            advance(bar, of_weighted_terms(state, metrics))
+            advance(bar, {name: value for name, value in metrics.items() if name not in unweighted(config.weights)})
             last = progress.step == config.max_steps
             if last or (config.evaluate_every and progress.step % config.evaluate_every == 0):
                 evaluate(state, monitor)
@@ -298,14 +298,6 @@ def write_line(state: AlignmentState, name: str, line: dict[str, Any]) -> None:
 
 def progress_bar(state: AlignmentState, name: str, total: int, done: int) -> Progress:
     return Progress(name, total, "updates", done=done, shown=state.accelerator.is_main_process)
-
-
-def of_weighted_terms(state: AlignmentState, metrics: dict[str, float]) -> dict[str, float]:
-    """An update's numbers without terms of weight 0; the discriminator's belongs to the entire term."""
-    unweighted = {name for name, term in state.terms.items() if term.weight == 0}
-    if "entire" in unweighted:
-        unweighted.add("discriminator")
-    return {name: value for name, value in metrics.items() if name not in unweighted}
 
 
 def advance(progress: Progress, losses: dict[str, float]) -> None:

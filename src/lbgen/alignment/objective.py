@@ -1,7 +1,7 @@
 """The objective as a table of named, weighted terms, whose meaning the training loop does not need to know."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +104,12 @@ def term_values(terms: dict[str, Term], batch: Batch) -> dict[str, Tensor]:
         with torch.set_grad_enabled(term.weight > 0):
             values[name] = term.value(batch).float()
     return values
+
+
+def unweighted(weights: Mapping[str, float]) -> set[str]:
+    """The logged losses that have no weight; without the entire term, the discriminator's is one of them."""
+    without = {name for name, weight in weights.items() if weight == 0}
+    return without | {"discriminator"} if "entire" in without else without
 
 
 def total_loss(terms: dict[str, Term], values: dict[str, Tensor]) -> Tensor:

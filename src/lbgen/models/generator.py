@@ -31,6 +31,9 @@ DECODED_AT_ONCE = 8
 """Number of images. The decoder's largest activation, (B, 256, 512, 512), has 2**31 elements at B = 32, more than some
 kernels can index, and a few images are enough to occupy a GPU."""
 
+RECOMPUTED_PIXELS = 512 * 512
+"""With gradient checkpointing, images are decoded together up to this number of pixels, or one by one."""
+
 
 class Prediction(NamedTuple):
     """One step's call of the network; tensors are (B, C, h, w)."""
@@ -298,8 +301,8 @@ class Generator:
         self.family.network.enable_gradient_checkpointing()
         if self.family.vae._supports_gradient_checkpointing:
             self.family.vae.enable_gradient_checkpointing()
-        height, width = self.default_size  # together the activations of one image of 512 x 512 pixels
-        self._decoded_at_once = max(1, min(DECODED_AT_ONCE, 512 * 512 // (height * width)))
+        height, width = self.default_size
+        self._decoded_at_once = max(1, min(DECODED_AT_ONCE, RECOMPUTED_PIXELS // (height * width)))
 
     def optimize(self) -> None:
         """Use faster layouts for sampling without gradients; images change in their last bits at most.

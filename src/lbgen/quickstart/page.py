@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lbgen.alignment.config import AlignConfig
+from lbgen.alignment.objective import unweighted
 from lbgen.microworld.world import CATEGORIES, HOME, SCENES
 from lbgen.quickstart.comparison import Judged, Line, compare, headline, price
 from lbgen.quickstart.judging import HOMES, Sets
@@ -121,8 +122,7 @@ def write_report(
 
 def shown_losses(config: AlignConfig) -> dict[str, tuple[str, str]]:
     """The losses that train the adapter or the discriminator; a run also logs losses of weight 0."""
-    idle = {"entire", "discriminator"} if config.entire_weight == 0 else set()
-    own = {key: texts for key, texts in LOSSES.items() if key not in idle}
+    own = {key: texts for key, texts in LOSSES.items() if key not in unweighted(config.weights)}
     return own | {name: (name, f"Extra term, weight {weight:g}.") for name, weight in config.extra_weights.items()}
 
 

@@ -19,7 +19,8 @@ from lbgen.configuration.saved import CONFIG
 from lbgen.configuration.settings import Output
 from lbgen.generation.config import GenerateConfig
 from lbgen.runs import atomic, outputs
-from lbgen.runs.parsing import Name, Seconds, read_json
+from lbgen.runs.console import counted
+from lbgen.runs.parsing import Name, Seconds, Whole, read_json
 from lbgen.runs.processes.waiting import idle_cores
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ class QuickstartConfig(Output, TakesRecipes):
     images_per_category: Annotated[int, between(2, 10**5, ", to measure diversity")] = 20
     """Images per category, 2 or more, in each of three sets: base, aligned, and base with diverse prompts."""
     align_recipe: Literal["quickstart", "independent", "microworld"] = "quickstart"
-    """Recipe of the alignment: our independence term with the paper's individual term (independent), the same in half
-    the time (quickstart), or the paper's objective (microworld)."""
+    """Recipe of the alignment: our independence term with the paper's individual term, shortened (quickstart) or in
+    full (independent), or the paper's objective (microworld)."""
     max_steps: Count | None = None
     """Updates of the alignment; none is the recipe's number."""
     seed: NonNegativeInt = 0
@@ -86,7 +87,7 @@ def quickstart(config: QuickstartConfig) -> QuickstartResult:
     generations = {name: screened(each, align) for name, each in generate_configs(config, align).items()}
     with atomic.making(output):
         saved.save(config, record)
-    with threads_on_idle_cores():
+    with threads_on_idle_cores(output):
         with timed("align", output):
             lbgen.align(align)
             copy_adapter(align.folder / "adapter", output / "adapter")
@@ -97,13 +98,17 @@ def quickstart(config: QuickstartConfig) -> QuickstartResult:
 
 
 @contextmanager
-def threads_on_idle_cores() -> Iterator[None]:
-    """Within the context, torch has at most as many threads as cores are idle now; OMP_NUM_THREADS takes precedence."""
+def threads_on_idle_cores(output: Path) -> Iterator[None]:
+    """Within the context, torch has at most as many threads as cores are idle now; OMP_NUM_THREADS takes precedence.
+
+    A quickstart that goes on in its folder `output` has the same number as before, on which the last bits depend.
+    """
     import torch  # late: a quickstart that is refused does not need it
 
     before = torch.get_num_threads()
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(before, idle_cores() or before))
+        earlier = max((stage.threads for stage in _stages(output).values()), default=0)
+        torch.set_num_threads(min(before, earlier or idle_cores() or before))
     try:
         yield
     finally:
@@ -203,6 +208,8 @@ def facts(
     config: QuickstartConfig, align: AlignConfig, seconds: dict[str, float], again: dict[str, float]
 ) -> list[tuple[str, str]]:
     """How the page's figures were made, for its last section.  again: share of images drawn again, per set."""
+    import torch
+
     command = f"lbgen quickstart --output {config.folder} --images-per-category {config.images_per_category}"
     command += f" --align-recipe {config.align_recipe} --seed {config.seed}"
     command += f" --max-steps {config.max_steps}" if config.max_steps is not None else ""
@@ -226,7 +233,7 @@ def facts(
             + ", ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in again.items()),
         ),
         ("Wall time", ", ".join(f"{stage.replace('_', ' ')} {value:.0f} s" for stage, value in seconds.items())),
-        ("Machine", f"{os.cpu_count()} processors"),
+        ("Machine", f"{os.cpu_count()} processors, {counted(torch.get_num_threads(), 'thread')} of torch"),
         ("Diverse prompts", 'the base generator by recipe diverse-prompts: "fish on snow", each scene equally often'),
         ("Everything else", "align/config.yaml and the dataset.yaml of each set, in folders beside this page"),
     ]
@@ -239,15 +246,25 @@ def facts(
 def timed(stage: str, output: Path) -> Iterator[None]:
     """Add the block's time to the stage's, unless the stage was finished by an earlier quickstart."""
     record = _stages(output).get(stage, _Spent(0.0, False))
-    began, finished = time.monotonic(), False
+    if record.done:
+        yield
+        return
+    began = time.monotonic()
+    _write_stage(output, stage, record.seconds, done=False)  # a killed quickstart leaves its number of threads
+    finished = False
     try:
         yield
         finished = True
     finally:
-        if not record.done:
-            spent = _Spent(round(record.seconds + time.monotonic() - began, 1), finished)
-            stages = {name: asdict(each) for name, each in {**_stages(output), stage: spent}.items()}
-            atomic.write_text(output / "stages.json", json.dumps(stages, indent=2) + "\n")
+        _write_stage(output, stage, record.seconds + time.monotonic() - began, finished)
+
+
+def _write_stage(output: Path, stage: str, seconds: float, done: bool) -> None:
+    import torch
+
+    spent = _Spent(round(seconds, 1), done, torch.get_num_threads())
+    stages = {name: asdict(each) for name, each in {**_stages(output), stage: spent}.items()}
+    atomic.write_text(output / "stages.json", json.dumps(stages, indent=2) + "\n")
 
 
 def stage_seconds(output: Path) -> dict[str, float]:
@@ -258,6 +275,8 @@ def stage_seconds(output: Path) -> dict[str, float]:
 class _Spent:
     seconds: Seconds
     done: bool
+    threads: Whole = 0
+    """Number of torch's threads; 0 in the files of earlier versions."""
 
 
 def _stages(output: Path) -> dict[str, _Spent]:

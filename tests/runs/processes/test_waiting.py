@@ -1,12 +1,9 @@
-"""The number of idle cores, from times like those of Linux, and the threads that a quickstart takes."""
+"""The number of idle cores, from times like those of Linux."""
 
 import os
-import sys
 
 import pytest
-import torch
 
-from lbgen.quickstart.run import threads_on_idle_cores
 from lbgen.runs.processes import waiting
 
 
@@ -27,22 +24,3 @@ def test_idle_cores(idle_of_100, cores, tmp_path, monkeypatch):
 def test_idle_cores_are_not_known_without_such_times(tmp_path, monkeypatch):
     monkeypatch.setattr(waiting, "PROCESSOR_TIMES", tmp_path / "absent")
     assert waiting.idle_cores() is None
-
-
-@pytest.mark.parametrize(
-    ("set_by_user", "idle", "threads"), [(None, 1, 1), (None, 64, 2), (None, None, 2), ("2", 1, 2)]
-)
-def test_threads_of_a_quickstart(set_by_user, idle, threads, monkeypatch):
-    before = torch.get_num_threads()
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if set_by_user is not None:
-        monkeypatch.setenv("OMP_NUM_THREADS", set_by_user)
-    module = sys.modules[threads_on_idle_cores.__module__]  # `lbgen.quickstart` is also the name of the function
-    monkeypatch.setattr(module, "idle_cores", lambda: idle)
-    torch.set_num_threads(2)
-    try:
-        with threads_on_idle_cores():
-            assert torch.get_num_threads() == threads
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""How threads of torch wait for each other on a CPU, and how many of them are worth having."""
+"""How threads of torch wait for each other on a CPU, and how many cores are idle for them."""
 
 import os
 import time
@@ -9,7 +9,7 @@ SHORT_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 only slept, torch would take twice as long on an idle machine; if they only spun, which is the default, four times as
 long beside other work (`benchmarks/speed/waiting.py`)."""
 PROCESSOR_TIMES = Path("/proc/stat")
-"""Linux's times that the machine's processors spent on each kind of work."""
+"""Where Linux reports the time that all processors spent on each kind of work."""
 OBSERVED_FOR = 0.5
 """Seconds for which `idle_cores` looks at the machine; Linux counts hundredths of a second."""
 
@@ -22,10 +22,10 @@ def short_waiting() -> dict[str, str]:
 
 
 def idle_cores() -> int | None:
-    """The number of processors that have nothing to do at present, rounded, at least 1; None except on Linux.
+    """The mean number of idle processors over half a second, rounded, at least 1; None where Linux's file is missing.
 
     Threads of torch share each operation equally and wait for the slowest. So a thread on a busy processor makes all
-    of them slow, and torch is faster without it.
+    of them slow: beside other work one thread was faster than two (`benchmarks/speed/waiting.py`).
     """
     if not PROCESSOR_TIMES.exists():
         return None
