@@ -224,6 +224,7 @@ def train(state: AlignmentState, monitor: Monitor | None, signals: list[int]) ->
             advance(bar, losses)
             leave_if_asked(state, signals)
 
+    hidden = unweighted(config.weights)
     with progress_bar(state, "align", config.max_steps, progress.step) as bar:
         while progress.step < config.max_steps:
             began = time.perf_counter()
@@ -231,7 +232,7 @@ def train(state: AlignmentState, monitor: Monitor | None, signals: list[int]) ->
             progress.step += 1
             metrics["images_per_second"] = state.progress.images_per_update / (time.perf_counter() - began)
             write_metrics(state, metrics)
-            advance(bar, {name: value for name, value in metrics.items() if name not in unweighted(config.weights)})
+            advance(bar, {name: value for name, value in metrics.items() if name not in hidden})
             last = progress.step == config.max_steps
             if last or (config.evaluate_every and progress.step % config.evaluate_every == 0):
                 evaluate(state, monitor)

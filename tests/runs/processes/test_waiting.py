@@ -21,6 +21,12 @@ def test_idle_cores(idle_of_100, cores, tmp_path, monkeypatch):
     assert waiting.idle_cores() == cores
 
 
-def test_idle_cores_are_not_known_without_such_times(tmp_path, monkeypatch):
-    monkeypatch.setattr(waiting, "PROCESSOR_TIMES", tmp_path / "absent")
+@pytest.mark.parametrize("content", [None, "", "cpu  0 0 0 0 0 0 0 0 0 0\n", "cpu  1 2 3\n", "cpu  a b c d e\n"])
+def test_idle_cores_are_not_known_without_such_times(content, tmp_path, monkeypatch):
+    """Without the file, or where a container shows numbers that stand still, or other content."""
+    times = tmp_path / "stat"
+    if content is not None:
+        times.write_text(content)
+    monkeypatch.setattr(waiting, "PROCESSOR_TIMES", times)
+    monkeypatch.setattr(waiting, "OBSERVED_FOR", 0)
     assert waiting.idle_cores() is None

@@ -22,17 +22,19 @@ def short_waiting() -> dict[str, str]:
 
 
 def idle_cores() -> int | None:
-    """The mean number of idle processors over half a second, rounded, at least 1; None where Linux's file is missing.
+    """The mean number of idle processors over half a second, rounded, at least 1; None where the system does not tell.
 
     Threads of torch share each operation equally and wait for the slowest. So a thread on a busy processor makes all
     of them slow: beside other work one thread was faster than two (`benchmarks/speed/waiting.py`).
     """
-    if not PROCESSOR_TIMES.exists():
+    try:
+        idle, total = _times()
+        time.sleep(OBSERVED_FOR)
+        idle_later, total_later = _times()
+        share = (idle_later - idle) / (total_later - total)
+    except (OSError, ValueError, IndexError, ZeroDivisionError):  # some containers hide the file or stop its numbers
         return None
-    idle, total = _times()
-    time.sleep(OBSERVED_FOR)
-    idle_later, total_later = _times()
-    return max(1, round((os.cpu_count() or 1) * (idle_later - idle) / max(1, total_later - total)))
+    return max(1, round((os.cpu_count() or 1) * share))
 
 
 def _times() -> tuple[int, int]:
